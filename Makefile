@@ -1,0 +1,80 @@
+# `make quickstart` shows the tool at work; `make test` runs every test.
+
+VENV ?= .venv
+CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+UV := $(or $(wildcard $(VENV)/bin/uv),$(shell command -v uv 2>/dev/null))
+# The lock names the versions that it was tested with, whichever index a machine uses elsewhere.
+COMPILE = env -u UV_FIND_LINKS -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL \
+	-u UV_DEFAULT_INDEX UV_NO_CONFIG=1 \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate --constraints requirements/constraints.in
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help quickstart test lock samples clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make quickstart   install what the tool needs, score the sample, verify the result"
+	@echo "make test         install the rest, then lint, type-check and run every test"
+	@echo "make samples      make data_samples/ anew"
+	@echo "make lock         make requirements/*.txt anew from pyproject.toml (needs uv)"
+	@echo "make clean        remove what these made"
+
+quickstart: $(VENV)/.main
+	$(VENV)/bin/batchnorm-tool run configs/quickstart.yaml
+	$(VENV)/bin/batchnorm-tool verify runs/digits
+
+test: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+samples: $(VENV)/.test
+	$(VENV)/bin/python data_samples/make_samples.py
+
+clean:
+	rm -rf $(VENV) runs/digits build dist *.egg-info
+	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: each says that its lock is installed.
+$(VENV)/.main: requirements/main.txt pyproject.toml | $(VENV)/pyvenv.cfg
+	$(call install,--require-hashes -r requirements/main.txt)
+	$(call install,--no-deps --no-build-isolation -e .)
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.main
+	$(call install,--require-hashes -r requirements/test.txt)
+	@touch $@
+
+ifdef UV
+install = $(UV) pip install --quiet --python $(VENV)/bin/python $(1)
+create = $(UV) venv --quiet --python "$$python" $(VENV)
+else
+install = $(VENV)/bin/python -m pip install --quiet $(1)
+create = "$$python" -m venv $(VENV)
+endif
+
+# A name on the PATH proves nothing (version managers leave stubs that fail): each is run.
+$(VENV)/pyvenv.cfg:
+	@for name in $(CANDIDATES); do \
+		python=$$($$name -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(1); print(sys.executable)' 2>/dev/null) \
+			&& break || python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11, 3.12 or 3.13 found. Tried: $(CANDIDATES)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$python (some minutes the first time)"; \
+	$(create)
+
+lock:
+	@[ -n "$(UV)" ] || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
+	$(COMPILE) pyproject.toml > requirements/main.new
+	$(COMPILE) --constraints requirements/main.new --extra test pyproject.toml > requirements/test.new
+	@for name in main test; do \
+		{ echo "# Made by \`make lock\` from pyproject.toml: edit that."; \
+		cat requirements/$$name.new; } > requirements/$$name.txt && rm requirements/$$name.new; \
+	done

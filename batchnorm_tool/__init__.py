@@ -1,0 +1,99 @@
+"""Feed a large table through a Keras model and write normalized vectors beside their norms.
+
+It normalizes **rows**, one vector for each row; it has nothing to do with the layer
+``BatchNormalization``. Importing this package imports no TensorFlow, and a model is loaded only
+when one has to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from batchnorm_tool.errors import (
+        BadRows,
+        BatchnormToolError,
+        Busy,
+        Damaged,
+        InputError,
+        Interrupted,
+        JobError,
+        ModelError,
+        OutputError,
+        Refused,
+        WorkFailed,
+    )
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.jobs.reading import read
+    from batchnorm_tool.jobs.scoring import RunResult, run
+    from batchnorm_tool.jobs.scoring_in_memory import Result, score
+    from batchnorm_tool.jobs.showing import show
+    from batchnorm_tool.jobs.verifying import verify
+    from batchnorm_tool.norms import normalize
+    from batchnorm_tool.stats import NormStats
+
+_HOMES = {
+    "BadRows": "errors",
+    "BatchnormToolError": "errors",
+    "Busy": "errors",
+    "Damaged": "errors",
+    "InputError": "errors",
+    "Interrupted": "errors",
+    "Job": "job",
+    "JobError": "errors",
+    "ModelError": "errors",
+    "NormStats": "stats",
+    "OutputError": "errors",
+    "Refused": "errors",
+    "Result": "jobs.scoring_in_memory",
+    "RunResult": "jobs.scoring",
+    "WorkFailed": "errors",
+    "normalize": "norms",
+    "read": "jobs.reading",
+    "run": "jobs.scoring",
+    "score": "jobs.scoring_in_memory",
+    "show": "jobs.showing",
+    "verify": "jobs.verifying",
+}
+
+__all__ = [
+    "BadRows",
+    "BatchnormToolError",
+    "Busy",
+    "Damaged",
+    "InputError",
+    "Interrupted",
+    "Job",
+    "JobError",
+    "ModelError",
+    "NormStats",
+    "OutputError",
+    "Refused",
+    "Result",
+    "RunResult",
+    "WorkFailed",
+    "__version__",
+    "normalize",
+    "read",
+    "run",
+    "score",
+    "show",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,78 @@
+"""Rows in memory: the fields of a model, the chunk that travels, and why a row is bad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import pyarrow as pa
+
+
+class Reason(IntEnum):
+    """Why a row is bad; ``GOOD`` where it is not.
+
+    The first four concern the input, the others the prediction.
+    """
+
+    GOOD = 0
+    NULL_FEATURE = 1
+    RAGGED_FEATURE = 2
+    NONFINITE_FEATURE = 3
+    UNDECODABLE_IMAGE = 4
+    NONFINITE_PREDICTION = 5
+    NORM_OVERFLOW = 6
+    ZERO_VECTOR = 7
+
+    @property
+    def label(self) -> str:
+        """The name that manifests and summaries use, such as ``null_feature``."""
+        return self.name.lower()
+
+
+INPUT_REASONS = frozenset(
+    {
+        Reason.NULL_FEATURE,
+        Reason.RAGGED_FEATURE,
+        Reason.NONFINITE_FEATURE,
+        Reason.UNDECODABLE_IMAGE,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named input or output of a model.
+
+    Attributes:
+        name: The name by which the model knows it.
+        shape: Its shape without the batch axis; ``None`` where any length will do.
+        dtype: A NumPy dtype name, ``"bfloat16"`` or ``"string"``.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of consecutive rows on their way to the model.
+
+    Attributes:
+        first_row: Global number of the first row (counted over all input files in plan order).
+        carried: Key and passed-through columns, ``n`` rows.
+        features: One array ``[n, ...]`` for each model input, in the model's dtype. Rows that are
+            bad hold harmless filler, so that every good row keeps its place in its batch.
+        faults: ``uint8[n]``, a `Reason` for each row.
+    """
+
+    first_row: int
+    carried: pa.Table
+    features: dict[str, np.ndarray]
+    faults: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.faults)

@@ -1,0 +1,359 @@
+"""The command line: parses, calls one function, prints.
+
+The only place with exit codes and signal handlers. Whatever is imported here is paid for by every
+``--help``, so that each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchnorm_tool import __version__
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError
+from batchnorm_tool.terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    from batchnorm_tool.job import Job
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done as asked; "
+    "3 waits for a person; 4 the data broke a row policy, or damage was found; 5 busy; "
+    "130 and 143 interrupted, running it again resumes."
+)
+
+# Each flag and the key of the job file that it sets.
+_JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--norm", "normalize.norm", {"help": "none, l1, l2, max, or lp with --p."}),
+    ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
+    (
+        "--axis",
+        "normalize.axis",
+        {"type": click.Choice(["-1", "all"]), "help": "One vector, or all."},
+    ),
+    ("--key", "input.key", {"multiple": True, "help": "Column that names a row; repeatable."}),
+    (
+        "--passthrough",
+        "input.passthrough",
+        {"multiple": True, "help": "Column to copy; repeatable."},
+    ),
+    ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
+    ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
+    ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
+    ("--max-bad-fraction", "normalize.max_bad_fraction", {"type": float, "help": "0 to 1."}),
+    ("--format", "output.format", {"help": "parquet, npy or arrow."}),
+    ("--dtype", "output.dtype", {"help": "float32, float16 or float64."}),
+    ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
+    ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
+)
+_MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--features", "input.features", {"multiple": True, "help": "Feature column; repeatable."}),
+    ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
+    ("--outputs", "model.outputs", {"multiple": True, "help": "Output to normalize; repeatable."}),
+    ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
+    ("--devices", "engine.devices", {"help": "auto, cpu or gpu."}),
+    ("--engine", "engine.kind", {"help": "local."}),
+)
+# Flags that take a number as well as a word.
+_NOT_TEXT = (
+    "normalize.axis",
+    "output.part_rows",
+    "engine.workers",
+    "engine.devices",
+    "model.batch_size",
+)
+_COLUMN_FLAG = ("--column", "input.features", {"multiple": True, "help": "Stored predictions."})
+
+
+def _flags(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any]:
+    """Add the flags to a command; each sets one key of the job."""
+
+    def add(command: Any) -> Any:
+        for name, key, settings in reversed(specs):
+            parameter = "set__" + key.replace(".", "__")
+            command = click.option(name, parameter, **settings)(command)
+        return command
+
+    return add
+
+
+def _common(command: Any) -> Any:
+    """Flags that every command has."""
+    for option in (
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def _running(command: Any) -> Any:
+    """Flags of the commands that do a job."""
+    for option in (
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "bar", "plain", "none"]),
+            default="auto",
+            help="How to show how far it is.",
+        ),
+        click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
+        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
+        click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
+        click.option("--check-input", is_flag=True, help="Read all of the input first."),
+        click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
+        click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
+        click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
+    ):
+        command = option(command)
+    return command
+
+
+class _Group(click.Group):
+    """Commands of which a wrong flag, too, is told as one JSON document where JSON is asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for, before anything can be wrong."""
+        ctx.meta["as_json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself says on standard error what is wrong with its flags."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if ctx.meta["as_json"]:
+                terminal = Terminal(as_json=True)
+                terminal.failure("UsageError", error.format_message(), error.exit_code)
+            raise
+
+
+@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="batchnorm-tool")
+def cli() -> None:
+    """Turn large tables into normalized vectors with a trained Keras model.
+
+    It normalizes rows, one vector for each row; it has nothing to do with the BatchNormalization
+    layer.
+    """
+
+
+@cli.command("run", epilog=_EPILOG)
+@click.argument("arguments", nargs=-1, required=True, metavar="JOB.yaml | MODEL IN OUT")
+@_flags(*_JOB_FLAGS, *_MODEL_FLAGS)
+@_running
+@_common
+def run_command(arguments: tuple[str, ...], **options: Any) -> None:
+    """Score a table with a model and write normalized vectors, norms and statistics.
+
+    JOB.yaml is a job file (`batchnorm-tool schema` describes it). Without one, name the model, the
+    input and the output directory.
+    """
+    _work(lambda: _job_of_run(arguments, options), options, shorthand=len(arguments) > 1)
+
+
+@cli.command("normalize", epilog=_EPILOG)
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="OUT")
+@_flags(_COLUMN_FLAG, *_JOB_FLAGS)
+@_running
+@_common
+def normalize_command(source: str, output: str, **options: Any) -> None:
+    """Normalize predictions that are stored already, without a model."""
+    data = {"input": {"path": source}, "output": {"path": output}}
+    _work(lambda: _job_of_paths(data, options), options, shorthand=True)
+
+
+@cli.command("verify", epilog=_EPILOG)
+@click.argument("path", metavar="PATH")
+@click.option("--keys", is_flag=True, help="Also look for keys that are null or there twice.")
+@_common
+def verify_command(path: str, *, keys: bool, **options: Any) -> None:
+    """Read a finished run again: checksums, counts, lengths, finiteness."""
+    with _Command(options) as terminal:
+        from batchnorm_tool.jobs.verifying import verify
+
+        terminal.verified(verify(path, keys=keys))
+
+
+@cli.command("show", epilog=_EPILOG)
+@click.argument("path", metavar="PATH")
+@click.option("--html", metavar="FILE", help="Write a page about a finished run.")
+@_common
+def show_command(path: str, html: str | None, **options: Any) -> None:
+    """Say what a path is: a run, one under way, data, or a model."""
+    with _Command(options) as terminal:
+        from batchnorm_tool.jobs.showing import show
+
+        terminal.shown(show(path, html=html), html)
+
+
+@cli.command("schema", epilog=_EPILOG)
+@_common
+def schema_command(**options: Any) -> None:
+    """Print the JSON Schema of a job file, for editors."""
+    with _Command(options) as terminal:
+        from batchnorm_tool.job import job_schema
+
+        terminal.schema(job_schema())
+
+
+def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
+    from batchnorm_tool.job import Job
+
+    if len(arguments) == 1:
+        return Job.load(arguments[0], _overrides(options))
+    if len(arguments) != 3:
+        msg = (
+            "`run` takes one job file, or a model, an input and an output directory. "
+            f"Received: {len(arguments)} arguments: {', '.join(arguments)}."
+        )
+        raise JobError(msg)
+    model, source, output = arguments
+    data = {"input": {"path": source}, "model": {"path": model}, "output": {"path": output}}
+    return _job_of_paths(data, options)
+
+
+def _job_of_paths(data: dict[str, Any], options: dict[str, Any]) -> Job:
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.job.file import set_values
+
+    return Job.from_dict(set_values(data, _overrides(options)), Path.cwd())
+
+
+def _overrides(options: dict[str, Any]) -> list[str]:
+    """What the flags say, in the words of ``--set``; ``--set`` itself comes last, and wins."""
+    found = [
+        f"{key}={_as_yaml(key, value)}"
+        for parameter, value in options.items()
+        if parameter.startswith("set__") and value not in (None, ())
+        for key in [parameter.removeprefix("set__").replace("__", ".")]
+    ]
+    if options["mixed_bits"]:
+        found.append("engine.mixed_bits=true")
+    return [*found, *options["overrides"]]
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    """A flag's value as YAML reads it back: names stay text, even one such as ``no`` or ``1e5``."""
+    import json
+
+    if isinstance(value, tuple):
+        alone = len(value) == 1 and key in ("input.key", "input.features")
+        return json.dumps(value[0] if alone else value)
+    if key in _NOT_TEXT:
+        return str(value)
+    return json.dumps(value)
+
+
+def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bool) -> None:
+    """Do a job, or whatever else the flags ask for instead."""
+    with _Command(options) as terminal:
+        job = make_job()
+        if options["print_config"]:
+            terminal.config(job)
+        elif options["dry_run"]:
+            from batchnorm_tool.jobs.scoring import plan_run
+
+            terminal.planned(plan_run(job, limit=options["limit"]))
+        else:
+            from batchnorm_tool.jobs.scoring import run
+
+            result = run(
+                job,
+                fresh=options["fresh"],
+                limit=options["limit"],
+                wait_seconds=_seconds(options["wait"]),
+                check_input=options["check_input"],
+                progress=terminal.progress(options["progress"]),
+            )
+            terminal.ran(result, job if shorthand else None)
+
+
+def _seconds(text: str | None) -> float:
+    """Seconds from ``30s``, ``10m``, ``2h`` or a plain number."""
+    if text is None:
+        return 0.0
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        msg = f"`--wait` must be a time such as 30s, 10m or 2h. Received: {text}."
+        raise JobError(msg)
+    return seconds
+
+
+# What click knows how to end by itself; a reader such as `head` that has seen enough is no error.
+_CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit, BrokenPipeError)
+
+
+class _Command:
+    """What surrounds every command: signals turn into errors, errors into words and exit codes."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._debug = options["debug"]
+        self._terminal = Terminal(
+            as_json=options["as_json"],
+            quiet=options["quiet"],
+            json_logs=options["log_format"] == "json",
+        )
+
+    def __enter__(self) -> Terminal:
+        self._before = signal.signal(signal.SIGTERM, _terminated)
+        return self._terminal
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        if error is None or isinstance(error, _CLICKS_OWN):
+            return
+        if self._debug:
+            traceback.print_exception(error)
+        sys.exit(self._report(error))
+
+    def _report(self, error: BaseException) -> int:
+        """Say what went wrong; returns the exit code."""
+        if isinstance(error, KeyboardInterrupt):
+            error = Interrupted("Interrupted. What is finished is kept: the same command resumes.")
+        if isinstance(error, BatchnormToolError):
+            self._terminal.failed(_name(error), error.message, error.exit_code)
+            return error.exit_code
+        message = (
+            f"Something unforeseen went wrong: {_name(error)}: {error}. What is finished is kept. "
+            "`--debug` shows where; please report it."
+        )
+        self._terminal.failed(_name(error), message, 1)
+        return 1
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__.lstrip("_")
+
+
+class _Terminated(Interrupted):
+    """SIGTERM."""
+
+    exit_code = 143
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    msg = "Terminated. What is finished is kept: the same command resumes."
+    raise _Terminated(msg)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="batchnorm-tool")

@@ -1,0 +1,103 @@
+"""The local engine: threads that share one loaded model, each taking whole parts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from batchnorm_tool.errors import WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from batchnorm_tool.pipeline import Worker
+
+
+class LocalEngine:
+    """Threads of this process.
+
+    Args:
+        workers: How many parts are worked on at once; ``None`` for one a core.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or available_cores()
+
+    def run(
+        self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
+    ) -> Generator[int, None, None]:
+        """Process the parts; see `Engine.run`."""
+        crew = _Crew(worker, advance)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="part")
+        try:
+            yield from _results(pool, crew, numbers, 2 * self.workers)
+        finally:
+            # An error, an interrupt or a caller who left: whatever is under way is dropped at its
+            # next chunk, and nothing else begins.
+            crew.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(
+    pool: ThreadPoolExecutor, crew: _Crew, numbers: Sequence[int], ahead: int
+) -> Iterator[int]:
+    """The numbers as they are done; at most ``ahead`` and one more are under way or queued."""
+    remaining = iter(numbers)
+    running: dict[Future[None], int] = {}
+    while True:
+        for number in remaining:
+            running[pool.submit(crew.process, number)] = number
+            if len(running) > ahead:
+                break
+        if not running:
+            return
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        crew.check()
+        for future in finished:
+            yield running.pop(future)
+
+
+class _Crew:
+    """What the threads share: the worker, and the first failure, which stops them all.
+
+    The parts that stop because of it fail as well, so that a future cannot tell the cause.
+    """
+
+    def __init__(self, worker: Worker, advance: Callable[[int], None]) -> None:
+        self._worker, self._advance = worker, advance
+        self.stop = threading.Event()
+        self._failures: list[BaseException] = []
+
+    def process(self, number: int) -> None:
+        if self.stop.is_set():
+            return
+        try:
+            self._worker.process_part(number, self._advance, self.stop.is_set)
+        except BaseException as error:  # noqa: BLE001  (`check` raises it in the caller's thread)
+            self._failures.append(_explained(error, number))
+            self.stop.set()
+
+    def check(self) -> None:
+        """Raise the first failure, if there is one."""
+        if self._failures:
+            raise self._failures[0]
+
+
+def _explained(error: BaseException, number: int) -> BaseException:
+    if not isinstance(error, MemoryError):
+        return error
+    failure = WorkFailed(
+        f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
+        "then run it again: finished parts are kept."
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def available_cores() -> int:
+    """Cores that this process may use; never part of what a result depends on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

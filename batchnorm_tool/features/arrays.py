@@ -1,0 +1,168 @@
+"""Stored columns turned into the array that a model input takes, with a fault for each row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.features.columns import Shape, filled_shape
+from batchnorm_tool.features.feed import Feed, check_fit, stored_column
+from batchnorm_tool.features.images import decode_images
+from batchnorm_tool.features.lists import Leaves, one_array, read_leaves
+from batchnorm_tool.features.values import (
+    STRING,
+    Conversion,
+    convert,
+    nonfinite_rows,
+    numbers_of,
+    texts_of,
+)
+
+# Rows of many columns interleaved at a time: 16,384 rows of 128 float32 columns took 4 ms in any
+# block from 1,024 rows up, 131,072 rows 35 ms in blocks of 1,024 to 4,096 and 126 ms without.
+_BLOCK_ROWS = 2048
+
+
+@dataclass
+class _Block:
+    """Rows of one input, not yet in shape; ``faults`` is ``None`` where all rows are good."""
+
+    values: np.ndarray
+    faults: np.ndarray | None
+    lengths: tuple[int, ...]
+
+
+def read_feed(table: pa.Table, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+    """The array for one model input.
+
+    Args:
+        table: ``n`` rows with at least the columns of ``feed``.
+        feed: Which columns, for which input.
+
+    Returns:
+        The array ``[n, *shape]``, C-ordered and possibly read-only, without a copy where Arrow has
+        it so, with zeros (``""`` for strings) in bad rows; and the faults ``uint8[n]``.
+
+    Raises:
+        InputError: An integer input cannot take a number in a column.
+    """
+    lengths = check_fit(table.schema, feed)
+    columns = [table.column(name) for name in feed.columns]
+    if feed.image_kind is not None:
+        return _read_images(columns[0], feed.image_kind, feed)
+    block = _stack(
+        [
+            _read_column(column, () if len(columns) > 1 else lengths, feed.conversion(name))
+            for name, column in zip(feed.columns, columns, strict=True)
+        ]
+    )
+    _judge(block, feed)
+    stored = stored_column(table.schema, feed.columns)
+    shape = filled_shape(stored, feed.field.shape, block.lengths)
+    return _filled(block.values.reshape(table.num_rows, *shape), block.faults)
+
+
+def _read_images(column: pa.ChunkedArray, kind: str, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+    encoded = one_array(column).to_pylist()
+    images, faults = decode_images(encoded, kind, feed.field.shape)
+    flat = images.reshape(len(images), math.prod(images.shape[1:]))
+    values, _ = convert(flat, feed.conversion(feed.columns[0]))
+    return values.reshape(images.shape), faults
+
+
+def _read_column(column: pa.ChunkedArray, lengths: Shape, conversion: Conversion) -> _Block:
+    array = one_array(column)
+    leaves = read_leaves(array, lengths)
+    take = _texts if conversion.field.dtype == STRING else _numbers
+    return take(leaves, len(array), conversion)
+
+
+def _texts(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
+    texts = texts_of(leaves.values).reshape(rows, _width(leaves))
+    return _filled_in(texts, leaves, conversion)
+
+
+def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
+    numbers = numbers_of(leaves.values)
+    if leaves.missing is not None:
+        # What lies in memory under a null is arbitrary, and no reason to complain.
+        numbers = np.where(leaves.missing, numbers.dtype.type(0), numbers)
+    values, nonfinite = convert(numbers.reshape(rows, _width(leaves)), conversion)
+    block = _filled_in(values, leaves, conversion)
+    if nonfinite is not None and nonfinite.any():
+        rows_with_one = np.asarray(nonfinite.any(axis=1))
+        _blame(block, rows_with_one, Reason.NONFINITE_FEATURE)
+    return block
+
+
+def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _Block:
+    """Put the column's filler where a null is; then a null is no fault any more."""
+    block = _Block(values, leaves.faults, leaves.lengths)
+    filler = conversion.filler()
+    if filler is not None and leaves.missing is not None and leaves.faults is not None:
+        values[leaves.missing.reshape(values.shape)] = filler
+        block.faults = np.where(leaves.faults == Reason.NULL_FEATURE, 0, leaves.faults)
+    return block
+
+
+def _stack(blocks: Sequence[_Block]) -> _Block:
+    """Columns side by side, ``[n, len(blocks)]``; a null in any beats a NaN in another."""
+    if len(blocks) == 1:
+        return blocks[0]
+    faults = None
+    for block in blocks:
+        if block.faults is not None:
+            faults = block.faults if faults is None else _least_fault(faults, block.faults)
+    columns = [block.values[:, 0] for block in blocks]
+    return _Block(_interleave(columns), faults, (len(blocks),))
+
+
+def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
+    rows = len(columns[0])
+    stacked = np.empty((rows, len(columns)), columns[0].dtype)
+    for start in range(0, rows, _BLOCK_ROWS):
+        # Within a block the cache holds every line of the result until all columns have filled it.
+        block = stacked[start : start + _BLOCK_ROWS]
+        for place, column in enumerate(columns):
+            block[:, place] = column[start : start + _BLOCK_ROWS]
+    return stacked
+
+
+def _judge(block: _Block, feed: Feed) -> None:
+    if feed.judge_nonfinite and feed.field.dtype != STRING:
+        bad = nonfinite_rows(block.values)
+        if bad is not None:
+            _blame(block, bad, Reason.NONFINITE_FEATURE)
+
+
+def _blame(block: _Block, rows: np.ndarray, reason: Reason) -> None:
+    marked = np.where(rows, np.uint8(reason), np.uint8(Reason.GOOD))
+    block.faults = marked if block.faults is None else _first_fault(block.faults, marked)
+
+
+def _first_fault(faults: np.ndarray, later: np.ndarray) -> np.ndarray:
+    return np.where(faults == Reason.GOOD, later, faults)
+
+
+def _least_fault(faults: np.ndarray, others: np.ndarray) -> np.ndarray:
+    # 0, which is good, wraps around to 255, and loses against every fault.
+    return np.minimum(faults - np.uint8(1), others - np.uint8(1)) + np.uint8(1)
+
+
+def _filled(array: np.ndarray, faults: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The array with harmless values in its bad rows, and faults for every row."""
+    if faults is None:
+        return array, np.zeros(len(array), np.uint8)
+    if faults.any():
+        array = array if array.flags.writeable else array.copy()
+        array[faults != Reason.GOOD] = "" if array.dtype == object else 0
+    return array, faults
+
+
+def _width(leaves: Leaves) -> int:
+    return math.prod(leaves.lengths)

@@ -1,0 +1,219 @@
+"""What a stored column holds in each row, and how that fills a model input of a certain shape.
+
+Two shapes meet here. A column's *lengths* are those of its list levels, outermost first: ``()`` for
+scalars, ``(64,)`` for lists of 64, ``(8, 8)`` for lists of lists, ``None`` where lengths may vary.
+Its *shape* is what a row means: the same, unless the column is flat and its metadata (of NPY input,
+or of a tensor type) tells the true shape.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class StoredColumn:
+    """A column of an input table, its list levels taken apart.
+
+    Attributes:
+        name: Name of the column.
+        kind: Its Arrow type, in words for messages.
+        lengths: Length of each list level, ``None`` where it may vary from row to row.
+        shape: Shape of one row's value; differs from ``lengths`` where metadata tells more.
+        leaf: Arrow type of the innermost values.
+    """
+
+    name: str
+    kind: str
+    lengths: Shape
+    shape: Shape
+    leaf: pa.DataType
+
+    @classmethod
+    def of(cls, field: pa.Field) -> StoredColumn:
+        """Take apart the type of one column of a schema.
+
+        Raises:
+            InputError: The column is a tensor with permuted dimensions.
+
+        Example:
+            >>> StoredColumn.of(pa.field("pixels", pa.list_(pa.float32(), 64))).shape
+            (64,)
+        """
+        storage = storage_type(field.type)
+        lengths, leaf = _peel(storage)
+        declared = _declared_shape(field)
+        fits = declared is not None and lengths == (math.prod(declared),)
+        shape = declared if declared is not None and fits else lengths
+        return cls(field.name, str(field.type), lengths, shape, leaf)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the innermost values are numbers, booleans, or nothing but nulls."""
+        leaf = self.leaf
+        known = (
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_boolean,
+            pa.types.is_decimal,
+            pa.types.is_null,
+        )
+        return any(is_kind(leaf) for is_kind in known)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the innermost values are strings, or nothing but nulls."""
+        leaf = self.leaf
+        known = (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_null,
+        )
+        return any(is_kind(leaf) for is_kind in known)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether each row is one string of bytes, such as an encoded image."""
+        leaf = self.leaf
+        known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        return not self.lengths and any(is_kind(leaf) for is_kind in known)
+
+
+def storage_type(kind: pa.DataType) -> pa.DataType:
+    """The plain type under an extension type, or the type itself."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
+    """The lengths that the column's lists must have to fill ``wanted``.
+
+    A flat list fills any shape of as many elements, in C order. Nested lists, and flat ones that
+    declare a shape, fill only that shape, axes of length 1 aside: 8 by 8 pixels are no 64 features,
+    and an image with its channels first is no image with its channels last.
+
+    Args:
+        stored: A column.
+        wanted: Shape of one row of a model input; ``None`` where any length will do.
+
+    Returns:
+        A length for each list level, ``None`` where the rows decide; ``None`` for a misfit.
+
+    Example:
+        >>> flat = StoredColumn.of(pa.field("pixels", pa.list_(pa.float32())))
+        >>> lengths_to_fill(flat, (8, 8, 1))
+        (64,)
+    """
+    if not stored.shape:
+        return () if all(size in (1, None) for size in wanted) else None
+    if len(stored.shape) == 1:
+        length = _flat_length(stored.shape[0], wanted)
+        return None if length == _MISFIT else (length,)
+    aligned = _align(stored.shape, wanted)
+    is_nested = len(stored.lengths) == len(stored.shape)
+    return aligned if is_nested or aligned is None else stored.lengths
+
+
+def filled_shape(stored: StoredColumn, wanted: Shape, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """``wanted`` without ``None``, for rows whose lists turned out to have these ``lengths``."""
+    unknown = wanted.count(None)
+    found = lengths if len(lengths) == len(stored.shape) else stored.shape
+    sizes = tuple(size or 0 for size in found)
+    if unknown <= 1:
+        rest = math.prod(size for size in wanted if size is not None)
+        missing = math.prod(sizes) // rest if rest else 0
+        return tuple(missing if size is None else size for size in wanted)
+    if len(sizes) == len(wanted):
+        return sizes
+    inner = iter([size for size, kept in zip(sizes, stored.shape, strict=True) if kept != 1])
+    return tuple(1 if size == 1 else next(inner) for size in wanted)
+
+
+def in_words(stored: StoredColumn) -> str:
+    """The column as messages show it: ``pixels (list<float>)``, and its shape where declared."""
+    declared = "" if stored.shape == stored.lengths else f" of shape {stored.shape}"
+    return f"`{stored.name}` ({stored.kind}{declared})"
+
+
+_MISFIT = -1
+
+
+def _flat_length(length: int | None, wanted: Shape) -> int | None:
+    unknown = wanted.count(None)
+    known = math.prod(size for size in wanted if size is not None)
+    if unknown == 0:
+        return known if length in (None, known) else _MISFIT
+    if unknown > 1:
+        return _MISFIT
+    if length is None:
+        return None if known == 1 else _MISFIT
+    return length if known and length % known == 0 else _MISFIT
+
+
+def _align(stored: Shape, wanted: Shape) -> Shape | None:
+    """``stored`` with the sizes that ``wanted`` knows, or ``None`` where they contradict."""
+    # Grey images often have a channel axis of their own.
+    for exact in (wanted, (*wanted, 1)) if len(wanted) == 2 else (wanted,):
+        merged = _merge(stored, exact)
+        if merged is not None:
+            return merged
+    inner = _merge([size for size in stored if size != 1], [size for size in wanted if size != 1])
+    if inner is None:
+        return None
+    sizes = iter(inner)
+    return tuple(1 if size == 1 else next(sizes) for size in stored)
+
+
+def _merge(stored: Shape | list[int | None], wanted: Shape | list[int | None]) -> Shape | None:
+    if len(stored) != len(wanted):
+        return None
+    pairs = list(zip(stored, wanted, strict=True))
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        return None
+    return tuple(have if want is None else want for have, want in pairs)
+
+
+def _peel(kind: pa.DataType) -> tuple[Shape, pa.DataType]:
+    lengths: list[int | None] = []
+    while _is_list(kind):
+        lengths.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
+        kind = storage_type(kind.value_type)
+    return tuple(lengths), kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    known = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    return any(is_kind(kind) for is_kind in known)
+
+
+def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:
+    if isinstance(field.type, pa.FixedShapeTensorType):
+        permutation = field.type.permutation
+        if permutation is not None and list(permutation) != sorted(permutation):
+            msg = (
+                f"The column `{field.name}` is a tensor with permuted dimensions, which is not "
+                f"supported. Expected its dimensions in C order. Received: permutation "
+                f"{list(permutation)}. Store it without, or reorder it with `input.transform`."
+            )
+            raise InputError(msg)
+        return tuple(field.type.shape)
+    return _shape_in_metadata((field.metadata or {}).get(b"shape"))
+
+
+def _shape_in_metadata(text: bytes | None) -> tuple[int, ...] | None:
+    """The shape that NPY input and our own vectors declare; other programs' metadata is ignored."""
+    try:
+        shape = json.loads(text or b"null")
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        return None
+    return tuple(shape)

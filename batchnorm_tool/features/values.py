@@ -1,0 +1,222 @@
+"""Stored values turned into a model's dtype, exactly or not at all.
+
+Rounding to a narrower float is what a model asks for. Everything else that would change a value is
+refused, or (whole numbers that a float cannot hold) warned of.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError, JobError, ModelError
+
+if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
+
+STRING = "string"
+
+
+class PrecisionWarning(UserWarning):
+    """Whole numbers in a column are rounded, because the model's float type cannot hold them."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Values of one column on their way to one model input.
+
+    Attributes:
+        column: Name of the column.
+        field: The model input.
+        fill: What stands for a null; ``None`` where a null makes a bad row.
+    """
+
+    column: str
+    field: Field
+    fill: float | str | None = None
+
+    def filler(self) -> float | str | None:
+        """``fill``, checked to be a value of the input's dtype.
+
+        Raises:
+            JobError: It is not.
+        """
+        if self.fill is None:
+            return None
+        if (self.field.dtype == STRING) != isinstance(self.fill, str):
+            raise JobError(self._wrong_fill())
+        dtype = array_dtype(self.field)
+        if dtype.kind in "iub" and not _holds(dtype, float(self.fill)):
+            raise JobError(self._wrong_fill())
+        return self.fill
+
+    def _wrong_fill(self) -> str:
+        return (
+            f"`input.fill.{self.column}` does not fit the model input `{self.field.name}`. "
+            f"Expected a value of type {self.field.dtype}. Received: {self.fill!r}."
+        )
+
+
+def array_dtype(field: Field) -> np.dtype:
+    """The NumPy dtype of the array for a model input; ``object`` for strings.
+
+    Raises:
+        ModelError: The input wants something that is neither numbers nor strings.
+
+    Example:
+        >>> from batchnorm_tool.chunk import Field
+        >>> array_dtype(Field("x", (3,), "float32"))
+        dtype('float32')
+    """
+    if field.dtype == STRING:
+        return np.dtype(object)
+    if field.dtype == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        dtype = np.dtype(field.dtype)
+    except TypeError:
+        dtype = np.dtype(np.void)
+    if dtype.kind not in "fiub":
+        msg = (
+            f"The model input `{field.name}` wants values that no column can feed. Expected a type "
+            f"of integers, floats, booleans or strings. Received: {field.dtype}. Choose another "
+            "signature or layer, or put a cast in front of the model."
+        )
+        raise ModelError(msg)
+    return dtype
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype has NaN; bfloat16 is no float to NumPy itself."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+
+
+def numbers_of(values: pa.Array) -> np.ndarray:
+    """Arrow numbers as a NumPy array, without a copy but for booleans and decimals.
+
+    Args:
+        values: Integers, floats, booleans, decimals (which become float64) or nothing but nulls.
+
+    Returns:
+        One number for each value, read-only; an arbitrary one in the place of a null.
+
+    Example:
+        >>> numbers_of(pa.array([2**62 + 1, 5])).tolist()
+        [4611686018427387905, 5]
+    """
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), np.float32)
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    if values.null_count:
+        # NumPy has no nulls: Arrow would make floats of integers, and round them.
+        data = values.buffers()[1]
+        values = pa.Array.from_buffers(values.type, len(values), [None, data], offset=values.offset)
+    return values.to_numpy(zero_copy_only=False)
+
+
+def texts_of(values: pa.Array) -> np.ndarray:
+    """Arrow strings as an object array of ``str``, with ``""`` in the place of a null."""
+    if pa.types.is_null(values.type):
+        return np.full(len(values), "", object)
+    texts = values.to_numpy(zero_copy_only=False)
+    if values.null_count:
+        texts[values.is_null().to_numpy(zero_copy_only=False)] = ""
+    return texts
+
+
+def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np.ndarray | None]:
+    """Numbers in the dtype of a model input.
+
+    Args:
+        numbers: ``[n, width]``, any numeric dtype.
+        conversion: For which column and input.
+
+    Returns:
+        The numbers, copied only where the dtype differs, and ``bool[n, width]``: where a NaN or an
+        infinity had no place in an integer dtype and became 0; ``None`` where there is none.
+
+    Raises:
+        InputError: An integer dtype cannot hold a number: it has a fraction, or is too large.
+
+    Warns:
+        PrecisionWarning: A float dtype cannot hold an integer, and rounds it.
+    """
+    dtype = array_dtype(conversion.field)
+    if numbers.dtype == dtype:
+        return numbers, None
+    if is_float(dtype):
+        if numbers.dtype.kind in "iu":
+            _warn_if_rounded(numbers, dtype, conversion)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return numbers.astype(dtype), None
+    nonfinite = None
+    if numbers.dtype.kind == "f":
+        nonfinite = ~np.isfinite(numbers)
+        if nonfinite.any():
+            numbers = np.where(nonfinite, 0, numbers)
+    _refuse_if_changed(numbers, dtype, conversion)
+    return numbers.astype(dtype), nonfinite
+
+
+def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
+    """``bool[n]``: where a row of ``[n, width]`` has a NaN or infinity; ``None`` for nowhere."""
+    if not is_float(array.dtype):
+        return None
+    finite = np.isfinite(array)
+    return None if finite.all() else ~finite.all(axis=1)
+
+
+def _refuse_if_changed(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
+    low, high = _bounds(dtype)
+    if numbers.dtype.kind == "f":
+        wide = numbers.astype(np.float64)
+        wrong = (np.trunc(wide) != wide) | (wide < low) | (wide >= float(high + 1))
+    elif not numbers.size or (int(numbers.min()) >= low and int(numbers.max()) <= high):
+        return
+    else:
+        # NumPy compares a Python integer beyond the dtype's range by its true value.
+        wrong = (numbers < low) | (numbers > high)
+    if wrong.any():
+        row, place = (int(index) for index in np.argwhere(wrong)[0])
+        msg = (
+            f"The column `{conversion.column}` holds a number that the model input "
+            f"`{conversion.field.name}` cannot take, in row {row} of the rows at hand (counted "
+            f"from 0). Expected whole numbers of type {dtype.name}. Received: "
+            f"{numbers[row, place]}. Mend the column, or convert it with `input.transform`."
+        )
+        raise InputError(msg)
+
+
+def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
+    """Warn of integers with more significant bits than the float dtype has."""
+    limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)
+    large = numbers[(numbers > limit) | (numbers < -limit)]
+    # Two's complement gives the right absolute value even for the least of all integers.
+    wide = large if large.dtype.kind == "u" else np.abs(large.astype(np.int64))
+    sizes = wide.astype(np.uint64)
+    lowest_bit = sizes & (~sizes + np.uint64(1))
+    if (sizes // np.maximum(lowest_bit, 1) > limit).any():
+        msg = (
+            f"The column `{conversion.column}` holds whole numbers beyond {limit}, which the model "
+            f"input `{conversion.field.name}` of type {dtype.name} cannot tell apart: they are "
+            "rounded. If they are identifiers, they are no feature."
+        )
+        warnings.warn(msg, PrecisionWarning, stacklevel=2)
+
+
+def _holds(dtype: np.dtype, number: float) -> bool:
+    low, high = _bounds(dtype)
+    return number.is_integer() and low <= number <= high
+
+
+def _bounds(dtype: np.dtype) -> tuple[int, int]:
+    if dtype.kind == "b":
+        return 0, 1
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)

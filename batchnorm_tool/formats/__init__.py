@@ -1,0 +1,77 @@
+"""File formats: one module each, one line each in the registry."""
+
+from __future__ import annotations
+
+from batchnorm_tool.errors import InputError
+from batchnorm_tool.formats import local_file
+from batchnorm_tool.formats.arrow import Arrow
+from batchnorm_tool.formats.contract import Format, Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.npy import Npy
+from batchnorm_tool.formats.parquet import Parquet
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Inspected",
+    "Layout",
+    "OutputFile",
+    "Sink",
+    "format_named",
+    "recognise",
+]
+
+FORMATS: dict[str, Format] = {
+    "parquet": Parquet(),
+    "arrow": Arrow(),
+    "npy": Npy(),
+}
+
+
+def format_named(name: str, dtype: str | None = None) -> Format:
+    """The format of that name.
+
+    Args:
+        name: A key of `FORMATS`.
+        dtype: How NPY files of dtype ``|V2`` are meant: ``"bfloat16"`` or nothing.
+
+    Returns:
+        The format.
+
+    Raises:
+        InputError: If there is no such format.
+
+    Example:
+        >>> format_named("npy", "bfloat16").name
+        'npy'
+    """
+    if name not in FORMATS:
+        hint = local_file.near_matches(name, FORMATS)
+        message = f"`input.format`: expected one of {sorted(FORMATS)}. Received: {name!r}{hint}."
+        raise InputError(message)
+    return Npy(dtype=dtype) if name == "npy" else FORMATS[name]
+
+
+def recognise(path: str, expected: str | None = None) -> str:
+    """Tell a file's format from its first and last bytes, whatever its name ends in.
+
+    Args:
+        path: A local file.
+        expected: The format that the job names, if it does.
+
+    Returns:
+        A key of `FORMATS`.
+
+    Raises:
+        InputError: If the file is none of them, or not the one that was expected.
+    """
+    head, tail = local_file.edges(path)
+    found = next((name for name, form in FORMATS.items() if form.recognises(head, tail)), None)
+    if found is None:
+        raise local_file.unrecognised(path, head)
+    if expected is not None and found != expected:
+        message = (
+            f"{path}: is not of the format that `input.format` names. Expected: {expected}. "
+            f"Received: {found}. Leave `input.format` out, or correct it."
+        )
+        raise InputError(message)
+    return found

@@ -1,0 +1,199 @@
+"""Arrow IPC files (Feather version 2): read without copies, written with equal batches."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.formats import local_file
+from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
+from batchnorm_tool.formats.row_groups import RowGroups
+from batchnorm_tool.formats.vectors import plain_batch, plain_schema
+
+MAGIC = b"ARROW1"
+TRAILER_BYTES = 4 + len(MAGIC)
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """The Arrow IPC file format, which is also Feather version 2.
+
+    Example:
+        >>> Arrow().recognises(b"ARROW1", b"ARROW1")
+        True
+    """
+
+    name: str = "arrow"
+
+    def recognises(self, head: bytes, tail: bytes) -> bool:
+        """Whether a file begins (or, damaged in front, ends) as an Arrow file does."""
+        return head.startswith(MAGIC) or tail.endswith(MAGIC)
+
+    def fingerprint(self, path: str) -> tuple[int, str]:
+        """Size in bytes, and SHA-256 of the footer with samples of the data."""
+        size = local_file.regular_file(path).st_size
+        start = _footer_start(path, size)
+        with local_file.refusing(path), Path(path).open("rb") as file:
+            footer = local_file.read_exactly(file, start, size - start)
+            return size, local_file.sampled_sha256(file, footer, 0, start)
+
+    def inspect(self, path: str) -> Inspected:
+        """Read the footer and the lengths of the batches."""
+        size, fingerprint = self.fingerprint(path)
+        lengths = _batch_lengths(path, fingerprint)
+        with local_file.refusing(path), _Mapped(path) as mapped:
+            schema = plain_schema(mapped.reader().schema)
+        local_file.check_schema(path, schema)
+        details: dict[str, object] = {"batches": len(lengths)}
+        return Inspected(schema, sum(lengths), fingerprint, size, details)
+
+    def read(
+        self, path: str, columns: Sequence[str], start: int, stop: int, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows ``start`` to ``stop``.
+
+        Uncompressed batches are views of the mapped file, whose pages are given back after each;
+        of a compressed file one stored batch is held.
+        """
+        lengths = _batch_lengths(path, self.fingerprint(path)[1])
+        local_file.check_range(path, start, stop, sum(lengths))
+        row = start
+        with local_file.working(path, lambda: row), _Mapped(path) as mapped:
+            names = mapped.reader().schema.names
+            local_file.check_columns(path, columns, names)
+            reader = mapped.reader([names.index(column) for column in columns])
+            for number, first, last in _overlaps(lengths, start, stop):
+                stored = plain_batch(reader.get_batch(number).select(list(columns)))
+                _check_length(path, number, lengths[number], stored.num_rows)
+                for at in range(first, last, batch_rows):
+                    batch = stored.slice(at, min(batch_rows, last - at))
+                    batch.validate(full=True)
+                    row += batch.num_rows
+                    yield batch
+                    mapped.forget()
+
+    def open_sink(
+        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+    ) -> ArrowSink:
+        """Open ``STEM.arrow``."""
+        return ArrowSink(files(f"{stem}.arrow"), schema, layout)
+
+
+class ArrowSink:
+    """Writes one uncompressed IPC file, which can be mapped into memory."""
+
+    def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
+        schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})
+        self._groups = RowGroups(schema, layout.row_group_bytes)
+        self._writer = pa.ipc.new_file(file, self._groups.schema)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; full record batches are written."""
+        for group in self._groups.add(table):
+            self._write_batch(group)
+
+    def close(self) -> None:
+        """Write the last record batch and the footer."""
+        rest = self._groups.rest()
+        if rest is not None:
+            self._write_batch(rest)
+        self._writer.close()
+
+    def _write_batch(self, group: pa.Table) -> None:
+        self._writer.write_table(_without_hidden_bytes(group))
+
+
+class _Mapped:
+    """A file mapped into memory, with its readers."""
+
+    def __init__(self, path: str) -> None:
+        with Path(path).open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._buffer = pa.py_buffer(self._map)
+
+    def reader(self, columns: Sequence[int] | None = None) -> pa.RecordBatchFileReader:
+        fields = None if columns is None else list(columns)
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
+        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
+
+    def forget(self) -> None:
+        """Give the pages back: they count as this process's memory until then."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not closed: batches that a caller still holds are views of it. It goes when they go.
+        del self._buffer
+
+
+@functools.lru_cache(maxsize=4096)
+def _batch_lengths(path: str, fingerprint: str) -> tuple[int, ...]:
+    """Rows of each record batch; remembered by the file's content."""
+    del fingerprint
+    with local_file.refusing(path), _Mapped(path) as mapped:
+        schema = mapped.reader().schema
+        if not schema.names:
+            raise InputError(
+                f"{path}: has no columns. Expected a table. Received: an empty schema."
+            )
+        # Lengths are not in the footer: read them with the column that costs the least.
+        narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
+        reader = mapped.reader([narrow])
+        return tuple(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+
+
+def _cost(dtype: pa.DataType) -> int:
+    try:
+        return int(dtype.bit_width)
+    except ValueError:
+        return 1 << 31
+
+
+def _overlaps(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Batch number and the rows within it, for every batch that holds rows in question."""
+    before = 0
+    for number, length in enumerate(lengths):
+        first, last = max(start - before, 0), min(stop - before, length)
+        if first < last:
+            yield number, first, last
+        before += length
+
+
+def _check_length(path: str, number: int, expected: int, received: int) -> None:
+    if expected != received:
+        message = (
+            f"{path}, record batch {number}: its columns differ in length. Expected: {expected} "
+            f"rows. Received: {received}. The file is damaged: write or copy it again."
+        )
+        raise WorkFailed(message)
+
+
+def _footer_start(path: str, size: int) -> int:
+    _, tail = local_file.edges(path)
+    length = int.from_bytes(tail[-TRAILER_BYTES : -len(MAGIC)], "little", signed=True)
+    start = size - TRAILER_BYTES - length
+    if not tail.endswith(MAGIC) or length <= 0 or start < len(MAGIC):
+        message = (
+            f"{path}: the Arrow footer is missing or truncated. Expected a footer that ends in "
+            f"{MAGIC!r}. Received: {size} bytes that end in {tail[-10:]!r}. "
+            "Write or copy the file again."
+        )
+        raise InputError(message)
+    return start
+
+
+def _without_hidden_bytes(table: pa.Table) -> pa.Table:
+    """Zeros in null slots and at the ends of bitmaps: what hides there would be written."""
+    suspects = (c for c in table.columns if c.null_count or pa.types.is_boolean(c.type))
+    if next(suspects, None) is None:
+        return table
+    return table.take(pa.array(range(table.num_rows), pa.int64())).combine_chunks()

@@ -1,0 +1,121 @@
+"""What a file format promises: the types that every format, source and sink shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What the header or footer of one file says; no row was read.
+
+    Attributes:
+        schema: Column names and types. Multi-dimensional columns are flat lists of fixed size,
+            with their true shape as JSON in the field's metadata under ``shape``.
+        rows: Number of rows.
+        fingerprint: SHA-256 (hex) of the footer or header, by which a replaced file is noticed.
+        bytes: Size of the file.
+        details: What else is worth showing, such as the number of row groups.
+    """
+
+    schema: pa.Schema
+    rows: int
+    fingerprint: str
+    bytes: int
+    details: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a sink lays its rows out.
+
+    Attributes:
+        rows: Rows expected, at most; a hint, fewer or more are no error.
+        vector_columns: Names of the unit vectors' columns.
+        norm_columns: Names of the norms' columns, in the same order.
+        row_group_bytes: Uncompressed size of a row group or record batch.
+        byte_stream_split: Parquet only: 10 % smaller vectors, which Spark before 4.3 cannot read.
+        metadata: Provenance for the footer.
+    """
+
+    rows: int
+    vector_columns: tuple[str, ...]
+    norm_columns: tuple[str, ...] = ()
+    row_group_bytes: int = 16 * MEBIBYTE
+    byte_stream_split: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class OutputFile(Protocol):
+    """The file that a sink writes to; whoever made it also syncs, commits and closes it."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more bytes."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append bytes."""
+
+    def tell(self) -> int:
+        """Number of bytes appended."""
+
+    def flush(self) -> None:
+        """Hand buffered bytes on."""
+
+    def writable(self) -> bool:
+        """Whether it can be written to."""
+
+    def patch(self, offset: int, data: bytes) -> None:
+        """Rewrite bytes that are written already."""
+
+
+class Sink(Protocol):
+    """Takes the rows of one part, in order; its bytes depend on the rows, not on their grouping."""
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows that have the schema that the sink was opened with."""
+
+    def close(self) -> None:
+        """Write what is held back and the footer; the files stay open and uncommitted."""
+
+
+class Format(Protocol):
+    """One file format: recognise, inspect, read, write."""
+
+    @property
+    def name(self) -> str:
+        """The name in a job file, such as ``parquet``."""
+
+    def recognises(self, head: bytes, tail: bytes) -> bool:
+        """Whether a file with these first and last 16 bytes is of this format."""
+
+    def fingerprint(self, path: str) -> tuple[int, str]:
+        """Size in bytes, and SHA-256 of footer or header: the identity of a file's content."""
+
+    def inspect(self, path: str) -> Inspected:
+        """Read the header or footer.
+
+        Raises:
+            InputError: If the file is missing, damaged or of a kind that is not read.
+        """
+
+    def read(
+        self, path: str, columns: Sequence[str], start: int, stop: int, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows ``start`` to ``stop`` in order, in batches of at most ``batch_rows``.
+
+        Raises:
+            InputError: If a column is not there.
+            WorkFailed: If the rows cannot be read; the message names file and row.
+        """
+
+    def open_sink(
+        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+    ) -> Sink:
+        """Open the files of one part; ``stem`` is such as ``vectors/part-000000``."""

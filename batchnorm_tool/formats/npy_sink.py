@@ -1,0 +1,121 @@
+"""Writes one part as NPY arrays: vectors, norms, and the other columns as Parquet beside them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy_format
+
+from batchnorm_tool.errors import OutputError
+from batchnorm_tool.formats.contract import Layout, OutputFile, Sink
+from batchnorm_tool.formats.parquet import ParquetSink
+from batchnorm_tool.formats.vectors import rows_of, shape_of
+
+KEYS = "keys"
+
+
+class NpySink:
+    """Writes ``vectors/NAME.npy``, ``norms/NAME.npy`` and ``keys/NAME.parquet``.
+
+    Of the stem, only the part's name counts: each array has a directory of its own, named for its
+    column where there are several vector columns. Null vectors and norms become NaN.
+    """
+
+    def __init__(
+        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+    ) -> None:
+        name = stem.rpartition("/")[2]
+        directories = array_directories(layout)
+        self._arrays = {
+            column: ArrayFile(files(f"{directory}/{name}.npy"), schema.field(column), layout.rows)
+            for column, directory in directories.items()
+        }
+        self._others = [name for name in schema.names if name not in directories]
+        self._keys: Sink | None = None
+        if self._others:
+            keys_schema = pa.schema([schema.field(n) for n in self._others], schema.metadata)
+            keys_layout = Layout(layout.rows, (), metadata=layout.metadata)
+            self._keys = ParquetSink(files(f"{KEYS}/{name}.parquet"), keys_schema, keys_layout)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        for column, array in self._arrays.items():
+            array.write(table.column(column))
+        if self._keys is not None:
+            self._keys.write(table.select(self._others))
+
+    def close(self) -> None:
+        """Correct the number of rows in the headers, and finish the keys."""
+        for array in self._arrays.values():
+            array.close()
+        if self._keys is not None:
+            self._keys.close()
+
+
+class ArrayFile:
+    """One NPY file that grows row by row; its bytes are those of ``numpy.save``."""
+
+    def __init__(self, file: OutputFile, field: pa.Field, rows: int) -> None:
+        value_type = field.type.value_type if pa.types.is_nested(field.type) else field.type
+        self._dtype = np.dtype(value_type.to_pandas_dtype()).newbyteorder("<")
+        self._row_shape = shape_of(field)
+        self._file = file
+        self._expected = rows
+        self._rows = 0
+        self._write(self._header(rows))
+
+    def write(self, column: pa.ChunkedArray) -> None:
+        """Append the rows of a column of floats, flat or in lists of fixed size."""
+        for chunk in column.chunks:
+            rows = np.ascontiguousarray(rows_of(chunk), dtype=self._dtype)
+            self._write(rows.reshape(-1).view(np.uint8).data)
+            self._rows += len(chunk)
+
+    def close(self) -> None:
+        """Write the true number of rows into the header."""
+        if self._rows != self._expected:
+            self._file.patch(0, self._header(self._rows))
+
+    def _header(self, rows: int) -> bytes:
+        # NumPy pads the header so that its length does not depend on the number of rows.
+        header = io.BytesIO()
+        description = {
+            "descr": npy_format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (rows, *self._row_shape),
+        }
+        npy_format.write_array_header_1_0(header, description)
+        return header.getvalue()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def array_directories(layout: Layout) -> dict[str, str]:
+    """The directory of each array: ``vectors`` and ``norms`` for one vector column, else names.
+
+    Example:
+        >>> array_directories(Layout(0, ("vector",), ("norm",)))
+        {'vector': 'vectors', 'norm': 'norms'}
+        >>> array_directories(Layout(0, ("a/b", "c"), ("a/b_norm", "c_norm")))
+        {'a/b': 'a%2Fb', 'c': 'c', 'a/b_norm': 'a%2Fb_norm', 'c_norm': 'c_norm'}
+    """
+    columns = (*layout.vector_columns, *layout.norm_columns)
+    if len(layout.vector_columns) == 1:
+        names = ("vectors", *("norms" for _ in layout.norm_columns))
+        return dict(zip(columns, names, strict=True))
+    directories = {column: quote(column, safe=" ") for column in columns}
+    taken = {KEYS, "", ".", ".."}.intersection(directories.values())
+    if taken:
+        message = (
+            f"output: a column's name cannot be that of a directory of arrays. Received: "
+            f"{sorted(taken)}. Rename it in `output.columns`, or write Parquet."
+        )
+        raise OutputError(message)
+    return directories

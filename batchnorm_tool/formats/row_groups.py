@@ -1,0 +1,103 @@
+"""Cut a stream of rows into groups of about equal bytes, however the rows arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# What a value of unknown or nested variable length is taken for; only the group sizes depend on it.
+ASSUMED_BYTES = 16
+
+
+class RowGroups:
+    """Collects tables and gives out groups whose borders depend on the rows alone.
+
+    Args:
+        schema: Of every table that comes, and of every group, except that dictionary-encoded
+            columns are decoded: the order of a dictionary depends on how the rows arrived.
+        group_bytes: Uncompressed bytes after which a group is full.
+    """
+
+    def __init__(self, schema: pa.Schema, group_bytes: int) -> None:
+        self.schema = decoded_schema(schema)
+        self._group_bytes = group_bytes
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def add(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Yield the groups that these rows complete."""
+        table = table.cast(self.schema)
+        ends = np.cumsum(row_bytes(table))
+        done, base = 0, -self._bytes
+        while done < len(ends) and ends[-1] - base >= self._group_bytes:
+            stop = int(np.searchsorted(ends, base + self._group_bytes)) + 1
+            self._waiting.append(table.slice(done, stop - done))
+            yield self._group()
+            done, base = stop, int(ends[stop - 1])
+        if done < len(ends):
+            self._waiting.append(table.slice(done))
+        self._bytes = int(ends[-1]) - base if len(ends) else self._bytes
+
+    def rest(self) -> pa.Table | None:
+        """The last, smaller group, if there is one."""
+        return self._group() if self._waiting else None
+
+    def _group(self) -> pa.Table:
+        # One chunk each: the writers start a new page or batch where a chunk begins.
+        group = pa.concat_tables(self._waiting).combine_chunks()
+        self._waiting = []
+        return group
+
+
+def row_bytes(table: pa.Table) -> np.ndarray:
+    """Uncompressed bytes of each row, ``int64[n]``; at least 1."""
+    sizes = np.ones(table.num_rows, dtype=np.int64)
+    for column in table.columns:
+        sizes += _column_bytes(column)
+    return sizes
+
+
+def decoded_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema with the value type in place of each dictionary-encoded one."""
+    return pa.schema([_decoded(field) for field in schema], schema.metadata)
+
+
+def _decoded(field: pa.Field) -> pa.Field:
+    is_encoded = pa.types.is_dictionary(field.type)
+    return field.with_type(field.type.value_type) if is_encoded else field
+
+
+def _column_bytes(column: pa.ChunkedArray) -> int | np.ndarray:
+    width = _fixed_bytes(column.type)
+    if width is not None:
+        return width
+    if _is_binary(column.type):
+        return _filled(pc.binary_length(column)) + 4
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        item = _fixed_bytes(column.type.value_type) or ASSUMED_BYTES
+        return _filled(pc.list_value_length(column)) * item + 4
+    return ASSUMED_BYTES
+
+
+def _filled(lengths: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(lengths.fill_null(0).to_numpy(), dtype=np.int64)
+
+
+def _fixed_bytes(dtype: pa.DataType) -> int | None:
+    if pa.types.is_fixed_size_list(dtype):
+        item = _fixed_bytes(dtype.value_type)
+        return None if item is None else item * int(dtype.list_size)
+    if pa.types.is_nested(dtype):
+        return None
+    try:
+        return max(1, int(dtype.bit_width) // 8)
+    except ValueError:
+        return None
+
+
+def _is_binary(dtype: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
+    return any(test(dtype) for test in tests) or pa.types.is_large_binary(dtype)

@@ -1,0 +1,190 @@
+"""The job: the frozen, picklable *what* of a run, read from a job file or built in Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from batchnorm_tool.job.file import (
+    escape_variables,
+    expand_environment,
+    read_job_file,
+    set_values,
+)
+from batchnorm_tool.job.messages import complaints_of, mask_values, refusal
+from batchnorm_tool.job.paths import lies_within
+from batchnorm_tool.job.sections import (
+    Engine,
+    Input,
+    Model,
+    Normalize,
+    Output,
+    OutputColumns,
+    OutputNorm,
+    Section,
+    Trust,
+)
+from batchnorm_tool.job.values import Axis, JobSchema, wrong
+
+__all__ = [
+    "Axis",
+    "Engine",
+    "Input",
+    "Job",
+    "Model",
+    "Normalize",
+    "Output",
+    "OutputColumns",
+    "OutputNorm",
+    "Trust",
+    "job_schema",
+]
+
+
+class Job(Section):
+    """Everything that a run is asked for; two equal jobs over equal input give equal results.
+
+    Paths in a job are absolute: relative ones start from the job file's directory, or from the
+    current directory where a job is built in Python.
+
+    Attributes:
+        input: What is read.
+        model: What predicts; ``None`` where the predictions are stored already.
+        normalize: What becomes of each prediction.
+        output: What is written.
+        engine: Where the work is done.
+
+    Example:
+        >>> job = Job(input=Input(path="/data/x.parquet"), output=Output(path="/data/unit"))
+        >>> job.normalize.norm, job.model
+        ('l2', None)
+    """
+
+    input: Input = Field(description="What is read.")
+    model: Model | None = Field(
+        default=None, description="What predicts; left out where predictions are stored already."
+    )
+    normalize: Normalize = Field(
+        default_factory=Normalize, description="What becomes of each prediction."
+    )
+    output: Output = Field(description="What is written.")
+    engine: Engine = Field(default_factory=Engine, description="Where the work is done.")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
+        """Read a job file.
+
+        Args:
+            path: YAML, or TOML if it is named ``.toml``. Texts may hold ``${NAME}`` and
+                ``${NAME:-default}`` for environment variables.
+            overrides: ``section.key=value`` each, as though they stood in the file.
+
+        Returns:
+            The job, checked. Whether its files exist is not looked at.
+
+        Raises:
+            JobError: The file cannot be read, or does not hold a job; all that is wrong with its
+                keys and values is named at once.
+        """
+        data = set_values(read_job_file(path), overrides)
+        expanded, unset = expand_environment(data, os.environ)
+        base = Path(path).absolute().parent
+        return cls._checked(expanded, os.fspath(path), base, unset)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Self:
+        """A job from plain values, such as those of `to_dict`; no variables are expanded.
+
+        Args:
+            data: The sections, as in a job file.
+            base: The directory that relative paths start from.
+
+        Returns:
+            The job, checked.
+
+        Raises:
+            JobError: The values do not make a job; all that is wrong with them is named at once.
+        """
+        return cls._checked(dict(data), "job", Path(base).absolute(), {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, ready for JSON.
+
+        Returns:
+            Plain values, from which `from_dict` makes an equal job.
+        """
+        return self.model_dump()
+
+    def to_yaml(self, *, defaults: bool = False) -> str:
+        """The text of a job file that loads back to an equal job.
+
+        Args:
+            defaults: Write the keys that have their default values, too.
+
+        Returns:
+            YAML with absolute paths.
+        """
+        values = self.model_dump(exclude_defaults=not defaults)
+        return yaml.safe_dump(escape_variables(values), sort_keys=False, allow_unicode=True)
+
+    def masked(self) -> dict[str, Any]:
+        """As `to_dict`, with whatever looks like a secret in a URI replaced by ``***``."""
+        return {key: mask_values(value) for key, value in self.to_dict().items()}
+
+    @classmethod
+    def _checked(
+        cls, data: dict[str, Any], where: str, base: Path, unset: Mapping[str, str]
+    ) -> Self:
+        try:
+            job = cls.model_validate(data, context={"base": str(base)})
+        except ValidationError as error:
+            # A key whose variable is not set is not judged by the text that stands there now.
+            complaints = {**complaints_of(error, cls, data), **unset}
+            raise refusal(where, complaints) from error
+        if unset:
+            raise refusal(where, unset)
+        return job
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_empty_sections(cls, data: Any) -> Any:
+        """Take a section without keys, which YAML reads as null, for one without changes."""
+        if not isinstance(data, Mapping):
+            return data
+        kept = {key: value for key, value in data.items() if value is not None}
+        return {"input": {}, "output": {}, **kept}
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        """Refuse an output that would be read as input, or that would replace it."""
+        places, output = self.input.paths, self.output.path
+        for place in places:
+            if lies_within(output, place):
+                text = f"lies inside the input, {place}, and would be read. Choose another place."
+                raise wrong(text, "output.path")
+        others = (self.input.keys, self.model.path if self.model else None)
+        for kept in (*places, *others):
+            if kept is not None and lies_within(kept, output):
+                text = f"holds {kept}, which a new result would replace. Choose another place."
+                raise wrong(text, "output.path")
+        return self
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file, for editors that complete and check YAML.
+
+    Returns:
+        A schema of draft 2020-12.
+    """
+    schema = Job.model_json_schema(schema_generator=JobSchema)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "batchnorm_tool job file",
+        "description": "Streams rows through a Keras model and writes unit vectors.",
+    }

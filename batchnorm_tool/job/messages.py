@@ -1,0 +1,261 @@
+"""What is wrong with a job, in words: each key in backticks, what it takes, what it got."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from batchnorm_tool.errors import JobError
+from batchnorm_tool.job.paths import mask_secrets
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+_LONGEST_SHOWN = 80
+CUSTOM = "job"
+
+
+@dataclass(frozen=True)
+class Expects:
+    """What a key takes, in words that follow "must be"; put into its ``Annotated`` type."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error belongs: a key, its field where there is one, and the type expected there."""
+
+    keys: tuple[str, ...]
+    field: FieldInfo | None
+    annotation: Any
+    section: type[BaseModel]
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.keys)
+
+
+def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
+    """One error for all that is wrong with a job.
+
+    Args:
+        where: The job file's path, or what else was given.
+        complaints: For each key, what is wrong with it.
+
+    Returns:
+        The error, with one line for each key.
+
+    Example:
+        >>> print(refusal("job.yaml", {"input.kee": "is not a key. Did you mean `key`?"}))
+        job.yaml: `input.kee` is not a key. Did you mean `key`?
+    """
+    lines = [f"`{key}` {text}" for key, text in complaints.items()]
+    if len(lines) == 1:
+        return JobError(f"{where}: {lines[0]}")
+    listed = "\n".join(f"  {line}" for line in lines)
+    return JobError(f"{where}: {len(lines)} things need correcting:\n{listed}")
+
+
+def complaints_of(error: ValidationError, model: type[BaseModel], data: object) -> dict[str, str]:
+    """What is wrong with each key, from all errors of one validation.
+
+    Args:
+        error: What pydantic found.
+        model: The section that ``data`` was checked against.
+        data: The values given.
+
+    Returns:
+        For each offending key, dotted, a sentence to stand behind it. A key with a choice of
+        types makes one complaint, not one for each type.
+    """
+    complaints: dict[str, str] = {}
+    for details in error.errors():
+        place = _place(model, details["loc"])
+        if details["type"] == CUSTOM:
+            context = details["ctx"]
+            key = ".".join((*place.keys, *([context["key"]] if context["key"] else [])))
+            complaints[key] = context["text"]
+        elif place.key not in complaints:
+            complaints[place.key] = _complaint(place, details, model, data)
+    return complaints
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    """A question that names the nearest of several words, or nothing.
+
+    Example:
+        >>> did_you_mean("featurs", ["format", "features"])
+        ' Did you mean `features`?'
+    """
+    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def shown(value: object) -> str:
+    """A value received, as YAML would spell it, short and without secrets, with its kind.
+
+    Example:
+        >>> shown("s3://me:secret@bucket"), shown(False)
+        ("'s3://***@bucket' (text)", 'false (a truth value)')
+    """
+    if isinstance(value, (bool, type(None))):
+        text = {True: "true", False: "false", None: "null"}[value]
+    elif isinstance(value, str):
+        text = repr(mask_secrets(value))
+    else:
+        # Masked item by item: in the text of a whole list one URI would run into the next.
+        text = str(mask_values(value))
+    if len(text) > _LONGEST_SHOWN:
+        text = f"{text[:_LONGEST_SHOWN]}…"
+    return f"{text} ({_kind(value)})"
+
+
+def mask_values(value: Any) -> Any:
+    """Plain values, nested or not, with secrets in URIs replaced by ``***``."""
+    if isinstance(value, str):
+        return mask_secrets(value)
+    if isinstance(value, dict):
+        return {key: mask_values(item) for key, item in value.items()}
+    return [mask_values(item) for item in value] if isinstance(value, list) else value
+
+
+def _kind(value: object) -> str:
+    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
+        (type(None), "nothing"),
+        (bool, "a truth value"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (str, "text"),
+        (list, "a list"),
+        (dict, "a mapping"),
+        ((dt.date, dt.time), "a date or time"),
+    )
+    return next((text for kind, text in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+def _complaint(place: _Place, details: ErrorDetails, model: type[BaseModel], data: object) -> str:
+    if details["type"] in ("extra_forbidden", "invalid_key"):
+        return f"is not a key.{_nearest_key(place, model)}"
+    expected = _expected(place)
+    if details["type"] == "missing":
+        return f"is missing. Expected: {expected}."
+    value = _value_at(data, place.keys, details["input"])
+    return f"must be {expected}. Received: {shown(value)}.{_hint(place, value)}"
+
+
+def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
+    """Follow pydantic's location as long as it names keys, and stop at its tags for types."""
+    place = _Place((), None, model, model)
+    for step in loc:
+        inner = _alone(place.annotation)
+        section = _section_in(inner)
+        if section is not None:
+            field = section.model_fields.get(str(step))
+            annotation = field.annotation if field else None
+            place = _Place((*place.keys, str(step)), field, annotation, section)
+        elif get_origin(inner) is dict:
+            annotation = get_args(inner)[1]
+            place = _Place((*place.keys, str(step)), place.field, annotation, place.section)
+        else:
+            break
+    return place
+
+
+def _alone(annotation: Any) -> Any:
+    """The one type in ``annotation`` besides ``None``; ``None`` where there is a choice."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is None or get_origin(annotation) in (list, dict, Literal):
+        return annotation
+    others = [each for each in get_args(annotation) if each is not type(None)]
+    return _alone(others[0]) if len(others) == 1 else None
+
+
+def _section_in(annotation: object) -> type[BaseModel] | None:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_section else None  # type: ignore[return-value]
+
+
+def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
+    own = list(place.section.model_fields)
+    elsewhere = [key for key in dotted_keys(model) if key.rpartition(".")[2] == place.keys[-1]]
+    if elsewhere:
+        return f" Did you mean `{elsewhere[0]}`?"
+    return did_you_mean(place.keys[-1], own) or f" Known here: {_listed(own)}."
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of a section and of the sections in it, such as ``output.columns.norm``."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        section = _section_in(_alone(field.annotation))
+        if section is not None:
+            yield from dotted_keys(section, f"{prefix}{name}.")
+
+
+def _expected(place: _Place) -> str:
+    section = _section_in(_alone(place.annotation))
+    if section is not None:
+        return f"a section with the keys {_listed(list(section.model_fields))}"
+    for note in _notes(place):
+        if isinstance(note, Expects):
+            return note.text
+    choices = [str(each) for each in _choices(place.annotation)]
+    return _listed(choices, "or") if choices else "text that is not empty"
+
+
+def _notes(place: _Place) -> tuple[Any, ...]:
+    if get_origin(place.annotation) is Annotated:
+        return get_args(place.annotation)[1:]
+    is_whole_field = place.field is not None and place.annotation is place.field.annotation
+    return tuple(place.field.metadata) if place.field and is_whole_field else ()
+
+
+def _choices(annotation: object) -> list[object]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for each in get_args(annotation) for choice in _choices(each)]
+
+
+def _listed(names: list[str], last: str = "and") -> str:
+    quoted = [f"`{name}`" for name in names]
+    if len(quoted) == 1:
+        return quoted[0]
+    return f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"
+
+
+def _value_at(data: object, keys: tuple[str, ...], otherwise: object) -> object:
+    for key in keys:
+        if not isinstance(data, Mapping) or key not in data:
+            return otherwise
+        data = data[key]
+    return data
+
+
+def _hint(place: _Place, value: object) -> str:
+    """The next step for the mistakes that are made most."""
+    expected = _expected(place)
+    takes_no_words = expected.startswith(("a number", "a whole number", "a fraction", "`sha256"))
+    if isinstance(value, (bool, dt.date)) and not takes_no_words:
+        return " YAML reads yes, no, on, off and dates by rules of its own: put text in quotes."
+    if isinstance(value, str) and expected.startswith("a list"):
+        return f" Write `[{mask_secrets(value)}]` for a list of one."
+    if isinstance(value, str):
+        return did_you_mean(value, [str(each) for each in _choices(place.annotation)])
+    return _number_hint(place) if isinstance(value, int) else ""
+
+
+def _number_hint(place: _Place) -> str:
+    if place.keys[-1] == "axis":
+        return " -1 is the last axis, which is axis 1 of a table of vectors."
+    if place.keys[-1] == "devices":
+        return " Write `[0]` for the first GPU alone."
+    return ""

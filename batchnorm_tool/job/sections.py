@@ -1,0 +1,327 @@
+"""The sections of a job: each class is one section of the job file, each attribute one key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from batchnorm_tool.errors import JobError
+from batchnorm_tool.job.messages import Expects, complaints_of, refusal
+from batchnorm_tool.job.values import (
+    Axis,
+    AxisValue,
+    ClassName,
+    Count,
+    CountOrAuto,
+    Exponent,
+    Finite,
+    Flag,
+    Fraction,
+    FunctionName,
+    GpuNumber,
+    LocalOrUri,
+    LocalOrUris,
+    ModelHash,
+    Name,
+    Names,
+    NormName,
+    TrustedHash,
+    available_engine,
+    fits_norm,
+    repeated,
+    wrong,
+)
+from batchnorm_tool.norms import Norm
+
+
+class Section(BaseModel):
+    """A section of the job file: frozen, with unknown keys refused and wrong values explained."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    def __init__(self, /, **data: Any) -> None:
+        """Check the keys and values given.
+
+        Args:
+            data: The keys of this section; relative paths start from the current directory.
+
+        Raises:
+            JobError: Keys are unknown or missing, or values do not fit; it names all of them.
+        """
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            complaints = complaints_of(error, type(self), data)
+            raise refusal(type(self).__name__, complaints) from error
+
+    # Without this mark pydantic would call __init__ for nested sections too, and the first wrong
+    # one would hide what is wrong in the others.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+class Input(Section):
+    """What is read: the ``input`` section."""
+
+    path: Annotated[
+        LocalOrUri | LocalOrUris | Annotated[dict[Name, LocalOrUri], Field(min_length=1)],
+        Expects("a path, a list of paths, or {column: path} for several NPY files side by side"),
+    ] = Field(description="File, directory, glob, list of them, or {column: path of an NPY file}.")
+    format: Literal["parquet", "npy", "arrow"] | None = Field(
+        default=None, description="Default: recognised by content, not by suffix."
+    )
+    key: Annotated[Name | Names | None, Expects("a column name, or a list of column names")] = (
+        Field(default=None, description="Passed through; default: the global row number.")
+    )
+    keys: Annotated[LocalOrUri | None, Expects("the path of an NPY or Parquet file")] = Field(
+        default=None, description="File of keys for NPY input, in the order of its rows."
+    )
+    features: Annotated[
+        Name | Names | Annotated[dict[Name, Name | Names], Field(min_length=1)] | None,
+        Expects("a column name, a list of them, or {model input: column or list of columns}"),
+    ] = Field(default=None, description="Default: matched to the model's inputs.")
+    passthrough: Annotated[list[Name], Expects("a list of column names")] = Field(
+        default_factory=list, description="Columns that are copied to the output."
+    )
+    invalid: Literal["fail", "quarantine", "nullify", "drop"] = Field(
+        default="fail", description="Fate of a row with a null, ragged or non-finite feature."
+    )
+    fill: Annotated[
+        dict[Name, Annotated[int | Finite | str, Expects("text or a finite number")]],
+        Expects("{column: text or a finite number}"),
+    ] = Field(default_factory=dict, description="What a null in a column becomes instead.")
+    decode: Annotated[dict[Name, Literal["jpeg", "png"]], Expects("{column: `jpeg` or `png`}")] = (
+        Field(default_factory=dict, description="Columns that hold encoded images.")
+    )
+    transform: Annotated[
+        FunctionName | None,
+        Expects("`module:function`, such as `my_package.features:prepare`"),
+    ] = Field(default=None, description="Your function from an Arrow table to named arrays.")
+    dtype: Literal["bfloat16"] | None = Field(
+        default=None, description="How to read NPY items of two bytes without a type (|V2)."
+    )
+
+    @property
+    def paths(self) -> list[str]:
+        """Every path in ``path``, however it was given."""
+        return list(self.path.values()) if isinstance(self.path, dict) else _listed(self.path)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.format in ("parquet", "arrow"):
+            self._refuse_keys_for_npy()
+        twice = repeated([*_listed(self.key), *self.passthrough])
+        if twice is not None:
+            text = f"names the column `{twice}` twice (the key counts, too). Name each column once."
+            raise wrong(text, "passthrough" if twice in self.passthrough else "key")
+        return self
+
+    def _refuse_keys_for_npy(self) -> None:
+        given = {
+            "keys": self.keys is not None,
+            "path": isinstance(self.path, dict),
+            "dtype": self.dtype is not None,
+        }
+        for key in (key for key, is_given in given.items() if is_given):
+            what = "holds several NPY files" if key == "path" else "is for NPY input"
+            raise wrong(f"{what}, but `input.format` is `{self.format}`. Change one of them.", key)
+
+
+class Trust(Section):
+    """Custom classes that the safety gate lets past."""
+
+    classes: Annotated[
+        Annotated[list[ClassName], Field(min_length=1)],
+        Expects("a list of installed classes, such as [my_package.layers.L2Distance]"),
+    ] = Field(description="Installed classes, each as module.Class.")
+
+
+class Model(Section):
+    """What predicts: the ``model`` section."""
+
+    path: Annotated[LocalOrUri, Expects("a path")] = Field(
+        description="A .keras file, an .h5 file or a SavedModel directory."
+    )
+    layer: Annotated[Name | None, Expects("the name of a layer")] = Field(
+        default=None, description="Take the output of this inner layer."
+    )
+    signature: Annotated[Name | None, Expects("the name of a signature")] = Field(
+        default=None, description="Of a SavedModel; default: serving_default."
+    )
+    outputs: Annotated[Names | None, Expects("a list of output names")] = Field(
+        default=None, description="Default: the only output; several are each normalized."
+    )
+    batch_size: CountOrAuto = Field(
+        default="auto", description="Rows in one call, or auto: measured once, then fixed."
+    )
+    sha256: Annotated[ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = Field(
+        default=None, description="Refuse any other model file."
+    )
+    trust: Annotated[
+        TrustedHash | Trust | None,
+        Expects("`sha256:` and 64 hexadecimal digits, or {classes: [module.Class]}"),
+    ] = Field(default=None, description="Lets one exact file, or classes, past the safety gate.")
+
+    @field_validator("outputs")
+    @classmethod
+    def _check_repeated(cls, outputs: list[str] | None) -> list[str] | None:
+        twice = repeated(outputs or [])
+        if twice is not None:
+            text = f"names `{twice}` twice. Name each output once."
+            raise wrong(text)
+        return outputs
+
+
+class OutputNorm(Section):
+    """How one model output is normalized where several differ; what is left out is as common."""
+
+    norm: NormName | None = Field(default=None, description="Default: the common norm.")
+    p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
+        Field(default=None, description="The p of `norm: lp`.")
+    )
+    axis: AxisValue | None = Field(default=None, description="Default: the common axis.")
+
+
+class Normalize(Section):
+    """What becomes of each prediction: the ``normalize`` section."""
+
+    norm: NormName = Field(
+        default="l2", description="none, l1, l2 (cosine, euclidean), max (linf), or lp with p."
+    )
+    p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
+        Field(default=None, description="The p of `norm: lp`.")
+    )
+    outputs: Annotated[dict[Name, OutputNorm], Expects("{output: {norm: …, p: …, axis: …}}")] = (
+        Field(default_factory=dict, description="Per output, where several differ.")
+    )
+    axis: AxisValue = Field(
+        default=-1, description="-1: each vector; all: the whole output tensor of a row."
+    )
+    zero: Literal["keep", "nullify", "drop", "quarantine", "fail"] = Field(
+        default="keep", description="Fate of a zero vector; a kept one is not a bad row."
+    )
+    nonfinite: Literal["quarantine", "fail", "nullify", "keep", "drop"] = Field(
+        default="quarantine", description="Fate of a row with NaN or inf in its prediction."
+    )
+    max_bad_fraction: Fraction = Field(
+        default=0.001, description="More bad rows than this: nothing is published."
+    )
+
+    def for_output(self, name: str) -> tuple[Norm, Axis]:
+        """The norm and the axis for one model output.
+
+        Args:
+            name: The output's name; one that ``outputs`` does not list gets the common norm.
+
+        Returns:
+            The norm, and -1 (each vector) or ``"all"`` (the whole tensor of a row).
+
+        Example:
+            >>> norm, axis = Normalize(norm="cosine").for_output("embedding")
+            >>> norm.label, axis
+            ('l2', -1)
+        """
+        own = self.outputs.get(name, OutputNorm())
+        p = self.p if own.norm is None and own.p is None else own.p
+        axis = self.axis if own.axis is None else own.axis
+        return Norm.parse(own.norm or self.norm, p), axis
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        for name in self.outputs:
+            try:
+                self.for_output(name)
+            except JobError as error:
+                raise wrong(f"does not fit: {error.message}", f"outputs.{name}.p") from error
+        return self
+
+
+class OutputColumns(Section):
+    """The names of the two columns that every run adds."""
+
+    vector: Annotated[Name, Expects("a column name")] = Field(
+        default="vector", description="Column of the vectors."
+    )
+    norm: Annotated[Name, Expects("a column name")] = Field(
+        default="norm", description="Column of their lengths before normalization."
+    )
+
+    @field_validator("norm")
+    @classmethod
+    def _check_different(cls, norm: str, info: ValidationInfo) -> str:
+        if norm == info.data.get("vector"):
+            text = f"is `{norm}`, the name of the vector column. Give it another name."
+            raise wrong(text)
+        return norm
+
+
+class Output(Section):
+    """What is written: the ``output`` section."""
+
+    path: Annotated[LocalOrUri, Expects("a path")] = Field(
+        description="Directory of the result; it is made, and belongs to this job alone."
+    )
+    format: Literal["parquet", "npy", "arrow"] = Field(
+        default="parquet", description="How vectors and norms are stored."
+    )
+    dtype: Literal["float32", "float16", "float64"] = Field(
+        default="float32", description="Of the vectors; norms are always float64."
+    )
+    columns: OutputColumns = Field(
+        default_factory=OutputColumns, description="Names of the vector and the norm column."
+    )
+    part_rows: CountOrAuto = Field(
+        default="auto", description="Rows of one file, the unit of work, commit and retry."
+    )
+    byte_stream_split: Flag = Field(
+        default=False, description="A tenth smaller Parquet, unreadable for Spark before 4.3."
+    )
+
+    @field_validator("byte_stream_split")
+    @classmethod
+    def _check_format(cls, wanted: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
+        chosen = info.data.get("format", "parquet")
+        if wanted and chosen != "parquet":
+            text = f"is for Parquet, but `output.format` is `{chosen}`. Leave it out."
+            raise wrong(text)
+        return wanted
+
+
+class Engine(Section):
+    """Where the work is done: the ``engine`` section."""
+
+    kind: Annotated[Literal["local"], BeforeValidator(available_engine)] = Field(
+        default="local", description="What carries parts to workers."
+    )
+    devices: Annotated[
+        Literal["auto", "cpu", "gpu"] | Annotated[list[GpuNumber], Field(min_length=1)],
+        Expects("`auto`, `cpu`, `gpu`, or a list of GPU numbers, such as [0, 1]"),
+    ] = Field(default="auto", description="auto, cpu, gpu, or a list of GPU numbers.")
+    workers: CountOrAuto = Field(
+        default="auto", description="Parts that are worked on at the same time."
+    )
+    threads: Annotated[Count, Expects("a whole number above 0")] = Field(
+        default=1, description="Threads inside one call of the model; they change low bits."
+    )
+    mixed_bits: Flag = Field(
+        default=False, description="Resume although low bits of new parts may differ."
+    )
+
+
+def _listed(names: str | Sequence[str] | None) -> list[str]:
+    if names is None:
+        return []
+    return [names] if isinstance(names, str) else list(names)

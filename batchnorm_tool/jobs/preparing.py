@@ -1,0 +1,300 @@
+"""From a job to its plan: look at input and model, and make every choice that is left open."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchnorm_tool import canonical, features, layout, model_gate, predictor, sources
+from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.errors import ModelError, OutputError
+from batchnorm_tool.features import ExtensionTypeWarning, FeatureReader, PrecisionWarning
+from batchnorm_tool.identity import identify
+from batchnorm_tool.plan import Plan, Resolved, choose_part_rows
+from batchnorm_tool.sources import InputWarning, sampling
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.model_gate import ModelReport
+    from batchnorm_tool.predictor import Predictor
+    from batchnorm_tool.sources import Table
+
+# Rows that are read to see what the model makes of them, and to time it.
+_SAMPLE_ROWS = 256
+# Features and vectors of one chunk: small enough to stay in the cache of a core and its neighbours,
+# large enough that the costs of a call disappear.
+_CHUNK_BYTES = 4 * 2**20
+_STORED_BATCH = 4096
+_WARNINGS = (ExtensionTypeWarning, InputWarning, PrecisionWarning)
+
+
+@dataclass
+class Preparation:
+    """A job whose input and model file have been looked at, and whose model loads when needed.
+
+    Args:
+        job: What was asked for; the columns of a keys file become its key if it names none.
+        limit: Only so many rows from the start; ``None`` for all.
+
+    Raises:
+        Refused: Input or model cannot be read at all, or do not fit the job.
+    """
+
+    job: Job
+    limit: int | None = None
+    table: Table = field(init=False)
+    report: ModelReport | None = field(init=False, default=None)
+    _predictor: Predictor | None = field(init=False, default=None)
+    _warnings: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        with _collected(self._warnings):
+            self.table = sources.open_table(self.job.input)
+        _check_apart(self.job, self.table)
+        self.job = _with_key(self.job, self.table)
+        if self.job.model is not None:
+            self.report = model_gate.examine(self.job.model.path)
+        self._carried = layout.carried_schema(self.job.input, self.table.schema)
+
+    @property
+    def request(self) -> str:
+        """Hash of all that the open choices are made from."""
+        job = self.job.to_dict()
+        chosen = {name: job[name] for name in ("input", "model", "output")}
+        chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
+        chosen["engine"] = [job["engine"][name] for name in ("devices", "threads")]
+        del chosen["input"]["invalid"]
+        chosen["content"] = self.report.content if self.report else None
+        chosen["transform"] = self._transform
+        chosen["schema"] = str(self.table.schema)
+        return canonical.sha256([chosen, self.rows])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the run."""
+        return self.table.rows if self.limit is None else min(self.table.rows, self.limit)
+
+    @property
+    def _transform(self) -> str | None:
+        name = self.job.input.transform
+        return None if name is None else features.load_transform(name).source_sha256
+
+    def plan(self, choices: Resolved | None = None) -> Plan:
+        """The plan of the run.
+
+        Args:
+            choices: What was chosen earlier for the same `request`; without it the model is loaded,
+                and the choices are made.
+
+        Raises:
+            Refused: The job cannot be done as asked.
+        """
+        with _collected([]):  # they are found again below, whoever made the choices
+            resolved = choices or self._resolve()
+        layouts = layout.output_layouts(self.job, resolved.outputs)
+        layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
+        return Plan(
+            job=self.job,
+            files=self.table.files,
+            resolved=resolved,
+            identity=identify(self.job, resolved, self.table.files, self.limit),
+            request=self.request,
+            limit=self.limit,
+            warnings=tuple(dict.fromkeys(self._findings(resolved))),
+        )
+
+    def _findings(self, resolved: Resolved) -> Iterator[str]:
+        """What a person should know.
+
+        It is the same whether the choices are new or from an earlier run: the manifest holds it.
+        """
+        yield from self._warnings
+        found: list[str] = []
+        with _collected(found):
+            columns = self._match(resolved.inputs if self.job.model is not None else ())
+            self._sample(columns, resolved.inputs)
+        yield from found
+        for finding in self.report.findings if self.report else ():
+            if finding.severity == "warn":
+                yield f"The model holds {finding.what} (in {finding.where})."
+        if not self.rows:
+            yield "The input has no rows: the result is valid and empty."
+
+    def predictor(self, resolved: Resolved) -> Predictor:
+        """The model, its batch size fixed to the plan's."""
+        return self._load().with_batch_size(resolved.batch_size)
+
+    def _load(self) -> Predictor:
+        if self._predictor is None:
+            self._predictor = self._open_model()
+        return self._predictor
+
+    def _open_model(self) -> Predictor:
+        if self.job.model is None:
+            return predictor.IdentityPredictor(self._fields(self._match(()), ()))
+        with model_gate.admit(self.job.model) as admitted:
+            if self.report is not None and admitted.report.content != self.report.content:
+                msg = (
+                    f"{self.job.model.path}: the model file changed while the run was planned. "
+                    "Run it again when nothing writes to it any more."
+                )
+                raise ModelError(msg)
+            return predictor.load_predictor(self.job.model, admitted.path, self.job.engine)
+
+    def _resolve(self) -> Resolved:
+        model = self._load()
+        wanted = model.inputs if self.job.model is not None else ()
+        columns = self._match(wanted)
+        inputs = self._fields(columns, wanted)
+        sample = self._sample(columns, inputs)
+        outputs = _true_outputs(model, sample)
+        batch_size = self._batch_size(model, sample)
+        row_bytes = _row_bytes(outputs, self.job.output.dtype)
+        part_rows = self.job.output.part_rows
+        if part_rows == "auto":
+            rate = self._rows_per_second(model.with_batch_size(batch_size), sample)
+            part_rows = choose_part_rows(
+                batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
+            )
+        return Resolved(
+            batch_size=batch_size,
+            chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + _sample_bytes(sample)),
+            part_rows=part_rows,
+            inputs=inputs,
+            outputs=outputs,
+            features=columns,
+            carried=self._carried,
+            device=model.device,
+            threads=model.threads,
+            model_content=self.report.content if self.report else None,
+            transform=self._transform,
+        )
+
+    def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
+        return features.match_features(self.table.schema, inputs, self.job.input)
+
+    def _fields(
+        self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
+    ) -> tuple[Field, ...]:
+        """The inputs with every open size made known by the first rows."""
+        if self.job.input.transform is not None:
+            return inputs
+        return features.infer_fields(self._head(columns), columns, inputs, self.job.input)
+
+    def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
+        """The first rows, with the feature columns."""
+        names = tuple(dict.fromkeys(name for group in columns.values() for name in group))
+        return sampling.head(self.table, names, min(self.rows, _SAMPLE_ROWS))
+
+    def _sample(
+        self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
+    ) -> dict[str, np.ndarray]:
+        """The features of the first good rows; one row of filler where there is none."""
+        reader = FeatureReader(
+            columns, inputs, self.job.input, judge_nonfinite=self.job.model is not None
+        )
+        arrays, faults = reader.read(self._head(columns))
+        good = faults == Reason.GOOD
+        if good.any():
+            return {name: array[good] for name, array in arrays.items()}
+        return {field.name: _filler(field) for field in inputs}
+
+    def _batch_size(self, model: Predictor, sample: dict[str, np.ndarray]) -> int:
+        if self.job.model is None:
+            return _STORED_BATCH
+        if model.batch_size is not None:
+            return model.batch_size
+        if self.job.model.batch_size != "auto":
+            return self.job.model.batch_size
+        return predictor.choose_batch_size(model, sample, self.rows)
+
+    def _rows_per_second(self, model: Predictor, sample: dict[str, np.ndarray]) -> float:
+        """What one worker predicts in a second, at full batches."""
+        if self.job.model is None or model.batch_size is None:
+            return math.inf
+        shapes = {name: (model.batch_size, *array.shape[1:]) for name, array in sample.items()}
+        batch = {name: np.resize(array, shapes[name]) for name, array in sample.items()}
+        model.predict(batch)
+        start = time.perf_counter()
+        model.predict(batch)
+        return model.batch_size / max(time.perf_counter() - start, 1e-9)
+
+
+def _filler(field: Field) -> np.ndarray:
+    """One row of zeros, or of empty strings."""
+    shape = (1, *(size or 1 for size in field.shape))
+    return np.full(shape, "", object) if field.dtype == "string" else np.zeros(shape, field.dtype)
+
+
+@contextlib.contextmanager
+def _collected(texts: list[str]) -> Iterator[None]:
+    """Append our own warnings to ``texts``; those of others go where they would have gone."""
+    with warnings.catch_warnings(record=True) as caught:
+        for category in _WARNINGS:
+            warnings.simplefilter("always", category)
+        yield
+    for one in caught:
+        if issubclass(one.category, _WARNINGS):
+            texts.append(str(one.message))
+        else:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+
+
+def _with_key(job: Job, table: Table) -> Job:
+    """The job with the columns of its keys file as the key, if it names no other."""
+    if job.input.key is not None or not table.keys:
+        return job
+    key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
+    return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
+
+
+def _true_outputs(model: Predictor, sample: dict[str, np.ndarray]) -> tuple[Field, ...]:
+    """The outputs with the shapes and dtypes that the model gives for real rows."""
+    rows = min(len(array) for array in sample.values())
+    probe = model if model.batch_size is not None else model.with_batch_size(rows)
+    predictions = probe.predict(sample)
+    return tuple(
+        Field(output.name, predictions[output.name].shape[1:], str(predictions[output.name].dtype))
+        for output in model.outputs
+    )
+
+
+def _row_bytes(outputs: tuple[Field, ...], dtype: str) -> int:
+    """Bytes of one row's vectors and norms."""
+    itemsize = np.dtype(dtype).itemsize
+    return sum(itemsize * math.prod(size or 1 for size in field.shape) + 8 for field in outputs)
+
+
+def _sample_bytes(sample: dict[str, np.ndarray]) -> int:
+    """Bytes of one row's features."""
+    return sum(array[:1].nbytes for array in sample.values())
+
+
+def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
+    """The largest power-of-two multiple of the batch size that fits a chunk's bytes and a part."""
+    rows = batch_size
+    while 2 * rows * row_bytes <= _CHUNK_BYTES and 2 * rows <= part_rows:
+        rows *= 2
+    return rows
+
+
+def _check_apart(job: Job, table: Table) -> None:
+    """An output inside the input would be read as input by the next run."""
+    output = Path(job.output.path).resolve()
+    for file in table.files:
+        if output in Path(file.path).resolve().parents:
+            msg = (
+                f"`output.path` is `{job.output.path}`, and the input file `{file.path}` lies "
+                "inside it. Choose an output directory apart from the input."
+            )
+            raise OutputError(msg)

@@ -1,0 +1,314 @@
+"""Run a job: plan it, let an engine work through its parts, publish the result."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool import chunk_statistics, standing
+from batchnorm_tool.canonical import canonical_json
+from batchnorm_tool.engines import open_engine
+from batchnorm_tool.errors import BadRows, OutputError, WorkFailed
+from batchnorm_tool.jobs.preparing import Preparation
+from batchnorm_tool.layout import output_layouts
+from batchnorm_tool.manifest import (
+    MANIFEST_PATH,
+    SUCCESS_PATH,
+    PartRecord,
+    Totals,
+    build_manifest,
+    refusal_path,
+    total,
+)
+from batchnorm_tool.pipeline import Worker
+from batchnorm_tool.plan import PLAN_PATH, Plan
+from batchnorm_tool.policies import ACTIONS
+from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.sources.sampling import check_all_rows
+from batchnorm_tool.storage import STATE, TEMPORARY, Storage, open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.predictor import Predictor
+
+_REFUSED = f"{STATE}/refused"
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        path: The output directory.
+        manifest: The manifest of the finished run, as plain data.
+        nothing_to_do: Whether the very same result stood there already.
+        parts_kept: Parts that an earlier attempt had finished.
+        rows_done: Rows that were worked on this time.
+        seconds: Wall time of the work, without imports, planning and loading the model.
+    """
+
+    path: str
+    manifest: Mapping[str, Any] = field(repr=False)
+    nothing_to_do: bool = False
+    parts_kept: int = 0
+    rows_done: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Rows ``in``, ``out``, ``bad``, ``zero``, ``nullified``, ``dropped``, ``quarantined``."""
+        counts: Mapping[str, int] = self.manifest["rows"]
+        return counts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of this result."""
+        return tuple(self.manifest["warnings"])
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is run, which changes nothing of what comes out.
+
+    Attributes:
+        fresh: Replace whatever result stands in the output; readers keep it until then.
+        limit: Only the first so many rows, for a first try; ``None`` for all.
+        progress: Who is told how far the work is.
+    """
+
+    fresh: bool = False
+    limit: int | None = None
+    progress: Progress = field(default_factory=Quiet)
+
+
+def run(  # noqa: PLR0913  (each is a flag of the command)
+    job: Job,
+    *,
+    fresh: bool = False,
+    limit: int | None = None,
+    wait_seconds: float = 0.0,
+    check_input: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Score a table with a model and write unit vectors beside their norms and statistics.
+
+    Without ``job.model`` the predictions are stored already, and are only normalized. The same call
+    after a crash, a kill or an error goes on where the last one stopped; once finished, it does
+    nothing.
+
+    Args:
+        job: What to do.
+        fresh: Replace whatever result stands in the output; readers keep it until then.
+        limit: Only the first so many rows, for a first try; ``None`` for all.
+        wait_seconds: How long to wait while another run holds the output.
+        check_input: Read all of the input first, so that a damaged file is found before anything is
+            written.
+        progress: Who is told how far the work is; nobody by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        Refused: The job cannot be done as asked; nothing was written.
+        BadRows: The data broke a row policy; nothing was published.
+        Busy: Another run holds the output.
+        WorkFailed: Something failed half way; the same call resumes.
+
+    Example:
+        >>> from batchnorm_tool import Job, run
+        >>> result = run(Job.load("configs/quickstart.yaml"))  # doctest: +SKIP
+        >>> result.rows["out"]  # doctest: +SKIP
+        1797
+    """
+    options = RunOptions(fresh, limit, progress or Quiet())
+    preparation = Preparation(job, limit)
+    if check_input:
+        check_all_rows(preparation.table)
+    storage = open_storage(job.output.path)
+    with storage.lock(wait_seconds):
+        return _run_locked(preparation, storage, options)
+
+
+def plan_run(job: Job, *, limit: int | None = None) -> Plan:
+    """The plan that `run` would follow, without writing anything: a dry run.
+
+    Args:
+        job: What to do.
+        limit: Only the first so many rows; ``None`` for all.
+
+    Raises:
+        Refused: The job cannot be done as asked.
+    """
+    return Preparation(job, limit).plan()
+
+
+def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions) -> RunResult:
+    path = preparation.job.output.path
+    there = standing.look(storage, path, fresh=options.fresh)
+    plan = preparation.plan(there.choices(preparation.request))
+    if there.manifest and standing.is_finished(there, plan) and not options.fresh:
+        if STATE in there.names:
+            standing.discard_state(storage)
+        return RunResult(path, there.manifest.data, nothing_to_do=True)
+    resumes = standing.check_may_begin(there, plan, fresh=options.fresh)
+    kept = _begin(storage, plan, there.plan if resumes else None)
+    started = time.perf_counter()
+    rows_done = _work(preparation, storage, plan, kept, options.progress)
+    totals = _settle(storage, plan)
+    manifest = _publish(storage, plan, totals, there)
+    seconds = time.perf_counter() - started
+    return RunResult(path, manifest, parts_kept=len(kept), rows_done=rows_done, seconds=seconds)
+
+
+def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
+    """Make the state ready for ``plan``; returns the parts that need not be done again."""
+    kept: dict[int, frozenset[str]] = {}
+    if before is None:
+        standing.discard_state(storage)
+    else:
+        kept = standing.kept_parts(storage, before, plan)
+        standing.forget_parts(storage, kept)
+        storage.remove(_REFUSED)
+        storage.remove(TEMPORARY)
+    storage.put(PLAN_PATH, plan.to_json())
+    return set(kept)
+
+
+def _work(
+    preparation: Preparation, storage: Storage, plan: Plan, kept: set[int], progress: Progress
+) -> int:
+    """Let the engine do all parts that are not ``kept``; returns their rows."""
+    numbers = [number for number in range(plan.part_count) if number not in kept]
+    rows_kept = sum(plan.part(number).rows for number in kept)
+    if not numbers:
+        return 0
+    predictor = preparation.predictor(plan.resolved)
+    _check_device(predictor, plan)
+    worker = Worker(plan, storage, predictor)
+    engine = open_engine(plan.job)
+    with (
+        progress.work(plan.rows, rows_kept),
+        contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
+    ):
+        finished = sum(1 for _ in done)
+    if finished != len(numbers):
+        msg = f"The engine finished {finished} of {len(numbers)} parts. Run it again: it resumes."
+        raise WorkFailed(msg)
+    return plan.rows - rows_kept
+
+
+def _check_device(predictor: Predictor, plan: Plan) -> None:
+    """A plan names the device whose bits its parts have.
+
+    Raises:
+        OutputError: The model runs on another one here.
+    """
+    if predictor.device != plan.resolved.device:
+        msg = (
+            f"The run in `{plan.job.output.path}` was planned on the device "
+            f"`{plan.resolved.device}`, and here the model runs on `{predictor.device}`, which "
+            "gives other low bits. Go on where it was begun, or begin anew with `--fresh`."
+        )
+        raise OutputError(msg)
+
+
+def _settle(storage: Storage, plan: Plan) -> Totals:
+    """Add up all records, and let the policies have their say on the whole.
+
+    Raises:
+        BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
+    """
+    refused = [_refusal(storage, name) for name in storage.names(_REFUSED)]
+    if refused:
+        raise BadRows(_broken_policy(refused, plan))
+    totals = total(storage, range(plan.part_count))
+    if totals.counts.rows_in != plan.rows:
+        msg = f"{totals.counts.rows_in} rows of {plan.rows} were read. Run it again with `--fresh`."
+        raise WorkFailed(msg)
+    most = plan.job.normalize.max_bad_fraction
+    if totals.counts.bad > most * max(1, plan.rows):
+        raise BadRows(_too_many(totals, plan))
+    return totals
+
+
+def _refusal(storage: Storage, name: str) -> PartRecord:
+    text = storage.get(refusal_path(int(name.partition(".")[0])))
+    record = None if text is None else PartRecord.from_json(text)
+    if record is None:
+        msg = f"The record `{_REFUSED}/{name}` is damaged. Run it again: it is made anew."
+        raise WorkFailed(msg)
+    return record
+
+
+def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
+    rows = [row for record in refused for row in record.first_bad_rows]
+    failed = sum(record.counts.failed for record in refused)
+    named = "\n".join(f"  {row}" for row in rows[:_NAMED_ROWS])
+    policies = {name: value for name, value in plan.identity.policies.items() if value == "fail"}
+    others = ", ".join(f"`{action}`" for action in ACTIONS if action != "fail")
+    keys = ", ".join(f"`{name}`" for name in policies)
+    return (
+        f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
+        f"The first are:\n{named}\n"
+        f"Mend the input, or set {keys} to one of {others} (`input.invalid` knows no `keep`). "
+        "Parts without bad rows are kept for the next run."
+    )
+
+
+def _too_many(totals: Totals, plan: Plan) -> str:
+    most = plan.job.normalize.max_bad_fraction
+    counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
+    named = "\n".join(f"  {row}" for row in totals.first_bad_rows[:_NAMED_ROWS])
+    return (
+        f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
+        f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
+        f"The first are:\n{named}\n"
+        "Mend the input, or raise the limit: the next run keeps all parts and only publishes."
+    )
+
+
+def _publish(
+    storage: Storage, plan: Plan, totals: Totals, before: standing.Standing
+) -> dict[str, Any]:
+    """Stage the manifest and the chunk statistics, then make everything visible."""
+    layouts = output_layouts(plan.job, plan.resolved.outputs)
+    totals.files.append(chunk_statistics.gather(storage, range(plan.part_count)))
+    manifest = build_manifest(plan, totals, layouts, _warnings(plan, totals))
+    storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest))
+    storage.put(storage.staged(SUCCESS_PATH), (manifest["checksum"] + "\n").encode())
+    paths = [file["path"] for part in totals.parts for file in part["files"]]
+    directories = _top_level([*paths, chunk_statistics.CHUNKS_PATH])
+    old = before.manifest.data["parts"] if before.manifest else []
+    old_paths = [file["path"] for part in old for file in part["files"]]
+    obsolete = [name for name in _top_level(old_paths) if name not in directories]
+    storage.begin_publish(directories, obsolete)
+    standing.complete(storage)
+    return manifest
+
+
+def _top_level(paths: list[str]) -> list[str]:
+    return sorted({path.partition("/")[0] for path in paths})
+
+
+def _warnings(plan: Plan, totals: Totals) -> list[str]:
+    """What was found while planning, and what the statistics show."""
+    found = list(plan.warnings)
+    for name, stats in totals.statistics.items():
+        lengths = stats.norms["l2"]
+        if lengths.count and lengths.max is not None and _is_unit(lengths.min, lengths.max):
+            found.append(
+                f"The predictions of `{name}` are of unit length already (L2): the norms say "
+                "nothing, and the model normalizes by itself."
+            )
+    return found
+
+
+def _is_unit(least: float | None, most: float) -> bool:
+    # Unit vectors in float32 stay within a few units in the last place of 1; in float16, 1e-3.
+    tolerance = 1e-3
+    return least is not None and abs(least - 1) < tolerance and abs(most - 1) < tolerance

@@ -1,0 +1,261 @@
+"""What a path is: a run, one under way, a data file, or a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchnorm_tool import model_gate, sources
+from batchnorm_tool.chunk_statistics import CHUNKS_PATH
+from batchnorm_tool.errors import InputError, ModelError
+from batchnorm_tool.job import Engine, Input, Model
+from batchnorm_tool.manifest import read_manifest, read_record
+from batchnorm_tool.plan import PLAN_PATH, Plan
+from batchnorm_tool.predictor import load_predictor
+from batchnorm_tool.report.run_page import run_page
+from batchnorm_tool.sources import sampling
+from batchnorm_tool.standing import RECORDS
+from batchnorm_tool.storage import STATE, LocalStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.model_gate import ModelReport
+
+_SAMPLE_ROWS = 10_000
+_KEY_NAME = re.compile(r"(^|_)(id|key|uuid|sku)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a path is.
+
+    Attributes:
+        kind: ``run``, ``unfinished run``, ``data`` or ``model``.
+        path: The path.
+        facts: What is known of it, as plain data.
+    """
+
+    kind: str
+    path: str
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {"kind": self.kind, "path": self.path, **self.facts}
+
+
+def show(path: str, *, html: str | None = None) -> Shown:
+    """Say what a path is.
+
+    Args:
+        path: A run's output directory (finished or under way), a model, or data: a file, a
+            directory or a glob.
+        html: For a finished run: write a page about it to this file, which works offline.
+
+    Returns:
+        What it is, and what is known of it. Ranges and nulls of data come from its first 10,000
+        rows.
+
+    Raises:
+        InputError: The path is none of these, or cannot be read.
+        ModelError: The model cannot be read at all; one that the safety gate refuses is shown.
+        Damaged: The manifest of the run is damaged.
+
+    Example:
+        >>> show("data_samples/digits.parquet").facts["rows"]
+        1797
+    """
+    shown = _show(path)
+    if html is not None:
+        _write_page(shown, html)
+    return shown
+
+
+def _show(path: str) -> Shown:
+    directory = Path(path)
+    storage = LocalStorage(directory)
+    if directory.is_dir():
+        manifest = read_manifest(storage, path)
+        if manifest is not None:
+            return Shown("run", path, dict(manifest.data))
+        if STATE in storage.names():
+            return Shown("unfinished run", path, _unfinished(storage, path))
+    if _is_model(directory):
+        return Shown("model", path, _model(path))
+    return Shown("data", path, _data(path))
+
+
+def _unfinished(storage: LocalStorage, path: str) -> dict[str, Any]:
+    text = storage.get(PLAN_PATH)
+    plan = None if text is None else Plan.from_json(text)
+    if plan is None:
+        return {"parts": 0, "parts_done": 0, "rows": 0, "rows_done": 0, "running": _locked(path)}
+    numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
+    records = [record for number in numbers if (record := read_record(storage, number))]
+    return {
+        "parts": plan.part_count,
+        "parts_done": len(records),
+        "rows": plan.rows,
+        "rows_done": sum(record.counts.rows_in for record in records),
+        "bad_rows": sum(record.counts.bad for record in records),
+        "running": _locked(path),
+        "job": plan.job.to_dict(),
+        "resolved": plan.resolved.to_dict(),
+        "space": plan.identity.space_id,
+    }
+
+
+def _locked(path: str) -> bool:
+    """Whether a run holds the output at this moment."""
+    return LocalStorage(path).is_locked()
+
+
+def _is_model(path: Path) -> bool:
+    if path.is_dir():
+        return (path / "saved_model.pb").is_file()
+    if not path.is_file():
+        return path.suffix in (".keras", ".h5")
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head.startswith((b"\x89HDF", b"PK")) and path.suffix != ".npz"
+
+
+def _model(path: str) -> dict[str, Any]:
+    report = model_gate.examine(path)
+    facts = {
+        "format": report.kind,
+        "sha256": report.sha256,
+        "content": report.content,
+        "classes": list(report.classes),
+        "findings": [
+            {"severity": found.severity, "what": found.what, "where": found.where}
+            for found in report.findings
+        ],
+    }
+    return {**facts, **_ends(path, report)}
+
+
+def _ends(path: str, report: ModelReport) -> dict[str, Any]:
+    """The model's inputs and outputs, where the gate lets it load."""
+    if any(found.severity == "refuse" for found in report.findings):
+        return {"inputs": None, "outputs": None}
+    model = Model(path=path)
+    try:
+        with model_gate.admit(model) as admitted:
+            predictor = load_predictor(model, admitted.path, Engine())
+    except ModelError as error:
+        return {"inputs": None, "outputs": None, "load_error": error.message}
+    return {
+        "inputs": [_field(field) for field in predictor.inputs],
+        "outputs": [_field(field) for field in predictor.outputs],
+    }
+
+
+def _field(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "shape": list(field.shape), "dtype": field.dtype}
+
+
+def _data(path: str) -> dict[str, Any]:
+    table = sources.open_table(Input(path=path))
+    sample = sampling.head(table, table.schema.names, _SAMPLE_ROWS)
+    columns = [_column(field, sample[field.name]) for field in table.schema]
+    key = next(_keys(columns, sample.num_rows), None)
+    return {
+        "format": table.files[0].format if table.files else None,
+        "files": len(table.files),
+        "bytes": sum(file.bytes for file in table.files),
+        "rows": table.rows,
+        "rows_sampled": sample.num_rows,
+        "columns": columns,
+        "likely_key": key,
+        "likely_features": _likely_features(columns, table.schema),
+    }
+
+
+def _likely_features(columns: list[dict[str, Any]], schema: pa.Schema) -> list[str]:
+    """The columns that hold vectors; where there are none, the scalar columns of floats."""
+    vectors = [column["name"] for column in columns if column["width"]]
+    return vectors or [field.name for field in schema if pa.types.is_floating(field.type)]
+
+
+def _column(field: pa.Field, values: pa.ChunkedArray) -> dict[str, Any]:
+    flat, width, nulls = values, None, values.null_count
+    while _is_list(flat.type):
+        width = (width or 1) * _usual_length(flat)
+        flat = pc.list_flatten(flat)
+        nulls += flat.null_count
+    is_number = pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)
+    ends = pc.min_max(flat).as_py() if is_number and len(flat) else {"min": None, "max": None}
+    return {
+        "name": field.name,
+        "type": str(field.type),
+        "width": width if is_number else None,
+        "nulls": nulls,
+        "min": _plain(ends["min"]),
+        "max": _plain(ends["max"]),
+        "distinct": _distinct(values),
+    }
+
+
+def _usual_length(lists: pa.ChunkedArray) -> int:
+    most = pc.mode(pc.list_value_length(lists))
+    return most[0]["mode"].as_py() if len(most) else 0
+
+
+def _is_list(dtype: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(dtype) for is_kind in kinds)
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON knows; NaN and infinities as words."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
+
+
+def _distinct(values: pa.ChunkedArray) -> int | None:
+    try:
+        return int(pc.count_distinct(values).as_py())
+    except pa.ArrowNotImplementedError:  # lists, structs, and what else cannot be a key
+        return None
+
+
+def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
+    """Columns that could name a row: without nulls or repetitions, the best name first."""
+    unique = [
+        column["name"]
+        for column in columns
+        if column["distinct"] == rows
+        and not column["nulls"]
+        and not column["type"].startswith(("float", "double", "halffloat"))
+    ]
+    yield from sorted(unique, key=lambda name: not _KEY_NAME.search(name))
+
+
+def _write_page(shown: Shown, html: str) -> None:
+    if shown.kind != "run":
+        msg = (
+            f"`--html` shows a finished run. Received: `{shown.path}`, which is {_article(shown)}. "
+            "Run it to its end first."
+        )
+        raise InputError(msg)
+    chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
+    try:
+        Path(html).write_text(run_page(shown.facts, chunks), encoding="utf-8")
+    except OSError as error:
+        msg = f"The page `{html}` cannot be written: {error.strerror}. Choose another file."
+        raise InputError(msg) from error
+
+
+def _article(shown: Shown) -> str:
+    return f"{'an' if shown.kind[0] in 'aeiou' else 'a'} {shown.kind}"

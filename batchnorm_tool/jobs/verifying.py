@@ -1,0 +1,165 @@
+"""Verify a finished run: read everything again, and compare it with what the manifest says."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.jobs.file_check import find_foreign_files, is_as_written, recorded_files
+from batchnorm_tool.jobs.findings import Findings
+from batchnorm_tool.jobs.key_check import check_keys
+from batchnorm_tool.jobs.statistics_check import check_statistics
+from batchnorm_tool.jobs.stored_run import StoredRun, damaged_if_unreadable, open_run
+from batchnorm_tool.jobs.vector_check import VectorCheck
+from batchnorm_tool.manifest import SUCCESS_PATH
+
+if TYPE_CHECKING:
+    from batchnorm_tool.jobs.stored_run import StoredPart
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A finished run that is what its manifest says.
+
+    Attributes:
+        path: Its output directory.
+        rows: Rows that are stored.
+        vectors: Vectors whose length was measured; null ones are left out.
+        parts: Its parts.
+        files: Files whose checksum was compared.
+        bytes: Their size.
+        keys: Whether keys were looked at.
+        seconds: Wall time.
+    """
+
+    path: str
+    rows: int
+    vectors: int
+    parts: int
+    files: int
+    bytes: int
+    keys: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return asdict(self)
+
+
+def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
+    """Read a finished run again, every byte of it, and compare it with its manifest.
+
+    Looked at are: the manifest's own checksum; presence, size and SHA-256 of every file; files that
+    do not belong there; rows of every part; that vectors are finite and of unit length under their
+    norm, and norms finite and not negative (what policy kept excepted, which is counted); that as
+    many rows are zero or null as were counted; that the norms are those that the statistics
+    describe; and that the statistics of the chunks come to those of the whole. Memory does not
+    depend on the number of rows.
+
+    Args:
+        path: The run's output directory, or the ``vectors`` directory in it.
+        keys: Also find null keys, and keys that several rows have. Takes 16 bytes for each row in
+            the system's directory for temporary files.
+
+    Returns:
+        What was looked at.
+
+    Raises:
+        InputError: No finished run lies there.
+        Damaged: Something is not as it was written; the message names files and rows.
+        WorkFailed: The result was replaced meanwhile, or there is no room for temporary files.
+
+    Example:
+        >>> from batchnorm_tool import verify
+        >>> verify("runs/digits").rows  # doctest: +SKIP
+        1797
+    """
+    started = time.perf_counter()
+    run = open_run(os.fspath(path))
+    findings = Findings()
+    vectors = _verify_parts(run, findings)
+    _verify_beside(run, findings)
+    if keys:
+        check_keys(run, findings)
+    if findings.count:
+        _refuse_if_replaced(run)
+    findings.raise_if_any(run.path)
+    files = recorded_files(run)
+    return Verification(
+        path=run.path,
+        rows=run.rows,
+        vectors=vectors,
+        parts=len(run.parts),
+        files=len(files),
+        bytes=sum(file.bytes for file in files),
+        keys=keys,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _verify_parts(run: StoredRun, findings: Findings) -> int:
+    """Look at all parts; returns the number of vectors whose length was measured."""
+    check = VectorCheck(run, findings)
+    quarantined = 0
+    is_whole = True
+    for part in run.parts:
+        whole = [is_as_written(run, file, findings) for file in part.files]
+        readable = all(whole)
+        try:
+            quarantined += _quarantined(run, part) if readable else 0
+            if readable:
+                check.look_at(part)
+        except Damaged as error:
+            findings.add(error.message)
+            readable = False
+        is_whole &= readable
+    if is_whole:  # otherwise the sums say nothing that is not said already
+        check.conclude()
+        _compare_sums(run, quarantined, findings)
+    return check.vectors
+
+
+def _quarantined(run: StoredRun, part: StoredPart) -> int:
+    """Rows of ``part`` that lie in quarantine."""
+    file = run.quarantine_of(part)
+    if file is None:
+        return 0
+    with damaged_if_unreadable(file.path):
+        return FORMATS["parquet"].inspect(str(run.locate(file))).rows
+
+
+def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:
+    rows = run.manifest.data["rows"]
+    stored = sum(part.rows for part in run.parts)
+    for what, found, expected in (
+        ("are stored", stored, rows["out"]),
+        ("lie in quarantine", quarantined, rows["quarantined"]),
+    ):
+        if found != expected:
+            findings.add(f"{found:,} rows {what}, and {expected:,} by the manifest.")
+
+
+def _verify_beside(run: StoredRun, findings: Findings) -> None:
+    """Look at all that is no part: statistics, and files that should not be there."""
+    in_parts = {file.path for part in run.parts for file in part.files}
+    for file in recorded_files(run):
+        if file.path not in in_parts:
+            is_as_written(run, file, findings)
+    check_statistics(run, findings)
+    find_foreign_files(run, findings)
+
+
+def _refuse_if_replaced(run: StoredRun) -> None:
+    """Another run may have put its result in this one's place while it was read."""
+    try:
+        success = (Path(run.path) / SUCCESS_PATH).read_text().strip()
+    except OSError:
+        success = ""
+    if success != run.manifest.checksum:
+        msg = f"`{run.path}` was replaced by another run while it was read. Verify it again."
+        raise WorkFailed(msg)

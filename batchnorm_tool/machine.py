@@ -1,0 +1,42 @@
+"""What this machine and installation add to the low bits of a result."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str | None]:
+    """Installed versions of the distributions ``names``, without importing any of them.
+
+    Returns:
+        A version for each name; ``None`` for one that is not installed.
+    """
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    """A short digest of the instruction set, by which numeric libraries choose their kernels."""
+    flags = _cpu_flags()
+    digest = hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12]
+    return f"{platform.machine()}-{digest}"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:  # not Linux
+        return {platform.processor()}
+    flags = (line for line in lines if line.startswith(("flags", "Features")))
+    return set(next(flags, "").partition(":")[2].split())

@@ -1,0 +1,238 @@
+"""What a stored model is, and what speaks against loading it, told without running anything in it.
+
+Nothing here imports TensorFlow or Keras.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from batchnorm_tool.canonical import sha256 as sha256_of_data
+from batchnorm_tool.errors import ModelError
+from batchnorm_tool.model_gate.architecture import (
+    canonical_architecture,
+    judge_architecture,
+    keras_2_module,
+    without_compile_settings,
+)
+from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
+from batchnorm_tool.model_gate.graph import graph_dangers
+
+Kind = Literal["keras", "h5", "saved_model"]
+
+_BLOCK_BYTES = 1 << 20
+_MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
+_MAX_TREE_FILES = 10_000
+_GRAPH = "saved_model.pb"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gate saw in a model file.
+
+    Attributes:
+        severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
+        what: What was found.
+        where: In which part of the file.
+        custom: The name of the custom class, if that is what was found.
+    """
+
+    severity: Literal["refuse", "warn"]
+    what: str
+    where: str
+    custom: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What a model file is, as far as can be told without running anything in it.
+
+    Attributes:
+        path: The path that was given.
+        kind: ``"keras"``, ``"h5"`` or ``"saved_model"``, by content.
+        sha256: SHA-256 of the file's bytes; of a directory: over its sorted paths and contents.
+        content: SHA-256 over architecture (without compile settings) and weights: the same model
+            saved twice has the same. Of a SavedModel: over its files without the fingerprint; an
+            export of the same model made anew has another, because TensorFlow numbers functions.
+        findings: Dangers first, then warnings.
+        classes: Names of the custom classes and functions that the model needs.
+    """
+
+    path: str
+    kind: Kind
+    sha256: str
+    content: str
+    findings: tuple[Finding, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def dangers(self) -> tuple[Finding, ...]:
+        """The findings for which the gate stays shut, unless the job trusts them."""
+        return tuple(finding for finding in self.findings if finding.severity == "refuse")
+
+
+def examine(path: str, shown: str | None = None) -> ModelReport:
+    """Examine a model file or SavedModel directory without running anything in it.
+
+    Args:
+        path: A ``.keras`` file, an ``.h5`` file or a SavedModel directory; the content counts, not
+            the suffix.
+        shown: How messages and the report call it; default: its path.
+
+    Returns:
+        What it is, and what speaks against loading it. A report is no permission: see
+        `batchnorm_tool.model_gate.admit`.
+
+    Raises:
+        ModelError: It cannot be read as a model at all.
+    """
+    shown = shown or path
+    kind = model_kind(path, shown)
+    try:
+        if kind == "saved_model":
+            return _examine_saved_model(path, shown)
+        stored = read_keras_archive(path, shown) if kind == "keras" else read_hdf5(path, shown)
+        digest = _file_sha256(Path(path))
+    except OSError as error:
+        raise ModelError(_unreadable(shown, error)) from error
+    return _keras_report(ModelReport(shown, kind, digest, "", (), ()), stored)
+
+
+def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
+    """The report completed by what is stored."""
+    config = without_compile_settings(stored.config)
+    module = keras_2_module(config)
+    if module is not None:
+        raise ModelError(
+            f"{report.path}: written by Keras 2 (it names {module}, which Keras 3 does not have). "
+            "Load it with the package tf_keras, and save it as .h5 or as a SavedModel."
+        )
+    findings = [Finding("refuse", what, where) for what, where in stored.dangers]
+    for concern in judge_architecture(config, stored.weights_bytes):
+        severity: Literal["refuse", "warn"] = "refuse" if concern.refuse else "warn"
+        findings.append(Finding(severity, concern.what, concern.where, concern.custom))
+    content = {"architecture": repr(_plain(canonical_architecture(config)))}
+    return replace(
+        report,
+        content=sha256_of_data({**content, "weights": stored.weights_sha256}),
+        findings=_sorted(findings),
+        classes=tuple(sorted({item.custom for item in findings if item.custom is not None})),
+    )
+
+
+def _plain(data: object) -> object:
+    """Data of which the ``repr`` is the same whatever the order of its keys."""
+    if isinstance(data, dict):
+        return sorted((key, _plain(value)) for key, value in data.items())
+    return [_plain(value) for value in data] if isinstance(data, list) else data
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Each finding once, the dangers first, otherwise in the order of the file."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
+
+
+def _examine_saved_model(path: str, shown: str) -> ModelReport:
+    files = model_files(path, shown)
+    graph = Path(path, _GRAPH)
+    for name in ("saved_model.pbtxt", "saved_model.cpb"):
+        if name in files:
+            raise ModelError(
+                f"{shown}: holds {name}, a form of graph that is not supported. Save the model "
+                f"again as a binary {_GRAPH}."
+            )
+    if graph.stat().st_size > _MAX_GRAPH_BYTES:
+        raise ModelError(f"{shown}: its {_GRAPH} is larger than 2 GiB. Use another file.")
+    try:
+        dangers = graph_dangers(graph.read_bytes())
+    except ValueError as error:
+        raise ModelError(
+            f"{shown}: its {_GRAPH} is damaged: {error}. Copy or export the model again."
+        ) from error
+    hashes = {name: _file_sha256(Path(path, name)) for name in files}
+    lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
+    findings = [Finding("refuse", what, f"{where} of {_GRAPH}") for what, where in dangers]
+    return ModelReport(
+        *(shown, "saved_model", sha256_of_data(hashes), sha256_of_data(lasting)),
+        findings=_sorted(findings),
+        classes=(),
+    )
+
+
+def model_files(path: str, shown: str) -> list[str]:
+    """Relative paths of the files in a directory, sorted."""
+    files: list[str] = []
+    for folder, _, names in os.walk(path):
+        files += [Path(folder, name).relative_to(path).as_posix() for name in names]
+        if len(files) > _MAX_TREE_FILES:
+            raise ModelError(f"{shown}: holds more than {_MAX_TREE_FILES:,} files. Is it a model?")
+    return sorted(files)
+
+
+def model_kind(path: str, shown: str) -> Kind:
+    """What a path is, by its content."""
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _directory_kind(path, shown)
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"{shown}: neither a file nor a directory. Give a stored model.")
+        with Path(path).open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelError(_unreadable(shown, error)) from error
+    if head.startswith(b"PK\x03\x04"):
+        return "keras"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "h5"
+    raise ModelError(f"{shown}: {_unknown_words(head)}")
+
+
+def _directory_kind(path: str, shown: str) -> Kind:
+    if Path(path, _GRAPH).is_file():
+        return "saved_model"
+    if Path(path, "config.json").is_file():
+        raise ModelError(
+            f"{shown}: an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
+        )
+    names = sorted(item.name for item in Path(path).iterdir())
+    raise ModelError(
+        f"{shown}: a directory without {_GRAPH}. Expected a SavedModel, as model.export() writes "
+        f"it. Received: {', '.join(names[:5]) or 'an empty directory'}."
+    )
+
+
+def _unknown_words(head: bytes) -> str:
+    if not head:
+        return "an empty file. Copy the model again from where it comes from."
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the model itself. Fetch the model with `git lfs pull`, and "
+            "try again."
+        )
+    return (
+        f"no Keras model. Expected a .keras archive, an .h5 file or a SavedModel directory. "
+        f"Received: a file that begins with {head[:8]!r}. Save the model with "
+        "model.save('model.keras')."
+    )
+
+
+def _unreadable(shown: str, error: OSError) -> str:
+    return (
+        f"{shown}: the model cannot be read ({error.strerror or error}). Check `model.path` and "
+        "the file's permissions."
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,461 @@
+"""Row norms and unit vectors, right over the whole range of float16, float32 and float64.
+
+A norm is accumulated in float64 by `numpy.linalg.norm`, a component is divided in float64, and the
+quotient is rounded once. The squares of float32 and narrower numbers never leave float64's range.
+Rows of float64 whose squares do are first scaled by a power of two, as LAPACK's ``nrm2`` does; an
+``lp`` norm is always taken of the row divided by its largest component.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from batchnorm_tool.errors import BadRows, InputError, JobError
+
+Float64s: TypeAlias = npt.NDArray[np.float64]
+Anything: TypeAlias = npt.NDArray[Any]
+Policy: TypeAlias = Literal["keep", "nan", "raise"]
+
+NORM_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "none",
+        "l1": "l1",
+        "l2": "l2",
+        "cosine": "l2",
+        "euclidean": "l2",
+        "max": "max",
+        "linf": "max",
+        "lp": "lp",
+    }
+)
+"""Every accepted spelling of a norm, with the name that it goes by."""
+
+_ORDERS = {"l1": 1.0, "l2": 2.0, "max": math.inf}
+_POLICIES = ("keep", "nan", "raise")
+_SMALLEST_NORMAL = float(np.finfo(np.float64).smallest_normal)
+# Squares that add up to at least 2**-960 lose nothing to underflow: float64's smallest number is
+# 2**-1074, which leaves 114 bits between them for rounding (53) and for the number of components.
+_SAFE_L2 = 2.0**-480
+# 8 MiB of float64, so that `normalize` needs little memory beyond its input and its result.
+_BLOCK_VALUES = 1 << 20
+# bfloat16 keeps 7 bits after the point; 10 leave room for a rounding and a sticky bit.
+_BFLOAT16_DROPPED_BITS = np.uint64(52 - 10)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A named row norm; `parse` is the forgiving way to make one.
+
+    Args:
+        name: ``"none"``, ``"l1"``, ``"l2"``, ``"max"`` or ``"lp"``.
+        p: The order of an ``"lp"`` norm, 1 or more; None for every other name.
+
+    Raises:
+        JobError: An unknown name, or a ``p`` that is missing, out of range or out of place.
+
+    Example:
+        >>> Norm("lp", 3.0).label
+        'lp:3'
+    """
+
+    name: str
+    p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no norm."""
+        if self.name not in NORM_NAMES.values():
+            raise JobError(_unknown_norm(self.name))
+        if self.name == "lp":
+            _check_order(self.p)
+        elif self.p is not None:
+            message = (
+                f"`p` belongs to the norm 'lp' alone. Received: p={self.p!r} with norm "
+                f"{self.name!r}. Remove `p`, or choose the norm 'lp'."
+            )
+            raise JobError(message)
+
+    @classmethod
+    def parse(cls, text: str, p: float | None = None) -> Norm:
+        """Make a norm of what a person wrote.
+
+        Args:
+            text: A key of `NORM_NAMES` in any case, or ``"lp:3"`` for p = 3.
+            p: The order, where ``text`` is plain ``"lp"``. ``lp`` stays ``lp`` for p = 1, 2 or inf.
+
+        Returns:
+            The norm under its canonical name.
+
+        Raises:
+            JobError: An unknown name, or a ``p`` that is missing, out of range or out of place.
+
+        Example:
+            >>> Norm.parse("cosine")
+            Norm(name='l2', p=None)
+            >>> Norm.parse("lp:2.5") == Norm.parse("lp", p=2.5)
+            True
+        """
+        if not isinstance(text, str):
+            raise JobError(_unknown_norm(text))
+        name, colon, order = text.strip().lower().partition(":")
+        if colon:
+            p = _written_order(text, order, p)
+        if name not in NORM_NAMES:
+            raise JobError(_unknown_norm(text))
+        return cls(NORM_NAMES[name], p if p is None else _as_float(p))
+
+    @property
+    def label(self) -> str:
+        """The name in statistics, such as ``l2`` or ``lp:3``; `parse` reads it back."""
+        return self.name if self.p is None else f"lp:{repr(self.p).removesuffix('.0')}"
+
+    @property
+    def order(self) -> float:
+        """The ``p`` in (sum of abs(x)**p)**(1/p): 1 for l1, 2 for l2, inf for max.
+
+        Raises:
+            JobError: The norm is ``"none"``, which has no order.
+        """
+        if self.name == "none":
+            message = "The norm 'none' has no order. Expected: l1, l2, max or lp."
+            raise JobError(message)
+        return _ORDERS[self.name] if self.p is None else self.p
+
+
+def _unknown_norm(received: object) -> str:
+    near = difflib.get_close_matches(str(received).lower(), NORM_NAMES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"Unknown norm. Expected: one of {', '.join(NORM_NAMES)}, or 'lp:P' with a number P of 1 "
+        f"or more. Received: {received!r}.{hint}"
+    )
+
+
+def _check_order(p: float | None) -> None:
+    if p is None:
+        message = "The norm 'lp' needs its order. Expected: `p: 3`, or 'lp:3'. Received: no `p`."
+        raise JobError(message)
+    if not p >= 1:  # also refuses NaN
+        message = f"`p` must be a number of 1 or more (below 1 there is no norm). Received: {p!r}."
+        raise JobError(message)
+
+
+def _as_float(p: object) -> float:
+    try:
+        return float(p)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        message = f"`p` must be a number of 1 or more. Received: {p!r}."
+        raise JobError(message) from error
+
+
+def _written_order(text: str, order: str, p: float | None) -> float:
+    written = _as_float(order)
+    if p is not None and _as_float(p) != written:
+        message = (
+            f"The norm's order is given twice, and differs. Received: norm {text!r} with p={p!r}. "
+            f"Remove one of them."
+        )
+        raise JobError(message)
+    return written
+
+
+L1 = Norm("l1")
+L2 = Norm("l2")
+MAX = Norm("max")
+
+
+def _numeric_array(x: npt.ArrayLike) -> Anything:
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        message = f"The values are no array: {error}. Expected: vectors of equal length."
+        raise InputError(message) from error
+    narrow_float = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
+    if narrow_float or array.dtype.kind in "iub" or array.dtype.name == "bfloat16":
+        return array
+    message = (
+        "Norms are defined here for real numbers of at most 64 bits. Expected: float16, bfloat16, "
+        f"float32, float64, integers or bool. Received: dtype {array.dtype}. Convert it first."
+    )
+    raise InputError(message)
+
+
+def widen(x: npt.ArrayLike) -> Float64s:
+    """Copy real numbers into a C-ordered float64 array.
+
+    C order matters: NumPy adds up a Fortran-ordered array in another order, with other low bits.
+
+    Args:
+        x: float16, bfloat16, float32, float64, integers or bool, of any shape and byte order.
+
+    Returns:
+        float64 of the same shape. Exact, except for integers beyond 2**53, which are rounded.
+
+    Raises:
+        InputError: Any other dtype (complex, object, strings, wider floats), or ragged lists.
+
+    Example:
+        >>> widen([[3, 4]])
+        array([[3., 4.]])
+    """
+    array = _numeric_array(x)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN like any other
+        return np.array(array, dtype=np.float64, order="C", copy=True)
+
+
+def row_norms(x64: Float64s, norm: Norm) -> Float64s:
+    """Measure the length of every row, in float64.
+
+    A row's result depends on that row alone, to the last bit, however rows are split.
+
+    Args:
+        x64: float64[n, d], C order, as `widen` makes it.
+        norm: Which norm; ``none`` gives ones.
+
+    Returns:
+        float64[n, 1]: NaN for a row with NaN, else inf for a row with inf. A finite row has inf
+        only where its true norm is beyond float64's maximum, and 0 only where it is all zeros.
+
+    Example:
+        >>> row_norms(widen([[3, 4], [0, 0]]), Norm("l2"))
+        array([[5.],
+               [0.]])
+    """
+    if norm.name == "none":
+        return np.ones((len(x64), 1))
+    if not x64.size:  # numpy.linalg.norm knows no maximum of nothing
+        return np.zeros((len(x64), 1))
+    with np.errstate(all="ignore"):
+        if norm.name == "lp":
+            return _lp_norms(x64, norm.order)
+        norms: Float64s = np.linalg.norm(x64, norm.order, axis=1, keepdims=True)
+        unsure = ~((norms >= _SAFE_L2) & (norms < math.inf))
+        if norm.name == "l2" and unsure.any():
+            rows, scaled, exponents = _scaled_rows(x64, np.flatnonzero(unsure))
+            norms[rows] = np.ldexp(np.linalg.norm(scaled, axis=1, keepdims=True), exponents)
+    return norms
+
+
+def _lp_norms(x64: Float64s, p: float) -> Float64s:
+    """Measure rows divided by their peaks: then no power overflows and the largest cannot vanish.
+
+    It also keeps the root exact: a sum far from 1 would multiply the rounding error of ``1 / p``
+    by its logarithm (up to 90 ulp for values of 1e38).
+    """
+    sizes = np.abs(x64)
+    peaks = sizes.max(axis=1, keepdims=True)
+    peaks[(peaks == 0) | ~np.isfinite(peaks)] = 1
+    sizes /= peaks
+    lengths: Float64s = peaks * np.linalg.norm(sizes, p, axis=1, keepdims=True)
+    return lengths
+
+
+def _scaled_rows(
+    x64: Float64s, rows: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], Float64s, npt.NDArray[np.int32]]:
+    """Pick the finite, non-zero ``rows``, times powers of two that bring their peaks near 1."""
+    peaks = np.abs(x64[rows]).max(axis=1, keepdims=True)
+    worth = np.flatnonzero((peaks > 0) & (peaks < math.inf))
+    exponents = np.frexp(peaks[worth])[1]
+    return rows[worth], np.ldexp(x64[rows[worth]], -exponents), exponents
+
+
+def unit_vectors(x64: Float64s, norms: Float64s, norm: Norm, dtype: npt.DTypeLike) -> Anything:
+    """Divide every row by its norm, in float64, and round once.
+
+    Args:
+        x64: float64[n, d], C order, as `widen` makes it.
+        norms: float64[n, 1], what `row_norms` says of ``x64`` and ``norm``.
+        norm: Which norm; ``none`` leaves the rows as they are.
+        dtype: The dtype of the result: float16, bfloat16, float32 or float64.
+
+    Returns:
+        ``dtype[n, d]``. Rows of zeros stay zeros. A finite row has length 1, also where its norm
+        is subnormal or overflowed. Rows with NaN or inf hold what IEEE division gives.
+
+    Example:
+        >>> x64 = widen([[3, 4]])
+        >>> unit_vectors(x64, row_norms(x64, Norm("l2")), Norm("l2"), "float32")
+        array([[0.6, 0.8]], dtype=float32)
+    """
+    with np.errstate(all="ignore"):
+        if norm.name == "none":
+            return _round_once(x64, np.dtype(dtype))
+        quotients = x64 / np.where(norms == 0, 1.0, norms)
+        coarse = ((norms > 0) & (norms < _SMALLEST_NORMAL)) | np.isinf(norms)
+        if coarse.any():
+            rows, scaled, _ = _scaled_rows(x64, np.flatnonzero(coarse))
+            quotients[rows] = scaled / row_norms(scaled, norm)
+        return _round_once(quotients, np.dtype(dtype))
+
+
+def _round_once(x64: Float64s, dtype: np.dtype[Any]) -> Anything:
+    if dtype.name == "bfloat16":
+        # ml_dtypes goes through float32, which rounds twice. Rounding to odd (here: or-ing what is
+        # cut off into the last bit that is kept) makes the later roundings come out as one.
+        bits = x64.view(np.uint64)
+        kept = (bits >> _BFLOAT16_DROPPED_BITS) << _BFLOAT16_DROPPED_BITS
+        sticky = (bits != kept).astype(np.uint64) << _BFLOAT16_DROPPED_BITS
+        x64 = (kept | sticky).view(np.float64)
+    return x64.astype(dtype)
+
+
+@overload
+def normalize(
+    x: npt.ArrayLike,
+    norm: str | Norm = "l2",
+    *,
+    axis: int | tuple[int, ...] = -1,
+    p: float | None = None,
+    zero: Policy = "keep",
+    nonfinite: Policy = "keep",
+    return_norm: Literal[False] = False,
+) -> Anything: ...
+@overload
+def normalize(
+    x: npt.ArrayLike,
+    norm: str | Norm = "l2",
+    *,
+    axis: int | tuple[int, ...] = -1,
+    p: float | None = None,
+    zero: Policy = "keep",
+    nonfinite: Policy = "keep",
+    return_norm: Literal[True],
+) -> tuple[Anything, Float64s]: ...
+def normalize(  # noqa: PLR0913  (the field's words for one array function, as in scikit-learn)
+    x: npt.ArrayLike,
+    norm: str | Norm = "l2",
+    *,
+    axis: int | tuple[int, ...] = -1,
+    p: float | None = None,
+    zero: Policy = "keep",
+    nonfinite: Policy = "keep",
+    return_norm: bool = False,
+) -> Anything | tuple[Anything, Float64s]:
+    """Scale the vectors of an array to length 1.
+
+    Args:
+        x: Real numbers of any rank and memory order, empty arrays too.
+        norm: ``"l2"`` (or cosine, euclidean), ``"l1"``, ``"max"`` (or linf), ``"lp"`` with ``p``,
+            ``"lp:3"``, or ``"none"``.
+        axis: The axis, or axes, along which a vector lies.
+        p: The order of an ``"lp"`` norm, 1 or more.
+        zero: What becomes of a vector of zeros: ``"keep"`` it, ``"nan"``, or ``"raise"``.
+        nonfinite: What becomes of a vector with NaN or inf: ``"keep"`` what IEEE division gives,
+            make all of it ``"nan"``, or ``"raise"``.
+        return_norm: Also return the norms.
+
+    Returns:
+        An array of the shape and dtype of ``x`` (integers and bool become float64), in C order.
+        With ``return_norm``, a pair of it and the norms: float64, of the shape of ``x`` without
+        ``axis``. The norm of a finite vector is inf where it is beyond float64's maximum; the
+        vector is right all the same, but cannot be scaled back.
+
+    Raises:
+        BadRows: A vector that ``zero`` or ``nonfinite`` says to raise for.
+        InputError: ``x`` does not hold real numbers of at most 64 bits.
+        JobError: An unknown norm or policy, or an axis that ``x`` does not have.
+
+    Example:
+        >>> normalize([[3.0, 4.0], [0.0, 0.0]])
+        array([[0.6, 0.8],
+               [0. , 0. ]])
+        >>> vectors, norms = normalize([[1, 3], [2, 2]], "l1", axis=0, return_norm=True)
+        >>> norms
+        array([3., 5.])
+    """
+    array = _numeric_array(x)
+    chosen = _chosen_norm(norm, p)
+    axes = _checked_axes(axis, array.ndim)
+    ends = tuple(range(-len(axes), 0))
+    moved = np.moveaxis(array, axes, ends)
+    lead = moved.shape[: array.ndim - len(axes)]
+    rows = moved.reshape(math.prod(lead), math.prod(moved.shape[len(lead) :]))
+    fate = _Fate(_checked_policy("zero", zero), _checked_policy("nonfinite", nonfinite), lead)
+    vectors, norms = _normalize_rows(rows, chosen, fate)
+    result = np.asarray(np.moveaxis(vectors.reshape(moved.shape), ends, axes), order="C")
+    return (result, norms.reshape(lead)) if return_norm else result
+
+
+def _chosen_norm(norm: str | Norm, p: float | None) -> Norm:
+    if isinstance(norm, Norm):
+        return norm if p is None else Norm.parse(norm.label, p)
+    return Norm.parse(norm, p)
+
+
+def _checked_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Return the axes counted from 0, in order, so that theirs changes no bit of a sum."""
+    try:
+        given = [operator.index(a) for a in (axis if isinstance(axis, tuple) else (axis,))]
+    except TypeError as error:
+        message = f"`axis` must be an integer or a tuple of integers. Received: {axis!r}."
+        raise JobError(message) from error
+    axes = {a % ndim for a in given if -ndim <= a < ndim}
+    if len(axes) != len(given):
+        message = (
+            f"`axis` must name different axes between {-ndim} and {ndim - 1} of an array with "
+            f"{ndim} axes. Received: {axis!r}."
+        )
+        raise JobError(message)
+    return tuple(sorted(axes))
+
+
+def _checked_policy(name: str, policy: str) -> str:
+    if policy not in _POLICIES:
+        message = f"`{name}` must be one of {', '.join(_POLICIES)}. Received: {policy!r}."
+        raise JobError(message)
+    return policy
+
+
+def _normalize_rows(rows: Anything, norm: Norm, fate: _Fate) -> tuple[Anything, Float64s]:
+    dtype = rows.dtype if rows.dtype.kind not in "iub" else np.dtype(np.float64)
+    vectors = np.empty(rows.shape, dtype)
+    norms = np.empty((len(rows), 1))
+    step = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        x64 = widen(rows[block])
+        norms[block] = row_norms(x64, norm)
+        vectors[block] = unit_vectors(x64, norms[block], norm, dtype)
+        fate.befall(x64, vectors[block], start)
+    return vectors, norms
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """What becomes of the bad vectors of an array whose shape, without their axis, is ``lead``."""
+
+    zero: str
+    nonfinite: str
+    lead: tuple[int, ...]
+
+    def befall(self, x64: Float64s, vectors: Anything, start: int) -> None:
+        """Judge the rows from number ``start`` on, and change ``vectors`` where that is asked."""
+        if self.zero == self.nonfinite == "keep":
+            return
+        peaks = row_norms(x64, MAX)[:, 0]
+        for name, policy, bad, words in (
+            ("zero", self.zero, peaks == 0, "is zero"),
+            ("nonfinite", self.nonfinite, ~np.isfinite(peaks), "holds NaN or inf"),
+        ):
+            if policy == "raise" and bad.any():
+                self._give_up(start + int(bad.argmax()), name, words)
+            if policy == "nan":
+                vectors[bad] = np.nan
+
+    def _give_up(self, row: int, name: str, words: str) -> None:
+        index = tuple(int(i) for i in np.unravel_index(row, self.lead)) if self.lead else ()
+        message = (
+            f"The vector at index {index} {words}. Expected: none such, because {name}='raise'. "
+            f"Received: an array of vectors of shape {self.lead}. "
+            f"Mend it, or choose {name}='keep' or 'nan'."
+        )
+        raise BadRows(message)

@@ -1,0 +1,157 @@
+"""The only place where read, predict, normalize, measure and write meet.
+
+::
+
+    slices -> Chunk -> Predictor -> normalize -> VectorStats -> Sink -> PartRecord
+
+`Worker.process_part` does one part from its rows to its commit record. It knows nothing of engines:
+whoever calls it, in whatever order, leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool import layout, sources
+from batchnorm_tool.chunk import Chunk
+from batchnorm_tool.errors import Interrupted
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
+from batchnorm_tool.part_writer import PartWriter
+from batchnorm_tool.policies import Policies
+from batchnorm_tool.scored import score_chunk
+from batchnorm_tool.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from batchnorm_tool.plan import Part, Plan
+    from batchnorm_tool.predictor import Predictor
+    from batchnorm_tool.storage import Storage
+
+
+class Worker:
+    """Turns part numbers into committed parts; threads may share one.
+
+    Args:
+        plan: The run's plan.
+        storage: The run's output.
+        predictor: The loaded model, its batch size fixed to the plan's.
+    """
+
+    def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:
+        self.plan = plan
+        self.storage = storage
+        self.predictor = predictor
+        self.layouts = layout.output_layouts(plan.job, plan.resolved.outputs)
+        self.policies = Policies.of(plan.job)
+        self._bits = plan.identity.bits_id
+        self._reader = FeatureReader(
+            plan.resolved.features,
+            plan.resolved.inputs,
+            plan.job.input,
+            judge_nonfinite=plan.job.model is not None,
+        )
+
+    def process_part(
+        self,
+        number: int,
+        advance: Callable[[int], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> PartRecord:
+        """Score one part and commit it, or a record of why it cannot be.
+
+        Args:
+            number: Number of the part.
+            advance: Told the number of rows of each finished chunk.
+            stopped: Asked between chunks whether to give up; the part is then dropped.
+
+        Returns:
+            The record, as it was committed.
+
+        Raises:
+            Interrupted: ``stopped`` said so.
+            WorkFailed: Reading, predicting or writing failed.
+        """
+        part = self.plan.part(number)
+        tally = Tally(part, self.plan.files, self.policies, self._keys)
+        with PartWriter(self.plan, self.storage, part, self.layouts) as writer:
+            for chunk in self._chunks(part):
+                if stopped():
+                    msg = "Stopped between two chunks; running it again resumes."
+                    raise Interrupted(msg)
+                self._process_chunk(chunk, tally, writer)
+                advance(chunk.rows)
+            files = () if tally.counts.failed else writer.commit()
+        record = tally.record(self._bits, files)
+        path = refusal_path if tally.counts.failed else record_path
+        self.storage.put(path(number), record.to_json())
+        return record
+
+    def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
+        dtype = np.dtype(self.plan.job.output.dtype)
+        scored = score_chunk(chunk, self.predictor, self.layouts, dtype)
+        actions = self.policies.judge(scored.faults)
+        tally.add(scored, actions)
+        if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
+            writer.write(scored, actions)
+
+    def _chunks(self, part: Part) -> Iterator[Chunk]:
+        """The part's rows in chunks on a grid that starts at its first row."""
+        row = part.first_row
+        for table in _regrouped(self._batches(part), self.plan.resolved.chunk_rows):
+            arrays, faults = self._reader.read(table)
+            yield Chunk(row, self._carry(table, row), arrays, faults)
+            row += table.num_rows
+
+    def _batches(self, part: Part) -> Iterator[pa.RecordBatch]:
+        for piece in part.slices:
+            file = self.plan.files[piece.file]
+            yield from sources.read_rows(
+                file, self._columns, piece.start, piece.stop, self.plan.resolved.chunk_rows
+            )
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """What is read: carried columns and features, each once."""
+        feeding = [name for columns in self.plan.resolved.features.values() for name in columns]
+        carried = [name for name in self.plan.resolved.carried.names if self._is_stored(name)]
+        return tuple(dict.fromkeys([*carried, *feeding]))
+
+    @cached_property
+    def _keys(self) -> int:
+        return len(layout.key_columns(self.plan.job.input))
+
+    def _is_stored(self, column: str) -> bool:
+        return self._keys > 0 or column != layout.ROW_COLUMN
+
+    def _carry(self, table: pa.Table, first_row: int) -> pa.Table:
+        """Key and passed-through columns of ``table``; the row number where there is no key."""
+        columns = [
+            table[name]
+            if self._is_stored(name)
+            else pa.array(np.arange(first_row, first_row + table.num_rows))
+            for name in self.plan.resolved.carried.names
+        ]
+        return pa.table(columns, schema=self.plan.resolved.carried)
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows`` rows each, the last one shorter."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    for arrived in batches:
+        batch = arrived
+        while held + batch.num_rows >= rows:
+            yield pa.Table.from_batches([*pending, batch.slice(0, rows - held)])
+            batch = batch.slice(rows - held)
+            pending, held = [], 0
+        if batch.num_rows:
+            pending.append(batch)
+            held += batch.num_rows
+    if pending:
+        yield pa.Table.from_batches(pending)

@@ -1,0 +1,201 @@
+"""A loaded model over a fixed grid of batches.
+
+TensorFlow's output bits depend on the shape of a batch, and on nothing else about it: not on where
+in it a row stands, nor on the other rows. So every call of the model has the same number of rows,
+the last one padded by repeating its last real row, and a row gets the same bits in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import numpy as np
+
+from batchnorm_tool.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
+
+Device = Literal["cpu", "gpu"]
+Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+_NARROW_FLOATS = frozenset({"bfloat16", "float16"})
+
+
+class LoadedModel(Protocol):
+    """A model in memory that can be compiled for a batch size."""
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The arrays that it takes."""
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The chosen outputs, as the model gives them."""
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """The batch size that is built into the model, if one is."""
+
+    def compile(self, batch_size: int) -> Step:
+        """A function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
+
+        It is called from several threads at once.
+        """
+
+
+@dataclass(frozen=True)
+class ModelPredictor:
+    """A loaded model over a fixed grid of batches.
+
+    Attributes:
+        model: The model.
+        device: Where it computes.
+        threads: Threads within one operation.
+        batch_size: Rows in one call; ``None`` before it is fixed.
+        step: The model compiled for that batch size.
+    """
+
+    model: LoadedModel
+    device: Device
+    threads: int
+    batch_size: int | None = None
+    step: Step | None = None
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The arrays that the model takes."""
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The arrays that `predict` gives."""
+        return tuple(
+            replace(
+                field,
+                shape=field.shape or (1,),
+                dtype="float32" if field.dtype in _NARROW_FLOATS else field.dtype,
+            )
+            for field in self.model.outputs
+        )
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """The same model, compiled for a batch size."""
+        own = self.model.own_batch_size
+        if own not in (None, batch_size):
+            raise ModelError(
+                f"The model takes exactly {own} rows in one call. Received: `model.batch_size` = "
+                f"{batch_size}. Set it to {own} or to auto."
+            )
+        return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Predict any number of rows, batch by batch."""
+        if self.step is None or self.batch_size is None:
+            raise ModelError("The batch size is not fixed yet. Call with_batch_size() first.")
+        arrays = [_checked(features, field) for field in self.inputs]
+        rows = _rows(arrays)
+        results: list[np.ndarray] = []
+        for start in range(0, rows, self.batch_size):
+            stop = min(start + self.batch_size, rows)
+            batch = self.step([_padded(array[start:stop], self.batch_size) for array in arrays])
+            results = results or [np.empty((rows, *got.shape[1:]), got.dtype) for got in batch]
+            for result, got in zip(results, batch, strict=True):
+                result[start:stop] = got[: stop - start]
+        results = results or [_no_rows(field) for field in self.outputs]
+        return {
+            field.name: _widened(result)
+            for field, result in zip(self.outputs, results, strict=True)
+        }
+
+
+def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
+    """The places of the chosen outputs among all outputs.
+
+    Args:
+        names: Of all outputs of the model.
+        chosen: Names from the job, or ``None`` for the only output.
+
+    Raises:
+        ModelError: There is no such output, or there are several and none is chosen.
+
+    Example:
+        >>> choose_outputs(["user", "item"], ["item"])
+        [1]
+    """
+    listed = ", ".join(names)
+    if chosen is None and len(names) > 1:
+        raise ModelError(
+            f"The model has {len(names)} outputs: {listed}. Choose with `model.outputs`, for "
+            f"example [{names[0]}]."
+        )
+    for name in chosen or ():
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ModelError(f"The model has no output `{name}`. Received: {listed}.{hint}")
+    return [names.index(name) for name in chosen] if chosen is not None else [0]
+
+
+def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
+    """The array of an input in the model's dtype, C-ordered, once its shape is known to fit."""
+    array = features.get(field.name)
+    if array is None:
+        raise InputError(
+            f"The model's input `{field.name}` is missing. Received: "
+            f"{', '.join(features) or 'nothing'}."
+        )
+    if not _fits(array.shape[1:], field.shape):
+        raise InputError(
+            f"The model's input `{field.name}` has the shape {('rows', *field.shape)}. Received: "
+            f"an array of {array.shape}."
+        )
+    if field.dtype == "string":
+        return array
+    return np.ascontiguousarray(array, dtype=numpy_dtype(field.dtype))
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        expected in (None, length) for expected, length in zip(wanted, shape, strict=True)
+    )
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of a name, ``"bfloat16"`` included.
+
+    Example:
+        >>> numpy_dtype("bfloat16").itemsize
+        2
+    """
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(object if name == "string" else name)
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> int:
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1:
+        raise InputError(f"The model's inputs differ in rows: {sorted(counts)}.")
+    return counts.pop()
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _no_rows(field: Field) -> np.ndarray:
+    return np.empty((0, *(length or 0 for length in field.shape)), numpy_dtype(field.dtype))
+
+
+def _widened(result: np.ndarray) -> np.ndarray:
+    """float16 and bfloat16 as float32, one number for a row as a vector of one."""
+    if result.dtype.name in _NARROW_FLOATS:
+        result = result.astype(np.float32)
+    return result[:, np.newaxis] if result.ndim == 1 else result

@@ -1,0 +1,134 @@
+"""How TensorFlow is started: quietly, on the right device, with a fixed number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+from batchnorm_tool.errors import JobError
+
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_CHATTER = re.compile(
+    rb"^(WARNING: All log messages before|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )"
+)
+
+
+@dataclass(frozen=True)
+class TensorFlowSetup:
+    """TensorFlow as it runs in this process.
+
+    Attributes:
+        device: Where models compute.
+        threads: Threads within one operation.
+    """
+
+    device: Literal["cpu", "gpu"]
+    threads: int
+
+
+def start_tensorflow(devices: str | list[int], threads: int) -> TensorFlowSetup:
+    """Import TensorFlow and set it up, as far as it is not running already.
+
+    Args:
+        devices: ``"auto"``, ``"cpu"``, ``"gpu"``, or the numbers of GPUs, of which the first
+            computes.
+        threads: Threads within one operation.
+
+    Returns:
+        What is in force; other than asked for if TensorFlow ran before (a warning says so).
+
+    Raises:
+        JobError: A GPU is asked for, and there is none.
+    """
+    tf = import_tensorflow()
+    gpus = [] if devices == "cpu" else _gpus(tf, devices)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count() or 1)
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, enable=True)
+        if gpus:
+            tf.config.experimental.enable_op_determinism()
+    except RuntimeError:
+        setup = running_tensorflow()
+        warnings.warn(
+            "TensorFlow was in use before this run, so that `engine.devices` and `engine.threads` "
+            f"cannot be set any more: it computes on the {setup.device} with {setup.threads} "
+            "thread(s) in an operation. Start the run first, or in a process of its own.",
+            stacklevel=2,
+        )
+        return setup
+    return TensorFlowSetup("gpu" if gpus else "cpu", threads)
+
+
+def running_tensorflow() -> TensorFlowSetup:
+    """TensorFlow as it is set up at the moment."""
+    tf = import_tensorflow()
+    gpus = tf.config.get_visible_devices("GPU")
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return TensorFlowSetup("gpu" if gpus else "cpu", threads or os.cpu_count() or 1)
+
+
+def import_tensorflow() -> Any:
+    """The ``tensorflow`` module, imported without its log chatter unless that was asked for."""
+    if "tensorflow" not in sys.modules and _LOG_LEVEL not in os.environ:
+        os.environ[_LOG_LEVEL] = "3"
+        with _without_chatter():
+            import tensorflow as tf
+    import tensorflow as tf
+
+    return tf
+
+
+def _gpus(tf: Any, devices: str | list[int]) -> list[Any]:
+    found = list(tf.config.list_physical_devices("GPU"))
+    wanted = range(len(found)) if isinstance(devices, str) else devices
+    if devices == "gpu" and not found:
+        raise JobError(
+            "`engine.devices` is gpu, but TensorFlow sees no GPU on this machine. Install "
+            "tensorflow[and-cuda] and check `nvidia-smi`, or set `engine.devices` to auto or cpu."
+        )
+    missing = [number for number in wanted if number >= len(found)]
+    if missing:
+        raise JobError(
+            f"`engine.devices` names GPU {missing[0]}, but TensorFlow sees {len(found)} on this "
+            "machine, counted from 0. Name others, or set it to auto."
+        )
+    return [found[number] for number in wanted]
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold standard error back while TensorFlow's C++ side starts, then pass on what matters.
+
+    Before its log is set up it heeds no variable; Python's ``sys.stderr`` is of no help there.
+    """
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (AttributeError, OSError):
+        yield  # no standard error to keep quiet
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            _pass_on(held)
+
+
+def _pass_on(held: IO[bytes]) -> None:
+    held.seek(0)
+    for line in held:
+        if not _CHATTER.match(line):
+            os.write(2, line)

@@ -1,0 +1,144 @@
+"""How far the work is: told to nobody, in plain lines, or as a bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich import progress
+
+_PLAIN_SECONDS = 5.0
+_MINUTE, _HOUR = 60, 3600
+
+
+class Progress(Protocol):
+    """Who is told how far a run is; called from several threads."""
+
+    def work(self, rows: int, done: int) -> contextlib.AbstractContextManager[None]:
+        """Begin work over ``rows`` rows, ``done`` of which are done already."""
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done."""
+
+
+class Quiet:
+    """Tells nobody."""
+
+    @contextlib.contextmanager
+    def work(self, rows: int, done: int) -> Iterator[None]:  # noqa: ARG002
+        """Begin work; nothing is said."""
+        yield
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done; nothing is said."""
+
+
+class Plain:
+    """A plain line every few seconds, for logs.
+
+    Args:
+        say: Takes a line; by default it goes to standard error.
+        seconds: Time between two lines.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None] | None = None, seconds: float = _PLAIN_SECONDS
+    ) -> None:
+        self._say = say or _to_standard_error
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._rows = self._done = self._begun_with = 0
+        self._started = self._said = 0.0
+
+    @contextlib.contextmanager
+    def work(self, rows: int, done: int) -> Iterator[None]:
+        """Begin work over ``rows`` rows, ``done`` of which are done already."""
+        self._rows, self._done, self._begun_with = rows, done, done
+        self._started = self._said = time.monotonic()
+        yield
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done; says so if the last line is some seconds old."""
+        with self._lock:
+            self._done += rows
+            now = time.monotonic()
+            if now - self._said >= self._seconds:
+                self._said = now
+                self._say(self._line(now))
+
+    def _line(self, now: float) -> str:
+        rate = _rate(self._done - self._begun_with, now - self._started)
+        left = clock((self._rows - self._done) / rate)
+        return (
+            f"{self._done:,} of {self._rows:,} rows ({self._done / self._rows:.0%}), "
+            f"{rate:,.0f} rows/s, {left} left"
+        )
+
+
+def _to_standard_error(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class Bar:
+    """A bar on a terminal, drawn by rich."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done, self._started = 0, 0.0
+        self._bar: progress.Progress | None = None
+
+    @contextlib.contextmanager
+    def work(self, rows: int, done: int) -> Iterator[None]:
+        """Begin work over ``rows`` rows, ``done`` of which are done already."""
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+        )
+        self._done, self._started = 0, time.monotonic()
+        with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            self._bar = bar
+            bar.add_task("rows", total=rows, completed=done, rate="")
+            yield
+
+    def advance(self, rows: int) -> None:
+        """So many more rows are done."""
+        with self._lock:
+            self._done += rows
+            if self._bar is not None:
+                rate = _rate(self._done, time.monotonic() - self._started)
+                (task,) = self._bar.task_ids
+                self._bar.update(task, advance=rows, rate=f"{rate:,.0f} rows/s")
+
+
+def _rate(rows: int, seconds: float) -> float:
+    """Rows per second, above zero also where no row or no time has gone by."""
+    return max(rows, 1) / max(seconds, 1e-9)
+
+
+def clock(seconds: float) -> str:
+    """A duration as a person says it.
+
+    Example:
+        >>> clock(7), clock(125), clock(7260)
+        ('7 s', '2 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"

@@ -1,0 +1,101 @@
+"""HTML and SVG elements as text, in which everything is escaped unless it is markup already."""
+
+from __future__ import annotations
+
+import html
+import re
+
+# Control characters and lone surrogates cannot stand in HTML; direction overrides would let a
+# column's name reorder the words around it; line separators would break a terminal's line.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_VOID = frozenset({"br", "link", "meta"})
+
+
+class Html(str):
+    """Text that is markup already and is not escaped again."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with every control character shown as U+FFFD.
+
+    Args:
+        text: Any text, also from a hostile file.
+
+    Returns:
+        Text of the same length that is safe on a terminal's line and encodes as UTF-8.
+
+    Example:
+        >>> visible("a\x1b[31m") == "a\ufffd[31m"
+        True
+    """
+    return _INVISIBLE.sub("\ufffd", text)
+
+
+def escape(value: object) -> Html:
+    """Return a value as text for an element's content.
+
+    Args:
+        value: Anything; `Html` is returned as it is.
+
+    Returns:
+        Markup in which ``value`` is only text.
+
+    Example:
+        >>> escape("<b>") + escape(Html("<b>"))
+        '&lt;b&gt;<b>'
+    """
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(visible(str(value))))
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
+    """Return one element.
+
+    Args:
+        name: Its name, such as ``"td"``; never from a file.
+        children: Its content in order; `Html` as it is, all else escaped.
+        attributes: Its attributes. A trailing underscore is dropped and others become hyphens;
+            ``None`` and ``False`` leave the attribute out, ``True`` writes its bare name. Values
+            are always escaped.
+
+    Returns:
+        The element as markup.
+
+    Example:
+        >>> tag("td", "a < b", class_="name", title='"x"')
+        '<td class="name" title="&quot;x&quot;">a &lt; b</td>'
+    """
+    opening = "".join(_attribute(key, value) for key, value in attributes.items())
+    if name in _VOID:
+        return Html(f"<{name}{opening}>")
+    return Html(f"<{name}{opening}>{join(*children)}</{name}>")
+
+
+def join(*children: object) -> Html:
+    """Return several pieces after one another, each escaped unless it is markup.
+
+    Args:
+        children: The pieces; ``None`` is left out.
+
+    Returns:
+        One piece of markup.
+
+    Example:
+        >>> join("a&", tag("br"), None)
+        'a&amp;<br>'
+    """
+    return Html("".join(escape(child) for child in children if child is not None))
+
+
+def _attribute(key: str, value: object) -> str:
+    name = key.rstrip("_").replace("_", "-")
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return f" {name}"
+    return f' {name}="{html.escape(visible(str(value)))}"'

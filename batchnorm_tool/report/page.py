@@ -1,0 +1,235 @@
+"""One self-contained HTML document: no script, no request, dark and light, screen and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from batchnorm_tool.report.markup import Html, join, tag
+from batchnorm_tool.report.plot import NARROW, WIDE, Frame
+from batchnorm_tool.report.svg import Words
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fdfdfc; --panel: #f4f5f4; --ink: #1c2024; --quiet: #5a636c; --rule: #d9dddf;
+  --mark: #4a86c5; --line: #1d4f86; --alarm: #a3341f;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #14171a; --panel: #1c2126; --ink: #e6e8ea; --quiet: #a0a9b2; --rule: #333a41;
+    --mark: #5d97d3; --line: #b4d6f7; --alarm: #f0917d;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere;
+}
+header, main, footer { max-width: 54rem; margin: 0 auto; padding: 0 1.25rem; }
+header { padding-top: 2.5rem; }
+footer { padding-top: 1rem; padding-bottom: 3rem; color: var(--quiet); font-size: .875rem; }
+h1 { margin: .25rem 0 .5rem; font-size: 1.75rem; line-height: 1.25; font-weight: 650;
+  letter-spacing: -.01em; }
+h2 { margin: 0 0 .75rem; font-size: 1.25rem; line-height: 1.3; font-weight: 650; }
+h3 { margin: 2rem 0 .25rem; font-size: 1rem; font-weight: 650; }
+p { margin: 0 0 .75rem; }
+.quiet { color: var(--quiet); }
+.note { color: var(--quiet); font-size: .875rem; margin: .25rem 0 .5rem; max-width: 44rem; }
+section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 1px solid var(--rule); }
+dl { margin: 0; }
+dt { color: var(--quiet); font-size: .875rem; }
+dd { margin: 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
+  gap: 1rem; margin: 1.5rem 0 2rem; padding: 1.25rem; background: var(--panel);
+  border-radius: .5rem; }
+.figures dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+.alarm dd { color: var(--alarm); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr));
+  gap: .4rem 2rem; }
+.facts div { display: grid; grid-template-columns: 5.5rem 1fr; gap: .75rem; align-items: baseline; }
+code { font: .875em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
+figure { margin: 0; }
+figure svg { display: block; width: 100%; height: auto; overflow: visible; }
+.wide { display: block; } .narrow { display: none; }
+.trio { display: grid; grid-template-columns: repeat(2, 1fr); gap: 0 2.5rem; }
+.trio .wide { display: none; } .trio .narrow { display: block; }
+.bar:hover { fill: var(--line); }
+.scroll { overflow-x: auto; margin: .5rem 0 1rem; }
+.scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--mark);
+  outline-offset: 2px; }
+table { width: max-content; border-collapse: collapse; font-size: .875rem; line-height: 1.4; }
+caption { text-align: left; color: var(--quiet); padding: 0 0 .4rem; }
+th, td { padding: .3rem 1.25rem .3rem 0; text-align: left; vertical-align: baseline;
+  border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
+th { font-weight: 600; color: var(--quiet); }
+td.text { max-width: 26rem; overflow-wrap: anywhere; }
+.number { text-align: right; white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
+details { margin: .25rem 0 1rem; }
+summary { cursor: pointer; color: var(--quiet); font-size: .875rem; padding: .35rem 0;
+  width: fit-content; }
+summary:hover { color: var(--ink); }
+ul { margin: 0; padding-left: 1.2rem; }
+@media (max-width: 40rem) {
+  header, main, footer { padding-left: 1.25rem; padding-right: 1.25rem; }
+  header { padding-top: 1.5rem; }
+  h1 { font-size: 1.375rem; }
+  .figures { grid-template-columns: repeat(2, 1fr); gap: .75rem 1rem; padding: 1rem; }
+  .figures dd { font-size: 1.25rem; }
+  .facts { grid-template-columns: 1fr; }
+  .trio { grid-template-columns: 1fr; }
+  .wide { display: none; } .narrow { display: block; }
+}
+@media print {
+  :root { --paper: #fff; --panel: #f4f5f4; --ink: #000; --quiet: #444; --rule: #ccc;
+    --mark: #4a86c5; --line: #1d4f86; --alarm: #a3341f; color-scheme: light; }
+  body { font-size: 10pt; }
+  header, main, footer { max-width: none; padding-left: 0; padding-right: 0; }
+  figure, tr, .figures { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  details:not([open]) { display: none; }
+  .scroll { overflow: visible; }
+}
+"""
+# The page asks for nothing; this makes the browser hold it to that, whatever a name contains.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, and whether it holds numbers (aligned right)."""
+
+    heading: str
+    numeric: bool = True
+
+
+def document(title: str, header: Html, sections: Iterable[Html], footer: object) -> str:
+    """Put a whole page together.
+
+    Args:
+        title: What the browser's tab says.
+        header: What stands above the first section, heading included.
+        sections: The sections in order.
+        footer: The last line.
+
+    Returns:
+        An HTML document that needs no other file, to be written as UTF-8.
+
+    Example:
+        >>> document("A run", tag("h1", "A run"), [], "batchnorm_tool").splitlines()[0]
+        '<!doctype html>'
+    """
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("link", rel="icon", href="data:,"),
+        tag("style", Html(_STYLE)),
+    )
+    body = tag("body", tag("header", header), tag("main", *sections), tag("footer", footer))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def section(heading: object, *children: object) -> Html:
+    """Return a section with a heading of the second level."""
+    return tag("section", tag("h2", heading), *children)
+
+
+def name(value: object) -> Html:
+    """Return a name from a file, kept apart from the writing direction of what surrounds it."""
+    return tag("bdi", value)
+
+
+def code(value: object) -> Html:
+    """Return a name or value in a fixed-width font."""
+    return tag("code", name(value))
+
+
+def identity(value: str) -> Html:
+    """Return the first twelve digits of a hash; the whole of it shows when pointed at."""
+    return tag("code", value[:12], title=value)
+
+
+def figures(pairs: Iterable[tuple[str, object, bool]]) -> Html:
+    """Return a few large numbers side by side.
+
+    Args:
+        pairs: Name, number as text, and whether it should worry the reader.
+
+    Returns:
+        A description list.
+    """
+    entries = (
+        tag("div", tag("dt", label), tag("dd", value), class_="alarm" if worry else None)
+        for label, value, worry in pairs
+    )
+    return tag("dl", *entries, class_="figures")
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Html:
+    """Return names and values as a description list in two columns."""
+    entries = (tag("div", tag("dt", label), tag("dd", value)) for label, value in pairs)
+    return tag("dl", *entries, class_="facts")
+
+
+def table(
+    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[object]], *, shown: int = 500
+) -> Html:
+    """Return a table that scrolls by itself where it is wider than the page.
+
+    Args:
+        caption: What the table holds; screen readers announce it.
+        columns: Its columns.
+        rows: One value for each column, already as text or markup.
+        shown: Rows at most; a last line says how many are left out.
+
+    Returns:
+        The table as markup.
+    """
+    every = list(rows)
+    head = tag("tr", *(tag("th", c.heading, scope="col", class_=_align(c)) for c in columns))
+    body = (
+        tag("tr", *(tag("td", v, class_=_align(c)) for c, v in zip(columns, row, strict=True)))
+        for row in every[:shown]
+    )
+    inner = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    scroll = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    hidden = len(every) - shown
+    more = tag("p", f"… and {hidden:,} more rows.", class_="note") if hidden > 0 else None
+    return join(scroll, more)
+
+
+def chart(words: Words, draw: Callable[[Words, Frame], Html], *after: object) -> Html:
+    """Return a figure that is drawn twice, for wide and for narrow windows.
+
+    Args:
+        words: Title and description; the page's identifiers are made from its ``id``.
+        draw: Draws the chart for given words and frame.
+        after: What stands below the drawing: notes, the numbers behind it.
+
+    Returns:
+        A ``<figure>`` of which the style sheet shows one drawing at a time.
+    """
+    wide = draw(Words(f"{words.id}-wide", words.title, words.description), WIDE)
+    narrow = draw(Words(f"{words.id}-narrow", words.title, words.description), NARROW)
+    both = join(tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))
+    return tag("figure", both, *after)
+
+
+def behind(label: str, content: Html) -> Html:
+    """Return content that stays folded until the reader asks for it."""
+    return tag("details", tag("summary", label), content)
+
+
+def note(*words: object) -> Html:
+    """Return a remark in small print."""
+    return tag("p", *words, class_="note")
+
+
+def _align(column: Column) -> str:
+    return "number" if column.numeric else "text"

@@ -1,0 +1,294 @@
+"""The page about one finished run: what it is, its norms, its parts and its bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.report import page, svg
+from batchnorm_tool.report.bins import NormBins, bin_norms
+from batchnorm_tool.report.dimension_chart import dimension_chart
+from batchnorm_tool.report.markup import Html, join, tag
+from batchnorm_tool.report.page import Column
+from batchnorm_tool.report.part_chart import part_chart
+from batchnorm_tool.report.scale import Axis, count, number, share, size
+from batchnorm_tool.report.summary import norm_shown, outside, spread
+
+if TYPE_CHECKING:
+    from batchnorm_tool.report.plot import Frame
+
+_QUANTILE_HEADINGS = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
+_HEADROOM = 1.04
+
+
+def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
+    """Describe a finished run on one HTML page that works offline.
+
+    Args:
+        manifest: The content of ``_manifest.json``.
+        chunks: The table of ``_stats/chunks.parquet``: one row for each part, chunk, output and
+            norm.
+
+    Returns:
+        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
+        the data are text in it, whatever they contain.
+    """
+    title = _title(manifest)
+    sections = [
+        *_warnings(manifest),
+        *(_output(manifest, index, chunks) for index in range(len(manifest["outputs"]))),
+        _bad_rows(manifest),
+        _inputs(manifest),
+        _parts(manifest),
+    ]
+    footer = f"batchnorm_tool {manifest['version']}. This page loads nothing and runs no script."
+    return page.document(title, _header(manifest, title), sections, footer)
+
+
+def _title(manifest: Mapping[str, Any]) -> str:
+    source = _base_name(_first_path(manifest["job"]["input"]["path"]))
+    model = manifest["job"].get("model")
+    through = f" through {_base_name(model['path'])}" if model else ""
+    return f"{source}{through}"
+
+
+def _header(manifest: Mapping[str, Any], title: str) -> Html:
+    norms = sorted({output["norm"] for output in manifest["outputs"]})
+    outcome = (
+        "predictions kept as they are"
+        if norms == ["none"]
+        else f"vectors normalized by {' and '.join(norms)}"
+    )
+    return join(
+        tag("p", f"A finished run: {outcome}", class_="quiet"),
+        tag("h1", page.name(title)),
+        page.figures(_figures(manifest)),
+        page.facts(_facts(manifest)),
+    )
+
+
+def _figures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
+    rows = manifest["rows"]
+    bad = rows["bad"]
+    yield "rows in", count(rows["in"]), False
+    yield "rows out", count(rows["out"]), False
+    yield f"bad rows, {share(bad, rows['in'])}" if bad else "bad rows", count(bad), bad > 0
+    yield "zero vectors", count(rows["zero"]), False
+    yield "parts", count(len(manifest["parts"])), False
+
+
+def _facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    job, resolved = manifest["job"], manifest["resolved"]
+    model = job.get("model")
+    yield "input", page.code(_paths(job["input"]["path"]))
+    yield "model", page.code(model["path"]) if model else "none: predictions were stored already"
+    if job.get("output"):
+        yield "output", page.code(job["output"]["path"])
+    for output in manifest["outputs"]:
+        yield "column", join(page.code(output["vector_column"]), f" {_kind(output)}")
+    for name in ("space", "bits", "result"):
+        yield name, page.identity(str(manifest[name]))
+    yield "batch size", _shown(resolved.get("batch_size"))
+    yield "device", _shown(resolved.get("device"))
+    yield "threads", f"{_shown(resolved.get('threads'))} for each model"
+    versions = manifest.get("identity", {}).get("bits", {}).get("versions", {})
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield "versions", page.name(said or f"batchnorm_tool {manifest['version']}")
+
+
+def _kind(output: Mapping[str, Any]) -> str:
+    shape = " \N{MULTIPLICATION SIGN} ".join(str(length) for length in output["shape"]) or "1"
+    return f"{shape} {output['dtype']}, {output['norm']}"
+
+
+def _warnings(manifest: Mapping[str, Any]) -> Iterator[Html]:
+    warnings = manifest.get("warnings") or []
+    if warnings:
+        entries = (tag("li", _with_code(str(words))) for words in warnings)
+        yield page.section("Warnings", tag("ul", *entries))
+
+
+def _with_code(words: str) -> Html:
+    pieces = words.split("`")
+    if len(pieces) % 2 == 0:  # an odd backtick, from a name: leave all as they are
+        return join(words)
+    return join(*(page.code(text) if n % 2 else text for n, text in enumerate(pieces)))
+
+
+def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
+    output = manifest["outputs"][index]
+    statistics = manifest["statistics"].get(output["name"])
+    heading = join("Norms of ", page.code(output["name"]))
+    if statistics is None:
+        return page.section(heading, tag("p", "No rows, hence no norms."))
+    norms = statistics["norms"]
+    shown = norm_shown(output["norm"])
+    prefix = f"output-{index}"
+    others = [label for label in norms if label != shown]
+    return page.section(
+        heading,
+        tag("p", _vectors(statistics), class_="quiet"),
+        tag("h3", f"{shown} norm before normalization"),
+        _histogram(f"{prefix}-norm", shown, norms[shown]),
+        _norm_table(norms),
+        tag("h3", f"{shown} norm along the run"),
+        part_chart(f"{prefix}-run", chunks, output["name"], shown),
+        tag("h3", "Spread of each dimension, before normalization"),
+        dimension_chart(f"{prefix}-dimensions", statistics["dimensions"]),
+        tag("h3", "Other norms"),
+        tag(
+            "div",
+            *(_other(f"{prefix}-other-{n}", label, norms) for n, label in enumerate(others)),
+            class_="trio",
+        ),
+    )
+
+
+def _vectors(statistics: Mapping[str, Any]) -> str:
+    said = [f"{count(statistics['vectors'])} vectors in {count(statistics['rows'])} rows"]
+    said.append(f"{count(statistics['zero'])} of them zero")
+    said.append(f"{count(statistics['nonfinite'])} not finite")
+    return ", ".join(said)
+
+
+def _other(id_: str, label: str, norms: Mapping[str, Any]) -> Html:
+    return _histogram(id_, label, norms[label])
+
+
+def _histogram(id_: str, label: str, stats: Mapping[str, Any]) -> Html:
+    bins = bin_norms(stats)
+    if bins is None:
+        return page.note(f"No {label} norm is finite and above zero.")
+    scale = " (log scale)" if bins.kind == "log" else ""
+    axes = (
+        Axis(f"{label} norm{scale}", bins.edges[0], bins.edges[-1], bins.kind),
+        Axis("vectors", 0, max(bins.counts) * _HEADROOM, "whole"),
+    )
+    words = svg.Words(id_, f"Histogram of {label} norms", _description(label, stats))
+    draw = partial(_draw_bars, axes=axes, bars=_bars(bins))
+    data = page.behind("The numbers behind this chart", _bin_table(label, bins))
+    return page.chart(words, draw, *map(page.note, outside(stats)), data)
+
+
+def _draw_bars(
+    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+) -> Html:
+    return svg.bar_chart(words, axes, bars, frame)
+
+
+def _bars(bins: NormBins) -> list[svg.Bar]:
+    pairs = zip(bins.edges[:-1], bins.edges[1:], bins.counts, strict=True)
+    return [
+        svg.Bar(low, high, amount, f"{number(low)} to {number(high)}: {count(amount)}")
+        for low, high, amount in pairs
+    ]
+
+
+def _description(label: str, stats: Mapping[str, Any]) -> str:
+    low, _, _, median, _, _, high = map(number, spread(stats))
+    return f"{count(stats['count'])} {label} norms from {low} to {high}, median {median}."
+
+
+def _bin_table(label: str, bins: NormBins) -> Html:
+    columns = [Column("from"), Column("to"), Column("vectors")]
+    pairs = zip(bins.edges[:-1], bins.edges[1:], bins.counts, strict=True)
+    rows = [[number(low, 6), number(high, 6), count(amount)] for low, high, amount in pairs]
+    return page.table(f"Vectors by {label} norm", columns, rows)
+
+
+def _norm_table(norms: Mapping[str, Mapping[str, Any]]) -> Html:
+    headings = ("vectors", *_QUANTILE_HEADINGS, "mean", "std")
+    columns = [Column("norm", numeric=False), *map(Column, headings)]
+    rows = [
+        [label, count(stats["count"]), *map(number, [*spread(stats), stats["mean"], stats["std"]])]
+        for label, stats in norms.items()
+    ]
+    return page.table("Norms before normalization", columns, rows)
+
+
+def _bad_rows(manifest: Mapping[str, Any]) -> Html:
+    reasons = {reason: amount for reason, amount in manifest["reasons"].items() if amount}
+    if not reasons:
+        return page.section("Bad rows", tag("p", "None."))
+    by_reason = page.table(
+        "Bad rows by reason",
+        [Column("reason", numeric=False), Column("rows")],
+        [[reason, count(amount)] for reason, amount in reasons.items()],
+    )
+    headings = [Column("row"), Column("key", numeric=False), Column("reason", numeric=False)]
+    where = [Column("file", numeric=False), Column("row in file")]
+    rows = [
+        [
+            count(row["row"]),
+            page.name(_shown(row.get("key"))),
+            row["reason"],
+            page.code(row["file"]),
+            count(row["file_row"]),
+        ]
+        for row in manifest["first_bad_rows"]
+    ]
+    return page.section(
+        "Bad rows",
+        tag("p", _fates(manifest["rows"]), class_="quiet"),
+        by_reason,
+        page.table("The first bad rows", [*headings, *where], rows),
+    )
+
+
+def _fates(rows: Mapping[str, Any]) -> str:
+    fates = ("quarantined", "dropped", "nullified")
+    said = [f"{count(rows[fate])} {fate}" for fate in fates if rows.get(fate)]
+    return ", ".join(said) if said else "All were kept."
+
+
+def _inputs(manifest: Mapping[str, Any]) -> Html:
+    columns = [Column("file", numeric=False), Column("rows"), Column("size")]
+    rows = [
+        [page.code(entry["path"]), count(entry["rows"]), size(entry["bytes"])]
+        for entry in manifest["inputs"]
+    ]
+    return page.section("Input files", page.table("Files in the order read", columns, rows))
+
+
+def _parts(manifest: Mapping[str, Any]) -> Html:
+    columns = [Column("part"), Column("first row"), Column("rows in"), Column("rows out")]
+    columns += [Column("size"), Column("files, with their SHA-256", numeric=False)]
+    rows = [
+        [count(part[name]) for name in ("part", "first_row", "rows_in", "rows_out")]
+        + [size(sum(file["bytes"] for file in part["files"])), _files(part["files"])]
+        for part in manifest["parts"]
+    ]
+    return page.section("Parts", page.table("Parts in order", columns, rows))
+
+
+def _files(files: Sequence[Mapping[str, Any]]) -> Html:
+    lines = (
+        tag("div", page.code(file["path"]), " ", page.identity(str(file["sha256"])))
+        for file in files
+    )
+    return join(*lines)
+
+
+def _paths(path: object) -> str:
+    if isinstance(path, Mapping):
+        return ", ".join(f"{name}: {file}" for name, file in path.items())
+    return ", ".join(path) if isinstance(path, list | tuple) else str(path)
+
+
+def _first_path(path: object) -> str:
+    several = list(path.values()) if isinstance(path, Mapping) else path
+    if not isinstance(several, list | tuple):
+        return str(several)
+    more = f" and {len(several) - 1} more" if len(several) > 1 else ""
+    return f"{several[0]}{more}" if several else "no files"
+
+
+def _base_name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1] or path
+
+
+def _shown(value: object) -> str:
+    return "\N{EN DASH}" if value is None else str(value)

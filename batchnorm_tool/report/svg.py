@@ -1,0 +1,246 @@
+"""Our own charts as inline SVG: bars, and lines with bands.
+
+Colours are CSS variables with a fallback (``--mark``, ``--line``) and ``currentColor``, so that
+one drawing serves dark and light. Text keeps its size only where the drawing is not scaled: draw a
+chart for `plot.WIDE` and for `plot.NARROW` and let the page choose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchnorm_tool.report.markup import Html, join, tag
+from batchnorm_tool.report.plot import (
+    FONT,
+    LETTER,
+    ROW,
+    Frame,
+    Plot,
+    base_line,
+    pixels,
+    scaffold,
+    text,
+)
+
+if TYPE_CHECKING:
+    from batchnorm_tool.report.scale import Axis
+
+_MARK = "var(--mark, #4a86c5)"
+_LINE = "var(--line, #1d4f86)"
+_OPACITIES = ("0.22", "0.42", "0.42")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a chart says to somebody who does not see it.
+
+    Attributes:
+        id: Unique in the page; letters, digits and hyphens.
+        title: What the chart shows.
+        description: What is to be seen in it, in a sentence or two.
+    """
+
+    id: str
+    title: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar from ``lower`` to ``upper`` on the x axis, and what hovering over it says."""
+
+    lower: float
+    upper: float
+    height: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value for each step; NaN where there is none."""
+
+    label: str
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range for each step; NaN where there is none."""
+
+    label: str
+    lower: Sequence[float]
+    upper: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a band chart draws.
+
+    Attributes:
+        edges: ``n + 1`` ascending x values; step ``i`` reaches from edge ``i`` to ``i + 1``.
+        bands: Ranges of ``n`` values, the widest first, three at most.
+        lines: Lines of ``n`` values, drawn over the bands.
+    """
+
+    edges: Sequence[float]
+    bands: Sequence[Band]
+    lines: Sequence[Line]
+
+
+def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
+    """Draw bars that stand on the x axis.
+
+    Args:
+        words: Title and description for screen readers.
+        axes: The x and the y axis.
+        bars: In ascending order; heights in units of the y axis.
+        frame: The size to draw for.
+
+    Returns:
+        One ``<svg>`` element.
+
+    Example:
+        >>> from batchnorm_tool.report.plot import NARROW
+        >>> from batchnorm_tool.report.scale import Axis
+        >>> axes = Axis("norm", 0, 2), Axis("vectors", 0, 5)
+        >>> bars = [Bar(0, 1, 5, "5 vectors"), Bar(1, 2, 2, "2 vectors")]
+        >>> drawing = bar_chart(Words("a", "Norms", "Two bars."), axes, bars, NARROW)
+        >>> drawing.count('class="bar"')
+        2
+    """
+    plot = Plot(axes[0], axes[1], frame, legend_rows=0)
+    shapes = [_bar(plot, bar) for bar in bars if bar.height > 0]
+    return _drawing(words, plot, (*scaffold(plot), *shapes, base_line(plot)))
+
+
+def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
+    """Draw lines and bands that hold one value for each step along the x axis.
+
+    Args:
+        words: Title and description for screen readers.
+        axes: The x and the y axis. Values outside of the y axis are cut at its edge.
+        steps: What to draw.
+        frame: The size to draw for.
+
+    Returns:
+        One ``<svg>`` element.
+
+    Example:
+        >>> from batchnorm_tool.report.plot import NARROW
+        >>> from batchnorm_tool.report.scale import Axis
+        >>> axes = Axis("row", 0, 2), Axis("norm", 0, 5)
+        >>> steps = Steps([0, 1, 2], [Band("range", [1, 1], [3, 4])], [Line("median", [2, 3])])
+        >>> drawing = band_chart(Words("b", "Norms", "Rising."), axes, steps, NARROW)
+        >>> drawing.count('class="band"'), drawing.count('class="line"')
+        (1, 1)
+    """
+    plot = Plot(axes[0], axes[1], frame, legend_rows=1)
+    bands = [
+        _path(_outline(plot, steps.edges, band), "band", fill=_MARK, fill_opacity=opacity)
+        for band, opacity in zip(steps.bands, _OPACITIES, strict=False)
+    ]
+    lines = [
+        _path(_stairs(plot, steps.edges, line.values), "line", stroke=_LINE, stroke_width="1.75")
+        for line in steps.lines
+    ]
+    pieces = (*scaffold(plot), *bands, *lines, base_line(plot), _legend(steps))
+    return _drawing(words, plot, pieces)
+
+
+def _drawing(words: Words, plot: Plot, pieces: Sequence[Html]) -> Html:
+    width, height = plot.frame.width, plot.frame.height
+    return tag(
+        "svg",
+        tag("title", words.title, id=f"{words.id}-title"),
+        tag("desc", words.description, id=f"{words.id}-desc"),
+        *pieces,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_labelledby=f"{words.id}-title",
+        aria_describedby=f"{words.id}-desc",
+        font_size=FONT,
+        font_family="inherit",
+        fill="currentColor",
+    )
+
+
+def _bar(plot: Plot, bar: Bar) -> Html:
+    left, right = plot.across(bar.lower), plot.across(bar.upper)
+    gap = 1.0 if right - left > 4 else 0.0
+    # One vector among a million still shows as a line.
+    top = min(plot.down(bar.height), plot.bottom - 1)
+    return tag(
+        "rect",
+        tag("title", bar.words),
+        class_="bar",
+        x=pixels(left + gap / 2),
+        y=pixels(top),
+        width=pixels(max(right - left - gap, 0.5)),
+        height=pixels(plot.bottom - top),
+        fill=_MARK,
+    )
+
+
+def _runs(values: Sequence[float]) -> Iterator[range]:
+    start = None
+    for index, value in enumerate(values):
+        if math.isnan(value):
+            if start is not None:
+                yield range(start, index)
+            start = None
+        elif start is None:
+            start = index
+    if start is not None:
+        yield range(start, len(values))
+
+
+def _stairs(plot: Plot, edges: Sequence[float], values: Sequence[float]) -> str:
+    return "".join(
+        f"M{pixels(plot.across(edges[run.start]))}," + _steps(plot, edges, values, run)
+        for run in _runs(values)
+    )
+
+
+def _outline(plot: Plot, edges: Sequence[float], band: Band) -> str:
+    pieces = []
+    for run in _runs(band.lower):
+        there = _steps(plot, edges, band.upper, run)
+        back = [
+            f"V{pixels(plot.down(band.lower[index]))}H{pixels(plot.across(edges[index]))}"
+            for index in reversed(run)
+        ]
+        pieces.append(f"M{pixels(plot.across(edges[run.start]))},{there}{''.join(back)}Z")
+    return "".join(pieces)
+
+
+def _steps(plot: Plot, edges: Sequence[float], values: Sequence[float], run: range) -> str:
+    places = [
+        f"{pixels(plot.down(values[index]))}H{pixels(plot.across(edges[index + 1]))}"
+        for index in run
+    ]
+    return "V".join(places)
+
+
+def _legend(steps: Steps) -> Html:
+    pieces, x = [], 0.0
+    y = ROW + 2
+    for band, opacity in zip(steps.bands, _OPACITIES, strict=False):
+        pieces.append(
+            tag("rect", x=pixels(x), y=y, width=14, height=12, fill=_MARK, fill_opacity=opacity)
+        )
+        pieces.append(text(band.label, x + 19, y + 10, "start"))
+        x += 19 + len(band.label) * LETTER + 12
+    for line in steps.lines:
+        place = f"M{pixels(x)},{y + 6}h14"
+        pieces.append(_path(place, "key", stroke=_LINE, stroke_width="1.75"))
+        pieces.append(text(line.label, x + 19, y + 10, "start"))
+        x += 19 + len(line.label) * LETTER + 12
+    return join(*pieces)
+
+
+def _path(place: str, class_: str, **look: str) -> Html:
+    return tag("path", class_=class_, d=place, **{"fill": "none", **look})

@@ -1,0 +1,132 @@
+"""Rows of planned input files, with partition values and row-aligned members as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.formats import format_named
+from batchnorm_tool.sources.input_file import InputFile, Member, Partition
+
+
+def read_rows(
+    file: InputFile, columns: Sequence[str], start: int, stop: int, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows ``start`` to ``stop`` of one input file, in order.
+
+    Args:
+        file: As planned.
+        columns: Names, partition columns and members included; the order of the batches' columns.
+        start: First row of the file.
+        stop: Row after the last.
+        batch_rows: Most rows of a batch; there may be fewer.
+
+    Yields:
+        Batches of at least one row, ``stop - start`` rows in all.
+
+    Raises:
+        InputError: If there is no such column.
+        WorkFailed: If the file is not the one that was planned, or cannot be read.
+    """
+    check_unchanged(file)
+    rows = 0
+    for batch in _joined(file, columns, (start, stop), batch_rows):
+        rows += batch.num_rows
+        yield batch
+    if rows != stop - start:
+        message = (
+            f"{file.path}, rows {start} to {stop}: yields fewer rows than its footer claims. "
+            f"Expected: {stop - start}. Received: {rows}. The file is damaged: copy it again."
+        )
+        raise WorkFailed(message)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Check that a file still has the size and fingerprint that were planned.
+
+    Raises:
+        WorkFailed: If it was replaced, damaged or removed.
+    """
+    parts = file.members or (Member("", file.path, file.bytes, file.fingerprint, file.format),)
+    for part in parts:
+        try:
+            now = format_named(part.format, file.dtype).fingerprint(part.path)
+        except InputError as error:
+            message = f"file replaced during the run: {error.message} What is finished is kept."
+            raise WorkFailed(message) from error
+        if now != (part.bytes, part.fingerprint):
+            message = (
+                f"{part.path}: file replaced during the run. Expected: {part.bytes} bytes with "
+                f"fingerprint {part.fingerprint[:16]}. Received: {now[0]} bytes, {now[1][:16]}. "
+                "Put the former file back, or start over with `--fresh`."
+            )
+            raise WorkFailed(message)
+
+
+def _joined(
+    file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    constants = {p.name: _scalar(p) for p in file.partitions}
+    stored = [name for name in columns if name not in constants]
+    for batch in _stored(file, stored, rows, batch_rows):
+        yield _with_constants(batch, columns, constants)
+
+
+def _scalar(partition: Partition) -> pa.Scalar:
+    return pa.scalar(partition.value, pa.type_for_alias(partition.dtype))
+
+
+def _stored(
+    file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    if not file.members:
+        form = format_named(file.format, file.dtype)
+        # Partition columns alone still need the rows counted: read one stored column.
+        wanted = columns or form.inspect(file.path).schema.names[:1]
+        yield from form.read(file.path, wanted, *rows, batch_rows)
+        return
+    sides = [_member_rows(file, member, columns, rows, batch_rows) for member in file.members]
+    yield from _side_by_side(sides)
+
+
+def _member_rows(
+    file: InputFile, member: Member, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows of one member under the names that the group gives them."""
+    start, stop = (row + member.first_row for row in rows)
+    form = format_named(member.format, file.dtype)
+    names = form.inspect(member.path).schema.names
+    wanted = [name for name in names if name in columns] if not member.column else names
+    for batch in form.read(member.path, wanted or names[:1], start, stop, batch_rows):
+        yield batch.rename_columns([member.column]) if member.column else batch
+
+
+def _side_by_side(sides: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    """Join batches column by column; each yielded one ends where the first of them ends."""
+    waiting = [next(side, None) for side in sides]
+    while None not in waiting:
+        batches = [batch for batch in waiting if batch is not None]
+        rows = min(batch.num_rows for batch in batches)
+        fields = [field for batch in batches for field in batch.schema]
+        columns = [column.slice(0, rows) for batch in batches for column in batch.columns]
+        yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+        waiting = [
+            batch.slice(rows) if batch.num_rows > rows else next(side, None)
+            for batch, side in zip(batches, sides, strict=True)
+        ]
+
+
+def _with_constants(
+    batch: pa.RecordBatch, columns: Sequence[str], constants: dict[str, pa.Scalar]
+) -> pa.RecordBatch:
+    arrays, fields = [], []
+    for name in columns:
+        if name in constants:
+            arrays.append(pa.repeat(constants[name], batch.num_rows))
+            fields.append(pa.field(name, constants[name].type))
+        else:
+            arrays.append(batch.column(name))
+            fields.append(batch.schema.field(name))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.features import (
+    PrecisionWarning,
+    to_arrays,
+)
+from batchnorm_tool.job import Input
+
+GOOD, NULL, RAGGED, NONFINITE = (
+    Reason.GOOD,
+    Reason.NULL_FEATURE,
+    Reason.RAGGED_FEATURE,
+    Reason.NONFINITE_FEATURE,
+)
+NAN = math.nan
+
+
+def spec(**keys: object) -> Input:
+    return Input(path="table.parquet", **keys)
+
+
+def read(
+    column: pa.Array | pa.ChunkedArray | pa.Table, field: Field, **keys: object
+) -> tuple[np.ndarray, list[int]]:
+    """The array and faults for one column called ``x``."""
+    table = column if isinstance(column, pa.Table) else pa.table({"x": column})
+    columns = {field.name: tuple(table.column_names)}
+    arrays, faults = to_arrays(table, columns, [field], spec(**keys))
+    array = arrays[field.name]
+    assert array.flags.c_contiguous
+    assert faults.dtype == np.uint8
+    assert array.shape[0] == len(faults) == table.num_rows
+    return array, faults.tolist()
+
+
+def fixed(rows: list[object], width: int, kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array(rows, pa.list_(kind or pa.float32(), width))
+
+
+def vector(width: int | None, dtype: str = "float32") -> Field:
+    return Field("x", (width,), dtype)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        pytest.param(fixed([[1, None], None, [3, 4]], 2), [[1, 7], [7, 7], [3, 4]], id="fixed"),
+        pytest.param(
+            pa.array([[1, None], None, [3, 4]]), [[1, 7], [7, 7], [3, 4]], id="integer list"
+        ),
+        pytest.param(
+            pa.array([[1.0, None], [1.0], [3.0, 4.0]]), [[1, 7], [0, 0], [3, 4]], id="not ragged"
+        ),
+    ],
+)
+def test_fill_takes_the_place_of_nulls(column: pa.Array, expected: list[list[float]]) -> None:
+    array, faults = read(column, vector(2), fill={"x": 7})
+    assert array.tolist() == expected
+    assert faults == [GOOD, RAGGED if [0, 0] in expected else GOOD, GOOD]
+
+
+def test_fill_concerns_only_its_column() -> None:
+    table = pa.table({"a": [None, 1.0], "b": [2, None]})
+    array, faults = read(table, vector(2), fill={"a": 0.5})
+    assert array.tolist() == [[0.5, 2], [0, 0]]
+    assert faults == [GOOD, NULL]
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"),
+    [("none", "float32"), (0.5, "int32"), (300, "uint8"), (1, "string")],
+    ids=["text for a number", "fraction", "too large", "number for a text"],
+)
+def test_fill_must_be_a_value_of_the_input(fill: object, dtype: str) -> None:
+    column = pa.array(["a", None]) if dtype == "string" else pa.array([1, None])
+    with pytest.raises(JobError, match=r"`input\.fill\.x` does not fit .* Received: "):
+        read(column, vector(1, dtype), fill={"x": fill})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int8(),
+        pa.uint16(),
+        pa.int64(),
+        pa.float16(),
+        pa.float32(),
+        pa.float64(),
+        pa.decimal128(6, 2),
+        pa.dictionary(pa.int8(), pa.float32()),
+    ],
+    ids=str,
+)
+def test_any_numeric_type_becomes_the_inputs_dtype(kind: pa.DataType, dtype: str) -> None:
+    values = [0, 1, 2, 100, None, 7]
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    column = pa.array(values, pa.int64()).cast(pa.float64()).cast(plain)
+    column = column.dictionary_encode() if plain is not kind else column
+    array, faults = read(column, vector(1, dtype))
+    expected = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    assert array.dtype == expected
+    assert array.astype(np.float64).ravel().tolist() == [0, 1, 2, 100, 0, 7]
+    assert faults == [GOOD] * 4 + [NULL, GOOD]
+
+
+def test_booleans_feed_numbers_and_booleans() -> None:
+    column = pa.array([None, True, False, True]).slice(1)
+    assert read(column, vector(1))[0].ravel().tolist() == [1, 0, 1]
+    array, _ = read(column, vector(1, "bool"))
+    assert array.dtype == np.bool_
+    assert array.ravel().tolist() == [True, False, True]
+
+
+def test_integers_beside_nulls_keep_every_bit() -> None:
+    array, faults = read(pa.array([2**62 + 1, None, 5]), vector(1, "int64"))
+    assert array.ravel().tolist() == [2**62 + 1, 0, 5]
+    assert faults == [GOOD, NULL, GOOD]
+
+
+def test_floats_without_fraction_feed_integers() -> None:
+    array, faults = read(pa.array([3.0, NAN, -4.0]), vector(1, "int32"))
+    assert array.ravel().tolist() == [3, 0, -4]
+    assert faults == [GOOD, NONFINITE, GOOD]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "received"),
+    [
+        pytest.param([1.0, 2.5], "int32", r"2\.5", id="fraction"),
+        pytest.param([1, 2**31], "int32", "2147483648", id="too large"),
+        pytest.param([1, -1], "uint8", "-1", id="negative"),
+        pytest.param([0.0, 2.0**63], "int64", r"9\.2\d*e\+18", id="float beyond int64"),
+        pytest.param([1, 2], "bool", "2", id="no boolean"),
+    ],
+)
+def test_integer_input_refuses_what_it_cannot_hold(
+    values: list[float], dtype: str, received: str
+) -> None:
+    message = rf"column `x` .* row 1 .* Expected whole numbers .* Received: {received}\."
+    with pytest.raises(InputError, match=message):
+        read(pa.array(values), vector(1, dtype))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "dtype", "warned"),
+    [
+        (2**24, pa.int64(), "float32", False),
+        (2**24 + 1, pa.int64(), "float32", True),
+        (-(2**24) - 1, pa.int64(), "float32", True),
+        (2**40, pa.int64(), "float32", False),
+        (-(2**63), pa.int64(), "float32", False),
+        (2**63 - 1, pa.int64(), "float64", True),
+        (2**64 - 1, pa.uint64(), "float64", True),
+        (-(2**15), pa.int16(), "bfloat16", False),
+        (257, pa.int16(), "bfloat16", True),
+        (2049, pa.uint16(), "float16", True),
+    ],
+)
+def test_integers_that_a_float_must_round_are_warned_of(
+    value: int, kind: pa.DataType, dtype: str, *, warned: bool
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(pa.array([value], kind), vector(1, dtype))
+    assert [warning.category for warning in caught] == [PrecisionWarning] * warned
+    assert all("`x`" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_strings_come_as_text(kind: pa.DataType) -> None:
+    column = pa.array(["no", "a", None, "ß"], pa.string()).cast(kind).slice(1)
+    array, faults = read(column, vector(1, "string"))
+    assert array.dtype == object
+    assert array.tolist() == [["a"], [""], ["ß"]]
+    assert faults == [GOOD, NULL, GOOD]
+    filled, faults = read(column, vector(1, "string"), fill={"x": "?"})
+    assert filled.tolist() == [["a"], ["?"], ["ß"]]
+    assert faults == [GOOD, GOOD, GOOD]
+
+
+def test_lists_of_strings_may_be_ragged() -> None:
+    column = pa.array([["a", "b"], ["c"], None])
+    array, faults = read(column, vector(2, "string"))
+    assert array.tolist() == [["a", "b"], ["", ""], ["", ""]]
+    assert faults == [GOOD, RAGGED, NULL]
+
+
+@pytest.mark.parametrize(
+    ("column", "field", "message"),
+    [
+        pytest.param(pa.array(["1"]), vector(1), r"`x` \(string\).*numbers", id="number in text"),
+        pytest.param(pa.array([1]), vector(1, "string"), "Expected strings", id="text wanted"),
+        pytest.param(
+            fixed([[1, 2]], 2), vector(3), "3 values in each row. Received: 2 values", id="width"
+        ),
+        pytest.param(
+            pa.array([[[1, 2], [3, 4]]]), vector(4), "width differs", id="3-d for a 2-d input"
+        ),
+        pytest.param(pa.array([b"1"]), vector(1), "decode: {x: jpeg}", id="bytes"),
+    ],
+)
+def test_column_that_does_not_fit_is_refused(column: pa.Array, field: Field, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(column, field)
+
+
+def test_invalid_text_is_refused_in_words() -> None:
+    data = pa.py_buffer(b"\xff\xfe")
+    offsets = pa.py_buffer(np.array([0, 2], np.int32).tobytes())
+    column = pa.Array.from_buffers(pa.string(), 1, [None, offsets, data])
+    with pytest.raises(InputError, match=r"`x` cannot be read as arrays.*Received: "):
+        read(column, vector(1, "string"))
+
+
+def test_input_of_a_type_that_no_column_feeds_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="Received: complex64"):
+        read(pa.array([1.0]), vector(1, "complex64"))

@@ -1,0 +1,48 @@
+"""Custom classes as a user's package would define them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("mine")
+class Doubling(keras.Model):  # type: ignore[misc]
+    """Overrides ``predict_step``."""
+
+    def __init__(self, units: int = 3, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.units = units
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, features: Any) -> Any:
+        return self.dense(features)
+
+    def predict_step(self, data: Any) -> Any:
+        return {"doubled": 2 * super().predict_step(data)}
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+class OwnPredict(Doubling):
+    """Overrides ``predict`` itself."""
+
+    def predict(self, features: Any, verbose: int = 1) -> Any:
+        return super().predict(features, verbose=verbose)["doubled"] + 1
+
+
+@keras.saving.register_keras_serializable("mine")
+class Times(keras.layers.Layer):  # type: ignore[misc]
+    """A layer with a setting."""
+
+    def __init__(self, factor: float = 2.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.factor = factor
+
+    def call(self, features: Any) -> Any:
+        return features * self.factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}

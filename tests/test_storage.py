@@ -1,0 +1,575 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchnorm_tool import storage
+from batchnorm_tool.errors import Busy, OutputError, WorkFailed
+from batchnorm_tool.layout import fixed_size_list
+from batchnorm_tool.storage import FileRecord, LocalStorage, open_storage
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "out")
+
+
+def files(output: LocalStorage) -> list[str]:
+    return sorted(str(p.relative_to(output.root)) for p in output.root.rglob("*") if p.is_file())
+
+
+def failing(error: int) -> Callable[..., int]:
+    def fail(*arguments: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    return fail
+
+
+# ---- files
+
+
+def test_a_file_appears_whole_and_only_by_its_commit(output: LocalStorage) -> None:
+    file = output.create("vectors/part-000000.parquet")
+    file.write(b"unit")
+    file.write(memoryview(b" vectors"))
+    assert output.get("vectors/part-000000.parquet") is None
+    assert file.tell() == 12
+    record = file.commit()
+    digest = hashlib.sha256(b"unit vectors").hexdigest()
+    assert record == FileRecord("vectors/part-000000.parquet", 12, digest)
+    assert output.get("vectors/part-000000.parquet") == b"unit vectors"
+    assert output.size("vectors/part-000000.parquet") == 12
+    assert files(output) == ["vectors/part-000000.parquet"]
+
+
+def test_a_patched_file_has_the_checksum_of_what_is_stored(output: LocalStorage) -> None:
+    file = output.create("a")
+    file.write(b"rows: 9999; data")
+    file.patch(6, b"0042")
+    record = file.commit()
+    assert output.get("a") == b"rows: 0042; data"
+    assert record.sha256 == hashlib.sha256(b"rows: 0042; data").hexdigest()
+
+
+def test_a_patch_stays_within_what_is_written(output: LocalStorage) -> None:
+    file = output.create("a")
+    file.write(b"1234")
+    with pytest.raises(ValueError, match="beyond 4 bytes"):
+        file.patch(2, b"abc")
+
+
+def test_a_commit_replaces_what_was_there(output: LocalStorage) -> None:
+    output.put("a", b"old")
+    file = output.create("a")
+    file.write(b"new")
+    assert output.get("a") == b"old"
+    file.commit()
+    assert output.get("a") == b"new"
+
+
+def test_what_is_discarded_leaves_nothing(output: LocalStorage) -> None:
+    file = output.create("a")
+    file.write(b"data")
+    file.discard()
+    file.discard()
+    assert files(output) == []
+
+
+def test_a_late_footer_of_a_discarded_file_goes_nowhere(output: LocalStorage) -> None:
+    """A dropped `pq.ParquetWriter` writes its footer; the descriptor is another file's by then."""
+    dropped = output.create("a")
+    dropped.write(b"data")
+    dropped.discard()
+    other = output.create("b")
+    other.write(b"good")
+    assert dropped.write(b"footer") == 6
+    dropped.patch(0, b"head")
+    other.commit()
+    assert output.get("b") == b"good"
+
+
+def test_a_committed_file_takes_no_more(output: LocalStorage) -> None:
+    file = output.create("a")
+    file.commit()
+    with pytest.raises(ValueError, match="committed"):
+        file.write(b"late")
+    file.discard()
+    assert output.get("a") == b""
+
+
+def test_what_is_short_is_written_on(output: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, pwrite = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data)[:3]))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, bytes(data)[:1], at))
+    file = output.create("a")
+    assert file.write(b"0123456789") == 10
+    file.patch(4, b"abc")
+    file.commit()
+    assert output.get("a") == b"0123abc789"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "advice"),
+    [
+        ("write", errno.ENOSPC, "Free some space"),
+        ("write", errno.EIO, "mend the cause"),
+        ("fsync", errno.EIO, "mend the cause"),
+        ("fsync", errno.EDQUOT, "Free some space"),
+        ("replace", errno.EMFILE, "ulimit -n"),
+    ],
+)
+def test_a_failure_throws_the_file_away(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, call: str, error: int, advice: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing(error))
+        with pytest.raises(WorkFailed, match=advice) as failure:
+            output.put("a", b"data")
+    assert f"Writing `{output.root / 'a'}` failed: {os.strerror(error)}" in str(failure.value)
+    assert isinstance(failure.value.__cause__, OSError)
+    assert files(output) == []
+    output.put("a", b"data")
+    assert output.get("a") == b"data"
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_failure_is_final_for_its_file(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    file = output.create("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing(errno.EIO))
+        with pytest.raises(WorkFailed):
+            file.write(b"data")
+            file.commit()
+    with pytest.raises(WorkFailed):
+        file.write(b"data")
+    with pytest.raises(WorkFailed):
+        file.commit()
+    assert output.get("a") is None
+
+
+def test_a_name_that_could_not_be_synced_does_not_stay(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output.put("folder/other", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "_sync_directory", failing(errno.EIO))
+        with pytest.raises(WorkFailed):
+            output.put("folder/a", b"data")
+    assert files(output) == ["folder/other"]
+
+
+def test_a_file_that_an_earlier_process_left_is_not_in_the_way(output: LocalStorage) -> None:
+    """In a container every attempt may have the same process number."""
+    output.create("a").write(b"killed here")
+    LocalStorage(output.root).put("a", b"data")
+    assert output.get("a") == b"data"
+
+
+def test_many_threads_write_many_files(output: LocalStorage) -> None:
+    def write(first: int) -> None:
+        for number in range(first, 200, 4):
+            output.put(f"{number % 5}/{number}", b"%d" % number)
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(output.get(f"{number % 5}/{number}") == b"%d" % number for number in range(200))
+    assert sum(len(output.names(str(folder))) for folder in range(5)) == 200
+
+
+def test_what_is_not_there(output: LocalStorage) -> None:
+    assert output.get("no/such") is None
+    assert output.size("no/such") is None
+    assert output.names("no/such") == []
+    output.remove("no/such")
+    output.put("a", b"")
+    assert output.get("a/below") is None
+    assert output.names("a") == []
+
+
+def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
+    (output.root / "a").mkdir(parents=True)
+    with pytest.raises(WorkFailed, match="Reading `.*/a` failed: Is a directory"):
+        output.get("a")
+    with pytest.raises(WorkFailed, match="Reading `.*/b` failed: No such file"):
+        output.open("b")
+
+
+def test_removing_takes_a_whole_directory_but_follows_no_link(
+    output: LocalStorage, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious").write_text("x")
+    output.put("folder/below/a", b"")
+    (output.root / "link").symlink_to(other)
+    output.remove("folder")
+    output.remove("link")
+    assert output.names() == ["_state"]
+    assert (other / "precious").exists()
+
+
+# ---- syncing, as the system sees it
+
+
+@pytest.mark.needs("strace")
+def test_each_publishing_rename_is_synced_before_and_after(tmp_path: Path) -> None:
+    """SIGKILL does not show what a power cut loses: the order of the calls does."""
+    table = pa.table({"id": np.arange(9), "v": fixed_size_list(np.ones((9, 2), np.float32))})
+    pq.write_table(table, tmp_path / "in.parquet")
+    run = [sys.executable, "-m", "batchnorm_tool", "normalize", "in.parquet", "new/out"]
+    flags = ["--column", "v", "--part-rows", "4", "--workers", "1", "--quiet"]
+    trace = "trace=/^(rename|renameat|renameat2|fsync|mkdir|mkdirat)$"
+    strace = ["strace", "-f", "-y", "-qq", "-o", "log", "-e", trace]
+    root = str(Path(__file__).parent.parent)
+    subprocess.run(
+        [*strace, *run, *flags], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root}
+    )
+    events = list(_events((tmp_path / "log").read_text(), tmp_path))
+    renames = [number for number, (name, *_) in enumerate(events) if name == "rename"]
+    targets = [events[number][2] for number in renames]
+    assert {"new/out/vectors", "new/out/_stats", "new/out/_manifest.json"} <= set(targets)
+    assert targets[-1] == "new/out/_SUCCESS"
+    for number in renames:
+        assert_synced(events, number)
+    for number, (name, path, _) in enumerate(events):
+        if name == "mkdir":
+            assert ("fsync", os.path.dirname(path), "") == events[number + 1]
+    data = [events[number][1:] for number in renames if "part-" in events[number][2]]
+    assert len(data) == 3
+    assert (
+        max(number for number in renames if "part-" in events[number][2])
+        < targets.index("new/out/vectors") + renames[0]
+    )
+
+
+def assert_synced(events: list[tuple[str, str, str]], number: int) -> None:
+    """The file was synced just before the rename at `number`, its directory just after."""
+    _, source, target = events[number]
+    before = [path for name, path, _ in events[:number] if name == "fsync"]
+    after = [path for name, path, _ in events[number + 1 : number + 3] if name == "fsync"]
+    assert os.path.dirname(target) in after
+    if "/tmp/" in source:
+        assert events[number - 1] == ("fsync", source, "")
+    else:  # a directory: all that lies in it was synced, and then the directory itself
+        assert source in before
+        last = max(at for at, (name, *_) in enumerate(events[:number]) if name == "rename")
+        assert last < number
+        assert os.path.dirname(source) in after
+
+
+def _events(log: str, root: Path) -> Iterator[tuple[str, str, str]]:
+    """Name, path, and target of each call that concerns `root`, whose paths are cut short."""
+    for line in log.splitlines():
+        call = re.match(r"\d+ +(\w+)\((.*)\) += 0", line)
+        if call is None:
+            continue
+        kind = re.sub(r"at2?$", "", call[1])
+        paths = _paths(call[2], root)
+        if paths:
+            yield kind, paths[0], paths[1] if len(paths) > 1 else ""
+
+
+def _paths(arguments: str, root: Path) -> list[str]:
+    quoted = re.findall(r'"([^"]*)"', arguments) or re.findall(r"<([^>]*)>", arguments)
+    return [os.path.relpath(os.path.join(root, path), root) for path in quoted]
+
+
+# ---- the lock
+
+
+HOLD = """
+import sys, time
+from batchnorm_tool.storage import LocalStorage
+with LocalStorage(sys.argv[1]).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_run_is_turned_away_and_a_dead_one_holds_nothing(output: LocalStorage) -> None:
+    with held_elsewhere(output.root) as process:
+        assert output.is_locked()
+        begun = time.monotonic()
+        with pytest.raises(Busy, match=r"Another run holds `.*/out`.*--wait 10m"), output.lock():
+            pass
+        assert time.monotonic() - begun < 2
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not output.is_locked()
+        with output.lock():
+            assert output.root.is_dir()
+
+
+def test_waiting_for_the_lock(output: LocalStorage) -> None:
+    with held_elsewhere(output.root) as process:
+        threading.Timer(0.5, process.kill).start()
+        with output.lock(wait_seconds=30):
+            assert process.wait() == -signal.SIGKILL
+
+
+def test_a_look_at_the_lock_does_not_turn_a_run_away(output: LocalStorage) -> None:
+    output.put("a", b"")
+    done = threading.Event()
+
+    def keep_looking() -> None:
+        while not done.is_set():
+            LocalStorage(output.root).is_locked()
+
+    thread = threading.Thread(target=keep_looking)
+    thread.start()
+    try:
+        for _ in range(50):
+            with LocalStorage(output.root).lock():
+                pass
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_an_output_in_which_nothing_was_written_is_taken_back(tmp_path: Path) -> None:
+    output = LocalStorage(tmp_path / "a" / "b")
+    with output.lock():
+        assert output.root.is_dir()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with LocalStorage(tmp_path / "mine").lock():
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_whoever_is_turned_away_takes_nothing_back(output: LocalStorage) -> None:
+    """Both made the directory; the one that got the lock has written nothing yet."""
+    with output.lock():
+        other = LocalStorage(output.root)
+        other._make_root = lambda: [output.root]  # type: ignore[method-assign]
+        with pytest.raises(Busy), other.lock():
+            pass
+        assert output.root.is_dir()
+
+
+def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: LocalStorage) -> None:
+    """The one that waits holds, in the end, the directory that has the name."""
+    waiting = threading.Event()
+
+    def wait_and_write() -> None:
+        waiting.set()
+        with LocalStorage(output.root).lock(wait_seconds=30) as held:
+            assert held is None
+            LocalStorage(output.root).put("a", b"mine")
+
+    thread = threading.Thread(target=wait_and_write)
+    with output.lock():
+        thread.start()
+        waiting.wait()
+        time.sleep(0.2)
+    thread.join()
+    assert output.get("a") == b"mine"
+
+
+def test_only_one_of_many_holds_it_at_a_time(output: LocalStorage) -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def enter() -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with LocalStorage(output.root).lock(wait_seconds=60):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.002)
+                with lock:
+                    inside -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert not output.root.exists()
+
+
+# ---- places that do not serve
+
+
+def in_child_without_rights(action: Callable[[], None]) -> str:
+    """What an error says to a process that is nobody's (root may write anywhere)."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            action()
+        except BaseException as error:  # noqa: BLE001
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def enter(path: Path) -> Callable[[], None]:
+    def action() -> None:
+        with LocalStorage(path).lock():
+            pass
+
+    return action
+
+
+def test_a_read_only_directory_is_refused(open_folder: Path) -> None:
+    path = open_folder / "out"
+    path.mkdir(mode=0o555)
+    said = in_child_without_rights(enter(path))
+    assert said == (
+        f"OutputError: The output directory `{path}` is read-only. Choose another `output.path`."
+    )
+
+
+def test_a_directory_that_cannot_be_made_is_refused(open_folder: Path) -> None:
+    said = in_child_without_rights(enter(open_folder / "new" / "out"))
+    assert said.startswith("OutputError: The output directory")
+    assert "cannot be made: Permission denied" in said
+
+
+def test_a_full_disk_where_the_directory_is_made_is_no_refusal(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "mkdir", failing(errno.ENOSPC))
+    with pytest.raises(WorkFailed, match="Free some space"), output.lock():
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.fcntl, "flock", failing(errno.ENOLCK))
+    with pytest.raises(OutputError, match="cannot be locked: No locks available"), output.lock():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("s3://bucket/out", "must be a local directory"), (__file__, "is a file")],
+    ids=["object store", "file"],
+)
+def test_paths_that_are_no_directory_are_refused(path: str, words: str) -> None:
+    with pytest.raises(OutputError, match=words):
+        open_storage(path)
+
+
+# ---- publishing
+
+
+def stage(output: LocalStorage, **content: bytes) -> None:
+    for name, data in content.items():
+        output.put(output.staged(f"{name}/part"), data)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["first", "over an older one"])
+def test_publishing_may_stop_anywhere_and_be_repeated(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, *, older: bool
+) -> None:
+    """Stopped before its Nth step, for every N, and then repeated; and repeated once more."""
+    for stop in range(1, 20):
+        with contextlib.suppress(FileNotFoundError):
+            output.remove("")
+        if older:
+            for name in ("vectors", "norms", "gone"):
+                output.put(f"{name}/part", b"old")
+        stage(output, vectors=b"new", norms=b"new")
+        output.begin_publish(["vectors", "norms"], ["gone"] if older else [])
+        steps = iter(range(1, 100))
+        stopped = False
+        with monkeypatch.context() as patched:
+            for name in ("_exchange", "_sync_directory"):
+                patched.setattr(storage, name, stopping(getattr(storage, name), steps, stop))
+            try:
+                output.finish_publish()
+            except KeyboardInterrupt:
+                stopped = True
+            assert not older or output.get("vectors/part") in (b"old", b"new")
+        assert output.publishing()
+        output.finish_publish()
+        output.finish_publish()
+        assert [output.get(f"{name}/part") for name in ("vectors", "norms")] == [b"new", b"new"]
+        assert output.get("gone/part") is None
+        output.end_publish()
+        assert not output.publishing()
+        if not stopped:
+            assert stop > 5
+            return
+    pytest.fail("it never came to its end")
+
+
+def stopping(real: Callable[..., None], steps: Iterator[int], stop: int) -> Callable[..., None]:
+    def step(*arguments: object) -> None:
+        if next(steps) == stop:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    return step
+
+
+def test_without_an_atomic_exchange_the_new_takes_the_place(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.sys, "platform", "another")
+    output.put("vectors/part", b"old")
+    stage(output, vectors=b"new")
+    output.begin_publish(["vectors"], [])
+    output.finish_publish()
+    output.finish_publish()
+    assert output.get("vectors/part") == b"new"
+
+
+def test_a_disk_that_numbers_files_anew_does_not_confuse_publishing(output: LocalStorage) -> None:
+    """Some file systems give other inode numbers after a restart."""
+    stage(output, vectors=b"new")
+    output.begin_publish(["vectors"], [])
+    output.finish_publish()
+    note = output.root / "_state" / "publishing.json"
+    note.write_text(re.sub(r"\d+", "1", note.read_text()))
+    output.finish_publish()
+    assert output.get("vectors/part") == b"new"
