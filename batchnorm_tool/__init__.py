@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from batchnorm_tool.array_normalization import normalize
     from batchnorm_tool.errors import (
         BadRows,
         BatchnormToolError,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.jobs.scoring_in_memory import Result, score
     from batchnorm_tool.jobs.showing import show
     from batchnorm_tool.jobs.verifying import verify
-    from batchnorm_tool.norms import normalize
     from batchnorm_tool.stats import NormStats
 
 _HOMES = {
@@ -51,7 +51,7 @@ _HOMES = {
     "Result": "jobs.scoring_in_memory",
     "RunResult": "jobs.scoring",
     "WorkFailed": "errors",
-    "normalize": "norms",
+    "normalize": "array_normalization",
     "read": "jobs.reading",
     "run": "jobs.scoring",
     "score": "jobs.scoring_in_memory",

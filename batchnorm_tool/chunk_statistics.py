@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from batchnorm_tool.scored import Scored
-    from batchnorm_tool.stats import NormStats, VectorStats
+    from batchnorm_tool.stats import NormStats
     from batchnorm_tool.storage import FileRecord, Storage
+    from batchnorm_tool.vector_stats import VectorStats
 
 CHUNKS_PATH = "_stats/chunks.parquet"
 _QUANTILES = {

@@ -6,6 +6,7 @@ The only place with exit codes and signal handlers. Whatever is imported here is
 
 from __future__ import annotations
 
+import io
 import math
 import signal
 import sys
@@ -16,6 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchnorm_tool import __version__
+from batchnorm_tool.cli_flags import (
+    COLUMN_FLAG,
+    JOB_FLAGS,
+    MODEL_FLAGS,
+    common_flags,
+    flags_of_job,
+    overrides,
+    running_flags,
+)
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError
 from batchnorm_tool.terminal import Terminal
 
@@ -30,94 +40,6 @@ _EPILOG = (
     "3 waits for a person; 4 the data broke a row policy, or damage was found; 5 busy; "
     "130 and 143 interrupted, running it again resumes."
 )
-
-# Each flag and the key of the job file that it sets.
-_JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--norm", "normalize.norm", {"help": "none, l1, l2, max, or lp with --p."}),
-    ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
-    (
-        "--axis",
-        "normalize.axis",
-        {"type": click.Choice(["-1", "all"]), "help": "One vector, or all."},
-    ),
-    ("--key", "input.key", {"multiple": True, "help": "Column that names a row; repeatable."}),
-    (
-        "--passthrough",
-        "input.passthrough",
-        {"multiple": True, "help": "Column to copy; repeatable."},
-    ),
-    ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
-    ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
-    ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
-    ("--max-bad-fraction", "normalize.max_bad_fraction", {"type": float, "help": "0 to 1."}),
-    ("--format", "output.format", {"help": "parquet, npy or arrow."}),
-    ("--dtype", "output.dtype", {"help": "float32, float16 or float64."}),
-    ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
-    ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
-)
-_MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--features", "input.features", {"multiple": True, "help": "Feature column; repeatable."}),
-    ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
-    ("--outputs", "model.outputs", {"multiple": True, "help": "Output to normalize; repeatable."}),
-    ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
-    ("--devices", "engine.devices", {"help": "auto, cpu or gpu."}),
-    ("--engine", "engine.kind", {"help": "local."}),
-)
-# Flags that take a number as well as a word.
-_NOT_TEXT = (
-    "normalize.axis",
-    "output.part_rows",
-    "engine.workers",
-    "engine.devices",
-    "model.batch_size",
-)
-_COLUMN_FLAG = ("--column", "input.features", {"multiple": True, "help": "Stored predictions."})
-
-
-def _flags(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any]:
-    """Add the flags to a command; each sets one key of the job."""
-
-    def add(command: Any) -> Any:
-        for name, key, settings in reversed(specs):
-            parameter = "set__" + key.replace(".", "__")
-            command = click.option(name, parameter, **settings)(command)
-        return command
-
-    return add
-
-
-def _common(command: Any) -> Any:
-    """Flags that every command has."""
-    for option in (
-        click.option("--log-format", type=click.Choice(["text", "json"]), default="text"),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    ):
-        command = option(command)
-    return command
-
-
-def _running(command: Any) -> Any:
-    """Flags of the commands that do a job."""
-    for option in (
-        click.option(
-            "--progress",
-            type=click.Choice(["auto", "bar", "plain", "none"]),
-            default="auto",
-            help="How to show how far it is.",
-        ),
-        click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
-        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
-        click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
-        click.option("--check-input", is_flag=True, help="Read all of the input first."),
-        click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
-        click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
-        click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
-    ):
-        command = option(command)
-    return command
 
 
 class _Group(click.Group):
@@ -151,9 +73,9 @@ def cli() -> None:
 
 @cli.command("run", epilog=_EPILOG)
 @click.argument("arguments", nargs=-1, required=True, metavar="JOB.yaml | MODEL IN OUT")
-@_flags(*_JOB_FLAGS, *_MODEL_FLAGS)
-@_running
-@_common
+@flags_of_job(*JOB_FLAGS, *MODEL_FLAGS)
+@running_flags
+@common_flags
 def run_command(arguments: tuple[str, ...], **options: Any) -> None:
     """Score a table with a model and write normalized vectors, norms and statistics.
 
@@ -166,9 +88,9 @@ def run_command(arguments: tuple[str, ...], **options: Any) -> None:
 @cli.command("normalize", epilog=_EPILOG)
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
-@_flags(_COLUMN_FLAG, *_JOB_FLAGS)
-@_running
-@_common
+@flags_of_job(COLUMN_FLAG, *JOB_FLAGS)
+@running_flags
+@common_flags
 def normalize_command(source: str, output: str, **options: Any) -> None:
     """Normalize predictions that are stored already, without a model."""
     data = {"input": {"path": source}, "output": {"path": output}}
@@ -178,7 +100,7 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
 @cli.command("verify", epilog=_EPILOG)
 @click.argument("path", metavar="PATH")
 @click.option("--keys", is_flag=True, help="Also look for keys that are null or there twice.")
-@_common
+@common_flags
 def verify_command(path: str, *, keys: bool, **options: Any) -> None:
     """Read a finished run again: checksums, counts, lengths, finiteness."""
     with _Command(options) as terminal:
@@ -190,7 +112,7 @@ def verify_command(path: str, *, keys: bool, **options: Any) -> None:
 @cli.command("show", epilog=_EPILOG)
 @click.argument("path", metavar="PATH")
 @click.option("--html", metavar="FILE", help="Write a page about a finished run.")
-@_common
+@common_flags
 def show_command(path: str, html: str | None, **options: Any) -> None:
     """Say what a path is: a run, one under way, data, or a model."""
     with _Command(options) as terminal:
@@ -200,7 +122,7 @@ def show_command(path: str, html: str | None, **options: Any) -> None:
 
 
 @cli.command("schema", epilog=_EPILOG)
-@_common
+@common_flags
 def schema_command(**options: Any) -> None:
     """Print the JSON Schema of a job file, for editors."""
     with _Command(options) as terminal:
@@ -213,7 +135,7 @@ def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
     from batchnorm_tool.job import Job
 
     if len(arguments) == 1:
-        return Job.load(arguments[0], _overrides(options))
+        return Job.load(arguments[0], overrides(options))
     if len(arguments) != 3:
         msg = (
             "`run` takes one job file, or a model, an input and an output directory. "
@@ -229,32 +151,7 @@ def _job_of_paths(data: dict[str, Any], options: dict[str, Any]) -> Job:
     from batchnorm_tool.job import Job
     from batchnorm_tool.job.file import set_values
 
-    return Job.from_dict(set_values(data, _overrides(options)), Path.cwd())
-
-
-def _overrides(options: dict[str, Any]) -> list[str]:
-    """What the flags say, in the words of ``--set``; ``--set`` itself comes last, and wins."""
-    found = [
-        f"{key}={_as_yaml(key, value)}"
-        for parameter, value in options.items()
-        if parameter.startswith("set__") and value not in (None, ())
-        for key in [parameter.removeprefix("set__").replace("__", ".")]
-    ]
-    if options["mixed_bits"]:
-        found.append("engine.mixed_bits=true")
-    return [*found, *options["overrides"]]
-
-
-def _as_yaml(key: str, value: Any) -> str:
-    """A flag's value as YAML reads it back: names stay text, even one such as ``no`` or ``1e5``."""
-    import json
-
-    if isinstance(value, tuple):
-        alone = len(value) == 1 and key in ("input.key", "input.features")
-        return json.dumps(value[0] if alone else value)
-    if key in _NOT_TEXT:
-        return str(value)
-    return json.dumps(value)
+    return Job.from_dict(set_values(data, overrides(options)), Path.cwd())
 
 
 def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bool) -> None:
@@ -356,4 +253,8 @@ def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A histogram, or a path in another encoding, is not worth failing for.
+            stream.reconfigure(errors="replace")
     cli(prog_name="batchnorm-tool")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool import canonical, machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.plan import Resolved
@@ -123,11 +123,17 @@ def _bits(resolved: Resolved, *, with_model: bool) -> dict[str, Any]:
     }
 
 
-def differences(old: Identity, new: Identity) -> Iterator[str]:
-    """Say in words what differs between two identities, most meaningful first."""
+def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> Iterator[str]:
+    """Say in words what differs between two identities, most meaningful first.
+
+    Args:
+        old: What stands there.
+        new: What is asked for.
+        unasked: Names of details that nobody asked for, because they were left to be chosen.
+    """
     for group in ("space", "bits", "policies", "result"):
         before, after = getattr(old, group), getattr(new, group)
-        for name in sorted(before.keys() | after.keys()):
+        for name in sorted((before.keys() | after.keys()) - set(unasked)):
             yield from _named_differences(name, before.get(name), after.get(name))
 
 

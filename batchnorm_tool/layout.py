@@ -111,13 +111,15 @@ def carried_schema(spec: Input, schema: pa.Schema) -> pa.Schema:
         Their schema; where no key is given, the global row number stands for it.
 
     Raises:
-        InputError: There is no such column.
+        InputError: There is no such column, or a key holds lists or structs.
     """
     keys = key_columns(spec)
     names = dict.fromkeys([*keys, *spec.passthrough])
     for name in names:
         if name not in schema.names:
             raise InputError(_missing_column(name, schema.names, is_key=name in keys))
+        if name in keys and pa.types.is_nested(schema.field(name).type):
+            raise InputError(_not_a_key(schema.field(name)))
     fields = [schema.field(name).remove_metadata() for name in names]
     return pa.schema(fields if keys else [ROW_FIELD, *fields])
 
@@ -127,6 +129,13 @@ def key_columns(spec: Input) -> tuple[str, ...]:
     if spec.key is None:
         return ()
     return (spec.key,) if isinstance(spec.key, str) else tuple(spec.key)
+
+
+def _not_a_key(field: pa.Field) -> str:
+    return (
+        f"`input.key` names the column `{field.name}`, which cannot name a row. Expected numbers, "
+        f"strings or dates. Received: {field.type}. Take it into `input.passthrough` instead."
+    )
 
 
 def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:

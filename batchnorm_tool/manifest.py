@@ -15,8 +15,8 @@ from batchnorm_tool import __version__, canonical
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.identity import Identity
-from batchnorm_tool.stats import VectorStats
 from batchnorm_tool.storage import FileRecord, Storage
+from batchnorm_tool.vector_stats import VectorStats
 
 if TYPE_CHECKING:
     from batchnorm_tool.layout import OutputLayout
@@ -27,6 +27,7 @@ SUCCESS_PATH = "_SUCCESS"
 FORMAT = 1
 # Enough to see a pattern; the rest is counted, and lies in `_quarantine` where policy says so.
 FIRST_BAD_ROWS = 10
+_CHECKSUM_DIGITS = 64  # SHA-256, hexadecimal
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class PartRecord:
         first_bad_rows: The first few bad rows.
         files: What was committed, by the paths that readers will see.
         statistics: Statistics of each output.
+        warnings: What a person should know of the rows, sorted, each text once.
     """
 
     part: int
@@ -94,6 +96,7 @@ class PartRecord:
     first_bad_rows: tuple[BadRow, ...] = ()
     files: tuple[FileRecord, ...] = ()
     statistics: dict[str, VectorStats] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The record as a sealed JSON document."""
@@ -106,6 +109,7 @@ class PartRecord:
             "first_bad_rows": [asdict(row) for row in self.first_bad_rows],
             "files": [file.to_dict() for file in self.files],
             "statistics": {name: stats.to_dict() for name, stats in self.statistics.items()},
+            "warnings": self.warnings,
         }
         return canonical.canonical_json(canonical.sealed(data))
 
@@ -131,7 +135,11 @@ class PartRecord:
             statistics={
                 name: VectorStats.from_dict(stats) for name, stats in data["statistics"].items()
             },
+            warnings=tuple(data["warnings"]),
         )
+
+
+REFUSED = "_state/refused"
 
 
 def record_path(number: int) -> str:
@@ -141,13 +149,28 @@ def record_path(number: int) -> str:
 
 def refusal_path(number: int) -> str:
     """Where the record of a part lies in which a row broke the policy ``fail``."""
-    return f"_state/refused/{number:06d}.json"
+    return f"{REFUSED}/{number:06d}.json"
 
 
 def read_record(storage: Storage, number: int) -> PartRecord | None:
     """The record of a finished part, or ``None`` where it is missing or damaged."""
     text = storage.get(record_path(number))
     return None if text is None else PartRecord.from_json(text)
+
+
+def read_refusals(storage: Storage) -> Iterator[PartRecord]:
+    """The records of all parts in which a row broke the policy ``fail``.
+
+    Raises:
+        WorkFailed: One is damaged.
+    """
+    for name in storage.names(REFUSED):
+        text = storage.get(f"{REFUSED}/{name}")
+        record = None if text is None else PartRecord.from_json(text)
+        if record is None:
+            msg = f"The record `{REFUSED}/{name}` is damaged. Run it again: it is made anew."
+            raise WorkFailed(msg)
+        yield record
 
 
 @dataclass
@@ -160,6 +183,7 @@ class Totals:
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     parts: list[dict[str, Any]] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, record: PartRecord) -> None:
         """Take in the record of the next part."""
@@ -170,6 +194,7 @@ class Totals:
         for name, stats in record.statistics.items():
             known = self.statistics.get(name)
             self.statistics[name] = stats if known is None else known.merge(stats)
+        self.warnings += [text for text in record.warnings if text not in self.warnings]
         self.parts.append(_part_summary(record))
 
 
@@ -206,12 +231,19 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
 def build_manifest(
     plan: Plan, totals: Totals, layouts: Sequence[OutputLayout], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """The manifest of a finished run, sealed with a checksum of its own."""
+    """The manifest of a finished run, sealed with a checksum of its own.
+
+    Args:
+        plan: The run's plan.
+        totals: What its parts come to; what they warn of comes last.
+        layouts: The outputs of the model.
+        warnings: What a person should know of the run as a whole.
+    """
     data = {
         "format": FORMAT,
         "tool": "batchnorm_tool",
         "version": __version__,
-        "job": plan.job.to_dict(),
+        "job": _without_engine(plan.job.to_dict()),
         "limit": plan.limit,
         "request": plan.request,
         "resolved": plan.resolved.to_dict(),
@@ -227,9 +259,14 @@ def build_manifest(
         "parts": totals.parts,
         "files": [file.to_dict() for file in totals.files],
         "statistics": {name: stats.to_dict() for name, stats in totals.statistics.items()},
-        "warnings": list(warnings),
+        "warnings": list(dict.fromkeys([*warnings, *totals.warnings])),
     }
     return canonical.sealed(data)
+
+
+def _without_engine(job: dict[str, Any]) -> dict[str, Any]:
+    """The job without who did it; of its engine only what the bits depend on."""
+    return {**job, "engine": {"threads": job["engine"]["threads"]}}
 
 
 @dataclass(frozen=True)
@@ -264,6 +301,8 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     if success is None:
         return None
     text = storage.get(MANIFEST_PATH)
+    if text is None and len(success.strip()) != _CHECKSUM_DIGITS:
+        return None  # somebody else's: Spark and Hadoop leave an empty one
     data = None if text is None else canonical.unsealed(text)
     if data is None or canonical.sha256(data) != success.decode(errors="replace").strip():
         msg = (

@@ -80,7 +80,7 @@ class Worker:
         part = self.plan.part(number)
         tally = Tally(part, self.plan.files, self.policies, self._keys)
         with PartWriter(self.plan, self.storage, part, self.layouts) as writer:
-            for chunk in self._chunks(part):
+            for chunk in self._chunks(part, tally.warnings.add):
                 if stopped():
                     msg = "Stopped between two chunks; running it again resumes."
                     raise Interrupted(msg)
@@ -100,11 +100,11 @@ class Worker:
         if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
             writer.write(scored, actions)
 
-    def _chunks(self, part: Part) -> Iterator[Chunk]:
+    def _chunks(self, part: Part, tell: Callable[[str], None]) -> Iterator[Chunk]:
         """The part's rows in chunks on a grid that starts at its first row."""
         row = part.first_row
         for table in _regrouped(self._batches(part), self.plan.resolved.chunk_rows):
-            arrays, faults = self._reader.read(table)
+            arrays, faults = self._reader.read(table, tell)
             yield Chunk(row, self._carry(table, row), arrays, faults)
             row += table.num_rows
 

@@ -10,7 +10,7 @@ import numpy as np
 from batchnorm_tool import norms
 from batchnorm_tool.chunk import Chunk, Reason
 from batchnorm_tool.layout import Normalized, OutputLayout
-from batchnorm_tool.stats import VectorStats
+from batchnorm_tool.vector_stats import VectorStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.chunk_statistics import chunks_path
@@ -42,12 +42,14 @@ class Standing:
         manifest: Of the finished run, if there is one.
         plan: Of the run under way, if there is one.
         names: What lies in the output directory.
+        parts_done: Finished parts of the run under way.
     """
 
     path: str
     manifest: Manifest | None
     plan: Plan | None
     names: tuple[str, ...]
+    parts_done: int = 0
 
     def choices(self, request: str) -> Resolved | None:
         """The choices that were made here for the same ``request``, so that they stay."""
@@ -77,6 +79,7 @@ def look(storage: Storage, path: str, *, fresh: bool = False) -> Standing:
         manifest=_manifest(storage, path, fresh=fresh),
         plan=None if text is None else Plan.from_json(text),
         names=tuple(storage.names()),
+        parts_done=len(storage.names(RECORDS)),
     )
 
 
@@ -136,7 +139,8 @@ def check_may_begin(standing: Standing, plan: Plan, *, fresh: bool) -> bool:
         raise OutputError(msg)
     if standing.plan is not None and _continues(standing.plan.identity, plan):
         return True
-    if not fresh:
+    loses_work = standing.manifest is not None or standing.parts_done > 0
+    if not fresh and (loses_work or standing.plan is None):
         _refuse_other(standing, plan)
     return False
 
@@ -162,7 +166,9 @@ def _refuse_other(standing: Standing, plan: Plan) -> None:
         raise OutputError(msg)
     else:
         return
-    listed = ", ".join(differences(other, plan.identity))
+    unasked = _chosen_in_both(standing, plan)
+    found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
+    listed = ", ".join(found)
     only_bits = other.space == plan.identity.space and other.result == plan.identity.result
     advice = "Replace it whole with `--fresh`, or choose another `output.path`."
     if standing.plan is not None and only_bits:
@@ -172,6 +178,23 @@ def _refuse_other(standing: Standing, plan: Plan) -> None:
         f"What differs: {listed}. {advice}"
     )
     raise OutputError(msg)
+
+
+def _chosen_in_both(standing: Standing, plan: Plan) -> set[str]:
+    """What both jobs left open: no person can tell why one choice came out as it did."""
+    before = standing.plan.job.to_dict() if standing.plan else _job_of(standing.manifest)
+    jobs = (before, plan.job.to_dict())
+    chosen = {"chunk_rows"}
+    if all((job["model"] or {}).get("batch_size") == "auto" for job in jobs):
+        chosen.add("batch_size")
+    if all(job["output"]["part_rows"] == "auto" for job in jobs):
+        chosen.add("part_rows")
+    return chosen
+
+
+def _job_of(manifest: Manifest | None) -> Mapping[str, Any]:
+    """The job of a finished run, as plain data."""
+    return {} if manifest is None else manifest.data["job"]
 
 
 def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:

@@ -1,4 +1,4 @@
-"""Statistics of norms and of dimensions that merge: of chunks into parts, of parts into runs.
+"""Statistics of norms that merge: of chunks into parts, of parts into runs.
 
 Counts, extremes and histograms, and with them quantiles, come out identical however rows are
 split. Moments depend on the split in their last bits, and come out identical when the same pieces
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from batchnorm_tool.errors import Damaged, JobError
-from batchnorm_tool.norms import L1, L2, MAX, Float64s, Norm, row_norms
+from batchnorm_tool.errors import JobError
+from batchnorm_tool.moments import merged_moments, moments
+from batchnorm_tool.stats_json import finite_or_none, float_or_inf, float_or_none, reading
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms import Float64s
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """The quantiles that manifests and summaries show."""
@@ -30,8 +33,6 @@ _COARSE_SHIFT = 6
 # Up to this many buckets from first to last, counting in an array (8 bytes for each bucket) is
 # cheaper than sorting the values of a chunk.
 _COUNTABLE_BUCKETS = 1 << 16
-
-_Moment = TypeVar("_Moment", float, Float64s)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class NormStats:
         if not finite.size:
             return cls(nonfinite=lost)
         low, high = finite.min(), finite.max()
-        mean, m2 = _moments(finite, low, high)
+        mean, m2 = moments(finite, low, high)
         return cls(
             count=finite.size,
             zero=finite.size - int(np.count_nonzero(finite)),
@@ -111,9 +112,7 @@ class NormStats:
             return other.mean, other.m2
         if other.mean is None:
             return self.mean, self.m2
-        return _merged_moments(
-            (self.count, self.mean, self.m2), (other.count, other.mean, other.m2)
-        )
+        return merged_moments((self.count, self.mean, self.m2), (other.count, other.mean, other.m2))
 
     @property
     def std(self) -> float | None:
@@ -240,8 +239,8 @@ class NormStats:
             "min": self.min,
             "max": self.max,
             "mean": self.mean,
-            "m2": _finite_or_none(self.m2),
-            "std": None if self.std is None else _finite_or_none(self.std),
+            "m2": finite_or_none(self.m2),
+            "std": None if self.std is None else finite_or_none(self.std),
             "quantiles": {str(q): value for q, value in self.quantiles().items()},
             "histogram": [list(pair) for pair in sorted(self.histogram.items())],
         }
@@ -253,253 +252,18 @@ class NormStats:
         Raises:
             Damaged: ``data`` is not what `to_dict` gives.
         """
-        with _reading("norm statistics"):
+        with reading("norm statistics"):
             stats = cls(
                 count=int(data["count"]),
                 zero=int(data["zero"]),
                 nonfinite=int(data["nonfinite"]),
-                **{name: _float_or_none(data[name]) for name in ("min", "max", "mean")},
-                m2=_float_or_inf(data["m2"]),
+                **{name: float_or_none(data[name]) for name in ("min", "max", "mean")},
+                m2=float_or_inf(data["m2"]),
                 histogram={int(bucket): int(count) for bucket, count in data["histogram"]},
             )
             if sum(stats.histogram.values()) != stats.count:
                 raise ValueError("the histogram does not add up to the count")
             return stats
-
-
-@dataclass(frozen=True, eq=False)
-class DimensionStats:
-    """Statistics of each dimension of vectors, before normalization.
-
-    Args:
-        count: Vectors.
-        mean: float64[d]; zeros where there are no vectors.
-        m2: float64[d], sums of squared deviations from ``mean``; inf where float64 cannot hold it.
-        min: float64[d]; inf where there are no vectors.
-        max: float64[d]; -inf where there are no vectors.
-
-    Example:
-        >>> DimensionStats.of(np.array([[1.0, 5.0], [3.0, 5.0]])).variance
-        array([1., 0.])
-    """
-
-    count: int
-    mean: Float64s
-    m2: Float64s
-    min: Float64s
-    max: Float64s
-
-    @classmethod
-    def of(cls, x64: Float64s) -> DimensionStats:
-        """Measure vectors.
-
-        Args:
-            x64: float64[n, d], all of them finite.
-        """
-        # Which of -0.0 and 0.0 wins depends on their order; adding 0.0 makes both 0.0.
-        smallest = x64.min(axis=0, initial=math.inf) + 0.0
-        largest = x64.max(axis=0, initial=-math.inf) + 0.0
-        mean, m2 = _moments(x64, smallest, largest)
-        return cls(len(x64), mean, m2, smallest, largest)
-
-    def merge(self, other: DimensionStats) -> DimensionStats:
-        """Return the statistics of the vectors of both.
-
-        Raises:
-            Damaged: The vectors of the two differ in width.
-        """
-        if len(self.mean) != len(other.mean):
-            message = (
-                "Statistics of vectors of different widths cannot be merged. Expected: "
-                f"{len(self.mean)} dimensions. Received: {len(other.mean)}. They are records of "
-                "different runs; start afresh."
-            )
-            raise Damaged(message)
-        if not (self.count and other.count):
-            return self if self.count else other
-        mean, m2 = _merged_moments(
-            (self.count, self.mean, self.m2), (other.count, other.mean, other.m2)
-        )
-        smallest, largest = np.minimum(self.min, other.min), np.maximum(self.max, other.max)
-        return DimensionStats(self.count + other.count, mean, m2, smallest, largest)
-
-    __add__ = merge
-
-    @property
-    def variance(self) -> Float64s:
-        """Population variance float64[d]; zeros where there are no vectors."""
-        return self.m2 / max(self.count, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return these statistics as JSON data; what float64 cannot hold is None there."""
-        lists = {"mean": self.mean, "m2": self.m2, "min": self.min, "max": self.max}
-        named = {name: [_finite_or_none(v) for v in vs.tolist()] for name, vs in lists.items()}
-        return {"count": self.count, **named}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DimensionStats:
-        """Return what `to_dict` was called on.
-
-        Raises:
-            Damaged: ``data`` is not what `to_dict` gives.
-        """
-        with _reading("dimension statistics"):
-            values = {
-                name: np.array([_float_or_inf(v) for v in data[name]], dtype=np.float64)
-                for name in ("mean", "m2", "min", "max")
-            }
-            if len({len(v) for v in values.values()}) != 1:
-                raise ValueError("its lists differ in length")
-            if not data["count"]:
-                values["max"] = -values["max"]
-            return cls(int(data["count"]), **values)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DimensionStats) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True)
-class VectorStats:
-    """Statistics of the vectors of one output of a model, before normalization.
-
-    Args:
-        rows: Rows of the table.
-        vectors: Vectors in them; as many as rows, unless the output has rank above 2.
-        zero: Vectors that are all zeros.
-        nonfinite: Vectors with NaN or inf in them.
-        norms: Statistics of each norm by its label: l1, l2, max, and the one in use if it is lp.
-        dimensions: Statistics of each dimension, over the finite vectors.
-    """
-
-    rows: int
-    vectors: int
-    zero: int
-    nonfinite: int
-    norms: Mapping[str, NormStats]
-    dimensions: DimensionStats
-
-    @classmethod
-    def of(
-        cls, x64: Float64s, *, rows: int, in_use: Norm, in_use_norms: Float64s | None = None
-    ) -> VectorStats:
-        """Measure vectors.
-
-        Args:
-            x64: float64[n, d], C order.
-            rows: Rows of the table that the n vectors came from.
-            in_use: The norm that the vectors are to be divided by.
-            in_use_norms: float64[n, 1], that norm of each, where it is known already.
-
-        Example:
-            >>> stats = VectorStats.of(np.array([[3.0, -4.0]]), rows=1, in_use=Norm("l2"))
-            >>> {label: norms.max for label, norms in stats.norms.items()}
-            {'l1': 7.0, 'l2': 5.0, 'max': 4.0}
-        """
-        peaks = row_norms(x64, MAX)
-        known = {MAX: peaks} if in_use_norms is None else {MAX: peaks, in_use: in_use_norms}
-        measured = (L1, L2, MAX, in_use) if in_use.name == "lp" else (L1, L2, MAX)
-        finite = np.isfinite(peaks[:, 0])
-        return cls(
-            rows=rows,
-            vectors=len(x64),
-            zero=len(x64) - int(np.count_nonzero(peaks)),
-            nonfinite=len(x64) - int(np.count_nonzero(finite)),
-            norms={n.label: NormStats.of(_norms_of(x64, n, known)) for n in measured},
-            dimensions=DimensionStats.of(x64 if finite.all() else x64[finite]),
-        )
-
-    def merge(self, other: VectorStats) -> VectorStats:
-        """Return the statistics of the vectors of both.
-
-        Raises:
-            Damaged: The two measured other norms, or vectors of another width.
-        """
-        if self.norms.keys() != other.norms.keys():
-            message = (
-                "Statistics of different norms cannot be merged. Expected: "
-                f"{', '.join(self.norms)}. Received: {', '.join(other.norms)}. They are records of "
-                "different runs; start afresh."
-            )
-            raise Damaged(message)
-        return VectorStats(
-            rows=self.rows + other.rows,
-            vectors=self.vectors + other.vectors,
-            zero=self.zero + other.zero,
-            nonfinite=self.nonfinite + other.nonfinite,
-            norms={label: norms + other.norms[label] for label, norms in self.norms.items()},
-            dimensions=self.dimensions + other.dimensions,
-        )
-
-    __add__ = merge
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return these statistics as JSON data."""
-        return {
-            "rows": self.rows,
-            "vectors": self.vectors,
-            "zero": self.zero,
-            "nonfinite": self.nonfinite,
-            "norms": {label: norms.to_dict() for label, norms in self.norms.items()},
-            "dimensions": self.dimensions.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> VectorStats:
-        """Return what `to_dict` was called on.
-
-        Raises:
-            Damaged: ``data`` is not what `to_dict` gives.
-        """
-        with _reading("vector statistics"):
-            counts = {name: int(data[name]) for name in ("rows", "vectors", "zero", "nonfinite")}
-            norms = {label: NormStats.from_dict(stats) for label, stats in data["norms"].items()}
-            return cls(
-                **counts, norms=norms, dimensions=DimensionStats.from_dict(data["dimensions"])
-            )
-
-
-def _norms_of(x64: Float64s, norm: Norm, known: Mapping[Norm, Float64s]) -> Float64s:
-    return known[norm] if norm in known else row_norms(x64, norm)
-
-
-def _moments(
-    values: Float64s, low: Float64s | np.float64, high: Float64s | np.float64
-) -> tuple[Float64s, Float64s]:
-    """Return the mean, and the sum of squared deviations from it, along the first axis.
-
-    The mean is held within ``low`` and ``high``, the extremes, which a rounded sum can leave.
-    """
-    if not len(values):
-        return np.zeros(values.shape[1:]), np.zeros(values.shape[1:])
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.add.reduce(values, axis=0) / len(values)
-        if not np.isfinite(mean).all():  # the sum is beyond float64, the mean is not
-            mean = np.add.reduce(values / len(values), axis=0)
-        mean = np.clip(mean, low, high)
-        deviations = values - mean
-        deviations *= deviations
-        return mean, np.add.reduce(deviations, axis=0)
-
-
-def _merged_moments(
-    one: tuple[int, _Moment, _Moment], other: tuple[int, _Moment, _Moment]
-) -> tuple[_Moment, _Moment]:
-    """Merge (count, mean, m2) of two sets, neither empty.
-
-    The update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979), eq. 2.1, from the larger set's mean: so written, equal means stay
-    equal to the last bit, and no difference of means overflows.
-    """
-    if other[0] > one[0]:
-        one, other = other, one
-    (n, mean, m2), (other_n, other_mean, other_m2) = one, other
-    share = other_n / (n + other_n)
-    with np.errstate(over="ignore"):
-        difference = other_mean - mean
-        between = difference * difference * (n * share)
-        return mean + (other_mean * share - mean * share), m2 + other_m2 + between
 
 
 def _histogram(finite: Float64s) -> dict[int, int]:
@@ -526,27 +290,3 @@ def _lower_edges(buckets: npt.NDArray[np.int64]) -> Float64s:
 
 def _given(*values: float | None) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _float_or_none(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _float_or_inf(value: Any) -> float:
-    return math.inf if value is None else float(value)
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        message = (
-            f"The stored {what} cannot be read. Expected: what this version writes. Received: "
-            f"{type(error).__name__}: {error}. Run the job again with --fresh."
-        )
-        raise Damaged(message) from error

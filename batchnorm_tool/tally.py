@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.plan import Part
     from batchnorm_tool.scored import Scored
     from batchnorm_tool.sources import InputFile
-    from batchnorm_tool.stats import VectorStats
     from batchnorm_tool.storage import FileRecord
+    from batchnorm_tool.vector_stats import VectorStats
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Tally:
         files: All input files of the plan.
         policies: The fate of bad rows.
         keys: How many of the carried columns, from the left, identify a row.
+        warnings: What a person should know of the rows, each text once.
     """
 
     part: Part
@@ -44,6 +45,7 @@ class Tally:
     first_bad_rows: list[BadRow] = field(default_factory=list)
     first_failed_rows: list[BadRow] = field(default_factory=list)
     statistics: dict[str, VectorStats] = field(default_factory=dict)
+    warnings: set[str] = field(default_factory=set)
 
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
@@ -68,6 +70,7 @@ class Tally:
             first_bad_rows=tuple(self.first_failed_rows or self.first_bad_rows),
             files=files,
             statistics=self.statistics,
+            warnings=tuple(sorted(self.warnings)),
         )
 
     def _remember(self, scored: Scored, chosen: np.ndarray, rows: list[BadRow]) -> None:

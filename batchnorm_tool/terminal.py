@@ -108,7 +108,7 @@ class Terminal:
 
     def _run_lines(self, result: RunResult, shorthand: Job | None) -> Iterator[str]:
         if result.nothing_to_do:
-            yield self._bold("Nothing to do: ") + f"this very result stands in {result.path}"
+            yield self._bold("Nothing to do: ") + f"this very result stands in {_near(result.path)}"
             yield f"{_INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
             return
         from batchnorm_tool.report import summary
@@ -118,18 +118,19 @@ class Terminal:
         if result.parts_kept:
             total = len(result.manifest["parts"])
             yield f"{_INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
-        yield from summary.bad_row_lines(result.manifest)
+        yield from _indented(summary.bad_row_lines(result.manifest))
         yield from _indented(["", *summary.norm_lines(result.manifest, _WIDTH), ""])
         yield from _table(_places(result))
         yield from _indented(["", "What to try next:"])
-        yield from _indented(summary.next_steps(result.path), 2)
+        yield from _indented(summary.next_steps(_near(result.path)), 2)
         if shorthand is not None:
             yield from _indented(["", "The same as a job file:"])
             yield from _indented(shorthand.to_yaml().splitlines(), 2)
 
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("Sound. ") + "Checksums, counts, lengths and finiteness all agree."
-        yield from _table(facts.items())
+        keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
+        yield from _table({**facts, "path": _near(facts["path"]), "keys": keys}.items())
 
     def _shown_lines(self, shown: Shown, html: str | None) -> Iterator[str]:
         lines = {
@@ -146,13 +147,12 @@ class Terminal:
         from batchnorm_tool.report import summary
 
         yield self._bold("A finished run. ") + summary.rows_line(facts)
-        yield from summary.bad_row_lines(facts)
+        yield from _indented(summary.bad_row_lines(facts))
         yield from _indented(["", *summary.norm_lines(facts, _WIDTH), ""])
         yield from _table((name, facts[name]) for name in ("space", "bits", "result"))
 
     def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        state = "under way" if facts["running"] else "stopped: the same command resumes"
-        yield self._bold("An unfinished run, ") + state
+        yield self._bold("An unfinished run, ") + _state_words(facts)
         done = {
             "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
             "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
@@ -206,6 +206,20 @@ class Terminal:
         return click.style(text, bold=True) if self._color else text
 
 
+def _near(path: str) -> str:
+    """A path as a person in the current directory would write it."""
+    beside = os.path.relpath(path)
+    return path if beside.startswith(os.pardir) else beside
+
+
+def _state_words(facts: Mapping[str, Any]) -> str:
+    if facts["running"]:
+        return "under way"
+    if facts["parts_refused"]:
+        return "stopped by bad rows: mend the input, or choose another row policy"
+    return "stopped: the same command resumes"
+
+
 def _plan_facts(plan: Plan) -> dict[str, Any]:
     resolved = plan.resolved
     return {
@@ -227,8 +241,8 @@ def _places(result: RunResult) -> Iterator[tuple[str, str]]:
     """Where the files are: each directory of a part's files, then the manifest."""
     paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
     for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        yield directory.removeprefix("_"), f"{result.path}/{directory}"
-    yield "manifest", f"{result.path}/_manifest.json"
+        yield directory.removeprefix("_"), f"{_near(result.path)}/{directory}"
+    yield "manifest", f"{_near(result.path)}/_manifest.json"
 
 
 def _column_row(column: Mapping[str, Any]) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool import storage
 from batchnorm_tool.errors import Busy, OutputError, WorkFailed
 from batchnorm_tool.layout import fixed_size_list
-from batchnorm_tool.storage import FileRecord, LocalStorage, open_storage
+from batchnorm_tool.storage import FileRecord, LocalStorage, files, local, lock, open_storage
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def output(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path / "out")
 
 
-def files(output: LocalStorage) -> list[str]:
+def names(output: LocalStorage) -> list[str]:
     return sorted(str(p.relative_to(output.root)) for p in output.root.rglob("*") if p.is_file())
 
 
@@ -54,7 +54,7 @@ def test_a_file_appears_whole_and_only_by_its_commit(output: LocalStorage) -> No
     assert record == FileRecord("vectors/part-000000.parquet", 12, digest)
     assert output.get("vectors/part-000000.parquet") == b"unit vectors"
     assert output.size("vectors/part-000000.parquet") == 12
-    assert files(output) == ["vectors/part-000000.parquet"]
+    assert names(output) == ["vectors/part-000000.parquet"]
 
 
 def test_a_patched_file_has_the_checksum_of_what_is_stored(output: LocalStorage) -> None:
@@ -87,7 +87,7 @@ def test_what_is_discarded_leaves_nothing(output: LocalStorage) -> None:
     file.write(b"data")
     file.discard()
     file.discard()
-    assert files(output) == []
+    assert names(output) == []
 
 
 def test_a_late_footer_of_a_discarded_file_goes_nowhere(output: LocalStorage) -> None:
@@ -142,7 +142,7 @@ def test_a_failure_throws_the_file_away(
             output.put("a", b"data")
     assert f"Writing `{output.root / 'a'}` failed: {os.strerror(error)}" in str(failure.value)
     assert isinstance(failure.value.__cause__, OSError)
-    assert files(output) == []
+    assert names(output) == []
     output.put("a", b"data")
     assert output.get("a") == b"data"
 
@@ -154,8 +154,10 @@ def test_a_failure_is_final_for_its_file(
     file = output.create("a")
     with monkeypatch.context() as patched:
         patched.setattr(os, call, failing(errno.EIO))
+        if call == "write":
+            with pytest.raises(WorkFailed):
+                file.write(b"data")
         with pytest.raises(WorkFailed):
-            file.write(b"data")
             file.commit()
     with pytest.raises(WorkFailed):
         file.write(b"data")
@@ -169,10 +171,10 @@ def test_a_name_that_could_not_be_synced_does_not_stay(
 ) -> None:
     output.put("folder/other", b"")
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_sync_directory", failing(errno.EIO))
+        patched.setattr(files, "sync_directory", failing(errno.EIO))
         with pytest.raises(WorkFailed):
             output.put("folder/a", b"data")
-    assert files(output) == ["folder/other"]
+    assert names(output) == ["folder/other"]
 
 
 def test_a_file_that_an_earlier_process_left_is_not_in_the_way(output: LocalStorage) -> None:
@@ -208,9 +210,9 @@ def test_what_is_not_there(output: LocalStorage) -> None:
 
 def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
     (output.root / "a").mkdir(parents=True)
-    with pytest.raises(WorkFailed, match="Reading `.*/a` failed: Is a directory"):
+    with pytest.raises(WorkFailed, match=r"Reading `.*/a` failed: Is a directory"):
         output.get("a")
-    with pytest.raises(WorkFailed, match="Reading `.*/b` failed: No such file"):
+    with pytest.raises(WorkFailed, match=r"Reading `.*/b` failed: No such file"):
         output.open("b")
 
 
@@ -245,53 +247,52 @@ def test_each_publishing_rename_is_synced_before_and_after(tmp_path: Path) -> No
         [*strace, *run, *flags], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root}
     )
     events = list(_events((tmp_path / "log").read_text(), tmp_path))
-    renames = [number for number, (name, *_) in enumerate(events) if name == "rename"]
-    targets = [events[number][2] for number in renames]
-    assert {"new/out/vectors", "new/out/_stats", "new/out/_manifest.json"} <= set(targets)
+    renames = [number for number, event in enumerate(events) if event.call == "rename"]
+    targets = [events[number].target for number in renames]
     assert targets[-1] == "new/out/_SUCCESS"
+    assert {"new/out/vectors", "new/out/_stats", "new/out/_manifest.json"} <= set(targets)
     for number in renames:
         assert_synced(events, number)
-    for number, (name, path, _) in enumerate(events):
-        if name == "mkdir":
-            assert ("fsync", os.path.dirname(path), "") == events[number + 1]
-    data = [events[number][1:] for number in renames if "part-" in events[number][2]]
-    assert len(data) == 3
-    assert (
-        max(number for number in renames if "part-" in events[number][2])
-        < targets.index("new/out/vectors") + renames[0]
-    )
+    for number, event in enumerate(events):
+        if event.call == "mkdir":
+            assert events[number + 1] == Event("fsync", folder_of(event.path))
+    parts = [number for number in renames if "part-" in events[number].target]
+    assert len(parts) == 3
+    assert max(parts) < renames[targets.index("new/out/vectors")]
 
 
-def assert_synced(events: list[tuple[str, str, str]], number: int) -> None:
-    """The file was synced just before the rename at `number`, its directory just after."""
-    _, source, target = events[number]
-    before = [path for name, path, _ in events[:number] if name == "fsync"]
-    after = [path for name, path, _ in events[number + 1 : number + 3] if name == "fsync"]
-    assert os.path.dirname(target) in after
+@dataclass(frozen=True)
+class Event:
+    call: str
+    path: str
+    target: str = ""
+
+
+def folder_of(path: str) -> str:
+    return str(Path(path).parent)
+
+
+def assert_synced(events: list[Event], number: int) -> None:
+    """What was renamed was synced before, and the directories that it left and entered after."""
+    source, target = events[number].path, events[number].target
+    after = [event.path for event in events[number + 1 : number + 3] if event.call == "fsync"]
+    assert folder_of(target) in after
     if "/tmp/" in source:
-        assert events[number - 1] == ("fsync", source, "")
-    else:  # a directory: all that lies in it was synced, and then the directory itself
-        assert source in before
-        last = max(at for at, (name, *_) in enumerate(events[:number]) if name == "rename")
-        assert last < number
-        assert os.path.dirname(source) in after
+        assert events[number - 1] == Event("fsync", source)
+    else:  # a directory, whose files were committed one by one
+        assert folder_of(source) in after
+        last = max(at for at in range(number) if events[at].target.startswith(f"{source}/"))
+        assert events[last + 1] == Event("fsync", source)
 
 
-def _events(log: str, root: Path) -> Iterator[tuple[str, str, str]]:
-    """Name, path, and target of each call that concerns `root`, whose paths are cut short."""
+def _events(log: str, root: Path) -> Iterator[Event]:
+    """The successful calls, their paths relative to `root`."""
     for line in log.splitlines():
         call = re.match(r"\d+ +(\w+)\((.*)\) += 0", line)
-        if call is None:
-            continue
-        kind = re.sub(r"at2?$", "", call[1])
-        paths = _paths(call[2], root)
-        if paths:
-            yield kind, paths[0], paths[1] if len(paths) > 1 else ""
-
-
-def _paths(arguments: str, root: Path) -> list[str]:
-    quoted = re.findall(r'"([^"]*)"', arguments) or re.findall(r"<([^>]*)>", arguments)
-    return [os.path.relpath(os.path.join(root, path), root) for path in quoted]
+        if call is not None:
+            quoted = re.findall(r'"([^"]*)"', call[2]) or re.findall(r"<([^>]*)>", call[2])
+            paths = [os.path.relpath(root / path, root) for path in quoted]
+            yield Event(re.sub(r"at2?$", "", call[1]), *paths)
 
 
 # ---- the lock
@@ -367,14 +368,26 @@ def test_an_output_in_which_nothing_was_written_is_taken_back(tmp_path: Path) ->
     assert (tmp_path / "mine").is_dir()
 
 
-def test_whoever_is_turned_away_takes_nothing_back(output: LocalStorage) -> None:
+def test_whoever_is_turned_away_takes_nothing_back(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both made the directory; the one that got the lock has written nothing yet."""
     with output.lock():
-        other = LocalStorage(output.root)
-        other._make_root = lambda: [output.root]  # type: ignore[method-assign]
-        with pytest.raises(Busy), other.lock():
+        monkeypatch.setattr(lock, "_make_root", lambda root: [root])
+        with pytest.raises(Busy), LocalStorage(output.root).lock():
             pass
         assert output.root.is_dir()
+
+
+def test_the_directory_is_taken_back_while_it_is_held(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that, it may be another run's, which has written nothing yet."""
+    held = []
+    monkeypatch.setattr(lock, "_remove_if_empty", lambda made: held.append(output.is_locked()))
+    with output.lock():
+        pass
+    assert held == [True]
 
 
 def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: LocalStorage) -> None:
@@ -397,17 +410,17 @@ def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: LocalSto
 
 
 def test_only_one_of_many_holds_it_at_a_time(output: LocalStorage) -> None:
-    inside, most, lock = 0, 0, threading.Lock()
+    inside, most, guard = 0, 0, threading.Lock()
 
     def enter() -> None:
         nonlocal inside, most
         for _ in range(5):
             with LocalStorage(output.root).lock(wait_seconds=60):
-                with lock:
+                with guard:
                     inside += 1
                     most = max(most, inside)
                 time.sleep(0.002)
-                with lock:
+                with guard:
                     inside -= 1
 
     threads = [threading.Thread(target=enter) for _ in range(4)]
@@ -446,7 +459,7 @@ def open_folder() -> Iterator[Path]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
+        Path(name).chmod(0o755)
         yield Path(name)
 
 
@@ -484,7 +497,7 @@ def test_a_full_disk_where_the_directory_is_made_is_no_refusal(
 def test_a_file_system_without_locks_is_refused(
     output: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.fcntl, "flock", failing(errno.ENOLCK))
+    monkeypatch.setattr(lock.fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(OutputError, match="cannot be locked: No locks available"), output.lock():
         pass
 
@@ -523,8 +536,8 @@ def test_publishing_may_stop_anywhere_and_be_repeated(
         steps = iter(range(1, 100))
         stopped = False
         with monkeypatch.context() as patched:
-            for name in ("_exchange", "_sync_directory"):
-                patched.setattr(storage, name, stopping(getattr(storage, name), steps, stop))
+            for name in ("exchange", "sync_directory"):
+                patched.setattr(local, name, stopping(getattr(local, name), steps, stop))
             try:
                 output.finish_publish()
             except KeyboardInterrupt:
@@ -555,7 +568,7 @@ def stopping(real: Callable[..., None], steps: Iterator[int], stop: int) -> Call
 def test_without_an_atomic_exchange_the_new_takes_the_place(
     output: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.sys, "platform", "another")
+    monkeypatch.setattr(local.sys, "platform", "another")
     output.put("vectors/part", b"old")
     stage(output, vectors=b"new")
     output.begin_publish(["vectors"], [])

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import InputError, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -86,12 +86,20 @@ class _Crew:
 
 
 def _explained(error: BaseException, number: int) -> BaseException:
-    if not isinstance(error, MemoryError):
+    """What an error in the middle of the work means to whoever started it."""
+    if isinstance(error, MemoryError):
+        failure = WorkFailed(
+            f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
+            "then run it again: finished parts are kept."
+        )
+    elif isinstance(error, InputError):
+        # It fitted when the run was planned: it is no refusal any more, parts may be finished.
+        failure = WorkFailed(
+            f"{error.message} This was found while part {number} was read; finished parts are "
+            "kept. Mend it and run the same command again."
+        )
+    else:
         return error
-    failure = WorkFailed(
-        f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
-        "then run it again: finished parts are kept."
-    )
     failure.__cause__ = error
     return failure
 

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256
+# Rows that are predicted to learn the outputs' shapes: a slow model takes seconds for each.
+_PROBE_ROWS = 8
 # Features and vectors of one chunk: small enough to stay in the cache of a core and its neighbours,
 # large enough that the costs of a call disappear.
 _CHUNK_BYTES = 4 * 2**20
@@ -76,7 +78,7 @@ class Preparation:
         del chosen["input"]["invalid"]
         chosen["content"] = self.report.content if self.report else None
         chosen["transform"] = self._transform
-        chosen["schema"] = str(self.table.schema)
+        chosen["files"] = [file.to_dict() for file in self.table.files]
         return canonical.sha256([chosen, self.rows])
 
     @property
@@ -100,7 +102,7 @@ class Preparation:
             Refused: The job cannot be done as asked.
         """
         with _collected([]):  # they are found again below, whoever made the choices
-            resolved = choices or self._resolve()
+            resolved = self._resolve() if choices is None else self._confirmed(choices)
         layouts = layout.output_layouts(self.job, resolved.outputs)
         layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
         return Plan(
@@ -112,6 +114,13 @@ class Preparation:
             limit=self.limit,
             warnings=tuple(dict.fromkeys(self._findings(resolved))),
         )
+
+    def _confirmed(self, choices: Resolved) -> Resolved:
+        """Choices made earlier; where other low bits are welcome, on the device that is here."""
+        if not self.job.engine.mixed_bits:
+            return choices
+        model = self._load()
+        return replace(choices, device=model.device, threads=model.threads)
 
     def _findings(self, resolved: Resolved) -> Iterator[str]:
         """What a person should know.
@@ -260,9 +269,10 @@ def _with_key(job: Job, table: Table) -> Job:
 
 def _true_outputs(model: Predictor, sample: dict[str, np.ndarray]) -> tuple[Field, ...]:
     """The outputs with the shapes and dtypes that the model gives for real rows."""
-    rows = min(len(array) for array in sample.values())
+    few = {name: array[:_PROBE_ROWS] for name, array in sample.items()}
+    rows = min(len(array) for array in few.values())
     probe = model if model.batch_size is not None else model.with_batch_size(rows)
-    predictions = probe.predict(sample)
+    predictions = probe.predict(few)
     return tuple(
         Field(output.name, predictions[output.name].shape[1:], str(predictions[output.name].dtype))
         for output in model.outputs

@@ -10,33 +10,22 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool import chunk_statistics, standing
 from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.engines import open_engine
-from batchnorm_tool.errors import BadRows, OutputError, WorkFailed
+from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.jobs.preparing import Preparation
+from batchnorm_tool.jobs.settling import settle
 from batchnorm_tool.layout import output_layouts
-from batchnorm_tool.manifest import (
-    MANIFEST_PATH,
-    SUCCESS_PATH,
-    PartRecord,
-    Totals,
-    build_manifest,
-    refusal_path,
-    total,
-)
+from batchnorm_tool.manifest import MANIFEST_PATH, REFUSED, SUCCESS_PATH, Totals, build_manifest
 from batchnorm_tool.pipeline import Worker
 from batchnorm_tool.plan import PLAN_PATH, Plan
-from batchnorm_tool.policies import ACTIONS
 from batchnorm_tool.progress import Progress, Quiet
 from batchnorm_tool.sources.sampling import check_all_rows
-from batchnorm_tool.storage import STATE, TEMPORARY, Storage, open_storage
+from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.predictor import Predictor
-
-_REFUSED = f"{STATE}/refused"
-_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -152,14 +141,14 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     there = standing.look(storage, path, fresh=options.fresh)
     plan = preparation.plan(there.choices(preparation.request))
     if there.manifest and standing.is_finished(there, plan) and not options.fresh:
-        if STATE in there.names:
-            standing.discard_state(storage)
+        if there.plan is None or there.plan.identity == plan.identity:
+            standing.discard_state(storage)  # what a kill left after the last step
         return RunResult(path, there.manifest.data, nothing_to_do=True)
     resumes = standing.check_may_begin(there, plan, fresh=options.fresh)
     kept = _begin(storage, plan, there.plan if resumes else None)
     started = time.perf_counter()
     rows_done = _work(preparation, storage, plan, kept, options.progress)
-    totals = _settle(storage, plan)
+    totals = settle(storage, plan)
     manifest = _publish(storage, plan, totals, there)
     seconds = time.perf_counter() - started
     return RunResult(path, manifest, parts_kept=len(kept), rows_done=rows_done, seconds=seconds)
@@ -173,7 +162,7 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
     else:
         kept = standing.kept_parts(storage, before, plan)
         standing.forget_parts(storage, kept)
-        storage.remove(_REFUSED)
+        storage.remove(REFUSED)
         storage.remove(TEMPORARY)
     storage.put(PLAN_PATH, plan.to_json())
     return set(kept)
@@ -188,7 +177,7 @@ def _work(
     if not numbers:
         return 0
     predictor = preparation.predictor(plan.resolved)
-    _check_device(predictor, plan)
+    _check_same_bits(predictor, plan)
     worker = Worker(plan, storage, predictor)
     engine = open_engine(plan.job)
     with (
@@ -202,74 +191,21 @@ def _work(
     return plan.rows - rows_kept
 
 
-def _check_device(predictor: Predictor, plan: Plan) -> None:
-    """A plan names the device whose bits its parts have.
+def _check_same_bits(predictor: Predictor, plan: Plan) -> None:
+    """A plan names the device and the threads whose bits its parts have.
 
     Raises:
-        OutputError: The model runs on another one here.
+        OutputError: The model runs on others here.
     """
-    if predictor.device != plan.resolved.device:
+    planned = (plan.resolved.device, plan.resolved.threads)
+    if (predictor.device, predictor.threads) != planned:
         msg = (
-            f"The run in `{plan.job.output.path}` was planned on the device "
-            f"`{plan.resolved.device}`, and here the model runs on `{predictor.device}`, which "
-            "gives other low bits. Go on where it was begun, or begin anew with `--fresh`."
+            f"The run in `{plan.job.output.path}` was planned on the {planned[0]} with "
+            f"{planned[1]} thread(s) in an operation, and here the model runs on the "
+            f"{predictor.device} with {predictor.threads}, which gives other low bits. Go on where "
+            "it was begun, begin anew with `--fresh`, or accept both with `--mixed-bits`."
         )
         raise OutputError(msg)
-
-
-def _settle(storage: Storage, plan: Plan) -> Totals:
-    """Add up all records, and let the policies have their say on the whole.
-
-    Raises:
-        BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
-    """
-    refused = [_refusal(storage, name) for name in storage.names(_REFUSED)]
-    if refused:
-        raise BadRows(_broken_policy(refused, plan))
-    totals = total(storage, range(plan.part_count))
-    if totals.counts.rows_in != plan.rows:
-        msg = f"{totals.counts.rows_in} rows of {plan.rows} were read. Run it again with `--fresh`."
-        raise WorkFailed(msg)
-    most = plan.job.normalize.max_bad_fraction
-    if totals.counts.bad > most * max(1, plan.rows):
-        raise BadRows(_too_many(totals, plan))
-    return totals
-
-
-def _refusal(storage: Storage, name: str) -> PartRecord:
-    text = storage.get(refusal_path(int(name.partition(".")[0])))
-    record = None if text is None else PartRecord.from_json(text)
-    if record is None:
-        msg = f"The record `{_REFUSED}/{name}` is damaged. Run it again: it is made anew."
-        raise WorkFailed(msg)
-    return record
-
-
-def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
-    rows = [row for record in refused for row in record.first_bad_rows]
-    failed = sum(record.counts.failed for record in refused)
-    named = "\n".join(f"  {row}" for row in rows[:_NAMED_ROWS])
-    policies = {name: value for name, value in plan.identity.policies.items() if value == "fail"}
-    others = ", ".join(f"`{action}`" for action in ACTIONS if action != "fail")
-    keys = ", ".join(f"`{name}`" for name in policies)
-    return (
-        f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
-        f"The first are:\n{named}\n"
-        f"Mend the input, or set {keys} to one of {others} (`input.invalid` knows no `keep`). "
-        "Parts without bad rows are kept for the next run."
-    )
-
-
-def _too_many(totals: Totals, plan: Plan) -> str:
-    most = plan.job.normalize.max_bad_fraction
-    counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
-    named = "\n".join(f"  {row}" for row in totals.first_bad_rows[:_NAMED_ROWS])
-    return (
-        f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
-        f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
-        f"The first are:\n{named}\n"
-        "Mend the input, or raise the limit: the next run keeps all parts and only publishes."
-    )
 
 
 def _publish(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.layout import OutputLayout
-    from batchnorm_tool.stats import VectorStats
+    from batchnorm_tool.vector_stats import VectorStats
 
 _NAMED_ROWS = 5
 _BATCH_SIZE = 1024

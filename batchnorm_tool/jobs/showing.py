@@ -16,9 +16,9 @@ from batchnorm_tool import model_gate, sources
 from batchnorm_tool.chunk_statistics import CHUNKS_PATH
 from batchnorm_tool.errors import InputError, ModelError
 from batchnorm_tool.job import Engine, Input, Model
-from batchnorm_tool.manifest import read_manifest, read_record
+from batchnorm_tool.manifest import read_manifest, read_record, read_refusals
 from batchnorm_tool.plan import PLAN_PATH, Plan
-from batchnorm_tool.predictor import load_predictor
+from batchnorm_tool.predictor import describe_model
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.sources import sampling
 from batchnorm_tool.standing import RECORDS
@@ -88,35 +88,31 @@ def _show(path: str) -> Shown:
         if manifest is not None:
             return Shown("run", path, dict(manifest.data))
         if STATE in storage.names():
-            return Shown("unfinished run", path, _unfinished(storage, path))
+            return Shown("unfinished run", path, _unfinished(storage))
     if _is_model(directory):
         return Shown("model", path, _model(path))
     return Shown("data", path, _data(path))
 
 
-def _unfinished(storage: LocalStorage, path: str) -> dict[str, Any]:
+def _unfinished(storage: LocalStorage) -> dict[str, Any]:
     text = storage.get(PLAN_PATH)
     plan = None if text is None else Plan.from_json(text)
-    if plan is None:
-        return {"parts": 0, "parts_done": 0, "rows": 0, "rows_done": 0, "running": _locked(path)}
     numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
     records = [record for number in numbers if (record := read_record(storage, number))]
-    return {
-        "parts": plan.part_count,
+    refused = list(read_refusals(storage))
+    facts = {
+        "running": storage.is_locked(),
+        "parts": plan.part_count if plan else 0,
         "parts_done": len(records),
-        "rows": plan.rows,
+        "rows": plan.rows if plan else 0,
         "rows_done": sum(record.counts.rows_in for record in records),
-        "bad_rows": sum(record.counts.bad for record in records),
-        "running": _locked(path),
-        "job": plan.job.to_dict(),
-        "resolved": plan.resolved.to_dict(),
-        "space": plan.identity.space_id,
+        "bad_rows": sum(record.counts.bad for record in [*records, *refused]),
+        "parts_refused": len(refused),
     }
-
-
-def _locked(path: str) -> bool:
-    """Whether a run holds the output at this moment."""
-    return LocalStorage(path).is_locked()
+    if plan is None:  # it stopped before it was planned
+        return facts
+    known = {"job": plan.job.to_dict(), "resolved": plan.resolved.to_dict()}
+    return {**facts, **known, "space": plan.identity.space_id}
 
 
 def _is_model(path: Path) -> bool:
@@ -151,12 +147,12 @@ def _ends(path: str, report: ModelReport) -> dict[str, Any]:
     model = Model(path=path)
     try:
         with model_gate.admit(model) as admitted:
-            predictor = load_predictor(model, admitted.path, Engine())
+            inputs, outputs = describe_model(model, admitted.path, Engine())
     except ModelError as error:
         return {"inputs": None, "outputs": None, "load_error": error.message}
     return {
-        "inputs": [_field(field) for field in predictor.inputs],
-        "outputs": [_field(field) for field in predictor.outputs],
+        "inputs": [_field(field) for field in inputs],
+        "outputs": [_field(field) for field in outputs],
     }
 
 
@@ -224,6 +220,8 @@ def _plain(value: Any) -> Any:
 
 
 def _distinct(values: pa.ChunkedArray) -> int | None:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
     try:
         return int(pc.count_distinct(values).as_py())
     except pa.ArrowNotImplementedError:  # lists, structs, and what else cannot be a key
@@ -245,8 +243,8 @@ def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
 def _write_page(shown: Shown, html: str) -> None:
     if shown.kind != "run":
         msg = (
-            f"`--html` shows a finished run. Received: `{shown.path}`, which is {_article(shown)}. "
-            "Run it to its end first."
+            f"`--html` shows a finished run. Received: `{shown.path}` ({shown.kind}). Name the "
+            "output directory of a run that has come to its end."
         )
         raise InputError(msg)
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
@@ -255,7 +253,3 @@ def _write_page(shown: Shown, html: str) -> None:
     except OSError as error:
         msg = f"The page `{html}` cannot be written: {error.strerror}. Choose another file."
         raise InputError(msg) from error
-
-
-def _article(shown: Shown) -> str:
-    return f"{'an' if shown.kind[0] in 'aeiou' else 'a'} {shown.kind}"

@@ -12,7 +12,8 @@ import numpy as np
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.formats.vectors import rows_of
 from batchnorm_tool.norms import row_norms, widen
-from batchnorm_tool.stats import NormStats, VectorStats
+from batchnorm_tool.stats import NormStats
+from batchnorm_tool.vector_stats import VectorStats
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from batchnorm_tool.predictor.batch_size import choose_batch_size
-from batchnorm_tool.predictor.batches import Device, LoadedModel, ModelPredictor
+from batchnorm_tool.predictor.batches import (
+    Device,
+    LoadedModel,
+    ModelPredictor,
+    OutputChoice,
+    choose_outputs,
+    every_output,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -25,6 +33,7 @@ __all__ = [
     "ModelPredictor",
     "Predictor",
     "choose_batch_size",
+    "describe_model",
     "load_predictor",
     "wrap_model",
 ]
@@ -121,16 +130,31 @@ def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
     from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
 
     setup = start_tensorflow(engine.devices, engine.threads)
-    loaded: LoadedModel
-    if Path(path).is_dir():
-        from batchnorm_tool.predictor.saved_model import load_saved_model
+    return _predictor(_load(model, path, partial(choose_outputs, chosen=model.outputs)), setup)
 
-        loaded = load_saved_model(model, path)
-    else:
-        from batchnorm_tool.predictor.keras_model import load_keras_model
 
-        loaded = load_keras_model(model, path)
-    return _predictor(loaded, setup)
+def describe_model(
+    model: Model, path: str, engine: Engine
+) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
+    """Load an admitted model to see what it takes and all that it gives.
+
+    Args:
+        model: As for `load_predictor`; ``outputs`` is not looked at.
+        path: The private copy that the gate admitted.
+        engine: ``devices`` and ``threads``.
+
+    Returns:
+        Its inputs and its outputs, the latter as `Predictor.predict` would give them.
+
+    Raises:
+        ModelError: It does not load, or has no such layer or signature.
+        JobError: A GPU is asked for, and there is none.
+    """
+    from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
+
+    setup = start_tensorflow(engine.devices, engine.threads)
+    loaded = ModelPredictor(_load(model, path, every_output), setup.device, setup.threads)
+    return loaded.inputs, loaded.outputs
 
 
 def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
@@ -147,7 +171,17 @@ def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
     from batchnorm_tool.predictor.tensorflow_setup import running_tensorflow
 
     setup = running_tensorflow()
-    return _predictor(KerasModel.of(model, outputs), setup)
+    return _predictor(KerasModel.of(model, partial(choose_outputs, chosen=outputs)), setup)
+
+
+def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
+    if Path(path).is_dir():
+        from batchnorm_tool.predictor.saved_model import load_saved_model
+
+        return load_saved_model(model, path, choose)
+    from batchnorm_tool.predictor.keras_model import load_keras_model
+
+    return load_keras_model(model, path, choose)
 
 
 def _predictor(loaded: LoadedModel, setup: TensorFlowSetup) -> Predictor:

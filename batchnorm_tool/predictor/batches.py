@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+# From the names of all outputs of a model to the places of those that are taken.
+OutputChoice = Callable[[Sequence[str]], Sequence[int]]
 
 _NARROW_FLOATS = frozenset({"bfloat16", "float16"})
 
@@ -110,6 +112,11 @@ class ModelPredictor:
             field.name: _widened(result)
             for field, result in zip(self.outputs, results, strict=True)
         }
+
+
+def every_output(names: Sequence[str]) -> Sequence[int]:
+    """The places of all outputs."""
+    return range(len(names))
 
 
 def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:

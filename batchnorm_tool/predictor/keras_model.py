@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.predictor.batches import Step, choose_outputs
 from batchnorm_tool.predictor.loading import inner_layer_model, load_stored
 from batchnorm_tool.predictor.tensors import check_output, field_of, graph_step, run_errors
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Model
+    from batchnorm_tool.predictor.batches import OutputChoice, Step
 
 _TRACE_FAILURES = (
     *(AssertionError, AttributeError, LookupError, NotImplementedError),
@@ -25,12 +25,13 @@ _TRACE_FAILURES = (
 )
 
 
-def load_keras_model(model: Model, path: str) -> KerasModel:
+def load_keras_model(model: Model, path: str, choose: OutputChoice) -> KerasModel:
     """Load a ``.keras`` or ``.h5`` file that the gate admitted.
 
     Args:
-        model: ``layer``, ``outputs`` and ``trust`` are read.
+        model: ``layer`` and ``trust`` are read.
         path: The private copy.
+        choose: Which outputs to take.
 
     Raises:
         ModelError: It does not load, or has no such layer or output.
@@ -38,7 +39,7 @@ def load_keras_model(model: Model, path: str) -> KerasModel:
     loaded = load_stored(model, path)
     if model.layer is not None:
         loaded = inner_layer_model(loaded, model.layer)
-    return KerasModel.of(loaded, model.outputs)
+    return KerasModel.of(loaded, choose)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class KerasModel:
     structure: Any
 
     @classmethod
-    def of(cls, model: Any, outputs: Sequence[str] | None = None) -> KerasModel:
+    def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
         """Look at a model, and choose among its outputs.
 
         Raises:
@@ -70,7 +71,7 @@ class KerasModel:
         structure, inputs, _ = _inputs(model)
         found = _describe_outputs(model, structure, inputs)
         names = _distinct([name for name, _ in found])
-        chosen = choose_outputs(names, outputs)
+        chosen = choose(names)
         fields = tuple(field_of(names[place], found[place][1]) for place in chosen)
         return cls(model, inputs, fields, tuple(chosen), structure)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.predictor.batches import Step, choose_outputs
 from batchnorm_tool.predictor.loading import LOAD_FAILURES
 from batchnorm_tool.predictor.tensors import check_output, field_of, run_errors
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Model
+    from batchnorm_tool.predictor.batches import OutputChoice, Step
 
 _DEFAULT_SIGNATURE = "serving_default"
 _SLOTS = (
@@ -24,12 +24,13 @@ _SLOTS = (
 )
 
 
-def load_saved_model(model: Model, path: str) -> SavedModel:
+def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
     """Load a SavedModel directory that the gate admitted.
 
     Args:
-        model: ``signature`` and ``outputs`` are read; ``layer`` must not be set.
+        model: ``signature`` is read; ``layer`` must not be set.
         path: The private copy.
+        choose: Which outputs to take.
 
     Raises:
         ModelError: It does not load, or has no such signature or output.
@@ -50,7 +51,7 @@ def load_saved_model(model: Model, path: str) -> SavedModel:
         field_of(name, spec) for name, spec in signature.structured_input_signature[1].items()
     ]
     names = list(signature.structured_outputs)
-    chosen = [names[place] for place in choose_outputs(names, model.outputs)]
+    chosen = [names[place] for place in choose(names)]
     outputs = [field_of(name, signature.structured_outputs[name]) for name in chosen]
     return SavedModel(loaded, signature, tuple(inputs), tuple(outputs))
 

@@ -132,20 +132,25 @@ def bad_row_lines(manifest: Mapping[str, Any]) -> list[str]:
 
     Returns:
         A line with the count of each reason, then a line for each of the first five bad rows;
-        none where no row is bad. Control characters in keys and paths are shown as U+FFFD.
+        none where no row is bad. Zero vectors that are kept are no bad rows, and have a line of
+        their own. Control characters in keys and paths are shown as U+FFFD.
 
     Example:
-        >>> first = {"row": 7, "file": "a.npy", "file_row": 7, "key": "x", "reason": "zero_vector"}
-        >>> bad_row_lines({"reasons": {"zero_vector": 1}, "first_bad_rows": [first]})
-        ['bad rows: zero_vector 1', '  row 7 (key x) is row 7 of a.npy: zero_vector']
+        >>> first = {"row": 7, "file": "a.npy", "file_row": 7, "key": "x", "reason": "null_feature"}
+        >>> reasons = {"null_feature": 1}
+        >>> bad_row_lines({"rows": {"bad": 1}, "reasons": reasons, "first_bad_rows": [first]})
+        ['bad rows: null_feature 1', '  row 7 (key x) is row 7 of a.npy: null_feature']
     """
     reasons = {reason: amount for reason, amount in manifest["reasons"].items() if amount}
-    first = manifest["first_bad_rows"][:_FIRST_BAD_ROWS]
-    lines = [_bad_row(row) for row in first]
+    # Of all reasons, only a zero vector that is kept does not make a bad row.
+    kept_zeros = sum(reasons.values()) - manifest["rows"]["bad"]
+    if kept_zeros:
+        reasons.pop("zero_vector")
+    lines = [_bad_row(row) for row in manifest["first_bad_rows"][:_FIRST_BAD_ROWS]]
     if reasons:
         said = ", ".join(f"{reason} {count(amount)}" for reason, amount in reasons.items())
         lines.insert(0, f"bad rows: {said}")
-    return lines
+    return [*lines, f"zero vectors, kept: {count(kept_zeros)}"] if kept_zeros else lines
 
 
 def norm_lines(manifest: Mapping[str, Any], width: int = 72) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.scoring import RunResult, run
 from tests.jobs.plain_script import BATCH, predict
+from tests.jobs.workshop import Workshop
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +45,9 @@ def encode(samples: Path, tmp_path: Path) -> Callable[..., RunResult]:
         return run(Job.from_dict(data, tmp_path), limit=limit)
 
     return start
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    """Makes finished runs over stored predictions."""
+    return Workshop(tmp_path)

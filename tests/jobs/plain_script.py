@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batchnorm_tool.job import Job
 
+SAMPLES = Path(__file__).parents[2] / "data_samples"
 BATCH = 256
 ROWS = 1797
 NORMS: dict[str, dict[str, Any]] = {

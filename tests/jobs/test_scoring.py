@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,10 +18,10 @@ from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.scoring import RunResult, plan_run, run
-from tests.conftest import SAMPLES
 from tests.jobs.plain_script import (
     NORMS,
     ROWS,
+    SAMPLES,
     assert_same_bits,
     normalized,
     stored,
@@ -166,18 +165,6 @@ def test_every_chunk_has_its_statistics(
         own = norms[chunk.first_row : chunk.first_row + chunk.rows]
         assert (chunk.min, chunk.max) == (own.min(), own.max())
         assert sum(bucket["count"] for bucket in chunk.histogram) == len(own)
-
-
-@pytest.mark.parametrize("form", ["parquet", "arrow", "npy"])
-def test_no_rows_give_a_valid_empty_result(
-    tmp_path: Path, encode: Callable[..., RunResult], form: str
-) -> None:
-    as_parquet(tmp_path, np.zeros((0, 64), np.float32))
-    result = encode("a.parquet", output={"format": form})
-    keys, vectors, norms = read(result.path).to_numpy()
-    assert (keys.shape, vectors.shape, norms.shape) == ((0,), (0, 32), (0,))
-    assert result.warnings == ("The input has no rows: the result is valid and empty.",)
-    assert verify(result.path).rows == 0
 
 
 def test_limit_takes_the_first_rows(

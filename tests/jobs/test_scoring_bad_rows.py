@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -139,7 +138,8 @@ def test_policy_fail_publishes_nothing_and_names_the_rows(
     key = f"`{'input' if 'invalid' in policy else 'normalize'}.{next(iter(policy))}`"
     assert f"bad_rows.parquet, row {first}, key {first}: {KINDS[first][1]}" in message
     assert key in message
-    assert "`quarantine`" in message
+    keeping = "" if "invalid" in policy else "keep, "
+    assert f"set {key} to {keeping}nullify, drop or quarantine." in message
     assert not (tmp_path / "out" / "vectors").exists()
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 

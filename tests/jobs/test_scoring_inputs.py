@@ -221,3 +221,15 @@ def test_arrays_of_images_and_flat_columns_feed_an_image_model_alike(
         model = {"path": str(path)}
         result = encode(str(samples / name), input=spec, model=model, output=output)
         assert_same_bits(read(result.path).to_numpy()[1], expected)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow", "npy"])
+def test_no_rows_give_a_valid_empty_result(
+    tmp_path: Path, encode: Callable[..., RunResult], form: str
+) -> None:
+    as_parquet(tmp_path, np.zeros((0, 64), np.float32))
+    result = encode("a.parquet", output={"format": form})
+    keys, vectors, norms = read(result.path).to_numpy()
+    assert (keys.shape, vectors.shape, norms.shape) == ((0,), (0, 32), (0,))
+    assert result.warnings == ("The input has no rows: the result is valid and empty.",)
+    assert verify(result.path).rows == 0

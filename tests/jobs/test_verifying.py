@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,67 +13,14 @@ import pytest
 
 from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.job import Input, Job, Normalize, Output
-from batchnorm_tool.jobs import key_check, verifying
-from batchnorm_tool.jobs.scoring import run
+from batchnorm_tool.jobs import verifying
 from batchnorm_tool.jobs.stored_run import open_run
 from batchnorm_tool.jobs.vector_check import length_tolerance
 from batchnorm_tool.jobs.verifying import verify
 from batchnorm_tool.norms import Norm, row_norms, unit_vectors, widen
+from tests.jobs.workshop import FORMATS, ROWS, Workshop, lists, plain, predictions
 
-FORMATS = ["parquet", "arrow", "npy"]
-ROWS = 300
 CHUNKS = "_stats/chunks.parquet"
-
-
-@dataclass
-class Workshop:
-    """Makes finished runs over stored predictions in a directory of its own."""
-
-    path: Path
-
-    def run(self, columns: dict[str, pa.Array], form: str = "parquet", **sections: Any) -> Path:
-        source = self.path / "input.parquet"
-        pq.write_table(pa.table(columns), source)
-        return self._run(str(source), form, sections)
-
-    def run_array(self, array: np.ndarray, form: str = "parquet", **sections: Any) -> Path:
-        source = self.path / "input.npy"
-        np.save(source, array)
-        return self._run(str(source), form, sections)
-
-    def run_keys(self, keys: pa.Array, form: str = "parquet") -> Path:
-        columns = {"id": keys, "raw": lists(predictions(len(keys)))}
-        return self.run(columns, form, input={"key": "id", "features": "raw"})
-
-    def _run(self, source: str, form: str, sections: dict[str, Any]) -> Path:
-        output = {"path": str(self.path / form), "format": form, "part_rows": 128}
-        job = Job(
-            input=Input(path=source, **sections.get("input", {})),
-            normalize=Normalize(**sections.get("normalize", {})),
-            output=Output(**{**output, **sections.get("output", {})}),
-        )
-        run(job, fresh=sections.get("fresh", False))
-        return Path(job.output.path)
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path)
-
-
-def predictions(rows: int = ROWS, width: int = 5, seed: int = 0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    scales = 10.0 ** generator.integers(-4, 5, size=(rows, 1))
-    return (generator.normal(size=(rows, width)) * scales).astype(np.float32)
-
-
-def lists(array: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
-
-
-def plain(workshop: Workshop, form: str = "parquet") -> Path:
-    return workshop.run_array(predictions(), form)
 
 
 def two_outputs(workshop: Workshop, form: str) -> Path:
@@ -388,93 +334,6 @@ def test_unreadable_chunk_statistics_are_found(workshop: Workshop) -> None:
     (path / CHUNKS).write_bytes(b"PAR1 and nothing else PAR1")
     with pytest.raises(Damaged, match=f"`{CHUNKS}` cannot be read"):
         verify(path)
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_duplicate_keys_are_named_with_their_rows(workshop: Workshop, form: str) -> None:
-    names = [f"item {row}" for row in range(ROWS)]
-    names[290] = names[130] = names[7]
-    path = workshop.run_keys(pa.array(names), form)
-    assert verify(path).keys is False
-    folder, suffix = ("keys", "parquet") if form == "npy" else ("vectors", form)
-    rows = ", ".join(
-        f"`{folder}/part-00000{part}.{suffix}` row {row}" for part, row in ((0, 7), (1, 2), (2, 34))
-    )
-    with pytest.raises(Damaged, match="1 finding:") as caught:
-        verify(path, keys=True)
-    assert f"{rows}: have the same key, 'item 7'" in caught.value.message
-
-
-def test_null_keys_are_named(workshop: Workshop) -> None:
-    numbers = [None if row in (5, 6, 131, 132, 133, 134) else row for row in range(ROWS)]
-    path = workshop.run_keys(pa.array(numbers))
-    with pytest.raises(Damaged, match="2 findings") as caught:
-        verify(path, keys=True)
-    assert "part-000000.parquet`, row 5, 6: the key `id` is null" in caught.value.message
-    assert "part-000001.parquet`, row 3, 4, 5 and 1 more: the key" in caught.value.message
-
-
-def test_a_key_of_several_columns_is_one_key(workshop: Workshop) -> None:
-    columns = {
-        "shop": pa.array([row % 2 for row in range(ROWS)]),
-        "item": pa.array([str(row // 2) for row in range(ROWS)]),
-        "raw": lists(predictions()),
-    }
-    spec = {"key": ["shop", "item"], "features": "raw"}
-    verify(workshop.run(columns, input=spec), keys=True)
-    columns["item"] = pa.array([str(row // 2 % 140) for row in range(ROWS)])
-    path = workshop.run(columns, input=spec, fresh=True)
-    with pytest.raises(Damaged, match="20 findings") as caught:
-        verify(path, keys=True)
-    assert "row 0, `vectors/part-000002.parquet` row 24: have the same key, 0, '0'" in (
-        caught.value.message
-    )
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        pa.array(np.arange(ROWS, dtype=np.float64)),
-        pa.array([bytes([row % 256, row // 256]) for row in range(ROWS)]),
-        pa.array(np.arange(ROWS), pa.timestamp("us")),
-        pa.array(np.arange(ROWS), pa.int32()).cast(pa.decimal128(12, 2)),
-        pa.array([f"item {row}" for row in range(ROWS)]).dictionary_encode(),
-    ],
-    ids=lambda keys: str(keys.type).partition("<")[0],
-)
-def test_keys_of_any_type_are_compared(workshop: Workshop, keys: pa.Array) -> None:
-    verify(workshop.run_keys(keys), keys=True)
-    doubled = pa.concat_arrays([keys.slice(0, ROWS - 1), keys.slice(0, 1)])
-    columns = {"id": doubled, "raw": lists(predictions())}
-    path = workshop.run(columns, input={"key": "id", "features": "raw"}, fresh=True)
-    with pytest.raises(Damaged, match="have the same key"):
-        verify(path, keys=True)
-
-
-def test_many_buckets_and_rounds_find_what_one_does(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(key_check, "_BUCKET_BYTES", 64)
-    monkeypatch.setattr(key_check, "_BUFFERED_ROWS", 50)
-    names = [f"item {row}" for row in range(ROWS)]
-    verify(workshop.run_keys(pa.array(names)), keys=True)
-    path = workshop.run_keys(pa.array([*names[:-1], names[0]]), "arrow")
-    with pytest.raises(Damaged, match="'item 0'"):
-        verify(path, keys=True)
-
-
-def test_keys_that_share_a_hash_are_no_duplicates(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    narrow = key_check.hash_keys
-
-    def hash_to_twelve_bits(batch: pa.RecordBatch) -> np.ndarray:
-        return narrow(batch) % np.uint64(4096)
-
-    path = workshop.run_keys(pa.array([f"item {row}" for row in range(ROWS)]))
-    monkeypatch.setattr(key_check, "hash_keys", hash_to_twelve_bits)
-    monkeypatch.setattr(key_check, "_SUSPECTS", 2)
-    verify(path, keys=True)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

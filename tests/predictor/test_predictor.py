@@ -23,6 +23,7 @@ from batchnorm_tool.predictor import (
     load_predictor,
     wrap_model,
 )
+from tests.bits import same_bits
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
@@ -71,10 +72,6 @@ def two_outputs() -> Any:
     left = keras.layers.Dense(2, name="left")(features)
     right = keras.layers.Dense(3, name="right")(features)
     return keras.Model(features, [left, right])
-
-
-def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    return left.dtype == right.dtype and left.tobytes() == right.tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])

@@ -13,7 +13,8 @@ import pytest
 
 from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA
 from batchnorm_tool.norms import Norm
-from batchnorm_tool.stats import NormStats, VectorStats
+from batchnorm_tool.stats import NormStats
+from batchnorm_tool.vector_stats import VectorStats
 
 QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")
 L2 = Norm.parse("l2")

@@ -10,7 +10,7 @@ import pytest
 
 from batchnorm_tool.norms import Norm
 from batchnorm_tool.report.run_page import run_page
-from batchnorm_tool.stats import VectorStats
+from batchnorm_tool.vector_stats import VectorStats
 
 Make = Callable[..., Any]
 

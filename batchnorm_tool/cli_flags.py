@@ -1,0 +1,138 @@
+"""The flags of the command line, and the job that they make."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Each flag and the key of the job file that it sets.
+JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--norm", "normalize.norm", {"help": "none, l1, l2, max, or lp with --p."}),
+    ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
+    (
+        "--axis",
+        "normalize.axis",
+        {"type": click.Choice(["-1", "all"]), "help": "One vector, or all."},
+    ),
+    ("--key", "input.key", {"multiple": True, "help": "Column that names a row; repeatable."}),
+    (
+        "--passthrough",
+        "input.passthrough",
+        {"multiple": True, "help": "Column to copy; repeatable."},
+    ),
+    ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
+    ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
+    ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
+    ("--max-bad-fraction", "normalize.max_bad_fraction", {"type": float, "help": "0 to 1."}),
+    ("--format", "output.format", {"help": "parquet, npy or arrow."}),
+    ("--dtype", "output.dtype", {"help": "float32, float16 or float64."}),
+    ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
+    ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
+)
+MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--features", "input.features", {"multiple": True, "help": "Feature column; repeatable."}),
+    ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
+    ("--outputs", "model.outputs", {"multiple": True, "help": "Output to normalize; repeatable."}),
+    ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
+    ("--devices", "engine.devices", {"help": "auto, cpu or gpu."}),
+    ("--engine", "engine.kind", {"help": "local."}),
+)
+# Flags that take a number as well as a word.
+_NOT_TEXT = (
+    "normalize.axis",
+    "output.part_rows",
+    "engine.workers",
+    "engine.devices",
+    "model.batch_size",
+)
+COLUMN_FLAG = ("--column", "input.features", {"multiple": True, "help": "Stored predictions."})
+
+
+def flags_of_job(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any]:
+    """Add the flags to a command; each sets one key of the job."""
+
+    def add(command: Any) -> Any:
+        for name, key, settings in reversed(specs):
+            parameter = "set__" + key.replace(".", "__")
+            command = click.option(name, parameter, **settings)(command)
+        return command
+
+    return add
+
+
+def common_flags(command: Any) -> Any:
+    """Flags that every command has."""
+    for option in (
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            help="How messages on standard error look.",
+        ),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def running_flags(command: Any) -> Any:
+    """Flags of the commands that do a job."""
+    for option in (
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "bar", "plain", "none"]),
+            default="auto",
+            help="How to show how far it is.",
+        ),
+        click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
+        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
+        click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
+        click.option("--check-input", is_flag=True, help="Read all of the input first."),
+        click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
+        click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
+        click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
+    ):
+        command = option(command)
+    return command
+
+
+def overrides(options: dict[str, Any]) -> list[str]:
+    """What the flags say, in the words of ``--set``.
+
+    Args:
+        options: All of a command's flags, as click gives them.
+
+    Returns:
+        ``section.key=value`` each; those of ``--set`` itself come last, and win.
+
+    Example:
+        >>> overrides({"set__input__key": ("id",), "mixed_bits": False, "overrides": ()})
+        ['input.key="id"']
+    """
+    found = [
+        f"{key}={_as_yaml(key, value)}"
+        for parameter, value in options.items()
+        if parameter.startswith("set__") and value not in (None, ())
+        for key in [parameter.removeprefix("set__").replace("__", ".")]
+    ]
+    if options["mixed_bits"]:
+        found.append("engine.mixed_bits=true")
+    return [*found, *options["overrides"]]
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    """A flag's value as YAML reads it back: names stay text, even one such as ``no`` or ``1e5``."""
+    if isinstance(value, tuple):
+        alone = len(value) == 1 and key in ("input.key", "input.features")
+        return json.dumps(value[0] if alone else value)
+    if key in _NOT_TEXT:
+        return str(value)
+    return json.dumps(value)

@@ -1,0 +1,73 @@
+"""The last word on a run before it is published: all rows accounted for, no policy broken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchnorm_tool.errors import BadRows, WorkFailed
+from batchnorm_tool.manifest import BadRow, PartRecord, Totals, read_refusals, total
+from batchnorm_tool.policies import ACTIONS
+
+if TYPE_CHECKING:
+    from batchnorm_tool.plan import Plan
+    from batchnorm_tool.storage import Storage
+
+_NAMED_ROWS = 5
+_OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
+
+
+def settle(storage: Storage, plan: Plan) -> Totals:
+    """Add up the records of all parts, and let the policies have their say on the whole.
+
+    Args:
+        storage: The run's output, every part of it worked on.
+        plan: The run's plan.
+
+    Raises:
+        BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
+        WorkFailed: A record is missing or damaged.
+    """
+    refused = list(read_refusals(storage))
+    if refused:
+        raise BadRows(_broken_policy(refused, plan))
+    totals = total(storage, range(plan.part_count))
+    if totals.counts.rows_in != plan.rows:
+        msg = f"{totals.counts.rows_in} rows of {plan.rows} were read. Run it again with `--fresh`."
+        raise WorkFailed(msg)
+    most = plan.job.normalize.max_bad_fraction
+    if totals.counts.bad > most * max(1, plan.rows):
+        raise BadRows(_too_many(totals, plan))
+    return totals
+
+
+def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
+    rows = [row for record in refused for row in record.first_bad_rows]
+    failed = sum(record.counts.failed for record in refused)
+    policies = [name for name, value in plan.identity.policies.items() if value == "fail"]
+    choices = "; or ".join(f"set `{name}` to {_alternatives(name)}" for name in policies)
+    return (
+        f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
+        f"The first are:\n{_named(rows)}\n"
+        f"Mend the input, or {choices}. Parts without bad rows are kept for the next run."
+    )
+
+
+def _alternatives(policy: str) -> str:
+    """What a policy can be instead of ``fail``: a bad input has no prediction to keep."""
+    actions = [a for a in _OTHER_ACTIONS if not (a == "keep" and policy == "input.invalid")]
+    return f"{', '.join(actions[:-1])} or {actions[-1]}"
+
+
+def _too_many(totals: Totals, plan: Plan) -> str:
+    most = plan.job.normalize.max_bad_fraction
+    counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
+    return (
+        f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
+        f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
+        f"The first are:\n{_named(totals.first_bad_rows)}\n"
+        "Mend the input, or raise the limit: the next run keeps all parts and only publishes."
+    )
+
+
+def _named(rows: list[BadRow]) -> str:
+    return "\n".join(f"  {row}" for row in rows[:_NAMED_ROWS])

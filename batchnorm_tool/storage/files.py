@@ -1,0 +1,198 @@
+"""Files that appear whole and synced, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.errors import WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A committed file: path below the output, size in bytes, SHA-256 of its content."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain data."""
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def write_errors(path: object) -> Iterator[None]:
+    """Map what the operating system says while writing to one error of ours."""
+    try:
+        yield
+    except OSError as error:
+        message = f"Writing `{path}` failed: {words(error)}."
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            message += " Free some space, then run the same command again: it resumes."
+        elif error.errno in {errno.EMFILE, errno.ENFILE}:
+            message += " Raise the limit on open files (`ulimit -n`), then run it again."
+        else:
+            message += " What is finished is kept; mend the cause and run the same command again."
+        raise WorkFailed(message) from error
+
+
+@contextlib.contextmanager
+def read_errors(path: object) -> Iterator[None]:
+    """Map what the operating system says while reading to one error of ours."""
+    try:
+        yield
+    except OSError as error:
+        msg = (
+            f"Reading `{path}` failed: {words(error)}. What is finished is kept; mend the cause "
+            "and run the same command again."
+        )
+        raise WorkFailed(msg) from error
+
+
+def words(error: OSError) -> str:
+    """What the operating system says."""
+    return error.strerror or str(error)
+
+
+class OutputFile(io.RawIOBase):
+    """A file that is written aside and appears under its name only when committed.
+
+    After a failed write or sync every further call fails likewise: what the system kept of the
+    data is not known. What is written after `discard` goes nowhere, because the writers of some
+    formats write a footer when they are dropped half way.
+    """
+
+    def __init__(self, path: Path, temporary: Path, name: str) -> None:
+        self._path, self._temporary, self._name = path, temporary, name
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._patched = self._committed = self._discarded = False
+        self._failure: WorkFailed | None = None
+        self._descriptor: int | None = None
+        with write_errors(path):
+            self._descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+
+    def writable(self) -> bool:
+        """Always: it is there to be written."""
+        return True
+
+    def tell(self) -> int:
+        """Number of bytes written so far."""
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Append ``data`` whole, however few bytes the system takes at a time."""
+        view = memoryview(data).cast("B")
+        if self._discarded:
+            return len(view)
+        with self._whole_or_failed() as descriptor:
+            _write_all(descriptor, view)
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def patch(self, offset: int, data: bytes) -> None:
+        """Rewrite ``data`` at ``offset``, within what is written already (a header, say)."""
+        if offset + len(data) > self._size:
+            msg = f"patch of {len(data)} bytes at {offset} reaches beyond {self._size} bytes"
+            raise ValueError(msg)
+        if self._discarded:
+            return
+        with self._whole_or_failed() as descriptor:
+            _write_all(descriptor, memoryview(data), offset)
+        self._patched = True
+
+    def close(self) -> None:
+        """Do nothing: writers close what they get, but only `commit` makes the file count."""
+
+    def commit(self) -> FileRecord:
+        """Sync the content, let the file appear under its name, sync the directory."""
+        with self._whole_or_failed() as descriptor:
+            digest = self._digest(descriptor)
+            os.fsync(descriptor)
+            self._close()
+            self._temporary.replace(self._path)
+            # A name that may be lost with the next power cut must not stay: `discard` removes it.
+            self._temporary = self._path
+            sync_directory(self._path.parent)
+        self._committed = True
+        return FileRecord(self._name, self._size, digest)
+
+    def discard(self) -> None:
+        """Throw the file away; harmless after `commit`."""
+        if self._committed or self._discarded:
+            return
+        self._discarded = True
+        # This follows a failure that is being told, which another one must not hide; the next run
+        # removes what stays here.
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _whole_or_failed(self) -> Iterator[int]:
+        """The open descriptor; a failure while it is used is final."""
+        if self._failure is not None:
+            raise self._failure
+        if self._descriptor is None:
+            msg = f"`{self._path}` is committed or discarded already"
+            raise ValueError(msg)
+        try:
+            with write_errors(self._path):
+                yield self._descriptor
+        except WorkFailed as error:
+            self._failure = error
+            raise
+
+    def _close(self) -> None:
+        """Close once, even if that fails: the number may be another file's a moment later."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _digest(self, descriptor: int) -> str:
+        if not self._patched:
+            return self._hash.hexdigest()
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_all(descriptor: int, view: memoryview, offset: int | None = None) -> None:
+    """Write all of ``view``: the system may take less than it is given."""
+    while view:
+        if offset is None:
+            taken = os.write(descriptor, view)
+        else:
+            taken = os.pwrite(descriptor, view, offset)
+            offset += taken
+        view = view[taken:]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make sure that the names in ``directory`` outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(directory: Path) -> None:
+    """Make ``directory`` and its parents, each entry synced in the directory above it."""
+    if directory.is_dir():
+        return
+    make_directories(directory.parent)
+    directory.mkdir(exist_ok=True)
+    sync_directory(directory.parent)

@@ -1,0 +1,167 @@
+"""An output in a local directory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import json
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from batchnorm_tool.storage import lock
+from batchnorm_tool.storage.contract import STATE, TEMPORARY, Storage
+from batchnorm_tool.storage.files import (
+    OutputFile,
+    make_directories,
+    read_errors,
+    sync_directory,
+    write_errors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PUBLISHING = f"{STATE}/publishing.json"
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100  # linux/fcntl.h
+
+
+class LocalStorage(Storage):
+    """An output in a local directory."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self._numbers = itertools.count()
+        # Not the process number alone: in a container every attempt may have the same one.
+        self._token = secrets.token_hex(8)
+
+    def create(self, path: str) -> OutputFile:
+        """Begin a file that appears under ``path`` when it is committed."""
+        target = self.root / path
+        temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._numbers)}"
+        with write_errors(target):
+            make_directories(target.parent)
+            make_directories(temporary.parent)
+        return OutputFile(target, temporary, path)
+
+    def get(self, path: str) -> bytes | None:
+        """The content of a small file, or ``None`` where there is none."""
+        target = self.root / path
+        with read_errors(target):
+            try:
+                return target.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a committed file to read it."""
+        target = self.root / path
+        with read_errors(target):
+            return target.open("rb")
+
+    def size(self, path: str) -> int | None:
+        """Size of a committed file in bytes, or ``None`` where there is none."""
+        target = self.root / path
+        with read_errors(target):
+            try:
+                return target.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def names(self, directory: str = "") -> list[str]:
+        """Sorted names of what lies in ``directory``; empty where it does not exist."""
+        target = self.root / directory
+        with read_errors(target):
+            try:
+                return sorted(os.listdir(target))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a whole directory; harmless where there is none."""
+        target = self.root / path
+        with write_errors(target):
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            elif not os.path.lexists(target):
+                return
+            else:
+                target.unlink()
+            sync_directory(target.parent)
+
+    def staged(self, path: str) -> str:
+        """Where a file is written that publishing will make visible as ``path``."""
+        return f"{STATE}/{path}"
+
+    def publishing(self) -> bool:
+        """Whether a publication has begun and not ended: it must be finished before all else."""
+        return self.get(_PUBLISHING) is not None
+
+    def begin_publish(self, directories: Sequence[str], obsolete: Sequence[str]) -> None:
+        """Decide that staged ``directories`` become visible and ``obsolete`` ones vanish.
+
+        An inode keeps its number when it is renamed: by the numbers noted here, a repeated
+        `finish_publish` knows which directories are in their place already.
+        """
+        with read_errors(self.root / STATE):
+            inodes = {name: (self.root / self.staged(name)).stat().st_ino for name in directories}
+        note = {"inodes": inodes, "obsolete": list(obsolete)}
+        self.put(_PUBLISHING, json.dumps(note, sort_keys=True).encode())
+
+    def finish_publish(self) -> None:
+        """Do what `begin_publish` decided, each directory in one rename."""
+        note = json.loads(self.get(_PUBLISHING) or b"{}")
+        for name, inode in note["inodes"].items():
+            with write_errors(self.root / name):
+                self._move_into_place(name, inode)
+        for name in note["obsolete"]:
+            self.remove(name)
+        # A kill may have come between making the output directory and syncing its own entry.
+        with write_errors(self.root), contextlib.suppress(PermissionError):
+            sync_directory(self.root.parent)
+
+    def end_publish(self) -> None:
+        """Forget what `begin_publish` decided: all of it is done."""
+        self.remove(_PUBLISHING)
+
+    def _move_into_place(self, name: str, inode: int) -> None:
+        staged, final = self.root / self.staged(name), self.root / name
+        in_place = not staged.exists() or (final.exists() and final.stat().st_ino == inode)
+        if not in_place and final.exists():
+            exchange(staged, final)
+        elif not in_place:
+            staged.rename(final)
+        # Also where it is in its place: a kill may have come before these.
+        sync_directory(staged.parent)
+        sync_directory(self.root)
+
+    def lock(self, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Hold the output alone; `Busy` if another run still holds it after ``wait_seconds``."""
+        return lock.hold(self.root, wait_seconds)
+
+    def is_locked(self) -> bool:
+        """Whether another process holds the output at this moment."""
+        return lock.is_held(self.root)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two directories in one step, so that no reader finds either name missing."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None, use_errno=True)
+        names = (os.fsencode(first), os.fsencode(second))
+        if library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in {errno.ENOSYS, errno.EINVAL}:
+            raise OSError(code, os.strerror(code), str(first), None, str(second))
+    # Without an atomic exchange (another system, or a file system that has none) the name is
+    # missing between the two renames.
+    aside = first.with_name(first.name + ".old")
+    second.rename(aside)
+    first.rename(second)

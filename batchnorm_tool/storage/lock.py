@@ -1,0 +1,137 @@
+"""One run at a time in an output directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchnorm_tool.errors import Busy, OutputError
+from batchnorm_tool.storage.files import make_directories, words, write_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_LOCK_POLL_SECONDS = 0.05
+# `show` looks whether an output is locked by locking it for a moment.
+_LOCK_PATIENCE_SECONDS = 0.2
+# What may be gone the next time, where other errors say that the path is no good.
+_PASSING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+
+
+@contextlib.contextmanager
+def hold(root: Path, wait_seconds: float) -> Iterator[None]:
+    """Hold ``root`` alone: ``flock`` on the directory, which dies with its process.
+
+    Raises:
+        Busy: Another run still holds it after ``wait_seconds``.
+        OutputError: The directory cannot be made, written or locked.
+    """
+    deadline = time.monotonic() + max(wait_seconds, _LOCK_PATIENCE_SECONDS)
+    descriptor, made = _lock_root(root, deadline)
+    try:
+        yield
+    finally:
+        # While it is still held: later, it may be another run's.
+        _remove_if_empty(made)
+        os.close(descriptor)
+
+
+def is_held(root: Path) -> bool:
+    """Whether another process holds ``root`` at this moment."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_root(root: Path, deadline: float) -> tuple[int, list[Path]]:
+    """Lock ``root``; returns its descriptor and the directories that were made for it."""
+    while True:
+        made = _make_root(root)
+        try:
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # its last holder took the directory back
+            continue
+        try:
+            _acquire(root, descriptor, deadline)
+            if _is_still(root, descriptor):
+                return descriptor, made
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_still(root: Path, descriptor: int) -> bool:
+    """Whether the open directory is the one that has the name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), root.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _make_root(root: Path) -> list[Path]:
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    with write_errors(root):
+        try:
+            make_directories(root)
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            msg = (
+                f"The output directory `{root}` cannot be made: {words(error)}. "
+                "Choose an `output.path` that this user may write."
+            )
+            raise OutputError(msg) from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        msg = f"The output directory `{root}` is read-only. Choose another `output.path`."
+        raise OutputError(msg)
+    return missing
+
+
+def _acquire(root: Path, descriptor: int, deadline: float) -> None:
+    while not _lock(root, descriptor):
+        if time.monotonic() >= deadline:
+            msg = f"Another run holds `{root}`. Let it finish, or wait for it with `--wait 10m`."
+            raise Busy(msg)
+        time.sleep(_LOCK_POLL_SECONDS)
+
+
+def _lock(root: Path, descriptor: int) -> bool:
+    """Lock the open directory, unless another process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        msg = (
+            f"The output directory `{root}` cannot be locked: {words(error)}. "
+            "Choose an `output.path` on a file system that knows `flock`."
+        )
+        raise OutputError(msg) from error
+    return True
+
+
+def _remove_if_empty(directories: Sequence[Path]) -> None:
+    """Take back directories that were made for a run which then wrote nothing."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:
+            return

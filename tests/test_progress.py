@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+
+from batchnorm_tool.progress import Bar, Plain, Quiet, clock
+
+
+def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
+    lines: list[str] = []
+    progress = Plain(lines.append, seconds=0)
+    with progress.work(2_000, 500):
+        progress.advance(500)
+    (line,) = lines
+    pattern = r"1,000 of 2,000 rows \(50%\), [\d,]+ rows/s, \d+ \w+( \d+ \w+)? left"
+    assert re.fullmatch(pattern, line)
+
+
+def test_plain_lines_are_some_seconds_apart() -> None:
+    lines: list[str] = []
+    progress = Plain(lines.append, seconds=3_600)
+    with progress.work(10, 0):
+        progress.advance(5)
+        progress.advance(5)
+    assert lines == []
+
+
+def test_plain_lines_go_to_standard_error_unless_told_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = Plain(seconds=0)
+    with progress.work(4, 0):
+        progress.advance(1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("1 of 4 rows (25%), ")
+
+
+def test_rows_are_counted_from_several_threads() -> None:
+    lines: list[str] = []
+    progress = Plain(lines.append, seconds=0)
+    with progress.work(8_000, 0):
+        threads = [
+            threading.Thread(target=lambda: [progress.advance(1) for _ in range(1_000)])
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert lines[-1].startswith("8,000 of 8,000 rows (100%)")
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Quiet().work(4, 0):
+        Quiet().advance(4)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_counts_rows_that_were_done_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    progress = Bar()
+    with progress.work(2_000, 500):
+        progress.advance(750)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "1250/2000" in shown
+    assert re.search(r"[\d,]+ rows/s", shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3_599, "59 min 59 s"),
+        (7_325, "2 h 2 min"),
+    ],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert clock(seconds) == words
