@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.formats.npy_sink import array_directories
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,23 +157,42 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputLayout], dtype: st
     """
     fields = list(carried)
     for layout in layouts:
-        fields += [_vector_field(layout, dtype), _norm_field(layout)]
+        fields += [flat_field(layout.vector_column, dtype, layout.shape), _norm_field(layout)]
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
+            way = "Rename the result with `output.columns`, or leave the other one"
+            several = "Leave one of the two out of `model.outputs`, or"
             msg = (
-                f"Two columns of the output would be called `{name}`. Rename the result with "
-                "`output.columns`, or leave the other one out of `input.passthrough`."
+                f"Two columns of the output would be called `{name}`. "
+                f"{way if len(layouts) == 1 else several} out of `input.passthrough`."
             )
             raise JobError(msg)
     return pa.schema(fields)
 
 
-def _vector_field(layout: OutputLayout, dtype: str) -> pa.Field:
-    size = layout.vectors * layout.width
-    kind = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), size)
-    metadata = {"shape": json.dumps(list(layout.shape))} if len(layout.shape) > 1 else None
-    return pa.field(layout.vector_column, kind, metadata=metadata)
+def check_directories(layouts: Sequence[OutputLayout], form: str) -> None:
+    """Check the outputs' names where each gets a directory of its own, as several in NPY do.
+
+    Raises:
+        OutputError: One cannot be the name of a directory, or is taken.
+    """
+    if form == "npy":
+        array_directories(
+            [output.vector_column for output in layouts], [output.norm_column for output in layouts]
+        )
+
+
+def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
+    """A column of flat lists, with their true shape in its metadata where it has several axes.
+
+    Example:
+        >>> flat_field("vector", "float16", (2, 16)).type
+        FixedSizeListType(fixed_size_list<item: halffloat>[32])
+    """
+    kind = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), math.prod(shape))
+    metadata = {"shape": json.dumps(list(shape))} if len(shape) > 1 else None
+    return pa.field(name, kind, metadata=metadata)
 
 
 def _norm_field(layout: OutputLayout) -> pa.Field:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import FileRecord, OutputFile, Storage
 
 QUARANTINE_DIRECTORY = "_quarantine"
+_ORIGIN = (("file", pa.string()), ("file_row", pa.int64()), ("reason", pa.string()))
 
 
 class PartWriter:
@@ -129,8 +130,8 @@ class PartWriter:
     def _write_quarantine(self, scored: Scored, offsets: np.ndarray) -> None:
         if self._quarantine is None:
             schema = _quarantine_schema(self._plan, self._layouts)
-            columns = tuple(_prediction_column(output, self._layouts) for output in self._layouts)
-            shape = Layout(vector_columns=columns, rows=self._part.rows)
+            predictions = tuple(schema.names[-len(self._layouts) :])
+            shape = Layout(vector_columns=predictions, rows=self._part.rows)
             self._quarantine = self._open("parquet", QUARANTINE_DIRECTORY, schema, shape)
         self._quarantine.write(self._quarantine_table(scored, offsets))
 
@@ -160,18 +161,25 @@ class PartWriter:
             file.discard()
 
 
-def _prediction_column(output: OutputLayout, layouts: Sequence[OutputLayout]) -> str:
-    return "prediction" if len(layouts) == 1 else f"{output.name}_prediction"
-
-
 def _quarantine_schema(plan: Plan, layouts: Sequence[OutputLayout]) -> pa.Schema:
-    fields = [
-        *plan.resolved.carried,
-        pa.field("file", pa.string()),
-        pa.field("file_row", pa.int64()),
-        pa.field("reason", pa.string()),
-    ]
+    """The schema of quarantined rows: carried columns, then from where and why, then predictions.
+
+    Ours are called ``file``, ``file_row``, ``reason``, and ``prediction`` or, of several outputs,
+    ``NAME_prediction``. Where a carried column has that name, ours ends in ``_`` (or more of them).
+    Predictions are raw: in the model's own dtype, flat, their shape in the field's metadata.
+    """
+    fields = [*plan.resolved.carried]
+    for name, kind in _ORIGIN:
+        fields.append(pa.field(_free(name, fields), kind))
     for output, stored in zip(layouts, plan.resolved.outputs, strict=True):
-        kind = pa.list_(pa.from_numpy_dtype(np.dtype(stored.dtype)), output.vectors * output.width)
-        fields.append(pa.field(_prediction_column(output, layouts), kind))
+        name = "prediction" if len(layouts) == 1 else f"{output.name}_prediction"
+        fields.append(layout.flat_field(_free(name, fields), stored.dtype, output.shape))
     return pa.schema(fields)
+
+
+def _free(name: str, fields: Sequence[pa.Field]) -> str:
+    """``name`` with as many ``_`` at its end as it takes to be that of none of the ``fields``."""
+    taken = {field.name for field in fields}
+    while name in taken:
+        name += "_"
+    return name

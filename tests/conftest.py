@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SE_OFFLINE", "true")
+# The same device everywhere: models in tests are small, and their bits are compared.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +23,8 @@ from hypothesis import settings
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+
+from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data_samples"
@@ -60,6 +64,15 @@ def debian_packages() -> dict[str, str]:
     text = (ROOT / ".ci" / "system-packages.txt").read_text()
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {program: package for package, program, *_ in lines}
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> None:
+    """TensorFlow as a run starts it; for every suite that computes with it in this process.
+
+    Whoever comes first decides on devices and threads: without this, the order of the suites would.
+    """
+    start_tensorflow("cpu", 1)
 
 
 @pytest.fixture(scope="session")

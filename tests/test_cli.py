@@ -27,8 +27,7 @@ from tests.command_line import (
     stored,
 )
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 @pytest.fixture

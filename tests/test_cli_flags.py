@@ -17,8 +17,7 @@ from tests.command_line import (
     invoke,
 )
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 @pytest.fixture

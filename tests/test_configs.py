@@ -8,8 +8,7 @@ import pytest
 
 from batchnorm_tool import Job, read, run, verify
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.name for path in CONFIGS.iterdir())

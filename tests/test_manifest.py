@@ -29,7 +29,7 @@ from batchnorm_tool.storage import FileRecord, LocalStorage
 from batchnorm_tool.vector_stats import VectorStats
 
 
-def record_of(part: int, rows: int = 4, bad: int = 1) -> PartRecord:
+def record_of(part: int, rows: int = 4, bad: int = 1, warnings: tuple[str, ...] = ()) -> PartRecord:
     vectors = np.random.default_rng(part).normal(size=(rows, 3))
     norm = Norm.parse("l2")
     stats = VectorStats.of(vectors, rows=rows, in_use=norm, in_use_norms=None)
@@ -45,6 +45,7 @@ def record_of(part: int, rows: int = 4, bad: int = 1) -> PartRecord:
         ),
         files=(FileRecord(f"vectors/part-{part:06d}.parquet", 10, "c" * 64),),
         statistics={"vector": stats},
+        warnings=warnings,
     )
 
 
@@ -56,19 +57,20 @@ def stored(tmp_path: Path, *records: PartRecord) -> LocalStorage:
 
 
 def test_a_record_survives_json(tmp_path: Path) -> None:
-    record = record_of(3)
+    record = record_of(3, warnings=("one", "two"))
     again = read_record(stored(tmp_path, record), 3)
     assert again is not None
     assert again.to_json() == record.to_json()
     assert again.counts == record.counts
     assert again.first_bad_rows == record.first_bad_rows
     assert again.files == record.files
+    assert again.warnings == record.warnings
 
 
 def test_a_record_holds_nothing_but_the_part(tmp_path: Path) -> None:
     assert set(json.loads(record_of(0).to_json())) == {
         "part", "first_row", "bits", "counts", "reasons", "first_bad_rows", "files", "statistics",
-        "checksum",
+        "warnings", "checksum",
     }  # fmt: skip
 
 
@@ -106,6 +108,13 @@ def test_totals_add_up_in_the_order_of_the_parts(tmp_path: Path) -> None:
     assert stats.rows == 36
     vectors = np.concatenate([np.random.default_rng(part).normal(size=(4, 3)) for part in range(9)])
     assert stats.norms["l2"].mean == pytest.approx(np.linalg.norm(vectors, axis=1).mean())
+
+
+def test_what_parts_warn_of_is_said_once_in_their_order() -> None:
+    totals = Totals()
+    for part, warnings in enumerate([(), ("b", "c"), ("a", "b")]):
+        totals.add(record_of(part, warnings=warnings))
+    assert totals.warnings == ["b", "c", "a"]
 
 
 def test_only_the_first_bad_rows_are_named() -> None:

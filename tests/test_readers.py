@@ -196,7 +196,6 @@ for row in frame.collect():
 
 @pytest.mark.needs("java")
 def test_spark_reads_parquet(parquet: Stored) -> None:
-    pytest.importorskip("pyspark")
     environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
     printed = subprocess.run(
         [sys.executable, "-c", SPARK, parquet.directory],

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 INT64, FLOAT = pa.int64(), pa.float32()
 THREE_MEGABYTES = 3_000_000
 

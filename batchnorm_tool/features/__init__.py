@@ -56,9 +56,7 @@ class FeatureReader:
     spec: Input
     judge_nonfinite: bool = True
 
-    def read(
-        self, table: pa.Table, tell: Tell = warn
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def read(self, table: pa.Table, tell: Tell = warn) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The arrays and faults of a table: see `to_arrays`.
 
         Args:
@@ -84,9 +82,7 @@ class FeatureReader:
     def _transform(self) -> Transform | None:
         return None if self.spec.transform is None else load_transform(self.spec.transform)
 
-    def _read(
-        self, table: pa.Table, tell: Tell
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _read(self, table: pa.Table, tell: Tell) -> tuple[dict[str, np.ndarray], np.ndarray]:
         arrays = {}
         faults = np.zeros(table.num_rows, np.uint8)
         for feed in feeds(table.schema, self.columns, self.inputs, self.spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 import numpy as np
@@ -16,6 +16,7 @@ from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.formats.vectors import rows_of, shape_of
 
 KEYS = "keys"
+_LONGEST_NAME = 255  # bytes in the name of a directory, on every file system in common use
 
 
 class NpySink:
@@ -29,7 +30,7 @@ class NpySink:
         self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
     ) -> None:
         name = stem.rpartition("/")[2]
-        directories = array_directories(layout)
+        directories = array_directories(layout.vector_columns, layout.norm_columns)
         self._arrays = {
             column: ArrayFile(files(f"{directory}/{name}.npy"), schema.field(column), layout.rows)
             for column, directory in directories.items()
@@ -97,25 +98,43 @@ class ArrayFile:
             view = view[self._file.write(view) :]
 
 
-def array_directories(layout: Layout) -> dict[str, str]:
+def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
     """The directory of each array: ``vectors`` and ``norms`` for one vector column, else names.
 
+    Args:
+        vectors: Names of the columns of unit vectors.
+        norms: Names of those of norms.
+
+    Raises:
+        OutputError: A name cannot be that of a directory, or is taken. Those that begin with ``_``
+            or ``.`` are left to what else lies in an output.
+
     Example:
-        >>> array_directories(Layout(0, ("vector",), ("norm",)))
+        >>> array_directories(["vector"], ["norm"])
         {'vector': 'vectors', 'norm': 'norms'}
-        >>> array_directories(Layout(0, ("a/b", "c"), ("a/b_norm", "c_norm")))
-        {'a/b': 'a%2Fb', 'c': 'c', 'a/b_norm': 'a%2Fb_norm', 'c_norm': 'c_norm'}
+        >>> array_directories(["a:0", "b"], ["a:0_norm", "b_norm"])
+        {'a:0': 'a%3A0', 'b': 'b', 'a:0_norm': 'a%3A0_norm', 'b_norm': 'b_norm'}
     """
-    columns = (*layout.vector_columns, *layout.norm_columns)
-    if len(layout.vector_columns) == 1:
-        names = ("vectors", *("norms" for _ in layout.norm_columns))
-        return dict(zip(columns, names, strict=True))
+    columns = (*vectors, *norms)
+    if len(vectors) == 1:
+        return dict(zip(columns, ("vectors", *("norms" for _ in norms)), strict=True))
     directories = {column: quote(column, safe=" ") for column in columns}
-    taken = {KEYS, "", ".", ".."}.intersection(directories.values())
-    if taken:
-        message = (
-            f"output: a column's name cannot be that of a directory of arrays. Received: "
-            f"{sorted(taken)}. Rename it in `output.columns`, or write Parquet."
-        )
-        raise OutputError(message)
+    for column, directory in directories.items():
+        if _is_unfit(column, directory):
+            message = (
+                f"An output of the model is called {column!r}, and with several outputs NPY needs "
+                f"a directory of that name. Expected 1 to {_LONGEST_NAME} bytes, no `/`, no `_` or "
+                f"`.` at the beginning, and not `{KEYS}`. Received: {column!r}. Write Parquet, or "
+                "leave it out of `model.outputs`."
+            )
+            raise OutputError(message)
     return directories
+
+
+def _is_unfit(column: str, directory: str) -> bool:
+    return (
+        column == KEYS
+        or not 0 < len(directory) <= _LONGEST_NAME
+        or column.startswith(("_", "."))
+        or any(letter in column for letter in "/\0")
+    )

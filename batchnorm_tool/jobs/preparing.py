@@ -105,6 +105,7 @@ class Preparation:
             resolved = self._resolve() if choices is None else self._confirmed(choices)
         layouts = layout.output_layouts(self.job, resolved.outputs)
         layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
+        layout.check_directories(layouts, self.job.output.format)
         return Plan(
             job=self.job,
             files=self.table.files,

@@ -146,8 +146,10 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
         return RunResult(path, there.manifest.data, nothing_to_do=True)
     resumes = standing.check_may_begin(there, plan, fresh=options.fresh)
     kept = _begin(storage, plan, there.plan if resumes else None)
+    numbers = [number for number in range(plan.part_count) if number not in kept]
+    worker = _worker(preparation, storage, plan) if numbers else None
     started = time.perf_counter()
-    rows_done = _work(preparation, storage, plan, kept, options.progress)
+    rows_done = _work(worker, numbers, options.progress) if worker else 0
     totals = settle(storage, plan)
     manifest = _publish(storage, plan, totals, there)
     seconds = time.perf_counter() - started
@@ -168,27 +170,26 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
     return set(kept)
 
 
-def _work(
-    preparation: Preparation, storage: Storage, plan: Plan, kept: set[int], progress: Progress
-) -> int:
-    """Let the engine do all parts that are not ``kept``; returns their rows."""
-    numbers = [number for number in range(plan.part_count) if number not in kept]
-    rows_kept = sum(plan.part(number).rows for number in kept)
-    if not numbers:
-        return 0
+def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
     predictor = preparation.predictor(plan.resolved)
     _check_same_bits(predictor, plan)
-    worker = Worker(plan, storage, predictor)
+    return Worker(plan, storage, predictor)
+
+
+def _work(worker: Worker, numbers: list[int], progress: Progress) -> int:
+    """Let the engine do the parts with these ``numbers``; returns their rows."""
+    plan = worker.plan
+    rows = sum(plan.part(number).rows for number in numbers)
     engine = open_engine(plan.job)
     with (
-        progress.work(plan.rows, rows_kept),
+        progress.work(plan.rows, plan.rows - rows),
         contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
     ):
         finished = sum(1 for _ in done)
     if finished != len(numbers):
         msg = f"The engine finished {finished} of {len(numbers)} parts. Run it again: it resumes."
         raise WorkFailed(msg)
-    return plan.rows - rows_kept
+    return rows
 
 
 def _check_same_bits(predictor: Predictor, plan: Plan) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchnorm_tool import layout
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats import FORMATS, Layout
+from batchnorm_tool.formats import FORMATS
 from batchnorm_tool.formats.npy_sink import KEYS, array_directories
 from batchnorm_tool.formats.row_groups import decoded_schema
 from batchnorm_tool.job import Job
@@ -111,7 +111,7 @@ class StoredRun:
             return {DATA_DIRECTORY: tuple(names)}
         vectors = tuple(output.vector_column for output in self.layouts)
         norms = tuple(output.norm_column for output in self.layouts)
-        arrays = array_directories(Layout(0, vectors, norms))
+        arrays = array_directories(vectors, norms)
         others = tuple(name for name in names if name not in arrays)
         return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
 

@@ -47,10 +47,10 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
     except (*LOAD_FAILURES, tf.errors.OpError) as error:
         raise ModelError(_explain(model.path, error)) from error
     signature = _signature(model, loaded)
-    inputs = [
-        field_of(name, spec) for name, spec in signature.structured_input_signature[1].items()
-    ]
-    names = list(signature.structured_outputs)
+    # Both come in another order in every process.
+    specs = sorted(signature.structured_input_signature[1].items())
+    inputs = [field_of(name, spec) for name, spec in specs]
+    names = sorted(signature.structured_outputs)
     chosen = [names[place] for place in choose(names)]
     outputs = [field_of(name, signature.structured_outputs[name]) for name in chosen]
     return SavedModel(loaded, signature, tuple(inputs), tuple(outputs))

@@ -14,41 +14,9 @@ from batchnorm_tool.features import (
     FeatureReader,
     to_arrays,
 )
-from batchnorm_tool.job import Input
+from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
-GOOD, NULL, RAGGED, NONFINITE = (
-    Reason.GOOD,
-    Reason.NULL_FEATURE,
-    Reason.RAGGED_FEATURE,
-    Reason.NONFINITE_FEATURE,
-)
-NAN, INF = math.nan, math.inf
-
-
-def spec(**keys: object) -> Input:
-    return Input(path="table.parquet", **keys)
-
-
-def read(
-    column: pa.Array | pa.ChunkedArray | pa.Table, field: Field, **keys: object
-) -> tuple[np.ndarray, list[int]]:
-    """The array and faults for one column called ``x``."""
-    table = column if isinstance(column, pa.Table) else pa.table({"x": column})
-    columns = {field.name: tuple(table.column_names)}
-    arrays, faults = to_arrays(table, columns, [field], spec(**keys))
-    array = arrays[field.name]
-    assert array.flags.c_contiguous
-    assert faults.dtype == np.uint8
-    assert array.shape[0] == len(faults) == table.num_rows
-    return array, faults.tolist()
-
-
-def fixed(rows: list[object], width: int, kind: pa.DataType | None = None) -> pa.Array:
-    return pa.array(rows, pa.list_(kind or pa.float32(), width))
-
-
-def vector(width: int | None, dtype: str = "float32") -> Field:
-    return Field("x", (width,), dtype)
+INF = math.inf
 
 
 def test_garbage_under_a_null_decides_nothing() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import warnings
 
 import ml_dtypes
@@ -8,47 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.features import (
+    FeatureReader,
     PrecisionWarning,
-    to_arrays,
 )
-from batchnorm_tool.job import Input
-
-GOOD, NULL, RAGGED, NONFINITE = (
-    Reason.GOOD,
-    Reason.NULL_FEATURE,
-    Reason.RAGGED_FEATURE,
-    Reason.NONFINITE_FEATURE,
-)
-NAN = math.nan
-
-
-def spec(**keys: object) -> Input:
-    return Input(path="table.parquet", **keys)
-
-
-def read(
-    column: pa.Array | pa.ChunkedArray | pa.Table, field: Field, **keys: object
-) -> tuple[np.ndarray, list[int]]:
-    """The array and faults for one column called ``x``."""
-    table = column if isinstance(column, pa.Table) else pa.table({"x": column})
-    columns = {field.name: tuple(table.column_names)}
-    arrays, faults = to_arrays(table, columns, [field], spec(**keys))
-    array = arrays[field.name]
-    assert array.flags.c_contiguous
-    assert faults.dtype == np.uint8
-    assert array.shape[0] == len(faults) == table.num_rows
-    return array, faults.tolist()
-
-
-def fixed(rows: list[object], width: int, kind: pa.DataType | None = None) -> pa.Array:
-    return pa.array(rows, pa.list_(kind or pa.float32(), width))
-
-
-def vector(width: int | None, dtype: str = "float32") -> Field:
-    return Field("x", (width,), dtype)
+from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
 
 @pytest.mark.parametrize(
@@ -175,6 +140,20 @@ def test_integers_that_a_float_must_round_are_warned_of(
         read(pa.array([value], kind), vector(1, dtype))
     assert [warning.category for warning in caught] == [PrecisionWarning] * warned
     assert all("`x`" in str(warning.message) for warning in caught)
+
+
+def test_a_reader_tells_instead_where_it_is_asked_to() -> None:
+    """In a thread a warning would end on standard error, or in another thread's list."""
+    table = pa.table({"a": [1, 2**24 + 1], "b": [0, 2**53 + 1]})
+    reader = FeatureReader({"x": ("a", "b")}, [vector(2)], spec())
+    told: list[str] = []
+    reader.read(table, told.append)
+    reader.read(table.slice(1), told.append)
+    assert [text.partition(" holds ")[0] for text in told] == [
+        "The column `a`",
+        "The column `b`",
+    ] * 2
+    assert told[:2] == told[2:], "the same words, wherever the row lies"
 
 
 @pytest.mark.parametrize(

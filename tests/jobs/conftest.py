@@ -17,7 +17,7 @@ from tests.jobs.workshop import Workshop
 
 
 @pytest.fixture(scope="session")
-def encoder(samples: Path) -> keras.Model:
+def encoder(samples: Path, tensorflow: None) -> keras.Model:
     return keras.models.load_model(samples / "digits_encoder.keras", compile=False)
 
 

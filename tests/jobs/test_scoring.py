@@ -27,8 +27,7 @@ from tests.jobs.plain_script import (
     stored,
 )
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -23,8 +23,7 @@ from tests.jobs.plain_script import (
     vector_column,
 )
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def as_parquet(folder: Path, array: np.ndarray) -> object:

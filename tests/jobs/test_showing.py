@@ -18,8 +18,7 @@ from batchnorm_tool.errors import BadRows, Damaged, InputError, ModelError
 from batchnorm_tool.jobs.scoring import RunResult
 from batchnorm_tool.storage import LocalStorage
 
-# Another suite may have started TensorFlow with settings of its own.
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFlow was in use:UserWarning")
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def columns_of(path: Path) -> dict[str, dict[str, Any]]:

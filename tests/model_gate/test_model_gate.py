@@ -20,6 +20,8 @@ from batchnorm_tool.model_gate import admit, examine
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 Edit = Callable[[dict[str, Any]], None]
 
 

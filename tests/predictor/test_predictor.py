@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from batchnorm_tool.predictor import (
     IdentityPredictor,
     Predictor,
     choose_batch_size,
+    describe_model,
     load_predictor,
     wrap_model,
 )
@@ -32,14 +32,15 @@ import tensorflow as tf  # noqa: E402  quiet only after the variable above
 sys.path.insert(0, str(Path(__file__).parent))
 import custom_layers  # type: ignore[import-not-found]  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 RNG = np.random.default_rng(0)
 
 
 def load(path: Path, **settings: Any) -> Predictor:
     """The model through the gate, as a run loads it."""
     model = Model(path=str(path), **settings)
-    with warnings.catch_warnings(), admit(model) as admitted:
-        warnings.filterwarnings("ignore", "TensorFlow was in use")
+    with admit(model) as admitted:
         return load_predictor(model, admitted.path, Engine())
 
 
@@ -169,6 +170,7 @@ def test_another_signature_with_several_inputs_and_chosen_outputs(tmp_path: Path
     score = module.score.get_concrete_function(left=spec, right=spec)
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"score": score})
     predictor = load(tmp_path / "saved", signature="score", outputs=["difference", "sum"])
+    assert [field.name for field in predictor.inputs] == ["left", "right"]
     left, right = np.full((3, 2), 5, "float32"), np.full((3, 2), 3, "float32")
     got = predictor.with_batch_size(2).predict({"right": right, "left": left})
     assert {name: array[2].tolist() for name, array in got.items()} == {
@@ -230,6 +232,19 @@ def test_several_outputs_must_be_chosen_from() -> None:
         wrap_model(two_outputs())
     with pytest.raises(ModelError, match="no output `rigth`"):
         wrap_model(two_outputs(), ["rigth"])
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model"])
+def test_a_description_needs_no_choice_of_outputs(tmp_path: Path, name: str) -> None:
+    if name == "model":
+        two_outputs().export(tmp_path / name, verbose=False)
+    else:
+        two_outputs().save(tmp_path / name)
+    model = Model(path=str(tmp_path / name))
+    with admit(model) as admitted:
+        inputs, outputs = describe_model(model, admitted.path, Engine())
+    assert inputs == (Field("features", (4,), "float32"),)
+    assert [field.shape for field in outputs] == [(2,), (3,)]
 
 
 def test_chosen_outputs_come_in_the_chosen_order() -> None:
