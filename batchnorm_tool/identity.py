@@ -104,6 +104,7 @@ def _space(job: Job, resolved: Resolved) -> dict[str, Any]:
         "model": resolved.model_content,
         "model.layer": job.model.layer if job.model else None,
         "model.signature": job.model.signature if job.model else None,
+        "outputs": [output.name for output in resolved.outputs],
         "norms": norms,
         "features": {name: list(columns) for name, columns in resolved.features.items()},
         "input.fill": job.input.fill,

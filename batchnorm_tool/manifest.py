@@ -282,6 +282,12 @@ class Manifest:
     checksum: str
 
     @property
+    def directories(self) -> set[str]:
+        """The directories that hold the files of its parts."""
+        paths = [file["path"] for part in self.data["parts"] for file in part["files"]]
+        return {path.partition("/")[0] for path in paths}
+
+    @property
     def identity(self) -> Identity:
         """What the result was made of."""
         return Identity.from_dict(self.data["identity"])

@@ -20,6 +20,7 @@ from batchnorm_tool import layout, sources
 from batchnorm_tool.chunk import Chunk
 from batchnorm_tool.errors import Interrupted
 from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.part_writer import PartWriter
 from batchnorm_tool.policies import Policies
@@ -79,8 +80,11 @@ class Worker:
         """
         part = self.plan.part(number)
         tally = Tally(part, self.plan.files, self.policies, self._keys)
-        with PartWriter(self.plan, self.storage, part, self.layouts) as writer:
-            for chunk in self._chunks(part, tally.warnings.add):
+        with (
+            collected(tally.warnings.add),
+            PartWriter(self.plan, self.storage, part, self.layouts) as writer,
+        ):
+            for chunk in self._chunks(part):
                 if stopped():
                     msg = "Stopped between two chunks; running it again resumes."
                     raise Interrupted(msg)
@@ -100,11 +104,11 @@ class Worker:
         if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
             writer.write(scored, actions)
 
-    def _chunks(self, part: Part, tell: Callable[[str], None]) -> Iterator[Chunk]:
+    def _chunks(self, part: Part) -> Iterator[Chunk]:
         """The part's rows in chunks on a grid that starts at its first row."""
         row = part.first_row
         for table in _regrouped(self._batches(part), self.plan.resolved.chunk_rows):
-            arrays, faults = self._reader.read(table, tell)
+            arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)
             row += table.num_rows
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import Storage
 
 RECORDS = f"{STATE}/records"
+_STATISTICS = "_stats"
+_ANY_RESULT = {"vectors", "norms", "keys", "_quarantine", _STATISTICS}
 # What lies in `_state` beside the directories that will be published.
 _NOT_STAGED = ("records", "refused", "chunks", "tmp")
 
@@ -50,6 +52,13 @@ class Standing:
     plan: Plan | None
     names: tuple[str, ...]
     parts_done: int = 0
+
+    @property
+    def directories(self) -> set[str]:
+        """Those of the finished result, or those that any has where its manifest is gone."""
+        if self.manifest is None:
+            return _ANY_RESULT & set(self.names)
+        return {_STATISTICS, *self.manifest.directories}
 
     def choices(self, request: str) -> Resolved | None:
         """The choices that were made here for the same ``request``, so that they stay."""
@@ -118,9 +127,11 @@ def discard_state(storage: Storage) -> None:
 
 
 def is_finished(standing: Standing, plan: Plan) -> bool:
-    """Whether the very result of ``plan`` stands there, finished."""
+    """Whether the very result of ``plan`` stands there, finished, its directories in place."""
     manifest = standing.manifest
-    return manifest is not None and manifest.data["result"] == plan.identity.result_id
+    if manifest is None or manifest.data["result"] != plan.identity.result_id:
+        return False
+    return manifest.directories <= set(standing.names)
 
 
 def check_may_begin(standing: Standing, plan: Plan, *, fresh: bool) -> bool:
@@ -166,6 +177,13 @@ def _refuse_other(standing: Standing, plan: Plan) -> None:
         raise OutputError(msg)
     else:
         return
+    if other == plan.identity:
+        gone = sorted(standing.directories - set(standing.names))
+        msg = (
+            f"The result in `{standing.path}` is finished, but somebody has removed "
+            f"{', '.join(f'`{name}`' for name in gone)}. Make it again with `--fresh`."
+        )
+        raise OutputError(msg)
     unasked = _chosen_in_both(standing, plan)
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
     listed = ", ".join(found)

@@ -30,7 +30,7 @@ FLOORS = [
     {"predictor", "model_gate", "features", "sources"},
     {"formats"},
     {"job"},
-    {"storage", "machine", "canonical", "chunk"},
+    {"storage", "machine", "canonical", "chunk", "input_warnings"},
     {"vector_stats", "stats", "stats_json", "moments", "array_normalization", "norms"},
     {"errors"},
 ]

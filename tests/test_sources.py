@@ -14,8 +14,9 @@ import pytest
 
 from batchnorm_tool import sources
 from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.input_warnings import InputWarning
 from batchnorm_tool.job import Input
-from batchnorm_tool.sources import InputFile, InputWarning, Table
+from batchnorm_tool.sources import InputFile, Table
 
 
 def opened(path: object, **options: object) -> Table:

@@ -429,3 +429,47 @@ def test_a_kill_while_the_state_is_removed(bench: Bench, monkeypatch: pytest.Mon
             bench.run()
     assert bench.run().nothing_to_do
     assert not (bench.out / "_state").exists()
+
+
+# ---- what an older result leaves
+
+
+@pytest.mark.parametrize("damage", ["success", "manifest"])
+def test_fresh_clears_away_a_result_that_is_damaged(bench: Bench, damage: str) -> None:
+    bench.run(output={"format": "npy"})
+    name = {"success": "_SUCCESS", "manifest": "_manifest.json"}[damage]
+    (bench.out / name).write_text("damaged")
+    bench.run(fresh=True)
+    names = {"_SUCCESS", "_manifest.json", "_quarantine", "_stats", "vectors"}
+    assert set(os.listdir(bench.out)) == names
+
+
+def test_another_format_replaces_the_directories_of_the_former(bench: Bench) -> None:
+    bench.run(output={"format": "npy"}, normalize={"nonfinite": "drop"})
+    (bench.out / "notes.txt").write_text("a person's")
+    bench.run(normalize={"nonfinite": "drop"}, fresh=True)
+    names = {"_SUCCESS", "_manifest.json", "_stats", "notes.txt", "vectors"}
+    assert set(os.listdir(bench.out)) == names
+
+
+def test_a_result_without_its_vectors_is_not_finished(bench: Bench) -> None:
+    bench.run()
+    shutil.rmtree(bench.out / "vectors")
+    with pytest.raises(OutputError, match="somebody has removed `vectors`"):
+        bench.run()
+    assert bench.run(fresh=True).rows_done == ROWS
+
+
+def test_another_order_of_outputs_is_another_result(tmp_path: Path) -> None:
+    columns = {name: fixed_size_list(np.ones((3, 2), np.float32)) for name in "ab"}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+
+    def run_with(order: str) -> RunResult:
+        features = {name: name for name in order}
+        data = {"input": {"path": "in.parquet", "features": features}, "output": {"path": "out"}}
+        return run(Job.from_dict(data, tmp_path))
+
+    run_with("ab")
+    assert run_with("ab").nothing_to_do
+    with pytest.raises(OutputError, match="`outputs`"):
+        run_with("ba")

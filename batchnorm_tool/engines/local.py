@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Refused, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -92,10 +92,10 @@ def _explained(error: BaseException, number: int) -> BaseException:
             f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
             "then run it again: finished parts are kept."
         )
-    elif isinstance(error, InputError):
+    elif isinstance(error, Refused):
         # It fitted when the run was planned: it is no refusal any more, parts may be finished.
         failure = WorkFailed(
-            f"{error.message} This was found while part {number} was read; finished parts are "
+            f"{error.message} This was found in the middle of part {number}; finished parts are "
             "kept. Mend it and run the same command again."
         )
     else:

@@ -19,17 +19,14 @@ from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.features.arrays import read_feed
 from batchnorm_tool.features.feed import feeds, stored_fields
-from batchnorm_tool.features.matching import ExtensionTypeWarning, match_features
+from batchnorm_tool.features.matching import match_features
 from batchnorm_tool.features.transform import Transform, load_transform
-from batchnorm_tool.features.values import PrecisionWarning, Tell, warn
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Input
 
 __all__ = [
-    "ExtensionTypeWarning",
     "FeatureReader",
-    "PrecisionWarning",
     "Transform",
     "infer_fields",
     "load_transform",
@@ -56,19 +53,16 @@ class FeatureReader:
     spec: Input
     judge_nonfinite: bool = True
 
-    def read(self, table: pa.Table, tell: Tell = warn) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The arrays and faults of a table: see `to_arrays`.
 
-        Args:
-            table: ``n`` rows with at least the columns named.
-            tell: Told, instead of the `PrecisionWarning`, in words that do not depend on how rows
-                are cut into tables; several times the same for several tables.
+        What it warns of is said in words that do not depend on how rows are cut into tables.
         """
         if self._transform is not None:
             names = dict.fromkeys(name for names in self.columns.values() for name in names)
             return self._transform.apply(table.select(list(names)), self.inputs)
         try:
-            return self._read(table, tell)
+            return self._read(table)
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -82,12 +76,12 @@ class FeatureReader:
     def _transform(self) -> Transform | None:
         return None if self.spec.transform is None else load_transform(self.spec.transform)
 
-    def _read(self, table: pa.Table, tell: Tell) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         arrays = {}
         faults = np.zeros(table.num_rows, np.uint8)
         for feed in feeds(table.schema, self.columns, self.inputs, self.spec):
             judge = feed.judge_nonfinite and self.judge_nonfinite
-            judged = replace(feed, judge_nonfinite=judge, tell=tell)
+            judged = replace(feed, judge_nonfinite=judge)
             arrays[feed.field.name], found = read_feed(table, judged)
             faults = np.where(faults == Reason.GOOD, found, faults)
         return arrays, faults
@@ -124,7 +118,7 @@ def to_arrays(
         JobError: ``spec.transform`` failed, or ``spec.fill`` does not fit the input.
 
     Warns:
-        PrecisionWarning: A float input rounds a column's large integers.
+        InputWarning: A float input rounds a column's large integers.
 
     Example:
         >>> from batchnorm_tool.job import Input

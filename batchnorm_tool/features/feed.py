@@ -14,7 +14,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.features.columns import Shape, StoredColumn, in_words, lengths_to_fill
 from batchnorm_tool.features.images import is_image_shape
-from batchnorm_tool.features.values import STRING, Conversion, Tell, array_dtype, warn
+from batchnorm_tool.features.values import STRING, Conversion, array_dtype
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Input
@@ -30,7 +30,6 @@ class Feed:
         fill: What stands for a null, by column.
         decode: Format of the encoded images, by column.
         judge_nonfinite: Whether a NaN or an infinity makes a bad row.
-        tell: Told what a person should know of the values.
     """
 
     field: Field
@@ -38,11 +37,10 @@ class Feed:
     fill: Mapping[str, float | str]
     decode: Mapping[str, str]
     judge_nonfinite: bool = True
-    tell: Tell = warn
 
     def conversion(self, column: str) -> Conversion:
         """How the values of one of the columns become the input's."""
-        return Conversion(column, self.field, self.fill.get(column), self.tell)
+        return Conversion(column, self.field, self.fill.get(column))
 
     @property
     def image_kind(self) -> str | None:

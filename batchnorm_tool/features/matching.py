@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features.columns import StoredColumn, in_words
 from batchnorm_tool.features.feed import Feed, check_fit, feeds, input_in_words
 from batchnorm_tool.features.values import STRING
+from batchnorm_tool.input_warnings import warn
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -24,10 +24,6 @@ Columns = dict[str, tuple[str, ...]]
 
 # Columns that a message lists before it says how many more there are.
 _SHOWN = 12
-
-
-class ExtensionTypeWarning(UserWarning):
-    """A feature column has an extension type that is not known here; its storage is read."""
 
 
 def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
@@ -54,7 +50,7 @@ def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
         JobError: ``spec.features``, ``fill`` or ``decode`` names what there is not.
 
     Warns:
-        ExtensionTypeWarning: A column has an extension type that is not known here.
+        InputWarning: A column has an extension type that is not known here.
 
     Example:
         >>> from batchnorm_tool.chunk import Field
@@ -276,7 +272,7 @@ def _warn_of_extension(field: pa.Field) -> None:
             f"The column `{field.name}` has the extension type {unknown.decode(errors='replace')}, "
             "which is not known here: the values stored under it are read as they are."
         )
-        warnings.warn(msg, ExtensionTypeWarning, stacklevel=3)
+        warn(msg)
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:

@@ -6,8 +6,6 @@ refused, or (whole numbers that a float cannot hold) warned of.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,24 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.input_warnings import warn
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
 
 STRING = "string"
-
-
-# Told what a person should know of the values, in words.
-Tell = Callable[[str], None]
-
-
-class PrecisionWarning(UserWarning):
-    """Whole numbers in a column are rounded, because the model's float type cannot hold them."""
-
-
-def warn(text: str) -> None:
-    """Raise a `PrecisionWarning`; not for threads, which share one list of warning filters."""
-    warnings.warn(text, PrecisionWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -44,13 +30,11 @@ class Conversion:
         column: Name of the column.
         field: The model input.
         fill: What stands for a null; ``None`` where a null makes a bad row.
-        tell: Told that a float dtype cannot hold an integer, and rounds it.
     """
 
     column: str
     field: Field
     fill: float | str | None = None
-    tell: Tell = warn
 
     def filler(self) -> float | str | None:
         """``fill``, checked to be a value of the input's dtype.
@@ -161,7 +145,7 @@ def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np
         return numbers, None
     if is_float(dtype):
         if numbers.dtype.kind in "iu":
-            _tell_if_rounded(numbers, dtype, conversion)
+            _warn_if_rounded(numbers, dtype, conversion)
         with np.errstate(over="ignore", invalid="ignore"):
             return numbers.astype(dtype), None
     nonfinite = None
@@ -202,8 +186,8 @@ def _refuse_if_changed(numbers: np.ndarray, dtype: np.dtype, conversion: Convers
         raise InputError(msg)
 
 
-def _tell_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
-    """Tell of integers with more significant bits than the float dtype has."""
+def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
+    """Warn of integers with more significant bits than the float dtype has."""
     limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)
     large = numbers[(numbers > limit) | (numbers < -limit)]
     # Two's complement gives the right absolute value even for the least of all integers.
@@ -211,7 +195,7 @@ def _tell_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversio
     sizes = wide.astype(np.uint64)
     lowest_bit = sizes & (~sizes + np.uint64(1))
     if (sizes // np.maximum(lowest_bit, 1) > limit).any():
-        conversion.tell(
+        warn(
             f"The column `{conversion.column}` holds whole numbers beyond {limit}, which the model "
             f"input `{conversion.field.name}` of type {dtype.name} cannot tell apart: they are "
             "rounded. If they are identifiers, they are no feature."

@@ -7,7 +7,7 @@ from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.contract import Format, Inspected, Layout, OutputFile, Sink
 from batchnorm_tool.formats.npy import Npy
-from batchnorm_tool.formats.parquet import Parquet
+from batchnorm_tool.formats.parquet import Parquet, let_go
 
 __all__ = [
     "FORMATS",
@@ -17,6 +17,7 @@ __all__ = [
     "OutputFile",
     "Sink",
     "format_named",
+    "let_go",
     "recognise",
 ]
 

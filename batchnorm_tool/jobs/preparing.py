@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +14,11 @@ import numpy as np
 from batchnorm_tool import canonical, features, layout, model_gate, predictor, sources
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import ModelError, OutputError
-from batchnorm_tool.features import ExtensionTypeWarning, FeatureReader, PrecisionWarning
+from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.identity import identify
+from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.plan import Plan, Resolved, choose_part_rows
-from batchnorm_tool.sources import InputWarning, sampling
+from batchnorm_tool.sources import sampling
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +36,6 @@ _PROBE_ROWS = 8
 # large enough that the costs of a call disappear.
 _CHUNK_BYTES = 4 * 2**20
 _STORED_BATCH = 4096
-_WARNINGS = (ExtensionTypeWarning, InputWarning, PrecisionWarning)
 
 
 @dataclass
@@ -60,7 +58,7 @@ class Preparation:
     _warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        with _collected(self._warnings):
+        with collected(self._warnings.append):
             self.table = sources.open_table(self.job.input)
         _check_apart(self.job, self.table)
         self.job = _with_key(self.job, self.table)
@@ -76,6 +74,8 @@ class Preparation:
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
         chosen["engine"] = [job["engine"][name] for name in ("devices", "threads")]
         del chosen["input"]["invalid"]
+        # Without a model, their order is the order of the outputs, and a mapping hides it.
+        chosen["order"] = list(job["input"]["features"] or ())
         chosen["content"] = self.report.content if self.report else None
         chosen["transform"] = self._transform
         chosen["files"] = [file.to_dict() for file in self.table.files]
@@ -101,7 +101,7 @@ class Preparation:
         Raises:
             Refused: The job cannot be done as asked.
         """
-        with _collected([]):  # they are found again below, whoever made the choices
+        with collected(lambda _: None):  # they are found again below, whoever made the choices
             resolved = self._resolve() if choices is None else self._confirmed(choices)
         layouts = layout.output_layouts(self.job, resolved.outputs)
         layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
@@ -130,7 +130,7 @@ class Preparation:
         """
         yield from self._warnings
         found: list[str] = []
-        with _collected(found):
+        with collected(found.append):
             columns = self._match(resolved.inputs if self.job.model is not None else ())
             self._sample(columns, resolved.inputs)
         yield from found
@@ -244,20 +244,6 @@ def _filler(field: Field) -> np.ndarray:
     """One row of zeros, or of empty strings."""
     shape = (1, *(size or 1 for size in field.shape))
     return np.full(shape, "", object) if field.dtype == "string" else np.zeros(shape, field.dtype)
-
-
-@contextlib.contextmanager
-def _collected(texts: list[str]) -> Iterator[None]:
-    """Append our own warnings to ``texts``; those of others go where they would have gone."""
-    with warnings.catch_warnings(record=True) as caught:
-        for category in _WARNINGS:
-            warnings.simplefilter("always", category)
-        yield
-    for one in caught:
-        if issubclass(one.category, _WARNINGS):
-            texts.append(str(one.message))
-        else:
-            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def _with_key(job: Job, table: Table) -> Job:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool import chunk_statistics, standing
 from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.engines import open_engine
-from batchnorm_tool.errors import OutputError, WorkFailed
+from batchnorm_tool.errors import JobError, OutputError, WorkFailed
+from batchnorm_tool.formats import let_go
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.settling import settle
 from batchnorm_tool.layout import output_layouts
@@ -114,13 +115,19 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         >>> result.rows["out"]  # doctest: +SKIP
         1797
     """
+    if limit is not None and limit < 1:
+        msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
+        raise JobError(msg)
     options = RunOptions(fresh, limit, progress or Quiet())
     preparation = Preparation(job, limit)
     if check_input:
         check_all_rows(preparation.table)
     storage = open_storage(job.output.path)
-    with storage.lock(wait_seconds):
-        return _run_locked(preparation, storage, options)
+    try:
+        with storage.lock(wait_seconds):
+            return _run_locked(preparation, storage, options)
+    finally:
+        let_go()  # a notebook or a scheduler lives on, and deletes the files that were read
 
 
 def plan_run(job: Job, *, limit: int | None = None) -> Plan:
@@ -220,10 +227,7 @@ def _publish(
     storage.put(storage.staged(SUCCESS_PATH), (manifest["checksum"] + "\n").encode())
     paths = [file["path"] for part in totals.parts for file in part["files"]]
     directories = _top_level([*paths, chunk_statistics.CHUNKS_PATH])
-    old = before.manifest.data["parts"] if before.manifest else []
-    old_paths = [file["path"] for part in old for file in part["files"]]
-    obsolete = [name for name in _top_level(old_paths) if name not in directories]
-    storage.begin_publish(directories, obsolete)
+    storage.begin_publish(directories, sorted(before.directories - set(directories)))
     standing.complete(storage)
     return manifest
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from batchnorm_tool.sources.input_file import InputFile, Member, Partition, Table
-from batchnorm_tool.sources.listing import InputWarning
 from batchnorm_tool.sources.opening import open_table
 from batchnorm_tool.sources.reading import check_unchanged, read_rows
 
 __all__ = [
     "InputFile",
-    "InputWarning",
     "Member",
     "Partition",
     "Table",

@@ -6,7 +6,6 @@ import glob
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,13 @@ from urllib.parse import unquote
 
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import local_file
+from batchnorm_tool.input_warnings import warn
 
 # What Hive, Spark and pyarrow write for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _WILDCARD = re.compile(r"[*?\[]")
-
-
-class InputWarning(UserWarning):
-    """Something about the input that is no error, but that its owner should know."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ def _warn_if_outside(path: str, root: str) -> None:
     target, inside = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath([target, inside]) != inside:
         message = f"{path}: is a symbolic link out of {root}, to {target}; it is read all the same."
-        warnings.warn(InputWarning(message), stacklevel=2)
+        warn(message)
 
 
 def _listed(path: str, root: str) -> Listed:

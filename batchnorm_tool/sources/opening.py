@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,8 +12,9 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import Inspected, format_named, local_file, recognise
+from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.sources.input_file import InputFile, Member, Partition, Table
-from batchnorm_tool.sources.listing import InputWarning, Listed, list_files
+from batchnorm_tool.sources.listing import Listed, list_files
 from batchnorm_tool.sources.partitions import typed_partitions
 
 if TYPE_CHECKING:
@@ -210,4 +210,4 @@ def _warn_of_extensions(schema: pa.Schema) -> None:
                 f"column `{field.name}`: extension type `{name.decode()}` is unknown here; "
                 f"its storage type {field.type} is used."
             )
-            warnings.warn(InputWarning(words), stacklevel=3)
+            warn(words)

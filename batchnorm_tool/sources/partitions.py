@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.sources.input_file import InputFile, Partition
-from batchnorm_tool.sources.listing import NULL_PARTITION, InputWarning
+from batchnorm_tool.sources.listing import NULL_PARTITION
 
 
 def typed_partitions(
@@ -34,7 +34,7 @@ def typed_partitions(
         _check_names(file, files[0].path, names)
     for name in sorted(set(names).intersection(schema.names)):
         words = f"column `{name}` is stored in the files; the directories' values are not used."
-        warnings.warn(InputWarning(words), stacklevel=4)
+        warn(words)
     used = {name: number for number, name in enumerate(names) if name not in schema.names}
     columns = [_typed([file.partitions[n].value for file in files], m) for m, n in used.items()]
     for partition in (column[0] for column in columns):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.formats import let_go
 from batchnorm_tool.sources.reading import read_rows
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
         rows: How many rows, if there are so many.
     """
     schema = pa.schema([table.schema.field(name) for name in columns])
-    return pa.Table.from_batches(_first(table, columns, rows), schema)
+    try:
+        return pa.Table.from_batches(_first(table, columns, rows), schema)
+    finally:
+        let_go()
 
 
 def _first(table: Table, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,15 @@ import pytest
 
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.engines.local import LocalEngine, available_cores
-from batchnorm_tool.errors import InputError, Interrupted, OutputError, WorkFailed
+from batchnorm_tool.errors import (
+    InputError,
+    Interrupted,
+    JobError,
+    ModelError,
+    OutputError,
+    Refused,
+    WorkFailed,
+)
 from batchnorm_tool.job import Job
 
 
@@ -107,15 +115,11 @@ def test_memory_that_runs_out_is_explained() -> None:
         ran(Work({1: MemoryError()}), range(3))
 
 
-def test_input_that_fitted_when_it_was_planned_is_no_refusal() -> None:
-    work = Work({1: InputError("in.parquet: there is no such file.")})
-    with pytest.raises(WorkFailed, match=r"in.parquet.*while part 1 was read.*same command again"):
+@pytest.mark.parametrize("kind", [InputError, JobError, ModelError, OutputError])
+def test_what_fitted_when_it_was_planned_is_no_refusal(kind: type[Refused]) -> None:
+    work = Work({1: kind("in.parquet: there is no such file.")})
+    with pytest.raises(WorkFailed, match=r"in.parquet.*middle of part 1.*same command again"):
         ran(work, range(3))
-
-
-def test_an_output_that_takes_no_such_column_is_refused() -> None:
-    with pytest.raises(OutputError):
-        ran(Work({1: OutputError("no such type")}), range(3))
 
 
 def test_an_unforeseen_error_is_raised_as_it_is() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.features import ExtensionTypeWarning, match_features
+from batchnorm_tool.features import match_features
+from batchnorm_tool.input_warnings import InputWarning
 from batchnorm_tool.job import Input
 
 IMAGE = Field("image", (8, 8, 1), "float32")
@@ -308,7 +309,7 @@ def test_unknown_extension_type_is_warned_of(*, registered: bool) -> None:
         field = pa.field("x", pa.bool8())
     else:
         field = pa.field("x", pa.int8(), metadata={"ARROW:extension:name": "arrow.bool8"})
-    with pytest.warns(ExtensionTypeWarning, match=r"`x`.*bool8"):
+    with pytest.warns(InputWarning, match=r"`x`.*bool8"):
         match_features(pa.schema([field]), [Field("x", (1,), "float32")], Input(path="x"))
 
 

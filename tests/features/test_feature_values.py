@@ -11,8 +11,8 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.features import (
     FeatureReader,
-    PrecisionWarning,
 )
+from batchnorm_tool.input_warnings import InputWarning, collected
 from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
 
@@ -138,17 +138,18 @@ def test_integers_that_a_float_must_round_are_warned_of(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read(pa.array([value], kind), vector(1, dtype))
-    assert [warning.category for warning in caught] == [PrecisionWarning] * warned
+    assert [warning.category for warning in caught] == [InputWarning] * warned
     assert all("`x`" in str(warning.message) for warning in caught)
 
 
-def test_a_reader_tells_instead_where_it_is_asked_to() -> None:
+def test_warnings_go_to_whoever_collects_them() -> None:
     """In a thread a warning would end on standard error, or in another thread's list."""
     table = pa.table({"a": [1, 2**24 + 1], "b": [0, 2**53 + 1]})
     reader = FeatureReader({"x": ("a", "b")}, [vector(2)], spec())
     told: list[str] = []
-    reader.read(table, told.append)
-    reader.read(table.slice(1), told.append)
+    with collected(told.append):
+        reader.read(table)
+        reader.read(table.slice(1))
     assert [text.partition(" holds ")[0] for text in told] == [
         "The column `a`",
         "The column `b`",
