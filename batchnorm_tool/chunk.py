@@ -12,7 +12,8 @@ import pyarrow as pa
 class Reason(IntEnum):
     """Why a row is bad; ``GOOD`` where it is not.
 
-    The first four concern the input, the others the prediction.
+    `INPUT_REASONS` concern the input, the others the prediction. A feature is unfit where the model
+    takes whole numbers, and it has a fraction or is too large.
     """
 
     GOOD = 0
@@ -23,6 +24,7 @@ class Reason(IntEnum):
     NONFINITE_PREDICTION = 5
     NORM_OVERFLOW = 6
     ZERO_VECTOR = 7
+    UNFIT_FEATURE = 8
 
     @property
     def label(self) -> str:
@@ -35,6 +37,7 @@ INPUT_REASONS = frozenset(
         Reason.NULL_FEATURE,
         Reason.RAGGED_FEATURE,
         Reason.NONFINITE_FEATURE,
+        Reason.UNFIT_FEATURE,
         Reason.UNDECODABLE_IMAGE,
     }
 )

@@ -114,7 +114,7 @@ def to_arrays(
         hold zeros, or ``""``.
 
     Raises:
-        InputError: A column does not fit its input, or an integer input cannot take a number.
+        InputError: A column does not fit its input.
         JobError: ``spec.transform`` failed, or ``spec.fill`` does not fit the input.
 
     Warns:

@@ -47,9 +47,6 @@ def read_feed(table: pa.Table, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The array ``[n, *shape]``, C-ordered and possibly read-only, without a copy where Arrow has
         it so, with zeros (``""`` for strings) in bad rows; and the faults ``uint8[n]``.
-
-    Raises:
-        InputError: An integer input cannot take a number in a column.
     """
     lengths = check_fit(table.schema, feed)
     columns = [table.column(name) for name in feed.columns]
@@ -71,7 +68,9 @@ def _read_images(column: pa.ChunkedArray, kind: str, feed: Feed) -> tuple[np.nda
     encoded = one_array(column).to_pylist()
     images, faults = decode_images(encoded, kind, feed.field.shape)
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
-    values, _ = convert(flat, feed.conversion(feed.columns[0]))
+    values, unfit = convert(flat, feed.conversion(feed.columns[0]))
+    if unfit is not None:
+        faults = _first_fault(faults, unfit)
     return values.reshape(images.shape), faults
 
 
@@ -92,11 +91,10 @@ def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
     if leaves.missing is not None:
         # What lies in memory under a null is arbitrary, and no reason to complain.
         numbers = np.where(leaves.missing, numbers.dtype.type(0), numbers)
-    values, nonfinite = convert(numbers.reshape(rows, _width(leaves)), conversion)
+    values, unfit = convert(numbers.reshape(rows, _width(leaves)), conversion)
     block = _filled_in(values, leaves, conversion)
-    if nonfinite is not None and nonfinite.any():
-        rows_with_one = np.asarray(nonfinite.any(axis=1))
-        _blame(block, rows_with_one, Reason.NONFINITE_FEATURE)
+    if unfit is not None:
+        block.faults = unfit if block.faults is None else _first_fault(block.faults, unfit)
     return block
 
 

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.input_warnings import warn
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def array_dtype(field: Field) -> np.dtype:
         ModelError: The input wants something that is neither numbers nor strings.
 
     Example:
-        >>> from batchnorm_tool.chunk import Field
+        >>> from batchnorm_tool.chunk import Field, Reason
         >>> array_dtype(Field("x", (3,), "float32"))
         dtype('float32')
     """
@@ -134,11 +135,9 @@ def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np
         conversion: For which column and input.
 
     Returns:
-        The numbers, copied only where the dtype differs, and ``bool[n, width]``: where a NaN or an
-        infinity had no place in an integer dtype and became 0; ``None`` where there is none.
-
-    Raises:
-        InputError: An integer dtype cannot hold a number: it has a fraction, or is too large.
+        The numbers, copied only where the dtype differs, and a `Reason` for each of ``n`` rows
+        (uint8): where an integer dtype cannot hold a number of the row, because it is NaN or
+        infinite, has a fraction, or is too large. It became 0. ``None`` where all are held.
     """
     dtype = array_dtype(conversion.field)
     if numbers.dtype == dtype:
@@ -148,13 +147,14 @@ def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np
             _warn_if_rounded(numbers, dtype, conversion)
         with np.errstate(over="ignore", invalid="ignore"):
             return numbers.astype(dtype), None
-    nonfinite = None
-    if numbers.dtype.kind == "f":
-        nonfinite = ~np.isfinite(numbers)
-        if nonfinite.any():
-            numbers = np.where(nonfinite, 0, numbers)
-    _refuse_if_changed(numbers, dtype, conversion)
-    return numbers.astype(dtype), nonfinite
+    nonfinite = ~np.isfinite(numbers)
+    unfit = _is_changed(np.where(nonfinite, 0, numbers), dtype)
+    wrong = nonfinite | unfit
+    if not wrong.any():
+        return numbers.astype(dtype), None
+    reasons = np.where(unfit.any(axis=1), Reason.UNFIT_FEATURE, Reason.GOOD).astype(np.uint8)
+    reasons[nonfinite.any(axis=1)] = Reason.NONFINITE_FEATURE
+    return np.where(wrong, 0, numbers).astype(dtype), reasons
 
 
 def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
@@ -165,25 +165,14 @@ def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
     return None if finite.all() else ~finite.all(axis=1)
 
 
-def _refuse_if_changed(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
+def _is_changed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``bool[n, width]``: where an integer dtype cannot hold a finite number as it is."""
     low, high = _bounds(dtype)
     if numbers.dtype.kind == "f":
         wide = numbers.astype(np.float64)
-        wrong = (np.trunc(wide) != wide) | (wide < low) | (wide >= float(high + 1))
-    elif not numbers.size or (int(numbers.min()) >= low and int(numbers.max()) <= high):
-        return
-    else:
-        # NumPy compares a Python integer beyond the dtype's range by its true value.
-        wrong = (numbers < low) | (numbers > high)
-    if wrong.any():
-        row, place = (int(index) for index in np.argwhere(wrong)[0])
-        msg = (
-            f"The column `{conversion.column}` holds a number that the model input "
-            f"`{conversion.field.name}` cannot take, in row {row} of the rows at hand (counted "
-            f"from 0). Expected whole numbers of type {dtype.name}. Received: "
-            f"{numbers[row, place]}. Mend the column, or convert it with `input.transform`."
-        )
-        raise InputError(msg)
+        return (np.trunc(wide) != wide) | (wide < low) | (wide >= float(high + 1))
+    # NumPy compares a Python integer beyond the dtype's range by its true value.
+    return np.asarray((numbers < low) | (numbers > high))
 
 
 def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Shown:
         return {"kind": self.kind, "path": self.path, **self.facts}
 
 
-def show(path: str, *, html: str | None = None) -> Shown:
+def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     """Say what a path is.
 
     Args:
@@ -74,7 +75,7 @@ def show(path: str, *, html: str | None = None) -> Shown:
         >>> show("data_samples/digits.parquet").facts["rows"]
         1797
     """
-    shown = _show(path)
+    shown = _show(os.fspath(path))
     if html is not None:
         _write_page(shown, html)
     return shown

@@ -37,16 +37,20 @@ def start_tensorflow(devices: str | list[int], threads: int) -> TensorFlowSetup:
     """Import TensorFlow and set it up, as far as it is not running already.
 
     Args:
-        devices: ``"auto"``, ``"cpu"``, ``"gpu"``, or the numbers of GPUs, of which the first
-            computes.
+        devices: ``"auto"``, ``"cpu"``, ``"gpu"``, or the number of one GPU in a list.
         threads: Threads within one operation.
 
     Returns:
         What is in force; other than asked for if TensorFlow ran before (a warning says so).
 
     Raises:
-        JobError: A GPU is asked for, and there is none.
+        JobError: A GPU is asked for, and there is none; or several are.
     """
+    if not isinstance(devices, str) and len(devices) > 1:
+        raise JobError(
+            "`engine.devices` names several GPUs, and this version computes on one. Expected one "
+            f"number, such as [0]. Received: {devices}."
+        )
     tf = import_tensorflow()
     gpus = [] if devices == "cpu" else _gpus(tf, devices)
     try:

@@ -11,11 +11,12 @@ from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.features import to_arrays
 from batchnorm_tool.job import Input
 
-GOOD, NULL, RAGGED, NONFINITE = (
+GOOD, NULL, RAGGED, NONFINITE, UNFIT = (
     Reason.GOOD,
     Reason.NULL_FEATURE,
     Reason.RAGGED_FEATURE,
     Reason.NONFINITE_FEATURE,
+    Reason.UNFIT_FEATURE,
 )
 NAN = math.nan
 

@@ -13,7 +13,18 @@ from batchnorm_tool.features import (
     FeatureReader,
 )
 from batchnorm_tool.input_warnings import InputWarning, collected
-from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
+from tests.features.tables import (
+    GOOD,
+    NAN,
+    NONFINITE,
+    NULL,
+    RAGGED,
+    UNFIT,
+    fixed,
+    read,
+    spec,
+    vector,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +111,19 @@ def test_floats_without_fraction_feed_integers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "dtype", "received"),
+    ("values", "dtype"),
     [
-        pytest.param([1.0, 2.5], "int32", r"2\.5", id="fraction"),
-        pytest.param([1, 2**31], "int32", "2147483648", id="too large"),
-        pytest.param([1, -1], "uint8", "-1", id="negative"),
-        pytest.param([0.0, 2.0**63], "int64", r"9\.2\d*e\+18", id="float beyond int64"),
-        pytest.param([1, 2], "bool", "2", id="no boolean"),
+        pytest.param([1.0, 2.5], "int32", id="fraction"),
+        pytest.param([1, 2**31], "int32", id="too large"),
+        pytest.param([1, -1], "uint8", id="negative"),
+        pytest.param([0.0, 2.0**63], "int64", id="float beyond int64"),
+        pytest.param([1, 2], "bool", id="no boolean"),
     ],
 )
-def test_integer_input_refuses_what_it_cannot_hold(
-    values: list[float], dtype: str, received: str
-) -> None:
-    message = rf"column `x` .* row 1 .* Expected whole numbers .* Received: {received}\."
-    with pytest.raises(InputError, match=message):
-        read(pa.array(values), vector(1, dtype))
+def test_what_an_integer_input_cannot_hold_makes_a_bad_row(values: list[float], dtype: str) -> None:
+    array, faults = read(pa.array(values), vector(1, dtype))
+    assert array.ravel().tolist() == [values[0], 0]
+    assert faults == [GOOD, UNFIT]
 
 
 @pytest.mark.parametrize(
