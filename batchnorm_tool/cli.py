@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 import sys
 import traceback
@@ -194,8 +195,8 @@ def _seconds(text: str | None) -> float:
     return seconds
 
 
-# What click knows how to end by itself; a reader such as `head` that has seen enough is no error.
-_CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit, BrokenPipeError)
+# What click knows how to end by itself.
+_CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit)
 
 
 class _Command:
@@ -223,6 +224,10 @@ class _Command:
 
     def _report(self, error: BaseException) -> int:
         """Say what went wrong; returns the exit code."""
+        if isinstance(error, BrokenPipeError):
+            # A reader such as `head` has seen enough, and the work is done.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if isinstance(error, KeyboardInterrupt):
             error = Interrupted("Interrupted. What is finished is kept: the same command resumes.")
         if isinstance(error, BatchnormToolError):

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from batchnorm_tool import layout, sources
 from batchnorm_tool.chunk import Chunk
-from batchnorm_tool.errors import Interrupted
+from batchnorm_tool.errors import Interrupted, WorkFailed
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
@@ -98,7 +98,12 @@ class Worker:
 
     def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
         dtype = np.dtype(self.plan.job.output.dtype)
-        scored = score_chunk(chunk, self.predictor, self.layouts, dtype)
+        try:
+            scored = score_chunk(chunk, self.predictor, self.layouts, dtype)
+        except WorkFailed as error:
+            file, row = tally.part.locate(chunk.first_row)
+            where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
+            raise WorkFailed(f"{where}: {error.message}") from error
         actions = self.policies.judge(scored.faults)
         tally.add(scored, actions)
         if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted

@@ -63,6 +63,9 @@ class StoredVectors:
     _run: StoredRun
     _raw: bool = False
 
+    def __repr__(self) -> str:
+        return f"StoredVectors({self.path!r}: {self.rows:,} rows of {', '.join(self.outputs)})"
+
     @property
     def path(self) -> str:
         """The run's output directory."""

@@ -115,6 +115,9 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         >>> result.rows["out"]  # doctest: +SKIP
         1797
     """
+    if not hasattr(job, "output"):
+        msg = f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
+        raise JobError(msg)
     if limit is not None and limit < 1:
         msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
         raise JobError(msg)

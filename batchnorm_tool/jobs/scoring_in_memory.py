@@ -44,6 +44,9 @@ class Result:
     results: Mapping[str, tuple[np.ndarray, np.ndarray]]
     statistics: Mapping[str, VectorStats]
 
+    def __repr__(self) -> str:
+        return f"Result({len(self.keys):,} rows of {', '.join(self.results)})"
+
     @property
     def vectors(self) -> np.ndarray:
         """Unit vectors of the only output."""
@@ -120,6 +123,9 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         >>> result.vectors.shape, result.norms.dtype  # doctest: +SKIP
         ((1000, 64), dtype('float64'))
     """
+    if data is None or isinstance(data, str | os.PathLike):
+        msg = f"`score` takes rows in memory. Received: {data!r}. For files there is `run`."
+        raise InputError(msg)
     if bad not in ("raise", "nan"):
         msg = f"`bad` must be `raise` or `nan`. Received: {bad!r}."
         raise JobError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Shown:
 
     kind: str
     path: str
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -190,6 +190,8 @@ def _column(field: pa.Field, values: pa.ChunkedArray) -> dict[str, Any]:
         width = (width or 1) * _usual_length(flat)
         flat = pc.list_flatten(flat)
         nulls += flat.null_count
+    if pa.types.is_float16(flat.type):
+        flat = flat.cast(pa.float32())  # Arrow compares no halves
     is_number = pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)
     ends = pc.min_max(flat).as_py() if is_number and len(flat) else {"min": None, "max": None}
     return {

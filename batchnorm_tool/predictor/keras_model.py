@@ -275,10 +275,11 @@ def _call_predict(model: Any, structure: Any, arrays: Sequence[np.ndarray]) -> A
     """The model's own ``predict`` on one batch, told to be quiet if it listens to that."""
     fields = _inputs(model)[1]
     wanted = inspect.signature(model.predict).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
     extra = {"verbose": 0, "batch_size": len(arrays[0])}
     return model.predict(
         _packed(structure, arrays, fields),
-        **{name: value for name, value in extra.items() if name in wanted},
+        **{name: value for name, value in extra.items() if takes_all or name in wanted},
     )
 
 

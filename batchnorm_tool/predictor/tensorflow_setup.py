@@ -83,8 +83,8 @@ def running_tensorflow() -> TensorFlowSetup:
 
 def import_tensorflow() -> Any:
     """The ``tensorflow`` module, imported without its log chatter unless that was asked for."""
-    if "tensorflow" not in sys.modules and _LOG_LEVEL not in os.environ:
-        os.environ[_LOG_LEVEL] = "3"
+    wanted = os.environ.setdefault(_LOG_LEVEL, "3")
+    if "tensorflow" not in sys.modules and wanted not in ("0", "1"):
         with _without_chatter():
             import tensorflow as tf
     import tensorflow as tf

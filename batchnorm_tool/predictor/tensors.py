@@ -77,9 +77,21 @@ def run_errors() -> Iterator[None]:
         raise MemoryError(str(error)) from error
     except tf.errors.OpError as error:
         raise WorkFailed(
-            f"The model failed on a batch ({type(error).__name__}: {error.message}). Check that "
-            "the features are what it was trained on; `--limit` helps to find the rows."
+            f"The model failed on a batch ({type(error).__name__}: {_cause(error.message)}). Check "
+            "that the features are what it was trained on."
         ) from error
+
+
+def _cause(message: str) -> str:
+    """The line that says what is wrong, of a message that shows where in the graph it was.
+
+    Example:
+        >>> _cause(chr(10).join(["Graph execution error:", "indices[0] = 9", "[[{{node x}}]]"]))
+        'indices[0] = 9'
+    """
+    lines = [line.strip() for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected"))]
+    return telling[-1] if telling else message
 
 
 def _plain_shape(shape: Any) -> tuple[int | None, ...] | None:
