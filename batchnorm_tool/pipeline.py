@@ -20,6 +20,7 @@ from batchnorm_tool import layout, sources
 from batchnorm_tool.chunk import Chunk
 from batchnorm_tool.errors import Interrupted, WorkFailed
 from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.formats.row_groups import regrouped
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.part_writer import PartWriter
@@ -28,7 +29,7 @@ from batchnorm_tool.scored import score_chunk
 from batchnorm_tool.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from batchnorm_tool.plan import Part, Plan
     from batchnorm_tool.predictor import Predictor
@@ -112,7 +113,7 @@ class Worker:
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """The part's rows in chunks on a grid that starts at its first row."""
         row = part.first_row
-        for table in _regrouped(self._batches(part), self.plan.resolved.chunk_rows):
+        for table in regrouped(self._batches(part), self.plan.resolved.chunk_rows):
             arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)
             row += table.num_rows
@@ -147,20 +148,3 @@ class Worker:
             for name in self.plan.resolved.carried.names
         ]
         return pa.table(columns, schema=self.plan.resolved.carried)
-
-
-def _regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of ``rows`` rows each, the last one shorter."""
-    pending: list[pa.RecordBatch] = []
-    held = 0
-    for arrived in batches:
-        batch = arrived
-        while held + batch.num_rows >= rows:
-            yield pa.Table.from_batches([*pending, batch.slice(0, rows - held)])
-            batch = batch.slice(rows - held)
-            pending, held = [], 0
-        if batch.num_rows:
-            pending.append(batch)
-            held += batch.num_rows
-    if pending:
-        yield pa.Table.from_batches(pending)

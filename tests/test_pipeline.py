@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm_tool.errors import Interrupted, WorkFailed
+from batchnorm_tool.formats.row_groups import regrouped
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.layout import fixed_size_list
-from batchnorm_tool.pipeline import Worker, _regrouped
+from batchnorm_tool.pipeline import Worker
 from batchnorm_tool.storage import open_storage
 
 ROWS = 100
@@ -135,7 +136,7 @@ def test_regrouping_keeps_rows_in_order_on_a_grid(sizes: list[int], rows: int) -
         pa.RecordBatch.from_pydict({"x": pa.array([next(values) for _ in range(size)], pa.int64())})
         for size in sizes
     ]
-    tables = list(_regrouped(batches, rows))
+    tables = list(regrouped(batches, rows))
     assert [value for table in tables for value in table["x"].to_pylist()] == list(
         range(sum(sizes))
     )

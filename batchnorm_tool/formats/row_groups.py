@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -101,3 +101,20 @@ def _fixed_bytes(dtype: pa.DataType) -> int | None:
 def _is_binary(dtype: pa.DataType) -> bool:
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
     return any(test(dtype) for test in tests) or pa.types.is_large_binary(dtype)
+
+
+def regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows`` rows each, the last one shorter."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    for arrived in batches:
+        batch = arrived
+        while held + batch.num_rows >= rows:
+            yield pa.Table.from_batches([*pending, batch.slice(0, rows - held)])
+            batch = batch.slice(rows - held)
+            pending, held = [], 0
+        if batch.num_rows:
+            pending.append(batch)
+            held += batch.num_rows
+    if pending:
+        yield pa.Table.from_batches(pending)

@@ -17,7 +17,7 @@ from batchnorm_tool import layout
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS
 from batchnorm_tool.formats.npy_sink import KEYS, array_directories
-from batchnorm_tool.formats.row_groups import decoded_schema
+from batchnorm_tool.formats.row_groups import decoded_schema, regrouped
 from batchnorm_tool.job import Job
 from batchnorm_tool.manifest import FORMAT, MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
 from batchnorm_tool.part_writer import QUARANTINE_DIRECTORY
@@ -26,7 +26,7 @@ from batchnorm_tool.standing import RECORDS
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from batchnorm_tool.layout import OutputLayout
 
@@ -177,7 +177,7 @@ class StoredRun:
             stored = inspected.schema.names if is_npy else wanted
             check_rows(file, rows, inspected.rows)
             schema = pa.schema([self.schema.field(name) for name in wanted])
-            for table in _on_grid(form.read(path, stored, 0, rows, batch_rows), batch_rows):
+            for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
                 yield _one_batch(table.rename_columns(list(wanted)).cast(schema))
 
     @property
@@ -276,23 +276,6 @@ def _check_format(data: Any, path: str) -> None:
             f"format {FORMAT}. Received: format {data['format']}. Read it with that version."
         )
         raise InputError(msg)
-
-
-def _on_grid(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of ``rows`` rows, so that files side by side end at the same ones."""
-    waiting: list[pa.RecordBatch] = []
-    held = 0
-    for arrived in batches:
-        batch = arrived
-        while held + batch.num_rows >= rows:
-            yield pa.Table.from_batches([*waiting, batch.slice(0, rows - held)])
-            batch = batch.slice(rows - held)
-            waiting, held = [], 0
-        if batch.num_rows:
-            waiting.append(batch)
-            held += batch.num_rows
-    if waiting:
-        yield pa.Table.from_batches(waiting)
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
