@@ -49,7 +49,8 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.main
 	@touch $@
 
 ifdef UV
-install = $(UV) pip install --quiet --python $(VENV)/bin/python $(1)
+# Compiled once here: each start of TensorFlow would otherwise compile its modules again.
+install = $(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(1)
 create = $(UV) venv --quiet --python "$$python" $(VENV)
 else
 install = $(VENV)/bin/python -m pip install --quiet $(1)

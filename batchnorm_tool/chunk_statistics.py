@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchnorm_tool.stats import QUANTILES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -17,15 +19,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.vector_stats import VectorStats
 
 CHUNKS_PATH = "_stats/chunks.parquet"
-_QUANTILES = {
-    "q01": 0.01,
-    "q05": 0.05,
-    "q25": 0.25,
-    "q50": 0.5,
-    "q75": 0.75,
-    "q95": 0.95,
-    "q99": 0.99,
-}
+_QUANTILES = {q: f"q{round(q * 100):02d}" for q in QUANTILES}
 _PARQUET = {"compression": "zstd", "write_page_checksum": True}
 _BUCKET = pa.struct([("lower", pa.float64()), ("upper", pa.float64()), ("count", pa.int64())])
 CHUNK_SCHEMA = pa.schema(
@@ -43,7 +37,7 @@ CHUNK_SCHEMA = pa.schema(
         ("max", pa.float64()),
         ("mean", pa.float64()),
         ("std", pa.float64()),
-        *((name, pa.float64()) for name in _QUANTILES),
+        *((name, pa.float64()) for name in _QUANTILES.values()),
         ("histogram", pa.list_(_BUCKET)),
     ]
 )
@@ -86,7 +80,7 @@ def _distribution(lengths: NormStats) -> dict[str, Any]:
         "max": lengths.max,
         "mean": lengths.mean,
         "std": lengths.std,
-        **{name: lengths.quantile(q) for name, q in _QUANTILES.items()},
+        **{_QUANTILES[q]: value for q, value in lengths.quantiles().items()},
         "histogram": [
             {"lower": lower, "upper": upper, "count": count}
             for lower, upper, count in lengths.coarse_histogram()

@@ -77,6 +77,9 @@ class PartWriter:
         self._vectors.write(table.filter(pa.array(~gone)) if gone.any() else table)
         if (actions == QUARANTINE).any():
             self._write_quarantine(scored, np.flatnonzero(actions == QUARANTINE))
+
+    def add_statistics(self, scored: Scored) -> None:
+        """Keep the statistics of the next chunk, which `commit` writes."""
         self._statistics += chunk_rows(self._part.number, self._chunks, scored)
         self._chunks += 1
 

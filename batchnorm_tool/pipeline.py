@@ -26,6 +26,7 @@ from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.part_writer import PartWriter
 from batchnorm_tool.policies import Policies
 from batchnorm_tool.scored import score_chunk
+from batchnorm_tool.stage_clock import StageClock
 from batchnorm_tool.tally import Tally
 
 if TYPE_CHECKING:
@@ -43,12 +44,16 @@ class Worker:
         plan: The run's plan.
         storage: The run's output.
         predictor: The loaded model, its batch size fixed to the plan's.
+
+    Attributes:
+        clock: What each stage of its parts took so far.
     """
 
     def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:
         self.plan = plan
         self.storage = storage
         self.predictor = predictor
+        self.clock = StageClock()
         self.layouts = layout.output_layouts(plan.job, plan.resolved.outputs)
         self.policies = Policies.of(plan.job)
         self._bits = plan.identity.bits_id
@@ -81,34 +86,51 @@ class Worker:
         """
         part = self.plan.part(number)
         tally = Tally(part, self.plan.files, self.policies, self._keys)
-        with (
-            collected(tally.warnings.add),
-            PartWriter(self.plan, self.storage, part, self.layouts) as writer,
-        ):
-            for chunk in self._chunks(part):
+        with collected(tally.warnings.add), self._open_writer(part) as writer:
+            for chunk in self._timed(self._chunks(part)):
                 if stopped():
                     msg = "Stopped between two chunks; running it again resumes."
                     raise Interrupted(msg)
                 self._process_chunk(chunk, tally, writer)
                 advance(chunk.rows)
+            return self._commit(tally, writer)
+
+    def _open_writer(self, part: Part) -> PartWriter:
+        with self.clock.stage("write"):
+            return PartWriter(self.plan, self.storage, part, self.layouts)
+
+    def _commit(self, tally: Tally, writer: PartWriter) -> PartRecord:
+        with self.clock.stage("write"):
             files = () if tally.counts.failed else writer.commit()
-        record = tally.record(self._bits, files)
-        path = refusal_path if tally.counts.failed else record_path
-        self.storage.put(path(number), record.to_json())
+            record = tally.record(self._bits, files)
+            path = refusal_path if tally.counts.failed else record_path
+            self.storage.put(path(record.part), record.to_json())
         return record
 
     def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
         dtype = np.dtype(self.plan.job.output.dtype)
         try:
-            scored = score_chunk(chunk, self.predictor, self.layouts, dtype)
+            scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.clock)
         except WorkFailed as error:
             file, row = tally.part.locate(chunk.first_row)
             where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
             raise WorkFailed(f"{where}: {error.message}") from error
-        actions = self.policies.judge(scored.faults)
-        tally.add(scored, actions)
+        with self.clock.stage("statistics"):
+            actions = self.policies.judge(scored.faults)
+            tally.add(scored, actions)
+            writer.add_statistics(scored)
         if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
-            writer.write(scored, actions)
+            with self.clock.stage("write"):
+                writer.write(scored, actions)
+
+    def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The same chunks, the waiting for each counted as reading."""
+        while True:
+            with self.clock.stage("read"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """The part's rows in chunks on a grid that starts at its first row."""

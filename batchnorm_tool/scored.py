@@ -10,6 +10,7 @@ import numpy as np
 from batchnorm_tool import norms
 from batchnorm_tool.chunk import Chunk, Reason
 from batchnorm_tool.layout import Normalized, OutputLayout
+from batchnorm_tool.stage_clock import StageClock
 from batchnorm_tool.vector_stats import VectorStats
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ class Scored:
 
 
 def score_chunk(
-    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputLayout], dtype: np.dtype
+    chunk: Chunk,
+    predictor: Predictor,
+    layouts: Sequence[OutputLayout],
+    dtype: np.dtype,
+    clock: StageClock | None = None,
 ) -> Scored:
     """Predict, normalize and measure the rows of a chunk.
 
@@ -47,17 +52,22 @@ def score_chunk(
         predictor: The model.
         layouts: How each of its outputs is normalized.
         dtype: Floating-point dtype of the unit vectors.
+        clock: Told how long each stage takes.
     """
-    predictions = predictor.predict(chunk.features)
+    clock = clock or StageClock()
+    with clock.stage("predict"):
+        predictions = predictor.predict(chunk.features)
     faults = chunk.faults.copy()
     good_input = chunk.faults == Reason.GOOD
     results, statistics = {}, {}
     for output in layouts:
-        vectors = _vectors(predictions[output.name], chunk.rows, output)
-        lengths = norms.row_norms(vectors, output.norm)
-        unit = norms.unit_vectors(vectors, lengths, output.norm, dtype)
-        statistics[output.name] = _measure(vectors, lengths, output, good_input)
-        _mark_faults(faults, vectors, lengths, unit)
+        with clock.stage("normalize"):
+            vectors = _vectors(predictions[output.name], chunk.rows, output)
+            lengths = norms.row_norms(vectors, output.norm)
+            unit = norms.unit_vectors(vectors, lengths, output.norm, dtype)
+            _mark_faults(faults, vectors, lengths, unit)
+        with clock.stage("statistics"):
+            statistics[output.name] = _measure(vectors, lengths, output, good_input)
         results[output.name] = Normalized(
             unit.reshape(chunk.rows, output.vectors * output.width),
             lengths.reshape(chunk.rows, output.vectors),

@@ -30,7 +30,7 @@ FLOORS = [
     {"predictor", "model_gate", "features", "sources"},
     {"formats"},
     {"job"},
-    {"storage", "machine", "canonical", "chunk", "input_warnings"},
+    {"storage", "machine", "canonical", "chunk", "input_warnings", "stage_clock"},
     {"vector_stats", "stats", "stats_json", "moments", "array_normalization", "norms"},
     {"errors"},
 ]
