@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.stats import QUANTILES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Sequence
 
+    from batchnorm_tool.histogram import Histogram
     from batchnorm_tool.scored import Scored
     from batchnorm_tool.stats import NormStats
     from batchnorm_tool.storage import FileRecord, Storage
@@ -41,6 +43,7 @@ CHUNK_SCHEMA = pa.schema(
         ("histogram", pa.list_(_BUCKET)),
     ]
 )
+_HISTOGRAM_PLACE = CHUNK_SCHEMA.get_field_index("histogram")
 
 
 def chunks_path(part: int) -> str:
@@ -48,19 +51,38 @@ def chunks_path(part: int) -> str:
     return f"_state/chunks/{part:06d}.arrow"
 
 
-def chunk_rows(part: int, chunk: int, scored: Scored) -> Iterator[dict[str, Any]]:
-    """One row of `CHUNK_SCHEMA` for each output and norm of a chunk."""
-    for output, stats in scored.statistics.items():
-        for norm, lengths in stats.norms.items():
-            yield {
-                "part": part,
-                "chunk": chunk,
-                "output": output,
-                "norm": norm,
-                "first_row": scored.chunk.first_row,
-                **_counts(stats),
-                **_distribution(lengths),
-            }
+class ChunkStatistics:
+    """The chunk statistics of one part, one chunk after the other.
+
+    Args:
+        part: Number of the part.
+    """
+
+    def __init__(self, part: int) -> None:
+        self._part = part
+        self._chunks = 0
+        self._rows: list[dict[str, Any]] = []
+        self._histograms: list[Histogram] = []
+
+    def add(self, scored: Scored) -> None:
+        """Take in the next chunk: a row for each output and norm."""
+        for output, stats in scored.statistics.items():
+            for norm, lengths in stats.norms.items():
+                place = {"part": self._part, "chunk": self._chunks, "output": output, "norm": norm}
+                first_row = scored.chunk.first_row
+                counts = _counts(stats)
+                self._rows.append(
+                    {**place, "first_row": first_row, **counts, **_distribution(lengths)}
+                )
+                self._histograms.append(lengths.histogram)
+        self._chunks += 1
+
+    def table(self) -> pa.Table:
+        """The rows, with the schema `CHUNK_SCHEMA`."""
+        plain = pa.Table.from_pylist(self._rows, CHUNK_SCHEMA.remove(_HISTOGRAM_PLACE))
+        return plain.append_column(
+            CHUNK_SCHEMA.field(_HISTOGRAM_PLACE), _histograms(self._histograms)
+        )
 
 
 def _counts(stats: VectorStats) -> dict[str, int]:
@@ -74,18 +96,25 @@ def _counts(stats: VectorStats) -> dict[str, int]:
 
 def _distribution(lengths: NormStats) -> dict[str, Any]:
     if not lengths.count:
-        return {"histogram": []}
+        return {}
     return {
         "min": lengths.min,
         "max": lengths.max,
         "mean": lengths.mean,
         "std": lengths.std,
         **{_QUANTILES[q]: value for q, value in lengths.quantiles().items()},
-        "histogram": [
-            {"lower": lower, "upper": upper, "count": count}
-            for lower, upper, count in lengths.coarse_histogram()
-        ],
     }
+
+
+def _histograms(histograms: Sequence[Histogram]) -> pa.Array:
+    """Coarse histograms as lists of buckets, made of whole arrays: there are thousands of them."""
+    if not histograms:
+        return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
+    found = [histogram.coarse() for histogram in histograms]
+    columns = [np.concatenate(side) for side in zip(*found, strict=True)]
+    buckets = pa.StructArray.from_arrays(list(map(pa.array, columns)), fields=list(_BUCKET))
+    offsets = np.cumsum([0, *(len(counts) for _, _, counts in found)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
 
 
 def gather(storage: Storage, parts: Iterable[int]) -> FileRecord:

@@ -39,7 +39,7 @@ MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
     ("--outputs", "model.outputs", {"multiple": True, "help": "Output to normalize; repeatable."}),
     ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
-    ("--devices", "engine.devices", {"help": "auto, cpu or gpu."}),
+    ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
     ("--engine", "engine.kind", {"help": "local."}),
 )
 # Flags that take a number as well as a word.

@@ -10,6 +10,10 @@ from batchnorm_tool.norms import Float64s
 
 _Moment = TypeVar("_Moment", float, Float64s)
 
+# NumPy reduces along the first axis row by row, and a short row costs more than its arithmetic:
+# 1 M vectors of 64 took 0.06 s one by one, and 0.015 s in rows of 1,024 values.
+_SIDE_BY_SIDE = 1024
+
 
 def moments(
     values: Float64s, low: Float64s | np.float64, high: Float64s | np.float64
@@ -21,13 +25,36 @@ def moments(
     if not len(values):
         return np.zeros(values.shape[1:]), np.zeros(values.shape[1:])
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.add.reduce(values, axis=0) / len(values)
+        mean = reduced(np.add, values) / len(values)
         if not np.isfinite(mean).all():  # the sum is beyond float64, the mean is not
-            mean = np.add.reduce(values / len(values), axis=0)
+            mean = reduced(np.add, values / len(values))
         mean = np.clip(mean, low, high)
         deviations = values - mean
         deviations *= deviations
-        return mean, np.add.reduce(deviations, axis=0)
+        return mean, reduced(np.add, deviations)
+
+
+def reduced(ufunc: np.ufunc, values: Float64s) -> Float64s:
+    """Reduce along the first axis, in an order that depends on the shape alone.
+
+    Args:
+        ufunc: Such as `numpy.add`.
+        values: float64[n] or float64[n, d], C order, at least one.
+
+    Returns:
+        float64 or float64[d].
+
+    Example:
+        >>> reduced(np.maximum, np.array([[1.0, 5.0], [3.0, 2.0], [2.0, 2.0]]))
+        array([3., 5.])
+    """
+    rows, width = values.shape[0], values[0].size
+    lanes = min(rows, _SIDE_BY_SIDE // width) if values.ndim > 1 and width else 1
+    if lanes <= 1:
+        return ufunc.reduce(values, axis=0)
+    whole = rows // lanes * lanes
+    found = ufunc.reduce(values[:whole].reshape(-1, lanes * width), axis=0)
+    return ufunc.reduce(np.concatenate((found.reshape(lanes, width), values[whole:])), axis=0)
 
 
 def merged_moments(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from batchnorm_tool import layout
 from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
-from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA, chunk_rows, chunks_path
+from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA, ChunkStatistics, chunks_path
 from batchnorm_tool.formats import FORMATS, Layout
 from batchnorm_tool.policies import DROP, NULLIFY, QUARANTINE
 
@@ -45,8 +45,7 @@ class PartWriter:
         self._plan, self._storage, self._part, self._layouts = plan, storage, part, layouts
         self._files: list[tuple[str, OutputFile]] = []
         self._sinks: list[Sink] = []
-        self._statistics: list[dict[str, object]] = []
-        self._chunks = 0
+        self._chunks = ChunkStatistics(part.number)
         self._quarantine: Sink | None = None
         try:
             self._vectors = self._open_vectors()
@@ -80,8 +79,7 @@ class PartWriter:
 
     def add_statistics(self, scored: Scored) -> None:
         """Keep the statistics of the next chunk, which `commit` writes."""
-        self._statistics += chunk_rows(self._part.number, self._chunks, scored)
-        self._chunks += 1
+        self._chunks.add(scored)
 
     def commit(self) -> tuple[FileRecord, ...]:
         """Close and commit all files.
@@ -158,7 +156,7 @@ class PartWriter:
         file = self._storage.create(chunks_path(self._part.number))
         try:
             with pa.ipc.new_file(file, CHUNK_SCHEMA) as writer:
-                writer.write_table(pa.Table.from_pylist(self._statistics, CHUNK_SCHEMA))
+                writer.write_table(self._chunks.table())
             file.commit()
         finally:
             file.discard()

@@ -65,7 +65,8 @@ def score_chunk(
             vectors = _vectors(predictions[output.name], chunk.rows, output)
             lengths = norms.row_norms(vectors, output.norm)
             unit = norms.unit_vectors(vectors, lengths, output.norm, dtype)
-            _mark_faults(faults, vectors, lengths, unit)
+            if not _surely_good(lengths, output.norm):
+                _mark_faults(faults, vectors, lengths, unit)
         with clock.stage("statistics"):
             statistics[output.name] = _measure(vectors, lengths, output, good_input)
         results[output.name] = Normalized(
@@ -90,6 +91,14 @@ def _measure(
     return VectorStats.of(
         vectors, rows=int(good_rows.sum()), in_use=output.norm, in_use_norms=lengths
     )
+
+
+def _surely_good(lengths: np.ndarray, norm: norms.Norm) -> bool:
+    """Whether the lengths alone tell that every row is finite and not zero.
+
+    A row that was divided by such a length has components of at most 1, and not all of them 0.
+    """
+    return norm.name != "none" and bool(np.isfinite(lengths).all() and lengths.all())
 
 
 def _mark_faults(

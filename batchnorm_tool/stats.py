@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchnorm_tool.errors import JobError
+from batchnorm_tool.histogram import Histogram
 from batchnorm_tool.moments import merged_moments, moments
 from batchnorm_tool.stats_json import finite_or_none, float_or_inf, float_or_none, reading
 
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """The quantiles that manifests and summaries show."""
-
-# A bucket is a float64 without its low 43 bits: 2**9 buckets for each octave.
-_SHIFT = 43
-# Eight coarse buckets for each octave: another 6 bits less.
-_COARSE_SHIFT = 6
-# Up to this many buckets from first to last, counting in an array (8 bytes for each bucket) is
-# cheaper than sorting the values of a chunk.
-_COUNTABLE_BUCKETS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +40,7 @@ class NormStats:
         max: The largest finite norm, None where there is none.
         mean: Mean of the finite norms, None where there is none.
         m2: Sum of the squared deviations from ``mean``; inf where float64 cannot hold it.
-        histogram: Finite norms in each bucket, empty buckets left out. The bucket of a norm is
-            ``norm.view(uint64) >> 43``: 512 for each octave, of relative width 2**-9.
+        histogram: Finite norms in each bucket; see `Histogram`.
 
     Example:
         >>> stats = NormStats.of(np.array([1.0, 3.0])) + NormStats.of(np.array([2.0, np.nan]))
@@ -63,7 +55,7 @@ class NormStats:
     max: float | None = None
     mean: float | None = None
     m2: float = 0.0
-    histogram: Mapping[int, int] = field(default_factory=dict)
+    histogram: Histogram = field(default_factory=Histogram)
 
     @classmethod
     def of(cls, norms: Float64s) -> NormStats:
@@ -87,7 +79,7 @@ class NormStats:
             max=float(high),
             mean=float(mean),
             m2=float(m2),
-            histogram=_histogram(finite),
+            histogram=Histogram.of(finite),
         )
 
     def merge(self, other: NormStats) -> NormStats:
@@ -102,7 +94,7 @@ class NormStats:
             max=max(_given(self.max, other.max), default=None),
             mean=mean,
             m2=m2,
-            histogram=_added(self.histogram, other.histogram),
+            histogram=self.histogram.merge(other.histogram),
         )
 
     __add__ = merge
@@ -152,10 +144,10 @@ class NormStats:
                 raise JobError(message)
         if self.min is None or self.max is None:
             return [None] * len(shares)
-        buckets, ends = self._cumulative()
+        lower, upper = self.histogram.edges()
         ranks = [max(1, math.ceil(q * self.count)) for q in shares]
-        found = buckets[np.searchsorted(ends, ranks)]
-        middles = np.clip(_lower_edges(found) / 2 + _lower_edges(found + 1) / 2, self.min, self.max)
+        found = np.searchsorted(np.cumsum(self.histogram.counts), ranks)
+        middles = np.clip(lower[found] / 2 + upper[found] / 2, self.min, self.max)
         return [
             self._exact(rank, float(middle)) for rank, middle in zip(ranks, middles, strict=True)
         ]
@@ -166,12 +158,6 @@ class NormStats:
         if rank <= self.zero:
             return 0.0
         return self.min if rank == 1 else middle
-
-    def _cumulative(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the buckets in order, and how many norms lie in each or before it."""
-        pairs = sorted(self.histogram.items())
-        table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        return table[:, 0], np.cumsum(table[:, 1])
 
     def buckets(self, bins: int) -> tuple[Float64s, npt.NDArray[np.int64]]:
         """Return a histogram with bars of equal width, for plotting.
@@ -205,9 +191,9 @@ class NormStats:
 
     def _ascent(self) -> tuple[Float64s, Float64s]:
         """Return the corners of the line that climbs from 0 at ``min`` to ``count`` at ``max``."""
-        buckets, ends = self._cumulative()
-        starts = np.concatenate(([0], ends[:-1]))
-        places = np.column_stack((_lower_edges(buckets), _lower_edges(buckets + 1))).reshape(-1)
+        ends = np.cumsum(self.histogram.counts)
+        starts = ends - self.histogram.counts
+        places = np.column_stack(self.histogram.edges()).reshape(-1)
         heights = np.column_stack((starts, ends)).reshape(-1).astype(np.float64)
         return np.clip(places, self.min, self.max), heights
 
@@ -222,13 +208,8 @@ class NormStats:
             >>> NormStats.of(np.array([1.0, 1.1, 3.0])).coarse_histogram()
             [(1.0, 1.125, 2), (3.0, 3.25, 1)]
         """
-        coarse: dict[int, int] = {}
-        for bucket, count in sorted(self.histogram.items()):
-            coarse[bucket >> _COARSE_SHIFT] = coarse.get(bucket >> _COARSE_SHIFT, 0) + count
-        first = np.fromiter(coarse, np.int64, len(coarse))
-        lower = _lower_edges(first << _COARSE_SHIFT)
-        upper = np.minimum(_lower_edges((first + 1) << _COARSE_SHIFT), sys.float_info.max)
-        return list(zip(lower.tolist(), upper.tolist(), coarse.values(), strict=True))
+        lower, upper, counts = self.histogram.coarse()
+        return list(zip(lower.tolist(), upper.tolist(), counts.tolist(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return these statistics as JSON data; what float64 cannot hold is None there."""
@@ -242,7 +223,7 @@ class NormStats:
             "m2": finite_or_none(self.m2),
             "std": None if self.std is None else finite_or_none(self.std),
             "quantiles": {str(q): value for q, value in self.quantiles().items()},
-            "histogram": [list(pair) for pair in sorted(self.histogram.items())],
+            "histogram": self.histogram.pairs(),
         }
 
     @classmethod
@@ -259,33 +240,11 @@ class NormStats:
                 nonfinite=int(data["nonfinite"]),
                 **{name: float_or_none(data[name]) for name in ("min", "max", "mean")},
                 m2=float_or_inf(data["m2"]),
-                histogram={int(bucket): int(count) for bucket, count in data["histogram"]},
+                histogram=Histogram.from_pairs(data["histogram"]),
             )
-            if sum(stats.histogram.values()) != stats.count:
+            if stats.histogram.counts.sum() != stats.count:
                 raise ValueError("the histogram does not add up to the count")
             return stats
-
-
-def _histogram(finite: Float64s) -> dict[int, int]:
-    buckets = (finite.view(np.uint64) >> np.uint64(_SHIFT)).astype(np.intp)
-    first = buckets.min()
-    if buckets.max() - first < _COUNTABLE_BUCKETS:
-        counts = np.bincount(buckets - first)
-        found = np.flatnonzero(counts)
-        return dict(zip((found + first).tolist(), counts[found].tolist(), strict=True))
-    found, counts = np.unique(buckets, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
-
-
-def _added(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:
-    total = dict(one)
-    for bucket, count in other.items():
-        total[bucket] = total.get(bucket, 0) + count
-    return total
-
-
-def _lower_edges(buckets: npt.NDArray[np.int64]) -> Float64s:
-    return (buckets << _SHIFT).view(np.float64)
 
 
 def _given(*values: float | None) -> list[float]:

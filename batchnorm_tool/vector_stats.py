@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.moments import merged_moments, moments
+from batchnorm_tool.moments import merged_moments, moments, reduced
 from batchnorm_tool.norms import L1, L2, MAX, Float64s, Norm, row_norms
 from batchnorm_tool.stats import NormStats
 from batchnorm_tool.stats_json import finite_or_none, float_or_inf, reading
@@ -45,9 +45,12 @@ class DimensionStats:
         Args:
             x64: float64[n, d], all of them finite.
         """
+        if not len(x64):
+            nothing = np.zeros(x64.shape[1])
+            return cls(0, nothing, nothing, nothing + math.inf, nothing - math.inf)
         # Which of -0.0 and 0.0 wins depends on their order; adding 0.0 makes both 0.0.
-        smallest = x64.min(axis=0, initial=math.inf) + 0.0
-        largest = x64.max(axis=0, initial=-math.inf) + 0.0
+        smallest = reduced(np.minimum, x64) + 0.0
+        largest = reduced(np.maximum, x64) + 0.0
         mean, m2 = moments(x64, smallest, largest)
         return cls(len(x64), mean, m2, smallest, largest)
 

@@ -24,6 +24,7 @@ FLOORS = [
     {"jobs"},
     {"report", "progress"},
     {"engines"},
+    {"worker_opening"},
     {"pipeline", "part_writer", "tally", "scored", "chunk_statistics", "standing"},
     {"manifest"},
     {"plan", "identity", "layout", "policies"},
@@ -31,7 +32,7 @@ FLOORS = [
     {"formats"},
     {"job"},
     {"storage", "machine", "canonical", "chunk", "input_warnings", "stage_clock"},
-    {"vector_stats", "stats", "stats_json", "moments", "array_normalization", "norms"},
+    {"vector_stats", "stats", "histogram", "stats_json", "moments", "array_normalization", "norms"},
     {"errors"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -7,13 +7,15 @@ carries no data, so that a retry, a late worker or a lost driver harms nothing.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline import Worker
+    from batchnorm_tool.predictor.tensorflow_setup import DeviceName
 
 
 class Engine(Protocol):
@@ -37,9 +39,33 @@ class Engine(Protocol):
         """
 
 
-def open_engine(job: Job) -> Engine:
-    """The engine that ``job.engine`` asks for."""
-    from batchnorm_tool.engines.local import LocalEngine
+@contextlib.contextmanager
+def open_engine(job: Job, parts: int) -> Iterator[Engine]:
+    """The engine that ``job.engine`` asks for, with all that it needs running.
 
-    workers = job.engine.workers
-    return LocalEngine(None if workers == "auto" else workers)
+    Args:
+        job: What to do; its plan lies in its output.
+        parts: How many parts there are to do.
+
+    Raises:
+        BatchnormToolError: Another process cannot load the model, or died.
+    """
+    from batchnorm_tool.engines.local import LocalEngine, available_cores
+    from batchnorm_tool.engines.processes import open_processes
+
+    workers = available_cores() if job.engine.workers == "auto" else job.engine.workers
+    devices = _devices(job)[:parts] if parts > 1 else []
+    if len(devices) > 1:
+        with open_processes(devices, workers, job.output.path) as engine:
+            yield engine
+    else:
+        yield LocalEngine(workers)
+
+
+def _devices(job: Job) -> list[DeviceName]:
+    """A device for each process; stored predictions need no GPU."""
+    from batchnorm_tool.predictor.tensorflow_setup import every_device
+
+    if job.model is None and job.engine.device != "cpu":
+        return ["cpu"]
+    return every_device(job.engine.devices)

@@ -5,28 +5,35 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchnorm_tool.errors import Refused, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from batchnorm_tool.pipeline import Worker
+
+class PartWorker(Protocol):
+    """What the threads need of a `Worker`."""
+
+    def process_part(
+        self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool], /
+    ) -> object:
+        """Do one part; see `Worker.process_part`."""
 
 
 class LocalEngine:
     """Threads of this process.
 
     Args:
-        workers: How many parts are worked on at once; ``None`` for one a core.
+        workers: How many parts are worked on at once.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or available_cores()
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
 
     def run(
-        self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
+        self, worker: PartWorker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:
         """Process the parts; see `Engine.run`."""
         crew = _Crew(worker, advance)
@@ -65,7 +72,7 @@ class _Crew:
     The parts that stop because of it fail as well, so that a future cannot tell the cause.
     """
 
-    def __init__(self, worker: Worker, advance: Callable[[int], None]) -> None:
+    def __init__(self, worker: PartWorker, advance: Callable[[int], None]) -> None:
         self._worker, self._advance = worker, advance
         self.stop = threading.Event()
         self._failures: list[BaseException] = []

@@ -20,6 +20,9 @@ MAGIC = b"PAR1"
 ENCRYPTED_MAGIC = b"PARE"
 TRAILER_BYTES = 8
 ZSTD_LEVEL = 1
+# Values encoded at a time: 1 M vectors of 64 took 1.01 to 1.05 CPU seconds in 16,384 at a time, and
+# 1.13 in Arrow's default of 1,024.
+WRITE_BATCH_VALUES = 16384
 
 _cursors = Cursors()
 
@@ -139,6 +142,7 @@ def _open_writer(file: OutputFile, schema: pa.Schema, layout: Layout) -> pq.Parq
             write_statistics=others + norms,
             use_byte_stream_split=split if layout.byte_stream_split else False,
             write_page_checksum=True,
+            write_batch_size=WRITE_BATCH_VALUES,
         )
     except pa.ArrowNotImplementedError as error:
         message = (

@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from batchnorm_tool.job.engine import Engine
 from batchnorm_tool.job.file import (
     escape_variables,
     expand_environment,
@@ -19,7 +20,6 @@ from batchnorm_tool.job.file import (
 from batchnorm_tool.job.messages import complaints_of, mask_values, refusal
 from batchnorm_tool.job.paths import lies_within
 from batchnorm_tool.job.sections import (
-    Engine,
     Input,
     Model,
     Normalize,

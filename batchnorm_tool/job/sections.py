@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,14 +22,12 @@ from batchnorm_tool.job.values import (
     Axis,
     AxisValue,
     ClassName,
-    Count,
     CountOrAuto,
     Exponent,
     Finite,
     Flag,
     Fraction,
     FunctionName,
-    GpuNumber,
     LocalOrUri,
     LocalOrUris,
     ModelHash,
@@ -38,7 +35,6 @@ from batchnorm_tool.job.values import (
     Names,
     NormName,
     TrustedHash,
-    available_engine,
     fits_norm,
     repeated,
     wrong,
@@ -298,27 +294,6 @@ class Output(Section):
             text = f"is for Parquet, but `output.format` is `{chosen}`. Leave it out."
             raise wrong(text)
         return wanted
-
-
-class Engine(Section):
-    """Where the work is done: the ``engine`` section."""
-
-    kind: Annotated[Literal["local"], BeforeValidator(available_engine)] = Field(
-        default="local", description="What carries parts to workers."
-    )
-    devices: Annotated[
-        Literal["auto", "cpu", "gpu"] | Annotated[list[GpuNumber], Field(min_length=1)],
-        Expects("`auto`, `cpu`, `gpu`, or a list of GPU numbers, such as [0, 1]"),
-    ] = Field(default="auto", description="auto, cpu, gpu, or a list of GPU numbers.")
-    workers: CountOrAuto = Field(
-        default="auto", description="Parts that are worked on at the same time."
-    )
-    threads: Annotated[Count, Expects("a whole number above 0")] = Field(
-        default=1, description="Threads inside one call of the model; they change low bits."
-    )
-    mixed_bits: Flag = Field(
-        default=False, description="Resume although low bits of new parts may differ."
-    )
 
 
 def _listed(names: str | Sequence[str] | None) -> list[str]:

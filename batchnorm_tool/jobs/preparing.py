@@ -13,12 +13,13 @@ import numpy as np
 
 from batchnorm_tool import canonical, features, layout, model_gate, predictor, sources
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.errors import ModelError, OutputError
+from batchnorm_tool.errors import OutputError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.identity import identify
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.plan import Plan, Resolved, choose_part_rows
 from batchnorm_tool.sources import sampling
+from batchnorm_tool.worker_opening import load_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +73,7 @@ class Preparation:
         job = self.job.to_dict()
         chosen = {name: job[name] for name in ("input", "model", "output")}
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
-        chosen["engine"] = [job["engine"][name] for name in ("devices", "threads")]
+        chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
         del chosen["input"]["invalid"]
         # Without a model, their order is the order of the outputs, and a mapping hides it.
         chosen["order"] = list(job["input"]["features"] or ())
@@ -152,14 +153,8 @@ class Preparation:
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return predictor.IdentityPredictor(self._fields(self._match(()), ()))
-        with model_gate.admit(self.job.model) as admitted:
-            if self.report is not None and admitted.report.content != self.report.content:
-                msg = (
-                    f"{self.job.model.path}: the model file changed while the run was planned. "
-                    "Run it again when nothing writes to it any more."
-                )
-                raise ModelError(msg)
-            return predictor.load_predictor(self.job.model, admitted.path, self.job.engine)
+        content = self.report.content if self.report else None
+        return load_model(self.job.model, content, self.job.engine)
 
     def _resolve(self) -> Resolved:
         model = self._load()

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool import chunk_statistics, standing
 from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.engines import open_engine
-from batchnorm_tool.errors import JobError, OutputError, WorkFailed
+from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import let_go
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.settling import settle
 from batchnorm_tool.layout import output_layouts
 from batchnorm_tool.manifest import MANIFEST_PATH, REFUSED, SUCCESS_PATH, Totals, build_manifest
-from batchnorm_tool.pipeline import Worker
 from batchnorm_tool.plan import PLAN_PATH, Plan
 from batchnorm_tool.progress import Progress, Quiet
 from batchnorm_tool.sources.sampling import check_all_rows
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
+from batchnorm_tool.worker_opening import make_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batchnorm_tool.engines import Engine
     from batchnorm_tool.job import Job
-    from batchnorm_tool.predictor import Predictor
+    from batchnorm_tool.pipeline import Worker
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,9 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     kept = _begin(storage, plan, there.plan if resumes else None)
     numbers = [number for number in range(plan.part_count) if number not in kept]
     worker = _worker(preparation, storage, plan) if numbers else None
-    started = time.perf_counter()
-    rows_done = _work(worker, numbers, options.progress) if worker else 0
+    with open_engine(plan.job, len(numbers)) as engine:
+        started = time.perf_counter()
+        rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
     totals = settle(storage, plan)
     manifest = _publish(storage, plan, totals, there)
     seconds = time.perf_counter() - started
@@ -181,16 +183,13 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
 
 
 def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
-    predictor = preparation.predictor(plan.resolved)
-    _check_same_bits(predictor, plan)
-    return Worker(plan, storage, predictor)
+    return make_worker(storage, plan, preparation.predictor(plan.resolved))
 
 
-def _work(worker: Worker, numbers: list[int], progress: Progress) -> int:
+def _work(engine: Engine, worker: Worker, numbers: list[int], progress: Progress) -> int:
     """Let the engine do the parts with these ``numbers``; returns their rows."""
     plan = worker.plan
     rows = sum(plan.part(number).rows for number in numbers)
-    engine = open_engine(plan.job)
     with (
         progress.work(plan.rows, plan.rows - rows),
         contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
@@ -200,23 +199,6 @@ def _work(worker: Worker, numbers: list[int], progress: Progress) -> int:
         msg = f"The engine finished {finished} of {len(numbers)} parts. Run it again: it resumes."
         raise WorkFailed(msg)
     return rows
-
-
-def _check_same_bits(predictor: Predictor, plan: Plan) -> None:
-    """A plan names the device and the threads whose bits its parts have.
-
-    Raises:
-        OutputError: The model runs on others here.
-    """
-    planned = (plan.resolved.device, plan.resolved.threads)
-    if (predictor.device, predictor.threads) != planned:
-        msg = (
-            f"The run in `{plan.job.output.path}` was planned on the {planned[0]} with "
-            f"{planned[1]} thread(s) in an operation, and here the model runs on the "
-            f"{predictor.device} with {predictor.threads}, which gives other low bits. Go on where "
-            "it was begun, begin anew with `--fresh`, or accept both with `--mixed-bits`."
-        )
-        raise OutputError(msg)
 
 
 def _publish(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SMALLEST, LARGEST = 32, 8192
 _SECONDS = 2.0
 _CALLS = 3
+# One size is tried this long at least, where three calls take less: a call of half a millisecond
+# varies by a third, the shortest of a hundred hardly. And this long at most.
+_SIZE_SECONDS = (0.1, 0.5)
 _GAIN = 1.05  # a larger batch has to be this much faster, or costs memory for nothing
 # Activations beside the arrays that go in and out: what wide layers and convolutions need.
 _WORKING_FACTOR = 16
@@ -23,7 +26,7 @@ _WORKING_FACTOR = 16
 def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], rows: int) -> int:
     """Measure which batch size is fastest.
 
-    Tries 32, 64, … 8192 rows, up to the next power of two from ``rows``, for at most 2 seconds or
+    Tries 32, 64, … 8192 rows, up to the next power of two from ``rows``, for about 2 seconds or
     three calls of the model, whichever is longer (compiling not counted), and within a quarter of
     the free memory. The choice depends on the machine's mood: fix it once, and keep it.
 
@@ -68,15 +71,14 @@ def _candidates(sample: Mapping[str, np.ndarray], rows: int) -> Iterator[int]:
 
 
 def _seconds(predictor: Predictor, sample: Mapping[str, np.ndarray], size: int) -> list[float]:
-    """Seconds of up to three calls of ``size`` rows; the first also warms up."""
+    """Seconds of calls of ``size`` rows; the first also warms up."""
     batch = {name: _repeated(array, size) for name, array in sample.items()}
-    seconds = []
-    for _ in range(_CALLS):
+    seconds: list[float] = []
+    least, most = _SIZE_SECONDS
+    while sum(seconds) < (most if len(seconds) < _CALLS else least):
         start = time.perf_counter()
         predictor.predict(batch)
         seconds.append(time.perf_counter() - start)
-        if sum(seconds) > _SECONDS:
-            break
     return seconds
 
 

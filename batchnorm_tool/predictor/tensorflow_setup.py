@@ -8,11 +8,15 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 from batchnorm_tool.errors import JobError
+
+# The number of a GPU, or the CPU.
+DeviceName = int | Literal["cpu"]
+Devices = Literal["auto", "cpu", "gpu"] | Sequence[DeviceName]
 
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _CHATTER = re.compile(
@@ -33,26 +37,22 @@ class TensorFlowSetup:
     threads: int
 
 
-def start_tensorflow(devices: str | list[int], threads: int) -> TensorFlowSetup:
+def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
     """Import TensorFlow and set it up, as far as it is not running already.
 
     Args:
-        devices: ``"auto"``, ``"cpu"``, ``"gpu"``, or the number of one GPU in a list.
+        devices: As in `every_device`; all must be there, and this process computes on the first.
         threads: Threads within one operation.
 
     Returns:
         What is in force; other than asked for if TensorFlow ran before (a warning says so).
 
     Raises:
-        JobError: A GPU is asked for, and there is none; or several are.
+        JobError: A GPU is asked for, and there is none.
     """
-    if not isinstance(devices, str) and len(devices) > 1:
-        raise JobError(
-            "`engine.devices` names several GPUs, and this version computes on one. Expected one "
-            f"number, such as [0]. Received: {devices}."
-        )
     tf = import_tensorflow()
-    gpus = [] if devices == "cpu" else _gpus(tf, devices)
+    # The others are for other processes; one that is visible would have memory taken on it.
+    gpus = _gpus(tf, devices)[:1]
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count() or 1)
@@ -71,6 +71,24 @@ def start_tensorflow(devices: str | list[int], threads: int) -> TensorFlowSetup:
         )
         return setup
     return TensorFlowSetup("gpu" if gpus else "cpu", threads)
+
+
+def every_device(devices: Devices) -> list[DeviceName]:
+    """The devices that ``engine.devices`` stands for, one for each process.
+
+    Args:
+        devices: ``"cpu"``; a list of GPU numbers, or of the word ``"cpu"``; ``"gpu"`` or
+            ``"auto"`` for every GPU that TensorFlow, imported for this alone, sees here.
+
+    Example:
+        >>> every_device("cpu"), every_device([0, 1])
+        (['cpu'], [0, 1])
+    """
+    if devices == "cpu":
+        return ["cpu"]
+    if not isinstance(devices, str):
+        return list(devices)
+    return [*range(len(import_tensorflow().config.list_physical_devices("GPU")))] or ["cpu"]
 
 
 def running_tensorflow() -> TensorFlowSetup:
@@ -92,9 +110,13 @@ def import_tensorflow() -> Any:
     return tf
 
 
-def _gpus(tf: Any, devices: str | list[int]) -> list[Any]:
+def _gpus(tf: Any, devices: Devices) -> list[Any]:
+    """All GPUs that are asked for."""
     found = list(tf.config.list_physical_devices("GPU"))
-    wanted = range(len(found)) if isinstance(devices, str) else devices
+    if isinstance(devices, str):
+        wanted = [] if devices == "cpu" else list(range(len(found)))
+    else:
+        wanted = [device for device in devices if device != "cpu"]
     if devices == "gpu" and not found:
         raise JobError(
             "`engine.devices` is gpu, but TensorFlow sees no GPU on this machine. Install "

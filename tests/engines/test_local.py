@@ -142,7 +142,7 @@ def test_whoever_leaves_early_stops_the_rest() -> None:
 @pytest.mark.parametrize(("workers", "expected"), [("auto", available_cores()), (3, 3)])
 def test_the_job_says_how_many(workers: str | int, expected: int) -> None:
     data = {"input": {"path": "/in"}, "output": {"path": "/out"}, "engine": {"workers": workers}}
-    engine = open_engine(Job.from_dict(data))
-    assert isinstance(engine, LocalEngine)
-    assert engine.workers == expected
+    with open_engine(Job.from_dict(data), parts=9) as engine:
+        assert isinstance(engine, LocalEngine)
+        assert engine.workers == expected
     assert available_cores() >= 1

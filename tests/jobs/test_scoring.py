@@ -233,7 +233,7 @@ def test_a_model_that_changes_under_the_plan_is_refused(samples: Path, tmp_path:
     }
     preparation = Preparation(Job.from_dict(data, tmp_path))
     model.write_bytes((samples / "digits_image_encoder.keras").read_bytes())
-    with pytest.raises(ModelError, match="changed while the run was planned"):
+    with pytest.raises(ModelError, match="changed since the run was planned"):
         preparation.plan()
 
 

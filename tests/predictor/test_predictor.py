@@ -126,12 +126,15 @@ def test_a_model_that_overrides_predict_is_called_through_it() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 95])
-def test_a_row_has_the_same_bits_wherever_it_stands(rows: int) -> None:
+def test_a_row_has_the_same_bits_whatever_the_other_rows_are(rows: int) -> None:
     predictor = wrap_model(encoder()).with_batch_size(32)
     features = RNG.normal(size=(96, 16)).astype("float32")
     whole = predictor.predict({"features": features})["embedding"]
-    part = predictor.predict({"features": features[-rows:]})["embedding"]
-    assert same_bits(part, whole[-rows:])
+    part = predictor.predict({"features": features[:rows]})["embedding"]
+    assert same_bits(part, whole[:rows])
+    features[:-rows] = np.nan
+    among_others = predictor.predict({"features": features})["embedding"]
+    assert same_bits(among_others[-rows:], whole[-rows:])
 
 
 def test_no_rows_give_no_rows() -> None:
@@ -512,12 +515,65 @@ def test_with_tensorflow_in_use_already_the_true_number_is_reported() -> None:
 
 
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU is here")
-@pytest.mark.parametrize(("devices", "words"), [("gpu", "sees no GPU"), ([1], "names GPU 1")])
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [("gpu", "sees no GPU"), ([1], "names GPU 1"), ([0, 1], "names GPU 0, but TensorFlow sees 0")],
+)
 def test_a_gpu_that_is_not_there_is_refused(devices: Any, words: str) -> None:
     from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
 
     with pytest.raises(JobError, match=words):
         start_tensorflow(devices, 1)
+
+
+class Machine:
+    """A stand-in for TensorFlow on a machine with GPUs."""
+
+    def __init__(self, gpus: int) -> None:
+        self.config = self.threading = self.experimental = self
+        self.visible: list[str] = []
+        self.growing: list[str] = []
+        self._gpus = [f"GPU:{number}" for number in range(gpus)]
+
+    def list_physical_devices(self, kind: str) -> list[str]:
+        return self._gpus
+
+    def set_visible_devices(self, devices: list[str], kind: str) -> None:
+        self.visible = devices
+
+    def set_memory_growth(self, gpu: str, *, enable: bool) -> None:
+        self.growing.append(gpu)
+
+    def set_intra_op_parallelism_threads(self, threads: int) -> None: ...
+
+    def set_inter_op_parallelism_threads(self, threads: int) -> None: ...
+
+    def enable_op_determinism(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "every", "own"),
+    [
+        ("cpu", 2, ["cpu"], []),
+        ("auto", 0, ["cpu"], []),
+        ("auto", 3, [0, 1, 2], ["GPU:0"]),
+        ("gpu", 2, [0, 1], ["GPU:0"]),
+        ([2, 1], 3, [2, 1], ["GPU:2"]),
+        (["cpu", "cpu"], 2, ["cpu", "cpu"], []),
+    ],
+    ids=str,
+)
+def test_each_device_is_for_one_process_and_the_first_for_this(
+    devices: Any, gpus: int, every: list[Any], own: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchnorm_tool.predictor import tensorflow_setup
+
+    machine = Machine(gpus)
+    monkeypatch.setattr(tensorflow_setup, "import_tensorflow", lambda: machine)
+    assert tensorflow_setup.every_device(devices) == every
+    setup = tensorflow_setup.start_tensorflow(devices, 1)
+    assert (machine.visible, machine.growing) == (own, own)
+    assert setup.device == ("gpu" if own else "cpu")
 
 
 def test_importing_the_predictor_imports_no_tensorflow() -> None:

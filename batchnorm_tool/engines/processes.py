@@ -1,0 +1,256 @@
+"""The engine of several processes on this machine, one for each device.
+
+This process works on the first device itself, with the model that planning has loaded; for each
+other device it starts one more process, whose other end is `part_server`. Every thread of such a
+process has a connection of its own, and a thread here that asks it for one part after the other.
+So to the local engine it looks like one more worker, and one queue of parts serves all: whoever is
+free takes the next.
+
+The processes are begun as programs, by no fork and not by `multiprocessing`: TensorFlow survives no
+fork, and to start anew `multiprocessing` would import the user's main module again, which a
+notebook has none of, and which a script has to guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import queue
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING, Self
+
+from batchnorm_tool.engines.local import LocalEngine
+from batchnorm_tool.errors import Interrupted, WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from multiprocessing.connection import Connection
+
+    from batchnorm_tool.engines.local import PartWorker
+    from batchnorm_tool.engines.part_server import Answer
+    from batchnorm_tool.pipeline import Worker
+    from batchnorm_tool.predictor.tensorflow_setup import DeviceName
+    from batchnorm_tool.stage_clock import StageClock
+
+# The parent's path, so that whatever it can import (a transform, a model's class) is found.
+_PROGRAM = (
+    "import json, sys; path, *rest = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from batchnorm_tool.engines.part_server import serve; serve(*rest)"
+)
+_STOP_POLL_SECONDS = 0.2
+# For a process to drop its parts and remove their unfinished files; then it is killed.
+_GRACE_SECONDS = 3.0
+
+
+@contextlib.contextmanager
+def open_processes(
+    devices: Sequence[DeviceName], workers: int, output: str
+) -> Iterator[ProcessEngine]:
+    """Start a process for each device but the first, and wait until their models are loaded.
+
+    Args:
+        devices: This process has the first already.
+        workers: How many parts are worked on at once, in all processes together; at least one each.
+        output: The output directory, with the run's plan in it.
+
+    Raises:
+        BatchnormToolError: A process cannot load the model, or died.
+    """
+    own, *shares = shared(workers, len(devices))
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(_Child(device, share, output))
+            for device, share in zip(devices[1:], shares, strict=True)
+        ]
+        # Before any of them is waited for: they wind up side by side.
+        stack.callback(_hang_up, children)
+        for child in children:
+            child.wait_until_ready()
+        yield ProcessEngine(own, children)
+
+
+def _hang_up(children: Sequence[_Child]) -> None:
+    for child in children:
+        child.hang_up()
+
+
+def shared(workers: int, processes: int) -> list[int]:
+    """The workers of each process, as even as can be and at least one.
+
+    Example:
+        >>> shared(5, 2), shared(1, 3)
+        ([3, 2], [1, 1, 1])
+    """
+    return [
+        max(1, workers // processes + (number < workers % processes)) for number in range(processes)
+    ]
+
+
+class ProcessEngine:
+    """Threads of this process and of others; made by `open_processes`."""
+
+    def __init__(self, own: int, children: Sequence[_Child]) -> None:
+        self._own, self._children = own, children
+
+    def run(
+        self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
+    ) -> Generator[int, None, None]:
+        """Process the parts; see `Engine.run`."""
+        here: list[PartWorker] = [worker] * self._own
+        there = [child.workers(worker.clock) for child in self._children]
+        # One of each process in turn, so that few parts are spread over all of them.
+        turns = itertools.zip_longest(here, *there)
+        free = _FreeWorkers([each for turn in turns for each in turn if each is not None])
+        return LocalEngine(len(free)).run(free, numbers, advance)
+
+
+class _FreeWorkers:
+    """Workers, each of which does one part at a time, as one that does many."""
+
+    def __init__(self, workers: Sequence[PartWorker]) -> None:
+        self._count = len(workers)
+        self._free: queue.SimpleQueue[PartWorker] = queue.SimpleQueue()
+        for worker in workers:
+            self._free.put(worker)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def process_part(
+        self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> None:
+        worker = self._free.get()
+        try:
+            worker.process_part(number, advance, stopped)
+        finally:
+            self._free.put(worker)
+
+
+@dataclass(frozen=True)
+class _RemoteWorker:
+    """A thread of another process."""
+
+    child: _Child
+    connection: Connection
+    clock: StageClock
+
+    def process_part(
+        self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> None:
+        """Have one part done, see `Worker.process_part`; its times are added to the clock."""
+        with self.child.expected_to_live():
+            self.connection.send(number)
+            while isinstance(answer := _received(self.connection, stopped), int):
+                advance(answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        self.clock.merge(answer)
+
+
+class _Child:
+    """Another process, started at once; use it as a context manager."""
+
+    def __init__(self, device: DeviceName, workers: int, output: str) -> None:
+        self._name = f"process on {'the CPU' if device == 'cpu' else f'GPU {device}'}"
+        pairs = [Pipe() for _ in range(workers)]
+        self._connections = [ours for ours, _ in pairs]
+        descriptors = [theirs.fileno() for _, theirs in pairs]
+        arguments = json.dumps([[*map(str, sys.path)], output, device, descriptors])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is the command's answer, and no place for chatter
+                pass_fds=descriptors,
+                process_group=0,  # what a terminal sends on Ctrl-C is for the parent
+            )
+        finally:
+            for _, theirs in pairs:
+                theirs.close()  # or the end of the process would go unnoticed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.hang_up()
+        try:
+            self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass  # in the middle of a long call of the model, or still loading it
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def hang_up(self) -> None:
+        """Let it know that it is not needed any more: it drops its parts and ends."""
+        for connection in self._connections:
+            connection.close()
+
+    def workers(self, clock: StageClock) -> list[_RemoteWorker]:
+        """Its threads as workers."""
+        return [_RemoteWorker(self, connection, clock) for connection in self._connections]
+
+    def wait_until_ready(self) -> None:
+        """Wait until its model is loaded.
+
+        Raises:
+            BatchnormToolError: It cannot be, or the process died.
+        """
+        for connection in self._connections:
+            with self.expected_to_live():
+                answer = _received(connection)
+            if isinstance(answer, BaseException):
+                raise answer
+
+    @contextlib.contextmanager
+    def expected_to_live(self) -> Iterator[None]:
+        """Say what became of the process where a connection to it breaks off.
+
+        Raises:
+            WorkFailed: It died.
+        """
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            raise self._death() from error
+
+    def _death(self) -> WorkFailed:
+        try:
+            code = self._process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            how = "does not answer any more"
+        else:
+            how = f"ended with exit code {code}"
+            if code < 0:
+                how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
+            if code == -signal.SIGKILL:
+                how += ", as the system does where memory is short (then lower `engine.workers`)"
+        return WorkFailed(
+            f"The {self._name} (number {self.pid}) {how}. Finished parts are kept: run the same "
+            "command again, and it resumes."
+        )
+
+
+def _received(connection: Connection, stopped: Callable[[], bool] = lambda: False) -> Answer:
+    """What comes next.
+
+    Raises:
+        Interrupted: ``stopped`` said so.
+        EOFError, ConnectionError: The other end is gone.
+    """
+    while not connection.poll(_STOP_POLL_SECONDS):
+        if stopped():
+            msg = "Stopped in the middle of a part; running it again resumes."
+            raise Interrupted(msg)
+    answer: Answer = connection.recv()
+    return answer

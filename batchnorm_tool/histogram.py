@@ -1,0 +1,131 @@
+"""A sparse histogram over the bits of float64 values; it merges by addition, in any order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms import Float64s
+
+Int64s = npt.NDArray[np.int64]
+
+# A bucket is a float64 without its low 43 bits: 2**9 buckets for each octave.
+_SHIFT = 43
+# Eight coarse buckets for each octave: another 6 bits less.
+_COARSE_SHIFT = 6
+# Up to this many buckets from first to last, counting in an array (8 bytes for each bucket) is
+# cheaper than sorting the values of a chunk.
+_COUNTABLE_BUCKETS = 1 << 16
+
+
+def _none() -> Int64s:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram(Mapping[int, int]):
+    """How many values lie in each bucket, as a mapping without the empty ones.
+
+    The bucket of a value is ``value.view(uint64) >> 43``: 512 for each octave, of relative width
+    2**-9. Arrays rather than a dictionary: merging two of 600 buckets takes 25 instead of 110
+    microseconds, several times for each chunk.
+
+    Args:
+        buckets: int64[k], ascending.
+        counts: int64[k], none of them zero.
+
+    Example:
+        >>> dict(Histogram.of(np.array([0.0, 2.0, 2.0])))
+        {0: 1, 524288: 2}
+    """
+
+    buckets: Int64s = field(default_factory=_none)
+    counts: Int64s = field(default_factory=_none)
+
+    @classmethod
+    def of(cls, values: Float64s) -> Histogram:
+        """Count values.
+
+        Args:
+            values: float64[n], finite, none of them negative, at least one.
+        """
+        buckets = (values.view(np.uint64) >> np.uint64(_SHIFT)).astype(np.int64)
+        first = buckets.min()
+        if buckets.max() - first < _COUNTABLE_BUCKETS:
+            counts = np.bincount(buckets - first)
+            found = np.flatnonzero(counts)
+            return cls(found + first, counts[found])
+        return cls(*np.unique(buckets, return_counts=True))
+
+    @classmethod
+    def from_pairs(cls, pairs: list[list[int]]) -> Histogram:
+        """Return the histogram of which `pairs` gave these.
+
+        Raises:
+            ValueError: They are no pairs of whole numbers, in ascending order of buckets.
+        """
+        table = np.array([[int(bucket), int(count)] for bucket, count in pairs], np.int64)
+        buckets, counts = table.reshape(-1, 2).T
+        if (np.diff(buckets) <= 0).any() or (counts <= 0).any():
+            raise ValueError("the buckets of the histogram are not in order, or one is empty")
+        return cls(buckets, counts)
+
+    def pairs(self) -> list[list[int]]:
+        """Return ``[bucket, count]`` of each bucket, as JSON has them."""
+        return np.column_stack((self.buckets, self.counts)).tolist()
+
+    def __getitem__(self, bucket: int) -> int:
+        place = int(np.searchsorted(self.buckets, bucket))
+        if place == len(self.buckets) or self.buckets[place] != bucket:
+            raise KeyError(bucket)
+        return int(self.counts[place])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.buckets.tolist())
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Return the histogram of the values of both."""
+        return _summed(
+            np.concatenate((self.buckets, other.buckets)),
+            np.concatenate((self.counts, other.counts)),
+        )
+
+    def edges(self) -> tuple[Float64s, Float64s]:
+        """Return the lower and the upper edge of each bucket, float64[k]."""
+        return lower_edges(self.buckets), lower_edges(self.buckets + 1)
+
+    def coarse(self) -> tuple[Float64s, Float64s, Int64s]:
+        """Return the histogram with 8 buckets for each octave.
+
+        Returns:
+            Lower and upper edges float64[c], and counts int64[c]. Zeros are in the bucket that
+            begins at 0.
+        """
+        merged = _summed(self.buckets >> _COARSE_SHIFT, self.counts)
+        lower = lower_edges(merged.buckets << _COARSE_SHIFT)
+        upper = lower_edges((merged.buckets + 1) << _COARSE_SHIFT)
+        return lower, np.minimum(upper, sys.float_info.max), merged.counts
+
+
+def _summed(buckets: Int64s, counts: Int64s) -> Histogram:
+    """The histogram of buckets that may come several times, in any order."""
+    if not len(buckets):
+        return Histogram()
+    order = np.argsort(buckets, kind="stable")
+    ordered = buckets[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    return Histogram(ordered[starts], np.add.reduceat(counts[order], starts))
+
+
+def lower_edges(buckets: Int64s) -> Float64s:
+    """The smallest value in each bucket."""
+    return (buckets << _SHIFT).view(np.float64)
