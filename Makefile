@@ -1,6 +1,8 @@
 # `make quickstart` shows the tool at work; `make test` runs every test.
 
 VENV ?= .venv
+BENCH_VENV := .venv-bench
+SIZE ?= quick
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 UV := $(or $(wildcard $(VENV)/bin/uv),$(shell command -v uv 2>/dev/null))
 # The lock names the versions that it was tested with, whichever index a machine uses elsewhere.
@@ -10,14 +12,15 @@ COMPILE = env -u UV_FIND_LINKS -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL
 	--no-emit-index-url --no-header --no-annotate --constraints requirements/constraints.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test lock samples clean
+.PHONY: help quickstart test bench lock samples clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make quickstart   install what the tool needs, score the sample, verify the result"
 	@echo "make test         install the rest, then lint, type-check and run every test"
+	@echo "make bench        measure it against others (SIZE=full: for the README's table)"
 	@echo "make samples      make data_samples/ anew"
-	@echo "make lock         make requirements/*.txt anew from pyproject.toml (needs uv)"
+	@echo "make lock         make requirements/*.txt anew (needs uv)"
 	@echo "make clean        remove what these made"
 
 quickstart: $(VENV)/.main
@@ -30,31 +33,39 @@ test: $(VENV)/.test
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest
 
+bench: $(VENV)/.main $(BENCH_VENV)/.peers
+	$(VENV)/bin/python -m benchmarks --size $(SIZE)
+
 samples: $(VENV)/.test
 	$(VENV)/bin/python data_samples/make_samples.py
 
 clean:
-	rm -rf $(VENV) runs/digits build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) benchmarks/work runs/digits build dist *.egg-info
 	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: each says that its lock is installed.
 $(VENV)/.main: requirements/main.txt pyproject.toml | $(VENV)/pyvenv.cfg
-	$(call install,--require-hashes -r requirements/main.txt)
-	$(call install,--no-deps --no-build-isolation -e .)
+	$(call install,$(VENV),--require-hashes -r requirements/main.txt)
+	$(call install,$(VENV),--no-deps --no-build-isolation -e .)
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.main
-	$(call install,--require-hashes -r requirements/test.txt)
+	$(call install,$(VENV),--require-hashes -r requirements/test.txt)
+	@touch $@
+
+# Ray and Spark, which the tool never imports; the same Python, so that the figures compare.
+$(BENCH_VENV)/.peers: requirements/bench.txt | $(BENCH_VENV)/pyvenv.cfg
+	$(call install,$(BENCH_VENV),--require-hashes -r requirements/bench.txt)
 	@touch $@
 
 ifdef UV
 # Compiled once here: each start of TensorFlow would otherwise compile its modules again.
-install = $(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(1)
-create = $(UV) venv --quiet --python "$$python" $(VENV)
+install = $(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python $(2)
+create = $(UV) venv --quiet --python "$$python" $(1)
 else
-install = $(VENV)/bin/python -m pip install --quiet $(1)
-create = "$$python" -m venv $(VENV)
+install = $(1)/bin/python -m pip install --quiet $(2)
+create = "$$python" -m venv $(1)
 endif
 
 # A name on the PATH proves nothing (version managers leave stubs that fail): each is run.
@@ -69,13 +80,19 @@ $(VENV)/pyvenv.cfg:
 		exit 1; \
 	fi; \
 	echo "Setting up $(VENV) with $$python (some minutes the first time)"; \
-	$(create)
+	$(call create,$(VENV))
 
+$(BENCH_VENV)/pyvenv.cfg: | $(VENV)/pyvenv.cfg
+	@python=$(VENV)/bin/python; $(call create,$(BENCH_VENV))
+
+# The others get the versions of the libraries that the tool has: the figures compare.
 lock:
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
 	$(COMPILE) pyproject.toml > requirements/main.new
 	$(COMPILE) --constraints requirements/main.new --extra test pyproject.toml > requirements/test.new
-	@for name in main test; do \
-		{ echo "# Made by \`make lock\` from pyproject.toml: edit that."; \
+	$(COMPILE) --constraints requirements/main.new benchmarks/peers.in > requirements/bench.new
+	@for name in main test bench; do \
+		[ $$name = bench ] && source=benchmarks/peers.in || source=pyproject.toml; \
+		{ echo "# Made by \`make lock\` from $$source: edit that."; \
 		cat requirements/$$name.new; } > requirements/$$name.txt && rm requirements/$$name.new; \
 	done

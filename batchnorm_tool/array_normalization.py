@@ -17,6 +17,7 @@ from batchnorm_tool.norms import (
     Float64s,
     Norm,
     numeric_array,
+    row_blocks,
     row_norms,
     unit_vectors,
     widen,
@@ -25,8 +26,6 @@ from batchnorm_tool.norms import (
 Policy: TypeAlias = Literal["keep", "nan", "raise"]
 
 _POLICIES = ("keep", "nan", "raise")
-# 8 MiB of float64, so that `normalize` needs little memory beyond its input and its result.
-_BLOCK_VALUES = 1 << 20
 
 
 @overload
@@ -140,13 +139,11 @@ def _normalize_rows(rows: Anything, norm: Norm, fate: _Fate) -> tuple[Anything, 
     dtype = rows.dtype if rows.dtype.kind not in "iub" else np.dtype(np.float64)
     vectors = np.empty(rows.shape, dtype)
     norms = np.empty((len(rows), 1))
-    step = max(1, _BLOCK_VALUES // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        block = slice(start, start + step)
+    for block in row_blocks(*rows.shape):
         x64 = widen(rows[block])
         norms[block] = row_norms(x64, norm)
         vectors[block] = unit_vectors(x64, norms[block], norm, dtype)
-        fate.befall(x64, vectors[block], start)
+        fate.befall(x64, vectors[block], block.start)
     return vectors, norms
 
 

@@ -6,6 +6,9 @@ import hashlib
 import json
 from typing import Any
 
+_SEAL = b'{"checksum":"%s",%s'
+_DIGEST = slice(13, 13 + 64)
+
 
 def canonical_json(data: Any) -> bytes:
     """``data`` as JSON with sorted keys and no spare space; NaN and infinity are refused.
@@ -24,6 +27,26 @@ def canonical_json(data: Any) -> bytes:
 def sha256(data: Any) -> str:
     """SHA-256 of the canonical JSON of ``data``, in hexadecimal digits."""
     return hashlib.sha256(canonical_json(data)).hexdigest()
+
+
+def sealed_json(data: dict[str, Any]) -> bytes:
+    """``data`` as canonical JSON with a ``checksum`` over all the rest of it in front.
+
+    Example:
+        >>> sealed_json({"part": 7})[:20], sealed_json({"part": 7})[-11:]
+        (b'{"checksum":"ea5e8d5', b'","part":7}')
+    """
+    body = canonical_json(data)
+    return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
+
+
+def opened_json(text: bytes) -> dict[str, Any] | None:
+    """The data of which `sealed_json` made ``text``, or ``None`` where the checksum disagrees."""
+    digest, body = text[_DIGEST], b"{" + text[_DIGEST.stop + 2 :]
+    if text != _SEAL % (digest, body[1:]) or hashlib.sha256(body).hexdigest().encode() != digest:
+        return None
+    data: dict[str, Any] = json.loads(body)
+    return data
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:

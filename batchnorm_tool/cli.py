@@ -176,7 +176,7 @@ def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bo
                 check_input=options["check_input"],
                 progress=terminal.progress(options["progress"]),
             )
-            terminal.ran(result, job if shorthand else None)
+            terminal.ran(result, job if shorthand else None, profile=options["profile"])
 
 
 def _seconds(text: str | None) -> float:

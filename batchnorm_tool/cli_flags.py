@@ -97,6 +97,7 @@ def running_flags(command: Any) -> Any:
         click.option("--check-input", is_flag=True, help="Read all of the input first."),
         click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
         click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
+        click.option("--profile", is_flag=True, help="Say where the time went."),
         click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
     ):

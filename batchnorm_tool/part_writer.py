@@ -1,4 +1,4 @@
-"""Writing one part: vectors, quarantined rows and chunk statistics, committed together or not."""
+"""Writing one part: vectors and quarantined rows, committed together or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 from batchnorm_tool import layout
 from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
-from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA, ChunkStatistics, chunks_path
 from batchnorm_tool.formats import FORMATS, Layout
 from batchnorm_tool.policies import DROP, NULLIFY, QUARANTINE
 
@@ -45,7 +44,6 @@ class PartWriter:
         self._plan, self._storage, self._part, self._layouts = plan, storage, part, layouts
         self._files: list[tuple[str, OutputFile]] = []
         self._sinks: list[Sink] = []
-        self._chunks = ChunkStatistics(part.number)
         self._quarantine: Sink | None = None
         try:
             self._vectors = self._open_vectors()
@@ -77,10 +75,6 @@ class PartWriter:
         if (actions == QUARANTINE).any():
             self._write_quarantine(scored, np.flatnonzero(actions == QUARANTINE))
 
-    def add_statistics(self, scored: Scored) -> None:
-        """Keep the statistics of the next chunk, which `commit` writes."""
-        self._chunks.add(scored)
-
     def commit(self) -> tuple[FileRecord, ...]:
         """Close and commit all files.
 
@@ -89,7 +83,6 @@ class PartWriter:
         """
         for sink in self._sinks:
             sink.close()
-        self._commit_statistics()
         committed = [(path, file.commit()) for path, file in self._files]
         return tuple(replace(record, path=path) for path, record in committed)
 
@@ -150,16 +143,6 @@ class PartWriter:
             raw = scored.predictions[output.name][offsets].reshape(len(offsets), -1)
             columns.append(layout.fixed_size_list(np.ascontiguousarray(raw), no_prediction))
         return pa.table(columns, schema=_quarantine_schema(self._plan, self._layouts))
-
-    def _commit_statistics(self) -> None:
-        """Beside the part until the run ends: `_stats/chunks.parquet` is made of them then."""
-        file = self._storage.create(chunks_path(self._part.number))
-        try:
-            with pa.ipc.new_file(file, CHUNK_SCHEMA) as writer:
-                writer.write_table(self._chunks.table())
-            file.commit()
-        finally:
-            file.discard()
 
 
 def _quarantine_schema(plan: Plan, layouts: Sequence[OutputLayout]) -> pa.Schema:

@@ -118,7 +118,6 @@ class Worker:
         with self.clock.stage("statistics"):
             actions = self.policies.judge(scored.faults)
             tally.add(scored, actions)
-            writer.add_statistics(scored)
         if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
             with self.clock.stage("write"):
                 writer.write(scored, actions)

@@ -205,12 +205,12 @@ class Plan:
             "limit": self.limit,
             "warnings": list(self.warnings),
         }
-        return canonical.canonical_json(canonical.sealed(data))
+        return canonical.sealed_json(data)
 
     @classmethod
     def from_json(cls, text: bytes) -> Plan | None:
         """The plan that `to_json` gave, or ``None`` where it is damaged or of another version."""
-        data = canonical.unsealed(text)
+        data = canonical.opened_json(text)
         try:
             return None if data is None else cls._from_dict(data)
         except (KeyError, TypeError, ValueError):

@@ -62,9 +62,8 @@ def score_chunk(
     results, statistics = {}, {}
     for output in layouts:
         with clock.stage("normalize"):
-            vectors = _vectors(predictions[output.name], chunk.rows, output)
-            lengths = norms.row_norms(vectors, output.norm)
-            unit = norms.unit_vectors(vectors, lengths, output.norm, dtype)
+            vectors = predictions[output.name].reshape(chunk.rows * output.vectors, output.width)
+            unit, lengths = _normalized(vectors, output.norm, dtype)
             if not _surely_good(lengths, output.norm):
                 _mark_faults(faults, vectors, lengths, unit)
         with clock.stage("statistics"):
@@ -76,9 +75,16 @@ def score_chunk(
     return Scored(chunk, predictions, results, faults, statistics)
 
 
-def _vectors(prediction: np.ndarray, rows: int, output: OutputLayout) -> np.ndarray:
-    """The prediction as float64 vectors ``[rows * output.vectors, output.width]``."""
-    return norms.widen(prediction).reshape(rows * output.vectors, output.width)
+def _normalized(
+    vectors: np.ndarray, norm: norms.Norm, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
+    unit, lengths = np.empty(vectors.shape, dtype), np.empty((len(vectors), 1))
+    for block in norms.row_blocks(*vectors.shape):
+        x64 = norms.widen(vectors[block])
+        lengths[block] = norms.row_norms(x64, norm)
+        unit[block] = norms.unit_vectors(x64, lengths[block], norm, dtype)
+    return unit, lengths
 
 
 def _measure(

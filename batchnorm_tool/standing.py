@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.chunk_statistics import chunks_path
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.identity import differences
 from batchnorm_tool.manifest import (
@@ -32,7 +31,7 @@ RECORDS = f"{STATE}/records"
 _STATISTICS = "_stats"
 _ANY_RESULT = {"vectors", "norms", "keys", "_quarantine", _STATISTICS}
 # What lies in `_state` beside the directories that will be published.
-_NOT_STAGED = ("records", "refused", "chunks", "tmp")
+_NOT_STAGED = ("records", "refused", "tmp")
 
 
 @dataclass(frozen=True)
@@ -239,8 +238,6 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
 
 def _is_whole(storage: Storage, record: PartRecord) -> bool:
     """Whether the part's files are there in full size; `verify` reads every byte of them."""
-    if storage.size(chunks_path(record.part)) is None:
-        return False
     return all(storage.size(storage.staged(file.path)) == file.bytes for file in record.files)
 
 

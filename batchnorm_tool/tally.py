@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk_statistics import ChunkStatistics
 from batchnorm_tool.manifest import FIRST_BAD_ROWS, BadRow, PartRecord, RowCounts
 from batchnorm_tool.policies import DROP, FAIL, NULLIFY, QUARANTINE, Policies
 
@@ -47,9 +48,14 @@ class Tally:
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        """Begin the statistics of the part's chunks."""
+        self.chunks = ChunkStatistics(self.part.number)
+
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
         self.counts = self.counts + self._counts(scored.faults, actions)
+        self.chunks.add(scored)
         for name, stats in scored.statistics.items():
             known = self.statistics.get(name)
             self.statistics[name] = stats if known is None else known.merge(stats)
@@ -71,6 +77,7 @@ class Tally:
             files=files,
             statistics=self.statistics,
             warnings=tuple(sorted(self.warnings)),
+            chunks=self.chunks.to_text(),
         )
 
     def _remember(self, scored: Scored, chosen: np.ndarray, rows: list[BadRow]) -> None:

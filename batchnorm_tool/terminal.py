@@ -84,10 +84,10 @@ class Terminal:
         self._warn(plan.warnings)
         self._print(document, lambda: [self._bold("Plan"), *_table(facts.items())])
 
-    def ran(self, result: RunResult, shorthand: Job | None) -> None:
-        """Print what a run came to, and the job file that a shorthand amounts to."""
+    def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
+        """Print what a run came to, where its time went, and the job file of a shorthand."""
         self._warn(result.warnings)
-        document = {
+        document: dict[str, Any] = {
             "status": "nothing to do" if result.nothing_to_do else "done",
             "path": result.path,
             "parts_kept": result.parts_kept,
@@ -95,7 +95,9 @@ class Terminal:
             "seconds": round(result.seconds, 3),
             "manifest": dict(result.manifest),
         }
-        self._print(document, lambda: self._run_lines(result, shorthand))
+        if profile:
+            document["profile"] = None if result.profile is None else result.profile.to_dict()
+        self._print(document, lambda: self._run_lines(result, shorthand, profile=profile))
 
     def verified(self, verification: Verification) -> None:
         """Print what `verify` read."""
@@ -106,7 +108,9 @@ class Terminal:
         """Print what a path is."""
         self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
 
-    def _run_lines(self, result: RunResult, shorthand: Job | None) -> Iterator[str]:
+    def _run_lines(
+        self, result: RunResult, shorthand: Job | None, *, profile: bool
+    ) -> Iterator[str]:
         if result.nothing_to_do:
             yield self._bold("Nothing to do: ") + f"this very result stands in {_near(result.path)}"
             yield f"{_INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
@@ -121,6 +125,8 @@ class Terminal:
         yield from _indented(summary.bad_row_lines(result.manifest))
         yield from _indented(["", *summary.norm_lines(result.manifest, _WIDTH), ""])
         yield from _table(_places(result))
+        if profile and result.profile is not None:
+            yield from _indented(["", *summary.profile_lines(result.profile.to_dict(), _WIDTH)])
         yield from _indented(["", "What to try next:"])
         yield from _indented(summary.next_steps(_near(result.path)), 2)
         if shorthand is not None:

@@ -11,7 +11,17 @@ import numpy as np
 
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.moments import merged_moments, moments, reduced
-from batchnorm_tool.norms import L1, L2, MAX, Float64s, Norm, row_norms
+from batchnorm_tool.norms import (
+    L1,
+    L2,
+    MAX,
+    Anything,
+    Float64s,
+    Norm,
+    row_blocks,
+    row_norms,
+    widen,
+)
 from batchnorm_tool.stats import NormStats
 from batchnorm_tool.stats_json import finite_or_none, float_or_inf, reading
 
@@ -134,12 +144,12 @@ class VectorStats:
 
     @classmethod
     def of(
-        cls, x64: Float64s, *, rows: int, in_use: Norm, in_use_norms: Float64s | None = None
+        cls, vectors: Anything, *, rows: int, in_use: Norm, in_use_norms: Float64s | None = None
     ) -> VectorStats:
         """Measure vectors.
 
         Args:
-            x64: float64[n, d], C order.
+            vectors: Real numbers [n, d].
             rows: Rows of the table that the n vectors came from.
             in_use: The norm that the vectors are to be divided by.
             in_use_norms: float64[n, 1], that norm of each, where it is known already.
@@ -149,17 +159,24 @@ class VectorStats:
             >>> {label: norms.max for label, norms in stats.norms.items()}
             {'l1': 7.0, 'l2': 5.0, 'max': 4.0}
         """
-        peaks = row_norms(x64, MAX)
-        known = {MAX: peaks} if in_use_norms is None else {MAX: peaks, in_use: in_use_norms}
+        known = {} if in_use_norms is None else {in_use: in_use_norms}
         measured = (L1, L2, MAX, in_use) if in_use.name == "lp" else (L1, L2, MAX)
-        finite = np.isfinite(peaks[:, 0])
+        lengths = {norm: known.get(norm, np.empty((len(vectors), 1))) for norm in measured}
+        dimensions = DimensionStats.of(np.zeros((0, vectors.shape[1])))
+        for block in row_blocks(*vectors.shape):
+            x64 = widen(vectors[block])
+            for norm in lengths.keys() - known.keys():
+                lengths[norm][block] = row_norms(x64, norm)
+            finite = np.isfinite(lengths[MAX][block, 0])
+            dimensions += DimensionStats.of(x64 if finite.all() else x64[finite])
+        peaks = lengths[MAX]
         return cls(
             rows=rows,
-            vectors=len(x64),
-            zero=len(x64) - int(np.count_nonzero(peaks)),
-            nonfinite=len(x64) - int(np.count_nonzero(finite)),
-            norms={n.label: NormStats.of(_norms_of(x64, n, known)) for n in measured},
-            dimensions=DimensionStats.of(x64 if finite.all() else x64[finite]),
+            vectors=len(vectors),
+            zero=len(vectors) - int(np.count_nonzero(peaks)),
+            nonfinite=len(vectors) - int(np.count_nonzero(np.isfinite(peaks))),
+            norms={norm.label: NormStats.of(lengths[norm]) for norm in measured},
+            dimensions=dimensions,
         )
 
     def merge(self, other: VectorStats) -> VectorStats:
@@ -210,7 +227,3 @@ class VectorStats:
             return cls(
                 **counts, norms=norms, dimensions=DimensionStats.from_dict(data["dimensions"])
             )
-
-
-def _norms_of(x64: Float64s, norm: Norm, known: Mapping[Norm, Float64s]) -> Float64s:
-    return known[norm] if norm in known else row_norms(x64, norm)

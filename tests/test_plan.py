@@ -165,7 +165,7 @@ def test_a_damaged_plan_is_no_plan(damage: Any) -> None:
 
 @pytest.mark.parametrize("change", ["misses", "has more", "has a bad job"])
 def test_a_plan_of_another_version_is_no_plan(change: str) -> None:
-    data = canonical.unsealed(plan_of([3]).to_json())
+    data = canonical.opened_json(plan_of([3]).to_json())
     assert data is not None
     if change == "misses":
         del data["request"]
@@ -173,7 +173,7 @@ def test_a_plan_of_another_version_is_no_plan(change: str) -> None:
         data["resolved"]["more"] = 1
     else:
         data["job"]["input"]["path"] = 7
-    assert Plan.from_json(canonical.canonical_json(canonical.sealed(data))) is None
+    assert Plan.from_json(canonical.sealed_json(data)) is None
 
 
 def test_bytes_expected_are_those_of_vectors_and_norms() -> None:

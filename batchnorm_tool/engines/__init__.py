@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Gets part numbers to workers."""
 
+    @property
+    def workers(self) -> int:
+        """How many parts are worked on at once."""
+
     def run(
         self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:

@@ -97,6 +97,11 @@ class ProcessEngine:
     def __init__(self, own: int, children: Sequence[_Child]) -> None:
         self._own, self._children = own, children
 
+    @property
+    def workers(self) -> int:
+        """How many parts are worked on at once, in all processes together."""
+        return self._own + sum(child.threads for child in self._children)
+
     def run(
         self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:
@@ -185,6 +190,11 @@ class _Child:
         finally:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def threads(self) -> int:
+        """How many parts it works on at once."""
+        return len(self._connections)
 
     @property
     def pid(self) -> int:

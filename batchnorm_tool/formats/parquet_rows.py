@@ -8,7 +8,7 @@ before it. So a reader that stops inside a group is kept, and the next part goes
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -138,13 +138,13 @@ class Cursors:
         with self._turn(key):
             cursor = self._take(key, start) or Cursor(stretch, metadata, group)
             cursor.skip(start)
-            ahead = list(cursor.read(stop, READ_AHEAD_BYTES))
+            ahead = deque(cursor.read(stop, READ_AHEAD_BYTES))
             is_whole = cursor.position >= stop
             if is_whole:
                 self._give_back(key, cursor, stop - start)
-        yield from ahead
+        while ahead:
+            yield ahead.popleft()
         if not is_whole:
-            ahead.clear()
             yield from cursor.read(stop)
             self._give_back(key, cursor, stop - start)
 

@@ -13,6 +13,7 @@ from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import let_go
 from batchnorm_tool.jobs.preparing import Preparation
+from batchnorm_tool.jobs.profiling import Profile
 from batchnorm_tool.jobs.settling import settle
 from batchnorm_tool.layout import output_layouts
 from batchnorm_tool.manifest import MANIFEST_PATH, REFUSED, SUCCESS_PATH, Totals, build_manifest
@@ -41,6 +42,7 @@ class RunResult:
         parts_kept: Parts that an earlier attempt had finished.
         rows_done: Rows that were worked on this time.
         seconds: Wall time of the work, without imports, planning and loading the model.
+        profile: Where that time went; ``None`` where there was nothing to work on.
     """
 
     path: str
@@ -49,6 +51,7 @@ class RunResult:
     parts_kept: int = 0
     rows_done: int = 0
     seconds: float = 0.0
+    profile: Profile | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> Mapping[str, int]:
@@ -162,10 +165,18 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     with open_engine(plan.job, len(numbers)) as engine:
         started = time.perf_counter()
         rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
+        workers = engine.workers
     totals = settle(storage, plan)
     manifest = _publish(storage, plan, totals, there)
     seconds = time.perf_counter() - started
-    return RunResult(path, manifest, parts_kept=len(kept), rows_done=rows_done, seconds=seconds)
+    return RunResult(
+        path,
+        manifest,
+        parts_kept=len(kept),
+        rows_done=rows_done,
+        seconds=seconds,
+        profile=Profile.of(seconds, workers, worker.clock.totals()) if worker else None,
+    )
 
 
 def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:

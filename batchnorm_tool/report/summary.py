@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -183,6 +184,44 @@ def norm_shown(label: str) -> str:
         ('lp:3', 'l2')
     """
     return "l2" if label == "none" else label
+
+
+def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Show where the time of a run went.
+
+    Args:
+        profile: ``seconds``, ``workers``, ``stages``, ``shares`` and ``bottleneck`` of a profile.
+        width: Columns that a line may take.
+
+    Returns:
+        A line for each stage with the workers' seconds and share, then the bottleneck in words.
+
+    Example:
+        >>> stages = {"read": 1.0, "predict": 3.0}
+        >>> shares = {"read": 0.25, "predict": 0.75}
+        >>> print(*profile_lines({"seconds": 2.0, "workers": 2, "stages": stages, "shares": shares,
+        ...     "bottleneck": "Prediction is the bottleneck."}, 40), sep=chr(10))
+        where the time of 2 workers went, 2.000 s each
+        <BLANKLINE>
+        read           1.00 s    25 %  ██▎
+        predict        3.00 s    75 %  ██████▊
+        <BLANKLINE>
+        Prediction is the bottleneck.
+    """
+    left = max(map(len, profile["stages"]))
+    lines = [
+        f"{stage:<{left}}  {seconds:10.2f} s  {100 * profile['shares'][stage]:4.0f} %"
+        for stage, seconds in profile["stages"].items()
+    ]
+    cells = max(0, width - len(lines[0]) - 2)
+    bars = [_bar(share, cells) for share in profile["shares"].values()]
+    return [
+        f"where the time of {profile['workers']} workers went, {number(profile['seconds'])} s each",
+        "",
+        *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
+        "",
+        *textwrap.wrap(profile["bottleneck"], width),
+    ]
 
 
 def next_steps(place: str) -> list[str]:

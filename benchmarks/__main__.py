@@ -1,0 +1,55 @@
+"""``python -m benchmarks``: measure, compare, print and save the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from benchmarks import surroundings
+from benchmarks.agreement import Disagreement
+from benchmarks.bench import Bench
+from benchmarks.cases import CASES
+from benchmarks.measure import ContenderFailed
+from benchmarks.places import RESULTS, WORK
+from benchmarks.report import Report
+from benchmarks.sizes import SIZES
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--size", type=click.Choice(list(SIZES)), default="quick", show_default=True)
+@click.option("--only", "names", multiple=True, type=click.Choice(list(CASES)), help="Repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for table, data and plot.")
+def main(size: str, names: tuple[str, ...], out: Path | None) -> None:
+    """Measure the tool against others and against its limits."""
+    whole = size == "full" and not names
+    directory = out or (RESULTS if whole else WORK / "results")
+    bench = Bench(SIZES[size], surroundings.cores())
+    report = Report(command(size, names), records=bench.records, curves=bench.curves)
+    for name in names or CASES:
+        work_through(name, bench, report)
+        report.save(directory, size)  # what is measured stays, also if the next one is interrupted
+    click.echo(report.to_markdown())
+    click.echo(f"Saved in {directory}.", err=True)
+    sys.exit(1 if report.failures else 0)
+
+
+def work_through(name: str, bench: Bench, report: Report) -> None:
+    """Measure one case; if it cannot be measured, note why and let the others go on."""
+    try:
+        report.findings += CASES[name](bench)
+    except (ContenderFailed, Disagreement) as error:
+        report.failures[name] = str(error)
+        click.echo(f"{name:>8}  failed: {error}", err=True)
+
+
+def command(size: str, names: tuple[str, ...]) -> str:
+    """The command that makes the same table."""
+    if not names:
+        return f"make bench SIZE={size}"
+    return " ".join([f"python -m benchmarks --size {size}", *(f"--only {name}" for name in names)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What is shown: one function for each row of the targets, and one for how cost grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.bench import Bench
+from benchmarks.cases.against_others import deep_model, single_layer, whole_processes
+from benchmarks.cases.against_the_limit import (
+    convolution,
+    norms_and_statistics,
+    stored_predictions,
+    sum_of_stages,
+)
+from benchmarks.cases.choices import batch_size, layouts, two_processes
+from benchmarks.cases.growing import growth
+from benchmarks.cases.memory_and_start import flat_memory, quick_starts
+from benchmarks.findings import Finding
+
+Case = Callable[[Bench], list[Finding]]
+
+CASES: Mapping[str, Case] = {
+    "1": deep_model,
+    "2": sum_of_stages,
+    "3": whole_processes,
+    "4": single_layer,
+    "5": convolution,
+    "6": stored_predictions,
+    "7": norms_and_statistics,
+    "8": flat_memory,
+    "9": batch_size,
+    "10": quick_starts,
+    "11": two_processes,
+    "12": layouts,
+    "growth": growth,
+}

@@ -1,0 +1,235 @@
+"""The data and the models, made once and the same every time: ``python -m benchmarks.data JSON``.
+
+They are made in a process of their own, because models need TensorFlow, which takes memory and
+threads that the one who measures must not have. What is made is kept in ``benchmarks/work`` under a
+name that says all that it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.places import OURS_PYTHON, ROOT, WORK
+
+SEED = 3
+GROUP_ROWS = 50_000
+# Few enough that pyarrow keeps the dictionary, as it does for quantised features.
+DISTINCT_VALUES = 1_000
+IMAGE_SHAPE = (28, 28, 1)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of random floats, and how it lies on disk.
+
+    Attributes:
+        rows: Rows with ``id`` from 0 on.
+        width: Floats of a row.
+        layout: ``plain`` (row groups of 50,000 rows), ``one_group``, ``wide`` (a column for each
+            float), ``dictionary`` (few distinct values, dictionary-encoded) or ``npy`` (images).
+        files: Files of equal size, in a directory if there are several.
+        copies: How often the one file appears in the directory, each time as a hard link; ids
+            repeat, and the disk holds the rows once.
+    """
+
+    rows: int
+    width: int = 128
+    layout: str = "plain"
+    files: int = 1
+    copies: int = 1
+
+    @property
+    def path(self) -> Path:
+        """Where it lies: a file, or a directory of files."""
+        name = f"{self.layout}-{self.rows}x{self.width}"
+        if self.files > 1:
+            return WORK / "data" / f"{name}-in-{self.files}-files"
+        if self.copies > 1:
+            return WORK / "data" / f"{name}-times-{self.copies}"
+        return WORK / "data" / f"{name}.{'npy' if self.layout == 'npy' else 'parquet'}"
+
+    @property
+    def columns(self) -> list[str]:
+        """The feature columns."""
+        if self.layout == "wide":
+            return [f"f{place:03}" for place in range(self.width)]
+        return ["features"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Keras model with random weights.
+
+    Attributes:
+        kind: ``dense`` or ``convolution`` (on images).
+        widths: Of the dense layers, relu between them; the last is the vector's.
+        features: Floats that come in; images have their own shape.
+    """
+
+    kind: str
+    widths: tuple[int, ...]
+    features: int = 128
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        layers = "-".join(map(str, self.widths))
+        return WORK / "data" / f"{self.kind}-{self.features}-{layers}.keras"
+
+
+DEEP = Model("dense", (512, 256, 64))
+SINGLE = Model("dense", (64,))
+CONVOLUTION = Model("convolution", (64,), math.prod(IMAGE_SHAPE))
+
+
+def made(thing: Table | Model) -> Path:
+    """The path of a table or model, made first if it is not there.
+
+    Raises:
+        subprocess.CalledProcessError: It could not be made; standard error says why.
+    """
+    if not thing.path.exists():
+        description = json.dumps({"is": type(thing).__name__, **asdict(thing)})
+        sys.stderr.write(f"making {thing.path.name}\n")
+        subprocess.run(
+            [OURS_PYTHON, "-m", "benchmarks.data", description],
+            cwd=ROOT,
+            check=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+        )
+    return thing.path
+
+
+def make(thing: Table | Model) -> None:
+    """Make a table or model; half of one never stands under its name."""
+    thing.path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = thing.path.with_name("unfinished-" + thing.path.name)
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    if isinstance(thing, Model):
+        _save_model(thing, unfinished)
+    elif thing.copies > 1:
+        _link_copies(thing, unfinished)
+    elif thing.layout == "npy":
+        _write_npy(thing, unfinished)
+    else:
+        _write_parquet(thing, unfinished)
+    unfinished.rename(thing.path)
+
+
+def _save_model(model: Model, path: Path) -> None:
+    import keras
+
+    layers = keras.layers
+    keras.utils.set_random_seed(SEED)
+    if model.kind == "convolution":
+        front = [
+            keras.Input(IMAGE_SHAPE),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+        ]
+    else:
+        front = [keras.Input((model.features,))]
+    *hidden, last = model.widths
+    dense = [layers.Dense(width, activation="relu") for width in hidden]
+    whole = keras.Sequential([*front, *dense, layers.Dense(last)])
+    whole.save(path)
+
+
+def _link_copies(table: Table, path: Path) -> None:
+    one = made(Table(table.rows, table.width, table.layout))
+    path.mkdir()
+    for number in range(table.copies):
+        (path / f"rows-{number:04}.parquet").hardlink_to(one)
+
+
+def _write_npy(table: Table, path: Path) -> None:
+    shape = (table.rows, *IMAGE_SHAPE)
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, values in _blocks(table):
+            file.write(values.data)
+
+
+def _write_parquet(table: Table, path: Path) -> None:
+    if table.files > 1:
+        path.mkdir()
+        each = table.rows // table.files
+        for number in range(table.files):
+            part = Table(each, table.width, table.layout)
+            target = path / f"rows-{number:05}.parquet"
+            _write_file(part, target, seed=SEED + number, first=number * each)
+    else:
+        _write_file(table, path)
+
+
+def _write_file(table: Table, path: Path, seed: int = SEED, first: int = 0) -> None:
+    to_batch = _BATCHES.get(table.layout, _list_batch)
+    schema = to_batch(first, np.zeros((1, table.width), np.float32)).schema
+    # Dictionaries are of no use for random floats, and pyarrow gives them up after a megabyte.
+    keep = True if table.layout == "dictionary" else ["id"]
+    batches = (to_batch(first + start, values) for start, values in _blocks(table, seed))
+    with pq.ParquetWriter(path, schema, use_dictionary=keep) as writer:
+        if table.layout == "one_group":
+            writer.write_table(pa.Table.from_batches(batches), row_group_size=table.rows)
+        else:
+            for batch in batches:
+                writer.write_batch(batch)
+
+
+def _blocks(table: Table, seed: int = SEED) -> Iterator[tuple[int, np.ndarray]]:
+    """The floats, block by block, each with the number of its first row."""
+    random = np.random.default_rng(seed)
+    for start in range(0, table.rows, GROUP_ROWS):
+        shape = (min(GROUP_ROWS, table.rows - start), table.width)
+        if table.layout == "dictionary":
+            steps = random.integers(0, DISTINCT_VALUES, shape).astype(np.float32)
+            yield start, steps / np.float32(DISTINCT_VALUES)
+        else:
+            yield start, random.standard_normal(shape, dtype=np.float32)
+
+
+def _ids(first: int, values: np.ndarray) -> pa.Array:
+    return pa.array(np.arange(first, first + len(values), dtype=np.int64))
+
+
+def _list_batch(first: int, values: np.ndarray) -> pa.RecordBatch:
+    flat = pa.array(np.ascontiguousarray(values).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.RecordBatch.from_arrays([_ids(first, values), lists], ["id", "features"])
+
+
+def _wide_batch(first: int, values: np.ndarray) -> pa.RecordBatch:
+    names = Table(0, values.shape[1], "wide").columns
+    columns = [pa.array(np.ascontiguousarray(column)) for column in values.T]
+    return pa.RecordBatch.from_arrays([_ids(first, values), *columns], ["id", *names])
+
+
+_BATCHES: dict[str, Callable[[int, np.ndarray], pa.RecordBatch]] = {"wide": _wide_batch}
+
+
+def _described(text: str) -> Table | Model:
+    fields = json.loads(text)
+    if fields.pop("is") == "Table":
+        return Table(**fields)
+    return Model(fields["kind"], tuple(fields["widths"]), fields["features"])
+
+
+if __name__ == "__main__":
+    make(_described(sys.argv[1]))

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import ContenderFailed, measure
+from benchmarks.process_family import Family
+
+MEBIBYTE = 1 << 20
+
+# It starts a daemon, with a session and a parent of its own, and ends when that has done its work.
+_DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        held = b"x" * (200 << 20)
+        while time.process_time() < 1:
+            pass
+        with open(sys.argv[1], "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.1)
+time.sleep(0.5)
+"""
+
+
+def run(program: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+
+
+def test_a_daemon_is_counted_and_does_not_outlive_the_measurement(tmp_path: Path) -> None:
+    taken = measure(run(_DAEMON, tmp_path / "pid"))
+    assert taken.cpu_seconds >= 0.7
+    assert taken.peak_bytes >= 200 * MEBIBYTE
+    assert taken.peak_rss_bytes < 200 * MEBIBYTE
+    assert taken.seconds >= 1.5
+    command = Path("/proc") / (tmp_path / "pid").read_text() / "cmdline"
+    assert not command.exists() or command.read_bytes() == b""  # ended, maybe not yet collected
+
+
+def test_what_the_process_says_last_is_read() -> None:
+    said = json.dumps({"body_seconds": 1.5, "body_cpu_seconds": 2.5})
+    taken = measure(run(f"print('no JSON'); print('{said}')"))
+    assert (taken.body_seconds, taken.body_cpu_seconds) == (1.5, 2.5)
+
+
+def test_cpu_time_and_memory_of_a_process_are_its_own() -> None:
+    taken = measure(
+        run("""
+        import time
+        held = bytes(range(256)) * (100 << 12)
+        while time.process_time() < 0.5:
+            pass
+        """)
+    )
+    assert 0.5 <= taken.cpu_seconds < 3
+    assert 100 * MEBIBYTE <= taken.peak_rss_bytes < 200 * MEBIBYTE
+    assert taken.said == {}
+
+
+def test_a_process_that_fails_is_an_error_with_its_last_words() -> None:
+    with pytest.raises(ContenderFailed, match=r"exit code 3: no such model"):
+        measure(run("import sys; sys.stderr.write('no such model'); sys.exit(3)"))
+
+
+def test_other_processes_do_not_belong_to_the_family() -> None:
+    family = Family("nobody has this mark")
+    family.look()
+    assert (family.living, family.cpu_seconds, family.peak_bytes) == ([], 0, 0)
