@@ -72,6 +72,7 @@ def measure(command: Sequence[str | Path]) -> Measurement:
     """
     family = Family(secrets.token_hex(8))
     environment = {**os.environ, **_ENVIRONMENT, MARK: family.mark}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or our modules are compiled at each start
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors)

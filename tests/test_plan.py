@@ -192,7 +192,7 @@ def test_parts_are_the_largest_within_time_bytes_and_share(
     chosen = choose_part_rows(batch_size, rows, rows_per_second=rate, bytes_per_row=row_bytes)
 
     def fits(part_rows: int) -> bool:
-        seconds, share = part_rows / rate, part_rows * 32
+        seconds, share = part_rows / rate, part_rows * 24
         return seconds <= 60 and part_rows * row_bytes <= 256 * 2**20 and share <= rows
 
     multiple = chosen // batch_size
