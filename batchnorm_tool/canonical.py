@@ -30,7 +30,9 @@ def sha256(data: Any) -> str:
 
 
 def sealed_json(data: dict[str, Any]) -> bytes:
-    """``data`` as canonical JSON with a ``checksum`` over all the rest of it in front.
+    """``data``, not empty, as canonical JSON with a ``checksum`` over all the rest in front.
+
+    Read back by `opened_json` without encoding it again, which matters where there are many.
 
     Example:
         >>> sealed_json({"part": 7})[:20], sealed_json({"part": 7})[-11:]
@@ -50,7 +52,7 @@ def opened_json(text: bytes) -> dict[str, Any] | None:
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` with a ``checksum`` over all the rest of it."""
+    """``data`` with a ``checksum`` over all the rest of it, as documents for readers have it."""
     return {**data, "checksum": sha256(data)}
 
 

@@ -16,7 +16,7 @@ from batchnorm_tool.stats import QUANTILES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchnorm_tool.histogram import Histogram
+    from batchnorm_tool.histogram import CoarseHistogram
     from batchnorm_tool.scored import Scored
     from batchnorm_tool.stats import NormStats
     from batchnorm_tool.storage import FileRecord, Storage
@@ -61,7 +61,7 @@ class ChunkStatistics:
         self._part = part
         self._chunks = 0
         self._rows: list[dict[str, Any]] = []
-        self._histograms: list[Histogram] = []
+        self._histograms: list[CoarseHistogram] = []
 
     def add(self, scored: Scored) -> None:
         """Take in the next chunk: a row for each output and norm."""
@@ -73,7 +73,7 @@ class ChunkStatistics:
                 self._rows.append(
                     {**place, "first_row": first_row, **counts, **_distribution(lengths)}
                 )
-                self._histograms.append(lengths.histogram)
+                self._histograms.append(lengths.histogram.coarse())
         self._chunks += 1
 
     def to_text(self) -> str:
@@ -111,14 +111,13 @@ def _distribution(lengths: NormStats) -> dict[str, Any]:
     }
 
 
-def _histograms(histograms: Sequence[Histogram]) -> pa.Array:
+def _histograms(histograms: Sequence[CoarseHistogram]) -> pa.Array:
     """Coarse histograms as lists of buckets, made of whole arrays: there are thousands of them."""
     if not histograms:
         return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
-    found = [histogram.coarse() for histogram in histograms]
-    columns = [np.concatenate(side) for side in zip(*found, strict=True)]
+    columns = [np.concatenate(side) for side in zip(*histograms, strict=True)]
     buckets = pa.StructArray.from_arrays(list(map(pa.array, columns)), fields=list(_BUCKET))
-    offsets = np.cumsum([0, *(len(counts) for _, _, counts in found)])
+    offsets = np.cumsum([0, *(len(counts) for _, _, counts in histograms)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
 
 

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from batchnorm_tool.norms import Float64s
 
 Int64s = npt.NDArray[np.int64]
+# Lower edges float64[c], upper edges float64[c], counts int64[c].
+CoarseHistogram = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Int64s]
 
 # A bucket is a float64 without its low 43 bits: 2**9 buckets for each octave.
 _SHIFT = 43
+_LAST_BUCKET = 2047 * 512 - 1  # of the largest finite numbers
 # Eight coarse buckets for each octave: another 6 bits less.
 _COARSE_SHIFT = 6
 # Up to this many buckets from first to last, counting in an array (8 bytes for each bucket) is
@@ -70,10 +73,14 @@ class Histogram(Mapping[int, int]):
         Raises:
             ValueError: They are no pairs of whole numbers, in ascending order of buckets.
         """
-        table = np.array([[int(bucket), int(count)] for bucket, count in pairs], np.int64)
+        try:
+            table = np.array([[int(bucket), int(count)] for bucket, count in pairs], np.int64)
+        except OverflowError as error:
+            raise ValueError("a bucket or a count of the histogram is too large") from error
         buckets, counts = table.reshape(-1, 2).T
-        if (np.diff(buckets) <= 0).any() or (counts <= 0).any():
-            raise ValueError("the buckets of the histogram are not in order, or one is empty")
+        in_range = not len(buckets) or (buckets[0] >= 0 and buckets[-1] <= _LAST_BUCKET)
+        if not in_range or (np.diff(buckets) <= 0).any() or (counts <= 0).any():
+            raise ValueError("a bucket of the histogram is out of range or order, or empty")
         return cls(buckets, counts)
 
     def pairs(self) -> list[list[int]]:
@@ -103,7 +110,7 @@ class Histogram(Mapping[int, int]):
         """Return the lower and the upper edge of each bucket, float64[k]."""
         return lower_edges(self.buckets), lower_edges(self.buckets + 1)
 
-    def coarse(self) -> tuple[Float64s, Float64s, Int64s]:
+    def coarse(self) -> CoarseHistogram:
         """Return the histogram with 8 buckets for each octave.
 
         Returns:
@@ -127,5 +134,5 @@ def _summed(buckets: Int64s, counts: Int64s) -> Histogram:
 
 
 def lower_edges(buckets: Int64s) -> Float64s:
-    """The smallest value in each bucket."""
+    """The smallest value in each bucket: float64[k] of int64[k]."""
     return (buckets << _SHIFT).view(np.float64)

@@ -87,7 +87,7 @@ class PartRecord:
         files: What was committed, by the paths that readers will see.
         statistics: Statistics of each output.
         warnings: What a person should know of the rows, sorted, each text once.
-        chunks: The statistics of each chunk; see `chunk_statistics`.
+        chunks: The statistics of each chunk: an Arrow IPC stream in base 64.
     """
 
     part: int

@@ -102,7 +102,9 @@ class Worker:
     def _commit(self, tally: Tally, writer: PartWriter) -> PartRecord:
         with self.clock.stage("write"):
             files = () if tally.counts.failed else writer.commit()
+        with self.clock.stage("statistics"):
             record = tally.record(self._bits, files)
+        with self.clock.stage("write"):
             path = refusal_path if tally.counts.failed else record_path
             self.storage.put(path(record.part), record.to_json())
         return record
@@ -123,7 +125,7 @@ class Worker:
                 writer.write(scored, actions)
 
     def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The same chunks, the waiting for each counted as reading."""
+        """The same chunks; whatever brings the next one is the stage of reading."""
         while True:
             with self.clock.stage("read"):
                 chunk = next(chunks, None)

@@ -197,20 +197,6 @@ class NormStats:
         heights = np.column_stack((starts, ends)).reshape(-1).astype(np.float64)
         return np.clip(places, self.min, self.max), heights
 
-    def coarse_histogram(self) -> list[tuple[float, float, int]]:
-        """Return the histogram with 8 buckets for each octave, empty ones left out.
-
-        Returns:
-            ``(lower, upper, count)``, ascending: norms from ``lower`` to just below ``upper``.
-            Zeros are in the bucket that begins at 0.
-
-        Example:
-            >>> NormStats.of(np.array([1.0, 1.1, 3.0])).coarse_histogram()
-            [(1.0, 1.125, 2), (3.0, 3.25, 1)]
-        """
-        lower, upper, counts = self.histogram.coarse()
-        return list(zip(lower.tolist(), upper.tolist(), counts.tolist(), strict=True))
-
     def to_dict(self) -> dict[str, Any]:
         """Return these statistics as JSON data; what float64 cannot hold is None there."""
         return {

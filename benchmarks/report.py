@@ -16,6 +16,8 @@ from benchmarks.bench import Record
 from benchmarks.findings import NOTHING, Finding, figure
 from benchmarks.growth_plot import growth_plot
 
+BEGIN, END = "<!-- benchmarks/results/full.md -->", "<!-- end -->"
+
 
 @dataclass
 class Report:
@@ -70,14 +72,32 @@ class Report:
             drawing = growth_plot(self.curves["rows"], self.curves["width"])
             (directory / f"{name}-growth.svg").write_text(drawing + "\n")
 
-    def _sections(self) -> Iterator[str]:
-        yield _table(
+    def show_in(self, readme: Path) -> None:
+        """Put the table of targets between the two marks in the README."""
+        before, begin, rest = readme.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            msg = f"{readme} has no marks {BEGIN} and {END} between which the table belongs."
+            raise ValueError(msg)
+        readme.write_text(f"{before}{begin}\n{self.targets()}\n\n{self.origin()}\n{end}{after}")
+
+    def targets(self) -> str:
+        """The table of targets."""
+        return _table(
             ("row", "work", "ours", "the other", "ratio", "target", "met"),
             [
                 (one.row, one.work, one.ours, one.other, one.shown_value, one.target, one.verdict)
                 for one in self.findings
             ],
         )
+
+    def origin(self) -> str:
+        """The command, the date and the machine."""
+        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        return f"Made by `{self.command}` on {self.date}. Machine: {machine}."
+
+    def _sections(self) -> Iterator[str]:
+        yield self.targets()
         for case, why in self.failures.items():
             yield f"Case {case} could not be measured: {' '.join(why.split())}"
         yield "Medians of every contender:"
@@ -85,8 +105,7 @@ class Report:
             ("row", "contender", "runs", "work, s", "process, s", "CPU, s", "peak memory, MB"),
             list(_medians(self.records)),
         )
-        machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        yield f"Made by `{self.command}` on {self.date}. Machine: {machine}."
+        yield self.origin()
         for whose, found in self.versions.items():
             listed = ", ".join(f"{name} {version}" for name, version in found.items())
             yield f"Versions of {whose}: {listed}."

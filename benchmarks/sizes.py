@@ -66,7 +66,7 @@ SIZES = {
             growth_rows=(250_000, 1_000_000, 4_000_000, 16_000_000),
             widths=(16, 64, 256, 1024, 4096),
             width_values=64_000_000,
-            repetitions=2,
+            repetitions=3,
         ),
     )
 }

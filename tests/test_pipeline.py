@@ -42,9 +42,7 @@ def worker_for(tmp_path: Path) -> Callable[..., Worker]:
         preparation = Preparation(Job.from_dict(data, tmp_path))
         plan = preparation.plan()
         plan = replace(plan, resolved=replace(plan.resolved, chunk_rows=16))
-        return Worker(
-            plan, open_storage(plan.job.output.path), preparation.predictor(plan.resolved)
-        )
+        return Worker(plan, open_storage(plan.job.output.path), preparation.predictor())
 
     return make
 

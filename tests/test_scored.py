@@ -4,11 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from batchnorm_tool import norms
 from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.job import Input, Job, Normalize, Output
 from batchnorm_tool.layout import output_layouts
 from batchnorm_tool.predictor import IdentityPredictor
 from batchnorm_tool.scored import Scored, score_chunk
+from tests.merging import unsplit
 
 NAN, INF = np.nan, np.inf
 GOOD, ZERO = Reason.GOOD, Reason.ZERO_VECTOR
@@ -94,3 +96,21 @@ def test_predictions_are_handed_on_as_they_were() -> None:
     assert result.predictions["x"].tobytes() == array.tobytes()
     assert result.results["x"].unit[0].tolist() == [np.float32(0.6), np.float32(0.8)]
     assert result.results["x"].norms[0].tolist() == [5.0]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max", "none"])
+@pytest.mark.parametrize("values", [1, 6, 7, 1000])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, norm: str, values: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    rows[4], rows[5, 1], rows[10] = 0, NAN, 1e-40
+    whole = scored({"x": rows}, normalize=Normalize(norm=norm))
+    monkeypatch.setattr(norms, "_BLOCK_VALUES", values)
+    cut = scored({"x": rows}, normalize=Normalize(norm=norm))
+    for name in ("unit", "norms"):
+        one, other = (getattr(each.results["x"], name) for each in (whole, cut))
+        assert one.tobytes() == other.tobytes()
+    assert cut.faults.tolist() == whole.faults.tolist()
+    assert unsplit(cut.statistics["x"].to_dict()) == unsplit(whole.statistics["x"].to_dict())
+    assert np.allclose(
+        cut.statistics["x"].dimensions.mean, whole.statistics["x"].dimensions.mean, rtol=1e-14
+    )

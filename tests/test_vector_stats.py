@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from batchnorm_tool.errors import Damaged
+from batchnorm_tool.moments import reduced
 from batchnorm_tool.norms import L2, Norm, row_norms
 from batchnorm_tool.vector_stats import DimensionStats, VectorStats
 from tests.merging import pieces_of, through_json, unsplit
@@ -168,3 +169,10 @@ def test_damaged_statistics_are_told_apart(spoil: Any) -> None:
     spoil(data)
     with pytest.raises(Damaged, match="cannot be read"):
         VectorStats.from_dict(data)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5000,), (1, 3), (7, 3), (2049, 64), (40, 1500), (9, 0)])
+def test_reducing_side_by_side_gives_what_numpy_gives(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape)
+    assert np.array_equal(reduced(np.maximum, values), values.max(axis=0))
+    assert np.allclose(reduced(np.add, values), values.sum(axis=0), rtol=1e-12)

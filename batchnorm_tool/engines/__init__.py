@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline import Worker
+    from batchnorm_tool.plan import Plan
     from batchnorm_tool.predictor.tensorflow_setup import DeviceName
 
 
@@ -44,11 +44,11 @@ class Engine(Protocol):
 
 
 @contextlib.contextmanager
-def open_engine(job: Job, parts: int) -> Iterator[Engine]:
-    """The engine that ``job.engine`` asks for, with all that it needs running.
+def open_engine(plan: Plan, parts: int) -> Iterator[Engine]:
+    """The engine that the job's ``engine`` asks for, with all that it needs running.
 
     Args:
-        job: What to do; its plan lies in its output.
+        plan: What to do; it lies in the output.
         parts: How many parts there are to do.
 
     Raises:
@@ -57,8 +57,9 @@ def open_engine(job: Job, parts: int) -> Iterator[Engine]:
     from batchnorm_tool.engines.local import LocalEngine, available_cores
     from batchnorm_tool.engines.processes import open_processes
 
+    job = plan.job
     workers = available_cores() if job.engine.workers == "auto" else job.engine.workers
-    devices = _devices(job)[:parts] if parts > 1 else []
+    devices = _devices(plan)[:parts] if parts > 1 else []
     if len(devices) > 1:
         with open_processes(devices, workers, job.output.path) as engine:
             yield engine
@@ -66,10 +67,11 @@ def open_engine(job: Job, parts: int) -> Iterator[Engine]:
         yield LocalEngine(workers)
 
 
-def _devices(job: Job) -> list[DeviceName]:
-    """A device for each process; stored predictions need no GPU."""
+def _devices(plan: Plan) -> list[DeviceName]:
+    """A device for each process; a run that was planned on the CPU needs no GPU."""
     from batchnorm_tool.predictor.tensorflow_setup import every_device
 
-    if job.model is None and job.engine.device != "cpu":
+    engine = plan.job.engine
+    if plan.resolved.device == "cpu" and engine.device != "cpu":
         return ["cpu"]
-    return every_device(job.engine.devices)
+    return every_device(engine.devices)

@@ -150,11 +150,15 @@ class _RemoteWorker:
         """Have one part done, see `Worker.process_part`; its times are added to the clock."""
         with self.child.expected_to_live():
             self.connection.send(number)
-            while isinstance(answer := _received(self.connection, stopped), int):
-                advance(answer)
+        while isinstance(answer := self._answer(stopped), int):
+            advance(answer)
         if isinstance(answer, BaseException):
             raise answer
         self.clock.merge(answer)
+
+    def _answer(self, stopped: Callable[[], bool]) -> Answer:
+        with self.child.expected_to_live():
+            return _received(self.connection, stopped)
 
 
 class _Child:
@@ -231,7 +235,7 @@ class _Child:
         """
         try:
             yield
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # `recv` has no class for a message cut short
             raise self._death() from error
 
     def _death(self) -> WorkFailed:

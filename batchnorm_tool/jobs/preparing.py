@@ -141,9 +141,9 @@ class Preparation:
         if not self.rows:
             yield "The input has no rows: the result is valid and empty."
 
-    def predictor(self, resolved: Resolved) -> Predictor:
-        """The model, its batch size fixed to the plan's."""
-        return self._load().with_batch_size(resolved.batch_size)
+    def predictor(self) -> Predictor:
+        """The model, loaded once."""
+        return self._load()
 
     def _load(self) -> Predictor:
         if self._predictor is None:
@@ -164,10 +164,12 @@ class Preparation:
         sample = self._sample(columns, inputs)
         outputs = _true_outputs(model, sample)
         batch_size = self._batch_size(model, sample)
+        # Kept: the work would compile it anew.
+        self._predictor = model = model.with_batch_size(batch_size)
         row_bytes = _row_bytes(outputs, self.job.output.dtype)
         part_rows = self.job.output.part_rows
         if part_rows == "auto":
-            rate = self._rows_per_second(model.with_batch_size(batch_size), sample)
+            rate = self._rows_per_second(model, sample)
             part_rows = choose_part_rows(
                 batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
             )

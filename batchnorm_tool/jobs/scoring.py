@@ -162,7 +162,7 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     kept = _begin(storage, plan, there.plan if resumes else None)
     numbers = [number for number in range(plan.part_count) if number not in kept]
     worker = _worker(preparation, storage, plan) if numbers else None
-    with open_engine(plan.job, len(numbers)) as engine:
+    with open_engine(plan, len(numbers)) as engine:
         started = time.perf_counter()
         rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
         workers = engine.workers
@@ -194,7 +194,7 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
 
 
 def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
-    return make_worker(storage, plan, preparation.predictor(plan.resolved))
+    return make_worker(storage, plan, preparation.predictor())
 
 
 def _work(engine: Engine, worker: Worker, numbers: list[int], progress: Progress) -> int:

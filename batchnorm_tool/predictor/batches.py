@@ -88,6 +88,8 @@ class ModelPredictor:
 
     def with_batch_size(self, batch_size: int) -> Self:
         """The same model, compiled for a batch size."""
+        if batch_size == self.batch_size:
+            return self
         own = self.model.own_batch_size
         if own not in (None, batch_size):
             raise ModelError(

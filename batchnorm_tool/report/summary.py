@@ -214,9 +214,10 @@ def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
         for stage, seconds in profile["stages"].items()
     ]
     cells = max(0, width - len(lines[0]) - 2)
+    counted = "1 worker" if profile["workers"] == 1 else f"{profile['workers']} workers"
     bars = [_bar(share, cells) for share in profile["shares"].values()]
     return [
-        f"where the time of {profile['workers']} workers went, {number(profile['seconds'])} s each",
+        f"where the time of {counted} went, {number(profile['seconds'])} s each",
         "",
         *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
         "",

@@ -27,6 +27,7 @@ def open_writer(path: Path, schema: pa.Schema, plain: Sequence[str]) -> pq.Parqu
         use_dictionary=[name for name in schema.names if name not in plain],
         write_statistics=[name for name in schema.names if name != "vector"],
         write_page_checksum=True,
+        write_batch_size=16384,
     )
 
 

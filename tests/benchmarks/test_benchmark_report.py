@@ -12,7 +12,8 @@ from benchmarks.cases.growing import straight_line
 from benchmarks.findings import Finding, Target, figure
 from benchmarks.growth_plot import growth_plot
 from benchmarks.measure import Measurement
-from benchmarks.report import Report
+from benchmarks.places import ROOT
+from benchmarks.report import BEGIN, END, Report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -65,6 +66,32 @@ def test_the_table_says_what_was_missed() -> None:
         "Made by `make bench SIZE=full` on 2026-01-02. Machine: CPU a processor, cores 2." in text
     )
     assert "Versions of the tool: tensorflow 2.21.0." in text
+
+
+def test_the_readme_shows_the_saved_table() -> None:
+    shown = (ROOT / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    saved = (ROOT / "benchmarks" / "results" / "full.md").read_text()
+    rows = [line for line in shown.splitlines() if line]
+    assert len(rows) > 12
+    assert set(rows) <= set(saved.splitlines())
+
+
+def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    report = Report("make bench", findings=[finding(13.0, Target("at least", 12))])
+    for _ in range(2):
+        report.show_in(readme)
+    inner = f"{BEGIN}\n{report.targets()}\n\n{report.origin()}\n{END}"
+    assert readme.read_text() == f"before\n{inner}\nafter\n"
+
+
+def test_a_readme_without_marks_stays_as_it_is(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nafter\n")
+    with pytest.raises(ValueError, match="no marks"):
+        Report("make bench").show_in(readme)
+    assert readme.read_text() == f"before\n{BEGIN}\nafter\n"
 
 
 def test_every_measurement_is_saved(tmp_path: Path) -> None:

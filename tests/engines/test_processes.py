@@ -60,7 +60,7 @@ def opened(job_on: Callable[..., Job]) -> Worker:
     plan = preparation.plan()
     storage = open_storage(plan.job.output.path)
     storage.put(PLAN_PATH, plan.to_json())
-    return make_worker(storage, plan, preparation.predictor(plan.resolved))
+    return make_worker(storage, plan, preparation.predictor())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.features import (
     FeatureReader,
 )
+from batchnorm_tool.features.values import nonfinite_rows, numbers_of
 from batchnorm_tool.input_warnings import InputWarning, collected
 from tests.features.tables import (
     GOOD,
@@ -219,3 +220,24 @@ def test_invalid_text_is_refused_in_words() -> None:
 def test_input_of_a_type_that_no_column_feeds_is_a_model_error() -> None:
     with pytest.raises(ModelError, match="Received: complex64"):
         read(pa.array([1.0]), vector(1, "complex64"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rows_are_judged_alone_whatever_their_sum(dtype: str) -> None:
+    large = np.finfo(dtype).max
+    sums_overflow = np.array([[large, large], [1, 2]], dtype)
+    assert nonfinite_rows(sums_overflow) is None
+    opposite = np.array([[np.inf, 1], [-np.inf, 2], [3, 4]], dtype)
+    assert nonfinite_rows(opposite).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.bool_()])
+def test_numbers_of_a_slice_are_its_own_and_read_only(kind: pa.DataType) -> None:
+    whole = pa.array([1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1], pa.int8()).cast(pa.float32()).cast(kind)
+    numbers = numbers_of(whole.slice(3, 6))
+    assert numbers.tolist() == [1, 0, 1, 1, 0, 0]
+    assert numbers.dtype == kind.to_pandas_dtype()
+    assert not numbers.flags.writeable
+    assert numbers_of(whole.slice(11)).shape == (0,)
+    with_nulls = pa.array([None, 1, None, 1], pa.float32()).cast(kind)
+    assert numbers_of(with_nulls)[[1, 3]].tolist() == [1, 1]

@@ -18,6 +18,7 @@ from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.scoring import RunResult, plan_run, run
+from batchnorm_tool.predictor.keras_model import KerasModel
 from tests.jobs.plain_script import (
     NORMS,
     ROWS,
@@ -267,3 +268,23 @@ def test_auto_choices_are_recorded_and_kept(samples: Path, tmp_path: Path) -> No
     assert resolved["part_rows"] % resolved["batch_size"] == 0
     assert resolved["chunk_rows"] % resolved["batch_size"] == 0
     assert run(Job.from_dict(data, tmp_path)).nothing_to_do
+
+
+def test_the_model_is_compiled_once_for_its_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = KerasModel.compile
+
+    def counted(self: KerasModel, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        return real(self, batch_size)
+
+    monkeypatch.setattr(KerasModel, "compile", counted)
+    data = {
+        "input": {"path": str(SAMPLES / "digits.parquet"), "key": "id", "features": "pixels"},
+        "model": {"path": str(SAMPLES / "digits_encoder.keras"), "batch_size": 256},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    run(Job.from_dict(data))
+    assert sizes.count(256) == 1
