@@ -277,7 +277,7 @@ def test_no_system_call_is_missed(parquet: Case, tmp_path: Path) -> None:
         *[("fsync", number) for number in (1, 6, 11, 25)],
         *[("rename", number) for number in (1, 4, 9)],
         *[("write", number) for number in (1, 40)],
-        *[("unlinkat", number) for number in (1, 8)],
+        *[("unlinkat", number) for number in (1, 5)],
         ("mkdir", 2),
     ],
 )

@@ -27,7 +27,8 @@ ALL_BUFFERS_BYTES = 64 * MEBIBYTE
 LEAST_BUFFER_BYTES = MEBIBYTE // 16
 
 # A part up to this size is decoded at one go, so that the next part need not wait or start over.
-READ_AHEAD_BYTES = 32 * MEBIBYTE
+# Each worker holds as much until it has worked on it.
+READ_AHEAD_BYTES = 24 * MEBIBYTE
 
 # Each holds a file handle, a page of each column and a decoded batch.
 MOST_CURSORS = 16

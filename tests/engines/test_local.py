@@ -5,7 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batchnorm_tool.engines import open_engine
@@ -20,6 +22,7 @@ from batchnorm_tool.errors import (
     WorkFailed,
 )
 from batchnorm_tool.job import Job
+from batchnorm_tool.jobs.preparing import Preparation
 
 
 @dataclass
@@ -140,9 +143,14 @@ def test_whoever_leaves_early_stops_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("workers", "expected"), [("auto", available_cores()), (3, 3)])
-def test_the_job_says_how_many(workers: str | int, expected: int) -> None:
-    data = {"input": {"path": "/in"}, "output": {"path": "/out"}, "engine": {"workers": workers}}
-    with open_engine(Job.from_dict(data), parts=9) as engine:
+def test_the_job_says_how_many(tmp_path: Path, workers: str | int, expected: int) -> None:
+    np.save(tmp_path / "in.npy", np.ones((3, 2), np.float32))
+    data = {
+        "input": {"path": "in.npy"},
+        "output": {"path": "out"},
+        "engine": {"workers": workers},
+    }
+    with open_engine(Preparation(Job.from_dict(data, tmp_path)).plan(), parts=9) as engine:
         assert isinstance(engine, LocalEngine)
         assert engine.workers == expected
     assert available_cores() >= 1

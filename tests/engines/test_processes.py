@@ -29,6 +29,7 @@ from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.scoring import run
 from batchnorm_tool.pipeline import Worker
 from batchnorm_tool.plan import PLAN_PATH
+from batchnorm_tool.predictor import tensorflow_setup
 from batchnorm_tool.storage import open_storage
 from batchnorm_tool.worker_opening import make_worker
 from tests.kill_points import tree
@@ -304,5 +305,14 @@ def test_a_script_needs_no_guard(tmp_path: Path, job_on: Callable[..., Job]) -> 
 )
 def test_one_process_is_enough(devices: object, parts: int, job_on: Callable[..., Job]) -> None:
     """For one device, for predictions that are stored already, and for one part."""
-    with open_engine(job_on(devices), parts) as engine:
+    with open_engine(Preparation(job_on(devices)).plan(), parts) as engine:
+        assert isinstance(engine, LocalEngine)
+
+
+def test_what_was_planned_on_the_cpu_stays_there(
+    job_on: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TensorFlow was begun without the GPUs that the machine has, `auto` means the CPU."""
+    monkeypatch.setattr(tensorflow_setup, "every_device", lambda devices: [0, 1])
+    with open_engine(Preparation(job_on("auto")).plan(), 9) as engine:
         assert isinstance(engine, LocalEngine)
