@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ _CALLS = 3
 _SIZE_SECONDS = (0.1, 0.5)
 # Where a call is this short, its own cost dominates, and the next size can be four times as large.
 _SHORT_CALL = 0.002
-# Of sizes that differ by less than this, the largest: what the tool does for each call and chunk is
-# not in the measurement. 1 M rows took 15.4 CPU seconds at 1,024 and 12.5 at 8,192, where the calls
-# alone were equally fast.
+# Of sizes that differ by less than this, the largest that the caches hold: what the tool does for
+# each call and chunk is not in the measurement. 1 M rows of 128 took 15.4 CPU seconds at 1,024 and
+# 12.5 at 8,192; vectors of 4,096 lost half their rate at 8,192, which is 134 MB.
 _EQUAL = 0.95
+_CACHED_BYTES = 8 * 2**20
 # Activations beside the arrays that go in and out: what wide layers and convolutions need.
 _WORKING_FACTOR = 16
 
@@ -59,8 +61,26 @@ def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], ro
         speeds[size] = size / min(seconds)
         step = 4 if min(seconds) < _SHORT_CALL else 2
         size = min(size * step, largest) if size < largest else largest + 1
-    enough = _EQUAL * max(speeds.values(), default=0.0)
-    return max((size for size, speed in speeds.items() if speed >= enough), default=SMALLEST)
+    return _chosen(speeds, _row_bytes(predictor, sample)) if speeds else SMALLEST
+
+
+def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
+    """The largest of the fastest sizes that the caches hold, or else the smallest of them.
+
+    Example:
+        >>> _chosen({32: 50.0, 64: 100.0, 128: 99.0, 256: 98.0}, row_bytes=65536)
+        128
+    """
+    enough = _EQUAL * max(speeds.values())
+    fastest = [size for size, speed in speeds.items() if speed >= enough]
+    cached = [size for size in fastest if size * row_bytes <= _CACHED_BYTES]
+    return max(cached, default=min(fastest))
+
+
+def _row_bytes(predictor: Predictor, sample: Mapping[str, np.ndarray]) -> int:
+    """Bytes of one row of features and predictions, these as float32."""
+    given = sum(array[:1].nbytes for array in sample.values())
+    return given + sum(4 * math.prod(size or 1 for size in out.shape) for out in predictor.outputs)
 
 
 def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
