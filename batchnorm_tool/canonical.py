@@ -43,7 +43,14 @@ def sealed_json(data: dict[str, Any]) -> bytes:
 
 
 def opened_json(text: bytes) -> dict[str, Any] | None:
-    """The data of which `sealed_json` made ``text``, or ``None`` where the checksum disagrees."""
+    """Read back what `sealed_json` wrote.
+
+    Args:
+        text: A whole file.
+
+    Returns:
+        The data, or ``None`` where the checksum disagrees or there is none.
+    """
     digest, body = text[_DIGEST], b"{" + text[_DIGEST.stop + 2 :]
     if text != _SEAL % (digest, body[1:]) or hashlib.sha256(body).hexdigest().encode() != digest:
         return None

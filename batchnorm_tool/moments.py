@@ -20,7 +20,16 @@ def moments(
 ) -> tuple[Float64s, Float64s]:
     """Return the mean, and the sum of squared deviations from it, along the first axis.
 
-    The mean is held within ``low`` and ``high``, the extremes, which a rounded sum can leave.
+    The mean is held within the extremes, which a rounded sum can leave.
+
+    Args:
+        values: float64[n] or float64[n, d], C order.
+        low: float64 or float64[d], the smallest values.
+        high: float64 or float64[d], the largest values.
+
+    Returns:
+        Two of float64 or float64[d]; zeros where there are no values. The sum of squares is inf
+        where float64 cannot hold it.
     """
     if not len(values):
         return np.zeros(values.shape[1:]), np.zeros(values.shape[1:])
@@ -65,6 +74,13 @@ def merged_moments(
     The update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
     sample variances" (1979), eq. 2.1, from the larger set's mean: so written, equal means stay
     equal to the last bit, and no difference of means overflows.
+
+    Args:
+        one: Number of values, their mean and m2: float or float64[d] each.
+        other: The same of the other set.
+
+    Returns:
+        Mean and m2 of both together.
     """
     if other[0] > one[0]:
         one, other = other, one

@@ -61,11 +61,15 @@ class StageClock:
             self._totals[stage] = (before[0] + seconds, before[1] + cpu_seconds)
 
     def totals(self) -> dict[str, tuple[float, float]]:
-        """What every stage took so far: seconds and CPU seconds, as plain data."""
+        """What every stage took so far: by its name, seconds and CPU seconds."""
         with self._lock:
             return dict(self._totals)
 
     def merge(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        """Add the `totals` of another clock, such as that of a worker in another process."""
+        """Add the `totals` of another clock, such as that of a worker in another process.
+
+        Args:
+            totals: By the name of each stage, seconds and CPU seconds.
+        """
         for stage, (seconds, cpu_seconds) in totals.items():
             self.add(stage, seconds, cpu_seconds)

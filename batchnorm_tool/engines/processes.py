@@ -92,7 +92,12 @@ def shared(workers: int, processes: int) -> list[int]:
 
 
 class ProcessEngine:
-    """Threads of this process and of others; made by `open_processes`."""
+    """Threads of this process and of others; made by `open_processes`.
+
+    Args:
+        own: How many parts this process works on at once.
+        children: The other processes, ready.
+    """
 
     def __init__(self, own: int, children: Sequence[_Child]) -> None:
         self._own, self._children = own, children
