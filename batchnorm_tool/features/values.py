@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
@@ -73,6 +72,8 @@ def array_dtype(field: Field) -> np.dtype:
     if field.dtype == STRING:
         return np.dtype(object)
     if field.dtype == "bfloat16":
+        import ml_dtypes  # a twentieth of a run with nothing to do
+
         return np.dtype(ml_dtypes.bfloat16)
     try:
         dtype = np.dtype(field.dtype)
@@ -90,7 +91,7 @@ def array_dtype(field: Field) -> np.dtype:
 
 def is_float(dtype: np.dtype) -> bool:
     """Whether a dtype has NaN; bfloat16 is no float to NumPy itself."""
-    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def numbers_of(values: pa.Array) -> np.ndarray:
@@ -185,6 +186,8 @@ def _is_changed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversion) -> None:
     """Warn of integers with more significant bits than the float dtype has."""
+    import ml_dtypes
+
     limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)
     large = numbers[(numbers > limit) | (numbers < -limit)]
     # Two's complement gives the right absolute value even for the least of all integers.

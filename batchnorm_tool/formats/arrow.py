@@ -107,7 +107,7 @@ class ArrowSink:
         self._writer.close()
 
     def _write_batch(self, group: pa.Table) -> None:
-        self._writer.write_table(_without_hidden_bytes(group))
+        self._writer.write_table(_without_hidden_bytes(group.combine_chunks()))
 
 
 class _Mapped:

@@ -82,7 +82,7 @@ class Parquet:
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows ``start`` to ``stop``, decoding only the row groups that hold them.
 
-        At most 24 MiB (or one batch) are held decoded; a part that shares its row group with the
+        At most 16 MiB (or one batch) are held decoded; a part that shares its row group with the
         part read before goes on where that one stopped.
         """
         with local_file.refusing(path), open_parquet(path) as file:

@@ -28,7 +28,7 @@ LEAST_BUFFER_BYTES = MEBIBYTE // 16
 
 # A part up to this size is decoded at one go, so that the next part need not wait or start over.
 # Each worker holds as much until it has worked on it.
-READ_AHEAD_BYTES = 24 * MEBIBYTE
+READ_AHEAD_BYTES = 16 * MEBIBYTE
 
 # Each holds a file handle, a page of each column and a decoded batch.
 MOST_CURSORS = 16

@@ -317,6 +317,15 @@ def test_row_groups_have_about_the_bytes_asked_for(tmp_path: Path) -> None:
     assert sum(sizes) == 2000
 
 
+def test_small_tables_share_their_pages(tmp_path: Path) -> None:
+    tables = [table_of(50, width=32)] * 40
+    for name, written in (("many", tables), ("one", [pa.concat_tables(tables).combine_chunks()])):
+        (tmp_path / name).mkdir()
+        write_sink(tmp_path / name, written, Layout(2000, ("vector",)))
+    many, one = (tmp_path / name / "vectors/part-000000.parquet" for name in ("many", "one"))
+    assert many.read_bytes() == one.read_bytes()
+
+
 def test_long_strings_make_small_row_groups(tmp_path: Path) -> None:
     table = pa.table({"text": ["x" * 3000] * 10 + ["y"] * 200})
     path = write_sink(tmp_path, [table], Layout(210, (), row_group_bytes=4096))
