@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         WorkFailed,
     )
     from batchnorm_tool.job import Job
+    from batchnorm_tool.jobs.comparing import Comparison, compare
+    from batchnorm_tool.jobs.diffing import Difference, diff
     from batchnorm_tool.jobs.reading import read
     from batchnorm_tool.jobs.scoring import RunResult, run
     from batchnorm_tool.jobs.scoring_in_memory import Result, score
@@ -39,7 +41,9 @@ _HOMES = {
     "BadRows": "errors",
     "BatchnormToolError": "errors",
     "Busy": "errors",
+    "Comparison": "jobs.comparing",
     "Damaged": "errors",
+    "Difference": "jobs.diffing",
     "InputError": "errors",
     "Interrupted": "errors",
     "Job": "job",
@@ -51,6 +55,8 @@ _HOMES = {
     "Result": "jobs.scoring_in_memory",
     "RunResult": "jobs.scoring",
     "WorkFailed": "errors",
+    "compare": "jobs.comparing",
+    "diff": "jobs.diffing",
     "normalize": "array_normalization",
     "read": "jobs.reading",
     "run": "jobs.scoring",
@@ -63,7 +69,9 @@ __all__ = [
     "BadRows",
     "BatchnormToolError",
     "Busy",
+    "Comparison",
     "Damaged",
+    "Difference",
     "InputError",
     "Interrupted",
     "Job",
@@ -76,6 +84,8 @@ __all__ = [
     "RunResult",
     "WorkFailed",
     "__version__",
+    "compare",
+    "diff",
     "normalize",
     "read",
     "run",

@@ -23,7 +23,9 @@ from batchnorm_tool.cli_flags import (
     JOB_FLAGS,
     MODEL_FLAGS,
     common_flags,
+    comparing_flags,
     flags_of_job,
+    listed,
     overrides,
     running_flags,
 )
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from batchnorm_tool.job import Job
+    from batchnorm_tool.jobs.comparing import Comparison
+    from batchnorm_tool.jobs.diffing import Difference
 
 _EPILOG = (
     "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done as asked; "
@@ -96,6 +100,67 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
     """Normalize predictions that are stored already, without a model."""
     data = {"input": {"path": source}, "output": {"path": output}}
     _work(lambda: _job_of_paths(data, options), options, shorthand=True)
+
+
+@cli.command("compare", epilog=_EPILOG)
+@click.argument("source", metavar="IN")
+@click.option("--norms", callback=listed, metavar="NORM,...", help="none,l1,l2,max, or lp:3.")
+@click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
+@click.option("--label", help="Column of classes: rows of the same class are relevant.")
+@click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")
+@click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
+@click.option(
+    "--relevance-columns", callback=listed, metavar="QUERY,ITEM[,GRADE]", help="Its columns."
+)
+@click.option("--by", metavar="COLUMN", help="Every figure for each value, or tenth, of a column.")
+@comparing_flags
+@common_flags
+def compare_command(source: str, **options: Any) -> None:
+    """Tell which normalization serves stored predictions, and how sure that is."""
+    with _Command(options) as terminal:
+        from batchnorm_tool.jobs.comparing import compare
+
+        names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
+        comparison = compare(
+            source,
+            **{name: options[name] for name in names},
+            **_given(options, "norms", "sample"),
+            **_of_both(options),
+        )
+        _save(comparison, options)
+        terminal.compared(comparison.to_dict(), options["output"])
+
+
+@cli.command("diff", epilog=_EPILOG)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@comparing_flags
+@common_flags
+def diff_command(a: str, b: str, **options: Any) -> None:
+    """Tell what changed between two sets of predictions: two models, two nights."""
+    with _Command(options) as terminal:
+        from batchnorm_tool.jobs.diffing import diff
+
+        difference = diff(a, b, **_given(options, "sample"), **_of_both(options))
+        _save(difference, options)
+        terminal.compared(difference.to_dict(), options["output"])
+
+
+def _of_both(options: dict[str, Any]) -> dict[str, Any]:
+    """What `compare` and `diff` take alike."""
+    named = {name: options[name] or None for name in ("column", "key")}
+    return {**named, **_given(options, "k"), "seed": options["seed"]}
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those flags that were given; ``all`` stands for no limit."""
+    values = {name: options[name] for name in names if options[name] is not None}
+    return {name: None if value == "all" else value for name, value in values.items()}
+
+
+def _save(report: Comparison | Difference, options: dict[str, Any]) -> None:
+    if options["output"] is not None:
+        report.save(options["output"])
 
 
 @cli.command("verify", epilog=_EPILOG)

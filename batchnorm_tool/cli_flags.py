@@ -105,6 +105,44 @@ def running_flags(command: Any) -> Any:
     return command
 
 
+def comparing_flags(command: Any) -> Any:
+    """Flags of the commands that compare stored predictions."""
+    for option in (
+        click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Of all that is drawn."
+        ),
+        click.option("--sample", callback=_sample, metavar="N", help="Queries at most, or all."),
+        click.option("--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours."),
+        click.option("--key", multiple=True, help="Column that names a row; repeatable."),
+        click.option("--column", multiple=True, help="Column of the vectors; repeatable."),
+    ):
+        command = option(command)
+    return command
+
+
+def listed(*given: Any) -> list[str] | None:
+    """Names separated by commas; what click calls with a flag's text last."""
+    text: str | None = given[-1]
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError as error:
+        msg = f"Expected whole numbers separated by commas, such as 1,5,10. Received: {text}."
+        raise click.BadParameter(msg, context, parameter) from error
+
+
+def _sample(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    try:
+        return text if text in (None, "all") else int(text)
+    except ValueError as error:
+        msg = f"Expected a whole number, or all. Received: {text}."
+        raise click.BadParameter(msg, context, parameter) from error
+
+
 def overrides(options: dict[str, Any]) -> list[str]:
     """What the flags say, in the words of ``--set``.
 

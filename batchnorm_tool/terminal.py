@@ -108,6 +108,11 @@ class Terminal:
         """Print what a path is."""
         self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
 
+    def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
+        """Print a comparison or a difference, and where its report is."""
+        self._warn(document["warnings"])
+        self._print({"status": "done", **document}, lambda: _compared_lines(document, directory))
+
     def _run_lines(
         self, result: RunResult, shorthand: Job | None, *, profile: bool
     ) -> Iterator[str]:
@@ -210,6 +215,17 @@ class Terminal:
 
     def _bold(self, text: str) -> str:
         return click.style(text, bold=True) if self._color else text
+
+
+def _compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterator[str]:
+    from batchnorm_tool.report.comparison_summary import comparison_lines, difference_lines
+
+    is_comparison = document["kind"] == "comparison"
+    yield from (comparison_lines if is_comparison else difference_lines)(document, _WIDTH)
+    if directory is not None:
+        name = "comparison" if is_comparison else "diff"
+        yield ""
+        yield from _table([("report", f"{_near(directory)}/{name}.html")])
 
 
 def _near(path: str) -> str:

@@ -181,7 +181,7 @@ class StoredVectors:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for output in self._run.layouts:
             if output.vector_column in columns:
-                columns[output.vector_column] = _predictions(
+                columns[output.vector_column] = raw_predictions(
                     columns[output.vector_column], columns[output.norm_column], output
                 )
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
@@ -207,8 +207,14 @@ class StoredVectors:
         return _objects(cells[0] if len(cells) == 1 else list(zip(*cells, strict=True)))
 
 
-def _predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
-    """Vector times norm, as a column like that of the unit vectors."""
+def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
+    """Vector times norm, as a column like that of the unit vectors.
+
+    Args:
+        units: Stored vectors, flat lists of fixed size.
+        norms: The norm of each, or a list of norms where a row has several vectors.
+        output: How they are stored.
+    """
     stored = rows_of(units)
     rows = len(stored)
     lengths = rows_of(norms).reshape(rows, output.vectors, 1)

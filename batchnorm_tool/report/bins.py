@@ -76,11 +76,57 @@ def bin_norms(stats: Mapping[str, Any], most: int = 48) -> NormBins | None:
     )
     first, last = _window(pairs, inner, kind)
     edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
+    return _counted(pairs, edges, kind, int(stats["zero"]))
+
+
+def bin_together(
+    several: Mapping[str, Mapping[str, Any]], most: int = 64, log_from: float = _LOG_FROM
+) -> dict[str, NormBins]:
+    """Gather the buckets of several norm statistics into the same bars, for drawing over another.
+
+    Args:
+        several: Norm statistics as the manifest has them, by label.
+        most: Bars at most, at least 16.
+        log_from: Bars are equally wide on a logarithmic axis where the largest norm of all is at
+            least this many times the smallest, outliers aside; at least 2.
+
+    Returns:
+        The bars of each label that has a norm above zero, all with the same edges.
+
+    Example:
+        >>> one, four = ([[bucket * 512, 5]] for bucket in (1023, 1025))
+        >>> bins = bin_together({"a": {"zero": 0, "histogram": one},
+        ...     "b": {"zero": 1, "histogram": four}, "c": {"zero": 0, "histogram": []}}, log_from=2)
+        >>> bins.keys() == {"a", "b"}, bins["a"].edges == bins["b"].edges, bins["b"].zero
+        (True, True, 1)
+    """
+    pairs = {label: _without_zeros(stats) for label, stats in several.items()}
+    pairs = {label: buckets for label, buckets in pairs.items() if buckets}
+    if not pairs:
+        return {}
+    inner = [_middle(buckets) for buckets in pairs.values()]
+    wide = max(_edge(high) for _, high in inner) / log_from >= min(_edge(low) for low, _ in inner)
+    kind: Literal["linear", "log"] = "log" if wide else "linear"
+    windows = [_window(*window, kind) for window in zip(pairs.values(), inner, strict=True)]
+    first, last = min(low for low, _ in windows), max(high for _, high in windows)
+    edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
+    return {
+        label: _counted(buckets, edges, kind, int(several[label]["zero"]))
+        for label, buckets in pairs.items()
+    }
+
+
+def _counted(
+    pairs: Sequence[tuple[int, int]],
+    edges: tuple[float, ...],
+    kind: Literal["linear", "log"],
+    zero: int,
+) -> NormBins:
     counts = [0] * (len(edges) + 1)
     for bucket, amount in pairs:
         counts[bisect_right(edges, max(_edge(bucket), _TINIEST))] += amount
     below, *inside, above = counts
-    return NormBins(edges, tuple(inside), kind, below, above, int(stats["zero"]))
+    return NormBins(edges, tuple(inside), kind, below, above, zero)
 
 
 def _without_zeros(stats: Mapping[str, Any]) -> list[tuple[int, int]]:

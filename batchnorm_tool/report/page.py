@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchnorm_tool.report.markup import Html, join, tag
@@ -55,6 +55,7 @@ figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 .wide { display: block; } .narrow { display: none; }
 .trio { display: grid; grid-template-columns: repeat(2, 1fr); gap: 0 2.5rem; }
+.trio > * { min-width: 0; }
 .trio .wide { display: none; } .trio .narrow { display: block; }
 .bar:hover { fill: var(--line); }
 .scroll { overflow-x: auto; margin: .5rem 0 1rem; }
@@ -106,7 +107,9 @@ class Column:
     numeric: bool = True
 
 
-def document(title: str, header: Html, sections: Iterable[Html], footer: object) -> str:
+def document(
+    title: str, header: Html, sections: Iterable[Html], footer: object, style: str = ""
+) -> str:
     """Put a whole page together.
 
     Args:
@@ -114,6 +117,7 @@ def document(title: str, header: Html, sections: Iterable[Html], footer: object)
         header: What stands above the first section, heading included.
         sections: The sections in order.
         footer: The last line.
+        style: Rules of this kind of page, after those that all pages share.
 
     Returns:
         An HTML document that needs no other file, to be written as UTF-8.
@@ -129,7 +133,7 @@ def document(title: str, header: Html, sections: Iterable[Html], footer: object)
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("title", title),
         tag("link", rel="icon", href="data:,"),
-        tag("style", Html(_STYLE)),
+        tag("style", Html(_STYLE + style)),
     )
     body = tag("body", tag("header", header), tag("main", *sections), tag("footer", footer))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -224,6 +228,26 @@ def chart(words: Words, draw: Callable[[Words, Frame], Html], *after: object) ->
 def behind(label: str, content: Html) -> Html:
     """Return content that stays folded until the reader asks for it."""
     return tag("details", tag("summary", label), content)
+
+
+def prose(words: str) -> Html:
+    """Return words in which what stands between backticks is code.
+
+    Example:
+        >>> prose("Give `--seed`.")
+        'Give <code><bdi>--seed</bdi></code>.'
+    """
+    pieces = words.split("`")
+    if len(pieces) % 2 == 0:  # an odd backtick, from a name: leave all as they are
+        return join(words)
+    return join(*(code(text) if n % 2 else text for n, text in enumerate(pieces)))
+
+
+def warnings(words: Iterable[object]) -> Iterator[Html]:
+    """Yield the section with the warnings of a run or a comparison, where there are any."""
+    entries = [tag("li", prose(str(warning))) for warning in words]
+    if entries:
+        yield section("Warnings", tag("ul", *entries))
 
 
 def note(*words: object) -> Html:

@@ -18,6 +18,7 @@ LETTER = 7.2
 ROW = 18
 _TICK_GAP = 6
 _RIGHT = 12
+_LABEL_GAP = 6
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _x_labels(plot: Plot) -> Iterator[Html]:
         middle = min(max(x, half), plot.frame.width - half)
         if middle - half < free_from:
             continue
-        free_from = middle + half + 8
+        free_from = middle + half + _LABEL_GAP
         yield tag(
             "line",
             x1=pixels(x),

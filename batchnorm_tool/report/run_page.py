@@ -12,6 +12,7 @@ from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.bins import NormBins, bin_norms
 from batchnorm_tool.report.dimension_chart import dimension_chart
 from batchnorm_tool.report.markup import Html, join, tag
+from batchnorm_tool.report.norm_table import norm_table
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.part_chart import part_chart
 from batchnorm_tool.report.scale import Axis, count, number, share, size
@@ -20,7 +21,6 @@ from batchnorm_tool.report.summary import norm_shown, outside, spread
 if TYPE_CHECKING:
     from batchnorm_tool.report.plot import Frame
 
-_QUANTILE_HEADINGS = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 _HEADROOM = 1.04
 
 
@@ -38,7 +38,7 @@ def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
     """
     title = _title(manifest)
     sections = [
-        *_warnings(manifest),
+        *page.warnings(manifest.get("warnings") or []),
         *(_output(manifest, index, chunks) for index in range(len(manifest["outputs"]))),
         _bad_rows(manifest),
         _inputs(manifest),
@@ -104,20 +104,6 @@ def _kind(output: Mapping[str, Any]) -> str:
     return f"{shape} {output['dtype']}, {output['norm']}"
 
 
-def _warnings(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    warnings = manifest.get("warnings") or []
-    if warnings:
-        entries = (tag("li", _with_code(str(words))) for words in warnings)
-        yield page.section("Warnings", tag("ul", *entries))
-
-
-def _with_code(words: str) -> Html:
-    pieces = words.split("`")
-    if len(pieces) % 2 == 0:  # an odd backtick, from a name: leave all as they are
-        return join(words)
-    return join(*(page.code(text) if n % 2 else text for n, text in enumerate(pieces)))
-
-
 def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
     output = manifest["outputs"][index]
     statistics = manifest["statistics"].get(output["name"])
@@ -133,7 +119,7 @@ def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
         tag("p", _vectors(statistics), class_="quiet"),
         tag("h3", f"{shown} norm before normalization"),
         _histogram(f"{prefix}-norm", shown, norms[shown]),
-        _norm_table(norms),
+        norm_table(norms, "Norms before normalization"),
         tag("h3", f"{shown} norm along the run"),
         part_chart(f"{prefix}-run", chunks, output["name"], shown),
         tag("h3", "Spread of each dimension, before normalization"),
@@ -197,16 +183,6 @@ def _bin_table(label: str, bins: NormBins) -> Html:
     pairs = zip(bins.edges[:-1], bins.edges[1:], bins.counts, strict=True)
     rows = [[number(low, 6), number(high, 6), count(amount)] for low, high, amount in pairs]
     return page.table(f"Vectors by {label} norm", columns, rows)
-
-
-def _norm_table(norms: Mapping[str, Mapping[str, Any]]) -> Html:
-    headings = ("vectors", *_QUANTILE_HEADINGS, "mean", "std")
-    columns = [Column("norm", numeric=False), *map(Column, headings)]
-    rows = [
-        [label, count(stats["count"]), *map(number, [*spread(stats), stats["mean"], stats["std"]])]
-        for label, stats in norms.items()
-    ]
-    return page.table("Norms before normalization", columns, rows)
 
 
 def _bad_rows(manifest: Mapping[str, Any]) -> Html:

@@ -93,8 +93,62 @@ def number(value: float | None, digits: int = 4) -> str:
     size = abs(value)
     if not _PLAIN_FROM <= size < _PLAIN_TO:
         return _clean(f"{value:.{digits - 1}e}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    # Rounded first: 0.99999 becomes 1.000, as 1 does, and not 1.0000.
+    rounded = float(f"{size:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     return _clean(f"{value:,.{decimals}f}")
+
+
+def fixed(value: float | None, decimals: int = 4) -> str:
+    """Return a value with so many decimals, such as a share or a correlation.
+
+    Args:
+        value: The value; ``None`` or not finite where there is none.
+        decimals: Digits after the point.
+
+    Returns:
+        Such as ``0.7021``; values of one column have their points below one another.
+
+    Example:
+        >>> fixed(0.70214), fixed(-0.00001), fixed(None)
+        ('0.7021', '0.0000', '\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    # Adding zero takes the sign from a zero.
+    return _clean(f"{round(value, decimals) + 0.0:,.{decimals}f}")
+
+
+def signed(value: float | None, decimals: int = 4) -> str:
+    """Return a difference with its sign and so many decimals.
+
+    Example:
+        >>> signed(0.25), signed(-0.25, 2), signed(0.0)
+        ('+0.2500', '\u22120.25', '0.0000')
+    """
+    shown = fixed(value, decimals)
+    return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a share as a percentage with so many decimals.
+
+    Example:
+        >>> percent(0.4213), percent(None)
+        ('42.1 %', '\u2013')
+    """
+    shown = fixed(None if value is None else 100 * value, decimals)
+    return shown if shown == "\N{EN DASH}" else f"{shown} %"
+
+
+def probability(value: float | None) -> str:
+    """Return a p value with four decimals, never rounded to nothing.
+
+    Example:
+        >>> probability(0.0312), probability(0.00001)
+        ('0.0312', '<0.0001')
+    """
+    return "<0.0001" if value is not None and 0 <= value < 0.00005 else fixed(value)
 
 
 def short(value: float) -> str:
@@ -183,7 +237,12 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         inside = [value for value in values if low <= value <= high and math.isfinite(value)]
         if len(inside) <= most:
             break
-    return inside
+    thirds = [value for value in _thirds(decades) if low <= value <= high]
+    return thirds if len(inside) < _FEWEST_TICKS <= len(thirds) <= most else inside
+
+
+def _thirds(decades: range) -> list[float]:
+    return [float(f"{factor}e{power}") for power in decades for factor in (1, 3)]
 
 
 def _tick_label(value: float, step: float, axis: Axis) -> str:

@@ -93,7 +93,7 @@ def quantile_table(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
         l2    0.5000  1.000  2.000   3.000  4.000  5.000  6.000
     """
     rows = [[label, *map(_value, spread(stats))] for label, stats in norms.items()]
-    return list(_aligned([["norm", *_QUANTILE_NAMES], *rows]))
+    return list(aligned([["norm", *_QUANTILE_NAMES], *rows]))
 
 
 def spread(stats: Mapping[str, Any]) -> list[float | None]:
@@ -268,11 +268,23 @@ def _value(value: float | None) -> str:
     return number(value)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Set rows of text below one another: the first column to the left, all others to the right.
+
+    Args:
+        rows: Rows of as many cells each, at least one row.
+
+    Yields:
+        One line for each row.
+
+    Example:
+        >>> list(aligned([["norm", "value"], ["l2", "9"]]))
+        ['norm  value', 'l2        9']
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for label, *values in rows:
         cells = (f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True))
-        yield "  ".join([f"{label:<{widths[0]}}", *cells])
+        yield "  ".join([f"{label:<{widths[0]}}", *cells]).rstrip()
 
 
 def _share(part: int, whole: int) -> str:

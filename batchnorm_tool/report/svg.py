@@ -91,12 +91,12 @@ class Steps:
 
 
 def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
-    """Draw bars that stand on the x axis.
+    """Draw bars that stand on zero.
 
     Args:
         words: Title and description for screen readers.
         axes: The x and the y axis.
-        bars: In ascending order; heights in units of the y axis.
+        bars: In ascending order; heights in units of the y axis, below zero only where that is.
         frame: The size to draw for.
 
     Returns:
@@ -112,8 +112,8 @@ def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame:
         2
     """
     plot = Plot(axes[0], axes[1], frame, legend_rows=0)
-    shapes = [_bar(plot, bar) for bar in bars if bar.height > 0]
-    return _drawing(words, plot, (*scaffold(plot), *shapes, base_line(plot)))
+    shapes = [_bar(plot, bar) for bar in bars if bar.height]
+    return drawing(words, plot.frame, (*scaffold(plot), *shapes, base_line(plot)))
 
 
 def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
@@ -139,26 +139,35 @@ def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame
     """
     plot = Plot(axes[0], axes[1], frame, legend_rows=1)
     bands = [
-        _path(_outline(plot, steps.edges, band), "band", fill=_MARK, fill_opacity=opacity)
+        path(_outline(plot, steps.edges, band), "band", fill=_MARK, fill_opacity=opacity)
         for band, opacity in zip(steps.bands, _OPACITIES, strict=False)
     ]
     lines = [
-        _path(_stairs(plot, steps.edges, line.values), "line", stroke=_LINE, stroke_width="1.75")
+        path(_stairs(plot, steps.edges, line.values), "line", stroke=_LINE, stroke_width="1.75")
         for line in steps.lines
     ]
     pieces = (*scaffold(plot), *bands, *lines, base_line(plot), _legend(steps))
-    return _drawing(words, plot, pieces)
+    return drawing(words, plot.frame, pieces)
 
 
-def _drawing(words: Words, plot: Plot, pieces: Sequence[Html]) -> Html:
-    width, height = plot.frame.width, plot.frame.height
+def drawing(words: Words, frame: Frame, pieces: Sequence[Html]) -> Html:
+    """Put the pieces of a chart into one element that says what it shows.
+
+    Args:
+        words: Title and description for screen readers.
+        frame: The size of the drawing.
+        pieces: Markup, in the order in which it is painted.
+
+    Returns:
+        One ``<svg>`` element.
+    """
     return tag(
         "svg",
         tag("title", words.title, id=f"{words.id}-title"),
         tag("desc", words.description, id=f"{words.id}-desc"),
         *pieces,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {width} {height}",
+        viewBox=f"0 0 {frame.width} {frame.height}",
         role="img",
         aria_labelledby=f"{words.id}-title",
         aria_describedby=f"{words.id}-desc",
@@ -171,8 +180,9 @@ def _drawing(words: Words, plot: Plot, pieces: Sequence[Html]) -> Html:
 def _bar(plot: Plot, bar: Bar) -> Html:
     left, right = plot.across(bar.lower), plot.across(bar.upper)
     gap = 1.0 if right - left > 4 else 0.0
+    zero, end = plot.down(0.0), plot.down(bar.height)
     # One vector among a million still shows as a line.
-    top = min(plot.down(bar.height), plot.bottom - 1)
+    top, bottom = (min(end, zero - 1), zero) if bar.height > 0 else (zero, max(end, zero + 1))
     return tag(
         "rect",
         tag("title", bar.words),
@@ -180,7 +190,7 @@ def _bar(plot: Plot, bar: Bar) -> Html:
         x=pixels(left + gap / 2),
         y=pixels(top),
         width=pixels(max(right - left - gap, 0.5)),
-        height=pixels(plot.bottom - top),
+        height=pixels(bottom - top),
         fill=_MARK,
     )
 
@@ -236,11 +246,12 @@ def _legend(steps: Steps) -> Html:
         x += 19 + len(band.label) * LETTER + 12
     for line in steps.lines:
         place = f"M{pixels(x)},{y + 6}h14"
-        pieces.append(_path(place, "key", stroke=_LINE, stroke_width="1.75"))
+        pieces.append(path(place, "key", stroke=_LINE, stroke_width="1.75"))
         pieces.append(text(line.label, x + 19, y + 10, "start"))
         x += 19 + len(line.label) * LETTER + 12
     return join(*pieces)
 
 
-def _path(place: str, class_: str, **look: str) -> Html:
+def path(place: str, class_: str, **look: str) -> Html:
+    """Return a path that is not filled unless ``look``, its attributes, says so."""
     return tag("path", class_=class_, d=place, **{"fill": "none", **look})

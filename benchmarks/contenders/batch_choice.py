@@ -43,6 +43,11 @@ class Timed:
         size: int | None = self.predictor.batch_size
         return size
 
+    @property
+    def outputs(self) -> Any:
+        """The real one's."""
+        return self.predictor.outputs
+
     def with_batch_size(self, batch_size: int) -> Timed:
         """The real one with a batch size, timed into the same list."""
         return Timed(self.predictor.with_batch_size(batch_size), self.calls)

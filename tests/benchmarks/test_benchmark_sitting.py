@@ -31,7 +31,19 @@ def sitting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows 4 (ours and the plain script) and 6 (no model at all)."""
     work = tmp_path_factory.mktemp("sitting")
     subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--size", "tiny", "--only", "4", "--only", "6"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--size",
+            "tiny",
+            "--only",
+            "4",
+            "--only",
+            "6",
+            "--only",
+            "9",
+        ],
         cwd=ROOT,
         env={**os.environ, "BENCHMARKS_WORK": str(work)},
         capture_output=True,
@@ -52,7 +64,7 @@ def test_a_sitting_measures_compares_and_saves(sitting: Path) -> None:
         ("6", "copy loop"),
     ]
     assert saved["measurements"][0]["said"]["rows"] == SIZES["tiny"].rows
-    assert saved["command"] == "python -m benchmarks --size tiny --only 4 --only 6"
+    assert saved["command"] == "python -m benchmarks --size tiny --only 4 --only 6 --only 9"
 
 
 def test_a_sitting_leaves_nothing_but_data_and_results(sitting: Path) -> None:

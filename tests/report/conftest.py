@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA
 from batchnorm_tool.norms import Norm
 from batchnorm_tool.stats import NormStats
 from batchnorm_tool.vector_stats import VectorStats
+from tests.report.browser import Browser, opened
 
 QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")
 L2 = Norm.parse("l2")
@@ -143,3 +144,8 @@ def _make_predictions() -> Callable[..., np.ndarray]:
 def _sample() -> Run:
     """A run over 1,797 rows with one output of 32 dimensions."""
     return build_run({"vector": encoder_like()})
+
+
+@pytest.fixture(scope="session", name="browser")
+def _browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    yield from opened(tmp_path_factory.mktemp("profile"))

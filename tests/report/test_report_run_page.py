@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -11,39 +10,9 @@ import pytest
 from batchnorm_tool.norms import Norm
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.vector_stats import VectorStats
+from tests.report.page_reader import HOSTILE, Reader
 
 Make = Callable[..., Any]
-
-HOSTILE = {
-    "script": "<script>alert(1)</script>",
-    "attribute": '" onmouseover="alert(1)',
-    "closing": "</title></svg></style><img src=x onerror=alert(1)>",
-    "entity": "&lt;script&gt;",
-    "direction": "\u202egnp.exe",
-    "control": "a\x00b\x1b[31m",
-}
-
-
-class Reader(HTMLParser):
-    """Collects what a browser would make of a page: elements, attributes, text."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.elements: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.texts: list[str] = []
-        self.feed(markup)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def under(self, heading: str) -> list[str]:
-        """Give the texts from a heading on."""
-        return self.texts[self.texts.index(heading) :]
 
 
 def page_of(run: Any) -> Reader:

@@ -146,7 +146,8 @@ def test_an_axis_clamps_and_never_overflows(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (9.9996, "10.000"),
+        (9.9996, "10.00"),
+        (0.99999, "1.000"),
         (0.001, "0.001000"),
         (999999.6, "1,000,000"),
         (None, "\u2013"),

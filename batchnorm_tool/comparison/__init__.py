@@ -1,0 +1,1 @@
+"""What a comparison of norms computes: NumPy alone, without files and without Arrow."""

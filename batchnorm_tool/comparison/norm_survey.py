@@ -1,0 +1,109 @@
+"""The norms of all stored predictions, measured block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchnorm_tool.norms import L1, L2, MAX, Anything, Float64s, Norm, row_blocks, row_norms, widen
+from batchnorm_tool.stats import NormStats
+
+# Unit vectors of float32 are within 1e-6 of length 1, those that a float16 model made within 1e-3.
+UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class NormSurvey:
+    """Norms of rows, under every norm.
+
+    Attributes:
+        rows: How many rows.
+        missing: Rows whose vector is null or ragged.
+        nonfinite: Other rows with NaN or inf in them.
+        zero: Rows of zeros.
+        norms: Statistics of each norm, by its label; rows that are missing or not finite count as
+            not finite there.
+        unit: Rows of length 1, to a thousandth, by the label of each norm.
+    """
+
+    rows: int
+    missing: int
+    nonfinite: int
+    zero: int
+    norms: Mapping[str, NormStats]
+    unit: Mapping[str, int]
+
+    @classmethod
+    def of(cls, lengths: Mapping[str, Float64s], missing: np.ndarray) -> NormSurvey:
+        """Measure rows.
+
+        Args:
+            lengths: `measured` of them.
+            missing: ``bool[n]``, which of them are missing (their vectors are NaN).
+
+        Example:
+            >>> lengths = measured(np.array([[3.0, 4.0], [0.6, 0.8]]), [L2])
+            >>> survey = NormSurvey.of(lengths, np.zeros(2, bool))
+            >>> survey.norms["l2"].max, survey.unit["l2"]
+            (5.0, 1)
+        """
+        peaks = lengths[MAX.label]
+        lost, gone = int(np.count_nonzero(~np.isfinite(peaks))), int(np.count_nonzero(missing))
+        return cls(
+            rows=len(peaks),
+            missing=gone,
+            nonfinite=lost - gone,
+            zero=len(peaks) - int(np.count_nonzero(peaks)),
+            norms={label: NormStats.of(values) for label, values in lengths.items()},
+            unit={label: _near_one(values) for label, values in lengths.items()},
+        )
+
+    def merge(self, other: NormSurvey) -> NormSurvey:
+        """The survey of the rows of both; they have the same norms."""
+        return NormSurvey(
+            rows=self.rows + other.rows,
+            missing=self.missing + other.missing,
+            nonfinite=self.nonfinite + other.nonfinite,
+            zero=self.zero + other.zero,
+            norms={label: norms + other.norms[label] for label, norms in self.norms.items()},
+            unit={label: count + other.unit[label] for label, count in self.unit.items()},
+        )
+
+    __add__ = merge
+
+
+def norms_to_measure(compared: Sequence[Norm]) -> tuple[Norm, ...]:
+    """L1, L2 and max, which every comparison shows, and what else is compared; each once.
+
+    Example:
+        >>> [norm.label for norm in norms_to_measure([Norm("none"), Norm("lp", 3.0)])]
+        ['l1', 'l2', 'max', 'none', 'lp:3']
+    """
+    return tuple(dict.fromkeys([L1, L2, MAX, *compared]))
+
+
+def measured(vectors: Anything, norms: Sequence[Norm]) -> dict[str, Float64s]:
+    """The norms of rows: ``float64[n]`` by label; MAX is always among them.
+
+    Args:
+        vectors: Real numbers ``[n, d]``.
+        norms: Which norms. ``none`` gives ones, what rows are divided by; NaN where a row is not
+            finite.
+    """
+    wanted = dict.fromkeys([*norms, MAX])
+    lengths = {norm: np.empty(len(vectors)) for norm in wanted}
+    for block in row_blocks(*vectors.shape):
+        x64 = widen(vectors[block])
+        for norm, values in lengths.items():
+            values[block] = row_norms(x64, norm)[:, 0]
+    lost = ~np.isfinite(lengths[MAX])
+    if lost.any():
+        for norm in lengths.keys() & {Norm("none")}:
+            lengths[norm][lost] = np.nan
+    return {norm.label: values for norm, values in lengths.items()}
+
+
+def _near_one(lengths: Float64s) -> int:
+    return int(np.count_nonzero(np.abs(lengths - 1) <= UNIT_TOLERANCE))

@@ -1,0 +1,234 @@
+"""Which normalization serves predictions: the answer in words, from a comparison's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batchnorm_tool.comparison.similarity import Metric
+
+Kind = Literal["better", "no difference", "cannot matter", "not judged"]
+
+# Below this the first norm's lead or lag is called shown by the sample.
+_SIGNIFICANCE = 0.05
+# Neighbours that agree so far are the same for whoever reads the first screen.
+_ALIKE = 0.99
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a comparison.
+
+    Attributes:
+        norm: The norm to choose; ``None`` where nothing speaks for one.
+        kind: Whether one is ``better``, the sample shows ``no difference``, it ``cannot matter``,
+            or nothing tells, because relevance is ``not judged``.
+        words: The answer, in a sentence or two.
+        reason: Why.
+        cost: What choosing it costs; empty where nothing is chosen.
+        notes: What else to know when reading the figures.
+    """
+
+    norm: str | None
+    kind: Kind
+    words: str
+    reason: str
+    cost: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain data."""
+        return {
+            "norm": self.norm,
+            "kind": self.kind,
+            "words": self.words,
+            "reason": self.reason,
+            "cost": self.cost,
+            "notes": list(self.notes),
+        }
+
+
+def verdict(document: Mapping[str, Any]) -> Verdict:
+    """Judge a comparison.
+
+    Args:
+        document: Its figures: ``metric``, ``compared``, ``headline``, ``queries``, ``quality``,
+            ``tests``, ``overlap``, ``unit_share`` and ``relevance``, see `jobs.comparing`.
+
+    Returns:
+        The verdict. A norm is called better than the first one where the paired randomization test
+        at the headline metric, corrected for the number of norms, gives a p below 0.05.
+    """
+    notes = tuple(_notes(document))
+    if document["metric"] == Metric.COSINE:
+        return _cosine(notes)
+    if len(document["compared"]) < 2:
+        words = "One norm alone leaves nothing to compare. Name several with `--norms`."
+        return Verdict(None, "not judged", words, "Only one norm was asked for.", notes=notes)
+    if document["quality"] is None:
+        return _unjudged(document, notes)
+    return _judged(document, notes)
+
+
+def _cosine(notes: tuple[str, ...]) -> Verdict:
+    return Verdict(
+        None,
+        "cannot matter",
+        "No norm can change anything: the serving system ranks by cosine.",
+        "Cosine divides every vector by its L2 norm before it compares, so that whatever positive "
+        "number a row was divided by beforehand cancels out, and every norm ranks alike.",
+        notes=notes,
+    )
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if document["metric"] == Metric.DOT:
+        notes.append(
+            "Under dot product the query's own norm cannot change a ranking: it multiplies all "
+            "scores of that query alike. Only the norms of the stored rows matter."
+        )
+    relevance = document["relevance"] or {}
+    if relevance.get("clicks"):
+        notes.append(
+            "Relevance counts several events for one query and item, as logged clicks do. Clicks "
+            "favour the ranking that produced them: rows which it never showed cannot be clicked."
+        )
+    return notes
+
+
+def _unjudged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
+    first, k = document["compared"][0], _headline_k(document)
+    overlaps = {
+        norm: document["overlap"][first][norm][k]
+        for norm in document["compared"][1:]
+        if document["overlap"][first][norm][k] is not None
+    }
+    if overlaps and min(overlaps.values()) >= _ALIKE:
+        return Verdict(
+            None,
+            "no difference",
+            f"No difference that matters: all norms find the same {k} nearest rows.",
+            f"The overlap with {first} is at least {min(overlaps.values()):.3f} at {k}"
+            f"{_unit(document)}.",
+            notes=notes,
+        )
+    said = ", ".join(f"{norm} {share:.2f}" for norm, share in overlaps.items())
+    return Verdict(
+        None,
+        "not judged",
+        "The norm changes the neighbours, but nothing here tells which ones are right. Give "
+        "classes with `--label`, or judgements with `--relevance`.",
+        f"Share of the {k} nearest rows in common with {first}: {said}.",
+        notes=notes,
+    )
+
+
+def _unit(document: Mapping[str, Any]) -> str:
+    share = document["unit_share"].get("l2") or 0
+    return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
+
+
+def _judged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
+    headline, norms = document["headline"], document["compared"]
+    values = {norm: document["quality"][norm][headline]["value"] for norm in norms}
+    if any(value is None for value in values.values()):
+        words = "No query is judged, so that nothing tells which norm is right."
+        return Verdict(None, "not judged", words, "No judgement belongs to a query.", notes=notes)
+    first, tests = norms[0], document["tests"]
+    better = [norm for norm in norms[1:] if _shown(tests[norm][headline], 1)]
+    worse = [norm for norm in norms[1:] if _shown(tests[norm][headline], -1)]
+    if better:
+        best = max(better, key=lambda norm: values[norm])
+        return Verdict(best, "better", *_choice(document, best, first), notes=notes)
+    if worse:
+        return _keep(document, worse, notes)
+    spread = max(values.values()) - min(values.values())
+    p = min(tests[norm][headline]["p_holm"] for norm in norms[1:])
+    return Verdict(
+        None,
+        "no difference",
+        f"No difference that this sample can show: at {headline} every norm is as good as {first}.",
+        f"The values lie within {spread:.4f} of one another over {_queries(document)}, and the "
+        f"smallest corrected p is {p:.3f}.",
+        notes=notes,
+    )
+
+
+def _shown(test: Mapping[str, float], sign: int) -> bool:
+    return test["p_holm"] < _SIGNIFICANCE and sign * test["difference"] > 0
+
+
+def _choice(document: Mapping[str, Any], best: str, first: str) -> tuple[str, str, str]:
+    headline = document["headline"]
+    test = document["tests"][best][headline]
+    words = (
+        f"Normalize by {best}: {headline} is {_interval(document['quality'][best][headline])}, "
+        f"against {_interval(document['quality'][first][headline])} with {first}."
+    )
+    reason = (
+        f"The difference of {test['difference']:+.3f} (95 % interval {test['low']:+.3f} to "
+        f"{test['high']:+.3f}) over {_queries(document)} is "
+        f"{_chance(test['p_holm'])}{_runner_up(document, best, first)}"
+    )
+    return words, reason, _cost(document, best, first)
+
+
+def _chance(p: float) -> str:
+    shown = "p below 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"hardly chance ({shown}, corrected for the number of norms)."
+
+
+def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
+    """How far the next best norm is behind, if there is another one than the first."""
+    headline = document["headline"]
+    others = [norm for norm in document["compared"] if norm not in {best, first}]
+    if not others:
+        return ""
+    values = {norm: document["quality"][norm][headline] for norm in [best, *others]}
+    second = max(others, key=lambda norm: values[norm]["value"])
+    behind = values[best]["value"] - values[second]["value"]
+    apart = values[second]["high"] < values[best]["low"]
+    hint = "" if apart else "; their intervals overlap, so that either may do"
+    return f" Next is {second}, {behind:.3f} behind{hint}."
+
+
+def _cost(document: Mapping[str, Any], best: str, first: str) -> str:
+    k = _headline_k(document)
+    share = document["overlap"][first][best][k]
+    kept = "" if share is None else f"; {share:.0%} of the {k} nearest rows stay what they were"
+    return (
+        f"Stored vectors and index are built anew{kept}. A row's length then no longer raises its "
+        "rank, and is kept only in the norm beside it."
+        if best != "none"
+        else f"Stored vectors and index are built anew{kept}. Long rows then rank above short ones."
+    )
+
+
+def _keep(document: Mapping[str, Any], worse: Sequence[str], notes: tuple[str, ...]) -> Verdict:
+    first, headline = document["compared"][0], document["headline"]
+    losses = ", ".join(
+        f"{norm} {document['tests'][norm][headline]['difference']:+.3f}" for norm in worse
+    )
+    return Verdict(
+        first,
+        "better",
+        f"Stay with {first}: {headline} is {_interval(document['quality'][first][headline])}, and "
+        "no other norm does better.",
+        f"Shown to be worse over {_queries(document)}: {losses}.",
+        "Nothing: it is what the others were held against.",
+        notes,
+    )
+
+
+def _interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _queries(document: Mapping[str, Any]) -> str:
+    return f"{document['queries']['judged']:,} judged queries"
+
+
+def _headline_k(document: Mapping[str, Any]) -> str:
+    return str(next(iter(document["hubness"].values()))["k"])

@@ -1,0 +1,244 @@
+"""Which normalization serves stored predictions: several norms compared over the same vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool.comparison.similarity import Metric
+from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.input_warnings import collected
+from batchnorm_tool.jobs.comparison_figures import Options, document_of
+from batchnorm_tool.jobs.comparison_queries import (
+    Asking,
+    Judged,
+    chosen,
+    grouped,
+    judged_by_file,
+    judged_by_label,
+)
+from batchnorm_tool.jobs.saving import save_report
+from batchnorm_tool.norms import Norm
+from batchnorm_tool.predictions import open_predictions
+from batchnorm_tool.predictions.memory import predictions_of_array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from batchnorm_tool.norms import Anything
+    from batchnorm_tool.predictions import Predictions
+
+DEFAULT_NORMS = ("none", "l1", "l2", "max")
+DEFAULT_K = (1, 5, 10, 100)
+DEFAULT_SAMPLE = 2000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What several norms make of the same predictions."""
+
+    _document: Mapping[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        norms = ", ".join(self._document["compared"])
+        return f"Comparison({norms}; {self._document['verdict']['kind']})"
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return str(self._document["verdict"]["words"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data, fit for JSON."""
+        return dict(self._document)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The figures one below the other.
+
+        Its columns: ``group`` (``all``, or a group of ``by``), ``norm``, ``metric`` (of quality,
+        ``overlap@K`` and ``rbo`` with the first norm, ``skewness``, ``antihubs``), ``value``, and
+        ``low`` and ``high`` where there is a 95 % interval.
+        """
+        import pandas as pd
+
+        groups = (self._document["by"] or {"groups": []})["groups"]
+        named = [("all", self._document), *((one["group"], one) for one in groups)]
+        first = self._document["compared"][0]
+        rows = [row for name, figures in named for row in _rows(name, figures, first)]
+        return pd.DataFrame(rows, columns=["group", "norm", "metric", "value", "low", "high"])
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``comparison.json`` and ``comparison.html`` into a directory, made if need be.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        from batchnorm_tool.report.comparison_page import comparison_page
+
+        text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
+        page = comparison_page(self._document)
+        save_report(directory, {"comparison.json": f"{text}\n", "comparison.html": page})
+
+
+def compare(  # noqa: PLR0913  (each is a flag of the command)
+    source: str | os.PathLike[str] | Anything,
+    *,
+    column: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
+    label: str | None = None,
+    queries: str | os.PathLike[str] | Anything | None = None,
+    relevance: str | os.PathLike[str] | None = None,
+    relevance_columns: Sequence[str] | None = None,
+    by: str | None = None,
+    norms: Sequence[str] = DEFAULT_NORMS,
+    metric: str = "dot",
+    k: Sequence[int] | None = None,
+    sample: int | None = DEFAULT_SAMPLE,
+    seed: int = 0,
+) -> Comparison:
+    """Tell which normalization serves stored predictions, and how sure that is.
+
+    The base is always whole. It is read three times, in blocks, and never held in memory.
+
+    Args:
+        source: The predictions: a Parquet, Arrow or NPY file, a directory or a glob of them, the
+            output directory of a finished run (its raw predictions are restored), or an array
+            ``[n, d]``.
+        column: The column of the vectors, or several scalar ones; of a run its output. Default: the
+            only one that there is.
+        key: The column that names a row; default: a run's own key, else the row number.
+        label: A column with a class for each row: rows of the same class are relevant.
+        queries: Vectors in a second file, or array, that are asked with; default: rows of
+            ``source``, which are then not their own neighbours.
+        relevance: A file of judgements (Parquet, CSV or TREC qrels), by the keys of queries and
+            rows.
+        relevance_columns: Names of its columns for query, item and, if there is one, grade.
+        by: A column of the queries: every figure also for each of its values, or tenths.
+        norms: Names of norms; the others are tested against the first one.
+        metric: What the serving system ranks by: ``"dot"``, ``"euclidean"`` or ``"cosine"``.
+        k: Numbers of neighbours; default: those of 1, 5, 10 and 100 that the base has.
+        sample: Queries at most, drawn at random; ``None`` for all rows.
+        seed: Of the draw, the intervals and the tests.
+
+    Returns:
+        The comparison: a verdict, and the figures behind it.
+
+    Raises:
+        InputError: An input cannot be read, widths differ, labels hold nulls, keys do not match, or
+            the base has fewer rows than ``k`` asks for.
+        JobError: There is no such norm or metric, or arguments contradict one another.
+        Damaged: The manifest or a file of a run is damaged.
+
+    Example:
+        >>> found = compare("data_samples/digits_predictions.parquet", key="id", k=[10], sample=200)
+        >>> found.to_dict()["overlap"]["none"]["none"]["10"]
+        1.0
+    """
+    started = time.perf_counter()
+    warnings: list[str] = []
+    with collected(warnings.append):
+        base = _opened(source, column, key)
+        asking = Asking(base, base if queries is None else _opened(queries, column, key))
+        asking.check_width()
+        options = Options(
+            tuple(_norms(norms)), Metric.parse(metric), _depths(k, asking), _whole("seed", seed)
+        )
+        size = None if sample is None else _whole("sample", sample, 1)
+        judged = _judged(asking, label, relevance, relevance_columns)
+        rows = chosen(asking, judged, size, options.seed)
+        groups = None if by is None else grouped(asking.source, by, rows)
+        document = document_of(asking, judged, rows, groups, options)
+    document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
+    document["seconds"] = time.perf_counter() - started
+    return Comparison(document)
+
+
+def _opened(
+    source: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
+) -> Predictions:
+    if isinstance(source, (str, os.PathLike)):
+        return open_predictions(source, column, key)
+    if column is not None or key is not None:
+        msg = "`column` and `key` name columns of a file. Received: an array. Leave them out."
+        raise JobError(msg)
+    return predictions_of_array(source)
+
+
+def _norms(names: Sequence[str]) -> list[Norm]:
+    given = [names] if isinstance(names, str) else list(names)
+    found = [Norm.parse(name) for name in given]
+    if not found or len(set(found)) != len(found):
+        msg = (
+            f"`norms` must name different norms. Received: {', '.join(map(str, given)) or 'none'}."
+        )
+        raise JobError(msg)
+    return found
+
+
+def _depths(ks: Any, asking: Asking) -> tuple[int, ...]:
+    most = asking.base.rows - asking.is_base
+    numbers: list[Any] = [ks] if isinstance(ks, int) else list(DEFAULT_K if ks is None else ks)
+    if ks is None:
+        numbers = [k for k in numbers if k <= most]
+    elif not numbers or not all(isinstance(k, int) and k >= 1 for k in numbers):
+        msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {ks!r}."
+        raise JobError(msg)
+    if not numbers or max(numbers) > most:
+        others = "others" if asking.is_base else "rows"
+        msg = (
+            f"{asking.base.path}: the base has {most:,} {others} to be neighbours. Expected: `k` "
+            f"of at most {most:,}. Received: {max(numbers, default=1):,}. Ask for fewer with `k`."
+        )
+        raise InputError(msg)
+    return tuple(sorted(set(numbers)))
+
+
+def _whole(name: str, number: Any, least: int = 0) -> int:
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
+        msg = f"`{name}` must be a whole number, {least} or more. Received: {number!r}."
+        raise JobError(msg)
+    return int(number)
+
+
+def _judged(
+    asking: Asking,
+    label: str | None,
+    relevance: str | os.PathLike[str] | None,
+    columns: Sequence[str] | None,
+) -> Judged | None:
+    if label is not None and relevance is not None:
+        msg = (
+            "`label` and `relevance` both say what is relevant. Expected one of them. "
+            f"Received: {label} and {os.fspath(relevance)}. Leave one out."
+        )
+        raise JobError(msg)
+    if columns is not None and relevance is None:
+        msg = (
+            "`relevance_columns` names columns of a relevance file. Expected `relevance` with it. "
+            f"Received: {', '.join(columns)} alone."
+        )
+        raise JobError(msg)
+    if label is not None:
+        return judged_by_label(asking, label)
+    return None if relevance is None else judged_by_file(asking, os.fspath(relevance), columns)
+
+
+def _rows(group: str, figures: Mapping[str, Any], first: str) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for norm in figures["hubness"]:
+        for metric, one in (figures["quality"] or {}).get(norm, {}).items():
+            rows.append((group, norm, metric, one["value"], one["low"], one["high"]))
+        for k, share in figures["overlap"][first][norm].items():
+            rows.append((group, norm, f"overlap@{k}", share, None, None))
+        rows.append((group, norm, "rbo", figures["rbo"][first][norm], None, None))
+        hubness = figures["hubness"][norm]
+        rows += [
+            (group, norm, name, hubness[name], None, None) for name in ("skewness", "antihubs")
+        ]
+    return rows

@@ -1,0 +1,272 @@
+"""The passes over the base of a comparison, and the document of its figures."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import batchnorm_tool
+from batchnorm_tool.comparison.agreement import RBO_PERSISTENCE, rank_correlation
+from batchnorm_tool.comparison.figures import Rankings, plain
+from batchnorm_tool.comparison.judgements import GradedJudgements
+from batchnorm_tool.comparison.neighbours import Queries, neighbours
+from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
+from batchnorm_tool.comparison.verdict import verdict
+from batchnorm_tool.errors import InputError
+from batchnorm_tool.jobs.neighbour_overlap import StreamedBase, evenly_spread
+from batchnorm_tool.jobs.pairing import Sample
+from batchnorm_tool.norms import L1, L2, MAX
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.judgements import Judgements
+    from batchnorm_tool.comparison.similarity import Metric
+    from batchnorm_tool.jobs.comparison_queries import Asking, Groups, Judged
+    from batchnorm_tool.norms import Float64s, Norm
+    from batchnorm_tool.predictions import PredictionBatch
+
+Int64s = np.ndarray
+
+# Ranks of more rows than that tell no more: their correlation is known to 0.002.
+_RANKED_ROWS = 262_144
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a comparison.
+
+    Attributes:
+        norms: Which are compared; the others are tested against the first one.
+        metric: What the serving system ranks by.
+        ks: Numbers of neighbours, ascending.
+        seed: Of everything that is drawn.
+    """
+
+    norms: tuple[Norm, ...]
+    metric: Metric
+    ks: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the first pass over the base brings.
+
+    Attributes:
+        survey: Norms of all rows.
+        probe: Rows spread evenly, by which the search begins.
+        lengths: Norms of single rows by label: of all rows where all are wanted, else of some.
+    """
+
+    survey: NormSurvey
+    probe: Sample
+    lengths: Mapping[str, Float64s]
+
+
+def document_of(
+    asking: Asking, judged: Judged | None, rows: Int64s, groups: Groups | None, options: Options
+) -> dict[str, Any]:
+    """Measure everything, and put it into the document of a comparison.
+
+    Args:
+        asking: The base, and where queries come from.
+        judged: What is relevant to whom, if that is known.
+        rows: ``int64[q]``, the queries' rows in their source.
+        groups: The queries by a column, if that is asked for.
+        options: What is asked.
+
+    Raises:
+        InputError: No query can be used, or an input cannot be read.
+        Damaged: A file of a run is missing, or cannot be read.
+    """
+    asked = Sample(rows, np.empty((len(rows), asking.source.width), asking.source.dtype))
+    passed = _first_pass(asking, asked, options, all_lengths=_is_graded(judged))
+    if not asking.is_base:
+        for batch in asking.source.batches():
+            asked.add(batch)
+    usable = np.flatnonzero(np.isfinite(asked.vectors).all(axis=1))
+    if not len(usable):
+        raise InputError(_no_queries(asking, len(rows)))
+    queries = Queries.of(asked.vectors[usable], asking.own_rows[rows[usable]])
+    base = StreamedBase(asking.base, passed.probe)
+    found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
+    judgements = None if judged is None else judged.judgements.take(rows[usable])
+    rankings = Rankings(found, options.ks, asking.base.rows, judgements, options.seed)
+    document = {
+        **_facts(asking, judged, passed, options),
+        "queries": _query_facts(rows, usable, rankings.judgements),
+        **rankings.figures(),
+        "by": _by(groups, usable, rankings),
+        "popularity": _popularity(judged, passed.lengths),
+        "headline": None if judged is None else f"precision@{rankings.headline_k}",
+        "warnings": _warnings(rows, usable, judged),
+    }
+    return {**document, "verdict": verdict(document).to_dict()}
+
+
+def _is_graded(judged: Judged | None) -> bool:
+    return judged is not None and isinstance(judged.judgements, GradedJudgements)
+
+
+def _no_queries(asking: Asking, drawn: int) -> str:
+    return (
+        f"{asking.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
+        "finite numbers. Received: null, NaN or infinity in each of them. Look at the file with "
+        "`batchnorm-tool show`."
+    )
+
+
+def _first_pass(asking: Asking, asked: Sample, options: Options, *, all_lengths: bool) -> _Pass:
+    base = asking.base
+    norms = norms_to_measure(options.norms)
+    samples = [evenly_spread(base), *([asked] if asking.is_base else [])]
+    step = 1 if all_lengths else max(1, -(-base.rows // _RANKED_ROWS))
+
+    def measure(batch: PredictionBatch) -> tuple[NormSurvey, dict[str, Float64s]]:
+        lengths = measured(batch.vectors, norms)
+        for sample in samples:
+            sample.add(batch)
+        some = slice(-batch.first_row % step, None, step)
+        return NormSurvey.of(lengths, batch.missing), {
+            label: values[some].copy() for label, values in lengths.items()
+        }
+
+    survey: NormSurvey | None = None
+    lengths: dict[str, list[Float64s]] = {}
+    for found, some in _in_threads(measure, base.batches()):
+        survey = found if survey is None else survey + found
+        for label, values in some.items():
+            lengths.setdefault(label, []).append(values)
+    if survey is None:
+        raise InputError(f"{base.path}: has no rows. Expected predictions to compare.")
+    joined = {label: np.concatenate(values) for label, values in lengths.items()}
+    return _Pass(survey, samples[0], joined)
+
+
+def _in_threads(
+    act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
+) -> Iterator[Any]:
+    """What ``act`` makes of each batch, in order; reading goes on meanwhile."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
+        under_way: deque[Future[Any]] = deque()
+        for batch in batches:
+            under_way.append(pool.submit(act, batch))
+            if len(under_way) > 2 * threads:
+                yield under_way.popleft().result()
+        for each in under_way:
+            yield each.result()
+
+
+def _facts(
+    asking: Asking, judged: Judged | None, passed: _Pass, options: Options
+) -> dict[str, Any]:
+    survey = passed.survey
+    rows = max(survey.rows, 1)
+    return {
+        "kind": "comparison",
+        "version": batchnorm_tool.__version__,
+        "source": {
+            **asking.base.facts(),
+            "zero": survey.zero,
+            "nonfinite": survey.nonfinite,
+            "missing": survey.missing,
+        },
+        "queries_from": None if asking.is_base else asking.source.facts(),
+        "metric": str(options.metric),
+        "compared": [norm.label for norm in options.norms],
+        "k": list(options.ks),
+        "seed": options.seed,
+        "relevance": None if judged is None else dict(judged.facts),
+        "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
+        "rank_correlation": _correlations(passed.lengths),
+        "ranked_rows": min(_ranked(passed.lengths).sum(), survey.rows).item(),
+        "unit_share": {norm.label: survey.unit[norm.label] / rows for norm in (L1, L2, MAX)},
+        "rbo_p": RBO_PERSISTENCE,
+    }
+
+
+def _ranked(lengths: Mapping[str, Float64s]) -> np.ndarray:
+    """Which of the rows have norms, ``bool[n]``: those that are finite."""
+    return np.isfinite(lengths[MAX.label])
+
+
+def _correlations(lengths: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
+    finite = _ranked(lengths)
+    step = max(1, -(-len(finite) // _RANKED_ROWS))
+    some = {label: values[finite][::step] for label, values in lengths.items() if label != "none"}
+    return {
+        one: {
+            other: 1.0 if one == other else plain(rank_correlation(some[one], some[other]))
+            for other in some
+        }
+        for one in some
+    }
+
+
+def _popularity(
+    judged: Judged | None, lengths: Mapping[str, Float64s]
+) -> dict[str, float | None] | None:
+    """Rank correlation of each row's norm with the number of queries that it is relevant to."""
+    if judged is None or not isinstance(judged.judgements, GradedJudgements):
+        return None
+    known = judged.judgements
+    finite = _ranked(lengths)
+    relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
+    counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
+    return {
+        label: plain(rank_correlation(values[finite], counts))
+        for label, values in lengths.items()
+        if label != "none"
+    }
+
+
+def _query_facts(
+    rows: Int64s, usable: Int64s, judgements: Judgements | None
+) -> dict[str, int | None]:
+    judged = None if judgements is None else judgements.judged
+    return {
+        "rows": len(rows),
+        "used": len(usable),
+        "nonfinite": len(rows) - len(usable),
+        "judged": None if judged is None else int(judged.sum()),
+        "without_relevant": None
+        if judgements is None
+        else int(np.count_nonzero(judgements.judged & (judgements.relevant == 0))),
+    }
+
+
+def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, Any] | None:
+    if groups is None:
+        return None
+    places = np.full(int(max(usable.max(), 0)) + 1, -1)
+    places[usable] = np.arange(len(usable))
+    found = []
+    for name, members in groups.members.items():
+        known = members[members < len(places)]
+        queries = places[known]
+        queries = queries[queries >= 0]
+        if len(queries):
+            found.append({"group": name, "queries": len(queries), **rankings.figures(queries)})
+    return {"column": groups.column, "kind": groups.kind, "groups": found}
+
+
+def _warnings(rows: Int64s, usable: Int64s, judged: Judged | None) -> list[str]:
+    warnings = []
+    lost = len(rows) - len(usable)
+    if lost:
+        warnings.append(
+            f"{lost:,} of the {len(rows):,} queries hold null, NaN or infinity and are left out."
+        )
+    unknown = (judged.facts if judged else {}).get("unknown_items", 0)
+    if unknown:
+        warnings.append(
+            f"{unknown:,} items of the relevance file are not in the base. They count as relevant "
+            "rows that no norm can find."
+        )
+    return warnings

@@ -1,0 +1,88 @@
+"""The verdict on two sets says what the figures say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchnorm_tool.comparison.movement import verdict_of
+
+
+def document(**given: Any) -> dict[str, Any]:
+    """Two sets of 90 common rows whose vectors differ, where nothing else is ``given``."""
+    rows = {"common": 90, "compared": 90, "identical": 0, "added": 0, "removed": 0}
+    return {
+        "same_space": None,
+        "rows": rows | given.get("rows", {}),
+        "cosine": {
+            "count": 90,
+            "min": given.get("cosine", 0.5),
+            "quantiles": {"0.5": given.get("cosine", 0.5) + 0.0},
+        },
+        "norm_ratio": {
+            "count": 90,
+            "min": given.get("ratio", 1.0),
+            "max": given.get("ratio", 1.0),
+            "quantiles": {"0.5": given.get("ratio", 1.0)},
+        },
+        "norms": {"psi": 0.25},
+        "overlap": given.get("overlap", {"5": {"value": 0.4}, "10": {"value": 0.625}}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "words"),
+    [
+        (
+            {"rows": {"identical": 90}},
+            "same",
+            "The same vectors, bit for bit, in all 90 common rows.",
+        ),
+        (
+            {"rows": {"identical": 90, "added": 1, "removed": 12}},
+            "same",
+            "The same vectors, bit for bit, in all 90 common rows. 1 row is only in B; 12 rows are",
+        ),
+        (
+            {"cosine": 1 - 1e-7, "ratio": 1.0005},
+            "same",
+            "The same vectors, to rounding, in all 90 common rows.",
+        ),
+        ({"cosine": 1 - 1e-5}, "moved", "The vectors moved. 62% of a row's 10 nearest neighbours"),
+        ({"cosine": 1.0, "ratio": 1.01}, "moved", "The vectors kept their directions, not their"),
+        ({"cosine": 1.0, "ratio": 0.99}, "moved", "The vectors kept their directions, not their"),
+        ({"overlap": {"50": {"value": 0.5}}}, "moved", "The vectors moved. 50% of a row's 50 near"),
+        ({"overlap": None}, "moved", "The vectors moved."),
+        ({"rows": {"compared": 0}}, "moved", "No row can be compared"),
+    ],
+    ids=[
+        "bits",
+        "rows",
+        "rounding",
+        "turned",
+        "longer",
+        "shorter",
+        "large k",
+        "no neighbours",
+        "nothing",
+    ],
+)
+def test_verdict(given: dict[str, Any], kind: str, words: str) -> None:
+    verdict = verdict_of(document(**given), "")
+    assert verdict["kind"] == kind
+    assert verdict["words"].startswith(words)
+
+
+def test_the_reason_holds_the_figures() -> None:
+    assert verdict_of(document(), "")["reason"] == (
+        "Cosine of a pair: median 0.500000, lowest 0.500000; length in B over A: median 1; "
+        "stability index of the norms 0.250."
+    )
+
+
+def test_another_space_is_said_first() -> None:
+    verdict = verdict_of(document() | {"same_space": False}, "They differ in the model.")
+    assert verdict["kind"] == "other space"
+    assert verdict["words"].startswith("Two vector spaces. 62% of a row's 10 nearest neighbours")
+    assert verdict["reason"] == "They differ in the model."
