@@ -104,19 +104,24 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
 
 @cli.command("compare", epilog=_EPILOG)
 @click.argument("source", metavar="IN")
-@click.option("--norms", callback=listed, metavar="NORM,...", help="none,l1,l2,max, or lp:3.")
+@click.option("--norms", callback=listed, metavar="NORM,...", help="Of none, l1, l2, max, lp:3.")
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
 @click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")
 @click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
 @click.option(
-    "--relevance-columns", callback=listed, metavar="QUERY,ITEM[,GRADE]", help="Its columns."
+    "--relevance-columns", callback=listed, metavar="QUERY,ITEM[,GRADE]", help="Columns of it."
 )
 @click.option("--by", metavar="COLUMN", help="Every figure for each value, or tenth, of a column.")
 @comparing_flags
 @common_flags
 def compare_command(source: str, **options: Any) -> None:
-    """Tell which normalization serves stored predictions, and how sure that is."""
+    """Tell which normalization serves stored predictions, and how sure that is.
+
+    IN is a Parquet, Arrow or NPY file, a directory of them, or a finished run, whose raw
+    predictions are restored. Rows ask for their nearest neighbours under every norm; what is
+    relevant, --label or --relevance say.
+    """
     with _Command(options) as terminal:
         from batchnorm_tool.jobs.comparing import compare
 
@@ -137,7 +142,10 @@ def compare_command(source: str, **options: Any) -> None:
 @comparing_flags
 @common_flags
 def diff_command(a: str, b: str, **options: Any) -> None:
-    """Tell what changed between two sets of predictions: two models, two nights."""
+    """Tell what changed between two sets of predictions: two models, two nights.
+
+    A and B are files, directories or finished runs, as for compare; their rows are joined by key.
+    """
     with _Command(options) as terminal:
         from batchnorm_tool.jobs.diffing import diff
 

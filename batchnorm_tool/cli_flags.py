@@ -112,8 +112,12 @@ def comparing_flags(command: Any) -> Any:
         click.option(
             "--seed", type=int, default=0, show_default=True, help="Of all that is drawn."
         ),
-        click.option("--sample", callback=_sample, metavar="N", help="Queries at most, or all."),
-        click.option("--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours."),
+        click.option(
+            "--sample", callback=_sample, metavar="N", help="Rows to ask with at most, or all."
+        ),
+        click.option(
+            "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, such as 1,5,10."
+        ),
         click.option("--key", multiple=True, help="Column that names a row; repeatable."),
         click.option("--column", multiple=True, help="Column of the vectors; repeatable."),
     ):

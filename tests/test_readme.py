@@ -195,8 +195,14 @@ def test_make_does_what_the_readme_says() -> None:
     assert recipe == commands(the_block("console", "verify runs/digits\n"))
 
 
+def test_every_heading_that_is_linked_exists() -> None:
+    headings = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+
+
 def test_every_file_that_is_named_exists() -> None:
-    linked = re.findall(r"\]\(([^):]+)\)", TEXT)
+    linked = re.findall(r"\]\(([^):#]+)\)", TEXT)
     house = re.findall(r"\b[a-z_]+(?:\.py|/)", the_block("text", "cli.py").text)
     assert len(linked) > 3
     assert len(house) > 15

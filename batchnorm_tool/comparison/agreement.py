@@ -25,15 +25,16 @@ def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
         k: Ranks looked at, at most ``m``.
 
     Returns:
-        ``float64[q]``, 0 to 1. Where both have fewer than ``k`` rows, out of the longer one.
+        ``float64[q]``, 0 to 1. Where both have fewer than ``k`` rows, out of the longer one; 1
+        where neither has any.
 
     Example:
         >>> overlap(np.array([[1, 2, 3]]), np.array([[2, 1, 9]]), 3)
         array([0.66666667])
     """
     shared = _shared_by_depth(first[:, :k], second[:, :k])[:, -1]
-    lengths = np.maximum(_lengths(first[:, :k]), _lengths(second[:, :k]))
-    return shared / np.maximum(lengths, 1)
+    lengths = _lengths(first[:, :k], second[:, :k])
+    return np.where(lengths > 0, shared / np.maximum(lengths, 1), 1.0)
 
 
 def rank_biased_overlap(
@@ -51,18 +52,18 @@ def rank_biased_overlap(
         persistence: Between 0 and 1, both excluded.
 
     Returns:
-        ``float64[q]``, 0 to 1.
+        ``float64[q]``, 0 to 1; 1 where neither has any rows.
 
     Example:
         >>> rank_biased_overlap(np.array([[1, 2]]), np.array([[2, 1]]), 0.5)
         array([0.5])
     """
-    shared = _shared_by_depth(first, second)
+    shared, lengths = _shared_by_depth(first, second), _lengths(first, second)
     depths = np.arange(1, shared.shape[1] + 1)
-    weights = persistence**depths
-    agreements = shared / depths
-    within = (1 - persistence) / persistence * (agreements * weights).sum(axis=1)
-    return np.asarray(agreements[:, -1] * weights[-1] + within)
+    weights = np.where(depths <= lengths[:, np.newaxis], persistence**depths, 0)
+    within = (1 - persistence) / persistence * (shared / depths * weights).sum(axis=1)
+    beyond = shared[:, -1] / np.maximum(lengths, 1) * persistence**lengths
+    return np.where(lengths > 0, within + beyond, 1.0)
 
 
 def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
@@ -85,8 +86,9 @@ def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
     return np.cumsum(shared, axis=1)
 
 
-def _lengths(ranking: Int64s) -> Int64s:
-    return (ranking >= 0).sum(axis=1)
+def _lengths(first: Int64s, second: Int64s) -> Int64s:
+    """How many rows the longer one of two rankings has."""
+    return np.maximum((first >= 0).sum(axis=1), (second >= 0).sum(axis=1))
 
 
 @dataclass(frozen=True)

@@ -138,19 +138,16 @@ class Rankings:
             norm: np.column_stack([by_metric[metric][judged] for metric in metrics])
             for norm, by_metric in self.quality.items()
         }
-        tested = {norm: self._test(each, values) for norm, each in self._others(values)}
+        first, *others = self.norms
+        tested = {norm: self._test(values[norm] - values[first]) for norm in others}
         return {
             "quality": {
                 norm: _intervals(metrics, each, self.seed) for norm, each in values.items()
             },
-            "tests": {"against": self.norms[0], **_corrected(metrics, tested)},
+            "tests": {"against": first, **_corrected(metrics, tested)},
         }
 
-    def _others(self, values: Mapping[str, Float64s]) -> list[tuple[str, Float64s]]:
-        return [(norm, values[norm]) for norm in self.norms[1:]]
-
-    def _test(self, each: Float64s, values: Mapping[str, Float64s]) -> _Tested:
-        differences = each - values[self.norms[0]]
+    def _test(self, differences: Float64s) -> _Tested:
         if not len(differences):
             nothing = np.full(differences.shape[1], np.nan)
             return _Tested(nothing, nothing, nothing, nothing)

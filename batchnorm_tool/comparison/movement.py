@@ -93,7 +93,10 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[str]:
     overlap = document["overlap"]
     if overlap:
         k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
-        yield f"{overlap[k]['value']:.0%} of a row's {k} nearest neighbours stayed"
+        share = overlap[k]["value"]
+        # Not all and not none are never rounded to all or none.
+        shown = f"{share:.0%}" if share in (0, 1) else f"{min(max(share, 0.001), 0.999):.1%}"
+        yield f"{shown} of a row's {k} nearest neighbours stayed"
 
 
 def _figures(document: Mapping[str, Any]) -> Iterator[str]:

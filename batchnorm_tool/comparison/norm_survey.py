@@ -10,6 +10,7 @@ import numpy as np
 from batchnorm_tool.norms import L1, L2, MAX, Anything, Float64s, Norm, row_blocks, row_norms, widen
 from batchnorm_tool.stats import NormStats
 
+_NONE = Norm("none")
 # Unit vectors of float32 are within 1e-6 of length 1, those that a float16 model made within 1e-3.
 UNIT_TOLERANCE = 1e-3
 
@@ -98,10 +99,8 @@ def measured(vectors: Anything, norms: Sequence[Norm]) -> dict[str, Float64s]:
         x64 = widen(vectors[block])
         for norm, values in lengths.items():
             values[block] = row_norms(x64, norm)[:, 0]
-    lost = ~np.isfinite(lengths[MAX])
-    if lost.any():
-        for norm in lengths.keys() & {Norm("none")}:
-            lengths[norm][lost] = np.nan
+    if _NONE in lengths:
+        lengths[_NONE][~np.isfinite(lengths[MAX])] = np.nan
     return {norm.label: values for norm, values in lengths.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     column: str | Sequence[str] | None = None,
     key: str | Sequence[str] | None = None,
     k: Sequence[int] = (1, 5, 10),
-    sample: int = 1000,
+    sample: int | None = 1000,
     seed: int = 0,
 ) -> Difference:
     """Tell what changed between two sets of predictions, their rows joined by key.
@@ -94,7 +95,8 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
             one of the two has a key, the other is looked through for columns of that name. Rows
             without a key go by their number.
         k: Numbers of neighbours whose overlap is measured.
-        sample: Rows whose neighbours are looked for, within each set; 0 for none.
+        sample: Rows whose neighbours are looked for, within each set; 0 for none, ``None`` for
+            all.
         seed: Of the sample, and of the intervals.
 
     Returns:
@@ -112,7 +114,8 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
         'The same vectors, bit for bit, in all 1,797 common rows.'
     """
     started = time.perf_counter()
-    search = Search(_checked_ks(k), _checked("sample", sample), _checked("seed", seed))
+    size = sys.maxsize if sample is None else _checked("sample", sample)
+    search = Search(_checked_ks(k), size, _checked("seed", seed))
     warnings: list[str] = []
     with collected(warnings.append):
         one, other = _open(a, b, column, key)
