@@ -1,4 +1,4 @@
-"""Whether two results hold the same vectors and norms for the same ids."""
+"""Whether two results hold the same: vectors and norms by id, or neighbours."""
 
 from __future__ import annotations
 
@@ -41,6 +41,39 @@ def check_agreement(ours: Path, other: Path, rows: int) -> None:
             msg = f"{other}: id {ids[at]} differs from {ours} by {worst[at]:.3g}."
             raise Disagreement(msg)
     _check_all_seen(seen, other)
+
+
+def check_same_neighbours(ours: Path, other: Path, least: float = 0.999) -> None:
+    """Compare two searches: how many neighbours of a query both found, whatever their order.
+
+    In float32 two rows that are nearly as near come out in either order, so that the last neighbour
+    of a query may differ.
+
+    Args:
+        ours: A directory with ``LABEL.npy`` for each norm, ``int64[q, k]``.
+        other: Another one.
+        least: The mean share of neighbours in common that is asked for, under every norm.
+
+    Raises:
+        Disagreement: Norms or shapes differ, or fewer neighbours are in common.
+    """
+    found, others = _neighbours(ours), _neighbours(other)
+    if not found or found.keys() != others.keys():
+        msg = f"{other}: holds {sorted(others)}. Expected the norms of {ours}: {sorted(found)}."
+        raise Disagreement(msg)
+    for label, rows in found.items():
+        if rows.shape != others[label].shape:
+            msg = f"{other}: {label} has shape {others[label].shape}. Expected: {rows.shape}."
+            raise Disagreement(msg)
+        pairs = zip(rows, others[label], strict=True)
+        share = np.mean([len(np.intersect1d(one, two)) for one, two in pairs]) / rows.shape[1]
+        if not share >= least:
+            msg = f"{other}: shares {share:.5f} of the neighbours under {label} with {ours}."
+            raise Disagreement(msg)
+
+
+def _neighbours(path: Path) -> dict[str, np.ndarray]:
+    return {file.stem: np.load(file) for file in sorted(path.glob("*.npy"))}
 
 
 def _by_id(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,10 @@ from benchmarks.places import OURS_PYTHON, ROOT, WORK
 
 SEED = 3
 GROUP_ROWS = 50_000
+UNEVEN = ("uneven", "uneven_npy")
+UNEVEN_GROUP_ROWS = 65_536
+# Of the logarithm of their lengths: the longest of 200,000 rows has four times the median length.
+LENGTH_DEVIATION = 0.3
 # Few enough that pyarrow keeps the dictionary, as it does for quantised features.
 DISTINCT_VALUES = 1_000
 IMAGE_SHAPE = (28, 28, 1)
@@ -38,7 +42,9 @@ class Table:
         rows: Rows with ``id`` from 0 on.
         width: Floats of a row.
         layout: ``plain`` (row groups of 50,000 rows), ``one_group``, ``wide`` (a column for each
-            float), ``dictionary`` (few distinct values, dictionary-encoded) or ``npy`` (images).
+            float), ``dictionary`` (few distinct values, dictionary-encoded), ``npy`` (images),
+            ``uneven`` (rows of lognormal lengths, row groups of 65,536) or ``uneven_npy`` (the
+            same rows as a matrix).
         files: Files of equal size, in a directory if there are several.
         copies: How often the one file appears in the directory, each time as a hard link; ids
             repeat, and the disk holds the rows once.
@@ -58,7 +64,17 @@ class Table:
             return WORK / "data" / f"{name}-in-{self.files}-files"
         if self.copies > 1:
             return WORK / "data" / f"{name}-times-{self.copies}"
-        return WORK / "data" / f"{name}.{'npy' if self.layout == 'npy' else 'parquet'}"
+        return WORK / "data" / f"{name}.{'npy' if self.is_npy else 'parquet'}"
+
+    @property
+    def is_npy(self) -> bool:
+        """Whether it is an NPY file."""
+        return self.layout.endswith("npy")
+
+    @property
+    def group_rows(self) -> int:
+        """Rows that are made, and stored, at a time."""
+        return UNEVEN_GROUP_ROWS if self.layout in UNEVEN else GROUP_ROWS
 
     @property
     def columns(self) -> list[str]:
@@ -122,7 +138,7 @@ def make(thing: Table | Model) -> None:
         _save_model(thing, unfinished)
     elif thing.copies > 1:
         _link_copies(thing, unfinished)
-    elif thing.layout == "npy":
+    elif thing.is_npy:
         _write_npy(thing, unfinished)
     else:
         _write_parquet(thing, unfinished)
@@ -159,9 +175,9 @@ def _link_copies(table: Table, path: Path) -> None:
 
 
 def _write_npy(table: Table, path: Path) -> None:
-    shape = (table.rows, *IMAGE_SHAPE)
+    row = IMAGE_SHAPE if table.layout == "npy" else (table.width,)
     with path.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (table.rows, *row)}
         np.lib.format.write_array_header_1_0(file, header)
         for _, values in _blocks(table):
             file.write(values.data)
@@ -196,13 +212,16 @@ def _write_file(table: Table, path: Path, seed: int = SEED, first: int = 0) -> N
 def _blocks(table: Table, seed: int = SEED) -> Iterator[tuple[int, np.ndarray]]:
     """The floats, block by block, each with the number of its first row."""
     random = np.random.default_rng(seed)
-    for start in range(0, table.rows, GROUP_ROWS):
-        shape = (min(GROUP_ROWS, table.rows - start), table.width)
+    for start in range(0, table.rows, table.group_rows):
+        shape = (min(table.group_rows, table.rows - start), table.width)
         if table.layout == "dictionary":
             steps = random.integers(0, DISTINCT_VALUES, shape).astype(np.float32)
             yield start, steps / np.float32(DISTINCT_VALUES)
-        else:
-            yield start, random.standard_normal(shape, dtype=np.float32)
+            continue
+        values = random.standard_normal(shape, dtype=np.float32)
+        if table.layout in UNEVEN:
+            values *= random.lognormal(0, LENGTH_DEVIATION, (len(values), 1)).astype(np.float32)
+        yield start, values
 
 
 def _ids(first: int, values: np.ndarray) -> pa.Array:

@@ -39,8 +39,9 @@ class Measurement:
             process; of a daemon's last moments nothing is known.
         peak_bytes: Largest proportional set size of all of them together, seen up to ten times
             a second; at least the next.
-        peak_rss_bytes: Largest resident set size of the process itself, as the kernel keeps it.
-            (Not what wait4 tells: there a process begins with the size of the one that started it.)
+        peak_rss_bytes: Largest resident set size of the process itself, as the kernel keeps it: as
+            often seen as the former, and at the end if the process tells it. (Not what wait4 tells:
+            there a process begins with the size of the one that started it.)
         said: The JSON object in the last line of its standard output; empty if there is none.
     """
 
@@ -88,7 +89,8 @@ def measure(command: Sequence[str | Path]) -> Measurement:
             msg = f"ended with exit code {process.returncode}: {end}"
             raise ContenderFailed(msg)
         said = _last_object(output)
-    peak_rss_bytes = family.peak_rss_bytes.get(process.pid, 0)
+    seen_bytes = family.peak_rss_bytes.get(process.pid, 0)
+    peak_rss_bytes = max(seen_bytes, said.get("peak_rss_bytes", 0))
     return Measurement(
         seconds=seconds,
         # Its own sum counts its last moments and the children that it waited for, but no daemon.

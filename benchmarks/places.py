@@ -10,6 +10,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Gigabytes at full size: the variable puts them on another disk.
 WORK = Path(os.environ.get("BENCHMARKS_WORK", ROOT / "benchmarks" / "work")).absolute()
 RESULTS = ROOT / "benchmarks" / "results"
-# Ray and Spark have an environment of their own, so that the tool's stays free of them.
+# Ray, Spark and faiss have an environment of their own: the tool's stays free of them.
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 OURS_PYTHON = Path(sys.executable)

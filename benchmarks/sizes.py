@@ -18,6 +18,10 @@ class Size:
         growth_rows: Rows of the runs that show how cost grows; multiples of the first.
         widths: Vector widths of the runs that show how cost grows.
         width_values: Predicted values of each of those, so that wide vectors have fewer rows.
+        base: Rows among which `compare` looks for neighbours.
+        queries: Rows of those whose neighbours are looked for.
+        streamed_base: The same for a base that is never in memory.
+        surveyed: Stored predictions whose norms `compare` measures.
         repetitions: Measurements of each contender that is not slow.
     """
 
@@ -29,6 +33,10 @@ class Size:
     growth_rows: tuple[int, ...]
     widths: tuple[int, ...]
     width_values: int
+    base: int
+    queries: int
+    streamed_base: int
+    surveyed: int
     repetitions: int
 
 
@@ -44,6 +52,10 @@ SIZES = {
             growth_rows=(1_000, 4_000, 16_000),
             widths=(16, 64, 256),
             width_values=64_000,
+            base=4_000,
+            queries=50,
+            streamed_base=16_000,
+            surveyed=20_000,
             repetitions=1,
         ),
         Size(
@@ -55,6 +67,10 @@ SIZES = {
             growth_rows=(50_000, 200_000, 800_000),
             widths=(16, 256, 4096),
             width_values=16_000_000,
+            base=200_000,
+            queries=2_000,
+            streamed_base=1_000_000,
+            surveyed=1_000_000,
             repetitions=1,
         ),
         Size(
@@ -66,6 +82,10 @@ SIZES = {
             growth_rows=(250_000, 1_000_000, 4_000_000, 16_000_000),
             widths=(16, 64, 256, 1024, 4096),
             width_values=64_000_000,
+            base=200_000,
+            queries=2_000,
+            streamed_base=2_000_000,
+            surveyed=10_000_000,
             repetitions=3,
         ),
     )

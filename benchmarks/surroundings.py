@@ -12,11 +12,12 @@ from pathlib import Path
 from benchmarks.places import PEERS_PYTHON
 
 _OURS = ("batchnorm-tool", "tensorflow", "keras", "numpy", "pyarrow", "pandas")
-_PEERS = ("ray", "pyspark", "tensorflow", "keras", "numpy", "pyarrow", "pandas")
+_PEERS = ("ray", "pyspark", "faiss-cpu", "tensorflow", "keras", "numpy", "pyarrow", "pandas")
 _ASK = """
 import json, sys
-from importlib.metadata import version
-print(json.dumps({name: version(name) for name in sys.argv[1:]}))
+from importlib.metadata import distributions
+there = {one.name: one.version for one in distributions()}
+print(json.dumps({name: there[name] for name in sys.argv[1:] if name in there}))
 """
 
 
@@ -44,7 +45,7 @@ def versions() -> dict[str, dict[str, str]]:
         done = subprocess.run(
             [PEERS_PYTHON, "-c", _ASK, *_PEERS], capture_output=True, text=True, check=True
         )
-        found["Ray Data and Spark"] = json.loads(done.stdout)
+        found["Ray Data, Spark and faiss"] = json.loads(done.stdout)
     return found
 
 

@@ -25,15 +25,11 @@ class Base(Protocol):
     def rows(self) -> int:
         """How many there are."""
 
-    @property
-    def width(self) -> int:
-        """Dimensions of a row."""
-
     def blocks(self) -> Iterator[Anything]:
-        """The rows in order, ``[n, width]`` at a time; each call begins anew."""
+        """The rows in order, ``[n, d]`` at a time; each call begins anew."""
 
     def sample(self, rows: int) -> Anything:
-        """About so many rows, ``[m, width]``, spread evenly; they decide on speed alone."""
+        """About so many rows, ``[m, d]``, spread evenly; they decide on speed alone."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class ArrayBase:
     """Rows in memory.
 
     Attributes:
-        array: Real numbers ``[rows, width]``.
+        array: Real numbers ``[rows, d]``.
     """
 
     array: Anything
@@ -50,11 +46,6 @@ class ArrayBase:
     def rows(self) -> int:
         """How many there are."""
         return len(self.array)
-
-    @property
-    def width(self) -> int:
-        """Dimensions of a row."""
-        return int(self.array.shape[1])
 
     def blocks(self) -> Iterator[Anything]:
         """The rows in blocks of 8,192."""

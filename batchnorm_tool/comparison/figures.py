@@ -23,6 +23,9 @@ Int64s = np.ndarray
 
 # What people look at: the first screen of results.
 _HEADLINE_K = 10
+# The figures of a metric, and of its test.
+_INTERVAL = ("value", "low", "high")
+_TESTED = ("difference", "low", "high", "p", "p_holm")
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,14 @@ class Rankings:
         """All figures, as plain data.
 
         Args:
-            queries: ``int64[m]``, which queries; default: all.
+            queries: ``int64[m]``, which queries, at least one; default: all.
 
         Returns:
             ``overlap``, ``rbo``, ``hubness``, ``quality`` and ``tests`` as the document of a
             comparison has them; the last two are ``None`` without judgements.
         """
-        chosen = np.arange(len(next(iter(self.rows.values())))) if queries is None else queries
+        everyone = np.arange(len(self.rows[self.norms[0]]))
+        chosen = everyone if queries is None else queries
         return {
             "overlap": self._overlap(chosen),
             "rbo": self._rbo(chosen),
@@ -100,16 +104,16 @@ class Rankings:
             **self._quality_and_tests(chosen),
         }
 
-    def _overlap(self, queries: Int64s) -> dict[str, dict[str, dict[str, float | None]]]:
+    def _overlap(self, queries: Int64s) -> dict[str, dict[str, dict[str, float]]]:
         means = {
-            pair: {str(k): plain(_mean(values[queries])) for k, values in by_k.items()}
+            pair: {str(k): float(values[queries].mean()) for k, values in by_k.items()}
             for pair, by_k in self.overlaps.items()
         }
         return _mirrored(self.norms, means, {str(k): 1.0 for k in self.ks})
 
-    def _rbo(self, queries: Int64s) -> dict[str, dict[str, float | None]]:
+    def _rbo(self, queries: Int64s) -> dict[str, dict[str, float]]:
         means = {
-            pair: plain(_mean(values[queries]))
+            pair: float(values[queries].mean())
             for pair, values in self.rank_biased_overlaps.items()
         }
         return _mirrored(self.norms, means, 1.0)
@@ -139,61 +143,45 @@ class Rankings:
             for norm, by_metric in self.quality.items()
         }
         first, *others = self.norms
-        tested = {norm: self._test(values[norm] - values[first]) for norm in others}
+        differences = {norm: values[norm] - values[first] for norm in others}
         return {
             "quality": {
                 norm: _intervals(metrics, each, self.seed) for norm, each in values.items()
             },
-            "tests": {"against": first, **_corrected(metrics, tested)},
+            "tests": {"against": first, **_tests(metrics, differences, self.seed)},
         }
-
-    def _test(self, differences: Float64s) -> _Tested:
-        if not len(differences):
-            nothing = np.full(differences.shape[1], np.nan)
-            return _Tested(nothing, nothing, nothing, nothing)
-        low, high = bootstrap(differences, self.seed)
-        p = paired_randomization(differences, self.seed)
-        return _Tested(differences.mean(axis=0), low, high, p)
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """Differences from the first norm by metric, their intervals and p values, ``float64[m]``."""
-
-    difference: Float64s
-    low: Float64s
-    high: Float64s
-    p: Float64s
 
 
 def _intervals(
     metrics: Sequence[str], values: Float64s, seed: int
 ) -> dict[str, dict[str, float | None]]:
     if not len(values):
-        return {metric: {"value": None, "low": None, "high": None} for metric in metrics}
-    low, high = bootstrap(values, seed)
+        return {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
+    figures = zip(values.mean(axis=0), *bootstrap(values, seed), strict=True)
     return {
-        metric: {"value": float(value), "low": float(low[at]), "high": float(high[at])}
-        for at, (metric, value) in enumerate(zip(metrics, values.mean(axis=0), strict=True))
+        metric: dict(zip(_INTERVAL, map(float, of_metric), strict=True))
+        for metric, of_metric in zip(metrics, figures, strict=True)
     }
 
 
-def _corrected(metrics: Sequence[str], tested: Mapping[str, _Tested]) -> dict[str, dict[str, Any]]:
-    """Tests as plain data, each metric's p values corrected for the number of norms."""
-    corrected = [holm([float(one.p[at]) for one in tested.values()]) for at in range(len(metrics))]
-    return {
-        norm: {
-            metric: {
-                "difference": plain(one.difference[at]),
-                "low": plain(one.low[at]),
-                "high": plain(one.high[at]),
-                "p": plain(one.p[at]),
-                "p_holm": plain(corrected[at][place]),
-            }
-            for at, metric in enumerate(metrics)
+def _tests(
+    metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Differences from the first norm, each metric's p-values corrected for the number of norms."""
+    if not all(len(each) for each in differences.values()):
+        untested = {metric: dict.fromkeys(_TESTED) for metric in metrics}
+        return dict.fromkeys(differences, untested)
+    p = {norm: paired_randomization(each, seed) for norm, each in differences.items()}
+    corrected = [holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for place, (norm, each) in enumerate(differences.items()):
+        p_holm = [of_norms[place] for of_norms in corrected]
+        figures = zip(each.mean(axis=0), *bootstrap(each, seed), p[norm], p_holm, strict=True)
+        found[norm] = {
+            metric: dict(zip(_TESTED, map(float, of_metric), strict=True))
+            for metric, of_metric in zip(metrics, figures, strict=True)
         }
-        for place, (norm, one) in enumerate(tested.items())
-    }
+    return found
 
 
 def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: Any) -> Any:
@@ -205,10 +193,6 @@ def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: 
         }
         for one in norms
     }
-
-
-def _mean(values: Float64s) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 def plain(value: float) -> float | None:

@@ -15,15 +15,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.comparison.base import ArrayBase, Base, Queries, numbered
-from batchnorm_tool.comparison.filtering import Best, Filter
+from batchnorm_tool.comparison.filtering import Filter
 from batchnorm_tool.comparison.ordering import Exact, Rows, in_order
 from batchnorm_tool.comparison.similarity import Metric, Score
 from batchnorm_tool.norms import Anything, Norm, widen
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.keeping import Best
 
 __all__ = ["ArrayBase", "Base", "Queries", "neighbours"]
 

@@ -13,7 +13,7 @@ from batchnorm_tool.comparison.similarity import Score, Sides
 from batchnorm_tool.norms import Float64s, row_blocks, widen
 
 if TYPE_CHECKING:
-    from batchnorm_tool.comparison.filtering import Best
+    from batchnorm_tool.comparison.keeping import Best
 
 Int64s = np.ndarray
 

@@ -100,12 +100,8 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
 
 def _unjudged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
     first, k = document["compared"][0], _headline_k(document)
-    overlaps = {
-        norm: document["overlap"][first][norm][k]
-        for norm in document["compared"][1:]
-        if document["overlap"][first][norm][k] is not None
-    }
-    if overlaps and min(overlaps.values()) >= _ALIKE:
+    overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
+    if min(overlaps.values()) >= _ALIKE:
         return Verdict(
             None,
             "no difference",
@@ -126,7 +122,7 @@ def _unjudged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
 
 
 def _unit(document: Mapping[str, Any]) -> str:
-    share = document["unit_share"].get("l2") or 0
+    share = document["unit_share"]["l2"]
     return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
 
 
@@ -197,12 +193,12 @@ def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
 def _cost(document: Mapping[str, Any], best: str, first: str) -> str:
     k = _headline_k(document)
     share = document["overlap"][first][best][k]
-    kept = "" if share is None else f"; {share:.0%} of the {k} nearest rows stay what they were"
+    anew = f"Stored vectors and index are built anew; {share:.0%} of the {k} nearest rows stay what"
+    if best == "none":
+        return f"{anew} they were. Long rows then rank above short ones."
     return (
-        f"Stored vectors and index are built anew{kept}. A row's length then no longer raises its "
-        "rank, and is kept only in the norm beside it."
-        if best != "none"
-        else f"Stored vectors and index are built anew{kept}. Long rows then rank above short ones."
+        f"{anew} they were. A row's length then no longer raises its rank, and is kept only in the "
+        "norm beside it."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.norms import Anything
-    from batchnorm_tool.predictions import Predictions
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
@@ -111,8 +110,10 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
             output directory of a finished run (its raw predictions are restored), or an array
             ``[n, d]``.
         column: The column of the vectors, or several scalar ones; of a run its output. Default: the
-            only one that there is.
-        key: The column that names a row; default: a run's own key, else the row number.
+            only one that there is. It and ``key`` are those of ``source`` and ``queries`` alike,
+            where these are files.
+        key: The column that names a row; default: a run's own key, else the row number, as always
+            in an array.
         label: A column with a class for each row: rows of the same class are relevant.
         queries: Vectors in a second file, or array, that are asked with; default: rows of
             ``source``, which are then not their own neighbours.
@@ -143,9 +144,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     started = time.perf_counter()
     warnings: list[str] = []
     with collected(warnings.append):
-        base = _opened(source, column, key)
-        asking = Asking(base, base if queries is None else _opened(queries, column, key))
-        asking.check_width()
+        asking = _asking(source, queries, column, key)
         options = Options(
             tuple(_norms(norms)), Metric.parse(metric), _depths(k, asking), _whole("seed", seed)
         )
@@ -159,48 +158,73 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     return Comparison(document)
 
 
-def _opened(
-    source: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
-) -> Predictions:
-    if isinstance(source, (str, os.PathLike)):
-        return open_predictions(source, column, key)
-    if column is not None or key is not None:
+def _asking(
+    source: Any,
+    queries: Any,
+    column: str | Sequence[str] | None,
+    key: str | Sequence[str] | None,
+) -> Asking:
+    given = [source] if queries is None else [source, queries]
+    files = [isinstance(each, (str, os.PathLike)) for each in given]
+    if not any(files) and (column or key):
         msg = "`column` and `key` name columns of a file. Received: an array. Leave them out."
         raise JobError(msg)
-    return predictions_of_array(source)
+    sides = [
+        open_predictions(each, column, key) if is_file else predictions_of_array(each)
+        for each, is_file in zip(given, files, strict=True)
+    ]
+    asking = Asking(sides[0], sides[-1])
+    asking.check_width()
+    return asking
 
 
 def _norms(names: Sequence[str]) -> list[Norm]:
-    given = [names] if isinstance(names, str) else list(names)
+    given = _several(names)
     found = [Norm.parse(name) for name in given]
     if not found or len(set(found)) != len(found):
-        msg = (
-            f"`norms` must name different norms. Received: {', '.join(map(str, given)) or 'none'}."
-        )
+        msg = f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
         raise JobError(msg)
     return found
 
 
+def _several(given: Any) -> list[Any]:
+    """A list of several, or of the only one."""
+    is_one = isinstance(given, str) or not isinstance(given, Iterable)
+    return [given] if is_one else list(given)
+
+
 def _depths(ks: Any, asking: Asking) -> tuple[int, ...]:
     most = asking.base.rows - asking.is_base
-    numbers: list[Any] = [ks] if isinstance(ks, int) else list(DEFAULT_K if ks is None else ks)
+    if most < 1:
+        least = "two rows" if asking.is_base else "one row"
+        msg = (
+            f"{asking.base.path}: nothing can be a neighbour. Expected: at least {least}. "
+            f"Received: {asking.base.rows}. Name a file with more predictions."
+        )
+        raise InputError(msg)
     if ks is None:
-        numbers = [k for k in numbers if k <= most]
-    elif not numbers or not all(isinstance(k, int) and k >= 1 for k in numbers):
+        return tuple(k for k in DEFAULT_K if k <= most)
+    numbers = _several(ks)
+    if not numbers or not all(_is_whole(k, 1) for k in numbers):
         msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {ks!r}."
         raise JobError(msg)
-    if not numbers or max(numbers) > most:
+    if max(numbers) > most:
         others = "others" if asking.is_base else "rows"
         msg = (
             f"{asking.base.path}: the base has {most:,} {others} to be neighbours. Expected: `k` "
-            f"of at most {most:,}. Received: {max(numbers, default=1):,}. Ask for fewer with `k`."
+            f"of at most {most:,}. Received: {max(numbers):,}. Ask for fewer with `k`."
         )
         raise InputError(msg)
-    return tuple(sorted(set(numbers)))
+    return tuple(sorted({int(k) for k in numbers}))
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    is_number = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return is_number and number >= least
 
 
 def _whole(name: str, number: Any, least: int = 0) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < least:
+    if not _is_whole(number, least):
         msg = f"`{name}` must be a whole number, {least} or more. Received: {number!r}."
         raise JobError(msg)
     return int(number)

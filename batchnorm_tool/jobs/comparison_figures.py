@@ -114,10 +114,10 @@ def _is_graded(judged: Judged | None) -> bool:
 
 
 def _no_queries(asking: Asking, drawn: int) -> str:
+    received = "null, NaN or infinity in each of them" if drawn else "a source without rows"
     return (
         f"{asking.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
-        "finite numbers. Received: null, NaN or infinity in each of them. Look at the file with "
-        "`batchnorm-tool show`."
+        f"finite numbers. Received: {received}. Look at the file with `batchnorm-tool show`."
     )
 
 
@@ -136,14 +136,13 @@ def _first_pass(asking: Asking, asked: Sample, options: Options, *, all_lengths:
             label: values[some].copy() for label, values in lengths.items()
         }
 
-    survey: NormSurvey | None = None
-    lengths: dict[str, list[Float64s]] = {}
+    nothing = measured(np.empty((0, base.width)), norms)
+    survey = NormSurvey.of(nothing, np.zeros(0, bool))
+    lengths = {label: [values] for label, values in nothing.items()}
     for found, some in _in_threads(measure, base.batches()):
-        survey = found if survey is None else survey + found
+        survey += found
         for label, values in some.items():
-            lengths.setdefault(label, []).append(values)
-    if survey is None:
-        raise InputError(f"{base.path}: has no rows. Expected predictions to compare.")
+            lengths[label].append(values)
     joined = {label: np.concatenate(values) for label, values in lengths.items()}
     return _Pass(survey, samples[0], joined)
 
@@ -166,8 +165,7 @@ def _in_threads(
 def _facts(
     asking: Asking, judged: Judged | None, passed: _Pass, options: Options
 ) -> dict[str, Any]:
-    survey = passed.survey
-    rows = max(survey.rows, 1)
+    survey, ranked = passed.survey, _ranked(passed.lengths)
     return {
         "kind": "comparison",
         "version": batchnorm_tool.__version__,
@@ -184,28 +182,27 @@ def _facts(
         "seed": options.seed,
         "relevance": None if judged is None else dict(judged.facts),
         "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
-        "rank_correlation": _correlations(passed.lengths),
-        "ranked_rows": min(_ranked(passed.lengths).sum(), survey.rows).item(),
-        "unit_share": {norm.label: survey.unit[norm.label] / rows for norm in (L1, L2, MAX)},
+        "rank_correlation": _correlations(ranked),
+        "ranked_rows": len(ranked[MAX.label]),
+        "unit_share": {norm.label: survey.unit[norm.label] / survey.rows for norm in (L1, L2, MAX)},
         "rbo_p": RBO_PERSISTENCE,
     }
 
 
-def _ranked(lengths: Mapping[str, Float64s]) -> np.ndarray:
-    """Which of the rows have norms, ``bool[n]``: those that are finite."""
-    return np.isfinite(lengths[MAX.label])
+def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
+    """Norms of finite rows whose ranks are compared, evenly spread where there are too many."""
+    finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
+    some = finite[:: max(1, -(-len(finite) // _RANKED_ROWS))]
+    return {label: values[some] for label, values in lengths.items() if label != "none"}
 
 
-def _correlations(lengths: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
-    finite = _ranked(lengths)
-    step = max(1, -(-len(finite) // _RANKED_ROWS))
-    some = {label: values[finite][::step] for label, values in lengths.items() if label != "none"}
+def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
     return {
         one: {
-            other: 1.0 if one == other else plain(rank_correlation(some[one], some[other]))
-            for other in some
+            other: 1.0 if one == other else plain(rank_correlation(ranked[one], ranked[other]))
+            for other in ranked
         }
-        for one in some
+        for one in ranked
     }
 
 
@@ -216,7 +213,7 @@ def _popularity(
     if judged is None or not isinstance(judged.judgements, GradedJudgements):
         return None
     known = judged.judgements
-    finite = _ranked(lengths)
+    finite = np.isfinite(lengths[MAX.label])
     relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
     counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
     return {
@@ -244,13 +241,9 @@ def _query_facts(
 def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, Any] | None:
     if groups is None:
         return None
-    places = np.full(int(max(usable.max(), 0)) + 1, -1)
-    places[usable] = np.arange(len(usable))
     found = []
     for name, members in groups.members.items():
-        known = members[members < len(places)]
-        queries = places[known]
-        queries = queries[queries >= 0]
+        queries = np.flatnonzero(np.isin(usable, members))
         if len(queries):
             found.append({"group": name, "queries": len(queries), **rankings.figures(queries)})
     return {"column": groups.column, "kind": groups.kind, "groups": found}

@@ -116,12 +116,12 @@ def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
             f"strings, one in each row. Received: {column.type}. Name another column."
         )
         raise InputError(msg)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+    nulls = np.flatnonzero(column.is_null(nan_is_null=True).to_numpy())
+    if len(nulls):
         msg = (
-            f"{side.locate(row)}: the label `{label}` is null. Expected a class in every row. "
-            f"Received: {column.null_count:,} nulls among {len(column):,} rows. Fill them, or "
-            "leave those rows out."
+            f"{side.locate(int(nulls[0]))}: the label `{label}` is null. Expected a class in every "
+            f"row. Received: {len(nulls):,} nulls among {len(column):,} rows. Fill them, or leave "
+            "those rows out."
         )
         raise InputError(msg)
     return column
@@ -178,7 +178,7 @@ class Groups:
     Attributes:
         column: Its name.
         kind: ``"values"`` or ``"deciles"``.
-        members: By the name of each group, which queries, ``int64[m]``.
+        members: By the name of each group, which of the queries, ``int64[m]``.
     """
 
     column: str
@@ -189,6 +189,8 @@ class Groups:
 def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
     """Group queries by a column: by tenths of a number with many values, else by value.
 
+    Null and NaN are a group of their own.
+
     Args:
         source: Where the queries come from.
         column: A stored column.
@@ -198,8 +200,6 @@ def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
         InputError: There is no such column, or it holds lists.
     """
     values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_nested(values.type):
@@ -209,6 +209,8 @@ def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
         )
         raise InputError(msg)
     is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if pa.types.is_floating(values.type):
+        values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)  # NaN to null
     if is_number and len(values.unique()) > _MOST_VALUES:
         return Groups(column, "deciles", _tenths(values))
     return Groups(column, "values", _by_value(values))
@@ -217,16 +219,22 @@ def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
 def _tenths(values: pa.Array) -> dict[str, Int64s]:
     numbers = np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     known = ~np.isnan(numbers)
-    edges = np.unique(np.quantile(numbers[known], np.linspace(0, 1, 11)))
-    places = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-    last = len(edges) - 2
-    members = {
-        f"[{edges[at]:.6g}, {edges[at + 1]:.6g}{']' if at == last else ')'}": np.flatnonzero(
-            known & (places == at)
-        )
-        for at in range(len(edges) - 1)
-    }
+    # Numbers that are there, not means of two: infinity has none.
+    ordered = np.sort(numbers[known])
+    edges = np.unique(ordered[np.linspace(0, len(ordered) - 1, 11).astype(np.int64)])
+    places = np.searchsorted(edges[1:-1], numbers, side="right")
+    names = _ranges(edges.tolist())
+    members = {name: np.flatnonzero(known & (places == at)) for at, name in enumerate(names)}
     return _with_unknown(members, np.flatnonzero(~known))
+
+
+def _ranges(edges: Sequence[float]) -> list[str]:
+    """Names of the ranges between edges, with as many digits as tell these apart."""
+    least = 15 if all(edge.is_integer() for edge in edges) else 6
+    written = ([f"{edge:.{digits}g}" for edge in edges] for digits in range(least, 18))
+    texts = next(each for each in written if len(set(each)) == len(edges))
+    ends = [*[")"] * (len(edges) - 2), "]"]
+    return [f"[{low}, {high}{end}" for low, high, end in zip(texts, texts[1:], ends, strict=False)]
 
 
 def _by_value(values: pa.Array) -> dict[str, Int64s]:
@@ -244,4 +252,5 @@ def _by_value(values: pa.Array) -> dict[str, Int64s]:
 
 
 def _with_unknown(members: dict[str, Int64s], unknown: Int64s) -> dict[str, Int64s]:
-    return {**members, "null": unknown} if len(unknown) else members
+    name = "null (no value)" if "null" in members else "null"
+    return {**members, name: unknown} if len(unknown) else members

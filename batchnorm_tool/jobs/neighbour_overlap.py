@@ -94,11 +94,6 @@ class StreamedBase:
         """How many there are."""
         return self.predictions.rows
 
-    @property
-    def width(self) -> int:
-        """Dimensions of a row."""
-        return self.predictions.width
-
     def blocks(self) -> Iterator[Anything]:
         """The rows in order."""
         return (batch.vectors for batch in self.predictions.batches())

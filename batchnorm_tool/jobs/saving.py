@@ -23,12 +23,19 @@ def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            aside = target / f".{name}.{os.getpid()}"
-            aside.write_text(content, encoding="utf-8")
-            aside.replace(target / name)
+            _replace(target / name, content)
     except OSError as error:
         msg = (
             f"`{target}` cannot be written to: {error.strerror}. Expected a directory. "
             "Choose another one."
         )
         raise OutputError(msg) from error
+
+
+def _replace(path: Path, content: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(content, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -27,9 +27,11 @@ def check_columns(
     for name in names:
         if name not in stored:
             named_by = f", which `{argument}` names" if argument else ""
+            known = ", ".join(f"`{each}`" for each in stored)
+            expected = f"Expected one of: {known}." if stored else "It has vectors alone."
             msg = (
-                f"{path}: has no column `{name}`{named_by}{near_matches(name, stored)}. Expected "
-                f"one of: {', '.join(f'`{known}`' for known in stored)}. Received: `{name}`."
+                f"{path}: has no column `{name}`{named_by}{near_matches(name, stored)}. {expected} "
+                f"Received: `{name}`."
             )
             raise InputError(msg)
 

@@ -13,6 +13,7 @@ from benchmarks.cases.against_the_limit import (
     sum_of_stages,
 )
 from benchmarks.cases.choices import batch_size, layouts, two_processes
+from benchmarks.cases.comparing import memory_of_neighbours, nearest_neighbours, norm_survey
 from benchmarks.cases.growing import growth
 from benchmarks.cases.memory_and_start import flat_memory, quick_starts
 from benchmarks.findings import Finding
@@ -33,4 +34,7 @@ CASES: Mapping[str, Case] = {
     "11": two_processes,
     "12": layouts,
     "growth": growth,
+    "compare-neighbours": nearest_neighbours,
+    "compare-memory": memory_of_neighbours,
+    "compare-norms": norm_survey,
 }

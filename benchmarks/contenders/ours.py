@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm_tool import Job, RunResult, run
-from benchmarks.contenders.stopwatch import cpu_seconds, settings
+from benchmarks.contenders.stopwatch import cpu_seconds, peak_rss_bytes, settings
 
 
 class BeginningOfWork:
@@ -37,6 +37,7 @@ def main() -> None:
     said = {
         "body_seconds": result.seconds,
         "body_cpu_seconds": cpu_seconds() - beginning.cpu_seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
         "rows": result.rows["out"],
         "stages": stages(result),
         **choices(result),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Self
 
 
@@ -20,8 +21,12 @@ class Stopwatch:
         self.cpu_seconds = cpu_seconds() - self._cpu_started
 
     def say(self, **more: object) -> None:
-        """Print what the block took, and what else there is to say."""
-        taken = {"body_seconds": self.seconds, "body_cpu_seconds": self.cpu_seconds}
+        """Print what the block took, the process' memory, and what else there is to say."""
+        taken = {
+            "body_seconds": self.seconds,
+            "body_cpu_seconds": self.cpu_seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
         print(json.dumps({**taken, **more}))
 
 
@@ -34,3 +39,10 @@ def settings() -> dict[str, Any]:
 def cpu_seconds() -> float:
     """User and system time of this process so far, all threads."""
     return time.process_time()
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set size of this process so far, as the kernel keeps it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024

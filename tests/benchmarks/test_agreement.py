@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.agreement import Disagreement, check_agreement
+from benchmarks.agreement import Disagreement, check_agreement, check_same_neighbours
 
 ROWS = 40_000
 RANDOM = np.random.default_rng(1)
@@ -69,3 +69,50 @@ def test_nothing_agrees_with_no_files(ours: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(Disagreement, match="no Parquet files"):
         check_agreement(ours, tmp_path / "other", ROWS)
+
+
+def found(path: Path, **rows: np.ndarray) -> Path:
+    path.mkdir()
+    for label, array in rows.items():
+        np.save(path / f"{label}.npy", array)
+    return path
+
+
+NEIGHBOURS = RANDOM.permuted(np.tile(np.arange(1_000), (20, 1)), axis=1)[:, :100]
+
+
+def with_others(count: int) -> np.ndarray:
+    """So many of the 2,000 neighbours replaced by rows that nobody found."""
+    rows = NEIGHBOURS.copy()
+    rows.reshape(-1)[:count] = 5_000 + np.arange(count)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rows", [NEIGHBOURS[:, ::-1], with_others(2)], ids=["another order", "1 in 1,000"]
+)
+def test_nearly_the_same_neighbours_agree(tmp_path: Path, rows: np.ndarray) -> None:
+    ours = found(tmp_path / "ours", l1=NEIGHBOURS, l2=NEIGHBOURS)
+    check_same_neighbours(ours, found(tmp_path / "other", l1=NEIGHBOURS, l2=rows))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"l1": NEIGHBOURS, "l2": with_others(3)}, "shares 0.99850 of the neighbours under l2"),
+        ({"l1": NEIGHBOURS, "l2": NEIGHBOURS[:, :99]}, r"l2 has shape \(20, 99\)"),
+        ({"l1": NEIGHBOURS}, r"holds \['l1'\]. Expected the norms of .*: \['l1', 'l2'\]"),
+    ],
+    ids=["other neighbours", "fewer neighbours", "a norm missing"],
+)
+def test_other_neighbours_are_found(
+    tmp_path: Path, others: dict[str, np.ndarray], message: str
+) -> None:
+    ours = found(tmp_path / "ours", l1=NEIGHBOURS, l2=NEIGHBOURS)
+    with pytest.raises(Disagreement, match=message):
+        check_same_neighbours(ours, found(tmp_path / "other", **others))
+
+
+def test_searches_that_left_nothing_do_not_agree(tmp_path: Path) -> None:
+    with pytest.raises(Disagreement, match="holds"):
+        check_same_neighbours(found(tmp_path / "ours"), found(tmp_path / "other"))

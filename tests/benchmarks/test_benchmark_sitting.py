@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def sitting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows 4 (ours and the plain script) and 6 (no model at all)."""
+    """Rows 4 (ours and the plain script), 6 (no model at all) and 9 (no run at all)."""
     work = tmp_path_factory.mktemp("sitting")
     subprocess.run(
         [
@@ -54,7 +54,7 @@ def sitting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sitting_measures_compares_and_saves(sitting: Path) -> None:
     saved = json.loads((sitting / "results" / "tiny.json").read_text())
-    assert [one["row"] for one in saved["findings"]] == ["4", "6"]
+    assert [one["row"] for one in saved["findings"]] == ["4", "6", "9", "9", "9", "9"]
     assert all(one["value"] > 0 for one in saved["findings"])
     measured = [(one["case"], one["contender"]) for one in saved["measurements"]]
     assert measured == [
@@ -62,6 +62,8 @@ def test_a_sitting_measures_compares_and_saves(sitting: Path) -> None:
         ("4", "plain script, batch 32"),
         ("6", "ours"),
         ("6", "copy loop"),
+        ("9", "batch size for Dense 512-256-64"),
+        ("9", "batch size for Dense 64"),
     ]
     assert saved["measurements"][0]["said"]["rows"] == SIZES["tiny"].rows
     assert saved["command"] == "python -m benchmarks --size tiny --only 4 --only 6 --only 9"
@@ -88,6 +90,7 @@ def test_the_same_data_is_made_every_time(tmp_path: Path, monkeypatch: pytest.Mo
         ("one_group", 1, "PLAIN"),
         ("wide", 2, "PLAIN"),
         ("dictionary", 2, "RLE_DICTIONARY"),
+        ("uneven", 1, "PLAIN"),
     ],
 )
 def test_layouts_are_what_they_are_called(
@@ -117,7 +120,8 @@ def test_contenders_take_turns(tmp_path: Path) -> None:
 
 
 def test_every_target_of_the_issue_has_a_case() -> None:
-    assert list(CASES) == [*map(str, range(1, 13)), "growth"]
+    of_compare = ["compare-neighbours", "compare-memory", "compare-norms"]
+    assert list(CASES) == [*map(str, range(1, 13)), "growth", *of_compare]
 
 
 def test_the_copy_loop_writes_as_the_tool_does(tmp_path: Path) -> None:

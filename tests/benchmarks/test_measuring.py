@@ -52,6 +52,25 @@ def test_what_the_process_says_last_is_read() -> None:
     assert (taken.body_seconds, taken.body_cpu_seconds) == (1.5, 2.5)
 
 
+def test_the_memory_that_a_process_tells_at_its_end_counts() -> None:
+    said = json.dumps({"peak_rss_bytes": 1 << 40})
+    taken = measure(run(f"print('{said}')"))
+    assert (taken.peak_rss_bytes, taken.peak_bytes) == (1 << 40, 1 << 40)
+
+
+def test_a_stopwatch_tells_the_memory_of_its_process() -> None:
+    taken = measure(
+        run("""
+        from benchmarks.contenders.stopwatch import Stopwatch
+        with Stopwatch() as watch:
+            held = bytes(range(256)) * (100 << 12)
+            del held
+        watch.say()
+        """)
+    )
+    assert 100 * MEBIBYTE <= taken.said["peak_rss_bytes"] < 200 * MEBIBYTE
+
+
 def test_cpu_time_and_memory_of_a_process_are_its_own() -> None:
     taken = measure(
         run("""

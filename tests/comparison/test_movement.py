@@ -49,10 +49,18 @@ def document(**given: Any) -> dict[str, Any]:
             "same",
             "The same vectors, to rounding, in all 90 common rows.",
         ),
-        ({"cosine": 1 - 1e-5}, "moved", "The vectors moved. 62% of a row's 10 nearest neighbours"),
+        (
+            {"cosine": 1 - 1e-5},
+            "moved",
+            "The vectors moved. 62.5% of a row's 10 nearest neighbours",
+        ),
         ({"cosine": 1.0, "ratio": 1.01}, "moved", "The vectors kept their directions, not their"),
         ({"cosine": 1.0, "ratio": 0.99}, "moved", "The vectors kept their directions, not their"),
-        ({"overlap": {"50": {"value": 0.5}}}, "moved", "The vectors moved. 50% of a row's 50 near"),
+        (
+            {"overlap": {"50": {"value": 0.5}}},
+            "moved",
+            "The vectors moved. 50.0% of a row's 50 near",
+        ),
         ({"overlap": None}, "moved", "The vectors moved."),
         ({"rows": {"compared": 0}}, "moved", "No row can be compared"),
     ],
@@ -84,5 +92,5 @@ def test_the_reason_holds_the_figures() -> None:
 def test_another_space_is_said_first() -> None:
     verdict = verdict_of(document() | {"same_space": False}, "They differ in the model.")
     assert verdict["kind"] == "other space"
-    assert verdict["words"].startswith("Two vector spaces. 62% of a row's 10 nearest neighbours")
+    assert verdict["words"].startswith("Two vector spaces. 62.5% of a row's 10 nearest neighbours")
     assert verdict["reason"] == "They differ in the model."

@@ -1,0 +1,38 @@
+"""The tool's first pass over stored predictions: the norms of all rows, and their statistics.
+
+Settings: ``input``, ``queries``, ``norms``. The pass is that of `batchnorm_tool.compare` whole: it
+also picks up the queries, the rows by which the search for neighbours begins, and the norms of
+262,144 rows for the rank correlations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from batchnorm_tool.comparison.similarity import Metric
+from batchnorm_tool.jobs import comparison_figures
+from batchnorm_tool.jobs.comparison_queries import Asking
+from batchnorm_tool.jobs.pairing import Sample
+from batchnorm_tool.norms import Norm
+from batchnorm_tool.predictions import open_predictions
+from benchmarks.contenders.neighbour_files import query_rows
+from benchmarks.contenders.stopwatch import Stopwatch, settings
+
+
+def main() -> None:
+    """Open the predictions, and measure all of their norms."""
+    wanted = settings()
+    norms = tuple(Norm.parse(name) for name in wanted["norms"])
+    options = comparison_figures.Options(norms, Metric.DOT, (1,), seed=0)
+    with Stopwatch() as watch:
+        base = open_predictions(wanted["input"])
+        rows = query_rows(base.rows, wanted["queries"])
+        asked = Sample(rows, np.empty((len(rows), base.width), base.dtype))
+        found = comparison_figures._first_pass(  # noqa: SLF001  (no other function does this alone)
+            Asking(base, base), asked, options, all_lengths=False
+        )
+    watch.say(counts={label: norm.count for label, norm in found.survey.norms.items()})
+
+
+if __name__ == "__main__":
+    main()
