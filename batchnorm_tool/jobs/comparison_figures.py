@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +13,10 @@ from batchnorm_tool.comparison.agreement import RBO_PERSISTENCE, rank_correlatio
 from batchnorm_tool.comparison.figures import Rankings, plain
 from batchnorm_tool.comparison.judgements import GradedJudgements
 from batchnorm_tool.comparison.neighbours import Queries, neighbours
-from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.verdict import verdict
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.jobs.neighbour_overlap import StreamedBase, evenly_spread
+from batchnorm_tool.jobs.neighbour_overlap import StreamedBase
+from batchnorm_tool.jobs.norm_pass import RANKED_ROWS, FirstPass, first_pass
 from batchnorm_tool.jobs.pairing import Sample
 from batchnorm_tool.norms import L1, L2, MAX
 
@@ -28,12 +25,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.comparison.similarity import Metric
     from batchnorm_tool.jobs.comparison_queries import Asking, Groups, Judged
     from batchnorm_tool.norms import Float64s, Norm
-    from batchnorm_tool.predictions import PredictionBatch
 
 Int64s = np.ndarray
-
-# Ranks of more rows than that tell no more: their correlation is known to 0.002.
-_RANKED_ROWS = 262_144
 
 
 @dataclass(frozen=True)
@@ -53,21 +46,6 @@ class Options:
     seed: int
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What the first pass over the base brings.
-
-    Attributes:
-        survey: Norms of all rows.
-        probe: Rows spread evenly, by which the search begins.
-        lengths: Norms of single rows by label: of all rows where all are wanted, else of some.
-    """
-
-    survey: NormSurvey
-    probe: Sample
-    lengths: Mapping[str, Float64s]
-
-
 def document_of(
     asking: Asking, judged: Judged | None, rows: Int64s, groups: Groups | None, options: Options
 ) -> dict[str, Any]:
@@ -85,7 +63,7 @@ def document_of(
         Damaged: A file of a run is missing, or cannot be read.
     """
     asked = Sample(rows, np.empty((len(rows), asking.source.width), asking.source.dtype))
-    passed = _first_pass(asking, asked, options, all_lengths=_is_graded(judged))
+    passed = first_pass(asking, asked, options.norms, all_lengths=_is_graded(judged))
     if not asking.is_base:
         for batch in asking.source.batches():
             asked.add(batch)
@@ -121,49 +99,8 @@ def _no_queries(asking: Asking, drawn: int) -> str:
     )
 
 
-def _first_pass(asking: Asking, asked: Sample, options: Options, *, all_lengths: bool) -> _Pass:
-    base = asking.base
-    norms = norms_to_measure(options.norms)
-    samples = [evenly_spread(base), *([asked] if asking.is_base else [])]
-    step = 1 if all_lengths else max(1, -(-base.rows // _RANKED_ROWS))
-
-    def measure(batch: PredictionBatch) -> tuple[NormSurvey, dict[str, Float64s]]:
-        lengths = measured(batch.vectors, norms)
-        for sample in samples:
-            sample.add(batch)
-        some = slice(-batch.first_row % step, None, step)
-        return NormSurvey.of(lengths, batch.missing), {
-            label: values[some].copy() for label, values in lengths.items()
-        }
-
-    nothing = measured(np.empty((0, base.width)), norms)
-    survey = NormSurvey.of(nothing, np.zeros(0, bool))
-    lengths = {label: [values] for label, values in nothing.items()}
-    for found, some in _in_threads(measure, base.batches()):
-        survey += found
-        for label, values in some.items():
-            lengths[label].append(values)
-    joined = {label: np.concatenate(values) for label, values in lengths.items()}
-    return _Pass(survey, samples[0], joined)
-
-
-def _in_threads(
-    act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
-) -> Iterator[Any]:
-    """What ``act`` makes of each batch, in order; reading goes on meanwhile."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
-        under_way: deque[Future[Any]] = deque()
-        for batch in batches:
-            under_way.append(pool.submit(act, batch))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        for each in under_way:
-            yield each.result()
-
-
 def _facts(
-    asking: Asking, judged: Judged | None, passed: _Pass, options: Options
+    asking: Asking, judged: Judged | None, passed: FirstPass, options: Options
 ) -> dict[str, Any]:
     survey, ranked = passed.survey, _ranked(passed.lengths)
     return {
@@ -192,7 +129,7 @@ def _facts(
 def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
     """Norms of finite rows whose ranks are compared, evenly spread where there are too many."""
     finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
-    some = finite[:: max(1, -(-len(finite) // _RANKED_ROWS))]
+    some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
     return {label: values[some] for label, values in lengths.items() if label != "none"}
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchnorm_tool.comparison.similarity import Metric
-from batchnorm_tool.jobs import comparison_figures
 from batchnorm_tool.jobs.comparison_queries import Asking
+from batchnorm_tool.jobs.norm_pass import first_pass
 from batchnorm_tool.jobs.pairing import Sample
 from batchnorm_tool.norms import Norm
 from batchnorm_tool.predictions import open_predictions
@@ -23,14 +22,11 @@ def main() -> None:
     """Open the predictions, and measure all of their norms."""
     wanted = settings()
     norms = tuple(Norm.parse(name) for name in wanted["norms"])
-    options = comparison_figures.Options(norms, Metric.DOT, (1,), seed=0)
     with Stopwatch() as watch:
         base = open_predictions(wanted["input"])
         rows = query_rows(base.rows, wanted["queries"])
         asked = Sample(rows, np.empty((len(rows), base.width), base.dtype))
-        found = comparison_figures._first_pass(  # noqa: SLF001  (no other function does this alone)
-            Asking(base, base), asked, options, all_lengths=False
-        )
+        found = first_pass(Asking(base, base), asked, norms, all_lengths=False)
     watch.say(counts={label: norm.count for label, norm in found.survey.norms.items()})
 
 

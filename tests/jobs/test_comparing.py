@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from batchnorm_tool.jobs import comparison_figures
+from batchnorm_tool.jobs import comparison_figures, norm_pass
 from batchnorm_tool.jobs.comparing import Comparison, compare
 from batchnorm_tool.predictions import contract
 from tests.jobs.compared import (
@@ -151,7 +151,8 @@ def test_ranks_of_many_rows_are_those_of_some(
     monkeypatch: pytest.MonkeyPatch,
     judged: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(comparison_figures, "_RANKED_ROWS", 50)
+    monkeypatch.setattr(norm_pass, "RANKED_ROWS", 50)
+    monkeypatch.setattr(comparison_figures, "RANKED_ROWS", 50)
     monkeypatch.setattr(contract, "_BATCH_ROWS", 30)
     (tmp_path / "clicks.csv").write_text("query,item\n1,2\n")
     relevance = tmp_path / "clicks.csv" if judged else None
