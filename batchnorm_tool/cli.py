@@ -125,6 +125,7 @@ def compare_command(source: str, **options: Any) -> None:
     with _Command(options) as terminal:
         from batchnorm_tool.jobs.comparing import compare
 
+        _check_report(options)
         names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
         comparison = compare(
             source,
@@ -149,6 +150,7 @@ def diff_command(a: str, b: str, **options: Any) -> None:
     with _Command(options) as terminal:
         from batchnorm_tool.jobs.diffing import diff
 
+        _check_report(options)
         difference = diff(a, b, **_given(options, "sample"), **_of_both(options))
         _save(difference, options)
         terminal.compared(difference.to_dict(), options["output"])
@@ -164,6 +166,13 @@ def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Those flags that were given; ``all`` stands for no limit."""
     values = {name: options[name] for name in names if options[name] is not None}
     return {name: None if value == "all" else value for name, value in values.items()}
+
+
+def _check_report(options: dict[str, Any]) -> None:
+    from batchnorm_tool.jobs.saving import check_directory
+
+    if options["output"] is not None:
+        check_directory(options["output"])
 
 
 def _save(report: Comparison | Difference, options: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ def test_without_flags_the_defaults_are_those_of_the_function(command: str, call
     assert calls == [(tuple(PATHS[command]), DEFAULTS[command])]
 
 
-@pytest.mark.parametrize(("command", "flag"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("command", "flag"), CASES, ids=[" ".join(case) for case in CASES])
 def test_each_flag_is_an_argument(command: str, flag: str, calls: Calls) -> None:
     given, arguments = FLAGS[command][flag]
     invoke(command, *PATHS[command], *given)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.norms import Anything
+    from batchnorm_tool.predictions import Predictions
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
@@ -169,13 +170,25 @@ def _asking(
     if not any(files) and (column or key):
         msg = "`column` and `key` name columns of a file. Received: an array. Leave them out."
         raise JobError(msg)
-    sides = [
-        open_predictions(each, column, key) if is_file else predictions_of_array(each)
-        for each, is_file in zip(given, files, strict=True)
-    ]
-    asking = Asking(sides[0], sides[-1])
+    base = open_predictions(source, column, key) if files[0] else predictions_of_array(source)
+    if queries is None:
+        return Asking(base, base)
+    opened = _open_queries(queries, column, key) if files[1] else predictions_of_array(queries)
+    asking = Asking(base, opened)
     asking.check_width()
     return asking
+
+
+def _open_queries(
+    path: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
+) -> Predictions:
+    """Open queries by the names that the base has; a file of nothing but vectors has no names."""
+    try:
+        return open_predictions(path, column, key)
+    except InputError:
+        if not (column or key) or (alone := open_predictions(path)).columns:
+            raise
+        return alone
 
 
 def _norms(names: Sequence[str]) -> list[Norm]:

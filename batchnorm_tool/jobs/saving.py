@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,30 @@ def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
         for name, content in files.items():
             _replace(target / name, content)
     except OSError as error:
-        msg = (
-            f"`{target}` cannot be written to: {error.strerror}. Expected a directory. "
-            "Choose another one."
-        )
-        raise OutputError(msg) from error
+        raise _refusal(target, str(error.strerror)) from error
+
+
+def check_directory(directory: str | os.PathLike[str]) -> None:
+    """Refuse a place where no report can be written, before the work; nothing is written.
+
+    Args:
+        directory: Where the report is to go; it need not exist.
+
+    Raises:
+        OutputError: It, or the nearest directory above that exists, cannot be written to.
+    """
+    place = Path(directory).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise _refusal(Path(directory), f"`{place}` is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _refusal(Path(directory), os.strerror(errno.EACCES))
+
+
+def _refusal(directory: Path, reason: str) -> OutputError:
+    msg = f"`{directory}` cannot be written to: {reason}. Expected a directory. Choose another one."
+    return OutputError(msg)
 
 
 def _replace(path: Path, content: str) -> None:

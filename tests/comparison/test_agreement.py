@@ -139,5 +139,12 @@ def test_rank_correlation_is_scipys_with_ties(data: st.DataObject, one: np.ndarr
         assert math.isnan(found)
 
 
+def test_rank_correlation_stays_within_one() -> None:
+    rng = np.random.default_rng(0)
+    for size in range(2, 60):
+        one = rng.integers(0, size, size).astype(float)
+        assert not rank_correlation(one, one) > 1
+
+
 def test_rank_correlation_of_nothing_is_unknown() -> None:
     assert math.isnan(rank_correlation(np.array([]), np.array([])))

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm_tool.comparison.norm_survey import (
-    UNIT_TOLERANCE,
     NormSurvey,
     measured,
     norms_to_measure,
@@ -90,8 +89,8 @@ def test_nothing_has_no_norms() -> None:
 
 @pytest.mark.parametrize(
     ("length", "count"),
-    [(1 + UNIT_TOLERANCE * 0.9, 1), (1 - UNIT_TOLERANCE * 0.9, 1), (1 + UNIT_TOLERANCE * 1.1, 0)],
-    ids=["above", "below", "too long"],
+    [(1.0009, 1), (0.9991, 1), (1.0011, 0), (0.9989, 0)],
+    ids=["above", "below", "too long", "too short"],
 )
 def test_unit_length_is_told_to_a_thousandth(length: float, count: int) -> None:
     assert survey(np.array([[0.6, 0.8]]) * length).unit["l2"] == count

@@ -105,6 +105,7 @@ def test_any_norm_can_be_compared(labelled: Path) -> None:
     assert list(found["norms"]) == ["l1", "l2", "max", "lp:3"]
     rows = [nearest(draw(), draw(), norm, k=5) for norm in ("lp:3", "l2")]
     assert found["overlap"]["lp:3"]["l2"]["5"] == pytest.approx(shared(*rows))
+    assert found["rbo_p"] == 0.9
 
 
 @pytest.mark.parametrize("norm", ["l2", "lp:3"])
@@ -154,13 +155,18 @@ def test_ranks_of_many_rows_are_those_of_some(
     monkeypatch.setattr(norm_pass, "RANKED_ROWS", 50)
     monkeypatch.setattr(comparison_figures, "RANKED_ROWS", 50)
     monkeypatch.setattr(contract, "_BATCH_ROWS", 30)
-    (tmp_path / "clicks.csv").write_text("query,item\n1,2\n")
+    (tmp_path / "clicks.csv").write_text("query,item\n1,2\n1,150\n3,2\n")
     relevance = tmp_path / "clicks.csv" if judged else None
     found = figures(compare(labelled, key="id", relevance=relevance, k=3, sample=5))
     lengths = [np.linalg.norm(draw()[::4].astype(float), p, axis=1) for p in (1, 2)]
     expected = stats.spearmanr(*lengths).statistic
     assert found["rank_correlation"]["l1"]["l2"] == pytest.approx(expected, rel=1e-12)
     assert found["ranked_rows"] == 50
+    if judged:  # by no sample: nearly all rows of one are nobody's
+        counts = np.bincount([2, 150, 2], minlength=ROWS)
+        lengths = [np.linalg.norm(draw().astype(float), axis=1), counts]
+        expected = stats.spearmanr(*lengths).statistic
+        assert found["popularity"]["l2"] == pytest.approx(expected, rel=1e-12)
     assert found["norms"]["l2"]["count"] == ROWS
 
 
@@ -327,3 +333,19 @@ def test_rows_of_zeros_are_counted_and_score_nothing(tmp_path: Path) -> None:
     for norm, mean in means.items():
         expected = (mean * len(asked) + 2) / ROWS
         assert found["overlap"]["none"][norm]["5"] == pytest.approx(expected)
+
+
+def test_queries_of_a_file_without_names_need_none(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    table = pa.table({"id": range(40), "v": list(rows), "w": list(rows)})
+    pq.write_table(table, tmp_path / "base.parquet")
+    np.save(tmp_path / "queries.npy", rows[:5])
+    found = compare(
+        tmp_path / "base.parquet",
+        column="v",
+        key="id",
+        queries=tmp_path / "queries.npy",
+        metric="cosine",
+        k=[1],
+    )
+    assert found.to_dict()["queries"]["used"] == 5

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,6 +30,7 @@ from tests.jobs.compared import (
     values,
     with_nulls,
 )
+from tests.jobs.workshop import lists
 
 ASKED = 60
 ITEMS = [f"item {row}" for row in range(ROWS)]
@@ -117,6 +119,12 @@ def test_another_width_is_refused(base: Path, tmp_path: Path) -> None:
 # Labels
 
 
+def of_kind(numbers: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(numbers).cast(kind.value_type).dictionary_encode()
+    return pa.array(numbers).cast(kind)
+
+
 @pytest.mark.parametrize(
     "kind",
     [pa.string(), pa.int8(), pa.float64(), pa.dictionary(pa.int32(), pa.string())],
@@ -126,15 +134,14 @@ def test_classes_may_be_of_any_type_and_differ_between_files(
     tmp_path: Path, kind: pa.DataType
 ) -> None:
     x, y = draw(), draw(ASKED, seed=1)
-    of_base, of_asking = pa.array(classes(x)), pa.array(classes(y))
-    source = store(tmp_path / "base", x, label=of_base)
-    texts = of_asking.cast(pa.string()) if "string" in str(kind) else of_asking
-    encoded = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
-    queries = store(tmp_path / "asking", y, label=encoded)
-    found = figures(compare(source, queries=queries, label="label", k=5))
-    expected = precision(nearest(y, x, "l2", k=5), classes(y), classes(x))
-    assert values(found["quality"], "precision@5")["l2"] == pytest.approx(expected)
-    assert found["relevance"]["classes"] == 3
+    one = store(tmp_path / "numbers", x, label=pa.array(classes(x)))
+    other = store(tmp_path / "kind", y, label=of_kind(classes(y), kind))
+    for base, asking, of_base, of_asking in ((one, other, x, y), (other, one, y, x)):
+        found = figures(compare(base, queries=asking, label="label", k=5, sample=None))
+        rows = nearest(of_asking, of_base, "l2", k=5)
+        expected = precision(rows, classes(of_asking), classes(of_base))
+        assert values(found["quality"], "precision@5")["l2"] == pytest.approx(expected)
+        assert found["relevance"]["classes"] == 3
 
 
 def test_a_query_of_a_class_that_no_row_has_counts_as_zero(tmp_path: Path, base: Path) -> None:
@@ -268,6 +275,12 @@ def test_numbers_of_many_values_are_cut_into_tenths(tmp_path: Path, kind: str) -
 def edges_of(found: Groups) -> list[tuple[float, float]]:
     texts = [name.strip("[])").split(", ") for name in found.members]
     return [(float(low), float(high)) for low, high in texts]
+
+
+def test_numbers_in_a_dictionary_are_numbers(tmp_path: Path) -> None:
+    table = {"raw": lists(draw(100)), "x": pa.array(np.arange(100)).dictionary_encode()}
+    pyarrow.feather.write_feather(pa.table(table), tmp_path / "x", compression="uncompressed")
+    assert grouped(open_predictions(tmp_path / "x"), "x", np.arange(100)).kind == "deciles"
 
 
 def test_tenths_of_numbers_that_are_near_each_other_have_names_of_their_own(

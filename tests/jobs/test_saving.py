@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm_tool.errors import OutputError
-from batchnorm_tool.jobs.saving import save_report
+from batchnorm_tool.jobs.saving import check_directory, save_report
 
 
 def test_files_are_written_into_a_directory_that_is_made(tmp_path: Path) -> None:
@@ -49,3 +49,16 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, inside: str) -> None:
     assert caught.value.message.startswith(f"`{tmp_path / 'file' / inside}` cannot be written to:")
     assert caught.value.message.endswith("Expected a directory. Choose another one.")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/report"])
+def test_a_place_that_is_no_directory_is_refused_beforehand(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="is a file"):
+        check_directory(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_directory_that_may_be_made_is_fine_and_not_made(tmp_path: Path) -> None:
+    check_directory(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
