@@ -122,7 +122,7 @@ def compare_command(source: str, **options: Any) -> None:
     predictions are restored. Rows ask for their nearest neighbours under every norm; what is
     relevant, --label or --relevance say.
     """
-    with _Command(options) as terminal:
+    with _Command(options, keeps=False) as terminal:
         from batchnorm_tool.jobs.comparing import compare
 
         _check_report(options)
@@ -147,7 +147,7 @@ def diff_command(a: str, b: str, **options: Any) -> None:
 
     A and B are files, directories or finished runs, as for compare; their rows are joined by key.
     """
-    with _Command(options) as terminal:
+    with _Command(options, keeps=False) as terminal:
         from batchnorm_tool.jobs.diffing import diff
 
         _check_report(options)
@@ -284,8 +284,8 @@ _CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit)
 class _Command:
     """What surrounds every command: signals turn into errors, errors into words and exit codes."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._debug = options["debug"]
+    def __init__(self, options: dict[str, Any], *, keeps: bool = True) -> None:
+        self._debug, self._keeps = options["debug"], keeps
         self._terminal = Terminal(
             as_json=options["as_json"],
             quiet=options["quiet"],
@@ -312,6 +312,8 @@ class _Command:
             return 0
         if isinstance(error, KeyboardInterrupt):
             error = Interrupted("Interrupted. What is finished is kept: the same command resumes.")
+        if isinstance(error, Interrupted) and not self._keeps:
+            error = type(error)("Interrupted. Nothing was written.")
         if isinstance(error, BatchnormToolError):
             self._terminal.failed(_name(error), error.message, error.exit_code)
             return error.exit_code

@@ -164,7 +164,7 @@ def test_warnings_go_to_standard_error(tmp_path: Path) -> None:
     result = invoke("compare", tmp_path / "x.npy", "--k", "3")
     assert result.exit_code == 0
     assert result.stderr == (
-        "warning: 1 of the 40 queries hold null, NaN or infinity and are left out.\n"
+        "warning: Queries that hold null, NaN or infinity, and are left out: 1 of 40.\n"
     )
     assert "left out" not in result.stdout
 

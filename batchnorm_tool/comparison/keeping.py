@@ -82,9 +82,9 @@ class Keeper:
         self._bars = np.full(count, -np.inf, np.float32)
         self._largest = 0.0
         self._lock = threading.Lock()
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             halves = 1 / (2 * query_ratios)
-        self._halves = np.asarray(halves if score.subtracts else 0 * query_ratios, np.float32)
+            self._halves = np.asarray(halves if score.subtracts else 0 * query_ratios, np.float32)
 
     def expect(self, queries: slice, products: Float32s, ratios: Float32s, rank: int) -> None:
         """Set the bars of some queries to the score of a certain rank in a sample."""

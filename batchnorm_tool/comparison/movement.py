@@ -21,7 +21,7 @@ def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
     Returns:
         ``kind`` (``"same"``, ``"moved"`` or ``"other space"``), ``words`` and ``reason``.
     """
-    if document["same_space"] is False:
+    if document["same_space"] is False and not _mostly_identical(document["rows"]):
         return {
             "kind": "other space",
             "words": f"Two vector spaces. {_sentence(_neighbours(document))}".strip(),
@@ -61,7 +61,18 @@ def _moved_words(document: Mapping[str, Any]) -> str:
         return (
             f"The vectors kept their directions, not their lengths: B over A, median {middle:.4g}."
         )
+    rows = document["rows"]
+    if _mostly_identical(rows):
+        changed = rows["compared"] - rows["identical"]
+        return (
+            f"{changed:,} of {rows['compared']:,} common rows changed, the others are the same bit "
+            f"for bit. {_sentence(_neighbours(document))}".strip()
+        )
     return f"The vectors moved. {_sentence(_neighbours(document))}".strip()
+
+
+def _mostly_identical(rows: Mapping[str, int]) -> bool:
+    return 2 * rows["identical"] > rows["compared"]
 
 
 def _within_rounding(document: Mapping[str, Any]) -> bool:

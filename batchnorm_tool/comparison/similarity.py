@@ -94,9 +94,10 @@ class Score:
             squares: Those of each row with itself: roots squared would break ties by rounding.
             divisors: What both are divided by.
         """
-        scores = products / divisors.rows
-        if self.subtracts:
-            scores = scores / divisors.queries - squares / np.square(divisors.rows) / 2
+        with np.errstate(all="ignore"):  # what float64 cannot hold has no order, see `neighbours`
+            scores = products / divisors.rows
+            if self.subtracts:
+                scores = scores / divisors.queries - squares / np.square(divisors.rows) / 2
         return np.asarray(scores)
 
 

@@ -89,6 +89,11 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
             "Under dot product the query's own norm cannot change a ranking: it multiplies all "
             "scores of that query alike. Only the norms of the stored rows matter."
         )
+    if document["unit_share"]["l2"] > _ALIKE:
+        notes.append(
+            "The rows have unit L2 length already, so that none and l2 rank alike, and what their "
+            "lengths were is lost."
+        )
     relevance = document["relevance"] or {}
     if relevance.get("clicks"):
         notes.append(
@@ -159,16 +164,17 @@ def _shown(test: Mapping[str, float], sign: int) -> bool:
 def _choice(document: Mapping[str, Any], best: str, first: str) -> tuple[str, str, str]:
     headline = document["headline"]
     test = document["tests"][best][headline]
+    quality = {norm: _interval(document["quality"][norm][headline]) for norm in (best, first)}
     words = (
-        f"Normalize by {best}: {headline} is {_interval(document['quality'][best][headline])}, "
-        f"against {_interval(document['quality'][first][headline])} with {first}."
+        f"{_advice(document, best)}: {headline} is {quality[best]}, against {quality[first]} with "
+        f"{first}."
     )
     reason = (
         f"The difference of {test['difference']:+.3f} (95 % interval {test['low']:+.3f} to "
         f"{test['high']:+.3f}) over {_queries(document)} is "
         f"{_chance(test['p_holm'])}{_runner_up(document, best, first)}"
     )
-    return words, reason, _cost(document, best, first)
+    return words, reason, _cost(document, best)
 
 
 def _chance(p: float) -> str:
@@ -190,15 +196,19 @@ def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
     return f" Next is {second}, {behind:.3f} behind{hint}."
 
 
-def _cost(document: Mapping[str, Any], best: str, first: str) -> str:
+def _cost(document: Mapping[str, Any], best: str) -> str:
+    if best == _stored(document):
+        return "Nothing: it is what is stored."
     k = _headline_k(document)
-    share = document["overlap"][first][best][k]
-    anew = f"Stored vectors and index are built anew; {share:.0%} of the {k} nearest rows stay what"
+    share = document["overlap"].get(_stored(document), {}).get(best, {}).get(k)
+    anew = "Stored vectors and index are built anew"
+    if share is not None:
+        anew += f"; {share:.0%} of the {k} nearest rows stay what they were"
     if best == "none":
-        return f"{anew} they were. Long rows then rank above short ones."
+        return f"{anew}. Long rows then rank above short ones."
     return (
-        f"{anew} they were. A row's length then no longer raises its rank, and is kept only in the "
-        "norm beside it."
+        f"{anew}. A row's length then no longer raises its rank, and is kept only in the norm "
+        "beside it."
     )
 
 
@@ -210,12 +220,24 @@ def _keep(document: Mapping[str, Any], worse: Sequence[str], notes: tuple[str, .
     return Verdict(
         first,
         "better",
-        f"Stay with {first}: {headline} is {_interval(document['quality'][first][headline])}, and "
-        "no other norm does better.",
+        f"{_advice(document, first)}: {headline} is "
+        f"{_interval(document['quality'][first][headline])}, and no other norm does better.",
         f"Shown to be worse over {_queries(document)}: {losses}.",
-        "Nothing: it is what the others were held against.",
+        _cost(document, first),
         notes,
     )
+
+
+def _stored(document: Mapping[str, Any]) -> str:
+    """The norm that stored vectors are divided by: a run's own, and none in other files."""
+    provenance = document.get("source", {}).get("provenance") or {}
+    return str(provenance.get("norm", "none"))
+
+
+def _advice(document: Mapping[str, Any], norm: str) -> str:
+    if norm == _stored(document):
+        return f"Stay with {norm}, which is what is stored"
+    return f"Normalize by {norm}" if norm != "none" else "Store them as they are, with none"
 
 
 def _interval(figure: Mapping[str, float]) -> str:

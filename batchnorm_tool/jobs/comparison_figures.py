@@ -22,6 +22,7 @@ from batchnorm_tool.norms import L1, L2, MAX
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.judgements import Judgements
+    from batchnorm_tool.comparison.norm_survey import NormSurvey
     from batchnorm_tool.comparison.similarity import Metric
     from batchnorm_tool.jobs.comparison_queries import Asking, Groups, Judged
     from batchnorm_tool.norms import Float64s, Norm
@@ -67,6 +68,7 @@ def document_of(
     if not asking.is_base:
         for batch in asking.source.batches():
             asked.add(batch)
+    _check_depth(asking, passed.survey, max(options.ks))
     usable = np.flatnonzero(np.isfinite(asked.vectors).all(axis=1))
     if not len(usable):
         raise InputError(_no_queries(asking, len(rows)))
@@ -74,6 +76,8 @@ def document_of(
     base = StreamedBase(asking.base, passed.probe)
     found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
     judgements = None if judged is None else judged.judgements.take(rows[usable])
+    if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
+        raise InputError(_nothing_relevant(asking, len(usable)))
     rankings = Rankings(found, options.ks, asking.base.rows, judgements, options.seed)
     document = {
         **_facts(asking, judged, passed, options),
@@ -82,13 +86,33 @@ def document_of(
         "by": _by(groups, usable, rankings),
         "popularity": _popularity(judged, passed.lengths),
         "headline": None if judged is None else f"precision@{rankings.headline_k}",
-        "warnings": _warnings(rows, usable, judged),
+        "warnings": _warnings(rows, usable, judged, rankings.judgements),
     }
     return {**document, "verdict": verdict(document).to_dict()}
 
 
 def _is_graded(judged: Judged | None) -> bool:
     return judged is not None and isinstance(judged.judgements, GradedJudgements)
+
+
+def _check_depth(asking: Asking, survey: NormSurvey, k: int) -> None:
+    """Refuse more neighbours than there are finite rows."""
+    finite = survey.rows - survey.missing - survey.nonfinite
+    if k > finite - asking.is_base and finite < survey.rows:
+        msg = (
+            f"{asking.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
+            f"neighbours. Expected: `k` of at most {max(0, finite - asking.is_base):,}. Received: "
+            f"{k:,}. Ask for fewer with `k`."
+        )
+        raise InputError(msg)
+
+
+def _nothing_relevant(asking: Asking, queries: int) -> str:
+    return (
+        f"{asking.source.path}: no row is relevant to any of the {queries:,} queries. Expected "
+        "classes of several rows, or judgements above 0. Received: none. Name another `label` or "
+        "`relevance`."
+    )
 
 
 def _no_queries(asking: Asking, drawn: int) -> str:
@@ -186,17 +210,28 @@ def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, 
     return {"column": groups.column, "kind": groups.kind, "groups": found}
 
 
-def _warnings(rows: Int64s, usable: Int64s, judged: Judged | None) -> list[str]:
+def _warnings(
+    rows: Int64s, usable: Int64s, judged: Judged | None, judgements: Judgements | None
+) -> list[str]:
     warnings = []
+    facts = judged.facts if judged else {}
+    if judgements is not None:
+        barren = int(np.count_nonzero(judgements.judged & (judgements.relevant == 0)))
+        if barren:
+            warnings.append(f"Judged queries without a relevant row, which count as 0: {barren:,}.")
+    if facts.get("unknown_queries"):
+        warnings.append(
+            "Queries of the relevance file that are not among the queries, and left out: "
+            f"{facts['unknown_queries']:,}."
+        )
     lost = len(rows) - len(usable)
     if lost:
         warnings.append(
-            f"{lost:,} of the {len(rows):,} queries hold null, NaN or infinity and are left out."
+            f"Queries that hold null, NaN or infinity, and are left out: {lost:,} of {len(rows):,}."
         )
-    unknown = (judged.facts if judged else {}).get("unknown_items", 0)
-    if unknown:
+    if facts.get("unknown_items"):
         warnings.append(
-            f"{unknown:,} items of the relevance file are not in the base. They count as relevant "
-            "rows that no norm can find."
+            "Items of the relevance file that are not in the base, and count as relevant rows that "
+            f"no norm can find: {facts['unknown_items']:,}."
         )
     return warnings

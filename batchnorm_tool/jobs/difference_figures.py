@@ -135,7 +135,7 @@ def compare_sets(a: Predictions, b: Predictions, search: Search) -> tuple[dict[s
         "metric": str(METRIC),
     }
     document["verdict"] = verdict_of(document, spaces.words)
-    document["warnings"] = [*_warnings(document, compared)]
+    document["warnings"] = [*_joined_by_number(a, b), *_warnings(document, compared)]
     return document, compared
 
 
@@ -197,6 +197,14 @@ def _dimensions(shift: Float64s) -> dict[str, Any]:
         if math.isfinite(shift[at])
     ]
     return {"shift": [finite_or_none(value) for value in shift.tolist()], "largest": largest}
+
+
+def _joined_by_number(a: Predictions, b: Predictions) -> Iterator[str]:
+    """Tell of rows that have no key, where a column that both have may be one."""
+    shared = [name for name in a.columns if name in b.columns]
+    if shared and not (a.key or b.key):
+        listed = ", ".join(f"`{name}`" for name in shared)
+        yield f"Rows are joined by their number. If one of {listed} names a row, name it as `key`."
 
 
 def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DEFAULT_K = (1, 5, 10)
+
+
 @dataclass(frozen=True)
 class Difference:
     """What changed between two sets of predictions, A and B."""
@@ -76,7 +79,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     *,
     column: str | Sequence[str] | None = None,
     key: str | Sequence[str] | None = None,
-    k: Sequence[int] = (1, 5, 10),
+    k: Sequence[int] | None = None,
     sample: int | None = 1000,
     seed: int = 0,
 ) -> Difference:
@@ -94,7 +97,8 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
         key: The column, or columns, that name a row in both; default: a run's own key. Where only
             one of the two has a key, the other is looked through for columns of that name. Rows
             without a key go by their number.
-        k: Numbers of neighbours whose overlap is measured.
+        k: Numbers of neighbours whose overlap is measured; default: those of 1, 5 and 10 that both
+            sets have.
         sample: Rows whose neighbours are looked for, within each set; 0 for none, ``None`` for
             all.
         seed: Of the sample, and of the intervals.
@@ -115,15 +119,24 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     """
     started = time.perf_counter()
     size = sys.maxsize if sample is None else _checked("sample", sample)
-    search = Search(_checked_ks(k), size, _checked("seed", seed))
+    asked, seed = None if k is None else _checked_ks(k), _checked("seed", seed)
     warnings: list[str] = []
     with collected(warnings.append):
         one, other = _open(a, b, column, key)
+        search = _search(asked, size, seed, min(one.rows, other.rows))
         check_depth(search, one, other)
         document, compared = compare_sets(one, other, search)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Difference(document, compared)
+
+
+def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> Search:
+    """What is looked for in sets of so many rows, at least."""
+    if ks is not None:
+        return Search(ks, sample, seed)
+    fitting = tuple(k for k in DEFAULT_K if k < rows)
+    return Search(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
 
 
 def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:

@@ -38,6 +38,8 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: It, or the nearest directory above that exists, cannot be written to.
     """
+    if not os.fspath(directory):
+        raise _refusal(Path(), "it has no name")
     place = Path(directory).absolute()
     while not os.path.lexists(place):
         place = place.parent

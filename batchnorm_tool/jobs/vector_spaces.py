@@ -63,8 +63,9 @@ _PARTS = {"model": "the model's content", "output": "the output"}
 def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What the raw predictions of one output are made of."""
     made_of = dict(provenance["made_of"])
-    for name in ("norms", "outputs"):
-        del made_of[name]
+    # Columns may be called otherwise, and the model be fed the same.
+    for name in ("norms", "outputs", "features"):
+        made_of.pop(name, None)
     return {**made_of, "output": provenance["output"]}
 
 

@@ -52,6 +52,7 @@ def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
         _overlap(document),
         _hubness(document),
         _norms(document),
+        _rows_and_ranks(document, width),
     ]
     return _apart(pieces)
 
@@ -117,6 +118,27 @@ def _quality(document: Mapping[str, Any], width: int) -> list[str]:
 
 def _span(low: float, high: float) -> str:
     return f"{fixed(low)}{_DASH}{fixed(high)}" if math.isfinite(low + high) else _DASH
+
+
+def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
+    """What the norms are of, and how far they and relevance agree."""
+    source = document["source"]
+    bad = [f"{count(source[name])} {name}" for name in ("zero", "nonfinite", "missing")]
+    unit = ", ".join(
+        f"{norm} {percent(real(share))}" for norm, share in document["unit_share"].items()
+    )
+    ranks = (document.get("rank_correlation") or {}).get("l1", {}).get("l2")
+    lines = [
+        (
+            f"of {count(source['rows'])} rows {', '.join(bad)}; of unit length already: {unit}; "
+            f"rank correlation of l1 and l2 norms: {fixed(real(ranks))}"
+        )
+    ]
+    popularity = document.get("popularity") or {}
+    if popularity:
+        said = ", ".join(f"{norm} {fixed(real(rho))}" for norm, rho in popularity.items())
+        lines.append(f"rank correlation of a row's norm with how often it is relevant: {said}")
+    return [line for text in lines for line in _wrapped(text, width)]
 
 
 def _groups(document: Mapping[str, Any], width: int) -> list[str]:

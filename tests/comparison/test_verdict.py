@@ -90,14 +90,44 @@ def test_of_two_norms_none_is_next() -> None:
 def test_leaving_vectors_as_they_are_can_be_better() -> None:
     found = verdict(document({"l2": 0.7, "none": 0.8}, {"none": 0.001}))
     assert (found.norm, found.kind) == ("none", "better")
+    assert found.words.startswith("Stay with none, which is what is stored: precision@10")
+    assert found.cost == "Nothing: it is what is stored."
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "cost"),
+    [
+        ("l2", "Stay with l2, which is what is stored:", "Nothing: it is what is stored."),
+        ("l1", "Normalize by l2:", "Stored vectors and index are built anew"),
+    ],
+)
+def test_what_a_run_stores_decides_what_a_choice_costs(stored: str, words: str, cost: str) -> None:
+    figures = document({"none": 0.7, "l2": 0.8}, {"l2": 0.001})
+    found = verdict({**figures, "source": {"provenance": {"norm": stored}}})
+    assert found.norm == "l2"
+    assert found.words.startswith(words)
+    assert found.cost.startswith(cost)
+
+
+def test_of_a_run_of_unit_vectors_leaving_them_as_they_were_has_a_cost() -> None:
+    figures = document({"l2": 0.7, "none": 0.8}, {"none": 0.001})
+    found = verdict({**figures, "source": {"provenance": {"norm": "l2"}}})
     assert "Long rows then rank above short ones." in found.cost
+
+
+def test_rows_of_unit_length_are_noted() -> None:
+    figures = document({"none": 0.7, "l2": 0.7}, {"l2": 1.0})
+    found = verdict({**figures, "unit_share": {"l1": 0.0, "l2": 1.0, "max": 0.0}})
+    assert found.notes[-1].startswith("The rows have unit L2 length already")
 
 
 def test_where_the_others_are_worse_it_stays_with_the_first() -> None:
     values = {"none": 0.8, "l1": 0.6, "l2": 0.79, "max": 0.7}
     found = verdict(document(values, {"l1": 0.001, "l2": 0.3, "max": 0.049}))
     assert (found.norm, found.kind) == ("none", "better")
-    assert found.words.startswith("Stay with none: precision@10 is 0.800 (0.790 to 0.810)")
+    assert found.words.startswith(
+        "Stay with none, which is what is stored: precision@10 is 0.800 (0.790 to 0.810)"
+    )
     assert found.reason == "Shown to be worse over 1,234 judged queries: l1 -0.200, max -0.100."
     assert found.cost.startswith("Nothing")
 

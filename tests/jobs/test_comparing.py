@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
+from batchnorm_tool.comparison import neighbours as neighbours_module
+from batchnorm_tool.errors import InputError
 from batchnorm_tool.jobs import comparison_figures, norm_pass
 from batchnorm_tool.jobs.comparing import Comparison, compare
 from batchnorm_tool.predictions import contract
@@ -195,7 +197,7 @@ def test_a_finished_run_compares_as_the_predictions_that_it_was_made_of(
     assert (of_run["source"]["kind"], of_data["source"]["kind"]) == ("run", "data")
     assert of_run["source"]["provenance"]["norm"] == "l2"
     for document in (of_run, of_data):
-        del document["source"]
+        del document["source"], document["verdict"]  # a run stores its norm
         for stats_of in document["norms"].values():
             del stats_of["histogram"]  # a norm may move to the next bucket
     assert_close(of_run, of_data, 1e-3)
@@ -301,7 +303,7 @@ def test_rows_that_are_not_finite_are_counted_and_left_out(tmp_path: Path) -> No
     assert found["queries"]["used"] == found["queries"]["judged"] == ROWS - 3
     assert found["queries"]["nonfinite"] == 3
     assert found["warnings"] == [
-        "3 of the 200 queries hold null, NaN or infinity and are left out."
+        "Queries that hold null, NaN or infinity, and are left out: 3 of 200."
     ]
     kept = np.delete(np.arange(ROWS), [3, 5, 7])
     rows = {norm: nearest(x[kept], x[kept], norm, k=5) for norm in NORMS}
@@ -311,13 +313,28 @@ def test_rows_that_are_not_finite_are_counted_and_left_out(tmp_path: Path) -> No
     assert found["ranked_rows"] == ROWS - 3
 
 
-def test_where_there_are_fewer_rows_than_asked_for_all_of_them_agree() -> None:
-    x = divided(draw(12), "l2")
+def test_more_neighbours_than_finite_rows_are_refused() -> None:
+    x = draw(12)
     x[4:] = np.nan
-    found = figures(compare(x, norms=["none", "l2"], k=[10], **EVERYONE))
-    assert found["overlap"]["none"]["l2"] == {"10": 1}
-    assert found["rbo"]["none"]["l2"] == pytest.approx(1, rel=1e-15)
-    assert found["hubness"]["l2"]["largest"] == 3
+    with pytest.raises(InputError, match=r"only 4 of 12 rows are finite.*`k` of at most 3"):
+        compare(x, k=[10])
+    assert figures(compare(x, k=[3]))["queries"]["used"] == 4
+
+
+def test_many_queries_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = draw()
+    expected = figures(compare(x, k=5, **EVERYONE))
+    monkeypatch.setattr(neighbours_module, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(neighbours_module, "_FEWEST_QUERIES", 7)
+    found = figures(compare(x, k=5, **EVERYONE))
+    for name in ("overlap", "rbo", "hubness"):
+        assert found[name] == expected[name]
+
+
+def test_where_nothing_is_relevant_it_is_refused(tmp_path: Path) -> None:
+    source = store(tmp_path / "x", draw(), label=np.arange(ROWS))
+    with pytest.raises(InputError, match=r"no row is relevant to any of the 200 queries"):
+        compare(source, label="label", k=[3])
 
 
 def test_rows_of_zeros_are_counted_and_score_nothing(tmp_path: Path) -> None:

@@ -129,8 +129,10 @@ def test_quality_of_a_second_file_equals_ir_measures(
     # Of the queries' ids none is an item's: what they say of themselves is of unknown items.
     assert found["relevance"]["unknown_items"] == 2 + len(ASKING[:40:3])
     assert (found["relevance"]["unknown_queries"], found["relevance"]["clicks"]) == (1, False)
-    (warning,) = found["warnings"]
-    assert warning.startswith("16 items of the relevance file are not in the base. They count as")
+    barren, queries, items = found["warnings"]
+    assert barren == "Judged queries without a relevant row, which count as 0: 1."
+    assert queries.endswith("are not among the queries, and left out: 1.")
+    assert items.endswith("count as relevant rows that no norm can find: 16.")
 
 
 def test_quality_of_rows_of_the_base_equals_ir_measures(tmp_path: Path) -> None:

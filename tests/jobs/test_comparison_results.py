@@ -47,7 +47,7 @@ def test_where_lengths_tell_it_stays_with_none(tmp_path: Path) -> None:
     source = store(tmp_path / "x", x, label=label)
     found = figures(compare(source, label="label", k=5, metric="euclidean", **EVERYONE))
     assert (found["verdict"]["norm"], found["verdict"]["kind"]) == ("none", "better")
-    assert found["verdict"]["words"].startswith("Stay with none: precision@5 is 1.000")
+    assert found["verdict"]["words"].startswith("Stay with none, which is what is stored: prec")
     assert found["verdict"]["notes"] == []
 
 

@@ -324,7 +324,8 @@ def test_more_neighbours_than_rows_are_refused(tmp_path: Path) -> None:
     one = store(tmp_path / "a.parquet", draw())
     other = store(tmp_path / "b.parquet", draw(10))
     with pytest.raises(InputError, match=r"b\.parquet: has 10 rows.*`k` of at most 9"):
-        diff(one, other)
+        diff(one, other, k=(10,))
+    assert diff(one, other).to_dict()["k"] == [1, 5]
     assert diff(one, other, k=(9,)).to_dict()["sample"] == 10
 
 

@@ -51,6 +51,11 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, inside: str) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_place_without_a_name_is_refused() -> None:
+    with pytest.raises(OutputError, match="it has no name"):
+        check_directory("")
+
+
 @pytest.mark.parametrize("name", ["file", "file/report"])
 def test_a_place_that_is_no_directory_is_refused_beforehand(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
