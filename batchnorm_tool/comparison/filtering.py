@@ -30,12 +30,12 @@ Float32s = np.ndarray
 Int64s = np.ndarray
 Map = Callable[..., Iterable[Any]]
 
-# Products computed at a time: 32 MiB of them, so that memory does not grow with the queries.
-_PRODUCTS = 1 << 23
+# Products computed at a time: 16 MiB of them, so that memory does not grow with the queries.
+_PRODUCTS = 1 << 22
 # Queries that meet a sample at a time: 4 MiB of products with 8,192 rows.
 _EXPECTING_QUERIES = 128
 # Rows of about the same stored length that one bar serves. Fewer take longer to go through, and of
-# more too many pass: of 4,096 rows 1.7 % in slices of 256, and 9 % in one.
+# more too many pass: of 2,048 rows 2.2 % in slices of 256, and 9 % in one.
 _ALIKE_ROWS = 256
 # A bar that about so many times ``k`` rows of the base will pass, as a sample tells it.
 _PASSING = 3

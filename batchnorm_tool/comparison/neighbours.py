@@ -55,7 +55,7 @@ def neighbours(
 
     Returns:
         By the label of each norm ``int64[q, k]``, rows nearest first; -1 where there are no more.
-        Memory: for each thread one block of the base and 40 MiB of products, and ``60 k`` bytes for
+        Memory: for each thread one block of the base and 20 MiB of products, and ``60 k`` bytes for
         each query and norm. While it runs, BLAS has one thread in the whole process. Not promised:
         an order among float64 rows whose products overflow.
 
