@@ -1,8 +1,9 @@
-"""What this machine and installation add to the low bits of a result."""
+"""What this machine and installation are: cores, and what they add to the low bits of a result."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -40,3 +41,10 @@ def _cpu_flags() -> set[str]:
         return {platform.processor()}
     flags = (line for line in lines if line.startswith(("flags", "Features")))
     return set(next(flags, "").partition(":")[2].split())
+
+
+def available_cores() -> int:
+    """Cores that this process may use; never part of what a result depends on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -31,10 +31,10 @@ FLOORS = [
     {"predictor", "model_gate", "features", "sources", "relevance_file", "relevance_formats"},
     {"formats"},
     {"job"},
-    {"storage", "machine", "canonical", "chunk", "input_warnings", "stage_clock"},
+    {"storage", "canonical", "chunk", "input_warnings", "stage_clock"},
     {"comparison"},
     {"vector_stats", "stats", "histogram", "stats_json", "moments", "array_normalization", "norms"},
-    {"errors"},
+    {"errors", "machine"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

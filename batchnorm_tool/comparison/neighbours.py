@@ -10,7 +10,6 @@ float64 alone (`Exact`).
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from batchnorm_tool.comparison.base import ArrayBase, Base, Queries, numbered
 from batchnorm_tool.comparison.filtering import Filter
 from batchnorm_tool.comparison.ordering import Exact, Rows, in_order
 from batchnorm_tool.comparison.similarity import Metric, Score
+from batchnorm_tool.machine import available_cores
 from batchnorm_tool.norms import Anything, Norm, widen
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def neighbours(
 
     Returns:
         By the label of each norm ``int64[q, k]``, rows nearest first; -1 where there are no more.
-        Memory: for each thread one block of the base and 20 MiB of products, and ``60 k`` bytes for
-        each query and norm. While it runs, BLAS has one thread in the whole process. Not promised:
-        an order among float64 rows whose products overflow.
+        Memory: for each thread one block of the base and 20 MiB of products, and about 128 MiB for
+        the best rows so far; where there are more queries than fit (2,800 at ``k`` of 100 and four
+        norms), they take turns, and the base is read again for each. While it runs, BLAS has one
+        thread in the whole process. Not promised: an order among float64 rows whose products
+        overflow.
 
     Example:
         >>> base = ArrayBase(np.array([[1.0, 0.0], [9.0, 9.0], [0.0, 1.0]]))
@@ -70,7 +72,7 @@ def neighbours(
     with (
         # Each thread multiplies on its own core: with two threads each, 5.0 CPU seconds became 3.5.
         threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(_cores(), thread_name_prefix="neighbours") as pool,
+        ThreadPoolExecutor(available_cores(), thread_name_prefix="neighbours") as pool,
     ):
         found = _Search(base, k, pool).run_in_turns(queries, scores)
     by_score = dict(zip(scores, found, strict=True))
@@ -136,13 +138,7 @@ class _Search:
             for start in range(0, len(block), most_rows):
                 rows = block[start : start + most_rows]
                 under_way.append(self.pool.submit(act, first + start, rows))
-                if len(under_way) > 2 * _cores():
+                if len(under_way) > 2 * available_cores():
                     under_way.popleft().result()
         for each in under_way:
             each.result()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -54,8 +54,9 @@ def open_engine(plan: Plan, parts: int) -> Iterator[Engine]:
     Raises:
         BatchnormToolError: Another process cannot load the model, or died.
     """
-    from batchnorm_tool.engines.local import LocalEngine, available_cores
+    from batchnorm_tool.engines.local import LocalEngine
     from batchnorm_tool.engines.processes import open_processes
+    from batchnorm_tool.machine import available_cores
 
     job = plan.job
     workers = available_cores() if job.engine.workers == "auto" else job.engine.workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
@@ -109,10 +108,3 @@ def _explained(error: BaseException, number: int) -> BaseException:
         return error
     failure.__cause__ = error
     return failure
-
-
-def available_cores() -> int:
-    """Cores that this process may use; never part of what a result depends on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

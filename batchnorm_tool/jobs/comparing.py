@@ -104,7 +104,8 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
 ) -> Comparison:
     """Tell which normalization serves stored predictions, and how sure that is.
 
-    The base is always whole. It is read three times, in blocks, and never held in memory.
+    The base is always whole. It is read in blocks and never held in memory: three times, or more
+    often where there are thousands of queries.
 
     Args:
         source: The predictions: a Parquet, Arrow or NPY file, a directory or a glob of them, the

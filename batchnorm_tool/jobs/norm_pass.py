@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.jobs.neighbour_overlap import evenly_spread
+from batchnorm_tool.machine import available_cores
 
 if TYPE_CHECKING:
     from batchnorm_tool.jobs.comparison_queries import Asking
@@ -79,7 +79,7 @@ def _in_threads(
     act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
 ) -> Iterator[Any]:
     """What ``act`` makes of each batch, in order; reading goes on meanwhile."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    threads = available_cores()
     with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
         under_way: deque[Future[Any]] = deque()
         for batch in batches:

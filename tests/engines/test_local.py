@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.engines import open_engine
-from batchnorm_tool.engines.local import LocalEngine, available_cores
+from batchnorm_tool.engines.local import LocalEngine
 from batchnorm_tool.errors import (
     InputError,
     Interrupted,
@@ -23,6 +23,7 @@ from batchnorm_tool.errors import (
 )
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.preparing import Preparation
+from batchnorm_tool.machine import available_cores
 
 
 @dataclass
