@@ -1,23 +1,20 @@
 """The command line: parses, calls one function, prints.
 
-The only place with exit codes and signal handlers. Whatever is imported here is paid for by every
-``--help``, so that each command imports what it runs.
+Whatever is imported here is paid for by every ``--help``, so that each command imports what it
+runs. Exit codes and signal handlers are in `cli_command`.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchnorm_tool import __version__
+from batchnorm_tool.cli_command import EPILOG, Command, seconds_of
 from batchnorm_tool.cli_flags import (
     COLUMN_FLAG,
     JOB_FLAGS,
@@ -29,22 +26,16 @@ from batchnorm_tool.cli_flags import (
     overrides,
     running_flags,
 )
-from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError
+from batchnorm_tool.cli_refresh import STORE_COMMANDS
+from batchnorm_tool.errors import JobError
 from batchnorm_tool.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import FrameType
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.jobs.comparing import Comparison
     from batchnorm_tool.jobs.diffing import Difference
-
-_EPILOG = (
-    "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done as asked; "
-    "3 waits for a person; 4 the data broke a row policy, or damage was found; 5 busy; "
-    "130 and 143 interrupted, running it again resumes."
-)
 
 
 class _Group(click.Group):
@@ -66,7 +57,7 @@ class _Group(click.Group):
             raise
 
 
-@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batchnorm-tool")
 def cli() -> None:
     """Turn large tables into normalized vectors with a trained Keras model.
@@ -76,7 +67,7 @@ def cli() -> None:
     """
 
 
-@cli.command("run", epilog=_EPILOG)
+@cli.command("run", epilog=EPILOG)
 @click.argument("arguments", nargs=-1, required=True, metavar="JOB.yaml | MODEL IN OUT")
 @flags_of_job(*JOB_FLAGS, *MODEL_FLAGS)
 @running_flags
@@ -90,7 +81,7 @@ def run_command(arguments: tuple[str, ...], **options: Any) -> None:
     _work(lambda: _job_of_run(arguments, options), options, shorthand=len(arguments) > 1)
 
 
-@cli.command("normalize", epilog=_EPILOG)
+@cli.command("normalize", epilog=EPILOG)
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
 @flags_of_job(COLUMN_FLAG, *JOB_FLAGS)
@@ -102,7 +93,7 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
     _work(lambda: _job_of_paths(data, options), options, shorthand=True)
 
 
-@cli.command("compare", epilog=_EPILOG)
+@cli.command("compare", epilog=EPILOG)
 @click.argument("source", metavar="IN")
 @click.option("--norms", callback=listed, metavar="NORM,...", help="Of none, l1, l2, max, lp:3.")
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
@@ -122,7 +113,7 @@ def compare_command(source: str, **options: Any) -> None:
     predictions are restored. Rows ask for their nearest neighbours under every norm; what is
     relevant, --label or --relevance say.
     """
-    with _Command(options, keeps=False) as terminal:
+    with Command(options, keeps=False) as terminal:
         from batchnorm_tool.jobs.comparing import compare
 
         _check_report(options)
@@ -137,7 +128,7 @@ def compare_command(source: str, **options: Any) -> None:
         terminal.compared(comparison.to_dict(), options["output"])
 
 
-@cli.command("diff", epilog=_EPILOG)
+@cli.command("diff", epilog=EPILOG)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @comparing_flags
@@ -147,7 +138,7 @@ def diff_command(a: str, b: str, **options: Any) -> None:
 
     A and B are files, directories or finished runs, as for compare; their rows are joined by key.
     """
-    with _Command(options, keeps=False) as terminal:
+    with Command(options, keeps=False) as terminal:
         from batchnorm_tool.jobs.diffing import diff
 
         _check_report(options)
@@ -180,35 +171,39 @@ def _save(report: Comparison | Difference, options: dict[str, Any]) -> None:
         report.save(options["output"])
 
 
-@cli.command("verify", epilog=_EPILOG)
+for _command in STORE_COMMANDS:
+    cli.add_command(_command)
+
+
+@cli.command("verify", epilog=EPILOG)
 @click.argument("path", metavar="PATH")
 @click.option("--keys", is_flag=True, help="Also look for keys that are null or there twice.")
 @common_flags
 def verify_command(path: str, *, keys: bool, **options: Any) -> None:
     """Read a finished run again: checksums, counts, lengths, finiteness."""
-    with _Command(options) as terminal:
+    with Command(options) as terminal:
         from batchnorm_tool.jobs.verifying import verify
 
         terminal.verified(verify(path, keys=keys))
 
 
-@cli.command("show", epilog=_EPILOG)
+@cli.command("show", epilog=EPILOG)
 @click.argument("path", metavar="PATH")
 @click.option("--html", metavar="FILE", help="Write a page about a finished run.")
 @common_flags
 def show_command(path: str, html: str | None, **options: Any) -> None:
     """Say what a path is: a run, one under way, data, or a model."""
-    with _Command(options) as terminal:
+    with Command(options) as terminal:
         from batchnorm_tool.jobs.showing import show
 
         terminal.shown(show(path, html=html), html)
 
 
-@cli.command("schema", epilog=_EPILOG)
+@cli.command("schema", epilog=EPILOG)
 @common_flags
 def schema_command(**options: Any) -> None:
     """Print the JSON Schema of a job file, for editors."""
-    with _Command(options) as terminal:
+    with Command(options) as terminal:
         from batchnorm_tool.job import job_schema
 
         terminal.schema(job_schema())
@@ -239,7 +234,7 @@ def _job_of_paths(data: dict[str, Any], options: dict[str, Any]) -> Job:
 
 def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bool) -> None:
     """Do a job, or whatever else the flags ask for instead."""
-    with _Command(options) as terminal:
+    with Command(options) as terminal:
         job = make_job()
         if options["print_config"]:
             terminal.config(job)
@@ -254,90 +249,11 @@ def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bo
                 job,
                 fresh=options["fresh"],
                 limit=options["limit"],
-                wait_seconds=_seconds(options["wait"]),
+                wait_seconds=seconds_of(options["wait"]),
                 check_input=options["check_input"],
                 progress=terminal.progress(options["progress"]),
             )
             terminal.ran(result, job if shorthand else None, profile=options["profile"])
-
-
-def _seconds(text: str | None) -> float:
-    """Seconds from ``30s``, ``10m``, ``2h`` or a plain number."""
-    if text is None:
-        return 0.0
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        msg = f"`--wait` must be a time such as 30s, 10m or 2h. Received: {text}."
-        raise JobError(msg)
-    return seconds
-
-
-# What click knows how to end by itself.
-_CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit)
-
-
-class _Command:
-    """What surrounds every command: signals turn into errors, errors into words and exit codes."""
-
-    def __init__(self, options: dict[str, Any], *, keeps: bool = True) -> None:
-        self._debug, self._keeps = options["debug"], keeps
-        self._terminal = Terminal(
-            as_json=options["as_json"],
-            quiet=options["quiet"],
-            json_logs=options["log_format"] == "json",
-        )
-
-    def __enter__(self) -> Terminal:
-        self._before = signal.signal(signal.SIGTERM, _terminated)
-        return self._terminal
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if error is None or isinstance(error, _CLICKS_OWN):
-            return
-        if self._debug:
-            traceback.print_exception(error)
-        sys.exit(self._report(error))
-
-    def _report(self, error: BaseException) -> int:
-        """Say what went wrong; returns the exit code."""
-        if isinstance(error, BrokenPipeError):
-            # A reader such as `head` has seen enough, and the work is done.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if isinstance(error, KeyboardInterrupt):
-            error = Interrupted("Interrupted. What is finished is kept: the same command resumes.")
-        if isinstance(error, Interrupted) and not self._keeps:
-            error = type(error)("Interrupted. Nothing was written.")
-        if isinstance(error, BatchnormToolError):
-            self._terminal.failed(_name(error), error.message, error.exit_code)
-            return error.exit_code
-        message = (
-            f"Something unforeseen went wrong: {_name(error)}: {error}. What is finished is kept. "
-            "`--debug` shows where; please report it."
-        )
-        self._terminal.failed(_name(error), message, 1)
-        return 1
-
-
-def _name(error: BaseException) -> str:
-    return type(error).__name__.lstrip("_")
-
-
-class _Terminated(Interrupted):
-    """SIGTERM."""
-
-    exit_code = 143
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    msg = "Terminated. What is finished is kept: the same command resumes."
-    raise _Terminated(msg)
 
 
 def main() -> None:

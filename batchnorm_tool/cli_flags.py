@@ -105,6 +105,22 @@ def running_flags(command: Any) -> Any:
     return command
 
 
+def waiting_flags(command: Any) -> Any:
+    """Flags of the commands that change a store."""
+    for option in (
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "bar", "plain", "none"]),
+            default="auto",
+            help="How to show how far it is.",
+        ),
+        click.option("--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE."),
+        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
+    ):
+        command = option(command)
+    return command
+
+
 def comparing_flags(command: Any) -> Any:
     """Flags of the commands that compare stored predictions."""
     for option in (

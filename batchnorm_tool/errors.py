@@ -9,6 +9,8 @@
     │   ├── ModelError            the model file was refused, or does not load
     │   └── OutputError           the output directory cannot take this result
     ├── WorkFailed                failed during the work; running it again resumes (exit code 1)
+    │   └── TargetFailed          a refresh is published, and a target beside it is not up to date
+    ├── Held                      a refresh waits for a person: nothing was published (exit code 3)
     ├── Interrupted               a signal stopped the work; running it again resumes (130 or 143)
     ├── BadRows                   the data broke a row policy; running it again will not help (4)
     ├── Damaged                   `verify` or `read` found damage (exit code 4)
@@ -20,6 +22,9 @@ from another process.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class BatchnormToolError(Exception):
@@ -62,6 +67,34 @@ class WorkFailed(BatchnormToolError):
     """The work failed half way; what is finished is kept, and running it again resumes."""
 
     exit_code = 1
+
+
+class TargetFailed(WorkFailed):
+    """The store holds the new version, and the next run brings the target up to date.
+
+    Attributes:
+        night: The night's report, as plain data.
+    """
+
+    def __init__(self, message: str, night: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, night)
+        self.night = night
+
+
+class Held(BatchnormToolError):
+    """The gate refused, the space is new, or the store is on hold: nothing was published.
+
+    Attributes:
+        night: The night's report, as plain data.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, night: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.args = (message, night)
+        self.night = night
 
 
 class Interrupted(BatchnormToolError):

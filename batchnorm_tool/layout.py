@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.npy_sink import array_directories
+from batchnorm_tool.formats.vectors import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -254,3 +255,20 @@ def _norm_array(layout: OutputLayout, norms: np.ndarray, nulls: np.ndarray) -> p
     if layout.norm_per_vector:
         return fixed_size_list(norms, nulls)
     return pa.array(norms[:, 0], mask=nulls if nulls.any() else None)
+
+
+def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
+    """Vector times norm, as a column like that of the unit vectors.
+
+    Args:
+        units: Stored vectors, flat lists of fixed size.
+        norms: The norm of each, or a list of norms where a row has several vectors.
+        output: How they are stored.
+    """
+    stored = rows_of(units)
+    rows = len(stored)
+    lengths = rows_of(norms).reshape(rows, output.vectors, 1)
+    wide = stored.reshape(rows, output.vectors, output.width).astype(np.float64)
+    with np.errstate(all="ignore"):  # kept infinities, and what the stored dtype cannot hold
+        restored = (wide * lengths).astype(stored.dtype).reshape(stored.shape)
+    return fixed_size_list(restored, units.is_null().to_numpy(zero_copy_only=False))

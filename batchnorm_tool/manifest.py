@@ -278,9 +278,16 @@ def build_manifest(
     return canonical.sealed(data)
 
 
+_OF_REFRESH = ("store", "gate", "publish")
+
+
 def _without_engine(job: dict[str, Any]) -> dict[str, Any]:
-    """The job without who did it; of its engine only what the bits depend on."""
-    return {**job, "engine": {"threads": job["engine"]["threads"]}}
+    """The job without who did it, and what a run has no part in.
+
+    Of its engine only what the bits depend on stays.
+    """
+    own = {name: section for name, section in job.items() if name not in _OF_REFRESH}
+    return {**own, "engine": {"threads": job["engine"]["threads"]}}
 
 
 @dataclass(frozen=True)

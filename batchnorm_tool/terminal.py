@@ -9,6 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchnorm_tool.terminal_lines import (
+    INDENT,
+    WIDTH,
+    column_row,
+    compared_lines,
+    indented,
+    near,
+    night_lines,
+    places,
+    plan_facts,
+    released_lines,
+    shape_words,
+    state_words,
+    store_rows,
+    store_words,
+    table,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -19,11 +37,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.plan import Plan
     from batchnorm_tool.progress import Progress
 
-_INDENT = "  "
-_WIDTH = 68
-# Items of a list that a line shows before it says how many there are.
-_LISTED = 4
-
 
 class Terminal:
     """Prints what a command came to.
@@ -32,12 +45,19 @@ class Terminal:
         as_json: One JSON document on standard output, everything else on standard error.
         quiet: Nothing but errors, and the document if one is asked for.
         json_logs: Messages on standard error as JSON lines.
+        run_id: What the messages of this attempt are known by, where there are many attempts.
     """
 
     def __init__(
-        self, *, as_json: bool = False, quiet: bool = False, json_logs: bool = False
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        json_logs: bool = False,
+        run_id: str | None = None,
     ) -> None:
         self._as_json, self._quiet, self._json_logs = as_json, quiet, json_logs
+        self._run_id = run_id
         self._color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def progress(self, kind: str) -> Progress:
@@ -79,10 +99,10 @@ class Terminal:
 
     def planned(self, plan: Plan) -> None:
         """Print the plan of a dry run."""
-        facts = _plan_facts(plan)
+        facts = plan_facts(plan)
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self._warn(plan.warnings)
-        self._print(document, lambda: [self._bold("Plan"), *_table(facts.items())])
+        self._print(document, lambda: [self._bold("Plan"), *table(facts.items())])
 
     def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
@@ -111,14 +131,57 @@ class Terminal:
     def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
         self._warn(document["warnings"])
-        self._print({"status": "done", **document}, lambda: _compared_lines(document, directory))
+        self._print({"status": "done", **document}, lambda: compared_lines(document, directory))
+
+    def announce(self, text: str) -> None:
+        """Say what a person should know before, or while, work goes on."""
+        if not self._quiet:
+            self._log("info", text)
+
+    def night(self, document: Mapping[str, Any]) -> None:
+        """Print what a refresh, an acceptance or a rollback came to."""
+        status = "done" if document["outcome"] == "published" else document["outcome"]
+        self._print({"status": status, **document}, lambda: night_lines(document))
+
+    def night_failed(
+        self, error: str, message: str, exit_code: int, document: Mapping[str, Any]
+    ) -> None:
+        """Say why a night waits, or which target is behind; its report goes with it."""
+        self._log("error", message, error=error, exit_code=exit_code)
+        if self._as_json:
+            status = {"status": "failed", "error": error, "message": message}
+            self._document({**status, "exit_code": exit_code, **document})
+        elif not self._quiet:
+            for line in night_lines(document):
+                click.echo(line)
+
+    def planned_night(self, document: Mapping[str, Any]) -> None:
+        """Print what a refresh would change."""
+        from batchnorm_tool.report.night_summary import dry_run_lines
+
+        for note in document["notes"]:
+            self.announce(note)
+        findings = document["gate"]["findings"]
+        lines = dry_run_lines(document["rows"], findings, WIDTH)
+        self._print({"status": "planned", **document}, lambda: lines)
+
+    def released(self, document: Mapping[str, Any]) -> None:
+        """Print that a hold is over."""
+        self._print({"status": "done", **document}, lambda: released_lines(document))
+
+    def looked_back(self, document: Mapping[str, Any], html: str | None) -> None:
+        """Print the nights of a store."""
+        from batchnorm_tool.report.history_summary import history_lines
+
+        page = [] if html is None else ["", *table([("page", html)])]
+        self._print(document, lambda: [*history_lines(document), *page])
 
     def _run_lines(
         self, result: RunResult, shorthand: Job | None, *, profile: bool
     ) -> Iterator[str]:
         if result.nothing_to_do:
-            yield self._bold("Nothing to do: ") + f"this very result stands in {_near(result.path)}"
-            yield f"{_INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
+            yield self._bold("Nothing to do: ") + f"this very result stands in {near(result.path)}"
+            yield f"{INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
             return
         from batchnorm_tool.report import summary
 
@@ -126,22 +189,22 @@ class Terminal:
         yield self._bold("Done. ") + summary.rows_line(result.manifest, seconds)
         if result.parts_kept:
             total = len(result.manifest["parts"])
-            yield f"{_INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
-        yield from _indented(summary.bad_row_lines(result.manifest))
-        yield from _indented(["", *summary.norm_lines(result.manifest, _WIDTH), ""])
-        yield from _table(_places(result))
+            yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
+        yield from indented(summary.bad_row_lines(result.manifest))
+        yield from indented(["", *summary.norm_lines(result.manifest, WIDTH), ""])
+        yield from table(places(result))
         if profile and result.profile is not None:
-            yield from _indented(["", *summary.profile_lines(result.profile.to_dict(), _WIDTH)])
-        yield from _indented(["", "What to try next:"])
-        yield from _indented(summary.next_steps(_near(result.path)), 2)
+            yield from indented(["", *summary.profile_lines(result.profile.to_dict(), WIDTH)])
+        yield from indented(["", "What to try next:"])
+        yield from indented(summary.next_steps(near(result.path)), 2)
         if shorthand is not None:
-            yield from _indented(["", "The same as a job file:"])
-            yield from _indented(shorthand.to_yaml().splitlines(), 2)
+            yield from indented(["", "The same as a job file:"])
+            yield from indented(shorthand.to_yaml().splitlines(), 2)
 
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("Sound. ") + "Checksums, counts, lengths and finiteness all agree."
         keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
-        yield from _table({**facts, "path": _near(facts["path"]), "keys": keys}.items())
+        yield from table({**facts, "path": near(facts["path"]), "keys": keys}.items())
 
     def _shown_lines(self, shown: Shown, html: str | None) -> Iterator[str]:
         lines = {
@@ -149,27 +212,28 @@ class Terminal:
             "unfinished run": self._unfinished_lines,
             "model": self._model_lines,
             "data": self._data_lines,
+            "store": self._store_lines,
         }
         yield from lines[shown.kind](shown.facts)
         if html is not None:
-            yield from _table([("page", html)])
+            yield from table([("page", html)])
 
     def _finished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         from batchnorm_tool.report import summary
 
         yield self._bold("A finished run. ") + summary.rows_line(facts)
-        yield from _indented(summary.bad_row_lines(facts))
-        yield from _indented(["", *summary.norm_lines(facts, _WIDTH), ""])
-        yield from _table((name, facts[name]) for name in ("space", "bits", "result"))
+        yield from indented(summary.bad_row_lines(facts))
+        yield from indented(["", *summary.norm_lines(facts, WIDTH), ""])
+        yield from table((name, facts[name]) for name in ("space", "bits", "result"))
 
     def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("An unfinished run, ") + _state_words(facts)
+        yield self._bold("An unfinished run, ") + state_words(facts)
         done = {
             "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
             "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
             "bad rows": facts["bad_rows"],
         }
-        yield from _table(done.items())
+        yield from table(done.items())
 
     def _model_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("A model, ") + str(facts["format"])
@@ -177,19 +241,23 @@ class Terminal:
         found_in = facts["findings"]
         for end in ("inputs", "outputs"):
             for field in facts[end] or ():
-                kind = f"{_shape_words(field['shape'])} {field['dtype']}"
+                kind = f"{shape_words(field['shape'])} {field['dtype']}"
                 rows.append((end[:-1], f"{field['name']}: {kind}"))
         rows += [(found["severity"], f"{found['what']} ({found['where']})") for found in found_in]
         if facts.get("load_error"):
             rows.append(("does not load", facts["load_error"]))
-        yield from _table(rows)
+        yield from table(rows)
+
+    def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield self._bold("A store, ") + store_words(facts)
+        yield from table(store_rows(facts))
 
     def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("Data, ") + f"{facts['format']}, {facts['rows']:,} rows"
         names = ("files", "bytes", "likely_key", "likely_features")
-        yield from _table((name, facts[name] or "none found") for name in names)
-        yield f"{_INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
-        yield from _indented(_table(map(_column_row, facts["columns"])))
+        yield from table((name, facts[name] or "none found") for name in names)
+        yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
+        yield from indented(table(map(column_row, facts["columns"])))
 
     def _print(self, document: Mapping[str, Any], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
@@ -208,103 +276,12 @@ class Terminal:
 
     def _log(self, level: str, text: str, **more: object) -> None:
         if self._json_logs:
-            click.echo(json.dumps({"level": level, "message": text, **more}), err=True)
+            named = {"run_id": self._run_id} if self._run_id else {}
+            click.echo(json.dumps({"level": level, "message": text, **named, **more}), err=True)
         else:
             prefix = "" if level == "info" else f"{level}: "
-            click.echo(prefix + text, err=True)
+            run = f"[{self._run_id}] " if self._run_id else ""
+            click.echo(run + prefix + text, err=True)
 
     def _bold(self, text: str) -> str:
         return click.style(text, bold=True) if self._color else text
-
-
-def _compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterator[str]:
-    from batchnorm_tool.report.comparison_summary import comparison_lines, difference_lines
-
-    is_comparison = document["kind"] == "comparison"
-    yield from (comparison_lines if is_comparison else difference_lines)(document, _WIDTH)
-    if directory is not None:
-        name = "comparison" if is_comparison else "diff"
-        yield ""
-        yield from _table([("report", f"{_near(directory)}/{name}.html")])
-
-
-def _near(path: str) -> str:
-    """A path as a person in the current directory would write it."""
-    beside = os.path.relpath(path)
-    return path if beside.startswith(os.pardir) else beside
-
-
-def _state_words(facts: Mapping[str, Any]) -> str:
-    if facts["running"]:
-        return "under way"
-    if facts["parts_refused"]:
-        return "stopped by bad rows: mend the input, or choose another row policy"
-    return "stopped: the same command resumes"
-
-
-def _plan_facts(plan: Plan) -> dict[str, Any]:
-    resolved = plan.resolved
-    return {
-        "rows": plan.rows,
-        "files": len(plan.files),
-        "parts": plan.part_count,
-        "part_rows": resolved.part_rows,
-        "batch_size": resolved.batch_size,
-        "device": resolved.device,
-        "features": {name: list(columns) for name, columns in resolved.features.items()},
-        "inputs": {field.name: list(field.shape) for field in resolved.inputs},
-        "outputs": {field.name: list(field.shape) for field in resolved.outputs},
-        "bytes_expected": plan.bytes_expected,
-        "output": plan.job.output.path,
-    }
-
-
-def _places(result: RunResult) -> Iterator[tuple[str, str]]:
-    """Where the files are: each directory of a part's files, then the manifest."""
-    paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
-    for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        yield directory.removeprefix("_"), f"{_near(result.path)}/{directory}"
-    yield "manifest", f"{_near(result.path)}/_manifest.json"
-
-
-def _column_row(column: Mapping[str, Any]) -> tuple[str, str]:
-    ends = "" if column["min"] is None else f", {column['min']} to {column['max']}"
-    nulls = f", {column['nulls']:,} nulls" if column["nulls"] else ""
-    return column["name"], f"{column['type']}{ends}{nulls}"
-
-
-def _table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Names and values below one another; what a file or a user named shows no control codes."""
-    from batchnorm_tool.report.markup import visible
-
-    rows = [(visible(name.replace("_", " ")), visible(_words(value))) for name, value in facts]
-    width = max((len(name) for name, _ in rows), default=0)
-    yield from (f"{_INDENT}{name:<{width}}  {value}" for name, value in rows)
-
-
-def _indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
-    yield from (_INDENT * times + line if line else "" for line in lines)
-
-
-def _shape_words(shape: Sequence[int | None]) -> str:
-    sizes = ["any" if size is None else str(size) for size in shape]
-    return " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
-
-
-def _words(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_words(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return _listed(value)
-    return str(value)
-
-
-def _listed(values: list[Any]) -> str:
-    shown = ", ".join(str(value) for value in values[:_LISTED])
-    return shown if len(values) <= _LISTED else f"{shown} … {values[-1]} ({len(values)})"

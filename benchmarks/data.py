@@ -7,6 +7,8 @@ name that says all that it depends on.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -32,6 +34,8 @@ LENGTH_DEVIATION = 0.3
 # Few enough that pyarrow keeps the dictionary, as it does for quantised features.
 DISTINCT_VALUES = 1_000
 IMAGE_SHAPE = (28, 28, 1)
+# Of so many rows, one is another from night to night.
+CHANGED_OF = 100
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Table:
         files: Files of equal size, in a directory if there are several.
         copies: How often the one file appears in the directory, each time as a hard link; ids
             repeat, and the disk holds the rows once.
+        night: 1 for the table as it is; in every night after that 1 % of the rows get other floats,
+            and the others keep what they had the night before.
     """
 
     rows: int
@@ -55,11 +61,14 @@ class Table:
     layout: str = "plain"
     files: int = 1
     copies: int = 1
+    night: int = 1
 
     @property
     def path(self) -> Path:
         """Where it lies: a file, or a directory of files."""
         name = f"{self.layout}-{self.rows}x{self.width}"
+        if self.night > 1:
+            name += f"-night-{self.night}"
         if self.files > 1:
             return WORK / "data" / f"{name}-in-{self.files}-files"
         if self.copies > 1:
@@ -77,11 +86,22 @@ class Table:
         return UNEVEN_GROUP_ROWS if self.layout in UNEVEN else GROUP_ROWS
 
     @property
+    def changed(self) -> np.ndarray:
+        """The ids of the rows that are not as they were the night before, ascending."""
+        return _changed(self.rows, self.night)
+
+    @property
     def columns(self) -> list[str]:
         """The feature columns."""
         if self.layout == "wide":
             return [f"f{place:03}" for place in range(self.width)]
         return ["features"]
+
+
+@functools.lru_cache(maxsize=64)
+def _changed(rows: int, night: int) -> np.ndarray:
+    random = np.random.default_rng((SEED, night))
+    return np.sort(random.choice(rows, rows // CHANGED_OF, replace=False))
 
 
 @dataclass(frozen=True)
@@ -104,8 +124,16 @@ class Model:
         layers = "-".join(map(str, self.widths))
         return WORK / "data" / f"{self.kind}-{self.features}-{layers}.keras"
 
+    @property
+    def row_operations(self) -> int:
+        """Multiplications and additions that the dense layers take for a row."""
+        return 2 * sum(
+            one * other for one, other in itertools.pairwise((self.features, *self.widths))
+        )
+
 
 DEEP = Model("dense", (512, 256, 64))
+HEAVY = Model("dense", (2048, 2048, 256, 64))
 SINGLE = Model("dense", (64,))
 CONVOLUTION = Model("convolution", (64,), math.prod(IMAGE_SHAPE))
 
@@ -221,7 +249,17 @@ def _blocks(table: Table, seed: int = SEED) -> Iterator[tuple[int, np.ndarray]]:
         values = random.standard_normal(shape, dtype=np.float32)
         if table.layout in UNEVEN:
             values *= random.lognormal(0, LENGTH_DEVIATION, (len(values), 1)).astype(np.float32)
+        _change(table, start, values)
         yield start, values
+
+
+def _change(table: Table, start: int, values: np.ndarray) -> None:
+    """Give the rows that changed since the first night other floats."""
+    for night in range(2, table.night + 1):
+        changed = _changed(table.rows, night)
+        places = changed[(changed >= start) & (changed < start + len(values))] - start
+        random = np.random.default_rng((SEED, night, start))
+        values[places] = random.standard_normal((len(places), table.width), dtype=np.float32)
 
 
 def _ids(first: int, values: np.ndarray) -> pa.Array:

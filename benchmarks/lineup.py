@@ -69,6 +69,33 @@ def job_over(table: Table, model: Model | None, output: Path) -> dict[str, Any]:
     return job
 
 
+def night(table: Table, model: Model | None, output: Path, base: Path | None = None) -> Contender:
+    """One night of the tool.
+
+    Args:
+        table: Tonight's input.
+        model: What predicts; ``None`` for stored predictions.
+        output: A directory for the store, which `store_in` tells.
+        base: Such a directory with the store as it was the night before; without one the night is
+            the first.
+    """
+    before = None if base is None else store_in(base)
+    command = script("our_night", job=refresh_job(table, model, output), base=before).command
+    return Contender(command, output)
+
+
+def refresh_job(table: Table, model: Model | None, output: Path) -> dict[str, Any]:
+    """A job that keeps a store in a directory, as in a job file."""
+    job = job_over(table, model, output)
+    del job["output"]
+    return {**job, "store": {"path": str(store_in(output))}}
+
+
+def store_in(output: Path) -> Path:
+    """Where the store lies in a directory of its own."""
+    return output / "items.lance"
+
+
 def plain(table: Table, model: Model, output: Path, batch_size: int) -> Contender:
     """The script that people write by hand."""
     paths = {"input": made(table), "model": made(model)}

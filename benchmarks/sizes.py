@@ -22,6 +22,8 @@ class Size:
         queries: Rows of those whose neighbours are looked for.
         streamed_base: The same for a base that is never in memory.
         surveyed: Stored predictions whose norms `compare` measures.
+        kept: Rows of the store that is refreshed again and again.
+        nights: How often.
         repetitions: Measurements of each contender that is not slow.
     """
 
@@ -37,6 +39,8 @@ class Size:
     queries: int
     streamed_base: int
     surveyed: int
+    kept: int
+    nights: int
     repetitions: int
 
 
@@ -56,6 +60,8 @@ SIZES = {
             queries=50,
             streamed_base=16_000,
             surveyed=20_000,
+            kept=4_000,
+            nights=3,
             repetitions=1,
         ),
         Size(
@@ -71,6 +77,8 @@ SIZES = {
             queries=2_000,
             streamed_base=1_000_000,
             surveyed=1_000_000,
+            kept=200_000,
+            nights=30,
             repetitions=1,
         ),
         Size(
@@ -86,6 +94,8 @@ SIZES = {
             queries=2_000,
             streamed_base=2_000_000,
             surveyed=10_000_000,
+            kept=200_000,
+            nights=30,
             repetitions=3,
         ),
     )

@@ -53,7 +53,10 @@ _ASSIGNMENT = re.compile(r"^[A-Z_]+=")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _BAR = re.compile(r" *[█▏▎▍▌▋▊▉]+ *")
 # Other numbers on another machine (`auto` measures it), with another library, or every time.
-_VARIES = re.compile(r"[\d,]+(?= rows/s)|\b(?:parts|files|bytes|seconds) +[\d.,e-]+")
+_VARIES = re.compile(
+    r"[\d,]+(?= rows/s)|\b(?:parts|files|bytes|seconds) +[\d.,e-]+"
+    r"|\d+\.\d(?= s\b)|\d{4}-\d\d-\d\d \d\d:\d\d"
+)
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 

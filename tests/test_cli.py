@@ -239,4 +239,5 @@ def test_the_package_is_a_program() -> None:
 
 def test_schema_describes_every_section() -> None:
     schema = json.loads(invoke("schema").stdout)
-    assert set(schema["properties"]) == {"input", "model", "normalize", "output", "engine"}
+    sections = {"input", "model", "normalize", "output", "engine", "store", "gate", "publish"}
+    assert set(schema["properties"]) == sections

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from batchnorm_tool import cli
+from batchnorm_tool.cli_command import seconds_of
 from batchnorm_tool.cli_flags import JOB_FLAGS, MODEL_FLAGS
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Job
@@ -113,10 +113,10 @@ def test_print_config_loads_back(tmp_path: Path) -> None:
     ("text", "seconds"), [(None, 0), ("30s", 30), ("10m", 600), ("2h", 7_200), ("1.5", 1.5)]
 )
 def test_times_to_wait(text: str | None, seconds: float) -> None:
-    assert cli._seconds(text) == seconds
+    assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5s", "nan", "inf", "5d"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(JobError, match="`--wait` must be a time"):
-        cli._seconds(text)
+        seconds_of(text)

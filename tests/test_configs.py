@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool import Job, read, run, verify
+from batchnorm_tool import Job, read, refresh, run, verify
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -23,6 +23,7 @@ def test_there_are_examples() -> None:
         "nightly.yaml",
         "npy.yaml",
         "quickstart.yaml",
+        "refresh.yaml",
         "several_inputs.yaml",
         "wide_table.yaml",
     ]
@@ -38,7 +39,18 @@ def test_every_example_runs_and_verifies(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_example_writes_where_git_does_not_look(name: str) -> None:
-    assert Path(Job.load(CONFIGS / name).output.path).parent == CONFIGS.parent / "runs"
+    job = Job.load(CONFIGS / name)
+    written = [job.store.path, *(target.path for target in job.publish)] if job.store else []
+    places = written or [job.output.path]
+    assert {Path(place).parent for place in places} == {CONFIGS.parent / "runs"}
+
+
+def test_the_example_of_a_store_refreshes_it(tmp_path: Path) -> None:
+    targets = [f"publish=[{{to: changes, path: {tmp_path / 'changes'}}}]"]
+    job = Job.load(CONFIGS / "refresh.yaml", [f"store.path={tmp_path / 'digits.lance'}", *targets])
+    assert refresh(job).rows["live"] == 1797
+    assert refresh(job).state == "nothing to do"
+    assert verify(tmp_path / "digits.lance").rows == 1797
 
 
 def test_the_quickstart_keeps_keys_and_labels(tmp_path: Path, samples: Path) -> None:

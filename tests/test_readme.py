@@ -36,7 +36,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 TEXT = README.read_text()
 BLOCKS = blocks(TEXT)
 COMMANDS = [command for block in BLOCKS for command in commands(block) if is_ours(command)]
-SECTIONS = ("input", "model", "normalize", "output", "engine")
+SECTIONS = ("input", "model", "normalize", "output", "engine", "store", "gate", "publish")
 
 
 def of(*languages: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,21 +30,32 @@ from batchnorm_tool.job.sections import (
     Section,
     Trust,
 )
+from batchnorm_tool.job.store import Gate, Keep, Publish, Publishes, Store
 from batchnorm_tool.job.values import Axis, JobSchema, wrong
 
 __all__ = [
     "Axis",
     "Engine",
+    "Gate",
     "Input",
     "Job",
+    "Keep",
     "Model",
     "Normalize",
     "Output",
     "OutputColumns",
     "OutputNorm",
+    "Publish",
+    "Store",
     "Trust",
     "job_schema",
 ]
+
+STATE_SUFFIX = ".state"
+"""What lies beside a store is in a directory of its name and this."""
+
+STAGED_OUTPUT = f"{STATE_SUFFIX}/night/scored"
+"""Where a refresh stages the vectors of a night, behind the path of its store."""
 
 
 class Job(Section):
@@ -58,6 +70,9 @@ class Job(Section):
         normalize: What becomes of each prediction.
         output: What is written.
         engine: Where the work is done.
+        store: Where a refresh keeps its embeddings; ``None`` in a job that is only run.
+        gate: What a refresh may not publish without a person.
+        publish: What gets each version that a refresh publishes.
 
     Example:
         >>> job = Job(input=Input(path="/data/x.parquet"), output=Output(path="/data/unit"))
@@ -74,6 +89,15 @@ class Job(Section):
     )
     output: Output = Field(description="What is written.")
     engine: Engine = Field(default_factory=Engine, description="Where the work is done.")
+    store: Store | None = Field(
+        default=None, description="For refresh: where embeddings are kept from night to night."
+    )
+    gate: Gate = Field(
+        default_factory=Gate, description="For refresh: limits that nothing passes unseen."
+    )
+    publish: Publishes = Field(
+        default_factory=list, description="For refresh: what gets each published version."
+    )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
@@ -157,22 +181,59 @@ class Job(Section):
         if not isinstance(data, Mapping):
             return data
         kept = {key: value for key, value in data.items() if value is not None}
-        return {"input": {}, "output": {}, **kept}
+        return _with_output_of_store({"input": {}, "output": {}, **kept})
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         """Refuse an output that would be read as input, or that would replace it."""
         places, output = self.input.paths, self.output.path
-        for place in places:
-            if lies_within(output, place):
+        written = self._written()
+        for key, place in itertools.product(written, places):
+            if lies_within(written[key], place):
                 text = f"lies inside the input, {place}, and would be read. Choose another place."
-                raise wrong(text, "output.path")
+                raise wrong(text, key)
         others = (self.input.keys, self.model.path if self.model else None)
         for kept in (*places, *others):
             if kept is not None and lies_within(kept, output):
                 text = f"holds {kept}, which a new result would replace. Choose another place."
                 raise wrong(text, "output.path")
+        self._check_apart(written, [kept for kept in (*places, *others) if kept is not None])
         return self
+
+    def _written(self) -> dict[str, str]:
+        """Every place that is written to, by its key."""
+        if self.store is None:
+            return {"output.path": self.output.path}
+        store = self.store.path.rstrip("/")
+        is_named = self.output.path != store + STAGED_OUTPUT
+        written = {"output.path": self.output.path} if is_named else {}
+        targets = {f"publish.{at}.path": one.path for at, one in enumerate(self.publish)}
+        return {**written, "store.path": store, **{k: v for k, v in targets.items() if v}}
+
+    def _check_apart(self, written: Mapping[str, str], kept: Sequence[str]) -> None:
+        """Refuse places of a refresh that would overwrite one another, or what is read."""
+        if self.store is None:
+            return
+        store = written["store.path"]
+        for path, place in itertools.product(kept, (store, store + STATE_SUFFIX)):
+            if lies_within(path, place):
+                text = f"holds {path}, which the job reads. Choose another place."
+                raise wrong(text, "store.path")
+        places = {key: [path] for key, path in written.items()}
+        places["store.path"] = [store, store + STATE_SUFFIX]
+        for (key, ones), (other, twos) in itertools.combinations(places.items(), 2):
+            pairs = itertools.product(ones, twos)
+            if any(lies_within(one, two) or lies_within(two, one) for one, two in pairs):
+                raise wrong(f"lies where `{key}` does. Choose another place.", other)
+
+
+def _with_output_of_store(data: dict[str, Any]) -> dict[str, Any]:
+    """Sections in which a job that has a store needs no ``output.path``: it stages its nights."""
+    store, output = data.get("store"), data["output"]
+    path = store.get("path") if isinstance(store, Mapping) else None
+    if isinstance(path, str) and isinstance(output, Mapping) and "path" not in output:
+        return {**data, "output": {**output, "path": path.rstrip("/") + STAGED_OUTPUT}}
+    return data
 
 
 def job_schema() -> dict[str, Any]:

@@ -164,6 +164,9 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
         elif get_origin(inner) is dict:
             annotation = get_args(inner)[1]
             place = _Place((*place.keys, str(step)), place.field, annotation, place.section)
+        elif get_origin(inner) is list and _section_in(_alone(get_args(inner)[0])) is not None:
+            annotation = get_args(inner)[0]
+            place = _Place((*place.keys, str(step)), place.field, annotation, place.section)
         else:
             break
     return place

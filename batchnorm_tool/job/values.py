@@ -173,6 +173,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[
     float, Field(ge=0, le=1), BeforeValidator(_as_number), Expects("a fraction from 0 to 1")
 ]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_as_number)]
 Exponent = Annotated[
     float, Field(ge=1), BeforeValidator(_as_number), PlainSerializer(_without_infinity)
 ]

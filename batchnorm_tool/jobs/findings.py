@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 _NAMED = 20
 _NAMED_ROWS = 3
+_REMEDY = "Restore it from a copy, or make it again with `--fresh`."
 
 
 @dataclass
 class Findings:
-    """Damage found in one run; memory is bounded however much there is.
+    """Damage found in one run or store; memory is bounded however much there is.
 
     Attributes:
         texts: The first findings.
@@ -46,8 +47,8 @@ class Findings:
         more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
         self.add(f"`{file}`, row {named}{more}: {text}")
 
-    def raise_if_any(self, path: str) -> None:
-        """Raise `Damaged` with all of them, or do nothing where there are none."""
+    def raise_if_any(self, path: str, remedy: str = _REMEDY) -> None:
+        """Raise `Damaged` with all of them and what to do, or nothing where there are none."""
         if not self.count:
             return
         more = self.count - len(self.texts)
@@ -56,6 +57,6 @@ class Findings:
         msg = (
             f"`{path}` is damaged; {self.count:,} finding{'s' * (self.count > 1)}:\n"
             f"{listed}{unnamed}\n"
-            "Restore it from a copy, or make it again with `--fresh`."
+            f"{remedy}"
         )
         raise Damaged(msg)

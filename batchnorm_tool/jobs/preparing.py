@@ -46,6 +46,7 @@ class Preparation:
     Args:
         job: What was asked for; the columns of a keys file become its key if it names none.
         limit: Only so many rows from the start; ``None`` for all.
+        least_rows: Choose a batch size for so many rows at least: later nights may have more.
 
     Raises:
         Refused: Input or model cannot be read at all, or do not fit the job.
@@ -53,6 +54,7 @@ class Preparation:
 
     job: Job
     limit: int | None = None
+    least_rows: int = 0
     table: Table = field(init=False)
     report: ModelReport | None = field(init=False, default=None)
     _predictor: Predictor | None = field(init=False, default=None)
@@ -77,8 +79,8 @@ class Preparation:
         del chosen["input"]["invalid"]
         # Without a model, their order is the order of the outputs, and a mapping hides it.
         chosen["order"] = list(job["input"]["features"] or ())
-        chosen["content"] = self.report.content if self.report else None
-        chosen["transform"] = self._transform
+        chosen["content"] = self.content
+        chosen["transform"] = self.transform_sha256
         chosen["files"] = [file.to_dict() for file in self.table.files]
         return canonical.sha256([chosen, self.rows])
 
@@ -88,7 +90,13 @@ class Preparation:
         return self.table.rows if self.limit is None else min(self.table.rows, self.limit)
 
     @property
-    def _transform(self) -> str | None:
+    def content(self) -> str | None:
+        """Hash of the model's architecture and weights; ``None`` without a model."""
+        return self.report.content if self.report else None
+
+    @property
+    def transform_sha256(self) -> str | None:
+        """SHA-256 of the source of ``input.transform``; ``None`` without one."""
         name = self.job.input.transform
         return None if name is None else features.load_transform(name).source_sha256
 
@@ -145,6 +153,22 @@ class Preparation:
         """The model, loaded once."""
         return self._load()
 
+    def independent_batch_size(self, resolved: Resolved) -> int | None:
+        """A batch size near the chosen one at which a row's bits do not depend on its place.
+
+        Args:
+            resolved: The choices; a batch size that the job or the model fixes is only judged.
+
+        Returns:
+            The size; ``None`` where bits depend on the place.
+        """
+        model, chosen = self._load(), resolved.batch_size
+        if self.job.model is None:
+            return chosen
+        sample = self._sample(dict(resolved.features), resolved.inputs)
+        sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
+        return predictor.independent_batch_size(model, sample, sizes)
+
     def _load(self) -> Predictor:
         if self._predictor is None:
             self._predictor = self._open_model()
@@ -153,8 +177,7 @@ class Preparation:
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return predictor.IdentityPredictor(self._fields(self._match(()), ()))
-        content = self.report.content if self.report else None
-        return load_model(self.job.model, content, self.job.engine)
+        return load_model(self.job.model, self.content, self.job.engine)
 
     def _resolve(self) -> Resolved:
         model = self._load()
@@ -183,8 +206,8 @@ class Preparation:
             carried=self._carried,
             device=model.device,
             threads=model.threads,
-            model_content=self.report.content if self.report else None,
-            transform=self._transform,
+            model_content=self.content,
+            transform=self.transform_sha256,
         )
 
     def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
@@ -223,7 +246,7 @@ class Preparation:
             return model.batch_size
         if self.job.model.batch_size != "auto":
             return self.job.model.batch_size
-        return predictor.choose_batch_size(model, sample, self.rows)
+        return predictor.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: dict[str, np.ndarray]) -> float:
         """What one worker predicts in a second, at full batches."""

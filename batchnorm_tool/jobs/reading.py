@@ -1,19 +1,21 @@
-"""Read a finished run back: keys, vectors and norms, whichever format they were written in."""
+"""Read a finished run or a store back: keys, vectors and norms, whatever form they lie in."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import layout
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.vectors import rows_of
-from batchnorm_tool.jobs.stored_run import StoredRun, open_run
+from batchnorm_tool.jobs.stored_run import open_run
+from batchnorm_tool.layout import raw_predictions
+from batchnorm_tool.store.snapshot import open_snapshot
+from batchnorm_tool.store.state import is_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,22 +27,64 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 65_536
 
 
-def read(path: str | os.PathLike[str], raw: bool = False) -> StoredVectors:  # noqa: FBT001, FBT002
-    """Open the vectors of a finished run; rows are read when they are asked for.
+class Stored(Protocol):
+    """What `StoredVectors` reads: a finished run, or a version of a store."""
+
+    @property
+    def path(self) -> str:
+        """The run's output directory, or the store's dataset."""
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """What is known of it, as plain data."""
+
+    @property
+    def layouts(self) -> tuple[OutputLayout, ...]:
+        """How each output is stored."""
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the type of the vectors' components."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of all stored rows."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the columns that identify a row."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Columns of all rows, in batches of at most ``batch_rows``."""
+
+
+def read(
+    path: str | os.PathLike[str],
+    raw: bool = False,  # noqa: FBT001, FBT002
+    version: int | None = None,
+) -> StoredVectors:
+    """Open the vectors of a finished run or of a store; rows are read when they are asked for.
 
     Args:
-        path: The run's output directory, or the ``vectors`` directory in it; any output format.
+        path: The run's output directory, or the ``vectors`` directory in it; any output format. Or
+            a store's dataset, of which the live version is read.
         raw: Give the predictions as they were before normalization: vector times norm, multiplied
             in float64 and rounded once to the stored dtype. Not promised: what a kept prediction
             with NaN or infinity held, or one that the stored dtype cannot hold.
+        version: Of a store: read this kept version instead of the live one.
 
     Returns:
         The vectors, with their keys and norms. Not promised: that a bit that flipped on the disk is
         noticed; `batchnorm_tool.verify` reads every checksum.
 
     Raises:
-        InputError: No finished run lies there; the message says what does.
-        Damaged: Its manifest is not what its checksum says.
+        JobError: A run has no versions, or the store does not keep that one.
+        InputError: No finished run lies there, and no store; the message says what does.
+        Damaged: Its manifest, or the store's state, is not what its checksum says.
 
     Example:
         >>> from batchnorm_tool import read
@@ -48,19 +92,29 @@ def read(path: str | os.PathLike[str], raw: bool = False) -> StoredVectors:  # n
         >>> vectors.shape, norms.shape  # doctest: +SKIP
         ((1797, 32), (1797,))
     """
-    return StoredVectors(open_run(os.fspath(path)), raw)
+    name = os.fspath(path)
+    if is_store(name):
+        return StoredVectors(open_snapshot(name, version), raw)
+    run = open_run(name)
+    if version is not None:
+        msg = (
+            f"`version` names a version of a store, and `{name}` is a run, which has no versions. "
+            f"Received: {version}. Leave it out."
+        )
+        raise JobError(msg)
+    return StoredVectors(run, raw)
 
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """The vectors of a finished run, their keys and their norms.
+    """The vectors of a finished run or of a version of a store, their keys and their norms.
 
-    Rows come in the order of the input. Null vectors and norms (policy ``nullify``) are NaN in
-    NumPy and pandas. In batches they are null, unless the run was written as NPY, which knows NaN
-    alone.
+    Rows of a run come in the order of the input; those of a store in no particular order. Null
+    vectors and norms (policy ``nullify``) are NaN in NumPy and pandas. In batches they are null,
+    unless the run was written as NPY, which knows NaN alone.
     """
 
-    _run: StoredRun
+    _stored: Stored
     _raw: bool = False
 
     def __repr__(self) -> str:
@@ -68,38 +122,44 @@ class StoredVectors:
 
     @property
     def path(self) -> str:
-        """The run's output directory."""
-        return self._run.path
+        """The run's output directory, or the store's dataset."""
+        return self._stored.path
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """The run's manifest, as plain data."""
-        return self._run.manifest.data
+        """The run's manifest, or the record of the night that made the version, as plain data."""
+        return self._stored.document
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the model's outputs that are stored, in order."""
-        return tuple(output.name for output in self._run.layouts)
+        return tuple(output.name for output in self._stored.layouts)
 
     @property
     def schema(self) -> pa.Schema:
-        """Of every batch: key and passed-through columns, then vectors and norms."""
-        return self._run.schema
+        """Of every batch.
+
+        Of a run: key and passed-through columns, then vectors and norms. Of a store: keys, vector
+        and norm, ``feature_hash``, ``passthrough_hash``, ``status`` (``good``, or ``stale:`` and
+        why: the vector is that of an earlier night), ``version`` (in which the row was written),
+        then passed-through columns.
+        """
+        return self._stored.schema
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return self._run.rows
+        return self._stored.rows
 
     def __len__(self) -> int:
         return self.rows
 
     def batches(self, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Stream all columns in the order of the input.
+        """Stream all columns, a run's in the order of the input.
 
         Args:
-            batch_rows: Rows of a batch; the last batch of each part is shorter. Memory is bounded
-                by it.
+            batch_rows: Rows of a batch; the last batch of each part is shorter, and so are those of
+                a store with wide rows. Memory is bounded by it.
 
         Returns:
             Batches of the schema `schema`, whichever format was written. Vectors are flat lists of
@@ -112,7 +172,7 @@ class StoredVectors:
         if batch_rows < 1:
             msg = f"`batch_rows` must be at least 1. Received: {batch_rows}."
             raise JobError(msg)
-        return self._batches(self._run.schema.names, batch_rows)
+        return self._batches(self._stored.schema.names, batch_rows)
 
     def to_numpy(self, output: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Load one output into memory.
@@ -130,18 +190,18 @@ class StoredVectors:
             Damaged: A file is missing, or cannot be read.
         """
         chosen = self._choose(output)
-        vectors = np.empty((self.rows, *chosen.shape), self._run.job.output.dtype)
+        vectors = np.empty((self.rows, *chosen.shape), self._stored.dtype)
         sizes = (chosen.vectors,) if chosen.norm_per_vector else ()
         norms = np.empty((self.rows, *sizes), np.float64)
         keys: list[pa.RecordBatch] = []
         row = 0
-        names = [*self._run.keys, chosen.vector_column, chosen.norm_column]
+        names = [*self._stored.keys, chosen.vector_column, chosen.norm_column]
         for batch in self._batches(names, _BATCH_ROWS):
             place = slice(row, row + batch.num_rows)
             flat = rows_of(batch[chosen.vector_column])
             vectors[place] = flat.reshape(batch.num_rows, *chosen.shape)
             norms[place] = rows_of(batch[chosen.norm_column])
-            keys.append(batch.select(list(self._run.keys)))
+            keys.append(batch.select(list(self._stored.keys)))
             row = place.stop
         return self._key_array(keys), vectors, norms
 
@@ -159,7 +219,7 @@ class StoredVectors:
 
         table = pa.Table.from_batches(self.batches(), self.schema)
         cells = {}
-        for output in self._run.layouts:
+        for output in self._stored.layouts:
             cells[output.vector_column] = _cells(table[output.vector_column], output.shape)
             if output.norm_per_vector:
                 cells[output.norm_column] = _cells(table[output.norm_column], (output.vectors,))
@@ -169,17 +229,16 @@ class StoredVectors:
 
     def _batches(self, names: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         wanted = [*names]
-        for output in self._run.layouts if self._raw else ():
+        for output in self._stored.layouts if self._raw else ():
             if output.vector_column in wanted and output.norm_column not in wanted:
                 wanted.append(output.norm_column)
-        for part in self._run.parts:
-            for batch in self._run.read_part(part, wanted, batch_rows):
-                yield self._restored(batch).select(list(names)) if self._raw else batch
+        for batch in self._stored.read(wanted, batch_rows):
+            yield self._restored(batch).select(list(names)) if self._raw else batch
 
     def _restored(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with predictions in the place of unit vectors."""
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        for output in self._run.layouts:
+        for output in self._stored.layouts:
             if output.vector_column in columns:
                 columns[output.vector_column] = raw_predictions(
                     columns[output.vector_column], columns[output.norm_column], output
@@ -187,7 +246,7 @@ class StoredVectors:
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
     def _choose(self, name: str | None) -> OutputLayout:
-        layouts = {output.name: output for output in self._run.layouts}
+        layouts = {output.name: output for output in self._stored.layouts}
         if name is None and len(layouts) == 1:
             return next(iter(layouts.values()))
         if name is not None and name in layouts:
@@ -199,29 +258,12 @@ class StoredVectors:
         raise JobError(msg)
 
     def _key_array(self, batches: list[pa.RecordBatch]) -> np.ndarray:
-        schema = pa.schema([self.schema.field(name) for name in self._run.keys])
+        schema = pa.schema([self.schema.field(name) for name in self._stored.keys])
         columns = pa.Table.from_batches(batches, schema).columns
         if len(columns) == 1 and not columns[0].null_count:
             return np.asarray(columns[0].to_numpy())
         cells = [column.to_pylist() for column in columns]
         return _objects(cells[0] if len(cells) == 1 else list(zip(*cells, strict=True)))
-
-
-def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
-    """Vector times norm, as a column like that of the unit vectors.
-
-    Args:
-        units: Stored vectors, flat lists of fixed size.
-        norms: The norm of each, or a list of norms where a row has several vectors.
-        output: How they are stored.
-    """
-    stored = rows_of(units)
-    rows = len(stored)
-    lengths = rows_of(norms).reshape(rows, output.vectors, 1)
-    wide = stored.reshape(rows, output.vectors, output.width).astype(np.float64)
-    with np.errstate(all="ignore"):  # kept infinities, and what the stored dtype cannot hold
-        restored = (wide * lengths).astype(stored.dtype).reshape(stored.shape)
-    return layout.fixed_size_list(restored, units.is_null().to_numpy(zero_copy_only=False))
 
 
 def _cells(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import let_go
+from batchnorm_tool.job import STAGED_OUTPUT
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.profiling import Profile
 from batchnorm_tool.jobs.settling import settle
@@ -122,6 +123,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     if not hasattr(job, "output"):
         msg = f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
         raise JobError(msg)
+    _check_output(job)
     if limit is not None and limit < 1:
         msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
         raise JobError(msg)
@@ -137,6 +139,15 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         let_go()  # a notebook or a scheduler lives on, and deletes the files that were read
 
 
+def _check_output(job: Job) -> None:
+    if job.store is not None and job.output.path == job.store.path.rstrip("/") + STAGED_OUTPUT:
+        msg = (
+            "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` keeps. "
+            "Run that, or name a directory in `output.path`."
+        )
+        raise JobError(msg)
+
+
 def plan_run(job: Job, *, limit: int | None = None) -> Plan:
     """The plan that `run` would follow, without writing anything: a dry run.
 
@@ -147,6 +158,7 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
     Raises:
         Refused: The job cannot be done as asked.
     """
+    _check_output(job)
     return Preparation(job, limit).plan()
 
 

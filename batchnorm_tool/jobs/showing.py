@@ -1,4 +1,4 @@
-"""What a path is: a run, one under way, a data file, or a model."""
+"""What a path is: a run, one under way, a store, a data file, or a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from batchnorm_tool import model_gate, sources
 from batchnorm_tool.chunk_statistics import CHUNKS_PATH
 from batchnorm_tool.errors import InputError, ModelError
 from batchnorm_tool.job import Engine, Input, Model
+from batchnorm_tool.jobs.showing_store import store_facts
 from batchnorm_tool.manifest import read_manifest, read_record, read_refusals
 from batchnorm_tool.plan import PLAN_PATH, Plan
 from batchnorm_tool.predictor import describe_model
@@ -24,6 +25,7 @@ from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.sources import sampling
 from batchnorm_tool.standing import RECORDS
 from batchnorm_tool.storage import STATE, LocalStorage
+from batchnorm_tool.store.state import is_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +42,7 @@ class Shown:
     """What a path is.
 
     Attributes:
-        kind: ``run``, ``unfinished run``, ``data`` or ``model``.
+        kind: ``run``, ``unfinished run``, ``store``, ``data`` or ``model``.
         path: The path.
         facts: What is known of it, as plain data.
     """
@@ -58,8 +60,8 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     """Say what a path is.
 
     Args:
-        path: A run's output directory (finished or under way), a model, or data: a file, a
-            directory or a glob.
+        path: A run's output directory (finished or under way), a store's dataset, a model, or
+            data: a file, a directory or a glob.
         html: For a finished run: write a page about it to this file, which works offline.
 
     Returns:
@@ -69,7 +71,7 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     Raises:
         InputError: The path is none of these, or cannot be read.
         ModelError: The model cannot be read at all; one that the safety gate refuses is shown.
-        Damaged: The manifest of the run is damaged.
+        Damaged: The manifest of the run, or the state of the store, is damaged.
 
     Example:
         >>> show("data_samples/digits.parquet").facts["rows"]
@@ -84,6 +86,8 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
 def _show(path: str) -> Shown:
     directory = Path(path)
     storage = LocalStorage(directory)
+    if is_store(path):
+        return Shown("store", path, store_facts(path))
     if directory.is_dir():
         manifest = read_manifest(storage, path)
         if manifest is not None:
@@ -244,6 +248,12 @@ def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
 
 
 def _write_page(shown: Shown, html: str) -> None:
+    if shown.kind == "store":
+        msg = (
+            f"`--html` shows a finished run. Received: `{shown.path}` (store). "
+            f"Draw its nights with `batchnorm-tool history {shown.path} --html {html}`."
+        )
+        raise InputError(msg)
     if shown.kind != "run":
         msg = (
             f"`--html` shows a finished run. Received: `{shown.path}` ({shown.kind}). Name the "

@@ -26,7 +26,7 @@ from batchnorm_tool.standing import RECORDS
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchnorm_tool.layout import OutputLayout
 
@@ -85,6 +85,16 @@ class StoredRun:
         return tuple(name for name in carried if name not in self.job.input.passthrough)
 
     @property
+    def document(self) -> Mapping[str, Any]:
+        """The manifest, as plain data."""
+        return self.manifest.data
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the type of the vectors' components."""
+        return self.job.output.dtype
+
+    @property
     def rows(self) -> int:
         """Number of stored rows."""
         return int(self.manifest.data["rows"]["out"])
@@ -137,6 +147,11 @@ class StoredRun:
             columns = self._directories.get(_directory(file))
             if columns is not None:
                 yield file, columns
+
+    def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield all rows, part by part; see `read_part`."""
+        for part in self.parts:
+            yield from self.read_part(part, columns, batch_rows)
 
     def read_part(
         self, part: StoredPart, columns: Sequence[str], batch_rows: int
@@ -253,6 +268,11 @@ def _why_no_run(storage: LocalStorage, path: str) -> str:
         return (
             f"`{path}` lacks `{SUCCESS_PATH}`, which every finished run has. If it is a copy, copy "
             "all of it; otherwise run the same command again."
+        )
+    if "_versions" in names:
+        return (
+            f"`{path}` is a Lance dataset, and no store: `{path}.state` is missing, which "
+            "`batchnorm-tool refresh` writes beside it. If it is a copy of a store, copy both."
         )
     held = f"Received: {', '.join(names[:5])}" if names else "Received: an empty directory"
     return f"`{path}` holds no run. Expected the output directory of a finished run. {held}."

@@ -102,9 +102,9 @@ class VectorCheck:
         nonfinite = np.zeros(batch.num_rows, bool)
         for output in self.run.layouts:
             null = self._null_rows(batch, output)
-            place = _Place(self.findings, self.run.file_of(part, output.vector_column), first)
-            checked = _Rows.of(batch, output, null)
-            self._judge(checked, place)
+            place = Place(self.findings, self.run.file_of(part, output.vector_column), first)
+            checked = CheckedRows.of(batch, output, null)
+            judge(checked, place, keeps_nonfinite=bool(self._expected_nonfinite))
             zero[checked.rows] |= checked.zero.any(axis=1)
             nonfinite[checked.rows] |= ~checked.finite
             self._norms[output.name] += NormStats.of(checked.norms)
@@ -121,25 +121,6 @@ class VectorCheck:
         blank = np.isnan(rows_of(vectors)).all(axis=1)
         norms = rows_of(batch[output.norm_column]).reshape(len(blank), -1)
         return np.asarray(blank & np.isnan(norms).all(axis=1))
-
-    def _judge(self, checked: _Rows, place: _Place) -> None:
-        if not self._expected_nonfinite:
-            place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
-        sound = np.isfinite(checked.norms)
-        place.report(checked.rows_with(sound & (checked.norms < 0)), "a norm is negative.")
-        output = checked.output
-        if output.norm.name == "none":
-            wrong = checked.norms != 1
-            place.report(checked.rows_with(wrong), "a norm is not 1, though `none` was asked for.")
-            return
-        tolerance = length_tolerance(output.norm, output.width, checked.dtype)
-        with np.errstate(invalid="ignore"):
-            off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
-        place.report(
-            checked.rows_with(off & np.isfinite(checked.lengths)),
-            f"a vector is not of length 1 under {output.norm.label} (within {tolerance:.2g}), "
-            "or not all zeros beside a norm of 0.",
-        )
 
     def conclude(self) -> None:
         """Compare what was counted with the manifest, once all parts have been looked at."""
@@ -182,8 +163,35 @@ class VectorCheck:
             )
 
 
+def judge(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
+    """Report the rows whose vectors or norms are not what they must be.
+
+    Args:
+        checked: Rows that have a vector.
+        place: Where they lie, and who takes what is wrong.
+        keeps_nonfinite: Whether policy kept NaN and infinity.
+    """
+    if not keeps_nonfinite:
+        place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
+    sound = np.isfinite(checked.norms)
+    place.report(checked.rows_with(sound & (checked.norms < 0)), "a norm is negative.")
+    output = checked.output
+    if output.norm.name == "none":
+        wrong = checked.norms != 1
+        place.report(checked.rows_with(wrong), "a norm is not 1, though `none` was asked for.")
+        return
+    tolerance = length_tolerance(output.norm, output.width, checked.dtype)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
+    place.report(
+        checked.rows_with(off & np.isfinite(checked.lengths)),
+        f"a vector is not of length 1 under {output.norm.label} (within {tolerance:.2g}), "
+        "or not all zeros beside a norm of 0.",
+    )
+
+
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a batch lies: a file, and the number of its first row in it."""
 
     findings: Findings
@@ -191,11 +199,12 @@ class _Place:
     first: int
 
     def report(self, rows: np.ndarray, text: str) -> None:
+        """Take in what is wrong with rows of the batch, ``int[n]``."""
         self.findings.add_rows(self.file, rows + self.first, text)
 
 
 @dataclass(frozen=True)
-class _Rows:
+class CheckedRows:
     """Rows of one output that have a vector.
 
     Attributes:
@@ -215,7 +224,8 @@ class _Rows:
     finite: np.ndarray
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, output: OutputLayout, null: np.ndarray) -> _Rows:
+    def of(cls, batch: pa.RecordBatch, output: OutputLayout, null: np.ndarray) -> CheckedRows:
+        """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
         rows = np.flatnonzero(~null)
         stored = rows_of(batch[output.vector_column])[rows]
         norms = rows_of(batch[output.norm_column]).reshape(len(null), -1)[rows]

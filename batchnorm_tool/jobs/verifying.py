@@ -1,4 +1,4 @@
-"""Verify a finished run: read everything again, and compare it with what the manifest says."""
+"""Verify a finished run or a store: read all of it again, and compare it with what it says."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from batchnorm_tool.jobs.file_check import find_foreign_files, is_as_written, re
 from batchnorm_tool.jobs.findings import Findings
 from batchnorm_tool.jobs.key_check import check_keys
 from batchnorm_tool.jobs.statistics_check import check_statistics
+from batchnorm_tool.jobs.store_check import StoreCheck
 from batchnorm_tool.jobs.stored_run import StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.jobs.vector_check import VectorCheck
 from batchnorm_tool.manifest import SUCCESS_PATH
+from batchnorm_tool.store import ledger
+from batchnorm_tool.store.snapshot import open_snapshot
+from batchnorm_tool.store.state import is_store
 
 if TYPE_CHECKING:
     from batchnorm_tool.jobs.stored_run import StoredPart
+    from batchnorm_tool.store.snapshot import Snapshot
+
+_RESTORE = "Restore the dataset and its state together from a backup, or make a new store."
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A finished run that is what its manifest says.
+    """A finished run that is what its manifest says, or a store that is what its state says.
 
     Attributes:
-        path: Its output directory.
+        path: Its output directory, or the store's dataset.
         rows: Rows that are stored.
         vectors: Vectors whose length was measured; null ones are left out.
-        parts: Its parts.
+        parts: Its parts; of a store the kept versions.
         files: Files whose checksum was compared.
         bytes: Their size.
         keys: Whether keys were looked at.
@@ -52,25 +59,30 @@ class Verification:
 
 
 def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
-    """Read a finished run again, every byte of it, and compare it with its manifest.
+    """Read a finished run or a store again, every byte of it, and compare it with what it says.
 
-    Looked at are: the manifest's own checksum; presence, size and SHA-256 of every file; files that
-    do not belong there; rows of every part; that vectors are finite and of unit length under their
-    norm, and norms finite and not negative (what policy kept excepted, which is counted); that as
-    many rows are zero or null as were counted; that the norms are those that the statistics
-    describe; and that the statistics of the chunks come to those of the whole. Memory does not
-    depend on the number of rows.
+    Looked at in a run are: the manifest's own checksum; presence, size and SHA-256 of every file;
+    files that do not belong there; rows of every part; that vectors are finite and of unit length
+    under their norm, and norms finite and not negative (what policy kept excepted, which is
+    counted); that as many rows are zero or null as were counted; that the norms are those that the
+    statistics describe; and that the statistics of the chunks come to those of the whole. Memory
+    does not depend on the number of rows.
+
+    Looked at in a store are: the checksums of its state and of all records; SHA-256 of every file
+    of every kept version, and files that belong to none; tags; and of the live version that keys
+    are unique and not null, vectors finite and of unit length under their norm, and that keys,
+    hashes, norms and status are those of the index, row for row. Takes 72 bytes for each row.
 
     Args:
-        path: The run's output directory, or the ``vectors`` directory in it.
-        keys: Also find null keys, and keys that several rows have. Takes 16 bytes for each row in
-            the system's directory for temporary files.
+        path: The run's output directory, or the ``vectors`` directory in it; or a store's dataset.
+        keys: Also find null keys of a run, and keys that several rows have. Takes 16 bytes for each
+            row in the system's directory for temporary files. In a store they are always looked at.
 
     Returns:
         What was looked at.
 
     Raises:
-        InputError: No finished run lies there.
+        InputError: No finished run lies there, and no store.
         Damaged: Something is not as it was written; the message names files and rows.
         WorkFailed: The result was replaced meanwhile, or there is no room for temporary files.
 
@@ -79,6 +91,8 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
         >>> verify("runs/digits").rows  # doctest: +SKIP
         1797
     """
+    if is_store(os.fspath(path)):
+        return _verify_store(os.fspath(path))
     started = time.perf_counter()
     run = open_run(os.fspath(path))
     findings = Findings()
@@ -100,6 +114,34 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
         keys=keys,
         seconds=time.perf_counter() - started,
     )
+
+
+def _verify_store(path: str) -> Verification:
+    started = time.perf_counter()
+    store = open_snapshot(path)
+    check = StoreCheck(store, Findings())
+    check.look_at_all()
+    if check.findings.count:
+        _refuse_if_changed(store)
+    check.findings.raise_if_any(path, _RESTORE)
+    files = ledger.recorded_files(path, store.state.storage)
+    return Verification(
+        path=path,
+        rows=store.rows,
+        vectors=check.vectors,
+        parts=len(store.facts.versions),
+        files=len(files),
+        bytes=sum(file.bytes for file in files),
+        keys=True,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _refuse_if_changed(store: Snapshot) -> None:
+    """A refresh may have published, or removed old versions, while the store was read."""
+    if store.state.storage.is_locked() or store.state.facts() != store.facts:
+        msg = f"`{store.path}` was changed by a refresh while it was read. Verify it again."
+        raise WorkFailed(msg)
 
 
 def _verify_parts(run: StoredRun, findings: Findings) -> int:

@@ -1,7 +1,7 @@
-"""Stored predictions as a stream of raw vectors, from data files or from a finished run.
+"""Stored predictions as a stream of raw vectors, from data files, a finished run or a store.
 
-A run holds unit vectors; here they come as the predictions that they were made of, vector times
-norm.
+A run or a store holds unit vectors; here they come as the predictions that they were made of,
+vector times norm.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from batchnorm_tool.plan import PLAN_PATH
 from batchnorm_tool.predictions.contract import PredictionBatch, Predictions
 from batchnorm_tool.predictions.data import open_data
 from batchnorm_tool.predictions.run import predictions_of_run
+from batchnorm_tool.predictions.store import predictions_of_store
+from batchnorm_tool.store.snapshot import open_snapshot
+from batchnorm_tool.store.state import is_store
 
 __all__ = ["PredictionBatch", "Predictions", "open_predictions"]
 
@@ -32,12 +35,13 @@ def open_predictions(
 
     Args:
         path: A Parquet, Arrow or NPY file, a directory or a glob of them, or the output directory
-            of a finished run, whose raw predictions are restored (see `batchnorm_tool.read`).
+            of a finished run, or a store, whose raw predictions are restored (see
+            `batchnorm_tool.read`).
         column: The column of the vectors, or several scalar columns that make one; default: the
-            only column with lists of numbers. Of a run: the name of an output; default: the only
-            one.
-        key: The column, or columns, that name a row; default: a run's own key; of data none, and
-            rows go by their number.
+            only column with lists of numbers. Of a run or a store: the name of an output; default:
+            the only one.
+        key: The column, or columns, that name a row; default: the own key of a run or a store; of
+            data none, and rows go by their number.
 
     Returns:
         The predictions.
@@ -45,7 +49,7 @@ def open_predictions(
     Raises:
         InputError: Nothing that can be read lies there, a column is missing or holds no vectors, or
             it is not evident which one does.
-        Damaged: The manifest of the run is damaged.
+        Damaged: The manifest of the run, or the state of the store, is damaged.
 
     Warns:
         InputWarning: The path is a part of a run, which holds unit vectors.
@@ -56,6 +60,8 @@ def open_predictions(
         (1797, 32, 'float32', ('prediction',), ('id',))
     """
     name = os.fspath(path)
+    if is_store(name):
+        return predictions_of_store(open_snapshot(name), name, _names(column), _names(key))
     if _is_run(name):
         return predictions_of_run(open_run(name), name, _names(column), _names(key))
     return open_data(name, _names(column), _names(key))

@@ -59,22 +59,22 @@ class Predictions:
 
     Attributes:
         path: As it was given.
-        kind: ``"run"`` for a finished run, ``"data"`` for files.
+        kind: ``"run"`` for a finished run, ``"store"`` for a store, ``"data"`` for files.
         rows: Number of rows.
         width: Components of a vector.
         dtype: Of the vectors, as `batches` gives them.
-        column: The column of the vectors, or several scalar ones; of a run its output.
+        column: The column of the vectors, or several scalar ones; of a run or a store its output.
         key: The columns that name a row; none where its number does.
         columns: All stored columns but the vectors, key included.
-        provenance: What made the vectors; ``None`` where nothing tells. Of a run: ``space`` (the id
-            of its vector space), ``model`` (path, ``None`` where predictions were stored already),
-            ``model_sha256`` (of architecture and weights), ``output``, ``norm``, ``versions``, and
-            ``made_of`` (all that the space is made of). Of a lone part of a run: ``space``,
-            ``output`` and ``norm``.
+        provenance: What made the vectors; ``None`` where nothing tells. Of a run or a store:
+            ``space`` (the id of its vector space), ``model`` (path, ``None`` where predictions were
+            stored already), ``model_sha256`` (of architecture and weights), ``output``, ``norm``,
+            ``versions``, and ``made_of`` (all that the space is made of). Of a lone part of a run:
+            ``space``, ``output`` and ``norm``.
     """
 
     path: str
-    kind: Literal["run", "data"]
+    kind: Literal["run", "store", "data"]
     rows: int
     width: int
     dtype: str

@@ -22,6 +22,7 @@ from batchnorm_tool.predictor.batches import (
     choose_outputs,
     every_output,
 )
+from batchnorm_tool.predictor.placement import independent_batch_size
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -34,6 +35,7 @@ __all__ = [
     "Predictor",
     "choose_batch_size",
     "describe_model",
+    "independent_batch_size",
     "load_predictor",
     "wrap_model",
 ]

@@ -16,6 +16,14 @@ from benchmarks.cases.choices import batch_size, layouts, two_processes
 from benchmarks.cases.comparing import memory_of_neighbours, nearest_neighbours, norm_survey
 from benchmarks.cases.growing import growth
 from benchmarks.cases.memory_and_start import flat_memory, quick_starts
+from benchmarks.cases.refreshing import (
+    difference_alone,
+    disk_after_nights,
+    heavy_model,
+    memory_of_the_difference,
+    night_against_its_parts,
+    nothing_changed,
+)
 from benchmarks.findings import Finding
 
 Case = Callable[[Bench], list[Finding]]
@@ -37,4 +45,10 @@ CASES: Mapping[str, Case] = {
     "compare-neighbours": nearest_neighbours,
     "compare-memory": memory_of_neighbours,
     "compare-norms": norm_survey,
+    "refresh-night": night_against_its_parts,
+    "refresh-heavy": heavy_model,
+    "refresh-nothing": nothing_changed,
+    "refresh-difference": difference_alone,
+    "refresh-memory": memory_of_the_difference,
+    "refresh-disk": disk_after_nights,
 }

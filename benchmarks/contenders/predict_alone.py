@@ -25,25 +25,34 @@ def main() -> None:
     features = in_memory(wanted["input"], batch_size)
     step = compiled(keras.saving.load_model(wanted["model"]), batch_size, features)
     step(tf.constant(features[:batch_size]))
-    shares = np.array_split(range(0, len(features), batch_size), wanted["cores"])
-
-    def predict(starts: np.ndarray) -> None:
-        for start in starts:
-            step(tf.constant(features[start : start + batch_size])).numpy()
-
-    threads = [threading.Thread(target=predict, args=(starts,)) for starts in shares]
     with Stopwatch() as watch:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        predict(step, features, batch_size, wanted["cores"])
     watch.say(rows=len(features))
 
 
+def predict(step: Any, features: np.ndarray, batch_size: int, cores: int) -> None:
+    """Predict all rows, on a thread for each core."""
+    shares = np.array_split(range(0, len(features), batch_size), cores)
+
+    def work(starts: np.ndarray) -> None:
+        for start in starts:
+            step(tf.constant(features[start : start + batch_size])).numpy()
+
+    threads = [threading.Thread(target=work, args=(starts,)) for starts in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def in_memory(path: str, batch_size: int) -> np.ndarray:
-    """The features, the last batch filled up with its first rows."""
+    """The features, in whole batches."""
     column = pq.read_table(path, columns=["features"])["features"].combine_chunks()
-    rows: np.ndarray = column.flatten().to_numpy().reshape(len(column), -1)
+    return filled_up(column.flatten().to_numpy().reshape(len(column), -1), batch_size)
+
+
+def filled_up(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """The rows, the last batch filled up with the first ones."""
     return np.concatenate([rows, np.resize(rows, (-len(rows) % batch_size, rows.shape[1]))])
 
 

@@ -121,7 +121,13 @@ def test_contenders_take_turns(tmp_path: Path) -> None:
 
 def test_every_target_of_the_issue_has_a_case() -> None:
     of_compare = ["compare-neighbours", "compare-memory", "compare-norms"]
-    assert list(CASES) == [*map(str, range(1, 13)), "growth", *of_compare]
+    of_refresh = ["night", "heavy", "nothing", "difference", "memory", "disk"]
+    assert list(CASES) == [
+        *map(str, range(1, 13)),
+        "growth",
+        *of_compare,
+        *(f"refresh-{name}" for name in of_refresh),
+    ]
 
 
 def test_the_copy_loop_writes_as_the_tool_does(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_an_example_job_loads_and_its_files_are_there(path: Path) -> None:
 
     assert job.model is not None
     assert all(Path(each).exists() for each in [*job.input.paths, job.model.path])
-    assert Path(job.output.path).parent == ROOT / "runs"
+    place = job.store.path if job.store else job.output.path
+    assert Path(place).parent == ROOT / "runs"
 
 
 def test_the_nightly_example_takes_its_places_from_the_environment(

@@ -1,0 +1,191 @@
+"""Statistics of tonight's input: nulls of every column, extremes and moments of every input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.moments import merged_moments, moments, reduced
+
+SAMPLED_EVERY = 8
+"""Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
+
+MOST_COMPONENTS = 4096
+"""An input with more components (an image) is taken as one component with all their values."""
+
+
+@dataclass(frozen=True)
+class ColumnNulls:
+    """Rows of a stored column, and the nulls in it, those inside of lists included."""
+
+    rows: int
+    nulls: int
+
+    def merged(self, other: ColumnNulls) -> ColumnNulls:
+        """Of two sets of rows together."""
+        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
+
+
+@dataclass(frozen=True)
+class ComponentStatistics:
+    """Statistics of one numeric input, ``float64[components]`` each.
+
+    Attributes:
+        rows: Valid rows; ``low`` and ``high`` are over all of them.
+        count: Values of each component in the sample; ``mean`` and ``m2`` are over it.
+        low: The smallest values.
+        high: The largest values.
+        mean: The means.
+        m2: The sums of squared deviations from the mean.
+    """
+
+    rows: int
+    count: int
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+
+    def merged(self, other: ComponentStatistics) -> ComponentStatistics:
+        """Of two sets of rows together."""
+        if not (self.rows and other.rows):
+            return self if self.rows else other
+        return ComponentStatistics(
+            self.rows + other.rows,
+            self.count + other.count,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            *self._merged_moments(other),
+        )
+
+    def _merged_moments(self, other: ComponentStatistics) -> tuple[np.ndarray, np.ndarray]:
+        if not (self.count and other.count):
+            chosen = self if self.count else other
+            return chosen.mean, chosen.m2
+        return merged_moments((self.count, self.mean, self.m2), (other.count, other.mean, other.m2))
+
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviations of the sample as a population."""
+        return np.asarray(np.sqrt(self.m2 / max(1, self.count)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data; numbers beyond float64 are its largest."""
+        values = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
+        lists = {name: np.nan_to_num(each).tolist() for name, each in values.items()}
+        return {"rows": self.rows, "count": self.count, **lists}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ComponentStatistics:
+        """The inverse of `to_dict`."""
+        low, high, mean, std = (np.array(data[name]) for name in ("min", "max", "mean", "std"))
+        return cls(data["rows"], data["count"], low, high, mean, std * std * data["count"])
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of an input.
+
+    Attributes:
+        columns: Nulls, for each stored column that feeds the model.
+        inputs: Extremes and moments, for each numeric input of the model, over valid rows.
+    """
+
+    columns: Mapping[str, ColumnNulls]
+    inputs: Mapping[str, ComponentStatistics]
+
+    def merged(self, other: InputStatistics) -> InputStatistics:
+        """Of two sets of rows together."""
+        columns, inputs = dict(self.columns), dict(self.inputs)
+        for name, nulls in other.columns.items():
+            columns[name] = columns[name].merged(nulls) if name in columns else nulls
+        for name, found in other.inputs.items():
+            inputs[name] = inputs[name].merged(found) if name in inputs else found
+        return InputStatistics(columns, inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data.
+
+        Returns:
+            ``columns``: for each column ``rows`` and ``nulls``. ``inputs``: for each input ``rows``
+            and, over all of them, lists ``min`` and ``max``; ``count`` and, over so many sampled
+            rows (one in `SAMPLED_EVERY`), lists ``mean`` and ``std``.
+        """
+        columns = {n: {"rows": c.rows, "nulls": c.nulls} for n, c in self.columns.items()}
+        inputs = {name: found.to_dict() for name, found in self.inputs.items()}
+        return {"columns": columns, "inputs": inputs, "sampled_every": SAMPLED_EVERY}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputStatistics:
+        """The inverse of `to_dict`."""
+        return cls(
+            {name: ColumnNulls(**nulls) for name, nulls in data["columns"].items()},
+            {name: ComponentStatistics.from_dict(d) for name, d in data["inputs"].items()},
+        )
+
+
+def statistics_of(
+    table: pa.Table, arrays: Mapping[str, np.ndarray], valid: np.ndarray, first_row: int
+) -> InputStatistics:
+    """Statistics of a chunk.
+
+    Args:
+        table: The stored columns that feed the model, ``n`` rows.
+        arrays: What the model sees of them.
+        valid: ``bool[n]``: the rows that it can take.
+        first_row: Global number of the first row, by which rows are sampled.
+    """
+    columns = {
+        name: ColumnNulls(table.num_rows, nulls_in(table[name])) for name in table.schema.names
+    }
+    sampled = valid[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY]
+    inputs = {}
+    for name in sorted(arrays):
+        if arrays[name].dtype != object:
+            flat = _components(arrays[name])
+            sample = flat[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY][sampled]
+            inputs[name] = _measured(flat if valid.all() else flat[valid], sample)
+    return InputStatistics(columns, inputs)
+
+
+def nulls_in(column: pa.ChunkedArray) -> int:
+    """Nulls of a column, and of the lists in it; what lies hidden under a null does not count.
+
+    Example:
+        >>> nulls_in(pa.chunked_array([[[1, None], None, []]]))
+        2
+    """
+    return sum(_nulls_in(chunk) for chunk in column.chunks)
+
+
+def _nulls_in(array: pa.Array) -> int:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+        array = array.dictionary_decode()
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    inner = _nulls_in(array.flatten()) if any(test(array.type) for test in lists) else 0
+    return int(array.null_count) + inner
+
+
+def _components(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0)
+    if flat.dtype.kind not in "fiu":  # booleans, and bfloat16, which is no float to NumPy
+        flat = flat.astype(np.float32)
+    return flat
+
+
+def _measured(values: np.ndarray, sample: np.ndarray) -> ComponentStatistics:
+    rows, count, width = len(values), len(sample), values.shape[1]
+    if width > MOST_COMPONENTS:
+        values, sample = values.reshape(-1, 1), sample.reshape(-1, 1)
+        count, width = len(sample), 1
+    if not rows or not width:
+        return ComponentStatistics(rows, 0, *(np.zeros(width) for _ in range(4)))
+    low, high = (reduced(each, values).astype(np.float64) for each in (np.minimum, np.maximum))
+    mean, m2 = moments(np.ascontiguousarray(sample, np.float64), low, high)
+    return ComponentStatistics(rows, count, low, high, mean, m2)

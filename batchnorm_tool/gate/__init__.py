@@ -1,0 +1,29 @@
+"""Whether a night may be published: limits on its input and output, and an audit of its rows.
+
+Nothing here reads a file: every function judges numbers, arrays and tables that it is given, and
+returns findings, those within their limits included.
+"""
+
+from batchnorm_tool.gate.audit import AuditFacts, RowAudit, audit
+from batchnorm_tool.gate.finding import Finding, broken, passed, refusal_text
+from batchnorm_tool.gate.input_limits import Counts, judge_input
+from batchnorm_tool.gate.output_limits import BadCounts, judge_output
+from batchnorm_tool.gate.vectors import Vectors
+from batchnorm_tool.limits import InputLimits, OutputLimits
+
+__all__ = [
+    "AuditFacts",
+    "BadCounts",
+    "Counts",
+    "Finding",
+    "InputLimits",
+    "OutputLimits",
+    "RowAudit",
+    "Vectors",
+    "audit",
+    "broken",
+    "judge_input",
+    "judge_output",
+    "passed",
+    "refusal_text",
+]

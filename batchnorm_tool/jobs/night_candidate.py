@@ -1,0 +1,256 @@
+"""A night made ready to be merged: rows to write, keys to remove, the next index.
+
+All of it lies in the state of the store, so that a candidate that waits is published later without
+computing anything again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool import canonical
+from batchnorm_tool.difference import BAD, FATES, TOUCHED, Fate
+from batchnorm_tool.gate.vectors import plain_key
+from batchnorm_tool.jobs.night_scoring import CHANGED, REUSED, SCORED
+from batchnorm_tool.stats import NormStats
+from batchnorm_tool.store.index import (
+    INDEX_FIELDS,
+    KEY_ID,
+    NORM,
+    IndexWriter,
+    binary_rows,
+    read_index,
+)
+from batchnorm_tool.store.rows_file import read_rows, write_rows
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    GOOD,
+    NIGHT,
+    QUARANTINED,
+    STALE,
+    STATUS,
+    index_path,
+    replaced_path,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from batchnorm_tool.difference import Difference
+    from batchnorm_tool.jobs.night_rows import NightRows
+    from batchnorm_tool.storage import LocalStorage
+
+CANDIDATE = f"{NIGHT}/candidate.json"
+PREDICTED = f"{NIGHT}/predicted.arrow"
+KEPT = f"{NIGHT}/kept.arrow"
+REMOVED = f"{NIGHT}/removed.arrow"
+_NAMED_ROWS = 5
+# What is not needed any more once the candidate is whole.
+_SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a night came to, before anybody has judged it.
+
+    Attributes:
+        version: The number that it will have.
+        rows: Rows by what became of them, as a night's record has them.
+        norms: Of all rows of the version that are in the dataset.
+        bad: Rows that are bad tonight: of those that were looked at anew, and of all.
+        bad_rows: The first of them: ``{"key": {column: value}, "reason": label}``.
+        whole: Whether the dataset is written anew, rather than merged into.
+    """
+
+    version: int
+    rows: dict[str, int]
+    norms: NormStats
+    bad: tuple[int, int]
+    bad_rows: tuple[dict[str, Any], ...]
+    whole: bool
+
+    def to_json(self) -> bytes:
+        """The candidate as a sealed document."""
+        return canonical.sealed_json({**vars(self), "norms": self.norms.to_dict()})
+
+    @classmethod
+    def load(cls, storage: LocalStorage) -> Candidate | None:
+        """The candidate that is staged whole; ``None`` where there is none."""
+        text = storage.get(CANDIDATE)
+        data = None if text is None else canonical.opened_json(text)
+        if data is None:
+            return None
+        norms = NormStats.from_dict(data["norms"])
+        lists = {name: tuple(data[name]) for name in ("bad", "bad_rows")}
+        return cls(**{**data, **lists, "norms": norms})
+
+
+def make_candidate(
+    night: NightRows, difference: Difference, *, predicted: int, reused: int
+) -> Candidate:
+    """Put together what the night writes; then what is spent is removed.
+
+    Args:
+        night: The staged rows.
+        difference: What differs from the live version.
+        predicted: Rows that met the model.
+        reused: Rows whose vectors an older version had.
+
+    Returns:
+        The candidate, which is staged whole now.
+    """
+    storage, schema = night.state.storage, night.schema
+    write_rows(storage, PREDICTED, schema, night.predicted())
+    write_rows(storage, KEPT, schema, _kept(night))
+    leaving = _Leaving(list(night.plan.layout.keys))
+    norms, statuses = _write_index(night, leaving)
+    write_rows(storage, REMOVED, night.plan.layout.key_schema, [*leaving.rows, night.unfit()])
+    put_array(storage, replaced_path(night.version), leaving.good_hashes())
+    counts = difference.counts
+    remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
+    rows = {
+        "in": counts.rows_in,
+        "new": counts.new,
+        "changed": counts.changed,
+        "touched": counts.touched,
+        "same": counts.same,
+        "vanished": counts.vanished,
+        "recomputed": counts.recomputed,
+        "predicted": predicted,
+        "reused": reused,
+        "stale": stale,
+        "quarantined": remembered,
+        "live": sum(statuses.values()) - remembered,
+    }
+    before = night.facts.layout
+    candidate = Candidate(
+        version=night.version,
+        rows=rows,
+        norms=norms,
+        bad=(night.bad.num_rows, stale + remembered),
+        bad_rows=_first_bad(night),
+        whole=before is None or night.plan.new_space or before.schema != schema,
+    )
+    storage.put(CANDIDATE, candidate.to_json())
+    for directory in _SPENT:
+        storage.remove(directory)
+    return candidate
+
+
+def _kept(night: NightRows) -> Iterator[pa.Table]:
+    yield from night.touched()
+    yield from night.stale()
+
+
+@dataclass
+class _Leaving:
+    """Rows of the live version that the next one replaces or removes.
+
+    Attributes:
+        keys: Names of the key columns.
+        rows: The keys of those that leave the dataset because they are gone from the input.
+        hashes: Feature hashes of all of them that are good: their vectors may be wanted again.
+    """
+
+    keys: list[str]
+    rows: list[pa.Table] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)
+
+    def note(self, table: pa.Table, fates: np.ndarray) -> None:
+        """Take in rows of the live index, and the fate of each."""
+        if (fates == Fate.SAME).all():
+            return
+        stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
+        self.rows.append(table.select(self.keys).filter(pa.array((fates == Fate.GONE) & stored)))
+        good = where(table[STATUS], lambda status: status == GOOD)
+        found = binary_rows(table[FEATURE_HASH].combine_chunks())
+        self.hashes.append(found[(fates != Fate.SAME) & good])
+
+    def good_hashes(self) -> np.ndarray:
+        """``uint8[n, 16]``."""
+        return np.concatenate([np.empty((0, 16), np.uint8), *self.hashes])
+
+
+def fates_of(night: NightRows) -> np.ndarray:
+    """The `Fate` of each row of the live version's index: ``uint8[n]``, none before the first."""
+    path = night.state.storage.root / FATES
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def indexed(night: NightRows, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The index of the live version, table by table, with the fate of each row: ``uint8[n]``."""
+    if night.facts.live is None:
+        return
+    fates = fates_of(night)
+    first = 0
+    for table in read_index(night.state.storage, index_path(night.facts.live), columns):
+        yield table, fates[first : first + table.num_rows]
+        first += table.num_rows
+
+
+def where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
+    """``bool[n]``: where something holds of the status of an index's rows."""
+    column = status.combine_chunks()
+    words = np.array([*map(holds, column.dictionary.to_pylist()), False])
+    return words[column.indices.to_numpy()]
+
+
+def _write_index(night: NightRows, leaving: _Leaving) -> tuple[NormStats, Counter[str]]:
+    """Write the index that the version will have; returns its norms, and rows by status."""
+    norms, statuses = NormStats(), Counter[str]()
+    keys = night.plan.layout.key_schema
+    with IndexWriter(night.state.storage, index_path(night.version), keys) as writer:
+        for table in _next_index(night, keys.names, leaving):
+            writer.add(table)
+            values = table[NORM].to_numpy()
+            norms += NormStats.of(values[~np.isnan(values)])
+            for each in table[STATUS].value_counts().to_pylist():
+                statuses[each["values"]] += each["counts"]
+        writer.commit()
+    return norms, statuses
+
+
+def _next_index(night: NightRows, keys: list[str], leaving: _Leaving) -> Iterator[pa.Table]:
+    """The rows of the next index: what stays as it is, what is written, what is remembered."""
+    columns = [*keys, *(field.name for field in INDEX_FIELDS if field.name != KEY_ID)]
+    for table, fates in indexed(night, columns):
+        leaving.note(table, fates)
+        rest = table if (fates == Fate.SAME).all() else table.filter(pa.array(fates == Fate.SAME))
+        if rest.num_rows:
+            yield rest
+    stored = [night.plan.layout.norm if name == NORM else name for name in columns]
+    for path in (PREDICTED, KEPT):
+        for table in read_rows(night.state.storage, path):
+            yield table.select(stored).rename_columns(columns)
+    remembered = night.quarantined
+    empty = pa.nulls(remembered.num_rows, pa.float64())
+    if remembered.num_rows:
+        yield remembered.append_column(NORM, empty).select(columns)
+
+
+def put_array(storage: LocalStorage, path: str, array: np.ndarray) -> None:
+    """Write an array as a ``.npy`` file, which appears whole and synced."""
+    file = storage.create(path)
+    try:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+        file.commit()
+    finally:
+        file.discard()
+
+
+def _beginning(statuses: Counter[str], start: str) -> int:
+    return sum(count for status, count in statuses.items() if status.startswith(start))
+
+
+def _first_bad(night: NightRows) -> tuple[dict[str, Any], ...]:
+    rows = night.bad.slice(0, _NAMED_ROWS)
+    keys = rows.select(list(night.plan.layout.keys)).to_pylist()
+    reasons = rows[night.reason].to_pylist()
+    return tuple(
+        {"key": plain_key(key), "reason": reason} for key, reason in zip(keys, reasons, strict=True)
+    )

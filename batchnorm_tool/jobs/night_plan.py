@@ -1,0 +1,308 @@
+"""A night before it begins: input and model looked at, every open choice made, what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool import canonical, layout
+from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.identity import Identity, differences, identify
+from batchnorm_tool.job import Job
+from batchnorm_tool.job.paths import is_uri
+from batchnorm_tool.jobs.night_layout import store_layout
+from batchnorm_tool.jobs.preparing import Preparation
+from batchnorm_tool.plan import Resolved
+from batchnorm_tool.row_hash import HASH_VERSION
+from batchnorm_tool.store.state import StoreFacts, StoreLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batchnorm_tool.job import Store
+    from batchnorm_tool.sources import Table
+
+# A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
+_ALLOWED = {
+    ("input", "invalid"): ("fail", "quarantine"),
+    ("normalize", "nonfinite"): ("quarantine", "fail"),
+    ("normalize", "zero"): ("keep", "quarantine", "fail"),
+    ("output", "format"): ("parquet",),
+}
+# Of the input, what decides how features are read, and not which rows there are.
+_READING = ("features", "fill", "decode", "transform", "dtype")
+# A store begins small, and its batch size stays.
+_LEAST_ROWS = 4096
+_NORMS = ("norm", "p", "outputs", "axis")
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """What a night is asked to do, and with what.
+
+    Attributes:
+        job: What was asked for.
+        resolved: Every open choice, made; kept from night to night.
+        identity: What the night's vectors are made of.
+        layout: What the rows of the store will look like.
+        request: Hash of what the choices were made from.
+        new_space: Whether the live version's vectors mean something else.
+        recompute: Whether every row meets the model, changed or not.
+        notes: What a person should know before it starts.
+        table: Tonight's input; ``None`` where all that is needed of it is staged already.
+    """
+
+    job: Job
+    resolved: Resolved
+    identity: Identity
+    layout: StoreLayout
+    request: str
+    new_space: bool = False
+    recompute: bool = False
+    notes: tuple[str, ...] = ()
+    table: Table | None = field(default=None, repr=False)
+
+    @property
+    def store(self) -> Store:
+        """The job's store, which there is."""
+        return store_of(self.job)
+
+    @property
+    def reader(self) -> FeatureReader:
+        """What reads the features of tonight's input."""
+        judge = self.job.model is not None
+        return FeatureReader(self.resolved.features, self.resolved.inputs, self.job.input, judge)
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The stored columns that hold features, each once."""
+        columns = self.resolved.features.values()
+        return tuple(dict.fromkeys(name for names in columns for name in names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, without the input."""
+        return {
+            "job": self.job.to_dict(),
+            "resolved": self.resolved.to_dict(),
+            "identity": self.identity.to_dict(),
+            "layout": self.layout.to_dict(),
+            "request": self.request,
+            "new_space": self.new_space,
+            "recompute": self.recompute,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NightPlan:
+        """The plan that `to_dict` gave."""
+        return cls(
+            job=Job.model_validate(data["job"]),
+            resolved=Resolved.from_dict(data["resolved"]),
+            identity=Identity.from_dict(data["identity"]),
+            layout=StoreLayout.from_dict(data["layout"]),
+            request=data["request"],
+            new_space=data["new_space"],
+            recompute=data["recompute"],
+            notes=tuple(data["notes"]),
+        )
+
+    def question(self, facts: StoreFacts) -> str:
+        """Hash of all that the staged result of a night depends on, limits of the gate excepted."""
+        store = self.store
+        return canonical.sha256(
+            {
+                "identity": self.identity.to_dict(),
+                "live": facts.live,
+                "hash": HASH_VERSION,
+                "recompute": self.recompute,
+                "store": [store.mode, store.delete_column, store.bad_rows],
+                "layout": self.layout.to_dict(),
+            }
+        )
+
+
+def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> NightPlan:
+    """Look at input and model; TensorFlow is imported only where a choice is still to be made.
+
+    Args:
+        job: What was asked for.
+        facts: What stands in the store.
+        staged: The plan of a night that is staged: a choice that was measured for it stays.
+
+    Raises:
+        Refused: The job cannot be done as asked.
+    """
+    _check_job(job)
+    preparation = Preparation(job, least_rows=_LEAST_ROWS)
+    resolved, request, notes = _choices(preparation, facts, staged)
+    identity = identify(preparation.job, resolved, preparation.table.files, None)
+    rows = store_layout(preparation.job, resolved, facts.layout)
+    new_space, recompute, more = _compared(job, identity, facts)
+    rehash = facts.live is not None and facts.hash_version != HASH_VERSION
+    retyped = _retyped(facts.layout, rows)
+    notes = (*notes, *more, *retyped)
+    recompute = recompute or rehash or bool(retyped)
+    if recompute and store_of(job).mode == "delta":
+        raise InputError(_needs_every_row(notes))
+    return NightPlan(
+        job=preparation.job,
+        resolved=resolved,
+        identity=identity,
+        layout=rows,
+        request=request,
+        new_space=new_space,
+        recompute=recompute,
+        notes=notes,
+        table=preparation.table,
+    )
+
+
+def store_of(job: Job) -> Store:
+    """The job's store.
+
+    Raises:
+        JobError: It has none.
+    """
+    if job.store is None:
+        msg = (
+            "`store` is missing: a refresh keeps its vectors in a store. Add "
+            "`store: {path: ../stores/items.lance}` to the job, or use `batchnorm-tool run`."
+        )
+        raise JobError(msg)
+    if is_uri(job.store.path):
+        msg = (
+            "`store.path` must be a local directory in this version. "
+            f"Received: `{job.store.path}`. Keep the store on a local disk, and copy it from there."
+        )
+        raise JobError(msg)
+    return job.store
+
+
+def _check_job(job: Job) -> None:
+    store_of(job)
+    if job.input.key is None and job.input.keys is None:
+        msg = (
+            "`input.key` is missing: from one night to the next, rows are told apart by their key. "
+            "Expected a column name, or a list of them. Name the column in `input.key`."
+        )
+        raise JobError(msg)
+    for (section, key), allowed in _ALLOWED.items():
+        value = getattr(getattr(job, section), key)
+        if value not in allowed:
+            choices = ", ".join(f"`{choice}`" for choice in allowed)
+            msg = (
+                f"`{section}.{key}` cannot be `{value}` in a store, where every row has a finite "
+                f"vector. Expected {choices}. What becomes of a bad row that had a good vector, "
+                "`store.bad_rows` says."
+            )
+            raise JobError(msg)
+
+
+def _choices(
+    preparation: Preparation, facts: StoreFacts, staged: NightPlan | None
+) -> tuple[Resolved, str, tuple[str, ...]]:
+    """The choices of last night, or of the staged one, where they still fit; or new ones."""
+    if facts.resolved is not None:
+        kept = Resolved.from_dict(facts.resolved)
+        if _request(preparation, kept) == facts.request:
+            return _carrying(kept, preparation), str(facts.request), ()
+    if staged is not None and _request(preparation, staged.resolved) == staged.request:
+        noted = {_place_matters(staged.resolved.batch_size)} & {*staged.notes}
+        return _carrying(staged.resolved, preparation), staged.request, tuple(noted)
+    resolved = preparation.plan().resolved
+    batch_size = preparation.independent_batch_size(resolved)
+    notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
+    resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)
+    return resolved, _request(preparation, resolved), notes
+
+
+def _carrying(choices: Resolved, preparation: Preparation) -> Resolved:
+    """Choices that were made earlier, with tonight's passed-through columns."""
+    carried = layout.carried_schema(preparation.job.input, preparation.table.schema)
+    return replace(choices, carried=carried)
+
+
+def _place_matters(batch_size: int) -> str:
+    return (
+        f"With a batch size of {batch_size:,} the low bits of a prediction depend on the row's "
+        "place in its batch: a row that is predicted again may differ in the last digits. A "
+        "`model.batch_size` that is a multiple of 48 mostly helps."
+    )
+
+
+def _request(preparation: Preparation, resolved: Resolved) -> str:
+    """Hash of what the choices are made from, whichever rows there are."""
+    job, schema = preparation.job.to_dict(), preparation.table.schema
+    columns = [name for names in resolved.features.values() for name in names]
+    model = {key: value for key, value in (job["model"] or {}).items() if key != "path"}
+    return canonical.sha256(
+        {
+            "input": {name: job["input"][name] for name in _READING},
+            "columns": {name: _kind(schema, name) for name in columns},
+            "model": {**model, "content": resolved.model_content and preparation.content},
+            "transform": preparation.transform_sha256,
+            "normalize": {name: job["normalize"][name] for name in _NORMS},
+            "output": [job["output"]["dtype"], job["output"]["columns"]],
+            "engine": [preparation.job.engine.device, preparation.job.engine.threads],
+        }
+    )
+
+
+def _kind(schema: pa.Schema, name: str) -> str | None:
+    if name not in schema.names:
+        return None
+    field = schema.field(name)
+    return f"{field.type} {sorted((field.metadata or {}).items())}"
+
+
+def _compared(
+    job: Job, identity: Identity, facts: StoreFacts
+) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether the space is new, whether all rows are recomputed, and what to say of it."""
+    if facts.identity is None or facts.live is None:
+        return False, False, ()
+    live = Identity.from_dict(facts.identity)
+    if live.space_id != identity.space_id:
+        return True, True, (_new_space(live, identity),)
+    if live.bits == identity.bits:
+        return False, False, ()
+    recompute = store_of(job).on_new_bits == "recompute"
+    return False, recompute, (_new_bits(live, identity, recompute=recompute),)
+
+
+def _needs_every_row(notes: tuple[str, ...]) -> str:
+    return (
+        f"`store.mode: delta` cannot do this night: {' '.join(notes) or 'rows are hashed anew.'} "
+        "Expected an input that holds every row. Received: one that holds only what changed. Give "
+        "all rows once, with `--set store.mode=full --set store.delete_column=null`."
+    )
+
+
+def _retyped(before: StoreLayout | None, rows: StoreLayout) -> tuple[str, ...]:
+    """What to say where the vectors get another type: rounded twice, they would not be the same."""
+    if before is None or before.dtype == rows.dtype:
+        return ()
+    return (f"Vectors were {before.dtype} and become {rows.dtype}: every row is computed anew.",)
+
+
+def _new_space(live: Identity, tonight: Identity) -> str:
+    found = ", ".join(_of_group(live, tonight, "space")) or "how the features are read"
+    return (
+        f"A new space: every row is computed anew, because vectors of two spaces are never mixed. "
+        f"What differs: {found}."
+    )
+
+
+def _new_bits(live: Identity, tonight: Identity, *, recompute: bool) -> str:
+    found = ", ".join(_of_group(live, tonight, "bits"))
+    fate = "every row is computed anew" if recompute else "only changed rows are computed"
+    return f"Low bits may differ from those of the live version ({found}): {fate}."
+
+
+def _of_group(live: Identity, tonight: Identity, group: str) -> list[str]:
+    """What differs in one group of two identities, in words."""
+    others: Mapping[str, Any] = {group: getattr(tonight, group)}
+    return list(differences(live, replace(live, **others)))

@@ -1,0 +1,189 @@
+"""The changed rows of a night through the model: what is known is reused, the rest is scored.
+
+The rows travel the line of every run, from the spooled features to staged vectors, so that parts,
+commit records and resuming are those of `run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.job import Input, Job, Output
+from batchnorm_tool.jobs.scoring import run
+from batchnorm_tool.store.key_places import KeyPlaces
+from batchnorm_tool.store.rows import as_ids, bytes_of, rows_with_hashes
+from batchnorm_tool.store.rows_file import read_directory, read_rows, write_rows
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    NIGHT,
+    PASSTHROUGH_HASH,
+    StoreLayout,
+    replaced_path,
+)
+
+if TYPE_CHECKING:
+    from batchnorm_tool.difference import Difference
+    from batchnorm_tool.jobs.night_plan import NightPlan
+    from batchnorm_tool.jobs.scoring import RunResult
+    from batchnorm_tool.progress import Progress
+    from batchnorm_tool.storage import LocalStorage
+    from batchnorm_tool.store.state import StoreFacts, StoreState
+
+CHANGED = f"{NIGHT}/changed"
+REUSED = f"{NIGHT}/reused"
+SCORED = f"{NIGHT}/scored"
+
+
+@dataclass(frozen=True)
+class KnownVectors:
+    """Where the vectors lie of rows that a kept version had, and the live one has no more.
+
+    Attributes:
+        lance_version: Lance's number of the version that has them.
+        hashes: ``uint8[n, 16]``, their feature hashes.
+    """
+
+    lance_version: int
+    hashes: np.ndarray
+
+
+def known_vectors(state: StoreState, facts: StoreFacts, plan: NightPlan) -> list[KnownVectors]:
+    """Vectors of tonight's space that only older kept versions have, newest first.
+
+    Each version notes the feature hashes of the rows that it replaced or removed; their vectors
+    lie in the version that it was built on.
+    """
+    found = []
+    for version in sorted(facts.versions, reverse=True):
+        record = state.record(version)
+        base = record["base"] if record else None
+        if base not in facts.versions or not _fits(state, base, plan):
+            continue
+        path = state.storage.root / replaced_path(version)
+        if path.exists():
+            hashes = np.load(path, allow_pickle=False)
+            found.append(KnownVectors(facts.versions[base], hashes))
+    return [each for each in found if len(each.hashes)]
+
+
+def _fits(state: StoreState, version: int, plan: NightPlan) -> bool:
+    """Whether vectors of a version can stand among tonight's."""
+    record = state.record(version)
+    if record is None or record["space"] != plan.identity.space_id:
+        return False
+    if not _has_columns(StoreLayout.from_dict(record["basis"]["layout"]), plan.layout):
+        return False
+    return plan.store.on_new_bits == "keep" or record["bits"] == plan.identity.bits_id
+
+
+def _has_columns(layout: StoreLayout, wanted: StoreLayout) -> bool:
+    """Whether vectors and norms lie in columns of the names and types that are wanted."""
+    names = (wanted.vector, wanted.norm)
+    return (layout.vector, layout.norm, layout.dtype) == (*names, wanted.dtype)
+
+
+def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None:
+    """Take rows whose vectors are known out of the spool; they are written with these vectors."""
+    for each in known:
+        for name in state.storage.names(CHANGED):
+            _reuse_file(state, plan, each, name)
+
+
+def _reuse_file(state: StoreState, plan: NightPlan, known: KnownVectors, name: str) -> None:
+    tables = list(read_rows(state.storage, f"{CHANGED}/{name}"))
+    if not tables:
+        return
+    spooled = pa.concat_tables(tables)
+    wanted = bytes_of(spooled[FEATURE_HASH])
+    hits = KeyPlaces(_distinct(known.hashes)).find(as_ids(wanted)) >= 0
+    if not hits.any():
+        return
+    stored = _stored(state.path, known.lance_version, wanted[hits], plan)
+    at = KeyPlaces(as_ids(bytes_of(stored[FEATURE_HASH]))).find(as_ids(wanted))
+    hits = at >= 0
+    if not hits.any():
+        return
+    rows = plan.layout
+    kept = [*rows.keys, *rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH]
+    found = spooled.select(kept).filter(pa.array(hits))
+    vectors = stored.take(pa.array(at[hits]))
+    for column in (rows.vector, rows.norm):
+        found = found.append_column(rows.schema.field(column), vectors[column])
+    target = f"{REUSED}/{known.lance_version:06d}-{name}"
+    write_rows(state.storage, target, found.schema, [found])
+    rest = spooled.filter(pa.array(~hits))
+    write_rows(state.storage, f"{CHANGED}/{name}", spooled.schema, [rest])
+
+
+def _distinct(hashes: np.ndarray) -> np.ndarray:
+    return np.unique(as_ids(hashes), axis=0)
+
+
+def _stored(path: str, lance_version: int, hashes: np.ndarray, plan: NightPlan) -> pa.Table:
+    """The good rows of a version that have these hashes: hash, vector and norm."""
+    columns = [FEATURE_HASH, plan.layout.vector, plan.layout.norm]
+    distinct = np.ascontiguousarray(_distinct(hashes)).view(np.uint8).reshape(-1, 16)
+    schema = pa.schema([plan.layout.schema.field(name) for name in columns])
+    tables = rows_with_hashes(path, lance_version, distinct, columns)
+    found = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+    if plan.job.normalize.zero == "keep":
+        return found
+    # A vector of zeros may have been welcome then: what becomes of it now, the run decides.
+    return found.filter(pc.not_equal(found[plan.layout.norm], 0.0))
+
+
+def score(
+    state: StoreState, plan: NightPlan, difference: Difference, progress: Progress
+) -> RunResult | None:
+    """Predict and normalize what is spooled; ``None`` where nothing is.
+
+    Raises:
+        BadRows: A row met the policy ``fail``.
+        WorkFailed: Something failed half way; the same command resumes.
+    """
+    if not rows_in(state.storage, CHANGED):
+        return None
+    result = run(scoring_job(state, plan, difference), progress=progress)
+    content = result.manifest["identity"]["space"]["model"]
+    if content != plan.resolved.model_content:
+        msg = (
+            "The model file changed while the night was under way. Expected the content "
+            f"{plan.resolved.model_content}. Received: {content}. Run the same command again."
+        )
+        raise WorkFailed(msg)
+    return result
+
+
+def rows_in(storage: LocalStorage, directory: str) -> int:
+    """Rows in all files of a directory of the night."""
+    return sum(table.num_rows for table in read_directory(storage, directory))
+
+
+def scoring_job(state: StoreState, plan: NightPlan, difference: Difference) -> Job:
+    """The run that scores the spool: the job's model and norm, over rows that are read already."""
+    rows, job, root = plan.layout, plan.job, state.storage.root
+    source = Input(
+        path=str(root / CHANGED),
+        format="arrow",
+        key=list(rows.keys),
+        features={name: [column] for name, column in difference.features.items()},
+        passthrough=[*rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH],
+    )
+    output = Output(
+        path=str(root / SCORED),
+        dtype=job.output.dtype,
+        columns=job.output.columns,
+        part_rows=job.output.part_rows,
+    )
+    model = job.model
+    if model is not None:
+        model = model.model_copy(update={"batch_size": plan.resolved.batch_size})
+    # Bad rows are the gate's to judge, beside all the others.
+    normalize = job.normalize.model_copy(update={"max_bad_fraction": 1.0})
+    return Job(input=source, model=model, normalize=normalize, output=output, engine=job.engine)

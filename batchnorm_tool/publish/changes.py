@@ -1,0 +1,155 @@
+"""A feed of changes, from which any loader can bring its own index up to date.
+
+::
+
+    PATH/12/upserts/part-000000.parquet …   rows to write, whole
+    PATH/12/deletes.parquet                 keys of the rows to remove
+    PATH/12/manifest.json                   what it builds on, counts, checksums
+
+A directory appears in one rename, when everything in it is synced. A loader that holds version
+``builds_on`` writes the upserts, removes the deletes, and holds ``version``; doing it again changes
+nothing. Where ``builds_on`` is null the upserts are a full set: a loader empties its index first.
+A rollback is one more version, which builds on the one before it.
+
+The newest ``keep`` versions stay. A loader that fell behind them finds no version that builds on
+its own: it starts again from the newest full set here, if every version after that is here too, or
+else from a full snapshot, such as the target ``parquet`` writes, and takes the versions after it.
+What is *not* promised: that a full set is always among the versions that stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.publish import numbered
+from batchnorm_tool.publish.contract import (
+    check_path,
+    published_batches,
+    published_schema,
+    target_errors,
+    version_facts,
+)
+from batchnorm_tool.publish.table_files import PartFiles, write_table
+from batchnorm_tool.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from batchnorm_tool.publish.contract import Changes, Facts, Publication, TargetSection
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FullSet:
+    """All rows of a version, for a loader that starts from nothing."""
+
+    publication: Publication
+
+    @property
+    def upserts(self) -> int:
+        """Every row."""
+        return self.publication.rows
+
+    @property
+    def deletes(self) -> int:
+        """None: there is nothing to remove from."""
+        return 0
+
+    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
+        """Every row."""
+        return self.publication.all_batches()
+
+    def delete_batches(self) -> Iterator[pa.RecordBatch]:
+        """Nothing."""
+        return iter(())
+
+
+class ChangeFeed:
+    """The target ``changes``: a directory of change sets.
+
+    Args:
+        section: ``path`` and ``keep`` are looked at.
+    """
+
+    kind = "changes"
+
+    def __init__(self, section: TargetSection) -> None:
+        self.name = section.label
+        self.place = str(section.path)
+        self._section, self._keep = section, section.keep or 1
+
+    def check(self) -> None:
+        """Refuse a path that is not local."""
+        check_path(self._section)
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+        """Add the directory of a version, and remove those that are too old."""
+        storage = LocalStorage(self.place)
+        with target_errors(self.name), storage.lock():
+            versions = numbered.versions_in(storage)
+            numbered.refuse_foreign(versions, publication, self.place)
+            document = numbered.manifest_at(storage, _manifest_path(publication.version))
+            if document is None or not numbered.holds(document, publication):
+                base = self._base(storage, versions, publication, held)
+                document = _write(storage, publication, base)
+            self._remove_old(storage)
+            numbered.clear_staging(storage)
+        return _facts(publication, document)
+
+    def _base(
+        self,
+        storage: LocalStorage,
+        versions: list[int],
+        publication: Publication,
+        held: Mapping[str, Any] | None,
+    ) -> int | None:
+        """The newest version here, if what is new since then can be told."""
+        newest = max((number for number in versions if number < publication.version), default=None)
+        if held is None or newest is None:
+            return None
+        if numbered.manifest_at(storage, _manifest_path(newest)) is None:
+            return None
+        return newest if publication.can_start_from(newest) else None
+
+    def _remove_old(self, storage: LocalStorage) -> None:
+        for version in numbered.versions_in(storage)[: -self._keep]:
+            storage.remove(str(version))
+
+
+def _write(storage: LocalStorage, publication: Publication, base: int | None) -> dict[str, Any]:
+    """Write the directory of a version; its manifest."""
+    changes = FullSet(publication) if base is None else publication.changes(base)
+    numbered.clear_staging(storage)
+    directory = str(publication.version)
+    document = _write_files(storage, publication, changes)
+    document["builds_on"] = base
+    numbered.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
+    numbered.appear(storage, directory)
+    return document
+
+
+def _write_files(
+    storage: LocalStorage, publication: Publication, changes: Changes
+) -> dict[str, Any]:
+    layout, root = publication.layout, storage.staged(str(publication.version))
+    schema = published_schema(layout)
+    upserts = PartFiles(storage, f"{root}/upserts", schema, layout)
+    records = upserts.write(published_batches(changes.upsert_batches(), schema))
+    keys = layout.key_schema
+    deletes = published_batches(changes.delete_batches(), keys)
+    records.append(write_table(storage, f"{root}/deletes.parquet", keys, deletes))
+    counts = {"upserts": changes.upserts, "deletes": changes.deletes}
+    return numbered.manifest(publication, records, root) | counts
+
+
+def _manifest_path(version: int) -> str:
+    return f"{version}/{MANIFEST}"
+
+
+def _facts(publication: Publication, document: Mapping[str, Any]) -> Facts:
+    told = {name: document[name] for name in ("builds_on", "upserts", "deletes")}
+    return version_facts(publication) | told

@@ -1,0 +1,216 @@
+"""What a publish target gets, and what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from batchnorm_tool.store.state import StoreLayout
+
+Facts = dict[str, Any]
+
+# They tell a store what changed, and a reader nothing.
+_INTERNAL = (FEATURE_HASH, PASSTHROUGH_HASH)
+
+
+class Changes(Protocol):
+    """What is to be done to the rows of one version to make them those of another."""
+
+    @property
+    def upserts(self) -> int:
+        """Rows that are new or other than they were."""
+
+    @property
+    def deletes(self) -> int:
+        """Rows that are gone."""
+
+    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows to write, with every column of the dataset."""
+
+    def delete_batches(self) -> Iterator[pa.RecordBatch]:
+        """The key columns of the rows to remove."""
+
+
+class Publication(Protocol):
+    """One version of a store, as targets get it. It can be read any number of times."""
+
+    @property
+    def version(self) -> int:
+        """The store's number of the version."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the version."""
+
+    @property
+    def layout(self) -> StoreLayout:
+        """What the rows look like."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The record of the night, or of the rollback, that made the version."""
+
+    def can_start_from(self, base: int | None) -> bool:
+        """Whether `changes` can be told: version ``base`` is kept and has the same space."""
+
+    def changes(self, base: int) -> Changes:
+        """What happened since version ``base``; whichever came first, as after a rollback."""
+
+    def all_batches(self) -> Iterator[pa.RecordBatch]:
+        """Every row, with every column of the dataset."""
+
+
+class TargetSection(Protocol):
+    """An item of ``publish`` in a job; each kind of target looks at its own keys alone."""
+
+    @property
+    def to(self) -> str:
+        """The kind of target, a key of `TARGETS`."""
+
+    @property
+    def label(self) -> str:
+        """The name of the target, which no other target of the job has."""
+
+    @property
+    def path(self) -> str | None:
+        """A directory, or the file of an index."""
+
+    @property
+    def keep(self) -> int | None:
+        """How many versions stay."""
+
+    @property
+    def table(self) -> str | None:
+        """The view that readers use: ``NAME`` or ``SCHEMA.NAME``."""
+
+    @property
+    def dsn_env(self) -> str | None:
+        """The environment variable that holds a connection string."""
+
+    @property
+    def rebuild_above(self) -> float | None:
+        """Share of changed rows above which everything is written anew."""
+
+    @property
+    def index(self) -> str | None:
+        """The kind of index."""
+
+    @property
+    def sample(self) -> int | None:
+        """Queries with which an index is measured."""
+
+
+class Target(Protocol):
+    """A place outside the store that is brought to each published version.
+
+    `publish` may be killed at any point and called again, with the same or a later version: it
+    ends in the same state as if nothing had happened. Its readers see one version or the other.
+    """
+
+    @property
+    def name(self) -> str:
+        """The target's name in the job."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in `TARGETS`."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, without anything secret: another place holds nothing yet."""
+
+    def check(self) -> None:
+        """Look for what `publish` will need, without touching the place.
+
+        Raises:
+            JobError: A library or a setting is missing.
+        """
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+        """Bring the target to a version.
+
+        Args:
+            publication: The version.
+            held: What the last `publish` that succeeded returned; ``None`` where nothing is known,
+                and then all rows are written.
+
+        Returns:
+            Plain data with ``version``, ``rows`` and ``warnings`` at least.
+
+        Raises:
+            WorkFailed: It did not work; the message names the target and the next step.
+        """
+
+
+def published_schema(layout: StoreLayout) -> pa.Schema:
+    """The columns that targets show: keys, vector, norm, status, version, passed-through ones.
+
+    Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
+    """
+    return pa.schema([field for field in layout.schema if field.name not in _INTERNAL])
+
+
+def published_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The columns of ``schema`` of each batch that has rows."""
+    for batch in batches:
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def version_facts(publication: Publication) -> Facts:
+    """What every target says of what it holds."""
+    return {
+        "version": publication.version,
+        "rows": publication.rows,
+        "run_id": publication.record.get("run_id"),
+        "warnings": [],
+    }
+
+
+@contextlib.contextmanager
+def target_errors(name: str) -> Iterator[None]:
+    """Map what goes wrong in a target to one error that names it.
+
+    Args:
+        name: The target's name.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BatchnormToolError as error:
+        raise failure(name, error.message) from error
+    except (OSError, pa.ArrowException) as error:
+        raise failure(name, f"{error}.") from error
+
+
+def failure(name: str, reason: str) -> WorkFailed:
+    """The error of a target."""
+    msg = (
+        f"publish target `{name}`: {reason} The store itself is published; the next `refresh` "
+        "brings this target up to date once the cause is mended."
+    )
+    return WorkFailed(msg)
+
+
+def check_path(section: TargetSection) -> None:
+    """Refuse a path that is on no local disk.
+
+    Raises:
+        JobError: It has a scheme, such as ``s3://``.
+    """
+    if "://" in str(section.path):
+        msg = (
+            f"`publish`: target `{section.label}` writes to a local path in this version. "
+            f"Expected `path` without a scheme. Received: `{section.path}`. Write to a local path "
+            "and copy it from there."
+        )
+        raise JobError(msg)

@@ -1,0 +1,125 @@
+"""Bringing every target of a job to the live version, each for itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool import canonical
+from batchnorm_tool.errors import BatchnormToolError, Interrupted
+from batchnorm_tool.publish import open_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchnorm_tool.publish.contract import Facts, Publication, Target, TargetSection
+    from batchnorm_tool.storage import Storage
+
+NOTES = "targets"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        name: The target's name in the job.
+        kind: A key of `TARGETS`.
+        seconds: How long it took.
+        facts: What the target holds now, if it was brought to the version.
+        error: Why it was not, otherwise.
+        skipped: Whether it held the version already.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    facts: Facts | None = None
+    error: str | None = None
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain data."""
+        return asdict(self)
+
+
+def check_targets(sections: Iterable[TargetSection]) -> None:
+    """Find what a target misses before anything is published; no place is touched.
+
+    Raises:
+        JobError: A library or a setting is missing; the message says which, and what to do.
+    """
+    for section in sections:
+        open_target(section).check()
+
+
+def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
+    """The names of the targets that are not known to hold a version.
+
+    Args:
+        sections: The items of ``publish``.
+        storage: The store's state.
+        version: The live version.
+    """
+    targets = [open_target(section) for section in sections]
+    return [target.name for target in targets if not _holds(_held(target, storage), version)]
+
+
+def deliver(
+    publication: Publication, sections: Iterable[TargetSection], storage: Storage
+) -> list[Outcome]:
+    """Bring every target to a version; one that fails does not keep the others from it.
+
+    Args:
+        publication: The live version.
+        sections: The items of ``publish``.
+        storage: The store's state, which remembers what each target holds. Whoever calls this
+            holds its lock.
+
+    Returns:
+        What became of each target, in their order.
+    """
+    return [_deliver(publication, open_target(section), storage) for section in sections]
+
+
+def _deliver(publication: Publication, target: Target, storage: Storage) -> Outcome:
+    start = time.monotonic()
+    held = _held(target, storage)
+    if _holds(held, publication.version):
+        return Outcome(target.name, target.kind, 0.0, held, skipped=True)
+    try:
+        facts = target.publish(publication, held)
+        _remember(target, storage, facts)
+    except Interrupted:
+        raise
+    except BatchnormToolError as error:
+        seconds = time.monotonic() - start
+        return Outcome(target.name, target.kind, seconds, error=error.message)
+    return Outcome(target.name, target.kind, time.monotonic() - start, facts)
+
+
+def _holds(held: Facts | None, version: int) -> bool:
+    return held is not None and held["version"] == version
+
+
+def _note_path(target: Target) -> str:
+    return f"{NOTES}/{target.name}.json"
+
+
+def _held(target: Target, storage: Storage) -> Facts | None:
+    """What the target held when it was last written; another place holds nothing yet.
+
+    A note that is damaged is no note: the target is then written whole.
+    """
+    text = storage.get(_note_path(target))
+    note = None if text is None else canonical.opened_json(text)
+    if note is None or (note["kind"], note["place"]) != (target.kind, target.place):
+        return None
+    facts: Facts = note["facts"]
+    return facts
+
+
+def _remember(target: Target, storage: Storage, facts: Facts) -> None:
+    note = {"kind": target.kind, "place": target.place, "facts": facts}
+    storage.put(_note_path(target), canonical.sealed_json(note))

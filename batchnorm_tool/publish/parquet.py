@@ -1,0 +1,103 @@
+"""A full snapshot of each version as Parquet files, and a pointer to the newest.
+
+::
+
+    PATH/current                        text, such as ``versions/12``; replaced last, in one rename
+    PATH/versions/12/part-000000.parquet …   data alone, so that any reader takes the directory
+    PATH/versions/12.json               counts, space and checksums
+
+A reader reads ``current`` once and then opens that directory, which stays until ``keep`` later
+versions are there. Every version is written anew, also one to which a rollback returned: it has a
+number of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.publish import numbered
+from batchnorm_tool.publish.contract import (
+    check_path,
+    published_batches,
+    published_schema,
+    target_errors,
+    version_facts,
+)
+from batchnorm_tool.publish.table_files import PartFiles
+from batchnorm_tool.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batchnorm_tool.publish.contract import Facts, Publication, TargetSection
+
+VERSIONS = "versions"
+POINTER = "current"
+
+
+class ParquetSnapshot:
+    """The target ``parquet``: a directory of snapshots.
+
+    Args:
+        section: ``path`` and ``keep`` are looked at.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, section: TargetSection) -> None:
+        self.name = section.label
+        self.place = str(section.path)
+        self._section, self._keep = section, section.keep or 1
+
+    def check(self) -> None:
+        """Refuse a path that is not local."""
+        check_path(self._section)
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
+        """Write the snapshot of a version, point to it, and remove those that are too old."""
+        storage = LocalStorage(self.place)
+        with target_errors(self.name), storage.lock():
+            versions = numbered.versions_in(storage, VERSIONS)
+            numbered.refuse_foreign(versions, publication, self.place)
+            if not _is_here(storage, publication):
+                _write(storage, publication)
+            _point_to(storage, publication.version)
+            self._remove_old(storage)
+            numbered.clear_staging(storage)
+        return version_facts(publication) | {"path": _directory(publication.version)}
+
+    def _remove_old(self, storage: LocalStorage) -> None:
+        for version in numbered.versions_in(storage, VERSIONS)[: -self._keep]:
+            storage.remove(_manifest_path(version))
+            storage.remove(_directory(version))
+
+
+def _is_here(storage: LocalStorage, publication: Publication) -> bool:
+    """Whether the snapshot was finished: its manifest is written after its directory appeared."""
+    document = numbered.manifest_at(storage, _manifest_path(publication.version))
+    return numbered.holds(document, publication)
+
+
+def _write(storage: LocalStorage, publication: Publication) -> None:
+    numbered.clear_staging(storage)
+    directory = _directory(publication.version)
+    staged, schema = storage.staged(directory), published_schema(publication.layout)
+    parts = PartFiles(storage, staged, schema, publication.layout)
+    records = parts.write(published_batches(publication.all_batches(), schema))
+    numbered.appear(storage, directory)
+    document = numbered.manifest(publication, records, staged)
+    numbered.put_manifest(storage, _manifest_path(publication.version), document)
+
+
+def _point_to(storage: LocalStorage, version: int) -> None:
+    text = f"{_directory(version)}\n".encode()
+    if storage.get(POINTER) != text:
+        storage.put(POINTER, text)
+
+
+def _directory(version: int) -> str:
+    return f"{VERSIONS}/{version}"
+
+
+def _manifest_path(version: int) -> str:
+    return f"{VERSIONS}/{version}.json"

@@ -1,0 +1,186 @@
+"""A table of vectors in PostgreSQL with pgvector, behind a view that readers use.
+
+Readers select from a view ``SCHEMA.TABLE``; the rows are in ``TABLE_v<version that built it>``. A
+night with few changes is one transaction of upserts and deletes in that table. Many changes, or
+rows of another kind, make a new table with its index, to which the view then moves in one
+transaction; the table before it stays, older ones are dropped. So a reader's statement sees one
+version or the other, whole.
+
+``TABLE_batchnorm_tool`` says which version the view shows. It changes in the same transactions, so
+that it is right after a kill at any point. An advisory lock of the session keeps two publishers
+apart (a pooler must not change the session in between: connect to the server itself).
+
+Where the new rows have other columns or another width, the view is dropped and made anew within
+the transaction: privileges granted on it must be granted again. What is *not* promised: that other
+objects may depend on the view then (PostgreSQL refuses, and so does the target), or that statements
+which readers prepared before go on working ("cached plan must not change result type").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.publish.contract import target_errors, version_facts
+from batchnorm_tool.publish.pgvector_names import Names
+from batchnorm_tool.publish.pgvector_rows import RowShape
+from batchnorm_tool.publish.pgvector_table import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import psycopg
+
+    from batchnorm_tool.publish.contract import Changes, Facts, Publication, TargetSection
+    from batchnorm_tool.publish.pgvector_names import Bookkeeping
+
+_LIBRARIES = ("psycopg", "pgvector")
+# PostgreSQL cuts names after 63 bytes; ours add `_v`, digits, and `_batchnorm_tool`.
+LONGEST_NAME = 40
+_GRANTS = "The view was made anew for other columns: grant privileges on it again."
+
+
+class PgvectorTable:
+    """The target ``pgvector``.
+
+    Args:
+        section: ``table``, ``dsn_env``, ``rebuild_above`` and ``index`` are looked at.
+    """
+
+    kind = "pgvector"
+
+    def __init__(self, section: TargetSection) -> None:
+        self.name = section.label
+        self._names = Names.parse(str(section.table))
+        self.place = f"{self._names.schema}.{self._names.view}"
+        self._variable = str(section.dsn_env)
+        self._rebuild_above = float(section.rebuild_above or 0.0)
+        self._index = str(section.index)
+
+    def check(self) -> None:
+        """Look for psycopg and pgvector, the connection string, and a name that is too long."""
+        missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+        if missing:
+            msg = (
+                f"`publish`: target `{self.name}` needs {' and '.join(missing)}, which cannot be "
+                "imported. Install it with `pip install 'batchnorm-tool[pgvector]'`."
+            )
+            raise JobError(msg)
+        self._check_name()
+        self._connection_string()
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+        """Bring the view to a version."""
+        shape = RowShape.of(publication.layout)
+        with target_errors(self.name), self._connected() as connection:
+            tables = Tables(connection, self._names, self._index)
+            with tables.locked():
+                facts = self._publish(tables, publication, held, shape)
+        facts["warnings"] += shape.warnings(self._index)
+        return version_facts(publication) | facts
+
+    def _publish(
+        self,
+        tables: Tables,
+        publication: Publication,
+        held: Mapping[str, Any] | None,
+        shape: RowShape,
+    ) -> Facts:
+        before, warnings = tables.bookkeeping(), list[str]()
+        # What an earlier try left may have the name that this one needs.
+        warnings += tables.drop_all_but(before.kept if before else set())
+        if before is not None and before.is_of(publication):
+            return {"table": before.built, "warnings": warnings}
+        changes = self._changes(publication, held, before, shape)
+        if before is not None and changes is not None:
+            if tables.merge(publication, shape, before, changes):
+                return {"table": before.built, "warnings": warnings, **_counts(changes)}
+            warnings.append(_strayed(before, publication))
+        after, remade = tables.rebuild(publication, shape, before)
+        warnings += tables.drop_all_but(after.kept) + [_GRANTS] * remade
+        counts = {"upserts": publication.rows, "deletes": 0}
+        return {"table": after.built, "warnings": warnings, **counts}
+
+    def _changes(
+        self,
+        publication: Publication,
+        held: Mapping[str, Any] | None,
+        before: Bookkeeping | None,
+        shape: RowShape,
+    ) -> Changes | None:
+        """What to do to the table that is there; ``None`` where a new one is to be made."""
+        if held is None or before is None or before.shape != shape.signature:
+            return None
+        if not publication.can_start_from(before.version):
+            return None
+        changes = publication.changes(before.version)
+        few = changes.upserts + changes.deletes <= self._rebuild_above * publication.rows
+        return changes if few else None
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection]:
+        """A connection; what psycopg says is told without the connection string."""
+        import psycopg
+
+        text = self._connection_string()
+        try:
+            with psycopg.connect(text, autocommit=True) as connection:
+                yield connection
+        except psycopg.Error as error:
+            raise WorkFailed(self._told(error, text)) from None
+
+    def _told(self, error: psycopg.Error, text: str) -> str:
+        """What the server or libpq says in its first line, on one line."""
+        said = error.diag.message_primary or str(error).partition("\n")[0]
+        hint = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+        return (
+            f"PostgreSQL refused: {_without_secrets(said + hint, text)}. Look at the server that "
+            f"`{self._variable}` names."
+        )
+
+    def _check_name(self) -> None:
+        if len(self._names.view.encode()) > LONGEST_NAME:
+            msg = (
+                f"`publish`: target `{self.name}`: `table` is too long. Expected at most "
+                f"{LONGEST_NAME} bytes. Received: `{self._names.view}`. Choose a shorter one."
+            )
+            raise JobError(msg)
+
+    def _connection_string(self) -> str:
+        text = os.environ.get(self._variable)
+        if not text:
+            msg = (
+                f"`publish`: target `{self.name}` takes its connection string from the environment "
+                f"variable `{self._variable}`, which is not set. Set it, such as to "
+                "`postgresql://user@host/database`, or name another one with `dsn_env`."
+            )
+            raise JobError(msg)
+        return text
+
+
+def _without_secrets(said: str, text: str) -> str:
+    """A message of libpq's without the connection string or the password in it.
+
+    libpq quotes a string that it cannot parse, and then no part of it is known to be harmless.
+    """
+    import psycopg
+
+    try:
+        password = psycopg.conninfo.conninfo_to_dict(text).get("password")
+    except psycopg.Error:
+        return "the connection string cannot be parsed"
+    return said.replace(str(password), "…") if password else said
+
+
+def _counts(changes: Changes) -> Facts:
+    return {"upserts": changes.upserts, "deletes": changes.deletes}
+
+
+def _strayed(before: Bookkeeping, publication: Publication) -> str:
+    return (
+        f"`{before.built}` did not hold the {publication.rows} rows of version "
+        f"{publication.version} after its changes: somebody else wrote to it. It was built anew."
+    )

@@ -1,0 +1,120 @@
+"""How Arrow columns become PostgreSQL columns, and their values."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+JSON = "jsonb"
+_SIMPLE = {
+    pa.bool_(): "boolean",
+    pa.int8(): "smallint",
+    pa.uint8(): "smallint",
+    pa.int16(): "smallint",
+    pa.uint16(): "integer",
+    pa.int32(): "integer",
+    pa.uint32(): "bigint",
+    pa.int64(): "bigint",
+    pa.uint64(): "numeric(20,0)",
+    pa.float16(): "real",
+    pa.float32(): "real",
+    pa.float64(): "double precision",
+    pa.date32(): "date",
+    pa.date64(): "date",
+}
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """The type of a column that holds every value of an Arrow type.
+
+    Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
+    else has no type of its own becomes ``jsonb``.
+
+    Example:
+        >>> sql_type(pa.uint32()), sql_type(pa.list_(pa.int8()))
+        ('bigint', 'jsonb')
+    """
+    if pa.types.is_dictionary(kind):
+        return sql_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return f"numeric({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind):
+        return "timestamp with time zone" if kind.tz else "timestamp without time zone"
+    return _SIMPLE.get(kind) or _of_a_family(kind)
+
+
+def _of_a_family(kind: pa.DataType) -> str:
+    families = {
+        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        "bytea": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+        "time without time zone": (pa.types.is_time,),
+        "interval": (pa.types.is_duration,),
+    }
+    matching = (name for name, tests in families.items() if any(test(kind) for test in tests))
+    return next(matching, JSON)
+
+
+def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table as psycopg takes them for a binary ``COPY``.
+
+    Args:
+        table: Rows.
+        vector: Name of the column of vectors, which become NumPy arrays; there may be none.
+    """
+    names = table.column_names
+    columns = [
+        _vectors(table[name]) if name == vector else _values(table[name].combine_chunks())
+        for name in names
+    ]
+    return zip(*columns, strict=True)
+
+
+def _vectors(column: pa.ChunkedArray) -> Sequence[Any]:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1).astype("float32", copy=False)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    from psycopg.types.json import Jsonb
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind) or pa.types.is_time64(kind):
+        column = column.cast(_in_microseconds(kind), safe=False)
+    if sql_type(kind) == JSON:
+        values = column.to_pylist()
+        return [None if value is None else Jsonb(value, dumps=as_json) for value in values]
+    return column.to_pylist()
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us")
+
+
+def as_json(value: Any) -> str:
+    """A nested value as JSON; what JSON has no word for becomes null or text.
+
+    Example:
+        >>> as_json({"a": [1.5, float("nan")], "b": None})
+        '{"a": [1.5, null], "b": null}'
+    """
+    return json.dumps(_without_nan(value), ensure_ascii=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return value

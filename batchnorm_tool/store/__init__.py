@@ -1,0 +1,1 @@
+"""The store that a refresh keeps: a Lance dataset, and what lies beside it."""

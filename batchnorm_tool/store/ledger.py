@@ -1,0 +1,154 @@
+"""The checksums of the dataset's files, because Lance does not notice a flipped bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchnorm_tool import canonical
+from batchnorm_tool.errors import Damaged
+from batchnorm_tool.storage import FileRecord, Storage
+from batchnorm_tool.storage.files import read_errors
+from batchnorm_tool.store.library import open_dataset, reading
+
+LEDGER_PATH = "files.json"
+_FORMAT = 1
+_DIRECTORIES = ("_deletions", "_transactions", "_versions", "data")
+# Rewritten by every commit; a copy of what the names beside it say.
+_HINT = "_versions/latest_version_hint.json"
+
+
+def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
+    """Take the checksums of all files of these versions that have none yet; forget other files.
+
+    Args:
+        path: Of the dataset.
+        storage: The store's state.
+        lance_versions: Lance's numbers of the kept versions.
+
+    Raises:
+        Damaged: The dataset cannot be read, or the ledger is not what its checksum says.
+        WorkFailed: A file cannot be read, or the ledger not be written.
+    """
+    known = _records(path, storage)
+    files = _files_of(path, set(lance_versions))
+    records = [known.get(file) or _record(path, file) for file in files]
+    entries = {record.path: [record.bytes, record.sha256] for record in records}
+    data = {"format": _FORMAT, "files": entries}
+    if entries != {name: [each.bytes, each.sha256] for name, each in known.items()}:
+        storage.put(LEDGER_PATH, canonical.sealed_json(data))
+
+
+def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
+    """The files whose checksums are known, by path.
+
+    Raises:
+        Damaged: The ledger is not what its checksum says.
+    """
+    return sorted(_records(path, storage).values(), key=lambda record: record.path)
+
+
+def check_files(path: str, storage: Storage) -> Iterator[str]:
+    """Say what is wrong with the files of the dataset; nothing, where they are as written.
+
+    Args:
+        path: Of the dataset.
+        storage: The store's state.
+
+    Returns:
+        One sentence for each file that is missing, has other bytes, or is none of the store's.
+
+    Raises:
+        Damaged: The ledger is not what its checksum says.
+    """
+    records = recorded_files(path, storage)
+    for record in records:
+        finding = _compared(path, record)
+        if finding:
+            yield finding
+    yield from _foreign(path, {record.path for record in records})
+    yield from _check_hint(path)
+
+
+def _compared(path: str, expected: FileRecord) -> str | None:
+    """What is wrong with a file, if anything is."""
+    if not (Path(path) / expected.path).exists():
+        return f"`{expected.path}` is missing."
+    found = _record(path, expected.path)
+    if found.bytes != expected.bytes:
+        return f"`{expected.path}` has {found.bytes:,} bytes, and {expected.bytes:,} by the ledger."
+    if found.sha256 != expected.sha256:
+        digests = f"SHA-256 {found.sha256[:16]}…, and {expected.sha256[:16]}… by the ledger"
+        return f"`{expected.path}` is not what was written: {digests}."
+    return None
+
+
+def _foreign(path: str, known: set[str]) -> Iterator[str]:
+    for directory in _DIRECTORIES:
+        for folder, _, names in os.walk(Path(path) / directory):
+            for name in sorted(names):
+                file = (Path(folder) / name).relative_to(path).as_posix()
+                if file not in known and file != _HINT:
+                    yield f"`{file}` is no file of a kept version. The next refresh removes it."
+
+
+def _check_hint(path: str) -> Iterator[str]:
+    """The file that lets a reader find the newest version without listing all names."""
+    try:
+        hint = json.loads((Path(path) / _HINT).read_bytes())["version"]
+    except FileNotFoundError:  # older releases write none
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        hint = None
+    manifests = (Path(path) / "_versions").glob("*.manifest")
+    newest = max((_version_of(file) for file in manifests), default=None)
+    if hint != newest:
+        yield f"`{_HINT}` names version {hint}, and the newest is {newest}."
+
+
+def _version_of(manifest: Path) -> int:
+    """Lance counts its manifests' names down from 2**64 - 1, so that the newest comes first."""
+    number = int(manifest.stem)
+    return (1 << 64) - 1 - number if number >> 63 else number
+
+
+def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
+    text = storage.get(LEDGER_PATH)
+    if text is None:
+        return {}
+    data = canonical.opened_json(text)
+    if data is None:
+        msg = (
+            f"The ledger `{LEDGER_PATH}` beside `{path}` is damaged: its checksum disagrees. "
+            "Restore it from a backup; without one nobody can tell damaged files from sound ones."
+        )
+        raise Damaged(msg)
+    return {name: FileRecord(name, *entry) for name, entry in data["files"].items()}
+
+
+def tracked_files(path: str) -> pa.Table:
+    """The files of every version that there is: columns ``version`` (in Lance) and ``path``.
+
+    Raises:
+        Damaged: The dataset cannot be read.
+    """
+    with reading(path):
+        return open_dataset(path).tracked_files().read_all()
+
+
+def _files_of(path: str, lance_versions: set[int]) -> list[str]:
+    tracked = tracked_files(path)
+    names = zip(tracked["version"].to_pylist(), tracked["path"].to_pylist(), strict=True)
+    return sorted({name for version, name in names if version in lance_versions})
+
+
+def _record(path: str, file: str) -> FileRecord:
+    place = Path(path) / file
+    with read_errors(place), place.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return FileRecord(file, opened.tell(), digest)

@@ -1,0 +1,148 @@
+"""The only door to Lance: importing it, opening datasets, and what it says as errors of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import BatchnormToolError, Damaged, JobError, OutputError, WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Where in Lance's own source an error arose: of no use to whoever reads the message.
+_SOURCE = re.compile(r",? ?/[^\s,]+\.rs:\d+:\d+")
+# What the operating system says when the files themselves may be sound.
+_SYSTEM = re.compile(
+    r"No space left|quota exceeded|Too many open files|Permission denied|Cannot allocate memory"
+    r"|Read-only file system",
+    re.IGNORECASE,
+)
+_MISSING = re.compile(r"not found|No such file", re.IGNORECASE)
+# Lance raises any of these for any failure.
+_RAISED = (OSError, RuntimeError, ValueError, KeyError, NotImplementedError, pa.ArrowException)
+
+
+def lance() -> Any:
+    """The library itself.
+
+    Raises:
+        JobError: It is not installed.
+    """
+    try:
+        import lance as library
+    except ImportError as error:
+        msg = (
+            "An embedding store needs the library Lance, which is not installed. "
+            "Run: pip install 'batchnorm-tool[refresh]'"
+        )
+        raise JobError(msg) from error
+    return library
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Map what Lance says while it reads: what cannot be read is damaged.
+
+    Raises:
+        Damaged: A file is missing or is not what was written.
+        WorkFailed: The system does not let it read.
+    """
+    with _mapped(path, "Reading", Damaged):
+        yield
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Map what Lance says while it writes.
+
+    Raises:
+        WorkFailed: It cannot be written.
+        Damaged: A file that is there already is missing or is not what was written.
+    """
+    with _mapped(path, "Writing", WorkFailed):
+        yield
+
+
+@contextlib.contextmanager
+def _mapped(path: str, doing: str, otherwise: type[BatchnormToolError]) -> Iterator[None]:
+    try:
+        yield
+    except BatchnormToolError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, _RAISED) and not _is_panic(error):
+            raise
+        cause = _SOURCE.sub("", str(error)).strip() or type(error).__name__
+        raise _error(path, doing, cause, otherwise) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust gave up on something that should never be, such as a file of other bytes."""
+    return type(error).__name__ == "PanicException"
+
+
+def _error(
+    path: str, doing: str, cause: str, otherwise: type[BatchnormToolError]
+) -> BatchnormToolError:
+    if _SYSTEM.search(cause):
+        otherwise = WorkFailed
+    elif _MISSING.search(cause):
+        otherwise = Damaged
+    if otherwise is Damaged:
+        msg = (
+            f"The store `{path}` cannot be read as it was written: {cause}. If a refresh removed "
+            "this version meanwhile, read again; otherwise `batchnorm-tool verify` names the "
+            "damaged files, which only a backup brings back."
+        )
+        return Damaged(msg)
+    msg = (
+        f"{doing} the store `{path}` failed: {cause}. The live version is untouched; mend the "
+        "cause and run the same command again."
+    )
+    return WorkFailed(msg)
+
+
+def latest_version(path: str) -> int | None:
+    """Lance's number of the newest version, the one that readers get; ``None``: no dataset there.
+
+    Args:
+        path: Of the dataset.
+
+    Raises:
+        OutputError: Something else lies there.
+        Damaged: The dataset cannot be opened.
+    """
+    if not any((Path(path) / "_versions").glob("*.manifest")):
+        _refuse_foreign(path)
+        return None
+    return int(open_dataset(path).version)
+
+
+def _refuse_foreign(path: str) -> None:
+    """Refuse a path that holds no dataset, nor the beginnings of one that was never committed."""
+    place = Path(path)
+    if not place.exists():
+        return
+    names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
+    strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
+    if strangers:
+        msg = (
+            f"`{path}` holds something else. Expected: a Lance dataset, or nothing. "
+            f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
+        )
+        raise OutputError(msg)
+
+
+def open_dataset(path: str, lance_version: int | None = None) -> Any:
+    """Open a version of the dataset; the newest where none is named.
+
+    Raises:
+        Damaged: There is none, or it cannot be opened.
+    """
+    with reading(path):
+        return lance().dataset(path, version=lance_version)

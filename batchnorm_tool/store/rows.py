@@ -1,0 +1,214 @@
+"""Rows of a version of the dataset: all of them, those of some keys, those of some hashes.
+
+Memory is bounded by batches, and 40 bytes for each row that is asked for by key or hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.store.index import binary_rows
+from batchnorm_tool.store.key_places import KeyPlaces
+from batchnorm_tool.store.library import open_dataset, reading
+from batchnorm_tool.store.state import FEATURE_HASH, GOOD, STATUS
+
+_ADDRESS = "_rowaddr"
+_BATCH_ROWS = 65_536
+_BATCH_BYTES = 16 * 2**20
+# Batches that Lance decodes ahead: by itself it takes as many as there are cores, or 16.
+_READ_AHEAD = 2
+
+
+def rows(
+    path: str,
+    lance_version: int | None,
+    columns: Sequence[str],
+    batch_rows: int = _BATCH_ROWS,
+    filter: str | None = None,  # noqa: A002  (Lance's own word for it)
+) -> Iterator[pa.RecordBatch]:
+    """Stream rows in the order in which they are stored.
+
+    Args:
+        path: Of the dataset.
+        lance_version: Lance's number of the version; ``None``: the newest.
+        columns: Names of the columns, in the order wanted; at least one.
+        batch_rows: A batch has at most so many rows, fewer where they are wide.
+        filter: An SQL condition in Lance's dialect that rows must meet.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    dataset = open_dataset(path, lance_version)
+    yield from scan(path, dataset, columns, batch_rows, filter=filter)
+
+
+def key_batches(
+    path: str, lance_version: int | None, keys: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stream where rows lie and the ids of their keys: ``uint64[n]`` and ``uint64[n, 2]``.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    for addresses, table in addressed(path, lance_version, keys):
+        yield addresses, key_ids(table, keys)
+
+
+def addressed(
+    path: str, lance_version: int | None, columns: Sequence[str]
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """Stream narrow columns with the address of each row, which `at_addresses` takes.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    dataset = open_dataset(path, lance_version)
+    for batch in scan(path, dataset, columns, with_row_address=True):
+        table = pa.Table.from_batches([batch])
+        yield batch[_ADDRESS].to_numpy(), table.select(list(columns))
+
+
+def at_addresses(
+    path: str, lance_version: int | None, addresses: np.ndarray, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Stream the rows at addresses ``uint64[n]``, in their order.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    dataset = open_dataset(path, lance_version)
+    most = _fitting_rows(dataset.schema, columns)
+    for start in range(0, len(addresses), most):
+        wanted = addresses[start : start + most]
+        with reading(path):
+            table = dataset._take_rows(pa.array(wanted), columns=list(columns))  # noqa: SLF001
+        yield table.select(list(columns))
+
+
+def take_by_key(
+    path: str,
+    lance_version: int | None,
+    wanted: pa.Table,
+    keys: Sequence[str],
+    columns: Sequence[str],
+) -> Iterator[pa.Table]:
+    """Stream the rows that have certain keys, in the order of these.
+
+    Args:
+        path: Of the dataset.
+        lance_version: Lance's number of the version; ``None``: the newest.
+        wanted: The key columns, each key at most once.
+        keys: Their names.
+        columns: Names of the columns wanted.
+
+    Raises:
+        WorkFailed: A key is not there.
+        Damaged: A file is missing or cannot be read.
+    """
+    ids = key_ids(wanted, keys)
+    found = np.full(len(ids), np.iinfo(np.uint64).max, np.uint64)
+    places = KeyPlaces(ids)
+    for addresses, known in key_batches(path, lance_version, keys):
+        at = places.find(known)
+        found[at[at >= 0]] = addresses[at >= 0]
+    missing = np.flatnonzero(found == np.iinfo(np.uint64).max)
+    if len(missing):
+        raise WorkFailed(_missing_key(path, wanted.select(list(keys)), missing))
+    yield from at_addresses(path, lance_version, found, columns)
+
+
+def rows_with_hashes(
+    path: str, lance_version: int | None, hashes: np.ndarray, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Stream one good row for each feature hash that the version has: their vectors can be reused.
+
+    Args:
+        path: Of the dataset.
+        lance_version: Lance's number of the version; ``None``: the newest.
+        hashes: ``uint8[m, 16]``.
+        columns: Names of the columns wanted, such as ``feature_hash``.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    places = KeyPlaces(as_ids(hashes))
+    found = np.full(len(hashes), np.iinfo(np.uint64).max, np.uint64)
+    for addresses, table in addressed(path, lance_version, [FEATURE_HASH, STATUS]):
+        at = places.find(as_ids(bytes_of(table[FEATURE_HASH])))
+        at[pc.not_equal(table[STATUS], GOOD).to_numpy()] = -1
+        found[at[at >= 0]] = addresses[at >= 0]
+    known = np.sort(found[found != np.iinfo(np.uint64).max])
+    yield from at_addresses(path, lance_version, known, columns)
+
+
+def as_ids(hashes: np.ndarray) -> np.ndarray:
+    """Hashes ``uint8[n, 16]`` as ids ``uint64[n, 2]``."""
+    return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
+
+
+def bytes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of ``size`` bytes in each row, none of them null, as ``uint8[n, size]``."""
+    return binary_rows(column.combine_chunks())
+
+
+def scan(
+    path: str,
+    dataset: Any,
+    columns: Sequence[str],
+    batch_rows: int = _BATCH_ROWS,
+    **choices: Any,
+) -> Iterator[pa.RecordBatch]:
+    """Stream rows of an open dataset.
+
+    Args:
+        path: Of the dataset.
+        dataset: As `open_dataset` gave it.
+        columns: Names of the columns, in the order wanted.
+        batch_rows: A batch has at most so many rows, fewer where they are wide.
+        choices: What else Lance's ``scanner`` takes, such as ``filter``.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    with reading(path):
+        scanner = dataset.scanner(
+            columns=list(columns),
+            batch_size=min(batch_rows, _fitting_rows(dataset.schema, columns)),
+            batch_readahead=_READ_AHEAD,
+            fragment_readahead=1,
+            scan_in_order=True,
+            **choices,
+        )
+        yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+
+
+def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
+    """How many rows of these columns a batch may have; those of open length count 64 bytes."""
+    row_bytes = sum(_bytes(schema.field(name).type) for name in columns)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+
+
+def _bytes(kind: pa.DataType) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _bytes(kind.value_type)
+    try:
+        return max(1, kind.bit_width // 8)
+    except ValueError:  # of open length
+        return 64
+
+
+def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
+    first = wanted.slice(int(missing[0]), 1).to_pylist()[0]
+    key = ", ".join(f"`{name}` = {value!r}" for name, value in first.items())
+    return (
+        f"The store `{path}` has no row with the key {key}, which its index says it has. Expected: "
+        f"{len(wanted):,} rows. Received: {len(wanted) - len(missing):,}. Run `batchnorm-tool "
+        "verify` on the store."
+    )

@@ -1,0 +1,114 @@
+"""Findings, and what a person reads of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from decimal import Decimal
+
+import pytest
+
+from batchnorm_tool.gate import Finding, broken, passed, refusal_text
+from batchnorm_tool.gate.finding import not_judged, row_words
+from batchnorm_tool.gate.vectors import plain_key
+
+ROWS = tuple({"key": {"shop": "a", "id": n}, "value": float(n)} for n in range(7))
+GOOD = Finding("gate.input.new", "input", 0.1, 0.2, passed=True, what="10 rows are new.")
+PSI = Finding(
+    "gate.output.norm_psi", "changed", 0.9, 0.2, passed=False, what="PSI: 0.9.", rows=ROWS
+)
+BAD = Finding(
+    "gate.output.bad",
+    "whole",
+    0.5,
+    0.1,
+    passed=False,
+    what="5 are bad.",
+    rows=({"key": {}, "reason": "null"},),
+)
+AUDIT = Finding(
+    "audit.keys", "audit", 1.0, 0.0, passed=False, what="9 different keys among 10 rows."
+)
+NEXT = (
+    "Next: if these values are right, `batchnorm-tool accept items.lance 12` publishes this night; "
+    "if not, mend the input or the model, or change the limit, and run the same command again."
+)
+
+
+def test_only_broken_limits_are_told_in_order() -> None:
+    assert broken([GOOD, PSI, BAD]) == [PSI, BAD]
+    assert passed([GOOD])
+    assert not passed([GOOD, PSI])
+
+
+def test_the_refusal_names_limits_rows_and_both_ways_on() -> None:
+    command = "batchnorm-tool accept items.lance 12"
+    assert refusal_text([GOOD, PSI, BAD], accept=command).splitlines() == [
+        "2 limits are broken; nothing was published.",
+        "- gate.output.norm_psi over the changed rows: PSI: 0.9.",
+        *(f"    shop a, id {n}: {n}" for n in range(5)),
+        "- gate.output.bad over all rows: 5 are bad.",
+        "    a row: null",
+        NEXT,
+    ]
+
+
+def test_before_the_model_has_run_there_is_nothing_to_accept() -> None:
+    finding = Finding(
+        "gate.input.changed", "input", 0.5, 0.2, passed=False, what="50 rows have other features."
+    )
+    text = refusal_text([finding], accept=None)
+    assert "accept" not in text
+    assert text.splitlines()[1].startswith("- gate.input.changed over tonight's input: 50 rows")
+    assert text.splitlines()[-1].startswith(
+        "Next: mend the input or the model, or change the limit"
+    )
+
+
+def test_what_the_audit_found_cannot_be_accepted_nor_only_warned_of() -> None:
+    for action in ("hold", "warn"):
+        text = refusal_text([PSI, AUDIT], action)
+        assert text.startswith("2 limits are broken; nothing was published.")
+        assert "- audit.keys over the staged rows: 9 different keys" in text
+        assert "`batchnorm-tool accept" not in text
+        assert "cannot be accepted" in text
+
+
+def test_a_warning_says_that_it_was_published_all_the_same() -> None:
+    lines = refusal_text([PSI], "warn").splitlines()
+    assert lines[0] == (
+        "1 limit is broken; published all the same, because the job says `gate: warn`."
+    )
+    assert len(lines) == 7
+
+
+def test_nothing_broken_says_nothing() -> None:
+    assert refusal_text([GOOD]) == ""
+
+
+def test_what_was_not_judged_passes_and_says_why() -> None:
+    finding = not_judged("gate.output.frechet", "whole", 0.3, "too few rows")
+    assert finding.passed
+    assert finding.measured is None
+    assert finding.what == "Not judged: too few rows."
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)
+def test_json_gets_no_number_that_it_does_not_know(value: float) -> None:
+    finding = Finding("gate.output.frechet", "whole", value, 0.3, passed=False, what="Beyond.")
+    assert finding.to_dict()["measured"] is None
+    assert Finding.from_dict(finding.to_dict()).measured is None
+    assert not Finding.from_dict(finding.to_dict()).passed
+
+
+def test_a_finding_comes_back_as_it_was() -> None:
+    assert Finding.from_dict(PSI.to_dict()) == PSI
+
+
+def test_a_value_that_is_not_finite_is_said_to_be() -> None:
+    assert row_words({"key": {"id": 1}, "value": None}) == "id 1: not finite"
+
+
+def test_keys_become_what_json_can_hold() -> None:
+    key = {"a": 1, "b": "x", "c": True, "d": None, "e": dt.date(2026, 1, 2), "f": Decimal(3)}
+    assert plain_key(key) == {"a": 1, "b": "x", "c": True, "d": "None", "e": "2026-01-02", "f": "3"}

@@ -1,0 +1,81 @@
+"""The terminal's table of a store's nights."""
+
+from __future__ import annotations
+
+from batchnorm_tool.report.history_document import fate
+from batchnorm_tool.report.history_summary import history_lines
+from tests.report import history_documents as histories
+
+
+def test_the_first_line_says_where_the_store_stands() -> None:
+    hold = {"since": "2026-03-20T02:00:00+00:00", "reason": "rollback"}
+    assert history_lines(histories.history(hold=hold))[0] == (
+        "/stores/items.lance: version 29 is live, 30 waits, 14 kept; on hold since "
+        "2026-03-20 02:00 (rollback)"
+    )
+
+
+def test_every_night_has_a_line_the_oldest_first() -> None:
+    lines = history_lines(histories.history())
+    assert lines[1] == ""
+    assert lines[2].split()[:4] == ["version", "when", "(UTC)", "state"]
+    assert [line.split()[0] for line in lines[3:]] == [str(v) for v in range(1, 31)]
+    assert lines[3].endswith("  passed")
+    assert "2026-03-01 02:00" in lines[3]
+    assert "load" in lines[3]
+    assert "1,000,000" in lines[3]
+
+
+def test_columns_stand_below_one_another() -> None:
+    lines = history_lines(histories.history())
+    gate = lines[2].index("  gate")
+    assert all(line[gate : gate + 2] == "  " and line[gate + 2] != " " for line in lines[3:])
+    state, kind = lines[2].index("state"), lines[2].index("kind")
+    assert {line[state - 1] for line in lines[3:]} == {" "}
+    assert lines[3][state:].startswith("removed")
+    assert lines[3][kind:].startswith("load")
+    end = lines[2].index("changed") + len("changed")
+    assert all(line[end - 1] != " " and line[end] == " " for line in lines[3:])
+
+
+def test_broken_limits_are_named() -> None:
+    lines = history_lines(histories.history())
+    assert lines[11].endswith(
+        "held: norm_psi (changed rows), norm_psi (all rows), frechet (changed rows)"
+    )
+    assert "superseded" in lines[11]
+
+
+def test_a_gate_that_only_warns_says_so() -> None:
+    document = histories.history(3)
+    document["nights"][2] = histories.broken(3, "published")
+    document["nights"][2]["gate"]["action"] = "warn"
+    assert "  warned: norm_psi (changed rows)," in history_lines(document)[-1]
+
+
+def test_a_rollback_has_neither_gate_nor_counts() -> None:
+    line = history_lines(histories.history())[22]
+    assert "rollback to 17" in line
+    assert line.endswith("  \N{EN DASH}")
+    assert line.split().count("\N{EN DASH}") == 4
+
+
+def test_a_store_without_nights_has_one_line() -> None:
+    document = histories.history(0, live=None)
+    assert history_lines(document) == ["/stores/items.lance: no version is live, 0 kept"]
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    document = histories.history(1, path="a\x1b[31m")
+    document["nights"][0]["kind"] = "b\x1b"
+    assert not any("\x1b" in line for line in history_lines(document))
+
+
+def test_a_night_that_was_rolled_back_and_removed_is_rolled_back() -> None:
+    document = histories.history(kept=[29])
+    assert [fate(document["nights"][place], document) for place in (16, 17, 18, 19)] == [
+        "removed",
+        "rolled back",
+        "rolled back",
+        "removed",
+    ]

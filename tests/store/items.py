@@ -1,0 +1,160 @@
+"""Small embedding stores for tests, and a plain model of what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.store import clean_up, commit, dataset, rows
+from batchnorm_tool.store.index import IndexWriter
+from batchnorm_tool.store.ledger import record_files
+from batchnorm_tool.store.state import (
+    BOOKKEEPING,
+    StoreFacts,
+    StoreLayout,
+    StoreState,
+    index_path,
+)
+
+WIDTH = 4
+Row = dict[str, Any]
+
+
+def layout_of(keys: Sequence[pa.Field], *, width: int = WIDTH) -> StoreLayout:
+    vector = pa.field("vector", pa.list_(pa.float32(), width))
+    norm = pa.field("norm", pa.float64())
+    label = pa.field("label", pa.string())
+    return StoreLayout(
+        keys=tuple(field.name for field in keys),
+        passthrough=("label",),
+        vector="vector",
+        norm="norm",
+        norm_label="l2",
+        schema=pa.schema([*keys, vector, norm, *BOOKKEEPING, label]),
+    )
+
+
+ITEMS = layout_of([pa.field("id", pa.int64())])
+SHOPS = layout_of([pa.field("shop", pa.string()), pa.field("day", pa.date32())])
+
+
+def row(key: Mapping[str, Any], version: int, seed: int, layout: StoreLayout = ITEMS) -> Row:
+    """A row whose values follow from its key, version and seed."""
+    generator = np.random.default_rng([seed, version, len(repr(key))])
+    raw = generator.normal(size=layout.width).astype(np.float32)
+    norm = float(np.linalg.norm(raw.astype(np.float64)))
+    return {
+        **key,
+        "vector": (raw / norm).astype(np.float32).tolist(),
+        "norm": norm,
+        "feature_hash": generator.bytes(16),
+        "passthrough_hash": generator.bytes(8),
+        "status": "good",
+        "version": version,
+        "label": None if seed % 5 == 0 else f"it's {seed}",
+    }
+
+
+def item(number: int, version: int = 1, seed: int | None = None) -> Row:
+    return row({"id": number}, version, number if seed is None else seed)
+
+
+def batches(
+    found: Sequence[Row], layout: StoreLayout = ITEMS, size: int = 7
+) -> list[pa.RecordBatch]:
+    return pa.Table.from_pylist(list(found), layout.schema).to_batches(max_chunksize=size)
+
+
+def keys_of(found: Sequence[Mapping[str, Any]], layout: StoreLayout = ITEMS) -> pa.Table:
+    plain = [{name: each[name] for name in layout.keys} for each in found]
+    return pa.Table.from_pylist(plain, layout.key_schema)
+
+
+def write(path: Path | str, found: Sequence[Row], layout: StoreLayout = ITEMS) -> int:
+    return commit.commit(dataset.prepare_whole(str(path), layout.schema, batches(found, layout)))
+
+
+def merge(
+    path: Path | str,
+    found: Sequence[Row],
+    deleted: Sequence[Mapping[str, Any]] = (),
+    layout: StoreLayout = ITEMS,
+) -> int:
+    change = dataset.prepare_merge(
+        str(path), layout.schema, layout.keys, batches(found, layout), keys_of(deleted, layout)
+    )
+    return commit.commit(change)
+
+
+def stored(path: Path | str, version: int | None = None, layout: StoreLayout = ITEMS) -> list[Row]:
+    """All rows of a version, by key."""
+    found: Iterator[pa.RecordBatch] = rows.rows(str(path), version, layout.schema.names)
+    return by_key((each for batch in found for each in batch.to_pylist()), layout)
+
+
+def by_key(found: Any, layout: StoreLayout = ITEMS) -> list[Row]:
+    return sorted(found, key=lambda each: tuple(str(each[name]) for name in layout.keys))
+
+
+SPACE = {"model": "c0ffee", "outputs": ["embedding"], "norms": {}, "features": {}}
+
+
+def publish(
+    path: Path | str,
+    found: Sequence[Row],
+    deleted: Sequence[Mapping[str, Any]] = (),
+    layout: StoreLayout = ITEMS,
+) -> int:
+    """Play a whole night: merge, records, tags, ledger, switch; returns the new version."""
+    state = StoreState(str(path))
+    facts = state.facts()
+    version = facts.next_version
+    lance_version = (
+        merge(path, found, deleted, layout) if facts.live else write(path, found, layout)
+    )
+    return switch(state, facts, version, lance_version, layout)
+
+
+def switch(
+    state: StoreState, facts: StoreFacts, version: int, lance_version: int, layout: StoreLayout
+) -> int:
+    now = stored(state.path, lance_version, layout)
+    with IndexWriter(state.storage, index_path(version), layout.key_schema) as index:
+        index.add(pa.Table.from_pylist(now, layout.schema))
+        index.commit()
+    state.put_record(record(version, len(now), lance_version))
+    versions = {**facts.versions, version: lance_version}
+    clean_up.tag(state.path, version, lance_version)
+    clean_up.move_live_tag(state.path, lance_version)
+    record_files(state.path, state.storage, versions.values())
+    identity = {"space": SPACE, "bits": {"versions": {"keras": "3"}}, "policies": {}, "result": {}}
+    state.put_facts(
+        facts.with_changes(
+            next_version=version + 1,
+            live=version,
+            versions=versions,
+            layout=layout,
+            identity=identity,
+            hash_version="xxh3-128/1",
+        )
+    )
+    return version
+
+
+def record(version: int, live: int, lance_version: int, space: str = "5ace") -> dict[str, Any]:
+    return {
+        "format": 1,
+        "version": version,
+        "state": "published",
+        "finished": f"2026-01-{version:02d}T03:00:00+00:00",
+        "lance_version": lance_version,
+        "rows": {"live": live, "stale": 0},
+        "space": space,
+        "model": {"path": "encoder.keras", "content": "c0ffee"},
+        "norms": {"count": live, "q50": 2.0},
+        "gate": {"action": "hold", "passed": True, "findings": []},
+    }

@@ -1,0 +1,196 @@
+"""The index of a live version: written whole, read in a stream, looked up in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.store import index_file
+from batchnorm_tool.store.index import (
+    INDEX_FIELDS,
+    IndexWriter,
+    LiveIndex,
+    fixed_binary,
+    index_rows,
+    read_index,
+    read_key_schema,
+)
+
+PATH = "index/000001.parquet"
+
+
+def rows(keys: pa.Array, statuses: list[str] | None = None) -> pa.Table:
+    n = len(keys)
+    numbers = np.arange(n * 16, dtype=np.uint32).astype(np.uint8)
+    return pa.table(
+        {
+            "norm": pa.array(np.arange(n, dtype=np.float64)),
+            "id": keys,
+            "feature_hash": fixed_binary(numbers.reshape(n, 16)),
+            "passthrough_hash": fixed_binary(numbers[: n * 8].reshape(n, 8)),
+            "status": statuses or ["good"] * n,
+        }
+    )
+
+
+def write(storage: LocalStorage, *tables: pa.Table) -> None:
+    schema = tables[0].select(["id"]).schema
+    with IndexWriter(storage, PATH, schema) as writer:
+        for table in tables:
+            writer.add(table)
+        writer.commit()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "state")
+
+
+KEYS = {
+    "ascending": pa.array([1, 5, 9], pa.int64()),
+    "shuffled": pa.array([9, -5, 1], pa.int64()),
+    "strings": pa.array(["b", "", "a"]),
+    "dictionary": pa.array(["b", "", "a"]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_every_key_is_found_where_it_was_written(storage: LocalStorage, keys: pa.Array) -> None:
+    table = rows(keys, ["good", "stale: zero_vector", "quarantined: null_feature"])
+    write(storage, table)
+    live = LiveIndex.load(storage, PATH)
+    ids = key_ids(table, ["id"])
+    assert len(live) == index_rows(storage, PATH) == 3
+    assert live.lookup(ids).tolist() == [0, 1, 2]
+    assert live.lookup(ids[::-1]).tolist() == [2, 1, 0]
+    assert live.lookup(ids + np.uint64(3)).tolist() == [-1, -1, -1]
+    assert live.quarantined.tolist() == [False, False, True]
+    assert live.feature_hash.ravel().tolist() == list(range(48))
+    assert live.passthrough_hash.ravel().tolist() == list(range(24))
+
+
+def test_many_rows_over_several_row_groups(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_file, "_GROUP_BYTES", 4096)
+    monkeypatch.setattr(index_file, "_BATCH_ROWS", 100)
+    numbers = np.random.default_rng(1).permutation(3000)
+    keys = pa.array([f"key {n}" for n in numbers])
+    table = rows(keys)
+    write(storage, table.slice(0, 7), table.slice(7))
+    assert pq.ParquetFile(storage.root / PATH).metadata.num_row_groups > 20
+    live = LiveIndex.load(storage, PATH)
+    assert live.lookup(key_ids(table, ["id"])).tolist() == list(range(3000))
+    assert (
+        live.lookup(key_ids(pa.table({"id": ["key 3000", "other"]}), ["id"])).tolist() == [-1] * 2
+    )
+
+
+def test_ids_with_the_same_first_word_are_told_apart() -> None:
+    ids = np.array([[7, 3], [5, 1], [7, 1], [7, 2], [9, 0]], np.uint64)
+    hashes = np.zeros((5, 16), np.uint8), np.zeros((5, 8), np.uint8)
+    live = LiveIndex.of(ids, *hashes, np.zeros(5, bool))
+    assert live.lookup(ids).tolist() == [0, 1, 2, 3, 4]
+    unknown = np.array([[7, 4], [7, 0], [5, 0], [5, 2], [9, 1], [10, 0], [0, 0]], np.uint64)
+    assert live.lookup(unknown).tolist() == [-1] * 7
+
+
+def test_a_hash_is_not_found_among_whole_numbers() -> None:
+    hashes = np.zeros((1, 16), np.uint8), np.zeros((1, 8), np.uint8)
+    live = LiveIndex.of(np.array([[7, 0]], np.uint64), *hashes, np.zeros(1, bool))
+    assert live.lookup(np.array([[7, 1], [7, 0]], np.uint64)).tolist() == [-1, 0]
+
+
+def test_nothing_is_found_in_an_empty_index(storage: LocalStorage) -> None:
+    write(storage, rows(pa.array([], pa.int64())))
+    live = LiveIndex.load(storage, PATH)
+    assert live.lookup(np.array([[7, 0]], np.uint64)).tolist() == [-1]
+
+
+def test_a_row_takes_at_most_45_bytes(storage: LocalStorage) -> None:
+    count = 200_000
+    write(storage, rows(pa.array([f"{n}" for n in range(count)])))
+    tracemalloc.start()
+    live = LiveIndex.load(storage, PATH)
+    held = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    arrays = [live.feature_hash, live.passthrough_hash, live.quarantined, live.first]
+    assert sum(array.nbytes for array in (*arrays, live.second, live.order)) == 45 * count
+    assert held[0] < 46 * count
+    assert held[1] < 64 * count
+
+
+def test_any_columns_are_read_in_a_stream(storage: LocalStorage) -> None:
+    write(storage, rows(KEYS["shuffled"]))
+    tables = list(read_index(storage, PATH, ["norm", "id"], batch_rows=2))
+    assert [table.num_rows for table in tables] == [2, 1]
+    assert pa.concat_tables(tables).to_pydict() == {"norm": [0.0, 1.0, 2.0], "id": [9, -5, 1]}
+
+
+def test_a_key_is_stored_decoded_and_its_id_is_made_anew(storage: LocalStorage) -> None:
+    table = rows(KEYS["dictionary"])
+    wrong = table.append_column("key_id", fixed_binary(np.zeros((3, 16), np.uint8)))
+    write(storage, wrong)
+    assert read_key_schema(storage, PATH) == pa.schema([("id", pa.string())])
+    stored = pq.read_table(storage.root / PATH)
+    assert stored.schema.names == ["id", *(field.name for field in INDEX_FIELDS)]
+    assert stored["key_id"].to_pylist() == [row.tobytes() for row in key_ids(table, ["id"])]
+
+
+def test_the_record_is_that_of_the_file(storage: LocalStorage) -> None:
+    with IndexWriter(storage, PATH, pa.schema([("id", pa.int64())])) as writer:
+        writer.add(rows(KEYS["ascending"]))
+        assert storage.size(PATH) is None
+        record = writer.commit()
+    assert (record.path, record.bytes) == (PATH, storage.size(PATH))
+
+
+def test_an_index_that_is_not_committed_leaves_nothing(storage: LocalStorage) -> None:
+    with IndexWriter(storage, PATH, pa.schema([("id", pa.int64())])) as writer:
+        writer.add(rows(KEYS["ascending"]))
+    assert storage.names("index") == []
+    assert storage.names("_state/tmp") == []
+
+
+def test_a_flipped_bit_is_noticed(storage: LocalStorage) -> None:
+    write(storage, rows(KEYS["ascending"]))
+    file = storage.root / PATH
+    data = bytearray(file.read_bytes())
+    hashes = bytes(range(16))
+    data[data.index(hashes) + 3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(WorkFailed, match=r"is damaged.*batchnorm-tool verify"):
+        LiveIndex.load(storage, PATH)
+
+
+def test_hashes_of_another_version_are_refused(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_file, "HASH_VERSION", "md5/0")
+    write(storage, rows(KEYS["ascending"]))
+    monkeypatch.undo()
+    with pytest.raises(WorkFailed, match=r"Expected: xxh3-128/1\. Received: md5/0"):
+        LiveIndex.load(storage, PATH)
+
+
+def test_a_key_may_not_have_a_name_of_ours(storage: LocalStorage) -> None:
+    with pytest.raises(InputError, match=r"`input\.key` names the column `key_id`"):
+        IndexWriter(storage, PATH, pa.schema([("key_id", pa.int64())]))
+
+
+@pytest.mark.parametrize("use", [index_rows, read_key_schema, LiveIndex.load], ids=str)
+def test_an_index_that_is_cut_off_is_refused(storage: LocalStorage, use: Any) -> None:
+    write(storage, rows(KEYS["ascending"]))
+    file = storage.root / PATH
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(WorkFailed, match="is damaged"):
+        use(storage, PATH)
