@@ -60,7 +60,7 @@ def accept_command(store: str, version: int, **options: Any) -> None:
 
     VERSION is its number: one that a later night has superseded is not published.
     """
-    with Command(options) as terminal:
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.jobs.deciding import accept
 
         night = accept(
@@ -84,7 +84,7 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
     Every publish target is brought back as well. Until `release` or `accept`, nights are staged
     and judged, and not published.
     """
-    with Command(options) as terminal:
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.jobs.deciding import rollback
 
         night = rollback(
@@ -102,7 +102,7 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
 @common_flags
 def release_command(store: str, **options: Any) -> None:
     """End the hold that a rollback began: the next refresh publishes again."""
-    with Command(options) as terminal:
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.jobs.deciding import release
 
         terminal.released(release(store, wait_seconds=seconds_of(options["wait"])))

@@ -47,7 +47,7 @@ class Server:
             with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
                 return json.loads(answer.read())["result"]
         except urllib.error.HTTPError as error:
-            if error.code == 404:
+            if error.code == 404 and method in {"GET", "DELETE"}:
                 return None
             raise SystemExit(f"{method} {path}: {error.code} {error.read()[:500]!r}") from error
 

@@ -33,7 +33,7 @@ SAMPLES = ROOT / "data_samples"
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
-_skipped: dict[str, set[str]] = defaultdict(set)
+_NEEDS = "needs "
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -44,17 +44,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     if os.environ.get("REQUIRE_ALL_SUITES") == "1":
         pytest.fail(f"needs {', '.join(sorted(missing))}, and REQUIRE_ALL_SUITES=1", pytrace=False)
-    _skipped[item.nodeid.split("::")[0]] |= missing
-    pytest.skip(f"needs {', '.join(sorted(missing))}")
+    pytest.skip(_NEEDS + ", ".join(sorted(missing)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name each suite that could not run, and what to install for it."""
-    if not _skipped:
+    skipped: dict[str, set[str]] = defaultdict(set)
+    for report in terminalreporter.stats.get("skipped", []):
+        # From the reports, because tests may run in other processes.
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        if reason.startswith(_NEEDS):
+            programs = reason.removeprefix(_NEEDS).split(", ")
+            skipped[report.nodeid.split("::")[0]] |= set(programs)
+    if not skipped:
         return
     packages = debian_packages()
     terminalreporter.section("suites that could not run here")
-    for suite, missing in sorted(_skipped.items()):
+    for suite, missing in sorted(skipped.items()):
         names = " ".join(sorted(packages.get(program, program) for program in missing))
         terminalreporter.line(f"{suite}: apt-get install {names}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.difference.kinds import FOR_THE_MODEL, Kind
@@ -137,6 +138,8 @@ class SliceWorker:
         deleted = chunk.hashes.deleted
         valid = ~faulty if deleted is None else ~faulty & ~deleted
         columns = chunk.table.select(list(self._tonight.feature_columns))
+        if deleted is not None:  # their features do not matter, and may be null
+            columns = columns.filter(pa.array(~deleted))
         return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
 
     def _in_words(self, chunk: Chunk, rows: np.ndarray) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
 from batchnorm_tool.jobs.night import DISCARDED, PUBLISHED, RECORD_FORMAT, Night, NightClock
 from batchnorm_tool.jobs.night_candidate import put_array, where
-from batchnorm_tool.jobs.night_conclusion import conclude, staged_record
+from batchnorm_tool.jobs.night_conclusion import conclude, staged_record, timed
 from batchnorm_tool.jobs.night_delivery import (
     deliver_again,
     deliver_live,
@@ -199,9 +199,9 @@ def rollback(
             if _is_broken_off(state, facts, to, finished):
                 return deliver_again(state, facts)
             target = _target(state, facts, to)
-            return _RollingBack(state, supersede(state, facts, DISCARDED), target).run()
+            return _RollingBack(state, facts, target).run()
 
-    return measured(state.path, metrics_file, work)
+    return measured(state.path, metrics_file, work, is_refresh=False)
 
 
 def _is_broken_off(
@@ -254,12 +254,13 @@ class _RollingBack:
     clock: NightClock = field(default_factory=NightClock)
 
     def run(self) -> Night:
-        state, version = self.state, self.facts.next_version
+        state = self.state
         restored = state.record(self.target) or {}
         restored.pop("accepted", None)
         targets = published_to(self._live_record)
         check_targets(targets)
-        record = self._record(restored)
+        self.facts = supersede(state, self.facts, DISCARDED)
+        version, record = self.facts.next_version, self._record(restored)
         with self.clock.phase("merge"):
             self._write_index(StoreLayout.from_dict(restored["basis"]["layout"]))
             self._write_replaced()
@@ -267,7 +268,7 @@ class _RollingBack:
             facts = switch(state, prepared, self._after(restored), record)
         with self.clock.phase("targets"):
             outcomes = deliver_live(state, facts, targets)
-        stored = {**(state.record(version) or record), "seconds": self.clock.seconds}
+        stored = timed(state, version, self.clock)
         return finish_night(Night(state.path, PUBLISHED, version, stored, outcomes))
 
     @property

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.difference import Difference
     from batchnorm_tool.jobs.night_rows import NightRows
+    from batchnorm_tool.jobs.scoring import RunResult
     from batchnorm_tool.storage import LocalStorage
 
 CANDIDATE = f"{NIGHT}/candidate.json"
@@ -65,6 +66,7 @@ class Candidate:
         bad: Rows that are bad tonight: of those that were looked at anew, and of all.
         bad_rows: The first of them: ``{"key": {column: value}, "reason": label}``.
         whole: Whether the dataset is written anew, rather than merged into.
+        warnings: What the model's run warned of.
     """
 
     version: int
@@ -73,6 +75,7 @@ class Candidate:
     bad: tuple[int, int]
     bad_rows: tuple[dict[str, Any], ...]
     whole: bool
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The candidate as a sealed document."""
@@ -86,19 +89,19 @@ class Candidate:
         if data is None:
             return None
         norms = NormStats.from_dict(data["norms"])
-        lists = {name: tuple(data[name]) for name in ("bad", "bad_rows")}
+        lists = {name: tuple(data[name]) for name in ("bad", "bad_rows", "warnings")}
         return cls(**{**data, **lists, "norms": norms})
 
 
 def make_candidate(
-    night: NightRows, difference: Difference, *, predicted: int, reused: int
+    night: NightRows, difference: Difference, result: RunResult | None, reused: int
 ) -> Candidate:
     """Put together what the night writes; then what is spent is removed.
 
     Args:
         night: The staged rows.
         difference: What differs from the live version.
-        predicted: Rows that met the model.
+        result: What the model's run came to; ``None`` where it had nothing to do.
         reused: Rows whose vectors an older version had.
 
     Returns:
@@ -121,7 +124,7 @@ def make_candidate(
         "same": counts.same,
         "vanished": counts.vanished,
         "recomputed": counts.recomputed,
-        "predicted": predicted,
+        "predicted": result.rows["in"] if result else 0,
         "reused": reused,
         "stale": stale,
         "quarantined": remembered,
@@ -135,6 +138,7 @@ def make_candidate(
         bad=(night.bad.num_rows, stale + remembered),
         bad_rows=_first_bad(night),
         whole=before is None or night.plan.new_space or before.schema != schema,
+        warnings=result.warnings if result else (),
     )
     storage.put(CANDIDATE, candidate.to_json())
     for directory in _SPENT:

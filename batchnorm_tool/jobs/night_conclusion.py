@@ -25,6 +25,7 @@ from batchnorm_tool.row_hash import HASH_VERSION
 if TYPE_CHECKING:
     from batchnorm_tool.difference import Difference
     from batchnorm_tool.gate import Finding
+    from batchnorm_tool.jobs.night import NightClock
     from batchnorm_tool.jobs.night_candidate import Candidate
     from batchnorm_tool.jobs.night_plan import NightPlan
     from batchnorm_tool.jobs.night_staging import Staging
@@ -35,8 +36,22 @@ def staged_record(staging: Staging, difference: Difference) -> dict[str, Any]:
     """The record of a night whose difference is known."""
     record = begin_record(staging.plan, staging.facts, staging.version, staging.started)
     statistics = difference.statistics.to_dict()
-    record["input"] = {**record["input"], "statistics": statistics}
+    record["input"] = {
+        **record["input"],
+        "statistics": statistics,
+        "reference": _reference(staging) or statistics,
+    }
+    record["warnings"] += difference.warnings
     return {**record, "rows": counted(difference), "norms": None}
+
+
+def _reference(staging: Staging) -> dict[str, Any] | None:
+    """After a delta, what a later night is held against: the last input that had all rows."""
+    if staging.plan.store.mode == "full" or staging.facts.live is None:
+        return None
+    live = staging.state.record(staging.facts.live)
+    reference: dict[str, Any] | None = live["input"]["reference"] if live else None
+    return reference
 
 
 def conclude(
@@ -66,7 +81,12 @@ def conclude(
         found = night_gate.judge_output(staging.rows(difference), candidate, difference)
     findings += found
     record = _judged(staging, record, findings)
-    record = {**record, "rows": candidate.rows, "norms": norm_figures(candidate.norms)}
+    record = {
+        **record,
+        "rows": candidate.rows,
+        "norms": norm_figures(candidate.norms),
+        "warnings": list(dict.fromkeys([*record["warnings"], *candidate.warnings])),
+    }
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:
@@ -119,8 +139,12 @@ def hold(staging: Staging, record: dict[str, Any], reason: str, findings: list[F
     }
     state.put_record(record)
     next_version = max(facts.next_version, version + 1)
-    state.put_facts(facts.with_changes(waiting=version, next_version=next_version))
-    night = Night(state.path, WAITING, version, record)
+    facts = facts.with_changes(waiting=version, next_version=next_version)
+    state.put_facts(facts)
+    # A target may be behind the live version, whatever becomes of this night.
+    with staging.clock.phase("targets"):
+        targets = deliver_live(state, facts, staging.plan.job.publish)
+    night = Night(state.path, WAITING, version, record, targets)
     return Held(_why(staging, reason, version, findings), night.to_dict())
 
 
@@ -156,17 +180,16 @@ def _publish(
         facts = merge(state, staging.facts, after, record, whole=candidate.whole)
     with staging.clock.phase("targets"):
         targets = deliver_live(state, facts, plan.job.publish)
-    return finish_night(
-        Night(state.path, PUBLISHED, candidate.version, _stored(state, record, staging), targets),
-        state,
-        plan.store.keep,
-    )
+    record = timed(state, record["version"], staging.clock)
+    night = Night(state.path, PUBLISHED, candidate.version, record, targets)
+    return finish_night(night, state, plan.store.keep)
 
 
-def _stored(state: StoreState, record: dict[str, Any], staging: Staging) -> dict[str, Any]:
-    """The record as it is stored, and what the phases after it took."""
-    stored = state.record(record["version"]) or record
-    return {**stored, "seconds": staging.clock.seconds}
+def timed(state: StoreState, version: int, clock: NightClock) -> dict[str, Any]:
+    """The record of a published version, with what the phases after its commit took."""
+    record = {**(state.record(version) or {}), "seconds": clock.seconds}
+    state.put_record(record)
+    return record
 
 
 def _facts_after(facts: StoreFacts, plan: NightPlan, version: int, *, accepted: bool) -> StoreFacts:

@@ -49,7 +49,7 @@ def judge_input(
         plan.job.gate.input.limits(),
         gate.Counts(live_rows=difference.live_rows, **_of_kinds(difference)),
         difference.statistics.to_dict(),
-        last["statistics"] if last else None,
+        last["reference"] if last else None,
         mode=plan.store.mode,
         new_space=plan.new_space,
     )
@@ -65,15 +65,16 @@ def _of_kinds(difference: Difference) -> dict[str, int]:
 def judge_output(night: NightRows, candidate: Candidate, difference: Difference) -> list[Finding]:
     """Audit the staged rows, and hold them against the limits of the job."""
     findings = gate.audit(_audit_facts(night, candidate, difference), _audited(night))
+    written = candidate.rows["predicted"] + candidate.rows["reused"]
     bad = gate.BadCounts(
-        changed_rows=candidate.rows["predicted"] + candidate.rows["reused"] + difference.counts.bad,
+        changed_rows=written + difference.counts.bad,
         changed_bad=candidate.bad[0],
         whole_rows=candidate.rows["live"] + candidate.rows["quarantined"],
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
     limits = night.plan.job.gate.output.limits()
-    step = max(1, candidate.rows["predicted"] // _SAMPLE_ROWS)
+    step = max(1, written // _SAMPLE_ROWS)
     changed = _staged(night, [PREDICTED], step).vectors()
     if night.facts.live is None or night.plan.new_space:
         return findings + gate.judge_output(limits, changed, changed, None, bad)
@@ -172,26 +173,31 @@ def _joined(samples: Iterable[_Sample]) -> _Sample:
 
 
 def _live(night: NightRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
-    """The live version, and which of its rows stay as they are: of the sample, and of all."""
+    """The live version, and which of its rows stay as they are: of the sample, and of the norms."""
     layout = night.facts.layout or night.plan.layout
-    tables, stays, norms = [], [np.zeros(0, bool)], [np.zeros(0)]
-    for table, fates in indexed(night, [*layout.keys, STATUS, NORM]):
+    keys = list(layout.keys)
+    every = max(1, step * _SAMPLE_ROWS // _NORMS)
+    tables, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
+    norms, norms_stay, first = [np.zeros(0)], [np.zeros(0, bool)], 0
+    for table, fates in indexed(night, [*keys, STATUS, NORM]):
         stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
-        tables.append(table.select(list(layout.keys)).filter(pa.array(stored)))
-        stays.append(fates[stored] == Fate.SAME)
-        norms.append(table[NORM].to_numpy()[stored])
-    every = np.concatenate(stays)
-    places = np.arange(0, len(every), step)
-    keys = pa.concat_tables([layout.key_schema.empty_table(), *tables]).take(pa.array(places))
+        rows = np.flatnonzero(stored)
+        few, some = rows[-first % step :: step], rows[-first % every :: every]
+        tables.append(table.select(keys).take(pa.array(few)))
+        stays.append(fates[few] == Fate.SAME)
+        norms.append(table[NORM].to_numpy()[some])
+        norms_stay.append(fates[some] == Fate.SAME)
+        first += len(rows)
+    wanted = pa.concat_tables(tables)
     columns = [layout.vector, layout.norm]
     version = night.facts.lance_version
-    taken = list(take_by_key(night.state.path, version, keys, layout.keys, columns))
+    taken = list(take_by_key(night.state.path, version, wanted, keys, columns))
     schema = pa.schema([layout.schema.field(name) for name in columns])
     unit, sample_norms = _rows(
         pa.concat_tables([schema.empty_table(), *taken]), layout.vector, layout.norm
     )
-    sample = _Sample(keys, unit, sample_norms, np.concatenate(norms))
-    return sample, (every[places], every)
+    sample = _Sample(wanted, unit, sample_norms, np.concatenate(norms))
+    return sample, (np.concatenate(stays), np.concatenate(norms_stay))
 
 
 def _staged(night: NightRows, paths: list[str], step: int) -> _Sample:

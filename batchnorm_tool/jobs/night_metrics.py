@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def measured(
-    path: str, metrics_file: str | os.PathLike[str] | None, work: Callable[[], Night]
+    path: str,
+    metrics_file: str | os.PathLike[str] | None,
+    work: Callable[[], Night],
+    *,
+    is_refresh: bool = True,
 ) -> Night:
     """Do ``work``, and write what came of it to a metrics file, failures included.
 
@@ -26,6 +30,7 @@ def measured(
         path: The store.
         metrics_file: Where the metrics go; ``None`` for nowhere.
         work: What is done. Where another run holds the store, that run's metrics stay.
+        is_refresh: Whether a success is one of the refresh; a rollback's is not.
     """
     if metrics_file is None:
         return work()
@@ -34,31 +39,34 @@ def measured(
         night = work()
     except Busy:
         raise
-    except BatchnormToolError as error:
+    except BaseException as error:
         document = error.night if isinstance(error, Held | TargetFailed) else None
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
         # What failed is said in any case; metrics that cannot be written must not hide it.
         with contextlib.suppress(BatchnormToolError):
-            _write(metrics_file, path, document, error.exit_code, started)
+            _write(metrics_file, path, document, code, started)
         raise
-    _write(metrics_file, path, night.to_dict(), 0, started)
+    succeeded = time.time() if is_refresh else None
+    _write(metrics_file, path, night.to_dict(), 0, started, succeeded=succeeded)
     return night
 
 
-def _write(
+def _write(  # noqa: PLR0913  (what a file of metrics is made of)
     metrics_file: str | os.PathLike[str],
     path: str,
     document: Mapping[str, Any] | None,
     exit_code: int,
     started: float,
+    *,
+    succeeded: float | None = None,
 ) -> None:
     outcome: dict[str, Any] = {
         "exit_code": exit_code,
         "store": path,
         "seconds": time.time() - started,
         "targets": document["targets"] if document else [],
+        "last_success": succeeded,
     }
-    if exit_code == 0:
-        outcome["last_success"] = time.time()
     with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
         facts = StoreState(path).facts()
         outcome |= {"live": facts.live, "waiting": facts.waiting, "hold": facts.hold is not None}

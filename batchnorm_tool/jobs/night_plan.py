@@ -141,10 +141,9 @@ def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> 
     identity = identify(preparation.job, resolved, preparation.table.files, None)
     rows = store_layout(preparation.job, resolved, facts.layout)
     new_space, recompute, more = _compared(job, identity, facts)
-    rehash = facts.live is not None and facts.hash_version != HASH_VERSION
     retyped = _retyped(facts.layout, rows)
     notes = (*notes, *more, *retyped)
-    recompute = recompute or rehash or bool(retyped)
+    recompute = recompute or bool(retyped)
     if recompute and store_of(job).mode == "delta":
         raise InputError(_needs_every_row(notes))
     return NightPlan(

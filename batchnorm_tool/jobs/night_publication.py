@@ -18,12 +18,13 @@ from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.jobs.night_candidate import KEPT, PREDICTED, REMOVED
 from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.storage import TEMPORARY
 from batchnorm_tool.store.clean_up import clean_up, compact, move_live_tag, tag, tags
 from batchnorm_tool.store.commit import commit, committed_version
 from batchnorm_tool.store.dataset import prepare_merge, prepare_whole
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.ledger import record_files
-from batchnorm_tool.store.library import latest_version
+from batchnorm_tool.store.library import newest_version
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.rows_file import read_rows
 from batchnorm_tool.store.state import (
@@ -51,7 +52,7 @@ def check_dataset(state: StoreState, facts: StoreFacts) -> None:
         OutputError: Somebody else has written to it, or it belongs to no store.
         Damaged: It is gone.
     """
-    newest = latest_version(state.path)
+    newest = newest_version(state.path)
     if newest == facts.lance_version:
         return
     if newest is None:
@@ -160,6 +161,7 @@ def recover(state: StoreState) -> int | None:
     Returns:
         The version whose publication was finished; ``None`` where there was none.
     """
+    state.storage.remove(TEMPORARY)  # what killed nights were writing
     text = state.storage.get(INTENT)
     intent = None if text is None else canonical.opened_json(text)
     if intent is None:
@@ -177,7 +179,7 @@ def recover(state: StoreState) -> int | None:
 
 def _finish_compaction(state: StoreState, base: int) -> None:
     """Take in that the newest version's rows were written anew, if they were; then clean up."""
-    facts, newest = state.facts(), latest_version(state.path)
+    facts, newest = state.facts(), newest_version(state.path)
     if facts.lance_version == base and newest == base + 1:
         facts = _renumber(state, facts, {**facts.versions, facts.live or 0: newest})
     _remove_files(state, facts)

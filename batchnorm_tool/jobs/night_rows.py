@@ -15,7 +15,12 @@ from batchnorm_tool.jobs.night_scoring import REUSED, SCORED
 from batchnorm_tool.jobs.stored_run import open_run
 from batchnorm_tool.row_hash import key_ids
 from batchnorm_tool.store.index import LiveIndex
-from batchnorm_tool.store.rows import take_by_key
+from batchnorm_tool.store.rows import (
+    Addresses,
+    addresses_of_keys,
+    at_addresses,
+    check_found,
+)
 from batchnorm_tool.store.rows_file import BATCH_ROWS, read_directory
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -164,11 +169,26 @@ class NightRows:
         before = self.facts.layout or layout
         columns = [before.vector, before.norm, *(more or [])]
         keys = table.select(list(layout.keys))
-        found = take_by_key(self.state.path, self.facts.lance_version, keys, layout.keys, columns)
+        at = self._live_addresses.find(key_ids(keys, layout.keys))
+        check_found(self.state.path, keys, at)
+        found = at_addresses(self.state.path, self.facts.lance_version, at, columns)
         vectors = pa.concat_tables(found)
         for name, stored in zip((layout.vector, layout.norm, *(more or [])), columns, strict=True):
-            table = table.append_column(self.schema.field(name), vectors[stored])
+            field = self.schema.field(name)
+            table = table.append_column(field, vectors[stored].cast(field.type))
         return self._ordered(table) if more else table
+
+    @cached_property
+    def _live_addresses(self) -> Addresses:
+        """Where the rows lie in the live version whose vectors stay."""
+        keys = list(self.plan.layout.keys)
+        tables = [
+            *read_directory(self.state.storage, TOUCHED),
+            self.bad.filter(pa.array(self._stays)),
+        ]
+        ids = [key_ids(table.select(keys), keys) for table in tables]
+        version = self.facts.lance_version
+        return addresses_of_keys(self.state.path, version, np.concatenate(ids), keys)
 
     def _complete(self, table: pa.Table, status: str) -> pa.Table:
         """A table with keys, hashes, vectors and passed-through columns as rows of the dataset."""

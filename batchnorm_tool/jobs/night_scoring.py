@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchnorm_tool.errors import WorkFailed
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.jobs.scoring import run
 from batchnorm_tool.store.key_places import KeyPlaces
-from batchnorm_tool.store.rows import as_ids, bytes_of, rows_with_hashes
+from batchnorm_tool.store.rows import (
+    NOWHERE,
+    Addresses,
+    addresses_of_hashes,
+    as_ids,
+    at_addresses,
+    bytes_of,
+)
 from batchnorm_tool.store.rows_file import read_directory, read_rows, write_rows
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -91,51 +97,52 @@ def _has_columns(layout: StoreLayout, wanted: StoreLayout) -> bool:
 def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None:
     """Take rows whose vectors are known out of the spool; they are written with these vectors."""
     for each in known:
+        places = KeyPlaces(as_ids(each.hashes))
+        wanted = [
+            hashes[places.find(as_ids(hashes)) >= 0]
+            for table in read_directory(state.storage, CHANGED)
+            for hashes in [bytes_of(table[FEATURE_HASH])]
+        ]
+        if not sum(map(len, wanted)):
+            continue
+        addresses = addresses_of_hashes(state.path, each.lance_version, np.concatenate(wanted))
         for name in state.storage.names(CHANGED):
-            _reuse_file(state, plan, each, name)
+            _reuse_file(state, plan, (each.lance_version, addresses), name)
 
 
-def _reuse_file(state: StoreState, plan: NightPlan, known: KnownVectors, name: str) -> None:
+def _reuse_file(
+    state: StoreState, plan: NightPlan, known: tuple[int, Addresses], name: str
+) -> None:
     tables = list(read_rows(state.storage, f"{CHANGED}/{name}"))
-    if not tables:
+    if not tables:  # a newer version had all of its rows
         return
     spooled = pa.concat_tables(tables)
-    wanted = bytes_of(spooled[FEATURE_HASH])
-    hits = KeyPlaces(_distinct(known.hashes)).find(as_ids(wanted)) >= 0
+    lance_version, addresses = known
+    found = addresses.find(as_ids(bytes_of(spooled[FEATURE_HASH])))
+    hits = found != NOWHERE
     if not hits.any():
         return
-    stored = _stored(state.path, known.lance_version, wanted[hits], plan)
-    at = KeyPlaces(as_ids(bytes_of(stored[FEATURE_HASH]))).find(as_ids(wanted))
-    hits = at >= 0
-    if not hits.any():
-        return
+    vectors = _stored(state.path, lance_version, found[hits], plan.layout)
+    if plan.job.normalize.zero != "keep":
+        # A vector of zeros may have been welcome then: what becomes of it now, the run decides.
+        fit = vectors[plan.layout.norm].to_numpy() != 0
+        hits[hits], vectors = fit, vectors.filter(pa.array(fit))
     rows = plan.layout
     kept = [*rows.keys, *rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH]
-    found = spooled.select(kept).filter(pa.array(hits))
-    vectors = stored.take(pa.array(at[hits]))
+    reused = spooled.select(kept).filter(pa.array(hits))
     for column in (rows.vector, rows.norm):
-        found = found.append_column(rows.schema.field(column), vectors[column])
-    target = f"{REUSED}/{known.lance_version:06d}-{name}"
-    write_rows(state.storage, target, found.schema, [found])
+        reused = reused.append_column(rows.schema.field(column), vectors[column])
+    write_rows(state.storage, f"{REUSED}/{lance_version:06d}-{name}", reused.schema, [reused])
     rest = spooled.filter(pa.array(~hits))
     write_rows(state.storage, f"{CHANGED}/{name}", spooled.schema, [rest])
 
 
-def _distinct(hashes: np.ndarray) -> np.ndarray:
-    return np.unique(as_ids(hashes), axis=0)
-
-
-def _stored(path: str, lance_version: int, hashes: np.ndarray, plan: NightPlan) -> pa.Table:
-    """The good rows of a version that have these hashes: hash, vector and norm."""
-    columns = [FEATURE_HASH, plan.layout.vector, plan.layout.norm]
-    distinct = np.ascontiguousarray(_distinct(hashes)).view(np.uint8).reshape(-1, 16)
-    schema = pa.schema([plan.layout.schema.field(name) for name in columns])
-    tables = rows_with_hashes(path, lance_version, distinct, columns)
-    found = pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
-    if plan.job.normalize.zero == "keep":
-        return found
-    # A vector of zeros may have been welcome then: what becomes of it now, the run decides.
-    return found.filter(pc.not_equal(found[plan.layout.norm], 0.0))
+def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreLayout) -> pa.Table:
+    """Vectors and norms of the rows at some addresses of a version."""
+    columns = [layout.vector, layout.norm]
+    schema = pa.schema([layout.schema.field(name) for name in columns])
+    tables = at_addresses(path, lance_version, addresses, columns)
+    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
 
 
 def score(

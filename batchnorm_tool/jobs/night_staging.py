@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool import canonical
 from batchnorm_tool.difference import Difference, Tonight, find_difference
-from batchnorm_tool.jobs.night import SUPERSEDED, NightClock
+from batchnorm_tool.jobs.night import SUPERSEDED, WAITING, NightClock
 from batchnorm_tool.jobs.night_candidate import Candidate, make_candidate
 from batchnorm_tool.jobs.night_plan import NightPlan
 from batchnorm_tool.jobs.night_publication import discard_night, now
@@ -88,10 +88,9 @@ class Staging:
         with self.clock.phase("prediction"):
             result = score(self.state, self.plan, difference, self.progress)
         with self.clock.phase("candidate"):
-            predicted = result.rows["in"] if result else 0
             reused = rows_in(self.state.storage, REUSED)
             rows = self.rows(difference)
-            return make_candidate(rows, difference, predicted=predicted, reused=reused)
+            return make_candidate(rows, difference, result, reused)
 
     def _reuse(self) -> None:
         """Take rows whose vectors an older version has out of the spool, before a run reads it."""
@@ -179,10 +178,14 @@ def staged_plan(state: StoreState) -> NightPlan | None:
 
 def supersede(state: StoreState, facts: StoreFacts, fate: str = SUPERSEDED) -> StoreFacts:
     """Let go what is staged; the record of a candidate that waited says so."""
-    if facts.waiting is not None:
-        record = state.record(facts.waiting)
-        if record is not None:
+    # Also the record of one that a kill kept from being given its number.
+    for version in {facts.waiting or 0, facts.next_version}:
+        record = state.record(version)
+        if record is not None and record["state"] == WAITING:
             state.put_record({**record, "state": fate})
+    # First: what is staged under a number must not be found under another one.
+    state.storage.remove(NIGHT)
+    if facts.waiting is not None:
         facts = facts.with_changes(waiting=None)
         state.put_facts(facts)
     discard_night(state, facts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.difference import find_difference
+from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats import let_go
 from batchnorm_tool.jobs import night_gate
 from batchnorm_tool.jobs.night import (
@@ -28,7 +29,7 @@ from batchnorm_tool.jobs.night_conclusion import conclude, staged_record
 from batchnorm_tool.jobs.night_delivery import deliver_live, finish_night
 from batchnorm_tool.jobs.night_metrics import measured
 from batchnorm_tool.jobs.night_plan import plan_night, store_of
-from batchnorm_tool.jobs.night_publication import now, recover
+from batchnorm_tool.jobs.night_publication import check_dataset, discard_night, now, recover
 from batchnorm_tool.jobs.night_staging import (
     StagingOptions,
     begin,
@@ -39,6 +40,7 @@ from batchnorm_tool.jobs.night_staging import (
 from batchnorm_tool.progress import Progress, Quiet
 from batchnorm_tool.publish.delivery import check_targets
 from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.store.library import check_installed
 from batchnorm_tool.store.state import StoreState, index_path
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     options = StagingOptions(progress or Quiet(), run_id=run_id or secrets.token_hex(8))
 
     def work() -> Night:
+        check_installed()
         check_targets(job.publish)
         try:
             with state.lock(wait_seconds):
@@ -123,12 +126,16 @@ def plan_refresh(job: Job) -> dict[str, Any]:
         BadRows: The data breaks a row policy.
     """
     state = StoreState(store_of(job).path)
+    check_installed()
     check_targets(job.publish)
     facts = state.facts()
     plan = plan_night(job, facts, staged_plan(state))
     index = None if facts.live is None else state.storage.root / index_path(facts.live)
-    # Beside the store: what differs may be as large as the input.
-    with tempfile.TemporaryDirectory(prefix="batchnorm-tool-") as scratch:
+    # Beside the store where that is possible: what differs may be as large as the input.
+    beside = Path(state.path).parent
+    with tempfile.TemporaryDirectory(
+        prefix="batchnorm-tool-", dir=beside if os.access(beside, os.W_OK) else None
+    ) as scratch:
         place = LocalStorage(scratch)
         if index is not None:
             (Path(scratch) / "index").mkdir()
@@ -152,11 +159,16 @@ def _refresh_locked(
     state: StoreState, job: Job, options: StagingOptions, announce: Callable[[str], None]
 ) -> Night:
     facts = state.facts()
+    check_dataset(state, facts)
     plan = plan_night(job, facts, staged_plan(state))
     for note in plan.notes:
         announce(note)
     staging = begin(state, facts, plan, options)
-    difference = staging.difference()
+    try:
+        difference = staging.difference()
+    except Refused:
+        discard_night(state, staging.facts)
+        raise
     announce(_in_words(difference))
     record = staged_record(staging, difference)
     if _is_nothing(staging, difference):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from batchnorm_tool.report.history_document import (
@@ -23,6 +24,7 @@ _HEADINGS = (
     "when (UTC)",
     "state",
     "kind",
+    "model",
     "live",
     "new",
     "changed",
@@ -77,6 +79,7 @@ def _cells(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
         when(night),
         fate_words(night, document),
         kind_words(night),
+        _model(night),
         counted(rows_of(night, "live")),
         counted(rows_of(night, "new")),
         counted(changed_rows(night)),
@@ -85,11 +88,19 @@ def _cells(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _model(night: Mapping[str, Any]) -> str:
+    """The file of the model, and the beginning of its content's hash."""
+    model = night.get("model")
+    if not model:
+        return "none"
+    return f"{PurePath(model['path']).name} {str(model['content'])[:6]}"
+
+
 def _even(rows: list[list[str]]) -> list[list[str]]:
     """Fill words up on the right and numbers on the left, to the width of their column."""
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    is_words = (False, True, True, True, *[False] * 4, True)
+    is_words = (False, *[True] * 4, *[False] * 4, True)
     return [
         [
             f"{cell:<{width}}" if words else f"{cell:>{width}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,8 @@ def night_lines(
     lines += _gate(record, width)
     for target in targets:
         lines += _entry("target", _target(target), width)
-    for warning in record.get("warnings") or []:
+    warned = [(target.get("facts") or {}).get("warnings") or [] for target in targets]
+    for warning in [*(record.get("warnings") or []), *itertools.chain(*warned)]:
         lines += _entry("warning", str(warning), width)
     lines += _next(record, targets, store, width)
     return [visible(line) for line in lines]

@@ -121,9 +121,13 @@ class OutputFile(io.RawIOBase):
             digest = self._digest(descriptor)
             os.fsync(descriptor)
             self._close()
+            is_new = not self._path.exists()
             self._temporary.replace(self._path)
-            # A name that may be lost with the next power cut must not stay: `discard` removes it.
-            self._temporary = self._path
+            if is_new:
+                # A name that may be lost with the next power cut must not stay: `discard` removes
+                # it. One that was there before stays: after a cut it has the one content or the
+                # other, and readers count on it.
+                self._temporary = self._path
             sync_directory(self._path.parent)
         self._committed = True
         return FileRecord(self._name, self._size, digest)

@@ -14,7 +14,7 @@ from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.files import read_errors
-from batchnorm_tool.store.library import open_dataset, reading
+from batchnorm_tool.store.library import newest_version, open_dataset, reading
 
 LEDGER_PATH = "files.json"
 _FORMAT = 1
@@ -105,16 +105,9 @@ def _check_hint(path: str) -> Iterator[str]:
         return
     except (OSError, ValueError, TypeError, KeyError):
         hint = None
-    manifests = (Path(path) / "_versions").glob("*.manifest")
-    newest = max((_version_of(file) for file in manifests), default=None)
+    newest = newest_version(path)
     if hint != newest:
         yield f"`{_HINT}` names version {hint}, and the newest is {newest}."
-
-
-def _version_of(manifest: Path) -> int:
-    """Lance counts its manifests' names down from 2**64 - 1, so that the newest comes first."""
-    number = int(manifest.stem)
-    return (1 << 64) - 1 - number if number >> 63 else number
 
 
 def _records(path: str, storage: Storage) -> dict[str, FileRecord]:

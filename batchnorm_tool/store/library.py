@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,28 @@ def lance() -> Any:
         )
         raise JobError(msg) from error
     return library
+
+
+def check_installed() -> None:
+    """Find out that a library is missing before anything is written; none is imported.
+
+    Raises:
+        JobError: One is; the message says what to install.
+    """
+    missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
+    if missing:
+        msg = (
+            f"A store needs what is not installed: {' and '.join(missing)}. "
+            "Run: pip install 'batchnorm-tool[refresh]'"
+        )
+        raise JobError(msg)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # what stands under its name is no module
+        return False
 
 
 @contextlib.contextmanager
@@ -105,6 +128,24 @@ def _error(
         "cause and run the same command again."
     )
     return WorkFailed(msg)
+
+
+def newest_version(path: str) -> int | None:
+    """As `latest_version`, from the names of the files alone: Lance is not imported.
+
+    Raises:
+        OutputError: Something else lies there.
+    """
+    manifests = list((Path(path) / "_versions").glob("*.manifest"))
+    if not manifests:
+        _refuse_foreign(path)
+    return max(map(_version_of, manifests), default=None)
+
+
+def _version_of(manifest: Path) -> int:
+    """Lance counts its manifests' names down from 2**64 - 1, so that the newest comes first."""
+    number = int(manifest.stem)
+    return (1 << 64) - 1 - number if number >> 63 else number
 
 
 def latest_version(path: str) -> int | None:

@@ -6,6 +6,7 @@ Memory is bounded by batches, and 40 bytes for each row that is asked for by key
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from batchnorm_tool.store.index import binary_rows
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.library import open_dataset, reading
 from batchnorm_tool.store.state import FEATURE_HASH, GOOD, STATUS
+
+NOWHERE = np.uint64(np.iinfo(np.uint64).max)
+"""The address of a row that is not there."""
 
 _ADDRESS = "_rowaddr"
 _BATCH_ROWS = 65_536
@@ -92,6 +96,71 @@ def at_addresses(
         yield table.select(list(columns))
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Where the rows lie that have certain ids: found in one scan, asked for many times.
+
+    Attributes:
+        places: Of the ids that were looked for.
+        addresses: ``uint64[m]`` in the order of these; `NOWHERE` where there is no such row.
+    """
+
+    places: KeyPlaces
+    addresses: np.ndarray
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """The address of the row of each id, ``uint64[n]``; `NOWHERE` for none."""
+        at = self.places.find(ids)
+        if not len(self.addresses):
+            return np.full(len(ids), NOWHERE)
+        return np.where(at >= 0, self.addresses[at], NOWHERE)
+
+
+def addresses_of_keys(
+    path: str, lance_version: int | None, ids: np.ndarray, keys: Sequence[str]
+) -> Addresses:
+    """Find the rows that have certain keys.
+
+    Args:
+        path: Of the dataset.
+        lance_version: Lance's number of the version; ``None``: the newest.
+        ids: ``uint64[m, 2]``, the ids of the keys.
+        keys: Names of the key columns.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    return _addresses(ids, key_batches(path, lance_version, keys))
+
+
+def addresses_of_hashes(path: str, lance_version: int | None, hashes: np.ndarray) -> Addresses:
+    """Find a good row for each feature hash that the version has: its vector can be reused.
+
+    Args:
+        path: Of the dataset.
+        lance_version: Lance's number of the version; ``None``: the newest.
+        hashes: ``uint8[m, 16]``.
+
+    Raises:
+        Damaged: A file is missing or cannot be read.
+    """
+    return _addresses(as_ids(hashes), _good_hashes(path, lance_version))
+
+
+def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarray]]) -> Addresses:
+    places, found = KeyPlaces(ids), np.full(len(ids), NOWHERE)
+    for addresses, known in rows_by_id if len(ids) else ():
+        at = places.find(known)
+        found[at[at >= 0]] = addresses[at >= 0]
+    return Addresses(places, found)
+
+
+def _good_hashes(path: str, lance_version: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for addresses, table in addressed(path, lance_version, [FEATURE_HASH, STATUS]):
+        good = pc.equal(table[STATUS], GOOD).to_numpy()
+        yield addresses[good], as_ids(bytes_of(table[FEATURE_HASH]))[good]
+
+
 def take_by_key(
     path: str,
     lance_version: int | None,
@@ -113,39 +182,20 @@ def take_by_key(
         Damaged: A file is missing or cannot be read.
     """
     ids = key_ids(wanted, keys)
-    found = np.full(len(ids), np.iinfo(np.uint64).max, np.uint64)
-    places = KeyPlaces(ids)
-    for addresses, known in key_batches(path, lance_version, keys):
-        at = places.find(known)
-        found[at[at >= 0]] = addresses[at >= 0]
-    missing = np.flatnonzero(found == np.iinfo(np.uint64).max)
-    if len(missing):
-        raise WorkFailed(_missing_key(path, wanted.select(list(keys)), missing))
+    found = addresses_of_keys(path, lance_version, ids, keys).find(ids)
+    check_found(path, wanted.select(list(keys)), found)
     yield from at_addresses(path, lance_version, found, columns)
 
 
-def rows_with_hashes(
-    path: str, lance_version: int | None, hashes: np.ndarray, columns: Sequence[str]
-) -> Iterator[pa.Table]:
-    """Stream one good row for each feature hash that the version has: their vectors can be reused.
-
-    Args:
-        path: Of the dataset.
-        lance_version: Lance's number of the version; ``None``: the newest.
-        hashes: ``uint8[m, 16]``.
-        columns: Names of the columns wanted, such as ``feature_hash``.
+def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
+    """Check that every row that the index knows is in the dataset.
 
     Raises:
-        Damaged: A file is missing or cannot be read.
+        WorkFailed: One is not.
     """
-    places = KeyPlaces(as_ids(hashes))
-    found = np.full(len(hashes), np.iinfo(np.uint64).max, np.uint64)
-    for addresses, table in addressed(path, lance_version, [FEATURE_HASH, STATUS]):
-        at = places.find(as_ids(bytes_of(table[FEATURE_HASH])))
-        at[pc.not_equal(table[STATUS], GOOD).to_numpy()] = -1
-        found[at[at >= 0]] = addresses[at >= 0]
-    known = np.sort(found[found != np.iinfo(np.uint64).max])
-    yield from at_addresses(path, lance_version, known, columns)
+    missing = np.flatnonzero(addresses == NOWHERE)
+    if len(missing):
+        raise WorkFailed(_missing_key(path, wanted, missing))
 
 
 def as_ids(hashes: np.ndarray) -> np.ndarray:

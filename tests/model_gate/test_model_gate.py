@@ -622,21 +622,15 @@ def test_an_output_that_is_normalized_already_is_worth_a_warning(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved_model"])
-def test_examining_takes_a_moment_and_neither_tensorflow_nor_keras(stored: Path, name: str) -> None:
+def test_examining_takes_neither_tensorflow_nor_keras(stored: Path, name: str) -> None:
     program = (
-        "import sys, time; start = time.perf_counter();"
-        "from batchnorm_tool.model_gate import examine;"
-        "examine(sys.argv[1]); print(time.perf_counter() - start,"
-        "*[name for name in ('tensorflow', 'keras') if name in sys.modules])"
+        "import sys; from batchnorm_tool.model_gate import examine; examine(sys.argv[1]);"
+        "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
     )
-    seconds = []
-    for _ in range(3):  # the best of three: other work on the machine is not the gate's
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(stored / name)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        (printed,) = done.stdout.split()
-        seconds.append(float(printed))
-    assert min(seconds) < 0.3
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(stored / name)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"

@@ -146,7 +146,7 @@ def kinds(names: Sequence[str]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        if not re.match(r"(write|fsync|mkdir|open|rmdir) |after sql|.*scored", name):
+        if not re.match(r"(write|fsync|mkdir|open) |rmdir (?!.*/night$)|after sql|.*scored", name):
             found.setdefault(name, number)
     return found
 

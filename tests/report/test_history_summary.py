@@ -24,6 +24,7 @@ def test_every_night_has_a_line_the_oldest_first() -> None:
     assert "2026-03-01 02:00" in lines[3]
     assert "load" in lines[3]
     assert "1,000,000" in lines[3]
+    assert "  encoder.keras efefef  " in lines[3]
 
 
 def test_columns_stand_below_one_another() -> None:

@@ -85,16 +85,19 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
     held[6]["feature_hash"] = held[5]["feature_hash"]
     write(path, held)
     asked = hashes_of([held[12], held[4], held[5], item(99)])
-    found = pa.concat_tables(
-        rows.rows_with_hashes(path, None, asked, ["id", "feature_hash", "vector"])
-    )
+    places = rows.addresses_of_hashes(path, None, asked).find(rows.as_ids(asked))
+    known = np.unique(places[places != rows.NOWHERE])
+    found = pa.concat_tables(rows.at_addresses(path, None, known, ["id", "feature_hash", "vector"]))
     assert found["id"].to_pylist() in ([5, 12], [6, 12])
     assert found["vector"].to_pylist() == [held[key]["vector"] for key in found["id"].to_pylist()]
 
 
 def test_no_hash_finds_no_row(path: str) -> None:
     write(path, [item(1)])
-    assert list(rows.rows_with_hashes(path, None, np.empty((0, 16), np.uint8), ["id"])) == []
+    none = np.empty((0, 16), np.uint8)
+    found = rows.addresses_of_hashes(path, None, none)
+    assert found.find(rows.as_ids(none)).tolist() == []
+    assert found.find(np.ones((2, 2), np.uint64)).tolist() == [rows.NOWHERE] * 2
 
 
 def test_a_missing_file_is_damage(path: str) -> None:
