@@ -167,8 +167,24 @@ def _check_installed() -> None:
         raise JobError(msg) from error
 
 
+def check_metrics_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what cannot be replaced by a file, before any work is done.
+
+    Raises:
+        JobError: A directory or a device lies there.
+    """
+    place = Path(path)
+    if place.exists() and not place.is_file():
+        msg = (
+            f"`--metrics-file` must be a file. Received: `{path}`, which is a directory or a "
+            "device. Choose another path."
+        )
+        raise JobError(msg)
+
+
 def _replace(path: Path, text: bytes) -> None:
     """Let the file appear whole and synced: a collector may read it at any moment."""
+    path = path.resolve()  # a link stays one
     # A name that does not end in `.prom`, which a collector would read.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = OutputFile(path, aside, path.name)

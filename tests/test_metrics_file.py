@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchnorm_tool.errors import JobError, WorkFailed
-from batchnorm_tool.metrics_file import last_success, write_metrics
+from batchnorm_tool.metrics_file import check_metrics_file, last_success, write_metrics
 from tests.report import history_documents as histories
 
 STORE = "/stores/items.lance"
@@ -193,3 +193,18 @@ def test_without_the_library_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[refresh\]'"):
         write_metrics(tmp_path / "refresh.prom", None, OUTCOME)
+
+
+def test_a_device_or_directory_is_no_metrics_file(tmp_path: Path) -> None:
+    for place in ("/dev/null", str(tmp_path)):
+        with pytest.raises(JobError, match="must be a file"):
+            check_metrics_file(place)
+    check_metrics_file(tmp_path / "new.prom")
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    link = tmp_path / "link.prom"
+    link.symlink_to(tmp_path / "real.prom")
+    write_metrics(link, None, {"exit_code": 0})
+    assert link.is_symlink()
+    assert "exit_code" in (tmp_path / "real.prom").read_text()

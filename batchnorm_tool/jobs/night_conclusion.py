@@ -42,6 +42,9 @@ def staged_record(staging: Staging, difference: Difference) -> dict[str, Any]:
         "reference": _reference(staging) or statistics,
     }
     record["warnings"] += difference.warnings
+    unknown = difference.counts.unknown_deletes
+    if unknown:
+        record["warnings"].append(f"{unknown:,} rows to be deleted are not in the store.")
     return {**record, "rows": counted(difference), "norms": None}
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, TargetFailed
-from batchnorm_tool.metrics_file import write_metrics
+from batchnorm_tool.metrics_file import check_metrics_file, write_metrics
 from batchnorm_tool.store.state import StoreState
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def measured(
     """
     if metrics_file is None:
         return work()
+    check_metrics_file(metrics_file)
     started = time.time()
     try:
         night = work()

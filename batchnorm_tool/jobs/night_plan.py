@@ -20,7 +20,7 @@ from batchnorm_tool.row_hash import HASH_VERSION
 from batchnorm_tool.store.state import StoreFacts, StoreLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from batchnorm_tool.job import Store
     from batchnorm_tool.sources import Table
@@ -142,7 +142,7 @@ def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> 
     rows = store_layout(preparation.job, resolved, facts.layout)
     new_space, recompute, more = _compared(job, identity, facts)
     retyped = _retyped(facts.layout, rows)
-    notes = (*notes, *more, *retyped)
+    notes = (*notes, *more, *retyped, *_other_columns(facts.layout, rows))
     recompute = recompute or bool(retyped)
     if recompute and store_of(job).mode == "delta":
         raise InputError(_needs_every_row(notes))
@@ -157,6 +157,22 @@ def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> 
         notes=notes,
         table=preparation.table,
     )
+
+
+def _other_columns(before: StoreLayout | None, rows: StoreLayout) -> Iterator[str]:
+    """Say which passed-through columns come, go or change their type."""
+    if before is None:
+        return
+    old, new = (
+        {name: each.schema.field(name).type for name in each.passthrough} for each in (before, rows)
+    )
+    for name in sorted(old.keys() | new.keys()):
+        if name not in new:
+            yield f"The passed-through column `{name}` leaves the store."
+        elif name not in old:
+            yield f"The passed-through column `{name}` is new in the store."
+        elif old[name] != new[name]:
+            yield f"The passed-through column `{name}` was {old[name]} and is {new[name]} now."
 
 
 def store_of(job: Job) -> Store:

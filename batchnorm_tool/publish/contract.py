@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -201,12 +202,24 @@ def failure(name: str, reason: str) -> WorkFailed:
     return WorkFailed(msg)
 
 
-def check_path(section: TargetSection) -> None:
-    """Refuse a path that is on no local disk.
+def check_path(section: TargetSection, *, is_file: bool = False) -> None:
+    """Refuse a path that is on no local disk, or where something else lies.
+
+    Args:
+        section: Of the target.
+        is_file: Whether the target is a file, and not a directory.
 
     Raises:
-        JobError: It has a scheme, such as ``s3://``.
+        JobError: It has a scheme, such as ``s3://``, or is a file instead of a directory.
     """
+    place = Path(str(section.path))
+    if place.is_dir() if is_file else place.is_file():
+        wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")
+        msg = (
+            f"`publish`: target `{section.label}` needs {wanted} in `path`. Received: "
+            f"`{section.path}`, which is {found}. Choose another path."
+        )
+        raise JobError(msg)
     if "://" in str(section.path):
         msg = (
             f"`publish`: target `{section.label}` writes to a local path in this version. "

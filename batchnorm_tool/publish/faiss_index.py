@@ -57,7 +57,7 @@ class FaissIndex:
 
     def check(self) -> None:
         """Look for FAISS, and refuse a path that is not local."""
-        check_path(self._section)
+        check_path(self._section, is_file=True)
         if importlib.util.find_spec("faiss") is None:
             msg = (
                 f"`publish`: target `{self.name}` needs faiss, which cannot be imported. Install "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats.contract import MEBIBYTE
 from batchnorm_tool.formats.row_groups import RowGroups, decoded_schema
 from batchnorm_tool.row_hash import HASH_VERSION, key_ids
@@ -132,7 +132,8 @@ def read_index(
         Tables of at least one row; ``status`` is dictionary-encoded.
 
     Raises:
-        WorkFailed: The index cannot be read, or was made with hashes of another version.
+        Damaged: The index is missing or cannot be read.
+        WorkFailed: It was made with hashes of another version.
     """
     names = list(columns)
     with _opened(storage, path) as file:
@@ -160,6 +161,12 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
     """The index as a `pyarrow.parquet.ParquetFile`; what is wrong with it becomes our error."""
     import pyarrow.parquet as pq
 
+    if storage.size(path) is None:
+        msg = (
+            f"The index `{path}` of the store is missing. Put it back from a backup of the store's "
+            "state, or begin a new store with another `store.path`."
+        )
+        raise Damaged(msg)
     with storage.open(path) as binary:
         try:
             yield pq.ParquetFile(
@@ -175,7 +182,7 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
                 f"Received: {' '.join(str(error).split())}. Check the store with "
                 "`batchnorm-tool verify`."
             )
-            raise WorkFailed(msg) from error
+            raise Damaged(msg) from error
 
 
 def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:

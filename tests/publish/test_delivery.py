@@ -200,3 +200,15 @@ print(sorted({"psycopg", "pgvector", "faiss", "lance", "tensorflow"} & set(sys.m
         cwd=Path(__file__).parents[2],
     )
     assert finished.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", ["changes", "parquet", "faiss"])
+def test_something_else_in_the_place_is_found_before(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "target"
+    if kind == "faiss":
+        place.mkdir()
+    else:
+        place.write_text("")
+    target = open_target(Section(kind, path=str(place), keep=9, index="auto", sample=10))
+    with pytest.raises(JobError, match=rf"target `{kind}` needs a .* in `path`"):
+        target.check()

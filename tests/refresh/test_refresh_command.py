@@ -12,6 +12,7 @@ import yaml
 from click.testing import Result
 from prometheus_client.parser import text_string_to_metric_families
 
+from batchnorm_tool.storage import LocalStorage
 from tests.command_line import invoke, python
 from tests.kill_points import tree
 from tests.refresh.nightly import LOOSE, Nightly, firsts, items, units
@@ -107,9 +108,9 @@ def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
         "publish": [{"to": "changes", "path": "feed"}, {"to": "parquet", "path": "snapshots"}]
     }
     job.write_text(nightly.job().to_yaml())
-    (nightly.path / "feed").write_text("a file where the directory would be")
     nightly.put(FIRST)
-    found = document(invoke("refresh", job, "--json"), 1)
+    with LocalStorage(nightly.path / "feed").lock():
+        found = document(invoke("refresh", job, "--json"), 1)
     assert (found["status"], found["error"], found["exit_code"]) == ("failed", "TargetFailed", 1)
     assert (found["outcome"], found["version"]) == ("published", 1)
     failed, reached = found["targets"]
@@ -121,7 +122,6 @@ def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
     )
     assert failed["error"] in found["message"]
     assert nightly.vectors() == units(FIRST)
-    (nightly.path / "feed").unlink()
     found = document(invoke("refresh", job, "--json"))
     assert found["outcome"] == "nothing to do"
     assert [(each["error"], each["skipped"]) for each in found["targets"]] == [

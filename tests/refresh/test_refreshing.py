@@ -202,6 +202,7 @@ def test_a_new_passed_through_column_is_taken_up(nightly: Nightly, seen: set[flo
     wanted = ["price", "label"]
     night = nightly.night(items(FIRST, price=prices), input__passthrough=wanted)
     assert (night.state, night.version) == ("published", 2)
+    assert night.record["warnings"] == ["The passed-through column `price` is new in the store."]
     assert seen == set()
     assert nightly.vectors() == before
     assert [nightly.rows()[key]["price"] for key in FIRST] == prices
@@ -224,6 +225,7 @@ def test_a_removed_passed_through_column_goes(nightly: Nightly, seen: set[float]
     seen.clear()
     night = nightly.night({**FIRST, 40: 0}, input__passthrough=[])
     assert night.state == "published"
+    assert night.record["warnings"] == ["The passed-through column `label` leaves the store."]
     assert seen == firsts({40: 0})
     assert "label" not in lance.dataset(nightly.store).schema.names
     assert nightly.vectors() == before | units({40: 0})

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.row_hash import key_ids
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store import index_file
@@ -168,7 +168,7 @@ def test_a_flipped_bit_is_noticed(storage: LocalStorage) -> None:
     hashes = bytes(range(16))
     data[data.index(hashes) + 3] ^= 1
     file.write_bytes(data)
-    with pytest.raises(WorkFailed, match=r"is damaged.*batchnorm-tool verify"):
+    with pytest.raises(Damaged, match=r"is damaged.*batchnorm-tool verify"):
         LiveIndex.load(storage, PATH)
 
 
@@ -187,10 +187,12 @@ def test_a_key_may_not_have_a_name_of_ours(storage: LocalStorage) -> None:
         IndexWriter(storage, PATH, pa.schema([("key_id", pa.int64())]))
 
 
-@pytest.mark.parametrize("use", [index_rows, read_key_schema, LiveIndex.load], ids=str)
+@pytest.mark.parametrize(
+    "use", [index_rows, read_key_schema, LiveIndex.load], ids=["rows", "keys", "index"]
+)
 def test_an_index_that_is_cut_off_is_refused(storage: LocalStorage, use: Any) -> None:
     write(storage, rows(KEYS["ascending"]))
     file = storage.root / PATH
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(WorkFailed, match="is damaged"):
+    with pytest.raises(Damaged, match="is damaged"):
         use(storage, PATH)
