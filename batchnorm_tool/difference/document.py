@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool import canonical
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.difference.spool import NIGHT
 from batchnorm_tool.difference.statistics import InputStatistics
 from batchnorm_tool.row_hash import HASH_VERSION
+from batchnorm_tool.store.state import NIGHT
 
 if TYPE_CHECKING:
     from batchnorm_tool.storage import Storage

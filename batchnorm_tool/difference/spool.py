@@ -14,7 +14,7 @@ from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.contract import Layout
 from batchnorm_tool.formats.vectors import vector_field
 from batchnorm_tool.store.index import fixed_binary
-from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
+from batchnorm_tool.store.state import FEATURE_HASH, NIGHT, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.formats.contract import Sink
     from batchnorm_tool.storage import OutputFile, Storage
 
-NIGHT = "night"
 CHANGED = f"{NIGHT}/changed"
 TOUCHED = f"{NIGHT}/touched"
 BAD = f"{NIGHT}/bad"

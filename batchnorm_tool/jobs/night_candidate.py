@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import canonical
-from batchnorm_tool.difference import BAD, FATES, TOUCHED, Fate
+from batchnorm_tool.difference import BAD, CHANGED, FATES, TOUCHED, Fate
 from batchnorm_tool.gate.vectors import plain_key
-from batchnorm_tool.jobs.night_scoring import CHANGED, REUSED, SCORED
+from batchnorm_tool.jobs.night_scoring import REUSED, SCORED
 from batchnorm_tool.stats import NormStats
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,

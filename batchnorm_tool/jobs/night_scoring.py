@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.difference import CHANGED
 from batchnorm_tool.errors import WorkFailed
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.jobs.scoring import run
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import LocalStorage
     from batchnorm_tool.store.state import StoreFacts, StoreState
 
-CHANGED = f"{NIGHT}/changed"
 REUSED = f"{NIGHT}/reused"
 SCORED = f"{NIGHT}/scored"
 

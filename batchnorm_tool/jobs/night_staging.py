@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool import canonical
-from batchnorm_tool.difference import Difference, Tonight, find_difference
+from batchnorm_tool.difference import CHANGED, Difference, Tonight, find_difference
 from batchnorm_tool.jobs.night import SUPERSEDED, WAITING, NightClock
 from batchnorm_tool.jobs.night_candidate import Candidate, make_candidate
 from batchnorm_tool.jobs.night_plan import NightPlan
 from batchnorm_tool.jobs.night_publication import discard_night, now
 from batchnorm_tool.jobs.night_rows import NightRows
 from batchnorm_tool.jobs.night_scoring import (
-    CHANGED,
     REUSED,
     SCORED,
     known_vectors,
