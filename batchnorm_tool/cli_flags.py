@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,37 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def listed(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> list[str] | None:
+    """Names separated by commas; double quotes stand around one that holds a comma."""
+    if text is None:
+        return None
+    try:
+        first = next(csv.reader([text], strict=True, skipinitialspace=True))
+        return [name.strip() for name in first or [""]]
+    except csv.Error as error:
+        msg = f"Expected names separated by commas, such as a,b. Received: {text!r} ({error})."
+        raise click.BadParameter(msg, context, parameter) from error
+
+
+def _listed_several(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    names = [name for text in texts for name in listed(context, parameter, text) or ()]
+    if not all(names):
+        msg = (
+            "Expected names separated by commas, and double quotes around a name that holds a "
+            f"comma. Received: {', '.join(map(repr, texts))}."
+        )
+        raise click.BadParameter(msg, context, parameter)
+    return tuple(names)
+
+
+# Several names, by commas or by repetition.
+_NAMES: dict[str, Any] = {"multiple": True, "callback": _listed_several}
 
 # Each flag and the key of the job file that it sets.
 JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -19,12 +51,8 @@ JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         "normalize.axis",
         {"type": click.Choice(["-1", "all"]), "help": "One vector, or all."},
     ),
-    ("--key", "input.key", {"multiple": True, "help": "Column that names a row; repeatable."}),
-    (
-        "--passthrough",
-        "input.passthrough",
-        {"multiple": True, "help": "Column to copy; repeatable."},
-    ),
+    ("--key", "input.key", {**_NAMES, "help": "Columns that name a row, as a,b."}),
+    ("--passthrough", "input.passthrough", {**_NAMES, "help": "Columns to copy, as a,b."}),
     ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
     ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
     ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
@@ -35,9 +63,9 @@ JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
 )
 MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--features", "input.features", {"multiple": True, "help": "Feature column; repeatable."}),
+    ("--features", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."}),
     ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
-    ("--outputs", "model.outputs", {"multiple": True, "help": "Output to normalize; repeatable."}),
+    ("--outputs", "model.outputs", {**_NAMES, "help": "Outputs to normalize, as a,b."}),
     ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
     ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
     ("--engine", "engine.kind", {"help": "local."}),
@@ -50,7 +78,7 @@ _NOT_TEXT = (
     "engine.devices",
     "model.batch_size",
 )
-COLUMN_FLAG = ("--column", "input.features", {"multiple": True, "help": "Stored predictions."})
+COLUMN_FLAG = ("--column", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."})
 
 
 def flags_of_job(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any]:
@@ -134,17 +162,11 @@ def comparing_flags(command: Any) -> Any:
         click.option(
             "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, such as 1,5,10."
         ),
-        click.option("--key", multiple=True, help="Column that names a row; repeatable."),
-        click.option("--column", multiple=True, help="Column of the vectors; repeatable."),
+        click.option("--key", **_NAMES, help="Columns that name a row, as a,b."),
+        click.option("--column", **_NAMES, help="Columns of the vectors, as a,b or 'emb_*'."),
     ):
         command = option(command)
     return command
-
-
-def listed(*given: Any) -> list[str] | None:
-    """Names separated by commas; what click calls with a flag's text last."""
-    text: str | None = given[-1]
-    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
@@ -192,6 +214,8 @@ def _as_yaml(key: str, value: Any) -> str:
     if isinstance(value, tuple):
         alone = len(value) == 1 and key in ("input.key", "input.features")
         return json.dumps(value[0] if alone else value)
+    if key == "engine.devices" and "," in value:
+        return f"[{value.strip('[]')}]"
     if key in _NOT_TEXT:
         return str(value)
     return json.dumps(value)

@@ -21,6 +21,7 @@ from batchnorm_tool.terminal_lines import (
     plan_facts,
     released_lines,
     shape_words,
+    spelled_out,
     state_words,
     store_rows,
     store_words,
@@ -102,7 +103,7 @@ class Terminal:
         facts = plan_facts(plan)
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self._warn(plan.warnings)
-        self._print(document, lambda: [self._bold("Plan"), *table(facts.items())])
+        self._print(document, lambda: [self._bold("Plan"), *table(spelled_out(facts))])
 
     def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
@@ -204,7 +205,7 @@ class Terminal:
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("Sound. ") + "Checksums, counts, lengths and finiteness all agree."
         keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
-        yield from table({**facts, "path": near(facts["path"]), "keys": keys}.items())
+        yield from table(spelled_out({**facts, "path": near(facts["path"]), "keys": keys}))
 
     def _shown_lines(self, shown: Shown, html: str | None) -> Iterator[str]:
         lines = {
@@ -255,7 +256,7 @@ class Terminal:
     def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield self._bold("Data, ") + f"{facts['format']}, {facts['rows']:,} rows"
         names = ("files", "bytes", "likely_key", "likely_features")
-        yield from table((name, facts[name] or "none found") for name in names)
+        yield from table(spelled_out({name: facts[name] or "none found" for name in names}))
         yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
         yield from indented(table(map(column_row, facts["columns"])))
 

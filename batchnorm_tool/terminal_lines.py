@@ -124,11 +124,16 @@ def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
     return column["name"], f"{column['type']}{ends}{nulls}"
 
 
+def spelled_out(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Facts whose names are our own, such as ``part_rows``, with these in words."""
+    yield from ((name.replace("_", " "), value) for name, value in facts.items())
+
+
 def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Names and values below one another; what a file or a user named shows no control codes."""
     from batchnorm_tool.report.markup import visible
 
-    rows = [(visible(name.replace("_", " ")), visible(words(value))) for name, value in facts]
+    rows = [(visible(name), visible(words(value))) for name, value in facts]
     width = max((len(name) for name, _ in rows), default=0)
     yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)
 

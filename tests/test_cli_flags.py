@@ -71,7 +71,16 @@ def test_each_flag_sets_its_key(flag: str, out: Path) -> None:
         ("--batch-size", "auto", "auto"),
         ("--part-rows", "auto", "auto"),
         ("--devices", "[0, 1]", [0, 1]),
+        ("--devices", "0,1", [0, 1]),
+        ("--devices", "cpu, cpu", ["cpu", "cpu"]),
         ("--features", "pixels", "pixels"),
+        ("--features", "a, b,c", ["a", "b", "c"]),
+        ("--key", "no,b", ["no", "b"]),
+        ("--passthrough", "a,b", ["a", "b"]),
+        ("--outputs", "a,b", ["a", "b"]),
+        ("--key", '"a,b"', "a,b"),
+        ("--key", 'a, "b,""c"""', ["a", 'b,"c"']),
+        ("--key", 'in"ch', 'in"ch'),
     ],
 )
 def test_flags_take_words_and_numbers(flag: str, value: str, expected: object, out: Path) -> None:
@@ -79,6 +88,14 @@ def test_flags_take_words_and_numbers(flag: str, value: str, expected: object, o
     key = next(key for name, key, _ in (*JOB_FLAGS, *MODEL_FLAGS) if name == flag)
     section, name = key.split(".")
     assert json.loads(result.stdout)[section][name] == expected
+
+
+@pytest.mark.parametrize("flag", ["--features", "--key", "--passthrough", "--outputs"])
+@pytest.mark.parametrize("text", ["", "a,", ",", "a,,b", '"a', "a\nb", " "], ids=repr)
+def test_what_is_no_list_of_names_is_refused(flag: str, text: str, out: Path) -> None:
+    result = invoke("run", ENCODER, DIGITS, out, flag, text, "--print-config")
+    assert result.exit_code == 2
+    assert f"Invalid value for '{flag}': Expected names separated by commas" in result.stderr
 
 
 def test_column_is_what_normalize_calls_features(out: Path) -> None:

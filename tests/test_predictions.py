@@ -116,6 +116,14 @@ def test_scalar_columns_make_a_vector(tmp_path: Path) -> None:
     assert found.facts()["column"] == ["a", "b"]
 
 
+def test_a_pattern_makes_a_vector_of_scalar_columns(tmp_path: Path) -> None:
+    x = vectors(width=3)
+    path = store(tmp_path / "wide", e_0=x[:, 0], e_1=x[:, 1], e_2=x[:, 2], e_id=np.arange(ROWS))
+    found = open_predictions(path, column="e_*", key="e_id")
+    np.testing.assert_array_equal(loaded(found), x, strict=True)
+    assert (found.column, found.columns) == (("e_0", "e_1", "e_2"), ("e_id",))
+
+
 def test_files_of_a_directory_follow_each_other(tmp_path: Path) -> None:
     for name, part in zip("abc", np.split(vectors(), 3), strict=True):
         write_parquet(tmp_path / f"{name}.parquet", part)
@@ -338,6 +346,7 @@ def tables(path: Path) -> dict[str, Path]:
         ),
         ("one", {"key": "ids"}, r"no column `ids`, which `key` names \(did you mean `id`\?\)"),
         ("one", {"column": ("id", "nothing")}, "no column `nothing`"),
+        ("one", {"column": "predicton*"}, "one: The input has no column that `predicton.` matches"),
         ("two", {}, r"not evident.*Received: `a`, `b`.*--column"),
         ("none", {}, "not evident.*Received: none among"),
         ("none", {"column": "text"}, "`text` .string. holds no vectors"),

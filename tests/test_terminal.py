@@ -60,6 +60,19 @@ def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
     assert err == "warning: nothing to score\n"
 
 
+def test_names_that_data_bears_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().shown(data(name="item_id"), None)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["item_id", "int64,", "0", "to", "9"] in lines
+    assert ["likely", "key", "none", "found"] in lines
+
+
+def test_directories_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [{"files": [{"path": "vectors/my_tower/part-000000.npy"}]}]
+    Terminal().ran(result(manifest={**result().manifest, "parts": parts}), None)
+    assert "  vectors/my_tower  /out/vectors/my_tower\n" in capsys.readouterr().out
+
+
 def test_a_shorthand_is_printed_as_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(input=Input(path="/in"), output=Output(path="/out"))
     Terminal().ran(result(), job)

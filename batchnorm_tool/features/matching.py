@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import fnmatch
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -21,24 +25,46 @@ if TYPE_CHECKING:
 VECTOR = "vector"
 
 Columns = dict[str, tuple[str, ...]]
+_Named = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 # Columns that a message lists before it says how many more there are.
 _SHOWN = 12
 
+# Names that keys, row numbers and labels bear: what is so called is no feature unless named.
+_KEY_NAME = re.compile(
+    r"((^|[_\W])(id|key|pk|uuid|guid|sku|isbn|asin|ean)|(?<=[a-z])(Id|ID|Key|UUID|Uuid))$"
+    r"|^(id_.*|index|row|row_?(id|index|num(ber)?)|unnamed: \d+|__index_level_\d+__)$"
+)
+_LABEL_NAME = re.compile(r"(^|_)(labels?|targets?)$|^(class|y|y_true|ground_truth)$")
 
-def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
+
+# Rows that it takes to tell whole numbers without repetition from features.
+_LEAST_ROWS = 8
+
+
+def match_features(
+    schema: pa.Schema,
+    inputs: Sequence[Field],
+    spec: Input,
+    sample: Callable[[Columns], pa.Table] | None = None,
+) -> Columns:
     """Find the stored columns that feed each model input.
 
     Without ``spec.features``, an input takes the column of its own name; otherwise the only list
     column of fitting kind and width; otherwise, where one input is left, all scalar columns of its
-    kind, if they are exactly as many as it is wide. Key and passed-through columns are never
-    features unless named. Any doubt is an error.
+    kind, if they are exactly as many as it is wide. A column that is a key, a label or an index by
+    its name is no feature unless named, nor is one that is the key or passed through, unless it is
+    the only list that fits. Any doubt is an error.
 
     Args:
         schema: All columns of the input.
         inputs: The model's inputs; empty where predictions are stored already: then the columns
             named, or the only list column of numbers, are ``"vector"``, and a dict's names stay.
-        spec: The job's ``input`` section.
+        spec: The job's ``input`` section. A name with ``*``, ``?`` or ``[`` among its ``features``
+            that is no column's stands for all columns that it matches (see `fnmatch`), those with
+            a number at the end in its order.
+        sample: Gives some rows of the columns found, by which scalar ones are told from keys;
+            ``None`` to go by names alone.
 
     Returns:
         For each model input its columns in order: one, or several scalar ones to stack. With
@@ -50,7 +76,8 @@ def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
         JobError: ``spec.features``, ``fill`` or ``decode`` names what there is not.
 
     Warns:
-        InputWarning: A column has an extension type that is not known here.
+        InputWarning: A column has an extension type that is not known here, or a pattern gives
+            columns another order than the stored one.
 
     Example:
         >>> from batchnorm_tool.chunk import Field
@@ -61,10 +88,15 @@ def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
         {'image': ('pixels',)}
     """
     _refuse_duplicates(schema)
+    if spec.features is not None:
+        named = _resolved(schema, spec.features, _tuple(spec.key or ()))
+        spec = spec.model_copy(update={"features": named})
     if spec.transform is not None:
         return _for_transform(schema, inputs, spec)
     if spec.features is None:
         matched = _found(schema, inputs, spec)
+        if sample is not None:
+            _refuse_unique_numbers(schema, matched, sample)
     else:
         matched = _as_named(inputs, spec.features)
     _require_columns(schema, matched)
@@ -77,9 +109,93 @@ def match_features(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
     return matched
 
 
-def _as_named(
-    inputs: Sequence[Field], features: str | Sequence[str] | Mapping[str, str | Sequence[str]]
-) -> Columns:
+def is_key_name(name: str) -> bool:
+    """Whether keys, row numbers or an index are usually called so.
+
+    Example:
+        >>> [name for name in ("user_id", "itemId", "index", "paid", "n") if is_key_name(name)]
+        ['user_id', 'itemId', 'index']
+    """
+    return bool(_KEY_NAME.search(name) or _KEY_NAME.search(name.lower()))
+
+
+def names_of(schema: pa.Schema, names: Iterable[str], key: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of columns, with every pattern among them replaced by the columns that it matches.
+
+    Args:
+        schema: All columns of the input.
+        names: Columns and patterns.
+        key: Columns that no pattern matches.
+
+    Raises:
+        InputError: A pattern matches no column, or also a key or a label.
+    """
+    given = tuple(names)
+    plain = [name for name in given if not _is_pattern(schema, name)]
+    found: dict[str, None] = {}
+    for name in given:
+        if _is_pattern(schema, name):
+            found |= dict.fromkeys(_matching(schema, name, {*plain, *key, *found}))
+        else:
+            found[name] = None
+    return tuple(found) if len(plain) < len(given) else given
+
+
+def _is_pattern(schema: pa.Schema, name: str) -> bool:
+    return bool(set(name) & set("*?[")) and name not in schema.names
+
+
+def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
+    stored = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
+    if not stored:
+        near = _did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
+        raise InputError(
+            f"The input has no column that `{pattern}` matches.{near} Expected one of: "
+            f"{_listed(schema.names)}. Received: `{pattern}`."
+        )
+    names = [name for name in stored if name not in taken]
+    apart = sorted(_set_apart(schema).intersection(names))
+    if apart and len(apart) < len(names):
+        raise InputError(
+            f"`{pattern}` also matches `{apart[0]}`, which looks like a key, a label or an index. "
+            f"Expected features alone. Received: {_listed(names)}. Name it beside the pattern if "
+            "it is a feature; if not, write a narrower pattern, such as `emb_[0-9]*`."
+        )
+    ordered = _by_number(names)
+    if ordered != names:
+        warn(
+            f"The columns that `{pattern}` matches are stored in another order than that of their "
+            f"numbers, in which they are taken: {_listed(ordered)}. Name them one by one if the "
+            "model was trained on another order."
+        )
+    return ordered
+
+
+def _by_number(names: Sequence[str]) -> list[str]:
+    """Names that differ in the number at their end in its order; others stay where they are."""
+    stems = [_stem(name) for name in names]
+    first = {stem: at for at, stem in reversed([*enumerate(stems)])}
+
+    def place(name: str) -> tuple[int, int, str]:
+        number = name.removeprefix(_stem(name)).lstrip("0")
+        return first[_stem(name)], len(number), number  # as numbers sort, however long they are
+
+    return sorted(names, key=place)
+
+
+def _stem(name: str) -> str:
+    """A name without the number at its end."""
+    return name.rstrip("0123456789")
+
+
+def _resolved(schema: pa.Schema, features: _Named, key: Sequence[str]) -> _Named:
+    """``features`` without patterns."""
+    if isinstance(features, Mapping):
+        return {name: names_of(schema, _tuple(value), key) for name, value in features.items()}
+    return names_of(schema, _tuple(features), key)
+
+
+def _as_named(inputs: Sequence[Field], features: _Named) -> Columns:
     if isinstance(features, Mapping):
         if inputs:
             _check_names(features, [field.name for field in inputs])
@@ -135,13 +251,20 @@ def _for_transform(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
 
 def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
     carried = {*_tuple(spec.key or ()), *spec.passthrough}
-    free = [name for name in schema.names if name not in carried]
+    apart = carried | _set_apart(schema)
+    free = [name for name in schema.names if name not in apart]
+    passed = [name for name in spec.passthrough if name in schema.names]
     if not inputs:
-        return {VECTOR: (_only_vector(schema, free),)}
-    matched = {field.name: (field.name,) for field in inputs if field.name in free}
+        return {VECTOR: (_only_vector(schema, free, passed),)}
+    matched = {
+        field.name: (field.name,)
+        for field in inputs
+        if field.name in schema.names
+        and (field.name not in carried or _fits(schema, _feed(field, (field.name,), spec)))
+    }
     rest = [field for field in inputs if field.name not in matched]
-    free = [name for name in free if name not in matched]
-    found = _matched_by_fit(schema, rest, free, spec)
+    free, passed = ([name for name in names if name not in matched] for names in (free, passed))
+    found = _matched_by_fit(schema, rest, (free, passed), spec)
     if found is None and len(rest) == 1:
         found = _only_candidate(schema, rest[0], free)
     if found is None:
@@ -149,25 +272,59 @@ def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
     return {field.name: (matched | found)[field.name] for field in inputs}
 
 
+def _set_apart(schema: pa.Schema) -> set[str]:
+    """Columns that are keys, labels or an index by name, or an index by what pandas wrote."""
+    try:
+        written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        index = [name for name in written["index_columns"] if isinstance(name, str)]
+    except (ValueError, TypeError, LookupError, RecursionError):  # another program's
+        index = []
+    named = (name for name in schema.names if is_key_name(name) or _is_label(name, schema.names))
+    return {*index, *named}
+
+
+def _is_label(name: str, names: Sequence[str]) -> bool:
+    is_coordinate = name.lower() == "y" and "x" in (other.lower() for other in names)
+    return bool(_LABEL_NAME.search(name.lower())) and not is_coordinate
+
+
+def _feed(field: Field, columns: tuple[str, ...], spec: Input) -> Feed:
+    return Feed(field, columns, {}, spec.decode)
+
+
 def _matched_by_fit(
-    schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str], spec: Input
+    schema: pa.Schema,
+    inputs: Sequence[Field],
+    names: tuple[Sequence[str], Sequence[str]],
+    spec: Input,
 ) -> Columns | None:
-    """The only column or columns that fit each input; ``None`` where there are several, or none."""
+    """The only column or columns that fit each input; ``None`` where there are several, or none.
+
+    Of the two kinds of ``names``, those of columns that are passed through come second.
+    """
     found: Columns = {}
     for field in inputs:
-        lists: list[tuple[str, ...]] = [
-            (name,)
-            for name in free
-            if (_lengths(schema, name) or name in spec.decode)
-            and _fits(schema, Feed(field, (name,), {}, spec.decode))
-        ]
-        if not lists and len(inputs) == 1:
-            lists = _all_scalars(schema, field, free)
+        lists, passed = (_fitting_lists(schema, field, some, spec) for some in names)
+        if not lists:
+            lists = passed
+            if len(inputs) == 1:
+                lists = [*lists, *_all_scalars(schema, field, names[0])]
         if len(lists) != 1:
             return None
         found[field.name] = lists[0]
     distinct = set(found.values())
     return found if len(distinct) == len(found) else None
+
+
+def _fitting_lists(
+    schema: pa.Schema, field: Field, names: Sequence[str], spec: Input
+) -> list[tuple[str, ...]]:
+    return [
+        (name,)
+        for name in names
+        if (_lengths(schema, name) or name in spec.decode)
+        and _fits(schema, _feed(field, (name,), spec))
+    ]
 
 
 def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Columns | None:
@@ -177,13 +334,41 @@ def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Col
 
 
 def _all_scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[tuple[str, ...]]:
+    names = tuple(_scalars(schema, field, free))
+    return [names] if names and _fits(schema, Feed(field, names, {}, {})) else []
+
+
+def _scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[str]:
     columns = [StoredColumn.of(schema.field(name)) for name in free]
-    names = tuple(
+    return [
         column.name
         for column in columns
         if not column.lengths and (column.is_text if field.dtype == STRING else column.is_numeric)
-    )
-    return [names] if names and _fits(schema, Feed(field, names, {}, {})) else []
+    ]
+
+
+def _refuse_unique_numbers(
+    schema: pa.Schema, matched: Columns, sample: Callable[[Columns], pa.Table]
+) -> None:
+    """Refuse what was matched by count with a column among it that could as well be a key."""
+    for name, names in matched.items():
+        stems = Counter(_stem(column) for column in names)
+        whole = [
+            column
+            for column in names
+            if pa.types.is_integer(schema.field(column).type) and stems[_stem(column)] == 1
+        ]
+        if len(names) == 1 or not whole:
+            continue
+        rows = sample({name: names})
+        for column in whole:
+            if _LEAST_ROWS <= rows.num_rows == len(rows[column].unique()):
+                raise InputError(
+                    f"Whether the column `{column}` feeds the model input `{name}` is not evident: "
+                    f"no two of its first {rows.num_rows} whole numbers are equal, as in a key. "
+                    "Expected features alone where nothing but their number speaks for them. "
+                    f"Received: {_listed(names)}. {_naming(names)}"
+                )
 
 
 def _fits(schema: pa.Schema, feed: Feed) -> bool:
@@ -194,15 +379,22 @@ def _fits(schema: pa.Schema, feed: Feed) -> bool:
     return True
 
 
-def _only_vector(schema: pa.Schema, free: Sequence[str]) -> str:
-    columns = [StoredColumn.of(schema.field(name)) for name in free]
-    vectors = [column.name for column in columns if column.lengths and column.is_numeric]
+def _only_vector(schema: pa.Schema, free: Sequence[str], passed: Sequence[str]) -> str:
+    vectors, others = (
+        [
+            column.name
+            for column in (StoredColumn.of(schema.field(name)) for name in names)
+            if column.lengths and column.is_numeric
+        ]
+        for names in (free, passed)
+    )
+    vectors = vectors or others
     if len(vectors) != 1:
         raise InputError(
             "Which column holds the predictions is not evident. Expected one column with lists of "
             f"numbers. Received: {_listed(vectors) if vectors else 'none'} among "
             f"{_columns_in_words(schema, free)}. Name it with `input.features` (on the command "
-            "line: `--column`)."
+            "line: `--column`, which also takes several scalar columns: `--column a,b,c`)."
         )
     return vectors[0]
 
@@ -213,39 +405,51 @@ def _lengths(schema: pa.Schema, name: str) -> int:
 
 def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]) -> str:
     wanted = ", ".join(input_in_words(field) for field in inputs)
+    candidates = _scalars(schema, inputs[0], free) if len(inputs) == 1 else []
     return (
         "Which columns feed the model is not evident from names and widths. Expected columns for "
-        f"{wanted}. Received: {_columns_in_words(schema, free)}. Name them with `input.features`: "
-        "a column, a list of scalar columns, or {model input: columns}; and what is no feature "
-        "with `input.key` or `input.passthrough`."
+        f"{wanted}. Received: {_columns_in_words(schema, free)}. {_naming(candidates)}"
+    )
+
+
+def _naming(candidates: Sequence[str]) -> str:
+    names = [f'"{name}"' if "," in name else name for name in candidates[:_SHOWN]]
+    flag = ",".join(names or ["a", "b", "c"]) + (",…" if len(candidates) > _SHOWN else "")
+    return (
+        f"Name them with `input.features`: a column, a list of scalar columns (on the command "
+        f"line: `--features {flag}`), or {{model input: columns}}; and what is no feature with "
+        "`input.key` or `input.passthrough`."
     )
 
 
 def _columns_in_words(schema: pa.Schema, names: Sequence[str]) -> str:
-    if not names:
-        return "no column that is neither key nor passed through"
+    """Some columns, and those that are set apart by their names."""
     shown = ", ".join(in_words(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return shown + more
+    apart = sorted(_set_apart(schema).difference(names))
+    none = "no column that is neither key nor passed through"
+    beside = f" ({_listed(apart)}: taken for a key, a label or an index)" if apart else ""
+    return (shown or none) + more + beside
 
 
 def _refuse_duplicates(schema: pa.Schema) -> None:
-    names = schema.names
-    for name in dict.fromkeys(names):
-        if names.count(name) > 1:
+    for name, count in Counter(schema.names).items():
+        if count > 1:
             raise InputError(
-                f"The input has {names.count(name)} columns called `{name}`. Expected different "
-                f"names. Received: {_listed(names)}. Rename one of them."
+                f"The input has {count} columns called `{name}`. Expected different "
+                f"names. Received: {_listed(schema.names)}. Rename one of them."
             )
 
 
 def _require_columns(schema: pa.Schema, matched: Columns) -> None:
+    stored = set(schema.names)
     for name in dict.fromkeys(name for names in matched.values() for name in names):
-        if name not in schema.names:
+        if name not in stored:
+            several = f" Write a list for several: [{name}]." if "," in name else ""
             raise InputError(
                 f"The input has no column `{name}`, which `input.features` names."
                 f"{_did_you_mean(name, schema.names)} Expected one of: {_listed(schema.names)}. "
-                f"Received: `{name}`."
+                f"Received: `{name}`.{several}"
             )
 
 

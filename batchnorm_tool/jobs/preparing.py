@@ -211,7 +211,7 @@ class Preparation:
         )
 
     def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
-        return features.match_features(self.table.schema, inputs, self.job.input)
+        return features.match_features(self.table.schema, inputs, self.job.input, self._head)
 
     def _fields(
         self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]

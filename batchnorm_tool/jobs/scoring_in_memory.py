@@ -161,7 +161,7 @@ def _chunk(data: Any, predictor: Predictor, spec: Input) -> Chunk:
     table, named = _table(data, predictor.inputs)
     spec = spec if named is None else spec.model_copy(update={"features": named})
     carried = layout.carried_schema(spec, table.schema)
-    columns = features.match_features(table.schema, predictor.inputs, spec)
+    columns = features.match_features(table.schema, predictor.inputs, spec, lambda _: table)
     inputs = features.infer_fields(table, columns, predictor.inputs, spec)
     arrays, faults = features.to_arrays(table, columns, inputs, spec)
     numbers = pa.array(np.arange(table.num_rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from batchnorm_tool import model_gate, sources
 from batchnorm_tool.chunk_statistics import CHUNKS_PATH
 from batchnorm_tool.errors import InputError, ModelError
+from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.job import Engine, Input, Model
 from batchnorm_tool.jobs.showing_store import store_facts
 from batchnorm_tool.manifest import read_manifest, read_record, read_refusals
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.model_gate import ModelReport
 
 _SAMPLE_ROWS = 10_000
-_KEY_NAME = re.compile(r"(^|_)(id|key|uuid|sku)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -244,7 +243,7 @@ def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
         and not column["nulls"]
         and not column["type"].startswith(("float", "double", "halffloat"))
     ]
-    yield from sorted(unique, key=lambda name: not _KEY_NAME.search(name))
+    yield from sorted(unique, key=lambda name: not is_key_name(name))
 
 
 def _write_page(shown: Shown, html: str) -> None:

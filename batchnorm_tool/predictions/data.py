@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from batchnorm_tool import features, sources
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import InputError, WorkFailed
 from batchnorm_tool.features import FeatureReader
-from batchnorm_tool.features.matching import VECTOR
+from batchnorm_tool.features.matching import VECTOR, names_of
 from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.job import Input
 from batchnorm_tool.predictions.checks import check_columns, check_key, check_rank
@@ -35,8 +36,10 @@ _PROVENANCE = b"batchnorm_tool"
 
 def open_data(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> Predictions:
     """Open data files; see `batchnorm_tool.predictions.open_predictions`."""
+    table = sources.open_table(Input(path=path, key=list(key) or None))
+    with _named(path):
+        column = names_of(table.schema, column, key)
     spec = Input(path=path, key=list(key) or None, features=list(column) or None)
-    table = sources.open_table(spec)
     check_columns(path, column, table.schema.names, "column")
     check_key(path, key, table.schema)
     matched, vectors = _vectors(table, spec, path)
@@ -57,19 +60,26 @@ def open_data(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> Predi
 
 def _vectors(table: Table, spec: Input, path: str) -> tuple[tuple[str, ...], Field]:
     """The columns of the vectors, and what they hold."""
-    try:
+    with _named(path):
         columns = features.match_features(table.schema, (), spec)
         (stored,) = features.stored_fields(table.schema, columns)
         check_rank(path, columns[VECTOR][0], stored.shape)
         head = sampling.head(table, columns[VECTOR], _SAMPLE_ROWS)
         (vectors,) = features.infer_fields(head, columns, (), spec)
+    return columns[VECTOR], vectors
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Put the path before whatever is wrong with its columns."""
+    try:
+        yield
     except InputError as error:
         if error.message.startswith(path):
             raise
         raise InputError(f"{path}: {error.message}") from error
     except WorkFailed as error:
         raise InputError(error.message) from error
-    return columns[VECTOR], vectors
 
 
 def _provenance_of_part(

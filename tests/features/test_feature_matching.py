@@ -75,11 +75,63 @@ THREE = Field("x", (3,), "float32")
             id="only text",
         ),
         pytest.param(
-            {"label": PIXELS, "pixels": PIXELS},
+            {"a": PIXELS, "pixels": PIXELS},
             [FLAT],
-            {"passthrough": ["label"]},
+            {"passthrough": ["a"]},
             {"x": ("pixels",)},
             id="carried list is no feature",
+        ),
+        pytest.param(
+            {"label": PIXELS, "pixels": PIXELS}, [FLAT], {}, {"x": ("pixels",)}, id="label list"
+        ),
+        pytest.param(
+            {"id": pa.int64(), "label": pa.int8(), **SCALARS},
+            [THREE],
+            {},
+            {"x": ("f0", "f1", "f2")},
+            id="a key and a label by their names",
+        ),
+        pytest.param(
+            {"x": pa.float32(), "y": pa.float32(), "z": pa.float32()},
+            [Field("point", (3,), "float32")],
+            {},
+            {"point": ("x", "y", "z")},
+            id="y is no label beside x",
+        ),
+        pytest.param(
+            {"x": PIXELS, "id": pa.int64()},
+            [FLAT],
+            {"passthrough": ["x"]},
+            {"x": ("x",)},
+            id="the input's own name, passed through",
+        ),
+        pytest.param(
+            {"user": pa.int64(), "x": PIXELS},
+            [Field("user", (1,), "int64"), FLAT],
+            {"key": "user"},
+            {"user": ("user",), "x": ("x",)},
+            id="the input's own name, the key",
+        ),
+        pytest.param(
+            {"x": pa.string(), "pixels": PIXELS},
+            [FLAT],
+            {"key": "x"},
+            {"x": ("pixels",)},
+            id="a key of the input's name that does not fit",
+        ),
+        pytest.param(
+            {"pixels": PIXELS, "id": pa.int64()},
+            [FLAT],
+            {"passthrough": ["pixels"]},
+            {"x": ("pixels",)},
+            id="the only list, passed through",
+        ),
+        pytest.param(
+            {"p": pa.list_(pa.float32())},
+            [],
+            {"passthrough": ["p"]},
+            {"vector": ("p",)},
+            id="the only predictions, passed through",
         ),
         pytest.param(
             {"jpg": pa.binary(), "id": pa.int64()},
@@ -123,6 +175,121 @@ def test_named_features_may_be_carried_too() -> None:
     assert match(columns, FLAT, features="u", passthrough=["u"]) == {"x": ("u",)}
 
 
+NOT_FEATURES = [
+    "id",
+    "ID",
+    "user_id",
+    "itemId",
+    "id_product",
+    "key",
+    "uuid",
+    "index",
+    "row_number",
+    "Unnamed: 0",
+    "__index_level_0__",
+    "label",
+    "target",
+    "class_label",
+    "y",
+]
+
+
+@pytest.mark.parametrize("name", NOT_FEATURES)
+def test_what_is_called_so_is_no_feature_unless_named(name: str) -> None:
+    columns = {name: pa.int64(), "f0": pa.float32(), "f1": pa.float32()}
+    with pytest.raises(InputError, match=r"taken for a key.*--features f0,f1`"):
+        match(columns, THREE)
+    assert match(columns, THREE, features=[*columns]) == {"x": (name, "f0", "f1")}
+
+
+def test_what_pandas_wrote_as_its_index_is_no_feature() -> None:
+    schema = pa.schema(
+        {"when": pa.int64(), **SCALARS}, metadata={"pandas": '{"index_columns": ["when", {}]}'}
+    )
+    assert match_features(schema, [THREE], Input(path="x")) == {"x": ("f0", "f1", "f2")}
+    garbled = schema.with_metadata({"pandas": "[" * 99_999})
+    with pytest.raises(InputError, match="not evident"):
+        match_features(garbled, [THREE], Input(path="x"))
+
+
+NUMBERS = pa.array(range(100, 120))
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "refused"),
+    [
+        pytest.param("product", NUMBERS, True, id="whole numbers, each once"),
+        pytest.param("product", NUMBERS.cast(pa.float64()), False, id="floats"),
+        pytest.param("stars", pa.array([*range(19), 3]), False, id="one twice"),
+        pytest.param("f9", NUMBERS, False, id="one of several that are numbered"),
+        pytest.param("product", NUMBERS[:7], False, id="too few rows to tell"),
+    ],
+)
+def test_matched_by_count_no_column_may_look_like_a_key(
+    name: str, numbers: pa.Array, *, refused: bool
+) -> None:
+    floats = pa.array(np.zeros(len(numbers), np.float32))
+    table = pa.table({name: numbers, "f0": floats, "f1": floats})
+    arguments = (table.schema, [THREE], Input(path="x"), lambda _: table)
+    if refused:
+        with pytest.raises(InputError, match=r"`product` feeds.*--features product,f0,f1`"):
+            match_features(*arguments)
+    else:
+        assert match_features(*arguments) == {"x": (name, "f0", "f1")}
+
+
+WIDE = {"id": pa.int64(), **{f"emb_{place}": pa.float32() for place in range(11)}}
+IN_ORDER = tuple(f"emb_{place}" for place in range(11))
+ELEVEN = Field("x", (11,), "float32")
+
+
+@pytest.mark.parametrize(
+    ("columns", "inputs", "features", "expected"),
+    [
+        pytest.param(WIDE, [ELEVEN], "emb_*", {"x": IN_ORDER}, id="one pattern"),
+        pytest.param(WIDE, [], "emb_*", {"vector": IN_ORDER}, id="predictions"),
+        pytest.param(WIDE, [ELEVEN], {"x": "emb_*"}, {"x": IN_ORDER}, id="by input"),
+        pytest.param(WIDE, [THREE], "emb_[12]*", {"x": ("emb_1", "emb_2", "emb_10")}, id="digits"),
+        pytest.param(
+            WIDE,
+            [Field("x", (12,), "float32")],
+            ["emb_3", "id", "emb_*"],
+            {"x": ("emb_3", "id", *(name for name in IN_ORDER if name != "emb_3"))},
+            id="beside names, which come once",
+        ),
+        pytest.param(
+            {"emb_*": pa.float32(), **SCALARS},
+            [Field("x", (1,), "float32")],
+            "emb_*",
+            {"x": ("emb_*",)},
+            id="a column of that very name",
+        ),
+        pytest.param(
+            {"user_id": pa.int64(), "item_id": pa.int64(), "n": pa.int8()},
+            [Field("x", (2,), "int64")],
+            "*_id",
+            {"x": ("user_id", "item_id")},
+            id="keys alone, in their order",
+        ),
+    ],
+)
+def test_a_pattern_takes_the_columns_that_it_matches(
+    columns: dict, inputs: list[Field], features: object, expected: dict
+) -> None:
+    assert match(columns, *inputs, features=features) == expected
+
+
+def test_a_pattern_goes_by_numbers_and_says_where_that_is_not_the_stored_order() -> None:
+    columns = {name: pa.float32() for name in ("e10", "e2", "f1", "e007")}
+    with pytest.warns(InputWarning, match="`e2`, `e007`, `e10`, `f1`"):
+        found = match(columns, Field("x", (4,), "float32"), features="*")
+    assert found == {"x": ("e2", "e007", "e10", "f1")}
+
+
+def test_a_pattern_leaves_the_key_alone() -> None:
+    assert match(WIDE, ELEVEN, features="*", key="id") == {"x": IN_ORDER}
+
+
 def test_stored_predictions_are_the_only_list_of_numbers() -> None:
     columns = {"id": pa.int64(), "tags": pa.list_(pa.string()), "p": pa.list_(pa.float32())}
     assert match(columns) == {"vector": ("p",)}
@@ -139,10 +306,10 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
             id="two candidates",
         ),
         pytest.param(
-            {"id": pa.int64(), **SCALARS},
+            {"d": pa.int64(), **SCALARS},
             [THREE],
             {},
-            ["shape (3,)", "`id` (int64)", "`input.key`"],
+            ["shape (3,)", "`d` (int64)", "`input.key`", "--features d,f0,f1,f2"],
             id="one scalar too many",
         ),
         pytest.param(
@@ -194,6 +361,27 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
             {"features": "pixel"},
             ["no column `pixel`", "Did you mean `pixels`?"],
             id="missing",
+        ),
+        pytest.param(
+            {"emb_0": pa.int8()},
+            [THREE],
+            {"features": "embed_*"},
+            ["no column that `embed_*` matches", "Did you mean `emb_0`?"],
+            id="pattern without a match",
+        ),
+        pytest.param(
+            {"id": pa.int64(), **SCALARS},
+            [THREE],
+            {"features": "*"},
+            ["`*` also matches `id`", "narrower pattern"],
+            id="pattern with a key",
+        ),
+        pytest.param(
+            SCALARS,
+            [THREE],
+            {"features": "f0,f1,f2"},
+            ["no column `f0,f1,f2`", "Write a list for several: [f0,f1,f2]."],
+            id="commas in a job file",
         ),
         pytest.param(
             {"when": pa.timestamp("s")},
