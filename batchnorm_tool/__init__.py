@@ -8,9 +8,11 @@ when one has to run.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# As in `typing`, whose import a signal would interrupt before it finds a handler.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from batchnorm_tool.array_normalization import normalize

@@ -1,11 +1,12 @@
 """The command line: parses, calls one function, prints.
 
 Whatever is imported here is paid for by every ``--help``, so that each command imports what it
-runs. Exit codes and signal handlers are in `cli_command`.
+runs. Exit codes are in `cli_command`, what signals do in `signals`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -27,11 +28,13 @@ from batchnorm_tool.cli_flags import (
     running_flags,
 )
 from batchnorm_tool.cli_refresh import STORE_COMMANDS
+from batchnorm_tool.display import printable
 from batchnorm_tool.errors import JobError
+from batchnorm_tool.machine import quiet_libraries
 from batchnorm_tool.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.jobs.comparing import Comparison
@@ -44,17 +47,25 @@ class _Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for, before anything can be wrong."""
         ctx.meta["as_json"] = "--json" in args
-        return super().parse_args(ctx, args)
+        with _told(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; click itself says on standard error what is wrong with its flags."""
-        try:
+        with _told(ctx):
             return super().invoke(ctx)
-        except click.UsageError as error:
-            if ctx.meta["as_json"]:
-                terminal = Terminal(as_json=True)
-                terminal.failure("UsageError", error.format_message(), error.exit_code)
-            raise
+
+
+@contextlib.contextmanager
+def _told(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = printable(error.message)  # type: ignore[misc]
+        if ctx.meta["as_json"]:
+            terminal = Terminal(as_json=True)
+            terminal.failure("UsageError", error.format_message(), error.exit_code)
+        raise
 
 
 @click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -257,9 +268,10 @@ def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bo
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line in a process of its own."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A histogram, or a path in another encoding, is not worth failing for.
             stream.reconfigure(errors="replace")
+    quiet_libraries()
     cli(prog_name="batchnorm-tool")

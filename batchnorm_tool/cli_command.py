@@ -1,21 +1,26 @@
-"""What surrounds every command: signals, exit codes, and what is said when it fails."""
+"""What surrounds every command: exit codes, and what is said when it fails or is stopped."""
 
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from batchnorm_tool.errors import BatchnormToolError, Held, Interrupted, JobError, TargetFailed
+from batchnorm_tool.errors import (
+    BatchnormToolError,
+    Held,
+    Interrupted,
+    JobError,
+    TargetFailed,
+    explained,
+)
+from batchnorm_tool.input_warnings import collected
+from batchnorm_tool.signals import StopSignals
 from batchnorm_tool.terminal import Terminal
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done as asked; "
@@ -57,53 +62,48 @@ class Command:
             json_logs=options["log_format"] == "json",
             run_id=run_id,
         )
+        self._signals = StopSignals()
+        self._warnings = collected(self._terminal.warn)
 
     def __enter__(self) -> Terminal:
-        self._before = signal.signal(signal.SIGTERM, _terminated)
+        self._warnings.__enter__()
+        self._signals.begin()
         return self._terminal
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if error is None or isinstance(error, _CLICKS_OWN):
+        self._signals.end()
+        self._warnings.__exit__(None, None, None)
+        if self._signals.received is None and (error is None or isinstance(error, _CLICKS_OWN)):
             return
-        if self._debug:
-            traceback.print_exception(error)
-        sys.exit(self._report(error))
+        if self._debug and error is not None:
+            self._terminal.traceback(traceback.format_exception(error))
+        sys.exit(self._report(self._as_ours(error)))
 
-    def _report(self, error: BaseException) -> int:
+    def _as_ours(self, error: BaseException | None) -> BatchnormToolError:
+        """What the error means, whichever library it passed through on its way here."""
+        if self._signals.received is not None:
+            kind = _Terminated if self._signals.received == signal.SIGTERM else Interrupted
+        elif isinstance(error, KeyboardInterrupt | Interrupted):
+            kind = Interrupted
+        elif isinstance(error, BatchnormToolError):
+            return error
+        else:
+            return explained(error or RuntimeError())
+        outcome = _KEPT if self._keeps else "Nothing was written."
+        return kind(f"{kind.__name__.lstrip('_')}. {outcome}")
+
+    def _report(self, error: BatchnormToolError) -> int:
         """Say what went wrong; returns the exit code."""
-        if isinstance(error, BrokenPipeError):
-            # A reader such as `head` has seen enough, and the work is done.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if isinstance(error, KeyboardInterrupt):
-            error = Interrupted("Interrupted. What is finished is kept: the same command resumes.")
-        if isinstance(error, Interrupted) and not self._keeps:
-            error = type(error)("Interrupted. Nothing was written.")
-        if isinstance(error, Held | TargetFailed) and error.night is not None:
-            self._terminal.night_failed(_name(error), error.message, error.exit_code, error.night)
-            return error.exit_code
-        if isinstance(error, BatchnormToolError):
-            self._terminal.failed(_name(error), error.message, error.exit_code)
-            return error.exit_code
-        message = (
-            f"Something unforeseen went wrong: {_name(error)}: {error}. What is finished is kept. "
-            "`--debug` shows where; please report it."
-        )
-        self._terminal.failed(_name(error), message, 1)
-        return 1
+        name = type(error).__name__.lstrip("_")
+        night = error.night if isinstance(error, Held | TargetFailed) else None
+        self._terminal.failed(name, error.message, error.exit_code, night)
+        return error.exit_code
 
 
-def _name(error: BaseException) -> str:
-    return type(error).__name__.lstrip("_")
+_KEPT = "What is finished is kept: the same command resumes."
 
 
 class _Terminated(Interrupted):
     """SIGTERM."""
 
     exit_code = 143
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    msg = "Terminated. What is finished is kept: the same command resumes."
-    raise _Terminated(msg)

@@ -3,7 +3,7 @@
 ::
 
     BatchnormToolError            the root; never raised itself
-    ├── Refused                   cannot be done as asked; nothing was written (exit code 2)
+    ├── Refused                   cannot be done as asked; nothing is published (exit code 2)
     │   ├── JobError              the job file, a flag or an argument is wrong
     │   ├── InputError            an input file or its schema does not fit
     │   ├── ModelError            the model file was refused, or does not load
@@ -23,8 +23,36 @@ from another process.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
+
+_RESUMES = "What is finished is kept: the same command resumes."
+# What may be gone the next time, where other errors say that a path is no good.
+_PASSING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETXTBSY),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINTR),
+}
+
+
+class Lines(str):
+    r"""A message of several lines; the line breaks within each are data, and begin no line.
+
+    Example:
+        >>> print(Lines("Two are bad:", "  a", "  b\nerror: c").replace("\ufffd", "?"))
+        Two are bad:
+          a
+          b?error: c
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *lines: str) -> Self:
+        """Join lines."""
+        return super().__new__(cls, "\n".join(line.replace("\n", "\ufffd") for line in lines))
+
+    def __reduce__(self) -> tuple[type[Lines], tuple[str, ...]]:
+        return Lines, tuple(self.split("\n"))
 
 
 class BatchnormToolError(Exception):
@@ -38,11 +66,12 @@ class BatchnormToolError(Exception):
     @property
     def message(self) -> str:
         """What happened, where, what was expected and received, and the next step."""
-        return str(self.args[0])
+        text: str = self.args[0]
+        return text
 
 
 class Refused(BatchnormToolError):
-    """Cannot be done as asked; nothing was written."""
+    """Cannot be done as asked, and running it again will not help; nothing is published."""
 
     exit_code = 2
 
@@ -119,3 +148,43 @@ class Busy(BatchnormToolError):
     """Another run holds the output."""
 
     exit_code = 5
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether running the same again may help, once there is space, memory or a network again."""
+    return error.errno in _PASSING or isinstance(error, ConnectionError | TimeoutError)
+
+
+def explained(error: BaseException) -> BatchnormToolError:
+    """What an error of a library or of the system means, where nothing nearer to it says so.
+
+    Args:
+        error: Any but one of ours.
+
+    Returns:
+        `WorkFailed` where running it again may help, else `Refused`.
+    """
+    said = " ".join(str(error).split()) or "no more is said"
+    if isinstance(error, MemoryError):
+        return WorkFailed(
+            f"Memory ran out: {said}. Lower `model.batch_size` or `engine.workers`, or leave it "
+            f"more memory. {_RESUMES}"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in said:
+        return WorkFailed(f"{said}. Lower `engine.workers`, or raise `ulimit -u`. {_RESUMES}")
+    if isinstance(error, OSError):
+        return _explained_by_system(error, said)
+    if isinstance(error, RecursionError):
+        return Refused("What was read is nested too deeply to be understood. Make it flatter.")
+    return Refused(
+        f"This cannot be done: {type(error).__name__}: {said}. Running it again will not help. "
+        "`--debug` shows where; please report it."
+    )
+
+
+def _explained_by_system(error: OSError, said: str) -> BatchnormToolError:
+    place = "" if error.filename is None else f"`{error.filename}`: "
+    said = error.strerror or said
+    if is_passing(error):
+        return WorkFailed(f"{place}{said}. Mend the cause. {_RESUMES}")
+    return Refused(f"{place}{said}. Expected a path that this user may use. Name another one.")

@@ -1,10 +1,13 @@
-"""What this machine and installation are: cores, and what they add to the low bits of a result."""
+"""What this machine and installation are: cores, versions, and libraries that speak unasked."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -48,3 +51,15 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries warn of and log off standard error, unless ``python -W`` asks for it.
+
+    For a process of ours alone. Without a handler Python itself would print what is logged, and
+    TensorFlow adds one of its own where there is none.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda _: None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import click
 
+from batchnorm_tool.display import INVISIBLE, mask_secrets, printable
+from batchnorm_tool.errors import Lines, WorkFailed
 from batchnorm_tool.terminal_lines import (
     INDENT,
     WIDTH,
@@ -29,7 +32,7 @@ from batchnorm_tool.terminal_lines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.jobs.scoring import RunResult
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
     from batchnorm_tool.jobs.verifying import Verification
     from batchnorm_tool.plan import Plan
     from batchnorm_tool.progress import Progress
+
+
+# What JSON leaves as it is, besides the line breaks of its layout.
+_UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
 
 
 class Terminal:
@@ -59,7 +66,8 @@ class Terminal:
     ) -> None:
         self._as_json, self._quiet, self._json_logs = as_json, quiet, json_logs
         self._run_id = run_id
-        self._color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._color = _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+        self._warned: set[str] = set()
 
     def progress(self, kind: str) -> Progress:
         """Who is told how far the work is."""
@@ -67,20 +75,31 @@ class Terminal:
 
         if self._quiet or kind == "none":
             return Quiet()
-        if kind == "bar" or (kind == "auto" and sys.stderr.isatty() and not self._json_logs):
+        if kind == "bar" or (kind == "auto" and _is_terminal(sys.stderr) and not self._json_logs):
             return Bar()
         return Plain(say=lambda text: self._log("info", text))
 
-    def failed(self, error: str, message: str, exit_code: int) -> None:
-        """Say what went wrong."""
+    def failed(
+        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say what went wrong; the report of a night that waits, or that a target missed, too."""
         self._log("error", message, error=error, exit_code=exit_code)
         if self._as_json:
-            self.failure(error, message, exit_code)
+            self.failure(error, message, exit_code, night or {})
+        elif night is not None and not self._quiet:
+            self._lines(night_lines(night))
 
-    def failure(self, error: str, message: str, exit_code: int) -> None:
+    def failure(
+        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    ) -> None:
         """Print the document that says what went wrong, and nothing else."""
-        status = {"status": "failed", "error": error, "message": message, "exit_code": exit_code}
-        self._document(status)
+        status = {"status": "failed", "error": error, "message": mask_secrets(message)}
+        self._document({**status, "exit_code": exit_code, **(night or {})})
+
+    def traceback(self, texts: Iterable[str]) -> None:
+        """Show where an error arose, for whoever mends it."""
+        lines = (line for text in texts for line in text.splitlines())
+        _echo("\n".join(printable(line) for line in lines), err=True)
 
     def config(self, job: Job) -> None:
         """Print a resolved job, secrets masked, in a form that runs."""
@@ -92,7 +111,10 @@ class Terminal:
         from batchnorm_tool.job.file import escape_variables
 
         values = escape_variables(job.masked())
-        click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if any(printable(line) != line for line in text.splitlines()):
+            text = yaml.safe_dump(values, sort_keys=False)
+        _echo(text.rstrip("\n"))
 
     def schema(self, schema: Mapping[str, Any]) -> None:
         """Print a JSON Schema."""
@@ -102,12 +124,12 @@ class Terminal:
         """Print the plan of a dry run."""
         facts = plan_facts(plan)
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
-        self._warn(plan.warnings)
-        self._print(document, lambda: [self._bold("Plan"), *table(spelled_out(facts))])
+        self.warn(*plan.warnings)
+        self._print(document, lambda: [_Headed("Plan"), *table(spelled_out(facts))])
 
     def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
-        self._warn(result.warnings)
+        self.warn(*result.warnings)
         document: dict[str, Any] = {
             "status": "nothing to do" if result.nothing_to_do else "done",
             "path": result.path,
@@ -131,7 +153,7 @@ class Terminal:
 
     def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
-        self._warn(document["warnings"])
+        self.warn(*document["warnings"])
         self._print({"status": "done", **document}, lambda: compared_lines(document, directory))
 
     def announce(self, text: str) -> None:
@@ -143,18 +165,6 @@ class Terminal:
         """Print what a refresh, an acceptance or a rollback came to."""
         status = "done" if document["outcome"] == "published" else document["outcome"]
         self._print({"status": status, **document}, lambda: night_lines(document))
-
-    def night_failed(
-        self, error: str, message: str, exit_code: int, document: Mapping[str, Any]
-    ) -> None:
-        """Say why a night waits, or which target is behind; its report goes with it."""
-        self._log("error", message, error=error, exit_code=exit_code)
-        if self._as_json:
-            status = {"status": "failed", "error": error, "message": message}
-            self._document({**status, "exit_code": exit_code, **document})
-        elif not self._quiet:
-            for line in night_lines(document):
-                click.echo(line)
 
     def planned_night(self, document: Mapping[str, Any]) -> None:
         """Print what a refresh would change."""
@@ -181,13 +191,13 @@ class Terminal:
         self, result: RunResult, shorthand: Job | None, *, profile: bool
     ) -> Iterator[str]:
         if result.nothing_to_do:
-            yield self._bold("Nothing to do: ") + f"this very result stands in {near(result.path)}"
+            yield _Headed("Nothing to do: ", f"this very result stands in {near(result.path)}")
             yield f"{INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
             return
         from batchnorm_tool.report import summary
 
         seconds = result.seconds if result.rows_done == result.rows["in"] else None
-        yield self._bold("Done. ") + summary.rows_line(result.manifest, seconds)
+        yield _Headed("Done. ", summary.rows_line(result.manifest, seconds))
         if result.parts_kept:
             total = len(result.manifest["parts"])
             yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
@@ -203,7 +213,7 @@ class Terminal:
             yield from indented(shorthand.to_yaml().splitlines(), 2)
 
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("Sound. ") + "Checksums, counts, lengths and finiteness all agree."
+        yield _Headed("Sound. ", "Checksums, counts, lengths and finiteness all agree.")
         keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
         yield from table(spelled_out({**facts, "path": near(facts["path"]), "keys": keys}))
 
@@ -222,13 +232,13 @@ class Terminal:
     def _finished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         from batchnorm_tool.report import summary
 
-        yield self._bold("A finished run. ") + summary.rows_line(facts)
+        yield _Headed("A finished run. ", summary.rows_line(facts))
         yield from indented(summary.bad_row_lines(facts))
         yield from indented(["", *summary.norm_lines(facts, WIDTH), ""])
         yield from table((name, facts[name]) for name in ("space", "bits", "result"))
 
     def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("An unfinished run, ") + state_words(facts)
+        yield _Headed("An unfinished run, ", state_words(facts))
         done = {
             "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
             "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
@@ -237,7 +247,7 @@ class Terminal:
         yield from table(done.items())
 
     def _model_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("A model, ") + str(facts["format"])
+        yield _Headed("A model, ", str(facts["format"]))
         rows = [(name, facts[name]) for name in ("sha256", "content")]
         found_in = facts["findings"]
         for end in ("inputs", "outputs"):
@@ -250,11 +260,11 @@ class Terminal:
         yield from table(rows)
 
     def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("A store, ") + store_words(facts)
+        yield _Headed("A store, ", store_words(facts))
         yield from table(store_rows(facts))
 
     def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield self._bold("Data, ") + f"{facts['format']}, {facts['rows']:,} rows"
+        yield _Headed("Data, ", f"{facts['format']}, {facts['rows']:,} rows")
         names = ("files", "bytes", "likely_key", "likely_features")
         yield from table(spelled_out({name: facts[name] or "none found" for name in names}))
         yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
@@ -264,25 +274,69 @@ class Terminal:
         if self._as_json:
             self._document(document)
         elif not self._quiet:
-            for line in lines():
-                click.echo(line)
+            self._lines(lines())
+
+    def _lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            head = line.bold if isinstance(line, _Headed) and self._color else ""
+            _echo(click.style(head, bold=True) * bool(head) + printable(line[len(head) :]))
 
     def _document(self, document: Mapping[str, Any]) -> None:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        _echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
-    def _warn(self, warnings: Sequence[str]) -> None:
+    def warn(self, *warnings: str) -> None:
+        """Say what a person should know, each text once."""
         if not self._quiet:
-            for warning in warnings:
-                self._log("warning", warning)
+            for warning in dict.fromkeys(warnings):
+                if warning not in self._warned:
+                    self._log("warning", warning)
+            self._warned.update(warnings)
 
     def _log(self, level: str, text: str, **more: object) -> None:
         if self._json_logs:
             named = {"run_id": self._run_id} if self._run_id else {}
-            click.echo(json.dumps({"level": level, "message": text, **named, **more}), err=True)
+            entry = {"level": level, "message": mask_secrets(text), **named, **more}
+            _echo(json.dumps(entry), err=True)
         else:
             prefix = "" if level == "info" else f"{level}: "
             run = f"[{self._run_id}] " if self._run_id else ""
-            click.echo(run + prefix + text, err=True)
+            lines = text.split("\n") if isinstance(text, Lines) else [text]
+            _echo(run + prefix + "\n".join(map(printable, lines)), err=True)
 
-    def _bold(self, text: str) -> str:
-        return click.style(text, bold=True) if self._color else text
+
+class _Headed(str):
+    """A line whose beginning is bold on a terminal."""
+
+    __slots__ = ("bold",)
+    bold: str
+
+    def __new__(cls, head: str, rest: str = "") -> Self:
+        line = super().__new__(cls, head + rest)
+        line.bold = head
+        return line
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person reads there; there is no stream where it was closed before the start."""
+    return stream is not None and stream.isatty()
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """Write to standard output or standard error, unless nobody reads it any more.
+
+    Raises:
+        WorkFailed: The answer cannot be written.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        stream = sys.stderr if err else sys.stdout
+        # What is buffered still goes somewhere, or Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not err and not isinstance(error, BrokenPipeError):
+            msg = (
+                f"Standard output cannot be written: {error.strerror}. Mend the cause and run the "
+                "same command again: what is finished is kept."
+            )
+            raise WorkFailed(msg) from error

@@ -49,7 +49,7 @@ FLOORS = [
     {"gate"},
     {"comparison"},
     {"vector_stats", "stats", "histogram", "stats_json", "moments", "array_normalization", "norms"},
-    {"errors", "machine", "limits"},
+    {"errors", "machine", "limits", "display", "signals"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -210,7 +210,7 @@ def test_what_is_not_there(output: LocalStorage) -> None:
 
 def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
     (output.root / "a").mkdir(parents=True)
-    with pytest.raises(WorkFailed, match=r"Reading `.*/a` failed: Is a directory"):
+    with pytest.raises(OutputError, match=r"Reading `.*/a` failed: Is a directory"):
         output.get("a")
     with pytest.raises(WorkFailed, match=r"Reading `.*/b` failed: No such file"):
         output.open("b")

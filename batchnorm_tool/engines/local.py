@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
-from batchnorm_tool.errors import Refused, WorkFailed
+from batchnorm_tool.errors import BatchnormToolError, Refused, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -93,14 +93,15 @@ class _Crew:
 
 def _explained(error: BaseException, number: int) -> BaseException:
     """What an error in the middle of the work means to whoever started it."""
+    failure: BatchnormToolError
     if isinstance(error, MemoryError):
         failure = WorkFailed(
             f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
             "then run it again: finished parts are kept."
         )
     elif isinstance(error, Refused):
-        # It fitted when the run was planned: it is no refusal any more, parts may be finished.
-        failure = WorkFailed(
+        # Running it again would find the same, so that it stays a refusal.
+        failure = type(error)(
             f"{error.message} This was found in the middle of part {number}; finished parts are "
             "kept. Mend it and run the same command again."
         )

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import explained
+from batchnorm_tool.machine import quiet_libraries
 from batchnorm_tool.pipeline import Worker
 from batchnorm_tool.storage import open_storage
 from batchnorm_tool.worker_opening import open_worker
@@ -45,6 +46,7 @@ def serve(output: str, device: DeviceName, descriptors: Sequence[int]) -> None:
         descriptors: Of the connections.
     """
     _leave_signals_to_the_parent()
+    quiet_libraries()
     connections = [Connection(descriptor) for descriptor in descriptors]
     try:
         worker = open_worker(open_storage(output), device)
@@ -90,10 +92,7 @@ def _portable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
     except Exception:  # noqa: BLE001  (whatever a foreign class does when it is copied)
-        failure = WorkFailed(
-            f"Something unforeseen went wrong: {type(error).__name__}: {error}. Finished parts are "
-            "kept: the same command resumes. `--debug` shows where; please report it."
-        )
+        failure = explained(error)
         failure.add_note(where)
         return failure
     return error

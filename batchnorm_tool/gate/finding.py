@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from batchnorm_tool.errors import Lines
 from batchnorm_tool.stats_json import finite_or_none, float_or_none
 
 Scope = Literal["input", "changed", "whole", "audit"]
@@ -114,10 +115,9 @@ def refusal_text(
     is_audit = any(finding.scope == "audit" for finding in wrong)
     if action == "warn" and not is_audit:
         fate = "published all the same, because the job says `gate: warn`"
-        return "\n".join([f"{amount}; {fate}.", *named])
-    return "\n".join(
-        [f"{amount}; nothing was published.", *named, _AUDIT if is_audit else _ways_on(accept)]
-    )
+        return Lines(f"{amount}; {fate}.", *named)
+    next_step = _AUDIT if is_audit else _ways_on(accept)
+    return Lines(f"{amount}; nothing was published.", *named, next_step)
 
 
 def _finding_lines(finding: Finding) -> list[str]:

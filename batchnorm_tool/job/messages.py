@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from batchnorm_tool.errors import JobError
-from batchnorm_tool.job.paths import mask_secrets
+from batchnorm_tool.display import mask_secrets
+from batchnorm_tool.errors import JobError, Lines
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -60,8 +60,8 @@ def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
     lines = [f"`{key}` {text}" for key, text in complaints.items()]
     if len(lines) == 1:
         return JobError(f"{where}: {lines[0]}")
-    listed = "\n".join(f"  {line}" for line in lines)
-    return JobError(f"{where}: {len(lines)} things need correcting:\n{listed}")
+    head = f"{where}: {len(lines)} things need correcting:"
+    return JobError(Lines(head, *(f"  {line}" for line in lines)))
 
 
 def complaints_of(error: ValidationError, model: type[BaseModel], data: object) -> dict[str, str]:

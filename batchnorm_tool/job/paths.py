@@ -1,4 +1,4 @@
-"""Where things lie: local paths made absolute, URIs left alone, secrets in URIs found and masked.
+"""Where things lie: local paths made absolute, URIs left alone, secrets in URIs found.
 
 Everything here looks at the text only, never at the disk, so that a job can be read anywhere.
 """
@@ -9,18 +9,9 @@ import os
 import re
 from fnmatch import fnmatchcase
 
+from batchnorm_tool.display import mask_secrets
+
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-# `//` then everything up to the last `@`: secret keys may themselves hold `/` and `@`, but then
-# a `:` comes before the first `/`.
-_PASSWORD = re.compile(r"(?<=://)([^/?#@]*:[^?#]*)(?=@)")
-_USER = re.compile(r"(?<=://)([^/?#@:]+)(?=@)")
-_NO_PORT = re.compile(r"(?<=://)[^/?#@:]*:(?!\d+(?=[/?#]|$)|(?=[/?#]|$))[^?#]*")
-_SECRET = re.compile(
-    r"(?i)(?<=[?&])([^=&#]*(?:secret|passw|token|signature|credential|access_?key|account_?key|"
-    r"key_?id)[^=&#]*|sig|sas|key)=([^&#]*)"
-)
-# There a bare name before the `@` is an account, a container or "anonymous", not a credential.
-_NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
 
 
 def is_uri(path: str) -> bool:
@@ -31,26 +22,6 @@ def is_uri(path: str) -> bool:
         (True, False)
     """
     return _SCHEME.match(path) is not None
-
-
-def mask_secrets(text: str) -> str:
-    """``text`` with user names, passwords and secret parameters of a URI replaced by ``***``.
-
-    Args:
-        text: Any text; what does not look like a URI comes back as it is.
-
-    Returns:
-        The text, fit to be printed.
-
-    Example:
-        >>> mask_secrets("s3://AKIA:secret@bucket/key?region=eu&session_token=abc")
-        's3://***@bucket/key?region=eu&session_token=***'
-    """
-    masked = _PASSWORD.sub("***", text)
-    scheme = text.partition("://")[0].lower()
-    if not scheme.endswith(_NAMED_BEFORE_AT) and not scheme.startswith(_NAMED_BEFORE_AT):
-        masked = _USER.sub("***", masked)
-    return _SECRET.sub(r"\1=***", _NO_PORT.sub("***", masked))
 
 
 def holds_secrets(uri: str) -> bool:

@@ -17,9 +17,10 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
+from batchnorm_tool.display import mask_secrets
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.messages import CUSTOM, Expects
-from batchnorm_tool.job.paths import absolute, holds_secrets, is_uri, mask_secrets
+from batchnorm_tool.job.paths import absolute, holds_secrets, is_uri
 from batchnorm_tool.norms import NORM_NAMES, Norm
 
 _SHA256 = r"^[0-9a-f]{64}$"

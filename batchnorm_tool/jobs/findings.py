@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import Damaged
+from batchnorm_tool.errors import Damaged, Lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,11 +52,6 @@ class Findings:
         if not self.count:
             return
         more = self.count - len(self.texts)
-        listed = "\n".join(f"  {text}" for text in self.texts)
-        unnamed = f"\n  … and {more:,} more" if more else ""
-        msg = (
-            f"`{path}` is damaged; {self.count:,} finding{'s' * (self.count > 1)}:\n"
-            f"{listed}{unnamed}\n"
-            f"{remedy}"
-        )
-        raise Damaged(msg)
+        listed = [*self.texts, *([f"… and {more:,} more"] if more else [])]
+        head = f"`{path}` is damaged; {self.count:,} finding{'s' * (self.count > 1)}:"
+        raise Damaged(Lines(head, *(f"  {text}" for text in listed), remedy))

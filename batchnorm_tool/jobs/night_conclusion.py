@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool import gate
-from batchnorm_tool.errors import Held
+from batchnorm_tool.errors import Held, Lines
 from batchnorm_tool.jobs import night_gate
 from batchnorm_tool.jobs.night import (
     PUBLISHED,
@@ -155,8 +155,8 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
     store = staging.state.path
     accept = f"batchnorm-tool accept {store} {version}"
     if reason in {"gate", "audit"}:
-        text = gate.refusal_text(findings, "hold", accept)
-        return f"Version {version} of `{store}` waits: {text}"
+        first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
+        return Lines(f"Version {version} of `{store}` waits: {first}", *more)
     if reason == "hold":
         since = staging.facts.hold or {}
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import TargetFailed
+from batchnorm_tool.errors import Lines, TargetFailed
 from batchnorm_tool.job import Publish
 from batchnorm_tool.job.store import Keep
 from batchnorm_tool.jobs.night import PUBLISHED, Night
@@ -77,5 +77,5 @@ def finish_night(night: Night, state: StoreState | None = None, keep: Keep | Non
             remove_old_versions(state, facts, keep)
     failed = [str(target["error"]) for target in night.targets if target["error"]]
     if failed:
-        raise TargetFailed("\n".join(failed), night.to_dict())
+        raise TargetFailed(Lines(*failed), night.to_dict())
     return night

@@ -42,7 +42,8 @@ def measured(
         raise
     except BaseException as error:
         document = error.night if isinstance(error, Held | TargetFailed) else None
-        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+        otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = getattr(error, "exit_code", otherwise)
         # What failed is said in any case; metrics that cannot be written must not hide it.
         with contextlib.suppress(BatchnormToolError):
             _write(metrics_file, path, document, code, started)

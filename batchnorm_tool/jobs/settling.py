@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import BadRows, WorkFailed
+from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.manifest import BadRow, PartRecord, Totals, read_refusals, total
 from batchnorm_tool.policies import ACTIONS
 
@@ -45,10 +45,11 @@ def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
     failed = sum(record.counts.failed for record in refused)
     policies = [name for name, value in plan.identity.policies.items() if value == "fail"]
     choices = "; or ".join(f"set `{name}` to {_alternatives(name)}" for name in policies)
-    return (
+    return Lines(
         f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
-        f"The first are:\n{_named(rows)}\n"
-        f"Mend the input, or {choices}. Parts without bad rows are kept for the next run."
+        "The first are:",
+        *_named(rows),
+        f"Mend the input, or {choices}. Parts without bad rows are kept for the next run.",
     )
 
 
@@ -61,13 +62,14 @@ def _alternatives(policy: str) -> str:
 def _too_many(totals: Totals, plan: Plan) -> str:
     most = plan.job.normalize.max_bad_fraction
     counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
-    return (
+    return Lines(
         f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
         f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
-        f"The first are:\n{_named(totals.first_bad_rows)}\n"
-        "Mend the input, or raise the limit: the next run keeps all parts and only publishes."
+        "The first are:",
+        *_named(totals.first_bad_rows),
+        "Mend the input, or raise the limit: the next run keeps all parts and only publishes.",
     )
 
 
-def _named(rows: list[BadRow]) -> str:
-    return "\n".join(f"  {row}" for row in rows[:_NAMED_ROWS])
+def _named(rows: list[BadRow]) -> list[str]:
+    return [f"  {row}" for row in rows[:_NAMED_ROWS]]

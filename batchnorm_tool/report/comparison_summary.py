@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from batchnorm_tool.display import visible
 from batchnorm_tool.report.comparison_document import (
     between,
     headline,
@@ -19,7 +20,6 @@ from batchnorm_tool.report.comparison_document import (
     shown_k,
     tested,
 )
-from batchnorm_tool.report.markup import visible
 from batchnorm_tool.report.scale import count, fixed, number, percent, probability, signed
 from batchnorm_tool.report.summary import aligned, quantile_table
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from batchnorm_tool.display import visible
 from batchnorm_tool.report.history_document import (
     changed_rows,
     counted,
@@ -16,7 +17,6 @@ from batchnorm_tool.report.history_document import (
     rows_of,
     when,
 )
-from batchnorm_tool.report.markup import visible
 from batchnorm_tool.report.summary import aligned
 
 _HEADINGS = (

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import html
-import re
 
-# Control characters and lone surrogates cannot stand in HTML; direction overrides would let a
-# column's name reorder the words around it; line separators would break a terminal's line.
-_INVISIBLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from batchnorm_tool.display import visible
+
 _VOID = frozenset({"br", "link", "meta"})
 
 
@@ -17,22 +13,6 @@ class Html(str):
     """Text that is markup already and is not escaped again."""
 
     __slots__ = ()
-
-
-def visible(text: str) -> str:
-    r"""Return ``text`` with every control character shown as U+FFFD.
-
-    Args:
-        text: Any text, also from a hostile file.
-
-    Returns:
-        Text of the same length that is safe on a terminal's line and encodes as UTF-8.
-
-    Example:
-        >>> visible("a\x1b[31m") == "a\ufffd[31m"
-        True
-    """
-    return _INVISIBLE.sub("\ufffd", text)
 
 
 def escape(value: object) -> Html:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from batchnorm_tool.display import visible
 from batchnorm_tool.gate.finding import row_words
 from batchnorm_tool.report.history_document import (
     broken_of,
@@ -15,7 +16,6 @@ from batchnorm_tool.report.history_document import (
     norm_words,
     rows_of,
 )
-from batchnorm_tool.report.markup import visible
 from batchnorm_tool.report.scale import count
 
 _NAME = 12

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from batchnorm_tool.display import visible
 from batchnorm_tool.report.bins import bin_norms
-from batchnorm_tool.report.markup import visible
 from batchnorm_tool.report.scale import count, number, share
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"

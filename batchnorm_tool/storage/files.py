@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import BatchnormToolError, OutputError, WorkFailed, is_passing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,9 @@ def write_errors(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         message = f"Writing `{path}` failed: {words(error)}."
+        if not may_pass(error):
+            message += " Choose an `output.path` that this user may write."
+            raise OutputError(message) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             message += " Free some space, then run the same command again: it resumes."
         elif error.errno in {errno.EMFILE, errno.ENFILE}:
@@ -52,11 +55,17 @@ def read_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kind = WorkFailed if may_pass(error) else OutputError
         msg = (
             f"Reading `{path}` failed: {words(error)}. What is finished is kept; mend the cause "
             "and run the same command again."
         )
-        raise WorkFailed(msg) from error
+        raise kind(msg) from error
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether running it again may help: what somebody removed from an output is made anew."""
+    return is_passing(error) or error.errno == errno.ENOENT
 
 
 def words(error: OSError) -> str:
@@ -77,7 +86,7 @@ class OutputFile(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._size = 0
         self._patched = self._committed = self._discarded = False
-        self._failure: WorkFailed | None = None
+        self._failure: BatchnormToolError | None = None
         self._descriptor: int | None = None
         with write_errors(path):
             self._descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
@@ -155,7 +164,7 @@ class OutputFile(io.RawIOBase):
         try:
             with write_errors(self._path):
                 yield self._descriptor
-        except WorkFailed as error:
+        except BatchnormToolError as error:
             self._failure = error
             raise
 

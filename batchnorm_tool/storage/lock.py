@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import Busy, OutputError
+from batchnorm_tool.errors import Busy, OutputError, is_passing
 from batchnorm_tool.storage.files import make_directories, words, write_errors
 
 if TYPE_CHECKING:
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
 _LOCK_POLL_SECONDS = 0.05
 # `show` looks whether an output is locked by locking it for a moment.
 _LOCK_PATIENCE_SECONDS = 0.2
-# What may be gone the next time, where other errors say that the path is no good.
-_PASSING = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-}
 
 
 @contextlib.contextmanager
@@ -92,7 +82,7 @@ def _make_root(root: Path) -> list[Path]:
         try:
             make_directories(root)
         except OSError as error:
-            if error.errno in _PASSING:
+            if is_passing(error):
                 raise
             msg = (
                 f"The output directory `{root}` cannot be made: {words(error)}. "

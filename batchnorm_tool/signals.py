@@ -1,0 +1,110 @@
+"""What SIGINT and SIGTERM do at each moment of a command.
+
+- Before the command's work begins they end the process at once: there is nothing to tidy up.
+- During the work they raise `Stopped`, which no ``except Exception`` of a library takes; never
+  within an import, which would leave half a module behind, or swallow it: there they wait until it
+  is over. A second signal ends the process at once; what is left is what SIGKILL leaves.
+- After it they are ignored: the exit code is decided.
+
+A signal that whoever began this process has told it to ignore stays ignored. This is imported
+before all else, and so imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+# `timeout` sends its signal twice at once, and so do a terminal and a wrapper together.
+_TWICE_SECONDS = 0.5
+_RETRY_SECONDS = 0.01
+
+
+def end_at_once(number: int, frame: FrameType | None = None) -> None:  # noqa: ARG001
+    """End the process with the exit code of a signal; the handler before the work begins."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {STOPS[signal.Signals(number)]}.\n".encode())
+    os._exit(128 + number)
+
+
+def handle_early() -> None:
+    """Let signals end the process at once, until the work begins."""
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end_at_once)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the work.
+
+    Attributes:
+        exit_code: 130 or 143.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """The handler while a command works.
+
+    Attributes:
+        received: The first signal that came, if any.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._since, self._is_over = 0.0, False
+        self._before = {
+            number: handler
+            for number in STOPS
+            if (handler := signal.getsignal(number)) != signal.SIG_IGN
+        }
+
+    def begin(self) -> None:
+        """From here on, signals raise `Stopped`."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def end(self) -> None:
+        """From here on, signals do what they did before; where that was the end, nothing."""
+        self._is_over = True
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if before is end_at_once else before)
+        if self.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._is_over:
+            return
+        if self.received is None:
+            self.received, self._since = number, now
+        elif number != signal.SIGALRM:
+            if now - self._since > _TWICE_SECONDS:
+                end_at_once(number)
+            return
+        if not _may_raise(frame):
+            signal.signal(signal.SIGALRM, self._handle)
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
+            return
+        raise Stopped(self.received)
+
+
+def _may_raise(frame: FrameType | None) -> bool:
+    """Whether no import is under way, nor what begins and ends a command."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return False
+        if frame.f_code.co_qualname in ("Command.__enter__", "Command.__exit__"):
+            return False
+        frame = frame.f_back
+    return True
