@@ -101,6 +101,7 @@ class Tonight:
             self._check_key_types(live_keys)
 
     def _check_names(self) -> None:
+        self.table.check(self.columns)
         for name in self.columns:
             if name not in self.table.schema.names:
                 msg = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SHAPE = b"shape"
 TENSOR = "arrow.fixed_shape_tensor"
@@ -67,25 +69,102 @@ def rows_of(array: pa.Array) -> np.ndarray:
     return rows
 
 
+def is_list(dtype: pa.DataType) -> bool:
+    """Whether values are lists of any kind but views."""
+    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    return any(is_kind(dtype) for is_kind in kinds)
+
+
+def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:
+    """A list, struct or map of other children; a list view becomes a list.
+
+    Example:
+        >>> with_children(pa.list_(pa.int8(), 2), [pa.field("item", pa.int64())])
+        FixedSizeListType(fixed_size_list<item: int64>[2])
+    """
+    if pa.types.is_struct(dtype):
+        return pa.struct(children)
+    if pa.types.is_map(dtype):
+        (entries,) = children
+        return pa.map_(entries.type.field(0), entries.type.field(1), dtype.keys_sorted)
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(children[0], dtype.list_size)
+    is_large = pa.types.is_large_list(dtype) or pa.types.is_large_list_view(dtype)
+    return pa.large_list(children[0]) if is_large else pa.list_(children[0])
+
+
+@functools.lru_cache(maxsize=1024)
+def plain_type(dtype: pa.DataType) -> pa.DataType:
+    """The type as which values are presented, however they are encoded.
+
+    Views (what Polars writes) and run ends are known to few of Arrow's functions, and dictionaries
+    of several batches cannot always be joined.
+
+    Example:
+        >>> plain_type(pa.list_view(pa.string_view())), plain_type(pa.dictionary("int8", "string"))
+        (ListType(list<item: large_string>), DataType(string))
+    """
+    types = pa.types
+    if types.is_string_view(dtype):
+        return pa.large_string()
+    if types.is_binary_view(dtype):
+        return pa.large_binary()
+    if types.is_dictionary(dtype) or types.is_run_end_encoded(dtype):
+        return plain_type(dtype.value_type)
+    if types.is_decimal32(dtype) or types.is_decimal64(dtype):
+        return pa.decimal128(dtype.precision, dtype.scale)
+    if _is_tensor(dtype) or not types.is_nested(dtype) or types.is_union(dtype):
+        return dtype.storage_type if _is_tensor(dtype) else dtype
+    children = [dtype.field(place) for place in range(dtype.num_fields)]
+    return with_children(dtype, [child.with_type(plain_type(child.type)) for child in children])
+
+
 def plain_field(field: pa.Field) -> pa.Field:
-    """The field under which a tensor extension column is presented: its flat list and shape."""
+    """The field under which a column is presented; a tensor is its flat list, with its shape."""
+    kind = plain_type(field.type)
     if not _is_tensor(field.type):
-        return field
+        return field if kind == field.type else field.with_type(kind)
     metadata = {**(field.metadata or {}), SHAPE: json.dumps(list(field.type.shape)).encode()}
-    return pa.field(field.name, field.type.storage_type, field.nullable, metadata)
+    return pa.field(field.name, kind, field.nullable, metadata)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """A schema in which tensor extension columns are flat lists; all else is as it was."""
+    """A schema of the types of `plain_type`; all else is as it was."""
     return pa.schema([plain_field(field) for field in schema], schema.metadata)
 
 
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch in which tensor extension columns are flat lists; no values are copied."""
-    if not any(_is_tensor(field.type) for field in batch.schema):
+    """A batch of the types of `plain_type`; values that are plain already are not copied."""
+    if all(plain_type(kind) == kind for kind in batch.schema.types):
         return batch
-    columns = [c.storage if _is_tensor(c.type) else c for c in batch.columns]
+    columns = [_plain_array(column) for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, schema=plain_schema(batch.schema))
+
+
+def _plain_array(array: pa.Array) -> pa.Array:
+    kind = plain_type(array.type)
+    if kind == array.type:
+        return array
+    if _is_tensor(array.type):
+        return array.storage
+    if pa.types.is_run_end_encoded(array.type):
+        # The values first, here and below: views are neither repeated nor gathered.
+        runs = pa.RunEndEncodedArray.from_arrays(array.run_ends, _plain_array(array.values))
+        array = pc.run_end_decode(runs.slice(array.offset, len(array)))
+    elif pa.types.is_dictionary(array.type):
+        array = pa.DictionaryArray.from_arrays(array.indices, _plain_array(array.dictionary))
+    elif isinstance(array, pa.ListViewArray | pa.LargeListViewArray):
+        return _gathered_lists(array, kind)
+    return array.cast(kind)
+
+
+def _gathered_lists(array: pa.ListViewArray, kind: pa.DataType) -> pa.Array:
+    """Views may overlap and lie in any order; Arrow's own cast breaks on views within views."""
+    sizes = pc.list_value_length(array).fill_null(0).to_numpy()
+    ends = np.append(np.zeros(1, sizes.dtype), np.cumsum(sizes, dtype=sizes.dtype))
+    lists = pa.ListArray if pa.types.is_list(kind) else pa.LargeListArray
+    mask = array.is_null() if array.null_count else None
+    return lists.from_arrays(pa.array(ends), _plain_array(array.flatten()), type=kind, mask=mask)
 
 
 def _is_tensor(dtype: pa.DataType) -> bool:

@@ -68,6 +68,7 @@ class Preparation:
         if self.job.model is not None:
             self.report = model_gate.examine(self.job.model.path)
         self._carried = layout.carried_schema(self.job.input, self.table.schema)
+        self.table.check([*layout.key_columns(self.job.input), *self.job.input.passthrough])
 
     @property
     def request(self) -> str:

@@ -42,8 +42,9 @@ def open_data(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> Predi
     spec = Input(path=path, key=list(key) or None, features=list(column) or None)
     check_columns(path, column, table.schema.names, "column")
     check_key(path, key, table.schema)
+    table.check(key)
     matched, vectors = _vectors(table, spec, path)
-    others = tuple(name for name in table.schema.names if name not in matched)
+    others = tuple(name for name in table.columns if name not in matched)
     return Predictions(
         path=path,
         kind="data",
@@ -135,6 +136,7 @@ class _DataStream:
         raise IndexError(msg)
 
     def _read(self, names: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        self.table.check(names)
         for file in self.table.files:
             try:
                 yield from sources.read_rows(file, names, 0, file.rows, batch_rows)

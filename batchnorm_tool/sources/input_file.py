@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+
+from batchnorm_tool.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class InputFile:
         partitions: Hive partitions, in the order of the directories.
         members: The files of a group; empty for a single file.
         dtype: How ``|V2`` in NPY is read.
+        read_as: Fields of the columns that are read as another type than this file's own, where
+            the files of a table differ.
     """
 
     path: str
@@ -63,18 +68,26 @@ class InputFile:
     partitions: tuple[Partition, ...] = ()
     members: tuple[Member, ...] = ()
     dtype: str | None = None
+    read_as: pa.Schema | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-safe data, for plan and manifest."""
-        data = asdict(self)
-        return {**data, "partitions": [*data["partitions"]], "members": [*data["members"]]}
+        """As JSON-safe data, for plan and manifest; ``read_as`` is an Arrow message in base 64."""
+        data = asdict(replace(self, read_as=None))
+        data |= {"partitions": [*data["partitions"]], "members": [*data["members"]]}
+        del data["read_as"]
+        if self.read_as is not None:
+            data["read_as"] = base64.b64encode(self.read_as.serialize()).decode()
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputFile:
         """The inverse of `to_dict`."""
         partitions = tuple(Partition(**partition) for partition in data["partitions"])
         members = tuple(Member(**member) for member in data["members"])
-        return cls(**{**data, "partitions": partitions, "members": members})
+        stored = data.get("read_as")
+        read_as = stored and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+        known = {"partitions": partitions, "members": members, "read_as": read_as}
+        return cls(**{**data, **known})
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,30 @@ class Table:
         files: In lexicographic order of their paths.
         schema: Of the rows that `read_rows` yields, partition columns included.
         keys: Names of the columns that came from a keys file.
+        differing: Why a column cannot be read, for each in which the files differ too much.
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
     keys: tuple[str, ...] = ()
+    differing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         """Number of rows of all files."""
         return sum(file.rows for file in self.files)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that can be read."""
+        return [name for name in self.schema.names if name not in self.differing]
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Refuse columns in which the files differ too much to be read as one.
+
+        Raises:
+            InputError: One of them is such a column; the message names both files.
+        """
+        for name in columns:
+            if name in self.differing:
+                raise InputError(self.differing[name])

@@ -15,6 +15,7 @@ from batchnorm_tool.formats import Inspected, format_named, local_file, recognis
 from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.sources.input_file import InputFile, Member, Partition, Table
 from batchnorm_tool.sources.listing import Listed, list_files
+from batchnorm_tool.sources.one_schema import merge_schemas
 from batchnorm_tool.sources.partitions import typed_partitions
 
 if TYPE_CHECKING:
@@ -49,11 +50,15 @@ def open_table(spec: Input) -> Table:
     keys: tuple[str, ...] = ()
     if spec.keys is not None:
         opened, keys = _with_keys(opened, spec)
-    for other in opened[1:]:
-        _check_alike(opened[0], other)
-    files, schema = typed_partitions([one.file for one in opened], opened[0].schema)
+    schema, unlike = merge_schemas([one.schema for one in opened])
+    differing = {
+        name: _difference(name, schema, opened[0], opened[number])
+        for name, number in unlike.items()
+    }
+    read = [_read_as(one, schema, differing) for one in opened]
+    files, schema = typed_partitions(read, schema)
     _warn_of_extensions(schema)
-    return Table(files, schema, keys)
+    return Table(files, schema, keys, differing)
 
 
 def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -> list[_Opened]:
@@ -183,15 +188,26 @@ def _beside(one: _Opened, keys: Member, fields: Sequence[pa.Field]) -> _Opened:
     return _Opened(_with_members(one.file, (*members, keys)), schema)
 
 
-def _check_alike(first: _Opened, other: _Opened) -> None:
-    for name in dict.fromkeys([*first.schema.names, *other.schema.names]):
-        expected, received = (_described(side.schema, name) for side in (first, other))
-        if expected != received:
-            message = (
-                f"{other.file.path}, column `{name}`: has another type than in {first.file.path}. "
-                f"Expected: {expected}. Received: {received}. Write both with the same schema."
-            )
-            raise InputError(message)
+def _read_as(one: _Opened, schema: pa.Schema, differing: Mapping[str, str]) -> InputFile:
+    """The file, with the fields that it is read as where they are not its own."""
+    if one.schema.equals(schema):
+        return one.file
+    fields = [
+        schema.field(own.name)
+        for own in one.schema
+        if own.name not in differing and not own.equals(schema.field(own.name))
+    ]
+    return replace(one.file, read_as=pa.schema(fields)) if fields else one.file
+
+
+def _difference(name: str, schema: pa.Schema, first: _Opened, other: _Opened) -> str:
+    is_first = name in first.schema.names
+    expected = _described(schema if is_first else first.schema, name)
+    return (
+        f"{other.file.path}, column `{name}`: has another type than in {first.file.path}. "
+        f"Expected: {expected}. Received: {_described(other.schema, name)}. "
+        "Write both with the same schema."
+    )
 
 
 def _described(schema: pa.Schema, name: str) -> str:

@@ -70,8 +70,31 @@ def _joined(
 ) -> Iterator[pa.RecordBatch]:
     constants = {p.name: _scalar(p) for p in file.partitions}
     stored = [name for name in columns if name not in constants]
+    row = rows[0]
     for batch in _stored(file, stored, rows, batch_rows):
-        yield _with_constants(batch, columns, constants)
+        yield _with_constants(_read_as(file, batch, row), columns, constants)
+        row += batch.num_rows
+
+
+def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+    """The batch with the types as which all files are read."""
+    if file.read_as is None:
+        return batch
+    columns, fields = batch.columns, list(batch.schema)
+    for place, stored in enumerate(fields):
+        if stored.name not in file.read_as.names:
+            continue
+        fields[place] = file.read_as.field(stored.name)
+        try:
+            columns[place] = columns[place].cast(fields[place].type)
+        except pa.ArrowInvalid as error:
+            message = (
+                f"{file.path}, row {row} or one of the {batch.num_rows - 1} after it, column "
+                f"`{stored.name}`: a value does not fit the type as which all files are read. "
+                f"Expected: {fields[place].type}. Received: {error}. Write all files with one type."
+            )
+            raise InputError(message) from error
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
 def _scalar(partition: Partition) -> pa.Scalar:

@@ -26,6 +26,7 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
         columns: Names of the columns wanted.
         rows: How many rows, if there are so many.
     """
+    table.check(columns)
     schema = pa.schema([table.schema.field(name) for name in columns])
     try:
         return pa.Table.from_batches(_first(table, columns, rows), schema)
@@ -51,7 +52,7 @@ def check_all_rows(table: Table) -> None:
     """
     for file in table.files:
         try:
-            for _ in read_rows(file, table.schema.names, 0, file.rows, _CHECKED_ROWS):
+            for _ in read_rows(file, table.columns, 0, file.rows, _CHECKED_ROWS):
                 pass
         except WorkFailed as error:
             raise InputError(error.message) from error
