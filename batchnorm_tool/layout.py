@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.formats.npy_sink import array_directories
 from batchnorm_tool.formats.vectors import rows_of
 
@@ -72,6 +72,7 @@ def output_layouts(job: Job, outputs: Sequence[Field]) -> tuple[OutputLayout, ..
 
     Raises:
         JobError: ``normalize.outputs`` names an output that there is not.
+        ModelError: An output has no values.
     """
     names = [output.name for output in outputs]
     for name in job.normalize.outputs:
@@ -87,6 +88,12 @@ def output_layouts(job: Job, outputs: Sequence[Field]) -> tuple[OutputLayout, ..
 def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
     norm, axis = job.normalize.for_output(output.name)
     shape = tuple(size or 0 for size in output.shape)
+    if 0 in shape:  # and Arrow would divide by it
+        msg = (
+            f"The output `{output.name}` holds no values. Expected at least one in each row. "
+            f"Received: shape {shape}. Name another one with `model.outputs`."
+        )
+        raise ModelError(msg)
     vectors = math.prod(shape[:-1]) if axis == -1 else 1
     width = shape[-1] if axis == -1 else math.prod(shape)
     columns = job.output.columns

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.formats.vectors import is_list
 
 Shape = tuple[int | None, ...]
 
@@ -112,6 +113,8 @@ def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
         >>> lengths_to_fill(flat, (8, 8, 1))
         (64,)
     """
+    if 0 in stored.lengths:
+        return None
     if not stored.shape:
         return () if all(size in (1, None) for size in wanted) else None
     if len(stored.shape) == 1:
@@ -183,15 +186,10 @@ def _merge(stored: Shape | list[int | None], wanted: Shape | list[int | None]) -
 
 def _peel(kind: pa.DataType) -> tuple[Shape, pa.DataType]:
     lengths: list[int | None] = []
-    while _is_list(kind):
+    while is_list(kind):
         lengths.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
         kind = storage_type(kind.value_type)
     return tuple(lengths), kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    known = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-    return any(is_kind(kind) for is_kind in known)
 
 
 def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:

@@ -121,7 +121,7 @@ def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tu
     for name, names in columns.items():
         stored = [StoredColumn.of(schema.field(column)) for column in names]
         for column in stored:
-            if not column.is_numeric:
+            if not column.is_numeric or 0 in column.lengths:
                 raise InputError(
                     f"The column {in_words(column)} holds no vectors. Expected lists of numbers, "
                     f"or scalar columns of numbers. Received: {column.kind}. Name another column."

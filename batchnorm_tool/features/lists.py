@@ -54,7 +54,8 @@ def read_leaves(array: pa.Array, lengths: Shape) -> Leaves:
 
     Args:
         array: As many list levels as there are ``lengths``; slices with an offset are welcome.
-        lengths: What each level's length must be; where ``None``, the most common one counts.
+        lengths: What each level's length must be; where ``None``, the most common one counts, and
+            an empty list is a ragged row.
 
     Returns:
         The values. A row is null if anything in it is, and ragged if a list in it has another
@@ -146,7 +147,8 @@ def _gather(values: pa.Array, starts: np.ndarray, length: int, absent: np.ndarra
 
 
 def _most_common(sizes: np.ndarray) -> int:
-    """The most common size, the smallest of several; 1 where there is none to go by."""
+    """The most common size above 0, the smallest of several; 1 where there is none to go by."""
+    sizes = sizes[sizes > 0]
     if not len(sizes):
         return 1
     found, counts = np.unique(sizes, return_counts=True)

@@ -384,7 +384,7 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], passed: Sequence[str]) 
         [
             column.name
             for column in (StoredColumn.of(schema.field(name)) for name in names)
-            if column.lengths and column.is_numeric
+            if column.lengths and column.is_numeric and 0 not in column.lengths
         ]
         for names in (free, passed)
     )

@@ -220,12 +220,12 @@ class Preparation:
         """The inputs with every open size made known by the first rows."""
         if self.job.input.transform is not None:
             return inputs
-        return features.infer_fields(self._head(columns), columns, inputs, self.job.input)
+        rows = sampling.head_with_lists(self.table, _names(columns), _SAMPLE_ROWS)
+        return features.infer_fields(rows, columns, inputs, self.job.input)
 
     def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
         """The first rows, with the feature columns."""
-        names = tuple(dict.fromkeys(name for group in columns.values() for name in group))
-        return sampling.head(self.table, names, min(self.rows, _SAMPLE_ROWS))
+        return sampling.head(self.table, _names(columns), min(self.rows, _SAMPLE_ROWS))
 
     def _sample(
         self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
@@ -259,6 +259,11 @@ class Preparation:
         start = time.perf_counter()
         model.predict(batch)
         return model.batch_size / max(time.perf_counter() - start, 1e-9)
+
+
+def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The stored columns, each once."""
+    return tuple(dict.fromkeys(name for group in columns.values() for name in group))
 
 
 def _filler(field: Field) -> np.ndarray:

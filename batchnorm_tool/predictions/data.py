@@ -65,7 +65,8 @@ def _vectors(table: Table, spec: Input, path: str) -> tuple[tuple[str, ...], Fie
         columns = features.match_features(table.schema, (), spec)
         (stored,) = features.stored_fields(table.schema, columns)
         check_rank(path, columns[VECTOR][0], stored.shape)
-        head = sampling.head(table, columns[VECTOR], _SAMPLE_ROWS)
+        head = sampling.head_with_lists(table, columns[VECTOR], _SAMPLE_ROWS)
+        _check_holds_vectors(head, columns[VECTOR])
         (vectors,) = features.infer_fields(head, columns, (), spec)
     return columns[VECTOR], vectors
 
@@ -81,6 +82,16 @@ def _named(path: str) -> Iterator[None]:
         raise InputError(f"{path}: {error.message}") from error
     except WorkFailed as error:
         raise InputError(error.message) from error
+
+
+def _check_holds_vectors(sample: pa.Table, columns: Sequence[str]) -> None:
+    for name in columns:
+        if sample.num_rows and sampling.first_list(sample[name]) is None:
+            msg = (
+                f"The column `{name}` holds no vectors. Expected lists of numbers. Received: "
+                "nothing but nulls and empty lists. Name another column with `column`."
+            )
+            raise InputError(msg)
 
 
 def _provenance_of_part(

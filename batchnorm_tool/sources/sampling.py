@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchnorm_tool.errors import InputError, WorkFailed
 from batchnorm_tool.formats import let_go
+from batchnorm_tool.formats.vectors import is_list
 from batchnorm_tool.sources.reading import read_rows
 
 if TYPE_CHECKING:
@@ -34,11 +37,53 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
         let_go()
 
 
+def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
+    """The first rows, and of each column of lists without a value in them the first that have one.
+
+    The usual length of a column's lists cannot be told from nulls and empty lists.
+
+    Args:
+        table: The input.
+        columns: Names of the columns wanted.
+        rows: How many rows, if there are so many; up to three times as many of those further down.
+    """
+    found = [head(table, columns, rows)]
+    open_lists = [name for name in columns if _is_open(table.schema.field(name).type)]
+    missing = {name for name in open_lists if first_list(found[0][name]) is None}
+    unread = _first(table, columns, table.rows) if missing else ()
+    for batch in unread:
+        window = pa.Table.from_batches([batch])
+        for name in sorted(missing):
+            row = first_list(window[name])
+            if row is not None:
+                found.append(window.slice(row, rows))
+                missing.remove(name)
+        if not missing:
+            break
+    return pa.concat_tables(found)
+
+
+def first_list(column: pa.ChunkedArray) -> int | None:
+    """The first row whose lists hold at least one value, or null, at every level."""
+    lists, rows = column, np.arange(len(column))
+    while is_list(lists.type):
+        rows = rows[pc.list_parent_indices(lists).to_numpy()]
+        lists = pc.list_flatten(lists)
+    return int(rows[0]) if len(rows) else None
+
+
+def _is_open(dtype: pa.DataType) -> bool:
+    """Whether the rows decide how long a list of some level is."""
+    while pa.types.is_fixed_size_list(dtype):
+        dtype = dtype.value_type
+    return is_list(dtype)
+
+
 def _first(table: Table, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     for file in table.files:
         stop = min(rows, file.rows)
         if stop:
-            yield from read_rows(file, columns, 0, stop, stop)
+            yield from read_rows(file, columns, 0, stop, min(stop, _CHECKED_ROWS))
         rows -= stop
         if not rows:
             return
