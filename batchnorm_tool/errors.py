@@ -13,7 +13,7 @@
     ├── Held                      a refresh waits for a person: nothing was published (exit code 3)
     ├── Interrupted               a signal stopped the work; running it again resumes (130 or 143)
     ├── BadRows                   the data broke a row policy; running it again will not help (4)
-    ├── Damaged                   `verify` or `read` found damage (exit code 4)
+    ├── Damaged                   a file is damaged, input or result (exit code 4)
     └── Busy                      another run holds the output (exit code 5)
 
 Each carries one message that says what happened, where (file, column, row), what was expected,
@@ -139,7 +139,7 @@ class BadRows(BatchnormToolError):
 
 
 class Damaged(BatchnormToolError):
-    """A finished result is not what its manifest says it is."""
+    """A finished result is not what its manifest says, or an input is damaged deep inside."""
 
     exit_code = 4
 

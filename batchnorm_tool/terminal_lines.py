@@ -123,6 +123,8 @@ def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
     """A column of data: its name, and its type, range and nulls."""
     ends = "" if column["min"] is None else f", {column['min']} to {column['max']}"
     nulls = f", {column['nulls']:,} nulls" if column["nulls"] else ""
+    if column["nulls"] is None:
+        nulls = ", values too large to look at"
     return column["name"], f"{column['type']}{ends}{nulls}"
 
 

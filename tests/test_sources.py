@@ -16,7 +16,7 @@ from batchnorm_tool import sources
 from batchnorm_tool.errors import InputError, WorkFailed
 from batchnorm_tool.input_warnings import InputWarning
 from batchnorm_tool.job import Input
-from batchnorm_tool.sources import InputFile, Table
+from batchnorm_tool.sources import InputFile, Table, sampling
 
 
 def opened(path: object, **options: object) -> Table:
@@ -236,21 +236,27 @@ def test_stored_column_wins_over_the_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "expected", "received"),
     [
-        ({"x": pa.array([1] * 10, pa.int32())}, "int64", "int32"),
+        ({"x": ["1"] * 10}, "int64", "string"),
+        ({"x": [1.0] * 10}, "int64", "double"),
         ({}, "int64", "no such column"),
         ({"x": [1] * 10, "y": [1] * 10}, "no such column", "int64"),
     ],
-    ids=["other type", "missing", "added"],
+    ids=["other type", "not exact", "missing", "added"],
 )
-def test_unlike_schemas_are_refused_naming_both_files(
+def test_columns_that_differ_are_refused_where_they_are_used(
     tmp_path: Path, other: dict[str, object], expected: str, received: str
 ) -> None:
     first = store(tmp_path / "a.parquet", x=[1] * 10)
     second = store(tmp_path / "b.parquet", **other)
-    with pytest.raises(InputError, match=f"Expected: {expected}. Received: {received}") as caught:
-        opened(tmp_path)
-    assert str(first) in caught.value.message
-    assert str(second) in caught.value.message
+    table = opened(tmp_path)
+    column = "y" if "y" in other else "x"
+    assert column not in table.columns
+    assert ids(table) == [*range(10), *range(10)], "what does not differ is read"
+    for use in (table.check, lambda names: sampling.head(table, names, 1)):
+        with pytest.raises(InputError, match=f"Expected: {expected}. Received: {received}") as told:
+            use(["id", column])
+        assert f"{second}, column `{column}`" in told.value.message
+        assert str(first) in told.value.message
 
 
 def test_order_of_columns_may_differ(tmp_path: Path) -> None:

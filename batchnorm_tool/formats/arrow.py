@@ -11,7 +11,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
 from batchnorm_tool.formats.row_groups import RowGroups
@@ -174,7 +174,7 @@ def _check_length(path: str, number: int, expected: int, received: int) -> None:
             f"{path}, record batch {number}: its columns differ in length. Expected: {expected} "
             f"rows. Received: {received}. The file is damaged: write or copy it again."
         )
-        raise WorkFailed(message)
+        raise Damaged(message)
 
 
 def _footer_start(path: str, size: int) -> int:

@@ -112,7 +112,8 @@ class Format(Protocol):
 
         Raises:
             InputError: If a column is not there.
-            WorkFailed: If the rows cannot be read; the message names file and row.
+            Damaged: If the file is damaged in these rows; the message names file and row.
+            WorkFailed: If the system failed, or the file has no such rows any more.
         """
 
     def open_sink(

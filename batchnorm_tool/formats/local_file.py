@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import BatchnormToolError, InputError, WorkFailed
+from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, WorkFailed
 
 # pyarrow raises every one of these for damaged files; an OSError does not mean "try again".
 FOREIGN_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError, OverflowError)
@@ -135,14 +136,33 @@ def refusing(path: str) -> Iterator[None]:
 
 @contextmanager
 def working(path: str, row: Callable[[], int]) -> Iterator[None]:
-    """Turn whatever a library raises while rows are read into `WorkFailed`, naming the row."""
+    """Turn whatever a library raises while rows are read into an error that names the row.
+
+    Raises:
+        WorkFailed: The system failed, which running it again can heal.
+        Damaged: The file is, which nothing heals but another file.
+    """
     try:
         yield
     except BatchnormToolError:
         raise
     except FOREIGN_ERRORS as error:
         message = _unreadable(f"{path}, at or soon after row {row()}", error)
-        raise WorkFailed(f"{message} What is finished is kept.") from error
+        kind = WorkFailed if _may_heal(error) else Damaged
+        raise kind(f"{message} What is finished is kept.") from error
+
+
+def _may_heal(error: BaseException) -> bool:
+    """Whether the system gave a reason, or there was not memory enough: damage has no number."""
+    if isinstance(error, MemoryError):
+        return not _wants_too_much(error)
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _wants_too_much(error: MemoryError) -> bool:
+    """Whether more was wanted than the machine has: garbled sizes are read as such."""
+    wanted = max(map(int, re.findall(r"\d+", str(error))), default=0)
+    return wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
@@ -209,7 +229,7 @@ def _unreadable(where: str, error: BaseException) -> str:
     words = " ".join(str(error).split())
     if "encrypt" in words.lower() or "decrypt" in words.lower():
         return f"{where}: is encrypted. Expected a plain file. Received: {words}. Decrypt it first."
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not _wants_too_much(error):
         return (
             f"{where}: reading needs more memory than there is. Received: {words}. "
             "Give fewer workers, or write the file anew if it is damaged."

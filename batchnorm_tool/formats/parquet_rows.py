@@ -8,14 +8,14 @@ before it. So a reader that stops inside a group is kept, and the next part goes
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import MEBIBYTE
 
@@ -33,6 +33,9 @@ READ_AHEAD_BYTES = 16 * MEBIBYTE
 # Each holds a file handle, a page of each column and a decoded batch.
 MOST_CURSORS = 16
 MOST_GROUPS = 4096
+
+_LARGE_BYTES = 4 * MEBIBYTE
+_PHYSICAL_BYTES = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 8}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _decoded(stretch: Stretch, metadata: pq.FileMetaData, group: int) -> Iterato
         f"Expected: {metadata.row_group(group).num_rows} rows. Received: {rows}. "
         "The file is damaged: write or copy it again."
     )
-    raise WorkFailed(message)
+    raise Damaged(message)
 
 
 def buffer_bytes(columns: int) -> int:
@@ -200,3 +203,28 @@ def open_parquet(
 def group_sizes(metadata: pq.FileMetaData) -> list[int]:
     """Rows of each row group."""
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def value_bytes(path: str) -> dict[str, int]:
+    """About how many bytes a row of each column takes in memory, by a file's first row group.
+
+    A dictionary far beyond its stored size counts whole: each row may be all of it.
+    """
+    sizes: Counter[str] = Counter()
+    with local_file.refusing(path), open_parquet(path) as file:
+        metadata, names = file.metadata, frozenset(file.schema_arrow.names)
+        if not metadata.num_row_groups:
+            return {}
+        group = metadata.row_group(0)
+        group_rows = max(1, group.num_rows)
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
+            is_bomb = chunk.has_dictionary_page and size > max(_LARGE_BYTES, 100 * stored)
+            rows = 1 if is_bomb else group_rows
+            width = _PHYSICAL_BYTES.get(chunk.physical_type, 0)
+            name = chunk.path_in_schema
+            while name not in names and "." in name:
+                name = name.rpartition(".")[0]
+            sizes[name] += max(size // rows, width * chunk.num_values // group_rows)
+    return dict(sizes)

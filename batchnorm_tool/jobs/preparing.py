@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import numpy as np
 
 from batchnorm_tool import canonical, features, layout, model_gate, predictor, sources
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.errors import OutputError
+from batchnorm_tool.errors import InputError, OutputError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.identity import identify
 from batchnorm_tool.input_warnings import collected
@@ -212,7 +213,18 @@ class Preparation:
         )
 
     def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
-        return features.match_features(self.table.schema, inputs, self.job.input, self._head)
+        with self._naming_the_input():
+            return features.match_features(self.table.schema, inputs, self.job.input, self._head)
+
+    @contextmanager
+    def _naming_the_input(self) -> Iterator[None]:
+        """Put the first file before the words of whoever sees only its columns."""
+        try:
+            yield
+        except InputError as error:
+            path = self.table.files[0].path
+            told = error.message if path in error.message else f"{path}: {error.message}"
+            raise InputError(told) from error
 
     def _fields(
         self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
@@ -221,7 +233,8 @@ class Preparation:
         if self.job.input.transform is not None:
             return inputs
         rows = sampling.head_with_lists(self.table, _names(columns), _SAMPLE_ROWS)
-        return features.infer_fields(rows, columns, inputs, self.job.input)
+        with self._naming_the_input():
+            return features.infer_fields(rows, columns, inputs, self.job.input)
 
     def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
         """The first rows, with the feature columns."""

@@ -16,6 +16,8 @@ from batchnorm_tool import model_gate, sources
 from batchnorm_tool.chunk_statistics import CHUNKS_PATH
 from batchnorm_tool.errors import InputError, ModelError
 from batchnorm_tool.features.matching import is_key_name
+from batchnorm_tool.formats.vectors import is_list
+from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.job import Engine, Input, Model
 from batchnorm_tool.jobs.showing_store import store_facts
 from batchnorm_tool.manifest import read_manifest, read_record, read_refusals
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.model_gate import ModelReport
 
 _SAMPLE_ROWS = 10_000
+_SAMPLE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
 
     Returns:
         What it is, and what is known of it. Ranges and nulls of data come from its first 10,000
-        rows.
+        rows, or as many as 64 MiB hold.
 
     Raises:
         InputError: The path is none of these, or cannot be read.
@@ -165,9 +168,12 @@ def _field(field: Field) -> dict[str, Any]:
 
 
 def _data(path: str) -> dict[str, Any]:
-    table = sources.open_table(Input(path=path))
-    sample = sampling.head(table, table.schema.names, _SAMPLE_ROWS)
-    columns = [_column(field, sample[field.name]) for field in table.schema]
+    warnings: list[str] = []
+    with collected(warnings.append):
+        table = sources.open_table(Input(path=path))
+    sample = sampling.head_within(table, _SAMPLE_ROWS, _SAMPLE_BYTES)
+    schema = pa.schema([table.schema.field(name) for name in table.columns])
+    columns = [_column(field, sample) for field in schema]
     key = next(_keys(columns, sample.num_rows), None)
     return {
         "format": table.files[0].format if table.files else None,
@@ -177,7 +183,8 @@ def _data(path: str) -> dict[str, Any]:
         "rows_sampled": sample.num_rows,
         "columns": columns,
         "likely_key": key,
-        "likely_features": _likely_features(columns, table.schema),
+        "likely_features": _likely_features(columns, schema),
+        "warnings": [*warnings, *table.differing.values()],
     }
 
 
@@ -187,9 +194,13 @@ def _likely_features(columns: list[dict[str, Any]], schema: pa.Schema) -> list[s
     return vectors or [field.name for field in schema if pa.types.is_floating(field.type)]
 
 
-def _column(field: pa.Field, values: pa.ChunkedArray) -> dict[str, Any]:
+def _column(field: pa.Field, sample: pa.Table) -> dict[str, Any]:
+    if field.name not in sample.column_names:
+        unknown = dict.fromkeys(("width", "nulls", "min", "max", "distinct"))
+        return {"name": field.name, "type": str(field.type), **unknown}
+    values = sample[field.name]
     flat, width, nulls = values, None, values.null_count
-    while _is_list(flat.type):
+    while is_list(flat.type):
         width = (width or 1) * _usual_length(flat)
         flat = pc.list_flatten(flat)
         nulls += flat.null_count
@@ -209,13 +220,9 @@ def _column(field: pa.Field, values: pa.ChunkedArray) -> dict[str, Any]:
 
 
 def _usual_length(lists: pa.ChunkedArray) -> int:
-    most = pc.mode(pc.list_value_length(lists))
+    lengths = pc.list_value_length(lists)
+    most = pc.mode(lengths.filter(pc.greater(lengths, 0)))
     return most[0]["mode"].as_py() if len(most) else 0
-
-
-def _is_list(dtype: pa.DataType) -> bool:
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_kind(dtype) for is_kind in kinds)
 
 
 def _plain(value: Any) -> Any:
@@ -226,8 +233,6 @@ def _plain(value: Any) -> Any:
 
 
 def _distinct(values: pa.ChunkedArray) -> int | None:
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     try:
         return int(pc.count_distinct(values).as_py())
     except pa.ArrowNotImplementedError:  # lists, structs, and what else cannot be a key

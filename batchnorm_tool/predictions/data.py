@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchnorm_tool import features, sources
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import VECTOR, names_of
 from batchnorm_tool.input_warnings import warn
@@ -80,7 +80,7 @@ def _named(path: str) -> Iterator[None]:
         if error.message.startswith(path):
             raise
         raise InputError(f"{path}: {error.message}") from error
-    except WorkFailed as error:
+    except (Damaged, WorkFailed) as error:
         raise InputError(error.message) from error
 
 
@@ -151,7 +151,7 @@ class _DataStream:
         for file in self.table.files:
             try:
                 yield from sources.read_rows(file, names, 0, file.rows, batch_rows)
-            except WorkFailed as error:  # nothing was written that could be resumed
+            except (Damaged, WorkFailed) as error:  # nothing was written that could be resumed
                 raise InputError(error.message) from error
 
 

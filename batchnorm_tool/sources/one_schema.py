@@ -74,12 +74,15 @@ def _merge_types(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return first
     if pa.types.is_null(first):
         return other
-    if is_list(first) and is_list(other):
-        return _merge_lists(first, other)
     if pa.types.is_nested(first) or pa.types.is_nested(other):
-        return _merge_children(first, other)
+        both_lists = is_list(first) and is_list(other)
+        return (_merge_lists if both_lists else _merge_children)(first, other)
     if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (first, other)):
         return _merge_numbers(first, other)
+    return _merge_others(first, other)
+
+
+def _merge_others(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if not any(is_kind(first) and is_kind(other) for is_kind in _FAMILIES):
         return None
     try:
@@ -107,7 +110,9 @@ def _merge_children(first: pa.DataType, other: pa.DataType) -> pa.DataType | Non
     sides = [[kind.field(place) for place in range(kind.num_fields)] for kind in (first, other)]
     children = list(starmap(_merge, zip(*sides, strict=True)))
     names = [[child.name for child in side] for side in sides]
-    if any(child is None for child in children) or (pa.types.is_struct(first) and names[0] != names[1]):
+    if any(child is None for child in children) or (
+        pa.types.is_struct(first) and names[0] != names[1]
+    ):
         return None
     return with_children(first, children)
 

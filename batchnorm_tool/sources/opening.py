@@ -55,6 +55,8 @@ def open_table(spec: Input) -> Table:
         name: _difference(name, schema, opened[0], opened[number])
         for name, number in unlike.items()
     }
+    if len(differing) == len(schema):
+        raise InputError(next(iter(differing.values())))
     read = [_read_as(one, schema, differing) for one in opened]
     files, schema = typed_partitions(read, schema)
     _warn_of_extensions(schema)

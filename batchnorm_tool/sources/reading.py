@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.sources.input_file import InputFile, Member, Partition
 
@@ -28,7 +28,8 @@ def read_rows(
 
     Raises:
         InputError: If there is no such column.
-        WorkFailed: If the file is not the one that was planned, or cannot be read.
+        Damaged: If the file is damaged in these rows.
+        WorkFailed: If the file is not the one that was planned, or the system failed.
     """
     check_unchanged(file)
     rows = 0
@@ -40,7 +41,7 @@ def read_rows(
             f"{file.path}, rows {start} to {stop}: yields fewer rows than its footer claims. "
             f"Expected: {stop - start}. Received: {rows}. The file is damaged: copy it again."
         )
-        raise WorkFailed(message)
+        raise Damaged(message)
 
 
 def check_unchanged(file: InputFile) -> None:

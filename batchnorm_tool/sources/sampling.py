@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import let_go
+from batchnorm_tool.formats.parquet_rows import value_bytes
 from batchnorm_tool.formats.vectors import is_list
 from batchnorm_tool.sources.reading import read_rows
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.sources.input_file import Table
 
 _CHECKED_ROWS = 16_384
+_FEW_ROWS = 16
 
 
 def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
@@ -28,13 +30,42 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
         table: The input.
         columns: Names of the columns wanted.
         rows: How many rows, if there are so many.
+
+    Raises:
+        InputError: The files differ too much in one of the columns, or are damaged in these rows.
     """
     table.check(columns)
     schema = pa.schema([table.schema.field(name) for name in columns])
     try:
         return pa.Table.from_batches(_first(table, columns, rows), schema)
+    except Damaged as error:
+        raise InputError(error.message) from error
     finally:
         let_go()
+
+
+def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
+    """The first rows of every column, as many as fit.
+
+    Args:
+        table: The input.
+        rows: How many rows, if there are so many.
+        most_bytes: About the size that the rows may have in memory.
+
+    Returns:
+        The rows, without columns whose metadata says that not even a few values fit.
+    """
+    sizes = value_bytes(table.files[0].path) if table.files[0].format == "parquet" else {}
+    columns = [name for name in table.columns if _FEW_ROWS * sizes.get(name, 0) <= most_bytes]
+    if not columns:
+        return pa.table({})
+    taken, wanted = 0, _FEW_ROWS
+    while True:
+        found = head(table, columns, min(wanted, rows))
+        fitting = most_bytes * found.num_rows // max(1, found.nbytes)
+        taken, wanted = found.num_rows, min(8 * wanted, fitting)
+        if wanted <= taken or taken in (rows, table.rows):
+            return found
 
 
 def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
@@ -99,5 +130,5 @@ def check_all_rows(table: Table) -> None:
         try:
             for _ in read_rows(file, table.columns, 0, file.rows, _CHECKED_ROWS):
                 pass
-        except WorkFailed as error:
+        except Damaged as error:
             raise InputError(error.message) from error

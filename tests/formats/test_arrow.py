@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import FORMATS, Layout, recognise
 from batchnorm_tool.storage import LocalStorage
 
@@ -110,7 +110,7 @@ def test_string_offsets_out_of_bounds_stop_the_work(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data.count(offsets) == 1
     path.write_bytes(data.replace(offsets, forged))
-    with pytest.raises(WorkFailed, match="at or soon after row 0"):
+    with pytest.raises(Damaged, match="at or soon after row 0"):
         list(ARROW.read(str(path), ["text"], 0, 2, 10))
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchnorm_tool.errors import InputError, OutputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, OutputError
 from batchnorm_tool.formats import FORMATS, Layout, recognise
 from batchnorm_tool.formats.npy import Npy
 from batchnorm_tool.storage import LocalStorage
@@ -90,7 +90,7 @@ def test_texts(tmp_path: Path, dtype: str) -> None:
 
 def test_bytes_that_are_no_text_stop_the_work(tmp_path: Path) -> None:
     path = store(tmp_path / "a.npy", np.array([b"ok", b"ok", b"\xff\xfe", b"ok"]))
-    with pytest.raises(WorkFailed, match="at or soon after row 2"):
+    with pytest.raises(Damaged, match="at or soon after row 2"):
         values(path, 0, 4, 2)
 
 
@@ -198,7 +198,7 @@ def test_file_that_shrinks_while_it_is_read_stops_the_work(tmp_path: Path) -> No
     next(batches)
     with path.open("r+b") as file:
         file.truncate(2000)
-    with pytest.raises(WorkFailed, match=r"row 20.*too early"):
+    with pytest.raises(Damaged, match=r"row 20.*too early"):
         list(batches)
 
 

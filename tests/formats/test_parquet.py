@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.parquet import encryption
 
-from batchnorm_tool.errors import InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS, Layout, recognise
 from batchnorm_tool.formats import parquet_rows as rows_module
 from batchnorm_tool.formats.parquet_rows import Cursor, Cursors, Stretch
@@ -230,7 +230,7 @@ def test_column_encrypted_under_a_plain_footer_is_named_so(tmp_path: Path) -> No
     connection = encryption.KmsConnectionConfig()
     properties = factory.file_encryption_properties(connection, settings)
     path = store(tmp_path / "a.parquet", table_of(10), encryption_properties=properties)
-    with pytest.raises((InputError, WorkFailed), match="encrypted"):
+    with pytest.raises((InputError, Damaged), match="encrypted"):
         ids(path, 0, 10)
 
 
@@ -242,7 +242,7 @@ def test_flipped_bit_in_a_checksummed_page_stops_the_work(tmp_path: Path) -> Non
     data[column.data_page_offset + column.total_compressed_size - 3] ^= 0x10
     path.write_bytes(data)
     assert ids(str(path), 0, 500) == list(range(500))
-    with pytest.raises(WorkFailed, match=r"a\.parquet, at or soon after row 500: .*checksum"):
+    with pytest.raises(Damaged, match=r"a\.parquet, at or soon after row 500: .*checksum"):
         ids(str(path), 480, 600)
 
 
@@ -253,7 +253,7 @@ def test_page_cut_short_stops_the_work(tmp_path: Path) -> None:
     column = pq.ParquetFile(path).metadata.row_group(1).column(0)
     data[column.data_page_offset : column.data_page_offset + 12] = b"\x00" * 12
     path.write_bytes(data)
-    with pytest.raises(WorkFailed, match=r"[Ww]rite or copy it again"):
+    with pytest.raises(Damaged, match=r"[Ww]rite or copy it again"):
         ids(str(path), 0, 1000)
 
 
