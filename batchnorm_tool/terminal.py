@@ -150,7 +150,7 @@ class Terminal:
     def shown(self, shown: Shown, html: str | None) -> None:
         """Print what a path is."""
         if shown.kind == "data":
-            self._warn(shown.facts.get("warnings", ()))
+            self.warn(*shown.facts.get("warnings", ()))
         self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
 
     def compared(self, document: Mapping[str, Any], directory: str | None) -> None:

@@ -109,9 +109,8 @@ def test_format_is_recognised_by_content(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08data", "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"FEA1....", "Feather version 1"),
-        (b"\xff\xff\xff\xff\x10\0\0\0", "IPC stream"),
     ],
-    ids=["empty", "lfs pointer", "csv", "gzip", "hdf5", "feather 1", "arrow stream"],
+    ids=["empty", "lfs pointer", "csv", "gzip", "hdf5", "feather 1"],
 )
 def test_other_content_is_refused_saying_what_it_is(
     tmp_path: Path, content: bytes, words: str
@@ -212,7 +211,7 @@ def test_partitions_of_a_glob(tmp_path: Path) -> None:
     assert opened(tmp_path / "day=*" / "*.parquet").schema.names == ["id", "day"]
 
 
-@pytest.mark.parametrize("value", ["..%2F..%2Fetc", "..", "a%2Fb", "", "a%00b"])
+@pytest.mark.parametrize("value", ["..%2F..%2Fetc", "a%2F..%2Fb", "..", "%2E", "", "a%00b"])
 def test_partition_value_that_is_a_path_is_refused(tmp_path: Path, value: str) -> None:
     store(tmp_path / f"day={value}" / "x.parquet")
     with pytest.raises(InputError, match="not a plain name"):

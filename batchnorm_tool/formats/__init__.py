@@ -7,6 +7,7 @@ from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.contract import Format, Inspected, Layout, OutputFile, Sink
 from batchnorm_tool.formats.npy import Npy
+from batchnorm_tool.formats.other_content import unrecognised
 from batchnorm_tool.formats.parquet import Parquet, let_go
 
 __all__ = [
@@ -68,7 +69,7 @@ def recognise(path: str, expected: str | None = None) -> str:
     head, tail = local_file.edges(path)
     found = next((name for name, form in FORMATS.items() if form.recognises(head, tail)), None)
     if found is None:
-        raise local_file.unrecognised(path, head)
+        raise unrecognised(path, head, tail)
     if expected is not None and found != expected:
         message = (
             f"{path}: is not of the format that `input.format` names. Expected: {expected}. "

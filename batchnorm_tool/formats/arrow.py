@@ -1,4 +1,4 @@
-"""Arrow IPC files (Feather version 2): read without copies, written with equal batches."""
+"""Arrow IPC files (Feather version 2) and streams: read without copies; files are written."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from batchnorm_tool.formats.vectors import plain_batch, plain_schema
 
 MAGIC = b"ARROW1"
 TRAILER_BYTES = 4 + len(MAGIC)
+# A message of a stream begins with this and its length, and the last one has none.
+CONTINUATION = b"\xff\xff\xff\xff"
+END_OF_STREAM = CONTINUATION + bytes(4)
+_MOST_HEADER_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """The Arrow IPC file format, which is also Feather version 2.
+    """The Arrow IPC file format, which is also Feather version 2, and the stream format.
+
+    A stream, such as Hugging Face datasets keep, has no index of its batches: one is made.
 
     Example:
         >>> Arrow().recognises(b"ARROW1", b"ARROW1")
@@ -33,13 +39,13 @@ class Arrow:
     name: str = "arrow"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file begins (or, damaged in front, ends) as an Arrow file does."""
-        return head.startswith(MAGIC) or tail.endswith(MAGIC)
+        """Whether a file begins (or, damaged in front, ends) as an Arrow file or stream does."""
+        return _begins_stream(head) or head.startswith(MAGIC) or tail.endswith(MAGIC)
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Size in bytes, and SHA-256 of the footer with samples of the data."""
+        """Size in bytes, and SHA-256 of the footer, if it has one, with samples of the data."""
         size = local_file.regular_file(path).st_size
-        start = _footer_start(path, size)
+        start = size if _is_stream(path) else _footer_start(path, size)
         with local_file.refusing(path), Path(path).open("rb") as file:
             footer = local_file.read_exactly(file, start, size - start)
             return size, local_file.sampled_sha256(file, footer, 0, start)
@@ -47,9 +53,9 @@ class Arrow:
     def inspect(self, path: str) -> Inspected:
         """Read the footer and the lengths of the batches."""
         size, fingerprint = self.fingerprint(path)
-        lengths = _batch_lengths(path, fingerprint)
+        lengths, _ = _batches(path, fingerprint)
         with local_file.refusing(path), _Mapped(path) as mapped:
-            schema = plain_schema(mapped.reader().schema)
+            schema = plain_schema(mapped.schema())
         local_file.check_schema(path, schema)
         details: dict[str, object] = {"batches": len(lengths)}
         return Inspected(schema, sum(lengths), fingerprint, size, details)
@@ -62,21 +68,20 @@ class Arrow:
         Uncompressed batches are views of the mapped file, whose pages are given back after each;
         of a compressed file one stored batch is held.
         """
-        lengths = _batch_lengths(path, self.fingerprint(path)[1])
+        lengths, starts = _batches(path, self.fingerprint(path)[1])
         local_file.check_range(path, start, stop, sum(lengths))
         row = start
         with local_file.working(path, lambda: row), _Mapped(path) as mapped:
-            names = mapped.reader().schema.names
-            local_file.check_columns(path, columns, names)
-            reader = mapped.reader([names.index(column) for column in columns])
+            local_file.check_columns(path, columns, mapped.schema().names)
+            get_batch = mapped.batches(starts, columns)
             for number, first, last in _overlaps(lengths, start, stop):
-                stored = plain_batch(reader.get_batch(number).select(list(columns)))
+                stored = get_batch(number).select(list(columns))
                 _check_length(path, number, lengths[number], stored.num_rows)
                 for at in range(first, last, batch_rows):
                     batch = stored.slice(at, min(batch_rows, last - at))
                     batch.validate(full=True)
                     row += batch.num_rows
-                    yield batch
+                    yield plain_batch(batch)
                     mapped.forget()
 
     def open_sink(
@@ -123,6 +128,35 @@ class _Mapped:
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
 
+    def schema(self) -> pa.Schema:
+        return self.stream().schema if self.is_stream else self.reader().schema
+
+    @property
+    def is_stream(self) -> bool:
+        return _begins_stream(self._map[: local_file.EDGE_BYTES])
+
+    def stream(self, columns: Sequence[int] | None = None) -> pa.RecordBatchReader:
+        """The batches in order; ``source`` tells how far they are read."""
+        fields = None if columns is None else list(columns)
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
+        self.source = pa.BufferReader(self._buffer)
+        return pa.ipc.open_stream(self.source, options=options)
+
+    def batches(
+        self, starts: Sequence[int] | None, columns: Sequence[str]
+    ) -> Callable[[int], pa.RecordBatch]:
+        """Give any batch: of a file by its index, of a stream by where each one begins."""
+        schema = self.schema()
+        if starts is None:
+            return self.reader([schema.names.index(column) for column in columns]).get_batch
+        if not any(map(_has_dictionary, schema.types)):
+            return lambda number: pa.ipc.read_record_batch(
+                pa.ipc.read_message(self._buffer.slice(starts[number])), schema
+            )
+        stream = enumerate(self.stream())
+        # What batches mean depends on the dictionaries before them: they are asked for in order.
+        return lambda number: next(batch for place, batch in stream if place == number)
+
     def forget(self) -> None:
         """Give the pages back: they count as this process's memory until then."""
         self._map.madvise(mmap.MADV_DONTNEED)
@@ -136,19 +170,54 @@ class _Mapped:
 
 
 @functools.lru_cache(maxsize=4096)
-def _batch_lengths(path: str, fingerprint: str) -> tuple[int, ...]:
-    """Rows of each record batch; remembered by the file's content."""
+def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Rows of each record batch, and of a stream where each begins; remembered by the content."""
     del fingerprint
     with local_file.refusing(path), _Mapped(path) as mapped:
-        schema = mapped.reader().schema
+        schema = mapped.schema()
         if not schema.names:
             raise InputError(
                 f"{path}: has no columns. Expected a table. Received: an empty schema."
             )
         # Lengths are not in the footer: read them with the column that costs the least.
         narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
+        if mapped.is_stream:
+            return _stream_batches(path, mapped, narrow)
         reader = mapped.reader([narrow])
-        return tuple(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+        return tuple(reader.get_batch(n).num_rows for n in range(reader.num_record_batches)), None
+
+
+def _stream_batches(
+    path: str, mapped: _Mapped, narrow: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    stream, lengths, starts = mapped.stream(columns=[narrow]), [], [mapped.source.tell()]
+    for batch in stream:
+        lengths.append(batch.num_rows)
+        starts.append(mapped.source.tell())
+    size = mapped.source.size()
+    # Whether a stream is whole shows in its end alone.
+    if mapped.source.tell() != size or starts[-1] != size - len(END_OF_STREAM):
+        message = (
+            f"{path}: the Arrow stream has no end, or bytes beyond it. Expected the mark that "
+            f"closing a stream writes. Received: {size} bytes, of which {starts[-1]} are batches. "
+            "The file is truncated or still being written: write or copy it again."
+        )
+        raise InputError(message)
+    return tuple(lengths), tuple(starts[:-1])
+
+
+def _is_stream(path: str) -> bool:
+    return _begins_stream(local_file.edges(path)[0])
+
+
+def _begins_stream(head: bytes) -> bool:
+    length = int.from_bytes(head[4:8], "little", signed=True)
+    return head.startswith(CONTINUATION) and 0 < length < _MOST_HEADER_BYTES
+
+
+def _has_dictionary(dtype: pa.DataType) -> bool:
+    children = [dtype.field(place).type for place in range(dtype.num_fields)]
+    return pa.types.is_dictionary(dtype) or any(map(_has_dictionary, children))
 
 
 def _cost(dtype: pa.DataType) -> int:

@@ -23,24 +23,6 @@ FOREIGN_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError, O
 EDGE_BYTES = 16
 SAMPLE_BYTES = 64 * 1024
 
-_OTHER_CONTENT: dict[bytes, str] = {
-    b"version https://git-lfs": (
-        "is a Git LFS pointer, not the data itself. Fetch the data with `git lfs pull`"
-    ),
-    b"PK\x03\x04": (
-        "is a ZIP archive, such as `.npz`. Unpack it and give its `.npy` files as input"
-    ),
-    b"PK\x05\x06": "is an empty ZIP archive. Give `.npy`, Parquet or Arrow files as input",
-    b"\x1f\x8b": "is gzip-compressed. Unpack it first",
-    b"\x28\xb5\x2f\xfd": "is zstd-compressed. Unpack it first",
-    b"\x89HDF\r\n\x1a\n": "is an HDF5 file. Export its table to Parquet or its arrays to `.npy`",
-    b"FEA1": "is a Feather version 1 file. Write it anew with `pyarrow.feather.write_feather`",
-    b"\xff\xff\xff\xff": (
-        "looks like an Arrow IPC stream, which has no index of its batches. Write it anew as an "
-        "IPC file with `pyarrow.ipc.new_file`"
-    ),
-}
-
 
 def regular_file(path: str) -> os.stat_result:
     """Stat a path that must be a regular file.
@@ -82,19 +64,6 @@ def edges(path: str) -> tuple[bytes, bytes]:
         head = file.read(4 * EDGE_BYTES)
         file.seek(max(0, size - EDGE_BYTES))
         return head, file.read(EDGE_BYTES)
-
-
-def unrecognised(path: str, head: bytes) -> InputError:
-    """The refusal of a file that no format recognises, with the reason where it is known."""
-    for magic, words in _OTHER_CONTENT.items():
-        if head.startswith(magic):
-            return InputError(f"{path}: {words}. Received: {head[:24]!r}.")
-    message = (
-        f"{path}: is neither Parquet nor Arrow nor NPY. Expected content of one of these, "
-        f"whatever its name ends in. Received: a file that begins with {head[:24]!r}. "
-        "Convert it, or leave it out with a glob such as `DIR/*.parquet`."
-    )
-    return InputError(message)
 
 
 def read_exactly(file: BinaryIO, offset: int, length: int) -> bytes:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.input_warnings import warn
+from batchnorm_tool.sources.table_formats import refuse_files_of_tables, refuse_table
 
 # What Hive, Spark and pyarrow write for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -47,7 +48,8 @@ def list_files(path: str | Sequence[str]) -> list[Listed]:
         At least one file.
 
     Raises:
-        InputError: If there is none, one is named twice, or a partition value is not a plain name.
+        InputError: If there is none, one is named twice, they belong to a table of another program,
+            or a partition value is not a plain name.
 
     Example:
         >>> list_files("no/such/file.npy")  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -65,6 +67,7 @@ def list_files(path: str | Sequence[str]) -> list[Listed]:
                 f"Received: {paths}. Remove one of the paths."
             )
             raise InputError(message)
+    refuse_files_of_tables([item.path for item in listed])
     return listed
 
 
@@ -135,6 +138,7 @@ def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
             f"Received: a loop to {real}. Remove the link."
         )
         raise InputError(message)
+    refuse_table(directory)
     with local_file.refusing(directory), os.scandir(directory) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
@@ -171,11 +175,12 @@ def _listed(path: str, root: str) -> Listed:
 
 def _partition(path: str, directory: str) -> tuple[str, str]:
     name, _, value = (unquote(part) for part in directory.partition("="))
-    is_plain = name and value.isprintable() and "/" not in value and value not in ("", ".", "..")
-    if not is_plain:
+    # A slash can only have been escaped; steps upwards stay refused, whoever makes paths of values.
+    is_step = value in ("", ".") or ".." in value.split("/")
+    if is_step or not name or not value.isprintable():
         message = (
             f"{path}: a partition's value is not a plain name. Expected `name=value` without "
-            f"slashes. Received: {directory!r}. Rename the directory."
+            f"a step `..`. Received: {directory!r}. Rename the directory."
         )
         raise InputError(message)
     return name, value
