@@ -373,7 +373,7 @@ def test_whoever_is_turned_away_takes_nothing_back(
 ) -> None:
     """Both made the directory; the one that got the lock has written nothing yet."""
     with output.lock():
-        monkeypatch.setattr(lock, "_make_root", lambda root: [root])
+        monkeypatch.setattr(lock, "_make_root", lambda root: {root})
         with pytest.raises(Busy), LocalStorage(output.root).lock():
             pass
         assert output.root.is_dir()
@@ -430,6 +430,46 @@ def test_only_one_of_many_holds_it_at_a_time(output: LocalStorage) -> None:
         thread.join()
     assert most == 1
     assert not output.root.exists()
+
+
+def test_a_directory_that_another_takes_back_on_the_way_is_made_and_taken_back(
+    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when it was looked for, and gone when it was to be made."""
+    output.root.mkdir()
+    real = lock.make_directories
+
+    def make(path: Path) -> list[Path]:
+        with contextlib.suppress(OSError):
+            output.root.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(lock, "make_directories", make)
+    with output.lock():
+        assert output.root.is_dir()
+    assert not output.root.exists()
+
+
+def test_a_parent_that_another_takes_back_on_the_way_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Path.mkdir, iter([1])
+
+    def make(path: Path) -> None:
+        if path.name == "out" and next(calls, None):
+            path.parent.rmdir()
+        real(path)
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with LocalStorage(tmp_path / "parent" / "out").lock():
+        assert os.listdir(tmp_path / "parent") == ["out"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_stays_missing_is_refused() -> None:
+    nowhere = LocalStorage("/proc/no/such/place")
+    with pytest.raises(OutputError, match="cannot be made: No such file"), nowhere.lock(600):
+        pass
 
 
 # ---- places that do not serve

@@ -202,10 +202,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def make_directories(directory: Path) -> None:
-    """Make ``directory`` and its parents, each entry synced in the directory above it."""
+def make_directories(directory: Path) -> list[Path]:
+    """Make ``directory`` and its parents, each entry synced in the directory above it.
+
+    Returns:
+        Those that this call has made, outermost first; another process may make some meanwhile.
+    """
     if directory.is_dir():
-        return
-    make_directories(directory.parent)
-    directory.mkdir(exist_ok=True)
+        return []
+    made = make_directories(directory.parent)
+    try:
+        directory.mkdir()
+        made.append(directory)
+    except FileExistsError:
+        if directory.is_symlink() or directory.is_file():
+            raise  # else somebody has made it meanwhile, and perhaps taken it back
     sync_directory(directory.parent)
+    return made

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _LOCK_POLL_SECONDS = 0.05
 # `show` looks whether an output is locked by locking it for a moment.
 _LOCK_PATIENCE_SECONDS = 0.2
+# Holders that each took the directory back between two steps of one who waits.
+_OFTEN_GONE = 100
 
 
 @contextlib.contextmanager
@@ -52,16 +54,21 @@ def is_held(root: Path) -> bool:
 
 def _lock_root(root: Path, deadline: float) -> tuple[int, list[Path]]:
     """Lock ``root``; returns its descriptor and the directories that were made for it."""
+    made, gone = set[Path](), 0
     while True:
-        made = _make_root(root)
         try:
+            made |= _make_root(root)
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # its last holder took the directory back
+        except FileNotFoundError as error:  # its last holder took it back, or a parent of it
+            gone += 1
+            if gone > _OFTEN_GONE:
+                raise _not_made(root, error) from error
             continue
         try:
             _acquire(root, descriptor, deadline)
             if _is_still(root, descriptor):
-                return descriptor, made
+                _check_writable(root)
+                return descriptor, sorted(made, reverse=True)
         except BaseException:
             os.close(descriptor)
             raise
@@ -76,23 +83,38 @@ def _is_still(root: Path, descriptor: int) -> bool:
         return False
 
 
-def _make_root(root: Path) -> list[Path]:
-    missing = [path for path in (root, *root.parents) if not path.exists()]
-    with write_errors(root):
-        try:
-            make_directories(root)
-        except OSError as error:
-            if is_passing(error):
-                raise
-            msg = (
-                f"The output directory `{root}` cannot be made: {words(error)}. "
-                "Choose an `output.path` that this user may write."
-            )
-            raise OutputError(msg) from error
+def _make_root(root: Path) -> set[Path]:
+    """Make ``root``; returns what was not there before, or was made now: others make it as well."""
+    with _errors_of_making(root):
+        missing = {path for path in (root, *root.parents) if not path.exists()}
+        missing.update(make_directories(root))
+    return missing
+
+
+def _check_writable(root: Path) -> None:
     if not os.access(root, os.W_OK | os.X_OK):
         msg = f"The output directory `{root}` is read-only. Choose another `output.path`."
         raise OutputError(msg)
-    return missing
+
+
+@contextlib.contextmanager
+def _errors_of_making(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if is_passing(error):
+            with write_errors(root):
+                raise
+        raise _not_made(root, error) from error
+
+
+def _not_made(root: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"The output directory `{root}` cannot be made: {words(error)}. "
+        "Choose an `output.path` that this user may write."
+    )
 
 
 def _acquire(root: Path, descriptor: int, deadline: float) -> None:

@@ -21,6 +21,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+# Where Chromium's own pages lie, such as the one of a new tab: what they ask for is not the page's.
+OWN = ("chrome://", "chrome-untrusted://", "chrome-extension://", "devtools://")
 
 
 def missing() -> str | None:
@@ -65,7 +67,8 @@ class Browser:
         return self.driver.execute_script(script)
 
     def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        messages = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [message for message in messages if not message.startswith(OWN)]
 
     def requests(self) -> list[str]:
         events = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
@@ -73,6 +76,7 @@ class Browser:
             event["params"]["request"]["url"]
             for event in events
             if event["method"] == "Network.requestWillBeSent"
+            and not event["params"]["documentURL"].startswith(OWN)
         ]
 
     def sticking_out(self) -> list[str]:
