@@ -17,7 +17,9 @@ from batchnorm_tool.features.lists import Leaves, one_array, read_leaves
 from batchnorm_tool.features.values import (
     STRING,
     Conversion,
+    array_dtype,
     convert,
+    is_float,
     nonfinite_rows,
     numbers_of,
     texts_of,
@@ -87,7 +89,8 @@ def _texts(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
 
 
 def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
-    numbers = numbers_of(leaves.values)
+    whole = not is_float(array_dtype(conversion.field))
+    numbers = numbers_of(leaves.values, whole=whole)
     if leaves.missing is not None:
         # What lies in memory under a null is arbitrary, and no reason to complain.
         numbers = np.where(leaves.missing, numbers.dtype.type(0), numbers)

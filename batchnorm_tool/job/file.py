@@ -237,7 +237,7 @@ def _text_of(name: str) -> str:
 def _parse_toml(text: str, name: str) -> Any:
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError alone is a number too long
         msg = f"{name}: this is not valid TOML: {error}."
         raise JobError(msg) from error
 

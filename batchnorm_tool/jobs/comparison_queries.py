@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.judgements import GradedJudgements, LabelJudgements
 from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.input_warnings import warn
+from batchnorm_tool.layout import ROW_COLUMN
 from batchnorm_tool.relevance_file import judgements_of, read_relevance
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ Int64s = np.ndarray
 
 # A number column with more values than that is cut into tenths.
 _MOST_VALUES = 20
+# Columns that a message lists.
+_SHOWN = 12
 # Groups of a column of text; what is rarer is put together.
 _MOST_GROUPS = 50
 
@@ -138,8 +142,32 @@ def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> 
     base_keys = _keys(asking.base)
     query_keys = base_keys if asking.is_base else _keys(asking.source)
     found, facts = judgements_of(table, query_keys, base_keys, asking.own_rows)
+    _check_row_numbers(asking.base, path, "items", facts["unknown_items"])
+    _check_row_numbers(asking.source, path, "queries", facts["unknown_queries"])
     clicks = int(table.facts["duplicates"]) > 0
     return Judged(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
+
+
+def _check_row_numbers(side: Predictions, path: str, words: str, unknown: int) -> None:
+    """Refuse ids that went for row numbers and are none; warn where they could be both."""
+    by_number = not side.key or (side.kind == "run" and side.key == (ROW_COLUMN,))
+    # A run's norms, which name no row, are `norm`, or `NAME_norm` for each of several outputs.
+    others = [name for name in side.columns if name.rpartition("_")[2] not in (ROW_COLUMN, "norm")]
+    if not by_number or not others:
+        return
+    columns = ", ".join(f"`{name}`" for name in others[:_SHOWN])
+    if unknown:
+        msg = (
+            f"{path}: {unknown:,} of its {words} are no row numbers of {side.path}, and no key is "
+            f"named. Expected: ids of a column, or numbers from 0 to {side.rows - 1:,}. Received: "
+            f"others. Name the column that holds these ids with `key` (`--key`): it has {columns}."
+        )
+        raise InputError(msg)
+    warn(
+        f"{path}: its {words} were taken for row numbers of {side.path}, counted from 0, because "
+        f"no key is named. If they are ids, name their column with `key` (`--key`): it has "
+        f"{columns}."
+    )
 
 
 def _keys(side: Predictions) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from decimal import Decimal
 
 import ml_dtypes
 import numpy as np
@@ -55,8 +56,17 @@ def test_fill_concerns_only_its_column() -> None:
 
 @pytest.mark.parametrize(
     ("fill", "dtype"),
-    [("none", "float32"), (0.5, "int32"), (300, "uint8"), (1, "string")],
-    ids=["text for a number", "fraction", "too large", "number for a text"],
+    [
+        pytest.param("none", "float32", id="text for a number"),
+        pytest.param(0.5, "int32", id="fraction"),
+        pytest.param(300, "uint8", id="too large"),
+        pytest.param(2.0**63, "int64", id="a float too large"),
+        pytest.param(1, "string", id="number for a text"),
+        pytest.param(1e39, "float32", id="infinite in float32"),
+        pytest.param(10**400, "float64", id="infinite in float64"),
+        pytest.param(10**400, "int64", id="no number of a computer's"),
+        pytest.param(2**24 + 1, "float32", id="rounded"),
+    ],
 )
 def test_fill_must_be_a_value_of_the_input(fill: object, dtype: str) -> None:
     column = pa.array(["a", None]) if dtype == "string" else pa.array([1, None])
@@ -105,6 +115,38 @@ def test_integers_beside_nulls_keep_every_bit() -> None:
     assert faults == [GOOD, NULL, GOOD]
 
 
+DECIMAL = pa.decimal128(20, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "dtype", "expected", "faults"),
+    [
+        pytest.param([2**53 + 1, -5], DECIMAL, "int64", [2**53 + 1, -5], [GOOD, GOOD], id="int64"),
+        pytest.param([2**64 - 1, -5], DECIMAL, "uint64", [2**64 - 1, 0], [GOOD, UNFIT], id="sign"),
+        pytest.param([2**63, 3], DECIMAL, "int64", [0, 3], [UNFIT, GOOD], id="too large"),
+        pytest.param(
+            ["1.5", "2.0"], pa.decimal32(6, 1), "int8", [0, 2], [UNFIT, GOOD], id="fraction"
+        ),
+        pytest.param([10**60, 7], pa.decimal256(70, 0), "int8", [0, 7], [UNFIT, GOOD], id="wide"),
+        pytest.param([1200, 0], pa.decimal128(4, -2), "int32", [1200, 0], [GOOD] * 2, id="scale"),
+        pytest.param([1, 2], DECIMAL, "bool", [True, False], [GOOD, UNFIT], id="bool"),
+        pytest.param([None, 2**25], DECIMAL, "float32", [0, 2**25], [NULL, GOOD], id="float32"),
+    ],
+)
+def test_decimals_are_exact_or_make_a_bad_row(
+    values: list, kind: pa.DataType, dtype: str, expected: list, faults: list
+) -> None:
+    numbers = [None if value is None else Decimal(value) for value in values]
+    array, found = read(pa.array(numbers, kind), vector(1, dtype))
+    assert (array.ravel().tolist(), found) == (expected, faults)
+
+
+def test_decimals_are_rounded_once() -> None:
+    numbers = [Decimal(number).scaleb(-2) for number in range(93_000, 95_000)]
+    array, _ = read(pa.array(numbers, pa.decimal128(10, 2)), vector(1, "float64"))
+    assert array.ravel().tolist() == [float(number) for number in numbers]
+
+
 def test_floats_without_fraction_feed_integers() -> None:
     array, faults = read(pa.array([3.0, NAN, -4.0]), vector(1, "int32"))
     assert array.ravel().tolist() == [3, 0, -4]
@@ -140,6 +182,9 @@ def test_what_an_integer_input_cannot_hold_makes_a_bad_row(values: list[float], 
         (-(2**15), pa.int16(), "bfloat16", False),
         (257, pa.int16(), "bfloat16", True),
         (2049, pa.uint16(), "float16", True),
+        (2**53 + 1, DECIMAL, "float64", True),
+        (2**53, DECIMAL, "float32", False),
+        (-(10**60) - 1, pa.decimal256(70, 0), "float64", True),
     ],
 )
 def test_integers_that_a_float_must_round_are_warned_of(

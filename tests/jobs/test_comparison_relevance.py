@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from batchnorm_tool.errors import Refused
+from batchnorm_tool.errors import InputError, Refused
+from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.comparing import compare
+from batchnorm_tool.jobs.scoring import run
 from tests.jobs.compared import (
     EVERYONE,
     NORMS,
@@ -210,6 +212,47 @@ def test_an_array_that_asks_goes_by_row_numbers(tmp_path: Path, base: Path) -> N
     given = {"queries": y, "relevance": tmp_path / "judged.csv", "metric": "cosine"}
     found = figures(compare(base, key="id", k=1, **given))
     assert values(found["quality"], "precision@1") == dict.fromkeys(NORMS, 1)
+
+
+def test_ids_without_a_key_are_row_numbers_with_a_warning(tmp_path: Path) -> None:
+    named = store(tmp_path / "named.parquet", draw(), item=pa.array(ITEMS))
+    bare = store(tmp_path / "bare.parquet", draw())
+    write_csv(tmp_path / "judged.csv", {"0": {"7": 1, "199": 1}})
+    given = {"relevance": tmp_path / "judged.csv", "k": 5}
+    first, second = (
+        warning
+        for warning in figures(compare(named, **given))["warnings"]
+        if "taken for" in warning
+    )
+    assert "its items were taken for row numbers of" in first
+    assert "its queries" in second
+    assert "`key` (`--key`): it has `item`" in first
+    assert not figures(compare(bare, **given))["warnings"]  # nothing there could be a key
+    assert not figures(compare(named, key="item", queries=bare, **swap(tmp_path)))["warnings"]
+
+
+def swap(tmp_path: Path) -> dict[str, Any]:
+    write_csv(tmp_path / "items.csv", {"0": {"item 7": 1}})
+    return {"relevance": tmp_path / "items.csv", "k": 5}
+
+
+@pytest.mark.parametrize("query", [0, ROWS], ids=["items", "queries"])
+def test_ids_that_are_no_row_numbers_need_a_key(tmp_path: Path, query: int) -> None:
+    source = store(tmp_path / "base.parquet", draw(), item=np.arange(ROWS) + 1)
+    write_csv(tmp_path / "judged.csv", {"1": {"7": 1, str(ROWS - query): 1}, str(query): {"3": 1}})
+    with pytest.raises(InputError, match=r"no key is named.*numbers from 0 to 199.*it has `item`"):
+        compare(source, relevance=tmp_path / "judged.csv", k=5)
+    normalized = tmp_path / "out"
+    run(
+        Job.from_dict(
+            {
+                "input": {"path": str(source), "passthrough": ["item"]},
+                "output": {"path": str(normalized)},
+            }
+        )
+    )
+    with pytest.raises(InputError, match=r"no key is named.*it has `item`"):
+        compare(normalized, relevance=tmp_path / "judged.csv", k=5)
 
 
 @pytest.mark.parametrize(
