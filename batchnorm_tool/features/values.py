@@ -49,10 +49,11 @@ class Conversion:
         """
         if self.fill is None:
             return None
-        is_text = isinstance(self.fill, str)
-        if (self.field.dtype == STRING) != is_text:
-            raise JobError(self._wrong_fill())
-        if not is_text and not _holds(array_dtype(self.field), self.fill):
+        if isinstance(self.fill, str):
+            fits = self.field.dtype == STRING
+        else:
+            fits = self.field.dtype != STRING and _holds(array_dtype(self.field), self.fill)
+        if not fits:
             raise JobError(self._wrong_fill())
         return self.fill
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,24 @@ def test_of_equal_rows_the_lower_ones_are_found(metric: Metric) -> None:
     found = found_in(Blocks(rows, 64), queries, NORMS, metric, 30)
     for norm in NORMS:
         assert np.array_equal(found[norm.label], brute_force(rows, queries, norm, metric, 30))
+
+
+@pytest.mark.parametrize("distinct", [2, 8192], ids=lambda count: f"{count} different rows")
+def test_equal_rows_take_no_more_memory(distinct: int) -> None:
+    few = np.random.default_rng(1).integers(-2, 3, (distinct, 5)).astype(np.float32)
+    rows = few[np.random.default_rng(2).integers(0, distinct, 8192)]
+    queries = range(0, 8192, 32)
+    tracemalloc.start()
+    try:
+        found = found_in(ArrayBase(rows), queries, NORMS[:2], Metric.DOT, 10)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Products and comparisons of one block take 10 MiB; every product that may do took 100 more.
+    assert peak < 48 << 20
+    for norm in NORMS[:2]:
+        expected = brute_force(rows, queries[::32], norm, Metric.DOT, 10)
+        assert np.array_equal(found[norm.label][::32], expected)
 
 
 @given(
