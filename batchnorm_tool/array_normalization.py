@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from batchnorm_tool.errors import BadRows, JobError
+from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.norms import (
     MAX,
     Anything,
@@ -63,7 +63,8 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
     """Scale the vectors of an array to length 1.
 
     Args:
-        x: Real numbers of any rank and memory order, empty arrays too.
+        x: Real numbers of any rank and memory order, empty arrays too: what NumPy reads, or lists
+            of equal length in a pandas Series, an Arrow array or a list.
         norm: ``"l2"`` (or cosine, euclidean), ``"l1"``, ``"max"`` (or linf), ``"lp"`` with ``p``,
             ``"lp:3"``, or ``"none"``.
         axis: The axis, or axes, along which a vector lies.
@@ -81,7 +82,8 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
 
     Raises:
         BadRows: A vector that ``zero`` or ``nonfinite`` says to raise for.
-        InputError: ``x`` does not hold real numbers of at most 64 bits.
+        InputError: ``x`` does not hold real numbers of at most 64 bits, or a row is null or of
+            another length than the others.
         JobError: An unknown norm or policy, or an axis that ``x`` does not have.
 
     Example:
@@ -92,7 +94,7 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
         >>> norms
         array([3., 5.])
     """
-    array = numeric_array(x)
+    array = array_of(x)
     chosen = _chosen_norm(norm, p)
     axes = _checked_axes(axis, array.ndim)
     ends = tuple(range(-len(axes), 0))
@@ -103,6 +105,78 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
     vectors, norms = _normalize_rows(rows, chosen, fate)
     result = np.asarray(np.moveaxis(vectors.reshape(moved.shape), ends, axes), order="C")
     return (result, norms.reshape(lead)) if return_norm else result
+
+
+def array_of(x: Any) -> Anything:
+    """Real numbers as an array: as NumPy reads them, or rows that are lists, stacked.
+
+    Args:
+        x: What NumPy reads, or a pandas Series, an Arrow array or a list of lists of equal length.
+
+    Raises:
+        InputError: They are no real numbers of at most 64 bits, or a row is null or ragged.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> array_of(pa.array([[1, 2], [3, 4]]))
+        array([[1, 2],
+               [3, 4]])
+    """
+    is_arrow = type(x).__module__.partition(".")[0] == "pyarrow" and hasattr(x, "null_count")
+    try:
+        array = None if is_arrow else np.asarray(x)
+    except ValueError:  # lists of several lengths
+        array = None
+    if array is not None and (array.dtype != object or not array.ndim):
+        return numeric_array(array)
+    import pyarrow as pa
+
+    try:
+        column = x if is_arrow else pa.array(x if array is None else [*array], from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return numeric_array(x)
+    return _stacked(column)
+
+
+def _stacked(column: Any) -> Anything:
+    """An Arrow column as an array, every list level an axis."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    shape = [len(values)]
+    while True:
+        values = values.storage if isinstance(values, pa.ExtensionArray) else values
+        _refuse_rows(column, values.is_null(), shape, "is null, or holds a null")
+        if not hasattr(values, "flatten") or not hasattr(values.type, "value_field"):
+            break
+        lengths = pc.list_value_length(values)
+        usual = _most_common(lengths.to_numpy())
+        words = f"has another length than most, which is {usual}"
+        _refuse_rows(column, pc.not_equal(lengths, usual), shape, words)
+        values = values.flatten()
+        shape.append(usual)
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.string()).cast(pa.float64())
+    return numeric_array(values.to_numpy(zero_copy_only=False)).reshape(shape)
+
+
+def _most_common(lengths: Anything) -> int:
+    """The most common length, the first of several; 0 only where there is no other."""
+    found, places, counts = np.unique(lengths, return_index=True, return_counts=True)
+    order = np.lexsort((-places, counts, found > 0))
+    return int(found[order[-1]]) if len(order) else 0
+
+
+def _refuse_rows(column: Any, bad: Any, shape: list[int], words: str) -> None:
+    at = bad.index(True).as_py()
+    if at >= 0:
+        row = at // math.prod(shape[1:])
+        msg = (
+            f"Row {row} {words}. Expected: vectors of equal length, without nulls. "
+            f"Received: {str(column[row].as_py())[:80]}. Mend it, or leave it out."
+        )
+        raise InputError(msg)
 
 
 def _chosen_norm(norm: str | Norm, p: float | None) -> Norm:

@@ -7,11 +7,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.preprocessing import normalize as sklearn_normalize
 
 from batchnorm_tool.array_normalization import normalize
-from batchnorm_tool.errors import BadRows, JobError
+from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.norms import Norm
 from tests.bits import same_bits
 
@@ -46,6 +48,75 @@ def test_the_order_of_axes_and_the_memory_order_change_no_bit() -> None:
     x = np.random.default_rng(2).standard_normal((30, 40, 50)).astype("float32")
     assert same_bits(normalize(x, axis=(0, 2)), normalize(x, axis=(2, 0)))
     assert same_bits(normalize(np.asfortranarray(x)), normalize(x))
+
+
+ROWS = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
+FIXED = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 2)
+
+
+@pytest.mark.parametrize(
+    ("lists", "dtype"),
+    [
+        pytest.param(FIXED, "float32", id="fixed-size lists"),
+        pytest.param(pa.concat_arrays([FIXED, FIXED]).slice(4), "float32", id="a slice"),
+        pytest.param(pa.chunked_array([FIXED[:1], FIXED[1:]]), "float32", id="chunks"),
+        pytest.param(pa.array(ROWS.tolist()), "float64", id="lists"),
+        pytest.param(pa.array(list(ROWS), pa.large_list(pa.float32())), "float32", id="large"),
+        pytest.param(pa.array(ROWS.tolist(), pa.list_(pa.int8())), "float64", id="integers"),
+        pytest.param(
+            pa.array(ROWS.astype(int).tolist(), pa.list_(pa.decimal128(4, 1))),
+            "float64",
+            id="decimals",
+        ),
+        pytest.param(pa.FixedShapeTensorArray.from_numpy_ndarray(ROWS), "float32", id="tensors"),
+        pytest.param(pd.Series(list(ROWS)), "float32", id="pandas, arrays"),
+        pytest.param(pd.Series(ROWS.tolist()), "float64", id="pandas, lists"),
+        pytest.param(pd.DataFrame({"e": list(ROWS)})["e"], "float32", id="a column of a frame"),
+        pytest.param(ROWS.tolist(), "float64", id="lists of lists"),
+        pytest.param(list(ROWS), "float32", id="list of arrays"),
+    ],
+)
+def test_rows_that_are_lists_are_stacked(lists: Any, dtype: str) -> None:
+    vectors, norms = normalize(lists, return_norm=True)
+    assert vectors.dtype == dtype
+    assert same_bits(vectors, normalize(ROWS.astype(dtype)))
+    assert norms.shape == (4,)
+
+
+def test_lists_of_lists_are_axes() -> None:
+    nested = [[[3, 4], [0, 2]], [[8, 6], [1, 0]]]
+    assert normalize(pa.array(nested)).tolist() == normalize(np.array(nested)).tolist()
+    assert normalize(pa.array([3.0, 4.0])).tolist() == [0.6, 0.8]
+    empty = pa.array([[], []], pa.list_(pa.float32()))
+    assert normalize(empty).shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ([[1.0, 2.0], None], "Row 1 is null"),
+        ([[1.0, 2.0], [3.0, 4.0], [5.0, None]], r"Row 2 .*holds a null.*\[5.0, None\]"),
+        ([[1.0, 2.0], [3.0], [4.0, 5.0]], r"Row 1 has another length than most, which is 2"),
+        ([[1.0], [2.0, 3.0]], "Row 1 has another length than most, which is 1"),
+        ([[], [], [1.0, 2.0]], "Row 0 has another length than most, which is 2"),
+        ([[[1.0], [2.0]], [[3.0], [4.0, 5.0]]], "Row 1 has another length"),
+    ],
+    ids=["null", "null inside", "ragged", "the first counts", "empty", "ragged inside"],
+)
+@pytest.mark.parametrize("kind", [pa.array, pd.Series, list], ids=["Arrow", "pandas", "list"])
+def test_a_row_that_does_not_stack_is_named(lists: list, words: str, kind: Any) -> None:
+    with pytest.raises(InputError, match=words):
+        normalize(kind(lists))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [None, "abc", {"a": 1}, [2**70, 1], ["a"], [{"a": 1}], pa.array(["a"]), pa.array([{"a": 1}])],
+    ids=repr,
+)
+def test_what_holds_no_numbers_is_refused(other: Any) -> None:
+    with pytest.raises(InputError, match="Norms are defined here for real numbers"):
+        normalize(other)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4), (0, 0)], ids=str)

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import InputError
@@ -41,6 +42,11 @@ def test_numbers_keep_their_values(given: Any, dtype: str) -> None:
     assert (found.dtype, found.rows, found.width) == (dtype, 4, 3)
     (batch,) = found.batches()
     assert batch.vectors.dtype == dtype
+
+
+def test_lists_are_read_as_an_array() -> None:
+    x = np.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(loaded(predictions_of_array(pa.array(x.tolist()))), x)
 
 
 def test_an_array_is_read_as_the_file_that_holds_it(tmp_path: Path) -> None:

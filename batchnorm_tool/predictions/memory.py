@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.array_normalization import array_of
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.norms import Anything, numeric_array
 from batchnorm_tool.predictions.contract import PredictionBatch, Predictions
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms import Anything
 
 _NAME = "array"
 
@@ -21,7 +25,7 @@ def predictions_of_array(array: Anything) -> Predictions:
     Raises:
         InputError: It is no such array.
     """
-    vectors = numeric_array(array)
+    vectors = array_of(array)
     if vectors.ndim != 2 or not vectors.shape[1]:
         msg = (
             "An array of predictions has one row for each vector. Expected the shape (rows, width)."
