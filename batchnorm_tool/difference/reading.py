@@ -64,12 +64,17 @@ def read_tables(tonight: Tonight, piece: Slice, columns: tuple[str, ...]) -> Ite
     """Some columns of a slice, the keys among them, in tables of about `chunk_rows` rows.
 
     Raises:
-        InputError: A key is null.
+        InputError: A key is null or NaN, or a value has no place in the store's type.
         WorkFailed: A file cannot be read.
     """
     most, row = chunk_rows(tonight), piece.first_row
-    for table in _gathered(_batches(tonight, piece, columns, most), most):
-        _refuse_null_keys(tonight, table, row)
+    for read in _gathered(_batches(tonight, piece, columns, most), most):
+        table = read
+        for name in tonight.carried.names:
+            if name in columns:
+                place = table.schema.get_field_index(name)
+                held = _as_stored(tonight, table.column(name), name, row)
+                table = table.set_column(place, tonight.carried.field(name), held)
         yield table
         row += table.num_rows
 
@@ -116,19 +121,39 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
         yield pa.Table.from_batches(waiting)
 
 
-def _refuse_null_keys(tonight: Tonight, table: pa.Table, first_row: int) -> None:
-    for name in tonight.keys:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if column.null_count:
-            found = column.is_null().to_numpy()
-            path, row = locate(tonight.table, first_row + int(found.argmax()))
-            msg = (
-                f"{path}, row {row}, column `{name}`: the key is null. Expected a key in every "
-                "row. Received: null. Fill it in, or leave the row out of the input."
-            )
-            raise InputError(msg)
+def _as_stored(
+    tonight: Tonight, column: pa.ChunkedArray, name: str, first_row: int
+) -> pa.ChunkedArray:
+    """A column as the store keeps it; of a key every value names a row.
+
+    Raises:
+        InputError: A key is null or NaN, or a value has no place in the store's type.
+    """
+    kind = tonight.carried.field(name).type
+    try:
+        held = column.cast(kind)
+    except pa.ArrowInvalid as error:
+        path, row = locate(tonight.table, first_row)
+        msg = (
+            f"{path}, at or after row {row}, column `{name}`: a value has no place in the store. "
+            f"Expected values that {kind} holds. Received: {error}. Write the column as {kind}."
+        )
+        raise InputError(msg) from error
+    if name not in tonight.keys:
+        return held
+    nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
+    if nothing.any():
+        found = int(nothing.argmax())
+        path, row = locate(tonight.table, first_row + found)
+        said = "null" if held[found].as_py() is None else "NaN"
+        msg = (
+            f"{path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
+            f"row. Received: {said}. Fill it in, or leave the row out of the input."
+        )
+        raise InputError(msg)
+    if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
+        held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
+    return held
 
 
 def _deleted(tonight: Tonight, table: pa.Table) -> np.ndarray | None:

@@ -154,11 +154,10 @@ class Spool:
             file.discard()
 
     def _common(self, chunk: Chunk, rows: np.ndarray) -> list[pa.Array | pa.ChunkedArray]:
-        carried = self._schemas.tonight.carried
-        table = chunk.table.select(carried.names)
+        table = chunk.table.select(self._schemas.tonight.carried.names)
         table = table if rows.all() else table.filter(pa.array(rows))
         hashes = (chunk.hashes.features, chunk.hashes.passthrough)
-        return [*table.cast(carried).columns, *(fixed_binary(_chosen(h, rows)) for h in hashes)]
+        return [*table.columns, *(fixed_binary(_chosen(h, rows)) for h in hashes)]
 
     def _write(
         self, directory: str, schema: pa.Schema, columns: list[pa.Array | pa.ChunkedArray]

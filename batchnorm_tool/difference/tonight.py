@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.formats.row_groups import decoded_schema
 from batchnorm_tool.row_hash import type_name
-from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -33,7 +31,7 @@ class Tonight:
         feature_columns: The stored columns that feed the model.
         inputs: The model's inputs, every size known.
         keys: The columns that identify a row.
-        passthrough: Other columns that are kept beside the vector.
+        carried: Key and passed-through columns as the store keeps them.
         mode: ``"full"``: a row that is not there has vanished; ``"delta"``: it is as it was.
         delete_column: A column of booleans: where it is true, the row is to be deleted.
         invalid: Fate of a row that the model cannot take: ``"fail"`` or ``"quarantine"``.
@@ -44,7 +42,7 @@ class Tonight:
     feature_columns: tuple[str, ...]
     inputs: tuple[Field, ...]
     keys: tuple[str, ...]
-    passthrough: tuple[str, ...]
+    carried: pa.Schema
     mode: str = "full"
     delete_column: str | None = None
     invalid: str = "fail"
@@ -52,19 +50,13 @@ class Tonight:
     @cached_property
     def kept(self) -> tuple[str, ...]:
         """Passed-through columns that are no keys."""
-        return tuple(name for name in self.passthrough if name not in self.keys)
+        return tuple(name for name in self.carried.names if name not in self.keys)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read, each once."""
         delete = () if self.delete_column is None else (self.delete_column,)
         return tuple(dict.fromkeys([*self.keys, *self.kept, *self.feature_columns, *delete]))
-
-    @cached_property
-    def carried(self) -> pa.Schema:
-        """Keys and passed-through columns as they are written: dictionaries decoded."""
-        fields = [self.table.schema.field(name) for name in (*self.keys, *self.kept)]
-        return decoded_schema(pa.schema([field.remove_metadata() for field in fields]))
 
     @cached_property
     def key_schema(self) -> pa.Schema:
@@ -107,14 +99,6 @@ class Tonight:
                 msg = (
                     f"{self.table.files[0].path}: has no column `{name}`. Received: "
                     f"{', '.join(self.table.schema.names)}. Correct the name in the job."
-                )
-                raise InputError(msg)
-        for name in self.carried.names:
-            if name in {FEATURE_HASH, PASSTHROUGH_HASH}:
-                msg = (
-                    f"{self.table.files[0].path}, column `{name}`: the store needs this name "
-                    "itself. Expected another one. Received: a key or passed-through column. "
-                    "Rename it in the input, or leave it out of `input.passthrough`."
                 )
                 raise InputError(msg)
 

@@ -27,6 +27,17 @@ class Keep(Section):
     )
 
 
+class StoreColumns(Section):
+    """What a store calls the columns of its own beside vector and norm."""
+
+    feature_hash: Name = Field(default="feature_hash", description="Hash of the features.")
+    passthrough_hash: Name = Field(
+        default="passthrough_hash", description="Hash of the passed-through values."
+    )
+    status: Name = Field(default="status", description="good, or stale and why.")
+    version: Name = Field(default="version", description="The version that wrote the row.")
+
+
 class Store(Section):
     """Where embeddings are kept from night to night: the ``store`` section."""
 
@@ -38,6 +49,9 @@ class Store(Section):
     )
     delete_column: Annotated[Name | None, Expects("a column name")] = Field(
         default=None, description="In delta mode: a true value in it deletes the row."
+    )
+    columns: StoreColumns = Field(
+        default_factory=StoreColumns, description="Names of the store's own columns."
     )
     keep: Keep = Field(default_factory=Keep, description="Which versions stay.")
     on_new_space: Literal["hold", "publish"] = Field(

@@ -28,7 +28,6 @@ from batchnorm_tool.store.dataset import prepare_restore
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
     KEY_ID,
-    NORM,
     IndexWriter,
     binary_rows,
     read_index,
@@ -311,13 +310,11 @@ class _RollingBack:
     def _write_index(self, layout: StoreLayout) -> None:
         """The index of the restored version, from its rows; what was quarantined is forgotten."""
         names = [field.name for field in INDEX_FIELDS if field.name != KEY_ID]
-        stored = [layout.norm if name == NORM else name for name in names]
-        keys, version = list(layout.keys), self.facts.next_version
+        columns, version = [*layout.keys, *names], self.facts.next_version
         with IndexWriter(self.state.storage, index_path(version), layout.key_schema) as writer:
             lance_version = self.facts.versions[self.target]
-            for batch in stored_rows(self.state.path, lance_version, [*keys, *stored]):
-                table = pa.Table.from_batches([batch])
-                writer.add(table.select([*keys, *stored]).rename_columns([*keys, *names]))
+            for batch in stored_rows(self.state.path, lance_version, layout.stored(*columns)):
+                writer.add(pa.Table.from_batches([batch]).rename_columns(columns))
             writer.commit()
 
     def _write_replaced(self) -> None:

@@ -21,7 +21,6 @@ from batchnorm_tool.stats import NormStats
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
     KEY_ID,
-    NORM,
     IndexWriter,
     binary_rows,
     read_index,
@@ -31,6 +30,7 @@ from batchnorm_tool.store.state import (
     FEATURE_HASH,
     GOOD,
     NIGHT,
+    NORM,
     QUARANTINED,
     STALE,
     STATUS,
@@ -227,7 +227,7 @@ def _next_index(night: NightRows, keys: list[str], leaving: _Leaving) -> Iterato
         rest = table if (fates == Fate.SAME).all() else table.filter(pa.array(fates == Fate.SAME))
         if rest.num_rows:
             yield rest
-    stored = [night.plan.layout.norm if name == NORM else name for name in columns]
+    stored = night.plan.layout.stored(*columns)
     for path in (PREDICTED, KEPT):
         for table in read_rows(night.state.storage, path):
             yield table.select(stored).rename_columns(columns)

@@ -14,11 +14,11 @@ from batchnorm_tool.formats.vectors import rows_of
 from batchnorm_tool.jobs.night_candidate import KEPT, PREDICTED, fates_of, indexed, where
 from batchnorm_tool.jobs.vector_check import length_tolerance
 from batchnorm_tool.norms import Norm
-from batchnorm_tool.store.index import KEY_ID, NORM, binary_rows, read_index
+from batchnorm_tool.store.index import KEY_ID, binary_rows, read_index
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.rows import as_ids, take_by_key
 from batchnorm_tool.store.rows_file import read_rows
-from batchnorm_tool.store.state import QUARANTINED, STATUS, index_path
+from batchnorm_tool.store.state import NORM, QUARANTINED, STATUS, index_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

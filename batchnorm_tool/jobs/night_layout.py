@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from batchnorm_tool import layout
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.formats.row_groups import decoded_schema
-from batchnorm_tool.row_hash import type_name
-from batchnorm_tool.store.index import index_schema
+from batchnorm_tool.store.column_types import holds, stored_type
 from batchnorm_tool.store.state import BOOKKEEPING, StoreLayout
 
 if TYPE_CHECKING:
@@ -19,6 +18,17 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Job
     from batchnorm_tool.layout import OutputLayout
     from batchnorm_tool.plan import Resolved
+
+
+# Names that Lance keeps for itself, and those that it can find again.
+_OF_LANCE = (
+    "_rowid",
+    "_rowaddr",
+    "_rowoffset",
+    "_row_created_at_version",
+    "_row_last_updated_at_version",
+)
+_NAME = re.compile(r"[^.`\0]+")
 
 
 def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> StoreLayout:
@@ -35,34 +45,62 @@ def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> St
         InputError: The key is another, or a column of a delta has another type.
     """
     output = _only_output(layout.output_layouts(job, resolved.outputs))
-    carried = [_as_before(field, before) for field in decoded_schema(resolved.carried)]
+    carried = [_as_before(_kept(field), before) for field in resolved.carried]
     keys = layout.key_columns(job.input)
     by_name = {field.name: field for field in carried}
     rest = [field for field in carried if field.name not in keys]
     vector = layout.flat_field(output.vector_column, job.output.dtype, (output.width,))
     norm = pa.field(output.norm_column, pa.float64())
-    fields = [*(by_name[name] for name in keys), vector, norm, *BOOKKEEPING, *rest]
-    _check_names(fields)
-    names_of_rest = tuple(field.name for field in rest)
+    assert job.store is not None  # noqa: S101  (a refresh has one)
+    names = tuple(name for _, name in job.store.columns)
+    ours = [field.with_name(name) for field, name in zip(BOOKKEEPING, names, strict=True)]
+    fields = [*(by_name[name] for name in keys), vector, norm, *ours, *rest]
+    by_key = {"output.columns.vector": vector.name, "output.columns.norm": norm.name}
+    by_key |= {f"store.columns.{key}": name for key, name in job.store.columns}
+    _check_names([field.name for field in fields], {name: key for key, name in by_key.items()})
     rows = StoreLayout(
-        keys, names_of_rest, vector.name, norm.name, output.norm.label, pa.schema(fields)
+        keys=keys,
+        passthrough=tuple(field.name for field in rest),
+        vector=vector.name,
+        norm=norm.name,
+        norm_label=output.norm.label,
+        schema=pa.schema(fields),
+        bookkeeping=names,
     )
-    index_schema(rows.key_schema)  # refuses names that the index needs itself
     if before is not None:
         _check_keys(rows, before)
-        if job.store is not None and job.store.mode == "delta":
+        if job.store.mode == "delta":
             _check_types(rows, before)
     return rows
 
 
+def _kept(field: pa.Field) -> pa.Field:
+    """A column as a store keeps it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    kind = stored_type(field.type)
+    if kind is None:
+        msg = (
+            f"The column `{field.name}` cannot be kept in a store. Expected a type that Lance and "
+            f"Parquet have. Received: {field.type}. Write it as numbers, text or lists, or leave "
+            "it out of `input.passthrough`."
+        )
+        raise InputError(msg)
+    return pa.field(field.name, kind)
+
+
 def _as_before(field: pa.Field, before: StoreLayout | None) -> pa.Field:
-    """A column with the type that it has in the store, where only the encoding differs."""
-    field = field.with_nullable(True)  # noqa: FBT003
-    carried = (*before.keys, *before.passthrough) if before else ()
-    if before is None or field.name not in carried:
+    """A column with the type that it has in the store, where that takes all of tonight's values."""
+    if before is None or field.name not in before.carried.names:
         return field
     stored = before.schema.field(field.name)
-    return stored if type_name(stored.type) == type_name(field.type) else field
+    return stored if _takes(stored.type, field.type) else field
+
+
+def _takes(stored: pa.DataType, kind: pa.DataType) -> bool:
+    return holds(stored, kind) or stored_type(stored) == kind
 
 
 def _only_output(outputs: Sequence[OutputLayout]) -> OutputLayout:
@@ -77,22 +115,23 @@ def _only_output(outputs: Sequence[OutputLayout]) -> OutputLayout:
     return output
 
 
-def _check_names(fields: list[pa.Field]) -> None:
-    names = [field.name for field in fields]
+def _check_names(names: list[str], ours: dict[str, str]) -> None:
+    """Refuse names that a dataset cannot have; ``ours`` tells which key of the job renames one."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         msg = (
-            f"Two columns of the store would be called `{twice}`. Rename the result with "
-            f"`output.columns`, or leave the column out of `input.passthrough`. The store's own "
-            f"are {', '.join(f'`{field.name}`' for field in BOOKKEEPING)}."
+            f"Two columns of the store would be called `{twice}`. Expected: each name once. "
+            f"Received: {', '.join(names)}. Rename the store's own with "
+            f"`--set {ours[twice]}=NAME`, or leave the other out of `input.passthrough`."
         )
         raise JobError(msg)
-    dotted = next((name for name in names if "." in name), None)
-    if dotted is not None:
+    wrong = next((name for name in names if name in _OF_LANCE or not _NAME.fullmatch(name)), None)
+    if wrong is not None:
         msg = (
-            f"The column `{dotted}` cannot be kept in a Lance dataset, where a dot leads into a "
-            f"nested column. Expected names without one. Received: {', '.join(names)}. Rename the "
-            "column in the input, or leave it out of `input.passthrough`."
+            f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that is none "
+            f"of Lance's own ({', '.join(_OF_LANCE)}), without a dot, which leads into a nested "
+            f"column, and without a backtick. Received: {', '.join(names)}. Rename the column in "
+            "the input, or leave it out of `input.passthrough`."
         )
         raise JobError(msg)
 
@@ -115,7 +154,7 @@ def _check_types(rows: StoreLayout, before: StoreLayout) -> None:
     """Rows that a delta does not hold keep their values, so that a column keeps its type."""
     for name in {*before.passthrough} & {*rows.passthrough}:
         expected, received = (each.schema.field(name).type for each in (before, rows))
-        if expected != received:
+        if not holds(received, expected):
             msg = (
                 f"`store.mode: delta`, column `{name}`: rows that the input lacks keep what they "
                 f"have. Expected: {expected}. Received: {received}. Write the column with the type "

@@ -131,8 +131,9 @@ def _staying(
         key_ids(table.select(keys), keys) for table in _tables(state, [PREDICTED, KEPT, REMOVED])
     ]
     written = KeyPlaces(np.concatenate([np.empty((0, 2), np.uint64), *ids]))
-    # A column of vectors or norms that is renamed holds what it held.
-    renamed = {before.vector: layout.vector, before.norm: layout.norm}
+    # A column of ours that is renamed holds what it held.
+    ours = ((each.vector, each.norm, *each.bookkeeping) for each in (before, layout))
+    renamed = dict(zip(*ours, strict=True))
     stored = {name: renamed.get(name, name) for name in before.schema.names}
     gone = {*before.passthrough} - {*layout.passthrough}
     kept = [name for name in stored if name not in gone]

@@ -23,8 +23,10 @@ from batchnorm_tool.store.rows import (
 )
 from batchnorm_tool.store.rows_file import BATCH_ROWS, read_directory
 from batchnorm_tool.store.state import (
+    BOOKKEEPING,
     FEATURE_HASH,
     GOOD,
+    NORM,
     PASSTHROUGH_HASH,
     QUARANTINED,
     STALE,
@@ -90,18 +92,16 @@ class NightRows:
     def touched(self) -> Iterator[pa.Table]:
         """Rows with other passed-through values, and the vectors that they have."""
         for table in read_directory(self.state.storage, TOUCHED):
-            yield self._with_live_vectors(table, [STATUS])
+            yield self._with_live_vectors(table, STATUS)
 
     @cached_property
     def bad(self) -> pa.Table:
         """Rows that tonight's features or prediction make bad, and the column ``reason``."""
         kept = [*self._carried, self.reason]
         found = [table.select(kept) for table in read_directory(self.state.storage, BAD)]
-        fields = [
-            *(self.schema.field(name) for name in self._carried),
-            pa.field(self.reason, pa.string()),
-        ]
-        schema = pa.schema(fields)
+        hashes = (field for field in BOOKKEEPING if field.name in self._carried)
+        reason = pa.field(self.reason, pa.string())
+        schema = pa.schema([*self.plan.layout.carried, *hashes, reason])
         found += [table.select(kept) for table in self._quarantined_by_run()]
         return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in found)])
 
@@ -163,19 +163,19 @@ class NightRows:
         leaves = self._is_in_dataset & ~self._stays
         return self.bad.select(list(self.plan.layout.keys)).filter(pa.array(leaves))
 
-    def _with_live_vectors(self, table: pa.Table, more: list[str] | None = None) -> pa.Table:
+    def _with_live_vectors(self, table: pa.Table, *more: str) -> pa.Table:
         """Rows that are in the live version, with the vectors and norms that they have there."""
         layout = self.plan.layout
         before = self.facts.layout or layout
-        columns = [before.vector, before.norm, *(more or [])]
+        columns = [before.vector, *before.stored(NORM, *more)]
         keys = table.select(list(layout.keys))
         at = self._live_addresses.find(key_ids(keys, layout.keys))
         check_found(self.state.path, keys, at)
         found = at_addresses(self.state.path, self.facts.lance_version, at, columns)
         vectors = pa.concat_tables(found)
-        for name, stored in zip((layout.vector, layout.norm, *(more or [])), columns, strict=True):
-            field = self.schema.field(name)
-            table = table.append_column(field, vectors[stored].cast(field.type))
+        for name, stored in zip((layout.vector, layout.norm, *more), columns, strict=True):
+            kind = self.schema.field(*layout.stored(name)).type
+            table = table.append_column(name, vectors[stored].cast(kind))
         return self._ordered(table) if more else table
 
     @cached_property
@@ -197,4 +197,6 @@ class NightRows:
 
     def _ordered(self, table: pa.Table) -> pa.Table:
         versions = pa.array(np.full(table.num_rows, self.version))
-        return table.append_column(VERSION, versions).select(self.schema.names).cast(self.schema)
+        table = table.append_column(VERSION, versions)
+        named = table.rename_columns(self.plan.layout.stored(*table.column_names))
+        return named.select(self.schema.names).cast(self.schema)

@@ -30,6 +30,7 @@ from batchnorm_tool.store.state import (
     FEATURE_HASH,
     NIGHT,
     PASSTHROUGH_HASH,
+    STATUS,
     StoreLayout,
     replaced_path,
 )
@@ -89,9 +90,9 @@ def _fits(state: StoreState, version: int, plan: NightPlan) -> bool:
 
 
 def _has_columns(layout: StoreLayout, wanted: StoreLayout) -> bool:
-    """Whether vectors and norms lie in columns of the names and types that are wanted."""
-    names = (wanted.vector, wanted.norm)
-    return (layout.vector, layout.norm, layout.dtype) == (*names, wanted.dtype)
+    """Whether vectors and what is noted of them lie in columns of the names that are wanted."""
+    names = [(each.vector, each.norm, each.dtype, each.bookkeeping) for each in (layout, wanted)]
+    return names[0] == names[1]
 
 
 def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None:
@@ -105,7 +106,9 @@ def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None
         ]
         if not sum(map(len, wanted)):
             continue
-        addresses = addresses_of_hashes(state.path, each.lance_version, np.concatenate(wanted))
+        columns = plan.layout.stored(FEATURE_HASH, STATUS)
+        hashes = np.concatenate(wanted)
+        addresses = addresses_of_hashes(state.path, each.lance_version, hashes, columns)
         for name in state.storage.names(CHANGED):
             _reuse_file(state, plan, (each.lance_version, addresses), name)
 

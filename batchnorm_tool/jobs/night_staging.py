@@ -114,7 +114,7 @@ def tonight_of(plan: NightPlan) -> Tonight:
         feature_columns=plan.feature_columns,
         inputs=plan.resolved.inputs,
         keys=plan.layout.keys,
-        passthrough=plan.layout.passthrough,
+        carried=plan.layout.carried,
         mode=plan.store.mode,
         delete_column=plan.store.delete_column,
         invalid=plan.job.input.invalid,

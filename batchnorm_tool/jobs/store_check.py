@@ -18,13 +18,14 @@ from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.jobs.vector_check import CheckedRows, Place, judge
 from batchnorm_tool.row_hash import key_ids
 from batchnorm_tool.store.clean_up import LIVE, night_tag, tags
-from batchnorm_tool.store.index import KEY_ID, NORM, read_index
+from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.ledger import check_files
 from batchnorm_tool.store.library import latest_version
 from batchnorm_tool.store.rows import as_ids, bytes_of
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
+    NORM,
     PASSTHROUGH_HASH,
     QUARANTINED,
     STATUS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.store.snapshot import Snapshot
 
 _BATCH_BYTES = 16 * 2**20
+_COMPARED = (NORM, FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
 
 
 @dataclass
@@ -116,15 +118,16 @@ class StoreCheck:
             place = Place(self.findings, Path(self.store.path).name, first)
             checked = CheckedRows.of(batch, output, self._nulls(batch, place))
             judge(checked, place)
-            index.compare(pa.Table.from_batches([batch]), place)
+            keys = self.store.keys
+            table = pa.Table.from_batches([batch]).drop_columns([self.store.layout.vector])
+            index.compare(table.rename_columns([*keys, *_COMPARED]), place)
             self.vectors += len(checked.rows)
             first += batch.num_rows
         index.report_unseen(self.findings)
 
     def _columns(self) -> list[str]:
         layout = self.store.layout
-        hashes = (FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
-        return [*layout.keys, layout.vector, layout.norm, *hashes]
+        return [*layout.keys, layout.vector, *layout.stored(*_COMPARED)]
 
     def _nulls(self, batch: pa.RecordBatch, place: Place) -> np.ndarray:
         """Report nulls, which no row may have here; tells which rows have no vector."""
@@ -143,7 +146,6 @@ class _Index:
 
     path: str
     keys: tuple[str, ...]
-    norm: str
     places: KeyPlaces
     hashes: np.ndarray
     norms: np.ndarray
@@ -157,8 +159,7 @@ class _Index:
         ids, hashes = [np.empty((0, 16), np.uint8)], [np.empty((0, 24), np.uint8)]
         norms, status = [np.empty(0)], [np.empty(0, np.int16)]
         words: dict[str, int] = {}
-        columns = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS, NORM]
-        for table in read_index(store.state.storage, path, columns):
+        for table in read_index(store.state.storage, path, [KEY_ID, *_COMPARED]):
             numbers = _numbers(table[STATUS], words)
             good = np.array([not word.startswith(QUARANTINED) for word in words])[numbers]
             ids.append(bytes_of(table[KEY_ID])[good])
@@ -168,7 +169,6 @@ class _Index:
         return cls(
             path=path,
             keys=store.keys,
-            norm=store.layout.norm,
             places=KeyPlaces(as_ids(np.concatenate(ids))),
             hashes=np.concatenate(hashes),
             norms=np.concatenate(norms),
@@ -194,7 +194,7 @@ class _Index:
         self, table: pa.Table, rows: np.ndarray, at: np.ndarray
     ) -> dict[str, np.ndarray]:
         hashes = _hashes(table)[rows] == self.hashes[at]
-        norms = _floats(table[self.norm])[rows].view(np.uint64) == self.norms[at].view(np.uint64)
+        norms = _floats(table[NORM])[rows].view(np.uint64) == self.norms[at].view(np.uint64)
         return {
             "hash of the features": hashes[:, :16].all(axis=1),
             "hash of the passed-through values": hashes[:, 16:].all(axis=1),

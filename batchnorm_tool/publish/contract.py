@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-# They tell a store what changed, and a reader nothing.
-_INTERNAL = (FEATURE_HASH, PASSTHROUGH_HASH)
-
 
 class Changes(Protocol):
     """What is to be done to the rows of one version to make them those of another."""
@@ -156,7 +153,8 @@ def published_schema(layout: StoreLayout) -> pa.Schema:
 
     Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
     """
-    return pa.schema([field for field in layout.schema if field.name not in _INTERNAL])
+    internal = layout.stored(FEATURE_HASH, PASSTHROUGH_HASH)
+    return pa.schema([field for field in layout.schema if field.name not in internal])
 
 
 def published_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

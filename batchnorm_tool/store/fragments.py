@@ -30,7 +30,8 @@ def write_fragments(
         WorkFailed: They cannot be written.
     """
     path = place if isinstance(place, str) else place.uri
-    rows = (batch.select(schema.names).cast(schema) for batch in batches if batch.num_rows)
+    filled = (batch for batch in batches if batch.num_rows)
+    rows = (_aligned(batch.select(schema.names).cast(schema)) for batch in filled)
     first = next(rows, None)
     if first is None:
         return []
@@ -39,6 +40,15 @@ def write_fragments(
     with _raising(failures), writing(path):
         write = lance().fragment.write_fragments
         return list(write(reader, place, schema, mode=mode, data_storage_version="stable"))
+
+
+def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows where Rust takes decimals: at multiples of 16 bytes, which Arrow files lack."""
+    every = pa.array(range(batch.num_rows), pa.int64())
+    columns = [
+        column.take(every) if "decimal" in str(column.type) else column for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 def _noting_failure(

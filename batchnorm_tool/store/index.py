@@ -13,7 +13,6 @@ import numpy as np
 from batchnorm_tool.store.index_file import (
     INDEX_FIELDS,
     KEY_ID,
-    NORM,
     IndexWriter,
     binary_rows,
     fixed_binary,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = [
     "INDEX_FIELDS",
     "KEY_ID",
-    "NORM",
     "IndexWriter",
     "LiveIndex",
     "binary_rows",

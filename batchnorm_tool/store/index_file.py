@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats.contract import MEBIBYTE
 from batchnorm_tool.formats.row_groups import RowGroups, decoded_schema
 from batchnorm_tool.row_hash import HASH_VERSION, key_ids
-from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, QUARANTINED, STATUS
+from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, QUARANTINED, STATUS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batchnorm_tool.storage import FileRecord, Storage
 
-KEY_ID = "key_id"
-NORM = "norm"
+KEY_ID = ".key_id"
 INDEX_FIELDS = (
     pa.field(KEY_ID, pa.binary(16)),
     pa.field(FEATURE_HASH, pa.binary(16)),
@@ -31,7 +30,7 @@ INDEX_FIELDS = (
 """The columns of an index beside the keys."""
 
 _HASHES = (KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH)
-_VERSION_KEY = "batchnorm_tool.hash_version"
+_VERSION_KEY = "batchnorm_tool.index"
 _GROUP_BYTES = 16 * MEBIBYTE
 _BATCH_ROWS = 65_536
 
@@ -41,18 +40,7 @@ def index_schema(keys: pa.Schema) -> pa.Schema:
 
     Args:
         keys: The key columns; dictionary-encoded ones are stored decoded.
-
-    Raises:
-        InputError: A key has the name of a column that every index has.
     """
-    taken = [field.name for field in INDEX_FIELDS if field.name in keys.names]
-    if taken:
-        msg = (
-            f"`input.key` names the column `{taken[0]}`, a name that the store needs itself. "
-            f"Expected none of {', '.join(field.name for field in INDEX_FIELDS)}. "
-            f"Received: {', '.join(keys.names)}. Rename the column in the input."
-        )
-        raise InputError(msg)
     plain = [field.remove_metadata() for field in decoded_schema(keys)]
     return pa.schema([*plain, *INDEX_FIELDS])
 
@@ -133,7 +121,7 @@ def read_index(
 
     Raises:
         Damaged: The index is missing or cannot be read.
-        WorkFailed: It was made with hashes of another version.
+        OutputError: It was made with hashes of another version.
     """
     names = list(columns)
     with _opened(storage, path) as file:
@@ -192,7 +180,7 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
             f"The index `{path}` of the store was made with other hashes. Expected: "
             f"{HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that made it."
         )
-        raise WorkFailed(msg)
+        raise OutputError(msg)
 
 
 def is_quarantined(status: pa.Array) -> np.ndarray:

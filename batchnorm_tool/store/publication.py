@@ -108,7 +108,7 @@ class Publication:
             Damaged: A file is missing or cannot be read.
         """
         before, after = self.versions[base], self.versions[self.version]
-        old = _Versioned.load(self.path, before, self.layout.keys)
+        old = _Versioned.load(self._keyed(before), self.layout.keys)
         stays = np.zeros(len(old.addresses), bool)
         new = [np.empty(0, np.uint64)]
         for addresses, table in self._keyed(after):
@@ -138,7 +138,8 @@ class Publication:
             yield batch.cast(schema)
 
     def _keyed(self, lance_version: int) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        return addressed(self.path, lance_version, [*self.layout.keys, VERSION])
+        """Keys and, last, the version in which each row was written."""
+        return addressed(self.path, lance_version, self.layout.stored(*self.layout.keys, VERSION))
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,12 @@ class _Versioned:
     places: KeyPlaces
 
     @classmethod
-    def load(cls, path: str, lance_version: int, keys: tuple[str, ...]) -> _Versioned:
+    def load(
+        cls, keyed: Iterator[tuple[np.ndarray, pa.Table]], keys: tuple[str, ...]
+    ) -> _Versioned:
         addresses, versions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         ids = [np.empty((0, 2), np.uint64)]
-        for found, table in addressed(path, lance_version, [*keys, VERSION]):
+        for found, table in keyed:
             addresses.append(found)
             versions.append(_versions(table))
             ids.append(key_ids(table, keys))
@@ -175,4 +178,4 @@ class _Versioned:
 
 
 def _versions(table: pa.Table) -> np.ndarray:
-    return np.asarray(table[VERSION].to_numpy())
+    return np.asarray(table.columns[-1].to_numpy())

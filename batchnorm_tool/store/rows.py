@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.row_hash import key_ids
 from batchnorm_tool.store.index import binary_rows
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.library import open_dataset, reading
-from batchnorm_tool.store.state import FEATURE_HASH, GOOD, STATUS
+from batchnorm_tool.store.state import GOOD
 
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""
@@ -133,18 +133,21 @@ def addresses_of_keys(
     return _addresses(ids, key_batches(path, lance_version, keys))
 
 
-def addresses_of_hashes(path: str, lance_version: int | None, hashes: np.ndarray) -> Addresses:
+def addresses_of_hashes(
+    path: str, lance_version: int | None, hashes: np.ndarray, columns: Sequence[str]
+) -> Addresses:
     """Find a good row for each feature hash that the version has: its vector can be reused.
 
     Args:
         path: Of the dataset.
         lance_version: Lance's number of the version; ``None``: the newest.
         hashes: ``uint8[m, 16]``.
+        columns: What the columns of feature hashes and of status are called there.
 
     Raises:
         Damaged: A file is missing or cannot be read.
     """
-    return _addresses(as_ids(hashes), _good_hashes(path, lance_version))
+    return _addresses(as_ids(hashes), _good_hashes(path, lance_version, columns))
 
 
 def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarray]]) -> Addresses:
@@ -155,10 +158,13 @@ def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarra
     return Addresses(places, found)
 
 
-def _good_hashes(path: str, lance_version: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for addresses, table in addressed(path, lance_version, [FEATURE_HASH, STATUS]):
-        good = pc.equal(table[STATUS], GOOD).to_numpy()
-        yield addresses[good], as_ids(bytes_of(table[FEATURE_HASH]))[good]
+def _good_hashes(
+    path: str, lance_version: int | None, columns: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for addresses, table in addressed(path, lance_version, columns):
+        hashes, status = table.columns
+        good = pc.equal(status, GOOD).to_numpy()
+        yield addresses[good], as_ids(bytes_of(hashes))[good]
 
 
 def take_by_key(
@@ -178,8 +184,7 @@ def take_by_key(
         columns: Names of the columns wanted.
 
     Raises:
-        WorkFailed: A key is not there.
-        Damaged: A file is missing or cannot be read.
+        Damaged: A key is not there, or a file is missing or cannot be read.
     """
     ids = key_ids(wanted, keys)
     found = addresses_of_keys(path, lance_version, ids, keys).find(ids)
@@ -191,11 +196,11 @@ def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
     """Check that every row that the index knows is in the dataset.
 
     Raises:
-        WorkFailed: One is not.
+        Damaged: One is not.
     """
     missing = np.flatnonzero(addresses == NOWHERE)
     if len(missing):
-        raise WorkFailed(_missing_key(path, wanted, missing))
+        raise Damaged(_missing_key(path, wanted, missing))
 
 
 def as_ids(hashes: np.ndarray) -> np.ndarray:

@@ -39,10 +39,12 @@ NIGHTS = "nights"
 NIGHT = "night"
 FORMAT = 1
 
-FEATURE_HASH = "feature_hash"
-PASSTHROUGH_HASH = "passthrough_hash"
-STATUS = "status"
-VERSION = "version"
+# What these columns are called in the state: no column of a store has a dot in its name.
+FEATURE_HASH = ".feature_hash"
+PASSTHROUGH_HASH = ".passthrough_hash"
+STATUS = ".status"
+VERSION = ".version"
+NORM = ".norm"
 BOOKKEEPING = (
     pa.field(FEATURE_HASH, pa.binary(16)),
     pa.field(PASSTHROUGH_HASH, pa.binary(8)),
@@ -67,6 +69,7 @@ class StoreLayout:
         norm: Name of the column of their lengths before normalization.
         norm_label: The norm that they were divided by, such as ``l2``.
         schema: Of the whole dataset: keys, vector, norm, `BOOKKEEPING`, passed-through columns.
+        bookkeeping: What the columns of `BOOKKEEPING` are called in the dataset.
     """
 
     keys: tuple[str, ...]
@@ -75,6 +78,19 @@ class StoreLayout:
     norm: str
     norm_label: str
     schema: pa.Schema
+    bookkeeping: tuple[str, ...] = tuple(field.name[1:] for field in BOOKKEEPING)
+
+    def stored(self, *names: str) -> list[str]:
+        """What columns are called in the dataset that the state calls so; keys as they are.
+
+        Example:
+            >>> layout = StoreLayout(("id",), (), "vector", "length", "l2", pa.schema([]))
+            >>> layout.stored("id", STATUS, NORM)
+            ['id', 'status', 'length']
+        """
+        known = dict(zip((field.name for field in BOOKKEEPING), self.bookkeeping, strict=True))
+        known[NORM] = self.norm
+        return [known.get(name, name) for name in names]
 
     @property
     def width(self) -> int:
@@ -92,6 +108,11 @@ class StoreLayout:
         """The key columns alone."""
         return pa.schema([self.schema.field(name) for name in self.keys])
 
+    @property
+    def carried(self) -> pa.Schema:
+        """Key and passed-through columns."""
+        return pa.schema([self.schema.field(name) for name in (*self.keys, *self.passthrough)])
+
     def to_dict(self) -> dict[str, Any]:
         """The layout as plain data."""
         encoded = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
@@ -102,13 +123,14 @@ class StoreLayout:
             "norm": self.norm,
             "norm_label": self.norm_label,
             "schema": encoded,
+            "bookkeeping": list(self.bookkeeping),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StoreLayout:
         """The layout that `to_dict` gave."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"])))
-        lists = {name: tuple(data[name]) for name in ("keys", "passthrough")}
+        lists = {name: tuple(data[name]) for name in ("keys", "passthrough", "bookkeeping")}
         return cls(**{**data, **lists, "schema": schema})
 
 

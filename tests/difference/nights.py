@@ -19,7 +19,9 @@ from batchnorm_tool.job import Input
 from batchnorm_tool.row_hash import feature_hashes, passthrough_hashes
 from batchnorm_tool.sources import open_table
 from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.store.column_types import stored_type
 from batchnorm_tool.store.index import IndexWriter, fixed_binary
+from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS
 
 INDEX = "index/000001.parquet"
 TWO_FLOATS = (Field("x", (2,), "float32"),)
@@ -66,10 +68,10 @@ class Nights:
         labels = [(statuses or {}).get(key, "good") for key in table[self.keys[0]].to_pylist()]
         kept = [name for name in self.passthrough if name not in self.keys]
         hashes = {
-            "feature_hash": fixed_binary(feature_hashes(arrays, faults)),
-            "passthrough_hash": fixed_binary(passthrough_hashes(table, kept)),
-            "status": pa.array(labels, pa.string()),
-            "norm": pa.array(np.ones(table.num_rows)),
+            FEATURE_HASH: fixed_binary(feature_hashes(arrays, faults)),
+            PASSTHROUGH_HASH: fixed_binary(passthrough_hashes(table, kept)),
+            STATUS: pa.array(labels, pa.string()),
+            NORM: pa.array(np.ones(table.num_rows)),
         }
         keys = table.select(list(self.keys))
         with IndexWriter(self.storage, INDEX, keys.schema) as writer:
@@ -92,7 +94,9 @@ class Nights:
         spec = Input(path=path, **self.spec)
         columns = tuple(name for names in self.features.values() for name in names)
         reader = FeatureReader(self.features, self.inputs, spec)
-        return Tonight(open_table(spec), reader, columns, self.inputs, self.keys, self.passthrough)
+        table, names = open_table(spec), dict.fromkeys([*self.keys, *self.passthrough])
+        fields = [pa.field(name, stored_type(table.schema.field(name).type)) for name in names]
+        return Tonight(table, reader, columns, self.inputs, self.keys, pa.schema(fields))
 
     def find(self, tonight: Tonight, **options: object) -> Difference:
         """Find the difference to the live version, if there is one."""

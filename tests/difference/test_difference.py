@@ -10,6 +10,7 @@ import pytest
 
 from batchnorm_tool.difference import Difference, find_difference
 from batchnorm_tool.errors import BadRows, InputError, Interrupted
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 from tests.difference.nights import INDEX, Nights, items, some
 
 MEMORY = [None, 1]
@@ -70,13 +71,13 @@ def test_what_is_spooled_for_the_model(nights: Nights) -> None:
     found = nights.find(nights.tonight(table))
     spooled = nights.spooled("changed")
     assert spooled is not None
-    assert spooled.schema.names == ["id", "shop", "feature_hash", "passthrough_hash", "feature_0"]
+    assert spooled.schema.names == ["id", "shop", FEATURE_HASH, PASSTHROUGH_HASH, "feature_0"]
     assert spooled.select(["id", "shop"]) == table.select(["id", "shop"])
     assert spooled["feature_0"].to_pylist() == [[1, 2], [3, 4]]
     assert found.features == {"x": "feature_0"}
     nights.publish(table)
     index = pa.parquet.read_table(nights.storage.root / INDEX)
-    for name in ("feature_hash", "passthrough_hash"):
+    for name in (FEATURE_HASH, PASSTHROUGH_HASH):
         assert spooled[name].to_pylist() == index[name].to_pylist()
 
 
@@ -85,10 +86,10 @@ def test_what_is_spooled_of_touched_rows(nights: Nights) -> None:
     nights.find(nights.tonight(changed(items([1, 2]), 0, shop="new")))
     touched = nights.spooled("touched")
     assert touched is not None
-    assert touched.drop_columns(["feature_hash"]).to_pydict() == {
+    assert touched.drop_columns([FEATURE_HASH]).to_pydict() == {
         "id": [1],
         "shop": ["new"],
-        "passthrough_hash": touched["passthrough_hash"].to_pylist(),
+        PASSTHROUGH_HASH: touched[PASSTHROUGH_HASH].to_pylist(),
     }
 
 
@@ -315,19 +316,19 @@ def test_columns_with_our_names(nights: Nights) -> None:
     assert bad[found.reason].to_pylist() == ["null_feature"]
 
 
-@pytest.mark.parametrize("name", ["feature_hash", "passthrough_hash"])
-def test_a_name_that_the_store_needs_is_refused(nights: Nights, name: str) -> None:
-    named = replace(nights, passthrough=(name,))
-    table = items([1]).append_column(name, pa.array([1]))
-    with pytest.raises(InputError, match=f"column `{name}`: the store needs this name"):
-        named.find(named.tonight(table))
+@pytest.mark.parametrize("name", ["feature_hash", "passthrough_hash", "status", "key_id", "norm"])
+def test_a_column_may_have_a_name_of_the_stores_own(nights: Nights, name: str) -> None:
+    named = replace(nights, keys=(name,), passthrough=())
+    named.publish(items(["a", "b"]).rename_columns([name, "shop", "x"]))
+    found = named.find(named.tonight(items(["b", "c"]).rename_columns([name, "shop", "x"])))
+    assert (found.counts.same, found.counts.new, found.counts.vanished) == (1, 1, 1)
+    assert named.keys_in("changed") == ["c"]
 
 
 def test_a_missing_column_is_named(nights: Nights) -> None:
+    tonight = replace(nights.tonight(items([1])), carried=pa.schema([("price", pa.int64())]))
     with pytest.raises(InputError, match="has no column `price`"):
-        replace(nights, passthrough=("price",)).find(
-            replace(nights, passthrough=("price",)).tonight(items([1]))
-        )
+        nights.find(tonight)
 
 
 def test_a_key_of_another_type_is_refused(nights: Nights) -> None:

@@ -9,7 +9,7 @@ from batchnorm_tool.errors import InputError
 from batchnorm_tool.jobs.showing import show
 from batchnorm_tool.store.index import IndexWriter
 from batchnorm_tool.store.state import StoreFacts, StoreState, index_path
-from tests.store.items import ITEMS, item, publish, stored
+from tests.store.items import ITEMS, indexed, item, publish, stored
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_quarantined_rows_are_not_among_the_rows(path: str) -> None:
     state = StoreState(path)
     bad = {**item(55, 2), "status": "quarantined: missing", "norm": None}
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
-        index.add(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema))
+        index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
         index.commit()
     assert {"rows": 20, "stale": 1, "quarantined": 1}.items() <= show(path).facts.items()
 

@@ -15,7 +15,7 @@ from batchnorm_tool.store import clean_up
 from batchnorm_tool.store.index import IndexWriter
 from batchnorm_tool.store.ledger import record_files
 from batchnorm_tool.store.state import StoreState, index_path
-from tests.store.items import ITEMS, SHOPS, Row, item, merge, publish, row, stored, write
+from tests.store.items import ITEMS, SHOPS, Row, indexed, item, merge, publish, row, stored, write
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_quarantined_rows_are_in_the_index_alone(path: str) -> None:
     state = StoreState(path)
     bad = {**item(55, 2), "status": "quarantined: missing", "norm": None}
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
-        index.add(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema))
+        index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
         index.commit()
     assert verify(path).rows == 20
 

@@ -120,7 +120,7 @@ class Store:
         return Publication(self, version)
 
     def layout_of(self, table: pa.Table) -> StoreLayout:
-        ours = {*self.keys, "vector", "norm", *(column.name for column in BOOKKEEPING)}
+        ours = {*self.keys, "vector", "norm", *(column.name[1:] for column in BOOKKEEPING)}
         others = tuple(name for name in table.column_names if name not in ours)
         return StoreLayout(tuple(self.keys), others, "vector", "norm", self.norm, table.schema)
 

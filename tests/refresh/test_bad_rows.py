@@ -12,7 +12,7 @@ import pytest
 from batchnorm_tool import read, rollback, verify
 from batchnorm_tool.errors import BadRows
 from batchnorm_tool.store.index import read_index
-from batchnorm_tool.store.state import index_path
+from batchnorm_tool.store.state import STATUS, index_path
 from tests.kill_points import tree
 from tests.refresh.nightly import Nightly, features, firsts, items, unit, units
 
@@ -43,8 +43,8 @@ def night(edits: Mapping[int, int], bad: Mapping[int, str], **columns: Any) -> p
 def index(nightly: Nightly) -> dict[int, str]:
     """The status of every row that the live version remembers."""
     path = index_path(nightly.state.facts().live or 0)
-    tables = read_index(nightly.state.storage, path, ["id", "status"])
-    return {row["id"]: row["status"] for table in tables for row in table.to_pylist()}
+    tables = read_index(nightly.state.storage, path, ["id", STATUS])
+    return {row["id"]: row[STATUS] for table in tables for row in table.to_pylist()}
 
 
 def adds_up(rows: Mapping[str, int]) -> bool:

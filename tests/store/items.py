@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.store import clean_up, commit, dataset, rows
-from batchnorm_tool.store.index import IndexWriter
+from batchnorm_tool.store.index import INDEX_FIELDS, IndexWriter
 from batchnorm_tool.store.ledger import record_files
 from batchnorm_tool.store.state import (
     BOOKKEEPING,
@@ -21,6 +21,7 @@ from batchnorm_tool.store.state import (
 )
 
 WIDTH = 4
+OURS = [field.with_name(field.name[1:]) for field in BOOKKEEPING]
 Row = dict[str, Any]
 
 
@@ -34,7 +35,7 @@ def layout_of(keys: Sequence[pa.Field], *, width: int = WIDTH) -> StoreLayout:
         vector="vector",
         norm="norm",
         norm_label="l2",
-        schema=pa.schema([*keys, vector, norm, *BOOKKEEPING, label]),
+        schema=pa.schema([*keys, vector, norm, *OURS, label]),
     )
 
 
@@ -119,12 +120,18 @@ def publish(
     return switch(state, facts, version, lance_version, layout)
 
 
+def indexed(table: pa.Table) -> pa.Table:
+    """Rows of a dataset with the names that an index has."""
+    ours = [field.name[1:] for field in INDEX_FIELDS]
+    return table.rename_columns([f".{n}" if n in ours else n for n in table.column_names])
+
+
 def switch(
     state: StoreState, facts: StoreFacts, version: int, lance_version: int, layout: StoreLayout
 ) -> int:
     now = stored(state.path, lance_version, layout)
     with IndexWriter(state.storage, index_path(version), layout.key_schema) as index:
-        index.add(pa.Table.from_pylist(now, layout.schema))
+        index.add(indexed(pa.Table.from_pylist(now, layout.schema)))
         index.commit()
     state.put_record(record(version, len(now), lance_version))
     versions = {**facts.versions, version: lance_version}

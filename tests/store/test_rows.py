@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.store import rows
 from batchnorm_tool.store.key_places import KeyPlaces
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
+
+NAMES = ["feature_hash", "status"]
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_a_key_that_is_not_there_is_named(path: str) -> None:
     held = row({"shop": "it's", "day": None}, 1, 1, SHOPS)
     write(path, [held], SHOPS)
     asked = keys_of([{"shop": "its", "day": None}], SHOPS)
-    with pytest.raises(WorkFailed, match="no row with the key `shop` = 'its', `day` = None, which"):
+    with pytest.raises(Damaged, match="no row with the key `shop` = 'its', `day` = None, which"):
         list(rows.take_by_key(path, None, asked, SHOPS.keys, ["norm"]))
 
 
@@ -85,7 +87,7 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
     held[6]["feature_hash"] = held[5]["feature_hash"]
     write(path, held)
     asked = hashes_of([held[12], held[4], held[5], item(99)])
-    places = rows.addresses_of_hashes(path, None, asked).find(rows.as_ids(asked))
+    places = rows.addresses_of_hashes(path, None, asked, NAMES).find(rows.as_ids(asked))
     known = np.unique(places[places != rows.NOWHERE])
     found = pa.concat_tables(rows.at_addresses(path, None, known, ["id", "feature_hash", "vector"]))
     assert found["id"].to_pylist() in ([5, 12], [6, 12])
@@ -95,7 +97,7 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
 def test_no_hash_finds_no_row(path: str) -> None:
     write(path, [item(1)])
     none = np.empty((0, 16), np.uint8)
-    found = rows.addresses_of_hashes(path, None, none)
+    found = rows.addresses_of_hashes(path, None, none, NAMES)
     assert found.find(rows.as_ids(none)).tolist() == []
     assert found.find(np.ones((2, 2), np.uint64)).tolist() == [rows.NOWHERE] * 2
 
