@@ -347,6 +347,12 @@ def test_keys_without_a_name_are_called_key(tmp_path: Path) -> None:
     assert rows_of(opened(data, keys=keys), ["key"]) == [{"key": 7}, {"key": 8}]
 
 
+def test_keys_for_key_is_told_from_the_input(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(3)}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"`input\.keys` is a file .* Did you mean `input\.key`"):
+        opened(tmp_path / "a.parquet", keys="id")
+
+
 def test_keys_of_another_length_are_refused(tmp_path: Path) -> None:
     data, keys = save(tmp_path / "a.npy", np.zeros(2)), save(tmp_path / "k.npy", np.zeros(3))
     with pytest.raises(InputError, match=r"Expected: 2 keys\. Received: 3"):

@@ -88,14 +88,14 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
     return complaints
 
 
-def did_you_mean(word: str, choices: list[str]) -> str:
+def did_you_mean(word: str, choices: list[str], likeness: float = 0.6) -> str:
     """A question that names the nearest of several words, or nothing.
 
     Example:
         >>> did_you_mean("featurs", ["format", "features"])
         ' Did you mean `features`?'
     """
-    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=likeness)
     return f" Did you mean `{near[0]}`?" if near else ""
 
 
@@ -190,9 +190,11 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
 def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
     own = list(place.section.model_fields)
     elsewhere = [key for key in dotted_keys(model) if key.rpartition(".")[2] == place.keys[-1]]
-    if elsewhere:
+    # One letter more or less, as in a plural, is likelier than another section.
+    slip = did_you_mean(place.keys[-1], own, likeness=0.85)
+    if elsewhere and not slip:
         return f" Did you mean `{elsewhere[0]}`?"
-    return did_you_mean(place.keys[-1], own) or f" Known here: {_listed(own)}."
+    return slip or did_you_mean(place.keys[-1], own) or f" Known here: {_listed(own)}."
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -250,7 +252,9 @@ def _hint(place: _Place, value: object) -> str:
     if isinstance(value, (bool, dt.date)) and not takes_no_words:
         return " YAML reads yes, no, on, off and dates by rules of its own: put text in quotes."
     if isinstance(value, str) and expected.startswith("a list"):
-        return f" Write `[{mask_secrets(value)}]` for a list of one."
+        return f" Write `[{mask_secrets(value)}]` for a list{'' if ',' in value else ' of one'}."
+    if place.keys == ("input", "keys"):
+        return " Did you mean `input.key`, which names columns?"
     if isinstance(value, str):
         return did_you_mean(value, [str(each) for each in _choices(place.annotation)])
     return _number_hint(place) if isinstance(value, int) else ""

@@ -133,7 +133,9 @@ class Input(Section):
         }
         for key in (key for key, is_given in given.items() if is_given):
             what = "holds several NPY files" if key == "path" else "is for NPY input"
-            raise wrong(f"{what}, but `input.format` is `{self.format}`. Change one of them.", key)
+            hint = " Did you mean `key`, which names a column?" if key == "keys" else ""
+            text = f"{what}, but `input.format` is `{self.format}`. Change one of them.{hint}"
+            raise wrong(text, key)
 
 
 class Trust(Section):

@@ -148,7 +148,14 @@ def _check_aligned(
 
 def _with_keys(opened: list[_Opened], spec: Input) -> tuple[list[_Opened], tuple[str, ...]]:
     """Put the rows of a keys file beside those of all input files, in their order."""
-    _check_npy("input.path", opened[0].file)
+    first = opened[0].file
+    if first.format != "npy":
+        message = (
+            "`input.keys` is a file of keys for NPY input. Expected: NPY files in `input.path`. "
+            f"Received: {first.path} ({first.format}). Did you mean `input.key`, which names a "
+            "column?"
+        )
+        raise InputError(message)
     keys = _only_keys_file(str(spec.keys))
     rows = sum(one.file.rows for one in opened)
     if keys.file.rows != rows:
