@@ -152,6 +152,9 @@ class Terminal:
         if shown.kind == "data":
             self.warn(*shown.facts.get("warnings", ()))
         self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
+        if shown.facts.get("load_error"):
+            self._log("error", shown.facts["load_error"], error="ModelError", exit_code=2)
+            sys.exit(2)
 
     def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
@@ -257,8 +260,6 @@ class Terminal:
                 kind = f"{shape_words(field['shape'])} {field['dtype']}"
                 rows.append((end[:-1], f"{field['name']}: {kind}"))
         rows += [(found["severity"], f"{found['what']} ({found['where']})") for found in found_in]
-        if facts.get("load_error"):
-            rows.append(("does not load", facts["load_error"]))
         yield from table(rows)
 
     def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from batchnorm_tool.chunk import Field
-    from batchnorm_tool.model_gate import ModelReport
+    from batchnorm_tool.model_gate import ModelCopy
 
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20
@@ -72,7 +72,8 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
 
     Raises:
         InputError: The path is none of these, or cannot be read.
-        ModelError: The model cannot be read at all; one that the safety gate refuses is shown.
+        ModelError: The model cannot be read at all; of one that the safety gate refuses, or that
+            does not load, ``load_error`` says why.
         Damaged: The manifest of the run, or the state of the store, is damaged.
 
     Example:
@@ -96,7 +97,7 @@ def _show(path: str) -> Shown:
             return Shown("run", path, dict(manifest.data))
         if STATE in storage.names():
             return Shown("unfinished run", path, _unfinished(storage))
-    if _is_model(directory):
+    if model_gate.is_model(path):
         return Shown("model", path, _model(path))
     return Shown("data", path, _data(path))
 
@@ -122,44 +123,35 @@ def _unfinished(storage: LocalStorage) -> dict[str, Any]:
     return {**facts, **known, "space": plan.identity.space_id}
 
 
-def _is_model(path: Path) -> bool:
-    if path.is_dir():
-        return (path / "saved_model.pb").is_file()
-    if not path.is_file():
-        return path.suffix in (".keras", ".h5")
-    with path.open("rb") as file:
-        head = file.read(8)
-    return head.startswith((b"\x89HDF", b"PK")) and path.suffix != ".npz"
-
-
 def _model(path: str) -> dict[str, Any]:
-    report = model_gate.examine(path)
-    facts = {
-        "format": report.kind,
-        "sha256": report.sha256,
-        "content": report.content,
-        "classes": list(report.classes),
-        "findings": [
-            {"severity": found.severity, "what": found.what, "where": found.where}
-            for found in report.findings
-        ],
-    }
-    return {**facts, **_ends(path, report)}
+    with model_gate.examine_copy(path) as copied:
+        report = copied.report
+        facts = {
+            "format": report.kind,
+            "sha256": report.sha256,
+            "content": report.content,
+            "keras_version": report.keras_version,
+            "classes": list(report.classes),
+            "findings": [
+                {"severity": found.severity, "what": found.what, "where": found.where}
+                for found in report.findings
+            ],
+        }
+        return {**facts, **_ends(path, copied)}
 
 
-def _ends(path: str, report: ModelReport) -> dict[str, Any]:
+def _ends(path: str, copied: ModelCopy) -> dict[str, Any]:
     """The model's inputs and outputs, where the gate lets it load."""
-    if any(found.severity == "refuse" for found in report.findings):
-        return {"inputs": None, "outputs": None}
     model = Model(path=path)
     try:
-        with model_gate.admit(model) as admitted:
-            inputs, outputs = describe_model(model, admitted.path, Engine())
+        copied.check(model)
+        inputs, outputs = describe_model(model, copied.path, Engine())
     except ModelError as error:
         return {"inputs": None, "outputs": None, "load_error": error.message}
     return {
         "inputs": [_field(field) for field in inputs],
         "outputs": [_field(field) for field in outputs],
+        "load_error": None,
     }
 
 

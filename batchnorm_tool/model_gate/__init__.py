@@ -5,31 +5,37 @@ Nothing here imports TensorFlow or Keras, and nothing in the file is executed.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.model_gate.report import Finding, ModelReport, examine, model_files, model_kind
+from batchnorm_tool.model_gate.report import (
+    Finding,
+    ModelReport,
+    examine,
+    is_model,
+    model_files,
+    model_kind,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
 
-__all__ = ["AdmittedModel", "Finding", "ModelReport", "admit", "examine"]
+__all__ = ["Finding", "ModelCopy", "ModelReport", "admit", "examine", "examine_copy", "is_model"]
 
 _SHOWN_FINDINGS = 8
 _SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
-_LAST_WORD = re.compile(r"[^.>]*$")
 
 
 @dataclass
-class AdmittedModel:
-    """A model that may be loaded: a private copy that nobody else can change.
+class ModelCopy:
+    """A private copy of a model, which nobody else can change, and what the gate found in it.
 
     Attributes:
         path: The copy; its suffix is that of its content.
@@ -51,34 +57,66 @@ class AdmittedModel:
     ) -> None:
         self.close()
 
+    def check(self, model: Model) -> None:
+        """Let a job load it, or refuse it.
+
+        Args:
+            model: The job's model: ``sha256`` and ``trust`` are read.
+
+        Raises:
+            ModelError: Not the pinned file, or dangerous and not trusted.
+        """
+        _check_pin(model, self.report)
+        _check_trust(model, self.report)
+
     def close(self) -> None:
         """Remove the copy."""
         self._directory.cleanup()
 
 
-def admit(model: Model) -> AdmittedModel:
+def examine_copy(path: str) -> ModelCopy:
+    """Copy a model to a private place, and examine the copy: what is reported is what lies there.
+
+    Args:
+        path: As for `examine`.
+
+    Returns:
+        The copy, which may be dangerous to load. Use it as a context manager, or call its
+        ``close``.
+
+    Raises:
+        ModelError: It cannot be read as a model at all.
+    """
+    directory = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
+    try:
+        copied = _copy(path, Path(directory.name, "model"))
+        report = examine(str(copied), path)
+        final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
+    except BaseException:
+        directory.cleanup()
+        raise
+    return ModelCopy(str(final), report, directory)
+
+
+def admit(model: Model) -> ModelCopy:
     """Copy a model to a private place, examine the copy, and let it pass or refuse it.
 
     Args:
         model: The job's model: ``path``, ``sha256`` and ``trust`` are read.
 
     Returns:
-        The admitted copy. Use it as a context manager, or call its ``close``.
+        The copy, which may be loaded. Use it as a context manager, or call its ``close``.
 
     Raises:
         ModelError: Unreadable, not the pinned file, or dangerous and not trusted.
     """
-    directory = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
+    copied = examine_copy(model.path)
     try:
-        copied = _copy(model.path, Path(directory.name, "model"))
-        report = examine(str(copied), model.path)
-        _check_pin(model, report)
-        _check_trust(model, report)
-        final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
+        copied.check(model)
     except BaseException:
-        directory.cleanup()
+        copied.close()
         raise
-    return AdmittedModel(str(final), report, directory)
+    return copied
 
 
 def _copy(path: str, target: Path) -> Path:
@@ -123,40 +161,38 @@ def _check_trust(model: Model, report: ModelReport) -> None:
     trusted = [] if model.trust is None else list(model.trust.classes)
     refused = [finding for finding in report.dangers if not _is_trusted(finding, trusted)]
     if refused:
-        raise ModelError(_refusal(report, refused))
+        absent = [name for name in trusted if find_spec(name.partition(".")[0]) is None]
+        raise ModelError(_refusal(report, refused, absent))
 
 
 def _is_trusted(finding: Finding, trusted: list[str]) -> bool:
     """Whether a finding is a custom class that the job names: Keras is given that one for it."""
-    if finding.custom is None:
-        return False
-    return _last_word(finding.custom) in {_last_word(name) for name in trusted}
+    custom = finding.custom
+    return custom is not None and any(custom.is_named_by(name) for name in trusted)
 
 
-def _last_word(name: str) -> str:
-    """The class in ``my_package.layers.Class`` or ``my_package>Class``."""
-    found = _LAST_WORD.search(name)
-    return found[0] if found else name
-
-
-def _refusal(report: ModelReport, refused: list[Finding]) -> str:
+def _refusal(report: ModelReport, refused: list[Finding], absent: list[str]) -> str:
     shown = [f"{finding.what} (in {finding.where})" for finding in refused[:_SHOWN_FINDINGS]]
     more = len(refused) - len(shown)
     listed = "; ".join(shown) + (f"; and {more} more" if more else "")
-    return f"{report.path}: refused by the safety gate. It holds {listed}. " + " ".join(
-        _next_steps(report, refused)
-    )
+    steps = [
+        *(f"`model.trust.classes` names {name}, which cannot be imported." for name in absent),
+        *_next_steps(report, refused),
+    ]
+    return f"{report.path}: refused by the safety gate. It holds {listed}. {' '.join(steps)}"
 
 
 def _next_steps(report: ModelReport, refused: list[Finding]) -> Iterator[str]:
-    custom = sorted({_last_word(finding.custom) for finding in refused if finding.custom})
-    if custom and all(finding.custom for finding in refused):
-        listed = ", ".join(f"my_package.layers.{name}" for name in custom)
+    custom = [item.custom for item in refused if item.custom and item.custom.kind == "class"]
+    if len(custom) == len(refused):
+        names = {f"{item.module or 'my_package.layers'}.{item.name}" for item in custom}
+        listed = ", ".join(sorted(names)[:_SHOWN_FINDINGS])
         yield (
             "If these classes are installed here, name them: "
             f"`model.trust: {{classes: [{listed}]}}`."
         )
     yield (
         "If you know where this file comes from, let exactly this file pass with "
-        f"`model.trust: sha256:{report.sha256}`."
+        f"`model.trust: sha256:{report.sha256}` in the job file, or with "
+        f"`--set model.trust=sha256:{report.sha256}`."
     )

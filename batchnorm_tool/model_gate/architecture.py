@@ -7,18 +7,21 @@ names another loading class.)
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
+import builtins
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from batchnorm_tool.model_gate.classes import (
     DROPOUT_CLASSES,
+    FOREIGN_PACKAGES,
     FUNCTION_MODULES,
     HARMLESS_MODULES,
     LAYERS,
     LEGACY_NAMES,
+    LOOKUPS,
     MODELS,
     MODULE_CLASSES,
     OP_MODULES,
@@ -29,19 +32,53 @@ from batchnorm_tool.model_gate.classes import (
 KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
 _DATA_CLASSES = frozenset(
     {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
+    | {"__tuple__", "TensorShape"}
 )
 _FILE_KEYS = frozenset({"idf_weights", "vocabulary", "vocabulary_file"})
 # Each unit has at least one weight of one bit or more: none can exceed the bits in the file.
 _WEIGHT_KEYS = frozenset(
-    {"filters", "input_dim", "key_dim", "num_heads", "output_dim", "units", "value_dim"}
+    {"filters", "head_dim", "input_dim", "key_dim", "num_heads", "num_query_heads", "output_dim"}
+    | {"units", "value_dim"}
 )
-_SHAPE_KEYS = frozenset(
-    {"batch_input_shape", "batch_shape", "input_shape", "newshape", "padding", "shape", "size"}
-    | {"target_shape"}
+# Sizes of one layer of which each combination has a weight.
+_WEIGHT_PRODUCTS = (
+    *(("input_dim", "output_dim"), ("filters", "kernel_size"), ("depth_multiplier", "kernel_size")),
+    *(("num_heads", "key_dim"), ("num_heads", "value_dim"), ("num_query_heads", "head_dim")),
 )
+_SHAPE_KEYS = frozenset({"kernel_size", "newshape", "padding", "pool_size", "size", "strides"})
 _FREE_KEYS = frozenset({"salt", "seed", "shared_object_id", "value"})
 _LARGEST = 10**9
+_WHERE_LENGTH = 200
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
 _UNJUDGED_UNITS = 2**20  # a model without stored weights (never built) may still have units
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A class or function that is not Keras's own, as the file names it.
+
+    Attributes:
+        kind: Which of the two.
+        name: Its name in Python.
+        module: Where it is defined; ``None`` where the file does not say.
+        registered: The name under which Keras looks it up.
+    """
+
+    kind: Literal["class", "function"]
+    name: str
+    module: str | None
+    registered: str
+
+    def is_named_by(self, trusted: str) -> bool:
+        """Whether ``package.module.Class`` is this one, as far as the file tells.
+
+        Where it tells no module, the registered name is compared with the one that the imported
+        class has, when the model is loaded.
+        """
+        if self.module is not None:
+            return trusted == f"{self.module}.{self.name}"
+        return trusted.rpartition(".")[2] == self.registered.rpartition(">")[2]
 
 
 @dataclass(frozen=True)
@@ -52,13 +89,13 @@ class Concern:
         what: What it is.
         where: Where in the architecture.
         refuse: Whether it is a danger, or only worth a warning.
-        custom: The name of the custom class or function, if that is what it is.
+        custom: The class or function of somebody's own, if that is what it is.
     """
 
     what: str
     where: str
     refuse: bool = True
-    custom: str | None = None
+    custom: Custom | None = None
 
 
 def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Concern]:
@@ -80,7 +117,8 @@ def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Concern]:
         if _runs_dropout(item):
             yield Concern("dropout that is active at inference", where, refuse=False)
         for key, value in item.items():
-            yield from _judge_value(str(key), value, where, bound)
+            yield from _judge_value(key, value, where, bound)
+        yield from _judge_products(item, where, bound)
     for name in _normalizing_outputs(config):
         yield Concern("an output that is normalized already", name, refuse=False)
 
@@ -93,7 +131,7 @@ def without_compile_settings(config: Any) -> Any:
 
 
 def canonical_architecture(config: Any) -> Any:
-    """The architecture without what changes from one saving to the next.
+    """Strip the architecture, in place, of what changes from one saving to the next.
 
     Compile settings and build records are dropped. Memory addresses, by which Keras marks layers
     that are used in several places, are numbered in the order of their first appearance; those of
@@ -103,28 +141,46 @@ def canonical_architecture(config: Any) -> Any:
         >>> canonical_architecture({"shared_object_id": 1397, "compile_config": {}})
         {'shared_object_id': 0}
     """
-    plain = copy.deepcopy(config)
     numbers: dict[str, int] = {}
-    for _, item in _dictionaries(plain):
+    for _, item in _dictionaries(config):
         item.pop("compile_config", None)
         item.pop("build_config", None)
         address = item.pop("shared_object_id", None)
         if address is not None and not _is_small_object(item):
             item["shared_object_id"] = numbers.setdefault(repr(address), len(numbers))
-    return plain
+    return config
 
 
 def _is_small_object(item: dict[str, Any]) -> bool:
-    return item.get("class_name") in POLICIES or item.get("module") in HARMLESS_MODULES
+    return _text(item, "class_name") in POLICIES or _text(item, "module") in HARMLESS_MODULES
 
 
 def keras_2_module(config: Any) -> str | None:
     """The first module in an architecture that only Keras 2 has."""
     for _, item in _dictionaries(config):
-        module = item.get("module")
-        if isinstance(module, str) and module.startswith(KERAS_2_MODULES):
-            return module
+        module = _text(item, "module")
+        if module.startswith(KERAS_2_MODULES):
+            return short(module)
     return None
+
+
+def short(value: object) -> str:
+    """A value from a file for a message: never long, and without control characters.
+
+    Example:
+        >>> short("Dense"), short([1] * 1000)
+        ('Dense', '[1, 1, 1, 1, ...]')
+    """
+    if not isinstance(value, str):
+        return _SHORT.repr(value)
+    is_plain = len(value) <= _SHORT.maxstring and value.isprintable()
+    return value if is_plain else _SHORT.repr(value)[1:-1]
+
+
+def _text(item: dict[str, Any], key: str) -> str:
+    """What stands under a key if it is text; in a hostile file it may be anything."""
+    value = item.get(key)
+    return value if isinstance(value, str) else ""
 
 
 def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,51 +189,79 @@ def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     while waiting:
         where, item = waiting.pop()
         if isinstance(item, dict):
-            yield _named(where, item), item
-            inner = [(f"{_named(where, item)}.{key}", value) for key, value in item.items()]
+            where = _named(where, item)
+            yield where, item
+            inner = [
+                (f"{where}.{short(key)}"[-_WHERE_LENGTH:], value)
+                for key, value in item.items()
+                if isinstance(value, (dict, list))
+            ]
             waiting += reversed(inner)
         elif isinstance(item, list):
             waiting += [
-                (where, value) for value in reversed(item) if isinstance(value, dict | list)
+                (where, value) for value in reversed(item) if isinstance(value, (dict, list))
             ]
 
 
 def _named(where: str, item: dict[str, Any]) -> str:
+    if "class_name" not in item:
+        return where
     inner = item.get("config")
     name = item.get("name") or (inner.get("name") if isinstance(inner, dict) else None)
-    return f"{item['class_name']} `{name}`" if "class_name" in item and name else where
+    return f"{short(item['class_name'])} `{short(name)}`" if name else where
 
 
 def _judge_class(item: dict[str, Any], where: str) -> Iterator[Concern]:
     name, module = item["class_name"], item.get("module")
-    if name == "function":
+    if not isinstance(name, str) or not isinstance(module, str | None):
+        yield Concern(f"a class named by {short([name, module])}, where text belongs", where)
+    elif name == "function":
         yield from _judge_function(item, where)
     elif name in UNSAFE_CLASSES:
         yield Concern(UNSAFE_CLASSES[name], where)
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
-        registered = item.get("registered_name")
-        named = registered if isinstance(registered, str) and ">" in registered else str(name)
-        yield Concern(_custom_words("class", named, module), where, custom=named)
+        yield _custom("class", name, item, where)
 
 
 def _judge_function(item: dict[str, Any], where: str) -> Iterator[Concern]:
-    name, module = item.get("config"), item.get("module")
-    harmless = module in FUNCTION_MODULES and item.get("registered_name") in (None, name)
-    if not harmless:
-        yield Concern(_custom_words("function", str(name), module), where, custom=str(name))
+    name, module = item.get("config"), _text(item, "module")
+    if not isinstance(name, str):
+        yield Concern(f"a function named by {short(name)}, where text belongs", where)
+    elif (
+        module not in FUNCTION_MODULES
+        or item.get("registered_name") not in (None, name)
+        or name in LOOKUPS
+        or (module == "builtins" and hasattr(builtins, name))
+    ):
+        yield _custom("function", name, item, where)
 
 
-def _custom_words(kind: str, name: str, module: object) -> str:
-    return f"the custom {kind} `{name}`" + (f" of {module}" if module else "")
+def _custom(
+    kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
+) -> Concern:
+    """What is not known to be harmless; only what could be somebody's own can be trusted by name.
+
+    Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
+    told to.
+    """
+    given, registered = _text(item, "module"), _text(item, "registered_name")
+    module = None if given in ("", "__main__") else given
+    looked_up = registered if ">" in registered else name
+    what = f"the custom {kind} `{short(looked_up)}`" + (f" of {short(module)}" if module else "")
+    words = [name.rpartition(">")[2], *(module or "").split(".")]
+    is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
+    if not is_own or not all(word.isidentifier() for word in words if word or module):
+        return Concern(what, where)
+    return Concern(what, where, custom=Custom(kind, words[0], module, looked_up))
 
 
-def _is_harmless(item: dict[str, Any], name: object, module: object) -> bool:
+def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
     """Whether Keras would look this class up among its own, and it is one that only computes."""
-    if not isinstance(name, str) or item.get("registered_name") not in (None, name):
+    if item.get("registered_name") not in (None, name) or name in LOOKUPS:
         return False
     if module is None:
         return "module" not in item and name in LEGACY_NAMES
-    return isinstance(module, str) and _is_in_module(name, module)
+    return _is_in_module(name, module)
 
 
 def _is_in_module(name: str, module: str) -> bool:
@@ -191,26 +275,63 @@ def _is_in_module(name: str, module: str) -> bool:
 
 
 def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Concern]:
-    if key in _FILE_KEYS and isinstance(value, str):
-        yield Concern(f"a `{key}` that is read from the path {value!r}", where)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, str):
+        if key in _FILE_KEYS:
+            yield Concern(f"a `{key}` that is read from the path {short([value])[1:-1]}", where)
+    elif isinstance(value, int):
         largest = bound if key in _WEIGHT_KEYS else _LARGEST
         if value > largest and key not in _FREE_KEYS:
-            yield Concern(f"the absurd size `{key}` = {value}", where)
-    if key in _SHAPE_KEYS and isinstance(value, list) and _cells(value) > _LARGEST:
-        yield Concern(f"the absurd size `{key}` = {value}", where)
+            yield Concern(f"the absurd size `{short(key)}` = {short(value)}", where)
+    elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
+        shapes = [value, *(inner for inner in value if isinstance(inner, list))]
+        if any(_exceeds(_LARGEST, shape) for shape in shapes):
+            yield Concern(f"the absurd size `{short(key)}` = {short(value)}", where)
 
 
-def _cells(shape: list[Any]) -> int:
-    return math.prod(abs(length) for length in shape if isinstance(length, int) and length)
+def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Concern]:
+    """Sizes of a layer that are small enough alone, and not together."""
+    if _WEIGHT_KEYS.isdisjoint(item):
+        return
+    recurrent = [("units", "units")] if "recurrent_initializer" in item else []
+    for keys in (*_WEIGHT_PRODUCTS, *recurrent):
+        sizes = [item.get(key) for key in keys]
+        flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
+        if None not in sizes and _exceeds(bound, flat):
+            words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
+            yield Concern(f"the absurd size of {words}", where)
+
+
+def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
+    """Whether a product is above a bound; it is multiplied no further than that."""
+    product = 1
+    for size in sizes:
+        if isinstance(size, int) and size:
+            product *= abs(size)
+            if product > bound:
+                return True
+    return False
 
 
 def _runs_dropout(item: dict[str, Any]) -> bool:
     """Whether the architecture calls a dropout layer with ``training=True``."""
     calls = item.get("inbound_nodes")
-    if item.get("class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):
+    if _text(item, "class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):
         return False
-    return any(inner.get("training") is True for _, inner in _dictionaries(calls))
+    return any(
+        isinstance(options, dict) and options.get("training") is True
+        for options in _call_options(calls)
+    )
+
+
+def _call_options(calls: list[Any]) -> Iterator[object]:
+    """The keyword arguments of calls: of Keras 3, or last in the lists of Keras 2."""
+    for call in calls:
+        if isinstance(call, dict):
+            yield call.get("kwargs")
+        elif isinstance(call, list):
+            yield from (
+                tensor[-1] for tensor in [call, *call] if isinstance(tensor, list) and tensor
+            )
 
 
 def _normalizing_outputs(config: Any) -> Iterator[str]:
@@ -224,7 +345,7 @@ def _normalizing_outputs(config: Any) -> Iterator[str]:
     for layer in layers:
         if isinstance(layer, dict) and _layer_name(layer) in names:
             if layer.get("class_name") in ("UnitNormalization", "Normalize"):
-                yield str(_layer_name(layer))
+                yield short(_layer_name(layer))
             yield from _normalizing_outputs(layer)
 
 
@@ -239,6 +360,6 @@ def _names(outputs: Any) -> Iterator[str]:
             yield from _names(output)
 
 
-def _layer_name(layer: Any) -> object:
+def _layer_name(layer: Any) -> str:
     inner = layer.get("config") if isinstance(layer, dict) else None
-    return inner.get("name") if isinstance(inner, dict) else None
+    return _text(inner, "name") if isinstance(inner, dict) else ""

@@ -9,19 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.model_gate.weights import BLOCK_BYTES, BOMB_FLOOR_BYTES, BOMB_RATIO, Weights
+from batchnorm_tool.model_gate.architecture import short
+from batchnorm_tool.model_gate.foreign import foreign_file
+from batchnorm_tool.model_gate.weights import (
+    BLOCK_BYTES,
+    ImplausibleError,
+    Weights,
+    may_grow_to,
+    read_attribute,
+)
 
 MAX_CONFIG_BYTES = 64 << 20
 MAX_DEPTH = 100  # levels of JSON; a model within a model within a model takes about thirty
+# Several times those of the largest of keras.applications: whatever 64 MiB hold, they are read and
+# judged within two seconds. Counted as bytes, before JSON makes Python's objects of them.
+_MAX_CONTAINERS, _MAX_KEYS, _MAX_VALUES = 100_000, 300_000, 1_000_000
+_MOST = {(b"{", b"["): _MAX_CONTAINERS, (b":",): _MAX_KEYS, (b",",): _MAX_VALUES}
+_TOO_LARGE = (
+    f"its architecture is nested more than {MAX_DEPTH} levels deep, or holds more than "
+    f"{_MAX_CONTAINERS:,} lists and dictionaries, {_MAX_KEYS:,} keys or {_MAX_VALUES:,} values"
+)
+_MAX_DIGITS = 100
 _MAX_MEMBERS = 10_000
 _WEIGHTS = "model.weights.h5"
 
@@ -56,12 +74,14 @@ def read_keras_archive(path: str, shown: str) -> StoredModel:
         ModelError: Truncated, hostile, or no Keras model.
     """
     with _errors(shown), zipfile.ZipFile(path) as archive:
-        names = _safe_names(archive, shown)
+        file_bytes = Path(path).stat().st_size
+        names = _safe_names(archive, file_bytes, shown)
         if "config.json" not in names:
             raise ModelError(_no_config(shown, names))
         config = parse_config(_member(archive, "config.json"), shown)
         metadata = parse_config(_member(archive, "metadata.json", b"{}"), shown)
-        weights = _archive_weights(archive, names)
+        weights = Weights(file_bytes)
+        _add_members(archive, names, weights)
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     return _stored(config, version, weights)
 
@@ -79,44 +99,56 @@ def read_hdf5(path: str, shown: str) -> StoredModel:
     import h5py
 
     with _errors(shown), h5py.File(path, "r") as file:
-        text = file.attrs.get("model_config")
-        if text is None:
-            raise ModelError(_weights_only(shown, list(file), list(file.attrs)))
-        config = parse_config(text, shown)
-        weights = Weights()
+        if "model_config" not in file.attrs:
+            raise ModelError(_weights_only(shown, file, file.attrs))
+        config = parse_config(read_attribute(file.attrs, "model_config"), shown)
+        weights = Weights(Path(path).stat().st_size)
         weights.add_hdf5(file)
-        version = file.attrs.get("keras_version")
+        version = None
+        if "keras_version" in file.attrs:
+            version = read_attribute(file.attrs, "keras_version")
     return _stored(config, version, weights)
 
 
-def parse_config(text: str | bytes, shown: str) -> Any:
+def parse_config(text: object, shown: str) -> Any:
     """JSON of bounded size and depth as Python data.
 
     Example:
         >>> parse_config('{"a": [1]}', "model.keras")
         {'a': [1]}
     """
+    if not isinstance(text, str | bytes):
+        raise ModelError(
+            f"{shown}: its architecture is {short(text)}, where text belongs. Use another file."
+        )
     if len(text) > MAX_CONFIG_BYTES:
         raise ModelError(
             f"{shown}: its architecture takes {len(text):,} bytes, more than the "
             f"{MAX_CONFIG_BYTES:,} that any real model needs. Use another file."
         )
+    data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    if any(sum(map(data.count, marks)) > most for marks, most in _MOST.items()):
+        raise ImplausibleError(_TOO_LARGE)
     try:
-        config = json.loads(text)
-        too_deep = _deeper_than(config, MAX_DEPTH)
-    except RecursionError:
-        too_deep = True
+        config = json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ImplausibleError(_TOO_LARGE) from error
+    except ImplausibleError:
+        raise
     except ValueError as error:
         raise ModelError(
             f"{shown}: its architecture is not valid JSON ({error}). The file is damaged: copy or "
             "save it again."
         ) from error
-    if too_deep:
-        raise ModelError(
-            f"{shown}: its architecture is nested more than {MAX_DEPTH} levels deep, as no real "
-            "model is. Use another file."
-        )
+    if _deeper_than(config, MAX_DEPTH):
+        raise ImplausibleError(_TOO_LARGE)
     return config
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # reading and writing it would take quadratic time
+        raise ImplausibleError(f"its architecture holds a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _deeper_than(data: Any, limit: int) -> bool:
@@ -134,9 +166,10 @@ def _children(item: Any) -> Iterator[Any]:
 
 
 def _stored(config: Any, version: object, weights: Weights) -> StoredModel:
+    text = version.decode(errors="replace") if isinstance(version, bytes) else version
     return StoredModel(
         config=config,
-        keras_version=version.decode() if isinstance(version, bytes) else str(version or "unknown"),
+        keras_version=short(text) if isinstance(text, str) else "unknown",
         weights_sha256=weights.digest.hexdigest(),
         weights_bytes=weights.bytes,
         dangers=tuple(weights.dangers),
@@ -148,6 +181,8 @@ def _errors(shown: str) -> Iterator[None]:
     """Map what zipfile and h5py say about damaged files to one error of ours."""
     try:
         yield
+    except ImplausibleError as error:
+        raise ModelError(f"{shown}: {error}, as no real model does. Use another file.") from error
     except (
         *(EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
         *(TypeError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile),
@@ -159,7 +194,7 @@ def _errors(shown: str) -> Iterator[None]:
         ) from error
 
 
-def _safe_names(archive: zipfile.ZipFile, shown: str) -> set[str]:
+def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[str]:
     """The names in the archive, once all of them are known to be harmless."""
     members = archive.infolist()
     names = [member.filename for member in members]
@@ -172,9 +207,12 @@ def _safe_names(archive: zipfile.ZipFile, shown: str) -> set[str]:
         fault = _member_fault(member)
         if fault is not None:
             raise ModelError(
-                f"{shown}: its archive member `{member.filename}` {fault}; Keras writes none like "
-                "it. Use another file."
+                f"{shown}: its archive member `{short(member.filename)}` {fault}; Keras writes "
+                "none like it. Use another file."
             )
+    size = sum(member.file_size for member in members)
+    if size > may_grow_to(file_bytes):
+        raise ImplausibleError(f"its archive would grow from {file_bytes:,} to {size:,} bytes")
     return set(names)
 
 
@@ -186,9 +224,8 @@ def _member_fault(member: zipfile.ZipInfo) -> str | None:
         return "is a symbolic link"
     if member.flag_bits & 1:
         return "is encrypted"
-    size, stored = member.file_size, member.compress_size
-    if size > BOMB_FLOOR_BYTES and size > BOMB_RATIO * stored:
-        return f"would grow from {stored:,} to {size:,} bytes"
+    if path.suffix == ".npz":
+        return "is an archive of its own"
     return None
 
 
@@ -199,10 +236,9 @@ def _member(archive: zipfile.ZipFile, name: str, default: bytes | None = None) -
         return member.read(MAX_CONFIG_BYTES + 1)
 
 
-def _archive_weights(archive: zipfile.ZipFile, names: set[str]) -> Weights:
+def _add_members(archive: zipfile.ZipFile, names: set[str], weights: Weights) -> None:
     """Hash the weights and assets (vocabularies, for instance) of a ``.keras`` archive."""
-    weights = Weights()
-    if not names & {_WEIGHTS, "model.weights.npz"}:
+    if _WEIGHTS not in names:
         raise ValueError(f"no {_WEIGHTS} in the archive")
     for name in sorted(names - {"config.json", "metadata.json"}):
         with archive.open(name) as member:
@@ -210,7 +246,6 @@ def _archive_weights(archive: zipfile.ZipFile, names: set[str]) -> Weights:
                 _hdf5_member(member, weights)
             else:
                 _plain_member(name, member, weights)
-    return weights
 
 
 def _hdf5_member(member: IO[bytes], weights: Weights) -> None:
@@ -235,17 +270,20 @@ def _plain_member(name: str, member: IO[bytes], weights: Weights) -> None:
 
 def _no_config(shown: str, names: set[str]) -> str:
     if any(name.endswith(".weights.h5") for name in names):
-        return _weights_only(shown, sorted(names), [])
+        return _weights_only(shown, sorted(names), ())
+    if any(name.endswith("/data.pkl") for name in names):
+        return f"{shown}: {foreign_file(Path('model.pt'), b'')}"
     return (
         f"{shown}: a zip archive, but no Keras model: `config.json` is missing. Received: "
-        f"{', '.join(sorted(names)[:5]) or 'an empty archive'}. Give a file written by "
+        f"{', '.join(map(short, sorted(names)[:5])) or 'an empty archive'}. Give a file written by "
         "model.save('….keras')."
     )
 
 
-def _weights_only(shown: str, groups: list[str], attributes: list[str]) -> str:
-    marks = {"layers", "vars", "layer_names", "_layer_checkpoint_dependencies", _WEIGHTS}
-    if marks & {*groups, *attributes}:
+def _weights_only(shown: str, groups: Iterable[str], attributes: Container[str]) -> str:
+    marks = ("layers", "vars", "layer_names", "_layer_checkpoint_dependencies", _WEIGHTS)
+    names = list(itertools.islice(groups, 1000))
+    if any(mark in names or mark in attributes for mark in marks):
         return (
             f"{shown}: holds weights only, without the architecture. Expected a whole model. "
             "Build the model in Python, call model.load_weights() with this file, and save it "
@@ -253,5 +291,6 @@ def _weights_only(shown: str, groups: list[str], attributes: list[str]) -> str:
         )
     return (
         f"{shown}: an HDF5 file, but no Keras model: `model_config` is missing. Received: "
-        f"{', '.join(groups[:5]) or 'an empty file'}. Give a file written by model.save()."
+        f"{', '.join(map(short, names[:5])) or 'an empty file'}. Give a file written by "
+        "model.save()."
     )

@@ -115,3 +115,9 @@ FUNCTION_MODULES = frozenset(
     | {"keras.ops.numpy"}
     | HARMLESS_MODULES
 )
+
+# They look up a class or function by what they are given, wherever they stand.
+LOOKUPS = frozenset({"deserialize", "get", "serialize"})
+
+# Nobody's own classes come from these.
+FOREIGN_PACKAGES = frozenset({"h5py", "keras", "numpy", "tensorflow", "tf_keras"})

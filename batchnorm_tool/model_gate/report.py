@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,14 @@ from typing import Literal
 from batchnorm_tool.canonical import sha256 as sha256_of_data
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.model_gate.architecture import (
+    Custom,
     canonical_architecture,
     judge_architecture,
     keras_2_module,
     without_compile_settings,
 )
 from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
+from batchnorm_tool.model_gate.foreign import foreign_file, foreign_folder
 from batchnorm_tool.model_gate.graph import graph_dangers
 
 Kind = Literal["keras", "h5", "saved_model"]
@@ -29,7 +31,9 @@ Kind = Literal["keras", "h5", "saved_model"]
 _BLOCK_BYTES = 1 << 20
 _MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
 _MAX_TREE_FILES = 10_000
+_MAX_FINDINGS = 10_000
 _GRAPH = "saved_model.pb"
+_HEAD_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,13 @@ class Finding:
         severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
         what: What was found.
         where: In which part of the file.
-        custom: The name of the custom class, if that is what was found.
+        custom: The class or function of somebody's own, if that is what was found.
     """
 
     severity: Literal["refuse", "warn"]
     what: str
     where: str
-    custom: str | None = None
+    custom: Custom | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class ModelReport:
             saved twice has the same. Of a SavedModel: over its files without the fingerprint; an
             export of the same model made anew has another, because TensorFlow numbers functions.
         findings: Dangers first, then warnings.
-        classes: Names of the custom classes and functions that the model needs.
+        classes: Names under which Keras looks up the custom classes and functions that it needs.
+        keras_version: What wrote it, as far as it says.
     """
 
     path: str
@@ -70,6 +75,7 @@ class ModelReport:
     content: str
     findings: tuple[Finding, ...]
     classes: tuple[str, ...]
+    keras_version: str = "unknown"
 
     @property
     def dangers(self) -> tuple[Finding, ...]:
@@ -115,22 +121,46 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
         )
     findings = [Finding("refuse", what, where) for what, where in stored.dangers]
     for concern in judge_architecture(config, stored.weights_bytes):
+        if len(findings) == _MAX_FINDINGS:
+            findings.append(Finding("refuse", f"more than {_MAX_FINDINGS:,} findings", "the file"))
+            break
         severity: Literal["refuse", "warn"] = "refuse" if concern.refuse else "warn"
         findings.append(Finding(severity, concern.what, concern.where, concern.custom))
-    content = {"architecture": repr(_plain(canonical_architecture(config)))}
+    content = {"architecture": _written(canonical_architecture(config))}
     return replace(
         report,
         content=sha256_of_data({**content, "weights": stored.weights_sha256}),
         findings=_sorted(findings),
-        classes=tuple(sorted({item.custom for item in findings if item.custom is not None})),
+        classes=tuple(sorted({item.custom.registered for item in findings if item.custom})),
+        keras_version=stored.keras_version,
     )
 
 
-def _plain(data: object) -> object:
-    """Data of which the ``repr`` is the same whatever the order of its keys."""
+def _written(data: object) -> str:
+    """Data as text that is the same whatever the order of their keys.
+
+    That of ``repr`` with each dictionary as a sorted list of pairs; ``repr`` itself would copy
+    what lies deep once for each level.
+    """
+    pieces: list[str] = []
+    _write(data, pieces.append)
+    return "".join(pieces)
+
+
+def _write(data: object, add: Callable[[str], None]) -> None:
     if isinstance(data, dict):
-        return sorted((key, _plain(value)) for key, value in data.items())
-    return [_plain(value) for value in data] if isinstance(data, list) else data
+        for place, key in enumerate(sorted(data)):
+            add(f"{', ' if place else '['}({key!r}, ")
+            _write(data[key], add)
+            add(")")
+        add("]" if data else "[]")
+    elif isinstance(data, list):
+        for place, value in enumerate(data):
+            add(", " if place else "[")
+            _write(value, add)
+        add("]" if data else "[]")
+    else:
+        add(repr(data))
 
 
 def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -184,23 +214,35 @@ def model_kind(path: str, shown: str) -> Kind:
         if not stat.S_ISREG(mode):
             raise ModelError(f"{shown}: neither a file nor a directory. Give a stored model.")
         with Path(path).open("rb") as file:
-            head = file.read(64)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ModelError(_unreadable(shown, error)) from error
     if head.startswith(b"PK\x03\x04"):
         return "keras"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "h5"
-    raise ModelError(f"{shown}: {_unknown_words(head)}")
+    raise ModelError(f"{shown}: {foreign_file(Path(shown), head) or _unknown_words(head)}")
+
+
+def is_model(path: str) -> bool:
+    """Whether a path is a model, or what another program takes for one, rather than data."""
+    place = Path(path)
+    if place.is_dir():
+        return (place / _GRAPH).is_file() or foreign_folder(place) is not None
+    if not place.is_file():
+        return place.suffix in (".keras", ".h5")
+    with place.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    is_archive = head.startswith((b"\x89HDF", b"PK")) and place.suffix != ".npz"
+    return is_archive or foreign_file(place, head) is not None
 
 
 def _directory_kind(path: str, shown: str) -> Kind:
     if Path(path, _GRAPH).is_file():
         return "saved_model"
-    if Path(path, "config.json").is_file():
-        raise ModelError(
-            f"{shown}: an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
-        )
+    words = foreign_folder(Path(path))
+    if words is not None:
+        raise ModelError(f"{shown}: {words}")
     names = sorted(item.name for item in Path(path).iterdir())
     raise ModelError(
         f"{shown}: a directory without {_GRAPH}. Expected a SavedModel, as model.export() writes "

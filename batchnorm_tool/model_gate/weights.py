@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,29 @@ if TYPE_CHECKING:
     import h5py
 
 MAX_GROUP_DEPTH = 100
-BOMB_FLOOR_BYTES = 256 << 20
-BOMB_RATIO = 100  # Keras stores without compression; trained weights hardly compress at all
 BLOCK_BYTES = 64 << 20
+_BOMB_FLOOR_BYTES = 64 << 20
+# Keras stores without compression; trained weights hardly compress, pruned ones ten to twenty fold.
+_BOMB_RATIO = 32
+# Groups, data sets and attributes: five times those of the largest of keras.applications. Each
+# takes h5py some 100 microseconds, eight chunks likewise.
+_MAX_PIECES = 20_000
+_CHUNKS_IN_A_PIECE = 8
+_MAX_ATTRIBUTE_BYTES = 8 << 20
+_MAX_DANGERS = 100
+_MAX_PATH_LENGTH = 4000
 _TRAINING_GROUPS = frozenset({"optimizer", "optimizer_weights"})
 # What says when or with what a file was written, or how the model was trained.
 _UNHASHED_ATTRIBUTES = frozenset({"backend", "keras_version", "model_config", "training_config"})
+
+
+class ImplausibleError(ValueError):
+    """What a file holds or claims is more than any real model has."""
+
+
+def may_grow_to(file_bytes: int) -> int:
+    """How much a file of this size may hold once everything in it is unpacked."""
+    return max(_BOMB_FLOOR_BYTES, _BOMB_RATIO * file_bytes)
 
 
 @dataclass
@@ -30,16 +47,24 @@ class Weights:
     """The running hash over stored weights.
 
     Attributes:
+        file_bytes: Size of the file that holds them.
         digest: SHA-256 over names, dtypes, shapes, attributes and bytes.
         bytes: Size of the weights so far.
         dangers: (what, where) of everything that must not be followed.
         seen: Addresses of the HDF5 objects so far: a loop would never end.
+        pieces: Groups, data sets, attributes and chunks so far.
+        claimed: What the data sets so far claim to hold, in bytes.
+        attribute_bytes: What the attributes so far hold.
     """
 
+    file_bytes: int
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
     dangers: list[tuple[str, str]] = field(default_factory=list)
     seen: set[object] = field(default_factory=set)
+    pieces: int = 0
+    claimed: int = 0
+    attribute_bytes: int = 0
 
     def add(self, *words: object) -> None:
         """Add words to the hash, each ended, so that no two lists of words collide."""
@@ -51,14 +76,35 @@ class Weights:
         """Add everything in an HDF5 file but the state of training."""
         _walk_hdf5(file, "", self)
 
+    def count(self, pieces: int) -> None:
+        """Count what takes time, whatever its size.
+
+        Raises:
+            ImplausibleError: There are too many.
+        """
+        self.pieces += pieces
+        if self.pieces > _MAX_PIECES:
+            raise ImplausibleError(f"holds more than {_MAX_PIECES:,} groups, data and attributes")
+
+    def warn_of(self, what: str, where: str) -> None:
+        """Note a danger.
+
+        Raises:
+            ImplausibleError: There are too many.
+        """
+        self.dangers.append((what, where))
+        if len(self.dangers) > _MAX_DANGERS:
+            raise ImplausibleError(f"holds {what} and more of its kind")
+
 
 def _walk_hdf5(group: h5py.Group, path: str, weights: Weights) -> None:
     """Hash a group and all below it, in sorted order, following nothing that leads elsewhere."""
     import h5py
 
-    if path.count("/") > MAX_GROUP_DEPTH:
-        raise ValueError(f"groups nested more than {MAX_GROUP_DEPTH} deep")
+    if path.count("/") > MAX_GROUP_DEPTH or len(path) > _MAX_PATH_LENGTH:
+        raise ImplausibleError(f"groups nested more than {MAX_GROUP_DEPTH} deep, or long names")
     _add_attributes(group.attrs, path, weights)
+    weights.count(len(group))
     for name in sorted(group):
         inner = f"{path}/{name}"
         if inner[1:] in _TRAINING_GROUPS:
@@ -66,7 +112,7 @@ def _walk_hdf5(group: h5py.Group, path: str, weights: Weights) -> None:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
             kind = "external" if isinstance(link, h5py.ExternalLink) else "symbolic"
-            weights.dangers.append((f"HDF5 {kind} link", inner))
+            weights.warn_of(f"HDF5 {kind} link", inner)
             continue
         _add_object(group[name], inner, weights)
 
@@ -76,7 +122,7 @@ def _add_object(item: Any, path: str, weights: Weights) -> None:
 
     info = h5py.h5o.get_info(item.id)
     if (info.fileno, info.addr) in weights.seen:
-        raise ValueError(f"{path} appears under two names, as Keras writes nothing")
+        raise ImplausibleError(f"{path} appears under two names")
     weights.seen.add((info.fileno, info.addr))
     if isinstance(item, h5py.Group):
         _walk_hdf5(item, path, weights)
@@ -85,9 +131,9 @@ def _add_object(item: Any, path: str, weights: Weights) -> None:
 
 
 def _add_dataset(dataset: h5py.Dataset, path: str, weights: Weights) -> None:
-    danger = _dataset_danger(dataset)
+    danger = _dataset_danger(dataset, weights)
     if danger is not None:
-        weights.dangers.append((danger, path))
+        weights.warn_of(danger, path)
         return
     weights.add("dataset", path, dataset.dtype.str, dataset.shape)
     _add_attributes(dataset.attrs, path, weights)
@@ -99,7 +145,7 @@ def _add_dataset(dataset: h5py.Dataset, path: str, weights: Weights) -> None:
             weights.digest.update(block.tobytes())
 
 
-def _dataset_danger(dataset: h5py.Dataset) -> str | None:
+def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
     import h5py
 
     if dataset.id.get_create_plist().get_external_count() > 0:
@@ -108,10 +154,25 @@ def _dataset_danger(dataset: h5py.Dataset) -> str | None:
         return "HDF5 virtual dataset"
     if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         return "HDF5 references"
-    size, stored = dataset.nbytes, dataset.id.get_storage_size()
-    if size > BOMB_FLOOR_BYTES and size > BOMB_RATIO * stored:
-        return f"weights that grow from {stored:,} to {size:,} bytes"
+    each = _file_bytes(dataset.id) if dataset.dtype.hasobject else dataset.dtype.itemsize
+    weights.claimed += dataset.size * each * _readings(dataset)
+    if weights.claimed > may_grow_to(weights.file_bytes):
+        return f"weights that grow from {weights.file_bytes:,} to {weights.claimed:,} bytes"
+    if dataset.chunks:
+        chunks = zip(dataset.shape, dataset.chunks, strict=True)
+        count = math.prod(-(-length // chunk) for length, chunk in chunks)
+        weights.count(count // _CHUNKS_IN_A_PIECE)
     return None
+
+
+def _readings(dataset: h5py.Dataset) -> int:
+    """How often a chunk is unpacked when the dataset is read in `_blocks`."""
+    return -(-dataset.chunks[0] // _rows_at_once(dataset)) if dataset.chunks else 1
+
+
+def _rows_at_once(dataset: h5py.Dataset) -> int:
+    row_bytes = max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
+    return max(1, BLOCK_BYTES // row_bytes)
 
 
 def _blocks(dataset: h5py.Dataset) -> Iterator[Any]:
@@ -119,15 +180,47 @@ def _blocks(dataset: h5py.Dataset) -> Iterator[Any]:
     if not dataset.shape:
         yield np.array([dataset[()]], dtype=dataset.dtype)
         return
-    row_bytes = max(1, dataset.dtype.itemsize * math.prod(dataset.shape[1:]))
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, dataset.shape[0], rows):
+    rows = _rows_at_once(dataset)
+    for start in range(0, dataset.shape[0] if dataset.size else 0, rows):
         yield dataset[start : start + rows]
 
 
-def _add_attributes(attributes: Mapping[str, Any], path: str, weights: Weights) -> None:
+def _file_bytes(item: h5py.h5.ObjectID) -> int:
+    """Size of the HDF5 file that an object lies in: no text of any length is longer."""
+    import h5py
+
+    return h5py.h5i.get_file_id(item).get_filesize()
+
+
+def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weights) -> None:
+    weights.count(len(attributes))
     for name in sorted(attributes):
-        if name not in _UNHASHED_ATTRIBUTES:
-            value = attributes[name]
-            plain = value.tolist() if hasattr(value, "tolist") else value
-            weights.add("attribute", path, name, repr(plain))
+        if name in _UNHASHED_ATTRIBUTES:
+            continue
+        value = read_attribute(attributes, name)
+        text = repr(value.tolist() if hasattr(value, "tolist") else value)
+        weights.attribute_bytes += len(text) + _attribute_bytes(attributes, name)
+        if weights.attribute_bytes > _MAX_ATTRIBUTE_BYTES:
+            raise ImplausibleError(f"its attributes take more than {_MAX_ATTRIBUTE_BYTES:,} bytes")
+        weights.add("attribute", path, name, text)
+
+
+def read_attribute(
+    attributes: h5py.AttributeManager, name: str, limit: int = _MAX_ATTRIBUTE_BYTES
+) -> Any:
+    """An attribute of an HDF5 object, once it is known that it is not too large.
+
+    Raises:
+        ImplausibleError: It would take more bytes than the limit.
+    """
+    claimed = _attribute_bytes(attributes, name)
+    if claimed > limit:
+        raise ImplausibleError(f"its attribute `{name}` would take {claimed:,} bytes")
+    return attributes[name]
+
+
+def _attribute_bytes(attributes: h5py.AttributeManager, name: str) -> int:
+    stored = attributes.get_id(name)
+    count = math.prod(stored.shape)
+    several_texts = stored.dtype.hasobject and count > 1
+    return count * (_file_bytes(stored) if several_texts else stored.dtype.itemsize)

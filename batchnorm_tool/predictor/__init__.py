@@ -177,13 +177,16 @@ def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
 
 
 def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
-    if Path(path).is_dir():
-        from batchnorm_tool.predictor.saved_model import load_saved_model
+    from batchnorm_tool.predictor.loading import quiet_libraries
 
-        return load_saved_model(model, path, choose)
-    from batchnorm_tool.predictor.keras_model import load_keras_model
+    with quiet_libraries():
+        if Path(path).is_dir():
+            from batchnorm_tool.predictor.saved_model import load_saved_model
 
-    return load_keras_model(model, path, choose)
+            return load_saved_model(model, path, choose)
+        from batchnorm_tool.predictor.keras_model import load_keras_model
+
+        return load_keras_model(model, path, choose)
 
 
 def _predictor(loaded: LoadedModel, setup: TensorFlowSetup) -> Predictor:

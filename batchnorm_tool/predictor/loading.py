@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+import math
 import re
+import warnings
+from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool import model_gate
+from batchnorm_tool.errors import BatchnormToolError, ModelError
+from batchnorm_tool.input_warnings import InputWarning
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
@@ -17,6 +25,7 @@ LOAD_FAILURES = (
     *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, NotImplementedError),
     *(OSError, RuntimeError, TypeError, ValueError),
 )
+_UNJUDGED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 _KERAS_2 = (
     "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
     "tf_keras, and export it as a SavedModel."
@@ -27,7 +36,17 @@ _EXPLANATIONS = {
         "It needs a custom class. Install the package that defines it, and name the class in "
         "`model.trust: {classes: [package.module.Class]}`."
     ),
-    r"time_major|'groups'|batch_input_shape|keras\.src\.engine": _KERAS_2,
+    r"name '\w+' is not defined": (
+        "Its own Python code (a Lambda layer, for instance) uses a name that only the program had "
+        "that saved it. Replace that layer by one of Keras or by a class of yours, and save the "
+        "model again."
+    ),
+    r"bad marshal data|unknown opcode|code\(\) (argument|takes)": (
+        "It holds Python code that another version of Python compiled. Use that version, or save "
+        "the model again with this one."
+    ),
+    r"Keras 2\b|time_major|'groups'|batch_input_shape|keras\.src\.engine|'lr'"
+    r"|pop expected at most 1 argument": _KERAS_2,
     r"[Uu]nrecognized keyword arguments|unexpected keyword argument": (
         "Another version of Keras wrote it, with settings that this one does not know. Install "
         "that version, or save the model again with this one."
@@ -47,6 +66,26 @@ _EXPLANATIONS = {
 }
 
 
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep to ourselves what Keras and TensorFlow warn of: a fault in loading raises all the same.
+
+    Filters of warnings are common to all threads, as is Keras while it loads.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=InputWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
 def load_stored(model: Model, path: str) -> Any:
     """Load a ``.keras`` or ``.h5`` file without its compile settings.
 
@@ -61,15 +100,22 @@ def load_stored(model: Model, path: str) -> Any:
     import keras
 
     by_hash = isinstance(model.trust, str)
+    objects = _custom_objects(model, path)
     try:
-        return keras.saving.load_model(
-            path, custom_objects=_custom_objects(model), compile=False, safe_mode=not by_hash
-        )
-    except LOAD_FAILURES as error:
-        raise ModelError(explain(model.path, error)) from error
+        with _limited_weights(model.path, max(_UNJUDGED_WEIGHTS, 8 * Path(path).stat().st_size)):
+            return keras.saving.load_model(
+                path, custom_objects=objects, compile=False, safe_mode=not by_hash
+            )
+    except BatchnormToolError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        version = model_gate.examine(path, model.path).keras_version
+        raise ModelError(explain(model.path, error, version)) from error
 
 
-def explain(path: str, error: Exception) -> str:
+def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
     """What a failure to load a model means, and what to do.
 
     Example:
@@ -77,11 +123,39 @@ def explain(path: str, error: Exception) -> str:
         True
     """
     said = " ".join(str(error).split())
+    text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said
     meaning = next(
-        (meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, said)),
+        (meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, text)),
         "Check that it loads with keras.saving.load_model(path, compile=False), and save it again.",
     )
-    return f"{path}: does not load. {meaning} Keras says: {type(error).__name__}: {said[:400]}"
+    # What went wrong stands at the beginning, and the cause of it at the end.
+    quoted = said if len(said) <= 400 else f"{said[:120]} … {said[-280:]}"
+    return f"{path}: does not load. {meaning} Keras says: {type(error).__name__}: {quoted}"
+
+
+@contextlib.contextmanager
+def _limited_weights(shown: str, most: int) -> Iterator[None]:
+    """Let layers make so many weights: sizes that are harmless alone may multiply to any memory."""
+    import keras
+
+    made = 0
+    add_weight = keras.layers.Layer.add_weight
+
+    def counted(layer: Any, shape: Any = None, *args: Any, **options: Any) -> Any:
+        nonlocal made
+        made += math.prod(size or 1 for size in (shape or ()) if isinstance(size, int))
+        if made > most:
+            raise ModelError(
+                f"{shown}: the layer `{layer.name}` makes weights of the shape {tuple(shape)}, "
+                "more than the file can hold. Use another file."
+            )
+        return add_weight(layer, shape, *args, **options)
+
+    keras.layers.Layer.add_weight = counted
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = add_weight
 
 
 def inner_layer_model(model: Any, name: str) -> Any:
@@ -151,8 +225,13 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
     return [tensor for tensor in model.inputs if id(tensor) in seen]
 
 
-def _custom_objects(model: Model) -> dict[str, Any]:
-    """The classes that the job trusts, imported, by every name under which Keras may ask."""
+def _custom_objects(model: Model, path: str) -> dict[str, Any]:
+    """The classes that the job trusts, imported, by every name under which Keras may ask.
+
+    Raises:
+        ModelError: One cannot be imported, or the file asks for one under another name: what Keras
+            found under that would be somebody else's.
+    """
     import keras
 
     if model.trust is None or isinstance(model.trust, str):
@@ -160,8 +239,15 @@ def _custom_objects(model: Model) -> dict[str, Any]:
     objects: dict[str, Any] = {}
     for name in model.trust.classes:
         found = _imported(name)
-        objects[found.__name__] = found
+        objects[getattr(found, "__name__", name)] = found
         objects[keras.saving.get_registered_name(found)] = found
+    for wanted in model_gate.examine(path, model.path).classes:
+        if wanted not in objects:
+            raise ModelError(
+                f"{model.path}: asks for the class `{wanted}`, and the classes that "
+                f"`model.trust.classes` names are registered as {', '.join(objects)}. Name the "
+                "class that is registered under that name."
+            )
     return objects
 
 
