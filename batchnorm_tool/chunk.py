@@ -13,7 +13,8 @@ class Reason(IntEnum):
     """Why a row is bad; ``GOOD`` where it is not.
 
     `INPUT_REASONS` concern the input, the others the prediction. A feature is unfit where the model
-    takes whole numbers, and it has a fraction or is too large.
+    takes whole numbers, and it has a fraction or is too large. A model failure is a row that the
+    model itself cannot take, such as an id beyond its embedding.
     """
 
     GOOD = 0
@@ -25,6 +26,7 @@ class Reason(IntEnum):
     NORM_OVERFLOW = 6
     ZERO_VECTOR = 7
     UNFIT_FEATURE = 8
+    MODEL_FAILURE = 9
 
     @property
     def label(self) -> str:
@@ -39,6 +41,7 @@ INPUT_REASONS = frozenset(
         Reason.NONFINITE_FEATURE,
         Reason.UNFIT_FEATURE,
         Reason.UNDECODABLE_IMAGE,
+        Reason.MODEL_FAILURE,
     }
 )
 

@@ -7,6 +7,7 @@
     │   ├── JobError              the job file, a flag or an argument is wrong
     │   ├── InputError            an input file or its schema does not fit
     │   ├── ModelError            the model file was refused, or does not load
+    │   │   └── ModelFailed       the model does not run on rows; one by one, they are bad rows
     │   └── OutputError           the output directory cannot take this result
     ├── WorkFailed                failed during the work; running it again resumes (exit code 1)
     │   └── TargetFailed          a refresh is published, and a target beside it is not up to date
@@ -86,6 +87,21 @@ class InputError(Refused):
 
 class ModelError(Refused):
     """The model file was refused by the safety gate, does not load, or has no such output."""
+
+
+class ModelFailed(ModelError):
+    """The model does not run on some rows, as its text, the model's own words, says.
+
+    Where a row does so alone, it is a bad row, and the others go on.
+    """
+
+    @property
+    def message(self) -> str:
+        """The same in a sentence."""
+        return (
+            f"The model fails on rows of the input: {self}. Check that the features are what it "
+            "was trained on."
+        )
 
 
 class OutputError(Refused):

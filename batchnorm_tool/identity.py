@@ -100,7 +100,10 @@ def _space(job: Job, resolved: Resolved) -> dict[str, Any]:
     for output in resolved.outputs:
         norm, axis = job.normalize.for_output(output.name)
         norms[output.name] = {"norm": norm.label, "axis": axis}
+    accepted = job.model is not None and job.model.batch_dependent == "accept"
     return {
+        # Named only where it matters, so that it makes no new space of those that there are.
+        **({"model.batch_dependent": resolved.batch_size} if accepted else {}),
         "model": resolved.model_content,
         "model.layer": job.model.layer if job.model else None,
         "model.signature": job.model.signature if job.model else None,

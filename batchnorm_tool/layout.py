@@ -16,7 +16,7 @@ from batchnorm_tool.formats.npy_sink import array_directories
 from batchnorm_tool.formats.vectors import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Input, Job
@@ -107,6 +107,24 @@ def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
         vector_column=columns.vector if alone else output.name,
         norm_column=columns.norm if alone else f"{output.name}_norm",
     )
+
+
+def single_number_warnings(layouts: Sequence[OutputLayout]) -> Iterator[str]:
+    """Say which outputs have vectors of one number: nothing but their signs is left of them."""
+    for layout in layouts:
+        if layout.width > 1 or layout.norm.name == "none":
+            continue
+        if layout.vectors > 1:
+            yield (
+                f"The last axis of `{layout.name}` has one component (shape {layout.shape}), so "
+                f"that each of a row's {layout.vectors:,} numbers becomes 1 or -1. To make one "
+                "vector of a row, take `normalize.axis: all` (`--axis all`)."
+            )
+        else:
+            yield (
+                f"`{layout.name}` is one number for each row, which becomes 1 or -1. To keep the "
+                "numbers, take `normalize.norm: none` (`--norm none`)."
+            )
 
 
 def carried_schema(spec: Input, schema: pa.Schema) -> pa.Schema:

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from batchnorm_tool import layout, sources
 from batchnorm_tool.chunk import Chunk
-from batchnorm_tool.errors import Interrupted, WorkFailed
+from batchnorm_tool.errors import Interrupted, ModelError, WorkFailed
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.row_groups import regrouped
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.part_writer import PartWriter
 from batchnorm_tool.policies import Policies
-from batchnorm_tool.scored import score_chunk
+from batchnorm_tool.scored import score_chunk, warn_of_negative_ids
 from batchnorm_tool.stage_clock import StageClock
 from batchnorm_tool.tally import Tally
 
@@ -111,12 +111,14 @@ class Worker:
 
     def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
         dtype = np.dtype(self.plan.job.output.dtype)
+        warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
         try:
             scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.clock)
-        except WorkFailed as error:
+        except (ModelError, WorkFailed) as error:
             file, row = tally.part.locate(chunk.first_row)
             where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
-            raise WorkFailed(f"{where}: {error.message}") from error
+            kind = ModelError if isinstance(error, ModelError) else WorkFailed
+            raise kind(f"{where}: {error.message}") from error
         with self.clock.stage("statistics"):
             actions = self.policies.judge(scored.faults)
             tally.add(scored, actions)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchnorm_tool import norms
 from batchnorm_tool.chunk import Chunk, Reason
+from batchnorm_tool.errors import ModelFailed
+from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.layout import Normalized, OutputLayout
 from batchnorm_tool.stage_clock import StageClock
 from batchnorm_tool.vector_stats import VectorStats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from batchnorm_tool.predictor import Predictor
 
@@ -24,11 +27,12 @@ class Scored:
     """A chunk after prediction and normalization.
 
     Attributes:
-        chunk: The rows that went in.
+        chunk: The rows that went in, their faults as far as they are known before normalization.
         predictions: Raw predictions by output, ``[n, *shape]``.
         results: Unit vectors and norms by output.
         faults: ``uint8[n]``, a `Reason` for each row, the predictions' reasons included.
         statistics: Statistics of each output over the rows whose input was good.
+        causes: What the model says of the rows on which it failed.
     """
 
     chunk: Chunk
@@ -36,6 +40,12 @@ class Scored:
     results: Mapping[str, Normalized]
     faults: np.ndarray
     statistics: dict[str, VectorStats]
+    causes: Mapping[int, str] = field(default_factory=dict)
+
+    def reason(self, row: int) -> str:
+        """Why a row of the chunk is bad, with what the model says of it where it failed."""
+        label = Reason(self.faults[row]).label
+        return f"{label} ({self.causes[row]})" if row in self.causes else label
 
 
 def score_chunk(
@@ -56,7 +66,7 @@ def score_chunk(
     """
     clock = clock or StageClock()
     with clock.stage("predict"):
-        predictions = predictor.predict(chunk.features)
+        chunk, predictions, causes = _predict(chunk, predictor, layouts)
     faults = chunk.faults.copy()
     good_input = chunk.faults == Reason.GOOD
     results, statistics = {}, {}
@@ -72,7 +82,54 @@ def score_chunk(
             unit.reshape(chunk.rows, output.vectors * output.width),
             lengths.reshape(chunk.rows, output.vectors),
         )
-    return Scored(chunk, predictions, results, faults, statistics)
+    return Scored(chunk, predictions, results, faults, statistics, causes)
+
+
+def _predict(
+    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputLayout]
+) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
+    """The chunk with the rows marked on which the model fails, predictions, and what it says.
+
+    A sound row stands in for each of those, so that all others keep their places, and their bits.
+    """
+    try:
+        return chunk, predictor.predict(chunk.features), {}
+    except ModelFailed:
+        failing = predictor.failing_rows(chunk.features)
+    failed = np.isin(np.arange(chunk.rows), list(failing))
+    faults = chunk.faults.copy()
+    faults[failed & (faults == Reason.GOOD)] = Reason.MODEL_FAILURE
+    marked = replace(chunk, faults=faults)
+    causes = {row: said for row, said in failing.items() if faults[row] == Reason.MODEL_FAILURE}
+    if failed.all():
+        shapes = {output.name: (chunk.rows, *output.shape) for output in layouts}
+        fields = predictor.outputs
+        return (
+            marked,
+            {each.name: np.zeros(shapes[each.name], each.dtype) for each in fields},
+            causes,
+        )
+    places = np.where(failed, np.argmin(failed), np.arange(chunk.rows))
+    features = {name: array[places] for name, array in chunk.features.items()}
+    return marked, predictor.predict(features), causes
+
+
+def warn_of_negative_ids(
+    chunk: Chunk, predictor: Predictor, columns: Mapping[str, Sequence[str]]
+) -> None:
+    """Warn of numbers below 0 that an Embedding layer silently counts from its end.
+
+    Args:
+        chunk: The rows.
+        predictor: The model.
+        columns: Stored columns by model input.
+    """
+    for name, size in predictor.embedding_sizes.items():
+        if (chunk.features[name] < 0).any():
+            warn(
+                f"The column `{'`, `'.join(columns[name])}` holds negative numbers, which the "
+                f"model's Embedding layer of {size} rows counts from its end: -1 is its last row."
+            )
 
 
 def _normalized(

@@ -110,8 +110,7 @@ class Tally:
         row = scored.chunk.first_row + offset
         file, file_row = self.part.locate(row)
         key = key_text(scored.chunk.carried, offset, self.keys)
-        reason = Reason(scored.faults[offset]).label
-        return BadRow(row, self.files[file].path, file_row, key, reason)
+        return BadRow(row, self.files[file].path, file_row, key, scored.reason(offset))
 
 
 def key_text(carried: pa.Table, offset: int, keys: int) -> str:

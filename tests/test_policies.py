@@ -12,6 +12,7 @@ from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.job import Job
 from batchnorm_tool.plan import Part, Slice
 from batchnorm_tool.policies import ACTIONS, DROP, FAIL, KEEP, NULLIFY, QUARANTINE, Policies
+from batchnorm_tool.scored import Scored
 from batchnorm_tool.tally import Tally
 
 OUTPUT_REASONS = (Reason.NONFINITE_PREDICTION, Reason.NORM_OVERFLOW)
@@ -80,7 +81,7 @@ def tally_of(policies: Policies) -> Tally:
 def scored_of(first_row: int, faults: list[int]) -> Any:
     carried = pa.table({"id": [f"key {first_row + row}" for row in range(len(faults))]})
     chunk = SimpleNamespace(first_row=first_row, carried=carried, rows=len(faults))
-    return SimpleNamespace(chunk=chunk, faults=np.array(faults, np.uint8), statistics={})
+    return Scored(chunk, {}, {}, np.array(faults, np.uint8), {})  # type: ignore[arg-type]
 
 
 def count(tally: Tally, first_row: int, faults: list[int]) -> None:

@@ -165,6 +165,11 @@ class Model(Section):
     batch_size: CountOrAuto = Field(
         default="auto", description="Rows in one call, or auto: measured once, then fixed."
     )
+    batch_dependent: Literal["refuse", "accept"] = Field(
+        default="refuse",
+        description="A model whose predictions depend on the other rows of their batch; accepted, "
+        "it gets batches of `batch_size` rows in stored order, the last one as short as it is.",
+    )
     sha256: Annotated[ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = Field(
         default=None, description="Refuse any other model file."
     )

@@ -15,6 +15,7 @@ from batchnorm_tool.comparison.judgements import GradedJudgements
 from batchnorm_tool.comparison.neighbours import Queries, neighbours
 from batchnorm_tool.comparison.verdict import verdict
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.jobs.neighbour_overlap import StreamedBase
 from batchnorm_tool.jobs.norm_pass import RANKED_ROWS, FirstPass, first_pass
 from batchnorm_tool.jobs.pairing import Sample
@@ -63,6 +64,8 @@ def document_of(
         InputError: No query can be used, or an input cannot be read.
         Damaged: A file of a run is missing, or cannot be read.
     """
+    if asking.source.width == 1:
+        warn("The vectors have one component: under every norm but none they become 1 or -1.")
     asked = Sample(rows, np.empty((len(rows), asking.source.width), asking.source.dtype))
     passed = first_pass(asking, asked, options.norms, all_lengths=_is_graded(judged))
     if not asking.is_base:

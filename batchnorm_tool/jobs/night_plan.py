@@ -204,6 +204,12 @@ def _check_job(job: Job) -> None:
             "Expected a column name, or a list of them. Name the column in `input.key`."
         )
         raise JobError(msg)
+    if job.model is not None and job.model.batch_dependent == "accept":
+        msg = (
+            "`model.batch_dependent` cannot be `accept` in a store, where only changed rows are "
+            "predicted, each night others together. Score all rows with `batchnorm-tool run`."
+        )
+        raise JobError(msg)
     for (section, key), allowed in _ALLOWED.items():
         value = getattr(getattr(job, section), key)
         if value not in allowed:

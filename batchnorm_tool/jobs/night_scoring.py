@@ -184,6 +184,7 @@ def scoring_job(state: StoreState, plan: NightPlan, difference: Difference) -> J
         key=list(rows.keys),
         features={name: [column] for name, column in difference.features.items()},
         passthrough=[*rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH],
+        invalid=job.input.invalid,
     )
     output = Output(
         path=str(root / SCORED),

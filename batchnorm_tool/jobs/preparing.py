@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from batchnorm_tool import canonical, features, layout, model_gate, predictor, sources
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.errors import InputError, OutputError
+from batchnorm_tool.errors import InputError, JobError, OutputError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.identity import identify
 from batchnorm_tool.input_warnings import collected
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256
-# Rows that are predicted to learn the outputs' shapes: a slow model takes seconds for each.
-_PROBE_ROWS = 8
 # Features and vectors of one chunk: small enough for the cache that cores share, large enough that
 # what Python does for each (3 ms, in which no other thread runs Python) disappears.
 _CHUNK_BYTES = 8 * 2**20
 _STORED_BATCH = 4096
+
+T = TypeVar("T")
+_Sample = dict[str, np.ndarray]
 
 
 @dataclass
@@ -145,6 +146,7 @@ class Preparation:
             columns = self._match(resolved.inputs if self.job.model is not None else ())
             self._sample(columns, resolved.inputs)
         yield from found
+        yield from layout.single_number_warnings(layout.output_layouts(self.job, resolved.outputs))
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
@@ -167,9 +169,12 @@ class Preparation:
         model, chosen = self._load(), resolved.batch_size
         if self.job.model is None:
             return chosen
-        sample = self._sample(dict(resolved.features), resolved.inputs)
         sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
-        return predictor.independent_batch_size(model, sample, sizes)
+        return self._on_sample(
+            dict(resolved.features),
+            resolved.inputs,
+            lambda sample: predictor.independent_batch_size(model, sample, sizes),
+        )
 
     def _load(self) -> Predictor:
         if self._predictor is None:
@@ -186,13 +191,33 @@ class Preparation:
         wanted = model.inputs if self.job.model is not None else ()
         columns = self._match(wanted)
         inputs = self._fields(columns, wanted)
-        sample = self._sample(columns, inputs)
-        outputs = _true_outputs(model, sample)
+        return self._on_sample(
+            columns, inputs, lambda sample: self._choose(model, columns, inputs, sample)
+        )
+
+    def _choose(
+        self,
+        model: Predictor,
+        columns: dict[str, tuple[str, ...]],
+        inputs: tuple[Field, ...],
+        sample: _Sample,
+    ) -> Resolved:
+        few = predictor.for_few_rows(model) if self.job.model else model
+        outputs = predictor.true_outputs(few, sample)
         batch_size = self._batch_size(model, sample)
         # Kept: the work would compile it anew.
         self._predictor = model = model.with_batch_size(batch_size)
-        row_bytes = _row_bytes(outputs, self.job.output.dtype)
         part_rows = self.job.output.part_rows
+        if self.job.model is not None:
+            accepted = self.job.model.batch_dependent == "accept"
+            predictor.check_rows_alone(few, model, sample, batch_dependent=accepted)
+            if accepted and part_rows != "auto" and part_rows % batch_size:
+                msg = (
+                    f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
+                    f"whole batches in every part. Give a multiple of {batch_size}, or auto."
+                )
+                raise JobError(msg)
+        row_bytes = _row_bytes(outputs, self.job.output.dtype)
         if part_rows == "auto":
             rate = self._rows_per_second(model, sample)
             part_rows = choose_part_rows(
@@ -240,9 +265,7 @@ class Preparation:
         """The first rows, with the feature columns."""
         return sampling.head(self.table, _names(columns), min(self.rows, _SAMPLE_ROWS))
 
-    def _sample(
-        self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
-    ) -> dict[str, np.ndarray]:
+    def _sample(self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]) -> _Sample:
         """The features of the first good rows; one row of filler where there is none."""
         reader = FeatureReader(
             columns, inputs, self.job.input, judge_nonfinite=self.job.model is not None
@@ -251,23 +274,42 @@ class Preparation:
         good = faults == Reason.GOOD
         if good.any():
             return {name: array[good] for name, array in arrays.items()}
-        return {field.name: _filler(field) for field in inputs}
+        return predictor.filler(inputs)
 
-    def _batch_size(self, model: Predictor, sample: dict[str, np.ndarray]) -> int:
+    def _on_sample(
+        self,
+        columns: dict[str, tuple[str, ...]],
+        inputs: tuple[Field, ...],
+        use: Callable[[_Sample], T],
+    ) -> T:
+        """What ``use`` makes of the sample, or of those of its rows on which the model runs.
+
+        Raises:
+            ModelError: It runs on none, and such rows are not welcome or not the cause.
+        """
+        filler = None if self.job.input.invalid == "fail" else predictor.filler(inputs)
+        return predictor.on_sound_rows(self._load(), self._sample(columns, inputs), use, filler)
+
+    def _batch_size(self, model: Predictor, sample: _Sample) -> int:
         if self.job.model is None:
             return _STORED_BATCH
         if model.batch_size is not None:
             return model.batch_size
         if self.job.model.batch_size != "auto":
             return self.job.model.batch_size
+        if self.job.model.batch_dependent == "accept":
+            msg = (
+                "`model.batch_size` is missing: with `model.batch_dependent: accept` it decides "
+                "which rows are predicted together. Name the one that model.predict() gets."
+            )
+            raise JobError(msg)
         return predictor.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
-    def _rows_per_second(self, model: Predictor, sample: dict[str, np.ndarray]) -> float:
+    def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """What one worker predicts in a second, at full batches."""
         if self.job.model is None or model.batch_size is None:
             return math.inf
-        shapes = {name: (model.batch_size, *array.shape[1:]) for name, array in sample.items()}
-        batch = {name: np.resize(array, shapes[name]) for name, array in sample.items()}
+        batch = predictor.repeated(sample, model.batch_size)
         model.predict(batch)
         start = time.perf_counter()
         model.predict(batch)
@@ -279,12 +321,6 @@ def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for group in columns.values() for name in group))
 
 
-def _filler(field: Field) -> np.ndarray:
-    """One row of zeros, or of empty strings."""
-    shape = (1, *(size or 1 for size in field.shape))
-    return np.full(shape, "", object) if field.dtype == "string" else np.zeros(shape, field.dtype)
-
-
 def _with_key(job: Job, table: Table) -> Job:
     """The job with the columns of its keys file as the key, if it names no other."""
     if job.input.key is not None or not table.keys:
@@ -293,25 +329,13 @@ def _with_key(job: Job, table: Table) -> Job:
     return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
 
 
-def _true_outputs(model: Predictor, sample: dict[str, np.ndarray]) -> tuple[Field, ...]:
-    """The outputs with the shapes and dtypes that the model gives for real rows."""
-    few = {name: array[:_PROBE_ROWS] for name, array in sample.items()}
-    rows = min(len(array) for array in few.values())
-    probe = model if model.batch_size is not None else model.with_batch_size(rows)
-    predictions = probe.predict(few)
-    return tuple(
-        Field(output.name, predictions[output.name].shape[1:], str(predictions[output.name].dtype))
-        for output in model.outputs
-    )
-
-
 def _row_bytes(outputs: tuple[Field, ...], dtype: str) -> int:
     """Bytes of one row's vectors and norms."""
     itemsize = np.dtype(dtype).itemsize
     return sum(itemsize * math.prod(size or 1 for size in field.shape) + 8 for field in outputs)
 
 
-def _sample_bytes(sample: dict[str, np.ndarray]) -> int:
+def _sample_bytes(sample: _Sample) -> int:
     """Bytes of one row's features."""
     return sum(array[:1].nbytes for array in sample.values())
 

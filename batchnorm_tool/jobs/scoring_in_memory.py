@@ -11,22 +11,24 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import features, layout, model_gate
+from batchnorm_tool import features, layout, model_gate, predictor
 from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.formats.vectors import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
-from batchnorm_tool.predictor import Predictor, load_predictor, wrap_model
-from batchnorm_tool.scored import Scored, score_chunk
+from batchnorm_tool.scored import Scored, score_chunk, warn_of_negative_ids
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.layout import OutputLayout
+    from batchnorm_tool.predictor import Predictor
     from batchnorm_tool.vector_stats import VectorStats
 
 _NAMED_ROWS = 5
 _BATCH_SIZE = 1024
+# Of these, a few are predicted to see what the model does with rows.
+_SAMPLE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
     job = Job(input=spec, normalize=Normalize(norm=norm, p=p), output=output)
-    predictor = _predictor(model, outputs, batch_size)
-    chunk = _chunk(data, predictor, spec)
-    layouts = layout.output_layouts(job, _true_outputs(predictor, chunk))
-    scored = score_chunk(chunk, predictor, layouts, np.dtype(dtype))
+    loaded = _loaded(model, outputs)
+    chunk = _chunk(data, loaded, spec)
+    sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
+    layouts = layout.output_layouts(job, _checked_outputs(loaded, sized, chunk, bad))
+    scored = score_chunk(chunk, sized, layouts, np.dtype(dtype))
     _settle(scored, bad)
     return Result(
         keys=chunk.carried.column(0).to_numpy(),
@@ -145,28 +148,28 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     )
 
 
-def _predictor(model: Any, outputs: list[str] | None, batch_size: int | None) -> Predictor:
-    """The model with its batch size: the one asked for, its own, or the default."""
+def _loaded(model: Any, outputs: list[str] | None) -> Predictor:
+    """The model without a batch size, unless one is built into it."""
     if isinstance(model, str | os.PathLike):
         wanted = Model(path=os.fspath(model), outputs=outputs)
         with model_gate.admit(wanted) as admitted:
-            predictor = load_predictor(wanted, admitted.path, Engine())
-    else:
-        predictor = wrap_model(model, outputs)
-    return predictor.with_batch_size(batch_size or predictor.batch_size or _BATCH_SIZE)
+            return predictor.load_predictor(wanted, admitted.path, Engine())
+    return predictor.wrap_model(model, outputs)
 
 
-def _chunk(data: Any, predictor: Predictor, spec: Input) -> Chunk:
+def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
     """The rows as the model takes them, judged as those of a file are."""
-    table, named = _table(data, predictor.inputs)
+    table, named = _table(data, model.inputs)
     spec = spec if named is None else spec.model_copy(update={"features": named})
     carried = layout.carried_schema(spec, table.schema)
-    columns = features.match_features(table.schema, predictor.inputs, spec, lambda _: table)
-    inputs = features.infer_fields(table, columns, predictor.inputs, spec)
+    columns = features.match_features(table.schema, model.inputs, spec, lambda _: table)
+    inputs = features.infer_fields(table, columns, model.inputs, spec)
     arrays, faults = features.to_arrays(table, columns, inputs, spec)
     numbers = pa.array(np.arange(table.num_rows))
     keys = [numbers if spec.key is None else table[name] for name in carried.names]
-    return Chunk(0, pa.table(keys, schema=carried), arrays, faults)
+    chunk = Chunk(0, pa.table(keys, schema=carried), arrays, faults)
+    warn_of_negative_ids(chunk, model, columns)
+    return chunk
 
 
 def _table(data: Any, inputs: Sequence[Field]) -> tuple[pa.Table, dict[str, str] | None]:
@@ -229,14 +232,22 @@ def _column(array: np.ndarray, field: pa.Field) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(items, type=field.type) if array.ndim > 1 else items
 
 
-def _true_outputs(predictor: Predictor, chunk: Chunk) -> tuple[Field, ...]:
-    """The model's outputs, unknown lengths found by asking it for one batch."""
-    rows = predictor.batch_size
-    first = {name: array[:rows] for name, array in chunk.features.items()}
-    predictions = predictor.predict(first)
-    return tuple(
-        Field(output.name, predictions[output.name].shape[1:], str(predictions[output.name].dtype))
-        for output in predictor.outputs
+def _checked_outputs(
+    model: Predictor, sized: Predictor, chunk: Chunk, bad: str
+) -> tuple[Field, ...]:
+    """The model's outputs, once it is known to run, and on each row alone."""
+    few, filler = predictor.for_few_rows(model), predictor.filler(model.inputs)
+
+    def look(sample: dict[str, np.ndarray]) -> tuple[Field, ...]:
+        outputs = predictor.true_outputs(few, sample)
+        predictor.check_rows_alone(few, sized, sample, batch_dependent=False)
+        return outputs
+
+    good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
+    taken = good if len(good) else np.arange(min(1, chunk.rows))
+    sample = {name: array[taken] for name, array in chunk.features.items()}
+    return predictor.on_sound_rows(
+        model, sample if len(taken) else filler, look, None if bad == "raise" else filler
     )
 
 
@@ -246,9 +257,7 @@ def _settle(scored: Scored, bad: str) -> None:
     if not len(rows):
         return
     if bad == "raise":
-        named = ", ".join(
-            f"{row} ({Reason(scored.faults[row]).label})" for row in rows[:_NAMED_ROWS]
-        )
+        named = ", ".join(f"{row} ({scored.reason(int(row))})" for row in rows[:_NAMED_ROWS])
         msg = (
             f"{len(rows)} rows of {scored.chunk.rows} are bad, the first of them: {named}. "
             "Mend them, or pass `bad='nan'` to make their vectors NaN."

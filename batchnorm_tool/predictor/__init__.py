@@ -5,14 +5,16 @@ TensorFlow is imported when a model is loaded, by the modules of this package al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.predictor.batch_size import choose_batch_size
 from batchnorm_tool.predictor.batches import (
     Device,
@@ -21,11 +23,11 @@ from batchnorm_tool.predictor.batches import (
     OutputChoice,
     choose_outputs,
     every_output,
+    numpy_dtype,
 )
-from batchnorm_tool.predictor.placement import independent_batch_size
+from batchnorm_tool.predictor.placement import check_rows_alone, independent_batch_size, repeated
 
 if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Engine, Model
     from batchnorm_tool.predictor.tensorflow_setup import TensorFlowSetup
 
@@ -33,12 +35,23 @@ __all__ = [
     "IdentityPredictor",
     "ModelPredictor",
     "Predictor",
+    "check_rows_alone",
     "choose_batch_size",
     "describe_model",
+    "filler",
+    "for_few_rows",
     "independent_batch_size",
     "load_predictor",
+    "on_sound_rows",
+    "repeated",
+    "true_outputs",
     "wrap_model",
 ]
+
+# Rows that are predicted to learn what the model does: a slow one takes seconds for each.
+_FEW_ROWS = 8
+
+T = TypeVar("T")
 
 
 class Predictor(Protocol):
@@ -57,6 +70,10 @@ class Predictor(Protocol):
         """Rows in one call of the model; ``None`` before it is fixed."""
 
     @property
+    def embedding_sizes(self) -> Mapping[str, int]:
+        """Rows of the Embedding layer that an input goes straight into, as far as that is known."""
+
+    @property
     def device(self) -> Device:
         """Where it computes."""
 
@@ -71,6 +88,13 @@ class Predictor(Protocol):
             ModelError: The model has a batch size of its own, and it is another.
         """
 
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
+        """The rows on which the model fails, each alone, with what it says of it.
+
+        Raises:
+            ModelFailed: It fails on rows together, and on none of them alone.
+        """
+
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Predict any number of rows; may be called from several threads at once.
 
@@ -80,6 +104,9 @@ class Predictor(Protocol):
         Returns:
             An array ``[n, *shape]`` for each output, by name, float32 where the model computes in
             float16 or bfloat16, and ``[n, 1]`` where it gives one number for a row.
+
+        Raises:
+            ModelFailed: The model fails on some of the rows; `failing_rows` finds them.
         """
 
 
@@ -98,6 +125,11 @@ class IdentityPredictor:
     threads: int = 1
 
     @property
+    def embedding_sizes(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
+    @property
     def outputs(self) -> tuple[Field, ...]:
         """The inputs, one number for a row being a vector of one."""
         return tuple(replace(field, shape=field.shape or (1,)) for field in self.inputs)
@@ -106,12 +138,91 @@ class IdentityPredictor:
         """The same; the batch size changes nothing here."""
         return replace(self, batch_size=batch_size)
 
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:  # noqa: ARG002
+        """None: nothing is computed."""
+        return {}
+
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The features themselves, ``[n]`` as ``[n, 1]``."""
         return {
             name: array[:, np.newaxis] if array.ndim == 1 else array
             for name, array in features.items()
         }
+
+
+def for_few_rows(predictor: Predictor) -> Predictor:
+    """The model for a first look at a few rows, or for as many as are built into it."""
+    return predictor if predictor.batch_size else predictor.with_batch_size(_FEW_ROWS)
+
+
+def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+    """One row of zeros, or of empty strings."""
+    return {
+        field.name: np.full(
+            (1, *(size or 1 for size in field.shape)),
+            "" if field.dtype == "string" else 0,
+            numpy_dtype(field.dtype),
+        )
+        for field in inputs
+    }
+
+
+def on_sound_rows(
+    model: Predictor,
+    sample: dict[str, np.ndarray],
+    use: Callable[[dict[str, np.ndarray]], T],
+    otherwise: dict[str, np.ndarray] | None,
+) -> T:
+    """What ``use`` makes of a sample, or of those of its rows on which the model runs.
+
+    Args:
+        model: Any batch size, or none yet.
+        sample: At least one row of features.
+        use: Runs the model on rows.
+        otherwise: Rows to take where it runs on none of the sample.
+
+    Raises:
+        ModelError: It runs on none, and there are no others.
+    """
+    try:
+        return use(sample)
+    except ModelFailed as error:
+        failing = model.failing_rows(sample)
+        rows = len(next(iter(sample.values())))
+        sound = [row for row in range(rows) if row not in failing]
+        if not sound and otherwise is None:
+            raise ModelError(
+                f"The model fails on each of the first {rows} rows: {error}. Check that the "
+                "features are what it was trained on, and that model.predict() works for them."
+            ) from error
+    if not sound and otherwise is not None:
+        return use(otherwise)
+    return use({name: array[sound] for name, array in sample.items()})
+
+
+def true_outputs(few: Predictor, sample: Mapping[str, np.ndarray]) -> tuple[Field, ...]:
+    """The outputs with the shapes and dtypes that a model gives for real rows.
+
+    Args:
+        few: The model for few rows in a call.
+        sample: At least one row of features.
+
+    Raises:
+        ModelError: An output holds no numbers.
+        ModelFailed: The model fails on some of the rows.
+    """
+    predictions = few.predict(repeated(sample, few.batch_size or 1))
+    outputs = []
+    for name in (output.name for output in few.outputs):
+        shape, dtype = predictions[name].shape[1:], predictions[name].dtype
+        if dtype.kind in "OSUc" or 0 in shape:
+            raise ModelError(
+                f"The output `{name}` cannot be normalized. Expected real numbers, at "
+                f"least one for each row. Received: dtype {dtype}, shape {('rows', *shape)}. "
+                "Choose another with `model.outputs` or `model.layer`."
+            )
+        outputs.append(Field(name, shape, str(dtype)))
+    return tuple(outputs)
 
 
 def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
@@ -132,7 +243,8 @@ def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
     from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
 
     setup = start_tensorflow(engine.devices, engine.threads)
-    return _predictor(_load(model, path, partial(choose_outputs, chosen=model.outputs)), setup)
+    loaded = _load(model, path, partial(choose_outputs, chosen=model.outputs))
+    return _predictor(loaded, setup, pads=model.batch_dependent == "refuse")
 
 
 def describe_model(
@@ -189,8 +301,8 @@ def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
         return load_keras_model(model, path, choose)
 
 
-def _predictor(loaded: LoadedModel, setup: TensorFlowSetup) -> Predictor:
+def _predictor(loaded: LoadedModel, setup: TensorFlowSetup, *, pads: bool = True) -> Predictor:
     """The model, its batch size fixed already where one is built into it."""
-    predictor = ModelPredictor(loaded, setup.device, setup.threads)
     own = loaded.own_batch_size
+    predictor = ModelPredictor(loaded, setup.device, setup.threads, pads=pads or own is not None)
     return predictor if own is None else predictor.with_batch_size(own)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchnorm_tool.predictor.placement import repeated
+
 if TYPE_CHECKING:
     from batchnorm_tool.predictor import Predictor
 
@@ -98,7 +100,7 @@ def _seconds(
     predictor: Predictor, sample: Mapping[str, np.ndarray], size: int, left: float
 ) -> list[float]:
     """Seconds of calls of ``size`` rows, at least one; the first also warms up."""
-    batch = {name: _repeated(array, size) for name, array in sample.items()}
+    batch = repeated(sample, size)
     seconds: list[float] = []
     least, most = (min(each, left) for each in _SIZE_SECONDS)
     while not seconds or sum(seconds) < (most if len(seconds) < _CALLS else least):
@@ -106,11 +108,6 @@ def _seconds(
         predictor.predict(batch)
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _repeated(array: np.ndarray, rows: int) -> np.ndarray:
-    repeats = -(-rows // len(array))
-    return np.concatenate([array] * repeats)[:rows]
 
 
 def _free_bytes() -> int:

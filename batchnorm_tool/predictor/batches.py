@@ -4,7 +4,8 @@ TensorFlow's output bits depend on the shape of a batch, and on some processors 
 it (on AVX2 alone, two to four of 32 rows went through another kernel and differed in the last bit),
 but not on the other rows. So every call of the model has the same number of rows, the last one
 padded by repeating its last real row, and a row that stands at the same place of the same grid gets
-the same bits in every run.
+the same bits in every run. Only a model that may depend on the other rows of a batch gets the last
+one as it is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
-from batchnorm_tool.errors import InputError, ModelError
+from batchnorm_tool.errors import InputError, ModelError, ModelFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -27,6 +29,8 @@ Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 OutputChoice = Callable[[Sequence[str]], Sequence[int]]
 
 _NARROW_FLOATS = frozenset({"bfloat16", "float16"})
+# Rows of a call that looks for those on which the model fails: halving it costs six calls at most.
+_SEARCH_ROWS = 32
 
 
 class LoadedModel(Protocol):
@@ -43,6 +47,10 @@ class LoadedModel(Protocol):
     @property
     def own_batch_size(self) -> int | None:
         """The batch size that is built into the model, if one is."""
+
+    @property
+    def embedding_sizes(self) -> Mapping[str, int]:
+        """Rows of the Embedding layer that an input goes straight into, by its name."""
 
     def compile(self, batch_size: int) -> Step:
         """A function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
@@ -61,6 +69,7 @@ class ModelPredictor:
         threads: Threads within one operation.
         batch_size: Rows in one call; ``None`` before it is fixed.
         step: The model compiled for that batch size.
+        pads: Whether the last batch is padded.
     """
 
     model: LoadedModel
@@ -68,6 +77,7 @@ class ModelPredictor:
     threads: int
     batch_size: int | None = None
     step: Step | None = None
+    pads: bool = True
 
     @property
     def inputs(self) -> tuple[Field, ...]:
@@ -86,6 +96,11 @@ class ModelPredictor:
             for field in self.model.outputs
         )
 
+    @property
+    def embedding_sizes(self) -> Mapping[str, int]:
+        """Rows of the Embedding layer that an input goes straight into, by its name."""
+        return self.model.embedding_sizes
+
     def with_batch_size(self, batch_size: int) -> Self:
         """The same model, compiled for a batch size."""
         if batch_size == self.batch_size:
@@ -98,16 +113,36 @@ class ModelPredictor:
             )
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
+        """The rows on which the model fails, each alone, with what it says of it.
+
+        Raises:
+            ModelFailed: It fails on rows together, and on none of them alone.
+        """
+        rows = np.arange(len(features[self.inputs[0].name]))
+        size = self._search.batch_size or 1
+        found: dict[int, str] = {}
+        for start in range(0, len(rows), size):
+            found |= _failing(self._search, features, rows[start : start + size])
+        return found
+
+    @cached_property
+    def _search(self) -> Self:
+        own = self.model.own_batch_size
+        return self.with_batch_size(own or min(_SEARCH_ROWS, self.batch_size or _SEARCH_ROWS))
+
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Predict any number of rows, batch by batch."""
         if self.step is None or self.batch_size is None:
             raise ModelError("The batch size is not fixed yet. Call with_batch_size() first.")
         arrays = [_checked(features, field) for field in self.inputs]
         rows = _rows(arrays)
+        if self.device == "gpu":
+            self._check_ids(arrays)
         results: list[np.ndarray] = []
         for start in range(0, rows, self.batch_size):
             stop = min(start + self.batch_size, rows)
-            batch = self.step([_padded(array[start:stop], self.batch_size) for array in arrays])
+            batch = self._call(self.step, [array[start:stop] for array in arrays])
             results = results or [np.empty((rows, *got.shape[1:]), got.dtype) for got in batch]
             for result, got in zip(results, batch, strict=True):
                 result[start:stop] = got[: stop - start]
@@ -116,6 +151,37 @@ class ModelPredictor:
             field.name: _widened(result)
             for field, result in zip(self.outputs, results, strict=True)
         }
+
+    def _check_ids(self, arrays: Sequence[np.ndarray]) -> None:
+        """Fail as a CPU does, where a GPU takes zeros for an id that an Embedding does not have."""
+        for field, array in zip(self.inputs, arrays, strict=True):
+            size = self.embedding_sizes.get(field.name)
+            if size is not None and (outside := (array < -size) | (array >= size)).any():
+                raise ModelFailed(f"{array[outside][0]} is not in [0, {size})")
+
+    def _call(self, step: Step, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        size = self.batch_size or 1
+        if not self.pads and len(arrays[0]) < size:
+            return self.model.compile(len(arrays[0]))(arrays)
+        return step([_padded(array, size) for array in arrays])
+
+
+def _failing(
+    predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
+) -> dict[int, str]:
+    """Those of some rows on which the model fails, found by halving; a call holds no others."""
+    call = np.resize(rows, predictor.batch_size or 1)
+    try:
+        predictor.predict({name: array[call] for name, array in features.items()})
+    except ModelFailed as error:
+        if len(rows) == 1:
+            return {int(rows[0]): str(error)}
+        left, right = np.array_split(rows, 2)
+        found = _failing(predictor, features, left) | _failing(predictor, features, right)
+        if not found:
+            raise
+        return found
+    return {}
 
 
 def every_output(names: Sequence[str]) -> Sequence[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Model
     from batchnorm_tool.predictor.batches import OutputChoice, Step
 
+# What a model makes of a float, and of nothing else, is what it wants; see `_uses`.
+_MOST_TRACES = 81
+_CAST_TO = ({"int32"}, {"int64"}, {"string"})
 _TRACE_FAILURES = (
     *(AssertionError, AttributeError, LookupError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError),
@@ -52,6 +56,7 @@ class KerasModel:
         outputs: The chosen outputs.
         chosen: Their places among all outputs.
         structure: The nest in which the model wants its inputs.
+        embedding_sizes: Rows of the Embedding layer that an input goes straight into, by its name.
     """
 
     model: Any
@@ -59,21 +64,29 @@ class KerasModel:
     outputs: tuple[Field, ...]
     chosen: tuple[int, ...]
     structure: Any
+    embedding_sizes: Mapping[str, int]
 
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
         """Look at a model, and choose among its outputs.
 
         Raises:
-            ModelError: It is not built, or there is no such output, or no choice where one is
-                needed.
+            ModelError: It is not built, keeps state from call to call, or there is no such output,
+                or no choice where one is needed.
         """
+        _check_stateless(model)
         structure, inputs, _ = _inputs(model)
+        if not getattr(model, "inputs", None):
+            inputs = _with_true_dtypes(model, structure, inputs)
         found = _describe_outputs(model, structure, inputs)
         names = _distinct([name for name, _ in found])
         chosen = choose(names)
         fields = tuple(field_of(names[place], found[place][1]) for place in chosen)
-        return cls(model, inputs, fields, tuple(chosen), structure)
+        named = {id(tensor): name for name, tensor in _input_tensors(structure)}
+        sizes = {
+            named[id(model.inputs[place])]: size for place, size in _embedding_sizes(model).items()
+        }
+        return cls(model, inputs, fields, tuple(chosen), structure, sizes)
 
     @property
     def own_batch_size(self) -> int | None:
@@ -104,23 +117,93 @@ class KerasModel:
         return step
 
 
+def _check_stateless(model: Any) -> None:
+    layers = model._flatten_layers(include_self=False)  # noqa: SLF001  no public way
+    names = [layer.name for layer in layers if getattr(layer, "stateful", False) is True]
+    if names:
+        raise ModelError(
+            f"The model keeps state from call to call: its layer `{names[0]}` has stateful=True. "
+            "Expected predictions that depend on the row alone, and not on the rows before it. "
+            "Build it with stateful=False, give it these weights, and save that."
+        )
+
+
 def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
     """The nest of the inputs, their fields in flat order, and the batch size if one is built in."""
-    import keras
-
     structure = _input_structure(model)
-    tensors = keras.tree.flatten(structure)
-    if any(tensor.shape is None or tensor.sparse or tensor.ragged for tensor in tensors):
+    named = _input_tensors(structure)
+    if any(tensor.shape is None or tensor.sparse or tensor.ragged for _, tensor in named):
         raise ModelError(
             "The model takes sparse or ragged input, which is not supported. Give a model with "
             "dense inputs."
         )
-    names = list(structure) if isinstance(structure, dict) else map(_tensor_name, tensors)
+    sizes = {tensor.shape[0] for _, tensor in named} - {None}
+    return structure, tuple(field_of(*each) for each in named), min(sizes, default=None)
+
+
+def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
+    """The inputs in flat order, with their names."""
+    import keras
+
     if isinstance(structure, dict):
-        tensors = [structure[name] for name in names]
-    fields = [field_of(name, tensor) for name, tensor in zip(names, tensors, strict=True)]
-    sizes = {tensor.shape[0] for tensor in tensors} - {None}
-    return structure, tuple(fields), min(sizes, default=None)
+        return list(structure.items())
+    return [(_tensor_name(tensor), tensor) for tensor in keras.tree.flatten(structure)]
+
+
+def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> tuple[Field, ...]:
+    """The inputs of a model written as Python code, which is saved with their shapes alone.
+
+    They are floats, unless the model cannot be traced with those (its ``input_spec`` may say so)
+    or first of all casts them to integers or strings, as an Embedding and a StringLookup do.
+
+    Raises:
+        ModelError: It can be traced neither with floats nor with integers nor with strings.
+    """
+    refusal: ModelError | None = None
+    choices = itertools.product((inputs[0].dtype, "int64", "string"), repeat=len(inputs))
+    for dtypes in itertools.islice(choices, _MOST_TRACES):
+        fields = [replace(field, dtype=each) for field, each in zip(inputs, dtypes, strict=True)]
+        try:
+            concrete, _ = _trace(model, structure, fields, None)
+        except ModelError as error:
+            refusal = refusal or error
+            continue
+        used = [_uses(tensor) for tensor in concrete.inputs[: len(fields)]]
+        return tuple(
+            replace(field, dtype=min(kinds)) if kinds in _CAST_TO else field
+            for field, kinds in zip(fields, used, strict=True)
+        )
+    raise refusal or ModelError("The model takes no inputs.")
+
+
+def _uses(tensor: Any) -> set[str]:
+    """The dtypes as which a tensor of a graph is used: what it is cast to, else its own."""
+    found: set[str] = set()
+    for operation in tensor.consumers():
+        if operation.type not in ("Cast", "Identity"):
+            found.add(tensor.dtype.name)
+        elif not operation.outputs[0].dtype.is_floating:
+            found.add(operation.outputs[0].dtype.name)
+        else:
+            found |= _uses(operation.outputs[0])
+    return found
+
+
+def _embedding_sizes(model: Any) -> dict[int, int]:
+    """The places of the inputs that go straight into an Embedding layer, and its rows."""
+    import keras
+
+    tensors = getattr(model, "inputs", None) or []
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
+    found: dict[int, int] = {}
+    for layer in model.layers if places else ():
+        inner = _embedding_sizes(layer) if isinstance(layer, keras.Model) else {}
+        if isinstance(layer, keras.layers.Embedding):
+            inner = {0: layer.input_dim}
+        for node in layer._inbound_nodes:  # noqa: SLF001  no public way
+            taken = {places.get(id(node.input_tensors[at])): size for at, size in inner.items()}
+            found |= {place: size for place, size in taken.items() if place is not None}
+    return found
 
 
 def _input_structure(model: Any) -> Any:

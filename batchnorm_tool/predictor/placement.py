@@ -1,21 +1,27 @@
-"""Whether the bits of a prediction depend on the row's place in its batch."""
+"""What a prediction depends on beside its row: its place, the rows with it, earlier calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import ModelError, ModelFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.predictor import Predictor
 
+_Rows = Mapping[str, np.ndarray]
+# Parts of the largest number in a column. The same batch has the same bits again, and in a batch of
+# the same size a row keeps them whoever is beside it, unless the model makes room for the longest
+# row; at another size or place other kernels compute it, and where a model rounds or takes a
+# maximum a few rows may tip over.
+_NOISE_AGAIN, _NOISE_BESIDE, _NOISE_ELSEWHERE = 1e-5, 1e-3, 2e-2
 
-def independent_batch_size(
-    predictor: Predictor, sample: Mapping[str, np.ndarray], sizes: Sequence[int]
-) -> int | None:
+
+def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
     """The first of several batch sizes at which a row's bits do not depend on its place.
 
     Where a matrix product has rows left over behind its last full block, another kernel computes
@@ -41,9 +47,7 @@ def independent_batch_size(
     return None
 
 
-def is_place_independent(
-    predictor: Predictor, sample: Mapping[str, np.ndarray], batch_size: int
-) -> bool:
+def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -> bool:
     """Whether rows get the same bits wherever they stand in a batch, as far as a sample tells.
 
     Args:
@@ -51,9 +55,7 @@ def is_place_independent(
         sample: At least one row of features; repeated to fill a batch.
         batch_size: Rows in one call.
     """
-    batch = {
-        name: np.resize(array, (batch_size, *array.shape[1:])) for name, array in sample.items()
-    }
+    batch = repeated(sample, batch_size)
     expected = predictor.predict(batch)
     # Every row is moved into the first block, the last one, and two between.
     for shift in {1, 5, batch_size // 3, batch_size // 2 + 1}:
@@ -62,3 +64,111 @@ def is_place_independent(
             if np.roll(predictions, -shift, 0).tobytes() != expected[name].tobytes():
                 return False
     return True
+
+
+def check_rows_alone(
+    few: Predictor, many: Predictor, sample: _Rows, *, batch_dependent: bool
+) -> None:
+    """Check that a prediction depends on its row alone, as far as a sample tells.
+
+    Args:
+        few: The model, for few rows in a call.
+        many: The model, for as many rows in a call as there will be.
+        sample: At least one row of features; repeated to fill a batch.
+        batch_dependent: Whether it may depend on the other rows of its batch.
+
+    Raises:
+        ModelError: It depends on earlier calls, on chance, or on other rows.
+    """
+    batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
+    mixed = not batch_dependent and (
+        _is_mixed(few, batch, expected)
+        or _is_other(expected, many.predict(repeated(batch, many.batch_size or 1)))
+    )
+    if _distances(expected, few.predict(batch)).max() > _NOISE_AGAIN:
+        raise ModelError(
+            "The model gave other predictions for the same rows when it was called again: it keeps "
+            "state from call to call, or draws random numbers. Expected predictions that depend on "
+            "the row alone. Save it without that (stateful=False; no dropout, noise or sampling "
+            "with training=True), or take another output or `model.layer`."
+        )
+    if mixed:
+        raise ModelError(
+            "The model gave other predictions for the same row among other rows: it computes over "
+            "the batch (such as BatchNormalization with training=True, or a mean or softmax over "
+            "axis 0). Expected predictions that depend on the row alone. Change the model, or set "
+            "`model.batch_dependent: accept` and `model.batch_size`: the rows that are predicted "
+            "together are then those of model.predict with this batch size."
+        )
+
+
+def repeated(sample: _Rows, rows: int) -> dict[str, np.ndarray]:
+    """The rows of a sample, over and over until there are so many."""
+    return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in sample.items()}
+
+
+def _distinct(predictor: Predictor, batch: _Rows) -> tuple[_Rows, _Rows]:
+    """A batch of distinct rows and what is predicted for them; equal ones would hide a lot."""
+    if all((array == array[:1]).all() for array in batch.values()):
+        varied = {name: array.copy() for name, array in batch.items()}
+        for array in varied.values():
+            array[1::2] = _larger(array)[1::2]
+        with contextlib.suppress(ModelFailed):
+            return varied, predictor.predict(varied)
+    return batch, predictor.predict(batch)
+
+
+def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
+    """Whether a row's prediction changes with the rows beside it, or with its place."""
+    for place, other in _other_neighbours(batch, predictor.batch_size or 1):
+        try:
+            found = predictor.predict(other)
+        except ModelFailed:  # these neighbours are no rows for this model
+            continue
+        if _distances(expected, found)[place] > _NOISE_BESIDE:
+            return True
+    moved = predictor.predict({name: np.roll(array, 3, 0) for name, array in batch.items()})
+    return _is_other(expected, {name: np.roll(array, -3, 0) for name, array in moved.items()})
+
+
+def _is_other(expected: _Rows, found: _Rows) -> bool:
+    """Whether most of the rows, computed elsewhere, are others."""
+    return bool(np.median(_distances(expected, found)) > _NOISE_ELSEWHERE)
+
+
+def _other_neighbours(batch: _Rows, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Batches in which one row stands where it stood, and all others are other rows."""
+    middle = rows // 2 | 1 if rows > 1 else 0
+    for place, change in (
+        *((0, _filler), (rows - 1, _filler)),
+        *((0, _larger), (middle, _larger)),
+        (middle, lambda array: np.roll(array, 1, 0)),
+    ):
+        other = {name: change(array) for name, array in batch.items()}
+        for name, array in batch.items():
+            other[name][place] = array[place]
+        yield place, other
+
+
+def _filler(array: np.ndarray) -> np.ndarray:
+    return np.full_like(array, "" if array.dtype == object else 0)
+
+
+def _larger(array: np.ndarray) -> np.ndarray:
+    if np.issubdtype(array.dtype, np.floating):
+        with np.errstate(over="ignore"):
+            return 2 * array + 1
+    return np.full_like(array, "a" if array.dtype == object else 1)
+
+
+def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
+    """How far each row is from what is expected at most, in parts of its column's maximum."""
+    farthest = np.zeros(1)
+    for name, predictions in expected.items():
+        rows = min(len(predictions), len(found[name]))
+        a, b = (each[:rows].reshape(rows, -1).astype(float) for each in (predictions, found[name]))
+        with np.errstate(all="ignore"):
+            scale = np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max(0)
+            apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b) / scale)
+        farthest = np.fmax(farthest, np.nan_to_num(apart, nan=np.inf).max(1))
+    return farthest

@@ -78,6 +78,11 @@ class SavedModel:
         specs = self.signature.structured_input_signature[1].values()
         return min({spec.shape[0] for spec in specs} - {None}, default=None)
 
+    @property
+    def embedding_sizes(self) -> dict[str, int]:
+        """None: its layers are not known any more."""
+        return {}
+
     def compile(self, batch_size: int) -> Step:
         """A step over batches of one size; the graph is compiled already."""
         import tensorflow as tf

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import ModelError, WorkFailed
+from batchnorm_tool.errors import ModelError, ModelFailed, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.predictor.batches import Step
@@ -68,17 +68,28 @@ def graph_step(concrete: Any, inputs: Sequence[Field], outputs: Sequence[Field])
 
 @contextlib.contextmanager
 def run_errors() -> Iterator[None]:
-    """Map what TensorFlow raises while a model runs to errors of ours, or to MemoryError."""
+    """Map what TensorFlow raises while a model runs to errors of ours, or to MemoryError.
+
+    Raises:
+        ModelFailed: The same rows will fail again.
+        WorkFailed: The device or the system failed, which another try may heal.
+    """
     import tensorflow as tf
 
+    lasting = (
+        *(tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.NotFoundError),
+        *(tf.errors.FailedPreconditionError, tf.errors.UnimplementedError),
+    )
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise MemoryError(str(error)) from error
+    except lasting as error:
+        raise ModelFailed(_cause(error.message)) from error
     except tf.errors.OpError as error:
         raise WorkFailed(
-            f"The model failed on a batch ({type(error).__name__}: {_cause(error.message)}). Check "
-            "that the features are what it was trained on."
+            f"The model failed on a batch ({type(error).__name__}: {_cause(error.message)}). Run "
+            "it again: it resumes. If it fails again, try `engine.devices: cpu`."
         ) from error
 
 

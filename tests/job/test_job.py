@@ -36,6 +36,7 @@ FULL = {
         "signature": "embed",
         "outputs": ["embedding", "halves"],
         "batch_size": 512,
+        "batch_dependent": "accept",
         "sha256": HASH,
         "trust": {"classes": ["my_package.layers.L2Distance"]},
     },

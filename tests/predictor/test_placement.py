@@ -1,4 +1,4 @@
-"""Whether bits depend on a row's place in its batch."""
+"""What predictions depend on beside their rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.predictor import IdentityPredictor, independent_batch_size
-from batchnorm_tool.predictor.placement import is_place_independent
+from batchnorm_tool.predictor.placement import check_rows_alone, is_place_independent
 
 Rows = Mapping[str, np.ndarray]
 SAMPLE = {"x": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)}
@@ -105,3 +105,127 @@ def test_negative_zero_is_another_bit_pattern() -> None:
 def test_nan_is_equal_to_itself() -> None:
     model = IdentityPredictor(batch_size=100)
     assert is_place_independent(model, {"x": np.full((1, 3), np.nan, np.float32)}, 100)
+
+
+# ---- other rows and earlier calls
+
+
+@dataclass(frozen=True)
+class Model(IdentityPredictor):
+    """Computes with a batch whatever it is told to."""
+
+    compute: Callable[[np.ndarray], np.ndarray] = lambda rows: rows
+
+    def predict(self, features: Rows) -> dict[str, np.ndarray]:
+        assert len(features["x"]) == self.batch_size
+        return {"y": self.compute(features["x"])}
+
+
+def check(model: Model, array: np.ndarray, size: int = 32, *, accept: bool = False) -> None:
+    few, many = model.with_batch_size(8), model.with_batch_size(size)
+    check_rows_alone(few, many, {"x": array}, batch_dependent=accept)
+
+
+NUMBERS = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
+INPUTS = {
+    "distinct": NUMBERS,
+    "constant": np.ones_like(NUMBERS),
+    "zeros": np.zeros_like(NUMBERS),
+    "one row": NUMBERS[:1],
+    "one number": NUMBERS[:, :1],
+    "whole": np.arange(40).reshape(40, 1),
+}
+MIXING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda x: x + x.mean(0),
+    "a little of the mean": lambda x: x + 0.01 * x.mean(0),
+    "maximum": lambda x: x / np.maximum(np.abs(x).max(0), 1e-9),
+    "softmax": lambda x: np.exp(x - x.max(0)) / np.exp(x - x.max(0)).sum(0),
+    "neighbour": lambda x: x + np.roll(x, 1, 0),
+    "sum so far": lambda x: x.cumsum(0),
+    "order": lambda x: x + x.argsort(0),
+    "place": lambda x: x + np.arange(len(x))[:, None],
+    "size": lambda x: (x + 1) / len(x),
+    "one of two columns": lambda x: np.concatenate([1e9 * x, x + x.mean(0)], 1),
+}
+
+
+@pytest.mark.parametrize("array", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("compute", MIXING.values(), ids=MIXING)
+def test_a_model_that_mixes_rows_is_found_whatever_the_rows_are(
+    compute: Callable[[np.ndarray], np.ndarray], array: np.ndarray
+) -> None:
+    with pytest.raises(ModelError, match="other predictions for the same row among other rows"):
+        check(Model(compute=compute), array)
+    check(Model(compute=compute), array, accept=True)
+
+
+def test_text_that_is_mixed_is_found() -> None:
+    def lengths(words: np.ndarray) -> np.ndarray:
+        found = np.array([[float(len(word))] for word in words])
+        return found + found.max(0)
+
+    with pytest.raises(ModelError, match="among other rows"):
+        check(Model(compute=lengths), np.array(["", "", ""], object))
+
+
+ALONE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "itself": lambda x: x,
+    "steep": lambda x: np.exp(50 * x.astype(float)),
+    "not finite": lambda x: np.where(x > 0, np.inf, np.where(x < 0, np.nan, x)),
+    "other kernels elsewhere": lambda x: x * (1 + np.arange(len(x))[:, None] * 1e-7),
+    "a few tip over elsewhere": lambda x: x + 9 * (np.arange(len(x)) % 5 == 0)[:, None],
+}
+
+
+@pytest.mark.parametrize("array", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("compute", ALONE.values(), ids=ALONE)
+def test_a_model_that_does_each_row_alone_is_no_false_alarm(
+    compute: Callable[[np.ndarray], np.ndarray], array: np.ndarray
+) -> None:
+    with np.errstate(all="ignore"):
+        check(Model(compute=compute), array)
+
+
+def test_rounding_beside_longer_rows_is_no_false_alarm() -> None:
+    longest = lambda x: x * (1 + np.abs(x).max() * 1e-6)  # noqa: E731
+    check(Model(compute=longest), NUMBERS)
+
+
+def test_neighbours_that_the_model_does_not_take_are_passed_over() -> None:
+    def picky(ids: np.ndarray) -> np.ndarray:
+        if (ids < 5).any() or (ids > 9).any():
+            msg = "not an id"
+            raise ModelFailed(msg)
+        return ids + mixed * ids.mean(0)
+
+    array = np.arange(5, 10).reshape(5, 1)
+    for mixed in (0, 1):
+        if mixed:
+            with pytest.raises(ModelError, match="among other rows"):
+                check(Model(compute=picky), array)
+        else:
+            check(Model(compute=picky), array)
+
+
+@pytest.mark.parametrize("accept", [False, True], ids=["refuse", "accept"])
+@pytest.mark.parametrize("drift", [1e-4, 1.0])
+def test_state_is_found_also_where_mixing_is_accepted(drift: float, *, accept: bool) -> None:
+    calls: list[int] = []
+
+    def counted(rows: np.ndarray) -> np.ndarray:
+        calls.append(len(rows))
+        return rows * (1 + drift * len(calls))
+
+    with pytest.raises(ModelError, match="keeps state from call to call, or draws random numbers"):
+        check(Model(compute=counted), NUMBERS, accept=accept)
+
+
+def test_state_that_follows_the_largest_row_is_found() -> None:
+    largest = [0.0]
+
+    def scaled(rows: np.ndarray) -> np.ndarray:
+        largest[0] = max(largest[0], float(np.abs(rows).max()))
+        return rows / largest[0]
+
+    with pytest.raises(ModelError, match="keeps state"):
+        check(Model(compute=scaled), NUMBERS)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import InputError, JobError, ModelError, WorkFailed
+from batchnorm_tool.errors import InputError, JobError, ModelError, ModelFailed, WorkFailed
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.model_gate import admit
 from batchnorm_tool.predictor import (
     IdentityPredictor,
+    ModelPredictor,
     Predictor,
     choose_batch_size,
     describe_model,
     load_predictor,
     wrap_model,
 )
+from batchnorm_tool.predictor.tensors import run_errors
 from tests.bits import same_bits
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -365,12 +368,112 @@ def test_features_that_do_not_fit_are_refused(features: Any, words: str) -> None
         wrap_model(encoder()).with_batch_size(2).predict(features)
 
 
-def test_a_failure_while_predicting_is_explained() -> None:
+def embedder() -> Any:
     numbers = keras.Input((1,), dtype="int32", name="numbers")
-    model = keras.Model(numbers, keras.layers.Flatten()(keras.layers.Embedding(3, 2)(numbers)))
-    predictor = wrap_model(model).with_batch_size(2)
-    with pytest.raises(WorkFailed, match="The model failed on a batch"):
+    return keras.Model(numbers, keras.layers.Flatten()(keras.layers.Embedding(3, 2)(numbers)))
+
+
+def test_a_failure_while_predicting_is_explained() -> None:
+    predictor = wrap_model(embedder()).with_batch_size(2)
+    with pytest.raises(ModelFailed, match=r"indices\[1,0\] = 7 is not in \[0, 3\)") as told:
         predictor.predict({"numbers": np.array([[1], [7]])})
+    assert "the features are what it was trained on" in told.value.message
+
+
+@pytest.mark.parametrize("size", [None, 1, 8, 64])
+def test_rows_on_which_the_model_fails_are_found_one_by_one(size: int | None) -> None:
+    model = wrap_model(embedder())
+    numbers = np.arange(100).reshape(100, 1) % 3
+    bad = {0: 3, 31: 9, 32: 5, 33: 77, 99: 4}
+    numbers[list(bad), 0] = list(bad.values())
+    found = (model if size is None else model.with_batch_size(size)).failing_rows(
+        {"numbers": numbers}
+    )
+    assert found == {
+        row: f"indices[0,0] = {number} is not in [0, 3)" for row, number in bad.items()
+    }
+
+
+def test_a_failure_of_rows_together_is_none_of_a_row() -> None:
+    class Apart(tf.Module):  # type: ignore[misc]
+        """Takes rows only where all are equal, or else one is."""
+
+        inputs = (Field("x", (1,), "float32"),)
+        outputs = inputs
+        own_batch_size = None
+
+        def compile(self, batch_size: int) -> Any:
+            def step(arrays: Any) -> Any:
+                if len(np.unique(arrays[0])) > 1:
+                    msg = "rows differ"
+                    raise ModelFailed(msg)
+                return arrays
+
+            return step
+
+    apart: Any = Apart()
+    with pytest.raises(ModelFailed, match="rows differ"):
+        ModelPredictor(apart, "cpu", 1).failing_rows({"x": np.arange(5.0).reshape(5, 1)})
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (tf.errors.InvalidArgumentError, ModelFailed),
+        (tf.errors.ResourceExhaustedError, MemoryError),
+        (tf.errors.InternalError, WorkFailed),
+        (tf.errors.UnavailableError, WorkFailed),
+    ],
+)
+def test_only_what_rows_can_cause_is_laid_to_them(error: Any, becomes: type[Exception]) -> None:
+    with pytest.raises(becomes) as told, run_errors():
+        raise error(None, None, "device lost")
+    assert type(told.value) is becomes
+
+
+def test_a_gpu_fails_on_an_unknown_id_as_a_cpu_does() -> None:
+    """On a GPU the operation gives zeros; here the CPU only passes for one."""
+    model: Any = wrap_model(embedder())
+    gpu = replace(model, device="gpu").with_batch_size(2)
+    with pytest.raises(ModelFailed, match=r"7 is not in \[0, 3\)"):
+        gpu.predict({"numbers": np.array([[1], [7]])})
+    assert gpu.predict({"numbers": np.array([[1], [-3]])})
+
+
+def test_embeddings_that_inputs_go_straight_into_are_known() -> None:
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((2,)), layers.Embedding(7, 2), layers.Flatten()])
+    first, other, last = (keras.Input((2,), name=name) for name in ("first", "other", "last"))
+    vectors = [layers.Embedding(5, 2)(last + 1), layers.Embedding(9, 2)(first)]
+    flat = [inner(other), *map(layers.Flatten(), vectors)]
+    model: Any = wrap_model(keras.Model([first, other, last], layers.Concatenate()(flat)))
+    assert model.embedding_sizes == {"first": 9, "other": 7}
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "dtypes"),
+    [
+        ("Reading", {"input": np.array([["red", "x"], ["green", ""]], object)}, ["string"]),
+        ("Looking", {"input": np.array([[16777217, 3], [2, 1]])}, ["int32"]),
+        ("Hashing", {"input": np.array([["red", "x"], ["green", ""]], object)}, ["string"]),
+        ("Both", {"word": np.array([["red"], [""]], object), "size": np.ones((2, 3), "f4")},
+         ["string", "float32"]),
+        ("Doubling", {"input": np.ones((2, 3), "f4")}, ["float32"]),
+    ],
+    ids=["text", "ids", "declared", "text and numbers", "numbers"],
+)  # fmt: skip
+def test_a_model_in_python_code_gets_the_dtypes_that_it_takes(
+    tmp_path: Path, make: str, rows: dict[str, np.ndarray], dtypes: list[str]
+) -> None:
+    model = getattr(custom_layers, make)()
+    tensors = {name: tf.constant(array) for name, array in rows.items()}
+    expected = model(tensors if len(rows) > 1 else tensors["input"])
+    model.save(tmp_path / "model.keras")
+    predictor = load(tmp_path / "model.keras", trust={"classes": [f"custom_layers.{make}"]})
+    assert [field.dtype for field in predictor.inputs] == dtypes
+    (got,) = predictor.with_batch_size(2).predict(rows).values()
+    factor = 2 if make == "Doubling" else 1
+    assert np.allclose(got, factor * expected.numpy(), atol=1e-6)
 
 
 def test_an_h5_file_without_some_of_its_weights_is_refused_by_name(tmp_path: Path) -> None:
