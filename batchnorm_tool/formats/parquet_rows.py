@@ -10,15 +10,19 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.errors import Damaged
+from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import MEBIBYTE
 
@@ -261,22 +265,56 @@ def value_bytes(path: str) -> dict[str, int]:
     """About how many bytes a row of each column takes in memory, by a file's first row group.
 
     A dictionary far beyond its stored size counts whole: each row may be all of it.
+
+    Raises:
+        InputError: The footer is damaged.
     """
-    sizes: Counter[str] = Counter()
     with local_file.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
-        if not metadata.num_row_groups:
-            return {}
-        group = metadata.row_group(0)
-        group_rows = max(1, group.num_rows)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
-            is_bomb = chunk.has_dictionary_page and size > max(_LARGE_BYTES, 100 * stored)
-            rows = 1 if is_bomb else group_rows
-            width = _PHYSICAL_BYTES.get(chunk.physical_type, 0)
-            name = chunk.path_in_schema
-            while name not in names and "." in name:
-                name = name.rpartition(".")[0]
-            sizes[name] += max(size // rows, width * chunk.num_values // group_rows)
+    if not metadata.num_row_groups:
+        return {}
+    rows = max(1, metadata.row_group(0).num_rows)
+    sizes: Counter[str] = Counter()
+    for chunk in _chunks_of_first_group(path):
+        is_bomb = chunk.has_dictionary and chunk.size > max(_LARGE_BYTES, 100 * chunk.stored)
+        values = _PHYSICAL_BYTES.get(chunk.kind, 0) * chunk.values
+        name = chunk.path
+        while name not in names and "." in name:
+            name = name.rpartition(".")[0]
+        sizes[name] += chunk.size if is_bomb else max(chunk.size, values) // rows
     return dict(sizes)
+
+
+class _Chunk(NamedTuple):
+    """What the footer says of a column chunk: its values, and its bytes stored and unpacked."""
+
+    path: str
+    kind: str
+    values: int
+    has_dictionary: bool
+    stored: int
+    size: int
+
+
+def _chunks_of_first_group(path: str) -> list[_Chunk]:
+    """Read them in another process: Arrow ends the one that asks for a damaged chunk's metadata."""
+    command = [sys.executable, "-c", _READ_CHUNKS, path]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        message = (
+            f"{path}: the footer's description of the columns is damaged. Expected one that can "
+            f"be read. Received: {done.stderr.decode(errors='replace')[-200:].strip()}. Write or "
+            "copy the file again."
+        )
+        raise InputError(message)
+    return [_Chunk(*chunk) for chunk in json.loads(done.stdout)]
+
+
+_READ_CHUNKS = """
+import json, sys
+import pyarrow.parquet as pq
+group = pq.ParquetFile(sys.argv[1]).metadata.row_group(0)
+chunks = [group.column(place) for place in range(group.num_columns)]
+print(json.dumps([(c.path_in_schema, c.physical_type, c.num_values, c.has_dictionary_page,
+                   c.total_compressed_size, c.total_uncompressed_size) for c in chunks]))
+"""

@@ -69,7 +69,8 @@ class Preparation:
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
             self.report = model_gate.examine(self.job.model.path)
-        self._carried = layout.carried_schema(self.job.input, self.table.schema)
+        with self._naming_the_input():
+            self._carried = layout.carried_schema(self.job.input, self.table.schema)
         self.table.check([*layout.key_columns(self.job.input), *self.job.input.passthrough])
 
     @property

@@ -176,7 +176,7 @@ def _data(path: str) -> dict[str, Any]:
         "columns": columns,
         "likely_key": key,
         "likely_features": _likely_features(columns, schema),
-        "warnings": [*warnings, *table.differing.values()],
+        "warnings": [*warnings, *table.unreadable.values()],
     }
 
 
