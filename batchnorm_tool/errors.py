@@ -190,6 +190,8 @@ def explained(error: BaseException) -> BatchnormToolError:
         return WorkFailed(f"{said}. Lower `engine.workers`, or raise `ulimit -u`. {_RESUMES}")
     if isinstance(error, OSError):
         return _explained_by_system(error, said)
+    if isinstance(error, ValueError) and "null byte" in said:
+        return Refused("A path holds a NUL character, which no path can. Name another one.")
     if isinstance(error, RecursionError):
         return Refused("What was read is nested too deeply to be understood. Make it flatter.")
     return Refused(

@@ -180,11 +180,15 @@ def check_metrics_file(path: str | os.PathLike[str]) -> None:
             "device. Choose another path."
         )
         raise JobError(msg)
+    folder = Path(os.path.realpath(path)).parent
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        msg = f"`--metrics-file {path}` cannot be written in `{folder}`. Choose another path."
+        raise JobError(msg)
 
 
 def _replace(path: Path, text: bytes) -> None:
     """Let the file appear whole and synced: a collector may read it at any moment."""
-    path = path.resolve()  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays one
     # A name that does not end in `.prom`, which a collector would read.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = OutputFile(path, aside, path.name)

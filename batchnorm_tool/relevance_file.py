@@ -92,7 +92,7 @@ def _check_names(columns: Sequence[str] | None) -> None:
 
 def _content(path: str) -> bytes:
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).read_bytes() if _may_be_read(path) else b""
     except (OSError, ValueError) as error:  # a ValueError is a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(
@@ -103,6 +103,11 @@ def _content(path: str) -> bytes:
     if not content.strip():
         raise _nothing_in(path, "an empty file")
     return content
+
+
+def _may_be_read(path: str) -> bool:
+    """Whether it is no FIFO and no device, which may never end."""
+    return not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
 
 
 def _summed(path: str, rows: RelevanceRows) -> RelevanceTable:

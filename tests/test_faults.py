@@ -23,12 +23,12 @@ from batchnorm_tool.layout import fixed_size_list
 from tests.kill_points import tree
 
 ROOT = Path(__file__).parent.parent
-ROWS, PART_ROWS = 400_000, 20_000
+ROWS, PART_ROWS = 400_000, 10_000
 
 
 @dataclass(frozen=True)
 class Command:
-    """A run over 20 parts, which takes long enough to be stopped on its way."""
+    """A run over 40 parts, which takes long enough to be stopped on its way."""
 
     folder: Path
     source: Path
@@ -225,6 +225,8 @@ def test_memory_that_runs_out(tmp_path: Path) -> None:
     command = Command(tmp_path, path)
 
     def lower() -> None:
+        # A machine of many cores would have as many threads, each with address space of its own.
+        os.environ |= {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "2"}
         resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
 
     code, said = command.run("--workers", "1", prepare=lower)

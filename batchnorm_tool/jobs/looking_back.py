@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from batchnorm_tool.jobs.night import for_readers
+from batchnorm_tool.jobs.saving import save_page
 from batchnorm_tool.store.state import open_store
 
 
@@ -44,5 +44,5 @@ def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[st
     if html is not None:
         from batchnorm_tool.report.history_page import history_page
 
-        Path(html).write_text(history_page(document), encoding="utf-8")
+        save_page(html, history_page(document))
     return document

@@ -1,13 +1,15 @@
-"""Reports written into a directory, each file whole or not at all."""
+"""Reports and pages, each file of them whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from batchnorm_tool.errors import OutputError
+from batchnorm_tool.errors import OutputError, is_passing
+from batchnorm_tool.storage.files import make_directories, write_errors
 
 
 def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> None:
@@ -18,15 +20,35 @@ def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
         files: Content by name. Files of these names are replaced, each in one step.
 
     Raises:
-        OutputError: They cannot be written.
+        OutputError: They cannot be written there at all.
+        WorkFailed: The disk is full, for example; a directory that was made for them is gone again.
     """
-    target = Path(directory)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            _replace(target / name, content)
-    except OSError as error:
-        raise _refusal(target, str(error.strerror)) from error
+    target, made = Path(directory).absolute(), list[Path]()
+    with _errors(directory, "directory"):
+        try:
+            made = make_directories(target)
+            for name, content in files.items():
+                _replace(target / name, content)
+        except OSError:
+            with contextlib.suppress(OSError):
+                for path in reversed(made):
+                    path.rmdir()
+            raise
+
+
+def save_page(path: str | os.PathLike[str], content: str) -> None:
+    """Write one page; a file of that name is replaced in one step.
+
+    Raises:
+        OutputError: It cannot be written there at all.
+        WorkFailed: The disk is full, for example.
+    """
+    with _errors(path, "file"):
+        place = Path(os.path.realpath(path))  # a link stays one
+        if place.exists() and not place.is_file():
+            place.write_text(content, encoding="utf-8")  # the other end of a pipe
+        else:
+            _replace(place, content)
 
 
 def check_directory(directory: str | os.PathLike[str]) -> None:
@@ -49,13 +71,26 @@ def check_directory(directory: str | os.PathLike[str]) -> None:
         raise _refusal(Path(directory), os.strerror(errno.EACCES))
 
 
-def _refusal(directory: Path, reason: str) -> OutputError:
-    msg = f"`{directory}` cannot be written to: {reason}. Expected a directory. Choose another one."
+@contextlib.contextmanager
+def _errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_passing(error):
+            with write_errors(os.fspath(path)):
+                raise
+        raise _refusal(Path(path), str(error.strerror), what) from error
+
+
+def _refusal(path: Path, reason: str, what: str = "directory") -> OutputError:
+    msg = f"`{path}` cannot be written to: {reason}. Expected a {what}. Choose another one."
     return OutputError(msg)
 
 
 def _replace(path: Path, content: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    aside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
         aside.write_text(content, encoding="utf-8")
         aside.replace(path)

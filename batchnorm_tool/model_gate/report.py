@@ -5,6 +5,7 @@ Nothing here imports TensorFlow or Keras.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -231,7 +232,8 @@ def is_model(path: str) -> bool:
         return (place / _GRAPH).is_file() or foreign_folder(place) is not None
     if not place.is_file():
         return place.suffix in (".keras", ".h5")
-    with place.open("rb") as file:
+    head = b""
+    with contextlib.suppress(OSError), place.open("rb") as file:  # whoever reads it says why not
         head = file.read(_HEAD_BYTES)
     is_archive = head.startswith((b"\x89HDF", b"PK")) and place.suffix != ".npz"
     return is_archive or foreign_file(place, head) is not None

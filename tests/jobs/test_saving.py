@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm_tool.errors import OutputError
-from batchnorm_tool.jobs.saving import check_directory, save_report
+from batchnorm_tool.errors import OutputError, WorkFailed
+from batchnorm_tool.jobs.saving import check_directory, save_page, save_report
 
 
 def test_files_are_written_into_a_directory_that_is_made(tmp_path: Path) -> None:
@@ -35,8 +35,12 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", breaks)
-    with pytest.raises(OutputError, match="cannot be written to: No space left on device"):
+    with pytest.raises(WorkFailed, match=r"No space left on device\. Free some space"):
         save_report(tmp_path, {"a.json": "new and long"})
+    with pytest.raises(WorkFailed, match="No space left on device"):
+        save_page(tmp_path / "a.json", "new and long")
+    with pytest.raises(WorkFailed, match="No space left on device"):
+        save_report(tmp_path / "new" / "folder", {"a.json": "new and long"})
     assert (tmp_path / "a.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 

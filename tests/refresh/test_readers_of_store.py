@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,11 +54,13 @@ class Readers:
         looks: What each of them does, by name.
         seen: What each found, in order, repetitions left out.
         errors: What went wrong.
+        counts: How often each has looked.
     """
 
     looks: dict[str, Callable[[], Sight]]
     seen: dict[str, list[Sight]] = field(default_factory=dict)
     errors: list[BaseException] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -72,13 +75,22 @@ class Readers:
             for thread in threads:
                 thread.join()
 
+    def wait_for_all(self) -> None:
+        """Wait until each of them has begun to look anew, and has found something."""
+        wanted = {name: self.counts[name] + 2 for name in self.looks}
+        while not self.errors and any(self.counts[name] < wanted[name] for name in wanted):
+            time.sleep(0.01)
+
     def _read(self, name: str, look: Callable[[], Sight]) -> None:
         found = self.seen.setdefault(name, [])
         try:
-            while not self._stop.is_set():
+            is_last = False
+            while not is_last:
+                is_last = self._stop.is_set()
                 last = look()
                 if found[-1:] != [last]:
                     found.append(last)
+                self.counts[name] += 1
         except BaseException as error:  # noqa: BLE001  (told by the test)
             self.errors.append(error)
 
@@ -138,7 +150,7 @@ def test_readers_in_a_loop_never_see_a_mixture(
         for night in nights:
             night()
             whole.append(sight(lance.dataset(nightly.store).to_table()))
-            time.sleep(0.05)
+            readers.wait_for_all()
     assert readers.errors == []
     assert any(compactions)
     assert len({*map(repr, whole)}) > 7
@@ -187,23 +199,25 @@ def test_a_reader_that_opened_a_version_before_it_was_compacted_reads_on(
 
 
 @pytest.fixture
-def holder(nightly: Nightly) -> Iterator[Callable[[float], None]]:
-    """Holds the store for a while, as a refresh in another thread does."""
+def holder(nightly: Nightly) -> Iterator[Callable[..., None]]:
+    """Holds the store for a while, or to the end, as a refresh in another thread does."""
     threads: list[threading.Thread] = []
+    end = threading.Event()
 
-    def hold(seconds: float) -> None:
+    def hold(seconds: float | None = None) -> None:
         held = threading.Event()
 
         def work() -> None:
             with nightly.state.lock():
                 held.set()
-                time.sleep(seconds)
+                end.wait(seconds)
 
         threads.append(threading.Thread(target=work))
         threads[-1].start()
         held.wait()
 
     yield hold
+    end.set()
     for thread in threads:
         thread.join()
 
@@ -218,10 +232,10 @@ def holder(nightly: Nightly) -> Iterator[Callable[[float], None]]:
     ids=["refresh", "rollback", "release"],
 )
 def test_another_command_meanwhile_is_told_that_the_store_is_busy(
-    command: Callable[..., Any], nightly: Nightly, holder: Callable[[float], None]
+    command: Callable[..., Any], nightly: Nightly, holder: Callable[..., None]
 ) -> None:
     nightly.night(relabelled(0))
-    holder(1.0)
+    holder()
     with pytest.raises(Busy) as told:
         command(nightly.job(), nightly.store)
     assert told.value.exit_code == 5
@@ -229,7 +243,7 @@ def test_another_command_meanwhile_is_told_that_the_store_is_busy(
 
 
 def test_a_refresh_that_waits_works_afterwards(
-    nightly: Nightly, holder: Callable[[float], None]
+    nightly: Nightly, holder: Callable[..., None]
 ) -> None:
     nightly.night(relabelled(0))
     nightly.put(changed(1))
