@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.model_gate.directory import ModelDirectory
 from batchnorm_tool.model_gate.report import (
     Finding,
     ModelReport,
     examine,
     is_model,
-    model_files,
     model_kind,
 )
 
@@ -90,7 +90,7 @@ def examine_copy(path: str) -> ModelCopy:
     directory = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
     try:
         copied = _copy(path, Path(directory.name, "model"))
-        report = examine(str(copied), path)
+        report = examine(str(copied), path, private=True)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
     except BaseException:
         directory.cleanup()
@@ -120,12 +120,11 @@ def admit(model: Model) -> ModelCopy:
 
 
 def _copy(path: str, target: Path) -> Path:
-    """Copy a model; links are followed, so that the copy holds nothing but files of its own."""
+    """Copy a model, so that the copy holds nothing but files of its own."""
     kind = model_kind(path, path)
     try:
         if kind == "saved_model":
-            _check_tree(path)
-            shutil.copytree(path, target)
+            ModelDirectory.of(path, path).copy(target)
         else:
             shutil.copyfile(path, target)
     except (OSError, shutil.Error) as error:
@@ -134,12 +133,6 @@ def _copy(path: str, target: Path) -> Path:
             "permissions and the space in the temporary directory (TMPDIR)."
         ) from error
     return target
-
-
-def _check_tree(path: str) -> None:
-    for name in model_files(path, path):
-        if not Path(path, name).is_file():
-            raise ModelError(f"{path}: `{name}` in it is not a file. Export the model again.")
 
 
 def _check_pin(model: Model, report: ModelReport) -> None:

@@ -1,198 +1,436 @@
-"""The graph of a SavedModel, read from its protobuf bytes without TensorFlow.
+"""The graph of a SavedModel: what its signatures need of it, and what speaks against that.
 
-Field numbers are those of TensorFlow's ``saved_model.proto``, ``meta_graph.proto``,
-``graph.proto``, ``function.proto``, ``node_def.proto`` and ``attr_value.proto``; they never change.
+Kept is what computes a signature, initializes its tables or restores its variables, and all of that
+is examined. The rest (functions for training, the object graph, the writing side of the saver) is
+left out of what TensorFlow sees. What is written is what was parsed, so that the gate and
+TensorFlow cannot read two different graphs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
-from batchnorm_tool.model_gate.ops import ALLOWED_OPS, CHECKPOINT_OPS
+from batchnorm_tool.model_gate.ops import (
+    ALLOWED_OPS,
+    ANONYMOUS_TABLES,
+    CHECKPOINT_OPS,
+    FILE_OPS,
+)
+from batchnorm_tool.model_gate.saved_model_proto import message_class, parse, parse_all
 
-_MAX_DEPTH = 64
-_SKIPPED_BYTES = {1: 8, 5: 4}  # wire types of fixed size: 64 and 32 bits
+# Inputs, attributes and the like that are looked at one by one, at about 2 microseconds each; a
+# node or a function takes as long as several of them.
+_MAX_PIECES = 1_000_000
+_COST = {"NodeDef": 3, "FunctionDef": 10}
+# A node above this must be a constant: of others, two bytes become a hundred in memory.
+_LARGE_NODE = 1 << 18
+_LARGE_SETTING = 1 << 10
+_INIT_OP = "__saved_model_init_op"
+_TRAIN_OP = "__saved_model_train_op"
+# Where TensorFlow 1 names what initializes tables; the first that is there counts.
+_INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
+_ASSET_COLLECTION = "saved_model_assets"
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+# What TensorFlow demands of an operation's name; its functions' names have a `_` inside.
+_OPERATION_NAME = re.compile(r"_*[A-Z][A-Za-z0-9]*(>.*)?")
+_DT_STRING = 7
+_NONE: frozenset[str] = frozenset()
+
+FileKind = Literal["checkpoint", "asset"]
+_STRAY_CHECKPOINT = "a checkpoint operation outside of the saver"
+_FOREIGN_FILE = {
+    "checkpoint": _STRAY_CHECKPOINT,
+    "asset": "an operation that reads a vocabulary from a file that is no asset of the model",
+}
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A graph operation: its name, its kind, the nodes it reads, the functions it names."""
+class _Node(NamedTuple):
+    """A graph operation: its name, its kind, the functions that it names, and all of it."""
 
     name: str
     op: str
-    inputs: frozenset[str]
     functions: frozenset[str]
+    message: Any
+    raw: bytes
 
     @property
-    def uses(self) -> frozenset[str]:
+    def inputs(self) -> Sequence[str]:
+        """The tensors that it reads."""
+        inputs: Sequence[str] = self.message.input
+        return inputs
+
+    @property
+    def uses(self) -> tuple[str, ...]:
         """Everything that it runs: an operation may also be a function's name."""
-        return self.functions | {self.op}
+        return (self.op, *self.functions)
 
 
 @dataclass(frozen=True)
-class _Graph:
-    """One MetaGraphDef."""
+class _File:
+    """A file of the model that a node of the main graph stands for."""
 
-    nodes: tuple[_Node, ...]
-    functions: dict[str, tuple[_Node, ...]]
-    gradients: tuple[tuple[str, str], ...]
-    saver_nodes: frozenset[str]
-    swappable: frozenset[str]
-    assets: tuple[str, ...]
-    references: bytes
+    kind: FileKind
+    path: str
 
 
-def graph_dangers(content: bytes) -> list[tuple[str, str]]:
-    """Operations of a ``saved_model.pb`` that may do more than compute.
-
-    The function library is included, whether or not anything calls it. Checkpoint operations are
-    let pass where only the graph's own saver runs them, which nothing here ever does.
+class ExaminedGraph:
+    """The part of a SavedModel that serves, parsed and examined.
 
     Args:
         content: The bytes of ``saved_model.pb``.
 
-    Returns:
-        (what, where), one for each danger.
-
     Raises:
-        ValueError: It is not a protobuf message of this kind.
+        ValueError: It is no whole protobuf message of this kind, something in it is given twice or
+            unknown, or there is too much of it.
     """
-    found: list[tuple[str, str]] = []
-    graphs = [_graph(raw) for raw in _repeated(memoryview(content), 2)]
-    if not graphs:
-        raise ValueError("it holds no graph")
-    for graph in graphs:
-        found += _forbidden_ops(graph)
-        found += _checkpoint_calls(graph)
+
+    def __init__(self, content: bytes) -> None:
+        self._left = _MAX_PIECES
+        self._meta = self._serving_graph(content)
+        self._signatures = self._entries("SignatureEntry", self._meta.signature_def)
+        self._signatures.pop(_TRAIN_OP, None)
+        self._collections = self._entries("CollectionEntry", self._meta.collection_def)
+        self._assets = self._asset_files()
+        library = self._meta.graph_def.library
+        functions = self._parsed("FunctionDef", library.function)
+        self._functions = _unique("function", ((item.signature.name, item) for item in functions))
+        gradients = self._parsed("GradientDef", library.gradient)
+        self._gradients = _unique("gradient", ((item.function_name, item) for item in gradients))
+        nodes = self._nodes(self._meta.graph_def.node)
+        self._init_op = self._find_init_op()
+        self._main = _ancestors(nodes, self._roots())
+        # Functions that TensorFlow may run in each other's place, on another device.
+        self._alternatives = self._find_alternatives()
+        self._bodies = self._called_functions()
+        self._files = self._file_nodes()
+
+    @cached_property
+    def dangers(self) -> list[tuple[str, str]]:
+        """What may do more than compute, and where it is."""
+        found = [*self._named_like_operations(), *self._forbidden(), *self._foreign_files()]
         found += [
-            ("an asset outside of the model", name) for name in graph.assets if _leads_out(name)
+            ("an asset outside of the model", path)
+            for path in self._assets.values()
+            if _leads_out(path)
         ]
-    return sorted(set(found))
+        return sorted(set(found))
+
+    @property
+    def restores(self) -> bool:
+        """Whether it reads variables from its checkpoint."""
+        return any(node.op == "RestoreV2" for _, nodes in self._scopes() for node in nodes)
+
+    @property
+    def assets(self) -> list[str]:
+        """Paths, within the model, of the assets that it needs."""
+        return sorted({file.path for file in self._files.values() if file.kind == "asset"})
+
+    def content(self, directory: Path) -> bytes:
+        """The bytes of a ``saved_model.pb`` that holds what was examined, and nothing else.
+
+        Args:
+            directory: Where the model lies; the files that the graph reads are those in there.
+        """
+        graph = message_class("GraphDef")()
+        graph.versions = self._meta.graph_def.versions
+        for node in self._main.values():
+            file = self._files.get(node.name)
+            path = None if file is None else str(directory / file.path)
+            graph.node.append(self._kept(node) if path is None else _constant(node.name, path))
+        for name in self._bodies:
+            graph.library.function.append(self._functions[name].SerializeToString())
+            if name in self._gradients:
+                graph.library.gradient.append(self._gradients[name].SerializeToString())
+        meta = message_class("MetaGraphDef")(graph_def=graph)
+        if self.restores:
+            meta.saver_def.CopyFrom(self._meta.saver_def)
+        meta.meta_info_def.CopyFrom(self._meta.meta_info_def)
+        meta.meta_info_def.ClearField("any_info")
+        meta.signature_def.extend(entry.SerializeToString() for entry in self._kept_signatures())
+        saved = message_class("SavedModel")(saved_model_schema_version=1)
+        saved.meta_graphs.append(meta.SerializeToString())
+        return bytes(saved.SerializeToString())
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it holds too many nodes, attributes and functions to be examined")
+
+    def _parsed(self, kind: str, pieces: Sequence[bytes]) -> Iterator[Any]:
+        self._take(len(pieces) * _COST.get(kind, 1))
+        return parse_all(kind, pieces)
+
+    def _entries(self, kind: str, pieces: Sequence[bytes]) -> dict[str, Any]:
+        """A map: the values by key."""
+        entries = self._parsed(kind, pieces)
+        return _unique(kind, ((entry.key, entry.value) for entry in entries))
+
+    def _serving_graph(self, content: bytes) -> Any:
+        graphs = list(self._parsed("MetaGraphDef", parse("SavedModel", content).meta_graphs))
+        tagged = _unique("tag", ((" ".join(sorted(g.meta_info_def.tags)), g) for g in graphs))
+        if "serve" not in tagged and len(graphs) != 1:
+            listed = ", ".join(tagged) or "none"
+            raise ValueError(f"it holds no graph with the tag `serve`, but {listed}")
+        return tagged.get("serve", graphs[0])
+
+    def _asset_files(self) -> dict[str, str]:
+        """The names of the assets, by the node of the main graph that stands for them."""
+        pieces = list(self._meta.asset_file_def)
+        if not pieces and _ASSET_COLLECTION in self._collections:
+            items = self._collections[_ASSET_COLLECTION].any_list.value
+            pieces = [item.value for item in self._parsed("Any", items)]
+        assets = self._parsed("AssetFileDef", pieces)
+        named = ((_node_name(item.tensor_info.name), item.filename) for item in assets)
+        return _unique("asset", named)
+
+    def _nodes(self, pieces: Sequence[bytes]) -> dict[str, _Node]:
+        return _unique("node", ((node.name, node) for node in self._each_node(pieces)))
+
+    def _each_node(self, pieces: Sequence[bytes]) -> Iterator[_Node]:
+        self._take(len(pieces) * _COST["NodeDef"])
+        small = [piece for piece in pieces if len(piece) <= _LARGE_NODE]
+        for piece, node in zip(small, parse_all("NodeDef", small), strict=True):
+            functions = self._functions_in(node.attr) if node.attr else _NONE
+            yield _Node(node.name, node.op, functions, node, piece)
+        for piece in (piece for piece in pieces if len(piece) > _LARGE_NODE):
+            node = parse("LargeNode", piece)
+            if node.op != "Const":
+                raise ValueError(f"a node in it takes {len(piece):,} bytes and is no constant")
+            yield _Node(node.name, node.op, _NONE, node, piece)
+
+    def _functions_in(self, attributes: Sequence[Any]) -> frozenset[str]:
+        """Names of the functions in a node's attributes, alone, in lists, and nested."""
+        self._take(len(attributes))
+        keys, functions = set(), []
+        for entry in attributes:
+            keys.add(entry.key)
+            kind = entry.value.WhichOneof("kind")
+            if kind == "placeholder":
+                raise ValueError("it leaves an attribute of an operation to a function's caller")
+            if kind == "func":
+                functions.append(entry.value.func)
+            elif kind == "list":
+                functions += entry.value.list.func
+        if len(keys) != len(attributes):
+            raise ValueError("it holds an attribute of an operation twice")
+        if not functions:
+            return _NONE
+        self._take(len(functions))
+        nested = (self._functions_in(function.attr) for function in functions if function.attr)
+        return frozenset(function.name for function in functions).union(*nested)
+
+    def _find_init_op(self) -> str | None:
+        signature = self._signatures.pop(_INIT_OP, None)
+        if signature is not None:
+            infos = self._entries("TensorInfoEntry", signature.outputs)
+            return next((info.name for info in infos.values()), None)
+        for name in _INIT_COLLECTIONS:
+            if name in self._collections:
+                return next(iter(self._collections[name].node_list.value), None)
+        return None
+
+    def _roots(self) -> Iterator[str]:
+        """Names of what is asked of the main graph: tensors of signatures, and two operations."""
+        for signature in self._signatures.values():
+            for infos in (signature.inputs, signature.outputs):
+                for info in self._entries("TensorInfoEntry", infos).values():
+                    yield from self._tensors(info)
+        yield from (self._init_op or "", self._meta.saver_def.restore_op_name)
+
+    def _tensors(self, info: Any) -> list[str]:
+        if info.HasField("composite_tensor"):
+            parts = self._parsed("TensorInfo", info.composite_tensor.components)
+            return [part.name for part in parts]
+        sparse = info.coo_sparse
+        return [
+            info.name,
+            sparse.values_tensor_name,
+            sparse.indices_tensor_name,
+            sparse.dense_shape_tensor_name,
+        ]
+
+    def _called_functions(self) -> dict[str, list[_Node]]:
+        """The bodies of all functions that the kept nodes call, themselves or through others."""
+        bodies: dict[str, list[_Node]] = {}
+        waiting = [name for node in self._main.values() for name in node.uses]
+        while waiting:
+            name = waiting.pop()
+            if name in bodies or name not in self._functions:
+                continue
+            bodies[name] = list(self._nodes(self._functions[name].node_def).values())
+            waiting += [used for node in bodies[name] for used in node.uses]
+            waiting += self._alternatives.get(name, [])
+        return bodies
+
+    def _find_alternatives(self) -> dict[str, list[str]]:
+        """By function, others that may run in its place: its gradient, one for another device."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for name, gradient in self._gradients.items():
+            found[name].append(gradient.gradient_func)
+        groups: defaultdict[bytes, list[str]] = defaultdict(list)
+        for name, function in self._functions.items():
+            short = [entry for entry in function.attr if len(entry) < _LARGE_SETTING]
+            if any(b"api_implements" in entry for entry in short):
+                settings = self._entries("AttrEntry", short)
+                if "api_implements" in settings and "forward_function_name" not in settings:
+                    groups[settings["api_implements"].s].append(name)
+        for group in groups.values():
+            # A ring: each of them leads to all.
+            for before, name in zip([group[-1], *group], group, strict=False):
+                found[name] += [before] if before != name else []
+        return found
+
+    def _file_nodes(self) -> dict[str, _File]:
+        """The nodes of the main graph that stand for files of the model.
+
+        TensorFlow 2 keeps an asset's path in a variable that is read once it is assigned.
+        """
+        files = {
+            name: _File("asset", f"assets/{path}")
+            for name, path in self._assets.items()
+            if name in self._main
+        }
+        held: dict[str, _File] = {}
+        for node in self._main.values():
+            if node.op == "AssignVariableOp" and node.inputs[1:2] and node.inputs[1] in files:
+                held[node.inputs[0]] = files[node.inputs[1]]
+        for node in self._main.values():
+            if node.op == "ReadVariableOp" and node.inputs and node.inputs[0] in held:
+                files[node.name] = held[node.inputs[0]]
+        saver = self._meta.saver_def
+        if _node_name(saver.filename_tensor_name) in self._main:
+            file = _File("checkpoint", "variables/variables")
+            files.setdefault(_node_name(saver.filename_tensor_name), file)
+        return files
+
+    def _scopes(self) -> Iterator[tuple[str | None, Iterable[_Node]]]:
+        """The main graph under no name, and the functions under theirs."""
+        yield None, self._main.values()
+        yield from self._bodies.items()
+
+    def _named_like_operations(self) -> Iterator[tuple[str, str]]:
+        for name in self._functions:
+            if _OPERATION_NAME.fullmatch(name):
+                yield f"a function that is named like an operation, {name}", "the function library"
+
+    def _forbidden(self) -> Iterator[tuple[str, str]]:
+        known = ALLOWED_OPS | self._bodies.keys()
+        for scope, nodes in self._scopes():
+            for node in nodes:
+                for name in {node.op} - FILE_OPS.keys() | node.functions:
+                    if name in CHECKPOINT_OPS:
+                        yield _STRAY_CHECKPOINT, _place(scope, node)
+                    elif name not in known:
+                        yield f"the operation {name}", _place(scope)
+
+    def _foreign_files(self) -> Iterator[tuple[str, str]]:
+        """Where a file is read that is neither the model's checkpoint nor an asset of it.
+
+        The file's name is followed from the operation that reads it, through arguments of
+        functions, to a node of the main graph, which must stand for a file of that kind.
+        """
+        calls, arguments = self._calls(), cache(self._arguments)
+        waiting = [
+            (scope, node, *FILE_OPS[node.op])
+            for scope, nodes in self._scopes()
+            for node in nodes
+            if node.op in FILE_OPS
+        ]
+        seen: set[tuple[str, int, str]] = set()
+        while waiting:
+            scope, node, place, kind = waiting.pop()
+            source = node.inputs[place] if place < len(node.inputs) else ""
+            if scope is None:
+                file = self._files.get(source.removesuffix(":0"))
+                known = file is not None and file.kind == kind
+            else:
+                argument = arguments(scope).get(source, -1)
+                known = argument >= 0 and calls[scope] is not None
+                if known and (scope, argument, kind) not in seen:
+                    seen.add((scope, argument, kind))
+                    waiting += [(*call, argument, kind) for call in calls[scope] or ()]
+            if not known:
+                yield _FOREIGN_FILE[kind], _place(scope, node)
+
+    def _calls(self) -> dict[str, list[tuple[str | None, _Node]] | None]:
+        """Who calls each function with its arguments in order; ``None``: others call it as well."""
+        calls: dict[str, list[tuple[str | None, _Node]] | None]
+        calls = {name: [] for name in self._bodies}
+        for scope, nodes in self._scopes():
+            for node in nodes:
+                for name in filter(self._bodies.__contains__, node.uses):
+                    direct = node.op == name if not node.functions else node.op in _CALLS
+                    found = calls[name]
+                    if found is not None and direct and len(node.functions) < 2:
+                        found.append((scope, node))
+                    else:
+                        calls[name] = None
+        for others in self._alternatives.values():
+            calls.update(dict.fromkeys(others))
+        return calls
+
+    def _arguments(self, function: str) -> dict[str, int]:
+        arguments = self._parsed("ArgDef", self._functions[function].signature.input_arg)
+        return {argument.name: place for place, argument in enumerate(arguments)}
+
+    def _kept_signatures(self) -> Iterator[Any]:
+        for name, signature in self._signatures.items():
+            yield message_class("SignatureEntry")(key=name, value=signature)
+        if self._init_op:
+            info = message_class("TensorInfo")(name=self._init_op)
+            entry = message_class("TensorInfoEntry")(key=_INIT_OP, value=info)
+            signature = message_class("SignatureDef")(outputs=[entry.SerializeToString()])
+            yield message_class("SignatureEntry")(key=_INIT_OP, value=signature)
+
+    def _kept(self, node: _Node) -> bytes:
+        """A node of the main graph as TensorFlow gets it.
+
+        It must not stand beside nodes that are left out; and a table without a name would be
+        another, an empty one, each time that the main graph runs.
+        """
+        beside = b"loc:@" in node.raw and len(node.raw) <= _LARGE_NODE
+        if not beside and node.op not in ANONYMOUS_TABLES:
+            return node.raw
+        kept = parse("NodeDef", node.raw)
+        for entry in kept.attr:
+            if entry.key == "_class":
+                near = [name for name in entry.value.list.s if name[5:].decode() in self._main]
+                entry.value.list.s[:] = near
+        if node.op in ANONYMOUS_TABLES:
+            kept.op = ANONYMOUS_TABLES[node.op]
+            kept.attr.add(key="shared_name").value.s = node.name.encode()
+        return bytes(kept.SerializeToString())
 
 
-def _forbidden_ops(graph: _Graph) -> Iterator[tuple[str, str]]:
-    known = ALLOWED_OPS | CHECKPOINT_OPS | graph.functions.keys()
-    for where, nodes in _bodies(graph):
-        for node in nodes:
-            yield from ((f"the operation {name}", where) for name in node.uses - known)
+def _unique(what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of things that must not have the same name."""
+    found: dict[str, Any] = {}
+    for name, item in items:
+        if name in found:
+            raise ValueError(f"it holds the {what} {name} twice")
+        found[name] = item
+    return found
 
 
-def _bodies(graph: _Graph) -> Iterator[tuple[str, tuple[_Node, ...]]]:
-    yield "the main graph", graph.nodes
-    for name, nodes in graph.functions.items():
-        yield f"the function {name}", nodes
-
-
-def _checkpoint_calls(graph: _Graph) -> Iterator[tuple[str, str]]:
-    """Where anything but the saver runs a checkpoint operation, which reads or writes files."""
-    writers = _checkpoint_functions(graph)
-    exempt = graph.saver_nodes - _referred_nodes(graph)
-    for node in graph.nodes:
-        if node.uses & CHECKPOINT_OPS or (node.uses & writers and node.name not in exempt):
-            yield "a checkpoint operation outside of the saver", f"the node {node.name}"
-    for name in writers:
-        if name in graph.swappable or _mentions(graph.references, name):
-            yield "a checkpoint operation outside of the saver", f"the function {name}"
-
-
-def _checkpoint_functions(graph: _Graph) -> set[str]:
-    """The functions that run a checkpoint operation, themselves or through others."""
-    runs = {
-        name: frozenset().union(*(node.uses for node in nodes))
-        for name, nodes in graph.functions.items()
-    }
-    for name, gradient in graph.gradients:
-        runs[name] = runs.get(name, frozenset()) | {gradient}
-    tainted: set[str] = set()
-    while more := {
-        name
-        for name, uses in runs.items()
-        if name not in tainted and uses & (CHECKPOINT_OPS | tainted)
-    }:
-        tainted |= more
-    return tainted
-
-
-def _referred_nodes(graph: _Graph) -> frozenset[str]:
-    """Nodes that another node waits for, or that a signature or an initializer names."""
-    inputs = frozenset().union(*(node.inputs for node in graph.nodes))
-    return inputs | {name for name in graph.saver_nodes if _mentions(graph.references, name)}
-
-
-def _mentions(text: bytes, name: str) -> bool:
-    return re.search(rb"(?<![\w/])" + re.escape(name.encode()) + rb"(?![\w/])", text) is not None
-
-
-def _leads_out(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
-
-
-def _graph(raw: memoryview) -> _Graph:
-    definitions = list(_repeated(raw, 2))
-    libraries = [library for graph in definitions for library in _repeated(graph, 2)]
-    functions = [function for library in libraries for function in _repeated(library, 1)]
-    savers = [name for saver in _repeated(raw, 3) for name in _texts(saver, 2, 3)]
-    return _Graph(
-        nodes=tuple(_node(node) for graph in definitions for node in _repeated(graph, 1)),
-        functions={
-            _function_name(function): tuple(_node(node) for node in _repeated(function, 3))
-            for function in functions
-        },
-        gradients=tuple(
-            (_text(gradient, 1), _text(gradient, 2))
-            for library in libraries
-            for gradient in _repeated(library, 2)
-        ),
-        # Without an object graph (TensorFlow 1) loading runs the saver: nothing is exempt then.
-        saver_nodes=frozenset(
-            _node_name(name) for name in savers if any(True for _ in _repeated(raw, 7))
-        ),
-        swappable=frozenset(
-            _function_name(function)
-            for function in functions
-            if b"api_implements" in bytes(function)
-        ),
-        assets=tuple(_text(asset, 2) for asset in _repeated(raw, 6)),
-        # Collections, signatures and the object graph: whatever may start a function on loading.
-        references=b"\0".join(
-            bytes(part) for number in (4, 5, 7) for part in _repeated(raw, number)
-        ),
-    )
-
-
-def _function_name(function: memoryview) -> str:
-    return "".join(_text(signature, 1) for signature in _repeated(function, 1))
-
-
-def _node(raw: memoryview) -> _Node:
-    named: set[str] = set()
-    ops = list(_texts(raw, 2))
-    for entry in _repeated(raw, 5):
-        for value in _repeated(entry, 2):
-            named.update(_functions_in_attribute(value, 0))
-    return _Node(
-        name=_text(raw, 1),
-        op=ops[-1] if ops else "",
-        inputs=frozenset(_node_name(name) for name in _texts(raw, 3)),
-        functions=frozenset(named).union(ops),
-    )
-
-
-def _functions_in_attribute(value: memoryview, depth: int) -> Iterator[str]:
-    """Names of the functions that an AttrValue holds, alone or in a list."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"attributes nested more than {_MAX_DEPTH} levels deep")
-    functions = [*_repeated(value, 10)]
-    functions += [item for items in _repeated(value, 1) for item in _repeated(items, 9)]
-    for function in functions:
-        yield from _texts(function, 1)
-        for entry in _repeated(function, 2):
-            for inner in _repeated(entry, 2):
-                yield from _functions_in_attribute(inner, depth + 1)
+def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node]:
+    """The nodes that some tensors follow from, in the order of the graph."""
+    needed: set[str] = set()
+    waiting = [_node_name(root) for root in roots if root]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        if name not in nodes:
+            raise ValueError(f"the node {name}, which it asks for, is not in it")
+        needed.add(name)
+        waiting += map(_node_name, nodes[name].inputs)
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def _node_name(tensor: str) -> str:
@@ -200,49 +438,22 @@ def _node_name(tensor: str) -> str:
     return tensor.removeprefix("^").partition(":")[0]
 
 
-def _repeated(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (value for field, value in _fields(message) if field == number)
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
 
 
-def _texts(message: memoryview, *numbers: int) -> Iterator[str]:
-    for field, value in _fields(message):
-        if field in numbers:
-            yield bytes(value).decode()
+def _place(scope: str | None, node: _Node | None = None) -> str:
+    if scope is not None:
+        return f"the function {scope}"
+    return "the main graph" if node is None else f"the node {node.name}"
 
 
-def _text(message: memoryview, number: int) -> str:
-    """The text in a field; of several the last counts, as in protobuf."""
-    return ([*_texts(message, number)] or [""])[-1]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The length-delimited fields of a protobuf message, in order; others are skipped."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire_type = key & 7
-        if wire_type == 0:
-            _, at = _varint(message, at)
-        elif wire_type == 2:
-            length, at = _varint(message, at)
-            if at + length > len(message):
-                raise ValueError("it is cut short")
-            yield key >> 3, message[at : at + length]
-            at += length
-        elif wire_type in _SKIPPED_BYTES:
-            at += _SKIPPED_BYTES[wire_type]
-        else:
-            raise ValueError(f"it is no protobuf message (wire type {wire_type})")
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("it is cut short")
+def _constant(name: str, text: str) -> bytes:
+    """A node that holds one text."""
+    tensor = message_class("TensorProto")(dtype=_DT_STRING, tensor_shape=b"")
+    tensor.string_val.append(text.encode())
+    node = message_class("NodeDef")(name=name, op="Const")
+    node.attr.add(key="dtype").value.type = _DT_STRING
+    node.attr.add(key="value").value.tensor = tensor.SerializeToString()
+    return bytes(node.SerializeToString())

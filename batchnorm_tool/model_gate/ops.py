@@ -16,6 +16,8 @@ What TensorFlow adds later is refused until it is added here: an unknown operati
 
 from __future__ import annotations
 
+from typing import Literal
+
 ALLOWED_OPS = frozenset(
     """
     Abs AccumulateNV2 Acos Acosh Add AddN AddV2 AdjustContrast AdjustContrastv2 AdjustHue
@@ -183,3 +185,16 @@ CHECKPOINT_OPS = frozenset(
         "ShardedFilename",
     }
 )
+# What reads a file, which of its inputs is the file's name, and which file of the model it may be.
+FILE_OPS: dict[str, tuple[int, Literal["checkpoint", "asset"]]] = {
+    "InitializeTableFromTextFile": (1, "asset"),
+    "InitializeTableFromTextFileV2": (1, "asset"),
+    "RestoreV2": (0, "checkpoint"),
+}
+# Tables without a name, and the operation that makes the same with one.
+ANONYMOUS_TABLES = {
+    "AnonymousHashTable": "HashTableV2",
+    "AnonymousMutableDenseHashTable": "MutableDenseHashTableV2",
+    "AnonymousMutableHashTable": "MutableHashTableV2",
+    "AnonymousMutableHashTableOfTensors": "MutableHashTableOfTensorsV2",
+}

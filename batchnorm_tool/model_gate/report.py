@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,17 +23,18 @@ from batchnorm_tool.model_gate.architecture import (
     without_compile_settings,
 )
 from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
+from batchnorm_tool.model_gate.directory import ModelDirectory
 from batchnorm_tool.model_gate.foreign import foreign_file, foreign_folder
-from batchnorm_tool.model_gate.graph import graph_dangers
+from batchnorm_tool.model_gate.graph import ExaminedGraph
 
 Kind = Literal["keras", "h5", "saved_model"]
 
 _BLOCK_BYTES = 1 << 20
 _MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
-_MAX_TREE_FILES = 10_000
 _MAX_FINDINGS = 10_000
 _GRAPH = "saved_model.pb"
 _HEAD_BYTES = 256
+_INDEX = "variables/variables.index"
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,14 @@ class ModelReport:
         return tuple(finding for finding in self.findings if finding.severity == "refuse")
 
 
-def examine(path: str, shown: str | None = None) -> ModelReport:
+def examine(path: str, shown: str | None = None, *, private: bool = False) -> ModelReport:
     """Examine a model file or SavedModel directory without running anything in it.
 
     Args:
         path: A ``.keras`` file, an ``.h5`` file or a SavedModel directory; the content counts, not
             the suffix.
         shown: How messages and the report call it; default: its path.
+        private: It is a private copy: of a SavedModel, what was examined takes the graph's place.
 
     Returns:
         What it is, and what speaks against loading it. A report is no permission: see
@@ -103,7 +104,7 @@ def examine(path: str, shown: str | None = None) -> ModelReport:
     kind = model_kind(path, shown)
     try:
         if kind == "saved_model":
-            return _examine_saved_model(path, shown)
+            return _examine_saved_model(path, shown, private=private)
         stored = read_keras_archive(path, shown) if kind == "keras" else read_hdf5(path, shown)
         digest = _file_sha256(Path(path))
     except OSError as error:
@@ -169,26 +170,30 @@ def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
 
 
-def _examine_saved_model(path: str, shown: str) -> ModelReport:
-    files = model_files(path, shown)
-    graph = Path(path, _GRAPH)
+def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport:
+    files = ModelDirectory.of(path, shown)
     for name in ("saved_model.pbtxt", "saved_model.cpb"):
-        if name in files:
+        if name in files.entries:
             raise ModelError(
                 f"{shown}: holds {name}, a form of graph that is not supported. Save the model "
                 f"again as a binary {_GRAPH}."
             )
-    if graph.stat().st_size > _MAX_GRAPH_BYTES:
+    if files.entries[_GRAPH].size > _MAX_GRAPH_BYTES:
         raise ModelError(f"{shown}: its {_GRAPH} is larger than 2 GiB. Use another file.")
+    with files.open(_GRAPH) as file:
+        content = file.read(_MAX_GRAPH_BYTES)
     try:
-        dangers = graph_dangers(graph.read_bytes())
+        graph = ExaminedGraph(content)
     except ValueError as error:
         raise ModelError(
             f"{shown}: its {_GRAPH} is damaged: {error}. Copy or export the model again."
         ) from error
-    hashes = {name: _file_sha256(Path(path, name)) for name in files}
+    _check_whole(graph, files)
+    hashes = {name: files.sha256(name) for name in files.entries}
     lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
-    findings = [Finding("refuse", what, f"{where} of {_GRAPH}") for what, where in dangers]
+    if private:
+        Path(path, _GRAPH).write_bytes(graph.content(Path(path)))
+    findings = [Finding("refuse", what, f"{where} of {_GRAPH}") for what, where in graph.dangers]
     return ModelReport(
         *(shown, "saved_model", sha256_of_data(hashes), sha256_of_data(lasting)),
         findings=_sorted(findings),
@@ -196,14 +201,19 @@ def _examine_saved_model(path: str, shown: str) -> ModelReport:
     )
 
 
-def model_files(path: str, shown: str) -> list[str]:
-    """Relative paths of the files in a directory, sorted."""
-    files: list[str] = []
-    for folder, _, names in os.walk(path):
-        files += [Path(folder, name).relative_to(path).as_posix() for name in names]
-        if len(files) > _MAX_TREE_FILES:
-            raise ModelError(f"{shown}: holds more than {_MAX_TREE_FILES:,} files. Is it a model?")
-    return sorted(files)
+def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
+    """Refuse a directory that lacks files which its graph reads."""
+    again = "Copy the whole directory again from where it comes from."
+    stored = [name for name in files.entries if name.startswith("variables/variables")]
+    whole = _INDEX in stored or not any(".data-" in name for name in stored)
+    if graph.restores and not (whole and {*stored} - {_INDEX}):
+        raise ModelError(
+            f"{files.shown}: its variables are missing or damaged. Expected {_INDEX} and "
+            f"variables/variables.data-*. Received: {', '.join(stored) or 'neither'}. {again}"
+        )
+    for name in graph.assets:
+        if name not in files.entries:
+            raise ModelError(f"{files.shown}: its asset {name} is missing. {again}")
 
 
 def model_kind(path: str, shown: str) -> Kind:

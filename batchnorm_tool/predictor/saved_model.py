@@ -1,9 +1,15 @@
-"""SavedModel directories as predictors: one signature, called with keyword inputs."""
+"""SavedModel directories as predictors: one signature of the graph, run in a session of its own.
+
+A session runs what any export has, of TensorFlow 1 or 2: a graph, its variables and its signatures.
+The Python objects that TensorFlow 2 stores beside it (optimizers, functions for training) are
+neither needed nor in the copy that the gate admitted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +24,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.predictor.batches import OutputChoice, Step
 
 _DEFAULT_SIGNATURE = "serving_default"
-_SLOTS = (
-    "It carries the optimizer of Keras 2, which only tf.compat.v1.saved_model.load can read. Load "
-    "it in Keras 2 (package tf_keras) with compile=False, and export it again without optimizer."
-)
+_INIT_OP = "__saved_model_init_op"
 
 
 def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
@@ -29,31 +32,40 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
 
     Args:
         model: ``signature`` is read; ``layer`` must not be set.
-        path: The private copy.
+        path: The private copy, of which the gate wrote the graph.
         choose: Which outputs to take.
 
     Raises:
         ModelError: It does not load, or has no such signature or output.
     """
     import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
 
     if model.layer is not None:
         raise ModelError(
             f"{model.path}: `model.layer` works for .keras and .h5 files; a SavedModel has no "
             "layers any more. Choose with `model.signature` and `model.outputs`."
         )
+    content = Path(path, "saved_model.pb").read_bytes()
+    stored = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
+    signature = _signature(model, stored.signature_def)
     try:
-        loaded = tf.saved_model.load(path)
+        session = _session(stored)
+        # Both come in another order in every process.
+        inputs = _tensors(session, signature.inputs)
+        outputs = _tensors(session, signature.outputs)
     except (*LOAD_FAILURES, tf.errors.OpError) as error:
         raise ModelError(_explain(model.path, error)) from error
-    signature = _signature(model, loaded)
-    # Both come in another order in every process.
-    specs = sorted(signature.structured_input_signature[1].items())
-    inputs = [field_of(name, spec) for name, spec in specs]
-    names = sorted(signature.structured_outputs)
-    chosen = [names[place] for place in choose(names)]
-    outputs = [field_of(name, signature.structured_outputs[name]) for name in chosen]
-    return SavedModel(loaded, signature, tuple(inputs), tuple(outputs))
+    taken = {name: field_of(name, spec) for name, (_, spec) in inputs.items()}
+    chosen = [[*outputs][place] for place in choose([*outputs])]
+    given = {name: field_of(name, outputs[name][1]) for name in chosen}
+    feeds = [tensor for tensor, _ in inputs.values()]
+    return SavedModel(
+        call=session.make_callable([outputs[name][0] for name in chosen], feeds),
+        inputs=tuple(taken.values()),
+        outputs=tuple(given.values()),
+        own_batch_size=min({spec.shape[0] for _, spec in inputs.values()} - {None}, default=None),
+    )
 
 
 @dataclass(frozen=True)
@@ -61,22 +73,16 @@ class SavedModel:
     """A SavedModel in memory.
 
     Attributes:
-        loaded: The whole of it: the signature lives no longer than it.
-        signature: The function to call.
+        call: The signature: arrays in the order of ``inputs``, to arrays in that of ``outputs``.
         inputs: The arrays that it takes.
         outputs: The chosen outputs.
+        own_batch_size: The batch size that is built into the signature, if one is.
     """
 
-    loaded: Any
-    signature: Any
+    call: Callable[..., list[np.ndarray]]
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
-
-    @property
-    def own_batch_size(self) -> int | None:
-        """The batch size that is built into the signature, if one is."""
-        specs = self.signature.structured_input_signature[1].values()
-        return min({spec.shape[0] for spec in specs} - {None}, default=None)
+    own_batch_size: int | None
 
     @property
     def embedding_sizes(self) -> dict[str, int]:
@@ -87,14 +93,11 @@ class SavedModel:
         """A step over batches of one size; the graph is compiled already."""
         import tensorflow as tf
 
+        dtypes = [tf.as_dtype(field.dtype).as_numpy_dtype for field in self.inputs]
+
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
             with run_errors():
-                tensors = {
-                    field.name: tf.constant(array, tf.as_dtype(field.dtype))
-                    for field, array in zip(self.inputs, arrays, strict=True)
-                }
-                results = self.signature(**tensors)
-                found = [results[field.name].numpy() for field in self.outputs]
+                found = self.call(*map(np.asarray, arrays, dtypes))
             for field, result in zip(self.outputs, found, strict=True):
                 check_output(field.name, result.shape, batch_size)
             return found
@@ -102,11 +105,10 @@ class SavedModel:
         return step
 
 
-def _signature(model: Model, loaded: Any) -> Any:
-    signatures = dict(loaded.signatures)
+def _signature(model: Model, signatures: Mapping[str, Any]) -> Any:
     wanted = model.signature or _DEFAULT_SIGNATURE
-    if wanted not in signatures:
-        listed = ", ".join(signatures) or "none at all"
+    if wanted not in signatures or wanted == _INIT_OP:
+        listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none at all"
         raise ModelError(
             f"{model.path}: has no signature `{wanted}`. Received: {listed}. Choose one with "
             "`model.signature`, or export the model with model.export()."
@@ -114,16 +116,45 @@ def _signature(model: Model, loaded: Any) -> Any:
     return signatures[wanted]
 
 
+def _session(stored: Any) -> Any:
+    """A session with the stored graph, its variables restored and its tables initialized."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(
+            stored.graph_def, name="", producer_op_list=stored.meta_info_def.stripped_op_list
+        )
+    # As the eager runtime is set up: devices and threads.
+    session = tf.compat.v1.Session(graph=graph)
+    initialized = stored.signature_def[_INIT_OP].outputs[_INIT_OP].name
+    for operation in (stored.saver_def.restore_op_name, initialized):
+        if operation:
+            session.run(operation)
+    return session
+
+
+def _tensors(session: Any, infos: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The tensors of one side of a signature, each with the shape that it was saved with."""
+    import tensorflow as tf
+
+    found = {}
+    for name, info in sorted(infos.items()):
+        if info.WhichOneof("encoding") != "name":
+            raise ValueError(f"the signature's {name} is no dense tensor")
+        tensor = session.graph.as_graph_element(info.name, allow_operation=False)
+        found[name] = tensor, tf.TensorSpec(tf.TensorShape(info.tensor_shape), tensor.dtype, name)
+    return found
+
+
 def _explain(path: str, error: Exception) -> str:
     said = " ".join(str(error).split())
-    if "add_slot" in said:
-        meaning = _SLOTS
-    elif "not registered" in said or "Op type" in said:
+    if "not registered" in said or "Op type" in said:
         meaning = (
             "It needs an operation that this TensorFlow lacks. Install the package that adds it."
         )
     elif "variables" in said or "checkpoint" in said:
         meaning = "Its variables are missing or damaged. Copy the whole directory again."
     else:
-        meaning = "Check that tf.saved_model.load(path) works, and export the model again."
+        meaning = "Check that TensorFlow Serving takes it, and export the model again."
     return f"{path}: does not load. {meaning} TensorFlow says: {type(error).__name__}: {said[:400]}"

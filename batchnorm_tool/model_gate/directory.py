@@ -1,0 +1,141 @@
+"""The files of a model's directory: listed, opened and copied without ever leaving it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from batchnorm_tool.errors import ModelError
+
+_BLOCK_BYTES = 1 << 20
+_MAX_ENTRIES = 10_000
+_MAX_BYTES = 64 << 30
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A regular file: where it really lies below the root, free of links, and its size."""
+
+    parts: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory as it was when it was listed.
+
+    Attributes:
+        root: The directory, free of links.
+        shown: How messages call it.
+        entries: Its files by their path within it.
+    """
+
+    root: str
+    shown: str
+    entries: dict[str, _Entry]
+
+    @classmethod
+    def of(cls, path: str, shown: str) -> ModelDirectory:
+        """List a directory. Links within it are followed.
+
+        Raises:
+            ModelError: A link leads out of it or in a circle, something in it is neither a file
+                nor a directory, or there is too much of it.
+            OSError: It cannot be read.
+        """
+        root = os.path.realpath(path)
+        return cls(root, shown, dict(sorted(_entries(root, shown))))
+
+    def open(self, name: str) -> BufferedReader:
+        """Open a file, by the directories that it was found in: no link is followed any more.
+
+        Raises:
+            OSError: It is not there any more, or something else is.
+        """
+        *folders, last = self.entries[name].parts
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in folders:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            # A pipe that took the file's place must not hold the program.
+            file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+        opened = os.fdopen(file, "rb")
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            opened.close()
+            raise OSError(f"`{name}` is no file any more")
+        return opened
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file's bytes.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def copy(self, target: Path) -> None:
+        """Copy what was listed, and no byte more, into a new directory.
+
+        Raises:
+            ModelError: There is no room for it, or it changes meanwhile.
+            OSError: It cannot be read or written.
+        """
+        target.mkdir()
+        size = sum(entry.size for entry in self.entries.values())
+        free = shutil.disk_usage(target).free
+        if size > min(free, _MAX_BYTES):
+            raise ModelError(
+                f"{self.shown}: holds {size:,} bytes, of which a private copy is made in "
+                f"{target.parent}. Expected at most {min(free, _MAX_BYTES):,} bytes "
+                f"({'what is free there' if free < _MAX_BYTES else 'the limit for a model'}). "
+                "Remove what does not belong to the model, or set TMPDIR to a larger disk."
+            )
+        for name, entry in self.entries.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with self.open(name) as source, (target / name).open("xb") as copied:
+                left = entry.size
+                while left and (block := source.read(min(left, _BLOCK_BYTES))):
+                    left -= copied.write(block)
+                if left or source.read(1):
+                    raise ModelError(
+                        f"{self.shown}: `{name}` in it changed while it was copied. Wait until the "
+                        "model is written, and try again."
+                    )
+
+
+def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:
+    seen = 0
+    # The name of each directory, where it really is, and the directories above it.
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", root, (root,))]
+    while waiting:
+        prefix, folder, above = waiting.pop()
+        for item in os.scandir(folder):
+            seen += 1
+            if seen > _MAX_ENTRIES:
+                raise ModelError(f"{shown}: holds more than {_MAX_ENTRIES:,} files. Is it a model?")
+            name = f"{prefix}{item.name}"
+            place = os.path.realpath(item.path) if item.is_symlink() else item.path
+            if os.path.commonpath([root, place]) != root:
+                raise ModelError(
+                    f"{shown}: the link `{name}` in it leads out of it, to {place}. Copy the model "
+                    "with its files in place of the links (cp -rL), and give the copy."
+                )
+            found = os.lstat(place)
+            if stat.S_ISDIR(found.st_mode) and place not in above:
+                waiting.append((f"{name}/", place, (*above, place)))
+            elif stat.S_ISREG(found.st_mode):
+                yield name, _Entry(Path(place).relative_to(root).parts, found.st_size)
+            else:
+                what = "leads in a circle" if item.is_symlink() else "is neither file nor directory"
+                raise ModelError(f"{shown}: `{name}` in it {what}. Export the model again.")
