@@ -120,22 +120,35 @@ def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", root, (root,))]
     while waiting:
         prefix, folder, above = waiting.pop()
-        for item in os.scandir(folder):
-            seen += 1
-            if seen > _MAX_ENTRIES:
-                raise ModelError(f"{shown}: holds more than {_MAX_ENTRIES:,} files. Is it a model?")
-            name = f"{prefix}{item.name}"
-            place = os.path.realpath(item.path) if item.is_symlink() else item.path
-            if os.path.commonpath([root, place]) != root:
-                raise ModelError(
-                    f"{shown}: the link `{name}` in it leads out of it, to {place}. Copy the model "
-                    "with its files in place of the links (cp -rL), and give the copy."
-                )
-            found = os.lstat(place)
-            if stat.S_ISDIR(found.st_mode) and place not in above:
-                waiting.append((f"{name}/", place, (*above, place)))
-            elif stat.S_ISREG(found.st_mode):
-                yield name, _Entry(Path(place).relative_to(root).parts, found.st_size)
-            else:
-                what = "leads in a circle" if item.is_symlink() else "is neither file nor directory"
-                raise ModelError(f"{shown}: `{name}` in it {what}. Export the model again.")
+        with os.scandir(folder) as items:
+            for item in items:
+                seen += 1
+                if seen > _MAX_ENTRIES:
+                    raise ModelError(
+                        f"{shown}: holds more than {_MAX_ENTRIES:,} files. Is it a model?"
+                    )
+                name = f"{prefix}{item.name}"
+                place = _inside(root, item, f"{shown}: the link `{name}`")
+                found = os.lstat(place)
+                if stat.S_ISDIR(found.st_mode) and place not in above:
+                    waiting.append((f"{name}/", place, (*above, place)))
+                elif stat.S_ISREG(found.st_mode):
+                    yield name, _Entry(Path(place).relative_to(root).parts, found.st_size)
+                else:
+                    what = (
+                        "a link in a circle" if item.is_symlink() else "neither a file nor a link"
+                    )
+                    raise ModelError(f"{shown}: `{name}` in it is {what}. Export the model again.")
+
+
+def _inside(root: str, item: os.DirEntry[str], words: str) -> str:
+    """Where an entry really lies, which must be below the root."""
+    if not item.is_symlink():
+        return item.path
+    place = os.path.realpath(item.path)
+    if os.path.commonpath([root, place]) != root:
+        raise ModelError(
+            f"{words} in it leads out of it, to {place}. Copy the model with its files in place of "
+            "the links (cp -rL), and give the copy."
+        )
+    return place

@@ -27,7 +27,8 @@ from batchnorm_tool.model_gate.saved_model_proto import message_class, parse, pa
 # Inputs, attributes and the like that are looked at one by one, at about 2 microseconds each; a
 # node or a function takes as long as several of them.
 _MAX_PIECES = 1_000_000
-_COST = {"NodeDef": 3, "FunctionDef": 10}
+_COST = {"NodeDef": 3, "FunctionDef": 10, "NameAttrList": 8}
+_MAX_DEPTH = 4
 # A node above this must be a constant: of others, two bytes become a hundred in memory.
 _LARGE_NODE = 1 << 18
 _LARGE_SETTING = 1 << 10
@@ -204,9 +205,11 @@ class ExaminedGraph:
                 raise ValueError(f"a node in it takes {len(piece):,} bytes and is no constant")
             yield _Node(node.name, node.op, _NONE, node, piece)
 
-    def _functions_in(self, attributes: Sequence[Any]) -> frozenset[str]:
+    def _functions_in(self, attributes: Sequence[Any], depth: int = 0) -> frozenset[str]:
         """Names of the functions in a node's attributes, alone, in lists, and nested."""
         self._take(len(attributes))
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it nests attributes more than {_MAX_DEPTH} levels deep")
         keys, functions = set(), []
         for entry in attributes:
             keys.add(entry.key)
@@ -221,9 +224,9 @@ class ExaminedGraph:
             raise ValueError("it holds an attribute of an operation twice")
         if not functions:
             return _NONE
-        self._take(len(functions))
-        nested = (self._functions_in(function.attr) for function in functions if function.attr)
-        return frozenset(function.name for function in functions).union(*nested)
+        self._take(len(functions) * _COST["NameAttrList"])
+        nested = (self._functions_in(item.attr, depth + 1) for item in functions if item.attr)
+        return frozenset(item.name for item in functions).union(*nested)
 
     def _find_init_op(self) -> str | None:
         signature = self._signatures.pop(_INIT_OP, None)
