@@ -234,3 +234,58 @@ def test_columns_that_the_job_does_not_use_may_differ(tmp_path: Path, column: st
     shown = invoke("show", source)
     assert shown.exit_code == 0
     assert f"column `{column}`" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pa.array([{}, None], pa.struct([])),
+        pa.array([[{}], None], pa.list_(pa.struct([]))),
+        pa.nulls(2),
+        pa.array([[], []], pa.list_(pa.float32(), 0)),
+        pa.RunEndEncodedArray.from_arrays([1, 2], ["a", "b"]),
+        pa.UnionArray.from_sparse(pa.array([0, 0], pa.int8()), [pa.array([1, 2])]),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_any_column_may_stand_beside_the_vectors(tmp_path: Path, beside: pa.Array) -> None:
+    write(tmp_path / "in.arrow", table(x=beside))
+    done = invoke("normalize", tmp_path / "in.arrow", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert invoke("show", tmp_path / "in.arrow").exit_code == 0
+
+
+def test_lists_without_width_in_parquet_are_refused_where_they_are_used(tmp_path: Path) -> None:
+    source = tmp_path / "in.parquet"
+    write(source, table(x=pa.array([[], []], pa.list_(pa.float32(), 0))))
+    assert invoke("normalize", source, tmp_path / "out").exit_code == 0
+    assert invoke("show", source).exit_code == 0
+    done = invoke("normalize", source, tmp_path / "other", "--passthrough", "x")
+    assert done.exit_code == 2
+    assert f"{source}, column `x`: cannot be read from Parquet" in done.stderr
+
+
+def test_a_key_of_nothing_but_nulls_is_refused_and_passed_through_it_is_null(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "in.arrow", table(x=pa.nulls(2)))
+    source, out = tmp_path / "in.arrow", tmp_path / "out"
+    assert invoke("normalize", source, out, "--passthrough", "x").exit_code == 0
+    assert ds.dataset(out / "vectors").to_table()["x"].null_count == 2
+    for command in (["normalize", source, tmp_path / "no"], ["diff", source, source]):
+        done = invoke(*command, "--key", "x")
+        assert done.exit_code == 2
+        assert "names the column `x`, which cannot name a row" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+def test_what_parquet_cannot_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, form: str
+) -> None:
+    write(tmp_path / "in.arrow", table(x=pa.array([{}, None], pa.struct([]))))
+    command = ["normalize", tmp_path / "in.arrow", tmp_path / "out", "--passthrough", "x"]
+    done = invoke(*command, "--format", form)
+    assert done.exit_code == 2
+    assert "cannot be stored in Parquet" in done.stderr
+    assert not (tmp_path / "out" / "_state").exists()
+    assert invoke(*command, "--format", "arrow").exit_code == 0

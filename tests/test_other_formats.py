@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import lance
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -16,6 +18,7 @@ import pytest
 
 from batchnorm_tool import sources
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.features.columns import StoredColumn, conversion
 from batchnorm_tool.job import Input
 from tests.command_line import invoke
 
@@ -204,3 +207,44 @@ def test_a_partition_with_an_escaped_slash_is_read(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "in", partition_cols=["day"])
     found = sources.open_table(Input(path=str(tmp_path / "in")))
     assert [file.partitions[0].value for file in found.files] == ["2024/01/02", "a=b"]
+
+
+SPARK = pa.struct(
+    [
+        ("type", pa.int8()),
+        ("size", pa.int32()),
+        ("indices", pa.list_(pa.int32())),
+        ("values", pa.list_(pa.float64())),
+    ]
+)
+KEPT_APART: dict[str, tuple[pa.Array, str]] = {
+    "Spark vectors": (
+        pa.array([{"type": 1, "values": [3.0, 4.0]}] * 2, SPARK),
+        r"vectors of Spark ML.*vector_to_array\(\"emb\"\)",
+    ),
+    "blobs": (pa.array([np.ones(2, "<f4").tobytes()] * 2), "numpy.frombuffer"),
+    "fixed blobs": (pa.array([np.ones(2, "<f4").tobytes()] * 2, pa.binary(8)), "numpy.frombuffer"),
+}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["found", "named"])
+@pytest.mark.parametrize(("column", "words"), KEPT_APART.values(), ids=KEPT_APART)
+def test_vectors_kept_in_another_way_are_refused_with_the_line_that_makes_lists(
+    tmp_path: Path, column: pa.Array, words: str, *, named: bool
+) -> None:
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "emb": column}), source)
+    flags = ["--column", "emb"] if named else []
+    for command in (["normalize", source, tmp_path / "out"], ["compare", source]):
+        done = invoke(*command, *flags)
+        assert done.exit_code == 2
+        assert str(source) in done.stderr
+        assert re.search(words, done.stderr)
+
+
+def test_the_line_for_blobs_makes_lists() -> None:
+    table = pa.table({"emb": [np.arange(2, dtype="<f4").tobytes()] * 2})
+    line = conversion(StoredColumn.of(table.schema.field("emb"))).split("`")[3]
+    names = {"numpy": np, "pyarrow": pa, "table": table}
+    lists = eval(line.replace("WIDTH", "2"), names)  # noqa: S307
+    assert lists.to_pylist() == [[0.0, 1.0]] * 2

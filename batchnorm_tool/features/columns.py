@@ -146,6 +146,21 @@ def in_words(stored: StoredColumn) -> str:
     return f"`{stored.name}` ({stored.kind}{declared})"
 
 
+def conversion(stored: StoredColumn) -> str:
+    """The line that makes lists of vectors kept in another way; "" for no such column."""
+    name, leaf = stored.name, stored.leaf
+    if pa.types.is_struct(leaf) and [field.name for field in leaf] == _SPARK_VECTOR:
+        line = f'frame.withColumn("{name}", pyspark.ml.functions.vector_to_array("{name}"))'
+        return f" The column `{name}` holds vectors of Spark ML: store them with `{line}`."
+    if stored.is_bytes or pa.types.is_fixed_size_binary(leaf):
+        values = f'numpy.frombuffer(b"".join(table["{name}"].to_pylist()), "<f4")'
+        line = f"pyarrow.FixedSizeListArray.from_arrays({values}, WIDTH)"
+        return f" If the bytes of `{name}` are float32 numbers, store them with `{line}`."
+    return ""
+
+
+# The fields of what Spark's VectorUDT stores, sparse or dense.
+_SPARK_VECTOR = ["type", "size", "indices", "values"]
 _MISFIT = -1
 
 

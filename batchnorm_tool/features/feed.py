@@ -12,7 +12,13 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.features.columns import Shape, StoredColumn, in_words, lengths_to_fill
+from batchnorm_tool.features.columns import (
+    Shape,
+    StoredColumn,
+    conversion,
+    in_words,
+    lengths_to_fill,
+)
 from batchnorm_tool.features.images import is_image_shape
 from batchnorm_tool.features.values import STRING, Conversion, array_dtype
 
@@ -125,6 +131,7 @@ def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tu
                 raise InputError(
                     f"The column {in_words(column)} holds no vectors. Expected lists of numbers, "
                     f"or scalar columns of numbers. Received: {column.kind}. Name another column."
+                    f"{conversion(column)}"
                 )
         shape = stored[0].shape if len(stored) == 1 and stored[0].shape else (len(stored),)
         fields.append(Field(name, shape, _float_name([column.leaf for column in stored])))
@@ -154,6 +161,7 @@ def _check_kind(stored: StoredColumn, feed: Feed) -> None:
         raise InputError(
             f"The column {in_words(stored)} does not fit {input_in_words(feed.field)}. "
             f"Expected {wanted}. Received: {stored.kind}. {_next_step(stored, feed)}"
+            f"{conversion(stored)}"
         )
 
 

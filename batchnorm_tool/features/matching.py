@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.features.columns import StoredColumn, in_words
+from batchnorm_tool.features.columns import StoredColumn, conversion, in_words
 from batchnorm_tool.features.feed import Feed, check_fit, feeds, input_in_words
 from batchnorm_tool.features.values import STRING
 from batchnorm_tool.input_warnings import warn
@@ -390,11 +390,13 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], passed: Sequence[str]) 
     )
     vectors = vectors or others
     if len(vectors) != 1:
+        kept = "" if vectors else _conversions(schema, free)
         raise InputError(
             "Which column holds the predictions is not evident. Expected one column with lists of "
             f"numbers. Received: {_listed(vectors) if vectors else 'none'} among "
             f"{_columns_in_words(schema, free)}. Name it with `input.features` (on the command "
             "line: `--column`, which also takes several scalar columns: `--column a,b,c`)."
+            f"{kept}"
         )
     return vectors[0]
 
@@ -409,7 +411,13 @@ def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]
     return (
         "Which columns feed the model is not evident from names and widths. Expected columns for "
         f"{wanted}. Received: {_columns_in_words(schema, free)}. {_naming(candidates)}"
+        f"{_conversions(schema, free)}"
     )
+
+
+def _conversions(schema: pa.Schema, names: Sequence[str]) -> str:
+    """How the columns among these that keep vectors in another way become lists."""
+    return "".join(conversion(StoredColumn.of(schema.field(name))) for name in names)
 
 
 def _naming(candidates: Sequence[str]) -> str:

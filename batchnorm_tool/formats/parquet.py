@@ -125,7 +125,9 @@ class ParquetSink:
         self._writer.write_table(group, row_group_size=group.num_rows)
 
 
-def _open_writer(file: OutputFile, schema: pa.Schema, layout: Layout) -> pq.ParquetWriter:
+def _open_writer(
+    file: OutputFile | pa.NativeFile, schema: pa.Schema, layout: Layout
+) -> pq.ParquetWriter:
     measured = {*layout.vector_columns, *layout.norm_columns}
     # Floats that hardly repeat: a dictionary halves the speed of reading, and extremes of a
     # vector's components help no reader to skip anything.
@@ -150,6 +152,15 @@ def _open_writer(file: OutputFile, schema: pa.Schema, layout: Layout) -> pq.Parq
             "Leave it out of `input.passthrough`, or write `output.format: arrow`."
         )
         raise OutputError(message) from error
+
+
+def check_storable(schema: pa.Schema) -> None:
+    """Refuse a schema with a type that Parquet does not have.
+
+    Raises:
+        OutputError: It has one; the message names the type.
+    """
+    _open_writer(pa.BufferOutputStream(), schema, Layout(rows=0, vector_columns=())).close()
 
 
 def _leaf(field: pa.Field) -> str:
