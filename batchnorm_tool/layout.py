@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.formats.local_file import near_matches
 from batchnorm_tool.formats.npy_sink import array_directories
 from batchnorm_tool.formats.vectors import rows_of
 
@@ -166,12 +166,10 @@ def _not_a_key(field: pa.Field) -> str:
 
 
 def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    hint = f" Did you mean {' or '.join(f'`{match}`' for match in near)}?" if near else ""
     where = "input.key" if is_key else "input.passthrough"
     return (
-        f"`{where}` names the column `{name}`, which the input does not have.{hint} "
-        f"Its columns are: {', '.join(names)}."
+        f"`{where}` names the column `{name}`, which the input does not have"
+        f"{near_matches(name, names)}. Its columns are: {', '.join(names)}."
     )
 
 

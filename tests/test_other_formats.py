@@ -34,7 +34,6 @@ TABLES = [
     ("Hudi", ".hoodie/hoodie.properties", "2024/0.parquet", 'format("hudi")'),
     ("Lance", "_versions/1.manifest", "data/0.parquet", "lance.dataset"),
     ("Paimon", "snapshot/snapshot-1", "bucket-0/0.parquet", 'format("paimon")'),
-    ("DuckLake", "ducklake-1.parquet", "0.parquet", "duckdb"),
 ]
 
 
@@ -173,7 +172,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "CSV": (content(b"id,x\n1,2\n"), "text, such as CSV.*pyarrow.csv.read_csv"),
     "half a letter": (content(b"x" * 63 + "ä".encode()), "text"),
     "JSON lines": (content(b'{"id": 1}\n{"id": 2}\n'), "JSON.*pandas.read_json"),
-    "npz": (archive("emb.npy"), r"npz.*numpy.load\(.*\['emb'\]"),
+    "npz": (archive("emb.npy"), r"npz.*numpy.load\("),
     "PyTorch": (archive("model/data.pkl"), "PyTorch.*torch.load"),
     "Keras": (archive("model.weights.h5"), "a Keras model"),
     "Excel": (archive("xl/workbook.xml"), "Excel.*pandas.read_excel"),
@@ -187,6 +186,8 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "SQLite": (content(b"SQLite format 3\0"), "SQLite.*pandas.read_sql"),
     "DuckDB": (content(bytes(8) + b"DUCK" + bytes(9)), "DuckDB.*duckdb.connect"),
     "Lance file": (content(bytes(60) + b"LANC"), "file of a Lance dataset.*lance.dataset"),
+    "gzip": (content(b"\x1f\x8b\x08data"), "compressed with gzip.*gzip.open"),
+    "zstd": (content(b"\x28\xb5\x2f\xfd"), "compressed with zstd"),
     "noise": (content(b"\xff\x00\x17"), "Convert it, or leave it out"),
 }
 

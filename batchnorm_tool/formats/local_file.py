@@ -172,8 +172,9 @@ def near_matches(name: str, present: Iterable[str]) -> str:
         >>> near_matches("zzz", ["pixels"])
         ''
     """
-    near = difflib.get_close_matches(name, list(present), n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+    spelled = {each.casefold(): each for each in present}
+    near = difflib.get_close_matches(name.casefold(), list(spelled), n=1)
+    return f" (did you mean `{spelled[near[0]]}`?)" if near else ""
 
 
 def check_schema(path: str, schema: pa.Schema) -> None:

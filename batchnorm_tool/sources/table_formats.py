@@ -6,16 +6,14 @@ files, deleted rows would come back.
 
 from __future__ import annotations
 
-import glob
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from batchnorm_tool.errors import InputError
 
 
-@dataclass(frozen=True)
-class _TableFormat:
+class _TableFormat(NamedTuple):
     """How a directory of one kind is known, and how its rows become a file.
 
     Attributes:
@@ -33,49 +31,33 @@ class _TableFormat:
     hides_rows: bool = True
 
 
+_SPARK = 'spark.read.format("{}").load("{{0}}").write.parquet("rows")'
+_SAVED = 'datasets.load_from_disk("{{0}}"){}.to_parquet("rows.parquet")'
+_ICEBERG = ("metadata/v[0-9]*.metadata.json", "metadata/[0-9][0-9][0-9]*-*.metadata.json")
 _FORMATS = (
     _TableFormat(
-        "a Delta table",
-        ("_delta_log",),
+        *("a Delta table", ("_delta_log",)),
         'polars.scan_delta("{0}").sink_parquet("rows.parquet")',
     ),
     _TableFormat(
-        "an Iceberg table",
-        ("metadata/v[0-9]*.metadata.json", "metadata/[0-9][0-9][0-9]*-*.metadata.json"),
-        'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")',
+        "an Iceberg table", _ICEBERG, 'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")'
     ),
+    _TableFormat("a Hudi table", (".hoodie",), _SPARK.format("hudi")),
     _TableFormat(
-        "a Hudi table",
-        (".hoodie",),
-        'spark.read.format("hudi").load("{0}").write.parquet("rows")',
-    ),
-    _TableFormat(
-        "a Lance dataset",
-        ("_versions/*.manifest", "_latest.manifest"),
+        *("a Lance dataset", ("_versions/*.manifest", "_latest.manifest")),
         'pyarrow.parquet.write_table(lance.dataset("{0}").to_table(), "rows.parquet")',
     ),
     _TableFormat(
-        "a Paimon table",
-        ("snapshot/snapshot-[0-9]*",),
-        'spark.read.format("paimon").load("{0}").write.parquet("rows")',
-        beside="schema",
+        "a Paimon table", ("snapshot/snapshot-[0-9]*",), _SPARK.format("paimon"), beside="schema"
     ),
     _TableFormat(
-        "a DuckLake table",
-        ("ducklake-*.parquet",),
-        "duckdb.sql(\"attach 'ducklake:CATALOG' as lake; copy lake.TABLE to 'rows.parquet'\")",
-    ),
-    _TableFormat(
-        "a dataset that Hugging Face's `save_to_disk` wrote",
-        ("state.json",),
-        'datasets.load_from_disk("{0}").to_parquet("rows.parquet")',
-        beside="dataset_info.json",
+        *("a dataset that Hugging Face's `save_to_disk` wrote", ("state.json",)),
+        *(_SAVED.format(""), "dataset_info.json"),
         hides_rows=False,
     ),
     _TableFormat(
-        "several datasets that Hugging Face's `save_to_disk` wrote",
-        ("dataset_dict.json",),
-        'datasets.load_from_disk("{0}")["train"].to_parquet("rows.parquet")',
+        *("several datasets that Hugging Face's `save_to_disk` wrote", ("dataset_dict.json",)),
+        _SAVED.format('["train"]'),
         hides_rows=False,
     ),
 )
@@ -94,8 +76,10 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
     for form in _FORMATS:
         if not named and not form.hides_rows:
             continue
-        marks = [found for mark in form.marks for found in _matches(directory, mark)]
-        if marks and os.path.exists(os.path.join(directory, form.beside)):  # noqa: PTH110, PTH118
+        # Looked for before it is matched: an input may have thousands of directories.
+        near = [m for m in form.marks if os.path.lexists(f"{directory}/{m.partition('/')[0]}")]
+        marks = [found for mark in near for found in Path(directory).glob(mark)]
+        if marks and Path(directory, form.beside).exists():
             newest = max(marks, key=os.path.getmtime)
             convert = form.convert.format(directory, newest)
             message = (
@@ -104,13 +88,6 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
                 f"Write its rows into a file first, with `{convert}` in Python."
             )
             raise InputError(message)
-
-
-def _matches(directory: str, mark: str) -> list[str]:
-    if "*" in mark:
-        return glob.glob(os.path.join(glob.escape(directory), mark))  # noqa: PTH118, PTH207
-    path = os.path.join(directory, mark)  # noqa: PTH118
-    return [path] if os.path.exists(path) else []  # noqa: PTH110
 
 
 def refuse_files_of_tables(paths: list[str]) -> None:
