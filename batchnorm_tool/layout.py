@@ -145,7 +145,8 @@ def carried_schema(spec: Input, schema: pa.Schema) -> pa.Schema:
     for name in names:
         if name not in schema.names:
             raise InputError(_missing_column(name, schema.names, is_key=name in keys))
-        if name in keys and pa.types.is_nested(schema.field(name).type):
+        kind = schema.field(name).type
+        if name in keys and (pa.types.is_nested(kind) or pa.types.is_null(kind)):
             raise InputError(_not_a_key(schema.field(name)))
     fields = [schema.field(name).remove_metadata() for name in names]
     return pa.schema(fields if keys else [ROW_FIELD, *fields])

@@ -85,16 +85,25 @@ def cut(tonight: Tonight) -> list[Slice]:
 def _pieces(table: Table, most: int, shared: int) -> Iterator[Piece]:
     """Whole row groups of a Parquet file: they can be decoded at the same time.
 
-    A larger group is cut so that each piece is decoded at one go, and the next thread goes on where
-    the reader stopped. All else is cut anywhere.
+    Small ones go together, for each reading looks at the whole footer. A larger group is cut so
+    that each piece is decoded at one go, and the next thread goes on where the reader stopped. All
+    else is cut anywhere.
     """
     for number, file in enumerate(table.files):
-        row = 0
+        first = row = 0
         for rows in _blocks(file):
-            step = rows if rows <= most else shared
-            for start in range(row, row + rows, max(1, step)):
-                yield Piece(number, start, min(start + step, row + rows))
+            if row > first and row + rows - first > most:
+                yield Piece(number, first, row)
+                first = row
             row += rows
+            if rows > most:
+                yield from (
+                    Piece(number, start, min(start + shared, row))
+                    for start in range(first, row, shared)
+                )
+                first = row
+        if row > first:
+            yield Piece(number, first, row)
 
 
 def _blocks(file: InputFile) -> Sequence[int]:

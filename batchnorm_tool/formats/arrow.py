@@ -15,7 +15,7 @@ from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
 from batchnorm_tool.formats.row_groups import RowGroups
-from batchnorm_tool.formats.vectors import plain_batch, plain_schema
+from batchnorm_tool.formats.vectors import holds, plain_batch, plain_schema
 
 MAGIC = b"ARROW1"
 TRAILER_BYTES = 4 + len(MAGIC)
@@ -56,7 +56,6 @@ class Arrow:
         lengths, _ = _batches(path, fingerprint)
         with local_file.refusing(path), _Mapped(path) as mapped:
             schema = plain_schema(mapped.schema())
-        local_file.check_schema(path, schema)
         details: dict[str, object] = {"batches": len(lengths)}
         return Inspected(schema, sum(lengths), fingerprint, size, details)
 
@@ -149,7 +148,7 @@ class _Mapped:
         schema = self.schema()
         if starts is None:
             return self.reader([schema.names.index(column) for column in columns]).get_batch
-        if not any(map(_has_dictionary, schema.types)):
+        if not any(holds(kind, pa.types.is_dictionary) for kind in schema.types):
             return lambda number: pa.ipc.read_record_batch(
                 pa.ipc.read_message(self._buffer.slice(starts[number])), schema
             )
@@ -175,10 +174,7 @@ def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, .
     del fingerprint
     with local_file.refusing(path), _Mapped(path) as mapped:
         schema = mapped.schema()
-        if not schema.names:
-            raise InputError(
-                f"{path}: has no columns. Expected a table. Received: an empty schema."
-            )
+        local_file.check_schema(path, schema)
         # Lengths are not in the footer: read them with the column that costs the least.
         narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
         if mapped.is_stream:
@@ -213,11 +209,6 @@ def _is_stream(path: str) -> bool:
 def _begins_stream(head: bytes) -> bool:
     length = int.from_bytes(head[4:8], "little", signed=True)
     return head.startswith(CONTINUATION) and 0 < length < _MOST_HEADER_BYTES
-
-
-def _has_dictionary(dtype: pa.DataType) -> bool:
-    children = [dtype.field(place).type for place in range(dtype.num_fields)]
-    return pa.types.is_dictionary(dtype) or any(map(_has_dictionary, children))
 
 
 def _cost(dtype: pa.DataType) -> int:

@@ -181,8 +181,11 @@ def check_schema(path: str, schema: pa.Schema) -> None:
     """Refuse a schema whose names cannot be used to ask for its columns.
 
     Raises:
-        InputError: If a name, however deep, is not in UTF-8, or several columns have the same one.
+        InputError: If there is no column, a name, however deep, is not in UTF-8, or several columns
+            have the same one.
     """
+    if not len(schema):
+        raise InputError(f"{path}: has no columns. Expected a table. Received: an empty schema.")
     with refusing(path):
         names = schema.names
         str(schema)  # decodes the names of nested fields too

@@ -12,7 +12,13 @@ import pyarrow.parquet as pq
 from batchnorm_tool.errors import InputError, OutputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
-from batchnorm_tool.formats.parquet_rows import Cursors, Stretch, group_sizes, open_parquet
+from batchnorm_tool.formats.parquet_rows import (
+    Cursors,
+    Stretch,
+    group_sizes,
+    open_parquet,
+    read_footer,
+)
 from batchnorm_tool.formats.row_groups import RowGroups
 from batchnorm_tool.formats.vectors import plain_batch, plain_schema
 
@@ -85,14 +91,13 @@ class Parquet:
         At most 16 MiB (or one batch) are held decoded; a part that shares its row group with the
         part read before goes on where that one stopped.
         """
-        with local_file.refusing(path), open_parquet(path) as file:
-            metadata, names = file.metadata, file.schema_arrow.names
-        local_file.check_columns(path, columns, names)
-        local_file.check_range(path, start, stop, metadata.num_rows)
         status = local_file.regular_file(path)
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        footer = read_footer(path, identity)
+        local_file.check_columns(path, columns, footer.names)
+        local_file.check_range(path, start, stop, footer.starts[-1])
         stretch = Stretch(path, identity, tuple(columns), batch_rows)
-        yield from map(plain_batch, _cursors.read(stretch, metadata, start, stop))
+        yield from map(plain_batch, _cursors.read(stretch, footer, start, stop))
 
     def open_sink(
         self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout

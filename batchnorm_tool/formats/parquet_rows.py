@@ -7,15 +7,22 @@ before it. So a reader that stops inside a group is kept, and the next part goes
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.errors import Damaged
+from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import MEBIBYTE
 
@@ -48,21 +55,59 @@ class Stretch:
     batch_rows: int
 
 
+@dataclass(frozen=True)
+class Footer:
+    """What a file's footer says.
+
+    Attributes:
+        metadata: As Arrow has it.
+        names: Of the columns.
+        starts: The first row of each row group, and the number of rows.
+    """
+
+    metadata: pq.FileMetaData
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=MOST_CURSORS)
+def read_footer(path: str, identity: tuple[int, ...]) -> Footer:
+    """Read the footer, once for all parts of a file as it is now: ``identity`` tells that."""
+    del identity
+    with local_file.refusing(path), open_parquet(path) as file:
+        starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
+        return Footer(file.metadata, tuple(file.schema_arrow.names), starts)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Consecutive row groups of a file.
+
+    Attributes:
+        numbers: Their numbers.
+        start: The first row of the file in them.
+        rows: Their rows, together.
+    """
+
+    numbers: range
+    start: int
+    rows: int
+
+
 class Cursor:
-    """A place in one row group, from which rows are decoded in order.
+    """A place in row groups, from which rows are decoded in order.
 
     Attributes:
         position: The row of the file that comes next.
-        group_rows: Rows of the group.
+        rows: Rows of the groups.
     """
 
-    def __init__(self, stretch: Stretch, metadata: pq.FileMetaData, group: int) -> None:
+    def __init__(self, stretch: Stretch, footer: Footer, groups: Groups) -> None:
         self._path = stretch.path
-        sizes = group_sizes(metadata)
-        self.group_rows = sizes[group]
-        self.position = sum(sizes[:group])
+        self.rows = groups.rows
+        self.position = groups.start
         # Knows nothing of this object: in a cycle, both would hold their pages until a collection.
-        self._batches = _decoded(stretch, metadata, group)
+        self._batches = _decoded(stretch, footer, groups)
         self._rest: pa.RecordBatch | None = None
 
     def read(self, stop: int, most_bytes: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -86,18 +131,18 @@ class Cursor:
         return batch.slice(0, most_rows)
 
 
-def _decoded(stretch: Stretch, metadata: pq.FileMetaData, group: int) -> Iterator[pa.RecordBatch]:
-    columns, rows = list(stretch.columns), 0
-    with open_parquet(stretch.path, metadata, len(columns)) as file:
-        for batch in file.iter_batches(stretch.batch_rows, [group], columns, use_threads=False):
+def _decoded(stretch: Stretch, footer: Footer, groups: Groups) -> Iterator[pa.RecordBatch]:
+    columns, numbers, rows = list(stretch.columns), list(groups.numbers), 0
+    with open_parquet(stretch.path, footer.metadata, len(columns)) as file:
+        for batch in file.iter_batches(stretch.batch_rows, numbers, columns, use_threads=False):
             rows += batch.num_rows
             if batch.num_rows:
                 yield batch.select(columns)
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
-    # for one more row than there is in the group gets here.
+    # for one more row than there is in the groups gets here.
     message = (
-        f"{stretch.path}, row group {group}: holds other rows than its footer claims. "
-        f"Expected: {metadata.row_group(group).num_rows} rows. Received: {rows}. "
+        f"{stretch.path}, row group {numbers[0]} or one up to {numbers[-1]}: holds other rows than "
+        f"the footer claims. Expected: {groups.rows} rows. Received: {rows}. "
         "The file is damaged: write or copy it again."
     )
     raise Damaged(message)
@@ -123,24 +168,22 @@ class Cursors:
         self._rows_left: dict[tuple[Stretch, int], int] = {}
 
     def read(
-        self, stretch: Stretch, metadata: pq.FileMetaData, start: int, stop: int
+        self, stretch: Stretch, footer: Footer, start: int, stop: int
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows `start` to `stop` of a file, one row group after the other."""
-        first = 0
-        for group, size in enumerate(group_sizes(metadata)):
-            begin, end = max(start, first), min(stop, first + size)
-            if begin < end == begin + size:
-                yield from Cursor(stretch, metadata, group).read(end)
-            elif begin < end:
-                yield from self._read_shared(stretch, metadata, group, (begin, end))
-            first += size
+        for groups in _overlapping(footer.starts, start, stop):
+            begin, end = max(start, groups.start), min(stop, groups.start + groups.rows)
+            if end - begin == groups.rows:
+                yield from Cursor(stretch, footer, groups).read(end)
+            else:
+                yield from self._read_shared(stretch, footer, groups, (begin, end))
 
     def _read_shared(
-        self, stretch: Stretch, metadata: pq.FileMetaData, group: int, rows: tuple[int, int]
+        self, stretch: Stretch, footer: Footer, groups: Groups, rows: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
-        (start, stop), key = rows, (stretch, group)
+        (start, stop), key = rows, (stretch, groups.numbers[0])
         with self._turn(key):
-            cursor = self._take(key, start) or Cursor(stretch, metadata, group)
+            cursor = self._take(key, start) or Cursor(stretch, footer, groups)
             cursor.skip(start)
             ahead = deque(cursor.read(stop, READ_AHEAD_BYTES))
             is_whole = cursor.position >= stop
@@ -177,7 +220,7 @@ class Cursors:
     def _give_back(self, key: tuple[Stretch, int], cursor: Cursor, rows: int) -> None:
         """Keep a cursor, unless all rows of its group have been read by someone."""
         with self._lock:
-            self._rows_left[key] = self._rows_left.get(key, cursor.group_rows) - rows
+            self._rows_left[key] = self._rows_left.get(key, cursor.rows) - rows
             other = self._idle.pop(key, cursor)
             if self._rows_left[key] > 0:
                 self._idle[key] = max(cursor, other, key=lambda each: each.position)
@@ -185,6 +228,19 @@ class Cursors:
                 del self._rows_left[key]
             while len(self._idle) > MOST_CURSORS:
                 self._idle.popitem(last=False)
+
+
+def _overlapping(starts: Sequence[int], start: int, stop: int) -> Iterator[Groups]:
+    """The row groups that hold rows `start` to `stop`; those wholly within are one."""
+    number, last = bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop)
+    while number < last:
+        after = number + 1
+        if starts[number] >= start:
+            after = max(after, min(last, bisect.bisect_right(starts, stop) - 1))
+        rows = starts[after] - starts[number]
+        if rows:
+            yield Groups(range(number, after), starts[number], rows)
+        number = after
 
 
 def open_parquet(
@@ -209,22 +265,56 @@ def value_bytes(path: str) -> dict[str, int]:
     """About how many bytes a row of each column takes in memory, by a file's first row group.
 
     A dictionary far beyond its stored size counts whole: each row may be all of it.
+
+    Raises:
+        InputError: The footer is damaged.
     """
-    sizes: Counter[str] = Counter()
     with local_file.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
-        if not metadata.num_row_groups:
-            return {}
-        group = metadata.row_group(0)
-        group_rows = max(1, group.num_rows)
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            stored, size = chunk.total_compressed_size, chunk.total_uncompressed_size
-            is_bomb = chunk.has_dictionary_page and size > max(_LARGE_BYTES, 100 * stored)
-            rows = 1 if is_bomb else group_rows
-            width = _PHYSICAL_BYTES.get(chunk.physical_type, 0)
-            name = chunk.path_in_schema
-            while name not in names and "." in name:
-                name = name.rpartition(".")[0]
-            sizes[name] += max(size // rows, width * chunk.num_values // group_rows)
+    if not metadata.num_row_groups:
+        return {}
+    rows = max(1, metadata.row_group(0).num_rows)
+    sizes: Counter[str] = Counter()
+    for chunk in _chunks_of_first_group(path):
+        is_bomb = chunk.has_dictionary and chunk.size > max(_LARGE_BYTES, 100 * chunk.stored)
+        values = _PHYSICAL_BYTES.get(chunk.kind, 0) * chunk.values
+        name = chunk.path
+        while name not in names and "." in name:
+            name = name.rpartition(".")[0]
+        sizes[name] += chunk.size if is_bomb else max(chunk.size, values) // rows
     return dict(sizes)
+
+
+class _Chunk(NamedTuple):
+    """What the footer says of a column chunk: its values, and its bytes stored and unpacked."""
+
+    path: str
+    kind: str
+    values: int
+    has_dictionary: bool
+    stored: int
+    size: int
+
+
+def _chunks_of_first_group(path: str) -> list[_Chunk]:
+    """Read them in another process: Arrow ends the one that asks for a damaged chunk's metadata."""
+    command = [sys.executable, "-c", _READ_CHUNKS, path]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        message = (
+            f"{path}: the footer's description of the columns is damaged. Expected one that can "
+            f"be read. Received: {done.stderr.decode(errors='replace')[-200:].strip()}. Write or "
+            "copy the file again."
+        )
+        raise InputError(message)
+    return [_Chunk(*chunk) for chunk in json.loads(done.stdout)]
+
+
+_READ_CHUNKS = """
+import json, sys
+import pyarrow.parquet as pq
+group = pq.ParquetFile(sys.argv[1]).metadata.row_group(0)
+chunks = [group.column(place) for place in range(group.num_columns)]
+print(json.dumps([(c.path_in_schema, c.physical_type, c.num_values, c.has_dictionary_page,
+                   c.total_compressed_size, c.total_uncompressed_size) for c in chunks]))
+"""

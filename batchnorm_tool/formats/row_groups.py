@@ -69,13 +69,13 @@ def _decoded(field: pa.Field) -> pa.Field:
 
 
 def _column_bytes(column: pa.ChunkedArray) -> int | np.ndarray:
-    width = _fixed_bytes(column.type)
+    width = fixed_bytes(column.type)
     if width is not None:
         return width
     if _is_binary(column.type):
         return _lengths(column, "binary_length") + 4
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        item = _fixed_bytes(column.type.value_type) or ASSUMED_BYTES
+        item = fixed_bytes(column.type.value_type) or ASSUMED_BYTES
         return _lengths(column, "list_value_length") * item + 4
     return ASSUMED_BYTES
 
@@ -88,9 +88,10 @@ def _lengths(column: pa.ChunkedArray, function: str) -> np.ndarray:
     return np.asarray(lengths.fill_null(0).to_numpy(), dtype=np.int64)
 
 
-def _fixed_bytes(dtype: pa.DataType) -> int | None:
+def fixed_bytes(dtype: pa.DataType) -> int | None:
+    """Bytes of a value of fixed width; ``None`` where the rows decide."""
     if pa.types.is_fixed_size_list(dtype):
-        item = _fixed_bytes(dtype.value_type)
+        item = fixed_bytes(dtype.value_type)
         return None if item is None else item * int(dtype.list_size)
     if pa.types.is_nested(dtype):
         return None

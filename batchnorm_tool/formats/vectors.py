@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,17 @@ def is_list(dtype: pa.DataType) -> bool:
     """Whether values are lists of any kind but views."""
     kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     return any(is_kind(dtype) for is_kind in kinds)
+
+
+def holds(dtype: pa.DataType, is_kind: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type, or one within it, is of some kind."""
+    children = [dtype.field(place).type for place in range(dtype.num_fields)]
+    return is_kind(dtype) or any(holds(child, is_kind) for child in children)
+
+
+def is_empty_list(dtype: pa.DataType) -> bool:
+    """Whether values are lists of width 0, by which Arrow divides."""
+    return pa.types.is_fixed_size_list(dtype) and dtype.list_size == 0
 
 
 def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +71,8 @@ class Preparation:
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
             self.report = model_gate.examine(self.job.model.path)
-        self._carried = layout.carried_schema(self.job.input, self.table.schema)
+        with self._naming_the_input():
+            self._carried = layout.carried_schema(self.job.input, self.table.schema)
         self.table.check([*layout.key_columns(self.job.input), *self.job.input.passthrough])
 
     @property
@@ -355,9 +355,9 @@ def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
 
 def _check_apart(job: Job, table: Table) -> None:
     """An output inside the input would be read as input by the next run."""
-    output = Path(os.path.realpath(job.output.path))
+    output = Path(job.output.path).resolve()
     for file in table.files:
-        if output in Path(os.path.realpath(file.path)).parents:
+        if output in Path(file.path).resolve().parents:
             msg = (
                 f"`output.path` is `{job.output.path}`, and the input file `{file.path}` lies "
                 "inside it. Choose an output directory apart from the input."

@@ -45,7 +45,7 @@ def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
     check_columns(path, key, schema.names, "key")
     for name in key:
         kind = schema.field(name).type
-        if pa.types.is_nested(kind):
+        if pa.types.is_nested(kind) or pa.types.is_null(kind):
             msg = (
                 f"{path}: `key` names the column `{name}`, which cannot name a row. Expected "
                 f"numbers, strings or dates. Received: {kind}. Name another column."

@@ -98,13 +98,13 @@ class Table:
         files: In lexicographic order of their paths.
         schema: Of the rows that `read_rows` yields, partition columns included.
         keys: Names of the columns that came from a keys file.
-        differing: Why a column cannot be read, for each in which the files differ too much.
+        unreadable: Why a column cannot be read, such as one in which the files differ too much.
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
     keys: tuple[str, ...] = ()
-    differing: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -114,14 +114,14 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """Names of the columns that can be read."""
-        return [name for name in self.schema.names if name not in self.differing]
+        return [name for name in self.schema.names if name not in self.unreadable]
 
     def check(self, columns: Iterable[str]) -> None:
-        """Refuse columns in which the files differ too much to be read as one.
+        """Refuse columns that cannot be read, such as those in which the files differ too much.
 
         Raises:
-            InputError: One of them is such a column; the message names both files.
+            InputError: One of them is such a column; the message says which files differ.
         """
         for name in columns:
-            if name in self.differing:
-                raise InputError(self.differing[name])
+            if name in self.unreadable:
+                raise InputError(self.unreadable[name])

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import Inspected, format_named, local_file, recognise
+from batchnorm_tool.formats.vectors import holds, is_empty_list
 from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.sources.input_file import InputFile, Member, Partition, Table
 from batchnorm_tool.sources.listing import Listed, list_files
@@ -51,16 +52,26 @@ def open_table(spec: Input) -> Table:
     if spec.keys is not None:
         opened, keys = _with_keys(opened, spec)
     schema, unlike = merge_schemas([one.schema for one in opened])
-    differing = {
+    unreadable = _without_width(opened[0].file, schema) | {
         name: _difference(name, schema, opened[0], opened[number])
         for name, number in unlike.items()
     }
-    if len(differing) == len(schema):
-        raise InputError(next(iter(differing.values())))
-    read = [_read_as(one, schema, differing) for one in opened]
+    if len(unreadable) == len(schema):
+        raise InputError(next(iter(unreadable.values())))
+    read = [_read_as(one, schema, unreadable) for one in opened]
     files, schema = typed_partitions(read, schema)
     _warn_of_extensions(schema)
-    return Table(files, schema, keys, differing)
+    return Table(files, schema, keys, unreadable)
+
+
+def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
+    """Lists of width 0, which Arrow writes into Parquet and cannot read from it."""
+    return {
+        field.name: f"{first.path}, column `{field.name}`: cannot be read from Parquet. Expected "
+        f"values. Received: {field.type}, lists of width 0. Leave the column out."
+        for field in schema
+        if first.format == "parquet" and holds(field.type, is_empty_list)
+    }
 
 
 def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -> list[_Opened]:
@@ -197,14 +208,14 @@ def _beside(one: _Opened, keys: Member, fields: Sequence[pa.Field]) -> _Opened:
     return _Opened(_with_members(one.file, (*members, keys)), schema)
 
 
-def _read_as(one: _Opened, schema: pa.Schema, differing: Mapping[str, str]) -> InputFile:
+def _read_as(one: _Opened, schema: pa.Schema, unreadable: Mapping[str, str]) -> InputFile:
     """The file, with the fields that it is read as where they are not its own."""
     if one.schema.equals(schema):
         return one.file
     fields = [
         schema.field(own.name)
         for own in one.schema
-        if own.name not in differing and not own.equals(schema.field(own.name))
+        if own.name not in unreadable and not own.equals(schema.field(own.name))
     ]
     return replace(one.file, read_as=pa.schema(fields)) if fields else one.file
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import let_go
 from batchnorm_tool.formats.parquet_rows import value_bytes
+from batchnorm_tool.formats.row_groups import fixed_bytes
 from batchnorm_tool.formats.vectors import is_list
 from batchnorm_tool.sources.reading import read_rows
 
@@ -53,9 +54,11 @@ def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
         most_bytes: About the size that the rows may have in memory.
 
     Returns:
-        The rows, without columns whose metadata says that not even a few values fit.
+        The rows, without columns whose type or metadata says that not even a few values fit.
     """
-    sizes = value_bytes(table.files[0].path) if table.files[0].format == "parquet" else {}
+    sizes = {field.name: fixed_bytes(field.type) or 0 for field in table.schema}
+    if table.files[0].format == "parquet" and not all(sizes.values()):
+        sizes |= value_bytes(table.files[0].path)
     columns = [name for name in table.columns if _FEW_ROWS * sizes.get(name, 0) <= most_bytes]
     if not columns:
         return pa.table({})

@@ -234,3 +234,21 @@ def test_dictionaries_that_differ_between_chunks_are_read_alike() -> None:
 def test_null_in_a_dictionary_is_a_null() -> None:
     column = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), pa.array([1.5, None]))
     assert read(column, vector(1))[1] == [GOOD, NULL]
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "faults"),
+    [
+        ([[], [], [1.0, 2.0]], 2, [RAGGED, RAGGED, GOOD]),
+        ([[], None, [1.0, 2.0]], 2, [RAGGED, NULL, GOOD]),
+        ([[], [], []], 1, [RAGGED] * 3),
+        ([None, None], 1, [NULL] * 2),
+    ],
+    ids=["most are empty", "empty and null", "all are empty", "all are null"],
+)
+def test_an_empty_list_is_ragged_and_no_usual_length(
+    rows: list[list[float] | None], width: int, faults: list[int]
+) -> None:
+    array, found = read(pa.array(rows, pa.list_(pa.float32())), Field("x", (None,), "float32"))
+    assert array.shape == (len(rows), width)
+    assert found == faults

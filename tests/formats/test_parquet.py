@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,21 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow.parquet import encryption
 
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS, Layout, recognise
 from batchnorm_tool.formats import parquet_rows as rows_module
-from batchnorm_tool.formats.parquet_rows import Cursor, Cursors, Stretch
+from batchnorm_tool.formats.parquet_rows import (
+    Cursor,
+    Cursors,
+    Footer,
+    Groups,
+    Stretch,
+    read_footer,
+)
 from batchnorm_tool.storage import LocalStorage
 
 PARQUET = FORMATS["parquet"]
@@ -91,18 +101,46 @@ def test_next_part_goes_on_where_the_last_one_stopped(
     opened = []
 
     class Counted(Cursor):
-        def __init__(self, stretch: Stretch, metadata: pq.FileMetaData, group: int) -> None:
-            opened.append(group)
-            super().__init__(stretch, metadata, group)
+        def __init__(self, stretch: Stretch, footer: Footer, groups: Groups) -> None:
+            opened.extend(groups.numbers)
+            super().__init__(stretch, footer, groups)
 
     monkeypatch.setattr(rows_module, "Cursor", Counted)
     cursors, stretch = Cursors(), Stretch(path, (), ("id",), 100)
-    metadata = pq.read_metadata(path)
     for start in range(0, 1000, 50):
-        batches = list(cursors.read(stretch, metadata, start, start + 50))
+        batches = list(cursors.read(stretch, read_footer(path, ()), start, start + 50))
         assert [v for b in batches for v in b["id"].to_pylist()] == [*range(start, start + 50)]
     assert opened == [0]
     assert not cursors._idle
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), max_size=12),
+    ends=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+)
+def test_any_rows_of_any_row_groups_are_read(sizes: list[int], ends: tuple[int, int]) -> None:
+    rows = sum(sizes)
+    start, stop = sorted(min(end, rows) for end in ends)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/a.parquet"
+        with pq.ParquetWriter(path, pa.schema({"id": pa.int64()})) as writer:
+            for first, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+                writer.write_table(pa.table({"id": np.arange(first, first + size)}))
+        assert ids(path, start, stop, 3) == [*range(start, stop)]
+
+
+def test_small_row_groups_are_opened_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store(tmp_path / "a.parquet", table_of(1000), group=1)
+    opened = []
+    real = rows_module.open_parquet
+    monkeypatch.setattr(
+        rows_module, "open_parquet", lambda *a, **k: opened.append(a) or real(*a, **k)
+    )
+    for start in range(0, 1000, 100):
+        assert ids(path, start, start + 100) == [*range(start, start + 100)]
+    assert len(opened) == 11, "once for the footer, once for each part"
 
 
 def test_a_part_larger_than_the_read_ahead_is_streamed(

@@ -16,7 +16,10 @@ import pytest
 from batchnorm_tool import show
 from batchnorm_tool.errors import BadRows, Damaged, InputError, ModelError
 from batchnorm_tool.jobs.scoring import RunResult
+from batchnorm_tool.sources import sampling
+from batchnorm_tool.sources.sampling import head
 from batchnorm_tool.storage import LocalStorage
+from tests.command_line import invoke
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -217,3 +220,37 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, name: str, error: type[
     (tmp_path / "words.txt").write_text("neither table nor model")
     with pytest.raises(error, match=name):
         show(str(tmp_path / name))
+
+
+def bomb(kind: str) -> pa.Table:
+    """A table of a few kilobytes on disk whose values are far larger in memory."""
+    if kind == "list":
+        large: pa.Array = pa.array([np.zeros(2**22, np.float32)] * 2)
+    else:
+        rows = 10_000 if kind == "dictionary" else 2
+        large = pa.DictionaryArray.from_arrays([0] * rows, ["x" * 2**24])
+        large = large if kind == "dictionary" else large.cast(pa.string())
+    return pa.table({"id": np.arange(len(large)), "large": large})
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary", "list"])
+def test_values_too_large_to_look_at_are_not_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(bomb(kind), path, compression="zstd", use_dictionary=kind == "dictionary")
+    assert path.stat().st_size < 100_000
+    read = []
+    monkeypatch.setattr(sampling, "head", lambda *a: read.append(a[1]) or head(*a))
+    columns = columns_of(path)
+    assert {*map(tuple, read)} == {("id",)}
+    assert columns["id"]["min"] == 0
+    assert columns["large"]["nulls"] is columns["large"]["distinct"] is None
+    assert "values too large to look at" in invoke("show", path).output
+
+
+def test_as_many_rows_are_looked_at_as_fit(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((1000, 100_000), np.float32))
+    facts = show(str(tmp_path / "a.npy")).facts
+    assert 100 < facts["rows_sampled"] < 200
+    assert facts["rows"] == 1000
