@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -355,9 +356,9 @@ def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
 
 def _check_apart(job: Job, table: Table) -> None:
     """An output inside the input would be read as input by the next run."""
-    output = Path(job.output.path).resolve()
+    output = Path(os.path.realpath(job.output.path))
     for file in table.files:
-        if output in Path(file.path).resolve().parents:
+        if output in Path(os.path.realpath(file.path)).parents:
             msg = (
                 f"`output.path` is `{job.output.path}`, and the input file `{file.path}` lies "
                 "inside it. Choose an output directory apart from the input."
