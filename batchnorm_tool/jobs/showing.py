@@ -19,6 +19,7 @@ from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.formats.vectors import is_list
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.job import Engine, Input, Model
+from batchnorm_tool.jobs.saving import save_page
 from batchnorm_tool.jobs.showing_store import store_facts
 from batchnorm_tool.manifest import read_manifest, read_record, read_refusals
 from batchnorm_tool.plan import PLAN_PATH, Plan
@@ -257,8 +258,4 @@ def _write_page(shown: Shown, html: str) -> None:
         )
         raise InputError(msg)
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
-    try:
-        Path(html).write_text(run_page(shown.facts, chunks), encoding="utf-8")
-    except OSError as error:
-        msg = f"The page `{html}` cannot be written: {error.strerror}. Choose another file."
-        raise InputError(msg) from error
+    save_page(html, run_page(shown.facts, chunks))
