@@ -188,7 +188,8 @@ class ExaminedGraph:
             pieces = [item.value for item in self._parsed("Any", items)]
         assets = self._parsed("AssetFileDef", pieces)
         named = ((_node_name(item.tensor_info.name), item.filename) for item in assets)
-        return _unique("asset", named)
+        # A table of TensorFlow 1 may add what its maker added already.
+        return _unique("asset", dict.fromkeys(named))
 
     def _nodes(self, pieces: Sequence[bytes]) -> dict[str, _Node]:
         return _unique("node", ((node.name, node) for node in self._each_node(pieces)))

@@ -181,7 +181,12 @@ TWICE: dict[str, tuple[bytes, str]] = {
         saved(field(2, field(2, field(1, b"f_1")) * 2)),
         "the gradient f_1 twice",
     ),
-    "asset": (saved(NODE, field(6, field(2, b"a")) * 2), "the asset  twice"),
+    "asset": (
+        saved(
+            NODE, *[field(6, field(1, field(1, b"n")) + field(2, name)) for name in (b"a", b"b")]
+        ),
+        "the asset n twice",
+    ),
     "collection": (saved(NODE, field(4, entry(b"c", b"")) * 2), "the CollectionEntry c twice"),
     "graph": (saved(NODE) * 2, "the tag serve twice"),
     "graph without the tag": (
