@@ -134,6 +134,20 @@ def _wants_too_much(error: MemoryError) -> bool:
     return wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def validate(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, if its values are what their types say: text in UTF-8, offsets within bounds.
+
+    Raises:
+        ArrowInvalid: They are not; the message names the column.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"column `{name}`: {error}") from error
+    return batch
+
+
 def check_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
     """Refuse columns that a file does not have, with near matches.
 

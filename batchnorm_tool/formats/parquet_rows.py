@@ -137,7 +137,7 @@ def _decoded(stretch: Stretch, footer: Footer, groups: Groups) -> Iterator[pa.Re
         for batch in file.iter_batches(stretch.batch_rows, numbers, columns, use_threads=False):
             rows += batch.num_rows
             if batch.num_rows:
-                yield batch.select(columns)
+                yield local_file.validate(batch.select(columns))
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
     message = (

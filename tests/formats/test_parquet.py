@@ -417,3 +417,13 @@ def test_readers_of_one_row_group_take_turns(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert seen == [list(range(500, 600))] * 4
+
+
+def test_text_that_is_no_utf_8_is_damage_and_names_column_and_row(tmp_path: Path) -> None:
+    data = pa.array([b"a", b"\xff\xfe"])
+    text = pa.StringArray.from_buffers(2, *data.buffers()[1:])
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [1, 2], "word": text}), path, write_statistics=False)
+    assert ids(path, 0, 2) == [1, 2]
+    with pytest.raises(Damaged, match=r"a\.parquet, at or soon after row 0.*column `word`: .*UTF8"):
+        list(PARQUET.read(path, ["word"], 0, 2, 64))
