@@ -202,8 +202,8 @@ def _checked_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(sorted(axes))
 
 
-def _checked_policy(name: str, policy: str) -> str:
-    if policy not in _POLICIES:
+def _checked_policy(name: str, policy: object) -> str:
+    if not isinstance(policy, str) or policy not in _POLICIES:
         message = f"`{name}` must be one of {', '.join(_POLICIES)}. Received: {policy!r}."
         raise JobError(message)
     return policy

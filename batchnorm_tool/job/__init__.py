@@ -11,6 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.engine import Engine
 from batchnorm_tool.job.file import (
     escape_variables,
@@ -18,7 +19,7 @@ from batchnorm_tool.job.file import (
     read_job_file,
     set_values,
 )
-from batchnorm_tool.job.messages import complaints_of, mask_values, refusal
+from batchnorm_tool.job.messages import complaints_of, mask_values, refusal, shown
 from batchnorm_tool.job.paths import lies_within
 from batchnorm_tool.job.sections import (
     Input,
@@ -134,6 +135,8 @@ class Job(Section):
         Raises:
             JobError: The values do not make a job; all that is wrong with them is named at once.
         """
+        if not isinstance(data, Mapping):
+            raise JobError(f"A job is a mapping of sections. Received: {shown(data)}.")
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:

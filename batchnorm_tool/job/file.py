@@ -108,7 +108,7 @@ def set_values(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     """
     result = copy.deepcopy(dict(data))
     for override in overrides:
-        key, equals, text = override.partition("=")
+        key, equals, text = str(override).partition("=")
         keys = key.strip().split(".")
         if not equals or not all(keys):
             msg = f"--set takes `section.key=value`. Received: {override!r}."

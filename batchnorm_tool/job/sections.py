@@ -119,11 +119,20 @@ class Input(Section):
     def _check_together(self) -> Self:
         if self.format in ("parquet", "arrow"):
             self._refuse_keys_for_npy()
+        self._refuse_features_twice()
         twice = repeated([*_listed(self.key), *self.passthrough])
         if twice is not None:
             text = f"names the column `{twice}` twice (the key counts, too). Name each column once."
             raise wrong(text, "passthrough" if twice in self.passthrough else "key")
         return self
+
+    def _refuse_features_twice(self) -> None:
+        given = self.features
+        for names in given.values() if isinstance(given, dict) else [given]:
+            twice = repeated(_listed(names))
+            if twice is not None:
+                text = f"names the column `{twice}` twice for one input. Name each column once."
+                raise wrong(text, "features")
 
     def _refuse_keys_for_npy(self) -> None:
         given = {

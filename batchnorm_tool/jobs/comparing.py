@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from batchnorm_tool.comparison.similarity import Metric
 from batchnorm_tool.errors import InputError, JobError
@@ -26,6 +24,13 @@ from batchnorm_tool.jobs.comparison_queries import (
 from batchnorm_tool.jobs.saving import save_report
 from batchnorm_tool.norms import Norm
 from batchnorm_tool.predictions import open_predictions
+from batchnorm_tool.predictions.checks import (
+    checked_ks,
+    checked_names,
+    checked_path,
+    checked_whole,
+    several,
+)
 from batchnorm_tool.predictions.memory import predictions_of_array
 
 if TYPE_CHECKING:
@@ -148,12 +153,15 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     with collected(warnings.append):
         asking = _asking(source, queries, column, key)
         options = Options(
-            tuple(_norms(norms)), Metric.parse(metric), _depths(k, asking), _whole("seed", seed)
+            tuple(_norms(norms)),
+            Metric.parse(metric),
+            _depths(k, asking),
+            checked_whole("seed", seed),
         )
-        size = None if sample is None else _whole("sample", sample, 1)
+        size = None if sample is None else checked_whole("sample", sample, 1)
         judged = _judged(asking, label, relevance, relevance_columns)
         rows = chosen(asking, judged, size, options.seed)
-        groups = None if by is None else grouped(asking.source, by, rows)
+        groups = None if by is None else grouped(asking.source, _one("by", by), rows)
         document = document_of(asking, judged, rows, groups, options)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
@@ -193,18 +201,12 @@ def _open_queries(
 
 
 def _norms(names: Sequence[str]) -> list[Norm]:
-    given = _several(names)
+    given = several(names)
     found = [Norm.parse(name) for name in given]
     if not found or len(set(found)) != len(found):
         msg = f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
         raise JobError(msg)
     return found
-
-
-def _several(given: Any) -> list[Any]:
-    """A list of several, or of the only one."""
-    is_one = isinstance(given, str) or not isinstance(given, Iterable)
-    return [given] if is_one else list(given)
 
 
 def _depths(ks: Any, asking: Asking) -> tuple[int, ...]:
@@ -218,30 +220,15 @@ def _depths(ks: Any, asking: Asking) -> tuple[int, ...]:
         raise InputError(msg)
     if ks is None:
         return tuple(k for k in DEFAULT_K if k <= most)
-    numbers = _several(ks)
-    if not numbers or not all(_is_whole(k, 1) for k in numbers):
-        msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {ks!r}."
-        raise JobError(msg)
-    if max(numbers) > most:
+    numbers = checked_ks(ks)
+    if numbers[-1] > most:
         others = "others" if asking.is_base else "rows"
         msg = (
             f"{asking.base.path}: the base has {most:,} {others} to be neighbours. Expected: `k` "
-            f"of at most {most:,}. Received: {max(numbers):,}. Ask for fewer with `k`."
+            f"of at most {most:,}. Received: {numbers[-1]:,}. Ask for fewer with `k`."
         )
         raise InputError(msg)
-    return tuple(sorted({int(k) for k in numbers}))
-
-
-def _is_whole(number: Any, least: int) -> bool:
-    is_number = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-    return is_number and number >= least
-
-
-def _whole(name: str, number: Any, least: int = 0) -> int:
-    if not _is_whole(number, least):
-        msg = f"`{name}` must be a whole number, {least} or more. Received: {number!r}."
-        raise JobError(msg)
-    return int(number)
+    return numbers
 
 
 def _judged(
@@ -253,18 +240,27 @@ def _judged(
     if label is not None and relevance is not None:
         msg = (
             "`label` and `relevance` both say what is relevant. Expected one of them. "
-            f"Received: {label} and {os.fspath(relevance)}. Leave one out."
+            f"Received: {label} and {relevance}. Leave one out."
         )
         raise JobError(msg)
     if columns is not None and relevance is None:
         msg = (
             "`relevance_columns` names columns of a relevance file. Expected `relevance` with it. "
-            f"Received: {', '.join(columns)} alone."
+            f"Received: {', '.join(map(str, several(columns)))} alone."
         )
         raise JobError(msg)
     if label is not None:
-        return judged_by_label(asking, label)
-    return None if relevance is None else judged_by_file(asking, os.fspath(relevance), columns)
+        return judged_by_label(asking, _one("label", label))
+    if relevance is None:
+        return None
+    names = None if columns is None else checked_names("relevance_columns", columns)
+    return judged_by_file(asking, checked_path("relevance", relevance), names)
+
+
+def _one(argument: str, name: str) -> str:
+    if not isinstance(name, str):
+        raise JobError(f"`{argument}` must be the name of a column. Received: {name!r}.")
+    return name
 
 
 def _rows(group: str, figures: Mapping[str, Any], first: str) -> list[tuple[Any, ...]]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.errors import InputError
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.jobs.difference_figures import Compared, compare_sets
 from batchnorm_tool.jobs.neighbour_overlap import Search, check_depth
 from batchnorm_tool.jobs.saving import save_report
 from batchnorm_tool.layout import ROW_COLUMN
 from batchnorm_tool.predictions import Predictions, open_predictions
+from batchnorm_tool.predictions.checks import checked_ks, checked_path, checked_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,8 +119,8 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
         'The same vectors, bit for bit, in all 1,797 common rows.'
     """
     started = time.perf_counter()
-    size = sys.maxsize if sample is None else _checked("sample", sample)
-    asked, seed = None if k is None else _checked_ks(k), _checked("seed", seed)
+    size = sys.maxsize if sample is None else checked_whole("sample", sample)
+    asked, seed = None if k is None else checked_ks(k), checked_whole("seed", seed)
     warnings: list[str] = []
     with collected(warnings.append):
         one, other = _open(a, b, column, key)
@@ -139,21 +140,6 @@ def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> Se
     return Search(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
 
 
-def _checked_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    numbers: list[Any] = [ks] if isinstance(ks, int) else list(ks)
-    if not numbers or not all(isinstance(k, int) and k >= 1 for k in numbers):
-        msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {ks!r}."
-        raise JobError(msg)
-    return tuple(sorted(set(numbers)))
-
-
-def _checked(name: str, number: Any) -> int:
-    if not isinstance(number, int) or number < 0:
-        msg = f"`{name}` must be a whole number, 0 or more. Received: {number!r}."
-        raise JobError(msg)
-    return number
-
-
 # The two sets
 
 
@@ -163,6 +149,7 @@ def _open(
     column: str | Sequence[str] | None,
     key: str | Sequence[str] | None,
 ) -> tuple[Predictions, Predictions]:
+    a, b = checked_path("a", a), checked_path("b", b)
     one, other = open_predictions(a, column, key), open_predictions(b, column, key)
     if one.width != other.width:
         msg = (

@@ -80,6 +80,8 @@ def _errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             with write_errors(os.fspath(path)):
                 raise
         raise _refusal(Path(path), str(error.strerror), what) from error
+    except ValueError as error:  # a name that no file can have
+        raise _refusal(Path(path), str(error), what) from error
 
 
 def _refusal(path: Path, reason: str, what: str = "directory") -> OutputError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from batchnorm_tool.jobs.stored_run import DATA_DIRECTORY, open_run
 from batchnorm_tool.manifest import MANIFEST_PATH
 from batchnorm_tool.plan import PLAN_PATH
+from batchnorm_tool.predictions.checks import checked_names
 from batchnorm_tool.predictions.contract import PredictionBatch, Predictions
 from batchnorm_tool.predictions.data import open_data
 from batchnorm_tool.predictions.run import predictions_of_run
@@ -60,18 +61,16 @@ def open_predictions(
         (1797, 32, 'float32', ('prediction',), ('id',))
     """
     name = os.fspath(path)
+    columns, keys = checked_names("column", column), checked_names("key", key)
     if is_store(name):
-        return predictions_of_store(open_snapshot(name), name, _names(column), _names(key))
+        return predictions_of_store(open_snapshot(name), name, columns, keys)
     if _is_run(name):
-        return predictions_of_run(open_run(name), name, _names(column), _names(key))
-    return open_data(name, _names(column), _names(key))
-
-
-def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
+        return predictions_of_run(open_run(name), name, columns, keys)
+    return open_data(name, columns, keys)
 
 
 def _is_run(path: str) -> bool:
     root = Path(path)
     above = [root.parent] if root.name == DATA_DIRECTORY else []
-    return any((at / name).is_file() for at in [root, *above] for name in _MARKS)
+    # Not `Path.is_file`, which raises for a name that is too long.
+    return any(os.path.isfile(at / name) for at in [root, *above] for name in _MARKS)  # noqa: PTH113

@@ -1,13 +1,79 @@
-"""What every kind of stored predictions refuses: columns that are not there, or of no use."""
+"""What is refused of whoever asks for stored predictions: arguments, and columns of no use."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import InputError
+from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.local_file import near_matches
+
+
+def several(given: Any) -> list[Any]:
+    """A list of several things, or of the only one."""
+    is_one = isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable)
+    return [given] if is_one or (isinstance(given, np.ndarray) and not given.ndim) else [*given]
+
+
+def checked_names(argument: str, given: Any) -> tuple[str, ...]:
+    """Names of columns, given as one or several; none for ``None``.
+
+    Raises:
+        JobError: They are no texts, or one is there twice.
+    """
+    names = [] if given is None else several(given)
+    if not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        msg = (
+            f"`{argument}` must be the name of a column, or a list of different names. "
+            f"Received: {given!r}."
+        )
+        raise JobError(msg)
+    return tuple(names)
+
+
+def checked_path(argument: str, given: Any) -> str:
+    """A path as text.
+
+    Raises:
+        JobError: It is no path.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise JobError(f"`{argument}` must be a path. Received: {given!r}.")
+    return os.fspath(given)
+
+
+def checked_whole(argument: str, number: Any, least: int = 0) -> int:
+    """A whole number of a certain size at least.
+
+    Raises:
+        JobError: It is none.
+    """
+    if not _is_whole(number, least):
+        msg = f"`{argument}` must be a whole number, {least} or more. Received: {number!r}."
+        raise JobError(msg)
+    return int(number)
+
+
+def checked_ks(given: Any) -> tuple[int, ...]:
+    """Numbers of neighbours, given as one or several: ascending, each once.
+
+    Raises:
+        JobError: They are none.
+    """
+    numbers = several(given)
+    if not numbers or not all(_is_whole(k, 1) for k in numbers):
+        msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {given!r}."
+        raise JobError(msg)
+    return tuple(sorted({int(k) for k in numbers}))
+
+
+def _is_whole(number: Any, least: int) -> bool:
+    is_number = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return is_number and number >= least
 
 
 def check_columns(

@@ -18,9 +18,9 @@ rollback. Lance counts otherwise: `StoreFacts.versions` tells which of its versi
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -244,7 +244,8 @@ class StoreState:
 
 def is_store(path: str) -> bool:
     """Whether a store lies at ``path``: its state lies beside it."""
-    return (Path(StoreState(path).root) / STORE_PATH).is_file()
+    # Not `Path.is_file`, which raises for a name that is too long.
+    return os.path.isfile(os.path.join(StoreState(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
 def open_store(path: str) -> tuple[StoreState, StoreFacts]:

@@ -275,6 +275,12 @@ WRONG_VALUES = [
 ]
 
 
+@pytest.mark.parametrize("data", [None, 3, "job.yaml", ["input"]], ids=repr)
+def test_what_is_no_mapping_is_no_job(data: object) -> None:
+    with pytest.raises(JobError, match="A job is a mapping of sections"):
+        Job.from_dict(data)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     WRONG_VALUES,
@@ -296,6 +302,8 @@ def test_a_wrong_value_is_named_by_its_key_alone(key: str, value: object, text: 
         ("normalize", {"norm": "lp"}, "normalize.p", "needs its order"),
         ("normalize", {"norm": "max", "p": 3}, "normalize.p", "belongs to the norm 'lp' alone"),
         ("input", {"path": "x", "format": "parquet", "keys": "k"}, "input.keys", "is for NPY"),
+        ("input", {"path": "x", "features": ["a", "a"]}, "input.features", "column `a` twice"),
+        ("input", {"path": "x", "features": {"i": ["a", "b", "a"]}}, "input.features", "`a` twice"),
         ("input", {"path": "x", "format": "arrow", "keys": "k"}, "input.keys", "you mean `key`"),
         ("input", {"path": "x", "format": "arrow", "dtype": "bfloat16"}, "input.dtype", "NPY"),
         ("input", {"path": {"a": "x"}, "format": "parquet"}, "input.path", "several NPY files"),

@@ -312,12 +312,22 @@ def test_results_are_saved(moved: tuple[Any, ...], tmp_path: Path) -> None:
         ({"sample": -1}, r"`sample` must be a whole number, 0 or more\. Received: -1"),
         ({"sample": 1.5}, "`sample` must be"),
         ({"seed": -1}, "`seed` must be"),
+        ({"k": 1.5}, "`k` must be"),
+        ({"k": (True,)}, "`k` must be"),
+        ({"sample": True}, "`sample` must be"),
+        ({"column": 3}, "`column` must be the name of a column"),
+        ({"key": ["id", "id"]}, "`key` must be"),
     ],
     ids=str,
 )
-def test_wrong_numbers_are_refused(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(JobError, match=words):
         diff(tmp_path / "gone", tmp_path / "gone", **arguments)
+
+
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="`b` must be a path"):
+        diff(tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_more_neighbours_than_rows_are_refused(tmp_path: Path) -> None:

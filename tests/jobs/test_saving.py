@@ -45,6 +45,11 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(OutputError, match="cannot be written to: "):
+        save_report("a\0b", {"a.json": "{}"})
+
+
 @pytest.mark.parametrize("inside", ["", "deeper"], ids=["a file", "below a file"])
 def test_what_is_no_directory_is_refused(tmp_path: Path, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
