@@ -127,18 +127,20 @@ class _Mapped:
         return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
 
     def schema(self) -> pa.Schema:
-        return self.stream().schema if self.is_stream else self.reader().schema
+        return self.stream()[0].schema if self.is_stream else self.reader().schema
 
     @property
     def is_stream(self) -> bool:
         return _begins_stream(self._map[: local_file.EDGE_BYTES])
 
-    def stream(self, columns: Sequence[int] | None = None) -> pa.RecordBatchReader:
-        """The batches in order; ``source`` tells how far they are read."""
+    def stream(
+        self, columns: Sequence[int] | None = None
+    ) -> tuple[pa.RecordBatchReader, pa.BufferReader]:
+        """The batches in order, and the bytes, which tell how far they are read."""
         fields = None if columns is None else list(columns)
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-        self.source = pa.BufferReader(self._buffer)
-        return pa.ipc.open_stream(self.source, options=options)
+        source = pa.BufferReader(self._buffer)
+        return pa.ipc.open_stream(source, options=options), source
 
     def batches(
         self, starts: Sequence[int] | None, columns: Sequence[str]
@@ -151,9 +153,10 @@ class _Mapped:
             return lambda number: pa.ipc.read_record_batch(
                 pa.ipc.read_message(self._buffer.slice(starts[number])), schema
             )
-        stream = enumerate(self.stream())
         # What batches mean depends on the dictionaries before them: they are asked for in order.
-        return lambda number: next(batch for place, batch in stream if place == number)
+        stream = enumerate(self.stream()[0])
+        none = pa.RecordBatch.from_pylist([], schema)
+        return lambda number: next((batch for place, batch in stream if place == number), none)
 
     def forget(self) -> None:
         """Give the pages back: they count as this process's memory until then."""
@@ -185,13 +188,14 @@ def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, .
 def _stream_batches(
     path: str, mapped: _Mapped, narrow: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    stream, lengths, starts = mapped.stream(columns=[narrow]), [], [mapped.source.tell()]
+    stream, source = mapped.stream([narrow])
+    lengths, starts = [], [source.tell()]
     for batch in stream:
         lengths.append(batch.num_rows)
-        starts.append(mapped.source.tell())
-    size = mapped.source.size()
+        starts.append(source.tell())
+    size = source.size()
     # Whether a stream is whole shows in its end alone.
-    if mapped.source.tell() != size or starts[-1] != size - len(END_OF_STREAM):
+    if source.tell() != size or starts[-1] != size - len(END_OF_STREAM):
         message = (
             f"{path}: the Arrow stream has no end, or bytes beyond it. Expected the mark that "
             f"closing a stream writes. Received: {size} bytes, of which {starts[-1]} are batches. "

@@ -79,7 +79,7 @@ def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table
     Args:
         table: The input.
         columns: Names of the columns wanted.
-        rows: How many rows, if there are so many; up to three times as many of those further down.
+        rows: How many rows in each place, if there are so many.
     """
     found = [head(table, columns, rows)]
     open_lists = [name for name in columns if _is_open(table.schema.field(name).type)]
