@@ -198,9 +198,10 @@ def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[st
     """The names in the archive, once all of them are known to be harmless."""
     members = archive.infolist()
     names = [member.filename for member in members]
-    if len(names) > _MAX_MEMBERS or len(set(names)) < len(names):
+    distinct = {name.casefold() for name in names}
+    if len(names) > _MAX_MEMBERS or len(distinct) < len(names):
         raise ModelError(
-            f"{shown}: its archive holds {len(names):,} members, {len(set(names)):,} of them "
+            f"{shown}: its archive holds {len(names):,} members, {len(distinct):,} of them "
             "different; Keras writes few, each once. Use another file."
         )
     for member in members:

@@ -5,10 +5,13 @@ HDF5 files may point outside of themselves, and claim any size: both is noticed,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +29,7 @@ _BOMB_RATIO = 32
 _MAX_PIECES = 20_000
 _CHUNKS_IN_A_PIECE = 8
 _MAX_ATTRIBUTE_BYTES = 8 << 20
+_ATTRIBUTE_MEMORY = 256 << 20
 _MAX_DANGERS = 100
 _MAX_PATH_LENGTH = 4000
 _TRAINING_GROUPS = frozenset({"optimizer", "optimizer_weights"})
@@ -208,19 +212,39 @@ def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weigh
 def read_attribute(
     attributes: h5py.AttributeManager, name: str, limit: int = _MAX_ATTRIBUTE_BYTES
 ) -> Any:
-    """An attribute of an HDF5 object, once it is known that it is not too large.
+    """An attribute of an HDF5 object, of which it is known that it is not too large.
 
     Raises:
-        ImplausibleError: It would take more bytes than the limit.
+        ImplausibleError: It takes more bytes than the limit.
     """
     claimed = _attribute_bytes(attributes, name)
     if claimed > limit:
         raise ImplausibleError(f"its attribute `{name}` would take {claimed:,} bytes")
-    return attributes[name]
+    # Many texts may share one place in the file, and tell their lengths only when they are read.
+    with _memory_limit(_ATTRIBUTE_MEMORY):
+        try:
+            return attributes[name]
+        except MemoryError as error:
+            raise ImplausibleError(f"its attribute `{name}` takes too much memory") from error
 
 
 def _attribute_bytes(attributes: h5py.AttributeManager, name: str) -> int:
     stored = attributes.get_id(name)
-    count = math.prod(stored.shape)
-    several_texts = stored.dtype.hasobject and count > 1
-    return count * (_file_bytes(stored) if several_texts else stored.dtype.itemsize)
+    return math.prod(stored.shape) * stored.dtype.itemsize
+
+
+@contextlib.contextmanager
+def _memory_limit(more: int) -> Iterator[None]:
+    """Let this process take so many bytes more than it has, where Linux counts them."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    used = int(statm.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = used + more if soft == resource.RLIM_INFINITY else min(soft, used + more)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MOST_TRACES = 81
 _CAST_TO = ({"int32"}, {"int64"}, {"string"})
 _TRACE_FAILURES = (
-    *(AssertionError, AttributeError, LookupError, NotImplementedError),
+    *(AssertionError, AttributeError, LookupError, NameError, NotImplementedError),
     *(RuntimeError, TypeError, ValueError),
 )
 

@@ -122,7 +122,7 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
         >>> explain("m.h5", TypeError("got 'time_major'")).startswith("m.h5: does not load.")
         True
     """
-    said = " ".join(str(error).split())
+    said = " ".join(" ".join(_causes(error)).split())
     text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said
     meaning = next(
         (meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, text)),
@@ -131,6 +131,14 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
     # What went wrong stands at the beginning, and the cause of it at the end.
     quoted = said if len(said) <= 400 else f"{said[:120]} … {said[-280:]}"
     return f"{path}: does not load. {meaning} Keras says: {type(error).__name__}: {quoted}"
+
+
+def _causes(error: BaseException) -> list[str]:
+    """What an error says, and after it what it hides of the errors that led to it."""
+    said = str(error)
+    inner = error.__cause__ or error.__context__
+    hidden = [] if inner is None else _causes(inner)[-1:]
+    return [said, *(text for text in hidden if text not in said)]
 
 
 @contextlib.contextmanager
