@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.manifest import BadRow, PartRecord, Totals, read_refusals, total
 from batchnorm_tool.policies import ACTIONS
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import Storage
 
 _NAMED_ROWS = 5
+_OF_FEATURES = {reason.label for reason in INPUT_REASONS}
 _OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
 
 
@@ -49,7 +51,8 @@ def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
         f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
         "The first are:",
         *_named(rows),
-        f"Mend the input, or {choices}. Parts without bad rows are kept for the next run.",
+        f"Mend {_input(rows, plan)}, or {choices}. Parts without bad rows are kept for the next "
+        "run.",
     )
 
 
@@ -67,8 +70,19 @@ def _too_many(totals: Totals, plan: Plan) -> str:
         f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
         "The first are:",
         *_named(totals.first_bad_rows),
-        "Mend the input, or raise the limit: the next run keeps all parts and only publishes.",
+        f"Mend {_input(totals.first_bad_rows, plan)}, or raise the limit: the next run keeps all "
+        "parts and only publishes.",
     )
+
+
+def _input(rows: list[BadRow], plan: Plan) -> str:
+    """What is to be mended: of rows with bad features, the columns that hold these."""
+    names = [*dict.fromkeys(name for group in plan.resolved.features.values() for name in group)]
+    if not names or not {row.reason for row in rows} & _OF_FEATURES:
+        return "the input"
+    more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMED_ROWS])
+    return f"the input (its features: {shown}{more})"
 
 
 def _named(rows: list[BadRow]) -> list[str]:

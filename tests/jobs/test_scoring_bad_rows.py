@@ -139,6 +139,8 @@ def test_policy_fail_publishes_nothing_and_names_the_rows(
     assert key in message
     keeping = "" if "invalid" in policy else "keep, "
     assert f"set {key} to {keeping}nullify, drop or quarantine." in message
+    # Which columns hold what is bad, where it is no prediction.
+    assert ("(its features: `pixels`)" in message) == ("invalid" in policy)
     assert not (tmp_path / "out" / "vectors").exists()
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
