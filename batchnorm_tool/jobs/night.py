@@ -62,7 +62,7 @@ def for_readers(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in _OWN}
 
 
-_OWN = ("basis", "publish", "keep")
+_OWN = ("basis", "publish", "keep", "files")
 
 
 @dataclass

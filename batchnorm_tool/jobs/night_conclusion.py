@@ -139,6 +139,7 @@ def hold(staging: Staging, record: dict[str, Any], reason: str, findings: list[F
         "reason": reason,
         "finished": now(),
         "seconds": staging.clock.seconds,
+        "files": state.files_of(version, staged=True),
     }
     state.put_record(record)
     next_version = max(facts.next_version, version + 1)

@@ -151,6 +151,7 @@ def switch(
 ) -> StoreFacts:
     """Commit a prepared change, and make it the live version."""
     prepared.sync()
+    record = {**record, "files": state.files_of(record["version"])}
     intent = {"uuid": prepared.uuid, "record": record, "after": after.to_dict()}
     state.storage.put(INTENT, canonical.sealed_json(intent))
     return _finish(state, after, record, commit(prepared))
@@ -191,9 +192,9 @@ def _renumber(state: StoreState, facts: StoreFacts, versions: dict[int, int]) ->
     after = facts.with_changes(versions=versions)
     live, lance_version = after.live, after.lance_version
     assert live is not None and lance_version is not None  # noqa: PT018, S101  (it was compacted)
-    _note_files(state, after)
     tag(state.path, live, lance_version)
     move_live_tag(state.path, lance_version)
+    _note_files(state, after)
     state.put_facts(after)
     return after
 
@@ -204,9 +205,9 @@ def _finish(
     """All that follows a commit; may be repeated after a kill at any point of it."""
     version = record["version"]
     facts = after.with_changes(versions={**after.versions, version: lance_version})
-    _note_files(state, facts)
     tag(state.path, version, lance_version)
     move_live_tag(state.path, lance_version)
+    _note_files(state, facts)
     state.put_record(
         {**record, "state": "published", "lance_version": lance_version, "finished": now()}
     )

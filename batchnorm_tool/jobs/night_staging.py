@@ -21,12 +21,10 @@ from batchnorm_tool.jobs.night_scoring import (
     score,
 )
 from batchnorm_tool.progress import Progress, Quiet
-from batchnorm_tool.store.state import NIGHT, index_path
+from batchnorm_tool.store.state import NIGHT, NIGHT_PATH, index_path
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.state import StoreFacts, StoreState
-
-NIGHT_PATH = f"{NIGHT}/night.json"
 
 
 @dataclass

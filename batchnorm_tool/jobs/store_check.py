@@ -6,6 +6,7 @@ Takes 72 bytes for each row of the live version.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.jobs.vector_check import CheckedRows, Place, judge
 from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.storage import FileRecord
+from batchnorm_tool.storage.contract import STATE, TEMPORARY
+from batchnorm_tool.storage.files import fault_in, strangers
 from batchnorm_tool.store.clean_up import LIVE, night_tag, tags
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.key_places import KeyPlaces
@@ -25,11 +30,14 @@ from batchnorm_tool.store.library import latest_version
 from batchnorm_tool.store.rows import as_ids, bytes_of
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
+    NIGHT,
     NORM,
     PASSTHROUGH_HASH,
     QUARANTINED,
     STATUS,
     index_path,
+    record_path,
+    replaced_path,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +67,8 @@ class StoreCheck:
         with self._noting():
             self._look_at_records()
         with self._noting():
+            self._look_at_state()
+        with self._noting():
             self._look_at_tags()
         with self._noting():
             for finding in check_files(self.store.path, self.store.state.storage):
@@ -77,9 +87,15 @@ class StoreCheck:
     def _look_at_records(self) -> None:
         """Every version that is kept, waits or is live has a sound record that says so."""
         facts, state = self.store.facts, self.store.state
-        for version in state.recorded():
-            with self._noting():
-                state.record(version)
+        for path in state.documents():
+            text = state.storage.get(path) or b""
+            if (Path(state.root) / path).is_symlink():
+                self.findings.add(f"`{state.root}/{path}` is no regular file.")
+            elif canonical.opened_json(text) is None:
+                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum disagrees.")
+        missing = {*range(1, facts.next_version)} - {*state.recorded()}
+        for version in sorted(missing):
+            self.findings.add(f"`{record_path(version)}` is missing.")
         expected = dict.fromkeys(facts.versions, "published")
         if facts.waiting is not None:
             expected[facts.waiting] = "waiting"
@@ -88,6 +104,31 @@ class StoreCheck:
             found = None if record is None else record["state"]
             if found != word:
                 self.findings.add(f"Version {version} should be {word}. Its record says: {found}.")
+
+    def _look_at_state(self) -> None:
+        """Every other file of the state is as its record says, and there are no more."""
+        facts, state = self.store.facts, self.store.state
+        root, known = Path(state.root), {*state.documents()}
+        for version in (*facts.versions, *filter(None, [facts.waiting])):
+            lasting = {replaced_path(version)} if version in facts.versions else None
+            if version == facts.live:
+                lasting = {replaced_path(version), index_path(version)}
+            for data in (state.record(version) or {}).get("files", ()):
+                if lasting is None or data["path"] in lasting:
+                    known.add(data["path"])
+                    finding, _ = fault_in(root, FileRecord(**data), "record of its version")
+                    if finding:
+                        self.findings.add(finding)
+        # A night that was killed leaves these; the next one goes on with them, or removes them.
+        version = facts.waiting or facts.next_version
+        left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
+        is_whole = facts.waiting and (state.record(facts.waiting) or {}).get("norms")
+        if state.storage.names(NIGHT) and not is_whole:
+            after = f"{index_path(version)}|{replaced_path(version)}"
+            left = re.compile(f"{left.pattern}|{NIGHT}(/.*)?|{after}")
+        for path in strangers(root, known):
+            if not left.fullmatch(path):
+                self.findings.add(f"`{state.root}/{path}` is no file of this store. Remove it.")
 
     def _look_at_tags(self) -> None:
         """Lance's tags and newest version are those that the store says."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool import canonical
 from batchnorm_tool.errors import BatchnormToolError, Interrupted
 from batchnorm_tool.publish import open_target
+from batchnorm_tool.store.state import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from batchnorm_tool.publish.contract import Facts, Publication, Target, TargetSection
     from batchnorm_tool.storage import Storage
-
-NOTES = "targets"
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _holds(held: Facts | None, version: int) -> bool:
 
 
 def _note_path(target: Target) -> str:
-    return f"{NOTES}/{target.name}.json"
+    return f"{TARGETS}/{target.name}.json"
 
 
 def _held(target: Target, storage: Storage) -> Facts | None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool.errors import BatchnormToolError, OutputError, WorkFailed, is_passing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,63 @@ def may_pass(error: OSError) -> bool:
 def words(error: OSError) -> str:
     """What the operating system says."""
     return error.strerror or str(error)
+
+
+def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None, bool]:
+    """What is wrong with a committed file, if anything is.
+
+    Args:
+        root: What its path is below; nothing below it may be a link.
+        expected: What was written.
+        source: Who says so, such as ``manifest``.
+
+    Returns:
+        A sentence, and whether it is worth decoding: a file of the right size may still tell which
+        row is broken.
+    """
+    path = root / expected.path
+    above = path.parents[: len(Path(expected.path).parents) - 1]
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or any(folder.is_symlink() for folder in above):
+            return f"`{expected.path}` is no regular file.", False
+        if status.st_size != expected.bytes:
+            sizes = f"{status.st_size:,} bytes, and {expected.bytes:,} by the {source}"
+            return f"`{expected.path}` has {sizes}.", False
+        digest = record_of(root, expected.path).sha256
+    except FileNotFoundError:
+        return f"`{expected.path}` is missing.", False
+    except OSError as error:
+        return f"`{expected.path}` cannot be read: {error.strerror}.", False
+    if digest != expected.sha256:
+        digests = f"SHA-256 {digest[:16]}…, and {expected.sha256[:16]}… by the {source}"
+        return f"`{expected.path}` is not what was written: {digests}.", True
+    return None, True
+
+
+def record_of(root: Path, path: str) -> FileRecord:
+    """The record of a file as it lies there; `OSError` where it cannot be read."""
+    with (root / path).open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return FileRecord(path, opened.tell(), digest)
+
+
+def strangers(root: Path, known: Collection[str], directory: str = "") -> Iterator[str]:
+    """What lies in a directory and is not known: files, links, and directories of no known file.
+
+    Args:
+        root: What paths are below.
+        known: Paths of files.
+        directory: Below ``root``; what is beside it is not looked at.
+    """
+    parents = {str(parent) for path in known for parent in Path(path).parents}
+    for folder, folders, names in os.walk(root / directory):
+        for name in sorted([*names, *folders]):
+            path = Path(folder) / name
+            found = path.relative_to(root).as_posix()
+            is_known = found in (known if name in names or path.is_symlink() else parents)
+            if not is_known:
+                yield found
 
 
 class OutputFile(io.RawIOBase):

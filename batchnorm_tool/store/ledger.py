@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,14 +11,18 @@ import pyarrow as pa
 from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.storage import FileRecord, Storage
-from batchnorm_tool.storage.files import read_errors
+from batchnorm_tool.storage.files import fault_in, read_errors, record_of, strangers
 from batchnorm_tool.store.library import newest_version, open_dataset, reading
+from batchnorm_tool.store.state import LEDGER_PATH
 
-LEDGER_PATH = "files.json"
 _FORMAT = 1
-_DIRECTORIES = ("_deletions", "_transactions", "_versions", "data")
+_TAGS = "_refs/tags"
+# Others are somebody else's, who may change them.
+_OUR_TAGS = ("live.json", "compacted.json", "night-*.json")
 # Rewritten by every commit; a copy of what the names beside it say.
 _HINT = "_versions/latest_version_hint.json"
+# Lance leaves their directories behind when the last file goes.
+_LEFT_EMPTY = ("_deletions/file", "_refs/tags/file", "_transactions/file", "data/file")
 
 
 def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
@@ -36,8 +38,9 @@ def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> 
         WorkFailed: A file cannot be read, or the ledger not be written.
     """
     known = _records(path, storage)
-    files = _files_of(path, set(lance_versions))
-    records = [known.get(file) or _record(path, file) for file in files]
+    files = [*_files_of(path, set(lance_versions)), *_tags(path)]
+    known_still = {name: each for name, each in known.items() if not name.startswith(_TAGS)}
+    records = [known_still.get(file) or _record(path, file) for file in files]
     entries = {record.path: [record.bytes, record.sha256] for record in records}
     data = {"format": _FORMAT, "files": entries}
     if entries != {name: [each.bytes, each.sha256] for name, each in known.items()}:
@@ -61,46 +64,35 @@ def check_files(path: str, storage: Storage) -> Iterator[str]:
         storage: The store's state.
 
     Returns:
-        One sentence for each file that is missing, has other bytes, or is none of the store's.
+        One sentence for each file that is missing, has other bytes, or is none of the store's; a
+        tag that somebody else has made is none of them.
 
     Raises:
         Damaged: The ledger is not what its checksum says.
     """
     records = recorded_files(path, storage)
     for record in records:
-        finding = _compared(path, record)
+        finding, _ = fault_in(Path(path), record, "ledger")
         if finding:
             yield finding
-    yield from _foreign(path, {record.path for record in records})
+    known = {record.path for record in records}
+    for file in strangers(Path(path), {*known, _HINT, *_LEFT_EMPTY}):
+        is_tag = file.startswith(f"{_TAGS}/") and file.endswith(".json")
+        if not is_tag or file in _tags(path):
+            yield f"`{file}` is no file of a kept version. The next refresh or you may remove it."
     yield from _check_hint(path)
 
 
-def _compared(path: str, expected: FileRecord) -> str | None:
-    """What is wrong with a file, if anything is."""
-    if not (Path(path) / expected.path).exists():
-        return f"`{expected.path}` is missing."
-    found = _record(path, expected.path)
-    if found.bytes != expected.bytes:
-        return f"`{expected.path}` has {found.bytes:,} bytes, and {expected.bytes:,} by the ledger."
-    if found.sha256 != expected.sha256:
-        digests = f"SHA-256 {found.sha256[:16]}…, and {expected.sha256[:16]}… by the ledger"
-        return f"`{expected.path}` is not what was written: {digests}."
-    return None
-
-
-def _foreign(path: str, known: set[str]) -> Iterator[str]:
-    for directory in _DIRECTORIES:
-        for folder, _, names in os.walk(Path(path) / directory):
-            for name in sorted(names):
-                file = (Path(folder) / name).relative_to(path).as_posix()
-                if file not in known and file != _HINT:
-                    yield f"`{file}` is no file of a kept version. The next refresh removes it."
+def _tags(path: str) -> list[str]:
+    found = (place for pattern in _OUR_TAGS for place in (Path(path) / _TAGS).glob(pattern))
+    return sorted(place.relative_to(path).as_posix() for place in found)
 
 
 def _check_hint(path: str) -> Iterator[str]:
     """The file that lets a reader find the newest version without listing all names."""
     try:
-        hint = json.loads((Path(path) / _HINT).read_bytes())["version"]
+        place = Path(path) / _HINT
+        hint = None if place.is_symlink() else json.loads(place.read_bytes())["version"]
     except FileNotFoundError:  # older releases write none
         return
     except (OSError, ValueError, TypeError, KeyError):
@@ -141,7 +133,5 @@ def _files_of(path: str, lance_versions: set[int]) -> list[str]:
 
 
 def _record(path: str, file: str) -> FileRecord:
-    place = Path(path) / file
-    with read_errors(place), place.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return FileRecord(file, opened.tell(), digest)
+    with read_errors(Path(path) / file):
+        return record_of(Path(path), file)

@@ -29,6 +29,7 @@ from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage.files import read_errors, record_of
 
 if TYPE_CHECKING:
     import contextlib
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 STORE_PATH = "store.json"
 NIGHTS = "nights"
 NIGHT = "night"
+NIGHT_PATH = f"{NIGHT}/night.json"
+TARGETS = "targets"
+LEDGER_PATH = "files.json"
 FORMAT = 1
 
 # What these columns are called in the state: no column of a store has a dot in its name.
@@ -235,6 +239,30 @@ class StoreState:
     def put_record(self, record: Mapping[str, Any]) -> None:
         """Write the record of a night under its version."""
         self.storage.put(record_path(record["version"]), canonical.sealed_json(dict(record)))
+
+    def files_of(self, version: int, *, staged: bool = False) -> list[dict[str, Any]]:
+        """Checksums of what a version has in the state, but for its record.
+
+        Args:
+            version: Its index, if it has one, and what it replaced are looked at.
+            staged: Also all that is staged, but for what says how it was asked for: that changes
+                whenever it is asked for again.
+        """
+        root = Path(self.root)
+        night = sorted((root / NIGHT).rglob("*")) if staged else []
+        places = [root / index_path(version), root / replaced_path(version), *night]
+        with read_errors(root):
+            return [
+                record_of(root, place.relative_to(root).as_posix()).to_dict()
+                for place in places
+                if place.is_file() and place != root / NIGHT_PATH
+            ]
+
+    def documents(self) -> list[str]:
+        """Paths of all documents, each with a checksum of its own."""
+        directories = (NIGHTS, NIGHT, TARGETS)
+        names = [f"{each}/{name}" for each in directories for name in self.storage.names(each)]
+        return [STORE_PATH, LEDGER_PATH, *(name for name in names if name.endswith(".json"))]
 
     def recorded(self) -> list[int]:
         """The versions that have a record, in order."""

@@ -36,7 +36,7 @@ def found(path: str) -> str:
 def test_a_sound_store_is_sound(path: str) -> None:
     verification = verify(path)
     files = [file for file in Path(path).rglob("*") if file.is_file()]
-    held = [file for file in files if file.suffix != ".json"]
+    held = [file for file in files if "hint" not in file.name]
     assert verification.to_dict() | {"seconds": 0} == {
         "path": path,
         "rows": 20,
@@ -199,6 +199,8 @@ def test_quarantined_rows_are_in_the_index_alone(path: str) -> None:
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
         index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
         index.commit()
+    record = state.record(2) or {}
+    state.put_record({**record, "files": state.files_of(2)})
     assert verify(path).rows == 20
 
 

@@ -200,6 +200,23 @@ def test_a_directory_in_the_place_of_a_file_is_found(workshop: Workshop) -> None
         verify(path)
 
 
+@pytest.mark.parametrize("name", ["vectors/part-000001.parquet", "vectors", "_stats"])
+def test_a_link_in_the_place_of_a_file_or_directory_is_found(workshop: Workshop, name: str) -> None:
+    path = plain(workshop)
+    elsewhere = (path / name).rename(path.parent / "elsewhere")
+    (path / name).symlink_to(elsewhere)
+    with pytest.raises(Damaged, match=rf"`{name}\S*` is no regular file"):
+        verify(path)
+
+
+@pytest.mark.parametrize("name", ["vectors/more", "_stats/more"])
+def test_a_directory_that_does_not_belong_there_is_found(workshop: Workshop, name: str) -> None:
+    path = plain(workshop)
+    (path / name).mkdir()
+    with pytest.raises(Damaged, match=f"`{name}` is no file of this run"):
+        verify(path)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -133,7 +133,10 @@ def switch(
     with IndexWriter(state.storage, index_path(version), layout.key_schema) as index:
         index.add(indexed(pa.Table.from_pylist(now, layout.schema)))
         index.commit()
-    state.put_record(record(version, len(now), lance_version))
+    if facts.live is not None:
+        state.storage.remove(index_path(facts.live))
+    files = {"files": state.files_of(version)}
+    state.put_record(record(version, len(now), lance_version) | files)
     versions = {**facts.versions, version: lance_version}
     clean_up.tag(state.path, version, lance_version)
     clean_up.move_live_tag(state.path, lance_version)

@@ -31,7 +31,7 @@ def storage(path: str) -> LocalStorage:
 def test_every_file_of_the_versions_is_recorded(path: str, storage: LocalStorage) -> None:
     records = ledger.recorded_files(path, storage)
     assert sorted(record.path.partition("/")[0] for record in records) == [
-        *["_deletions"],
+        "_deletions",
         *["_transactions"] * 2,
         *["_versions"] * 2,
         *["data"] * 2,
