@@ -119,12 +119,16 @@ class TargetFailed(WorkFailed):
 
     Attributes:
         night: The night's report, as plain data.
+        exit_code: 1; 2 where running it again will not help before a person has mended the cause.
     """
 
-    def __init__(self, message: str, night: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, message: str, night: Mapping[str, Any] | None = None, exit_code: int = 1
+    ) -> None:
         super().__init__(message)
-        self.args = (message, night)
+        self.args = (message, night, exit_code)
         self.night = night
+        self.exit_code = exit_code
 
 
 class Held(BatchnormToolError):

@@ -48,6 +48,7 @@ def read_chunks(tonight: Tonight, piece: Slice) -> Iterator[Chunk]:
     row = piece.first_row
     for table in read_tables(tonight, piece, tonight.columns):
         deleted = _deleted(tonight, table)
+        _refuse_unfit(tonight, table, deleted, row)
         arrays, faults = _features(tonight, table, deleted)
         hashes = Hashes(
             row,
@@ -154,6 +155,22 @@ def _as_stored(
     if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
         held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
     return held
+
+
+def _refuse_unfit(
+    tonight: Tonight, table: pa.Table, deleted: np.ndarray | None, first_row: int
+) -> None:
+    """Refuse what a publish target cannot take, before the model runs."""
+    stays = np.arange(table.num_rows) if deleted is None else np.flatnonzero(~deleted)
+    carried = table.select(tonight.carried.names)
+    unfit = tonight.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
+    if unfit is not None:
+        path, row = locate(tonight.table, first_row + int(stays[unfit.row]))
+        msg = (
+            f"{path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
+            "input, or leave the column out of `input.passthrough`."
+        )
+        raise InputError(msg)
 
 
 def _deleted(tonight: Tonight, table: pa.Table) -> np.ndarray | None:

@@ -13,8 +13,11 @@ from batchnorm_tool.errors import InputError
 from batchnorm_tool.row_hash import type_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.features import FeatureReader
+    from batchnorm_tool.publish.contract import Unfit
     from batchnorm_tool.sources import Table
 
 # What a value of variable length is taken for; only the sizes of slices and chunks depend on it.
@@ -35,6 +38,7 @@ class Tonight:
         mode: ``"full"``: a row that is not there has vanished; ``"delta"``: it is as it was.
         delete_column: A column of booleans: where it is true, the row is to be deleted.
         invalid: Fate of a row that the model cannot take: ``"fail"`` or ``"quarantine"``.
+        find_unfit: Finds the first row of a table that a publish target cannot take.
     """
 
     table: Table
@@ -46,6 +50,7 @@ class Tonight:
     mode: str = "full"
     delete_column: str | None = None
     invalid: str = "fail"
+    find_unfit: Callable[[pa.Table], Unfit | None] = lambda _: None
 
     @cached_property
     def kept(self) -> tuple[str, ...]:

@@ -213,6 +213,9 @@ class Publish(Section):
         for key in sorted(key for key in foreign if getattr(self, key) is not None):
             known = ", ".join(f"`{name}`" for name in (needed, *others))
             raise wrong(f"is not for `to: {self.to}`, which takes {known}.", key)
+        if self.dsn_env is not None and not self.dsn_env.isidentifier():
+            text = "must be the name of an environment variable, not the connection string itself."
+            raise wrong(text, "dsn_env")
         if self.to == "pgvector" and self.index not in _PGVECTOR_INDEXES:
             raise wrong(f"must be one of {', '.join(_PGVECTOR_INDEXES)}.", "index")
         return self

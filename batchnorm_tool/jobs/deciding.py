@@ -23,7 +23,7 @@ from batchnorm_tool.jobs.night_delivery import (
 from batchnorm_tool.jobs.night_metrics import measured
 from batchnorm_tool.jobs.night_publication import check_dataset, now, recover, switch
 from batchnorm_tool.jobs.night_staging import StagingOptions, resume, supersede
-from batchnorm_tool.publish.delivery import check_targets, lagging
+from batchnorm_tool.publish.delivery import check_layout, check_targets, lagging
 from batchnorm_tool.store.dataset import prepare_restore
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
@@ -108,6 +108,7 @@ def _accept_locked(state: StoreState, version: int, options: StagingOptions) -> 
         )
         raise WorkFailed(msg)
     check_targets(staging.plan.job.publish)
+    check_layout(staging.plan.job.publish, staging.plan.layout)
     difference = staging.difference()
     record = state.record(version) or staged_record(staging, difference)
     return conclude(staging, difference, record, accepted=True)

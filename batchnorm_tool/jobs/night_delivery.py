@@ -75,7 +75,9 @@ def finish_night(night: Night, state: StoreState | None = None, keep: Keep | Non
         facts = state.facts()
         if night.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
             remove_old_versions(state, facts, keep)
-    failed = [str(target["error"]) for target in night.targets if target["error"]]
+    failed = [target for target in night.targets if target["error"]]
     if failed:
-        raise TargetFailed(Lines(*failed), night.to_dict())
+        # Where one may come right by itself, a scheduler may try again.
+        code = 1 if any(target["passing"] for target in failed) else 2
+        raise TargetFailed(Lines(*(target["error"] for target in failed)), night.to_dict(), code)
     return night

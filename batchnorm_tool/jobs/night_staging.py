@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from batchnorm_tool.jobs.night_scoring import (
     score,
 )
 from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.publish.delivery import find_unfit
 from batchnorm_tool.store.state import NIGHT, NIGHT_PATH, index_path
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ def tonight_of(plan: NightPlan) -> Tonight:
         mode=plan.store.mode,
         delete_column=plan.store.delete_column,
         invalid=plan.job.input.invalid,
+        find_unfit=functools.partial(find_unfit, plan.job.publish, plan.layout.keys),
     )
 
 

@@ -38,7 +38,7 @@ from batchnorm_tool.jobs.night_staging import (
     tonight_of,
 )
 from batchnorm_tool.progress import Progress, Quiet
-from batchnorm_tool.publish.delivery import check_targets
+from batchnorm_tool.publish.delivery import check_layout, check_targets
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.library import check_installed
 from batchnorm_tool.store.state import StoreState, index_path
@@ -130,6 +130,7 @@ def plan_refresh(job: Job) -> dict[str, Any]:
     check_targets(job.publish)
     facts = state.facts()
     plan = plan_night(job, facts, staged_plan(state))
+    check_layout(job.publish, plan.layout)
     index = None if facts.live is None else state.storage.root / index_path(facts.live)
     # Beside the store where that is possible: what differs may be as large as the input.
     beside = Path(state.path).parent
@@ -161,6 +162,7 @@ def _refresh_locked(
     facts = state.facts()
     check_dataset(state, facts)
     plan = plan_night(job, facts, staged_plan(state))
+    check_layout(job.publish, plan.layout)
     for note in plan.notes:
         announce(note)
     staging = begin(state, facts, plan, options)

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from batchnorm_tool.publish import numbered
 from batchnorm_tool.publish.contract import (
+    TakesAll,
     check_path,
     published_batches,
     published_schema,
@@ -68,7 +69,7 @@ class FullSet:
         return iter(())
 
 
-class ChangeFeed:
+class ChangeFeed(TakesAll):
     """The target ``changes``: a directory of change sets.
 
     Args:

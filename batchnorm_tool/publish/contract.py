@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
+from batchnorm_tool.errors import (
+    BatchnormToolError,
+    Busy,
+    Interrupted,
+    JobError,
+    OutputError,
+    WorkFailed,
+    explained,
+)
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from batchnorm_tool.store.state import StoreLayout
 
@@ -106,6 +115,36 @@ class TargetSection(Protocol):
         """Queries with which an index is measured."""
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """A value that a target cannot take.
+
+    Attributes:
+        row: Of the table that was looked at.
+        column: Its name.
+        reason: Which target, why, and what to do.
+    """
+
+    row: int
+    column: str
+    reason: str
+
+
+class TakesAll:
+    """A target that takes all that a store holds: what it is asked before a publication."""
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse columns that the target cannot have.
+
+        Raises:
+            JobError: There is one.
+        """
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
+        """The first value of keys and passed-through columns that the target cannot take."""
+        return None
+
+
 class Target(Protocol):
     """A place outside the store that is brought to each published version.
 
@@ -129,8 +168,14 @@ class Target(Protocol):
         """Look for what `publish` will need, without touching the place.
 
         Raises:
-            JobError: A library or a setting is missing.
+            JobError: A library, a setting or a right is missing.
         """
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse columns that the target cannot have; see `TakesAll`."""
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
+        """The first value that the target cannot take; see `TakesAll`."""
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Bring the target to a version.
@@ -145,6 +190,7 @@ class Target(Protocol):
 
         Raises:
             WorkFailed: It did not work; the message names the target and the next step.
+            OutputError: Likewise, and running it again will not help.
         """
 
 
@@ -185,19 +231,18 @@ def target_errors(name: str) -> Iterator[None]:
         yield
     except Interrupted:
         raise
-    except BatchnormToolError as error:
-        raise failure(name, error.message) from error
-    except (OSError, pa.ArrowException) as error:
-        raise failure(name, f"{error}.") from error
+    except (BatchnormToolError, OSError, pa.ArrowException, ValueError, ArithmeticError) as error:
+        ours = error if isinstance(error, BatchnormToolError) else explained(error)
+        raise failure(name, ours) from error
 
 
-def failure(name: str, reason: str) -> WorkFailed:
-    """The error of a target."""
+def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
+    """The error of a target: one that running it again may heal, or another."""
     msg = (
-        f"publish target `{name}`: {reason} The store itself is published; the next `refresh` "
-        "brings this target up to date once the cause is mended."
+        f"publish target `{name}`: {error.message} The store itself is published; the next "
+        "`refresh` brings this target up to date once the cause is mended."
     )
-    return WorkFailed(msg)
+    return WorkFailed(msg) if isinstance(error, WorkFailed | Busy) else OutputError(msg)
 
 
 def check_path(section: TargetSection, *, is_file: bool = False) -> None:

@@ -7,15 +7,24 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool import canonical
-from batchnorm_tool.errors import BatchnormToolError, Interrupted
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, WorkFailed
 from batchnorm_tool.publish import open_target
 from batchnorm_tool.store.state import TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from batchnorm_tool.publish.contract import Facts, Publication, Target, TargetSection
+    import pyarrow as pa
+
+    from batchnorm_tool.publish.contract import (
+        Facts,
+        Publication,
+        Target,
+        TargetSection,
+        Unfit,
+    )
     from batchnorm_tool.storage import Storage
+    from batchnorm_tool.store.state import StoreLayout
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Outcome:
         seconds: How long it took.
         facts: What the target holds now, if it was brought to the version.
         error: Why it was not, otherwise.
+        passing: Whether the next run may bring it to the version without anything being mended.
         skipped: Whether it held the version already.
     """
 
@@ -36,6 +46,7 @@ class Outcome:
     seconds: float
     facts: Facts | None = None
     error: str | None = None
+    passing: bool = True
     skipped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,6 +62,30 @@ def check_targets(sections: Iterable[TargetSection]) -> None:
     """
     for section in sections:
         open_target(section).check()
+
+
+def check_layout(sections: Iterable[TargetSection], layout: StoreLayout) -> None:
+    """Find columns that a target cannot take, before anything is published.
+
+    Raises:
+        JobError: There is one; the message says which, and what to do.
+    """
+    for section in sections:
+        open_target(section).check_layout(layout)
+
+
+def find_unfit(
+    sections: Iterable[TargetSection], keys: Sequence[str], table: pa.Table
+) -> Unfit | None:
+    """The first value that a target cannot take.
+
+    Args:
+        sections: The items of ``publish``.
+        keys: Names of the key columns.
+        table: Key and passed-through columns of rows that are to be published.
+    """
+    found = (open_target(section).find_unfit(table, keys) for section in sections)
+    return next(filter(None, found), None)
 
 
 def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
@@ -94,7 +129,8 @@ def _deliver(publication: Publication, target: Target, storage: Storage) -> Outc
         raise
     except BatchnormToolError as error:
         seconds = time.monotonic() - start
-        return Outcome(target.name, target.kind, seconds, error=error.message)
+        passing = error.exit_code == WorkFailed.exit_code
+        return Outcome(target.name, target.kind, seconds, error=error.message, passing=passing)
     return Outcome(target.name, target.kind, time.monotonic() - start, facts)
 
 

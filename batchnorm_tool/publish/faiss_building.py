@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import OutputError
 from batchnorm_tool.publish.faiss_recall import Sample
 
 if TYPE_CHECKING:
@@ -141,7 +141,11 @@ def mapped_errors(text: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).partition(" at /")[0].strip()
-        reason = str(error).rpartition("Error: ")[2]
-        msg = f"FAISS refused an index `{text}`: {reason or said}. Choose another `index`."
-        raise WorkFailed(msg) from error
+        raise OutputError(refusal(text, error)) from error
+
+
+def refusal(text: str, error: RuntimeError) -> str:
+    """What FAISS says of an index, without where in its source."""
+    said = str(error).partition(" at /")[0].strip()
+    reason = str(error).rpartition("Error: ")[2]
+    return f"FAISS refused an index `{text}`: {reason or said}. Choose another `index`."

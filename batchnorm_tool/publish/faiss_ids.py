@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import OutputError
 
 if TYPE_CHECKING:
     from batchnorm_tool.publish.contract import Publication
@@ -52,7 +52,7 @@ class IdScheme:
             ``int64[n]``.
 
         Raises:
-            WorkFailed: A key is -1.
+            OutputError: A key is -1.
         """
         if not self.keys_are_ids:
             start = (self.version << ROW_BITS) + first_row
@@ -60,17 +60,25 @@ class IdScheme:
         name = self.key_schema.names[0]
         ids: np.ndarray = batch.column(name).to_numpy(zero_copy_only=False).astype(np.int64)
         if (ids == NO_RESULT).any():
-            msg = (
-                f"the key `{name}` is {NO_RESULT} in a row, which FAISS returns where it finds "
-                "nothing. Expected other integers. Give that row another key, or use text keys."
-            )
-            raise WorkFailed(msg)
+            raise OutputError(self.no_result)
         return ids
+
+    @property
+    def no_result(self) -> str:
+        """Why a key may not be -1."""
+        return (
+            f"the key `{self.key_schema.names[0]}` is {NO_RESULT} in a row, which FAISS returns "
+            "where it finds nothing. Expected other integers. Give that row another key, or use "
+            "text keys."
+        )
 
     @property
     def file_schema(self) -> pa.Schema:
         """The columns of the file that explains ids."""
-        return pa.schema([pa.field(ID_COLUMN, pa.int64()), *self.key_schema])
+        name = ID_COLUMN
+        while name in self.key_schema.names:
+            name += "_"
+        return pa.schema([pa.field(name, pa.int64()), *self.key_schema])
 
     def explained(self, batch: pa.RecordBatch, ids: np.ndarray) -> pa.Table:
         """Ids with their keys."""

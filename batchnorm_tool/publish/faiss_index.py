@@ -3,7 +3,8 @@
 ::
 
     PATH                     the index: inner product on unit vectors, replaced in one rename
-    PATH.12.keys.parquet     columns ``id`` and the keys, where keys are no integers
+    PATH.12.keys.parquet     ``faiss_id`` (``faiss_id_`` if a key has that name) and the keys,
+                             where these are no integers
     PATH.json                version, rows, recall, SHA-256 of the index; written after it
 
 A single integer key is the id itself. Every other key (text, several columns, uint64) has the id
@@ -28,19 +29,28 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.publish import faiss_building, numbered
-from batchnorm_tool.publish.contract import check_path, target_errors, version_facts
+from batchnorm_tool.publish.contract import (
+    TakesAll,
+    Unfit,
+    check_path,
+    target_errors,
+    version_facts,
+)
 from batchnorm_tool.publish.faiss_files import IndexFiles
-from batchnorm_tool.publish.faiss_ids import IdScheme
+from batchnorm_tool.publish.faiss_ids import NO_RESULT, IdScheme
 from batchnorm_tool.publish.faiss_recall import Neighbours, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
 
     from batchnorm_tool.publish.contract import Facts, Publication, TargetSection
     from batchnorm_tool.publish.faiss_recall import Queries
+    from batchnorm_tool.store.state import StoreLayout
 
 
-class FaissIndex:
+class FaissIndex(TakesAll):
     """The target ``faiss``.
 
     Args:
@@ -64,6 +74,24 @@ class FaissIndex:
                 "it with `pip install 'batchnorm-tool[faiss]'`."
             )
             raise JobError(msg)
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse an index that FAISS does not know for vectors of that width."""
+        import faiss
+
+        text = faiss_building.factory_text(self._wanted, 1)
+        try:
+            faiss.index_factory(layout.width, text, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            msg = f"`publish`: target `{self.name}`: {faiss_building.refusal(text, error)}"
+            raise JobError(msg) from error
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
+        """The first key that FAISS returns where it finds nothing."""
+        scheme = IdScheme(0, table.select(list(keys)).schema)
+        row = table[keys[0]].index(NO_RESULT).as_py() if scheme.keys_are_ids else -1
+        reason = f"publish target `{self.name}`: {scheme.no_result}"
+        return None if row < 0 else Unfit(row, keys[0], reason)
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Build the index of a version and put it in the place of the one that is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.canonical import canonical_json, sealed, unsealed
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import OutputError
 from batchnorm_tool.storage.contract import STATE
 from batchnorm_tool.storage.files import make_directories, write_errors
 
@@ -28,7 +28,7 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
     """Refuse a place that is ahead of the store: another store writes to it.
 
     Raises:
-        WorkFailed: It holds a later version.
+        OutputError: It holds a later version.
     """
     newest = max(versions, default=0)
     if newest > publication.version:
@@ -37,7 +37,7 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
             f"{publication.version}: another store wrote there. Choose another `path`, or remove "
             "that directory if nobody reads it any more."
         )
-        raise WorkFailed(msg)
+        raise OutputError(msg)
 
 
 def appear(storage: LocalStorage, path: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.publish import numbered
 from batchnorm_tool.publish.contract import (
+    TakesAll,
     check_path,
     published_batches,
     published_schema,
@@ -35,7 +36,7 @@ VERSIONS = "versions"
 POINTER = "current"
 
 
-class ParquetSnapshot:
+class ParquetSnapshot(TakesAll):
     """The target ``parquet``: a directory of snapshots.
 
     Args:

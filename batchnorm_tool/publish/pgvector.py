@@ -21,29 +21,41 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import JobError, WorkFailed
-from batchnorm_tool.publish.contract import target_errors, version_facts
+from batchnorm_tool.errors import JobError, OutputError, WorkFailed
+from batchnorm_tool.publish.contract import TakesAll, Unfit, target_errors, version_facts
 from batchnorm_tool.publish.pgvector_names import Names
 from batchnorm_tool.publish.pgvector_rows import RowShape
 from batchnorm_tool.publish.pgvector_table import Tables
+from batchnorm_tool.publish.sql_types import unfit_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import psycopg
+    import pyarrow as pa
 
     from batchnorm_tool.publish.contract import Changes, Facts, Publication, TargetSection
     from batchnorm_tool.publish.pgvector_names import Bookkeeping
+    from batchnorm_tool.store.state import StoreLayout
 
 _LIBRARIES = ("psycopg", "pgvector")
 # PostgreSQL cuts names after 63 bytes; ours add `_v`, digits, and `_batchnorm_tool`.
 LONGEST_NAME = 40
+_PROBE_SECONDS = 5
+# PostgreSQL's classes of errors: connection, rollback, resources, object in use, operator, system.
+_PASSING_CLASSES = ("08", "40", "53", "55", "57", "58")
+_LASTING = re.compile(
+    r"password|authentication|does not exist|pg_hba|permission denied|not permitted|no such user"
+    r"|invalid|Name or service not known|nodename nor servname|does not support SSL"
+)
+_ENDS = re.compile("[/?#]")
 _GRANTS = "The view was made anew for other columns: grant privileges on it again."
 
 
-class PgvectorTable:
+class PgvectorTable(TakesAll):
     """The target ``pgvector``.
 
     Args:
@@ -71,6 +83,32 @@ class PgvectorTable:
             raise JobError(msg)
         self._check_name()
         self._connection_string()
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse columns that PostgreSQL cannot have, and a server that will not let us make them.
+
+        One that does not answer is tried again when the version is there to be published.
+        """
+        try:
+            RowShape.of(layout).check()
+            with self._connected(connect_timeout=_PROBE_SECONDS) as connection:
+                Tables(connection, self._names, self._index).check()
+        except WorkFailed:
+            return
+        except OutputError as error:
+            msg = f"`publish`: target `{self.name}`: {error.message}"
+            raise JobError(msg) from error
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
+        """The first value that PostgreSQL has no place for."""
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            for rows, reason in unfit_rows(column, is_key=name in keys):
+                if rows.any():
+                    return Unfit(
+                        int(rows.argmax()), name, f"publish target `{self.name}`: {reason}"
+                    )
+        return None
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Bring the view to a version."""
@@ -121,16 +159,22 @@ class PgvectorTable:
         return changes if few else None
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection]:
-        """A connection; what psycopg says is told without the connection string."""
+    def _connected(self, **options: Any) -> Iterator[psycopg.Connection]:
+        """A connection; what psycopg says is told without the connection string.
+
+        Raises:
+            WorkFailed: It did not work, and may the next time.
+            OutputError: It did not work, and will not the next time.
+        """
         import psycopg
 
         text = self._connection_string()
         try:
-            with psycopg.connect(text, autocommit=True) as connection:
+            with psycopg.connect(text, autocommit=True, **options) as connection:
                 yield connection
         except psycopg.Error as error:
-            raise WorkFailed(self._told(error, text)) from None
+            kind = WorkFailed if _may_pass(error) else OutputError
+            raise kind(self._told(error, text)) from None
 
     def _told(self, error: psycopg.Error, text: str) -> str:
         """What the server or libpq says in its first line, on one line."""
@@ -142,10 +186,11 @@ class PgvectorTable:
         )
 
     def _check_name(self) -> None:
-        if len(self._names.view.encode()) > LONGEST_NAME:
+        name, schema = self._names.view.encode(), self._names.schema.encode()
+        if not 0 < len(name) <= LONGEST_NAME or len(schema) > 63 or b"\0" in name + schema:
             msg = (
-                f"`publish`: target `{self.name}`: `table` is too long. Expected at most "
-                f"{LONGEST_NAME} bytes. Received: `{self._names.view}`. Choose a shorter one."
+                f"`publish`: target `{self.name}`: `table` is empty, too long, or has a NUL in it. "
+                f"Expected at most {LONGEST_NAME} bytes. Received: `{self.place}`. Choose another."
             )
             raise JobError(msg)
 
@@ -158,7 +203,31 @@ class PgvectorTable:
                 "`postgresql://user@host/database`, or name another one with `dsn_env`."
             )
             raise JobError(msg)
+        if _hides_secrets(text):
+            msg = (
+                f"`publish`: target `{self.name}`: the connection string in `{self._variable}` has "
+                "an `@` in the wrong place. Expected one, before the host. Write `%40` for each in "
+                "a user's name or a password, and `%2F`, `%3F` and `%23` for `/`, `?` and `#`."
+            )
+            raise JobError(msg)
         return text
+
+
+def _hides_secrets(text: str) -> bool:
+    """Whether a password with unescaped characters would be taken for host, port or database."""
+    rest = text.partition("://")[2]
+    before, at, after = rest.partition("@")
+    return bool(at) and ("@" in after or _ENDS.search(before) is not None)
+
+
+def _may_pass(error: psycopg.Error) -> bool:
+    """Whether running it again may help: the server is away, busy, or short of something."""
+    import psycopg
+
+    if error.sqlstate is not None:
+        return error.sqlstate[:2] in _PASSING_CLASSES
+    # libpq tells of a connection in words alone.
+    return isinstance(error, psycopg.OperationalError) and not _LASTING.search(str(error))
 
 
 def _without_secrets(said: str, text: str) -> str:

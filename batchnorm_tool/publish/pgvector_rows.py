@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.canonical import sha256
+from batchnorm_tool.errors import OutputError
 from batchnorm_tool.publish.contract import published_schema
 from batchnorm_tool.publish.sql_types import sql_type
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 LONGEST_VECTOR = 16000
 LONGEST_INDEXED = 2000
 LONGEST_INDEXED_HALF = 4000
+# PostgreSQL's own: every table has these columns, and names are cut after so many bytes.
+_SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+_LONGEST_NAME = 63
+_MOST_COLUMNS = 1600
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,29 @@ class RowShape:
         return cls(
             layout.keys, layout.vector, width, layout.norm_label, columns, layout.dtype, schema
         )
+
+    def check(self) -> None:
+        """Refuse columns that PostgreSQL cannot have, and vectors that are too long.
+
+        Raises:
+            OutputError: There are some.
+        """
+        for name in self.names:
+            if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
+                msg = (
+                    f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of at "
+                    f"most {_LONGEST_NAME} bytes, and none of {', '.join(_SYSTEM_COLUMNS)}. Rename "
+                    "it in the input (the store's own: `store.columns`, `output.columns`), or "
+                    "leave it out of `input.passthrough`."
+                )
+                raise OutputError(msg)
+        if self.width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
+            msg = (
+                f"pgvector takes vectors of at most {LONGEST_VECTOR} components and a table at "
+                f"most {_MOST_COLUMNS} columns. Received: {self.width} and {len(self.columns)}. "
+                "Use another target."
+            )
+            raise OutputError(msg)
 
     @property
     def names(self) -> list[str]:

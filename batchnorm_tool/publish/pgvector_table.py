@@ -6,9 +6,8 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.publish.pgvector_names import Bookkeeping
-from batchnorm_tool.publish.pgvector_rows import LONGEST_VECTOR
 from batchnorm_tool.publish.pgvector_statements import Statements
 
 if TYPE_CHECKING:
@@ -40,6 +39,41 @@ class Tables:
 
     def __init__(self, connection: psycopg.Connection, names: Names, index: str) -> None:
         self._statements, self._names, self._index = Statements(connection, names), names, index
+
+    def check(self) -> None:
+        """Look for pgvector, the schema, and the rights to write there; nothing is changed.
+
+        Raises:
+            OutputError: One is missing, or somebody else's view has the name.
+        """
+        schema, book = self._names.schema, self._names.bookkeeping
+        found = {
+            "pgvector: install the extension `vector` on the server": self._statements.value(
+                "SELECT to_regtype('vector') IS NOT NULL OR EXISTS (SELECT FROM"
+                " pg_available_extensions WHERE name = 'vector')"
+            ),
+            f"the schema `{schema}`: create it": self._statements.value(
+                "SELECT to_regnamespace(quote_ident(%s)) IS NOT NULL", (schema,)
+            ),
+        }
+        if all(found.values()):
+            mine = "this user may create tables in: grant it CREATE"
+            found[f"a schema `{schema}` that {mine}"] = self._statements.value(
+                "SELECT has_schema_privilege(quote_ident(%s), 'CREATE, USAGE')", (schema,)
+            )
+        if all(found.values()) and self._exists(book):
+            found[f"a table `{book}` that this user owns: make it the owner"] = (
+                self._statements.value(
+                    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid ="
+                    " to_regclass(quote_ident(%s) || '.' || quote_ident(%s))",
+                    (schema, book),
+                )
+            )
+        missing = [what for what, is_there in found.items() if not is_there]
+        if missing:
+            msg = f"Something is missing in the database. Expected {missing[0]}."
+            raise OutputError(msg)
+        self._check_view(self.bookkeeping() if self._exists(book) else None)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -101,7 +135,6 @@ class Tables:
         Returns:
             What holds now, and whether the view was made anew for other columns.
         """
-        _check_width(shape)
         self._check_view(before)
         read = before.built if before else None
         name = self._names.built_in(publication.version, read)
@@ -147,7 +180,7 @@ class Tables:
                 f"`{self._names.schema}.{self._names.view}` exists, and "
                 f"`{self._names.bookkeeping}` does not know it. Choose another `table`, or drop it."
             )
-            raise WorkFailed(msg)
+            raise OutputError(msg)
 
     def _create(self, table: sql.Composable, shape: RowShape) -> None:
         statements = self._statements
@@ -262,12 +295,3 @@ def _options(index: str, rows: int) -> str:
         return ""
     lists = rows // 1000 if rows <= 1_000_000 else round(rows**0.5)
     return f"WITH (lists = {max(1, lists)})"
-
-
-def _check_width(shape: RowShape) -> None:
-    if shape.width > LONGEST_VECTOR:
-        msg = (
-            f"pgvector takes vectors of at most {LONGEST_VECTOR} components. "
-            f"Received: {shape.width}. Use another target for these vectors."
-        )
-        raise WorkFailed(msg)

@@ -6,12 +6,18 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 JSON = "jsonb"
+LONGEST_KEY = 2600  # bytes; a page of an index takes 2,704 for a whole row
+# Seconds since 1970: a year within what Python has, for whatever time zone; and 2**63 microseconds.
+_TIMES = "Expected the years 2 to 9998, or a span within 292,000 years. Received: one beyond."
+_YEAR_2, _YEAR_9998, _SPAN = -62_104_060_800, 253_370_764_800, 2**63 / 10**6 - 1
 _SIMPLE = {
     pa.bool_(): "boolean",
     pa.int8(): "smallint",
@@ -58,6 +64,58 @@ def _of_a_family(kind: pa.DataType) -> str:
     }
     matching = (name for name, tests in families.items() if any(test(kind) for test in tests))
     return next(matching, JSON)
+
+
+def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, str]]:
+    """Find the values of a column that PostgreSQL, or psycopg on the way there, cannot take.
+
+    Args:
+        column: Of any type that a store holds, ``n`` rows.
+        is_key: Whether it is part of the primary key.
+
+    Yields:
+        ``bool[n]``, and why these rows cannot be taken.
+    """
+    kind = column.type
+    if "string" in str(kind):
+        yield _rows_with_nul(column), "Expected text without NUL. Received: text with one."
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
+        yield _beyond(column), _TIMES
+    if is_key and getattr(kind, "unit", "") == "ns":
+        parts = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) % 1000 != 0
+        yield parts, "Expected whole microseconds in a key. Received: a part of one."
+    if is_key and sql_type(kind) in {"text", "bytea"}:
+        sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        yield (
+            sizes > LONGEST_KEY,
+            f"Expected keys of at most {LONGEST_KEY:,} bytes. Received: more.",
+        )
+
+
+def _rows_with_nul(column: pa.Array) -> np.ndarray:
+    if sql_type(column.type) == JSON:
+        return np.array([_holds_nul(value) for value in column.to_pylist()], bool)
+    found = pc.match_substring(column, "\0").fill_null(False)  # noqa: FBT003
+    return np.asarray(found.to_numpy(zero_copy_only=False))
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nul, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
+def _beyond(column: pa.Array) -> np.ndarray:
+    """Dates and times that Python lacks, and spans that are no 64-bit number of microseconds."""
+    kind = column.type
+    width = pa.int32() if kind == pa.date32() else pa.int64()
+    values = column.cast(width).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    a_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}.get(getattr(kind, "unit", ""), 1)
+    scale = 1 / 86_400 if kind == pa.date32() else 1000 if kind == pa.date64() else a_second
+    low, high = (-_SPAN, _SPAN) if pa.types.is_duration(kind) else (_YEAR_2, _YEAR_9998)
+    return np.asarray((values < low * scale) | (values > high * scale))
 
 
 def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:

@@ -248,7 +248,7 @@ class StoreState:
             staged: Also all that is staged, but for what says how it was asked for: that changes
                 whenever it is asked for again.
         """
-        root = Path(self.root)
+        root = self.storage.root
         night = sorted((root / NIGHT).rglob("*")) if staged else []
         places = [root / index_path(version), root / replaced_path(version), *night]
         with read_errors(root):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.canonical import unsealed
-from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.errors import JobError, OutputError, WorkFailed
 from batchnorm_tool.publish import faiss_building, faiss_index, open_target
 from batchnorm_tool.publish.contract import Target
 from batchnorm_tool.publish.faiss_files import IndexFiles
@@ -117,8 +117,22 @@ def test_integer_keys_are_the_ids(kind: pa.DataType, tmp_path: Path) -> None:
 
 def test_a_key_that_faiss_has_another_use_for_is_refused(tmp_path: Path) -> None:
     publication = Store(["id"]).put(1, rows(integers(3, -1), 1))
-    with pytest.raises(WorkFailed, match="the key `id` is -1 in a row"):
+    with pytest.raises(OutputError, match="the key `id` is -1 in a row"):
         target(tmp_path / "x").publish(publication, None)
+    unfit = target(tmp_path / "x").find_unfit(publication.table.select(["id"]), ["id"])
+    assert unfit is not None
+    assert (unfit.row, unfit.column) == (1, "id")
+    for keys in (integers(3, 1), texts("-1")):
+        assert target(tmp_path / "x").find_unfit(pa.table(keys), ["id"]) is None
+
+
+def test_a_key_may_be_called_as_the_ids_are(tmp_path: Path) -> None:
+    table = rows(texts("a", "b"), 1)
+    renamed = table.rename_columns(["faiss_id", *table.column_names[1:]])
+    target(tmp_path / "x").publish(Store(["faiss_id"]).put(1, renamed), None)
+    held = pq.read_table(tmp_path / "x.1.keys.parquet")
+    assert held.column_names == ["faiss_id_", "faiss_id"]
+    assert held["faiss_id"].to_pylist() == ["a", "b"]
 
 
 def test_the_document_tells_of_the_index(tmp_path: Path) -> None:
@@ -246,10 +260,12 @@ def test_true_neighbours_do_not_depend_on_the_batches() -> None:
 
 def test_a_factory_text_that_faiss_does_not_know_is_refused(tmp_path: Path) -> None:
     _, nights = a_month()
-    with pytest.raises(
-        WorkFailed, match=r"target `faiss`: FAISS refused an index `Nope`: .*Choose"
-    ):
+    said = r"target `faiss`: FAISS refused an index `Nope`: .*Choose"
+    with pytest.raises(OutputError, match=said):
         target(tmp_path / "x", "Nope").publish(nights[0], None)
+    with pytest.raises(JobError, match=said):
+        target(tmp_path / "x", "Nope").check_layout(nights[0].layout)
+    target(tmp_path / "x").check_layout(nights[0].layout)
 
 
 def test_rows_that_are_missing_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.canonical import unsealed
-from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.errors import JobError, OutputError
 from batchnorm_tool.publish import open_target, table_files
 from batchnorm_tool.publish.contract import Target
 from batchnorm_tool.storage import LocalStorage
@@ -210,7 +210,7 @@ def test_a_place_that_another_store_is_ahead_in_is_refused(kind: str, tmp_path: 
     place = target(kind, tmp_path)
     place.publish(nights[4], None)
     with pytest.raises(
-        WorkFailed, match=rf"`{kind}`: `{tmp_path}` holds version 5, and this store"
+        OutputError, match=rf"`{kind}`: `{tmp_path}` holds version 5, and this store"
     ):
         place.publish(nights[0], None)
 
@@ -235,7 +235,7 @@ def test_a_path_on_an_object_store_is_refused_before_the_work(kind: str) -> None
 def test_a_place_that_cannot_be_written_fails_by_name(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     _, nights = a_month()
-    with pytest.raises(WorkFailed, match=f"publish target `{kind}`: .*the next `refresh`"):
+    with pytest.raises(OutputError, match=f"publish target `{kind}`: .*the next `refresh`"):
         target(kind, tmp_path / "file").publish(nights[0], None)
 
 

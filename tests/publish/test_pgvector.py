@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
-from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.errors import JobError, OutputError, Refused, WorkFailed
 from batchnorm_tool.publish import open_target, pgvector_table
 from batchnorm_tool.publish.contract import Target
 from batchnorm_tool.publish.pgvector import _without_secrets
@@ -269,8 +271,107 @@ def test_float64_vectors_are_rounded_with_a_warning(database: psycopg.Connection
 
 def test_vectors_that_are_too_long_are_refused(database: psycopg.Connection) -> None:
     publication = Store(["id"]).put(1, rows(integers(1), 1, 16001))
-    with pytest.raises(WorkFailed, match=r"at most 16000 components\. Received: 16001"):
-        target().publish(publication, None)
+    with pytest.raises(JobError, match=r"at most 16000 components.*Received: 16001"):
+        target().check_layout(publication.layout)
+
+
+@pytest.mark.parametrize("name", ["ctid", "xmin", "tableoid", "x" * 64, "é" * 32])
+def test_a_column_that_postgresql_cannot_have_is_refused(
+    database: psycopg.Connection, name: str
+) -> None:
+    table = rows({name: pa.array([1])}, 1)
+    with pytest.raises(JobError, match=rf"cannot have the column `{name}`.*`store\.columns`"):
+        target().check_layout(Store([name]).put(1, table).layout)
+
+
+def test_what_is_missing_on_the_server_is_found_before_the_work(
+    database: psycopg.Connection, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, nights = a_month()
+    layout = nights[0].layout
+    target().check_layout(layout)
+    with pytest.raises(JobError, match="the schema `nowhere`: create it"):
+        target(table="nowhere.items").check_layout(layout)
+    database.execute("CREATE TABLE others (id int)")
+    with pytest.raises(JobError, match=r"`public\.others` exists"):
+        target(table="others").check_layout(layout)
+    target().publish(nights[0], None)
+    database.execute("DROP ROLE IF EXISTS guest")
+    database.execute("CREATE ROLE guest LOGIN PASSWORD 'x'")
+    user, at = "//postgres:@", "//guest:x@"
+    assert user in server
+    monkeypatch.setenv(VARIABLE, server.replace(user, at))
+    with pytest.raises(JobError, match=r"a schema `public` that this user may create tables in"):
+        target().check_layout(layout)
+    database.execute("GRANT CREATE, USAGE ON SCHEMA public TO guest")
+    with pytest.raises(JobError, match="a table `items_batchnorm_tool` that this user owns"):
+        target().check_layout(layout)
+    database.execute("DROP OWNED BY guest; DROP ROLE guest")
+
+
+@pytest.mark.parametrize(
+    ("options", "lasting"),
+    [
+        ({"user": "nobody_known"}, True),
+        ({"dbname": "nowhere"}, True),
+        ({"host": "/nowhere"}, False),
+        ({"host": "127.0.0.1", "port": "1"}, False),
+        ({"sslmode": "nonsense"}, True),
+    ],
+    ids=["user", "database", "socket", "port", "option"],
+)
+def test_a_server_that_is_away_may_come_back_and_a_wrong_name_may_not(
+    server: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], *, lasting: bool
+) -> None:
+    known = {**psycopg.conninfo.conninfo_to_dict(server), **options}
+    text = " ".join(f"{name}='{value}'" for name, value in known.items() if value)
+    monkeypatch.setenv(VARIABLE, text)
+    _, nights = a_month()
+    with pytest.raises(OutputError if lasting else WorkFailed, match="PostgreSQL refused"):
+        target().publish(nights[0], None)
+    with pytest.raises(JobError) if lasting else contextlib.nullcontext():
+        target().check_layout(nights[0].layout)
+
+
+BIG = 2**62
+UNFIT = {
+    "text": pa.array(["a", "b\0", None]),
+    "a list": pa.array([["a"], [None, "b\0"], None]),
+    "a struct": pa.array([{"x": "a"}, {"x": "\0"}, None]),
+    "a map": pa.array([[("a", "b")], [("a", "\0")], None], pa.map_(pa.string(), pa.string())),
+    "a date": pa.array([0, 3_000_000, None], pa.int32()).cast(pa.date32()),
+    "a time": pa.array([0, -BIG, None], pa.timestamp("us")),
+    "a time with a zone": pa.array([0, 253_402_300_799, None], pa.timestamp("s", "Asia/Tokyo")),
+    "a span": pa.array([0, BIG, None], pa.duration("s")),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_value_that_postgresql_cannot_take_is_found(name: str) -> None:
+    table = pa.table({"id": range(3), "c": UNFIT[name]})
+    unfit = target().find_unfit(table, ["id"])
+    assert unfit is not None
+    assert (unfit.row, unfit.column) == (1, "c")
+    assert re.search("publish target `pgvector`: Expected .* Received: ", unfit.reason)
+    assert target().find_unfit(table.take([0, 2]), ["id"]) is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pa.array([1000, 1001], pa.timestamp("ns")),
+        pa.array([1000, 1001], pa.time64("ns")),
+        pa.array(["a", "b" * 2601]),
+        pa.array([b"a", b"b" * 2601]),
+    ],
+    ids=["a part of a microsecond", "of a time of day", "a long text", "many bytes"],
+)
+def test_a_key_that_an_index_cannot_take_is_found(keys: pa.Array) -> None:
+    table = pa.table({"id": keys})
+    unfit = target().find_unfit(table, ["id"])
+    assert unfit is not None
+    assert unfit.row == 1
+    assert target().find_unfit(table, []) is None
 
 
 def test_other_columns_make_the_view_anew_and_say_so(database: psycopg.Connection) -> None:
@@ -300,7 +401,7 @@ def test_a_table_or_view_that_is_not_ours_is_left_alone(
 ) -> None:
     database.execute(f"CREATE {what}")
     _, nights = a_month()
-    with pytest.raises(WorkFailed, match=r"`public\.items` exists, and `items_batchnorm_tool`"):
+    with pytest.raises(OutputError, match=r"`public\.items` exists, and `items_batchnorm_tool`"):
         target().publish(nights[0], None)
     database.execute("SELECT id FROM items")
 
@@ -465,12 +566,18 @@ SECRET = "hunter2"  # noqa: S105
         f"postgresql://me:{SECRET}@localhost:{SECRET}/x",
         f"host=/nowhere password='{SECRET}'",
         f"postgresql://{SECRET}:{SECRET}@/x?nonsense={SECRET}",
+        f"postgresql://me:a@{SECRET}@localhost:1/x",
+        f"postgresql://me:a/{SECRET}@localhost:1/x",
+        f"postgresql://me:{SECRET}#b@localhost:1/x",
+        f"postgresql://me:a?{SECRET}@localhost:1/x",
+        f"postgresql://me@localhost:1/x?password={SECRET}&connect_timeout={SECRET}",
+        f"postgresql://me:%68unter2@localhost:1/x{SECRET[:0]}",
     ],
 )
 def test_no_error_tells_the_connection_string(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, text)
     _, nights = a_month()
-    with pytest.raises(WorkFailed, match=f"`pgvector`: PostgreSQL refused: .*`{VARIABLE}`") as told:
+    with pytest.raises((WorkFailed, Refused), match=f"`pgvector`: .*`{VARIABLE}`") as told:
         target().publish(nights[0], None)
     error: BaseException | None = told.value
     while error is not None:
@@ -481,7 +588,7 @@ def test_no_error_tells_the_connection_string(text: str, monkeypatch: pytest.Mon
 
 def test_a_refusal_of_the_server_is_told(database: psycopg.Connection) -> None:
     table = rows(texts("a\x00b"), 1)
-    with pytest.raises(WorkFailed, match=r"`pgvector`: PostgreSQL refused: invalid byte sequence"):
+    with pytest.raises(OutputError, match=r"`pgvector`: PostgreSQL refused: invalid byte sequence"):
         target().publish(Store(["id"]).put(1, table), None)
 
 
