@@ -96,8 +96,8 @@ def test_damage_inside_the_input_is_found_while_reading_or_before(
     assert (before.exit_code, out.exists()) == (2, False)
     assert "a.parquet" in before.stderr
     inside = invoke("normalize", path, out)
-    assert inside.exit_code == 1
-    assert "a.parquet" in inside.stderr
+    assert inside.exit_code == 4
+    assert "a.parquet, at or soon after row 3000: " in inside.stderr
     assert not (out / "vectors").exists()
 
 
