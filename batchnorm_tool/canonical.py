@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from batchnorm_tool.errors import Damaged
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+# What Python says of records in which something else stands than was written.
+ODD_RECORDS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 _SEAL = b'{"checksum":"%s",%s'
 _DIGEST = slice(13, 13 + 64)
@@ -73,3 +82,33 @@ def unsealed(text: bytes) -> dict[str, Any] | None:
         return None
     checksum = data.pop("checksum", None)
     return data if checksum == sha256(data) else None
+
+
+def told_of_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Tell of records in a run or store that hold something else than this version writes.
+
+    Their checksums agree: another version or program wrote them. What goes wrong with them is
+    mapped here, once, because they are looked at in so many places.
+
+    Args:
+        function: Reads the run or store at the path that it gets first, or as ``path``.
+
+    Returns:
+        The function, which raises `Damaged` instead of what Python says of the records.
+    """
+
+    @functools.wraps(function)
+    def telling(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        try:
+            return function(*arguments, **named)
+        except ODD_RECORDS as error:
+            said = " ".join(str(error).split())[:200]
+            path = arguments[0] if arguments else named["path"]
+            msg = (
+                f"`{path}`: what it keeps of itself is not as this version writes it "
+                f"({type(error).__name__}: {said}). Read it with the version that wrote it, "
+                "restore it from a copy, or make it again."
+            )
+            raise Damaged(msg) from error
+
+    return telling

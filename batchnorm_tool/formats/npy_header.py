@@ -29,6 +29,8 @@ MOST_ROW_ITEMS = 2**31 - 1
 _PARSE_ERRORS = (
     ValueError,
     TypeError,
+    LookupError,
+    OverflowError,
     SyntaxError,
     RecursionError,
     MemoryError,

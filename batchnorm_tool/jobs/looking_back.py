@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from batchnorm_tool import canonical
 from batchnorm_tool.jobs.night import for_readers
 from batchnorm_tool.jobs.saving import save_page
 from batchnorm_tool.store.state import open_store
 
 
+@canonical.told_of_records
 def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:
     """List the nights of a store.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool import canonical
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.vectors import rows_of
 from batchnorm_tool.jobs.stored_run import open_run
@@ -62,6 +63,7 @@ class Stored(Protocol):
         """Columns of all rows, in batches of at most ``batch_rows``."""
 
 
+@canonical.told_of_records
 def read(
     path: str | os.PathLike[str],
     raw: bool = False,  # noqa: FBT001, FBT002

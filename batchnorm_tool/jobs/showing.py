@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnorm_tool import model_gate, sources
+from batchnorm_tool import canonical, model_gate, sources
 from batchnorm_tool.chunk_statistics import CHUNKS_PATH
 from batchnorm_tool.errors import InputError, ModelError
 from batchnorm_tool.features.matching import is_key_name
@@ -87,6 +87,7 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     return shown
 
 
+@canonical.told_of_records
 def _show(path: str) -> Shown:
     directory = Path(path)
     storage = LocalStorage(directory)

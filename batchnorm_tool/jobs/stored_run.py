@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchnorm_tool import layout
+from batchnorm_tool import canonical, layout
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS
 from batchnorm_tool.formats.npy_sink import KEYS, array_directories
@@ -202,6 +202,7 @@ class StoredRun:
         return "parquet" if name == "npy" else name
 
 
+@canonical.told_of_records
 def open_run(path: str) -> StoredRun:
     """Open a finished run.
 
@@ -222,7 +223,11 @@ def open_run(path: str) -> StoredRun:
     if manifest is None:
         raise InputError(_why_no_run(storage, str(root)))
     _check_format(manifest.data, str(root))
-    return StoredRun(str(root), manifest)
+    run = StoredRun(str(root), manifest)
+    # Each is made once, and from records: here is where what is odd about them is told.
+    for made in (run.schema, run.keys, run.parts, run.rows, manifest.directories):
+        del made
+    return run
 
 
 @contextlib.contextmanager
@@ -230,7 +235,7 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
     """Map what reading input says of a file to `Damaged`, because the file is a result of ours."""
     try:
         yield
-    except (InputError, WorkFailed, pa.ArrowException) as error:
+    except (InputError, WorkFailed, pa.ArrowException, *canonical.ODD_RECORDS) as error:
         msg = f"`{path}` cannot be read as it was written: {error}"
         raise Damaged(msg) from error
 

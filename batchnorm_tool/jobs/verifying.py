@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats import FORMATS
 from batchnorm_tool.jobs.file_check import find_foreign_files, is_as_written, recorded_files
@@ -58,6 +59,7 @@ class Verification:
         return asdict(self)
 
 
+@canonical.told_of_records
 def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     """Read a finished run or a store again, every byte of it, and compare it with what it says.
 

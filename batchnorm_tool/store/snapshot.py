@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.formats.vectors import shape_of
 from batchnorm_tool.layout import OutputLayout
@@ -113,6 +114,7 @@ class Snapshot:
             yield batch.cast(schema)
 
 
+@canonical.told_of_records
 def open_snapshot(path: str, version: int | None = None) -> Snapshot:
     """Open a version of a store.
 

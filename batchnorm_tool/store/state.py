@@ -276,6 +276,7 @@ def is_store(path: str) -> bool:
     return os.path.isfile(os.path.join(StoreState(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
+@canonical.told_of_records
 def open_store(path: str) -> tuple[StoreState, StoreFacts]:
     """The state of an existing store, and what it says.
 
