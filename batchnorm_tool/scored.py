@@ -13,6 +13,7 @@ from batchnorm_tool.chunk import Chunk, Reason
 from batchnorm_tool.errors import ModelFailed
 from batchnorm_tool.input_warnings import warn
 from batchnorm_tool.layout import Normalized, OutputLayout
+from batchnorm_tool.predictor.batches import check_shape
 from batchnorm_tool.stage_clock import StageClock
 from batchnorm_tool.vector_stats import VectorStats
 
@@ -72,6 +73,7 @@ def score_chunk(
     results, statistics = {}, {}
     for output in layouts:
         with clock.stage("normalize"):
+            check_shape(output.name, predictions[output.name], output.shape)
             vectors = predictions[output.name].reshape(chunk.rows * output.vectors, output.width)
             unit, lengths = _normalized(vectors, output.norm, dtype)
             if not _surely_good(lengths, output.norm):
@@ -102,13 +104,9 @@ def _predict(
     marked = replace(chunk, faults=faults)
     causes = {row: said for row, said in failing.items() if faults[row] == Reason.MODEL_FAILURE}
     if failed.all():
+        dtypes = {output.name: output.dtype for output in predictor.outputs}
         shapes = {output.name: (chunk.rows, *output.shape) for output in layouts}
-        fields = predictor.outputs
-        return (
-            marked,
-            {each.name: np.zeros(shapes[each.name], each.dtype) for each in fields},
-            causes,
-        )
+        return marked, {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, causes
     places = np.where(failed, np.argmin(failed), np.arange(chunk.rows))
     features = {name: array[places] for name, array in chunk.features.items()}
     return marked, predictor.predict(features), causes

@@ -208,24 +208,21 @@ class Preparation:
         inputs: tuple[Field, ...],
         sample: _Sample,
     ) -> Resolved:
-        few = predictor.for_few_rows(model) if self.job.model else model
-        outputs = predictor.true_outputs(few, sample)
         batch_size = self._batch_size(model, sample)
         # Kept: the work would compile it anew.
-        self._predictor = model = model.with_batch_size(batch_size)
+        self._predictor = sized = model.with_batch_size(batch_size)
+        accepted = self.job.model is not None and self.job.model.batch_dependent == "accept"
+        outputs = predictor.examine(model, sized, sample, batch_dependent=accepted)
         part_rows = self.job.output.part_rows
-        if self.job.model is not None:
-            accepted = self.job.model.batch_dependent == "accept"
-            predictor.check_rows_alone(few, model, sample, batch_dependent=accepted)
-            if accepted and part_rows != "auto" and part_rows % batch_size:
-                msg = (
-                    f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
-                    f"whole batches in every part. Give a multiple of {batch_size}, or auto."
-                )
-                raise JobError(msg)
+        if accepted and part_rows != "auto" and part_rows % batch_size:
+            msg = (
+                f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
+                f"whole batches in every part. Give a multiple of {batch_size}, or auto."
+            )
+            raise JobError(msg)
         row_bytes = _row_bytes(outputs, self.job.output.dtype)
         if part_rows == "auto":
-            rate = self._rows_per_second(model, sample)
+            rate = self._rows_per_second(sized, sample)
             part_rows = choose_part_rows(
                 batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
             )
@@ -316,7 +313,6 @@ class Preparation:
         if self.job.model is None or model.batch_size is None:
             return math.inf
         batch = predictor.repeated(sample, model.batch_size)
-        model.predict(batch)
         start = time.perf_counter()
         model.predict(batch)
         return model.batch_size / max(time.perf_counter() - start, 1e-9)

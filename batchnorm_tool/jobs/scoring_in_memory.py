@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
@@ -236,18 +237,15 @@ def _checked_outputs(
     model: Predictor, sized: Predictor, chunk: Chunk, bad: str
 ) -> tuple[Field, ...]:
     """The model's outputs, once it is known to run, and on each row alone."""
-    few, filler = predictor.for_few_rows(model), predictor.filler(model.inputs)
-
-    def look(sample: dict[str, np.ndarray]) -> tuple[Field, ...]:
-        outputs = predictor.true_outputs(few, sample)
-        predictor.check_rows_alone(few, sized, sample, batch_dependent=False)
-        return outputs
-
+    filler = predictor.filler(model.inputs)
     good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
     taken = good if len(good) else np.arange(min(1, chunk.rows))
     sample = {name: array[taken] for name, array in chunk.features.items()}
     return predictor.on_sound_rows(
-        model, sample if len(taken) else filler, look, None if bad == "raise" else filler
+        model,
+        sample if len(taken) else filler,
+        partial(predictor.examine, model, sized, batch_dependent=False),
+        None if bad == "raise" else filler,
     )
 
 

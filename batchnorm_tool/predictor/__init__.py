@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.predictor.batch_size import choose_batch_size
 from batchnorm_tool.predictor.batches import (
@@ -23,11 +22,12 @@ from batchnorm_tool.predictor.batches import (
     OutputChoice,
     choose_outputs,
     every_output,
-    numpy_dtype,
+    filler,
 )
-from batchnorm_tool.predictor.placement import check_rows_alone, independent_batch_size, repeated
+from batchnorm_tool.predictor.placement import examine, independent_batch_size, repeated
 
 if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Engine, Model
     from batchnorm_tool.predictor.tensorflow_setup import TensorFlowSetup
 
@@ -35,21 +35,16 @@ __all__ = [
     "IdentityPredictor",
     "ModelPredictor",
     "Predictor",
-    "check_rows_alone",
     "choose_batch_size",
     "describe_model",
+    "examine",
     "filler",
-    "for_few_rows",
     "independent_batch_size",
     "load_predictor",
     "on_sound_rows",
     "repeated",
-    "true_outputs",
     "wrap_model",
 ]
-
-# Rows that are predicted to learn what the model does: a slow one takes seconds for each.
-_FEW_ROWS = 8
 
 T = TypeVar("T")
 
@@ -150,23 +145,6 @@ class IdentityPredictor:
         }
 
 
-def for_few_rows(predictor: Predictor) -> Predictor:
-    """The model for a first look at a few rows, or for as many as are built into it."""
-    return predictor if predictor.batch_size else predictor.with_batch_size(_FEW_ROWS)
-
-
-def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
-    """One row of zeros, or of empty strings."""
-    return {
-        field.name: np.full(
-            (1, *(size or 1 for size in field.shape)),
-            "" if field.dtype == "string" else 0,
-            numpy_dtype(field.dtype),
-        )
-        for field in inputs
-    }
-
-
 def on_sound_rows(
     model: Predictor,
     sample: dict[str, np.ndarray],
@@ -198,31 +176,6 @@ def on_sound_rows(
     if not sound and otherwise is not None:
         return use(otherwise)
     return use({name: array[sound] for name, array in sample.items()})
-
-
-def true_outputs(few: Predictor, sample: Mapping[str, np.ndarray]) -> tuple[Field, ...]:
-    """The outputs with the shapes and dtypes that a model gives for real rows.
-
-    Args:
-        few: The model for few rows in a call.
-        sample: At least one row of features.
-
-    Raises:
-        ModelError: An output holds no numbers.
-        ModelFailed: The model fails on some of the rows.
-    """
-    predictions = few.predict(repeated(sample, few.batch_size or 1))
-    outputs = []
-    for name in (output.name for output in few.outputs):
-        shape, dtype = predictions[name].shape[1:], predictions[name].dtype
-        if dtype.kind in "OSUc" or 0 in shape:
-            raise ModelError(
-                f"The output `{name}` cannot be normalized. Expected real numbers, at "
-                f"least one for each row. Received: dtype {dtype}, shape {('rows', *shape)}. "
-                "Choose another with `model.outputs` or `model.layer`."
-            )
-        outputs.append(Field(name, shape, str(dtype)))
-    return tuple(outputs)
 
 
 def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:

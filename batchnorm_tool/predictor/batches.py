@@ -144,7 +144,8 @@ class ModelPredictor:
             stop = min(start + self.batch_size, rows)
             batch = self._call(self.step, [array[start:stop] for array in arrays])
             results = results or [np.empty((rows, *got.shape[1:]), got.dtype) for got in batch]
-            for result, got in zip(results, batch, strict=True):
+            for field, result, got in zip(self.outputs, results, batch, strict=True):
+                check_shape(field.name, got, result.shape[1:])
                 result[start:stop] = got[: stop - start]
         results = results or [_no_rows(field) for field in self.outputs]
         return {
@@ -182,6 +183,20 @@ def _failing(
             raise
         return found
     return {}
+
+
+def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse predictions that have another shape than those before them.
+
+    Raises:
+        ModelError: The shape depends on which rows are predicted together.
+    """
+    if predictions.shape[1:] != shape:
+        raise ModelError(
+            f"The shape of the model's output `{name}` depends on the rows. Expected {shape} for "
+            f"each row, as before. Received: {predictions.shape[1:]}. Take an output of fixed "
+            "size, with `model.outputs` or `model.layer`."
+        )
 
 
 def every_output(names: Sequence[str]) -> Sequence[int]:
@@ -253,6 +268,18 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(object if name == "string" else name)
+
+
+def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+    """One row of zeros, or of empty strings."""
+    return {
+        field.name: np.full(
+            (1, *(size or 1 for size in field.shape)),
+            "" if field.dtype == "string" else 0,
+            numpy_dtype(field.dtype),
+        )
+        for field in inputs
+    }
 
 
 def _rows(arrays: Sequence[np.ndarray]) -> int:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.predictor.batches import filler
 from batchnorm_tool.predictor.loading import inner_layer_model, load_stored
+from batchnorm_tool.predictor.placement import repeated
 from batchnorm_tool.predictor.tensors import check_output, field_of, graph_step, run_errors
 
 if TYPE_CHECKING:
@@ -254,7 +256,7 @@ def _describe_outputs(model: Any, structure: Any, inputs: Sequence[Field]) -> li
     """Names of all outputs, each with something that has its shape and dtype."""
     own_batch_size = _inputs(model)[2]
     if _overrides(model, "predict"):
-        arrays = [_example(field, own_batch_size or 2) for field in inputs]
+        arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
         result = _call_predict(model, structure, arrays)
         return [(name, np.asarray(part)) for name, part in named_parts(result)]
     if _overrides(model, "predict_step") or not getattr(model, "outputs", None):
@@ -364,10 +366,3 @@ def _call_predict(model: Any, structure: Any, arrays: Sequence[np.ndarray]) -> A
         _packed(structure, arrays, fields),
         **{name: value for name, value in extra.items() if takes_all or name in wanted},
     )
-
-
-def _example(field: Field, rows: int) -> np.ndarray:
-    shape = (rows, *(length or 1 for length in field.shape))
-    if field.dtype == "string":
-        return np.full(shape, "", dtype=object)
-    return np.zeros(shape, dtype="float32" if field.dtype == "bfloat16" else field.dtype)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.predictor import Predictor
 
 _Rows = Mapping[str, np.ndarray]
+# Rows that are predicted to learn what the model does: a slow one takes seconds for each.
+_FEW_ROWS = 8
 # Parts of the largest number in a column. The same batch has the same bits again, and in a batch of
 # the same size a row keeps them whoever is beside it, unless the model makes room for the longest
 # row; at another size or place other kernels compute it, and where a model rounds or takes a
@@ -66,24 +69,31 @@ def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -
     return True
 
 
-def check_rows_alone(
-    few: Predictor, many: Predictor, sample: _Rows, *, batch_dependent: bool
-) -> None:
-    """Check that a prediction depends on its row alone, as far as a sample tells.
+def examine(
+    model: Predictor, sized: Predictor, sample: _Rows, *, batch_dependent: bool
+) -> tuple[Field, ...]:
+    """See what a model gives for a sample, and that each row's prediction depends on it alone.
 
     Args:
-        few: The model, for few rows in a call.
-        many: The model, for as many rows in a call as there will be.
+        model: Without a batch size, unless one is built into it.
+        sized: The same with the batch size that it will have.
         sample: At least one row of features; repeated to fill a batch.
         batch_dependent: Whether it may depend on the other rows of its batch.
 
+    Returns:
+        The outputs with their true shapes and dtypes.
+
     Raises:
-        ModelError: It depends on earlier calls, on chance, or on other rows.
+        ModelError: An output holds no numbers; or predictions depend on earlier calls, on chance,
+            or on other rows.
+        ModelFailed: The model fails on some of the rows.
     """
+    few = model if model.batch_size else model.with_batch_size(_FEW_ROWS)
     batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
+    outputs = tuple(_true_field(output.name, expected[output.name]) for output in few.outputs)
+    elsewhere = sized.predict(repeated(batch, sized.batch_size or 1))
     mixed = not batch_dependent and (
-        _is_mixed(few, batch, expected)
-        or _is_other(expected, many.predict(repeated(batch, many.batch_size or 1)))
+        _is_other(expected, elsewhere) or _is_mixed(few, batch, expected)
     )
     if _distances(expected, few.predict(batch)).max() > _NOISE_AGAIN:
         raise ModelError(
@@ -100,6 +110,18 @@ def check_rows_alone(
             "`model.batch_dependent: accept` and `model.batch_size`: the rows that are predicted "
             "together are then those of model.predict with this batch size."
         )
+    return outputs
+
+
+def _true_field(name: str, predictions: np.ndarray) -> Field:
+    shape, dtype = predictions.shape[1:], predictions.dtype
+    if dtype.kind in "OSUc" or 0 in shape:
+        raise ModelError(
+            f"The output `{name}` cannot be normalized. Expected real numbers, at least one for "
+            f"each row. Received: dtype {dtype}, shape {('rows', *shape)}. Choose another with "
+            "`model.outputs` or `model.layer`."
+        )
+    return Field(name, shape, str(dtype))
 
 
 def repeated(sample: _Rows, rows: int) -> dict[str, np.ndarray]:
@@ -165,6 +187,8 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
     """How far each row is from what is expected at most, in parts of its column's maximum."""
     farthest = np.zeros(1)
     for name, predictions in expected.items():
+        if predictions.shape[1:] != found[name].shape[1:]:
+            return np.full(len(predictions), np.inf)
         rows = min(len(predictions), len(found[name]))
         a, b = (each[:rows].reshape(rows, -1).astype(float) for each in (predictions, found[name]))
         with np.errstate(all="ignore"):

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.predictor import IdentityPredictor, independent_batch_size
-from batchnorm_tool.predictor.placement import check_rows_alone, is_place_independent
+from batchnorm_tool.predictor.placement import examine, is_place_independent
 
 Rows = Mapping[str, np.ndarray]
 SAMPLE = {"x": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)}
@@ -122,8 +123,9 @@ class Model(IdentityPredictor):
 
 
 def check(model: Model, array: np.ndarray, size: int = 32, *, accept: bool = False) -> None:
-    few, many = model.with_batch_size(8), model.with_batch_size(size)
-    check_rows_alone(few, many, {"x": array}, batch_dependent=accept)
+    model = replace(model, inputs=(Field("y", array.shape[1:], "float32"),))
+    sized = model.with_batch_size(size)
+    examine(model, sized, {"x": array}, batch_dependent=accept)
 
 
 NUMBERS = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
