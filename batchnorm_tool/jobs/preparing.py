@@ -296,10 +296,10 @@ class Preparation:
     def _batch_size(self, model: Predictor, sample: _Sample) -> int:
         if self.job.model is None:
             return _STORED_BATCH
-        if model.batch_size is not None:
-            return model.batch_size
         if self.job.model.batch_size != "auto":
             return self.job.model.batch_size
+        if model.batch_size is not None:
+            return model.batch_size
         if self.job.model.batch_dependent == "accept":
             msg = (
                 "`model.batch_size` is missing: with `model.batch_dependent: accept` it decides "

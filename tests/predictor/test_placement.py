@@ -139,7 +139,7 @@ INPUTS = {
 }
 MIXING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda x: x + x.mean(0),
-    "a little of the mean": lambda x: x + 0.01 * x.mean(0),
+    "a little of the mean": lambda x: x + 0.03 * x.mean(0),
     "maximum": lambda x: x / np.maximum(np.abs(x).max(0), 1e-9),
     "softmax": lambda x: np.exp(x - x.max(0)) / np.exp(x - x.max(0)).sum(0),
     "neighbour": lambda x: x + np.roll(x, 1, 0),
