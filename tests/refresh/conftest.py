@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchnorm_tool import predictor
 from batchnorm_tool.predictor import IdentityPredictor, ModelPredictor
 from tests.refresh.nightly import WIDTH, Nightly
 
@@ -45,16 +46,31 @@ def encoded(nightly: Nightly, encoders: dict[str, str]) -> Nightly:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[float]:
-    """The first features of all rows that meet a predictor, probes included."""
+    """The first features of all rows that meet a predictor, probes included.
+
+    What is made up beside them, to see whether the model keeps rows apart, is left out.
+    """
     values: set[float] = set()
+    examining: list[bool] = []
+
+    def examine(model: Any, sized: Any, sample: Mapping[str, np.ndarray], **settings: Any) -> Any:
+        values.update(sample["x"][:, 0].astype(float).tolist())
+        examining.append(True)
+        try:
+            return real_examine(model, sized, sample, **settings)
+        finally:
+            examining.pop()
 
     def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
         def predict(self: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-            values.update(arrays["x"][:, 0].astype(float).tolist())
+            if not examining:
+                values.update(arrays["x"][:, 0].astype(float).tolist())
             return real(self, arrays)
 
         return predict
 
-    for predictor in (IdentityPredictor, ModelPredictor):
-        monkeypatch.setattr(predictor, "predict", wrapped(predictor.predict))
+    real_examine = predictor.examine
+    monkeypatch.setattr(predictor, "examine", examine)
+    for kind in (IdentityPredictor, ModelPredictor):
+        monkeypatch.setattr(kind, "predict", wrapped(kind.predict))
     return values
