@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.errors import Damaged, InputError
+from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.contract import MEBIBYTE
 
@@ -103,7 +103,7 @@ class Cursor:
     """
 
     def __init__(self, stretch: Stretch, footer: Footer, groups: Groups) -> None:
-        self._path = stretch.path
+        self._stretch, self._footer, self._groups = stretch, footer, groups
         self.rows = groups.rows
         self.position = groups.start
         # Knows nothing of this object: in a cycle, both would hold their pages until a collection.
@@ -125,10 +125,23 @@ class Cursor:
             pass
 
     def _next(self, most_rows: int) -> pa.RecordBatch:
-        with local_file.working(self._path, lambda: self.position):
+        with local_file.working(self._stretch.path, self._unread):
             batch = self._rest if self._rest is not None else next(self._batches)
         self._rest = batch.slice(most_rows) if batch.num_rows > most_rows else None
         return batch.slice(0, most_rows)
+
+    def _unread(self) -> int:
+        """The row from which on nothing can be read: of the groups in a batch, one is bad."""
+        numbers, starts = self._groups.numbers, self._footer.starts
+        for number in numbers if len(numbers) > 1 else ():
+            start, stop = starts[number : number + 2]
+            alone = Groups(range(number, number + 1), start, stop - start)
+            try:
+                if start < stop and stop > self.position:
+                    Cursor(self._stretch, self._footer, alone).skip(stop)
+            except BatchnormToolError:
+                return max(start, self.position)
+        return self.position
 
 
 def _decoded(stretch: Stretch, footer: Footer, groups: Groups) -> Iterator[pa.RecordBatch]:
