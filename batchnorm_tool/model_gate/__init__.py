@@ -6,6 +6,7 @@ Nothing here imports TensorFlow or Keras, and nothing in the file is executed.
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,7 +155,12 @@ def _check_trust(model: Model, report: ModelReport) -> None:
     trusted = [] if model.trust is None else list(model.trust.classes)
     refused = [finding for finding in report.dangers if not _is_trusted(finding, trusted)]
     if refused:
-        absent = [name for name in trusted if find_spec(name.partition(".")[0]) is None]
+        packages = {name: name.partition(".")[0] for name in trusted}
+        absent = [
+            name
+            for name, package in packages.items()
+            if package not in sys.modules and find_spec(package) is None
+        ]
         raise ModelError(_refusal(report, refused, absent))
 
 

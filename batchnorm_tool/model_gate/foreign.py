@@ -40,6 +40,7 @@ _SUFFIXES = {
         "saved_model.pb and the folder variables."
     ),
 }
+_LOOKED_AT = 1000  # names in a folder: no model has more, and data may
 _DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
 
 
@@ -62,7 +63,7 @@ def foreign_file(path: Path, head: bytes) -> str | None:
 
 def foreign_folder(path: Path) -> str | None:
     """What a folder is that holds models, but is none that can be loaded, and what to do."""
-    names = sorted(item.name for item in path.iterdir())
+    names = sorted(item.name for item in path.iterdir())[:_LOOKED_AT]
     if "config.json" in names and "model.weights.h5" in names:
         return "an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
     versions = [name for name in names if (path / name / "saved_model.pb").is_file()]

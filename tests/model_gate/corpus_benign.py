@@ -52,7 +52,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "STFTSpectrogram": ({"frame_length": 16, "frame_step": 8, "fft_length": 16}, (64, 1)),
     "MelSpectrogram": ({"fft_length": 64, "sequence_stride": 16, "num_mel_bins": 8}, (256,)),
 }
-_BY_PART = {
+_BY_PART: dict[str, dict[str, Any]] = {
+    "Global": {},
     "Depthwise": {"kernel_size": 2},
     "Conv": {"filters": 2, "kernel_size": 2},
     "AdaptiveAverage": {"output_size": 2},

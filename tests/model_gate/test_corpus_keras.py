@@ -7,7 +7,7 @@ import keras
 import pytest
 
 from tests.command_line import invoke
-from tests.model_gate.corpus import try_benign, try_hostile
+from tests.model_gate.corpus import benign_keras, hostile_keras
 from tests.model_gate.corpus_benign import EXCLUDED, benign
 from tests.model_gate.corpus_keras import CONFIG, archive, h5_of
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 def test_no_hostile_file_loads(tmp_path: Path) -> None:
-    tried = dict(try_hostile(tmp_path))
+    tried = dict(hostile_keras(tmp_path))
     assert len(tried) >= 60
     assert {name: fault for name, fault in tried.items() if fault} == {}
 
@@ -28,7 +28,7 @@ def test_the_file_that_they_are_made_from_loads(tmp_path: Path, suffix: str, wri
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_honest_model_is_refused_and_each_gives_what_predict_gives(tmp_path: Path) -> None:
-    tried = dict(try_benign(tmp_path))
+    tried = dict(benign_keras(tmp_path))
     assert len(tried) >= 60
     assert {name: fault for name, fault in tried.items() if fault} == {}
 
