@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -443,3 +444,36 @@ def test_a_last_axis_of_one_is_warned_of(
     assert run(tmp_path, model, NUMBERS, *flags).exit_code == 0
     warnings = read(tmp_path / "out").manifest["warnings"]
     assert words in warnings[0] if words else warnings == [], warnings
+
+
+def test_stored_numbers_that_become_one_are_warned_of(tmp_path: Path) -> None:
+    source = write(tmp_path, NUMBERS[:, :1])
+    assert invoke("normalize", source, tmp_path / "out", "--column", "x").exit_code == 0
+    (warning,) = read(tmp_path / "out").manifest["warnings"]
+    assert warning.startswith("`vector` is one number for each row, which becomes 1 or -1.")
+    done = invoke("compare", source, "--column", "x", "--key", "id", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "The vectors have one component" in json.loads(done.stdout)["warnings"][0]
+
+
+def test_another_batch_size_than_the_one_built_in_is_refused(tmp_path: Path) -> None:
+    model = model_of(layers.Identity(), batch_size=8)
+    done = run(tmp_path, model, NUMBERS, "--batch-size", 16)
+    assert (done.exit_code, "takes exactly 8 rows in one call" in done.stderr) == (2, True)
+
+
+def test_a_shape_that_depends_on_the_rows_is_refused(tmp_path: Path) -> None:
+    def long_rows(x: Any) -> Any:
+        return tf.tile(x, (1, tf.cast(tf.reduce_max(x), tf.int32)))
+
+    module = Odd(long_rows)
+    tf.saved_model.save(module, str(tmp_path / "saved"), {"serving_default": module.serve})
+    array = np.ones_like(NUMBERS)
+    array[40] = 3
+    flags = ("--set", "model.batch_dependent=accept", "--batch-size", 16)
+    for more, words in (
+        ((), "among other rows"),
+        (flags, "shape of the model's output `y` depends"),
+    ):
+        done = run(tmp_path, tmp_path / "saved", array, *more)
+        assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
