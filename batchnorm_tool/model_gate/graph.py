@@ -9,7 +9,6 @@ TensorFlow cannot read two different graphs.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -31,7 +30,6 @@ _COST = {"NodeDef": 3, "FunctionDef": 10, "NameAttrList": 8}
 _MAX_DEPTH = 4
 # A node above this must be a constant: of others, two bytes become a hundred in memory.
 _LARGE_NODE = 1 << 18
-_LARGE_SETTING = 1 << 10
 _INIT_OP = "__saved_model_init_op"
 _TRAIN_OP = "__saved_model_train_op"
 # Where TensorFlow 1 names what initializes tables; the first that is there counts.
@@ -101,13 +99,9 @@ class ExaminedGraph:
         library = self._meta.graph_def.library
         functions = self._parsed("FunctionDef", library.function)
         self._functions = _unique("function", ((item.signature.name, item) for item in functions))
-        gradients = self._parsed("GradientDef", library.gradient)
-        self._gradients = _unique("gradient", ((item.function_name, item) for item in gradients))
         nodes = self._nodes(self._meta.graph_def.node)
         self._init_op = self._find_init_op()
         self._main = _ancestors(nodes, self._roots())
-        # Functions that TensorFlow may run in each other's place, on another device.
-        self._alternatives = self._find_alternatives()
         self._bodies = self._called_functions()
         self._files = self._file_nodes()
 
@@ -145,9 +139,7 @@ class ExaminedGraph:
             path = None if file is None else str(directory / file.path)
             graph.node.append(self._kept(node) if path is None else _constant(node.name, path))
         for name in self._bodies:
-            graph.library.function.append(self._functions[name].SerializeToString())
-            if name in self._gradients:
-                graph.library.gradient.append(self._gradients[name].SerializeToString())
+            graph.library.function.append(_only_itself(self._functions[name]))
         meta = message_class("MetaGraphDef")(graph_def=graph)
         if self.restores:
             meta.saver_def.CopyFrom(self._meta.saver_def)
@@ -269,26 +261,7 @@ class ExaminedGraph:
                 continue
             bodies[name] = list(self._nodes(self._functions[name].node_def).values())
             waiting += [used for node in bodies[name] for used in node.uses]
-            waiting += self._alternatives.get(name, [])
         return bodies
-
-    def _find_alternatives(self) -> dict[str, list[str]]:
-        """By function, others that may run in its place: its gradient, one for another device."""
-        found: defaultdict[str, list[str]] = defaultdict(list)
-        for name, gradient in self._gradients.items():
-            found[name].append(gradient.gradient_func)
-        groups: defaultdict[bytes, list[str]] = defaultdict(list)
-        for name, function in self._functions.items():
-            short = [entry for entry in function.attr if len(entry) < _LARGE_SETTING]
-            if any(b"api_implements" in entry for entry in short):
-                settings = self._entries("AttrEntry", short)
-                if "api_implements" in settings and "forward_function_name" not in settings:
-                    groups[settings["api_implements"].s].append(name)
-        for group in groups.values():
-            # A ring: each of them leads to all.
-            for before, name in zip([group[-1], *group], group, strict=False):
-                found[name] += [before] if before != name else []
-        return found
 
     def _file_nodes(self) -> dict[str, _File]:
         """The nodes of the main graph that stand for files of the model.
@@ -375,8 +348,6 @@ class ExaminedGraph:
                         found.append((scope, node))
                     else:
                         calls[name] = None
-        for others in self._alternatives.values():
-            calls.update(dict.fromkeys(others))
         return calls
 
     def _arguments(self, function: str) -> dict[str, int]:
@@ -451,6 +422,14 @@ def _place(scope: str | None, node: _Node | None = None) -> str:
     if scope is not None:
         return f"the function {scope}"
     return "the main graph" if node is None else f"the node {node.name}"
+
+
+def _only_itself(function: Any) -> bytes:
+    """A function in the place of which TensorFlow runs no other: what it calls is what runs."""
+    kept = message_class("FunctionDef")()
+    kept.CopyFrom(function)
+    kept.attr[:] = [raw for raw in function.attr if parse("Entry", raw).key != "api_implements"]
+    return bytes(kept.SerializeToString())
 
 
 def _constant(name: str, text: str) -> bytes:

@@ -51,7 +51,6 @@ AssetFileDef 1:TensorInfo:tensor_info 2:string:filename
 GraphDef 1:bytes*:node 2:FunctionDefLibrary:library 3:int32:version 4:bytes:versions
     5:bytes:debug_info
 FunctionDefLibrary 1:bytes*:function 2:bytes*:gradient 3:bytes*:registered_gradients
-GradientDef 1:string:function_name 2:string:gradient_func
 FunctionDef 1:OpDef:signature 3:bytes*:node_def 4:bytes*:ret 5:bytes*:attr 6:bytes*:control_ret
     7:bytes*:arg_attr 8:bytes*:resource_arg_unique_id
 OpDef 1:string:name 2:bytes*:input_arg 3:bytes*:output_arg 4:bytes*:attr 5:string:summary
@@ -64,6 +63,7 @@ LargeNode 1:string:name 2:string:op 3:string*:input 4:string:device 5:bytes*:att
     6:bytes:experimental_debug_info 7:bytes:experimental_type
 NodeDef 1:string:name 2:string:op 3:string*:input 4:string:device 5:AttrEntry*:attr
     6:bytes:experimental_debug_info 7:bytes:experimental_type
+Entry 1:string:key 2:bytes:value
 AttrEntry 1:string:key 2:AttrValue:value
 AttrValue 1:ListValue|:list 2:bytes|:s 3:int64|:i 4:float|:f 5:bool|:b 6:int32|:type
     7:bytes|:shape 8:bytes|:tensor 9:string|:placeholder 10:NameAttrList|:func

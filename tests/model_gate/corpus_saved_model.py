@@ -349,6 +349,18 @@ def _of_examples(path: Path) -> Export:
 Edit = Callable[[Any, str], None]
 
 
+def cut(folder: Path, marker: Path) -> Iterator[tuple[str, Path]]:
+    """Models with a writer of the marker in a place that no signature needs."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    base = folder / "base"
+    _save_body(base, lambda x: x * 2)
+    for name, edit in CUT.items():
+        saved = saved_model_pb2.SavedModel.FromString((base / "saved_model.pb").read_bytes())
+        edit(saved.meta_graphs[0], str(marker))
+        yield name, _copied(base, folder / name, saved.SerializeToString())
+
+
 def hostile(folder: Path, marker: Path) -> Iterator[tuple[str, Path]]:
     """Models that would write the marker, or lead out of their directory, made in a folder."""
     import tensorflow as tf
@@ -625,8 +637,6 @@ EDITS: dict[str, Edit] = {
     "a restoring from elsewhere": _restoring_from_elsewhere,
     "a writer in the function": _in_the_function,
     "a writer in an attribute": _in_an_attribute,
-    "a writer in a gradient": _in_a_gradient,
-    "a writer in another's place": _in_anothers_place,
     "a function named like an operation": _named_like_an_operation,
     "a function left to the caller": _left_to_the_caller,
     "an asset outside": _asset_outside,
@@ -638,6 +648,21 @@ EDITS: dict[str, Edit] = {
             *("TextLineReaderV2", "DumpMlir", "XlaCallModule", "MergeV2Checkpoints"),
         )
     },
+}
+
+
+def _for_training(meta: Any, marker: str) -> None:
+    outputs = meta.signature_def["__saved_model_train_op"].outputs
+    outputs["__saved_model_train_op"].name = _writer(meta.graph_def, marker)
+
+
+# What only these would reach is left out of the copy.
+CUT: dict[str, Edit] = {
+    "a writer in a gradient": _in_a_gradient,
+    "a writer in another's place": _in_anothers_place,
+    "a writer beside the signature": lambda meta, marker: _writer(meta.graph_def, marker),
+    "a writer in a function that nothing calls": _evil_function,
+    "a writer for training": _for_training,
 }
 
 

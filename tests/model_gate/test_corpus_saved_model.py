@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from batchnorm_tool import score
+from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.model_gate import admit, examine
 from batchnorm_tool.predictor import load_predictor
 from tests.command_line import invoke
-from tests.model_gate.corpus_saved_model import ROWS, Export, benign, hostile
+from tests.model_gate.corpus_saved_model import ROWS, Export, benign, cut, hostile
 
 pytestmark = [
     pytest.mark.usefixtures("tensorflow"),
@@ -29,38 +31,45 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_no_hostile_model_is_loaded(tmp_path: Path, rows: Path) -> None:
-    marker = tmp_path / "marker"
-    tried = 0
-    for name, path in hostile(tmp_path, marker):
-        tried += 1
+@pytest.fixture(scope="module")
+def marker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What no model may write."""
+    return tmp_path_factory.mktemp("marker") / "marker"
+
+
+@pytest.fixture(scope="module")
+def hostiles(
+    tmp_path_factory: pytest.TempPathFactory, tensorflow: Any, marker: Path
+) -> dict[str, Path]:
+    return dict(hostile(tmp_path_factory.mktemp("hostile"), marker))
+
+
+def test_no_hostile_model_is_loaded(
+    hostiles: dict[str, Path], marker: Path, tmp_path: Path, rows: Path
+) -> None:
+    assert len(hostiles) > 50
+    for name, path in hostiles.items():
         for command in (["run", path, rows, tmp_path / "out"], ["show", path]):
             done = invoke(*command)
             assert done.exit_code == 2, (name, done.output, done.exception)
             assert "".join(name.split()) in "".join(done.output.split()), name
         assert not marker.exists(), name
         assert not (tmp_path / "out").exists(), name
-    assert tried >= 35
 
 
 def trusted(path: Path) -> Model:
     return Model(path=str(path), trust=f"sha256:{examine(str(path)).sha256}")
 
 
-def test_the_payloads_are_real(tmp_path: Path) -> None:
+def test_the_payloads_are_real(hostiles: dict[str, Path], marker: Path) -> None:
     """A model that is trusted by its hash does what the gate keeps the others from."""
-    marker = tmp_path / "marker"
-    done = set()
-    for name, path in hostile(tmp_path, marker):
-        if name in REAL:
-            model = trusted(path)
-            with admit(model) as admitted:
-                predictor = load_predictor(model, admitted.path, Engine()).with_batch_size(6)
-            predictor.predict({"x": ROWS})
-            assert marker.exists(), name
-            marker.unlink()
-            done.add(name)
-    assert done == REAL
+    for name in REAL:
+        model = trusted(hostiles[name])
+        with admit(model) as admitted:
+            predictor = load_predictor(model, admitted.path, Engine()).with_batch_size(6)
+        predictor.predict({"x": ROWS})
+        assert marker.exists(), name
+        marker.unlink()
 
 
 REAL = {
@@ -70,6 +79,24 @@ REAL = {
     "a writer in the function",
     "write a file",
 }
+
+
+def test_what_no_signature_needs_is_left_out_and_does_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for name, path in cut(tmp_path, marker):
+        result = score(str(path), {"x": ROWS}, norm="none")
+        expected = 2 * ROWS @ np.ones((4, 2), "float32")
+        np.testing.assert_allclose(result.vectors, expected, rtol=1e-5, err_msg=name)
+        assert not marker.exists(), name
+
+
+def test_missing_variables_are_told_before_what_else_is_wrong(
+    hostiles: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(hostiles["write a file"], path, ignore=lambda *_: {"variables"})
+    with pytest.raises(ModelError, match=r"variables are missing .* Received: neither"):
+        examine(str(path))
 
 
 @pytest.fixture(scope="module")
