@@ -58,6 +58,13 @@ class Engine(Section):
             return self.devices
         return "cpu" if "cpu" in self.devices else "gpu"
 
+    @field_validator("threads")
+    @classmethod
+    def _check_threads(cls, threads: int) -> int:
+        if threads > 1024:  # with 2**31 - 1 TensorFlow takes the process down
+            raise wrong(f"must be at most 1,024. Received: {threads}. One for each core is enough.")
+        return threads
+
     @field_validator("devices")
     @classmethod
     def _check_alike(cls, devices: str | list[int | str]) -> str | list[int | str]:

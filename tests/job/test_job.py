@@ -191,6 +191,7 @@ WRONG_VALUES = [
     ("model.output", ["a"], "is not a key. Did you mean `outputs`?"),
     ("normalize.output", {}, "is not a key. Did you mean `outputs`?"),
     ("normalize.outputs.e.norms", "l1", "is not a key. Did you mean `norm`?"),
+    ("engine.threads", 1025, "must be at most 1,024. Received: 1025"),
     ("input.keys", ["id"], "Did you mean `input.key`, which names columns?"),
     ("input.passthrough", "a,b", "Write `[a,b]` for a list."),
     ("normalize.outputs.e.axs", -1, "is not a key. Did you mean `axis`?"),
