@@ -23,7 +23,7 @@ from batchnorm_tool.engines import open_engine, processes
 from batchnorm_tool.engines.local import LocalEngine
 from batchnorm_tool.engines.part_server import _portable
 from batchnorm_tool.engines.processes import ProcessEngine, _RemoteWorker, open_processes
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import Refused, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.scoring import run
@@ -220,7 +220,7 @@ class _Local(Exception):  # noqa: N818
 
 def test_an_error_that_cannot_travel_is_told_in_words() -> None:
     told = _portable(_Local("lost", None))
-    assert isinstance(told, WorkFailed)
+    assert isinstance(told, Refused)
     assert "_Local: lost" in told.message
     error = OSError(errno.ENOSPC, "no space")
     assert _portable(error) is error
