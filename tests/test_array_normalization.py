@@ -112,7 +112,7 @@ def test_a_row_that_does_not_stack_is_named(lists: list, words: str, kind: Any) 
 @pytest.mark.parametrize(
     "other",
     [None, "abc", {"a": 1}, [2**70, 1], ["a"], [{"a": 1}], pa.array(["a"]), pa.array([{"a": 1}])],
-    ids=repr,
+    ids=["none", "text", "mapping", "too large", "texts", "mappings", "Arrow texts", "structs"],
 )
 def test_what_holds_no_numbers_is_refused(other: Any) -> None:
     with pytest.raises(InputError, match="Norms are defined here for real numbers"):
