@@ -37,7 +37,6 @@ _KEY_NAME = re.compile(
 )
 _LABEL_NAME = re.compile(r"(^|_)(labels?|targets?)$|^(class|y|y_true|ground_truth)$")
 
-
 # Rows that it takes to tell whole numbers without repetition from features.
 _LEAST_ROWS = 8
 
@@ -184,7 +183,6 @@ def _by_number(names: Sequence[str]) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """A name without the number at its end."""
     return name.rstrip("0123456789")
 
 
@@ -250,12 +248,14 @@ def _for_transform(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
 
 
 def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
-    carried = {*_tuple(spec.key or ()), *spec.passthrough}
+    key = _tuple(spec.key or ())
+    carried = {*key, *spec.passthrough}
     apart = carried | _set_apart(schema)
     free = [name for name in schema.names if name not in apart]
-    passed = [name for name in spec.passthrough if name in schema.names]
     if not inputs:
-        return {VECTOR: (_only_vector(schema, free, passed),)}
+        others = [name for name in schema.names if name in apart and name not in key]
+        return {VECTOR: (_only_vector(schema, free, others),)}
+    passed = [name for name in spec.passthrough if name in schema.names]
     matched = {
         field.name: (field.name,)
         for field in inputs
@@ -279,13 +279,10 @@ def _set_apart(schema: pa.Schema) -> set[str]:
         index = [name for name in written["index_columns"] if isinstance(name, str)]
     except (ValueError, TypeError, LookupError, RecursionError):  # another program's
         index = []
-    named = (name for name in schema.names if is_key_name(name) or _is_label(name, schema.names))
-    return {*index, *named}
-
-
-def _is_label(name: str, names: Sequence[str]) -> bool:
-    is_coordinate = name.lower() == "y" and "x" in (other.lower() for other in names)
-    return bool(_LABEL_NAME.search(name.lower())) and not is_coordinate
+    labels = {name for name in schema.names if _LABEL_NAME.search(name.lower())}
+    if {"x", "X"} & {*schema.names}:
+        labels -= {"y", "Y"}  # a coordinate
+    return {name for name in schema.names if is_key_name(name) or name in index} | labels
 
 
 def _feed(field: Field, columns: tuple[str, ...], spec: Input) -> Feed:
@@ -379,16 +376,17 @@ def _fits(schema: pa.Schema, feed: Feed) -> bool:
     return True
 
 
-def _only_vector(schema: pa.Schema, free: Sequence[str], passed: Sequence[str]) -> str:
-    vectors, others = (
+def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) -> str:
+    """The only column with lists of numbers; the ``others`` count where ``free`` has none."""
+    vectors, second = (
         [
             column.name
             for column in (StoredColumn.of(schema.field(name)) for name in names)
             if column.lengths and column.is_numeric and 0 not in column.lengths
         ]
-        for names in (free, passed)
+        for names in (free, others)
     )
-    vectors = vectors or others
+    vectors = vectors or second
     if len(vectors) != 1:
         kept = "" if vectors else _conversions(schema, free)
         raise InputError(

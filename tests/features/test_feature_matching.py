@@ -134,6 +134,9 @@ THREE = Field("x", (3,), "float32")
             id="the only predictions, passed through",
         ),
         pytest.param(
+            {"id": pa.int64(), "y": pa.list_(pa.float32())}, [], {}, {"vector": ("y",)}, id="y"
+        ),
+        pytest.param(
             {"jpg": pa.binary(), "id": pa.int64()},
             [Field("image", (None, None, 3), "float32")],
             {"decode": {"jpg": "jpeg"}},
