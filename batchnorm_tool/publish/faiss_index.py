@@ -27,6 +27,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.publish import faiss_building, numbered
 from batchnorm_tool.publish.contract import (
@@ -42,8 +44,6 @@ from batchnorm_tool.publish.faiss_recall import Neighbours, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from batchnorm_tool.publish.contract import Facts, Publication, TargetSection
     from batchnorm_tool.publish.faiss_recall import Queries
@@ -89,7 +89,9 @@ class FaissIndex(TakesAll):
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
         """The first key that FAISS returns where it finds nothing."""
         scheme = IdScheme(0, table.select(list(keys)).schema)
-        row = table[keys[0]].index(NO_RESULT).as_py() if scheme.keys_are_ids else -1
+        if not (scheme.keys_are_ids and pa.types.is_signed_integer(scheme.key_schema.types[0])):
+            return None
+        row = table[keys[0]].index(NO_RESULT).as_py()
         reason = f"publish target `{self.name}`: {scheme.no_result}"
         return None if row < 0 else Unfit(row, keys[0], reason)
 

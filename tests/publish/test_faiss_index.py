@@ -122,7 +122,7 @@ def test_a_key_that_faiss_has_another_use_for_is_refused(tmp_path: Path) -> None
     unfit = target(tmp_path / "x").find_unfit(publication.table.select(["id"]), ["id"])
     assert unfit is not None
     assert (unfit.row, unfit.column) == (1, "id")
-    for keys in (integers(3, 1), texts("-1")):
+    for keys in (integers(3, 1), texts("-1"), {"id": pa.array([255], pa.uint8())}):
         assert target(tmp_path / "x").find_unfit(pa.table(keys), ["id"]) is None
 
 
