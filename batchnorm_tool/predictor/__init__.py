@@ -242,9 +242,9 @@ def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
 
 
 def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
-    from batchnorm_tool.predictor.loading import quiet_libraries
+    from batchnorm_tool.predictor.loading import load_errors, quiet_libraries
 
-    with quiet_libraries():
+    with quiet_libraries(), load_errors(model, path):
         if Path(path).is_dir():
             from batchnorm_tool.predictor.saved_model import load_saved_model
 

@@ -86,6 +86,18 @@ def quiet_libraries() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def load_errors(model: Model, path: str) -> Iterator[None]:
+    """Map whatever comes out of loading, a model's own code included, to an error of ours."""
+    try:
+        yield
+    except (BatchnormToolError, MemoryError):
+        raise
+    except Exception as error:
+        version = model_gate.examine(path, model.path).keras_version
+        raise ModelError(explain(model.path, error, version)) from error
+
+
 def load_stored(model: Model, path: str) -> Any:
     """Load a ``.keras`` or ``.h5`` file without its compile settings.
 
@@ -95,24 +107,17 @@ def load_stored(model: Model, path: str) -> Any:
         path: The private copy that the gate admitted.
 
     Raises:
-        ModelError: It does not load.
+        ModelError: A trusted class is not what the file asks for, or sizes are absurd. Whatever
+            else comes out is for `load_errors` to map.
     """
     import keras
 
     by_hash = isinstance(model.trust, str)
     objects = _custom_objects(model, path)
-    try:
-        with _limited_weights(model.path, max(_UNJUDGED_WEIGHTS, 8 * Path(path).stat().st_size)):
-            return keras.saving.load_model(
-                path, custom_objects=objects, compile=False, safe_mode=not by_hash
-            )
-    except BatchnormToolError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:
-        version = model_gate.examine(path, model.path).keras_version
-        raise ModelError(explain(model.path, error, version)) from error
+    with _limited_weights(model.path, max(_UNJUDGED_WEIGHTS, 8 * Path(path).stat().st_size)):
+        return keras.saving.load_model(
+            path, custom_objects=objects, compile=False, safe_mode=not by_hash
+        )
 
 
 def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:

@@ -159,6 +159,7 @@ def test_any_archive_is_examined(place: Path, content: bytes) -> None:
     examine(place, content)
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 KINDS = ("u1", "<i4", ">f8", "f2", "?", "c8", "S3", "V4", "O", "ref", "enum", "pair", "empty")
 NAMES = st.sampled_from(
     ["model_config", "keras_version", "backend", "training_config", "layer_names", "weight_names"]
@@ -202,7 +203,7 @@ def hdf5_files(draw: st.DrawFn) -> bytes:
             elif kind == "data":
                 group.create_dataset(name, data=draw(hdf5_values()))
             elif kind == "attribute":
-                group.attrs[name] = draw(hdf5_values() | st.text(st.characters(codec="utf-8")))
+                group.attrs[name] = draw(hdf5_values() | TEXTS)
             else:
                 targets = [h5py.SoftLink("/"), h5py.ExternalLink("/etc/passwd", "/"), *groups]
                 group[name] = draw(st.sampled_from(targets))
