@@ -202,8 +202,9 @@ class Publish(Section):
     @classmethod
     def _fill_defaults(cls, data: Any) -> Any:
         kind = data.get("to") if isinstance(data, dict) else None
-        is_known = isinstance(kind, str) and kind in _DEFAULTS
-        return {**_DEFAULTS[kind], **data} if is_known else data
+        if isinstance(kind, str) and kind in _DEFAULTS:
+            return {**_DEFAULTS[kind], **data}
+        return data
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
