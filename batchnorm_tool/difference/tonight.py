@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.features import FeatureReader
-    from batchnorm_tool.publish.contract import Unfit
     from batchnorm_tool.sources import Table
+    from batchnorm_tool.store.column_types import Unfit
 
 # What a value of variable length is taken for; only the sizes of slices and chunks depend on it.
 _ASSUMED_BYTES = 32

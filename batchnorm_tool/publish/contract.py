@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +17,7 @@ from batchnorm_tool.errors import (
     WorkFailed,
     explained,
 )
+from batchnorm_tool.store.column_types import Unfit
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
@@ -113,21 +113,6 @@ class TargetSection(Protocol):
     @property
     def sample(self) -> int | None:
         """Queries with which an index is measured."""
-
-
-@dataclass(frozen=True)
-class Unfit:
-    """A value that a target cannot take.
-
-    Attributes:
-        row: Of the table that was looked at.
-        column: Its name.
-        reason: Which target, why, and what to do.
-    """
-
-    row: int
-    column: str
-    reason: str
 
 
 class TakesAll:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         Publication,
         Target,
         TargetSection,
-        Unfit,
     )
     from batchnorm_tool.storage import Storage
+    from batchnorm_tool.store.column_types import Unfit
     from batchnorm_tool.store.state import StoreLayout
 
 

@@ -33,7 +33,6 @@ from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.publish import faiss_building, numbered
 from batchnorm_tool.publish.contract import (
     TakesAll,
-    Unfit,
     check_path,
     target_errors,
     version_facts,
@@ -41,6 +40,7 @@ from batchnorm_tool.publish.contract import (
 from batchnorm_tool.publish.faiss_files import IndexFiles
 from batchnorm_tool.publish.faiss_ids import NO_RESULT, IdScheme
 from batchnorm_tool.publish.faiss_recall import Neighbours, Sample
+from batchnorm_tool.store.column_types import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,11 +25,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish.contract import TakesAll, Unfit, target_errors, version_facts
+from batchnorm_tool.publish.contract import TakesAll, target_errors, version_facts
 from batchnorm_tool.publish.pgvector_names import Names
 from batchnorm_tool.publish.pgvector_rows import RowShape
 from batchnorm_tool.publish.pgvector_table import Tables
 from batchnorm_tool.publish.sql_types import unfit_rows
+from batchnorm_tool.store.column_types import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 from batchnorm_tool.formats.vectors import plain_type, with_children
@@ -13,6 +15,21 @@ _THROUGH_PARQUET = {
     pa.date64(): pa.date32(),
     pa.time32("s"): pa.time32("ms"),
 }
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A value that a target cannot take.
+
+    Attributes:
+        row: Of the table that was looked at.
+        column: Its name.
+        reason: Which target, why, and what to do.
+    """
+
+    row: int
+    column: str
+    reason: str
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
