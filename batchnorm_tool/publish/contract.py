@@ -17,12 +17,12 @@ from batchnorm_tool.errors import (
     WorkFailed,
     explained,
 )
-from batchnorm_tool.store.column_types import Unfit
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from batchnorm_tool.store.column_types import Unfit
     from batchnorm_tool.store.state import StoreLayout
 
 Facts = dict[str, Any]
