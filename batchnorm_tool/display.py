@@ -1,8 +1,10 @@
-"""Text fit to be shown to a person or written to a log: without secrets and control characters."""
+"""Text for a person or a log: without secrets and control characters, and with hints."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 # Control characters and lone surrogates cannot stand in HTML; direction overrides would let a
 # column's name reorder the words around it; line separators would break a terminal's line.
@@ -75,3 +77,33 @@ def _masked_uri(uri: str) -> str:
     if not scheme.endswith(_NAMED_BEFORE_AT) and not scheme.startswith(_NAMED_BEFORE_AT):
         masked = _USER.sub("***", masked)
     return _SECRET.sub(r"\1=***", _NO_PORT.sub("***", masked))
+
+
+def did_you_mean(name: object, choices: Iterable[str], likeness: float = 0.6) -> str:
+    """Ask for the nearest of several names; "" where none is near.
+
+    Example:
+        >>> did_you_mean("featurs", ["format", "features"])
+        ' Did you mean `features`?'
+    """
+    near = _nearest(str(name), choices, likeness)
+    return f" Did you mean `{near}`?" if near else ""
+
+
+def near_matches(name: str, present: Iterable[str]) -> str:
+    """Ask for the nearest of several names within a sentence; "" where none is near.
+
+    Example:
+        >>> near_matches("pixel", ["pixels", "label"])
+        ' (did you mean `pixels`?)'
+        >>> near_matches("zzz", ["pixels"])
+        ''
+    """
+    near = _nearest(name, present)
+    return f" (did you mean `{near}`?)" if near else ""
+
+
+def _nearest(name: str, choices: Iterable[str], likeness: float = 0.6) -> str | None:
+    spelled = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=likeness)
+    return spelled[near[0]] if near else None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError, ModelError
-from batchnorm_tool.formats.local_file import near_matches
 from batchnorm_tool.formats.npy_sink import array_directories
 from batchnorm_tool.formats.vectors import rows_of
 
@@ -145,8 +145,7 @@ def carried_schema(spec: Input, schema: pa.Schema) -> pa.Schema:
     for name in names:
         if name not in schema.names:
             raise InputError(_missing_column(name, schema.names, is_key=name in keys))
-        kind = schema.field(name).type
-        if name in keys and (pa.types.is_nested(kind) or pa.types.is_null(kind)):
+        if name in keys and pa.types.is_nested(schema.field(name).type):
             raise InputError(_not_a_key(schema.field(name)))
     fields = [schema.field(name).remove_metadata() for name in names]
     return pa.schema(fields if keys else [ROW_FIELD, *fields])

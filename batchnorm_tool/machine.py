@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
 import sys
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -24,6 +22,9 @@ def versions(names: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def _version(name: str) -> str | None:
+    # Every command imports this module, and few ask for versions.
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -32,6 +33,8 @@ def _version(name: str) -> str | None:
 
 def cpu() -> str:
     """A short digest of the instruction set, by which numeric libraries choose their kernels."""
+    import hashlib
+
     flags = _cpu_flags()
     digest = hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12]
     return f"{platform.machine()}-{digest}"

@@ -8,7 +8,6 @@ Rows of float64 whose squares do are first scaled by a power of two, as LAPACK's
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError
 
 Float64s: TypeAlias = npt.NDArray[np.float64]
@@ -127,11 +127,9 @@ class Norm:
 
 
 def _unknown_norm(received: object) -> str:
-    near = difflib.get_close_matches(str(received).lower(), NORM_NAMES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
         f"Unknown norm. Expected: one of {', '.join(NORM_NAMES)}, or 'lp:P' with a number P of 1 "
-        f"or more. Received: {received!r}.{hint}"
+        f"or more. Received: {received!r}.{did_you_mean(received, NORM_NAMES)}"
     )
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.parquet import Parquet
@@ -179,7 +180,7 @@ def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) ->
     for name in names:
         if present.count(name) != 1:
             words = "several columns" if name in present else "no column"
-            hint = "" if name in present else local_file.near_matches(name, present)
+            hint = "" if name in present else near_matches(name, present)
             raise InputError(
                 f"{path}: has {words} `{name}`{hint}. Expected: one of each of {names}. "
                 f"Received: columns {list(present)}. "

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.display import visible
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -134,8 +132,8 @@ def spelled_out(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Names and values below one another; what a file or a user named shows no control codes."""
-    rows = [(visible(name), visible(words(value))) for name, value in facts]
+    """Names and values below one another."""
+    rows = [(name, words(value)) for name, value in facts]
     width = max((len(name) for name, _ in rows), default=0)
     yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)
 

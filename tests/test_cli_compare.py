@@ -172,7 +172,7 @@ def test_warnings_go_to_standard_error(tmp_path: Path) -> None:
 # What is refused
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no such norm": (["--norms", "l2,coisne"], "Did you mean 'cosine'?"),
+    "no such norm": (["--norms", "l2,coisne"], "Did you mean `cosine`?"),
     "no norm": (["--norms", ""], "Unknown norm"),
     "no such metric": (["--metric", "dott"], "Did you mean `dot`?"),
     "k beyond the base": (["--k", "1797"], "the base has 1,796 others to be neighbours"),

@@ -109,7 +109,7 @@ def test_a_label_is_short_and_reads_back(text: str, p: float | None, label: str)
 @pytest.mark.parametrize(
     ("text", "p", "words"),
     [
-        ("eucledian", None, "Did you mean 'euclidean'"),
+        ("eucledian", None, "Did you mean `euclidean`"),
         ("l3", None, "Received: 'l3'"),
         (False, None, "Received: False"),
         ("lp", None, "needs its order"),

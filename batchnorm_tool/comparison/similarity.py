@@ -14,12 +14,12 @@ stored as they are.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.norms import L2, Float64s, Norm, row_norms
 
@@ -45,8 +45,7 @@ class Metric(StrEnum):
         names = [str(metric) for metric in cls]
         if text in names:
             return cls(text)
-        near = difflib.get_close_matches(str(text), names, 1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(text, names)
         msg = f"`metric` must be one of {', '.join(names)}. Received: {text!r}.{hint}"
         raise JobError(msg)
 

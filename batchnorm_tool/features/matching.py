@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 import re
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features.columns import StoredColumn, conversion, in_words
 from batchnorm_tool.features.feed import Feed, check_fit, feeds, input_in_words
@@ -147,7 +147,7 @@ def _is_pattern(schema: pa.Schema, name: str) -> bool:
 def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
     stored = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
     if not stored:
-        near = _did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
+        near = did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
         raise InputError(
             f"The input has no column that `{pattern}` matches.{near} Expected one of: "
             f"{_listed(schema.names)}. Received: `{pattern}`."
@@ -212,7 +212,7 @@ def _check_names(features: Iterable[str], inputs: Sequence[str]) -> None:
     for name in given:
         if name not in inputs:
             raise JobError(
-                f"`input.features.{name}` names no input of the model.{_did_you_mean(name, inputs)}"
+                f"`input.features.{name}` names no input of the model.{did_you_mean(name, inputs)}"
                 f" Expected: {_listed(inputs)}. Received: `{name}`."
             )
     missing = [name for name in inputs if name not in given]
@@ -454,7 +454,7 @@ def _require_columns(schema: pa.Schema, matched: Columns) -> None:
             several = f" Write a list for several: [{name}]." if "," in name else ""
             raise InputError(
                 f"The input has no column `{name}`, which `input.features` names."
-                f"{_did_you_mean(name, schema.names)} Expected one of: {_listed(schema.names)}. "
+                f"{did_you_mean(name, schema.names)} Expected one of: {_listed(schema.names)}. "
                 f"Received: `{name}`.{several}"
             )
 
@@ -466,7 +466,7 @@ def _refuse_unused(matched: Columns, spec: Input) -> None:
             if name not in used:
                 raise JobError(
                     f"`input.{key}.{name}` names a column that is no feature."
-                    f"{_did_you_mean(name, used)} Expected one of: {_listed(used)}. "
+                    f"{did_you_mean(name, used)} Expected one of: {_listed(used)}. "
                     f"Received: `{name}`."
                 )
 
@@ -483,11 +483,6 @@ def _warn_of_extension(field: pa.Field) -> None:
             "which is not known here: the values stored under it are read as they are."
         )
         warn(msg)
-
-
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3)
-    return f" Did you mean {' or '.join(f'`{match}`' for match in near)}?" if near else ""
 
 
 def _listed(names: Sequence[str]) -> str:

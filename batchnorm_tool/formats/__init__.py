@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import local_file
 from batchnorm_tool.formats.arrow import Arrow
@@ -47,7 +48,7 @@ def format_named(name: str, dtype: str | None = None) -> Format:
         'npy'
     """
     if name not in FORMATS:
-        hint = local_file.near_matches(name, FORMATS)
+        hint = near_matches(name, FORMATS)
         message = f"`input.format`: expected one of {sorted(FORMATS)}. Received: {name!r}{hint}."
         raise InputError(message)
     return Npy(dtype=dtype) if name == "npy" else FORMATS[name]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, WorkFailed
 
 # pyarrow raises every one of these for damaged files; an OSError does not mean "try again".
@@ -175,20 +175,6 @@ def check_range(path: str, start: int, stop: int, rows: int) -> None:
             f"Received: {start} to {stop}. The file was replaced; plan the run anew with `--fresh`."
         )
         raise WorkFailed(message)
-
-
-def near_matches(name: str, present: Iterable[str]) -> str:
-    """A question with the likeliest spelling, or nothing.
-
-    Example:
-        >>> near_matches("pixel", ["pixels", "label"])
-        ' (did you mean `pixels`?)'
-        >>> near_matches("zzz", ["pixels"])
-        ''
-    """
-    spelled = {each.casefold(): each for each in present}
-    near = difflib.get_close_matches(name.casefold(), list(spelled), n=1)
-    return f" (did you mean `{spelled[near[0]]}`?)" if near else ""
 
 
 def check_schema(path: str, schema: pa.Schema) -> None:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 SHAPE = b"shape"
-TENSOR = "arrow.fixed_shape_tensor"
 
 
 def shape_of(field: pa.Field) -> tuple[int, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from batchnorm_tool.display import mask_secrets
+from batchnorm_tool.display import did_you_mean, mask_secrets
 from batchnorm_tool.errors import JobError, Lines
 
 if TYPE_CHECKING:
@@ -86,17 +85,6 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
         elif place.key not in complaints:
             complaints[place.key] = _complaint(place, details, model, data)
     return complaints
-
-
-def did_you_mean(word: str, choices: list[str], likeness: float = 0.6) -> str:
-    """A question that names the nearest of several words, or nothing.
-
-    Example:
-        >>> did_you_mean("featurs", ["format", "features"])
-        ' Did you mean `features`?'
-    """
-    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=likeness)
-    return f" Did you mean `{near[0]}`?" if near else ""
 
 
 def shown(value: object) -> str:

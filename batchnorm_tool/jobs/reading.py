@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import canonical
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.vectors import rows_of
 from batchnorm_tool.jobs.stored_run import open_run
@@ -253,10 +253,8 @@ class StoredVectors:
             return next(iter(layouts.values()))
         if name is not None and name in layouts:
             return layouts[name]
-        near = difflib.get_close_matches(str(name), layouts, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
         listed = ", ".join(f"`{known}`" for known in layouts)
-        msg = f"`output` must be one of {listed}. Received: {name!r}.{hint}"
+        msg = f"`output` must be one of {listed}. Received: {name!r}.{did_you_mean(name, layouts)}"
         raise JobError(msg)
 
     def _key_array(self, batches: list[pa.RecordBatch]) -> np.ndarray:

@@ -87,8 +87,18 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     return shown
 
 
-@canonical.told_of_records
 def _show(path: str) -> Shown:
+    shown = _result(path)
+    if shown is not None:
+        return shown
+    if model_gate.is_model(path):
+        return Shown("model", path, _model(path))
+    return Shown("data", path, _data(path))
+
+
+@canonical.told_of_records
+def _result(path: str) -> Shown | None:
+    """A store, or a run: finished or not."""
     directory = Path(path)
     storage = LocalStorage(directory)
     if is_store(path):
@@ -99,9 +109,7 @@ def _show(path: str) -> Shown:
             return Shown("run", path, dict(manifest.data))
         if STATE in storage.names():
             return Shown("unfinished run", path, _unfinished(storage))
-    if model_gate.is_model(path):
-        return Shown("model", path, _model(path))
-    return Shown("data", path, _data(path))
+    return None
 
 
 def _unfinished(storage: LocalStorage) -> dict[str, Any]:

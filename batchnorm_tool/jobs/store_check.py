@@ -250,10 +250,6 @@ class _Index:
             findings.add(f"{missing:,} rows of `{self.path}` are not in the dataset.")
 
 
-def _is_null(column: pa.Array) -> np.ndarray:
-    return np.asarray(column.is_null().to_numpy(zero_copy_only=False))
-
-
 def _hashes(table: pa.Table) -> np.ndarray:
     return np.hstack([bytes_of(table[FEATURE_HASH]), bytes_of(table[PASSTHROUGH_HASH])])
 

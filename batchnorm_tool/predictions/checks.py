@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.formats.local_file import near_matches
 
 
 def several(given: Any) -> list[Any]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.formats.local_file import near_matches
 from batchnorm_tool.formats.vectors import rows_of
 from batchnorm_tool.layout import raw_predictions
 from batchnorm_tool.predictions.contract import PredictionBatch

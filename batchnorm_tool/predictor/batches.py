@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
 
 if TYPE_CHECKING:
@@ -226,8 +226,7 @@ def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[i
         )
     for name in chosen or ():
         if name not in names:
-            near = get_close_matches(name, names, 1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(name, names)
             raise ModelError(f"The model has no output `{name}`. Received: {listed}.{hint}")
     return [names.index(name) for name in chosen] if chosen is not None else [0]
 

@@ -9,11 +9,11 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool import model_gate
+from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import BatchnormToolError, ModelError
 from batchnorm_tool.input_warnings import InputWarning
 
@@ -188,10 +188,9 @@ def inner_layer_model(model: Any, name: str) -> Any:
 
     names = [layer.name for layer in getattr(model, "layers", ())]
     if name not in names:
-        near = get_close_matches(name, names, 1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
         raise ModelError(
-            f"The model has no layer `{name}` (`model.layer`). Received: {', '.join(names)}.{hint}"
+            f"The model has no layer `{name}` (`model.layer`). Received: {', '.join(names)}."
+            f"{did_you_mean(name, names)}"
         )
     if not getattr(model, "inputs", None):
         raise ModelError(

@@ -245,7 +245,7 @@ WRONG_VALUES = [
     ),
     ("normalize.norm", None, "is empty. Write `norm: none`"),
     ("normalize.norm", 2, "Received: 2. Did you mean `l2`?"),
-    ("normalize.norm", "cosin", "Did you mean 'cosine'?"),
+    ("normalize.norm", "cosin", "Did you mean `cosine`?"),
     ("normalize.norm", "lp:0.5", "Received: "),
     ("normalize.p", 0, "must be a number of at least 1. Received: 0"),
     ("normalize.p", -2, "must be a number of at least 1. Received: -2"),

@@ -27,7 +27,7 @@ def labelled(tmp_path: Path) -> Path:
     [
         ({"norms": []}, JobError, "`norms` must name different norms. Received: no names"),
         ({"norms": ["l2", "cosine"]}, JobError, "different norms. Received: l2, cosine"),
-        ({"norms": ["coisne"]}, JobError, r"Unknown norm.*'coisne'\. Did you mean 'cosine'\?"),
+        ({"norms": ["coisne"]}, JobError, r"Unknown norm.*'coisne'\. Did you mean `cosine`\?"),
         ({"norms": [3]}, JobError, "Unknown norm"),
         ({"norms": 3}, JobError, "Unknown norm"),
         ({"metric": "cosin"}, JobError, r"`metric` must be.*'cosin'\. Did you mean `cosine`\?"),
