@@ -127,25 +127,27 @@ def single_number_warnings(layouts: Sequence[OutputLayout]) -> Iterator[str]:
             )
 
 
-def carried_schema(spec: Input, schema: pa.Schema) -> pa.Schema:
+def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
     """Key and passed-through columns, each once, in the order in which they are written.
 
     Args:
         spec: The job's input.
         schema: All columns of the input.
+        rows: Its rows; without any, a key may have no type.
 
     Returns:
         Their schema; where no key is given, the global row number stands for it.
 
     Raises:
-        InputError: There is no such column, or a key holds lists or structs.
+        InputError: There is no such column, or a key holds lists, structs or nothing.
     """
     keys = key_columns(spec)
     names = dict.fromkeys([*keys, *spec.passthrough])
     for name in names:
         if name not in schema.names:
             raise InputError(_missing_column(name, schema.names, is_key=name in keys))
-        if name in keys and pa.types.is_nested(schema.field(name).type):
+        kind = schema.field(name).type
+        if name in keys and (pa.types.is_nested(kind) or (rows and pa.types.is_null(kind))):
             raise InputError(_not_a_key(schema.field(name)))
     fields = [schema.field(name).remove_metadata() for name in names]
     return pa.schema(fields if keys else [ROW_FIELD, *fields])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.formats.vectors import is_list
 from batchnorm_tool.moments import merged_moments, moments, reduced
 
 SAMPLED_EVERY = 8
@@ -167,8 +168,7 @@ def _nulls_in(array: pa.Array) -> int:
         array = array.storage
     if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
         array = array.dictionary_decode()
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    inner = _nulls_in(array.flatten()) if any(test(array.type) for test in lists) else 0
+    inner = _nulls_in(array.flatten()) if is_list(array.type) else 0
     return int(array.null_count) + inner
 
 

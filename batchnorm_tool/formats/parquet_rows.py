@@ -80,7 +80,7 @@ def read_footer(path: str, identity: tuple[int, ...]) -> Footer:
 
 
 @dataclass(frozen=True)
-class Groups:
+class GroupRange:
     """Consecutive row groups of a file.
 
     Attributes:
@@ -102,7 +102,7 @@ class Cursor:
         rows: Rows of the groups.
     """
 
-    def __init__(self, stretch: Stretch, footer: Footer, groups: Groups) -> None:
+    def __init__(self, stretch: Stretch, footer: Footer, groups: GroupRange) -> None:
         self._stretch, self._footer, self._groups = stretch, footer, groups
         self.rows = groups.rows
         self.position = groups.start
@@ -135,7 +135,7 @@ class Cursor:
         numbers, starts = self._groups.numbers, self._footer.starts
         for number in numbers if len(numbers) > 1 else ():
             start, stop = starts[number : number + 2]
-            alone = Groups(range(number, number + 1), start, stop - start)
+            alone = GroupRange(range(number, number + 1), start, stop - start)
             try:
                 if start < stop and stop > self.position:
                     Cursor(self._stretch, self._footer, alone).skip(stop)
@@ -144,7 +144,7 @@ class Cursor:
         return self.position
 
 
-def _decoded(stretch: Stretch, footer: Footer, groups: Groups) -> Iterator[pa.RecordBatch]:
+def _decoded(stretch: Stretch, footer: Footer, groups: GroupRange) -> Iterator[pa.RecordBatch]:
     columns, numbers, rows = list(stretch.columns), list(groups.numbers), 0
     with open_parquet(stretch.path, footer.metadata, len(columns)) as file:
         for batch in file.iter_batches(stretch.batch_rows, numbers, columns, use_threads=False):
@@ -192,7 +192,7 @@ class Cursors:
                 yield from self._read_shared(stretch, footer, groups, (begin, end))
 
     def _read_shared(
-        self, stretch: Stretch, footer: Footer, groups: Groups, rows: tuple[int, int]
+        self, stretch: Stretch, footer: Footer, groups: GroupRange, rows: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
         (start, stop), key = rows, (stretch, groups.numbers[0])
         with self._turn(key):
@@ -243,7 +243,7 @@ class Cursors:
                 self._idle.popitem(last=False)
 
 
-def _overlapping(starts: Sequence[int], start: int, stop: int) -> Iterator[Groups]:
+def _overlapping(starts: Sequence[int], start: int, stop: int) -> Iterator[GroupRange]:
     """The row groups that hold rows `start` to `stop`; those wholly within are one."""
     number, last = bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop)
     while number < last:
@@ -252,7 +252,7 @@ def _overlapping(starts: Sequence[int], start: int, stop: int) -> Iterator[Group
             after = max(after, min(last, bisect.bisect_right(starts, stop) - 1))
         rows = starts[after] - starts[number]
         if rows:
-            yield Groups(range(number, after), starts[number], rows)
+            yield GroupRange(range(number, after), starts[number], rows)
         number = after
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.formats.vectors import is_list, plain_schema
+
 # What a value of unknown or nested variable length is taken for; only the group sizes depend on it.
 ASSUMED_BYTES = 16
 
@@ -15,13 +17,13 @@ class RowGroups:
     """Collects tables and gives out groups whose borders depend on the rows alone.
 
     Args:
-        schema: Of every table that comes, and of every group, except that dictionary-encoded
-            columns are decoded: the order of a dictionary depends on how the rows arrived.
+        schema: Of every table that comes; groups have its plain types, for the order of a
+            dictionary depends on how the rows arrived.
         group_bytes: Uncompressed bytes after which a group is full.
     """
 
     def __init__(self, schema: pa.Schema, group_bytes: int) -> None:
-        self.schema = decoded_schema(schema)
+        self.schema = plain_schema(schema)
         self._group_bytes = group_bytes
         self._waiting: list[pa.Table] = []
         self._bytes = 0
@@ -58,23 +60,13 @@ def row_bytes(table: pa.Table) -> np.ndarray:
     return sizes
 
 
-def decoded_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema with the value type in place of each dictionary-encoded one."""
-    return pa.schema([_decoded(field) for field in schema], schema.metadata)
-
-
-def _decoded(field: pa.Field) -> pa.Field:
-    is_encoded = pa.types.is_dictionary(field.type)
-    return field.with_type(field.type.value_type) if is_encoded else field
-
-
 def _column_bytes(column: pa.ChunkedArray) -> int | np.ndarray:
     width = fixed_bytes(column.type)
     if width is not None:
         return width
     if _is_binary(column.type):
         return _lengths(column, "binary_length") + 4
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    if is_list(column.type):
         item = fixed_bytes(column.type.value_type) or ASSUMED_BYTES
         return _lengths(column, "list_value_length") * item + 4
     return ASSUMED_BYTES

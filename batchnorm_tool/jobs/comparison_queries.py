@@ -112,8 +112,6 @@ def _as_type(
 
 def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
     column = side.read_columns([label])[label]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     if pa.types.is_nested(column.type):
         msg = (
             f"{side.path}: the label column `{label}` holds no classes. Expected numbers or "
@@ -228,8 +226,6 @@ def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
         InputError: There is no such column, or it holds lists.
     """
     values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     if pa.types.is_nested(values.type):
         msg = (
             f"{source.path}: `by` names the column `{column}`, which is no plain value. Expected "

@@ -96,11 +96,8 @@ def _as_before(field: pa.Field, before: StoreLayout | None) -> pa.Field:
     if before is None or field.name not in before.carried.names:
         return field
     stored = before.schema.field(field.name)
-    return stored if _takes(stored.type, field.type) else field
-
-
-def _takes(stored: pa.DataType, kind: pa.DataType) -> bool:
-    return holds(stored, kind) or stored_type(stored) == kind
+    is_taken = holds(stored.type, field.type) or stored_type(stored.type) == field.type
+    return stored if is_taken else field
 
 
 def _only_output(outputs: Sequence[OutputLayout]) -> OutputLayout:

@@ -18,7 +18,6 @@ from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import InputError, JobError, OutputError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.parquet import check_storable
-from batchnorm_tool.formats.row_groups import decoded_schema
 from batchnorm_tool.identity import identify
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.plan import Plan, Resolved, choose_part_rows
@@ -73,7 +72,9 @@ class Preparation:
         if self.job.model is not None:
             self.report = model_gate.examine(self.job.model.path)
         with self._naming_the_input():
-            self._carried = layout.carried_schema(self.job.input, self.table.schema)
+            self._carried = layout.carried_schema(
+                self.job.input, self.table.schema, self.table.rows
+            )
         self.table.check([*layout.key_columns(self.job.input), *self.job.input.passthrough])
 
     @property
@@ -123,7 +124,7 @@ class Preparation:
         layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
         layout.check_directories(layouts, self.job.output.format)
         if self.job.output.format != "arrow":
-            check_storable(decoded_schema(resolved.carried))
+            check_storable(resolved.carried)
         return Plan(
             job=self.job,
             files=self.table.files,

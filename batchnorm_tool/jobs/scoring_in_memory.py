@@ -162,7 +162,7 @@ def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
     """The rows as the model takes them, judged as those of a file are."""
     table, named = _table(data, model.inputs)
     spec = spec if named is None else spec.model_copy(update={"features": named})
-    carried = layout.carried_schema(spec, table.schema)
+    carried = layout.carried_schema(spec, table.schema, table.num_rows)
     columns = features.match_features(table.schema, model.inputs, spec, lambda _: table)
     inputs = features.infer_fields(table, columns, model.inputs, spec)
     arrays, faults = features.to_arrays(table, columns, inputs, spec)

@@ -17,7 +17,8 @@ from batchnorm_tool import canonical, layout
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS
 from batchnorm_tool.formats.npy_sink import KEYS, array_directories
-from batchnorm_tool.formats.row_groups import decoded_schema, regrouped
+from batchnorm_tool.formats.row_groups import regrouped
+from batchnorm_tool.formats.vectors import plain_schema
 from batchnorm_tool.job import Job
 from batchnorm_tool.manifest import FORMAT, MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
 from batchnorm_tool.part_writer import QUARANTINE_DIRECTORY
@@ -76,7 +77,7 @@ class StoredRun:
     def schema(self) -> pa.Schema:
         """Of the stored rows: key and passed-through columns, then vectors and norms."""
         carried = self._resolved.carried
-        return decoded_schema(layout.output_schema(carried, self.layouts, self.job.output.dtype))
+        return plain_schema(layout.output_schema(carried, self.layouts, self.job.output.dtype))
 
     @cached_property
     def keys(self) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from batchnorm_tool.canonical import sha256 as sha256_of_data
 from batchnorm_tool.errors import ModelError
@@ -25,11 +26,12 @@ from batchnorm_tool.model_gate.architecture import (
 from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
 from batchnorm_tool.model_gate.directory import ModelDirectory
 from batchnorm_tool.model_gate.foreign import foreign_file, foreign_folder
-from batchnorm_tool.model_gate.graph import ExaminedGraph
+
+if TYPE_CHECKING:
+    from batchnorm_tool.model_gate.graph import ExaminedGraph
 
 Kind = Literal["keras", "h5", "saved_model"]
 
-_BLOCK_BYTES = 1 << 20
 _MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
 _MAX_FINDINGS = 10_000
 _GRAPH = "saved_model.pb"
@@ -106,7 +108,8 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
         if kind == "saved_model":
             return _examine_saved_model(path, shown, private=private)
         stored = read_keras_archive(path, shown) if kind == "keras" else read_hdf5(path, shown)
-        digest = _file_sha256(Path(path))
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(_unreadable(shown, error)) from error
     return _keras_report(ModelReport(shown, kind, digest, "", (), ()), stored)
@@ -128,7 +131,7 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
             break
         severity: Literal["refuse", "warn"] = "refuse" if concern.refuse else "warn"
         findings.append(Finding(severity, concern.what, concern.where, concern.custom))
-    content = {"architecture": _written(canonical_architecture(config))}
+    content = {"architecture": json.dumps(canonical_architecture(config), sort_keys=True)}
     return replace(
         report,
         content=sha256_of_data({**content, "weights": stored.weights_sha256}),
@@ -138,39 +141,15 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     )
 
 
-def _written(data: object) -> str:
-    """Data as text that is the same whatever the order of their keys.
-
-    That of ``repr`` with each dictionary as a sorted list of pairs; ``repr`` itself would copy
-    what lies deep once for each level.
-    """
-    pieces: list[str] = []
-    _write(data, pieces.append)
-    return "".join(pieces)
-
-
-def _write(data: object, add: Callable[[str], None]) -> None:
-    if isinstance(data, dict):
-        for place, key in enumerate(sorted(data)):
-            add(f"{', ' if place else '['}({key!r}, ")
-            _write(data[key], add)
-            add(")")
-        add("]" if data else "[]")
-    elif isinstance(data, list):
-        for place, value in enumerate(data):
-            add(", " if place else "[")
-            _write(value, add)
-        add("]" if data else "[]")
-    else:
-        add(repr(data))
-
-
 def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Each finding once, the dangers first, otherwise in the order of the file."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
 
 
 def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport:
+    # It needs protobuf, whose import other models need not pay for.
+    from batchnorm_tool.model_gate.graph import ExaminedGraph
+
     files = ModelDirectory.of(path, shown)
     for name in ("saved_model.pbtxt", "saved_model.cpb"):
         if name in files.entries:
@@ -282,11 +261,3 @@ def _unreadable(shown: str, error: OSError) -> str:
         f"{shown}: the model cannot be read ({error.strerror or error}). Check `model.path` and "
         "the file's permissions."
     )
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

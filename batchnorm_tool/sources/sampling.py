@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import let_go
@@ -99,6 +98,9 @@ def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table
 
 def first_list(column: pa.ChunkedArray) -> int | None:
     """The first row whose lists hold at least one value, or null, at every level."""
+    # As in `formats.vectors`: a run with nothing to do need not import it.
+    import pyarrow.compute as pc
+
     lists, rows = column, np.arange(len(column))
     while is_list(lists.type):
         rows = rows[pc.list_parent_indices(lists).to_numpy()]

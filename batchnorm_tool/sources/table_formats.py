@@ -82,9 +82,10 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
         if marks and Path(directory, form.beside).exists():
             newest = max(marks, key=os.path.getmtime)
             convert = form.convert.format(directory, newest)
+            hidden = "; its files may also hold rows that it has deleted or replaced"
             message = (
-                f"{directory}: is {form.name}; its files may also hold rows that it has deleted or "
-                f"replaced. Expected plain files. Received: {os.path.relpath(newest, directory)}. "
+                f"{directory}: is {form.name}{hidden if form.hides_rows else ''}. Expected plain "
+                f"files. Received: {os.path.relpath(newest, directory)}. "
                 f"Write its rows into a file first, with `{convert}` in Python."
             )
             raise InputError(message)

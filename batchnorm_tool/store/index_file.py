@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats.contract import MEBIBYTE
-from batchnorm_tool.formats.row_groups import RowGroups, decoded_schema
+from batchnorm_tool.formats.row_groups import RowGroups
+from batchnorm_tool.formats.vectors import plain_schema
 from batchnorm_tool.row_hash import HASH_VERSION, key_ids
 from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, QUARANTINED, STATUS
 
@@ -41,7 +42,7 @@ def index_schema(keys: pa.Schema) -> pa.Schema:
     Args:
         keys: The key columns; dictionary-encoded ones are stored decoded.
     """
-    plain = [field.remove_metadata() for field in decoded_schema(keys)]
+    plain = [field.remove_metadata() for field in plain_schema(keys)]
     return pa.schema([*plain, *INDEX_FIELDS])
 
 

@@ -26,7 +26,7 @@ from batchnorm_tool.formats.parquet_rows import (
     Cursor,
     Cursors,
     Footer,
-    Groups,
+    GroupRange,
     Stretch,
     read_footer,
 )
@@ -101,7 +101,7 @@ def test_next_part_goes_on_where_the_last_one_stopped(
     opened = []
 
     class Counted(Cursor):
-        def __init__(self, stretch: Stretch, footer: Footer, groups: Groups) -> None:
+        def __init__(self, stretch: Stretch, footer: Footer, groups: GroupRange) -> None:
             opened.extend(groups.numbers)
             super().__init__(stretch, footer, groups)
 
