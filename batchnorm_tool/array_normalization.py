@@ -139,7 +139,7 @@ def array_of(x: Any) -> Anything:
 
 
 def _stacked(column: Any) -> Anything:
-    """An Arrow column as an array, every list level an axis."""
+    """Return an Arrow column as an array, every list level an axis."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -162,7 +162,7 @@ def _stacked(column: Any) -> Anything:
 
 
 def _most_common(lengths: Anything) -> int:
-    """The most common length, the first of several; 0 only where there is no other."""
+    """Return the most common length, the first of several; 0 only where there is no other."""
     found, places, counts = np.unique(lengths, return_index=True, return_counts=True)
     order = np.lexsort((-places, counts, found > 0))
     return int(found[order[-1]]) if len(order) else 0

@@ -80,7 +80,7 @@ class Command:
         sys.exit(self._report(self._as_ours(error)))
 
     def _as_ours(self, error: BaseException | None) -> BatchnormToolError:
-        """What the error means, whichever library it passed through on its way here."""
+        """Say what the error means, whichever library it passed through on its way here."""
         if self._signals.received is not None:
             kind = _Terminated if self._signals.received == signal.SIGTERM else Interrupted
         elif isinstance(error, KeyboardInterrupt | Interrupted):

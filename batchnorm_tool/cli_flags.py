@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def listed(
     context: click.Context, parameter: click.Parameter, text: str | None
 ) -> list[str] | None:
-    """Names separated by commas; double quotes stand around one that holds a comma."""
+    """Return names separated by commas; double quotes stand around one that holds a comma."""
     if text is None:
         return None
     try:

@@ -35,7 +35,7 @@ _NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
 
 
 def printable(text: str) -> str:
-    """One line with secrets masked, and no control character of data in it."""
+    """Return one line with secrets masked, and no control character of data in it."""
     return visible(mask_secrets(text))
 
 

@@ -176,7 +176,7 @@ def is_passing(error: OSError) -> bool:
 
 
 def explained(error: BaseException) -> BatchnormToolError:
-    """What an error of a library or of the system means, where nothing nearer to it says so.
+    """Say what an error of a library or of the system means, where nothing nearer to it says so.
 
     Args:
         error: Any but one of ours.

@@ -106,7 +106,7 @@ def _content(path: str) -> bytes:
 
 
 def _may_be_read(path: str) -> bool:
-    """Whether it is no FIFO and no device, which may never end."""
+    """Tell whether it is no FIFO and no device, which may never end."""
     return not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
 
 

@@ -44,7 +44,7 @@ class Scored:
     causes: Mapping[int, str] = field(default_factory=dict)
 
     def reason(self, row: int) -> str:
-        """Why a row of the chunk is bad, with what the model says of it where it failed."""
+        """Say why a row of the chunk is bad, with what the model says of it where it failed."""
         label = Reason(self.faults[row]).label
         return f"{label} ({self.causes[row]})" if row in self.causes else label
 

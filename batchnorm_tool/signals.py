@@ -100,7 +100,7 @@ class StopSignals:
 
 
 def _may_raise(frame: FrameType | None) -> bool:
-    """Whether no import is under way, nor what begins and ends a command."""
+    """Tell whether no import is under way, nor what begins and ends a command."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return False

@@ -132,7 +132,7 @@ def spelled_out(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Names and values below one another."""
+    """Yield names and values below one another."""
     rows = [(name, words(value)) for name, value in facts]
     width = max((len(name) for name, _ in rows), default=0)
     yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)

@@ -125,7 +125,7 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
 def _as_stored(
     tonight: Tonight, column: pa.ChunkedArray, name: str, first_row: int
 ) -> pa.ChunkedArray:
-    """A column as the store keeps it; of a key every value names a row.
+    """Return a column as the store keeps it; of a key every value names a row.
 
     Raises:
         InputError: A key is null or NaN, or a value has no place in the store's type.

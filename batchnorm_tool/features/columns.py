@@ -147,7 +147,7 @@ def in_words(stored: StoredColumn) -> str:
 
 
 def conversion(stored: StoredColumn) -> str:
-    """The line that makes lists of vectors kept in another way; "" for no such column."""
+    """Return the line that makes lists of vectors kept in another way; "" for no such column."""
     name, leaf = stored.name, stored.leaf
     if pa.types.is_struct(leaf) and [field.name for field in leaf] == _SPARK_VECTOR:
         line = f'frame.withColumn("{name}", pyspark.ml.functions.vector_to_array("{name}"))'

@@ -109,7 +109,7 @@ def match_features(
 
 
 def is_key_name(name: str) -> bool:
-    """Whether keys, row numbers or an index are usually called so.
+    """Tell whether keys, row numbers or an index are usually called so.
 
     Example:
         >>> [name for name in ("user_id", "itemId", "index", "paid", "n") if is_key_name(name)]
@@ -414,7 +414,7 @@ def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]
 
 
 def _conversions(schema: pa.Schema, names: Sequence[str]) -> str:
-    """How the columns among these that keep vectors in another way become lists."""
+    """Say how the columns among these that keep vectors in another way become lists."""
     return "".join(conversion(StoredColumn.of(schema.field(name))) for name in names)
 
 

@@ -136,7 +136,7 @@ class _Mapped:
     def stream(
         self, columns: Sequence[int] | None = None
     ) -> tuple[pa.RecordBatchReader, pa.BufferReader]:
-        """The batches in order, and the bytes, which tell how far they are read."""
+        """Return the batches in order, and the bytes, which tell how far they are read."""
         fields = None if columns is None else list(columns)
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         source = pa.BufferReader(self._buffer)

@@ -129,7 +129,7 @@ def _may_heal(error: BaseException) -> bool:
 
 
 def _wants_too_much(error: MemoryError) -> bool:
-    """Whether more was wanted than the machine has: garbled sizes are read as such."""
+    """Tell whether more was wanted than the machine has: garbled sizes are read as such."""
     wanted = max(map(int, re.findall(r"\d+", str(error))), default=0)
     return wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -51,7 +51,7 @@ _MEMBERS: tuple[tuple[str, str, str], ...] = (
 
 
 def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
-    """The refusal of a file that no format recognises, with the way on where it is known."""
+    """Return the refusal of a file that no format recognises, with the way on where it is known."""
     if head.startswith(b"version https://git-lfs"):
         return InputError(
             f"{path}: is a Git LFS pointer, not the data itself. Fetch the data with "
@@ -68,7 +68,7 @@ def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
 
 
 def _known(path: str, head: bytes, tail: bytes) -> tuple[str, str]:
-    """What a file is, and the line that converts it; empty where that is not known."""
+    """Say what a file is, and the line that converts it; empty where that is not known."""
     for place, magic, what, convert in _MAGICS:
         if head[place:].startswith(magic):
             return what, convert

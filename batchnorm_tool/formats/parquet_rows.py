@@ -244,7 +244,7 @@ class Cursors:
 
 
 def _overlapping(starts: Sequence[int], start: int, stop: int) -> Iterator[GroupRange]:
-    """The row groups that hold rows `start` to `stop`; those wholly within are one."""
+    """Yield the row groups that hold rows `start` to `stop`; those wholly within are one."""
     number, last = bisect.bisect_right(starts, start) - 1, bisect.bisect_left(starts, stop)
     while number < last:
         after = number + 1

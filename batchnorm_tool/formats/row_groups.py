@@ -81,7 +81,7 @@ def _lengths(column: pa.ChunkedArray, function: str) -> np.ndarray:
 
 
 def fixed_bytes(dtype: pa.DataType) -> int | None:
-    """Bytes of a value of fixed width; ``None`` where the rows decide."""
+    """Return bytes of a value of fixed width; ``None`` where the rows decide."""
     if pa.types.is_fixed_size_list(dtype):
         item = fixed_bytes(dtype.value_type)
         return None if item is None else item * int(dtype.list_size)

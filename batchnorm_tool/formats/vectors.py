@@ -69,24 +69,24 @@ def rows_of(array: pa.Array) -> np.ndarray:
 
 
 def is_list(dtype: pa.DataType) -> bool:
-    """Whether values are lists of any kind but views."""
+    """Tell whether values are lists of any kind but views."""
     kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     return any(is_kind(dtype) for is_kind in kinds)
 
 
 def holds(dtype: pa.DataType, is_kind: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or one within it, is of some kind."""
+    """Tell whether a type, or one within it, is of some kind."""
     children = [dtype.field(place).type for place in range(dtype.num_fields)]
     return is_kind(dtype) or any(holds(child, is_kind) for child in children)
 
 
 def is_empty_list(dtype: pa.DataType) -> bool:
-    """Whether values are lists of width 0, by which Arrow divides."""
+    """Tell whether values are lists of width 0, by which Arrow divides."""
     return pa.types.is_fixed_size_list(dtype) and dtype.list_size == 0
 
 
 def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:
-    """A list, struct or map of other children; a list view becomes a list.
+    """Return a list, struct or map of other children; a list view becomes a list.
 
     Example:
         >>> with_children(pa.list_(pa.int8(), 2), [pa.field("item", pa.int64())])
@@ -105,7 +105,7 @@ def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:
 
 @functools.lru_cache(maxsize=1024)
 def plain_type(dtype: pa.DataType) -> pa.DataType:
-    """The type as which values are presented, however they are encoded.
+    """Return the type as which values are presented, however they are encoded.
 
     Views (what Polars writes) and run ends are known to few of Arrow's functions, and dictionaries
     of several batches cannot always be joined.
@@ -139,12 +139,12 @@ def plain_field(field: pa.Field) -> pa.Field:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """A schema of the types of `plain_type`; all else is as it was."""
+    """Return a schema of the types of `plain_type`; all else is as it was."""
     return pa.schema([plain_field(field) for field in schema], schema.metadata)
 
 
 def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch of the types of `plain_type`; values that are plain already are not copied."""
+    """Return a batch of the types of `plain_type`; values that are plain already are not copied."""
     if all(plain_type(kind) == kind for kind in batch.schema.types):
         return batch
     columns = [_plain_array(column) for column in batch.columns]

@@ -75,7 +75,7 @@ def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> St
 
 
 def _kept(field: pa.Field) -> pa.Field:
-    """A column as a store keeps it.
+    """Return a column as a store keeps it.
 
     Raises:
         InputError: It cannot.

@@ -286,7 +286,7 @@ class Preparation:
         inputs: tuple[Field, ...],
         use: Callable[[_Sample], T],
     ) -> T:
-        """What ``use`` makes of the sample, or of those of its rows on which the model runs.
+        """Return what ``use`` makes of the sample, or of those of its rows on which the model runs.
 
         Raises:
             ModelError: It runs on none, and such rows are not welcome or not the cause.
@@ -320,7 +320,7 @@ class Preparation:
 
 
 def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The stored columns, each once."""
+    """Return the stored columns, each once."""
     return tuple(dict.fromkeys(name for group in columns.values() for name in group))
 
 

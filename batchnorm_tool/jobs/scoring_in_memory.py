@@ -150,7 +150,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
 
 
 def _loaded(model: Any, outputs: list[str] | None) -> Predictor:
-    """The model without a batch size, unless one is built into it."""
+    """Return the model without a batch size, unless one is built into it."""
     if isinstance(model, str | os.PathLike):
         wanted = Model(path=os.fspath(model), outputs=outputs)
         with model_gate.admit(wanted) as admitted:
@@ -236,7 +236,7 @@ def _column(array: np.ndarray, field: pa.Field) -> pa.Array:
 def _checked_outputs(
     model: Predictor, sized: Predictor, chunk: Chunk, bad: str
 ) -> tuple[Field, ...]:
-    """The model's outputs, once it is known to run, and on each row alone."""
+    """Return the model's outputs, once it is known to run, and on each row alone."""
     filler = predictor.filler(model.inputs)
     good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
     taken = good if len(good) else np.arange(min(1, chunk.rows))

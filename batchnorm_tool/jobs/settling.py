@@ -76,7 +76,7 @@ def _too_many(totals: Totals, plan: Plan) -> str:
 
 
 def _input(rows: list[BadRow], plan: Plan) -> str:
-    """What is to be mended: of rows with bad features, the columns that hold these."""
+    """Say what is to be mended: of rows with bad features, the columns that hold these."""
     names = [*dict.fromkeys(name for group in plan.resolved.features.values() for name in group)]
     if not names or not {row.reason for row in rows} & _OF_FEATURES:
         return "the input"

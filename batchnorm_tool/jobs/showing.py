@@ -98,7 +98,7 @@ def _show(path: str) -> Shown:
 
 @canonical.told_of_records
 def _result(path: str) -> Shown | None:
-    """A store, or a run: finished or not."""
+    """Return a store, or a run: finished or not."""
     directory = Path(path)
     storage = LocalStorage(directory)
     if is_store(path):

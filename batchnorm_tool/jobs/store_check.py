@@ -106,7 +106,7 @@ class StoreCheck:
                 self.findings.add(f"Version {version} should be {word}. Its record says: {found}.")
 
     def _look_at_state(self) -> None:
-        """Every other file of the state is as its record says, and there are no more."""
+        """Check that every other file of the state is as its record says, and there are no more."""
         facts, state = self.store.facts, self.store.state
         root, known = Path(state.root), {*state.documents()}
         for version in (*facts.versions, *filter(None, [facts.waiting])):

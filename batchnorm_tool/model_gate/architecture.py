@@ -71,7 +71,7 @@ class Custom:
     registered: str
 
     def is_named_by(self, trusted: str) -> bool:
-        """Whether ``package.module.Class`` is this one, as far as the file tells.
+        """Tell whether ``package.module.Class`` is this one, as far as the file tells.
 
         Where it tells no module, the registered name is compared with the one that the imported
         class has, when the model is loaded.
@@ -165,7 +165,7 @@ def keras_2_module(config: Any) -> str | None:
 
 
 def short(value: object) -> str:
-    """A value from a file for a message: never long, and without control characters.
+    """Return a value from a file for a message: never long, and without control characters.
 
     Example:
         >>> short("Dense"), short([1] * 1000)
@@ -178,7 +178,7 @@ def short(value: object) -> str:
 
 
 def _text(item: dict[str, Any], key: str) -> str:
-    """What stands under a key if it is text; in a hostile file it may be anything."""
+    """Return what stands under a key if it is text; in a hostile file it may be anything."""
     value = item.get(key)
     return value if isinstance(value, str) else ""
 
@@ -302,7 +302,7 @@ def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Co
 
 
 def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
-    """Whether a product is above a bound; it is multiplied no further than that."""
+    """Tell whether a product is above a bound; it is multiplied no further than that."""
     product = 1
     for size in sizes:
         if isinstance(size, int) and size:
@@ -324,7 +324,7 @@ def _runs_dropout(item: dict[str, Any]) -> bool:
 
 
 def _call_options(calls: list[Any]) -> Iterator[object]:
-    """The keyword arguments of calls: of Keras 3, or last in the lists of Keras 2."""
+    """Yield the keyword arguments of calls: of Keras 3, or last in the lists of Keras 2."""
     for call in calls:
         if isinstance(call, dict):
             yield call.get("kwargs")

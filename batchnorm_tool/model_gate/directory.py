@@ -76,7 +76,7 @@ class ModelDirectory:
         return opened
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file's bytes.
+        """Return the SHA-256 of a file's bytes.
 
         Raises:
             OSError: It cannot be read.
@@ -142,7 +142,7 @@ def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:
 
 
 def _inside(root: str, item: os.DirEntry[str], words: str) -> str:
-    """Where an entry really lies, which must be below the root."""
+    """Say where an entry really lies, which must be below the root."""
     if not item.is_symlink():
         return item.path
     place = os.path.realpath(item.path)

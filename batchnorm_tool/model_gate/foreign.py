@@ -45,7 +45,7 @@ _DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
 
 
 def foreign_file(path: Path, head: bytes) -> str | None:
-    """What a file is that holds a model of another program, and what to do.
+    """Say what a file is that holds a model of another program, and what to do.
 
     Args:
         path: The file.
@@ -62,7 +62,7 @@ def foreign_file(path: Path, head: bytes) -> str | None:
 
 
 def foreign_folder(path: Path) -> str | None:
-    """What a folder is that holds models, but is none that can be loaded, and what to do."""
+    """Say what a folder is that holds models, but is none that can be loaded, and what to do."""
     names = sorted(item.name for item in path.iterdir())[:_LOOKED_AT]
     if "config.json" in names and "model.weights.h5" in names:
         return "an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."

@@ -127,7 +127,7 @@ class ExaminedGraph:
         return sorted({file.path for file in self._files.values() if file.kind == "asset"})
 
     def content(self, directory: Path) -> bytes:
-        """The bytes of a ``saved_model.pb`` that holds what was examined, and nothing else.
+        """Return the bytes of a ``saved_model.pb`` that holds what was examined, and nothing else.
 
         Args:
             directory: Where the model lies; the files that the graph reads are those in there.
@@ -160,7 +160,7 @@ class ExaminedGraph:
         return parse_all(kind, pieces)
 
     def _entries(self, kind: str, pieces: Sequence[bytes]) -> dict[str, Any]:
-        """A map: the values by key."""
+        """Return a map: the values by key."""
         entries = self._parsed(kind, pieces)
         return _unique(kind, ((entry.key, entry.value) for entry in entries))
 
@@ -173,7 +173,7 @@ class ExaminedGraph:
         return tagged.get("serve", graphs[0])
 
     def _asset_files(self) -> dict[str, str]:
-        """The names of the assets, by the node of the main graph that stands for them."""
+        """Return the names of the assets, by the node of the main graph that stands for them."""
         pieces = list(self._meta.asset_file_def)
         if not pieces and _ASSET_COLLECTION in self._collections:
             items = self._collections[_ASSET_COLLECTION].any_list.value
@@ -199,7 +199,7 @@ class ExaminedGraph:
             yield _Node(node.name, node.op, _NONE, node, piece)
 
     def _functions_in(self, attributes: Sequence[Any], depth: int = 0) -> frozenset[str]:
-        """Names of the functions in a node's attributes, alone, in lists, and nested."""
+        """Return names of the functions in a node's attributes, alone, in lists, and nested."""
         self._take(len(attributes))
         if depth > _MAX_DEPTH:
             raise ValueError(f"it nests attributes more than {_MAX_DEPTH} levels deep")
@@ -264,7 +264,7 @@ class ExaminedGraph:
         return bodies
 
     def _file_nodes(self) -> dict[str, _File]:
-        """The nodes of the main graph that stand for files of the model.
+        """Return the nodes of the main graph that stand for files of the model.
 
         TensorFlow 2 keeps an asset's path in a variable that is read once it is assigned.
         """
@@ -287,7 +287,7 @@ class ExaminedGraph:
         return files
 
     def _scopes(self) -> Iterator[tuple[str | None, Iterable[_Node]]]:
-        """The main graph under no name, and the functions under theirs."""
+        """Yield the main graph under no name, and the functions under theirs."""
         yield None, self._main.values()
         yield from self._bodies.items()
 
@@ -307,7 +307,7 @@ class ExaminedGraph:
                         yield f"the operation {name}", _place(scope)
 
     def _foreign_files(self) -> Iterator[tuple[str, str]]:
-        """Where a file is read that is neither the model's checkpoint nor an asset of it.
+        """Yield where a file is read that is neither the model's checkpoint nor an asset of it.
 
         The file's name is followed from the operation that reads it, through arguments of
         functions, to a node of the main graph, which must stand for a file of that kind.
@@ -364,7 +364,7 @@ class ExaminedGraph:
             yield message_class("SignatureEntry")(key=_INIT_OP, value=signature)
 
     def _kept(self, node: _Node) -> bytes:
-        """A node of the main graph as TensorFlow gets it.
+        """Return a node of the main graph as TensorFlow gets it.
 
         It must not stand beside nodes that are left out; and a table without a name would be
         another, an empty one, each time that the main graph runs.
@@ -384,7 +384,7 @@ class ExaminedGraph:
 
 
 def _unique(what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of things that must not have the same name."""
+    """Return a dictionary of things that must not have the same name."""
     found: dict[str, Any] = {}
     for name, item in items:
         if name in found:
@@ -394,7 +394,7 @@ def _unique(what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node]:
-    """The nodes that some tensors follow from, in the order of the graph."""
+    """Return the nodes that some tensors follow from, in the order of the graph."""
     needed: set[str] = set()
     waiting = [_node_name(root) for root in roots if root]
     while waiting:
@@ -433,7 +433,7 @@ def _only_itself(function: Any) -> bytes:
 
 
 def _constant(name: str, text: str) -> bytes:
-    """A node that holds one text."""
+    """Return a node that holds one text."""
     tensor = message_class("TensorProto")(dtype=_DT_STRING, tensor_shape=b"")
     tensor.string_val.append(text.encode())
     node = message_class("NodeDef")(name=name, op="Const")

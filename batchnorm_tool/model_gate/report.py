@@ -215,7 +215,7 @@ def model_kind(path: str, shown: str) -> Kind:
 
 
 def is_model(path: str) -> bool:
-    """Whether a path is a model, or what another program takes for one, rather than data."""
+    """Tell whether a path is a model, or what another program takes for one, rather than data."""
     place = Path(path)
     if place.is_dir():
         return (place / _GRAPH).is_file() or foreign_folder(place) is not None

@@ -75,7 +75,7 @@ TensorProto 1:int32:dtype 2:bytes:tensor_shape 8:bytes*:string_val
 
 
 def parse(name: str, content: bytes) -> Any:
-    """A message, if it holds nothing twice and nothing unknown.
+    """Return a message, if it holds nothing twice and nothing unknown.
 
     Protobuf merges what is given twice and keeps what it does not know. Neither survives being
     written again, so that the size tells.
@@ -99,7 +99,7 @@ def parse(name: str, content: bytes) -> Any:
 
 
 def parse_all(name: str, pieces: Sequence[bytes]) -> Iterator[Any]:
-    """Messages of one kind, many at a time: parsing them one by one takes five times as long.
+    """Yield messages of one kind, many at a time: parsing them one by one takes five times as long.
 
     Args:
         name: One of the messages above.
@@ -126,13 +126,13 @@ def _parse_batch(name: str, batch: list[bytes]) -> Any:
 
 @cache
 def message_class(name: str) -> Any:
-    """The class of a message."""
+    """Return the class of a message."""
     return GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 @cache
 def _pool() -> DescriptorPool:
-    """The messages, in a pool of their own: TensorFlow registers its own in the common one.
+    """Return the messages, in a pool of their own: TensorFlow registers its own in the common one.
 
     They are declared as ``proto2``, where a field that is given with its default value is kept.
     """

@@ -42,7 +42,7 @@ class ImplausibleError(ValueError):
 
 
 def may_grow_to(file_bytes: int) -> int:
-    """How much a file of this size may hold once everything in it is unpacked."""
+    """Say how much a file of this size may hold once everything in it is unpacked."""
     return max(_BOMB_FLOOR_BYTES, _BOMB_RATIO * file_bytes)
 
 
@@ -170,7 +170,7 @@ def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
 
 
 def _readings(dataset: h5py.Dataset) -> int:
-    """How often a chunk is unpacked when the dataset is read in `_blocks`."""
+    """Say how often a chunk is unpacked when the dataset is read in `_blocks`."""
     return -(-dataset.chunks[0] // _rows_at_once(dataset)) if dataset.chunks else 1
 
 
@@ -212,7 +212,7 @@ def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weigh
 def read_attribute(
     attributes: h5py.AttributeManager, name: str, limit: int = _MAX_ATTRIBUTE_BYTES
 ) -> Any:
-    """An attribute of an HDF5 object, of which it is known that it is not too large.
+    """Return an attribute of an HDF5 object, of which it is known that it is not too large.
 
     Raises:
         ImplausibleError: It takes more bytes than the limit.

@@ -14,13 +14,13 @@ from batchnorm_tool.errors import InputError, JobError
 
 
 def several(given: Any) -> list[Any]:
-    """A list of several things, or of the only one."""
+    """Return a list of several things, or of the only one."""
     is_one = isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable)
     return [given] if is_one or (isinstance(given, np.ndarray) and not given.ndim) else [*given]
 
 
 def checked_names(argument: str, given: Any) -> tuple[str, ...]:
-    """Names of columns, given as one or several; none for ``None``.
+    """Return names of columns, given as one or several; none for ``None``.
 
     Raises:
         JobError: They are no texts, or one is there twice.
@@ -36,7 +36,7 @@ def checked_names(argument: str, given: Any) -> tuple[str, ...]:
 
 
 def checked_path(argument: str, given: Any) -> str:
-    """A path as text.
+    """Return a path as text.
 
     Raises:
         JobError: It is no path.
@@ -47,7 +47,7 @@ def checked_path(argument: str, given: Any) -> str:
 
 
 def checked_whole(argument: str, number: Any, least: int = 0) -> int:
-    """A whole number of a certain size at least.
+    """Return a whole number of a certain size at least.
 
     Raises:
         JobError: It is none.
@@ -59,7 +59,7 @@ def checked_whole(argument: str, number: Any, least: int = 0) -> int:
 
 
 def checked_ks(given: Any) -> tuple[int, ...]:
-    """Numbers of neighbours, given as one or several: ascending, each once.
+    """Return numbers of neighbours, given as one or several: ascending, each once.
 
     Raises:
         JobError: They are none.

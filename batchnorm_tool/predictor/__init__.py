@@ -84,7 +84,7 @@ class Predictor(Protocol):
         """
 
     def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """The rows on which the model fails, each alone, with what it says of it.
+        """Return the rows on which the model fails, each alone, with what it says of it.
 
         Raises:
             ModelFailed: It fails on rows together, and on none of them alone.
@@ -151,7 +151,7 @@ def on_sound_rows(
     use: Callable[[dict[str, np.ndarray]], T],
     otherwise: dict[str, np.ndarray] | None,
 ) -> T:
-    """What ``use`` makes of a sample, or of those of its rows on which the model runs.
+    """Return what ``use`` makes of a sample, or of those of its rows on which the model runs.
 
     Args:
         model: Any batch size, or none yet.

@@ -114,7 +114,7 @@ class ModelPredictor:
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
     def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """The rows on which the model fails, each alone, with what it says of it.
+        """Return the rows on which the model fails, each alone, with what it says of it.
 
         Raises:
             ModelFailed: It fails on rows together, and on none of them alone.
@@ -270,7 +270,7 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
-    """One row of zeros, or of empty strings."""
+    """Return one row of zeros, or of empty strings."""
     return {
         field.name: np.full(
             (1, *(size or 1 for size in field.shape)),

@@ -144,7 +144,7 @@ def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
 
 
 def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
-    """The inputs in flat order, with their names."""
+    """Return the inputs in flat order, with their names."""
     import keras
 
     if isinstance(structure, dict):
@@ -153,7 +153,7 @@ def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
 
 
 def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> tuple[Field, ...]:
-    """The inputs of a model written as Python code, which is saved with their shapes alone.
+    """Return the inputs of a model written as Python code, which is saved with their shapes alone.
 
     They are floats, unless the model cannot be traced with those (its ``input_spec`` may say so)
     or first of all casts them to integers or strings, as an Embedding and a StringLookup do.
@@ -179,7 +179,7 @@ def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> 
 
 
 def _uses(tensor: Any) -> set[str]:
-    """The dtypes as which a tensor of a graph is used: what it is cast to, else its own."""
+    """Return the dtypes as which a tensor of a graph is used: what it is cast to, else its own."""
     found: set[str] = set()
     for operation in tensor.consumers():
         if operation.type not in ("Cast", "Identity"):
@@ -192,7 +192,7 @@ def _uses(tensor: Any) -> set[str]:
 
 
 def _embedding_sizes(model: Any) -> dict[int, int]:
-    """The places of the inputs that go straight into an Embedding layer, and its rows."""
+    """Return the places of the inputs that go straight into an Embedding layer, and its rows."""
     import keras
 
     tensors = getattr(model, "inputs", None) or []

@@ -139,7 +139,7 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
 
 
 def _causes(error: BaseException) -> list[str]:
-    """What an error says, and after it what it hides of the errors that led to it."""
+    """Return what an error says, and after it what it hides of the errors that led to it."""
     said = str(error)
     inner = error.__cause__ or error.__context__
     hidden = [] if inner is None else _causes(inner)[-1:]
@@ -238,7 +238,7 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
 
 
 def _custom_objects(model: Model, path: str) -> dict[str, Any]:
-    """The classes that the job trusts, imported, by every name under which Keras may ask.
+    """Return the classes that the job trusts, imported, by every name under which Keras may ask.
 
     Raises:
         ModelError: One cannot be imported, or the file asks for one under another name: what Keras

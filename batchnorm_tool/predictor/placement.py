@@ -125,7 +125,7 @@ def _true_field(name: str, predictions: np.ndarray) -> Field:
 
 
 def repeated(sample: _Rows, rows: int) -> dict[str, np.ndarray]:
-    """The rows of a sample, over and over until there are so many."""
+    """Return the rows of a sample, over and over until there are so many."""
     return {name: np.resize(array, (rows, *array.shape[1:])) for name, array in sample.items()}
 
 
@@ -141,7 +141,7 @@ def _distinct(predictor: Predictor, batch: _Rows) -> tuple[_Rows, _Rows]:
 
 
 def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
-    """Whether a row's prediction changes with the rows beside it, or with its place."""
+    """Tell whether a row's prediction changes with the rows beside it, or with its place."""
     for place, other in _other_neighbours(batch, predictor.batch_size or 1):
         try:
             found = predictor.predict(other)
@@ -154,7 +154,7 @@ def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
 
 
 def _is_other(expected: _Rows, found: _Rows) -> bool:
-    """Whether most of the rows, computed elsewhere, are others."""
+    """Tell whether most of the rows, computed elsewhere, are others."""
     return bool(np.median(_distances(expected, found)) > _NOISE_ELSEWHERE)
 
 
@@ -188,7 +188,7 @@ def _larger(array: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
-    """How far each row is from what is expected at most, in parts of its column's maximum."""
+    """Say how far each row is from what is expected at most, in parts of its column's maximum."""
     farthest = np.zeros(1)
     for name, predictions in expected.items():
         if predictions.shape[1:] != found[name].shape[1:]:

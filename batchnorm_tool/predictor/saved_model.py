@@ -117,7 +117,7 @@ def _signature(model: Model, signatures: Mapping[str, Any]) -> Any:
 
 
 def _session(stored: Any) -> Any:
-    """A session with the stored graph, its variables restored and its tables initialized."""
+    """Return a session with the stored graph, its variables restored and its tables initialized."""
     import tensorflow as tf
 
     graph = tf.Graph()
@@ -135,7 +135,7 @@ def _session(stored: Any) -> Any:
 
 
 def _tensors(session: Any, infos: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The tensors of one side of a signature, each with the shape that it was saved with."""
+    """Return the tensors of one side of a signature, each with the shape that it was saved with."""
     import tensorflow as tf
 
     found = {}

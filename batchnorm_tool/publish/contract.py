@@ -126,7 +126,7 @@ class TakesAll:
         """
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
-        """The first value of keys and passed-through columns that the target cannot take."""
+        """Return the first value of keys and passed-through columns that the target cannot take."""
         return None
 
 
@@ -160,7 +160,7 @@ class Target(Protocol):
         """Refuse columns that the target cannot have; see `TakesAll`."""
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
-        """The first value that the target cannot take; see `TakesAll`."""
+        """Return the first value that the target cannot take; see `TakesAll`."""
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Bring the target to a version.
@@ -222,7 +222,7 @@ def target_errors(name: str) -> Iterator[None]:
 
 
 def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
-    """The error of a target: one that running it again may heal, or another."""
+    """Return the error of a target: one that running it again may heal, or another."""
     msg = (
         f"publish target `{name}`: {error.message} The store itself is published; the next "
         "`refresh` brings this target up to date once the cause is mended."

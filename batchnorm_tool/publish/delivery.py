@@ -77,7 +77,7 @@ def check_layout(sections: Iterable[TargetSection], layout: StoreLayout) -> None
 def find_unfit(
     sections: Iterable[TargetSection], keys: Sequence[str], table: pa.Table
 ) -> Unfit | None:
-    """The first value that a target cannot take.
+    """Return the first value that a target cannot take.
 
     Args:
         sections: The items of ``publish``.

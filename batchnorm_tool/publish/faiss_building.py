@@ -145,7 +145,7 @@ def mapped_errors(text: str) -> Iterator[None]:
 
 
 def refusal(text: str, error: RuntimeError) -> str:
-    """What FAISS says of an index, without where in its source."""
+    """Say what FAISS says of an index, without where in its source."""
     said = str(error).partition(" at /")[0].strip()
     reason = str(error).rpartition("Error: ")[2]
     return f"FAISS refused an index `{text}`: {reason or said}. Choose another `index`."

@@ -87,7 +87,7 @@ class FaissIndex(TakesAll):
             raise JobError(msg) from error
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
-        """The first key that FAISS returns where it finds nothing."""
+        """Return the first key that FAISS returns where it finds nothing."""
         scheme = IdScheme(0, table.select(list(keys)).schema)
         if not (scheme.keys_are_ids and pa.types.is_signed_integer(scheme.key_schema.types[0])):
             return None

@@ -101,7 +101,7 @@ class PgvectorTable(TakesAll):
             raise JobError(msg) from error
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
-        """The first value that PostgreSQL has no place for."""
+        """Return the first value that PostgreSQL has no place for."""
         for name in table.column_names:
             column = table[name].combine_chunks()
             for rows, reason in unfit_rows(column, is_key=name in keys):
@@ -222,7 +222,7 @@ def _hides_secrets(text: str) -> bool:
 
 
 def _may_pass(error: psycopg.Error) -> bool:
-    """Whether running it again may help: the server is away, busy, or short of something."""
+    """Tell whether running it again may help: the server is away, busy, or short of something."""
     import psycopg
 
     if error.sqlstate is not None:

@@ -209,7 +209,7 @@ def _beside(one: _Opened, keys: Member, fields: Sequence[pa.Field]) -> _Opened:
 
 
 def _read_as(one: _Opened, schema: pa.Schema, unreadable: Mapping[str, str]) -> InputFile:
-    """The file, with the fields that it is read as where they are not its own."""
+    """Return the file, with the fields that it is read as where they are not its own."""
     if one.schema.equals(schema):
         return one.file
     fields = [

@@ -78,7 +78,7 @@ def _joined(
 
 
 def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
-    """The batch with the types as which all files are read."""
+    """Return the batch with the types as which all files are read."""
     if file.read_as is None:
         return batch
     columns, fields = batch.columns, list(batch.schema)

@@ -45,7 +45,7 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
 
 
 def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
-    """The first rows of every column, as many as fit.
+    """Return the first rows of every column, as many as fit.
 
     Args:
         table: The input.
@@ -97,7 +97,7 @@ def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table
 
 
 def first_list(column: pa.ChunkedArray) -> int | None:
-    """The first row whose lists hold at least one value, or null, at every level."""
+    """Return the first row whose lists hold at least one value, or null, at every level."""
     # As in `formats.vectors`: a run with nothing to do need not import it.
     import pyarrow.compute as pc
 
@@ -109,7 +109,7 @@ def first_list(column: pa.ChunkedArray) -> int | None:
 
 
 def _is_open(dtype: pa.DataType) -> bool:
-    """Whether the rows decide how long a list of some level is."""
+    """Tell whether the rows decide how long a list of some level is."""
     while pa.types.is_fixed_size_list(dtype):
         dtype = dtype.value_type
     return is_list(dtype)

@@ -65,7 +65,7 @@ def read_errors(path: object) -> Iterator[None]:
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether running it again may help: what somebody removed from an output is made anew."""
+    """Tell whether running it again may help: what somebody removed from an output is made anew."""
     return is_passing(error) or error.errno == errno.ENOENT
 
 
@@ -75,7 +75,7 @@ def words(error: OSError) -> str:
 
 
 def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None, bool]:
-    """What is wrong with a committed file, if anything is.
+    """Say what is wrong with a committed file, if anything is.
 
     Args:
         root: What its path is below; nothing below it may be a link.
@@ -107,7 +107,7 @@ def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None,
 
 
 def record_of(root: Path, path: str) -> FileRecord:
-    """The record of a file as it lies there; `OSError` where it cannot be read."""
+    """Return the record of a file as it lies there; `OSError` where it cannot be read."""
     with (root / path).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         return FileRecord(path, opened.tell(), digest)

@@ -33,7 +33,7 @@ class Unfit:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type in which a store keeps the values of a column.
+    """Return the type in which a store keeps the values of a column.
 
     Args:
         kind: Of the column in the input.

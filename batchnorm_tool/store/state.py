@@ -85,7 +85,7 @@ class StoreLayout:
     bookkeeping: tuple[str, ...] = tuple(field.name[1:] for field in BOOKKEEPING)
 
     def stored(self, *names: str) -> list[str]:
-        """What columns are called in the dataset that the state calls so; keys as they are.
+        """Say what columns are called in the dataset that the state calls so; keys as they are.
 
         Example:
             >>> layout = StoreLayout(("id",), (), "vector", "length", "l2", pa.schema([]))
@@ -259,7 +259,7 @@ class StoreState:
             ]
 
     def documents(self) -> list[str]:
-        """Paths of all documents, each with a checksum of its own."""
+        """Return paths of all documents, each with a checksum of its own."""
         directories = (NIGHTS, NIGHT, TARGETS)
         names = [f"{each}/{name}" for each in directories for name in self.storage.names(each)]
         return [STORE_PATH, LEDGER_PATH, *(name for name in names if name.endswith(".json"))]
