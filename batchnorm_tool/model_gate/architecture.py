@@ -19,6 +19,7 @@ from batchnorm_tool.model_gate.classes import (
     FOREIGN_PACKAGES,
     FUNCTION_MODULES,
     HARMLESS_MODULES,
+    KERAS_2_CLASSES,
     LAYERS,
     LEGACY_NAMES,
     LOOKUPS,
@@ -155,13 +156,28 @@ def _is_small_object(item: dict[str, Any]) -> bool:
     return _text(item, "class_name") in POLICIES or _text(item, "module") in HARMLESS_MODULES
 
 
-def keras_2_module(config: Any) -> str | None:
-    """The first module in an architecture that only Keras 2 has."""
+def unloadable(config: Any) -> str | None:
+    """Why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
     for _, item in _dictionaries(config):
-        module = _text(item, "module")
-        if module.startswith(KERAS_2_MODULES):
-            return short(module)
+        name, module = _text(item, "class_name"), _text(item, "module")
+        if module.startswith(KERAS_2_MODULES) or name in KERAS_2_CLASSES:
+            return (
+                f"written by Keras 2 (it names {short(module or name)}, which Keras 3 does not "
+                "have). Load it with the package tf_keras, and export it as a SavedModel."
+            )
+        if _is_bare_operation(item, name):
+            return (
+                f"holds an operation of Keras, `{short(name)}`, which Keras cannot load from an "
+                ".h5 file. Save the model as .keras where it was made."
+            )
     return None
+
+
+def _is_bare_operation(item: dict[str, Any], name: str) -> bool:
+    """Whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
+    inner = item.get("config")
+    is_bare = "inbound_nodes" in item and "module" not in item and name not in LEGACY_NAMES
+    return is_bare and isinstance(inner, dict) and "trainable" not in inner
 
 
 def short(value: object) -> str:
@@ -265,13 +281,15 @@ def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
 
 
 def _is_in_module(name: str, module: str) -> bool:
+    if name in MODULE_CLASSES.get(module, frozenset()):
+        return True
     if module.startswith("keras.src.layers."):
         return name in LAYERS
     if module.startswith("keras.src.models."):
         return name in MODELS
     if module in OP_MODULES:
         return name[:1].isupper()
-    return module in HARMLESS_MODULES or name in MODULE_CLASSES.get(module, frozenset())
+    return module in HARMLESS_MODULES
 
 
 def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Concern]:

@@ -54,6 +54,12 @@ LAYERS = frozenset(
     """.split()  # noqa: SIM905  a list of quoted words would be three pages
 )
 
+# What stands in a file of Keras 2 for a call of a TensorFlow function; Keras 3 has no such layers.
+KERAS_2_CLASSES = frozenset(
+    {"ClassMethod", "InstanceMethod", "InstanceProperty", "SlicingOpLambda", "TFOpLambda"}
+    | {"TensorFlowOpLayer"}
+)
+
 POLICIES = frozenset(
     """
     AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
@@ -79,6 +85,9 @@ MODULE_CLASSES = {
     "keras.layers": LAYERS,
     "keras.dtype_policies": POLICIES,
     "keras.mixed_precision": POLICIES,
+    "keras.src.applications.convnext": frozenset({"LayerScale", "StochasticDepth"}),
+    "keras.src.layers.preprocessing.feature_space": frozenset({"TFDConcat", "TFDIdentity"}),
+    "keras.src.applications.inception_resnet_v2": frozenset({"CustomScaleLayer"}),
     "keras.random": frozenset({"SeedGenerator"}),
     "keras.src.random.seed_generator": frozenset({"SeedGenerator"}),
 }

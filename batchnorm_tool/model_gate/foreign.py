@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 _ELSEWHERE = (
-    "Or predict with the program that it is made for, and give the stored predictions to "
+    "predict with the program that it is made for, and give the stored predictions to "
     "`batchnorm-tool normalize`."
 )
-_TFLITE = f"a TFLite (LiteRT) model. Give the Keras model that it was made from. {_ELSEWHERE}"
-_ONNX = f"an ONNX model. {_ELSEWHERE}"
+_TFLITE = f"a TFLite (LiteRT) model. Give the Keras model that it was made from. Or {_ELSEWHERE}"
+_ONNX = f"an ONNX model. Give the Keras model that it was made from, or {_ELSEWHERE}"
+_PYTORCH = f"a PyTorch model. Give a Keras model, or {_ELSEWHERE}"
 _TENSORFLOW_JS = (
     "a TensorFlow.js model. Convert it back: `tensorflowjs_converter "
     "--input_format=tfjs_layers_model --output_format=keras model.json model.h5`."
@@ -19,11 +20,19 @@ _ARCHITECTURE = (
     "an architecture without weights, as model.to_json() writes it. Save the whole model with "
     "model.save('model.keras')."
 )
-_SAFETENSORS = f"a safetensors file: weights only, without the architecture. {_ELSEWHERE}"
+_SAFETENSORS = (
+    "a safetensors file: weights only, without the architecture. Save the whole model with Keras, "
+    f"or {_ELSEWHERE}"
+)
+_GRAPH_JS = (
+    "a TensorFlow.js model of the format graph-model, which cannot be converted back. Give the "
+    f"model that it was made from, or {_ELSEWHERE}"
+)
 # By what the first bytes hold; the first pattern that is found counts.
 _HEADS = {
+    rb'^\s*\{\s*"format"\s*:\s*"graph-model"': _GRAPH_JS,
     rb"^.{4}TFL3": _TFLITE,
-    rb'^\s*\{\s*"(format|modelTopology|generatedBy)"\s*:\s*("(layers|graph)-model"|\{|"keras)': (
+    rb'^\s*\{\s*"(format|modelTopology|generatedBy)"\s*:\s*("layers-model"|\{|"keras)': (
         _TENSORFLOW_JS
     ),
     rb'^\s*\{.{0,80}"class_name"': _ARCHITECTURE,
@@ -32,14 +41,15 @@ _HEADS = {
 }
 _SUFFIXES = {
     ".onnx": _ONNX,
-    ".pt": f"a PyTorch model. {_ELSEWHERE}",
-    ".pth": f"a PyTorch model. {_ELSEWHERE}",
+    ".pt": _PYTORCH,
+    ".pth": _PYTORCH,
     ".tflite": _TFLITE,
     ".pb": (
         "one file of a TensorFlow model. Give the directory of a SavedModel, which holds "
         "saved_model.pb and the folder variables."
     ),
 }
+HEAD_BYTES = 256
 _LOOKED_AT = 1000  # names in a folder: no model has more, and data may
 _DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
 
@@ -71,15 +81,28 @@ def foreign_folder(path: Path) -> str | None:
         latest = max(versions, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         listed = ", ".join(versions[:5])
         return f"a folder of SavedModels: {listed}. Give one of them, such as {path / latest}."
-    suffixes = {Path(name).suffix for name in names}
-    stored = [name for name in names if name.endswith((".keras", ".h5", ".hdf5"))]
-    if stored and not suffixes & _DATA_SUFFIXES:
-        return f"a folder with the model {stored[0]} in it. Give {path / stored[0]}."
-    if "model.json" in names and ".bin" in suffixes:
-        return f"a folder with {_TENSORFLOW_JS}"
-    if "checkpoint" in names and ".index" in suffixes:
+    if "checkpoint" in names and any(name.endswith(".index") for name in names):
         return (
             "a checkpoint: weights only, without the architecture. Load it in Python with "
             "model.load_weights(), and save the whole model with model.save('model.keras')."
         )
+    return None if _DATA_SUFFIXES & {Path(name).suffix for name in names} else _held(path, names)
+
+
+def _held(path: Path, names: list[str]) -> str | None:
+    """What a folder without data is, by the model file in it."""
+    for name in names:
+        if name.endswith((".keras", ".h5", ".hdf5")):
+            return f"a folder with the model {name} in it. Give {path / name}."
+    for name in names:
+        words = _SUFFIXES.get(Path(name).suffix.lower())
+        if name == "model.json" and any(other.endswith(".bin") for other in names):
+            words = foreign_file(path / name, _head(path / name))
+        if words is not None:
+            return f"a folder with {name} in it, {words}"
     return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)

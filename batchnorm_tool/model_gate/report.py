@@ -20,12 +20,12 @@ from batchnorm_tool.model_gate.architecture import (
     Custom,
     canonical_architecture,
     judge_architecture,
-    keras_2_module,
+    unloadable,
     without_compile_settings,
 )
 from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
 from batchnorm_tool.model_gate.directory import ModelDirectory
-from batchnorm_tool.model_gate.foreign import foreign_file, foreign_folder
+from batchnorm_tool.model_gate.foreign import HEAD_BYTES, foreign_file, foreign_folder
 
 if TYPE_CHECKING:
     from batchnorm_tool.model_gate.graph import ExaminedGraph
@@ -35,7 +35,7 @@ Kind = Literal["keras", "h5", "saved_model"]
 _MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
 _MAX_FINDINGS = 10_000
 _GRAPH = "saved_model.pb"
-_HEAD_BYTES = 256
+_SUFFIXES = (".keras", ".h5")
 _INDEX = "variables/variables.index"
 
 
@@ -118,12 +118,9 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
 def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     """The report completed by what is stored."""
     config = without_compile_settings(stored.config)
-    module = keras_2_module(config)
-    if module is not None:
-        raise ModelError(
-            f"{report.path}: written by Keras 2 (it names {module}, which Keras 3 does not have). "
-            "Load it with the package tf_keras, and save it as .h5 or as a SavedModel."
-        )
+    why = unloadable(config)
+    if why is not None:
+        raise ModelError(f"{report.path}: {why}")
     findings = [Finding("refuse", what, where) for what, where in stored.dangers]
     for concern in judge_architecture(config, stored.weights_bytes):
         if len(findings) == _MAX_FINDINGS:
@@ -204,7 +201,7 @@ def model_kind(path: str, shown: str) -> Kind:
         if not stat.S_ISREG(mode):
             raise ModelError(f"{shown}: neither a file nor a directory. Give a stored model.")
         with Path(path).open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise ModelError(_unreadable(shown, error)) from error
     if head.startswith(b"PK\x03\x04"):
@@ -220,12 +217,13 @@ def is_model(path: str) -> bool:
     if place.is_dir():
         return (place / _GRAPH).is_file() or foreign_folder(place) is not None
     if not place.is_file():
-        return place.suffix in (".keras", ".h5")
+        return place.suffix in _SUFFIXES
     head = b""
     with contextlib.suppress(OSError), place.open("rb") as file:  # whoever reads it says why not
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     is_archive = head.startswith((b"\x89HDF", b"PK")) and place.suffix != ".npz"
-    return is_archive or foreign_file(place, head) is not None
+    is_empty = not head and place.suffix in _SUFFIXES
+    return is_archive or is_empty or foreign_file(place, head) is not None
 
 
 def _directory_kind(path: str, shown: str) -> Kind:

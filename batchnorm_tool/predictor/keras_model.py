@@ -13,7 +13,7 @@ import numpy as np
 
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.predictor.batches import filler
-from batchnorm_tool.predictor.loading import inner_layer_model, load_stored
+from batchnorm_tool.predictor.loading import in_words, inner_layer_model, load_stored
 from batchnorm_tool.predictor.placement import repeated
 from batchnorm_tool.predictor.tensors import check_output, field_of, graph_step, run_errors
 
@@ -351,8 +351,8 @@ def _trace(
         return graph.get_concrete_function(), parts
     except (*_TRACE_FAILURES, tf.errors.OpError) as error:
         raise ModelError(
-            f"The model cannot be run on batches of {batch_size or 'any number of'} rows "
-            f"({type(error).__name__}: {error}). Check that model.predict() works for it."
+            f"The model cannot be run on batches of {batch_size or 'any number of'} rows. "
+            + in_words(error, "Check that model.predict() works for it.")
         ) from error
 
 

@@ -30,9 +30,14 @@ _KERAS_2 = (
     "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
     "tf_keras, and export it as a SavedModel."
 )
+_COLORS = re.compile(r"\x1b\[[\d;]*m")
 # The first pattern that is found in Keras's message explains it.
 _EXPLANATIONS = {
-    r"Could not locate (class|function)|Unknown (layer|object|loss|metric)|is a custom class": (
+    r"Could not locate function": (
+        "It needs a function of somebody's own, which cannot be named in `model.trust`. Export the "
+        "model where it was made, with model.export(): a SavedModel needs no Python code."
+    ),
+    r"Could not locate class|Unknown (layer|object|loss|metric)|is a custom class": (
         "It needs a custom class. Install the package that defines it, and name the class in "
         "`model.trust: {classes: [package.module.Class]}`."
     ),
@@ -54,6 +59,10 @@ _EXPLANATIONS = {
     r"lambda|Lambda|safe_mode|unsafe": (
         "It holds Python code. If you know where it comes from, let exactly this file pass with "
         "`model.trust: sha256:…` (`batchnorm-tool show` prints the hash)."
+    ),
+    r"too many positional arguments": (
+        "An .h5 file does not keep an operation such as `a + b`. Save the model as .keras where it "
+        "was made."
     ),
     r"expected \d+ variables|variables to be loaded|was never built|weight count"
     r"|[Uu]nable to (synchronously )?open object|doesn't exist|axes don't match": (
@@ -127,15 +136,23 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
         >>> explain("m.h5", TypeError("got 'time_major'")).startswith("m.h5: does not load.")
         True
     """
-    said = " ".join(" ".join(_causes(error)).split())
+    otherwise = (
+        "Check that it loads with keras.saving.load_model(path, compile=False), and save it again."
+    )
+    return f"{path}: does not load. {in_words(error, otherwise, keras_version)}"
+
+
+def in_words(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:
+    """What a failure in Keras means, and its own words, in one line and without colors."""
+    said = " ".join(_COLORS.sub("", " ".join(_causes(error))).split())
     text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said
     meaning = next(
         (meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, text)),
-        "Check that it loads with keras.saving.load_model(path, compile=False), and save it again.",
+        otherwise,
     )
     # What went wrong stands at the beginning, and the cause of it at the end.
     quoted = said if len(said) <= 400 else f"{said[:120]} … {said[-280:]}"
-    return f"{path}: does not load. {meaning} Keras says: {type(error).__name__}: {quoted}"
+    return f"{meaning} Keras says: {type(error).__name__}: {quoted}"
 
 
 def _causes(error: BaseException) -> list[str]:

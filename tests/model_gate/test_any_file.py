@@ -19,12 +19,15 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.applications import convnext, inception_resnet_v2
+from keras.src.layers.preprocessing import feature_space
 
 from batchnorm_tool import model_gate, show
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.model_gate import admit, examine, weights
 from batchnorm_tool.predictor import describe_model
+from batchnorm_tool.predictor.loading import in_words
 from tests.command_line import invoke
 from tests.model_gate.corpus_keras import (
     CONFIG,
@@ -359,6 +362,17 @@ def tensorflow_js(path: Path) -> None:
     (path / "group1-shard1of1.bin").write_bytes(b"")
 
 
+def tensorflow_js_graph(path: Path) -> None:
+    path.mkdir()
+    (path / "model.json").write_text('{"format": "graph-model", "modelTopology": {}}')
+    (path / "group1-shard1of1.bin").write_bytes(b"")
+
+
+def folder_of_tflite(path: Path) -> None:
+    path.mkdir()
+    tflite(path / "m.tflite")
+
+
 def tensorflow_js_file(path: Path) -> None:
     path.write_text('{"modelTopology": {"class_name": "Sequential"}}')
 
@@ -401,7 +415,9 @@ def onnx(path: Path) -> None:
     ("write", "words"),
     [
         (tflite, "a TFLite (LiteRT) model. Give the Keras model"),
+        (folder_of_tflite, "a folder with m.tflite in it, a TFLite (LiteRT) model. Give the Keras"),
         (tensorflow_js, "a TensorFlow.js model. Convert it back: `tensorflowjs_converter"),
+        (tensorflow_js_graph, "a TensorFlow.js model of the format graph-model, which cannot be"),
         (tensorflow_js_file, "a TensorFlow.js model. Convert it back: `tensorflowjs_converter"),
         (versions, "a folder of SavedModels: 10, 2. Give one of them, such as {path}/10"),
         (folder_of_models, "a folder with the model best.keras in it. Give {path}/best.keras"),
@@ -409,7 +425,7 @@ def onnx(path: Path) -> None:
         (pytorch, "a PyTorch model"),
         (safetensors, "a safetensors file: weights only"),
         (architecture_alone, "an architecture without weights"),
-        (onnx, "an ONNX model"),
+        (onnx, "an ONNX model. Give the Keras model that it was made from, or predict with"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -443,6 +459,68 @@ def test_a_file_of_keras_2_is_called_one(stored: Callable[[bytes], str], config:
     with pytest.raises(ModelError, match="It was written by Keras 2") as caught:
         load(stored(keras_2(config)))
     assert "tf_keras" in caught.value.message
+
+
+def test_a_call_in_a_file_of_keras_2_is_no_class_to_trust(stored: Callable[[bytes], str]) -> None:
+    call = {"class_name": "TFOpLambda", "config": {"name": "add", "trainable": True}}
+    with pytest.raises(ModelError, match=r"written by Keras 2 \(it names TFOpLambda") as caught:
+        load(stored(h5_of(with_layer(call))))
+    assert "export it as a SavedModel" in caught.value.message
+    assert "model.trust" not in caught.value.message
+
+
+OPERATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "mean": (lambda x: keras.ops.mean(x, axis=-1, keepdims=True), "holds an operation.*`Mean`"),
+    "part": (lambda x: x[:, :1], "holds an operation of Keras, `GetItem`"),
+    "sum": (lambda x: x + x, "does not keep an operation such as `a \\+ b`"),
+}
+
+
+@pytest.mark.parametrize(("compute", "words"), OPERATIONS.values(), ids=OPERATIONS.keys())
+def test_operations_that_hdf5_cannot_hold_are_told(
+    tmp_path: Path, compute: Callable[[Any], Any], words: str
+) -> None:
+    row = keras.Input((2,))
+    path = str(tmp_path / "model.h5")
+    keras.Model(row, compute(row)).save(path)
+    with pytest.raises(ModelError, match=rf"{words}.*Save the model as \.keras"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: convnext.LayerScale(0.5, 2),
+        lambda: convnext.StochasticDepth(0.1),
+        feature_space.TFDIdentity,
+        lambda: feature_space.TFDConcat(axis=1),
+        lambda: inception_resnet_v2.CustomScaleLayer(0.5),
+    ],
+    ids=["scale", "depth", "identity", "concatenation", "sum"],
+)
+def test_layers_inside_of_what_keras_offers_are_its_own(
+    tmp_path: Path, layer: Callable[[], Any]
+) -> None:
+    row = keras.Input((2,))
+    takes_two = layer().name.startswith(("tfd_concat", "custom"))
+    path = str(tmp_path / "model.keras")
+    keras.Model(row, layer()([row, row] if takes_two else row)).save(path)
+    assert examine(path).findings == ()
+    load(path)
+
+
+def test_a_function_that_is_missing_is_told(stored: Callable[[bytes], str]) -> None:
+    function_of_theirs = function("theirs", "builtins")
+    path = stored(archive(with_dense(activation=function_of_theirs)))
+    with pytest.raises(ModelError, match=r"a function of somebody's own.*model\.export\(\)"):
+        load(path, trust=f"sha256:{examine(path).sha256}")
+
+
+def test_what_keras_says_in_color_is_told_without() -> None:
+    error = NameError("Exception in call().\n\n\x1b[1mname 'tf' is not defined\x1b[0m\n\nArguments")
+    said = in_words(error, "Else.")
+    assert said.startswith("Its own Python code")
+    assert said.endswith("NameError: Exception in call(). name 'tf' is not defined Arguments")
 
 
 def test_the_end_of_what_keras_says_is_quoted(stored: Callable[[bytes], str]) -> None:
