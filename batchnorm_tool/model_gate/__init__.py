@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.model_gate.directory import ModelDirectory
+from batchnorm_tool.model_gate.directory import ModelDirectory, check_room
 from batchnorm_tool.model_gate.report import (
     Finding,
     ModelReport,
@@ -127,6 +127,7 @@ def _copy(path: str, target: Path) -> Path:
         if kind == "saved_model":
             ModelDirectory.of(path, path).copy(target)
         else:
+            check_room(path, Path(path).stat().st_size, target)
             shutil.copyfile(path, target)
     except (OSError, shutil.Error) as error:
         raise ModelError(

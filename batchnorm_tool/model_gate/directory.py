@@ -16,6 +16,8 @@ from batchnorm_tool.errors import ModelError
 _BLOCK_BYTES = 1 << 20
 _MAX_ENTRIES = 10_000
 _MAX_BYTES = 64 << 30
+MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
+GRAPH = "saved_model.pb"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class ModelDirectory:
             OSError: It cannot be read.
         """
         root = os.path.realpath(path)
-        return cls(root, shown, dict(sorted(_entries(root, shown))))
+        entries = dict(sorted(_entries(root, shown)))
+        if GRAPH in entries and entries[GRAPH].size > MAX_GRAPH_BYTES:
+            raise ModelError(f"{shown}: its {GRAPH} is larger than 2 GiB. Use another file.")
+        return cls(root, shown, entries)
 
     def open(self, name: str) -> BufferedReader:
         """Open a file, by the directories that it was found in: no link is followed any more.
@@ -92,15 +97,7 @@ class ModelDirectory:
             OSError: It cannot be read or written.
         """
         target.mkdir()
-        size = sum(entry.size for entry in self.entries.values())
-        free = shutil.disk_usage(target).free
-        if size > min(free, _MAX_BYTES):
-            raise ModelError(
-                f"{self.shown}: holds {size:,} bytes, of which a private copy is made in "
-                f"{target.parent}. Expected at most {min(free, _MAX_BYTES):,} bytes "
-                f"({'what is free there' if free < _MAX_BYTES else 'the limit for a model'}). "
-                "Remove what does not belong to the model, or set TMPDIR to a larger disk."
-            )
+        check_room(self.shown, sum(entry.size for entry in self.entries.values()), target)
         for name, entry in self.entries.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with self.open(name) as source, (target / name).open("xb") as copied:
@@ -112,6 +109,22 @@ class ModelDirectory:
                         f"{self.shown}: `{name}` in it changed while it was copied. Wait until the "
                         "model is written, and try again."
                     )
+
+
+def check_room(shown: str, size: int, target: Path) -> None:
+    """Refuse a copy for which there is no room.
+
+    Raises:
+        ModelError: It has more bytes than are free, or than any model has.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if size > min(free, _MAX_BYTES):
+        raise ModelError(
+            f"{shown}: holds {size:,} bytes, of which a private copy is made in "
+            f"{target.parent}. Expected at most {min(free, _MAX_BYTES):,} bytes "
+            f"({'what is free there' if free < _MAX_BYTES else 'the limit for a model'}). "
+            "Remove what does not belong to the model, or set TMPDIR to a larger disk."
+        )
 
 
 def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:

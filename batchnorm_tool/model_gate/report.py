@@ -24,7 +24,7 @@ from batchnorm_tool.model_gate.architecture import (
     without_compile_settings,
 )
 from batchnorm_tool.model_gate.archive import StoredModel, read_hdf5, read_keras_archive
-from batchnorm_tool.model_gate.directory import ModelDirectory
+from batchnorm_tool.model_gate.directory import GRAPH, MAX_GRAPH_BYTES, ModelDirectory
 from batchnorm_tool.model_gate.foreign import HEAD_BYTES, foreign_file, foreign_folder
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["keras", "h5", "saved_model"]
 
-_MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
 _MAX_FINDINGS = 10_000
-_GRAPH = "saved_model.pb"
 _SUFFIXES = (".keras", ".h5")
 _INDEX = "variables/variables.index"
 
@@ -152,24 +150,22 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
         if name in files.entries:
             raise ModelError(
                 f"{shown}: holds {name}, a form of graph that is not supported. Save the model "
-                f"again as a binary {_GRAPH}."
+                f"again as a binary {GRAPH}."
             )
-    if files.entries[_GRAPH].size > _MAX_GRAPH_BYTES:
-        raise ModelError(f"{shown}: its {_GRAPH} is larger than 2 GiB. Use another file.")
-    with files.open(_GRAPH) as file:
-        content = file.read(_MAX_GRAPH_BYTES)
+    with files.open(GRAPH) as file:
+        content = file.read(MAX_GRAPH_BYTES)
     try:
         graph = ExaminedGraph(content)
     except ValueError as error:
         raise ModelError(
-            f"{shown}: its {_GRAPH} is damaged: {error}. Copy or export the model again."
+            f"{shown}: its {GRAPH} is damaged: {error}. Copy or export the model again."
         ) from error
     _check_whole(graph, files)
     hashes = {name: files.sha256(name) for name in files.entries}
     lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
     if private:
-        Path(path, _GRAPH).write_bytes(graph.content(Path(path)))
-    findings = [Finding("refuse", what, f"{where} of {_GRAPH}") for what, where in graph.dangers]
+        Path(path, GRAPH).write_bytes(graph.content(Path(path)))
+    findings = [Finding("refuse", what, f"{where} of {GRAPH}") for what, where in graph.dangers]
     return ModelReport(
         *(shown, "saved_model", sha256_of_data(hashes), sha256_of_data(lasting)),
         findings=_sorted(findings),
@@ -215,7 +211,7 @@ def is_model(path: str) -> bool:
     """Tell whether a path is a model, or what another program takes for one, rather than data."""
     place = Path(path)
     if place.is_dir():
-        return (place / _GRAPH).is_file() or foreign_folder(place) is not None
+        return (place / GRAPH).is_file() or foreign_folder(place) is not None
     if not place.is_file():
         return place.suffix in _SUFFIXES
     head = b""
@@ -227,14 +223,14 @@ def is_model(path: str) -> bool:
 
 
 def _directory_kind(path: str, shown: str) -> Kind:
-    if Path(path, _GRAPH).is_file():
+    if Path(path, GRAPH).is_file():
         return "saved_model"
     words = foreign_folder(Path(path))
     if words is not None:
         raise ModelError(f"{shown}: {words}")
     names = sorted(item.name for item in Path(path).iterdir())
     raise ModelError(
-        f"{shown}: a directory without {_GRAPH}. Expected a SavedModel, as model.export() writes "
+        f"{shown}: a directory without {GRAPH}. Expected a SavedModel, as model.export() writes "
         f"it. Received: {', '.join(names[:5]) or 'an empty directory'}."
     )
 

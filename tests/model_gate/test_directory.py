@@ -12,7 +12,7 @@ import pytest
 
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
-from batchnorm_tool.model_gate import admit, directory, examine
+from batchnorm_tool.model_gate import admit, directory, examine, examine_copy
 from batchnorm_tool.model_gate.directory import ModelDirectory
 
 
@@ -158,3 +158,14 @@ def test_a_copy_without_room_names_the_numbers(
     monkeypatch.setattr(directory, "_MAX_BYTES", 1 << 50)
     with pytest.raises(ModelError, match=r"holds 8,796,093,022,218 bytes.*what is free there"):
         ModelDirectory.of(str(model), "model").copy(tmp_path / "other")
+
+
+def test_no_copy_is_begun_that_cannot_end(model: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "model.keras"
+    for path in (stored, model / "saved_model.pb"):
+        path.write_bytes(b"PK\x03\x04")
+        os.truncate(path, 1 << 43)
+    with pytest.raises(ModelError, match=r"holds 8,796,093,022,208 bytes.*Expected at most"):
+        examine_copy(str(stored))
+    with pytest.raises(ModelError, match=r"saved_model\.pb is larger than 2 GiB"):
+        examine_copy(str(model))
