@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.sources import Table
 
 # A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
-_ALLOWED = {
+# What a store needs of these keys: no row without a vector.
+ALLOWED = {
     ("input", "invalid"): ("fail", "quarantine"),
     ("normalize", "nonfinite"): ("quarantine", "fail"),
     ("normalize", "zero"): ("keep", "quarantine", "fail"),
@@ -210,7 +211,7 @@ def _check_job(job: Job) -> None:
             "predicted, each night others together. Score all rows with `batchnorm-tool run`."
         )
         raise JobError(msg)
-    for (section, key), allowed in _ALLOWED.items():
+    for (section, key), allowed in ALLOWED.items():
         value = getattr(getattr(job, section), key)
         if value not in allowed:
             choices = ", ".join(f"`{choice}`" for choice in allowed)

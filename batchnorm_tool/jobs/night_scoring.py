@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.difference import CHANGED
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.job import Input, Job, Output
+from batchnorm_tool.jobs.night_plan import ALLOWED
 from batchnorm_tool.jobs.scoring import run
+from batchnorm_tool.manifest import read_refusals
+from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.key_places import KeyPlaces
 from batchnorm_tool.store.rows import (
     NOWHERE,
@@ -36,15 +39,17 @@ from batchnorm_tool.store.state import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from batchnorm_tool.difference import Difference
     from batchnorm_tool.jobs.night_plan import NightPlan
     from batchnorm_tool.jobs.scoring import RunResult
     from batchnorm_tool.progress import Progress
-    from batchnorm_tool.storage import LocalStorage
     from batchnorm_tool.store.state import StoreFacts, StoreState
 
 REUSED = f"{NIGHT}/reused"
 SCORED = f"{NIGHT}/scored"
+_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,10 @@ def score(
     """
     if not rows_in(state.storage, CHANGED):
         return None
-    result = run(scoring_job(state, plan, difference), progress=progress)
+    try:
+        result = run(scoring_job(state, plan, difference), progress=progress)
+    except BadRows as error:
+        raise BadRows(_broken_policy(state.storage.root / SCORED, plan.job)) from error
     content = result.manifest["identity"]["space"]["model"]
     if content != plan.resolved.model_content:
         msg = (
@@ -168,6 +176,23 @@ def score(
         )
         raise WorkFailed(msg)
     return result
+
+
+def _broken_policy(scored: Path, job: Job) -> str:
+    """Name the rows by their keys: where they lie in the spool is nobody's concern."""
+    refused = list(read_refusals(LocalStorage(scored)))
+    rows = [row for record in refused for row in record.first_bad_rows][:_NAMED_ROWS]
+    choices = [
+        f"set `{section}.{key}` to {' or '.join(fate for fate in fates if fate != 'fail')}"
+        for (section, key), fates in ALLOWED.items()
+        if getattr(getattr(job, section), key) == "fail"
+    ]
+    return Lines(
+        f"{sum(record.counts.failed for record in refused):,} rows broke a row policy, and nothing "
+        "was published. The first are:",
+        *(f"  key {row.key}: {row.reason}" for row in rows),
+        f"Mend the input, or {'; or '.join(choices)}.",
+    )
 
 
 def rows_in(storage: LocalStorage, directory: str) -> int:

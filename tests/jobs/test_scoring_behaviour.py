@@ -380,8 +380,21 @@ def test_a_night_sets_rows_aside_on_which_the_model_fails(tmp_path: Path, embedd
         stored = read(tmp_path / "s.lance").to_pandas()
         assert len(stored) == rows
         assert stored["status"].str.startswith("stale: model_failure").sum() == bad
-    done = invoke("refresh", tmp_path / "job.yaml", "--set", "input.invalid=fail")
-    assert done.exit_code in (0, 4)
+
+
+def test_a_night_names_rows_on_which_the_model_fails_by_key(tmp_path: Path, embedder: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "input: {path: in.parquet, key: id}\nstore: {path: s.lance}\nmodel: {path: "
+        f"{embedder}}}\nnormalize: {{zero: fail}}\n"
+    )
+    write(tmp_path, with_bad_ids())
+    done = invoke("refresh", tmp_path / "job.yaml")
+    assert done.exit_code == 4
+    assert "3 rows broke a row policy" in done.stderr
+    for row, number in BAD.items():
+        assert f"\n  key {2 * row}: model_failure (indices[0,1] = {number} is" in done.stderr
+    assert "set `input.invalid` to quarantine; or set `normalize.zero` to keep" in done.stderr
+    assert "s.lance.state" not in done.stderr
 
 
 def test_negative_ids_are_warned_of_by_column(tmp_path: Path) -> None:
