@@ -11,7 +11,6 @@ import bisect
 import functools
 import itertools
 import json
-import subprocess
 import sys
 import threading
 from collections import Counter, OrderedDict, deque
@@ -311,6 +310,8 @@ class _Chunk(NamedTuple):
 
 def _chunks_of_first_group(path: str) -> list[_Chunk]:
     """Read them in another process: Arrow ends the one that asks for a damaged chunk's metadata."""
+    import subprocess
+
     command = [sys.executable, "-c", _READ_CHUNKS, path]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:

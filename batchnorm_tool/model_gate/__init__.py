@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.model_gate.architecture import Finding
 from batchnorm_tool.model_gate.directory import ModelDirectory, check_room
 from batchnorm_tool.model_gate.report import (
-    Finding,
     ModelReport,
     examine,
     is_model,

@@ -83,23 +83,23 @@ class Custom:
 
 
 @dataclass(frozen=True)
-class Concern:
-    """Something in an architecture.
+class Finding:
+    """What the gate saw in a model file.
 
     Attributes:
-        what: What it is.
-        where: Where in the architecture.
-        refuse: Whether it is a danger, or only worth a warning.
-        custom: The class or function of somebody's own, if that is what it is.
+        severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
+        what: What was found.
+        where: In which part of the file.
+        custom: The class or function of somebody's own, if that is what was found.
     """
 
+    severity: Literal["refuse", "warn"]
     what: str
     where: str
-    refuse: bool = True
     custom: Custom | None = None
 
 
-def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Concern]:
+def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Finding]:
     """Everything in an architecture that is dangerous or worth knowing.
 
     Args:
@@ -108,7 +108,7 @@ def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Concern]:
 
     Example:
         >>> layer = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
-        >>> [concern.what for concern in judge_architecture(layer, 0)]
+        >>> [finding.what for finding in judge_architecture(layer, 0)]
         ['a Lambda layer, which runs Python code that lies in the file']
     """
     bound = max(8 * weight_bytes, _UNJUDGED_UNITS)
@@ -116,12 +116,12 @@ def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Concern]:
         if "class_name" in item:
             yield from _judge_class(item, where)
         if _runs_dropout(item):
-            yield Concern("dropout that is active at inference", where, refuse=False)
+            yield Finding("warn", "dropout that is active at inference", where)
         for key, value in item.items():
             yield from _judge_value(key, value, where, bound)
         yield from _judge_products(item, where, bound)
     for name in _normalizing_outputs(config):
-        yield Concern("an output that is normalized already", name, refuse=False)
+        yield Finding("warn", "an output that is normalized already", name)
 
 
 def without_compile_settings(config: Any) -> Any:
@@ -227,22 +227,24 @@ def _named(where: str, item: dict[str, Any]) -> str:
     return f"{short(item['class_name'])} `{short(name)}`" if name else where
 
 
-def _judge_class(item: dict[str, Any], where: str) -> Iterator[Concern]:
+def _judge_class(item: dict[str, Any], where: str) -> Iterator[Finding]:
     name, module = item["class_name"], item.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
-        yield Concern(f"a class named by {short([name, module])}, where text belongs", where)
+        yield Finding(
+            "refuse", f"a class named by {short([name, module])}, where text belongs", where
+        )
     elif name == "function":
         yield from _judge_function(item, where)
     elif name in UNSAFE_CLASSES:
-        yield Concern(UNSAFE_CLASSES[name], where)
+        yield Finding("refuse", UNSAFE_CLASSES[name], where)
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
         yield _custom("class", name, item, where)
 
 
-def _judge_function(item: dict[str, Any], where: str) -> Iterator[Concern]:
+def _judge_function(item: dict[str, Any], where: str) -> Iterator[Finding]:
     name, module = item.get("config"), _text(item, "module")
     if not isinstance(name, str):
-        yield Concern(f"a function named by {short(name)}, where text belongs", where)
+        yield Finding("refuse", f"a function named by {short(name)}, where text belongs", where)
     elif (
         module not in FUNCTION_MODULES
         or item.get("registered_name") not in (None, name)
@@ -254,7 +256,7 @@ def _judge_function(item: dict[str, Any], where: str) -> Iterator[Concern]:
 
 def _custom(
     kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
-) -> Concern:
+) -> Finding:
     """What is not known to be harmless; only what could be somebody's own can be trusted by name.
 
     Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
@@ -267,8 +269,8 @@ def _custom(
     words = [name.rpartition(">")[2], *(module or "").split(".")]
     is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
     if not is_own or not all(word.isidentifier() for word in words if word or module):
-        return Concern(what, where)
-    return Concern(what, where, custom=Custom(kind, words[0], module, looked_up))
+        return Finding("refuse", what, where)
+    return Finding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
 
 
 def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
@@ -292,21 +294,23 @@ def _is_in_module(name: str, module: str) -> bool:
     return module in HARMLESS_MODULES
 
 
-def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Concern]:
+def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Finding]:
     if isinstance(value, str):
         if key in _FILE_KEYS:
-            yield Concern(f"a `{key}` that is read from the path {short([value])[1:-1]}", where)
+            yield Finding(
+                "refuse", f"a `{key}` that is read from the path {short([value])[1:-1]}", where
+            )
     elif isinstance(value, int):
         largest = bound if key in _WEIGHT_KEYS else _LARGEST
         if value > largest and key not in _FREE_KEYS:
-            yield Concern(f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
     elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
         shapes = [value, *(inner for inner in value if isinstance(inner, list))]
         if any(_exceeds(_LARGEST, shape) for shape in shapes):
-            yield Concern(f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
 
 
-def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Concern]:
+def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Finding]:
     """Sizes of a layer that are small enough alone, and not together."""
     if _WEIGHT_KEYS.isdisjoint(item):
         return
@@ -316,7 +320,7 @@ def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Co
         flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
         if None not in sizes and _exceeds(bound, flat):
             words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
-            yield Concern(f"the absurd size of {words}", where)
+            yield Finding("refuse", f"the absurd size of {words}", where)
 
 
 def _exceeds(bound: int, sizes: Iterable[object]) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from batchnorm_tool.canonical import sha256 as sha256_of_data
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.model_gate.architecture import (
-    Custom,
+    Finding,
     canonical_architecture,
     judge_architecture,
     unloadable,
@@ -35,23 +35,6 @@ Kind = Literal["keras", "h5", "saved_model"]
 _MAX_FINDINGS = 10_000
 _SUFFIXES = (".keras", ".h5")
 _INDEX = "variables/variables.index"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the gate saw in a model file.
-
-    Attributes:
-        severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
-        what: What was found.
-        where: In which part of the file.
-        custom: The class or function of somebody's own, if that is what was found.
-    """
-
-    severity: Literal["refuse", "warn"]
-    what: str
-    where: str
-    custom: Custom | None = None
 
 
 @dataclass(frozen=True)
@@ -120,12 +103,11 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     if why is not None:
         raise ModelError(f"{report.path}: {why}")
     findings = [Finding("refuse", what, where) for what, where in stored.dangers]
-    for concern in judge_architecture(config, stored.weights_bytes):
+    for finding in judge_architecture(config, stored.weights_bytes):
         if len(findings) == _MAX_FINDINGS:
             findings.append(Finding("refuse", f"more than {_MAX_FINDINGS:,} findings", "the file"))
             break
-        severity: Literal["refuse", "warn"] = "refuse" if concern.refuse else "warn"
-        findings.append(Finding(severity, concern.what, concern.where, concern.custom))
+        findings.append(finding)
     content = {"architecture": json.dumps(canonical_architecture(config), sort_keys=True)}
     return replace(
         report,
