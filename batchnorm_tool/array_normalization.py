@@ -147,6 +147,8 @@ def _stacked(column: Any) -> Anything:
     shape = [len(values)]
     while True:
         values = values.storage if isinstance(values, pa.ExtensionArray) else values
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary.take(values.indices)
         _refuse_rows(column, values.is_null(), shape, "is null, or holds a null")
         if not hasattr(values, "flatten") or not hasattr(values.type, "value_field"):
             break

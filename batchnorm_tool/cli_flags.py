@@ -11,6 +11,11 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_UNLISTED = (
+    "Expected names separated by commas, and double quotes around a name that holds a comma or a "
+    "line break. Received: "
+)
+
 
 def listed(
     context: click.Context, parameter: click.Parameter, text: str | None
@@ -22,8 +27,7 @@ def listed(
         first = next(csv.reader([text], strict=True, skipinitialspace=True))
         return [name.strip() for name in first or [""]]
     except csv.Error as error:
-        msg = f"Expected names separated by commas, such as a,b. Received: {text!r} ({error})."
-        raise click.BadParameter(msg, context, parameter) from error
+        raise click.BadParameter(f"{_UNLISTED}{text!r}.", context, parameter) from error
 
 
 def _listed_several(
@@ -31,11 +35,8 @@ def _listed_several(
 ) -> tuple[str, ...]:
     names = [name for text in texts for name in listed(context, parameter, text) or ()]
     if not all(names):
-        msg = (
-            "Expected names separated by commas, and double quotes around a name that holds a "
-            f"comma. Received: {', '.join(map(repr, texts))}."
-        )
-        raise click.BadParameter(msg, context, parameter)
+        given = ", ".join(map(repr, texts))
+        raise click.BadParameter(f"{_UNLISTED}{given}.", context, parameter)
     return tuple(names)
 
 

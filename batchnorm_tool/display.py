@@ -13,7 +13,8 @@ INVISIBLE = re.compile(
 )
 # `//` then everything up to the last `@`: secret keys may themselves hold `/` and `@`, but then
 # a `:` comes before the first `/`.
-_PASSWORD = re.compile(r"(?<=://)([^/?#@]*:[^?#]*)(?=@)")
+# What cannot be a port is a password, which may then hold `?` and `#` as well.
+_PASSWORD = re.compile(r"(?s)(?<=://)[^/?#@]*:(?:(?!\d*(?:[/?#]|$)).*|[^?#]*)(?=@)")
 _USER = re.compile(r"(?<=://)([^/?#@:]+)(?=@)")
 _NO_PORT = re.compile(r"(?<=://)[^/?#@:]*:(?!\d+(?=[/?#]|$)|(?=[/?#]|$))[^?#]*")
 _SECRET = re.compile(

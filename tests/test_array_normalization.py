@@ -69,6 +69,11 @@ FIXED = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), 2)
             id="decimals",
         ),
         pytest.param(pa.FixedShapeTensorArray.from_numpy_ndarray(ROWS), "float32", id="tensors"),
+        pytest.param(
+            pa.DictionaryArray.from_arrays(pa.array(range(len(FIXED))), FIXED),
+            "float32",
+            id="a dictionary of lists",
+        ),
         pytest.param(pd.Series(list(ROWS)), "float32", id="pandas, arrays"),
         pytest.param(pd.Series(ROWS.tolist()), "float64", id="pandas, lists"),
         pytest.param(pd.DataFrame({"e": list(ROWS)})["e"], "float32", id="a column of a frame"),

@@ -80,6 +80,7 @@ def test_each_flag_sets_its_key(flag: str, out: Path) -> None:
         ("--outputs", "a,b", ["a", "b"]),
         ("--key", '"a,b"', "a,b"),
         ("--key", 'a, "b,""c"""', ["a", 'b,"c"']),
+        ("--key", '"a\nb",c', ["a\nb", "c"]),
         ("--key", 'in"ch', 'in"ch'),
     ],
 )

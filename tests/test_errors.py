@@ -162,6 +162,8 @@ def test_json_keeps_odd_characters_as_escapes(tmp_path: Path) -> None:
 SECRETS = {
     "uri": "s3://AKIA:s3cr3t@bucket/key",
     "unescaped": "postgresql://me:p@s3cr3t@host/db",
+    "a fragment": "postgresql://me:p#s3cr3t@host/db",
+    "a query": "postgresql://me:p?s3cr3t@host/db",
     "spaces": "s3://AKIA:my s3cr3t/x@bucket",
     "parameter": "s3://bucket/key?secret_key=s3cr3t",
     "conninfo": "host=db password='my s3cr3t' user=me",

@@ -164,6 +164,10 @@ ENCODED: dict[str, Callable[[], tuple[pa.Array, pa.DataType]]] = {
         pa.DictionaryArray.from_arrays([0, None, 0], pa.array(["a"], pa.string_view())),
         pa.large_string(),
     ),
+    "dictionary of lists": lambda: (
+        pa.DictionaryArray.from_arrays([1, None, 0], pa.array([[1.0, 2.0], [3.0, 4.0]], VECTORS)),
+        VECTORS,
+    ),
     "run ends of views": lambda: (
         pa.RunEndEncodedArray.from_arrays([2, 3], pa.array(["a", None], pa.string_view())),
         pa.large_string(),
@@ -286,6 +290,6 @@ def test_what_parquet_cannot_hold_is_refused_before_anything_is_written(
     command = ["normalize", tmp_path / "in.arrow", tmp_path / "out", "--passthrough", "x"]
     done = invoke(*command, "--format", form)
     assert done.exit_code == 2
-    assert "cannot be stored in Parquet" in done.stderr
+    assert "`x` cannot be stored in Parquet" in done.stderr
     assert not (tmp_path / "out" / "_state").exists()
     assert invoke(*command, "--format", "arrow").exit_code == 0

@@ -31,6 +31,7 @@ TABLES = [
     ("Delta", "_delta_log/00000000000000000000.json", "day=1/part-0.parquet", "polars.scan_delta"),
     ("Iceberg", "metadata/v3.metadata.json", "data/0.parquet", "v3.metadata.json"),
     ("Iceberg", "metadata/00001-ab.metadata.json", "data/x=1/0.parquet", "polars.scan_iceberg"),
+    ("Spark stream", "_spark_metadata/0", "part-0.parquet", "spark.read.parquet"),
     ("Hudi", ".hoodie/hoodie.properties", "2024/0.parquet", 'format("hudi")'),
     ("Lance", "_versions/1.manifest", "data/0.parquet", "lance.dataset"),
     ("Paimon", "snapshot/snapshot-1", "bucket-0/0.parquet", 'format("paimon")'),

@@ -221,4 +221,5 @@ def _ratios(score: Score, x64: Float64s, lengths: Float64s) -> Float64s:
 def _range(ratios: Float64s) -> float:
     """How often the smallest positive one goes into the largest."""
     positive = ratios[ratios > 0]
-    return float(positive.max() / positive.min()) if len(positive) else 1.0
+    with np.errstate(over="ignore"):
+        return float(positive.max() / positive.min()) if len(positive) else 1.0

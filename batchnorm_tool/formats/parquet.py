@@ -152,8 +152,9 @@ def _open_writer(
             write_batch_size=WRITE_BATCH_VALUES,
         )
     except pa.ArrowNotImplementedError as error:
+        names = "`, `".join(schema.names)
         message = (
-            f"output: a column cannot be stored in Parquet. Received: {error}. "
+            f"output: `{names}` cannot be stored in Parquet. Received: {error}. "
             "Leave it out of `input.passthrough`, or write `output.format: arrow`."
         )
         raise OutputError(message) from error
@@ -163,9 +164,11 @@ def check_storable(schema: pa.Schema) -> None:
     """Refuse a schema with a type that Parquet does not have.
 
     Raises:
-        OutputError: It has one; the message names the type.
+        OutputError: It has one; the message names the column and its type.
     """
-    _open_writer(pa.BufferOutputStream(), schema, Layout(rows=0, vector_columns=())).close()
+    for field in schema:
+        one, nothing = pa.schema([field]), Layout(rows=0, vector_columns=())
+        _open_writer(pa.BufferOutputStream(), one, nothing).close()
 
 
 def _leaf(field: pa.Field) -> str:

@@ -165,7 +165,7 @@ def _plain_array(array: pa.Array) -> pa.Array:
         runs = pa.RunEndEncodedArray.from_arrays(array.run_ends, _plain_array(array.values))
         array = pc.run_end_decode(runs.slice(array.offset, len(array)))
     elif pa.types.is_dictionary(array.type):
-        array = pa.DictionaryArray.from_arrays(array.indices, _plain_array(array.dictionary))
+        array = _plain_array(array.dictionary).take(array.indices)  # no cast decodes lists
     elif isinstance(array, pa.ListViewArray | pa.LargeListViewArray):
         return _gathered_lists(array, kind)
     return array.cast(kind)

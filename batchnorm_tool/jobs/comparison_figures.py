@@ -101,11 +101,13 @@ def _is_graded(judged: Judged | None) -> bool:
 def _check_depth(asking: Asking, survey: NormSurvey, k: int) -> None:
     """Refuse more neighbours than there are finite rows."""
     finite = survey.rows - survey.missing - survey.nonfinite
-    if k > finite - asking.is_base and finite < survey.rows:
+    most = finite - asking.is_base
+    if k > most and finite < survey.rows:
+        enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
+        remedy = "Ask for fewer with `k`" if most > 0 else "Mend them, or name another `column`"
         msg = (
             f"{asking.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
-            f"neighbours. Expected: `k` of at most {max(0, finite - asking.is_base):,}. Received: "
-            f"{k:,}. Ask for fewer with `k`."
+            f"neighbours. Expected: {enough}. Received: `k` {k:,}. {remedy}."
         )
         raise InputError(msg)
 

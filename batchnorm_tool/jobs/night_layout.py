@@ -127,8 +127,8 @@ def _check_names(names: list[str], ours: dict[str, str]) -> None:
         msg = (
             f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that is none "
             f"of Lance's own ({', '.join(_OF_LANCE)}), without a dot, which leads into a nested "
-            f"column, and without a backtick. Received: {', '.join(names)}. Rename the column in "
-            "the input, or leave it out of `input.passthrough`."
+            f"column, a backtick or NUL. Received: {', '.join(names)}. Rename the column in the "
+            "input, or leave it out of `input.passthrough`."
         )
         raise JobError(msg)
 

@@ -42,6 +42,10 @@ _FORMATS = (
     _TableFormat(
         "an Iceberg table", _ICEBERG, 'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")'
     ),
+    _TableFormat(
+        *("a Spark stream's output", ("_spark_metadata",)),
+        'spark.read.parquet("{0}").write.parquet("rows")',
+    ),
     _TableFormat("a Hudi table", (".hoodie",), _SPARK.format("hudi")),
     _TableFormat(
         *("a Lance dataset", ("_versions/*.manifest", "_latest.manifest")),

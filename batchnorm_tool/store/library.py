@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ def lance() -> Any:
     Raises:
         JobError: It is not installed.
     """
+    # Lance writes its warnings to standard error itself; what matters comes as an exception, too.
+    os.environ.setdefault("LANCE_LOG", "error")
     try:
         import lance as library
     except ImportError as error:

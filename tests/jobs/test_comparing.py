@@ -319,6 +319,14 @@ def test_more_neighbours_than_finite_rows_are_refused() -> None:
     with pytest.raises(InputError, match=r"only 4 of 12 rows are finite.*`k` of at most 3"):
         compare(x, k=[10])
     assert figures(compare(x, k=[3]))["queries"]["used"] == 4
+    x[1:] = np.nan
+    with pytest.raises(InputError, match=r"Expected: finite vectors to compare.*Mend them"):
+        compare(x, k=[1])
+
+
+def test_lengths_may_be_farther_apart_than_a_float64_tells() -> None:
+    x = np.array([[1e150, 1e150], [1e-160, 0.0], [1.0, 2.0]])
+    assert figures(compare(x, k=[1]))["overlap"]["none"]["l2"] == {"1": 1.0}
 
 
 def test_many_queries_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,7 @@ def test_the_stores_own_columns_may_be_renamed_later(nightly: Nightly) -> None:
     verify(nightly.store)
 
 
-@pytest.mark.parametrize("name", ["_rowid", "_rowaddr", "_rowoffset", "a.b", "a`b"])
+@pytest.mark.parametrize("name", ["_rowid", "_rowaddr", "_rowoffset", "a.b", "a`b", "a\0b"])
 def test_a_name_that_lance_cannot_keep_is_refused(nightly: Nightly, name: str) -> None:
     table = pa.table({"id": [1], name: [1], "x": lists([features(1)])})
     nightly.put(table)

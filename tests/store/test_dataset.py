@@ -44,6 +44,14 @@ def test_rows_come_back_as_they_were_written(path: str) -> None:
     assert lance.dataset(path).schema.equals(ITEMS.schema)
 
 
+def test_lance_writes_no_warnings_of_its_own(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance takes the level when it is imported, from the environment."""
+    write(path, [item(1)])
+    monkeypatch.delenv("LANCE_LOG", raising=False)
+    library.lance()
+    assert os.environ["LANCE_LOG"] == "error"
+
+
 def test_a_store_may_be_empty_and_filled_later(path: str) -> None:
     assert write(path, []) == 1
     assert stored(path) == []
