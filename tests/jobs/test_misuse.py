@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from batchnorm_tool import InputError, Job, JobError, WorkFailed, read, run, score, show
+from batchnorm_tool import InputError, Job, JobError, read, run, score, show
 from tests.command_line import ENCODER
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -40,7 +40,7 @@ def test_what_a_notebook_echoes_is_short(tmp_path: Path) -> None:
     assert len(repr(show(tmp_path / "out"))) < 300
 
 
-def test_an_index_out_of_range_is_said_in_a_line_with_its_file_and_row(tmp_path: Path) -> None:
+def test_an_index_out_of_range_is_a_bad_row_that_is_named(tmp_path: Path) -> None:
     inputs = keras.Input((1,), dtype="int32", name="data")
     vectors = keras.layers.Flatten()(keras.layers.Embedding(10, 4)(inputs))
     keras.Model(inputs, vectors).save(tmp_path / "lookup.keras")
@@ -52,11 +52,10 @@ def test_an_index_out_of_range_is_said_in_a_line_with_its_file_and_row(tmp_path:
         "model": {"path": "lookup.keras", "batch_size": 64},
         "output": {"path": "out", "part_rows": 64},
     }
-    with pytest.raises(WorkFailed) as caught:
+    with pytest.raises(BadRows) as caught:
         run(Job.from_dict(data, tmp_path))
     assert "99 is not in [0, 10)" in caught.value.message
-    assert f"{tmp_path / 'ids.npy'}, row 448 and the 63 after it" in caught.value.message
-    assert "\n" not in caught.value.message
+    assert f"{tmp_path / 'ids.npy'}, row 500, key 500: model_failure" in caught.value.message
 
 
 @keras.saving.register_keras_serializable("tests")
