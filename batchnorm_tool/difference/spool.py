@@ -95,7 +95,7 @@ def feature_column(kind: pa.DataType, array: np.ndarray) -> pa.Array:
 
 def _arrow_type(dtype: str) -> pa.DataType:
     if dtype == "string":
-        return pa.string()
+        return pa.binary()  # what the model takes for text may be no UTF-8
     # Arrow has no bfloat16; every one of them is a float32.
     return pa.from_numpy_dtype(np.dtype("float32" if dtype == "bfloat16" else dtype))
 

@@ -71,7 +71,7 @@ class StoredColumn:
 
     @property
     def is_text(self) -> bool:
-        """Whether the innermost values are strings, or nothing but nulls."""
+        """Whether the innermost values are strings or bytes, which TensorFlow takes for strings."""
         leaf = self.leaf
         known = (
             pa.types.is_string,
@@ -79,14 +79,17 @@ class StoredColumn:
             pa.types.is_string_view,
             pa.types.is_null,
         )
-        return any(is_kind(leaf) for is_kind in known)
+        return _is_bytes(leaf) or any(is_kind(leaf) for is_kind in known)
 
     @property
     def is_bytes(self) -> bool:
         """Whether each row is one string of bytes, such as an encoded image."""
-        leaf = self.leaf
-        known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-        return not self.lengths and any(is_kind(leaf) for is_kind in known)
+        return not self.lengths and _is_bytes(self.leaf)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in known)
 
 
 def storage_type(kind: pa.DataType) -> pa.DataType:

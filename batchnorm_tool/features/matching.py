@@ -340,7 +340,9 @@ def _scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[str]:
     return [
         column.name
         for column in columns
-        if not column.lengths and (column.is_text if field.dtype == STRING else column.is_numeric)
+        if not column.lengths
+        and not column.is_bytes
+        and (column.is_text if field.dtype == STRING else column.is_numeric)
     ]
 
 

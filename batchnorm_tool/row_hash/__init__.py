@@ -184,6 +184,6 @@ def _pieces(array: np.ndarray) -> list[bytes]:
     return [b"".join(map(_prefixed, row)) for row in rows]
 
 
-def _prefixed(text: str) -> bytes:
-    data = text.encode()
+def _prefixed(text: str | bytes) -> bytes:
+    data = text if isinstance(text, bytes) else text.encode()
     return struct.pack("<Q", len(data)) + data

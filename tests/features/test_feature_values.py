@@ -235,6 +235,13 @@ def test_lists_of_strings_may_be_ragged() -> None:
     assert faults == [GOOD, RAGGED, NULL]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_a_model_takes_bytes_for_text(kind: pa.DataType) -> None:
+    array, faults = read(pa.array([b"\xff\x00", None, b"a"], kind), Field("x", (), "string"))
+    assert array.tolist() == [b"\xff\x00", "", b"a"]
+    assert faults == [GOOD, NULL, GOOD]
+
+
 @pytest.mark.parametrize(
     ("column", "field", "message"),
     [
