@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from batchnorm_tool import InputError, Job, JobError, read, run, score, show
+from batchnorm_tool import BadRows, InputError, Job, JobError, read, run, score, show
 from tests.command_line import ENCODER
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
