@@ -296,7 +296,7 @@ def test_killed_by_the_system(parquet: Case, call: str, number: int) -> None:
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     ("call", "error", "number"),
-    [("write", "ENOSPC", 3), ("fsync", "EIO", 3), ("fsync", "EIO", 14), ("rename", "EIO", 2)],
+    [("write", "ENOSPC", 4), ("fsync", "EIO", 3), ("fsync", "EIO", 14), ("rename", "EIO", 2)],
 )
 def test_failed_by_the_system(parquet: Case, call: str, error: str, number: int) -> None:
     expected = parquet.finished()

@@ -17,7 +17,6 @@ from batchnorm_tool import canonical, features, layout, model_gate, predictor, s
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import InputError, JobError, OutputError
 from batchnorm_tool.features import FeatureReader
-from batchnorm_tool.formats.parquet import check_storable
 from batchnorm_tool.identity import identify
 from batchnorm_tool.input_warnings import collected
 from batchnorm_tool.plan import Plan, Resolved, choose_part_rows
@@ -123,8 +122,6 @@ class Preparation:
         layouts = layout.output_layouts(self.job, resolved.outputs)
         layout.output_schema(resolved.carried, layouts, self.job.output.dtype)
         layout.check_directories(layouts, self.job.output.format)
-        if self.job.output.format != "arrow":
-            check_storable(resolved.carried)
         return Plan(
             job=self.job,
             files=self.table.files,

@@ -12,6 +12,7 @@ from batchnorm_tool.canonical import canonical_json
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import let_go
+from batchnorm_tool.formats.parquet import check_storable
 from batchnorm_tool.job import STAGED_OUTPUT
 from batchnorm_tool.jobs.preparing import Preparation
 from batchnorm_tool.jobs.profiling import Profile
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.engines import Engine
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline import Worker
+    from batchnorm_tool.plan import Resolved
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,20 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
         Refused: The job cannot be done as asked.
     """
     _check_output(job)
-    return Preparation(job, limit).plan()
+    return _planned(Preparation(job, limit))
+
+
+def _planned(preparation: Preparation, choices: Resolved | None = None) -> Plan:
+    plan = preparation.plan(choices)
+    if plan.job.output.format != "arrow":
+        check_storable(plan.resolved.carried)
+    return plan
 
 
 def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions) -> RunResult:
     path = preparation.job.output.path
     there = standing.look(storage, path, fresh=options.fresh)
-    plan = preparation.plan(there.choices(preparation.request))
+    plan = _planned(preparation, there.choices(preparation.request))
     if there.manifest and standing.is_finished(there, plan) and not options.fresh:
         if there.plan is None or there.plan.identity == plan.identity:
             standing.discard_state(storage)  # what a kill left after the last step

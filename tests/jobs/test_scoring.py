@@ -195,8 +195,8 @@ def test_a_dry_run_plans_and_writes_nothing(samples: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("sections", "error", "words"),
     [
-        ({"input": {"key": "idd"}}, InputError, "Did you mean `id`?"),
-        ({"input": {"passthrough": ["labl"]}}, InputError, "Did you mean `label`?"),
+        ({"input": {"key": "idd"}}, InputError, "(did you mean `id`?)"),
+        ({"input": {"passthrough": ["labl"]}}, InputError, "(did you mean `label`?)"),
         ({"input": {"features": "pixls"}}, InputError, "Did you mean `pixels`?"),
         ({"input": {"key": "id", "features": "label"}}, InputError, "64 values"),
         (
