@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data_samples"
+
+# A shell that starts the suite in the background lets it ignore SIGINT, and all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, and no deadline: the first call of a model takes seconds.
 settings.register_profile("steady", deadline=None, derandomize=True)
