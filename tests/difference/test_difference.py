@@ -275,7 +275,7 @@ def test_texts_beside_rows_to_be_deleted(nights: Nights) -> None:
     }  # fmt: skip
     spooled = texts.spooled("changed")
     assert spooled is not None
-    assert spooled["feature_0"].to_pylist() == ["a long text"]
+    assert spooled["feature_0"].to_pylist() == [b"a long text"]
 
 
 def test_a_delete_column_holds_booleans(nights: Nights) -> None:
