@@ -81,7 +81,7 @@ def test_cpu_time_and_memory_of_a_process_are_its_own() -> None:
         """)
     )
     assert 1 <= taken.cpu_seconds < 3
-    # Less than is held: a system may take back pages between two uses. Without it: 10 MiB.
+    # Less than is held: a system may take back pages between two uses.
     assert 50 * MEBIBYTE <= taken.peak_rss_bytes < 200 * MEBIBYTE
     assert taken.said == {}
 
