@@ -69,6 +69,8 @@ class RowCounts:
     @classmethod
     def from_dict(cls, data: Mapping[str, int]) -> RowCounts:
         """The counts that `to_dict` gave."""
+        if not all(type(count) is int for count in data.values()):
+            raise TypeError(f"counts that are not whole numbers: {data}")
         names = {"in": "rows_in", "out": "rows_out"}
         return cls(**{names.get(name, name): count for name, count in data.items()})
 
@@ -140,7 +142,7 @@ class PartRecord:
                 name: VectorStats.from_dict(stats) for name, stats in data["statistics"].items()
             },
             warnings=tuple(data["warnings"]),
-            chunks=data["chunks"],
+            chunks=data["chunks"] + "",  # a text, or no record of ours
         )
 
 

@@ -125,7 +125,10 @@ class Resolved:
         """The choices that `to_dict` gave."""
         features = {name: tuple(columns) for name, columns in data["features"].items()}
         fields = {side: tuple(map(_field, data[side])) for side in ("inputs", "outputs")}
-        carried = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["carried"])))
+        try:
+            carried = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["carried"])))
+        except OSError as error:
+            raise ValueError(f"carried: {error}") from error
         return cls(**{**data, **fields, "features": features, "carried": carried})
 
 

@@ -124,10 +124,14 @@ def warn_of_negative_ids(
     """
     for name, size in predictor.embedding_sizes.items():
         if (chunk.features[name] < 0).any():
-            warn(
-                f"The column `{'`, `'.join(columns[name])}` holds negative numbers, which the "
-                f"model's Embedding layer of {size} rows counts from its end: -1 is its last row."
+            meaning = (
+                "which the model may count from the end of what it looks up: -1 is the last row."
+                if size is None
+                else f"which the model's Embedding layer of {size} rows counts from its end: -1 is "
+                "its last row."
             )
+            listed = "`, `".join(columns[name])
+            warn(f"The column `{listed}` holds negative numbers, {meaning}")
 
 
 def _normalized(

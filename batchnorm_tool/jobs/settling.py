@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchnorm_tool.chunk import INPUT_REASONS
-from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.errors import BadRows, Damaged, Lines
 from batchnorm_tool.manifest import BadRow, PartRecord, Totals, read_refusals, total
 from batchnorm_tool.policies import ACTIONS
 
@@ -28,14 +28,18 @@ def settle(storage: Storage, plan: Plan) -> Totals:
     Raises:
         BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
         WorkFailed: A record is missing or damaged.
+        Damaged: The records do not count all rows.
     """
     refused = list(read_refusals(storage))
     if refused:
         raise BadRows(_broken_policy(refused, plan))
     totals = total(storage, range(plan.part_count))
     if totals.counts.rows_in != plan.rows:
-        msg = f"{totals.counts.rows_in} rows of {plan.rows} were read. Run it again with `--fresh`."
-        raise WorkFailed(msg)
+        msg = (
+            f"The records of finished parts count {totals.counts.rows_in:,} rows of {plan.rows:,}: "
+            "they are not as this version writes them. Run it again with `--fresh`."
+        )
+        raise Damaged(msg)
     most = plan.job.normalize.max_bad_fraction
     if totals.counts.bad > most * max(1, plan.rows):
         raise BadRows(_too_many(totals, plan))

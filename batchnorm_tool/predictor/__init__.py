@@ -65,7 +65,7 @@ class Predictor(Protocol):
         """Rows in one call of the model; ``None`` before it is fixed."""
 
     @property
-    def embedding_sizes(self) -> Mapping[str, int]:
+    def embedding_sizes(self) -> Mapping[str, int | None]:
         """Rows of the Embedding layer that an input goes straight into, as far as that is known."""
 
     @property
@@ -120,7 +120,7 @@ class IdentityPredictor:
     threads: int = 1
 
     @property
-    def embedding_sizes(self) -> Mapping[str, int]:
+    def embedding_sizes(self) -> Mapping[str, int | None]:
         """None."""
         return {}
 

@@ -49,7 +49,7 @@ class LoadedModel(Protocol):
         """The batch size that is built into the model, if one is."""
 
     @property
-    def embedding_sizes(self) -> Mapping[str, int]:
+    def embedding_sizes(self) -> Mapping[str, int | None]:
         """Rows of the Embedding layer that an input goes straight into, by its name."""
 
     def compile(self, batch_size: int) -> Step:
@@ -97,7 +97,7 @@ class ModelPredictor:
         )
 
     @property
-    def embedding_sizes(self) -> Mapping[str, int]:
+    def embedding_sizes(self) -> Mapping[str, int | None]:
         """Rows of the Embedding layer that an input goes straight into, by its name."""
         return self.model.embedding_sizes
 

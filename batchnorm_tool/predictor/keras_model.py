@@ -66,7 +66,7 @@ class KerasModel:
     outputs: tuple[Field, ...]
     chosen: tuple[int, ...]
     structure: Any
-    embedding_sizes: Mapping[str, int]
+    embedding_sizes: Mapping[str, int | None]
 
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> KerasModel:

@@ -7,8 +7,9 @@ neither needed nor in the copy that the gate admitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_SIGNATURE = "serving_default"
 _INIT_OP = "__saved_model_init_op"
+_LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
 
 def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
@@ -64,6 +66,7 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
         call=session.make_callable([outputs[name][0] for name in chosen], feeds),
         inputs=tuple(taken.values()),
         outputs=tuple(given.values()),
+        embedding_sizes=dict.fromkeys(_ids(taken.values()) if _looks_up(stored) else ()),
         own_batch_size=min({spec.shape[0] for _, spec in inputs.values()} - {None}, default=None),
     )
 
@@ -76,18 +79,15 @@ class SavedModel:
         call: The signature: arrays in the order of ``inputs``, to arrays in that of ``outputs``.
         inputs: The arrays that it takes.
         outputs: The chosen outputs.
+        embedding_sizes: The inputs that may be ids, by name; how many ids there are is not known.
         own_batch_size: The batch size that is built into the signature, if one is.
     """
 
     call: Callable[..., list[np.ndarray]]
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    embedding_sizes: Mapping[str, int | None]
     own_batch_size: int | None
-
-    @property
-    def embedding_sizes(self) -> dict[str, int]:
-        """None: its layers are not known any more."""
-        return {}
 
     def compile(self, batch_size: int) -> Step:
         """A step over batches of one size; the graph is compiled already."""
@@ -103,6 +103,17 @@ class SavedModel:
             return found
 
         return step
+
+
+def _ids(inputs: Iterable[Field]) -> list[str]:
+    return [field.name for field in inputs if field.dtype.startswith("int")]
+
+
+def _looks_up(stored: Any) -> bool:
+    """Tell whether any operation of a graph takes rows by their numbers, as an Embedding does."""
+    graph = stored.graph_def
+    functions = (function.node_def for function in graph.library.function)
+    return any(node.op in _LOOKUPS for node in chain(graph.node, *functions))
 
 
 def _signature(model: Model, signatures: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,17 @@ def test_negative_ids_are_warned_of_by_column(tmp_path: Path) -> None:
     assert warning.startswith("The column `x` holds negative numbers, which the model's Embedding")
     with pytest.warns(UserWarning, match="The column `x` holds negative numbers"):
         score(model, {"x": ids})
+
+
+def test_negative_ids_for_an_export_are_warned_of(tmp_path: Path, tensorflow: None) -> None:
+    model_of(embedding, (3,), dtype="int32").export(tmp_path / "export", verbose=False)
+    ids = IDS.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(str(tmp_path / "export"), {"x": ids})
+    ids[40, 0] = -2
+    with pytest.warns(UserWarning, match="The column `x` holds negative numbers, which the mod"):
+        score(str(tmp_path / "export"), {"x": ids})
 
 
 # ---- outputs that cannot be normalized, or hardly

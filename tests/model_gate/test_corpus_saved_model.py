@@ -112,8 +112,9 @@ def test_every_honest_model_gives_what_the_original_gives(exports: list[Export])
         expected = export.expected.astype("float64")
         norms = np.linalg.norm(expected, axis=-1, keepdims=True)
         found = result.vectors.reshape(expected.shape)
-        np.testing.assert_allclose(found, expected / norms, rtol=2e-6, atol=2e-7)
-        np.testing.assert_allclose(result.norms, norms[..., 0], rtol=2e-6)
+        # Deep models in float32: another order of sums moves a component by some 1e-6 of the norm.
+        np.testing.assert_allclose(found, expected / norms, rtol=0, atol=1e-5, err_msg=export.name)
+        np.testing.assert_allclose(result.norms, norms[..., 0], rtol=1e-5, err_msg=export.name)
 
 
 def test_a_copy_holds_only_what_serves(exports: list[Export]) -> None:
