@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.1.0"
+from batchnorm_tool._version import __version__
 
 # As in `typing`, whose import a signal would interrupt before it finds a handler.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from batchnorm_tool.array_normalization import normalize
+    from batchnorm_tool.commands.compare.compare import Comparison, compare
+    from batchnorm_tool.commands.compare.diff import Difference, diff
+    from batchnorm_tool.commands.refresh.decisions import accept, history, release, rollback
+    from batchnorm_tool.commands.refresh.record import Night
+    from batchnorm_tool.commands.refresh.refresh import refresh
+    from batchnorm_tool.commands.run.run import RunResult, run
+    from batchnorm_tool.commands.run.score import Result, score
+    from batchnorm_tool.commands.show import show
+    from batchnorm_tool.commands.verify.verify import verify
     from batchnorm_tool.errors import (
         BadRows,
         BatchnormToolError,
@@ -33,26 +41,17 @@ if TYPE_CHECKING:
         WorkFailed,
     )
     from batchnorm_tool.job import Job
-    from batchnorm_tool.jobs.comparing import Comparison, compare
-    from batchnorm_tool.jobs.deciding import accept, release, rollback
-    from batchnorm_tool.jobs.diffing import Difference, diff
-    from batchnorm_tool.jobs.looking_back import history
-    from batchnorm_tool.jobs.night import Night
-    from batchnorm_tool.jobs.reading import read
-    from batchnorm_tool.jobs.refreshing import refresh
-    from batchnorm_tool.jobs.scoring import RunResult, run
-    from batchnorm_tool.jobs.scoring_in_memory import Result, score
-    from batchnorm_tool.jobs.showing import show
-    from batchnorm_tool.jobs.verifying import verify
-    from batchnorm_tool.stats import NormStats
+    from batchnorm_tool.norms.array import normalize
+    from batchnorm_tool.norms.stats import NormStats
+    from batchnorm_tool.readers.vectors import read
 
 _HOMES = {
     "BadRows": "errors",
     "BatchnormToolError": "errors",
     "Busy": "errors",
-    "Comparison": "jobs.comparing",
+    "Comparison": "commands.compare.compare",
     "Damaged": "errors",
-    "Difference": "jobs.diffing",
+    "Difference": "commands.compare.diff",
     "Held": "errors",
     "InputError": "errors",
     "Interrupted": "errors",
@@ -60,27 +59,27 @@ _HOMES = {
     "JobError": "errors",
     "ModelError": "errors",
     "ModelFailed": "errors",
-    "Night": "jobs.night",
-    "NormStats": "stats",
+    "Night": "commands.refresh.record",
+    "NormStats": "norms.stats",
     "OutputError": "errors",
     "Refused": "errors",
-    "Result": "jobs.scoring_in_memory",
-    "RunResult": "jobs.scoring",
+    "Result": "commands.run.score",
+    "RunResult": "commands.run.run",
     "TargetFailed": "errors",
     "WorkFailed": "errors",
-    "accept": "jobs.deciding",
-    "compare": "jobs.comparing",
-    "diff": "jobs.diffing",
-    "history": "jobs.looking_back",
-    "normalize": "array_normalization",
-    "read": "jobs.reading",
-    "refresh": "jobs.refreshing",
-    "release": "jobs.deciding",
-    "rollback": "jobs.deciding",
-    "run": "jobs.scoring",
-    "score": "jobs.scoring_in_memory",
-    "show": "jobs.showing",
-    "verify": "jobs.verifying",
+    "accept": "commands.refresh.decisions",
+    "compare": "commands.compare.compare",
+    "diff": "commands.compare.diff",
+    "history": "commands.refresh.decisions",
+    "normalize": "norms.array",
+    "read": "readers.vectors",
+    "refresh": "commands.refresh.refresh",
+    "release": "commands.refresh.decisions",
+    "rollback": "commands.refresh.decisions",
+    "run": "commands.run.run",
+    "score": "commands.run.score",
+    "show": "commands.show",
+    "verify": "commands.verify.verify",
 }
 
 __all__ = [

@@ -24,9 +24,15 @@ from another process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import warnings
 from collections.abc import Mapping
-from typing import Any, Self
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _RESUMES = "What is finished is kept: the same command resumes."
 # What may be gone the next time, where other errors say that a path is no good.
@@ -34,6 +40,7 @@ _PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETXTBSY),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINTR),
 }
+_collector: ContextVar[Callable[[str], object] | None] = ContextVar("collector", default=None)
 
 
 class Lines(str):
@@ -210,3 +217,34 @@ def _explained_by_system(error: OSError, said: str) -> BatchnormToolError:
     if is_passing(error):
         return WorkFailed(f"{place}{said}. Mend the cause. {_RESUMES}")
     return Refused(f"{place}{said}. Expected a path that this user may use. Name another one.")
+
+
+class InputWarning(UserWarning):
+    """Something about an input that is worth knowing, and no reason to stop."""
+
+
+def warn(text: str) -> None:
+    """Tell whoever collects warnings in this thread, or raise an `InputWarning`."""
+    tell = _collector.get()
+    if tell is None:
+        warnings.warn(text, InputWarning, stacklevel=3)
+    else:
+        tell(text)
+
+
+@contextlib.contextmanager
+def collected(tell: Callable[[str], object]) -> Iterator[None]:
+    """Give each warning of this thread to ``tell`` instead.
+
+    Example:
+        >>> texts = []
+        >>> with collected(texts.append):
+        ...     warn("the file is empty")
+        >>> texts
+        ['the file is empty']
+    """
+    token = _collector.set(tell)
+    try:
+        yield
+    finally:
+        _collector.reset(token)

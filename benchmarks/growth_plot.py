@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from batchnorm_tool.report.axes import (
+    FONT,
+    Axis,
+    Frame,
+    Plot,
+    base_line,
+    pixels,
+    scaffold,
+    short,
+    text,
+)
 from batchnorm_tool.report.markup import Html, tag
-from batchnorm_tool.report.plot import FONT, Frame, Plot, base_line, pixels, scaffold, text
-from batchnorm_tool.report.scale import Axis, short
 
 Points = Sequence[tuple[float, float]]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from batchnorm_tool import cli
+from batchnorm_tool.cli import app
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = sorted(cli.cli.commands)
+COMMANDS = sorted(app.cli.commands)
 HEAVY = {"tensorflow", "keras", "h5py", "numpy", "pandas", "pyarrow", "pydantic", "yaml", "rich"}
 ENCODER = str(ROOT / "data_samples" / "digits_encoder.keras")
 DIGITS = str(ROOT / "data_samples" / "digits.parquet")
@@ -23,7 +23,7 @@ PREDICTIONS = str(ROOT / "data_samples" / "digits_predictions.parquet")
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app.cli, [str(argument) for argument in arguments])
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

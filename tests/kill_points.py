@@ -97,9 +97,9 @@ def serve() -> None:
 def import_all() -> None:
     import pandas as pd  # noqa: F401  (pyarrow imports it on the way, which takes longer than the rest)
 
-    import batchnorm_tool.cli
-    import batchnorm_tool.jobs.scoring
-    import batchnorm_tool.report.summary  # noqa: F401
+    import batchnorm_tool.cli.app
+    import batchnorm_tool.commands.run.run
+    import batchnorm_tool.report.text_run  # noqa: F401
 
 
 def answer(request: Request) -> Answer:
@@ -130,7 +130,7 @@ class Calls:
 
 def become_run(request: Request, calls: Calls, output: int) -> NoReturn:
     """In the child: run the command line, and end the process."""
-    from batchnorm_tool import cli
+    from batchnorm_tool.cli import app
     from batchnorm_tool.storage import local
 
     for descriptor in (1, 2):
@@ -142,7 +142,7 @@ def become_run(request: Request, calls: Calls, output: int) -> NoReturn:
     sys.argv = ["batchnorm-tool", *request.arguments]
     code = 1
     try:
-        cli.main()
+        app.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:

@@ -37,7 +37,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from batchnorm_tool.cli import cli
+from batchnorm_tool.cli.app import cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.canonical import unsealed
-from batchnorm_tool.layout import fixed_size_list
+from batchnorm_tool.pipeline.output_schema import fixed_size_list
+from batchnorm_tool.storage.checked_json import unsealed
 from tests.kill_points import CHANGING, Server, tree
 
 ROWS, PART_ROWS = 20, 8

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from batchnorm_tool import signals
+from batchnorm_tool.cli import signals
+from batchnorm_tool.commands import show
 from batchnorm_tool.errors import BatchnormToolError, Held, JobError, Lines, explained
-from batchnorm_tool.jobs import showing
 from tests.command_line import PREDICTIONS, ROOT, invoke
 
 HOSTILE = "a\n\x1b[31merror: all is well\x9b2J\u202e\x00\udcff"
@@ -72,7 +72,7 @@ def test_a_foreign_error_ends_by_whether_running_again_may_help(
     def fail(*_: object, **__: object) -> Any:
         raise error
 
-    monkeypatch.setattr(showing, "show", fail)
+    monkeypatch.setattr(show, "show", fail)
     result = invoke("show", "anything")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith("error: ")
@@ -95,7 +95,7 @@ def test_an_error_that_an_interrupt_became_is_an_interrupt(
         except KeyboardInterrupt as interrupt:
             raise ImportError("numpy failed to import") from interrupt
 
-    monkeypatch.setattr(showing, "show", fail)
+    monkeypatch.setattr(show, "show", fail)
     result = invoke("show", "anything")
     assert (result.exit_code, result.stderr[:18]) == (143, "error: Terminated.")
 
@@ -129,7 +129,7 @@ def test_no_control_character_of_data_is_written(
     def fail(*_: object, **__: object) -> Any:
         raise RAISED[case]
 
-    monkeypatch.setattr(showing, "show", fail)
+    monkeypatch.setattr(show, "show", fail)
     result = invoke("show", "anything", *flags)
     written = result.stdout + result.stderr
     assert not set(HOSTILE) & set(written) - set("[31merror: all is well2Ja\n")
@@ -181,7 +181,7 @@ def test_a_secret_is_never_written(
     def fail(*_: object, **__: object) -> Any:
         raise JobError(form.format(SECRETS[case]))
 
-    monkeypatch.setattr(showing, "show", fail)
+    monkeypatch.setattr(show, "show", fail)
     result = invoke("show", "anything", *flags)
     assert "s3cr3t" not in result.output
     assert "***" in result.output

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.layout import fixed_size_list
+from batchnorm_tool.pipeline.output_schema import fixed_size_list
 from tests.kill_points import tree
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 import batchnorm_tool
-from batchnorm_tool.cli import cli
+from batchnorm_tool.cli.app import cli
 from batchnorm_tool.job import Input, Job, Normalize, job_schema
-from batchnorm_tool.norms import NORM_NAMES
+from batchnorm_tool.norms.norm import NORM_NAMES
 from tests.readme_blocks import (
     PROGRAM,
     README,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from batchnorm_tool.pipeline import Worker
-    from batchnorm_tool.plan import Plan
-    from batchnorm_tool.predictor.tensorflow_setup import DeviceName
+    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.pipeline.plan import Plan
+    from batchnorm_tool.pipeline.worker import Worker
 
 
 class Engine(Protocol):
@@ -56,7 +56,7 @@ def open_engine(plan: Plan, parts: int) -> Iterator[Engine]:
     """
     from batchnorm_tool.engines.local import LocalEngine
     from batchnorm_tool.engines.processes import open_processes
-    from batchnorm_tool.machine import available_cores
+    from batchnorm_tool.environment import available_cores
 
     job = plan.job
     workers = available_cores() if job.engine.workers == "auto" else job.engine.workers
@@ -70,7 +70,7 @@ def open_engine(plan: Plan, parts: int) -> Iterator[Engine]:
 
 def _devices(plan: Plan) -> list[DeviceName]:
     """A device for each process; a run that was planned on the CPU needs no GPU."""
-    from batchnorm_tool.predictor.tensorflow_setup import every_device
+    from batchnorm_tool.models.backends.tensorflow import every_device
 
     engine = plan.job.engine
     if plan.resolved.device == "cpu" and engine.device != "cpu":

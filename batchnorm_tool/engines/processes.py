@@ -1,7 +1,7 @@
 """The engine of several processes on this machine, one for each device.
 
 This process works on the first device itself, with the model that planning has loaded; for each
-other device it starts one more process, whose other end is `part_server`. Every thread of such a
+other device it starts one more process, whose other end is `process_worker`. Every thread of such a
 process has a connection of its own, and a thread here that asks it for one part after the other.
 So to the local engine it looks like one more worker, and one queue of parts serves all: whoever is
 free takes the next.
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from batchnorm_tool.engines.local import PartWorker
-    from batchnorm_tool.engines.part_server import Answer
-    from batchnorm_tool.pipeline import Worker
-    from batchnorm_tool.predictor.tensorflow_setup import DeviceName
-    from batchnorm_tool.stage_clock import StageClock
+    from batchnorm_tool.engines.process_worker import Answer
+    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.pipeline.timing import StageClock
+    from batchnorm_tool.pipeline.worker import Worker
 
 # The parent's path, so that whatever it can import (a transform, a model's class) is found.
 _PROGRAM = (
     "import json, sys; path, *rest = json.loads(sys.argv[1]); sys.path[:] = path; "
-    "from batchnorm_tool.engines.part_server import serve; serve(*rest)"
+    "from batchnorm_tool.engines.process_worker import serve; serve(*rest)"
 )
 _STOP_POLL_SECONDS = 0.2
 # For a process to drop its parts and remove their unfinished files; then it is killed.

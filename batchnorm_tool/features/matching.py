@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.display import did_you_mean
-from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.features.columns import StoredColumn, conversion, in_words
-from batchnorm_tool.features.feed import Feed, check_fit, feeds, input_in_words
+from batchnorm_tool.errors import InputError, JobError, warn
+from batchnorm_tool.features.columns import (
+    Feed,
+    StoredColumn,
+    check_fit,
+    conversion,
+    feeds,
+    in_words,
+    input_in_words,
+)
 from batchnorm_tool.features.values import STRING
-from batchnorm_tool.input_warnings import warn
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field

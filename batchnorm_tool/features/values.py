@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import JobError, ModelError
-from batchnorm_tool.input_warnings import warn
+from batchnorm_tool.errors import JobError, ModelError, warn
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.formats import local_file
+from batchnorm_tool.formats import files
 from batchnorm_tool.formats.arrow import Arrow
-from batchnorm_tool.formats.contract import Format, Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.base import Format, Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.files import unrecognised
 from batchnorm_tool.formats.npy import Npy
-from batchnorm_tool.formats.other_content import unrecognised
 from batchnorm_tool.formats.parquet import Parquet, let_go
 
 __all__ = [
@@ -67,7 +67,7 @@ def recognise(path: str, expected: str | None = None) -> str:
     Raises:
         InputError: If the file is none of them, or not the one that was expected.
     """
-    head, tail = local_file.edges(path)
+    head, tail = files.edges(path)
     found = next((name for name, form in FORMATS.items() if form.recognises(head, tail)), None)
     if found is None:
         raise unrecognised(path, head, tail)

@@ -12,10 +12,9 @@ from typing import Self
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import local_file
-from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
-from batchnorm_tool.formats.row_groups import RowGroups
-from batchnorm_tool.formats.vectors import holds, plain_batch, plain_schema
+from batchnorm_tool.formats import files as formats_files
+from batchnorm_tool.formats.arrow_columns import RowGroups, holds, plain_batch, plain_schema
+from batchnorm_tool.formats.base import Inspected, Layout, OutputFile
 
 MAGIC = b"ARROW1"
 TRAILER_BYTES = 4 + len(MAGIC)
@@ -44,17 +43,17 @@ class Arrow:
 
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Size in bytes, and SHA-256 of the footer, if it has one, with samples of the data."""
-        size = local_file.regular_file(path).st_size
+        size = formats_files.regular_file(path).st_size
         start = size if _is_stream(path) else _footer_start(path, size)
-        with local_file.refusing(path), Path(path).open("rb") as file:
-            footer = local_file.read_exactly(file, start, size - start)
-            return size, local_file.sampled_sha256(file, footer, 0, start)
+        with formats_files.refusing(path), Path(path).open("rb") as file:
+            footer = formats_files.read_exactly(file, start, size - start)
+            return size, formats_files.sampled_sha256(file, footer, 0, start)
 
     def inspect(self, path: str) -> Inspected:
         """Read the footer and the lengths of the batches."""
         size, fingerprint = self.fingerprint(path)
         lengths, _ = _batches(path, fingerprint)
-        with local_file.refusing(path), _Mapped(path) as mapped:
+        with formats_files.refusing(path), _Mapped(path) as mapped:
             schema = plain_schema(mapped.schema())
         details: dict[str, object] = {"batches": len(lengths)}
         return Inspected(schema, sum(lengths), fingerprint, size, details)
@@ -68,17 +67,17 @@ class Arrow:
         of a compressed file one stored batch is held.
         """
         lengths, starts = _batches(path, self.fingerprint(path)[1])
-        local_file.check_range(path, start, stop, sum(lengths))
+        formats_files.check_range(path, start, stop, sum(lengths))
         row = start
-        with local_file.working(path, lambda: row), _Mapped(path) as mapped:
-            local_file.check_columns(path, columns, mapped.schema().names)
+        with formats_files.working(path, lambda: row), _Mapped(path) as mapped:
+            formats_files.check_columns(path, columns, mapped.schema().names)
             get_batch = mapped.batches(starts, columns)
             for number, first, last in _overlaps(lengths, start, stop):
                 stored = get_batch(number).select(list(columns))
                 _check_length(path, number, lengths[number], stored.num_rows)
                 for at in range(first, last, batch_rows):
                     batch = stored.slice(at, min(batch_rows, last - at))
-                    yield plain_batch(local_file.validate(batch))
+                    yield plain_batch(formats_files.validate(batch))
                     row += batch.num_rows
                     mapped.forget()
 
@@ -131,7 +130,7 @@ class _Mapped:
 
     @property
     def is_stream(self) -> bool:
-        return _begins_stream(self._map[: local_file.EDGE_BYTES])
+        return _begins_stream(self._map[: formats_files.EDGE_BYTES])
 
     def stream(
         self, columns: Sequence[int] | None = None
@@ -174,9 +173,9 @@ class _Mapped:
 def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Rows of each record batch, and of a stream where each begins; remembered by the content."""
     del fingerprint
-    with local_file.refusing(path), _Mapped(path) as mapped:
+    with formats_files.refusing(path), _Mapped(path) as mapped:
         schema = mapped.schema()
-        local_file.check_schema(path, schema)
+        formats_files.check_schema(path, schema)
         # Lengths are not in the footer: read them with the column that costs the least.
         narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
         if mapped.is_stream:
@@ -206,7 +205,7 @@ def _stream_batches(
 
 
 def _is_stream(path: str) -> bool:
-    return _begins_stream(local_file.edges(path)[0])
+    return _begins_stream(formats_files.edges(path)[0])
 
 
 def _begins_stream(head: bytes) -> bool:
@@ -241,7 +240,7 @@ def _check_length(path: str, number: int, expected: int, received: int) -> None:
 
 
 def _footer_start(path: str, size: int) -> int:
-    _, tail = local_file.edges(path)
+    _, tail = formats_files.edges(path)
     length = int.from_bytes(tail[-TRAILER_BYTES : -len(MAGIC)], "little", signed=True)
     start = size - TRAILER_BYTES - length
     if not tail.endswith(MAGIC) or length <= 0 or start < len(MAGIC):

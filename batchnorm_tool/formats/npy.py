@@ -6,22 +6,52 @@ with SIGBUS, and its pages count as this process's memory. Reading costs one cop
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
 import os
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+from numpy.lib import format as npy_format
 
-from batchnorm_tool.formats import local_file
-from batchnorm_tool.formats.contract import Inspected, Layout, OutputFile
-from batchnorm_tool.formats.npy_header import MAGIC, NpyHeader, read_header
-from batchnorm_tool.formats.npy_sink import NpySink
-from batchnorm_tool.formats.vectors import vector_field
+from batchnorm_tool.errors import InputError, OutputError
+from batchnorm_tool.formats import files
+from batchnorm_tool.formats import files as formats_files
+from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
+from batchnorm_tool.formats.base import Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.parquet import ParquetSink
 
 COLUMN = "data"
+MAGIC = b"\x93NUMPY"
+# NumPy's own limit (`max_header_size`); a longer one may be made to exhaust the parser.
+MOST_HEADER_BYTES = 10_000
+# Arrow counts the items of a list of fixed size with 32 bits.
+MOST_ROW_ITEMS = 2**31 - 1
+# What NumPy's parser raises for garbled headers; the last one by way of a filter for Python 2.
+_PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+_PARSERS: dict[tuple[int, int], tuple[int, Callable[..., tuple[tuple[int, ...], bool, np.dtype]]]]
+_PARSERS = {
+    (1, 0): (2, npy_format.read_array_header_1_0),
+    (2, 0): (4, npy_format.read_array_header_2_0),
+}
+KEYS = "keys"
+_LONGEST_NAME = 255  # bytes in the name of a directory, on every file system in common use
 
 
 @dataclass(frozen=True)
@@ -47,9 +77,9 @@ class Npy:
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Size in bytes, and SHA-256 of the header with samples of the data."""
         size, header = self._header(path)
-        with local_file.refusing(path), Path(path).open("rb") as file:
+        with formats_files.refusing(path), Path(path).open("rb") as file:
             description = header.header_sha256.encode()
-            return size, local_file.sampled_sha256(file, description, header.offset, size)
+            return size, formats_files.sampled_sha256(file, description, header.offset, size)
 
     def inspect(self, path: str) -> Inspected:
         """Read the header, which must agree with the size of the file."""
@@ -67,11 +97,11 @@ class Npy:
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows ``start`` to ``stop``; one block is held at a time."""
         _, header = self._header(path)
-        local_file.check_columns(path, columns, [COLUMN])
-        local_file.check_range(path, start, stop, header.shape[0])
+        formats_files.check_columns(path, columns, [COLUMN])
+        formats_files.check_range(path, start, stop, header.shape[0])
         schema = pa.schema([_field(header)])
         row = start
-        with local_file.working(path, lambda: row), Path(path).open("rb", buffering=0) as file:
+        with formats_files.working(path, lambda: row), Path(path).open("rb", buffering=0) as file:
             for row in range(start, stop, batch_rows):
                 block = _read_block(file, header, row, min(row + batch_rows, stop))
                 column = _to_arrow(block, header, schema.field(0).type)
@@ -84,7 +114,7 @@ class Npy:
         return NpySink(files, stem, schema, layout)
 
     def _header(self, path: str) -> tuple[int, NpyHeader]:
-        size = local_file.regular_file(path).st_size
+        size = formats_files.regular_file(path).st_size
         return size, read_header(path, size, self.dtype)
 
 
@@ -145,3 +175,252 @@ def _native(values: np.ndarray, header: NpyHeader) -> np.ndarray:
     if values.dtype.kind == "b":
         return values.view(np.uint8) != 0
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+@dataclass(frozen=True)
+class NpyHeader:
+    """What an NPY file holds.
+
+    Attributes:
+        shape: Rows first; at least one axis.
+        dtype: As stored, byte order included.
+        fortran: Whether the first axis varies fastest.
+        offset: Where the data begins, in bytes.
+        bfloat16: Whether items of two bytes without a type are to be read as bfloat16.
+        header_sha256: Of the bytes before the data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    offset: int
+    bfloat16: bool
+    header_sha256: str
+
+    @property
+    def row_items(self) -> int:
+        """Items of one row."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data; Python's integers do not wrap."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+
+def read_header(path: str, size: int, dtype: str | None) -> NpyHeader:
+    """Read and check the header of an NPY file.
+
+    Args:
+        path: A regular file.
+        size: Its size in bytes, which the header must agree with exactly.
+        dtype: ``"bfloat16"`` if that is how ``|V2`` is to be read.
+
+    Returns:
+        The header.
+
+    Raises:
+        InputError: If it is damaged, too long, disagrees with the file's size, or describes an
+            array that is not read: objects, structures, complex numbers, no axis at all.
+    """
+    with files.refusing(path), Path(path).open("rb") as file:
+        raw = _raw_header(path, file, size)
+    shape, fortran, stored = _parse(path, raw)
+    is_bfloat16 = dtype == "bfloat16" and stored == np.dtype("V2")
+    header = NpyHeader(
+        shape, stored, fortran, len(raw), is_bfloat16, hashlib.sha256(raw).hexdigest()
+    )
+    _check_dtype(path, header)
+    _check_shape(path, header, size)
+    return header
+
+
+def _raw_header(path: str, file: BinaryIO, size: int) -> bytes:
+    start = file.read(len(MAGIC) + 2)
+    version = tuple(start[len(MAGIC) :])
+    if not start.startswith(MAGIC) or version not in _PARSERS:
+        raise _refusal(path, "NPY version 1.0 or 2.0", f"magic bytes {start!r}")
+    width, _ = _PARSERS[version]
+    length_bytes = file.read(width)
+    length = int.from_bytes(length_bytes, "little")
+    if length > MOST_HEADER_BYTES:
+        expected = f"a header of at most {MOST_HEADER_BYTES} bytes"
+        raise _refusal(path, expected, f"one that claims {length} bytes")
+    text = file.read(length)
+    if len(length_bytes) < width or len(text) < length:
+        raise _refusal(path, "a whole header", f"{size} bytes; the file is truncated")
+    return start + length_bytes + text
+
+
+def _parse(path: str, raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    _, parse = _PARSERS[(raw[len(MAGIC)], raw[len(MAGIC) + 1])]
+    try:
+        shape, fortran, dtype = parse(io.BytesIO(raw[len(MAGIC) + 2 :]))
+    except _PARSE_ERRORS as error:
+        words = " ".join(str(error).split())[:200]
+        raise _refusal(path, "a readable header", words or type(error).__name__) from error
+    return tuple(int(length) for length in shape), bool(fortran), dtype
+
+
+def _check_dtype(path: str, header: NpyHeader) -> None:
+    dtype = header.dtype
+    if dtype.hasobject:
+        message = (
+            f"{path}: holds Python objects, which can run code when they are loaded and are never "
+            f"read. Expected numbers or strings. Received: dtype {dtype}. "
+            "Save it as an array of numbers."
+        )
+        raise InputError(message)
+    if dtype == np.dtype("V2") and not header.bfloat16:
+        expected = "a dtype with a meaning; set `input.dtype: bfloat16` if it is that"
+        raise _refusal(path, expected, "dtype |V2")
+    is_number = dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8)
+    is_string = dtype.kind in "SU" and dtype.itemsize > 0
+    if not (is_number or is_string or header.bfloat16):
+        expected = "booleans, integers, float16, float32, float64, bfloat16 or strings"
+        raise _refusal(path, expected, f"dtype {dtype}")
+
+
+def _check_shape(path: str, header: NpyHeader, size: int) -> None:
+    shape = header.shape
+    if not shape:
+        raise _refusal(path, "at least one axis, the rows", "a 0-d array")
+    if min(shape) < 0:
+        raise _refusal(path, "lengths of at least 0", f"shape {shape}")
+    if len(shape) > 1 and not 0 < header.row_items <= MOST_ROW_ITEMS:
+        expected = f"1 to {MOST_ROW_ITEMS} values in a row"
+        raise _refusal(path, expected, f"{header.row_items} (shape {shape})")
+    data, expected_bytes = size - header.offset, header.data_bytes
+    if data != expected_bytes:
+        fault = "truncated" if data < expected_bytes else "followed by other bytes"
+        expected = f"{expected_bytes} bytes of data for shape {shape} of {header.dtype}"
+        raise _refusal(path, expected, f"{data} bytes; the array is {fault}")
+
+
+def _refusal(path: str, expected: str, received: str) -> InputError:
+    message = (
+        f"{path}: is not an NPY array that can be read. Expected {expected}. "
+        f"Received: {received}. Save the array again with `numpy.save`."
+    )
+    return InputError(message)
+
+
+class NpySink:
+    """Writes ``vectors/NAME.npy``, ``norms/NAME.npy`` and ``keys/NAME.parquet``.
+
+    Of the stem, only the part's name counts: each array has a directory of its own, named for its
+    column where there are several vector columns. Null vectors and norms become NaN.
+    """
+
+    def __init__(
+        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+    ) -> None:
+        name = stem.rpartition("/")[2]
+        directories = array_directories(layout.vector_columns, layout.norm_columns)
+        self._arrays = {
+            column: ArrayFile(files(f"{directory}/{name}.npy"), schema.field(column), layout.rows)
+            for column, directory in directories.items()
+        }
+        self._others = [name for name in schema.names if name not in directories]
+        self._keys: Sink | None = None
+        if self._others:
+            keys_schema = pa.schema([schema.field(n) for n in self._others], schema.metadata)
+            keys_layout = Layout(layout.rows, (), metadata=layout.metadata)
+            self._keys = ParquetSink(files(f"{KEYS}/{name}.parquet"), keys_schema, keys_layout)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        for column, array in self._arrays.items():
+            array.write(table.column(column))
+        if self._keys is not None:
+            self._keys.write(table.select(self._others))
+
+    def close(self) -> None:
+        """Correct the number of rows in the headers, and finish the keys."""
+        for array in self._arrays.values():
+            array.close()
+        if self._keys is not None:
+            self._keys.close()
+
+
+class ArrayFile:
+    """One NPY file that grows row by row; its bytes are those of ``numpy.save``."""
+
+    def __init__(self, file: OutputFile, field: pa.Field, rows: int) -> None:
+        value_type = field.type.value_type if pa.types.is_nested(field.type) else field.type
+        self._dtype = np.dtype(value_type.to_pandas_dtype()).newbyteorder("<")
+        self._row_shape = shape_of(field)
+        self._file = file
+        self._expected = rows
+        self._rows = 0
+        self._write(self._header(rows))
+
+    def write(self, column: pa.ChunkedArray) -> None:
+        """Append the rows of a column of floats, flat or in lists of fixed size."""
+        for chunk in column.chunks:
+            rows = np.ascontiguousarray(rows_of(chunk), dtype=self._dtype)
+            self._write(rows.reshape(-1).view(np.uint8).data)
+            self._rows += len(chunk)
+
+    def close(self) -> None:
+        """Write the true number of rows into the header."""
+        if self._rows != self._expected:
+            self._file.patch(0, self._header(self._rows))
+
+    def _header(self, rows: int) -> bytes:
+        # NumPy pads the header so that its length does not depend on the number of rows.
+        header = io.BytesIO()
+        description = {
+            "descr": npy_format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (rows, *self._row_shape),
+        }
+        npy_format.write_array_header_1_0(header, description)
+        return header.getvalue()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
+    """The directory of each array: ``vectors`` and ``norms`` for one vector column, else names.
+
+    Args:
+        vectors: Names of the columns of unit vectors.
+        norms: Names of those of norms.
+
+    Raises:
+        OutputError: A name cannot be that of a directory, or is taken. Those that begin with ``_``
+            or ``.`` are left to what else lies in an output.
+
+    Example:
+        >>> array_directories(["vector"], ["norm"])
+        {'vector': 'vectors', 'norm': 'norms'}
+        >>> array_directories(["a:0", "b"], ["a:0_norm", "b_norm"])
+        {'a:0': 'a%3A0', 'b': 'b', 'a:0_norm': 'a%3A0_norm', 'b_norm': 'b_norm'}
+    """
+    columns = (*vectors, *norms)
+    if len(vectors) == 1:
+        return dict(zip(columns, ("vectors", *("norms" for _ in norms)), strict=True))
+    directories = {column: quote(column, safe=" ") for column in columns}
+    for column, directory in directories.items():
+        if _is_unfit(column, directory):
+            message = (
+                f"An output of the model is called {column!r}, and with several outputs NPY needs "
+                f"a directory of that name. Expected 1 to {_LONGEST_NAME} bytes, no `/`, no `_` or "
+                f"`.` at the beginning, and not `{KEYS}`. Received: {column!r}. Write Parquet, or "
+                "leave it out of `model.outputs`."
+            )
+            raise OutputError(message)
+    return directories
+
+
+def _is_unfit(column: str, directory: str) -> bool:
+    return (
+        column == KEYS
+        or not 0 < len(directory) <= _LONGEST_NAME
+        or column.startswith(("_", "."))
+        or any(letter in column for letter in "/\0")
+    )

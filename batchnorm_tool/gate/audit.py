@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.gate.finding import SHOWN_ROWS, Finding
-from batchnorm_tool.gate.vectors import plain_key
-from batchnorm_tool.norms import row_norms, widen
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding
+from batchnorm_tool.gate.output_limits import plain_key
+from batchnorm_tool.norms.norm import row_norms, widen
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchnorm_tool.norms import Float64s, Norm
+    from batchnorm_tool.norms.norm import Float64s, Norm
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RowAudit:
 
     Attributes:
         norm: What they were normalized by.
-        tolerance: How far from 1 a length may be, see `jobs.vector_check.length_tolerance`.
+        tolerance: How far from 1 a length may be, see `commands.verify.vectors`.
         rows: Rows looked at.
     """
 

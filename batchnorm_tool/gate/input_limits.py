@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from batchnorm_tool.gate.feature_limits import feature_findings, unjudged_features
-from batchnorm_tool.gate.finding import Finding, not_judged
+import numpy as np
+
+from batchnorm_tool.gate.findings import Finding, not_judged
 
 if TYPE_CHECKING:
-    from batchnorm_tool.limits import InputLimits
+    import numpy.typing as npt
+
+    from batchnorm_tool.job.refresh_sections import InputLimits
+    from batchnorm_tool.norms.norm import Float64s
 
 _SHARES = {
     "new": "rows are new",
@@ -20,6 +25,21 @@ _SHARES = {
 _NEW_SPACE = "in a new space every row is computed again"
 _FIRST = "there are no live rows to compare with"
 _NO_STATISTICS = "there are no statistics of an earlier input to compare with"
+CHANCE = 4.9
+"""So many standard deviations happen by chance once in a million."""
+# So many rows, where they are expected, are missing altogether once in a million: e**-13.8.
+_ROWS_NEVER_MISSING = 13.8
+# What so many rows at one end of a component's range make of its standard deviation is a rare
+# category that comes and goes: one row of a one-hot component, or a single outlier.
+_ROWS_THAT_VARY = 2
+_ROWS_THAT_WEIGH = 10
+# In few rows that would hide every deviation: that of a normal distribution is 0.15 of its range
+# at 1,000 rows, and a quarter of that must still be seen.
+_MOST_OF_RANGE = 0.03
+# Fewer rows of a lognormal distribution broke default limits by chance: means in 8 of 600 nights
+# of 4 rows, deviations in 7 of 600 nights of 63 rows.
+_FEWEST_FOR_MEANS = 20
+_FEWEST_FOR_DEVIATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -111,3 +131,272 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
         f"{allowed:.2%} allowed."
     )
     return Finding(f"gate.input.{name}", "input", share, allowed, share <= allowed, what)
+
+
+def feature_findings(
+    limits: InputLimits,
+    statistics: Mapping[str, Any],
+    last: Mapping[str, Any],
+    mode: Literal["full", "delta"],
+) -> Iterator[Finding]:
+    """Judge the features of tonight's input.
+
+    Columns, inputs and components that one of the nights lacks are left out. What a few rows at the
+    end of a component's range make of its moments does not count, so that a rare category may come
+    and go; a component that was constant last night has no deviation to measure a shift by.
+
+    Args:
+        limits: The job's ``gate.input``.
+        statistics: Tonight's, see `judge_input`.
+        last: Those of the last published night.
+        mode: In a delta, only columns and inputs of ``limits.min_rows`` rows or more are judged.
+
+    Yields:
+        A finding for each limit, about the worst column or component.
+    """
+    least = limits.min_rows if mode == "delta" else 1
+    if limits.null_shift is not None:
+        nulls = _null_shifts(limits.null_shift, _columns(statistics, last, least), mode)
+        yield _finding("null_shift", limits.null_shift, [nulls])
+    known = list(pairs(statistics, last, is_delta=mode == "delta"))
+    for name, measure in MEASURES.items():
+        allowed = _allowed(limits, name)
+        # Extremes are of all rows; moments may be those of a sample.
+        counted = "rows" if name == "constant_feature" else "count"
+        if allowed is not None:
+            enough = (pair for pair in known if pair.tonight[counted][0] >= least)
+            yield _finding(name, allowed, [measure(pair, allowed) for pair in enough])
+
+
+def unjudged_features(limits: InputLimits, why: str) -> Iterator[Finding]:
+    """Say of each limit on features that it was not judged, and why."""
+    for name in ("null_shift", *MEASURES):
+        allowed = _allowed(limits, name)
+        if allowed is not None:
+            yield not_judged(f"gate.input.{name}", "input", allowed, why)
+
+
+def _allowed(limits: InputLimits, name: str) -> float | None:
+    if name == "constant_feature":
+        return 0.0 if limits.constant_feature == "fail" else None
+    allowed: float | None = getattr(limits, name)
+    return allowed
+
+
+def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
+    limit = f"gate.input.{name}"
+    known = [score for score in scores if not np.isnan(score.measured).all()]
+    if not known:
+        return not_judged(limit, "input", allowed, "no feature can be compared with last night")
+    first = max(known, key=lambda score: score.measured[score.worst] - score.allowed[score.worst])
+    measured, most = (float(x[first.worst]) for x in (first.measured, first.allowed))
+    others = sum(score.beyond for score in known) - 1
+    more = f" {others:,} more are beyond their limit." if others > 0 else ""
+    what = f"{first.words(first.worst)}.{more}"
+    return Finding(limit, "input", measured, most, measured <= most, what)
+
+
+def _columns(
+    statistics: Mapping[str, Any], last: Mapping[str, Any], least: int
+) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
+    """Nulls of every column that has rows enough in both nights: last night's and tonight's."""
+    both = {
+        name: (last["columns"][name], now)
+        for name, now in statistics["columns"].items()
+        if name in last["columns"]
+    }
+    return {name: pair for name, pair in both.items() if min(s["rows"] for s in pair) >= least}
+
+
+def _null_shifts(
+    limit: float, columns: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]], mode: str
+) -> Scores:
+    shares = np.array([[s["nulls"] / s["rows"] for s in pair] for pair in columns.values()])
+    shares = shares.reshape(-1, 2)
+    is_delta = mode == "delta"
+    chances = [_chance(*pair) if is_delta else 0.0 for pair in columns.values()]
+    allowed = np.maximum(limit, chances)
+
+    def words(place: int) -> str:
+        before, now = shares[place]
+        return (
+            f"Column `{list(columns)[place]}`: {now:.2%} nulls, {before:.2%} last night; a "
+            f"difference of at most {allowed[place]:.2%} allowed"
+        )
+
+    return Scores(np.abs(shares[:, 1] - shares[:, 0]), allowed, words)
+
+
+def _chance(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+    """The difference of two shares of nulls that chance makes once in a million."""
+    share = (one["nulls"] + other["nulls"]) / (one["rows"] + other["rows"])
+    return CHANCE * math.sqrt(share * (1 - share) * (1 / one["rows"] + 1 / other["rows"]))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured of some columns or components, and how much of each is allowed.
+
+    Attributes:
+        measured: float64[n]; NaN for what was not measured.
+        allowed: float64[n].
+        words: Names one of them, and says its numbers.
+    """
+
+    measured: Float64s
+    allowed: Float64s
+    words: Callable[[int], str]
+
+    @property
+    def beyond(self) -> int:
+        """How many are beyond what is allowed."""
+        return int(np.count_nonzero(self.measured > self.allowed))
+
+    @property
+    def worst(self) -> int:
+        """The place of the one that is farthest beyond, or nearest to, what is allowed."""
+        return int(np.nanargmax(self.measured - self.allowed))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The statistics of one model input: last night's and tonight's, float64[components] each."""
+
+    name: str
+    last: Mapping[str, Float64s]
+    tonight: Mapping[str, Float64s]
+    is_delta: bool
+
+    @property
+    def counts(self) -> tuple[float, float]:
+        """Rows that the moments are of: last night's and tonight's."""
+        return float(self.last["count"][0]), float(self.tonight["count"][0])
+
+    @property
+    def rows(self) -> float:
+        """Rows that tonight's extremes are of: all, where moments are of a sample."""
+        return float(self.tonight["rows"][0])
+
+    def spread(self, share: float, most: float = _MOST_OF_RANGE) -> Float64s:
+        """The standard deviation that such a share of rows makes at one end of last night's range.
+
+        It is never more than the part ``most`` of that range.
+        """
+        return (self.last["max"] - self.last["min"]) * min(math.sqrt(share), most)
+
+    def label(self, component: int) -> str:
+        """Name a component, or the input that has no other."""
+        several = len(self.last["mean"]) > 1
+        return (
+            f"Component {component} of input `{self.name}`" if several else f"Input `{self.name}`"
+        )
+
+    def scores(self, measured: Float64s, allowed: float, words: Callable[[int], str]) -> Scores:
+        """What was measured of each component, all with the same limit."""
+        return Scores(measured, np.full(len(measured), allowed), words)
+
+
+def pairs(
+    statistics: Mapping[str, Any], last: Mapping[str, Any], *, is_delta: bool
+) -> Iterator[Pair]:
+    """Yield the statistics of every numeric input that both nights have, of one width.
+
+    Args:
+        statistics: Tonight's, see `judge_input`.
+        last: Those of the last published night.
+        is_delta: Whether tonight's are those of a few rows.
+    """
+    for name, now in statistics["inputs"].items():
+        before = last["inputs"].get(name)
+        if before is None or not (now["count"] and before["count"]):
+            continue
+        pair = Pair(name, _arrays(before), _arrays(now), is_delta)
+        if len(pair.last["mean"]) == len(pair.tonight["mean"]):
+            yield pair
+
+
+def _arrays(side: Mapping[str, Any]) -> dict[str, Float64s]:
+    names = ("rows", "count", "min", "max", "mean", "std")
+    # None, where a moment is beyond float64, becomes NaN, which no limit is broken by.
+    return {name: np.ravel(np.asarray(side[name], dtype=np.float64)) for name in names}
+
+
+def _constants(pair: Pair, allowed: float) -> Scores:
+    constant = pair.tonight["min"] == pair.tonight["max"]
+    broken = _varied(pair) & constant & (pair.rows > 1)
+
+    def words(place: int) -> str:
+        if not broken[place]:
+            return "No feature that varied last night is constant tonight"
+        value = pair.tonight["min"][place]
+        return f"{pair.label(place)} varied last night and is {value:.6g} in every row tonight"
+
+    return pair.scores(broken.astype(np.float64), allowed, words)
+
+
+def _varied(pair: Pair) -> npt.NDArray[np.bool_]:
+    """Which components varied last night by more than a category that tonight may lack."""
+    share = _ROWS_THAT_VARY / pair.counts[0]
+    if not pair.is_delta:
+        return pair.last["std"] > pair.spread(share)
+    share = max(share, _ROWS_NEVER_MISSING / pair.rows)
+    # At one end of the range lie all rows without the category; elsewhere, nothing is so common.
+    value = pair.tonight["min"]
+    at_an_end = (value == pair.last["min"]) | (value == pair.last["max"])
+    least = np.where(at_an_end, pair.spread(share, most=1.0), pair.spread(share))
+    return pair.last["std"] > least
+
+
+def _mean_shifts(pair: Pair, allowed: float) -> Scores:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shifts = np.abs(pair.tonight["mean"] - pair.last["mean"]) / pair.last["std"]
+        most = np.fmax(allowed, _mean_chance(pair) / pair.last["std"])
+
+    def words(place: int) -> str:
+        before, now = (side["mean"][place] for side in (pair.last, pair.tonight))
+        return (
+            f"{pair.label(place)}: the mean moved from {before:.4g} to {now:.4g}, by "
+            f"{shifts[place]:.4g} of last night's standard deviations; at most {most[place]:.4g} "
+            "allowed"
+        )
+
+    known = (pair.last["std"] > 0) & (min(pair.counts) >= _FEWEST_FOR_MEANS)
+    return Scores(np.where(known, shifts, np.nan), most, words)
+
+
+def _mean_chance(pair: Pair) -> Float64s:
+    """The difference of the means of two samples that chance makes once in a million."""
+    before, now = (
+        side["std"] ** 2 / count
+        for side, count in zip((pair.last, pair.tonight), pair.counts, strict=True)
+    )
+    return CHANCE * np.sqrt(before + now)
+
+
+def _deviation_ratios(pair: Pair, allowed: float) -> Scores:
+    floor = pair.spread(_ROWS_THAT_WEIGH / pair.counts[0])
+    before, now = (np.maximum(side["std"], floor) for side in (pair.last, pair.tonight))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratios = np.maximum(now / before, before / now)
+    # A component that is constant in a night is judged by `constant_feature`, or was left alone.
+    varies = (pair.last["std"] > 0) & (pair.tonight["std"] > 0)
+    known = varies & (min(pair.counts) >= _FEWEST_FOR_DEVIATIONS)
+
+    def words(place: int) -> str:
+        one, other = (side["std"][place] for side in (pair.last, pair.tonight))
+        return (
+            f"{pair.label(place)}: the standard deviation went from {one:.4g} to {other:.4g}, a "
+            f"factor of {ratios[place]:.4g}; at most {allowed:g} allowed"
+        )
+
+    return pair.scores(np.where(known, ratios, np.nan), allowed, words)
+
+
+MEASURES: dict[str, Callable[[Pair, float], Scores]] = {
+    "constant_feature": _constants,
+    "mean_shift": _mean_shifts,
+    "deviation_ratio": _deviation_ratios,
+}
+
+
+"""Every measure of a component, by the name of its limit."""

@@ -2,17 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.gate.finding import SHOWN_ROWS, Finding, not_judged
-from batchnorm_tool.gate.shift import MEASURES, Measure
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_judged
+from batchnorm_tool.norms.histogram import moments, reduced
+from batchnorm_tool.norms.norm import Float64s, widen
 
 if TYPE_CHECKING:
-    from batchnorm_tool.gate.finding import Scope
-    from batchnorm_tool.gate.vectors import Vectors
-    from batchnorm_tool.limits import OutputLimits
+    from batchnorm_tool.gate.findings import Scope
+    from batchnorm_tool.job.refresh_sections import OutputLimits
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles of the norms that are compared."""
+FRECHET_WIDTH = 256
+"""Dimensions that the Fréchet distance takes into account: those with the largest variance in the
+live version. A covariance of more costs seconds and needs more rows than a sample has."""
+_LEAST_DEVIATION = 0.1
+"""A dimension that varies less than this share of a typical one is measured by this share instead,
+so that a shift of one that hardly varies, or not at all, counts only where it is large enough to
+matter beside the others."""
+# Standard deviations of a normal distribution.
+_ONCE_IN_A_MILLION = 4.9
+# The largest of a million simulated samples of 200 rows was 57, of 1,000 rows 41.
+_PSI_CHANCE = 60.0
+# Of nine values that chance makes alike, one is hardly ever more than twice the largest of the
+# others: never in 200 nights of any kind in tests/gate/test_false_alarms.py.
+_DRAWS = 8
+_MARGIN = 2.0
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Good rows of one set: tonight's changed ones, all of tonight, or the live version.
+
+    Attributes:
+        unit: float[n, d], the vectors of a random sample of the rows, finite.
+        sample_norms: float64[n], the norms of the same rows.
+        norms: float64[m], the norms of all rows, or of a larger sample of them.
+        keys: The key columns of the sample's ``n`` rows.
+    """
+
+    unit: npt.NDArray[Any]
+    sample_norms: Float64s
+    norms: Float64s
+    keys: pa.Table
+
+    @cached_property
+    def wide(self) -> Float64s:
+        """The sample's vectors as float64[n, d]."""
+        return widen(self.unit)
+
+    @cached_property
+    def _moments(self) -> tuple[Float64s, Float64s]:
+        x = self.wide
+        if not len(x):
+            return moments(x, np.float64(0), np.float64(0))
+        return moments(x, reduced(np.minimum, x), reduced(np.maximum, x))
+
+    @property
+    def mean(self) -> Float64s:
+        """float64[d], the mean vector; zeros without rows."""
+        return self._moments[0]
+
+    @property
+    def deviations(self) -> Float64s:
+        """float64[d], the standard deviation of each dimension."""
+        return np.sqrt(self._moments[1] / max(len(self.unit), 1))
+
+    @property
+    def spread(self) -> float:
+        """The root mean square distance of the vectors from their mean."""
+        return math.sqrt(float(np.sum(self.deviations**2)))
+
+    def split(self, rows: int, norms: int, generator: np.random.Generator) -> tuple[Vectors, ...]:
+        """Draw so many rows and norms at random; return all others first, then those drawn."""
+        order, norm_order = (generator.permutation(len(x)) for x in (self.unit, self.norms))
+        return tuple(
+            Vectors(self.unit[here], self.sample_norms[here], self.norms[there], self.keys[:0])
+            for here, there in (
+                (order[rows:], norm_order[norms:]),
+                (order[:rows], norm_order[:norms]),
+            )
+        )
+
+    def worst(self, badness: Float64s, values: Float64s) -> tuple[dict[str, Any], ...]:
+        """Name the sample's rows that are largest by one measure.
+
+        Args:
+            badness: float64[n], by which rows are chosen.
+            values: float64[n], what is said of them.
+
+        Returns:
+            `SHOWN_ROWS` rows at most, the worst first, ties in the sample's order.
+        """
+        rows = np.argsort(-badness, kind="stable")[:SHOWN_ROWS]
+        named = self.keys.take(pa.array(rows)).to_pylist()
+        shown = (float(values[row]) for row in rows)
+        return tuple(
+            {"key": plain_key(key), "value": value if math.isfinite(value) else None}
+            for key, value in zip(named, shown, strict=True)
+        )
+
+
+def plain_key(key: dict[str, Any]) -> dict[str, Any]:
+    """Return key values as JSON can hold them: numbers and text as they are, all else as text.
+
+    Example:
+        >>> import datetime
+        >>> plain_key({"shop": "a", "day": datetime.date(2026, 3, 1), "id": 7})
+        {'shop': 'a', 'day': '2026-03-01', 'id': 7}
+    """
+    kept = (bool, int, str)
+    return {name: value if isinstance(value, kept) else str(value) for name, value in key.items()}
 
 
 @dataclass(frozen=True)
@@ -136,3 +246,183 @@ def _bad(
     return Finding(
         "gate.output.bad", scope, share, allowed, passed, what, () if passed else rows[:SHOWN_ROWS]
     )
+
+
+def draw_chance(
+    shift: Callable[[Vectors, Vectors], float], live: Vectors, tonight: Vectors
+) -> float:
+    """Return twice the largest shift among eight draws of as many rows from the live version.
+
+    Each draw is held against all other rows of the live version.
+    """
+    # The same rows give the same draws, and the same decision, every time.
+    generator = np.random.default_rng(0)
+    rows = min(len(tonight.unit), len(live.unit) // 2)
+    norms = min(len(tonight.norms), len(live.norms) // 2)
+    draws = (live.split(rows, norms, generator) for _ in range(_DRAWS))
+    return _MARGIN * max(shift(rest, drawn) for rest, drawn in draws)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to say how far a set moved.
+
+    Attributes:
+        limit: Its name among the limits.
+        label: What it measures, as the beginning of a sentence.
+        shift: The number, of the live set and tonight's; inf where it is beyond any number.
+        worst: The rows of tonight's set that contribute most.
+        exact_chance: What chance alone makes of as many rows, where that is known without draws.
+    """
+
+    limit: str
+    label: str
+    shift: Callable[[Vectors, Vectors], float]
+    worst: Callable[[Vectors, Vectors], tuple[dict[str, Any], ...]]
+    exact_chance: Callable[[Vectors, Vectors], float] | None = None
+
+    def chance(self, live: Vectors, tonight: Vectors) -> float:
+        """Return the shift that chance alone may make of as many rows as tonight's."""
+        if self.exact_chance is not None:
+            return self.exact_chance(live, tonight)
+        return draw_chance(self.shift, live, tonight)
+
+
+def norm_psi(live: Vectors, tonight: Vectors) -> float:
+    """Return the population stability index of the norms."""
+    return population_stability_index(live.norms, tonight.norms)
+
+
+def psi_chance(live: Vectors, tonight: Vectors) -> float:
+    """Return the population stability index that chance makes once in a million.
+
+    Under chance the index times the rows is about chi-square with nine degrees of freedom, whose
+    quantile at one in a million is 45; with 200 rows its tail is longer.
+    """
+    return _PSI_CHANCE * (1 / len(live.norms) + 1 / len(tonight.norms))
+
+
+def norm_quantiles(live: Vectors, tonight: Vectors) -> float:
+    """Return the largest relative shift of a quantile of the norms.
+
+    A quantile below a quarter of the live version's median is measured against that quarter: norms
+    near zero are no scale.
+    """
+    before, after = (np.quantile(vectors.norms, QUANTILES) for vectors in (live, tonight))
+    return float(np.max(_ratio(np.abs(after - before), _norm_scale(before))))
+
+
+def _norm_scale(quantiles: Float64s) -> Float64s:
+    return np.maximum(quantiles, quantiles[len(quantiles) // 2] / 4)
+
+
+def quantile_chance(live: Vectors, tonight: Vectors) -> float:
+    """Return the relative shift of a quantile that chance makes once in a million.
+
+    A sample's quantile lies between those quantiles of all values whose shares are the ends of
+    Wilson's interval ("Probable inference, the law of succession, and statistical inference",
+    1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
+    """
+    rows = 1 / (1 / len(live.norms) + 1 / len(tonight.norms))
+    shares, z2 = np.array(QUANTILES), _ONCE_IN_A_MILLION**2 / rows
+    middle = shares + z2 / 2
+    half = np.sqrt(z2 * (shares * (1 - shares) + z2 / 4))
+    here = np.quantile(live.norms, QUANTILES)
+    ends = np.quantile(live.norms, np.stack([middle - half, middle + half]) / (1 + z2))
+    return float(np.max(_ratio(np.abs(ends - here), _norm_scale(here))))
+
+
+def centroid_shift(live: Vectors, tonight: Vectors) -> float:
+    """Return how far the mean vector moved, relative to the live version's spread."""
+    moved = np.linalg.norm(tonight.mean - live.mean)
+    return float(_ratio(moved, np.float64(live.spread)))
+
+
+def dimension_shift(live: Vectors, tonight: Vectors) -> float:
+    """Return the largest shift of a dimension's mean, in its standard deviations."""
+    return float(np.max(np.abs(_dimension_shifts(live, tonight)), initial=0.0))
+
+
+def _dimension_shifts(live: Vectors, tonight: Vectors) -> Float64s:
+    typical = live.spread / math.sqrt(max(len(live.mean), 1))
+    scale = np.maximum(live.deviations, _LEAST_DEVIATION * typical)
+    return _ratio(tonight.mean - live.mean, scale)
+
+
+def frechet(live: Vectors, tonight: Vectors) -> float:
+    """Return the Fréchet distance over the live version's total variance.
+
+    Both are taken over the `FRECHET_WIDTH` dimensions that vary most in the live version.
+    """
+    widest = np.sort(np.argsort(-live.deviations, kind="stable")[:FRECHET_WIDTH])
+    one, other = (
+        Gaussian.of(np.ascontiguousarray(vectors.wide[:, widest])) for vectors in (live, tonight)
+    )
+    distance = np.float64(frechet_distance(one, other))
+    return float(_ratio(distance, np.trace(one.covariance)))
+
+
+def _ratio(part: Any, whole: Any) -> Any:
+    """A part of a whole, 0 of nothing if it is 0 itself, else inf."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(part == 0, 0.0, part / whole)
+
+
+def _extreme_norms(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
+    middle = np.median(live.norms)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.abs(np.log(tonight.sample_norms / middle))
+    return tonight.worst(np.nan_to_num(factors, nan=math.inf), tonight.sample_norms)
+
+
+def _farthest_along(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
+    direction = tonight.mean - live.mean
+    length = np.linalg.norm(direction) * (live.spread or 1.0)
+    along = (tonight.wide - live.mean) @ direction / (length or 1.0)
+    return tonight.worst(along, along)
+
+
+def _farthest_in_dimension(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
+    shifts = _dimension_shifts(live, tonight)
+    dimension = int(np.argmax(np.abs(shifts)))
+    values = tonight.wide[:, dimension]
+    return tonight.worst(values * np.sign(shifts[dimension]), values)
+
+
+def _farthest_away(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
+    distances = np.linalg.norm(tonight.wide - live.mean, axis=1) / (live.spread or 1.0)
+    return tonight.worst(distances, distances)
+
+
+MEASURES = (
+    Measure(
+        "norm_psi",
+        "Population stability index of the norms",
+        norm_psi,
+        _extreme_norms,
+        psi_chance,
+    ),
+    Measure(
+        "norm_quantiles",
+        "Largest relative shift of the norms' quantiles",
+        norm_quantiles,
+        _extreme_norms,
+        quantile_chance,
+    ),
+    Measure(
+        "centroid_shift",
+        "Shift of the centroid relative to the spread",
+        centroid_shift,
+        _farthest_along,
+    ),
+    Measure(
+        "dimension_shift",
+        "Largest shift of a dimension in standard deviations",
+        dimension_shift,
+        _farthest_in_dimension,
+    ),
+    Measure("frechet", "Fréchet distance relative to the total variance", frechet, _farthest_away),
+)
+
+
+"""Every measure, in the order of the limits."""

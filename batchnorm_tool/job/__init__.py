@@ -12,16 +12,16 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from batchnorm_tool.errors import JobError
-from batchnorm_tool.job.engine import Engine
-from batchnorm_tool.job.file import (
+from batchnorm_tool.job.loader import (
     escape_variables,
     expand_environment,
     read_job_file,
     set_values,
 )
 from batchnorm_tool.job.messages import complaints_of, mask_values, refusal, shown
-from batchnorm_tool.job.paths import lies_within
+from batchnorm_tool.job.refresh_sections import Gate, Keep, Publish, Publishes, Store
 from batchnorm_tool.job.sections import (
+    Engine,
     Input,
     Model,
     Normalize,
@@ -31,8 +31,7 @@ from batchnorm_tool.job.sections import (
     Section,
     Trust,
 )
-from batchnorm_tool.job.store import Gate, Keep, Publish, Publishes, Store
-from batchnorm_tool.job.values import Axis, JobSchema, wrong
+from batchnorm_tool.job.types import Axis, JobSchema, lies_within, wrong
 
 __all__ = [
     "Axis",

@@ -1,23 +1,31 @@
-"""Publish targets beside a store: one module each, one line each in the registry.
+"""Publish targets beside a store, one module and one registry line each; delivery to them.
 
 A target is a class that is made of its section of the job and keeps the promises of
-`batchnorm_tool.publish.contract.Target`.
+`batchnorm_tool.publish.base.Target`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import JobError
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
 from batchnorm_tool.publish.changes import ChangeFeed
-from batchnorm_tool.publish.faiss_index import FaissIndex
+from batchnorm_tool.publish.faiss import FaissIndex
 from batchnorm_tool.publish.parquet import ParquetSnapshot
 from batchnorm_tool.publish.pgvector import PgvectorTable
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.store.state import TARGETS_DIRECTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from batchnorm_tool.publish.contract import Target, TargetSection
+    import pyarrow as pa
+
+    from batchnorm_tool.publish.base import Facts, Publication, Target, TargetSection
+    from batchnorm_tool.storage import Storage
+    from batchnorm_tool.store.state import StoreLayout, Unfit
 
 __all__ = ["TARGETS", "open_target"]
 
@@ -42,3 +50,136 @@ def open_target(section: TargetSection) -> Target:
         msg = f"`publish`: expected `to` to be one of {sorted(TARGETS)}. Received: {section.to!r}."
         raise JobError(msg)
     return TARGETS[section.to](section)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        name: The target's name in the job.
+        kind: A key of `TARGETS`.
+        seconds: How long it took.
+        facts: What the target holds now, if it was brought to the version.
+        error: Why it was not, otherwise.
+        passing: Whether the next run may bring it to the version without anything being mended.
+        skipped: Whether it held the version already.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    facts: Facts | None = None
+    error: str | None = None
+    passing: bool = True
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain data."""
+        return asdict(self)
+
+
+def check_targets(sections: Iterable[TargetSection]) -> None:
+    """Find what a target misses before anything is published; no place is touched.
+
+    Raises:
+        JobError: A library or a setting is missing; the message says which, and what to do.
+    """
+    for section in sections:
+        open_target(section).check()
+
+
+def check_layout(sections: Iterable[TargetSection], layout: StoreLayout) -> None:
+    """Find columns that a target cannot take, before anything is published.
+
+    Raises:
+        JobError: There is one; the message says which, and what to do.
+    """
+    for section in sections:
+        open_target(section).check_layout(layout)
+
+
+def find_unfit(
+    sections: Iterable[TargetSection], keys: Sequence[str], table: pa.Table
+) -> Unfit | None:
+    """Return the first value that a target cannot take.
+
+    Args:
+        sections: The items of ``publish``.
+        keys: Names of the key columns.
+        table: Key and passed-through columns of rows that are to be published.
+    """
+    found = (open_target(section).find_unfit(table, keys) for section in sections)
+    return next(filter(None, found), None)
+
+
+def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
+    """The names of the targets that are not known to hold a version.
+
+    Args:
+        sections: The items of ``publish``.
+        storage: The store's state.
+        version: The live version.
+    """
+    targets = [open_target(section) for section in sections]
+    return [target.name for target in targets if not _holds(_held(target, storage), version)]
+
+
+def deliver(
+    publication: Publication, sections: Iterable[TargetSection], storage: Storage
+) -> list[Outcome]:
+    """Bring every target to a version; one that fails does not keep the others from it.
+
+    Args:
+        publication: The live version.
+        sections: The items of ``publish``.
+        storage: The store's state, which remembers what each target holds. Whoever calls this
+            holds its lock.
+
+    Returns:
+        What became of each target, in their order.
+    """
+    return [_deliver(publication, open_target(section), storage) for section in sections]
+
+
+def _deliver(publication: Publication, target: Target, storage: Storage) -> Outcome:
+    start = time.monotonic()
+    held = _held(target, storage)
+    if _holds(held, publication.version):
+        return Outcome(target.name, target.kind, 0.0, held, skipped=True)
+    try:
+        facts = target.publish(publication, held)
+        _remember(target, storage, facts)
+    except Interrupted:
+        raise
+    except BatchnormToolError as error:
+        seconds = time.monotonic() - start
+        passing = error.exit_code == WorkFailed.exit_code
+        return Outcome(target.name, target.kind, seconds, error=error.message, passing=passing)
+    return Outcome(target.name, target.kind, time.monotonic() - start, facts)
+
+
+def _holds(held: Facts | None, version: int) -> bool:
+    return held is not None and held["version"] == version
+
+
+def _note_path(target: Target) -> str:
+    return f"{TARGETS_DIRECTORY}/{target.name}.json"
+
+
+def _held(target: Target, storage: Storage) -> Facts | None:
+    """What the target held when it was last written; another place holds nothing yet.
+
+    A note that is damaged is no note: the target is then written whole.
+    """
+    text = storage.get(_note_path(target))
+    note = None if text is None else checked_json.opened_json(text)
+    if note is None or (note["kind"], note["place"]) != (target.kind, target.place):
+        return None
+    facts: Facts = note["facts"]
+    return facts
+
+
+def _remember(target: Target, storage: Storage, facts: Facts) -> None:
+    note = {"kind": target.kind, "place": target.place, "facts": facts}
+    storage.put(_note_path(target), checked_json.sealed_json(note))

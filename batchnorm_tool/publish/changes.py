@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchnorm_tool.publish import numbered
-from batchnorm_tool.publish.contract import (
+from batchnorm_tool.publish import directories
+from batchnorm_tool.publish.base import (
     TakesAll,
     check_path,
     published_batches,
@@ -33,13 +33,13 @@ from batchnorm_tool.publish.contract import (
     target_errors,
     version_facts,
 )
-from batchnorm_tool.publish.table_files import PartFiles, write_table
+from batchnorm_tool.publish.directories import PartFiles, write_table
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from batchnorm_tool.publish.contract import Changes, Facts, Publication, TargetSection
+    from batchnorm_tool.publish.base import Changes, Facts, Publication, TargetSection
 
 MANIFEST = "manifest.json"
 
@@ -91,14 +91,14 @@ class ChangeFeed(TakesAll):
         """Add the directory of a version, and remove those that are too old."""
         storage = LocalStorage(self.place)
         with target_errors(self.name), storage.lock():
-            versions = numbered.versions_in(storage)
-            numbered.refuse_foreign(versions, publication, self.place)
-            document = numbered.manifest_at(storage, _manifest_path(publication.version))
-            if document is None or not numbered.holds(document, publication):
+            versions = directories.versions_in(storage)
+            directories.refuse_foreign(versions, publication, self.place)
+            document = directories.manifest_at(storage, _manifest_path(publication.version))
+            if document is None or not directories.holds(document, publication):
                 base = self._base(storage, versions, publication, held)
                 document = _write(storage, publication, base)
             self._remove_old(storage)
-            numbered.clear_staging(storage)
+            directories.clear_staging(storage)
         return _facts(publication, document)
 
     def _base(
@@ -112,24 +112,24 @@ class ChangeFeed(TakesAll):
         newest = max((number for number in versions if number < publication.version), default=None)
         if held is None or newest is None:
             return None
-        if numbered.manifest_at(storage, _manifest_path(newest)) is None:
+        if directories.manifest_at(storage, _manifest_path(newest)) is None:
             return None
         return newest if publication.can_start_from(newest) else None
 
     def _remove_old(self, storage: LocalStorage) -> None:
-        for version in numbered.versions_in(storage)[: -self._keep]:
+        for version in directories.versions_in(storage)[: -self._keep]:
             storage.remove(str(version))
 
 
 def _write(storage: LocalStorage, publication: Publication, base: int | None) -> dict[str, Any]:
     """Write the directory of a version; its manifest."""
     changes = FullSet(publication) if base is None else publication.changes(base)
-    numbered.clear_staging(storage)
+    directories.clear_staging(storage)
     directory = str(publication.version)
     document = _write_files(storage, publication, changes)
     document["builds_on"] = base
-    numbered.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
-    numbered.appear(storage, directory)
+    directories.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
+    directories.appear(storage, directory)
     return document
 
 
@@ -144,7 +144,7 @@ def _write_files(
     deletes = published_batches(changes.delete_batches(), keys)
     records.append(write_table(storage, f"{root}/deletes.parquet", keys, deletes))
     counts = {"upserts": changes.upserts, "deletes": changes.deletes}
-    return numbered.manifest(publication, records, root) | counts
+    return directories.manifest(publication, records, root) | counts
 
 
 def _manifest_path(version: int) -> str:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.publish import numbered
-from batchnorm_tool.publish.contract import (
+from batchnorm_tool.publish import directories
+from batchnorm_tool.publish.base import (
     TakesAll,
     check_path,
     published_batches,
@@ -24,13 +24,13 @@ from batchnorm_tool.publish.contract import (
     target_errors,
     version_facts,
 )
-from batchnorm_tool.publish.table_files import PartFiles
+from batchnorm_tool.publish.directories import PartFiles
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchnorm_tool.publish.contract import Facts, Publication, TargetSection
+    from batchnorm_tool.publish.base import Facts, Publication, TargetSection
 
 VERSIONS = "versions"
 POINTER = "current"
@@ -58,36 +58,36 @@ class ParquetSnapshot(TakesAll):
         """Write the snapshot of a version, point to it, and remove those that are too old."""
         storage = LocalStorage(self.place)
         with target_errors(self.name), storage.lock():
-            versions = numbered.versions_in(storage, VERSIONS)
-            numbered.refuse_foreign(versions, publication, self.place)
+            versions = directories.versions_in(storage, VERSIONS)
+            directories.refuse_foreign(versions, publication, self.place)
             if not _is_here(storage, publication):
                 _write(storage, publication)
             _point_to(storage, publication.version)
             self._remove_old(storage)
-            numbered.clear_staging(storage)
+            directories.clear_staging(storage)
         return version_facts(publication) | {"path": _directory(publication.version)}
 
     def _remove_old(self, storage: LocalStorage) -> None:
-        for version in numbered.versions_in(storage, VERSIONS)[: -self._keep]:
+        for version in directories.versions_in(storage, VERSIONS)[: -self._keep]:
             storage.remove(_manifest_path(version))
             storage.remove(_directory(version))
 
 
 def _is_here(storage: LocalStorage, publication: Publication) -> bool:
     """Whether the snapshot was finished: its manifest is written after its directory appeared."""
-    document = numbered.manifest_at(storage, _manifest_path(publication.version))
-    return numbered.holds(document, publication)
+    document = directories.manifest_at(storage, _manifest_path(publication.version))
+    return directories.holds(document, publication)
 
 
 def _write(storage: LocalStorage, publication: Publication) -> None:
-    numbered.clear_staging(storage)
+    directories.clear_staging(storage)
     directory = _directory(publication.version)
     staged, schema = storage.staged(directory), published_schema(publication.layout)
     parts = PartFiles(storage, staged, schema, publication.layout)
     records = parts.write(published_batches(publication.all_batches(), schema))
-    numbered.appear(storage, directory)
-    document = numbered.manifest(publication, records, staged)
-    numbered.put_manifest(storage, _manifest_path(publication.version), document)
+    directories.appear(storage, directory)
+    document = directories.manifest(publication, records, staged)
+    directories.put_manifest(storage, _manifest_path(publication.version), document)
 
 
 def _point_to(storage: LocalStorage, version: int) -> None:

@@ -25,12 +25,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish.contract import TakesAll, target_errors, version_facts
-from batchnorm_tool.publish.pgvector_names import Names
-from batchnorm_tool.publish.pgvector_rows import RowShape
-from batchnorm_tool.publish.pgvector_table import Tables
-from batchnorm_tool.publish.sql_types import unfit_rows
-from batchnorm_tool.store.column_types import Unfit
+from batchnorm_tool.publish.base import TakesAll, target_errors, version_facts
+from batchnorm_tool.publish.pgvector_tables import Names, Tables
+from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
+from batchnorm_tool.store.state import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +36,8 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
-    from batchnorm_tool.publish.contract import Changes, Facts, Publication, TargetSection
-    from batchnorm_tool.publish.pgvector_names import Bookkeeping
+    from batchnorm_tool.publish.base import Changes, Facts, Publication, TargetSection
+    from batchnorm_tool.publish.pgvector_tables import Bookkeeping
     from batchnorm_tool.store.state import StoreLayout
 
 _LIBRARIES = ("psycopg", "pgvector")

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.report import page, series, svg, verdict_panel
-from batchnorm_tool.report.comparison_document import base_name, interval, key_words
-from batchnorm_tool.report.interval_chart import (
-    IntervalSeries,
-    Places,
-    interval_axis,
-    interval_chart,
-)
+from batchnorm_tool.report import compare_page, page, svg
+from batchnorm_tool.report.axes import Axis, count, fixed, number, percent, signed
+from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
+from batchnorm_tool.report.figures import base_name, interval, key_words
 from batchnorm_tool.report.markup import join, tag
-from batchnorm_tool.report.norm_overlay import Overlay, norm_overlay
-from batchnorm_tool.report.norm_table import norm_table
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.pair_histogram import pair_histogram
-from batchnorm_tool.report.scale import count, fixed, number, percent, signed
-from batchnorm_tool.report.shift_chart import shift_chart
+from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
+    from batchnorm_tool.report.axes import Frame
     from batchnorm_tool.report.markup import Html
-    from batchnorm_tool.report.plot import Frame
-    from batchnorm_tool.report.scale import Axis
 
-_STYLE = series.STYLE + verdict_panel.STYLE
+_STYLE = svg.STYLE + compare_page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "not known of both"}
 _LOG_FROM = 32.0
 _PSI = (
@@ -41,6 +33,16 @@ _SHIFT = (
     "distance is that of the two fitted normal distributions, squared as in the FID: 0 for the "
     "same mean and covariance."
 )
+# A wide chart has about as many pixels; more dimensions than this share a bar.
+_MOST_BARS = 512
+# A narrower range than this would fill the chart with shifts that nobody will notice.
+_NARROWEST = 0.1
+_ROOM = 0.05
+_HEADROOM = 1.04
+_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
+_HEADINGS = ("min", "1 %", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
+# Cosines of a model's two nights may differ from one in the sixth digit, or the seventh.
+_DIGITS = range(6, 17)
 
 
 def diff_page(document: Mapping[str, Any]) -> str:
@@ -80,7 +82,7 @@ def _header(document: Mapping[str, Any]) -> Html:
     return join(
         tag("p", "What changed from one set of predictions, A, to another, B", class_="quiet"),
         tag("h1", page.name(one), " \N{RIGHTWARDS ARROW} ", page.name(other)),
-        verdict_panel.verdict_panel(document["verdict"]),
+        compare_page.verdict_panel(document["verdict"]),
         page.figures(_figures(document["rows"])),
         *_examples(document),
     )
@@ -140,7 +142,7 @@ def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
 def _norms(document: Mapping[str, Any]) -> Html:
     norms = document["norms"]
     both = {"A": norms["a"], "B": norms["b"]}
-    overlay = Overlay(both, series.looks(both), "L2 norm", _LOG_FROM)
+    overlay = Overlay(both, svg.looks(both), "L2 norm", _LOG_FROM)
     return page.section(
         "L2 norms of A and B",
         page.figures(
@@ -186,7 +188,7 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
         return
     ks = sorted(overlap, key=int)
     series_ = IntervalSeries(
-        {"overlap": [interval(overlap[k]) for k in ks]}, series.looks(["overlap"])
+        {"overlap": [interval(overlap[k]) for k in ks]}, svg.looks(["overlap"])
     )
     axes = Places.of("k", ks), interval_axis("overlap@k", series_)
     said = " ".join(f"overlap@{k}: {fixed(overlap[k].get('value'))}." for k in ks)
@@ -241,3 +243,166 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _coded(value: object) -> object:
     return page.code(value) if value else "\N{EN DASH}"
+
+
+def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
+    """Draw the shift of each dimension in standard deviations, as bars from zero.
+
+    Args:
+        id_: Identifier, unique in the page.
+        shift: A number for each dimension; ``None`` where A never changes and B differs.
+
+    Returns:
+        A figure with the numbers behind it, or a note where there is nothing to draw.
+    """
+    values = [math.nan if value is None else float(value) for value in shift]
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return page.note("No dimension has a shift.")
+    axes = Axis("dimension", 0, len(values), "whole"), _y_axis(known)
+    words = svg.Words(
+        id_,
+        "Shift of each dimension",
+        f"{count(len(values))} dimensions; shifts from {signed(min(known))} to "
+        f"{signed(max(known))} standard deviations of A.",
+    )
+    draw = partial(_draw_shifts, axes=axes, bars=list(_bars(values)))
+    data = page.behind("The numbers behind this chart", _shift_table(values))
+    return page.chart(words, draw, *map(page.note, _remarks(values)), data)
+
+
+def _draw_shifts(
+    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+) -> Html:
+    return svg.bar_chart(words, axes, bars, frame)
+
+
+def _y_axis(known: Sequence[float]) -> Axis:
+    low, high = min(0.0, *known), max(0.0, *known)
+    room = max(_NARROWEST - (high - low), 0.0) / 2 + _ROOM * (high - low)
+    label = "shift of the mean, standard deviations of A"
+    return Axis(label, low - room if low < 0 or not high else 0.0, high + room)
+
+
+def _group(values: Sequence[float]) -> int:
+    return -(-len(values) // _MOST_BARS)
+
+
+def _bars(values: Sequence[float]) -> Iterator[svg.Bar]:
+    group = _group(values)
+    for start in range(0, len(values), group):
+        piece = [value for value in values[start : start + group] if math.isfinite(value)]
+        end = min(start + group, len(values))
+        # A group reaches to both of its extremes, so that no dimension is averaged away.
+        for extreme in sorted({min(piece, default=0.0), max(piece, default=0.0)}):
+            yield svg.Bar(start, end, extreme, f"{_label(start, end - 1)}: {signed(extreme)}")
+
+
+def _label(first: int, last: int) -> str:
+    return f"dimension {first}" if first == last else f"dimensions {first} to {last}"
+
+
+def _remarks(values: Sequence[float]) -> Iterator[str]:
+    group = _group(values)
+    if group > 1:
+        yield f"Each bar gathers {group} dimensions and reaches to their extremes."
+    lacking = sum(map(math.isnan, values))
+    if lacking:
+        yield (
+            f"{count(lacking)} dimensions never change in A and differ in B: their shift has no "
+            "unit and is left out."
+        )
+
+
+def _shift_table(values: Sequence[float]) -> Html:
+    columns = [Column("dimension"), Column("shift, standard deviations of A")]
+    rows = [[count(index), signed(value)] for index, value in enumerate(values)]
+    return page.table("Shift of each dimension", columns, rows)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What is shown: the name of the figure, its distribution, and how a value is printed."""
+
+    measure: str
+    figures: Mapping[str, Any]
+    show: Callable[[float | None], str]
+
+
+def pair_histogram(
+    id_: str,
+    measure: str,
+    figures: Mapping[str, Any],
+    show: Callable[[float | None, int], str],
+) -> Html:
+    """Draw how a figure is distributed over pairs of rows.
+
+    Args:
+        id_: Identifier, unique in the page.
+        measure: What is measured, such as ``"cosine"``.
+        figures: ``count``, ``mean``, ``min``, ``max``, ``quantiles`` by share, and ``histogram``,
+            a list of lower edge, upper edge and count.
+        show: Prints a value with so many digits, `axes.fixed` or `axes.number`.
+
+    Returns:
+        A figure with the numbers behind it, then the quantiles; a note where there are no pairs, or
+        where all are alike.
+    """
+    histogram = figures.get("histogram") or []
+    if not histogram or not figures.get("count"):
+        return page.note("No pair of rows is finite in both.")
+    digits = _digits(histogram, show)
+    pairs = _Pairs(measure, figures, lambda value: show(value, digits))
+    said = f"{count(figures['count'])} pairs, mean {pairs.show(figures['mean'])}"
+    if len(histogram) == 1:
+        return page.note(f"{said}: all are alike to six digits.")
+    bars = [_bar(pairs, *bar) for bar in histogram]
+    axes = (
+        Axis(measure, bars[0].lower, bars[-1].upper),
+        Axis("pairs", 0, max(bar.height for bar in bars) * _HEADROOM, "whole"),
+    )
+    words = svg.Words(id_, f"Histogram of the {measure}", _description(pairs))
+    data = page.behind("The numbers behind this chart", _pair_table(pairs, bars))
+    drawn = page.chart(words, partial(_draw_pairs, axes=axes, bars=bars), data)
+    return join(drawn, page.note(f"{said}."), _quantiles(pairs))
+
+
+def _digits(histogram: Sequence[Sequence[float]], show: Callable[[float | None, int], str]) -> int:
+    edges = [low for low, _, _ in histogram]
+    different = (n for n in _DIGITS if len({show(edge, n) for edge in edges}) == len(edges))
+    return next(different, _DIGITS[-1])
+
+
+def _bar(pairs: _Pairs, lower: float, upper: float, amount: int) -> svg.Bar:
+    words = f"{pairs.show(lower)} to {pairs.show(upper)}: {count(amount)}"
+    return svg.Bar(lower, upper, amount, words)
+
+
+def _draw_pairs(
+    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+) -> Html:
+    return svg.bar_chart(words, axes, bars, frame)
+
+
+def _description(pairs: _Pairs) -> str:
+    figures = pairs.figures
+    low, high = pairs.show(figures["min"]), pairs.show(figures["max"])
+    median = pairs.show((figures.get("quantiles") or {}).get("0.5"))
+    return f"{count(figures['count'])} pairs from {low} to {high}, median {median}."
+
+
+def _pair_table(pairs: _Pairs, bars: Sequence[svg.Bar]) -> Html:
+    columns = [Column("from"), Column("to"), Column("pairs")]
+    rows = [
+        [pairs.show(bar.lower), pairs.show(bar.upper), count(int(bar.height))]
+        for bar in bars
+        if bar.height
+    ]
+    return page.table(f"Pairs by {pairs.measure}", columns, rows)
+
+
+def _quantiles(pairs: _Pairs) -> Html:
+    quantiles = pairs.figures.get("quantiles") or {}
+    inner = (quantiles.get(name) for name in _QUANTILES)
+    row = [pairs.show(value) for value in (pairs.figures["min"], *inner, pairs.figures["max"])]
+    return page.table(f"Quantiles of the {pairs.measure}", [*map(Column, _HEADINGS)], [row])

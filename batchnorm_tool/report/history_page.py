@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.report import page
-from batchnorm_tool.report.comparison_document import base_name, key_words, real
-from batchnorm_tool.report.history_charts import (
-    STYLE,
-    Judged,
-    fates_chart,
-    gate_chart,
-    norms_chart,
-    rows_chart,
+from batchnorm_tool.report import page, svg
+from batchnorm_tool.report.axes import (
+    LETTER,
+    NARROW,
+    Axis,
+    Frame,
+    Plot,
+    base_line,
+    count,
+    number,
+    pixels,
+    scaffold,
 )
-from batchnorm_tool.report.history_document import (
+from batchnorm_tool.report.charts import Places
+from batchnorm_tool.report.figures import (
+    FATES,
+    QUANTILES,
+    base_name,
     broken_of,
     changed_rows,
     counted,
+    fate,
     fate_words,
     finding_name,
     findings_of,
     gate_words,
+    key_words,
     kind_words,
     norm_words,
+    quantile,
+    real,
     rows_of,
     when,
 )
-from batchnorm_tool.report.history_summary import standing
-from batchnorm_tool.report.markup import join, tag
+from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.scale import number
+from batchnorm_tool.report.text_refresh import standing
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.markup import Html
+    from collections.abc import Callable
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {
@@ -44,6 +56,22 @@ _SCOPES = {
     "whole": "Vectors of all rows",
 }
 _MOST_NIGHTS_TOLD = 50
+STYLE = """
+.limit { stroke: var(--alarm, #a3341f); }
+.beyond { fill: var(--alarm, #a3341f); }
+.pair { display: grid; grid-template-columns: repeat(2, 1fr); gap: 1.5rem 2.5rem; }
+.pair > * { min-width: 0; }
+.pair h3 { margin-top: 0; }
+.pair .narrow { display: block; }
+@media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
+"""
+"""The rules for these charts, for the style sheet of a page."""
+_ROOM = 1.06
+# Values beyond this many times the limit would press all others onto the axis.
+_MOST_LIMITS = 4.0
+_LANE = 24
+_LINE = "var(--line, #1d4f86)"
+_SMALL = Frame(NARROW.width, 170)
 
 
 def history_page(document: Mapping[str, Any]) -> str:
@@ -228,3 +256,241 @@ def _night(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[object
         gate_words(night),
         page.code(base_name(model["path"])) if model else "\N{EN DASH}",
     ]
+
+
+def small(id_: str, title: str, said: str, draw: Callable[[svg.Words, Frame], Html]) -> Html:
+    """Return one of several small charts that stand side by side, drawn for any window alike.
+
+    Args:
+        id_: Identifier, unique in the page.
+        title: What the chart shows.
+        said: What is to be seen in it.
+        draw: Draws the chart for given words and frame.
+
+    Returns:
+        A ``<figure>`` under its heading.
+    """
+    drawn = draw(svg.Words(id_, title, said), _SMALL)
+    return tag("div", tag("h3", title), tag("figure", tag("div", drawn, class_="narrow")))
+
+
+def rows_chart(
+    id_: str, title: str, nights: Sequence[Mapping[str, Any]], rows: Sequence[int | None]
+) -> Html:
+    """Draw how many rows of one kind every night had, as one of several small charts.
+
+    A first load, and a night in a new space, may be cut at the top: they would press every other
+    night onto the axis.
+
+    Args:
+        id_: Identifier, unique in the page.
+        title: The kind of the rows.
+        nights: Records of nights, the oldest first, at least one.
+        rows: Rows of each night, ``None`` where it has no such count.
+
+    Returns:
+        A ``<figure>`` under its heading.
+    """
+    ordinary = [n for n, night in zip(rows, nights, strict=True) if n and not _is_whole(night)]
+    most = max(ordinary or [n for n in rows if n] or [1])
+    axes = _versions(nights), Axis("rows", 0, most * _ROOM, "whole")
+    bars = [
+        svg.Bar(place, place + 1, amount or 0, f"version {night['version']}: {count(amount or 0)}")
+        for place, (night, amount) in enumerate(zip(nights, rows, strict=True))
+    ]
+    said = f"{count(len(nights))} nights, {count(most)} rows in the largest ordinary one."
+    return small(id_, title, said, lambda words, frame: svg.bar_chart(words, axes, bars, frame))
+
+
+def _is_whole(night: Mapping[str, Any]) -> bool:
+    return night["kind"] == "load" or bool(night.get("new_space"))
+
+
+def norms_chart(nights: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html:
+    """Draw median, middle half and middle 90 % of the norms of every night.
+
+    Args:
+        nights: Records of nights, the oldest first.
+        norm: What the norms are called.
+
+    Returns:
+        A figure, or a note where no night has norms.
+    """
+    values = {name: [quantile(night, name) for night in nights] for name in QUANTILES}
+    known = [value for row in values.values() for value in row if math.isfinite(value)]
+    if not known:
+        return page.note("No night has norms.")
+    low, high = min(known), max(known)
+    room = (high - low) / 5 or high / 20 or 1.0
+    axes = _versions(nights), Axis(norm, max(low - room, 0.0), high + room)
+    steps = svg.Steps(
+        list(range(len(nights) + 1)),
+        [
+            svg.Band("5\N{EN DASH}95 %", values["q05"], values["q95"]),
+            svg.Band("25\N{EN DASH}75 %", values["q25"], values["q75"]),
+        ],
+        [svg.Line("median", values["q50"])],
+    )
+    middles = [value for value in values["q50"] if math.isfinite(value)]
+    said = f"Medians from {number(min(middles))} to {number(max(middles))}."
+    words = svg.Words("norms", "Norm quantiles of every night", said)
+    return page.chart(words, partial(_bands, axes=axes, steps=steps))
+
+
+def _bands(words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps) -> Html:
+    return svg.band_chart(words, axes, steps, frame)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one limit measured in every night.
+
+    Attributes:
+        versions: Version of each night.
+        measured: A value for each night, NaN where it was not judged.
+        allowed: The limit of each night, NaN where it had none.
+        passed: Whether each night kept it.
+    """
+
+    versions: Sequence[int]
+    measured: Sequence[float]
+    allowed: Sequence[float]
+    passed: Sequence[bool]
+
+
+def gate_chart(id_: str, title: str, judged: Judged) -> Html:
+    """Draw the values of a limit against what was allowed, as one of several small charts.
+
+    Args:
+        id_: Identifier, unique in the page.
+        title: The name of the limit.
+        judged: What it measured; values beyond four times the limit are drawn at the top.
+
+    Returns:
+        A ``<figure>`` under its heading.
+    """
+    broken = [v for v, is_kept in zip(judged.versions, judged.passed, strict=True) if not is_kept]
+    said = f"Broken in versions {', '.join(map(str, broken))}." if broken else "Never broken."
+    return small(id_, title, said, partial(_gate, judged=judged))
+
+
+def _gate(words: svg.Words, frame: Frame, judged: Judged) -> Html:
+    x = _Versions.of("version", judged.versions)
+    plot = Plot(x, _gate_axis(judged), frame, legend_rows=0)
+    pieces = [
+        *scaffold(plot),
+        svg.path(_stairs(plot, judged.allowed), "limit", stroke_dasharray="5 3"),
+        svg.path(_stairs(plot, judged.measured), "line", stroke=_LINE, stroke_width="1.75"),
+        *_beyond(plot, judged),
+        base_line(plot),
+    ]
+    return svg.drawing(words, frame, pieces)
+
+
+def _stairs(plot: Plot, values: Sequence[float]) -> str:
+    pieces, pen = [], ""
+    for place, value in enumerate(values):
+        if math.isnan(value):
+            pen = ""
+            continue
+        # A step of its own for each night, so that one between gaps shows.
+        start = f"{pen or f'M{pixels(plot.across(place))},'}{pixels(plot.down(value))}"
+        pieces.append(f"{start}H{pixels(plot.across(place + 1))}")
+        pen = "V"
+    return "".join(pieces)
+
+
+def _gate_axis(judged: Judged) -> Axis:
+    limits = [value for value in judged.allowed if math.isfinite(value)]
+    values = [value for value in judged.measured if math.isfinite(value)]
+    cut = max(limits) * _MOST_LIMITS if limits and max(limits) > 0 else math.inf
+    high = max([*limits, *(min(value, cut) for value in values)], default=0.0)
+    return Axis("", 0.0, high * _ROOM or 1.0)
+
+
+def _beyond(plot: Plot, judged: Judged) -> Iterator[Html]:
+    for place, version in enumerate(judged.versions):
+        if judged.passed[place]:
+            continue
+        # A value beyond any number stands at the top.
+        value = judged.measured[place]
+        height = plot.y.high if math.isnan(value) else value
+        words = f"version {version}: {number(value)}, allowed {number(judged.allowed[place])}"
+        mark = (
+            f"M{pixels(plot.across(place + 0.5))},{pixels(plot.down(height))}m-4,0l4,-5l4,5l-4,5z"
+        )
+        yield tag(
+            "g", tag("title", words), svg.path(mark, "beyond", fill="inherit"), class_="beyond"
+        )
+
+
+def fates_chart(document: Mapping[str, Any]) -> Html:
+    """Draw what became of every night: a row for each fate, a bar for each night.
+
+    Args:
+        document: The history, at least one night.
+
+    Returns:
+        A figure.
+    """
+    fates = [fate(night, document) for night in document["nights"]]
+    said = ". ".join(f"{name}: {count(fates.count(name))}" for name in FATES if name in fates)
+    words = svg.Words("fates", "What became of every night", f"{said}.")
+    return page.chart(words, partial(_draw_fates, nights=document["nights"], fates=fates))
+
+
+def _draw_fates(
+    words: svg.Words, frame: Frame, nights: Sequence[Mapping[str, Any]], fates: Sequence[str]
+) -> Html:
+    lanes = [name for name in FATES if name in fates]
+    axes = _versions(nights), _Lanes("", 0, len(lanes), "linear", tuple(lanes))
+    # The label of the y axis, above, is empty: the frame is moved up by its height.
+    plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66), legend_rows=0)
+    bars = [
+        _fate(plot, place, lanes.index(its), f"version {night['version']}: {its}")
+        for place, (night, its) in enumerate(zip(nights, fates, strict=True))
+    ]
+    return svg.drawing(words, plot.frame, [*scaffold(plot), *bars, base_line(plot)])
+
+
+@dataclass(frozen=True)
+class _Lanes(Places):
+    """Named rows, the first on top."""
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        del most
+        return [(self.high - place - 0.5, name) for place, name in enumerate(self.names)]
+
+
+def _fate(plot: Plot, place: int, lane: int, said: str) -> Html:
+    left, right = plot.across(place), plot.across(place + 1)
+    gap = 2.0 if right - left > LETTER else 0.0
+    return tag(
+        "rect",
+        tag("title", said),
+        class_="bar",
+        x=pixels(left + gap / 2),
+        y=pixels(plot.down(plot.y.high - lane) + 5),
+        width=pixels(max(right - left - gap, 1.0)),
+        height=_LANE - 10,
+        rx=2,
+        fill="var(--mark, #4a86c5)",
+    )
+
+
+@dataclass(frozen=True)
+class _Versions(Places):
+    """Nights by their versions, of which every second, fifth … has a label where there are many."""
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+        step = next(step for step in steps if len(self.names) <= step * most)
+        return [
+            (place + 0.5, name)
+            for place, name in enumerate(self.names)
+            if step == 1 or int(name) % step == 0
+        ]
+
+
+def _versions(nights: Sequence[Mapping[str, Any]]) -> Places:
+    return _Versions.of("version", [night["version"] for night in nights])

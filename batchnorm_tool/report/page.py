@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batchnorm_tool.report.axes import NARROW, WIDE, Frame
 from batchnorm_tool.report.markup import Html, join, tag
-from batchnorm_tool.report.plot import NARROW, WIDE, Frame
 from batchnorm_tool.report.svg import Words
 
 _STYLE = """

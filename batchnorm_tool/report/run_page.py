@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchnorm_tool.report import page, svg
+from batchnorm_tool.report.axes import Axis, count, number, share, size
 from batchnorm_tool.report.bins import NormBins, bin_norms
-from batchnorm_tool.report.dimension_chart import dimension_chart
 from batchnorm_tool.report.markup import Html, join, tag
-from batchnorm_tool.report.norm_table import norm_table
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.part_chart import part_chart
-from batchnorm_tool.report.scale import Axis, count, number, share, size
-from batchnorm_tool.report.summary import norm_shown, outside, spread
+from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_chart
+from batchnorm_tool.report.text_run import norm_shown, outside, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.plot import Frame
+    from batchnorm_tool.report.axes import Frame
 
 _HEADROOM = 1.04
 

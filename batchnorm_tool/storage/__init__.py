@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchnorm_tool.errors import OutputError
-from batchnorm_tool.storage.contract import STATE, TEMPORARY, Storage
+from batchnorm_tool.storage.base import STATE, TEMPORARY, Storage
 from batchnorm_tool.storage.files import FileRecord, OutputFile
 from batchnorm_tool.storage.local import LocalStorage
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from batchnorm_tool.storage import lock
-from batchnorm_tool.storage.contract import STATE, TEMPORARY, Storage
+from batchnorm_tool.storage.base import STATE, TEMPORARY, Storage
 from batchnorm_tool.storage.files import (
     OutputFile,
     make_directories,

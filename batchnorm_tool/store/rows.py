@@ -7,27 +7,86 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnorm_tool.errors import Damaged
-from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.store.index import binary_rows
-from batchnorm_tool.store.key_places import KeyPlaces
-from batchnorm_tool.store.library import open_dataset, reading
+from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import GOOD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchnorm_tool.storage import LocalStorage
 
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""
-
 _ADDRESS = "_rowaddr"
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 16 * 2**20
 # Batches that Lance decodes ahead: by itself it takes as many as there are cores, or 16.
 _READ_AHEAD = 2
+# Rows that are in memory at a time.
+BATCH_ROWS = 65_536
+
+
+class KeyPlaces:
+    """Places of ids in a list of them; takes 24 bytes for each beside the list.
+
+    Args:
+        ids: ``uint64[m, 2]``.
+
+    Example:
+        >>> places = KeyPlaces(np.array([[7, 1], [5, 0], [7, 0]], np.uint64))
+        >>> places.find(np.array([[7, 0], [5, 1], [5, 0]], np.uint64))
+        array([ 2, -1,  1])
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._order = np.argsort(ids[:, 0], kind="stable")
+        if _has_repetitions(ids[self._order, 0]):  # otherwise the second words decide nothing
+            self._order = np.lexsort((ids[:, 1], ids[:, 0]))
+        self._first = ids[self._order, 0]
+        self._second = ids[self._order, 1]
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Look ids up.
+
+        Args:
+            ids: ``uint64[n, 2]``.
+
+        Returns:
+            ``int64[n]``, the place of each in the list, the first of several; -1: it is not there.
+        """
+        found = np.full(len(ids), -1, np.int64)
+        place = np.searchsorted(self._first, ids[:, 0])
+        asking = np.arange(len(ids))
+        while len(asking):  # once, but where two ids begin alike
+            at = place[asking]
+            inside = at < len(self._first)
+            asking, at = asking[inside], at[inside]
+            begins = self._first[at] == ids[asking, 0]
+            asking, at = asking[begins], at[begins]
+            same = self._second[at] == ids[asking, 1]
+            found[asking[same]] = self._order[at[same]]
+            asking = asking[~same]
+            place[asking] += 1
+        return found
+
+    def repeated(self) -> np.ndarray:
+        """``int64[r]``: places of ids that stand further ahead in the list too, in order."""
+        same = self._first[1:] == self._first[:-1]
+        same &= self._second[1:] == self._second[:-1]
+        return np.sort(self._order[1:][same])
+
+
+def _has_repetitions(ascending: np.ndarray) -> bool:
+    return bool((ascending[1:] == ascending[:-1]).any())
 
 
 def rows(
@@ -267,3 +326,57 @@ def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
         f"{len(wanted):,} rows. Received: {len(wanted) - len(missing):,}. Run `batchnorm-tool "
         "verify` on the store."
     )
+
+
+def write_rows(
+    storage: LocalStorage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]
+) -> int:
+    """Write tables into one Arrow file, which appears whole and synced.
+
+    Args:
+        storage: The state of a store.
+        path: Below its root.
+        schema: Of every table.
+        tables: The rows, in order.
+
+    Returns:
+        Number of rows.
+    """
+    rows = 0
+    file = storage.create(path)
+    try:
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
+            for table in tables:
+                writer.write_table(table.select(schema.names).cast(schema))
+                rows += table.num_rows
+        file.commit()
+    finally:
+        file.discard()
+    return rows
+
+
+def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
+    """The rows of a file that `write_rows` wrote, batch by batch.
+
+    Raises:
+        WorkFailed: It is damaged; the next run makes it anew.
+    """
+    try:
+        with pa.memory_map(str(storage.root / path)) as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+    except (pa.ArrowException, OSError) as error:
+        msg = (
+            f"`{storage.root / path}` cannot be read: {error}. Run the same command again; if it "
+            "fails again, remove the directory that holds this file."
+        )
+        raise WorkFailed(msg) from error
+
+
+def read_directory(storage: LocalStorage, directory: str) -> Iterator[pa.Table]:
+    """The rows of all files of a directory, in the order of their names."""
+    for name in storage.names(directory):
+        yield from read_rows(storage, f"{directory}/{name}")

@@ -1,4 +1,4 @@
-"""What lies beside a store: which version is live, what waits, and a record of every night.
+"""What lies beside a store: which version is live, what waits, every night's record, the types.
 
 ::
 
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged, InputError
+from batchnorm_tool.formats.arrow_columns import plain_type, with_children
+from batchnorm_tool.inputs.row_hash import is_any, type_name
 from batchnorm_tool.job import STATE_SUFFIX
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import LocalStorage, checked_json
 from batchnorm_tool.storage.files import read_errors, record_of
 
 if TYPE_CHECKING:
@@ -39,10 +40,9 @@ STORE_PATH = "store.json"
 NIGHTS = "nights"
 NIGHT = "night"
 NIGHT_PATH = f"{NIGHT}/night.json"
-TARGETS = "targets"
+TARGETS_DIRECTORY = "targets"
 LEDGER_PATH = "files.json"
 FORMAT = 1
-
 # What these columns are called in the state: no column of a store has a dot in its name.
 FEATURE_HASH = ".feature_hash"
 PASSTHROUGH_HASH = ".passthrough_hash"
@@ -56,10 +56,14 @@ BOOKKEEPING = (
     pa.field(VERSION, pa.int64()),
 )
 """The columns that every store has beside keys, vector, norm and passed-through columns."""
-
 GOOD = "good"
 STALE = "stale: "
 QUARANTINED = "quarantined: "
+# Parquet, through which rows pass, gives these back as others: the values fit exactly.
+_THROUGH_PARQUET = {
+    pa.date64(): pa.date32(),
+    pa.time32("s"): pa.time32("ms"),
+}
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ class StoreState:
 
     def put_facts(self, facts: StoreFacts) -> None:
         """Replace ``store.json``: from here on, the store is what ``facts`` say."""
-        self.storage.put(STORE_PATH, canonical.sealed_json(facts.to_dict()))
+        self.storage.put(STORE_PATH, checked_json.sealed_json(facts.to_dict()))
 
     def record(self, version: int) -> dict[str, Any] | None:
         """The record of a night, or ``None`` where there is none.
@@ -238,7 +242,7 @@ class StoreState:
 
     def put_record(self, record: Mapping[str, Any]) -> None:
         """Write the record of a night under its version."""
-        self.storage.put(record_path(record["version"]), canonical.sealed_json(dict(record)))
+        self.storage.put(record_path(record["version"]), checked_json.sealed_json(dict(record)))
 
     def files_of(self, version: int, *, staged: bool = False) -> list[dict[str, Any]]:
         """Checksums of what a version has in the state, but for its record.
@@ -260,7 +264,7 @@ class StoreState:
 
     def documents(self) -> list[str]:
         """Return paths of all documents, each with a checksum of its own."""
-        directories = (NIGHTS, NIGHT, TARGETS)
+        directories = (NIGHTS, NIGHT, TARGETS_DIRECTORY)
         names = [f"{each}/{name}" for each in directories for name in self.storage.names(each)]
         return [STORE_PATH, LEDGER_PATH, *(name for name in names if name.endswith(".json"))]
 
@@ -276,7 +280,7 @@ def is_store(path: str) -> bool:
     return os.path.isfile(os.path.join(StoreState(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
-@canonical.told_of_records
+@checked_json.told_of_records
 def open_store(path: str) -> tuple[StoreState, StoreFacts]:
     """The state of an existing store, and what it says.
 
@@ -310,7 +314,7 @@ def replaced_path(version: int) -> str:
 
 
 def _opened(text: bytes, path: str) -> dict[str, Any]:
-    data = canonical.opened_json(text)
+    data = checked_json.opened_json(text)
     if data is None:
         msg = (
             f"`{path}` is damaged: its checksum disagrees. Restore it from a backup of the store, "
@@ -318,3 +322,86 @@ def _opened(text: bytes, path: str) -> dict[str, Any]:
         )
         raise Damaged(msg)
     return data
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A value that a target cannot take.
+
+    Attributes:
+        row: Of the table that was looked at.
+        column: Its name.
+        reason: Which target, why, and what to do.
+    """
+
+    row: int
+    column: str
+    reason: str
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the type in which a store keeps the values of a column.
+
+    Args:
+        kind: Of the column in the input.
+
+    Returns:
+        A type that holds the same values; ``None`` where neither Lance nor Parquet has one.
+
+    Example:
+        >>> stored_type(pa.list_(pa.date64())), stored_type(pa.month_day_nano_interval())
+        (ListType(list<item: date32[day]>), None)
+    """
+    kind = plain_type(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        storage = stored_type(kind.storage_type)
+        return kind if storage == kind.storage_type else storage
+    if pa.types.is_nested(kind):
+        return _nested_type(kind)
+    if kind == pa.timestamp("s", getattr(kind, "tz", None)):
+        return pa.timestamp("ms", kind.tz)
+    return None if pa.types.is_interval(kind) else _THROUGH_PARQUET.get(kind, kind)
+
+
+def _nested_type(kind: pa.DataType) -> pa.DataType | None:
+    children = [kind.field(place) for place in range(kind.num_fields)]
+    types = [held for child in children if (held := stored_type(child.type)) is not None]
+    if not types or len(types) < len(children) or pa.types.is_union(kind):
+        return None
+    if pa.types.is_map(kind):  # its children get their standard names: two writers differ in them
+        return pa.map_(*(entry.type for entry in types[0]))
+    if pa.types.is_fixed_size_list(kind) and not kind.list_size:
+        return None
+    if pa.types.is_fixed_size_list(kind) and not _has_width(types[0]):
+        return pa.list_(children[0].with_type(types[0]))  # Lance fails at those of texts or lists
+    fields = [child.with_type(held) for child, held in zip(children, types, strict=True)]
+    return with_children(kind, fields)
+
+
+def _has_width(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_primitive,
+        pa.types.is_decimal,
+        pa.types.is_fixed_size_binary,
+        pa.types.is_fixed_size_list,
+    )
+    return is_any(kind, tests)
+
+
+def holds(stored: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether a stored type takes the values of another: of another encoding, or nothing but nulls.
+
+    Example:
+        >>> holds(pa.string(), pa.large_string()), holds(pa.list_(pa.int8()), pa.list_(pa.null()))
+        (True, True)
+        >>> holds(pa.int64(), pa.int32())
+        False
+    """
+    if pa.types.is_null(kind) or type_name(stored) == type_name(kind):
+        return True
+    if not (pa.types.is_nested(kind) and stored.num_fields == kind.num_fields):
+        return False
+    pairs = [(stored.field(place), kind.field(place)) for place in range(kind.num_fields)]
+    if pa.types.is_struct(kind) and any(one.name != other.name for one, other in pairs):
+        return False
+    return type(stored) is type(kind) and all(holds(one.type, other.type) for one, other in pairs)

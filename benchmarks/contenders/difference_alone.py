@@ -14,9 +14,9 @@ import pyarrow.parquet
 import xxhash
 
 from batchnorm_tool import Job
-from batchnorm_tool.difference import find_difference
-from batchnorm_tool.jobs.night_plan import plan_night, store_of
-from batchnorm_tool.jobs.night_staging import tonight_of
+from batchnorm_tool.commands.refresh.changes.detect import find_difference
+from batchnorm_tool.commands.refresh.plan import plan_night, store_of
+from batchnorm_tool.commands.refresh.staging import tonight_of
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.state import StoreState, index_path
 from benchmarks.contenders.stopwatch import Stopwatch, peak_rss_bytes, settings

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from batchnorm_tool.formats.vectors import rows_of
-from batchnorm_tool.row_hash import feature_hashes, key_ids
+from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 
 # Imported at the first conversion and the first hash otherwise.

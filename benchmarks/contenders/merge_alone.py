@@ -11,9 +11,8 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.store.commit import commit
-from batchnorm_tool.store.dataset import prepare_merge
 from batchnorm_tool.store.state import StoreLayout, StoreState
+from batchnorm_tool.store.transaction import commit, prepare_merge
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
 from benchmarks.contenders.write_alone import unit_vectors

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from batchnorm_tool import Job, Night, refresh
-from batchnorm_tool.predictor.tensorflow_setup import start_tensorflow
+from batchnorm_tool.models.backends.tensorflow import start_tensorflow
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
 
@@ -24,8 +24,8 @@ _WITH_A_MODEL = (
     "keras",
     "h5py",
     "batchnorm_tool.engines.local",
-    "batchnorm_tool.predictor.keras_model",
-    "batchnorm_tool.predictor.loading",
+    "batchnorm_tool.models.backends.keras",
+    "batchnorm_tool.models.backends.loading",
 )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchnorm_tool.jobs.comparison_queries import Asking
-from batchnorm_tool.jobs.norm_pass import first_pass
-from batchnorm_tool.jobs.pairing import Sample
-from batchnorm_tool.norms import Norm
-from batchnorm_tool.predictions import open_predictions
+from batchnorm_tool.commands.compare.pairs import Sample
+from batchnorm_tool.commands.compare.passes import first_pass
+from batchnorm_tool.commands.compare.queries import Asking
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.readers.opening import open_predictions
 from benchmarks.contenders.neighbour_files import query_rows
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from batchnorm_tool.comparison.agreement import (
+from batchnorm_tool.comparison.metrics import (
     RBO_PERSISTENCE,
     Hubness,
     overlap,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchnorm_tool.comparison.distribution import BARS, describe
-from batchnorm_tool.stats import QUANTILES
+from batchnorm_tool.comparison.norm_survey import BARS, describe
+from batchnorm_tool.norms.stats import QUANTILES
 
 any_numbers = hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(allow_nan=True))
 

@@ -25,7 +25,7 @@ from batchnorm_tool.comparison.drift import (
     population_stability_index,
 )
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.norms import L2, row_norms
+from batchnorm_tool.norms.norm import L2, row_norms
 from tests.merging import pieces_of
 
 few_values = hnp.arrays(np.float64, st.integers(1, 30), elements=st.integers(0, 5).map(float))

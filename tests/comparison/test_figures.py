@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.comparison.agreement import overlap, rank_biased_overlap
-from batchnorm_tool.comparison.figures import Rankings, plain
 from batchnorm_tool.comparison.judgements import LabelJudgements
-from batchnorm_tool.comparison.quality import quality
-from batchnorm_tool.comparison.resampling import bootstrap, holm, paired_randomization
+from batchnorm_tool.comparison.metrics import Rankings, overlap, plain, quality, rank_biased_overlap
+from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
 from tests.comparison.judged import graded, random_grades, random_rows
 
 NORMS = ("none", "l1", "l2")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.comparison.movement import verdict_of
+from batchnorm_tool.comparison.drift import verdict_of
 
 
 def document(**given: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.comparison.judgements import Judgements, LabelJudgements
-from batchnorm_tool.comparison.quality import quality
+from batchnorm_tool.comparison.metrics import quality
 from tests.comparison.judged import Grades, graded, random_grades, random_rows
 
 KS = [1, 5, 10, 20]

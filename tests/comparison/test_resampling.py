@@ -12,8 +12,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchnorm_tool.comparison import resampling
-from batchnorm_tool.comparison.resampling import bootstrap, holm, paired_randomization
+from batchnorm_tool.comparison import verdict
+from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
 
 SAMPLES = {
     "normal": np.random.default_rng(0).normal(size=200),
@@ -146,8 +146,8 @@ def test_a_seed_gives_the_same_again_and_another_seed_does_not(
 def test_memory_is_bounded_whatever_the_number_of_queries(
     draw: Callable[[np.ndarray, int], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 600)
-    monkeypatch.setattr(resampling, "FLIPS", 600)
+    monkeypatch.setattr(verdict, "RESAMPLES", 600)
+    monkeypatch.setattr(verdict, "FLIPS", 600)
     values = np.random.default_rng(0).normal(size=(20_000, 2))
     tracemalloc.start()
     draw(values, 0)

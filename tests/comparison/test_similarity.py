@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from batchnorm_tool.comparison.similarity import Metric, Score, Sides
+from batchnorm_tool.comparison.scores import Metric, Score, Sides
 from batchnorm_tool.errors import JobError
-from batchnorm_tool.norms import Float64s, Norm, row_norms
+from batchnorm_tool.norms.norm import Float64s, Norm, row_norms
 
 NORMS = [Norm.parse(text) for text in ("none", "l1", "l2", "max", "lp:3")]
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.engines.local import LocalEngine
+from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import (
     InputError,
     Interrupted,
@@ -22,8 +24,6 @@ from batchnorm_tool.errors import (
     WorkFailed,
 )
 from batchnorm_tool.job import Job
-from batchnorm_tool.jobs.preparing import Preparation
-from batchnorm_tool.machine import available_cores
 
 
 @dataclass

@@ -19,19 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.engines import open_engine, processes
 from batchnorm_tool.engines.local import LocalEngine
-from batchnorm_tool.engines.part_server import _portable
+from batchnorm_tool.engines.process_worker import _portable
 from batchnorm_tool.engines.processes import ProcessEngine, _RemoteWorker, open_processes
 from batchnorm_tool.errors import Refused, WorkFailed
 from batchnorm_tool.job import Job
-from batchnorm_tool.jobs.preparing import Preparation
-from batchnorm_tool.jobs.scoring import run
-from batchnorm_tool.pipeline import Worker
-from batchnorm_tool.plan import PLAN_PATH
-from batchnorm_tool.predictor import tensorflow_setup
+from batchnorm_tool.models.backends import tensorflow as backends_tensorflow
+from batchnorm_tool.pipeline.plan import PLAN_PATH
+from batchnorm_tool.pipeline.worker import Worker, make_worker
 from batchnorm_tool.storage import open_storage
-from batchnorm_tool.worker_opening import make_worker
 from tests.kill_points import tree
 
 ROWS, PART_ROWS, PARTS = 320, 40, 8
@@ -313,6 +312,6 @@ def test_what_was_planned_on_the_cpu_stays_there(
     job_on: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where TensorFlow was begun without the GPUs that the machine has, `auto` means the CPU."""
-    monkeypatch.setattr(tensorflow_setup, "every_device", lambda devices: [0, 1])
+    monkeypatch.setattr(backends_tensorflow, "every_device", lambda devices: [0, 1])
     with open_engine(Preparation(job_on("auto")).plan(), 9) as engine:
         assert isinstance(engine, LocalEngine)

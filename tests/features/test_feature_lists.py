@@ -10,10 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.features import (
-    FeatureReader,
-    to_arrays,
-)
+from batchnorm_tool.features import FeatureReader, to_arrays
 from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
 INF = math.inf

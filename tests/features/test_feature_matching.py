@@ -5,9 +5,8 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.errors import InputError, InputWarning, JobError
 from batchnorm_tool.features import match_features
-from batchnorm_tool.input_warnings import InputWarning
 from batchnorm_tool.job import Input
 
 IMAGE = Field("image", (8, 8, 1), "float32")

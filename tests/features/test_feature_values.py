@@ -9,12 +9,9 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import InputError, JobError, ModelError
-from batchnorm_tool.features import (
-    FeatureReader,
-)
+from batchnorm_tool.errors import InputError, InputWarning, JobError, ModelError, collected
+from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.values import nonfinite_rows, numbers_of
-from batchnorm_tool.input_warnings import InputWarning, collected
 from tests.features.tables import (
     GOOD,
     NAN,

@@ -21,15 +21,8 @@ from pyarrow.parquet import encryption
 
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS, Layout, recognise
-from batchnorm_tool.formats import parquet_rows as rows_module
-from batchnorm_tool.formats.parquet_rows import (
-    Cursor,
-    Cursors,
-    Footer,
-    GroupRange,
-    Stretch,
-    read_footer,
-)
+from batchnorm_tool.formats import parquet as rows_module
+from batchnorm_tool.formats.parquet import Cursor, Cursors, Footer, GroupRange, Stretch, read_footer
 from batchnorm_tool.storage import LocalStorage
 
 PARQUET = FORMATS["parquet"]

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.model_gate import admit
-from batchnorm_tool.predictor import describe_model
+from batchnorm_tool.models import describe_model
+from batchnorm_tool.models.security import admit
 from tests.fuzz.fuzzing import fuzzed, json_values, mutated, mutated_bytes, only_our_errors
 
 WORDS = (

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchnorm_tool.inputs.reading import read_rows
+from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
-from batchnorm_tool.sources import open_table, read_rows
 from tests.fuzz.fuzzing import fuzzed, json_values, mutated_bytes, only_our_errors
 
 TEXTS = ("<f4", "|b1", ">f8", "<V2", "|O", "<U3", "<c8", "<f2", "descr", "shape", "fortran_order")

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchnorm_tool import Job, canonical, history, read, refresh, run, show, verify
+from batchnorm_tool import Job, history, read, refresh, run, show, verify
 from batchnorm_tool.errors import BadRows
-from batchnorm_tool.layout import fixed_size_list
+from batchnorm_tool.pipeline.output_schema import fixed_size_list
+from batchnorm_tool.storage import checked_json
 from tests.fuzz.fuzzing import fuzzed, mutated, only_our_errors
 
 WORDS = (
@@ -53,14 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rewritten(path: Path, draw: Callable[[Any], Any]) -> None:
     """Write a document anew, changed, with the checksum that it then has."""
     text = path.read_bytes()
-    fast = canonical.opened_json(text)
-    data = fast if fast is not None else canonical.unsealed(text)
+    fast = checked_json.opened_json(text)
+    data = fast if fast is not None else checked_json.unsealed(text)
     changed = draw(data)
     if isinstance(changed, dict) and changed:
-        slow = json.dumps(canonical.sealed(changed)).encode()
-        path.write_bytes(slow if fast is None else canonical.sealed_json(changed))
+        slow = json.dumps(checked_json.sealed(changed)).encode()
+        path.write_bytes(slow if fast is None else checked_json.sealed_json(changed))
         if path.name == "_manifest.json":
-            (path.parent / "_SUCCESS").write_text(canonical.sha256(changed))
+            (path.parent / "_SUCCESS").write_text(checked_json.sha256(changed))
 
 
 def tried(

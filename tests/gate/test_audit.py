@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.gate import AuditFacts, Finding, RowAudit, audit
-from batchnorm_tool.norms import Norm
+from batchnorm_tool.norms.norm import Norm
 
 FULL = AuditFacts("full", 100, 97, 3, before=90, new=15, gone=5, distinct_keys=100)
 DELTA = replace(FULL, mode="delta", rows_in=21)

@@ -9,8 +9,8 @@ from decimal import Decimal
 import pytest
 
 from batchnorm_tool.gate import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.finding import not_judged, row_words
-from batchnorm_tool.gate.vectors import plain_key
+from batchnorm_tool.gate.findings import not_judged, row_words
+from batchnorm_tool.gate.output_limits import plain_key
 
 ROWS = tuple({"key": {"shop": "a", "id": n}, "value": float(n)} for n in range(7))
 GOOD = Finding("gate.input.new", "input", 0.1, 0.2, passed=True, what="10 rows are new.")

@@ -11,7 +11,7 @@ import pytest
 from scipy import linalg
 
 from batchnorm_tool.gate import BadCounts, Finding, OutputLimits, Vectors, judge_output
-from batchnorm_tool.gate.shift import FRECHET_WIDTH, frechet
+from batchnorm_tool.gate.output_limits import FRECHET_WIDTH, frechet
 from tests.gate.sets import NO_BAD, gaussian, heavy, judged, sparse, vectors_of
 
 MEASURES = ("norm_psi", "norm_quantiles", "centroid_shift", "dimension_shift", "frechet")

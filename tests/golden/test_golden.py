@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.job import Job
-from batchnorm_tool.jobs.scoring import run
-from batchnorm_tool.layout import fixed_size_list
+from batchnorm_tool.pipeline.output_schema import fixed_size_list
 
 HERE = Path(__file__).parent
 ROWS = 12

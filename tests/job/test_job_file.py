@@ -11,7 +11,7 @@ import pytest
 
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Job, Model
-from batchnorm_tool.job.file import expand_environment, read_job_file, set_values
+from batchnorm_tool.job.loader import expand_environment, read_job_file, set_values
 from tests.job.job_texts import job_of, refusal_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 from batchnorm_tool.display import mask_secrets
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Input, Job, Output
-from batchnorm_tool.job.paths import lies_within
+from batchnorm_tool.job.types import lies_within
 from tests.job.job_texts import MINIMAL, with_value
 
 

@@ -13,7 +13,7 @@ import pytest
 from batchnorm_tool import run
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Gate, Job, Keep, Publish, Store, job_schema
-from batchnorm_tool.limits import InputLimits, OutputLimits
+from batchnorm_tool.job.refresh_sections import InputLimits, OutputLimits
 from tests.job.job_texts import job_of, refusal_of
 
 BASE = {"input": {"path": "/data/in"}, "store": {"path": "/stores/items.lance"}}

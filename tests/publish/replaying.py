@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.canonical import unsealed
+from batchnorm_tool.storage.checked_json import unsealed
 
 
 class Loader:

@@ -11,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.canonical import opened_json
 from batchnorm_tool.errors import Interrupted, JobError, WorkFailed
-from batchnorm_tool.publish import TARGETS, open_target
+from batchnorm_tool.publish import TARGETS, check_targets, deliver, lagging, open_target
+from batchnorm_tool.publish.base import Publication
 from batchnorm_tool.publish.changes import ChangeFeed
-from batchnorm_tool.publish.contract import Publication
-from batchnorm_tool.publish.delivery import check_targets, deliver, lagging
 from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage.checked_json import opened_json
 from tests.publish.publications import Section, a_month
 
 
@@ -185,7 +184,7 @@ def test_an_unknown_kind_is_refused() -> None:
 def test_no_library_of_a_target_is_imported_to_check_it(tmp_path: Path) -> None:
     program = """
 import sys
-from batchnorm_tool.publish.delivery import check_targets, lagging
+from batchnorm_tool.publish import check_targets, lagging
 from batchnorm_tool.storage import LocalStorage
 from tests.publish.publications import Section
 sections = [Section("pgvector", table="items", index="hnsw"), Section("faiss", path="x")]

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.canonical import unsealed
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish import faiss_building, faiss_index, open_target
-from batchnorm_tool.publish.contract import Target
-from batchnorm_tool.publish.faiss_files import IndexFiles
-from batchnorm_tool.publish.faiss_recall import Neighbours, Queries, Sample
+from batchnorm_tool.publish import faiss as publish_faiss
+from batchnorm_tool.publish import faiss_build, open_target
+from batchnorm_tool.publish.base import Target
+from batchnorm_tool.publish.faiss import IndexFiles
+from batchnorm_tool.publish.faiss_build import Neighbours, Queries, Sample
+from batchnorm_tool.storage.checked_json import unsealed
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
@@ -209,9 +210,9 @@ def test_a_recall_that_cannot_be_reached_is_a_warning(
 def test_auto_is_exact_below_a_size_and_has_lists_above(
     clustered: Publication, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert faiss_building.factory_text("auto", 49_999) == "Flat"
-    assert faiss_building.factory_text("auto", 50_000) == "IVF894,Flat"
-    monkeypatch.setattr(faiss_building, "EXACT_BELOW", 3000)
+    assert faiss_build.factory_text("auto", 49_999) == "Flat"
+    assert faiss_build.factory_text("auto", 50_000) == "IVF894,Flat"
+    monkeypatch.setattr(faiss_build, "EXACT_BELOW", 3000)
     facts = target(tmp_path / "x").publish(clustered, None)
     assert facts["index"] == "IVF219,Flat"
     assert facts["recall_at_10"] >= 0.95
@@ -328,7 +329,7 @@ def test_an_index_that_is_there_already_is_not_built_again(
     store, nights = a_month()
     facts = target(tmp_path / "x").publish(nights[0], None)
     with monkeypatch.context() as patch:
-        patch.setattr(faiss_building, "trained", None)
+        patch.setattr(faiss_build, "trained", None)
         assert target(tmp_path / "x").publish(nights[0], None) == facts
     (tmp_path / "x").write_bytes(b"something else")
     assert target(tmp_path / "x").publish(nights[0], None) == facts
@@ -341,7 +342,7 @@ def test_a_missing_library_is_found_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target(tmp_path / "x").check()
-    monkeypatch.setattr(faiss_index.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(publish_faiss.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(JobError, match=r"needs faiss.*pip install 'batchnorm-tool\[faiss\]'"):
         target(tmp_path / "x").check()
 

@@ -11,11 +11,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.canonical import unsealed
 from batchnorm_tool.errors import JobError, OutputError
-from batchnorm_tool.publish import open_target, table_files
-from batchnorm_tool.publish.contract import Target
+from batchnorm_tool.publish import directories, open_target
+from batchnorm_tool.publish.base import Target
 from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage.checked_json import unsealed
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
@@ -197,7 +197,7 @@ def test_snapshots_keep_the_newest_versions_and_hold_data_alone(tmp_path: Path) 
 def test_many_rows_become_several_files(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_files, "PART_BYTES", 1500)
+    monkeypatch.setattr(directories, "PART_BYTES", 1500)
     _, nights = a_month()
     target(kind, tmp_path).publish(nights[0], None)
     assert len([*tmp_path.rglob("part-*.parquet")]) > 2

@@ -15,12 +15,12 @@ import pytest
 from psycopg import sql
 
 from batchnorm_tool.errors import JobError, OutputError, Refused, WorkFailed
-from batchnorm_tool.publish import open_target, pgvector_table
-from batchnorm_tool.publish.contract import Target
+from batchnorm_tool.publish import open_target, pgvector_tables
+from batchnorm_tool.publish.base import Target
 from batchnorm_tool.publish.pgvector import _without_secrets
-from batchnorm_tool.publish.pgvector_rows import RowShape
-from batchnorm_tool.publish.pgvector_table import Tables
-from tests.publish.conftest import VARIABLE
+from batchnorm_tool.publish.pgvector_tables import Tables
+from batchnorm_tool.publish.pgvector_types import RowShape
+from tests.postgres import VARIABLE
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
     Publication,
@@ -409,7 +409,7 @@ def test_a_table_or_view_that_is_not_ours_is_left_alone(
 def test_tables_that_are_called_like_ours_are_left_alone(database: psycopg.Connection) -> None:
     database.execute("CREATE TABLE items_v90 (id int)")
     database.execute("CREATE TABLE items_v91x (id int)")
-    database.execute(f"COMMENT ON TABLE items_v91x IS '{pgvector_table.MARK}'")
+    database.execute(f"COMMENT ON TABLE items_v91x IS '{pgvector_tables.MARK}'")
     _, nights = a_month()
     target().publish(nights[0], None)
     assert tables(database) == {"items_v1", "items_v90", "items_v91x"}
@@ -509,7 +509,7 @@ def test_a_reader_never_sees_a_mixture(database: psycopg.Connection) -> None:
 def test_another_publisher_is_waited_for_and_then_refused(
     database: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgvector_table, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(pgvector_tables, "LOCK_SECONDS", 0.1)
     _, nights = a_month()
     place = target()
     key = place._names.lock_key  # type: ignore[attr-defined]
@@ -541,8 +541,8 @@ def test_the_lock_is_held_while_a_table_is_built(
 def test_a_reader_that_never_pauses_stops_the_switch_with_a_message(
     database: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgvector_table, "SWITCH_SECONDS", 0.05)
-    monkeypatch.setattr(pgvector_table, "SWITCH_TRIES", 2)
+    monkeypatch.setattr(pgvector_tables, "SWITCH_SECONDS", 0.05)
+    monkeypatch.setattr(pgvector_tables, "SWITCH_TRIES", 2)
     _, nights = a_month()
     place = target(rebuild_above=0.0)
     held = place.publish(nights[0], None)

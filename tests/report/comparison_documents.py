@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.stats import NormStats
+from batchnorm_tool.norms.stats import NormStats
 
 NORMS = ("none", "l1", "l2", "max")
 KS = (1, 5, 10, 100)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.chunk_statistics import CHUNK_SCHEMA
-from batchnorm_tool.norms import Norm
-from batchnorm_tool.stats import NormStats
-from batchnorm_tool.vector_stats import VectorStats
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA
 from tests.report.browser import Browser, opened
 
 QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.stats import NormStats
+from batchnorm_tool.norms.stats import NormStats
 from tests.report.comparison_documents import facts, predictions
 
 

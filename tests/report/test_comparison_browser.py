@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.report.comparison_page import comparison_page
+from batchnorm_tool.report.compare_page import comparison_page
 from batchnorm_tool.report.diff_page import diff_page
 from tests.report import comparison_documents as documents
 from tests.report import difference_documents as differences

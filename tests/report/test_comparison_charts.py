@@ -10,21 +10,22 @@ from xml.etree import ElementTree as ET  # our own markup, not a stranger's
 import numpy as np
 import pytest
 
+from batchnorm_tool.report.axes import NARROW, WIDE, Axis, Frame, Plot
 from batchnorm_tool.report.bins import bin_together
-from batchnorm_tool.report.heat_map import Grid, heat_map
-from batchnorm_tool.report.interval_chart import (
+from batchnorm_tool.report.charts import (
+    Grid,
     Interval,
     IntervalSeries,
+    Outlines,
     Places,
+    Row,
+    heat_map,
     interval_axis,
     interval_chart,
+    outline_chart,
+    row_chart,
 )
-from batchnorm_tool.report.outline_chart import Outlines, outline_chart
-from batchnorm_tool.report.plot import NARROW, WIDE, Frame, Plot
-from batchnorm_tool.report.row_chart import Row, row_chart
-from batchnorm_tool.report.scale import Axis
-from batchnorm_tool.report.series import looks
-from batchnorm_tool.report.svg import Bar, Words, bar_chart
+from batchnorm_tool.report.svg import Bar, Words, bar_chart, looks
 
 Make = Callable[..., Any]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.report.comparison_page import comparison_page
-from batchnorm_tool.stats import NormStats
+from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.report.compare_page import comparison_page
 from tests.report import comparison_documents as documents
 from tests.report.page_reader import HOSTILE, Reader, shown
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.report.comparison_summary import comparison_lines, difference_lines
+from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 from tests.report import comparison_documents as documents
 from tests.report import difference_documents as differences
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.report.night_summary import dry_run_lines, night_lines
+from batchnorm_tool.report.text_refresh import dry_run_lines, night_lines
 from tests.report import history_documents as histories
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from batchnorm_tool.report.history_document import fate
-from batchnorm_tool.report.history_summary import history_lines
+from batchnorm_tool.report.figures import fate
+from batchnorm_tool.report.text_refresh import history_lines
 from tests.report import history_documents as histories
 
 

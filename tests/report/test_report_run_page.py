@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.norms import Norm
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.vector_stats import VectorStats
 from batchnorm_tool.report.run_page import run_page
-from batchnorm_tool.vector_stats import VectorStats
 from tests.report.page_reader import HOSTILE, Reader
 
 Make = Callable[..., Any]

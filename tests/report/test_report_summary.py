@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.report import summary
+from batchnorm_tool.report import text_run
 
 Make = Callable[..., Any]
 
 
 def test_the_longest_bar_is_the_most_frequent_norm_and_lines_fit(make_stats: Make) -> None:
     stats = make_stats(np.random.default_rng(0).normal(10, 1, 4000))
-    lines = summary.norm_histogram(stats, 60)
+    lines = text_run.norm_histogram(stats, 60)
     longest = max(lines, key=lambda line: line.count("█"))
     assert 9 <= float(longest.split()[0]) <= 11
     assert all(len(line) <= 60 for line in lines)
@@ -22,32 +22,32 @@ def test_the_longest_bar_is_the_most_frequent_norm_and_lines_fit(make_stats: Mak
 
 def test_the_bars_account_for_every_norm(make_stats: Make) -> None:
     stats = make_stats(np.array([0.0, np.nan, *np.linspace(1, 2, 1000)]))
-    *bars, rest = summary.norm_histogram(stats, 60)
+    *bars, rest = text_run.norm_histogram(stats, 60)
     assert sum(int(line.split()[-1].replace(",", "")) for line in bars) == 1000
     assert rest == "not shown: 1 zero, 1 not finite"
 
 
 def test_one_norm_among_many_still_shows(make_stats: Make) -> None:
     stats = make_stats(np.append(np.full(100_000, 1.0), 1.1))
-    lone = next(line for line in summary.norm_histogram(stats, 60) if line.endswith(" 1"))
+    lone = next(line for line in text_run.norm_histogram(stats, 60) if line.endswith(" 1"))
     assert "▏" in lone
 
 
 def test_edges_of_narrow_bars_are_told_apart(make_stats: Make) -> None:
-    lines = summary.norm_histogram(make_stats(np.full(5, 12345.678)), 60)
+    lines = text_run.norm_histogram(make_stats(np.full(5, 12345.678)), 60)
     names = [line.split()[0] for line in lines]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("norms", [[], [0.0], [np.nan]], ids=str)
 def test_without_norms_the_histogram_says_so(norms: Any, make_stats: Make) -> None:
-    lines = summary.norm_histogram(make_stats(np.array(norms)), 60)
+    lines = text_run.norm_histogram(make_stats(np.array(norms)), 60)
     assert lines[0] == "no norm is finite and above zero"
 
 
 def test_the_quantile_table_is_aligned_and_shows_empty_norms(make_stats: Make) -> None:
     full, empty = make_stats(np.linspace(1, 3, 101)), make_stats(np.array([]))
-    head, first, second = summary.quantile_table({"l2": full, "lp:3": empty})
+    head, first, second = text_run.quantile_table({"l2": full, "lp:3": empty})
     assert len(head) == len(first) == len(second)
     assert head.split()[0] == "norm"
     assert first.split()[1] == "1.000"
@@ -59,7 +59,7 @@ def test_the_norms_of_every_output_are_shown(
     sample: Any, make_run: Make, make_predictions: Make
 ) -> None:
     two = make_run({"image": make_predictions(300), "text": make_predictions(300)}, norm="none")
-    lines = summary.norm_lines(two.manifest)
+    lines = text_run.norm_lines(two.manifest)
     assert [line for line in lines if line.startswith("norms of")] == [
         "norms of image before normalization",
         "norms of text before normalization",
@@ -68,7 +68,7 @@ def test_the_norms_of_every_output_are_shown(
 
 
 def test_bad_rows_are_counted_by_reason_and_located(sample: Any) -> None:
-    assert summary.bad_row_lines(sample.manifest) == [
+    assert text_run.bad_row_lines(sample.manifest) == [
         "bad rows: null_feature 1, nonfinite_prediction 2",
         "  row 130 (key a-130) is row 130 of digits.parquet: null_feature",
         "  row 700 (key a-700) is row 700 of digits.parquet: nonfinite_prediction",
@@ -77,13 +77,13 @@ def test_bad_rows_are_counted_by_reason_and_located(sample: Any) -> None:
 
 def test_a_hostile_key_cannot_steer_the_terminal(sample: Any) -> None:
     sample.manifest["first_bad_rows"][0]["key"] = "\x1b[2J\nrow"
-    lines = summary.bad_row_lines(sample.manifest)
+    lines = text_run.bad_row_lines(sample.manifest)
     assert lines[1].startswith("  row 130 (key \ufffd[2J\ufffdrow) is row 130")
 
 
 def test_a_run_without_rows_has_nothing_to_show(sample: Any) -> None:
     sample.manifest["statistics"] = {}
-    assert summary.norm_lines(sample.manifest) == []
+    assert text_run.norm_lines(sample.manifest) == []
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_a_run_without_rows_has_nothing_to_show(sample: Any) -> None:
 def test_the_rows_line_says_how_many_and_how_fast(
     seconds: float | None, line: str, sample: Any
 ) -> None:
-    assert summary.rows_line(sample.manifest, seconds) == line
+    assert text_run.rows_line(sample.manifest, seconds) == line

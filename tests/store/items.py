@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.store import clean_up, commit, dataset, rows
+from batchnorm_tool.store import rows, transaction
+from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.index import INDEX_FIELDS, IndexWriter
-from batchnorm_tool.store.ledger import record_files
-from batchnorm_tool.store.state import (
-    BOOKKEEPING,
-    StoreFacts,
-    StoreLayout,
-    StoreState,
-    index_path,
-)
+from batchnorm_tool.store.state import BOOKKEEPING, StoreFacts, StoreLayout, StoreState, index_path
 
 WIDTH = 4
 OURS = [field.with_name(field.name[1:]) for field in BOOKKEEPING]
@@ -76,7 +70,9 @@ def keys_of(found: Sequence[Mapping[str, Any]], layout: StoreLayout = ITEMS) -> 
 
 
 def write(path: Path | str, found: Sequence[Row], layout: StoreLayout = ITEMS) -> int:
-    return commit.commit(dataset.prepare_whole(str(path), layout.schema, batches(found, layout)))
+    return transaction.commit(
+        transaction.prepare_whole(str(path), layout.schema, batches(found, layout))
+    )
 
 
 def merge(
@@ -85,10 +81,10 @@ def merge(
     deleted: Sequence[Mapping[str, Any]] = (),
     layout: StoreLayout = ITEMS,
 ) -> int:
-    change = dataset.prepare_merge(
+    change = transaction.prepare_merge(
         str(path), layout.schema, layout.keys, batches(found, layout), keys_of(deleted, layout)
     )
-    return commit.commit(change)
+    return transaction.commit(change)
 
 
 def stored(path: Path | str, version: int | None = None, layout: StoreLayout = ITEMS) -> list[Row]:
@@ -138,8 +134,8 @@ def switch(
     files = {"files": state.files_of(version)}
     state.put_record(record(version, len(now), lance_version) | files)
     versions = {**facts.versions, version: lance_version}
-    clean_up.tag(state.path, version, lance_version)
-    clean_up.move_live_tag(state.path, lance_version)
+    transaction.tag(state.path, version, lance_version)
+    transaction.move_live_tag(state.path, lance_version)
     record_files(state.path, state.storage, versions.values())
     identity = {"space": SPACE, "bits": {"versions": {"keras": "3"}}, "policies": {}, "result": {}}
     state.put_facts(

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import Damaged, JobError, OutputError, WorkFailed
-from batchnorm_tool.store import commit, dataset, library
-from batchnorm_tool.store.commit import Prepared
+from batchnorm_tool.store import lance as store_lance
+from batchnorm_tool.store import transaction
+from batchnorm_tool.store.transaction import Prepared
 from tests.store.items import (
     ITEMS,
     SHOPS,
@@ -34,7 +35,7 @@ def path(tmp_path: Path) -> str:
 
 
 def a_night(path: str) -> Prepared:
-    return dataset.prepare_merge(path, ITEMS.schema, ITEMS.keys, batches([item(1, 2)]))
+    return transaction.prepare_merge(path, ITEMS.schema, ITEMS.keys, batches([item(1, 2)]))
 
 
 def test_rows_come_back_as_they_were_written(path: str) -> None:
@@ -48,7 +49,7 @@ def test_lance_writes_no_warnings_of_its_own(path: str, monkeypatch: pytest.Monk
     """Lance takes the level when it is imported, from the environment."""
     write(path, [item(1)])
     monkeypatch.delenv("LANCE_LOG", raising=False)
-    library.lance()
+    store_lance.lance()
     assert os.environ["LANCE_LOG"] == "error"
 
 
@@ -133,28 +134,28 @@ def test_nothing_is_visible_before_the_commit(path: str) -> None:
     write(path, [item(1)])
     prepared = a_night(path)
     assert stored(path) == [item(1)]
-    assert library.latest_version(path) == 1
-    commit.commit(prepared)
+    assert store_lance.latest_version(path) == 1
+    transaction.commit(prepared)
     assert stored(path) == [item(1, 2)]
 
 
 def test_a_first_load_is_not_visible_before_the_commit(path: str) -> None:
-    prepared = dataset.prepare_whole(path, ITEMS.schema, batches([item(1)]))
-    assert library.latest_version(path) is None
+    prepared = transaction.prepare_whole(path, ITEMS.schema, batches([item(1)]))
+    assert store_lance.latest_version(path) is None
     assert prepared.base == 0
-    assert commit.commit(prepared) == library.latest_version(path) == 1
+    assert transaction.commit(prepared) == store_lance.latest_version(path) == 1
 
 
 def test_after_a_kill_the_transaction_tells_whether_it_was_committed(path: str) -> None:
-    first = dataset.prepare_whole(path, ITEMS.schema, batches([item(1)]))
-    assert commit.committed_version(path, first.uuid) is None
-    commit.commit(first)
+    first = transaction.prepare_whole(path, ITEMS.schema, batches([item(1)]))
+    assert transaction.committed_version(path, first.uuid) is None
+    transaction.commit(first)
     night = a_night(path)
-    assert commit.committed_version(path, night.uuid) is None
-    commit.commit(night)
-    commit.commit(dataset.prepare_restore(path, 1))
-    assert commit.committed_version(path, first.uuid) == 1
-    assert commit.committed_version(path, night.uuid) == 2
+    assert transaction.committed_version(path, night.uuid) is None
+    transaction.commit(night)
+    transaction.commit(transaction.prepare_restore(path, 1))
+    assert transaction.committed_version(path, first.uuid) == 1
+    assert transaction.committed_version(path, night.uuid) == 2
 
 
 def spied_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -183,7 +184,7 @@ def test_new_files_are_synced_before_the_commit_and_the_manifest_after(
         return really(*given, **named)
 
     monkeypatch.setattr(lance.LanceDataset, "commit", committing)
-    commit.commit(night)
+    transaction.commit(night)
     before, after = synced[: synced.index("commit")], synced[synced.index("commit") :]
     written = [f"{path}/{file}" for file in night.files]
     assert {*written, f"{path}/data", f"{path}/_deletions", path} <= set(before)
@@ -210,14 +211,14 @@ def test_a_store_that_somebody_else_wrote_to_is_refused(path: str) -> None:
     night = a_night(path)
     appended_behind_our_back(path)
     with pytest.raises(OutputError, match=r"Somebody else.*in Lance is 2\. Expected: 1"):
-        commit.commit(night)
+        transaction.commit(night)
     assert stored(path) == [item(1), item(9, 9)]
 
 
 def test_a_writer_in_between_is_noticed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, [item(1)])
     night = a_night(path)
-    really = commit.open_dataset
+    really = transaction.open_dataset
 
     def opening(where: str, version: int | None = None) -> Any:
         opened = really(where, version)
@@ -225,15 +226,15 @@ def test_a_writer_in_between_is_noticed(path: str, monkeypatch: pytest.MonkeyPat
         appended_behind_our_back(where)
         return opened
 
-    monkeypatch.setattr(commit, "open_dataset", opening)
+    monkeypatch.setattr(transaction, "open_dataset", opening)
     with pytest.raises(OutputError, match="Somebody else has written"):
-        commit.commit(night)
+        transaction.commit(night)
 
 
 def test_restoring_brings_an_older_version_back_as_a_new_one(path: str) -> None:
     write(path, [item(1)])
     merge(path, [item(2, 2)], [{"id": 1}])
-    assert dataset.restore(path, 1) == 3
+    assert transaction.restore(path, 1) == 3
     assert stored(path) == [item(1)]
     assert stored(path, 2) == [item(2, 2)]
 
@@ -241,7 +242,7 @@ def test_restoring_brings_an_older_version_back_as_a_new_one(path: str) -> None:
 def test_restoring_a_version_that_is_gone_is_damage(path: str) -> None:
     write(path, [item(1)])
     with pytest.raises(Damaged, match=r"items\.lance` cannot be read.*7\.manifest.*not found"):
-        dataset.restore(path, 7)
+        transaction.restore(path, 7)
 
 
 class OddError(Exception):
@@ -255,9 +256,9 @@ def test_what_stops_the_rows_comes_out_as_it_was(path: str, error: BaseException
         raise error
 
     with pytest.raises(type(error)) as caught:
-        dataset.prepare_whole(path, ITEMS.schema, rows())
+        transaction.prepare_whole(path, ITEMS.schema, rows())
     assert caught.value is error
-    assert library.latest_version(path) is None
+    assert store_lance.latest_version(path) is None
 
 
 def is_file(path: Path) -> None:
@@ -284,7 +285,7 @@ def test_a_path_that_holds_something_else_is_refused(
 def test_a_missing_library_says_how_to_get_it(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lance", None)
     with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[refresh\]'"):
-        library.lance()
+        store_lance.lance()
 
 
 @pytest.mark.parametrize(
@@ -297,25 +298,25 @@ def test_a_missing_library_says_how_to_get_it(path: str, monkeypatch: pytest.Mon
     ids=["full disk", "missing", "odd"],
 )
 def test_what_lance_says_becomes_an_error_of_ours(cause: Exception, error: type) -> None:
-    with pytest.raises(error, match="store `here`") as caught, library.writing("here"):
+    with pytest.raises(error, match="store `here`") as caught, store_lance.writing("here"):
         raise cause
     assert ".rs" not in str(caught.value)
     assert str(cause).partition(",")[0] in str(caught.value)
 
 
 def test_a_full_disk_is_no_damage() -> None:
-    with pytest.raises(WorkFailed, match="Too many open files"), library.reading("here"):
+    with pytest.raises(WorkFailed, match="Too many open files"), store_lance.reading("here"):
         raise OSError("Too many open files (os error 24)")
 
 
 def test_what_gives_up_in_rust_is_damage() -> None:
     panic = type("PanicException", (BaseException,), {})
-    with pytest.raises(Damaged, match="slice index"), library.reading("here"):
+    with pytest.raises(Damaged, match="slice index"), store_lance.reading("here"):
         raise panic("slice index out of range")
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(ZeroDivisionError), library.reading("here"):
+    with pytest.raises(ZeroDivisionError), store_lance.reading("here"):
         raise ZeroDivisionError
 
 

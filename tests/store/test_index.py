@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.errors import Damaged, OutputError
-from batchnorm_tool.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.store import index_file
+from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
     IndexWriter,
@@ -81,8 +81,8 @@ def test_every_key_is_found_where_it_was_written(storage: LocalStorage, keys: pa
 def test_many_rows_over_several_row_groups(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_file, "_GROUP_BYTES", 4096)
-    monkeypatch.setattr(index_file, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(index, "_GROUP_BYTES", 4096)
+    monkeypatch.setattr(index, "_BATCH_ROWS", 100)
     numbers = np.random.default_rng(1).permutation(3000)
     keys = pa.array([f"key {n}" for n in numbers])
     table = rows(keys)
@@ -175,7 +175,7 @@ def test_a_flipped_bit_is_noticed(storage: LocalStorage) -> None:
 def test_hashes_of_another_version_are_refused(
     storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_file, "HASH_VERSION", "md5/0")
+    monkeypatch.setattr(index, "HASH_VERSION", "md5/0")
     write(storage, rows(KEYS["ascending"]))
     monkeypatch.undo()
     with pytest.raises(OutputError, match=r"Expected: xxh3-128/1\. Received: md5/0"):

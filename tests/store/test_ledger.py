@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm_tool import canonical
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.store import clean_up, ledger
+from batchnorm_tool.storage import LocalStorage, checked_json
+from batchnorm_tool.store import checksums, transaction
 from tests.store.items import item, merge, write
 
 
@@ -24,12 +23,12 @@ def path(tmp_path: Path) -> str:
 @pytest.fixture
 def storage(path: str) -> LocalStorage:
     storage = LocalStorage(f"{path}.state")
-    ledger.record_files(path, storage, [1, 2])
+    checksums.record_files(path, storage, [1, 2])
     return storage
 
 
 def test_every_file_of_the_versions_is_recorded(path: str, storage: LocalStorage) -> None:
-    records = ledger.recorded_files(path, storage)
+    records = checksums.recorded_files(path, storage)
     assert sorted(record.path.partition("/")[0] for record in records) == [
         "_deletions",
         *["_transactions"] * 2,
@@ -40,41 +39,41 @@ def test_every_file_of_the_versions_is_recorded(path: str, storage: LocalStorage
         content = (Path(path) / record.path).read_bytes()
         assert record.bytes == len(content)
         assert record.sha256 == hashlib.sha256(content).hexdigest()
-    assert list(ledger.check_files(path, storage)) == []
+    assert list(checksums.check_files(path, storage)) == []
 
 
 def test_only_the_versions_named_are_recorded(path: str) -> None:
     storage = LocalStorage(f"{path}.state")
-    ledger.record_files(path, storage, [1])
-    assert len(ledger.recorded_files(path, storage)) == 3
+    checksums.record_files(path, storage, [1])
+    assert len(checksums.recorded_files(path, storage)) == 3
 
 
 def test_known_files_are_not_hashed_again(
     path: str, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    really = ledger._record
+    really = checksums._record
 
     def spy(where: str, file: str) -> object:
         hashed.append(file)
         return really(where, file)
 
-    monkeypatch.setattr(ledger, "_record", spy)
-    ledger.record_files(path, storage, [1, 2])
+    monkeypatch.setattr(checksums, "_record", spy)
+    checksums.record_files(path, storage, [1, 2])
     assert hashed == []
     merge(path, [item(4, 3)])
-    ledger.record_files(path, storage, [1, 2, 3])
+    checksums.record_files(path, storage, [1, 2, 3])
     # A fragment has one deletion file, which grows with the versions.
     kinds = sorted(file.partition("/")[0] for file in hashed)
     assert kinds == ["_deletions", "_transactions", "_versions", "data"]
 
 
 def test_files_that_are_gone_are_forgotten(path: str, storage: LocalStorage) -> None:
-    clean_up.move_live_tag(path, 2)
-    clean_up.clean_up(path, set())
-    assert any("is missing" in found for found in ledger.check_files(path, storage))
-    ledger.record_files(path, storage, [2])
-    assert list(ledger.check_files(path, storage)) == []
+    transaction.move_live_tag(path, 2)
+    transaction.clean_up(path, set())
+    assert any("is missing" in found for found in checksums.check_files(path, storage))
+    checksums.record_files(path, storage, [2])
+    assert list(checksums.check_files(path, storage)) == []
 
 
 def flipped(file: Path) -> None:
@@ -105,7 +104,7 @@ def test_damage_is_found(
 ) -> None:
     file = max(file for file in (Path(path) / directory).iterdir() if file.suffix != ".json")
     damage(file)
-    found = [each for each in ledger.check_files(path, storage) if "hint" not in each]
+    found = [each for each in checksums.check_files(path, storage) if "hint" not in each]
     assert len(found) == 1
     assert f"`{directory}/{file.name}`" in found[0]
     assert any(word in found[0] for word in words.split("|"))
@@ -114,26 +113,26 @@ def test_damage_is_found(
 @pytest.mark.parametrize("directory", KINDS)
 def test_foreign_files_are_found(path: str, storage: LocalStorage, directory: str) -> None:
     (Path(path) / directory / "notes.txt").write_text("mine")
-    (found,) = ledger.check_files(path, storage)
+    (found,) = checksums.check_files(path, storage)
     assert f"`{directory}/notes.txt` is no file of a kept version" in found
 
 
 def test_a_wrong_hint_is_found(path: str, storage: LocalStorage) -> None:
     hint = Path(path) / "_versions" / "latest_version_hint.json"
     hint.write_text('{"version":1}')
-    assert list(ledger.check_files(path, storage)) == [
+    assert list(checksums.check_files(path, storage)) == [
         "`_versions/latest_version_hint.json` names version 1, and the newest is 2."
     ]
     hint.write_text("{")
-    assert len(list(ledger.check_files(path, storage))) == 1
+    assert len(list(checksums.check_files(path, storage))) == 1
     hint.unlink()
-    assert list(ledger.check_files(path, storage)) == []
+    assert list(checksums.check_files(path, storage)) == []
 
 
 def test_a_damaged_ledger_is_refused(path: str, storage: LocalStorage) -> None:
     content = storage.get("files.json")
     assert content is not None
-    assert canonical.opened_json(content) is not None
+    assert checked_json.opened_json(content) is not None
     storage.put("files.json", content.replace(b'"format":1', b'"format":2'))
     with pytest.raises(Damaged, match=r"ledger `files\.json` beside .* its checksum disagrees"):
-        list(ledger.check_files(path, storage))
+        list(checksums.check_files(path, storage))

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.store import clean_up, dataset
-from batchnorm_tool.store.publication import Publication
+from batchnorm_tool.store import transaction
 from batchnorm_tool.store.state import StoreLayout, StoreState
+from batchnorm_tool.store.version_changes import Publication
 from tests.store.items import (
     ITEMS,
     SHOPS,
@@ -54,7 +54,7 @@ def three_nights(path: str) -> None:
 def restored(path: str, base: int) -> None:
     state = StoreState(path)
     facts = state.facts()
-    switch(state, facts, facts.next_version, dataset.restore(path, facts.versions[base]), ITEMS)
+    switch(state, facts, facts.next_version, transaction.restore(path, facts.versions[base]), ITEMS)
 
 
 def test_changes_of_a_night(path: str) -> None:
@@ -81,10 +81,10 @@ def test_changes_after_a_rollback(path: str) -> None:
 
 def test_changes_survive_a_compaction(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     three_nights(path)
-    monkeypatch.setattr(clean_up, "_MOST_FRAGMENTS", 1)
+    monkeypatch.setattr(transaction, "_MOST_FRAGMENTS", 1)
     state = StoreState(path)
     facts = state.facts()
-    state.put_facts(facts.with_changes(versions=clean_up.compact(path, facts.versions)))
+    state.put_facts(facts.with_changes(versions=transaction.compact(path, facts.versions)))
     assert told(path, 2) == ([item(2, 3), item(7, 3)], [{"id": 1}])
 
 

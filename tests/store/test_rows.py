@@ -8,7 +8,7 @@ import pytest
 
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.store import rows
-from batchnorm_tool.store.key_places import KeyPlaces
+from batchnorm_tool.store.rows import KeyPlaces
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
 
 NAMES = ["feature_hash", "status"]

@@ -1,0 +1,396 @@
+"""The command line: parses, calls one function, prints.
+
+Whatever is imported here is paid for by every ``--help``, so that each command imports what it
+runs. Exit codes are in `exit_codes`, what signals do in `signals`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchnorm_tool._version import __version__
+from batchnorm_tool.cli.exit_codes import EPILOG, Command, seconds_of
+from batchnorm_tool.cli.options import (
+    COLUMN_FLAG,
+    JOB_FLAGS,
+    MODEL_FLAGS,
+    common_flags,
+    comparing_flags,
+    flags_of_job,
+    listed,
+    overrides,
+    running_flags,
+    waiting_flags,
+)
+from batchnorm_tool.cli.output import Terminal
+from batchnorm_tool.display import printable
+from batchnorm_tool.environment import quiet_libraries
+from batchnorm_tool.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from batchnorm_tool.commands.compare.compare import Comparison
+    from batchnorm_tool.commands.compare.diff import Difference
+    from batchnorm_tool.job import Job
+
+
+@click.command("refresh", epilog=EPILOG)
+@click.argument("job_file", metavar="JOB.yaml")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key.")
+@click.option("--dry-run", is_flag=True, help="Say what would change and stop.")
+@click.option("--print-config", is_flag=True, help="Print the resolved job and stop.")
+@waiting_flags
+@common_flags
+def refresh_command(job_file: str, **options: Any) -> None:
+    """Bring a store of vectors up to date with tonight's input.
+
+    Only new and changed rows meet the model. A night that breaks a limit of the gate publishes
+    nothing and waits (exit 3) for `accept`; readers of the store see last night or tonight, never
+    half of it.
+    """
+    run_id = secrets.token_hex(8)
+    with Command(options, run_id=run_id) as terminal:
+        from batchnorm_tool.job import Job
+
+        job = Job.load(job_file, options["overrides"])
+        if options["print_config"]:
+            terminal.config(job)
+        elif options["dry_run"]:
+            from batchnorm_tool.commands.refresh.refresh import plan_refresh
+
+            terminal.planned_night(plan_refresh(job))
+        else:
+            from batchnorm_tool.commands.refresh.refresh import refresh
+
+            night = refresh(
+                job,
+                wait_seconds=seconds_of(options["wait"]),
+                metrics_file=options["metrics_file"],
+                progress=terminal.progress(options["progress"]),
+                announce=terminal.announce,
+                run_id=run_id,
+            )
+            terminal.night(night.to_dict())
+
+
+@click.command("accept", epilog=EPILOG)
+@click.argument("store", metavar="STORE")
+@click.argument("version", metavar="VERSION", type=int)
+@waiting_flags
+@common_flags
+def accept_command(store: str, version: int, **options: Any) -> None:
+    """Publish the candidate that waits, without computing it again.
+
+    VERSION is its number: one that a later night has superseded is not published.
+    """
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
+        from batchnorm_tool.commands.refresh.decisions import accept
+
+        night = accept(
+            store,
+            version,
+            wait_seconds=seconds_of(options["wait"]),
+            metrics_file=options["metrics_file"],
+            progress=terminal.progress(options["progress"]),
+        )
+        terminal.night(night.to_dict())
+
+
+@click.command("rollback", epilog=EPILOG)
+@click.argument("store", metavar="STORE")
+@click.option("--to", type=int, metavar="VERSION", help="Default: the one before the live one.")
+@waiting_flags
+@common_flags
+def rollback_command(store: str, to: int | None, **options: Any) -> None:
+    """Make an older version the live one, and put the store on hold.
+
+    Every publish target is brought back as well. Until `release` or `accept`, nights are staged
+    and judged, and not published.
+    """
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
+        from batchnorm_tool.commands.refresh.decisions import rollback
+
+        night = rollback(
+            store,
+            to,
+            wait_seconds=seconds_of(options["wait"]),
+            metrics_file=options["metrics_file"],
+        )
+        terminal.night(night.to_dict())
+
+
+@click.command("release", epilog=EPILOG)
+@click.argument("store", metavar="STORE")
+@click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
+@common_flags
+def release_command(store: str, **options: Any) -> None:
+    """End the hold that a rollback began: the next refresh publishes again."""
+    with Command(options, run_id=secrets.token_hex(8)) as terminal:
+        from batchnorm_tool.commands.refresh.decisions import release
+
+        terminal.released(release(store, wait_seconds=seconds_of(options["wait"])))
+
+
+@click.command("history", epilog=EPILOG)
+@click.argument("store", metavar="STORE")
+@click.option("--html", metavar="FILE", help="Draw the nights over time on a page.")
+@common_flags
+def history_command(store: str, html: str | None, **options: Any) -> None:
+    """List the nights of a store: versions, rows, norms, and what the gate said."""
+    with Command(options, keeps=False) as terminal:
+        from batchnorm_tool.commands.refresh.decisions import history
+
+        terminal.looked_back(history(store, html=html), html)
+
+
+STORE_COMMANDS = (
+    refresh_command,
+    accept_command,
+    rollback_command,
+    release_command,
+    history_command,
+)
+
+
+class _Group(click.Group):
+    """Commands of which a wrong flag, too, is told as one JSON document where JSON is asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for, before anything can be wrong."""
+        ctx.meta["as_json"] = "--json" in args
+        with _told(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself says on standard error what is wrong with its flags."""
+        with _told(ctx):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _told(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = printable(error.message)  # type: ignore[misc]
+        if ctx.meta["as_json"]:
+            terminal = Terminal(as_json=True)
+            terminal.failure("UsageError", error.format_message(), error.exit_code)
+        raise
+
+
+@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="batchnorm-tool")
+def cli() -> None:
+    """Turn large tables into normalized vectors with a trained Keras model.
+
+    It normalizes rows, one vector for each row; it has nothing to do with the BatchNormalization
+    layer.
+    """
+
+
+@cli.command("run", epilog=EPILOG)
+@click.argument("arguments", nargs=-1, required=True, metavar="JOB.yaml | MODEL IN OUT")
+@flags_of_job(*JOB_FLAGS, *MODEL_FLAGS)
+@running_flags
+@common_flags
+def run_command(arguments: tuple[str, ...], **options: Any) -> None:
+    """Score a table with a model and write normalized vectors, norms and statistics.
+
+    JOB.yaml is a job file (`batchnorm-tool schema` describes it). Without one, name the model, the
+    input and the output directory.
+    """
+    _work(lambda: _job_of_run(arguments, options), options, shorthand=len(arguments) > 1)
+
+
+@cli.command("normalize", epilog=EPILOG)
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="OUT")
+@flags_of_job(COLUMN_FLAG, *JOB_FLAGS)
+@running_flags
+@common_flags
+def normalize_command(source: str, output: str, **options: Any) -> None:
+    """Normalize predictions that are stored already, without a model."""
+    data = {"input": {"path": source}, "output": {"path": output}}
+    _work(lambda: _job_of_paths(data, options), options, shorthand=True)
+
+
+@cli.command("compare", epilog=EPILOG)
+@click.argument("source", metavar="IN")
+@click.option("--norms", callback=listed, metavar="NORM,...", help="Of none, l1, l2, max, lp:3.")
+@click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
+@click.option("--label", help="Column of classes: rows of the same class are relevant.")
+@click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")
+@click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
+@click.option(
+    "--relevance-columns", callback=listed, metavar="QUERY,ITEM[,GRADE]", help="Columns of it."
+)
+@click.option("--by", metavar="COLUMN", help="Every figure for each value, or tenth, of a column.")
+@comparing_flags
+@common_flags
+def compare_command(source: str, **options: Any) -> None:
+    """Tell which normalization serves stored predictions, and how sure that is.
+
+    IN is a Parquet, Arrow or NPY file, a directory of them, or a finished run, whose raw
+    predictions are restored. Rows ask for their nearest neighbours under every norm; what is
+    relevant, --label or --relevance say.
+    """
+    with Command(options, keeps=False) as terminal:
+        from batchnorm_tool.commands.compare.compare import compare
+
+        _check_report(options)
+        names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
+        comparison = compare(
+            source,
+            **{name: options[name] for name in names},
+            **_given(options, "norms", "sample"),
+            **_of_both(options),
+        )
+        _save(comparison, options)
+        terminal.compared(comparison.to_dict(), options["output"])
+
+
+@cli.command("diff", epilog=EPILOG)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@comparing_flags
+@common_flags
+def diff_command(a: str, b: str, **options: Any) -> None:
+    """Tell what changed between two sets of predictions: two models, two nights.
+
+    A and B are files, directories or finished runs, as for compare; their rows are joined by key.
+    """
+    with Command(options, keeps=False) as terminal:
+        from batchnorm_tool.commands.compare.diff import diff
+
+        _check_report(options)
+        difference = diff(a, b, **_given(options, "sample"), **_of_both(options))
+        _save(difference, options)
+        terminal.compared(difference.to_dict(), options["output"])
+
+
+def _of_both(options: dict[str, Any]) -> dict[str, Any]:
+    """What `compare` and `diff` take alike."""
+    named = {name: options[name] or None for name in ("column", "key")}
+    return {**named, **_given(options, "k"), "seed": options["seed"]}
+
+
+def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those flags that were given; ``all`` stands for no limit."""
+    values = {name: options[name] for name in names if options[name] is not None}
+    return {name: None if value == "all" else value for name, value in values.items()}
+
+
+def _check_report(options: dict[str, Any]) -> None:
+    from batchnorm_tool.storage.files import check_directory
+
+    if options["output"] is not None:
+        check_directory(options["output"])
+
+
+def _save(report: Comparison | Difference, options: dict[str, Any]) -> None:
+    if options["output"] is not None:
+        report.save(options["output"])
+
+
+for _command in STORE_COMMANDS:
+    cli.add_command(_command)
+
+
+@cli.command("verify", epilog=EPILOG)
+@click.argument("path", metavar="PATH")
+@click.option("--keys", is_flag=True, help="Also look for keys that are null or there twice.")
+@common_flags
+def verify_command(path: str, *, keys: bool, **options: Any) -> None:
+    """Read a finished run again: checksums, counts, lengths, finiteness."""
+    with Command(options) as terminal:
+        from batchnorm_tool.commands.verify.verify import verify
+
+        terminal.verified(verify(path, keys=keys))
+
+
+@cli.command("show", epilog=EPILOG)
+@click.argument("path", metavar="PATH")
+@click.option("--html", metavar="FILE", help="Write a page about a finished run.")
+@common_flags
+def show_command(path: str, html: str | None, **options: Any) -> None:
+    """Say what a path is: a run, one under way, data, or a model."""
+    with Command(options) as terminal:
+        from batchnorm_tool.commands.show import show
+
+        terminal.shown(show(path, html=html), html)
+
+
+@cli.command("schema", epilog=EPILOG)
+@common_flags
+def schema_command(**options: Any) -> None:
+    """Print the JSON Schema of a job file, for editors."""
+    with Command(options) as terminal:
+        from batchnorm_tool.job import job_schema
+
+        terminal.schema(job_schema())
+
+
+def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
+    from batchnorm_tool.job import Job
+
+    if len(arguments) == 1:
+        return Job.load(arguments[0], overrides(options))
+    if len(arguments) != 3:
+        msg = (
+            "`run` takes one job file, or a model, an input and an output directory. "
+            f"Received: {len(arguments)} arguments: {', '.join(arguments)}."
+        )
+        raise JobError(msg)
+    model, source, output = arguments
+    data = {"input": {"path": source}, "model": {"path": model}, "output": {"path": output}}
+    return _job_of_paths(data, options)
+
+
+def _job_of_paths(data: dict[str, Any], options: dict[str, Any]) -> Job:
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.job.loader import set_values
+
+    return Job.from_dict(set_values(data, overrides(options)), Path.cwd())
+
+
+def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bool) -> None:
+    """Do a job, or whatever else the flags ask for instead."""
+    with Command(options) as terminal:
+        job = make_job()
+        if options["print_config"]:
+            terminal.config(job)
+        elif options["dry_run"]:
+            from batchnorm_tool.commands.run.run import plan_run
+
+            terminal.planned(plan_run(job, limit=options["limit"]))
+        else:
+            from batchnorm_tool.commands.run.run import run
+
+            result = run(
+                job,
+                fresh=options["fresh"],
+                limit=options["limit"],
+                wait_seconds=seconds_of(options["wait"]),
+                check_input=options["check_input"],
+                progress=terminal.progress(options["progress"]),
+            )
+            terminal.ran(result, job if shorthand else None, profile=options["profile"])
+
+
+def main() -> None:
+    """Run the command line in a process of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A histogram, or a path in another encoding, is not worth failing for.
+            stream.reconfigure(errors="replace")
+    quiet_libraries()
+    cli(prog_name="batchnorm-tool")

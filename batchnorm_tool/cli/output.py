@@ -1,0 +1,483 @@
+"""What the command line prints: words for a person, or one JSON document for a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import click
+
+from batchnorm_tool.display import INVISIBLE, mask_secrets, printable
+from batchnorm_tool.errors import Lines, WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from batchnorm_tool.commands.run.run import RunResult
+    from batchnorm_tool.commands.show import Shown
+    from batchnorm_tool.commands.verify.verify import Verification
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.pipeline.plan import Plan
+    from batchnorm_tool.progress import Progress
+
+# What JSON leaves as it is, besides the line breaks of its layout.
+_UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
+INDENT = "  "
+WIDTH = 68
+# Items of a list that a line shows before it says how many there are.
+_LISTED = 4
+
+
+class Terminal:
+    """Prints what a command came to.
+
+    Args:
+        as_json: One JSON document on standard output, everything else on standard error.
+        quiet: Nothing but errors, and the document if one is asked for.
+        json_logs: Messages on standard error as JSON lines.
+        run_id: What the messages of this attempt are known by, where there are many attempts.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        json_logs: bool = False,
+        run_id: str | None = None,
+    ) -> None:
+        self._as_json, self._quiet, self._json_logs = as_json, quiet, json_logs
+        self._run_id = run_id
+        self._color = _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+        self._warned: set[str] = set()
+
+    def progress(self, kind: str) -> Progress:
+        """Who is told how far the work is."""
+        from batchnorm_tool.progress import Bar, Plain, Quiet
+
+        if self._quiet or kind == "none":
+            return Quiet()
+        if kind == "bar" or (kind == "auto" and _is_terminal(sys.stderr) and not self._json_logs):
+            return Bar()
+        return Plain(say=lambda text: self._log("info", text))
+
+    def failed(
+        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say what went wrong; the report of a night that waits, or that a target missed, too."""
+        self._log("error", message, error=error, exit_code=exit_code)
+        if self._as_json:
+            self.failure(error, message, exit_code, night or {})
+        elif night is not None and not self._quiet:
+            self._lines(night_lines(night))
+
+    def failure(
+        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    ) -> None:
+        """Print the document that says what went wrong, and nothing else."""
+        status = {"status": "failed", "error": error, "message": mask_secrets(message)}
+        self._document({**status, "exit_code": exit_code, **(night or {})})
+
+    def traceback(self, texts: Iterable[str]) -> None:
+        """Show where an error arose, for whoever mends it."""
+        lines = (line for text in texts for line in text.splitlines())
+        _echo("\n".join(printable(line) for line in lines), err=True)
+
+    def config(self, job: Job) -> None:
+        """Print a resolved job, secrets masked, in a form that runs."""
+        if self._as_json:
+            self._document(job.masked())
+            return
+        import yaml
+
+        from batchnorm_tool.job.loader import escape_variables
+
+        values = escape_variables(job.masked())
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if any(printable(line) != line for line in text.splitlines()):
+            text = yaml.safe_dump(values, sort_keys=False)
+        _echo(text.rstrip("\n"))
+
+    def schema(self, schema: Mapping[str, Any]) -> None:
+        """Print a JSON Schema."""
+        self._document(schema)
+
+    def planned(self, plan: Plan) -> None:
+        """Print the plan of a dry run."""
+        facts = plan_facts(plan)
+        document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
+        self.warn(*plan.warnings)
+        self._print(document, lambda: [_Headed("Plan"), *table(spelled_out(facts))])
+
+    def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
+        """Print what a run came to, where its time went, and the job file of a shorthand."""
+        self.warn(*result.warnings)
+        document: dict[str, Any] = {
+            "status": "nothing to do" if result.nothing_to_do else "done",
+            "path": result.path,
+            "parts_kept": result.parts_kept,
+            "rows_done": result.rows_done,
+            "seconds": round(result.seconds, 3),
+            "manifest": dict(result.manifest),
+        }
+        if profile:
+            document["profile"] = None if result.profile is None else result.profile.to_dict()
+        self._print(document, lambda: self._run_lines(result, shorthand, profile=profile))
+
+    def verified(self, verification: Verification) -> None:
+        """Print what `verify` read."""
+        facts = verification.to_dict()
+        self._print({"status": "sound", **facts}, lambda: self._verified_lines(facts))
+
+    def shown(self, shown: Shown, html: str | None) -> None:
+        """Print what a path is."""
+        if shown.kind == "data":
+            self.warn(*shown.facts.get("warnings", ()))
+        self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
+        if shown.facts.get("load_error"):
+            self._log("error", shown.facts["load_error"], error="ModelError", exit_code=2)
+            sys.exit(2)
+
+    def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
+        """Print a comparison or a difference, and where its report is."""
+        self.warn(*document["warnings"])
+        self._print({"status": "done", **document}, lambda: compared_lines(document, directory))
+
+    def announce(self, text: str) -> None:
+        """Say what a person should know before, or while, work goes on."""
+        if not self._quiet:
+            self._log("info", text)
+
+    def night(self, document: Mapping[str, Any]) -> None:
+        """Print what a refresh, an acceptance or a rollback came to."""
+        status = "done" if document["outcome"] == "published" else document["outcome"]
+        self._print({"status": status, **document}, lambda: night_lines(document))
+
+    def planned_night(self, document: Mapping[str, Any]) -> None:
+        """Print what a refresh would change."""
+        from batchnorm_tool.report.text_refresh import dry_run_lines
+
+        for note in document["notes"]:
+            self.announce(note)
+        findings = document["gate"]["findings"]
+        lines = dry_run_lines(document["rows"], findings, WIDTH)
+        self._print({"status": "planned", **document}, lambda: lines)
+
+    def released(self, document: Mapping[str, Any]) -> None:
+        """Print that a hold is over."""
+        self._print({"status": "done", **document}, lambda: released_lines(document))
+
+    def looked_back(self, document: Mapping[str, Any], html: str | None) -> None:
+        """Print the nights of a store."""
+        from batchnorm_tool.report.text_refresh import history_lines
+
+        page = [] if html is None else ["", *table([("page", html)])]
+        self._print(document, lambda: [*history_lines(document), *page])
+
+    def _run_lines(
+        self, result: RunResult, shorthand: Job | None, *, profile: bool
+    ) -> Iterator[str]:
+        if result.nothing_to_do:
+            yield _Headed("Nothing to do: ", f"this very result stands in {near(result.path)}")
+            yield f"{INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
+            return
+        from batchnorm_tool.report import text_run
+
+        seconds = result.seconds if result.rows_done == result.rows["in"] else None
+        yield _Headed("Done. ", text_run.rows_line(result.manifest, seconds))
+        if result.parts_kept:
+            total = len(result.manifest["parts"])
+            yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
+        yield from indented(text_run.bad_row_lines(result.manifest))
+        yield from indented(["", *text_run.norm_lines(result.manifest, WIDTH), ""])
+        yield from table(places(result))
+        if profile and result.profile is not None:
+            yield from indented(["", *text_run.profile_lines(result.profile.to_dict(), WIDTH)])
+        yield from indented(["", "What to try next:"])
+        yield from indented(text_run.next_steps(near(result.path)), 2)
+        if shorthand is not None:
+            yield from indented(["", "The same as a job file:"])
+            yield from indented(shorthand.to_yaml().splitlines(), 2)
+
+    def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield _Headed("Sound. ", "Checksums, counts, lengths and finiteness all agree.")
+        keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
+        yield from table(spelled_out({**facts, "path": near(facts["path"]), "keys": keys}))
+
+    def _shown_lines(self, shown: Shown, html: str | None) -> Iterator[str]:
+        lines = {
+            "run": self._finished_lines,
+            "unfinished run": self._unfinished_lines,
+            "model": self._model_lines,
+            "data": self._data_lines,
+            "store": self._store_lines,
+        }
+        yield from lines[shown.kind](shown.facts)
+        if html is not None:
+            yield from table([("page", html)])
+
+    def _finished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        from batchnorm_tool.report import text_run
+
+        yield _Headed("A finished run. ", text_run.rows_line(facts))
+        yield from indented(text_run.bad_row_lines(facts))
+        yield from indented(["", *text_run.norm_lines(facts, WIDTH), ""])
+        yield from table((name, facts[name]) for name in ("space", "bits", "result"))
+
+    def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield _Headed("An unfinished run, ", state_words(facts))
+        done = {
+            "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
+            "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
+            "bad rows": facts["bad_rows"],
+        }
+        yield from table(done.items())
+
+    def _model_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield _Headed("A model, ", str(facts["format"]))
+        rows = [(name, facts[name]) for name in ("sha256", "content")]
+        found_in = facts["findings"]
+        for end in ("inputs", "outputs"):
+            for field in facts[end] or ():
+                kind = f"{shape_words(field['shape'])} {field['dtype']}"
+                rows.append((end[:-1], f"{field['name']}: {kind}"))
+        rows += [(found["severity"], f"{found['what']} ({found['where']})") for found in found_in]
+        yield from table(rows)
+
+    def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield _Headed("A store, ", store_words(facts))
+        yield from table(store_rows(facts))
+
+    def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+        yield _Headed("Data, ", f"{facts['format']}, {facts['rows']:,} rows")
+        names = ("files", "bytes", "likely_key", "likely_features")
+        yield from table(spelled_out({name: facts[name] or "none found" for name in names}))
+        yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
+        yield from indented(table(map(column_row, facts["columns"])))
+
+    def _print(self, document: Mapping[str, Any], lines: Callable[[], Iterable[str]]) -> None:
+        if self._as_json:
+            self._document(document)
+        elif not self._quiet:
+            self._lines(lines())
+
+    def _lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            head = line.bold if isinstance(line, _Headed) and self._color else ""
+            _echo(click.style(head, bold=True) * bool(head) + printable(line[len(head) :]))
+
+    def _document(self, document: Mapping[str, Any]) -> None:
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        _echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+    def warn(self, *warnings: str) -> None:
+        """Say what a person should know, each text once."""
+        if not self._quiet:
+            for warning in dict.fromkeys(warnings):
+                if warning not in self._warned:
+                    self._log("warning", warning)
+            self._warned.update(warnings)
+
+    def _log(self, level: str, text: str, **more: object) -> None:
+        if self._json_logs:
+            named = {"run_id": self._run_id} if self._run_id else {}
+            entry = {"level": level, "message": mask_secrets(text), **named, **more}
+            _echo(json.dumps(entry), err=True)
+        else:
+            prefix = "" if level == "info" else f"{level}: "
+            run = f"[{self._run_id}] " if self._run_id else ""
+            lines = text.split("\n") if isinstance(text, Lines) else [text]
+            _echo(run + prefix + "\n".join(map(printable, lines)), err=True)
+
+
+class _Headed(str):
+    """A line whose beginning is bold on a terminal."""
+
+    __slots__ = ("bold",)
+    bold: str
+
+    def __new__(cls, head: str, rest: str = "") -> Self:
+        line = super().__new__(cls, head + rest)
+        line.bold = head
+        return line
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person reads there; there is no stream where it was closed before the start."""
+    return stream is not None and stream.isatty()
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """Write to standard output or standard error, unless nobody reads it any more.
+
+    Raises:
+        WorkFailed: The answer cannot be written.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        stream = sys.stderr if err else sys.stdout
+        # What is buffered still goes somewhere, or Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not err and not isinstance(error, BrokenPipeError):
+            msg = (
+                f"Standard output cannot be written: {error.strerror}. Mend the cause and run the "
+                "same command again: what is finished is kept."
+            )
+            raise WorkFailed(msg) from error
+
+
+def store_words(facts: Mapping[str, Any]) -> str:
+    """Which version of a store is live."""
+    live = "no version is live yet" if facts["version"] is None else f"version {facts['version']}"
+    return f"{live}, {facts['rows']:,} rows"
+
+
+def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What else there is to say of a store: names and values."""
+    hold, waiting, gate = facts["hold"], facts["waiting"], facts.get("gate")
+    if facts["version"] is not None:
+        yield "stale rows", facts["stale"]
+        yield "quarantined", facts["quarantined"]
+        yield "vectors", f"{facts['width']} x {facts['dtype']}, {facts['norm']}"
+        yield "published", facts["published"]
+        yield "space", facts["space"]
+    if gate is not None:
+        yield "gate", "passed" if gate["passed"] else "broken"
+    yield "waiting", f"version {waiting['version']} ({waiting['reason']})" if waiting else "none"
+    yield "hold", f"since {hold['since']}, {hold['reason']}" if hold else "none"
+    yield "kept versions", [int(version) for version in facts["versions"]]
+
+
+def compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterator[str]:
+    """A comparison or a difference, and where its report is."""
+    from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
+
+    is_comparison = document["kind"] == "comparison"
+    yield from (comparison_lines if is_comparison else difference_lines)(document, WIDTH)
+    if directory is not None:
+        name = "comparison" if is_comparison else "diff"
+        yield ""
+        yield from table([("report", f"{near(directory)}/{name}.html")])
+
+
+def night_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """What a refresh, an acceptance or a rollback came to."""
+    from batchnorm_tool.report import text_refresh
+
+    store = near(document["store"])
+    if document["outcome"] == "nothing to do":
+        rows = document["rows"]
+        yield f"Nothing to do: version {document['version']} of {store} is up to date."
+        yield f"{INDENT}{rows['in']:,} rows in, {rows['live']:,} live"
+        return
+    yield from text_refresh.night_lines(document, WIDTH, document["targets"], store)
+
+
+def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """What became of a hold."""
+    store = near(document["store"])
+    if not document["released"]:
+        yield f"There was no hold on {store}: version {document['live']} is live."
+        return
+    yield f"The hold on {store} is over: the next refresh publishes again."
+    if document["waiting"] is not None:
+        yield f"{INDENT}version {document['waiting']} waits; it is published by the next refresh"
+        yield f"{INDENT}with the same input, or by `accept`"
+
+
+def near(path: str) -> str:
+    """A path as a person in the current directory would write it."""
+    beside = os.path.relpath(path)
+    return path if beside.startswith(os.pardir) else beside
+
+
+def state_words(facts: Mapping[str, Any]) -> str:
+    """Whether an unfinished run is under way, or why it stopped."""
+    if facts["running"]:
+        return "under way"
+    if facts["parts_refused"]:
+        return "stopped by bad rows: mend the input, or choose another row policy"
+    return "stopped: the same command resumes"
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """What a plan says, by name."""
+    resolved = plan.resolved
+    return {
+        "rows": plan.rows,
+        "files": len(plan.files),
+        "parts": plan.part_count,
+        "part_rows": resolved.part_rows,
+        "batch_size": resolved.batch_size,
+        "device": resolved.device,
+        "features": {name: list(columns) for name, columns in resolved.features.items()},
+        "inputs": {field.name: list(field.shape) for field in resolved.inputs},
+        "outputs": {field.name: list(field.shape) for field in resolved.outputs},
+        "bytes_expected": plan.bytes_expected,
+        "output": plan.job.output.path,
+    }
+
+
+def places(result: RunResult) -> Iterator[tuple[str, str]]:
+    """Where the files are: each directory of a part's files, then the manifest."""
+    paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
+    for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
+        yield directory.removeprefix("_"), f"{near(result.path)}/{directory}"
+    yield "manifest", f"{near(result.path)}/_manifest.json"
+
+
+def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
+    """A column of data: its name, and its type, range and nulls."""
+    ends = "" if column["min"] is None else f", {column['min']} to {column['max']}"
+    nulls = f", {column['nulls']:,} nulls" if column["nulls"] else ""
+    if column["nulls"] is None:
+        nulls = ", values too large to look at"
+    return column["name"], f"{column['type']}{ends}{nulls}"
+
+
+def spelled_out(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Facts whose names are our own, such as ``part_rows``, with these in words."""
+    yield from ((name.replace("_", " "), value) for name, value in facts.items())
+
+
+def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
+    """Yield names and values below one another."""
+    rows = [(name, words(value)) for name, value in facts]
+    width = max((len(name) for name, _ in rows), default=0)
+    yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)
+
+
+def indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
+    """Lines further to the right, empty ones left empty."""
+    yield from (INDENT * times + line if line else "" for line in lines)
+
+
+def shape_words(shape: Sequence[int | None]) -> str:
+    """A shape as a person writes it."""
+    sizes = ["any" if size is None else str(size) for size in shape]
+    return " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
+
+
+def words(value: object) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return listed(value)
+    return str(value)
+
+
+def listed(values: list[Any]) -> str:
+    """The first items of a list, and how many there are."""
+    shown = ", ".join(str(value) for value in values[:_LISTED])
+    return shown if len(values) <= _LISTED else f"{shown} … {values[-1]} ({len(values)})"

@@ -1,0 +1,1 @@
+"""What the commands do: one file or one package for each."""

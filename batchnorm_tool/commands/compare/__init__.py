@@ -1,0 +1,1 @@
+"""`compare` and `diff`: what two sets of vectors have in common."""

@@ -1,0 +1,479 @@
+"""What changed between two sets of predictions: two models, two nights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool._version import __version__
+from batchnorm_tool.commands.compare.pairs import (
+    METRIC,
+    Join,
+    MeasuredSet,
+    Pairs,
+    Search,
+    StreamedBase,
+    check_depth,
+    draw,
+    evenly_spread,
+    join_keys,
+    load,
+    measure_overlap,
+    plain_keys,
+    stream,
+)
+from batchnorm_tool.comparison.drift import (
+    centroid_shift,
+    dimension_shift,
+    frechet_distance,
+    kolmogorov_smirnov_distance,
+    population_stability_index,
+    verdict_of,
+)
+from batchnorm_tool.comparison.norm_survey import describe
+from batchnorm_tool.errors import InputError, collected
+from batchnorm_tool.norms.norm import L2
+from batchnorm_tool.norms.stats import finite_or_none
+from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
+from batchnorm_tool.readers.opening import open_predictions
+from batchnorm_tool.readers.predictions import Predictions, checked_ks, checked_path, checked_whole
+from batchnorm_tool.storage.files import save_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from batchnorm_tool.norms.norm import Float64s
+
+DEFAULT_K = (1, 5, 10)
+# Keys of rows that only one set has.
+_EXAMPLES = 5
+# Rows, and dimensions, that changed most.
+_WORST = 10
+# Digits of a hash that messages show.
+_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The rows that were compared.
+
+    Attributes:
+        join: All rows.
+        rows: ``int64[n]``, their numbers in A, ascending.
+        cosines: ``float64[n]``; NaN where a vector is zero.
+        a_norms: ``float64[n]``, L2 norms in A.
+        b_norms: ``float64[n]``, L2 norms in B.
+    """
+
+    join: Join
+    rows: np.ndarray
+    cosines: Float64s
+    a_norms: Float64s
+    b_norms: Float64s
+
+    @classmethod
+    def of(cls, join: Join, pairs: Pairs, a: MeasuredSet) -> Compared:
+        """Pick the common rows that are finite on both sides."""
+        common = join.common
+        is_finite = a.finite[common] & np.isfinite(pairs.norms[join.partners[common]])
+        rows = common[is_finite]
+        b_norms = pairs.norms[join.partners[rows]]
+        return cls(join, rows, pairs.cosines[rows], a.norms[rows], b_norms)
+
+    def worst(self) -> list[dict[str, Any]]:
+        """The rows that turned most, as plain data; none that did not turn at all."""
+        order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
+        chosen = order[self.cosines[order] < 1]
+        keys = plain_keys(self.join.a_keys, self.rows[chosen])
+        return [
+            {"key": key, "cosine": float(cosine), "norm_a": float(a), "norm_b": float(b)}
+            for key, cosine, a, b in zip(
+                keys,
+                self.cosines[chosen],
+                self.a_norms[chosen],
+                self.b_norms[chosen],
+                strict=True,
+            )
+        ]
+
+    def ratios(self) -> Float64s:
+        """Lengths in B over lengths in A, where that is not zero."""
+        is_long = self.a_norms > 0
+        with np.errstate(over="ignore"):
+            return np.asarray(self.b_norms[is_long] / self.a_norms[is_long])
+
+
+def compare_sets(a: Predictions, b: Predictions, search: Search) -> tuple[dict[str, Any], Compared]:
+    """Hold two sets of vectors of equal width against each other.
+
+    Args:
+        a: What was before; streamed three to four times.
+        b: What is now; held in memory.
+        search: Which neighbours are looked for.
+
+    Returns:
+        The document of a difference, and the rows that were compared.
+
+    Raises:
+        InputError: A key is null or occurs twice, no row is in both, or a file cannot be read.
+        Damaged: A file of a run is missing, or cannot be read.
+    """
+    join = join_keys(a, b)
+    vectors, b_set = load(b)
+    pairs = Pairs(join.partners, vectors, b_set.norms)
+    sample = draw(join, pairs, search)
+    probe = evenly_spread(a)
+    a_set = stream(a, pairs, sample, probe)
+    compared = Compared.of(join, pairs, a_set)
+    found = measure_overlap(StreamedBase(a, probe), sample, pairs, search)
+    spaces = compare_spaces(a, b)
+    document: dict[str, Any] = {
+        "kind": "diff",
+        "version": __version__,
+        "a": _facts(a, a_set),
+        "b": _facts(b, b_set),
+        "same_space": spaces.same,
+        **_rows(join, compared, pairs.identical),
+        "cosine": describe(compared.cosines, most=1.0),
+        "worst": compared.worst(),
+        "norm_ratio": describe(compared.ratios()),
+        **_drift(a_set, b_set),
+        "overlap": found.by_k,
+        "sample": found.queries,
+        "k": list(search.ks),
+        "seed": search.seed,
+        "metric": str(METRIC),
+    }
+    document["verdict"] = verdict_of(document, spaces.words)
+    document["warnings"] = [*_joined_by_number(a, b), *_warnings(document, compared)]
+    return document, compared
+
+
+def _rows(join: Join, compared: Compared, identical: int) -> dict[str, Any]:
+    added, removed = join.added, join.removed
+    return {
+        "rows": {
+            "a": join.a_keys.num_rows,
+            "b": join.b_keys.num_rows,
+            "common": len(join.common),
+            "added": len(added),
+            "removed": len(removed),
+            "compared": len(compared.rows),
+            "identical": identical,
+        },
+        "examples": {
+            "added": plain_keys(join.b_keys, added[:_EXAMPLES]),
+            "removed": plain_keys(join.a_keys, removed[:_EXAMPLES]),
+        },
+    }
+
+
+def _facts(predictions: Predictions, measured: MeasuredSet) -> dict[str, Any]:
+    survey = measured.survey
+    counts = {"zero": survey.zero, "nonfinite": survey.nonfinite, "missing": survey.missing}
+    return {**predictions.facts(), **counts}
+
+
+def _drift(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
+    """How the two sets differ as distributions; nothing where one has no finite vector."""
+    norms = [side.survey.norms[L2.label].to_dict() for side in (a, b)]
+    lengths = [side.norms[side.finite] for side in (a, b)]
+    if not all(map(len, lengths)):
+        return {
+            "norms": {"a": norms[0], "b": norms[1], "psi": None, "ks": None},
+            "centroid": {"shift": None, "relative": None, "cosine": None},
+            "dimensions": {"shift": [], "largest": []},
+            "frechet": None,
+        }
+    centroid = centroid_shift(a.gaussian, b.gaussian)
+    return {
+        "norms": {
+            "a": norms[0],
+            "b": norms[1],
+            "psi": population_stability_index(*lengths),
+            "ks": kolmogorov_smirnov_distance(*lengths),
+        },
+        "centroid": {name: finite_or_none(value) for name, value in vars(centroid).items()},
+        "dimensions": _dimensions(dimension_shift(a.gaussian, b.gaussian)),
+        "frechet": finite_or_none(frechet_distance(a.gaussian, b.gaussian)),
+    }
+
+
+def _dimensions(shift: Float64s) -> dict[str, Any]:
+    order = np.argsort(-np.abs(shift), kind="stable")[:_WORST]  # NaN last
+    largest = [
+        {"dimension": int(at), "shift": float(shift[at])}
+        for at in order
+        if math.isfinite(shift[at])
+    ]
+    return {"shift": [finite_or_none(value) for value in shift.tolist()], "largest": largest}
+
+
+def _joined_by_number(a: Predictions, b: Predictions) -> Iterator[str]:
+    """Tell of rows that have no key, where a column that both have may be one."""
+    shared = [name for name in a.columns if name in b.columns]
+    if shared and not (a.key or b.key):
+        listed = ", ".join(f"`{name}`" for name in shared)
+        yield f"Rows are joined by their number. If one of {listed} names a row, name it as `key`."
+
+
+def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:
+    rows = document["rows"]
+    lost = rows["common"] - rows["compared"]
+    if lost:
+        yield (
+            f"{lost:,} common rows are not compared: on one side at least, the vector is missing "
+            "or holds NaN or infinity."
+        )
+    directionless = int(np.count_nonzero(np.isnan(compared.cosines)))
+    if directionless:
+        yield f"{directionless:,} compared rows have no cosine: a vector is zero on one side."
+    sides = document["a"], document["b"]
+    norms = [side["provenance"]["norm"] for side in sides if side["kind"] == "run"]
+    if len(set(norms)) > 1:
+        yield (
+            f"A was normalized by {norms[0]} and B by {norms[1]}; what is compared are their raw "
+            "predictions, which no norm changes."
+        )
+    if document["same_space"] is False:
+        yield (
+            "Cosines between two vector spaces mean little: read the overlap of neighbours, which "
+            "is taken within each set."
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changed between two sets of predictions, A and B."""
+
+    _document: Mapping[str, Any] = field(repr=False)
+    _compared: Compared = field(repr=False)
+
+    def __repr__(self) -> str:
+        rows = self._document["rows"]
+        return f"Difference({self._document['verdict']['kind']}, {rows['common']:,} common rows)"
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return str(self._document["verdict"]["words"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data, fit for JSON."""
+        return dict(self._document)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each row that was compared, in the order of A.
+
+        Its columns are those of A's key (``row`` without a key), then ``cosine`` (NaN where a
+        vector is zero), ``norm_a`` and ``norm_b`` (L2).
+        """
+        compared = self._compared
+        frame = compared.join.a_keys.take(compared.rows).to_pandas()
+        figures = {
+            "cosine": compared.cosines,
+            "norm_a": compared.a_norms,
+            "norm_b": compared.b_norms,
+        }
+        return frame.assign(**figures)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write ``diff.json`` and ``diff.html`` into a directory, which is made if need be.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        from batchnorm_tool.report.diff_page import diff_page
+
+        text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
+        page = diff_page(self._document)
+        save_report(directory, {"diff.json": f"{text}\n", "diff.html": page})
+
+
+def diff(  # noqa: PLR0913  (each is a flag of the command)
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    column: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
+    k: Sequence[int] | None = None,
+    sample: int | None = 1000,
+    seed: int = 0,
+) -> Difference:
+    """Tell what changed between two sets of predictions, their rows joined by key.
+
+    Rows with NaN, infinity or no vector on one side are not compared, and counted. The vectors of
+    ``b`` are held in memory in their own dtype; ``a`` is streamed.
+
+    Args:
+        a: What was before: a Parquet, Arrow or NPY file, a directory or a glob of them, or the
+            output directory of a finished run, whose raw predictions are restored.
+        b: What is now.
+        column: The column of the vectors in both, or several scalar ones; of a run its output.
+            Default: the only one that there is.
+        key: The column, or columns, that name a row in both; default: a run's own key. Where only
+            one of the two has a key, the other is looked through for columns of that name. Rows
+            without a key go by their number.
+        k: Numbers of neighbours whose overlap is measured; default: those of 1, 5 and 10 that both
+            sets have.
+        sample: Rows whose neighbours are looked for, within each set; 0 for none, ``None`` for
+            all.
+        seed: Of the sample, and of the intervals.
+
+    Returns:
+        The difference: a verdict, and the figures behind it.
+
+    Raises:
+        InputError: An input cannot be read, vectors differ in width, a key is null or occurs twice,
+            or no row is in both.
+        JobError: ``k``, ``sample`` or ``seed`` is no such number.
+        Damaged: The manifest or a file of a run is damaged.
+
+    Example:
+        >>> path = "data_samples/digits_predictions.parquet"
+        >>> diff(path, path, key="id", sample=100).verdict
+        'The same vectors, bit for bit, in all 1,797 common rows.'
+    """
+    started = time.perf_counter()
+    size = sys.maxsize if sample is None else checked_whole("sample", sample)
+    asked, seed = None if k is None else checked_ks(k), checked_whole("seed", seed)
+    warnings: list[str] = []
+    with collected(warnings.append):
+        one, other = _open(a, b, column, key)
+        search = _search(asked, size, seed, min(one.rows, other.rows))
+        check_depth(search, one, other)
+        document, compared = compare_sets(one, other, search)
+    document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
+    document["seconds"] = time.perf_counter() - started
+    return Difference(document, compared)
+
+
+def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> Search:
+    """What is looked for in sets of so many rows, at least."""
+    if ks is not None:
+        return Search(ks, sample, seed)
+    fitting = tuple(k for k in DEFAULT_K if k < rows)
+    return Search(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
+
+
+# The two sets
+
+
+def _open(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    column: str | Sequence[str] | None,
+    key: str | Sequence[str] | None,
+) -> tuple[Predictions, Predictions]:
+    a, b = checked_path("a", a), checked_path("b", b)
+    one, other = open_predictions(a, column, key), open_predictions(b, column, key)
+    if one.width != other.width:
+        msg = (
+            f"The vectors of the two sets differ in width. Expected: the same. Received: "
+            f"{one.width} in {one.path} and {other.width} in {other.path}. Name other columns with "
+            "`column`."
+        )
+        raise InputError(msg)
+    if not one.key and _has(one, other.key):
+        one = open_predictions(a, column, other.key)
+    elif not other.key and _has(other, one.key):
+        other = open_predictions(b, column, one.key)
+    _check_keys(one, other)
+    return one, other
+
+
+def _has(predictions: Predictions, key: tuple[str, ...]) -> bool:
+    return bool(key) and set(key) <= set(predictions.columns)
+
+
+def _check_keys(one: Predictions, other: Predictions) -> None:
+    # A run without a key stores row numbers, which go with those of data.
+    keys = [side.key or (ROW_COLUMN,) for side in (one, other)]
+    is_number = [key == (ROW_COLUMN,) for key in keys]
+    if len(keys[0]) == len(keys[1]) and (all(is_number) or not any(is_number)):
+        return
+    said = " and ".join(
+        f"{', '.join(f'`{name}`' for name in side.key) or 'row numbers'} in {side.path}"
+        for side in (one, other)
+    )
+    msg = (
+        f"The rows of the two sets are named in different ways. Expected: the same key in both. "
+        f"Received: {said}. Name the key with `key`."
+    )
+    raise InputError(msg)
+
+
+@dataclass(frozen=True)
+class SpaceComparison:
+    """Two vector spaces.
+
+    Attributes:
+        same: Whether they are one; ``None`` where that is not known.
+        words: What a person should know of it, as a sentence or two; empty where they are one.
+    """
+
+    same: bool | None
+    words: str = ""
+
+
+def compare_spaces(a: Predictions, b: Predictions) -> SpaceComparison:
+    """Tell whether two sets lie in one space.
+
+    Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
+    predictions that were stored already nobody knows the model.
+
+    Args:
+        a: One set.
+        b: The other.
+    """
+    one, other = a.provenance or {}, b.provenance or {}
+    if not (one.get("space") and other.get("space")):
+        return SpaceComparison(None)
+    if not ("made_of" in one and "made_of" in other):  # lone parts tell no more than the space's id
+        same = None if one["space"] == other["space"] else False
+        parts = ["the space that their files name"]
+    else:
+        before, after = _raw_space(one), _raw_space(other)
+        parts = [name for name in before | after if before.get(name) != after.get(name)]
+        is_known = before["model"] is not None and after["model"] is not None
+        same = False if before["model"] != after["model"] else (not parts if is_known else None)
+    if same is not False:
+        return SpaceComparison(same)
+    listed = ", ".join(_PARTS.get(name, f"`{name}`") for name in parts)
+    return SpaceComparison(
+        same,
+        f"These are two vector spaces, which differ in {listed}. A: {_in_words(one)}. "
+        f"B: {_in_words(other)}.",
+    )
+
+
+_PARTS = {"model": "the model's content", "output": "the output"}
+
+
+def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the raw predictions of one output are made of."""
+    made_of = dict(provenance["made_of"])
+    # Columns may be called otherwise, and the model be fed the same.
+    for name in ("norms", "outputs", "features"):
+        made_of.pop(name, None)
+    return {**made_of, "output": provenance["output"]}
+
+
+def _in_words(provenance: Mapping[str, Any]) -> str:
+    if "made_of" not in provenance:
+        return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
+    model = provenance["model"]
+    named = (
+        "predictions that were stored already"
+        if model is None
+        else f"model `{model}` ({provenance['model_sha256'][:_DIGITS]})"
+    )
+    return f"{named}, output `{provenance['output']}`, norm {provenance['norm']}"

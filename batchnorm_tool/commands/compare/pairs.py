@@ -1,0 +1,470 @@
+"""Two sets of vectors side by side: one in memory, the other one streamed past it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
+from batchnorm_tool.comparison.metrics import overlap
+from batchnorm_tool.comparison.neighbours import neighbours
+from batchnorm_tool.comparison.norm_survey import NormSurvey, measured
+from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
+from batchnorm_tool.comparison.verdict import bootstrap
+from batchnorm_tool.errors import InputError
+from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
+from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.scores import Base
+    from batchnorm_tool.readers.predictions import PredictionBatch, Predictions
+
+Int64s = np.ndarray
+METRIC = Metric.COSINE
+"""Whatever norm a set is served with, its raw vectors have these neighbours by direction."""
+_NONE = Norm("none")
+# What a search in memory looks at first; more of them make it no faster.
+_PROBED_ROWS = 4096
+
+
+class MeasuredSet:
+    """What is known of a set once all of its batches came by.
+
+    Args:
+        rows: How many rows it has.
+        width: Dimensions of a vector.
+
+    Attributes:
+        gaussian: Fitted to the finite vectors.
+        norms: ``float64[rows]``, L2 norms; not finite where the vector is missing or not finite.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.gaussian = Gaussian.of(np.zeros((0, width)))
+        self.norms = np.full(rows, np.nan)
+        self._missing = np.zeros(rows, bool)
+        self._peaks = np.full(rows, np.nan)
+
+    def add(self, batch: PredictionBatch) -> None:
+        """Take in the next batch."""
+        place = slice(batch.first_row, batch.first_row + batch.rows)
+        lengths = measured(batch.vectors, [L2])
+        self.norms[place], self._peaks[place] = lengths[L2.label], lengths[MAX.label]
+        self._missing[place] = batch.missing
+        finite = np.isfinite(self.norms[place])
+        vectors = batch.vectors if finite.all() else batch.vectors[finite]
+        self.gaussian += Gaussian.of(widen(vectors))
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Which rows have a finite vector, ``bool[rows]``."""
+        return np.isfinite(self.norms)
+
+    @property
+    def survey(self) -> NormSurvey:
+        """Counts of rows, and the statistics of their L2 norms."""
+        lengths = {L2.label: self.norms, MAX.label: self._peaks}
+        return NormSurvey.of(lengths, self._missing)
+
+
+def load(predictions: Predictions) -> tuple[Anything, MeasuredSet]:
+    """Load all vectors in their own dtype ``[n, d]``, and measure them."""
+    vectors = np.empty((predictions.rows, predictions.width), predictions.dtype)
+    found = MeasuredSet(*vectors.shape)
+    for batch in predictions.batches():
+        vectors[batch.first_row : batch.first_row + batch.rows] = batch.vectors
+        found.add(batch)
+    return vectors, found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a streamed set that are picked up as they come by.
+
+    Attributes:
+        rows: ``int64[m]``, ascending.
+        vectors: Their vectors ``[m, d]``.
+    """
+
+    rows: Int64s
+    vectors: Anything
+
+    def add(self, batch: PredictionBatch) -> None:
+        """Pick up what is in a batch."""
+        start, stop = np.searchsorted(self.rows, [batch.first_row, batch.first_row + batch.rows])
+        self.vectors[start:stop] = batch.vectors[self.rows[start:stop] - batch.first_row]
+
+
+@dataclass
+class Pairs:
+    """Rows of a streamed set, each held against its partner in memory.
+
+    Attributes:
+        partners: ``int64[n]``, the row in ``vectors`` of each; -1 for none.
+        vectors: ``[m, d]``, the set in memory.
+        norms: ``float64[m]``, its L2 norms.
+        cosines: ``float64[n]``; NaN where there is no partner, or no direction on one side.
+        identical: Pairs that are equal bit for bit, once both are float64.
+    """
+
+    partners: Int64s
+    vectors: Anything
+    norms: Float64s
+    identical: int = 0
+    cosines: Float64s = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cosines = np.full(len(self.partners), np.nan)
+
+    def add(self, batch: PredictionBatch, norms: Float64s) -> None:
+        """Compare the rows of the next batch, whose L2 norms are ``float64[n]``."""
+        partners = self.partners[batch.first_row : batch.first_row + batch.rows]
+        usable = (partners >= 0) & np.isfinite(norms)
+        usable[usable] = np.isfinite(self.norms[partners[usable]])
+        rows = np.flatnonzero(usable)
+        for block in row_blocks(len(rows), batch.vectors.shape[1]):
+            some = rows[block]
+            one, other = widen(batch.vectors[some]), widen(self.vectors[partners[some]])
+            equal = (one.view(np.int64) == other.view(np.int64)).all(axis=1)
+            cosines = pair_cosines(one, other, norms[some], self.norms[partners[some]])
+            cosines[equal & (norms[some] > 0)] = 1.0  # exactly, whatever rounding says
+            self.cosines[batch.first_row + some] = cosines
+            self.identical += int(np.count_nonzero(equal))
+
+
+def stream(predictions: Predictions, pairs: Pairs, *samples: Sample) -> MeasuredSet:
+    """Let all batches of a set come by, and hold each row against its partner."""
+    found = MeasuredSet(predictions.rows, predictions.width)
+    for batch in predictions.batches():
+        found.add(batch)
+        for sample in samples:
+            sample.add(batch)
+        pairs.add(batch, found.norms[batch.first_row : batch.first_row + batch.rows])
+    return found
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which neighbours are looked for.
+
+    Attributes:
+        ks: How many of them, ascending.
+        sample: Of how many rows.
+        seed: Of the sample, and of the intervals.
+    """
+
+    ks: tuple[int, ...]
+    sample: int
+    seed: int
+
+
+def check_depth(search: Search, *sets: Predictions) -> None:
+    """Refuse to look for more neighbours than a set has.
+
+    Raises:
+        InputError: It has too few rows.
+    """
+    most = search.ks[-1]
+    for side in sets:
+        if search.sample and most >= side.rows:
+            msg = (
+                f"{side.path}: has {side.rows:,} rows, and `k` asks for the {most:,} nearest of "
+                f"the others. Expected: `k` of at most {max(0, side.rows - 1):,}. "
+                f"Received: {most:,}. Ask for fewer with `k`, or for none with `sample` 0."
+            )
+            raise InputError(msg)
+
+
+def draw(join: Join, pairs: Pairs, search: Search) -> Sample:
+    """Draw common rows whose neighbours are looked for.
+
+    Args:
+        join: The common rows.
+        pairs: B's vectors; only rows that are finite there are drawn. About A nothing is known yet.
+        search: How many, and the seed.
+    """
+    common = join.common
+    candidates = common[np.isfinite(pairs.norms[join.partners[common]])]
+    size = min(search.sample, len(candidates))
+    chosen = np.random.default_rng(search.seed).choice(candidates, size, replace=False)
+    return Sample(np.sort(chosen), np.empty((size, pairs.vectors.shape[1])))
+
+
+@dataclass(frozen=True)
+class StreamedBase:
+    """A set that is read anew whenever its rows are asked for, as a base for `neighbours`.
+
+    Attributes:
+        predictions: The set.
+        probe: Rows of it, spread evenly.
+    """
+
+    predictions: Predictions
+    probe: Sample
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self.predictions.rows
+
+    def blocks(self) -> Iterator[Anything]:
+        """The rows in order."""
+        return (batch.vectors for batch in self.predictions.batches())
+
+    def sample(self, rows: int) -> Anything:  # noqa: ARG002  (a hint)
+        """Some rows, spread evenly."""
+        return self.probe.vectors
+
+
+def evenly_spread(predictions: Predictions) -> Sample:
+    """Rows of a set at equal distances, about 4,096 of them."""
+    step = -(-predictions.rows // _PROBED_ROWS)
+    rows = np.arange(0, predictions.rows, max(1, step))
+    return Sample(rows, np.empty((len(rows), predictions.width), predictions.dtype))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of neighbours.
+
+    Attributes:
+        queries: Rows whose neighbours were looked for.
+        by_k: ``value``, ``low`` and ``high`` for each number of neighbours; ``None`` without
+            queries.
+    """
+
+    queries: int
+    by_k: dict[str, dict[str, float]] | None
+
+
+def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: Search) -> Overlap:
+    """Measure how many nearest neighbours a row has in common within A and within B.
+
+    Args:
+        base: All rows of A.
+        sample: The rows that are asked for; those that are not finite are left out.
+        pairs: Which row of A is which of B, and all rows of B.
+        search: How many neighbours.
+    """
+    is_finite = np.isfinite(sample.vectors).all(axis=1)
+    rows, queries, most = sample.rows[is_finite], sample.vectors[is_finite], search.ks[-1]
+    if not len(rows):
+        return Overlap(0, None)
+    partners, other = pairs.partners[rows], ArrayBase(pairs.vectors)
+    of_a = neighbours(Queries.of(queries, rows), base, [_NONE], METRIC, most)
+    asked = Queries.of(pairs.vectors[partners], partners)
+    of_b = neighbours(asked, other, [_NONE], METRIC, most)
+    found, expected = _as_rows_of_b(of_a[_NONE.label], pairs), of_b[_NONE.label]
+    shares = np.column_stack([overlap(found, expected, k) for k in search.ks])
+    low, high = bootstrap(shares, search.seed)
+    figures = zip(shares.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
+    by_k = {
+        str(k): dict(zip(("value", "low", "high"), each, strict=True))
+        for k, each in zip(search.ks, figures, strict=True)
+    }
+    return Overlap(len(rows), by_k)
+
+
+def _as_rows_of_b(rows: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Rows of A as those of B; one that B lacks gets a number that no row of B has."""
+    partners = pairs.partners[rows]
+    gone = len(pairs.vectors) + rows
+    return np.where(rows < 0, -1, np.where(partners < 0, gone, partners))
+
+
+@dataclass(frozen=True)
+class Join:
+    """Which row of one set is which of another.
+
+    Attributes:
+        a_keys: The keys of all rows of the first set, a column for each part of the key.
+        b_keys: Those of the second one.
+        partners: ``int64[n]``, for each row of the first set the one of the second that has its
+            key; -1 for none.
+    """
+
+    a_keys: pa.Table
+    b_keys: pa.Table
+    partners: Int64s
+
+    @property
+    def common(self) -> Int64s:
+        """Rows of the first set that have a partner, ascending."""
+        return np.flatnonzero(self.partners >= 0)
+
+    @property
+    def removed(self) -> Int64s:
+        """Rows of the first set without a partner, ascending."""
+        return np.flatnonzero(self.partners < 0)
+
+    @property
+    def added(self) -> Int64s:
+        """Rows of the second set without a partner, ascending."""
+        is_added = np.ones(self.b_keys.num_rows, bool)
+        is_added[self.partners[self.common]] = False
+        return np.flatnonzero(is_added)
+
+
+def join_keys(a: Predictions, b: Predictions) -> Join:
+    """Find the rows of two sets that have the same key.
+
+    Where one of them has no key, its rows go by their number. Keys of different types are equal if
+    their texts are: 17 and "17".
+
+    Args:
+        a: The first set; its key has as many parts as that of ``b``.
+        b: The second set.
+
+    Returns:
+        Which row is which. Needs the keys of both in memory.
+
+    Raises:
+        InputError: A key is null or occurs twice in one set, or the two have none in common.
+    """
+    join = _joined(a, b) if a.key or b.key else _joined_by_number(a, b)
+    if not len(join.common):
+        raise InputError(_nothing_in_common(a, b, join))
+    return join
+
+
+def _joined(a: Predictions, b: Predictions) -> Join:
+    a_keys, b_keys = _keys(a), _keys(b)
+    for side, keys in ((a, a_keys), (b, b_keys)):
+        _refuse_nulls(side, keys)
+    a_codes, b_codes = _codes(a_keys, b_keys)
+    for side, keys, codes in ((a, a_keys, a_codes), (b, b_keys, b_codes)):
+        _refuse_duplicates(side, keys, codes)
+    places = np.full(max(a_codes.max(initial=-1), b_codes.max(initial=-1)) + 1, -1)
+    places[b_codes] = np.arange(len(b_codes))
+    return Join(a_keys, b_keys, places[a_codes])
+
+
+def _joined_by_number(a: Predictions, b: Predictions) -> Join:
+    rows = np.arange(a.rows)
+    return Join(_keys(a), _keys(b), np.where(rows < b.rows, rows, -1))
+
+
+def _keys(predictions: Predictions) -> pa.Table:
+    if not predictions.key:
+        return pa.table({ROW_COLUMN: np.arange(predictions.rows)})
+    return predictions.read_columns(predictions.key)
+
+
+def _codes(a: pa.Table, b: pa.Table) -> tuple[Int64s, Int64s]:
+    """A number for each row, ``int64[n]`` and ``int64[m]``, equal where the keys are."""
+    codes = None
+    for one, other in zip(a.columns, b.columns, strict=True):
+        found = _column_codes(_plain(one), _plain(other))
+        codes = found if codes is None else _paired(codes, found)
+    assert codes is not None  # noqa: S101  (a key has at least one column)
+    return codes[: a.num_rows], codes[a.num_rows :]
+
+
+def _column_codes(one: pa.ChunkedArray, other: pa.ChunkedArray) -> Int64s:
+    if one.type != other.type:
+        one, other = _texts(one), _texts(other)
+    both = pa.chunked_array([*one.chunks, *other.chunks], one.type)
+    try:
+        encoded = both.dictionary_encode()
+    except pa.ArrowNotImplementedError:  # such as half floats
+        encoded = _texts(both).dictionary_encode()
+    codes = [np.asarray(chunk.indices, np.int64) for chunk in encoded.chunks]
+    return np.concatenate([np.zeros(0, np.int64), *codes])
+
+
+def _paired(codes: Int64s, others: Int64s) -> Int64s:
+    """One number for each pair; renumbered, so that the next pairing cannot overflow."""
+    pairs = codes * (int(others.max(initial=0)) + 1) + others
+    return np.asarray(np.unique(pairs, return_inverse=True)[1], np.int64)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column without dictionaries and extension types."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    return column.cast(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else column
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.chunked_array([[str(value) for value in column.to_pylist()]], pa.large_string())
+
+
+def _refuse_nulls(side: Predictions, keys: pa.Table) -> None:
+    for name in keys.column_names:
+        if keys[name].null_count:
+            row = int(keys[name].is_null().index(value=True).as_py())
+            msg = (
+                f"{side.locate(row)}: the key `{name}` is null. Expected a key in every row. "
+                f"Received: {keys[name].null_count:,} rows without. Fill them in, or name another "
+                "column with `key`."
+            )
+            raise InputError(msg)
+
+
+def _refuse_duplicates(side: Predictions, keys: pa.Table, codes: Int64s) -> None:
+    order = np.argsort(codes, kind="stable")
+    again = order[1:][codes[order[1:]] == codes[order[:-1]]]
+    if not len(again):
+        return
+    row = int(again.min())
+    first = int(np.flatnonzero(codes == codes[row])[0])
+    msg = (
+        f"{side.locate(row)}: the key {key_in_words(keys, row)} is there already, in "
+        f"{side.locate(first)}. Expected each key once. Received: {len(again):,} rows whose key "
+        "another row before them has. Remove them, or name more columns with `key`."
+    )
+    raise InputError(msg)
+
+
+def _nothing_in_common(a: Predictions, b: Predictions, join: Join) -> str:
+    examples = [
+        f"{_example(keys)} in {side.path}" for side, keys in ((a, join.a_keys), (b, join.b_keys))
+    ]
+    return (
+        "The two sets have no key in common. Expected rows of both with the same key. "
+        f"Received: {' and '.join(examples)}. Name the columns that identify a row with `key`."
+    )
+
+
+def _example(keys: pa.Table) -> str:
+    if not keys.num_rows:
+        return "no rows at all"
+    kinds = ", ".join(str(kind) for kind in keys.schema.types)
+    return f"{key_in_words(keys, 0)} ({kinds})"
+
+
+def key_in_words(keys: pa.Table, row: int) -> str:
+    """The key of one row as messages show it.
+
+    Example:
+        >>> key_in_words(pa.table({"shop": ["a"], "item": [17]}), 0)
+        "`shop` 'a', `item` 17"
+    """
+    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
+
+
+def plain_keys(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
+    """The keys of some rows as JSON has them, a list for each where a key has several parts.
+
+    Example:
+        >>> plain_keys(pa.table({"shop": ["a", "b"], "item": [17, 18]}), [1])
+        [['b', 18]]
+    """
+    chosen = keys.take(pa.array(rows, pa.int64()))
+    columns = [[_plain_value(value) for value in column.to_pylist()] for column in chosen.columns]
+    return columns[0] if len(columns) == 1 else [list(key) for key in zip(*columns, strict=True)]
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

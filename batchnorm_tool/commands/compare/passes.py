@@ -1,0 +1,311 @@
+"""The passes over the base of a comparison, and the document of its figures."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool._version import __version__
+from batchnorm_tool.commands.compare.pairs import Sample, StreamedBase, evenly_spread
+from batchnorm_tool.comparison.judgements import GradedJudgements
+from batchnorm_tool.comparison.metrics import RBO_PERSISTENCE, Rankings, plain, rank_correlation
+from batchnorm_tool.comparison.neighbours import neighbours
+from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
+from batchnorm_tool.comparison.scores import Queries
+from batchnorm_tool.comparison.verdict import verdict
+from batchnorm_tool.environment import available_cores
+from batchnorm_tool.errors import InputError, warn
+from batchnorm_tool.norms.norm import L1, L2, MAX
+
+if TYPE_CHECKING:
+    from batchnorm_tool.commands.compare.queries import Asking, Groups, Judged
+    from batchnorm_tool.comparison.judgements import Judgements
+    from batchnorm_tool.comparison.scores import Metric
+    from batchnorm_tool.norms.norm import Float64s, Norm
+    from batchnorm_tool.readers.predictions import PredictionBatch
+
+Int64s = np.ndarray
+# Ranks of more rows than that tell no more: their correlation is known to 0.002.
+RANKED_ROWS = 262_144
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a comparison.
+
+    Attributes:
+        norms: Which are compared; the others are tested against the first one.
+        metric: What the serving system ranks by.
+        ks: Numbers of neighbours, ascending.
+        seed: Of everything that is drawn.
+    """
+
+    norms: tuple[Norm, ...]
+    metric: Metric
+    ks: tuple[int, ...]
+    seed: int
+
+
+def document_of(
+    asking: Asking, judged: Judged | None, rows: Int64s, groups: Groups | None, options: Options
+) -> dict[str, Any]:
+    """Measure everything, and put it into the document of a comparison.
+
+    Args:
+        asking: The base, and where queries come from.
+        judged: What is relevant to whom, if that is known.
+        rows: ``int64[q]``, the queries' rows in their source.
+        groups: The queries by a column, if that is asked for.
+        options: What is asked.
+
+    Raises:
+        InputError: No query can be used, or an input cannot be read.
+        Damaged: A file of a run is missing, or cannot be read.
+    """
+    if asking.source.width == 1:
+        warn("The vectors have one component: under every norm but none they become 1 or -1.")
+    asked = Sample(rows, np.empty((len(rows), asking.source.width), asking.source.dtype))
+    passed = first_pass(asking, asked, options.norms, all_lengths=_is_graded(judged))
+    if not asking.is_base:
+        for batch in asking.source.batches():
+            asked.add(batch)
+    _check_depth(asking, passed.survey, max(options.ks))
+    usable = np.flatnonzero(np.isfinite(asked.vectors).all(axis=1))
+    if not len(usable):
+        raise InputError(_no_queries(asking, len(rows)))
+    queries = Queries.of(asked.vectors[usable], asking.own_rows[rows[usable]])
+    base = StreamedBase(asking.base, passed.probe)
+    found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
+    judgements = None if judged is None else judged.judgements.take(rows[usable])
+    if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
+        raise InputError(_nothing_relevant(asking, len(usable)))
+    rankings = Rankings(found, options.ks, asking.base.rows, judgements, options.seed)
+    document = {
+        **_facts(asking, judged, passed, options),
+        "queries": _query_facts(rows, usable, rankings.judgements),
+        **rankings.figures(),
+        "by": _by(groups, usable, rankings),
+        "popularity": _popularity(judged, passed.lengths),
+        "headline": None if judged is None else f"precision@{rankings.headline_k}",
+        "warnings": _warnings(rows, usable, judged, rankings.judgements),
+    }
+    return {**document, "verdict": verdict(document).to_dict()}
+
+
+def _is_graded(judged: Judged | None) -> bool:
+    return judged is not None and isinstance(judged.judgements, GradedJudgements)
+
+
+def _check_depth(asking: Asking, survey: NormSurvey, k: int) -> None:
+    """Refuse more neighbours than there are finite rows."""
+    finite = survey.rows - survey.missing - survey.nonfinite
+    most = finite - asking.is_base
+    if k > most and finite < survey.rows:
+        enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
+        remedy = "Ask for fewer with `k`" if most > 0 else "Mend them, or name another `column`"
+        msg = (
+            f"{asking.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
+            f"neighbours. Expected: {enough}. Received: `k` {k:,}. {remedy}."
+        )
+        raise InputError(msg)
+
+
+def _nothing_relevant(asking: Asking, queries: int) -> str:
+    return (
+        f"{asking.source.path}: no row is relevant to any of the {queries:,} queries. Expected "
+        "classes of several rows, or judgements above 0. Received: none. Name another `label` or "
+        "`relevance`."
+    )
+
+
+def _no_queries(asking: Asking, drawn: int) -> str:
+    received = "null, NaN or infinity in each of them" if drawn else "a source without rows"
+    return (
+        f"{asking.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
+        f"finite numbers. Received: {received}. Look at the file with `batchnorm-tool show`."
+    )
+
+
+def _facts(
+    asking: Asking, judged: Judged | None, passed: FirstPass, options: Options
+) -> dict[str, Any]:
+    survey, ranked = passed.survey, _ranked(passed.lengths)
+    return {
+        "kind": "comparison",
+        "version": __version__,
+        "source": {
+            **asking.base.facts(),
+            "zero": survey.zero,
+            "nonfinite": survey.nonfinite,
+            "missing": survey.missing,
+        },
+        "queries_from": None if asking.is_base else asking.source.facts(),
+        "metric": str(options.metric),
+        "compared": [norm.label for norm in options.norms],
+        "k": list(options.ks),
+        "seed": options.seed,
+        "relevance": None if judged is None else dict(judged.facts),
+        "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
+        "rank_correlation": _correlations(ranked),
+        "ranked_rows": len(ranked[MAX.label]),
+        "unit_share": {norm.label: survey.unit[norm.label] / survey.rows for norm in (L1, L2, MAX)},
+        "rbo_p": RBO_PERSISTENCE,
+    }
+
+
+def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
+    """Norms of finite rows whose ranks are compared, evenly spread where there are too many."""
+    finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
+    some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
+    return {label: values[some] for label, values in lengths.items() if label != "none"}
+
+
+def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
+    return {
+        one: {
+            other: 1.0 if one == other else plain(rank_correlation(ranked[one], ranked[other]))
+            for other in ranked
+        }
+        for one in ranked
+    }
+
+
+def _popularity(
+    judged: Judged | None, lengths: Mapping[str, Float64s]
+) -> dict[str, float | None] | None:
+    """Rank correlation of each row's norm with the number of queries that it is relevant to."""
+    if judged is None or not isinstance(judged.judgements, GradedJudgements):
+        return None
+    known = judged.judgements
+    finite = np.isfinite(lengths[MAX.label])
+    relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
+    counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
+    return {
+        label: plain(rank_correlation(values[finite], counts))
+        for label, values in lengths.items()
+        if label != "none"
+    }
+
+
+def _query_facts(
+    rows: Int64s, usable: Int64s, judgements: Judgements | None
+) -> dict[str, int | None]:
+    judged = None if judgements is None else judgements.judged
+    return {
+        "rows": len(rows),
+        "used": len(usable),
+        "nonfinite": len(rows) - len(usable),
+        "judged": None if judged is None else int(judged.sum()),
+        "without_relevant": None
+        if judgements is None
+        else int(np.count_nonzero(judgements.judged & (judgements.relevant == 0))),
+    }
+
+
+def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, Any] | None:
+    if groups is None:
+        return None
+    found = []
+    for name, members in groups.members.items():
+        queries = np.flatnonzero(np.isin(usable, members))
+        if len(queries):
+            found.append({"group": name, "queries": len(queries), **rankings.figures(queries)})
+    return {"column": groups.column, "kind": groups.kind, "groups": found}
+
+
+def _warnings(
+    rows: Int64s, usable: Int64s, judged: Judged | None, judgements: Judgements | None
+) -> list[str]:
+    warnings = []
+    facts = judged.facts if judged else {}
+    if judgements is not None:
+        barren = int(np.count_nonzero(judgements.judged & (judgements.relevant == 0)))
+        if barren:
+            warnings.append(f"Judged queries without a relevant row, which count as 0: {barren:,}.")
+    if facts.get("unknown_queries"):
+        warnings.append(
+            "Queries of the relevance file that are not among the queries, and left out: "
+            f"{facts['unknown_queries']:,}."
+        )
+    lost = len(rows) - len(usable)
+    if lost:
+        warnings.append(
+            f"Queries that hold null, NaN or infinity, and are left out: {lost:,} of {len(rows):,}."
+        )
+    if facts.get("unknown_items"):
+        warnings.append(
+            "Items of the relevance file that are not in the base, and count as relevant rows that "
+            f"no norm can find: {facts['unknown_items']:,}."
+        )
+    return warnings
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass over the base brings.
+
+    Attributes:
+        survey: Norms of all rows.
+        probe: Rows spread evenly, by which the search begins.
+        lengths: Norms of single rows by label: of all rows where all are wanted, else of some.
+    """
+
+    survey: NormSurvey
+    probe: Sample
+    lengths: Mapping[str, Float64s]
+
+
+def first_pass(
+    asking: Asking, asked: Sample, compared: Sequence[Norm], *, all_lengths: bool
+) -> FirstPass:
+    """Measure all rows of the base once; reading goes on meanwhile.
+
+    Args:
+        asking: The base, and where queries come from.
+        asked: The queries; picked up here, where they are rows of the base.
+        compared: Norms that are compared; L1, L2 and max are measured in any case.
+        all_lengths: Whether the norms of every row are wanted, 8 bytes each.
+    """
+    base = asking.base
+    norms = norms_to_measure(compared)
+    samples = [evenly_spread(base), *([asked] if asking.is_base else [])]
+    step = 1 if all_lengths else max(1, -(-base.rows // RANKED_ROWS))
+
+    def measure(batch: PredictionBatch) -> tuple[NormSurvey, dict[str, Float64s]]:
+        lengths = measured(batch.vectors, norms)
+        for sample in samples:
+            sample.add(batch)
+        some = slice(-batch.first_row % step, None, step)
+        return NormSurvey.of(lengths, batch.missing), {
+            label: values[some].copy() for label, values in lengths.items()
+        }
+
+    nothing = measured(np.empty((0, base.width)), norms)
+    survey = NormSurvey.of(nothing, np.zeros(0, bool))
+    lengths = {label: [values] for label, values in nothing.items()}
+    for found, some in _in_threads(measure, base.batches()):
+        survey += found
+        for label, values in some.items():
+            lengths[label].append(values)
+    joined = {label: np.concatenate(values) for label, values in lengths.items()}
+    return FirstPass(survey, samples[0], joined)
+
+
+def _in_threads(
+    act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
+) -> Iterator[Any]:
+    """What ``act`` makes of each batch, in order; reading goes on meanwhile."""
+    threads = available_cores()
+    with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
+        under_way: deque[Future[Any]] = deque()
+        for batch in batches:
+            under_way.append(pool.submit(act, batch))
+            if len(under_way) > 2 * threads:
+                yield under_way.popleft().result()
+        for each in under_way:
+            yield each.result()

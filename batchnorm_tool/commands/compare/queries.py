@@ -1,0 +1,279 @@
+"""Which rows of a comparison are queries, what is relevant to them, and how they are grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.compare.relevance import judgements_of, read_relevance
+from batchnorm_tool.comparison.judgements import GradedJudgements, LabelJudgements
+from batchnorm_tool.errors import InputError, JobError, warn
+from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.judgements import Judgements
+    from batchnorm_tool.readers.predictions import Predictions
+
+Int64s = np.ndarray
+
+# A number column with more values than that is cut into tenths.
+_MOST_VALUES = 20
+# Columns that a message lists.
+_SHOWN = 12
+# Groups of a column of text; what is rarer is put together.
+_MOST_GROUPS = 50
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is relevant to every query that could be asked.
+
+    Attributes:
+        judgements: For each row of the source of queries.
+        facts: Where they come from, as plain data: the ``relevance`` of a comparison.
+    """
+
+    judgements: Judgements
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked about: the base itself, or the vectors of a second file.
+
+    Attributes:
+        base: The rows among which neighbours are looked for.
+        source: Where queries come from; the base itself, if it is the same object.
+    """
+
+    base: Predictions
+    source: Predictions
+
+    @property
+    def is_base(self) -> bool:
+        """Whether queries are rows of the base, which are then not their own neighbours."""
+        return self.source is self.base
+
+    @property
+    def own_rows(self) -> Int64s:
+        """Each query's own row of the base, ``int64[n]``; -1 for none."""
+        rows = np.arange(self.source.rows)
+        return rows if self.is_base else np.full(self.source.rows, -1)
+
+    def check_width(self) -> None:
+        """Refuse queries of another width than the base.
+
+        Raises:
+            InputError: They differ.
+        """
+        if self.source.width != self.base.width:
+            msg = (
+                f"{self.source.path}: its vectors have another width than those of "
+                f"{self.base.path}. Expected: {self.base.width}. Received: {self.source.width}. "
+                "Queries and base must come from the same space."
+            )
+            raise InputError(msg)
+
+
+def judged_by_label(asking: Asking, label: str) -> Judged:
+    """Rows of the same class are relevant to one another.
+
+    Raises:
+        InputError: There is no such column, it holds nulls, or no plain values.
+    """
+    base = _labels(asking.base, label)
+    source = base if asking.is_base else _labels(asking.source, label)
+    chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, asking, label).chunks])
+    codes = chunks.combine_chunks().dictionary_encode()
+    numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
+    of_base = numbers[: len(base)]
+    facts = {"kind": "labels", "column": label, "classes": len(np.unique(of_base))}
+    found = LabelJudgements(numbers[len(base) :], of_base, asking.own_rows)
+    return Judged(found, {**facts, "clicks": False})
+
+
+def _as_type(
+    source: pa.ChunkedArray, kind: pa.DataType, asking: Asking, label: str
+) -> pa.ChunkedArray:
+    try:
+        return source.cast(kind)
+    except pa.ArrowException as error:
+        msg = (
+            f"{asking.source.path}: its labels `{label}` are of another type than those of "
+            f"{asking.base.path}. Expected: {kind}. Received: {source.type}. Store them alike."
+        )
+        raise InputError(msg) from error
+
+
+def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
+    column = side.read_columns([label])[label]
+    if pa.types.is_nested(column.type):
+        msg = (
+            f"{side.path}: the label column `{label}` holds no classes. Expected numbers or "
+            f"strings, one in each row. Received: {column.type}. Name another column."
+        )
+        raise InputError(msg)
+    nulls = np.flatnonzero(column.is_null(nan_is_null=True).to_numpy())
+    if len(nulls):
+        msg = (
+            f"{side.locate(int(nulls[0]))}: the label `{label}` is null. Expected a class in every "
+            f"row. Received: {len(nulls):,} nulls among {len(column):,} rows. Fill them, or leave "
+            "those rows out."
+        )
+        raise InputError(msg)
+    return column
+
+
+def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> Judged:
+    """Relevance from a file, which names queries and rows by their keys.
+
+    Raises:
+        InputError: The file cannot be read, or its keys are not those of queries and base.
+        JobError: A key of several columns, which no relevance file has.
+    """
+    table = read_relevance(path, columns)
+    base_keys = _keys(asking.base)
+    query_keys = base_keys if asking.is_base else _keys(asking.source)
+    found, facts = judgements_of(table, query_keys, base_keys, asking.own_rows)
+    _check_row_numbers(asking.base, path, "items", facts["unknown_items"])
+    _check_row_numbers(asking.source, path, "queries", facts["unknown_queries"])
+    clicks = int(table.facts["duplicates"]) > 0
+    return Judged(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
+
+
+def _check_row_numbers(side: Predictions, path: str, words: str, unknown: int) -> None:
+    """Refuse ids that went for row numbers and are none; warn where they could be both."""
+    by_number = not side.key or (side.kind == "run" and side.key == (ROW_COLUMN,))
+    # A run's norms, which name no row, are `norm`, or `NAME_norm` for each of several outputs.
+    others = [name for name in side.columns if name.rpartition("_")[2] not in (ROW_COLUMN, "norm")]
+    if not by_number or not others:
+        return
+    columns = ", ".join(f"`{name}`" for name in others[:_SHOWN])
+    if unknown:
+        msg = (
+            f"{path}: {unknown:,} of its {words} are no row numbers of {side.path}, and no key is "
+            f"named. Expected: ids of a column, or numbers from 0 to {side.rows - 1:,}. Received: "
+            f"others. Name the column that holds these ids with `key` (`--key`): it has {columns}."
+        )
+        raise InputError(msg)
+    warn(
+        f"{path}: its {words} were taken for row numbers of {side.path}, counted from 0, because "
+        f"no key is named. If they are ids, name their column with `key` (`--key`): it has "
+        f"{columns}."
+    )
+
+
+def _keys(side: Predictions) -> Any:
+    if not side.key:
+        return np.arange(side.rows)
+    if len(side.key) > 1:
+        msg = (
+            f"{side.path}: the key has several columns: {', '.join(side.key)}. Expected one, "
+            "because a relevance file names each item by one value. Name one with `key`."
+        )
+        raise JobError(msg)
+    return side.read_columns(side.key)[side.key[0]]
+
+
+def chosen(asking: Asking, judged: Judged | None, sample: int | None, seed: int) -> Int64s:
+    """Draw the queries, ``int64[q]``, ascending rows of their source.
+
+    Args:
+        asking: Who could be asked about.
+        judged: If a file judges: only queries that it judges are drawn.
+        sample: How many at most; ``None`` for all.
+        seed: Of the draw.
+    """
+    rows = np.arange(asking.source.rows)
+    if judged is not None and isinstance(judged.judgements, GradedJudgements):
+        rows = rows[judged.judgements.judged]
+    if sample is None or sample >= len(rows):
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Queries by the values of a column.
+
+    Attributes:
+        column: Its name.
+        kind: ``"values"`` or ``"deciles"``.
+        members: By the name of each group, which of the queries, ``int64[m]``.
+    """
+
+    column: str
+    kind: str
+    members: Mapping[str, Int64s]
+
+
+def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
+    """Group queries by a column: by tenths of a number with many values, else by value.
+
+    Null and NaN are a group of their own.
+
+    Args:
+        source: Where the queries come from.
+        column: A stored column.
+        rows: ``int64[q]``, the queries' rows in it.
+
+    Raises:
+        InputError: There is no such column, or it holds lists.
+    """
+    values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
+    if pa.types.is_nested(values.type):
+        msg = (
+            f"{source.path}: `by` names the column `{column}`, which is no plain value. Expected "
+            f"numbers, strings or dates. Received: {values.type}. Name another column."
+        )
+        raise InputError(msg)
+    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if pa.types.is_floating(values.type):
+        values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)  # NaN to null
+    if is_number and len(values.unique()) > _MOST_VALUES:
+        return Groups(column, "deciles", _tenths(values))
+    return Groups(column, "values", _by_value(values))
+
+
+def _tenths(values: pa.Array) -> dict[str, Int64s]:
+    numbers = np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+    known = ~np.isnan(numbers)
+    # Numbers that are there, not means of two: infinity has none.
+    ordered = np.sort(numbers[known])
+    edges = np.unique(ordered[np.linspace(0, len(ordered) - 1, 11).astype(np.int64)])
+    places = np.searchsorted(edges[1:-1], numbers, side="right")
+    names = _ranges(edges.tolist())
+    members = {name: np.flatnonzero(known & (places == at)) for at, name in enumerate(names)}
+    return _with_unknown(members, np.flatnonzero(~known))
+
+
+def _ranges(edges: Sequence[float]) -> list[str]:
+    """Names of the ranges between edges, with as many digits as tell these apart."""
+    least = 15 if all(edge.is_integer() for edge in edges) else 6
+    written = ([f"{edge:.{digits}g}" for edge in edges] for digits in range(least, 18))
+    texts = next(each for each in written if len(set(each)) == len(edges))
+    ends = [*[")"] * (len(edges) - 2), "]"]
+    return [f"[{low}, {high}{end}" for low, high, end in zip(texts, texts[1:], ends, strict=False)]
+
+
+def _by_value(values: pa.Array) -> dict[str, Int64s]:
+    codes = values.dictionary_encode()
+    numbers = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    names = [str(value) for value in codes.dictionary.to_pylist()]
+    counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
+    most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_GROUPS])
+    by_name = sorted(most, key=lambda code: codes.dictionary[int(code)].as_py())
+    members = {names[code]: np.flatnonzero(numbers == code) for code in by_name}
+    rest = np.flatnonzero((numbers >= 0) & ~np.isin(numbers, most))
+    if len(rest):
+        members[f"{len(names) - len(most)} other values"] = rest
+    return _with_unknown(members, np.flatnonzero(numbers < 0))
+
+
+def _with_unknown(members: dict[str, Int64s], unknown: Int64s) -> dict[str, Int64s]:
+    name = "null (no value)" if "null" in members else "null"
+    return {**members, name: unknown} if len(unknown) else members

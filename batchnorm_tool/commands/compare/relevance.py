@@ -1,0 +1,486 @@
+"""Relevance files: which row is relevant to which, read from Parquet, CSV or TREC qrels."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from batchnorm_tool.comparison.judgements import GradedJudgements, Int64s
+from batchnorm_tool.display import near_matches
+from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.formats import files
+from batchnorm_tool.formats.parquet import Parquet
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms.norm import Float64s
+
+COLUMNS = ("query", "item", "grade")
+"""The columns of a Parquet or CSV file where none are named; the grade may be missing."""
+EXPECTED = (
+    "Expected: Parquet, CSV with a header, or TREC qrels (lines of `query 0 item grade`), in UTF-8"
+)
+_TREC_FIELDS = 4
+# Column of a file, row by row in one or several pieces.
+_Column: TypeAlias = pa.Array | pa.ChunkedArray
+# How messages call a row.
+_Place: TypeAlias = Callable[[int], str]
+
+
+@dataclass(frozen=True, eq=False)
+class RelevanceRows:
+    """The rows of a relevance file, in its order.
+
+    Attributes:
+        format: ``"parquet"``, ``"csv"`` or ``"trec"``.
+        queries: large_string[n], none of them missing or empty.
+        items: large_string[n], likewise.
+        grades: float64[n], finite, 0 or more.
+    """
+
+    format: str
+    queries: _Column
+    items: _Column
+    grades: Float64s
+
+
+def parse_relevance(path: str, content: bytes, columns: Sequence[str] | None) -> RelevanceRows:
+    r"""Recognise the format of a relevance file and read its rows.
+
+    Args:
+        path: What messages call the file.
+        content: Its bytes, at least one that is not blank, without a byte order mark.
+        columns: Names of the query, item and (with three of them) grade columns; ``None`` for
+            `COLUMNS`. Without a grade column every row has grade 1.
+
+    Returns:
+        The rows; none where there is only a header.
+
+    Raises:
+        InputError: No format fits, a column is missing, or a row has no id or no grade.
+
+    Example:
+        >>> rows = parse_relevance("clicks.csv", b"user,film\n7,12\n7,30\n", ("user", "film"))
+        >>> rows.format, rows.items.to_pylist(), rows.grades
+        ('csv', ['12', '30'], array([1., 1.]))
+    """
+    if Parquet().recognises(content[:4], content[-4:]):
+        return _from_parquet(path, content, columns)
+    text = _text(path, content)
+    first = next(line for line in io.StringIO(text) if line.strip())
+    delimiters = [mark for mark in "\t," if mark in first]
+    if delimiters and not _is_judgement(first):
+        return _from_csv(path, content, columns, (first, delimiters[0]))
+    if columns is None:
+        return _from_trec(path, text)
+    raise InputError(
+        f"{path}: looks like TREC qrels, whose columns have no names. Expected: Parquet or CSV "
+        f"with the columns {list(columns)}. Received: {first.strip()!r} as the first line. "
+        "Leave out `--relevance-columns`, or write a header with commas or tabs."
+    )
+
+
+def _text(path: str, content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(
+            f"{path}: is neither Parquet nor text. {EXPECTED}. Received: a file that begins with "
+            f"{content[:24]!r}. Unpack it if it is compressed, or write it in one of these formats."
+        )
+    return text
+
+
+def _is_judgement(line: str) -> bool:
+    fields = line.split()
+    return len(fields) == _TREC_FIELDS and _is_numeric(pa.array(fields[-1:]))
+
+
+# TREC qrels
+
+
+def _from_trec(path: str, text: str) -> RelevanceRows:
+    lines = pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten()
+    lines = pc.ascii_trim_whitespace(lines)
+    filled = np.flatnonzero(pc.binary_length(lines).to_numpy())
+    fields = pc.ascii_split_whitespace(lines.take(pa.array(filled)))
+    _check_fields(path, fields, filled)
+    queries, items, texts = (pc.list_element(fields, place) for place in (0, 2, 3))
+    grades = _grades(texts, lambda row: f"{path}, line {filled[row] + 1}", least=-math.inf)
+    # trec_eval: below 0 is judged and not relevant.
+    return RelevanceRows("trec", queries, items, np.maximum(grades, 0))
+
+
+def _check_fields(path: str, fields: pa.ListArray, lines: np.ndarray) -> None:
+    lengths = pc.list_value_length(fields).to_numpy()
+    wrong = np.flatnonzero(lengths != _TREC_FIELDS)
+    if wrong.size:
+        row = int(wrong[0])
+        raise InputError(
+            f"{path}, line {lines[row] + 1}: is no judgement. Expected: {_TREC_FIELDS} fields, "
+            f"`query 0 item grade`, as in TREC qrels. Received: {lengths[row]}, "
+            f"{' '.join(fields[row].as_py())!r}. Correct the line; if this is a CSV file, give it "
+            "a header with commas or tabs."
+        )
+
+
+# Columns with names
+
+
+def _from_csv(
+    path: str, content: bytes, columns: Sequence[str] | None, header: tuple[str, str]
+) -> RelevanceRows:
+    line, delimiter = header
+    names = _chosen(path, columns, next(csv.reader([line], delimiter=delimiter)))
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(content),
+            pyarrow.csv.ReadOptions(use_threads=False),  # only then do errors name the row
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            # As text: 017 is not 17.
+            pyarrow.csv.ConvertOptions(
+                include_columns=names, column_types=dict.fromkeys(names, pa.large_string())
+            ),
+        )
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{path}: is not well-formed CSV. Expected: as many fields in every row as in its "
+            f"header, which is row 1. Received: {' '.join(str(error).split())}. Correct the row."
+        ) from error
+    return _of_columns(path, "csv", table)
+
+
+def _from_parquet(path: str, content: bytes, columns: Sequence[str] | None) -> RelevanceRows:
+    with files.refusing(path):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        present = file.schema_arrow.names
+    names = _chosen(path, columns, present)
+    with files.refusing(path):
+        table = file.read(names, use_threads=False)
+    return _of_columns(path, "parquet", table.select(names))
+
+
+def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) -> list[str]:
+    """The columns to read, of each of which the file has one."""
+    names = list(columns or COLUMNS)
+    if columns is None and COLUMNS[-1] not in present:
+        names.pop()
+    for name in names:
+        if present.count(name) != 1:
+            words = "several columns" if name in present else "no column"
+            hint = "" if name in present else near_matches(name, present)
+            raise InputError(
+                f"{path}: has {words} `{name}`{hint}. Expected: one of each of {names}. "
+                f"Received: columns {list(present)}. "
+                "Name the right ones with `--relevance-columns QUERY,ITEM,GRADE`."
+            )
+    return names
+
+
+def _of_columns(path: str, kind: str, table: pa.Table) -> RelevanceRows:
+    queries, items, *rest = (
+        (column, _places(path, name))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    )
+    grades = _grades(*rest[0], least=0) if rest else np.ones(len(table))
+    return RelevanceRows(kind, _ids(*queries), _ids(*items), grades)
+
+
+def _places(path: str, column: str) -> _Place:
+    return lambda row: f"{path}, column `{column}`, row {row} (the first is 0)"
+
+
+# Values
+
+
+def _ids(column: _Column, place: _Place) -> _Column:
+    """Ids as text, none of them missing."""
+    try:
+        texts = key_texts(column)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{place(0)}: is no id. Expected: text or whole numbers. Received: {column.type}. "
+            "Name another column with `--relevance-columns`."
+        ) from error
+    lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
+    missing = np.flatnonzero(lengths == 0)
+    if missing.size:
+        row = int(missing[0])
+        raise InputError(
+            f"{place(row)}: the id is missing, as in {missing.size} of {len(texts)} rows. "
+            f"Expected: an id in every row. Received: {column[row].as_py()!r}. "
+            "Leave these rows out."
+        )
+    return texts
+
+
+def key_texts(column: _Column) -> _Column:
+    """Keys or ids as text, by which they are matched.
+
+    Args:
+        column: Text, numbers or whatever else Arrow writes as text.
+
+    Returns:
+        large_string of the same length, null where ``column`` is.
+
+    Raises:
+        pyarrow.ArrowException: Arrow does not write this type as text.
+
+    Example:
+        >>> key_texts(pa.array([17, None])).to_pylist()
+        ['17', None]
+    """
+    return pc.cast(_plain(column), pa.large_string())
+
+
+def _plain(column: _Column) -> _Column:
+    """A column without its dictionary."""
+    if pa.types.is_dictionary(column.type):
+        return pc.cast(column, column.type.value_type)
+    return column
+
+
+def _grades(column: _Column, place: _Place, least: float) -> Float64s:
+    """Grades as float64, all of them finite and none below ``least``."""
+    column = _plain(column)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.ascii_trim_whitespace(column)
+    if not _is_numeric(column):
+        _refuse_grade(column, place, _first_not_numeric(column))
+    grades = pc.fill_null(pc.cast(column, pa.float64(), safe=False), math.nan).to_numpy()
+    wrong = np.flatnonzero(~(np.isfinite(grades) & (grades >= least)))
+    if wrong.size:
+        _refuse_grade(column, place, int(wrong[0]))
+    return np.asarray(grades)
+
+
+def _refuse_grade(column: _Column, place: _Place, row: int) -> None:
+    raise InputError(
+        f"{place(row)}: is no grade. Expected: a finite number, 0 or more. "
+        f"Received: {column[row].as_py()!r}. Correct it, or leave the row out."
+    )
+
+
+def _is_numeric(column: _Column) -> bool:
+    try:
+        pc.cast(column, pa.float64(), safe=False)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _first_not_numeric(column: _Column) -> int:
+    """Row of the first text that is no number; Arrow tells the text, but not its row."""
+    lengths = range(1, len(column) + 1)
+    return bisect_left(lengths, 1, key=lambda length: not _is_numeric(column.slice(0, length)))
+
+
+@dataclass(frozen=True, eq=False)
+class RelevanceTable:
+    """What a relevance file says, each pair of query and item once.
+
+    Attributes:
+        path: The file.
+        format: ``"parquet"``, ``"csv"`` or ``"trec"``.
+        rows: Rows of the file; more than there are pairs where clicks repeat.
+        queries: large_string[m], as the file names them.
+        items: large_string[m], likewise.
+        grades: float64[m], finite, 0 or more: the sum over the rows of the pair.
+    """
+
+    path: str
+    format: str
+    rows: int
+    queries: pa.LargeStringArray
+    items: pa.LargeStringArray
+    grades: Float64s
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Path, format, rows, and how many of the rows were added to an earlier one."""
+        return {
+            "path": self.path,
+            "format": self.format,
+            "rows": self.rows,
+            "duplicates": self.rows - len(self.grades),
+        }
+
+
+def read_relevance(path: str, columns: Sequence[str] | None = None) -> RelevanceTable:
+    """Read who is relevant to whom from a file, whatever its name ends in.
+
+    TREC qrels are lines of ``query 0 item grade``, separated by blanks, where a grade below 0 means
+    judged and not relevant, like 0. CSV has a header, and commas or tabs. Grades of the same query
+    and item are added up, so that a log of clicks can be given as it is.
+
+    Args:
+        path: A local file; it is read as a whole.
+        columns: Names of the query, item and grade columns of a Parquet or CSV file. With two
+            names every row has grade 1. ``None`` means ``query``, ``item`` and, if it is there,
+            ``grade``.
+
+    Returns:
+        The judgements, each pair of query and item once, in the order of the file.
+
+    Raises:
+        JobError: ``columns`` are not two or three different names.
+        InputError: The file cannot be read, has no rows or not these columns, or a row has no id
+            or no grade.
+
+    Example:
+        >>> table = read_relevance("clicks.csv", ("user", "film"))  # doctest: +SKIP
+        >>> table.facts  # doctest: +SKIP
+        {'path': 'clicks.csv', 'format': 'csv', 'rows': 5120, 'duplicates': 212}
+    """
+    _check_names(columns)
+    return _summed(path, parse_relevance(path, _content(path), columns))
+
+
+def _check_names(columns: Sequence[str] | None) -> None:
+    if columns is None or (len(columns) in (2, 3) and len(set(columns)) == len(columns)):
+        return
+    raise JobError(
+        "`--relevance-columns`: expected two or three different names, `QUERY,ITEM` or "
+        f"`QUERY,ITEM,GRADE`. Received: {','.join(columns)!r}. Name the columns in this order."
+    )
+
+
+def _content(path: str) -> bytes:
+    try:
+        content = Path(path).read_bytes() if _may_be_read(path) else b""
+    except (OSError, ValueError) as error:  # a ValueError is a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path}: the relevance file cannot be read. {EXPECTED}. Received: {reason}. "
+            "Check `--relevance`."
+        ) from error
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if not content.strip():
+        raise _nothing_in(path, "an empty file")
+    return content
+
+
+def _may_be_read(path: str) -> bool:
+    """Tell whether it is no FIFO and no device, which may never end."""
+    return not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
+
+
+def _summed(path: str, rows: RelevanceRows) -> RelevanceTable:
+    if not len(rows.grades):
+        raise _nothing_in(path, "a header without rows")
+    table = pa.table({"query": rows.queries, "item": rows.items, "grade": rows.grades})
+    # One thread adds in the order of the file: the same bits every time.
+    pairs = table.group_by(["query", "item"], use_threads=False).aggregate([("grade", "sum")])
+    queries, items, grades = (
+        pairs[name].combine_chunks() for name in ("query", "item", "grade_sum")
+    )
+    return RelevanceTable(path, rows.format, len(table), queries, items, grades.to_numpy())
+
+
+def _nothing_in(path: str, received: str) -> InputError:
+    return InputError(
+        f"{path}: holds no judgements. {EXPECTED}, with at least one row. Received: {received}. "
+        "Write it again, or leave out `--relevance`."
+    )
+
+
+def judgements_of(
+    table: RelevanceTable,
+    query_keys: Sequence[Any] | pa.Array | pa.ChunkedArray,
+    base_keys: Sequence[Any] | pa.Array | pa.ChunkedArray,
+    query_rows: Int64s,
+) -> tuple[GradedJudgements, dict[str, int]]:
+    """Find a file's queries and items among the rows that are compared.
+
+    Keys are matched by their text: 17 and ``"17"`` are the same, 17 and ``"017"`` are not. A
+    judgement of a query about its own row is left out, for no query is its own neighbour.
+
+    Args:
+        table: What the file says.
+        query_keys: Keys of the q queries: a list, an array or an Arrow column. Give all queries,
+            and `GradedJudgements.take` a sample of them: the others would seem to be unknown.
+        base_keys: Keys of the n rows of the base; may be ``query_keys`` itself.
+        query_rows: int64[q], the base row that is the query itself, -1 where there is none.
+
+    Returns:
+        Judgements of the q queries, and counts: ``judged_queries``, ``unknown_queries`` (ids in the
+        file that are no query's key), ``unknown_items`` (that are no base row's), and ``pairs``,
+        the judgements that are kept.
+
+    Raises:
+        InputError: No query or no item of the file is known, a key names two rows, or nothing but
+            judgements of queries about themselves is left.
+
+    Example:
+        >>> queries, items = (pa.array(ids, pa.large_string()) for ids in (["7", "9"], ["8", "8"]))
+        >>> table = RelevanceTable("clicks.csv", "csv", 2, queries, items, np.ones(2))
+        >>> judgements, facts = judgements_of(table, [7], [6, 7, 8], np.array([1]))
+        >>> judgements.items, facts["unknown_queries"]
+        (array([2]), 1)
+    """
+    queries = _rows_of_keys(table.path, ("queries", table.queries), query_keys)
+    items = _rows_of_keys(table.path, ("items", table.items), base_keys)
+    own = (queries >= 0) & (items >= 0) & (query_rows[queries] == items)
+    kept = np.flatnonzero((queries >= 0) & ~own)
+    if not kept.size:
+        raise InputError(
+            f"{table.path}: judges queries about themselves alone. Expected: judgements of other "
+            f"rows. Received: {len(queries)} pairs, none of another row. Check which columns "
+            "`--relevance-columns` names."
+        )
+    kept = kept[np.argsort(queries[kept], kind="stable")]
+    offsets = np.searchsorted(queries[kept], np.arange(len(query_rows) + 1))
+    judgements = GradedJudgements(offsets, items[kept], table.grades[kept])
+    return judgements, {
+        "judged_queries": int(np.count_nonzero(judgements.judged)),
+        "unknown_queries": _distinct(table.queries, queries < 0),
+        "unknown_items": _distinct(table.items, items < 0),
+        "pairs": len(kept),
+    }
+
+
+def _rows_of_keys(
+    path: str, named: tuple[str, pa.Array], keys: Sequence[Any] | pa.Array | pa.ChunkedArray
+) -> Int64s:
+    """The row of each id among keys, -1 for an id that is none of them."""
+    words, ids = named
+    texts = key_texts(keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys))
+    _check_unique(words, texts)
+    rows = pc.fill_null(pc.index_in(ids, value_set=texts), -1).to_numpy().astype(np.int64)
+    if (rows < 0).all():
+        raise InputError(
+            f"{path}: none of its {words} is known. Expected: keys such as {texts[0].as_py()!r}. "
+            f"Received: ids such as {ids[0].as_py()!r}. Name the column that holds these ids with "
+            "`--key`, or the right columns of the file with `--relevance-columns`."
+        )
+    return rows
+
+
+def _check_unique(words: str, texts: pa.Array | pa.ChunkedArray) -> None:
+    if pc.count_distinct(texts).as_py() == len(texts) - texts.null_count:
+        return
+    counts = pc.value_counts(pc.drop_null(texts))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+    raise InputError(
+        f"The key {twice['values']!r} names {twice['counts']} rows of the {words}. Expected: "
+        "every key once, where a relevance file names rows by it. Received: several rows with one "
+        "key. Give `--key` a column that tells rows apart."
+    )
+
+
+def _distinct(ids: pa.Array, chosen: np.ndarray) -> int:
+    return int(pc.count_distinct(ids.filter(pa.array(chosen))).as_py())

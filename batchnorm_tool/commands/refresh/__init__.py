@@ -1,0 +1,1 @@
+"""`refresh`: keep a store of vectors up to date, behind a gate."""

@@ -1,0 +1,440 @@
+"""A night made ready to be merged: rows to write, keys to remove, the next index.
+
+All of it lies in the state of the store, so that a candidate that waits is published later without
+computing anything again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.refresh.changes.classify import Fate
+from batchnorm_tool.commands.refresh.changes.result import FATES
+from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
+from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
+from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.gate.output_limits import plain_key
+from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.readers.run import open_run
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.store.index import (
+    INDEX_FIELDS,
+    KEY_ID,
+    IndexWriter,
+    LiveIndex,
+    binary_rows,
+    read_index,
+)
+from batchnorm_tool.store.rows import (
+    BATCH_ROWS,
+    Addresses,
+    addresses_of_keys,
+    at_addresses,
+    check_found,
+    read_directory,
+    read_rows,
+    write_rows,
+)
+from batchnorm_tool.store.state import (
+    BOOKKEEPING,
+    FEATURE_HASH,
+    GOOD,
+    NIGHT,
+    NORM,
+    PASSTHROUGH_HASH,
+    QUARANTINED,
+    STALE,
+    STATUS,
+    VERSION,
+    index_path,
+    replaced_path,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.run.run import RunResult
+    from batchnorm_tool.storage import LocalStorage
+    from batchnorm_tool.store.state import StoreFacts, StoreState
+
+CANDIDATE = f"{NIGHT}/candidate.json"
+PREDICTED = f"{NIGHT}/predicted.arrow"
+KEPT = f"{NIGHT}/kept.arrow"
+REMOVED = f"{NIGHT}/removed.arrow"
+_NAMED_ROWS = 5
+# What is not needed any more once the candidate is whole.
+_SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a night came to, before anybody has judged it.
+
+    Attributes:
+        version: The number that it will have.
+        rows: Rows by what became of them, as a night's record has them.
+        norms: Of all rows of the version that are in the dataset.
+        bad: Rows that are bad tonight: of those that were looked at anew, and of all.
+        bad_rows: The first of them: ``{"key": {column: value}, "reason": label}``.
+        whole: Whether the dataset is written anew, rather than merged into.
+        warnings: What the model's run warned of.
+    """
+
+    version: int
+    rows: dict[str, int]
+    norms: NormStats
+    bad: tuple[int, int]
+    bad_rows: tuple[dict[str, Any], ...]
+    whole: bool
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The candidate as a sealed document."""
+        return checked_json.sealed_json({**vars(self), "norms": self.norms.to_dict()})
+
+    @classmethod
+    def load(cls, storage: LocalStorage) -> Candidate | None:
+        """The candidate that is staged whole; ``None`` where there is none."""
+        text = storage.get(CANDIDATE)
+        data = None if text is None else checked_json.opened_json(text)
+        if data is None:
+            return None
+        norms = NormStats.from_dict(data["norms"])
+        lists = {name: tuple(data[name]) for name in ("bad", "bad_rows", "warnings")}
+        return cls(**{**data, **lists, "norms": norms})
+
+
+def make_candidate(
+    night: NightRows, difference: Difference, result: RunResult | None, reused: int
+) -> Candidate:
+    """Put together what the night writes; then what is spent is removed.
+
+    Args:
+        night: The staged rows.
+        difference: What differs from the live version.
+        result: What the model's run came to; ``None`` where it had nothing to do.
+        reused: Rows whose vectors an older version had.
+
+    Returns:
+        The candidate, which is staged whole now.
+    """
+    storage, schema = night.state.storage, night.schema
+    write_rows(storage, PREDICTED, schema, night.predicted())
+    write_rows(storage, KEPT, schema, _kept(night))
+    leaving = _Leaving(list(night.plan.layout.keys))
+    norms, statuses = _write_index(night, leaving)
+    write_rows(storage, REMOVED, night.plan.layout.key_schema, [*leaving.rows, night.unfit()])
+    put_array(storage, replaced_path(night.version), leaving.good_hashes())
+    counts = difference.counts
+    remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
+    rows = {
+        "in": counts.rows_in,
+        "new": counts.new,
+        "changed": counts.changed,
+        "touched": counts.touched,
+        "same": counts.same,
+        "vanished": counts.vanished,
+        "recomputed": counts.recomputed,
+        "predicted": result.rows["in"] if result else 0,
+        "reused": reused,
+        "stale": stale,
+        "quarantined": remembered,
+        "live": sum(statuses.values()) - remembered,
+    }
+    before = night.facts.layout
+    candidate = Candidate(
+        version=night.version,
+        rows=rows,
+        norms=norms,
+        bad=(night.bad.num_rows, stale + remembered),
+        bad_rows=_first_bad(night),
+        whole=before is None or night.plan.new_space or before.schema != schema,
+        warnings=result.warnings if result else (),
+    )
+    storage.put(CANDIDATE, candidate.to_json())
+    for directory in _SPENT:
+        storage.remove(directory)
+    return candidate
+
+
+def _kept(night: NightRows) -> Iterator[pa.Table]:
+    yield from night.touched()
+    yield from night.stale()
+
+
+@dataclass
+class _Leaving:
+    """Rows of the live version that the next one replaces or removes.
+
+    Attributes:
+        keys: Names of the key columns.
+        rows: The keys of those that leave the dataset because they are gone from the input.
+        hashes: Feature hashes of all of them that are good: their vectors may be wanted again.
+    """
+
+    keys: list[str]
+    rows: list[pa.Table] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)
+
+    def note(self, table: pa.Table, fates: np.ndarray) -> None:
+        """Take in rows of the live index, and the fate of each."""
+        if (fates == Fate.SAME).all():
+            return
+        stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
+        self.rows.append(table.select(self.keys).filter(pa.array((fates == Fate.GONE) & stored)))
+        good = where(table[STATUS], lambda status: status == GOOD)
+        found = binary_rows(table[FEATURE_HASH].combine_chunks())
+        self.hashes.append(found[(fates != Fate.SAME) & good])
+
+    def good_hashes(self) -> np.ndarray:
+        """``uint8[n, 16]``."""
+        return np.concatenate([np.empty((0, 16), np.uint8), *self.hashes])
+
+
+def fates_of(night: NightRows) -> np.ndarray:
+    """The `Fate` of each row of the live version's index: ``uint8[n]``, none before the first."""
+    path = night.state.storage.root / FATES
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def indexed(night: NightRows, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """The index of the live version, table by table, with the fate of each row: ``uint8[n]``."""
+    if night.facts.live is None:
+        return
+    fates = fates_of(night)
+    first = 0
+    for table in read_index(night.state.storage, index_path(night.facts.live), columns):
+        yield table, fates[first : first + table.num_rows]
+        first += table.num_rows
+
+
+def where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
+    """``bool[n]``: where something holds of the status of an index's rows."""
+    column = status.combine_chunks()
+    words = np.array([*map(holds, column.dictionary.to_pylist()), False])
+    return words[column.indices.to_numpy()]
+
+
+def _write_index(night: NightRows, leaving: _Leaving) -> tuple[NormStats, Counter[str]]:
+    """Write the index that the version will have; returns its norms, and rows by status."""
+    norms, statuses = NormStats(), Counter[str]()
+    keys = night.plan.layout.key_schema
+    with IndexWriter(night.state.storage, index_path(night.version), keys) as writer:
+        for table in _next_index(night, keys.names, leaving):
+            writer.add(table)
+            values = table[NORM].to_numpy()
+            norms += NormStats.of(values[~np.isnan(values)])
+            for each in table[STATUS].value_counts().to_pylist():
+                statuses[each["values"]] += each["counts"]
+        writer.commit()
+    return norms, statuses
+
+
+def _next_index(night: NightRows, keys: list[str], leaving: _Leaving) -> Iterator[pa.Table]:
+    """The rows of the next index: what stays as it is, what is written, what is remembered."""
+    columns = [*keys, *(field.name for field in INDEX_FIELDS if field.name != KEY_ID)]
+    for table, fates in indexed(night, columns):
+        leaving.note(table, fates)
+        rest = table if (fates == Fate.SAME).all() else table.filter(pa.array(fates == Fate.SAME))
+        if rest.num_rows:
+            yield rest
+    stored = night.plan.layout.stored(*columns)
+    for path in (PREDICTED, KEPT):
+        for table in read_rows(night.state.storage, path):
+            yield table.select(stored).rename_columns(columns)
+    remembered = night.quarantined
+    empty = pa.nulls(remembered.num_rows, pa.float64())
+    if remembered.num_rows:
+        yield remembered.append_column(NORM, empty).select(columns)
+
+
+def put_array(storage: LocalStorage, path: str, array: np.ndarray) -> None:
+    """Write an array as a ``.npy`` file, which appears whole and synced."""
+    file = storage.create(path)
+    try:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+        file.commit()
+    finally:
+        file.discard()
+
+
+def _beginning(statuses: Counter[str], start: str) -> int:
+    return sum(count for status, count in statuses.items() if status.startswith(start))
+
+
+def _first_bad(night: NightRows) -> tuple[dict[str, Any], ...]:
+    rows = night.bad.slice(0, _NAMED_ROWS)
+    keys = rows.select(list(night.plan.layout.keys)).to_pylist()
+    reasons = rows[night.reason].to_pylist()
+    return tuple(
+        {"key": plain_key(key), "reason": reason} for key, reason in zip(keys, reasons, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class NightRows:
+    """The staged rows of one night.
+
+    Attributes:
+        state: The store.
+        facts: What stands in it.
+        plan: What the night is asked to do.
+        version: The number that the night will have.
+        reason: The column that says why a row is bad.
+    """
+
+    state: StoreState
+    facts: StoreFacts
+    plan: NightPlan
+    version: int
+    reason: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of every row of the dataset."""
+        return self.plan.layout.schema
+
+    @cached_property
+    def live(self) -> LiveIndex | None:
+        """The live version by key; ``None`` before the first one."""
+        if self.facts.live is None:
+            return None
+        return LiveIndex.load(self.state.storage, index_path(self.facts.live))
+
+    def predicted(self) -> Iterator[pa.Table]:
+        """Rows whose vectors are new, from the model or from an older version."""
+        for table in (*self._scored(), *read_directory(self.state.storage, REUSED)):
+            yield self._complete(table, GOOD)
+
+    def _scored(self) -> Iterator[pa.Table]:
+        if not self._was_scored:
+            return
+        run = open_run(str(self.state.storage.root / SCORED))
+        for part in run.parts:
+            for batch in run.read_part(part, run.schema.names, BATCH_ROWS):
+                yield pa.Table.from_batches([batch])
+
+    @property
+    def _was_scored(self) -> bool:
+        return bool(self.state.storage.names(SCORED))
+
+    def touched(self) -> Iterator[pa.Table]:
+        """Rows with other passed-through values, and the vectors that they have."""
+        for table in read_directory(self.state.storage, TOUCHED):
+            yield self._with_live_vectors(table, STATUS)
+
+    @cached_property
+    def bad(self) -> pa.Table:
+        """Rows that tonight's features or prediction make bad, and the column ``reason``."""
+        kept = [*self._carried, self.reason]
+        found = [table.select(kept) for table in read_directory(self.state.storage, BAD)]
+        hashes = (field for field in BOOKKEEPING if field.name in self._carried)
+        reason = pa.field(self.reason, pa.string())
+        schema = pa.schema([*self.plan.layout.carried, *hashes, reason])
+        found += [table.select(kept) for table in self._quarantined_by_run()]
+        return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in found)])
+
+    def _quarantined_by_run(self) -> Iterator[pa.Table]:
+        if not self._was_scored:
+            return
+        run, form = open_run(str(self.state.storage.root / SCORED)), FORMATS["parquet"]
+        for part in run.parts:
+            file = run.quarantine_of(part)
+            if file is None:
+                continue
+            path = str(run.locate(file))
+            inspected = form.inspect(path)
+            names = [*self._carried, inspected.schema.names[-2]]  # reason, and then the prediction
+            for batch in form.read(path, names, 0, inspected.rows, BATCH_ROWS):
+                yield pa.Table.from_batches([batch]).rename_columns([*self._carried, self.reason])
+
+    @property
+    def _carried(self) -> list[str]:
+        layout = self.plan.layout
+        return [*layout.keys, *layout.passthrough, FEATURE_HASH, PASSTHROUGH_HASH]
+
+    @cached_property
+    def _is_in_dataset(self) -> np.ndarray:
+        """``bool[n]``: which of the bad rows have a row in the live version."""
+        # Reading the index takes long, and a sound night has no use for it.
+        if not self.bad.num_rows or self.live is None:
+            return np.zeros(self.bad.num_rows, bool)
+        at = self.live.lookup(key_ids(self.bad, self.plan.layout.keys))
+        known = at >= 0
+        known[known] = ~self.live.quarantined[at[known]]
+        return known
+
+    @cached_property
+    def _stays(self) -> np.ndarray:
+        """``bool[n]``: which of the bad rows keep their last good vector."""
+        keeps = self.plan.store.bad_rows == "keep" and not self.plan.new_space
+        return self._is_in_dataset & keeps
+
+    def stale(self) -> Iterator[pa.Table]:
+        """Bad rows with the last good vector that they have."""
+        rows = self.bad.filter(pa.array(self._stays))
+        for start in range(0, rows.num_rows, BATCH_ROWS):
+            table = self._with_live_vectors(rows.slice(start, BATCH_ROWS))
+            reasons = pa.array(
+                [STALE + reason for reason in table[self.reason].to_pylist()], pa.string()
+            )
+            yield self._ordered(table.append_column(STATUS, reasons))
+
+    @cached_property
+    def quarantined(self) -> pa.Table:
+        """Bad rows that have no vector: remembered, and not in the dataset; with ``status``."""
+        rows = self.bad.filter(pa.array(~self._stays))
+        reasons = [QUARANTINED + reason for reason in rows[self.reason].to_pylist()]
+        return rows.append_column(STATUS, pa.array(reasons, pa.string()))
+
+    def unfit(self) -> pa.Table:
+        """The keys of bad rows that leave the dataset."""
+        leaves = self._is_in_dataset & ~self._stays
+        return self.bad.select(list(self.plan.layout.keys)).filter(pa.array(leaves))
+
+    def _with_live_vectors(self, table: pa.Table, *more: str) -> pa.Table:
+        """Rows that are in the live version, with the vectors and norms that they have there."""
+        layout = self.plan.layout
+        before = self.facts.layout or layout
+        columns = [before.vector, *before.stored(NORM, *more)]
+        keys = table.select(list(layout.keys))
+        at = self._live_addresses.find(key_ids(keys, layout.keys))
+        check_found(self.state.path, keys, at)
+        found = at_addresses(self.state.path, self.facts.lance_version, at, columns)
+        vectors = pa.concat_tables(found)
+        for name, stored in zip((layout.vector, layout.norm, *more), columns, strict=True):
+            kind = self.schema.field(*layout.stored(name)).type
+            table = table.append_column(name, vectors[stored].cast(kind))
+        return self._ordered(table) if more else table
+
+    @cached_property
+    def _live_addresses(self) -> Addresses:
+        """Where the rows lie in the live version whose vectors stay."""
+        keys = list(self.plan.layout.keys)
+        tables = [
+            *read_directory(self.state.storage, TOUCHED),
+            self.bad.filter(pa.array(self._stays)),
+        ]
+        ids = [key_ids(table.select(keys), keys) for table in tables]
+        version = self.facts.lance_version
+        return addresses_of_keys(self.state.path, version, np.concatenate(ids), keys)
+
+    def _complete(self, table: pa.Table, status: str) -> pa.Table:
+        """A table with keys, hashes, vectors and passed-through columns as rows of the dataset."""
+        statuses = pa.array([status] * table.num_rows, pa.string())
+        return self._ordered(table.append_column(STATUS, statuses))
+
+    def _ordered(self, table: pa.Table) -> pa.Table:
+        versions = pa.array(np.full(table.num_rows, self.version))
+        table = table.append_column(VERSION, versions)
+        named = table.rename_columns(self.plan.layout.stored(*table.column_names))
+        return named.select(self.schema.names).cast(self.schema)

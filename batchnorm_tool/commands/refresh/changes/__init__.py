@@ -1,0 +1,1 @@
+"""What changed in the input since the live version."""

@@ -1,0 +1,256 @@
+"""The pass over tonight's input that finds the difference."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchnorm_tool import formats
+from batchnorm_tool.commands.refresh.changes.classify import Claims, Fate, Kind, LiveJudge
+from batchnorm_tool.commands.refresh.changes.result import (
+    DOCUMENT,
+    FATES,
+    Counts,
+    Difference,
+)
+from batchnorm_tool.commands.refresh.changes.source import Slice, Tonight, cut
+from batchnorm_tool.commands.refresh.changes.spill import (
+    BucketJoin,
+    bucket_directory,
+    refuse_duplicates,
+)
+from batchnorm_tool.commands.refresh.changes.worker import (
+    BAD,
+    CHANGED,
+    SHOWN_ROWS,
+    TOUCHED,
+    SliceResult,
+    SliceWorker,
+    SpoolSchemas,
+    Watch,
+    in_order,
+)
+from batchnorm_tool.environment import available_cores
+from batchnorm_tool.errors import BadRows
+from batchnorm_tool.store.index import (
+    LiveIndex,
+    index_rows,
+    is_quarantined,
+    read_index,
+    read_key_schema,
+)
+from batchnorm_tool.store.state import STATUS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from batchnorm_tool.commands.refresh.changes.classify import Judge
+    from batchnorm_tool.storage import Storage
+
+# Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
+_ROW_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to compare with what, and how.
+
+    Attributes:
+        tonight: The input.
+        storage: The state of the store, written under ``night/``.
+        index_path: The index of the live version; ``None`` before the first.
+        recompute: Rows with the same features are to be predicted again.
+        memory_bytes: About how much memory the live version may take.
+        workers: Threads.
+    """
+
+    tonight: Tonight
+    storage: Storage
+    index_path: str | None
+    recompute: bool = False
+    memory_bytes: int | None = None
+    workers: int | None = None
+
+    def run(self, watch: Watch) -> Difference:
+        """Find the difference; see `find_difference`."""
+        self._begin()
+        keys = None if self.index_path is None else read_key_schema(self.storage, self.index_path)
+        self.tonight.check(keys)
+        with ExitStack() as stack:
+            stack.callback(formats.let_go)
+            judge, claims, repeated = self._judge(stack, watch)
+            result = self._spool(judge, watch)
+            if repeated | claims.forget_new() | claims.is_repeated():
+                refuse_duplicates(self.tonight, self._slices, self._memory)
+            self._refuse_bad_rows(result)
+            difference = self._difference(result, *self._write_fates(claims.fates))
+        difference.save(self.storage)
+        return difference
+
+    def _begin(self) -> None:
+        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, FATES):
+            self.storage.remove(path)
+
+    @cached_property
+    def _slices(self) -> list[Slice]:
+        return cut(self.tonight)
+
+    @cached_property
+    def _memory(self) -> int:
+        return available_memory() // 4 if self.memory_bytes is None else self.memory_bytes
+
+    @cached_property
+    def _workers(self) -> int:
+        return self.workers or available_cores()
+
+    @cached_property
+    def _index_rows(self) -> int:
+        return 0 if self.index_path is None else index_rows(self.storage, self.index_path)
+
+    def _judge(self, stack: ExitStack, watch: Watch) -> tuple[Judge, Claims, bool]:
+        path, rows = self.index_path, self._index_rows
+        if max(rows, self.tonight.table.rows) * _ROW_BYTES > self._memory:
+            directory = stack.enter_context(bucket_directory())
+            join = BucketJoin(self.tonight, self._slices, directory, self._memory, self.recompute)
+            live = None if path is None else (self.storage, path, rows)
+            return join.run(live, self._workers, watch)
+        index = _empty_index() if path is None else LiveIndex.load(self.storage, path)
+        claims = Claims(np.full(rows, Fate.UNCLAIMED, np.uint8))
+        return LiveJudge(index, claims, recompute=self.recompute), claims, False
+
+    def _spool(self, judge: Judge, watch: Watch) -> SliceResult:
+        worker = SliceWorker(self.tonight, self.storage, judge)
+        result = SliceResult()
+        for found in in_order(self._slices, worker.process, self._workers, watch):
+            result.merge(found)
+        return result
+
+    def _refuse_bad_rows(self, result: SliceResult) -> None:
+        if result.bad and self.tonight.invalid == "fail":
+            shown = "; ".join(result.bad_rows)
+            more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
+            msg = (
+                f"{result.bad:,} rows are bad by their input: {shown}{more}. Expected features "
+                "that the model can take, in every row. Mend the input, or set "
+                "`input.invalid: quarantine`, which sets such rows aside."
+            )
+            raise BadRows(msg)
+
+    def _write_fates(self, fates: np.ndarray) -> tuple[int, int, int]:
+        """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
+        absent = Fate.GONE if self.tonight.mode == "full" else Fate.SAME
+        file = self.storage.create(FATES)
+        live_rows = vanished = forgotten = row = 0
+        try:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(fates),)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for quarantined in self._quarantined():
+                block = np.array(fates[row : row + len(quarantined)])
+                block[block == Fate.UNCLAIMED] = absent
+                gone = block == Fate.GONE
+                live_rows += int(np.count_nonzero(~quarantined))
+                vanished += int(np.count_nonzero(gone & ~quarantined))
+                forgotten += int(np.count_nonzero(gone & quarantined))
+                file.write(block)
+                row += len(block)
+            file.commit()
+        finally:
+            file.discard()
+        return live_rows, vanished, forgotten
+
+    def _quarantined(self) -> Iterator[np.ndarray]:
+        if self.index_path is not None:
+            for table in read_index(self.storage, self.index_path, [STATUS]):
+                yield is_quarantined(table.column(0).combine_chunks())
+
+    def _difference(
+        self, result: SliceResult, live_rows: int, vanished: int, forgotten: int
+    ) -> Difference:
+        kinds = {kind: int(result.kinds[kind]) for kind in Kind}
+        counts = Counts(
+            rows_in=int(result.kinds.sum()),
+            new=kinds[Kind.NEW],
+            changed=kinds[Kind.CHANGED],
+            recomputed=kinds[Kind.RECOMPUTED],
+            touched=kinds[Kind.TOUCHED],
+            same=kinds[Kind.SAME],
+            deleted=kinds[Kind.DELETED],
+            unknown_deletes=kinds[Kind.UNKNOWN_DELETE],
+            bad=result.bad,
+            vanished=vanished,
+            forgotten=forgotten,
+        )
+        schemas = SpoolSchemas(self.tonight)
+        return Difference(
+            counts,
+            live_rows,
+            schemas.features,
+            schemas.reason,
+            self.tonight.inputs,
+            result.statistics,
+            tuple(sorted(result.warnings)),
+        )
+
+
+def _empty_index() -> LiveIndex:
+    hashes = np.zeros((0, 16), np.uint8), np.zeros((0, 8), np.uint8)
+    return LiveIndex.of(np.zeros((0, 2), np.uint64), *hashes, np.zeros(0, bool))
+
+
+def available_memory() -> int:
+    """Bytes that this machine could give to a program now."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):  # not Linux
+        return 2**32
+
+
+def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
+    tonight: Tonight,
+    index_path: str | None,
+    storage: Storage,
+    *,
+    recompute: bool = False,
+    memory_bytes: int | None = None,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Difference:
+    """Find what is different tonight, and spool the rows that need work.
+
+    Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
+    ``changed``, ``touched`` and ``bad`` an Arrow file for each slice that has such rows (no
+    directory where there are none), in the order of the input; ``fates.npy``, a `Fate` for each row
+    of the index; and, last, ``difference.json``, without which nothing else counts.
+
+    Args:
+        tonight: The input.
+        index_path: The index of the live version in ``storage``; ``None`` before the first.
+        storage: The state of the store.
+        recompute: Send rows with the same features to the model too, as in a new space.
+        memory_bytes: About how much memory the live version may take; beyond it, its rows and
+            tonight's are compared in buckets, in temporary files. Default: a quarter of what the
+            machine has available.
+        workers: Threads; default: one for each core.
+        advance: Told the number of rows of each finished chunk, from several threads.
+        stopped: Asked between chunks whether to give up, from several threads.
+
+    Returns:
+        What was found, as `Difference.load` reads it back.
+
+    Raises:
+        InputError: A key is null or occurs twice, or columns do not fit the store.
+        BadRows: The model cannot take some rows that are new or changed, and ``tonight.invalid`` is
+            ``"fail"``. Rows that are as they were do not count, whatever is wrong with them.
+        Interrupted: ``stopped`` said so.
+        WorkFailed: Reading or writing failed.
+    """
+    search = Search(tonight, storage, index_path, recompute, memory_bytes, workers)
+    return search.run(Watch(advance, stopped))

@@ -1,0 +1,308 @@
+"""What was found, as data: counts, columns, statistics; and the document that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.formats.arrow_columns import is_list
+from batchnorm_tool.inputs.row_hash import HASH_VERSION
+from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.store.state import NIGHT
+
+if TYPE_CHECKING:
+    from batchnorm_tool.storage import Storage
+
+DOCUMENT = f"{NIGHT}/difference.json"
+FATES = f"{NIGHT}/fates.npy"
+SAMPLED_EVERY = 8
+"""Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
+MOST_COMPONENTS = 4096
+"""An input with more components (an image) is taken as one component with all their values."""
+
+
+@dataclass(frozen=True)
+class ColumnNulls:
+    """Rows of a stored column, and the nulls in it, those inside of lists included."""
+
+    rows: int
+    nulls: int
+
+    def merged(self, other: ColumnNulls) -> ColumnNulls:
+        """Of two sets of rows together."""
+        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
+
+
+@dataclass(frozen=True)
+class ComponentStatistics:
+    """Statistics of one numeric input, ``float64[components]`` each.
+
+    Attributes:
+        rows: Valid rows; ``low`` and ``high`` are over all of them.
+        count: Values of each component in the sample; ``mean`` and ``m2`` are over it.
+        low: The smallest values.
+        high: The largest values.
+        mean: The means.
+        m2: The sums of squared deviations from the mean.
+    """
+
+    rows: int
+    count: int
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+
+    def merged(self, other: ComponentStatistics) -> ComponentStatistics:
+        """Of two sets of rows together."""
+        if not (self.rows and other.rows):
+            return self if self.rows else other
+        return ComponentStatistics(
+            self.rows + other.rows,
+            self.count + other.count,
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            *self._merged_moments(other),
+        )
+
+    def _merged_moments(self, other: ComponentStatistics) -> tuple[np.ndarray, np.ndarray]:
+        if not (self.count and other.count):
+            chosen = self if self.count else other
+            return chosen.mean, chosen.m2
+        return merged_moments((self.count, self.mean, self.m2), (other.count, other.mean, other.m2))
+
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviations of the sample as a population."""
+        return np.asarray(np.sqrt(self.m2 / max(1, self.count)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data; numbers beyond float64 are its largest."""
+        values = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
+        lists = {name: np.nan_to_num(each).tolist() for name, each in values.items()}
+        return {"rows": self.rows, "count": self.count, **lists}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ComponentStatistics:
+        """The inverse of `to_dict`."""
+        low, high, mean, std = (np.array(data[name]) for name in ("min", "max", "mean", "std"))
+        return cls(data["rows"], data["count"], low, high, mean, std * std * data["count"])
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of an input.
+
+    Attributes:
+        columns: Nulls, for each stored column that feeds the model.
+        inputs: Extremes and moments, for each numeric input of the model, over valid rows.
+    """
+
+    columns: Mapping[str, ColumnNulls]
+    inputs: Mapping[str, ComponentStatistics]
+
+    def merged(self, other: InputStatistics) -> InputStatistics:
+        """Of two sets of rows together."""
+        columns, inputs = dict(self.columns), dict(self.inputs)
+        for name, nulls in other.columns.items():
+            columns[name] = columns[name].merged(nulls) if name in columns else nulls
+        for name, found in other.inputs.items():
+            inputs[name] = inputs[name].merged(found) if name in inputs else found
+        return InputStatistics(columns, inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data.
+
+        Returns:
+            ``columns``: for each column ``rows`` and ``nulls``. ``inputs``: for each input ``rows``
+            and, over all of them, lists ``min`` and ``max``; ``count`` and, over so many sampled
+            rows (one in `SAMPLED_EVERY`), lists ``mean`` and ``std``.
+        """
+        columns = {n: {"rows": c.rows, "nulls": c.nulls} for n, c in self.columns.items()}
+        inputs = {name: found.to_dict() for name, found in self.inputs.items()}
+        return {"columns": columns, "inputs": inputs, "sampled_every": SAMPLED_EVERY}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputStatistics:
+        """The inverse of `to_dict`."""
+        return cls(
+            {name: ColumnNulls(**nulls) for name, nulls in data["columns"].items()},
+            {name: ComponentStatistics.from_dict(d) for name, d in data["inputs"].items()},
+        )
+
+
+def statistics_of(
+    table: pa.Table, arrays: Mapping[str, np.ndarray], valid: np.ndarray, first_row: int
+) -> InputStatistics:
+    """Statistics of a chunk.
+
+    Args:
+        table: The stored columns that feed the model, ``n`` rows.
+        arrays: What the model sees of them.
+        valid: ``bool[n]``: the rows that it can take.
+        first_row: Global number of the first row, by which rows are sampled.
+    """
+    columns = {
+        name: ColumnNulls(table.num_rows, nulls_in(table[name])) for name in table.schema.names
+    }
+    sampled = valid[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY]
+    inputs = {}
+    for name in sorted(arrays):
+        if arrays[name].dtype != object:
+            flat = _components(arrays[name])
+            sample = flat[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY][sampled]
+            inputs[name] = _measured(flat if valid.all() else flat[valid], sample)
+    return InputStatistics(columns, inputs)
+
+
+def nulls_in(column: pa.ChunkedArray) -> int:
+    """Nulls of a column, and of the lists in it; what lies hidden under a null does not count.
+
+    Example:
+        >>> nulls_in(pa.chunked_array([[[1, None], None, []]]))
+        2
+    """
+    return sum(_nulls_in(chunk) for chunk in column.chunks)
+
+
+def _nulls_in(array: pa.Array) -> int:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type) and array.dictionary.null_count:
+        array = array.dictionary_decode()
+    inner = _nulls_in(array.flatten()) if is_list(array.type) else 0
+    return int(array.null_count) + inner
+
+
+def _components(array: np.ndarray) -> np.ndarray:
+    flat = array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0)
+    if flat.dtype.kind not in "fiu":  # booleans, and bfloat16, which is no float to NumPy
+        flat = flat.astype(np.float32)
+    return flat
+
+
+def _measured(values: np.ndarray, sample: np.ndarray) -> ComponentStatistics:
+    rows, count, width = len(values), len(sample), values.shape[1]
+    if width > MOST_COMPONENTS:
+        values, sample = values.reshape(-1, 1), sample.reshape(-1, 1)
+        count, width = len(sample), 1
+    if not rows or not width:
+        return ComponentStatistics(rows, 0, *(np.zeros(width) for _ in range(4)))
+    low, high = (reduced(each, values).astype(np.float64) for each in (np.minimum, np.maximum))
+    mean, m2 = moments(np.ascontiguousarray(sample, np.float64), low, high)
+    return ComponentStatistics(rows, count, low, high, mean, m2)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by what they are.
+
+    ``rows_in`` is the sum of ``new``, ``changed``, ``recomputed``, ``touched``, ``same``,
+    ``deleted`` and ``unknown_deletes``.
+
+    Attributes:
+        rows_in: Rows of tonight's input.
+        new: Rows whose key the live version does not know.
+        changed: Known rows with other features.
+        recomputed: Rows with the same features that are to be predicted again.
+        touched: Rows with the same features and other passed-through values.
+        same: Rows that stay as they are.
+        deleted: Known rows that the input says to delete.
+        unknown_deletes: Unknown rows that the input says to delete.
+        bad: Of the new, changed and recomputed rows, those that the model cannot take.
+        vanished: Rows of the dataset that are to go: not in the input, or deleted by it.
+        forgotten: Rows that are to go and were only remembered as bad, not in the dataset.
+    """
+
+    rows_in: int
+    new: int
+    changed: int
+    recomputed: int
+    touched: int
+    same: int
+    deleted: int
+    unknown_deletes: int
+    bad: int
+    vanished: int
+    forgotten: int
+
+    @property
+    def for_the_model(self) -> int:
+        """Rows that the model is to predict."""
+        return self.new + self.changed + self.recomputed - self.bad
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing is to be done: the live version is what tonight's input says."""
+        kept = self.same + self.unknown_deletes
+        return kept == self.rows_in and not self.vanished and not self.forgotten
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Tonight's input against the live version; the rows themselves lie in ``night/``.
+
+    Attributes:
+        counts: Rows by what they are.
+        live_rows: Rows of the live version that are in the dataset.
+        features: For each input of the model, the column of ``night/changed`` that holds it.
+        reason: The column of ``night/bad`` that says why.
+        inputs: The inputs of the model, every size known.
+        statistics: Of tonight's input.
+        warnings: What the features gave reason to warn of.
+        hash_version: How rows were hashed.
+    """
+
+    counts: Counts
+    live_rows: int
+    features: dict[str, str]
+    reason: str
+    inputs: tuple[Field, ...]
+    statistics: InputStatistics
+    warnings: tuple[str, ...] = ()
+    hash_version: str = HASH_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data."""
+        return {
+            "counts": asdict(self.counts),
+            "live_rows": self.live_rows,
+            "features": self.features,
+            "reason": self.reason,
+            "inputs": [asdict(field) for field in self.inputs],
+            "statistics": self.statistics.to_dict(),
+            "warnings": list(self.warnings),
+            "hash_version": self.hash_version,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Difference:
+        """The inverse of `to_dict`."""
+        inputs = tuple(Field(f["name"], tuple(f["shape"]), f["dtype"]) for f in data["inputs"])
+        changes = {
+            "counts": Counts(**data["counts"]),
+            "inputs": inputs,
+            "statistics": InputStatistics.from_dict(data["statistics"]),
+            "warnings": tuple(data["warnings"]),
+        }
+        return cls(**{**data, **changes})
+
+    def save(self, storage: Storage) -> None:
+        """Write the document: from here on the difference is found."""
+        storage.put(DOCUMENT, checked_json.sealed_json(self.to_dict()))
+
+    @classmethod
+    def load(cls, storage: Storage) -> Difference | None:
+        """The difference that was found; ``None`` where none was, or its document is damaged."""
+        text = storage.get(DOCUMENT)
+        data = None if text is None else checked_json.opened_json(text)
+        try:
+            return None if data is None else cls.from_dict(data)
+        except (KeyError, TypeError, ValueError):
+            return None

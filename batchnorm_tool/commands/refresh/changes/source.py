@@ -1,0 +1,425 @@
+"""Tonight's input: the table, how the model reads it, and what its columns are for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.refresh.changes.classify import Hashes
+from batchnorm_tool.errors import InputError
+from batchnorm_tool.formats.base import MEBIBYTE
+from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
+from batchnorm_tool.inputs.reading import read_rows
+from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.features import FeatureReader
+    from batchnorm_tool.inputs.files import InputFile, Table
+    from batchnorm_tool.store.state import Unfit
+
+# What a value of variable length is taken for; only the sizes of slices and chunks depend on it.
+_ASSUMED_BYTES = 32
+_SLICE_BYTES = 64 * MEBIBYTE
+_MOST_SLICE_ROWS = 2**18
+_CHUNK_BYTES = 8 * MEBIBYTE
+_MOST_CHUNK_ROWS = 2**15
+
+
+@dataclass(frozen=True)
+class Tonight:
+    """Tonight's input.
+
+    Attributes:
+        table: The input files as one table.
+        reader: How the model's inputs are read of it; every size in ``reader.inputs`` is known.
+        feature_columns: The stored columns that feed the model.
+        inputs: The model's inputs, every size known.
+        keys: The columns that identify a row.
+        carried: Key and passed-through columns as the store keeps them.
+        mode: ``"full"``: a row that is not there has vanished; ``"delta"``: it is as it was.
+        delete_column: A column of booleans: where it is true, the row is to be deleted.
+        invalid: Fate of a row that the model cannot take: ``"fail"`` or ``"quarantine"``.
+        find_unfit: Finds the first row of a table that a publish target cannot take.
+    """
+
+    table: Table
+    reader: FeatureReader
+    feature_columns: tuple[str, ...]
+    inputs: tuple[Field, ...]
+    keys: tuple[str, ...]
+    carried: pa.Schema
+    mode: str = "full"
+    delete_column: str | None = None
+    invalid: str = "fail"
+    find_unfit: Callable[[pa.Table], Unfit | None] = lambda _: None
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Passed-through columns that are no keys."""
+        return tuple(name for name in self.carried.names if name not in self.keys)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read, each once."""
+        delete = () if self.delete_column is None else (self.delete_column,)
+        return tuple(dict.fromkeys([*self.keys, *self.kept, *self.feature_columns, *delete]))
+
+    @cached_property
+    def key_schema(self) -> pa.Schema:
+        """The key columns alone."""
+        return pa.schema([self.carried.field(name) for name in self.keys])
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """About how many bytes a row takes in memory."""
+        features = sum(
+            math.prod(size or 1 for size in field.shape) * _item_bytes(field.dtype)
+            for field in self.inputs
+        )
+        return max(1, features) + _ASSUMED_BYTES * len(self.carried)
+
+    def name_of(self, wanted: str) -> str:
+        """A column name for something that is written beside the carried columns."""
+        while wanted in self.carried.names:
+            wanted += "_"
+        return wanted
+
+    def check(self, live_keys: pa.Schema | None) -> None:
+        """Check that the columns are there and of the types that the store knows.
+
+        Args:
+            live_keys: The key columns of the live version, if there is one.
+
+        Raises:
+            InputError: They are not.
+        """
+        self._check_names()
+        self._check_delete_column()
+        if live_keys is not None:
+            self._check_key_types(live_keys)
+
+    def _check_names(self) -> None:
+        self.table.check(self.columns)
+        for name in self.columns:
+            if name not in self.table.schema.names:
+                msg = (
+                    f"{self.table.files[0].path}: has no column `{name}`. Received: "
+                    f"{', '.join(self.table.schema.names)}. Correct the name in the job."
+                )
+                raise InputError(msg)
+
+    def _check_delete_column(self) -> None:
+        if self.delete_column is None:
+            return
+        kind = self.table.schema.field(self.delete_column).type
+        if not pa.types.is_boolean(kind):
+            msg = (
+                f"{self.table.files[0].path}, column `{self.delete_column}`: `store.delete_column` "
+                f"names it. Expected booleans. Received: {kind}. Write true where a row is to be "
+                "deleted."
+            )
+            raise InputError(msg)
+
+    def _check_key_types(self, live_keys: pa.Schema) -> None:
+        expected, received = (
+            {field.name: type_name(field.type) for field in schema}
+            for schema in (live_keys, self.key_schema)
+        )
+        if list(expected.items()) != list(received.items()):
+            msg = (
+                f"{self.table.files[0].path}: its key is not that of the store. Expected: "
+                f"{_in_words(expected)}. Received: {_in_words(received)}. Write the columns with "
+                "the same types as before, or begin a new store with another `store.path`."
+            )
+            raise InputError(msg)
+
+
+def _in_words(columns: dict[str, str]) -> str:
+    return ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
+
+
+def _item_bytes(dtype: str) -> int:
+    digits = "".join(filter(str.isdigit, dtype))
+    return int(digits) // 8 if digits else _ASSUMED_BYTES if dtype == "string" else 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of tonight's rows.
+
+    Attributes:
+        table: All columns that are read, ``n`` rows.
+        arrays: What the model sees of them; arbitrary in rows to be deleted.
+        faults: ``uint8[n]``, a `Reason` for each row; ``GOOD`` in rows to be deleted.
+        hashes: What tells the rows from last night's.
+    """
+
+    table: pa.Table
+    arrays: dict[str, np.ndarray]
+    faults: np.ndarray
+    hashes: Hashes
+
+
+def read_chunks(tonight: Tonight, piece: Slice) -> Iterator[Chunk]:
+    """The rows of a slice; where chunks begin depends on the files alone.
+
+    Raises:
+        InputError: A key is null, or the features do not fit the model.
+        WorkFailed: A file cannot be read.
+    """
+    row = piece.first_row
+    for table in read_tables(tonight, piece, tonight.columns):
+        deleted = _deleted(tonight, table)
+        _refuse_unfit(tonight, table, deleted, row)
+        arrays, faults = _features(tonight, table, deleted)
+        hashes = Hashes(
+            row,
+            key_ids(table, tonight.keys),
+            feature_hashes(arrays, faults),
+            passthrough_hashes(table, tonight.kept),
+            deleted,
+        )
+        yield Chunk(table, arrays, faults, hashes)
+        row += table.num_rows
+
+
+def read_tables(tonight: Tonight, piece: Slice, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    """Some columns of a slice, the keys among them, in tables of about `chunk_rows` rows.
+
+    Raises:
+        InputError: A key is null or NaN, or a value has no place in the store's type.
+        WorkFailed: A file cannot be read.
+    """
+    most, row = chunk_rows(tonight), piece.first_row
+    for read in _gathered(_batches(tonight, piece, columns, most), most):
+        table = read
+        for name in tonight.carried.names:
+            if name in columns:
+                place = table.schema.get_field_index(name)
+                held = _as_stored(tonight, table.column(name), name, row)
+                table = table.set_column(place, tonight.carried.field(name), held)
+        yield table
+        row += table.num_rows
+
+
+def locate(table: Table, row: int) -> tuple[str, int]:
+    """The path of the file that holds a global row, and the row in that file."""
+    for file in table.files:
+        if row < file.rows:
+            return file.path, row
+        row -= file.rows
+    msg = f"row {row} lies beyond the last file"
+    raise IndexError(msg)
+
+
+def key_in_words(keys: pa.Table, row: int) -> str:
+    """The key of one row as messages show it.
+
+    Example:
+        >>> key_in_words(pa.table({"shop": ["a"], "item": [17]}), 0)
+        "`shop` 'a', `item` 17"
+    """
+    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
+
+
+def _batches(
+    tonight: Tonight, piece: Slice, columns: tuple[str, ...], most: int
+) -> Iterator[pa.RecordBatch]:
+    for part in piece.pieces:
+        file = tonight.table.files[part.file]
+        yield from read_rows(file, columns, part.start, part.stop, most)
+
+
+def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Batches as tables; small ones together, for each table has its cost."""
+    waiting: list[pa.RecordBatch] = []
+    held = 0
+    for batch in batches:
+        waiting.append(batch)
+        held += batch.num_rows
+        if 2 * held >= rows:
+            yield pa.Table.from_batches(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _as_stored(
+    tonight: Tonight, column: pa.ChunkedArray, name: str, first_row: int
+) -> pa.ChunkedArray:
+    """Return a column as the store keeps it; of a key every value names a row.
+
+    Raises:
+        InputError: A key is null or NaN, or a value has no place in the store's type.
+    """
+    kind = tonight.carried.field(name).type
+    try:
+        held = column.cast(kind)
+    except pa.ArrowInvalid as error:
+        path, row = locate(tonight.table, first_row)
+        msg = (
+            f"{path}, at or after row {row}, column `{name}`: a value has no place in the store. "
+            f"Expected values that {kind} holds. Received: {error}. Write the column as {kind}."
+        )
+        raise InputError(msg) from error
+    if name not in tonight.keys:
+        return held
+    nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
+    if nothing.any():
+        found = int(nothing.argmax())
+        path, row = locate(tonight.table, first_row + found)
+        said = "null" if held[found].as_py() is None else "NaN"
+        msg = (
+            f"{path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
+            f"row. Received: {said}. Fill it in, or leave the row out of the input."
+        )
+        raise InputError(msg)
+    if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
+        held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
+    return held
+
+
+def _refuse_unfit(
+    tonight: Tonight, table: pa.Table, deleted: np.ndarray | None, first_row: int
+) -> None:
+    """Refuse what a publish target cannot take, before the model runs."""
+    stays = np.arange(table.num_rows) if deleted is None else np.flatnonzero(~deleted)
+    carried = table.select(tonight.carried.names)
+    unfit = tonight.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
+    if unfit is not None:
+        path, row = locate(tonight.table, first_row + int(stays[unfit.row]))
+        msg = (
+            f"{path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
+            "input, or leave the column out of `input.passthrough`."
+        )
+        raise InputError(msg)
+
+
+def _deleted(tonight: Tonight, table: pa.Table) -> np.ndarray | None:
+    """``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
+    if tonight.delete_column is None:
+        return None
+    deleted = np.asarray(table.column(tonight.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
+    return deleted if deleted.any() else None
+
+
+def _features(
+    tonight: Tonight, table: pa.Table, deleted: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Arrays and faults of all rows; the features of rows to be deleted are not looked at."""
+    if deleted is None:
+        return tonight.reader.read(table)
+    rest = ~deleted
+    arrays, faults = tonight.reader.read(table.filter(pa.array(rest)).combine_chunks())
+    spread = {name: _spread(array, rest) for name, array in arrays.items()}
+    return spread, _spread(faults, rest)
+
+
+def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """``values`` in the places that are true, zeros (``""`` for strings) in the others."""
+    spread = np.full((len(places), *values.shape[1:]), "" if values.dtype == object else 0)
+    spread = spread.astype(values.dtype)
+    spread[places] = values
+    return spread
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``start`` to ``stop`` (exclusive) of the input file with number ``file``."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive rows of the input that one thread works on.
+
+    Attributes:
+        number: Its place in the input, from 0.
+        first_row: Global number of its first row, counted over all files.
+        pieces: Where its rows lie, in order.
+    """
+
+    number: int
+    first_row: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def stem(self) -> str:
+        """The name of its files without a suffix, such as ``part-000007``."""
+        return f"part-{self.number:06d}"
+
+
+def chunk_rows(tonight: Tonight) -> int:
+    """Rows in memory at a time."""
+    return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // tonight.row_bytes))
+
+
+def cut(tonight: Tonight) -> list[Slice]:
+    """All slices of an input: the same for any number of threads."""
+    most = max(1, min(_MOST_SLICE_ROWS, _SLICE_BYTES // tonight.row_bytes))
+    shared = max(1, min(most, READ_AHEAD_BYTES // tonight.row_bytes))
+    slices: list[Slice] = []
+    waiting: list[Piece] = []
+    first_row = rows = 0
+    for piece in _pieces(tonight.table, most, shared):
+        if waiting and rows + piece.rows > most:
+            slices.append(Slice(len(slices), first_row, tuple(waiting)))
+            waiting, first_row, rows = [], first_row + rows, 0
+        waiting.append(piece)
+        rows += piece.rows
+    if waiting:
+        slices.append(Slice(len(slices), first_row, tuple(waiting)))
+    return slices
+
+
+def _pieces(table: Table, most: int, shared: int) -> Iterator[Piece]:
+    """Whole row groups of a Parquet file: they can be decoded at the same time.
+
+    Small ones go together, for each reading looks at the whole footer. A larger group is cut so
+    that each piece is decoded at one go, and the next thread goes on where the reader stopped. All
+    else is cut anywhere.
+    """
+    for number, file in enumerate(table.files):
+        first = row = 0
+        for rows in _blocks(file):
+            if row > first and row + rows - first > most:
+                yield Piece(number, first, row)
+                first = row
+            row += rows
+            if rows > most:
+                yield from (
+                    Piece(number, start, min(start + shared, row))
+                    for start in range(first, row, shared)
+                )
+                first = row
+        if row > first:
+            yield Piece(number, first, row)
+
+
+def _blocks(file: InputFile) -> Sequence[int]:
+    if file.format != "parquet" or file.members:
+        return [file.rows]
+    with open_parquet(file.path) as opened:
+        return group_sizes(opened.metadata)

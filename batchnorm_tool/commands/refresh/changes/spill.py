@@ -1,0 +1,295 @@
+"""The kinds of tonight's rows, and duplicates, where the live version is too large for memory.
+
+The first pass writes the hashes of tonight's rows to bucket files; each bucket is joined with its
+share of the live version, and the kinds go to a file, from which the second pass reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.refresh.changes.classify import Claims, Fate, Hashes, kinds_of
+from batchnorm_tool.commands.refresh.changes.source import (
+    key_in_words,
+    locate,
+    read_chunks,
+    read_tables,
+)
+from batchnorm_tool.commands.refresh.changes.worker import Watch, in_order
+from batchnorm_tool.errors import InputError, WorkFailed, collected
+from batchnorm_tool.inputs.reading import read_rows
+from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from batchnorm_tool.commands.refresh.changes.source import Slice, Tonight
+    from batchnorm_tool.storage import Storage
+
+_WRITTEN_TOGETHER = 2**18
+ENTRY = np.dtype(
+    [
+        ("row", np.int64),
+        ("id", np.uint64, 2),
+        ("features", np.uint8, 16),
+        ("passthrough", np.uint8, 8),
+        ("mark", np.bool_),
+    ]
+)
+"""A row of tonight's (``mark``: to be deleted) or of the live version (quarantined)."""
+KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, 2)])
+# Of both sides together: an entry, its sorted copies, and what is found.
+_JOIN_BYTES = 200
+_MOST_BITS = 10
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
+
+
+class KnownKinds:
+    """A judge that found the kinds of all rows before.
+
+    Args:
+        kinds: ``uint8[rows]``.
+    """
+
+    def __init__(self, kinds: np.ndarray) -> None:
+        self._kinds = kinds
+
+    def kinds(self, hashes: Hashes) -> np.ndarray:
+        """The `Kind` of each row, ``uint8[n]``."""
+        return np.array(self._kinds[hashes.first_row : hashes.first_row + len(hashes)])
+
+
+@dataclass(frozen=True)
+class BucketJoin:
+    """A join in files.
+
+    Attributes:
+        tonight: The input.
+        slices: All of it.
+        directory: Where bucket files may lie: 50 bytes for each row of both sides.
+        memory_bytes: About how much a bucket may take.
+        recompute: Rows with the same features are to be predicted again.
+    """
+
+    tonight: Tonight
+    slices: Sequence[Slice]
+    directory: Path
+    memory_bytes: int
+    recompute: bool
+
+    def run(
+        self, live: tuple[Storage, str, int] | None, workers: int, watch: Watch
+    ) -> tuple[KnownKinds, Claims, bool]:
+        """Find the kinds of all rows.
+
+        Args:
+            live: Where the index of the live version lies, and its rows.
+            workers: Threads that read.
+            watch: Who looks on.
+
+        Returns:
+            The kinds, the claims on the live version, and whether a new key may occur twice.
+        """
+        live_rows = 0 if live is None else live[2]
+        bits = bucket_bits(self.tonight.table.rows + live_rows, self.memory_bytes)
+        ours = Buckets(self.directory, "tonight", bits, ENTRY)
+        theirs = Buckets(self.directory, "live", bits, ENTRY)
+        if live is not None:
+            _add_live(live[0], live[1], theirs)
+        self._add_tonight(ours, workers, watch)
+        kinds = self._file("kinds", self.tonight.table.rows)
+        claims = Claims(self._file("fates", live_rows))
+        repeated = False
+        for number in range(len(ours)):
+            watch.check()
+            self._join(ours.take(number), theirs.take(number), kinds, claims)
+            repeated |= claims.forget_new()
+        return KnownKinds(kinds), claims, repeated
+
+    def _file(self, name: str, rows: int) -> np.ndarray:
+        """``uint8[rows]``, unclaimed, in a file."""
+        found = np.memmap(self.directory / name, np.uint8, "w+", shape=(max(1, rows),))
+        found[:] = Fate.UNCLAIMED
+        return found[:rows]
+
+    def _add_tonight(self, buckets: Buckets, workers: int, watch: Watch) -> None:
+        quiet = Watch(stopped=watch.stopped)  # the second pass tells of progress and warnings
+
+        def spill(piece: Slice, watched: Watch) -> None:
+            with collected(lambda _: None):
+                entries = []
+                for chunk in read_chunks(self.tonight, piece):
+                    watched.check()
+                    entries.append(_entries(chunk.hashes))
+                # Not chunk by chunk: each of a thousand files would get a few bytes at a time.
+                buckets.add(np.concatenate(entries))
+
+        for _ in in_order(self.slices, spill, workers, quiet):
+            pass
+
+    def _join(
+        self, ours: np.ndarray, theirs: np.ndarray, kinds: np.ndarray, claims: Claims
+    ) -> None:
+        live = LiveIndex.of(theirs["id"], theirs["features"], theirs["passthrough"], theirs["mark"])
+        hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"])
+        found, positions = kinds_of(live, hashes, recompute=self.recompute)
+        kinds[ours["row"]] = found
+        rows = np.append(theirs["row"], -1)  # the last one for position -1
+        claims.add(hashes, found, rows[positions])
+
+
+def _entries(hashes: Hashes) -> np.ndarray:
+    entries = np.zeros(len(hashes), ENTRY)
+    entries["row"] = np.arange(hashes.first_row, hashes.first_row + len(hashes))
+    entries["id"], entries["features"] = hashes.ids, hashes.features
+    entries["passthrough"] = hashes.passthrough
+    entries["mark"] = False if hashes.deleted is None else hashes.deleted
+    return entries
+
+
+def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
+    row = 0
+    names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
+    for table in read_index(storage, path, names, _WRITTEN_TOGETHER):
+        columns = [column.combine_chunks() for column in table.columns]
+        entries = np.zeros(table.num_rows, ENTRY)
+        entries["row"] = np.arange(row, row + table.num_rows)
+        entries["id"] = np.ascontiguousarray(binary_rows(columns[0])).view(np.uint64)
+        entries["features"], entries["passthrough"] = map(binary_rows, columns[1:3])
+        entries["mark"] = is_quarantined(columns[3])
+        buckets.add(entries)
+        row += table.num_rows
+
+
+def bucket_bits(rows: int, memory_bytes: int) -> int:
+    """The binary logarithm of the number of buckets, so that each is joined within the memory."""
+    wanted = (rows * _JOIN_BYTES // max(1, memory_bytes)).bit_length()
+    return min(max(1, wanted), _MOST_BITS)
+
+
+@contextlib.contextmanager
+def bucket_directory() -> Iterator[Path]:
+    """A temporary directory, gone afterwards.
+
+    Raises:
+        WorkFailed: It cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="batchnorm-tool-difference-") as directory:
+            yield Path(directory)
+    except OSError as error:
+        msg = (
+            f"Writing the keys' hashes to `{tempfile.gettempdir()}` failed: {error.strerror}. "
+            "Free some space, or set TMPDIR to another directory, and run it again."
+        )
+        raise WorkFailed(msg) from error
+
+
+class Buckets:
+    """Entries in files, by what their ids begin with; threads may share it.
+
+    Args:
+        directory: Where the files lie.
+        name: What their names begin with.
+        bits: Binary logarithm of their number.
+        dtype: `ENTRY` or `KEY_ENTRY`.
+    """
+
+    def __init__(self, directory: Path, name: str, bits: int, dtype: np.dtype) -> None:
+        self._paths = [directory / f"{name}-{number:04d}" for number in range(1 << bits)]
+        self._shift = np.uint64(64 - bits)
+        self._dtype = dtype
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def add(self, entries: np.ndarray) -> None:
+        """Take in entries, in any order."""
+        mixed = (entries["id"][:, 0] * _MULTIPLIER) ^ entries["id"][:, 1]
+        numbers = mixed * _MULTIPLIER >> self._shift
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], np.arange(len(self._paths)), side="right")
+        with self._lock:
+            for path, found in zip(self._paths, np.split(entries[order], ends[:-1]), strict=True):
+                if len(found):
+                    with path.open("ab") as file:
+                        file.write(found.tobytes())
+
+    def take(self, number: int) -> np.ndarray:
+        """The entries of one bucket in the order of their rows; they are forgotten."""
+        path = self._paths[number]
+        if not path.exists():
+            return np.zeros(0, self._dtype)
+        entries = np.fromfile(path, self._dtype)
+        path.unlink()
+        return entries[np.argsort(entries["row"])]
+
+
+def refuse_duplicates(tonight: Tonight, slices: Sequence[Slice], memory_bytes: int) -> None:
+    """Look for keys that two rows have; reads the keys once more.
+
+    Args:
+        tonight: The input.
+        slices: All of it.
+        memory_bytes: About how much memory to use.
+
+    Raises:
+        InputError: There are some; it names the first row that has a key again, and the one that
+            had it before.
+        WorkFailed: A file cannot be read or written.
+    """
+    with bucket_directory() as directory:
+        bits = bucket_bits(tonight.table.rows, memory_bytes)
+        buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
+        for piece in slices:
+            _add_keys(tonight, piece, buckets)
+        again = [_again(buckets.take(number)) for number in range(len(buckets))]
+    pairs = np.concatenate(again)
+    if len(pairs):
+        raise InputError(_refusal(tonight, pairs[pairs[:, 1].argmin()], len(pairs)))
+
+
+def _add_keys(tonight: Tonight, piece: Slice, buckets: Buckets) -> None:
+    ids = [key_ids(table, tonight.keys) for table in read_tables(tonight, piece, tonight.keys)]
+    entries = np.zeros(piece.rows, KEY_ENTRY)
+    entries["row"] = np.arange(piece.first_row, piece.first_row + piece.rows)
+    entries["id"] = np.concatenate(ids)
+    buckets.add(entries)
+
+
+def _again(entries: np.ndarray) -> np.ndarray:
+    """Rows that have the same key, ``int64[m, 2]``: one, and the next one after it."""
+    order = np.lexsort((entries["row"], entries["id"][:, 1], entries["id"][:, 0]))
+    ids, rows = entries["id"][order], entries["row"][order]
+    equal = (ids[1:] == ids[:-1]).all(axis=1)
+    return np.column_stack((rows[:-1][equal], rows[1:][equal]))
+
+
+def _refusal(tonight: Tonight, pair: np.ndarray, count: int) -> str:
+    (first_path, first), (path, row) = (locate(tonight.table, number) for number in pair.tolist())
+    names = ", ".join(f"`{name}`" for name in tonight.keys)
+    return (
+        f"{path}, row {row}, column {names}: the key {_key(tonight, int(pair[1]))} is there "
+        f"already, in {first_path}, row {first}. Expected each key once. Received: {count:,} rows "
+        "whose key another row before them has. Remove them, or name more columns in `input.key`."
+    )
+
+
+def _key(tonight: Tonight, row: int) -> str:
+    for file in tonight.table.files:
+        if row < file.rows:
+            batches = list(read_rows(file, tonight.keys, row, row + 1, 1))
+            return key_in_words(pa.Table.from_batches(batches), 0)
+        row -= file.rows
+    return "that it has"

@@ -1,0 +1,331 @@
+"""Read, judge, count and write one slice of tonight's input, and the files that slices write."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, Kind
+from batchnorm_tool.commands.refresh.changes.result import InputStatistics, statistics_of
+from batchnorm_tool.commands.refresh.changes.source import key_in_words, locate, read_chunks
+from batchnorm_tool.errors import Interrupted, collected
+from batchnorm_tool.formats.arrow import Arrow
+from batchnorm_tool.formats.arrow_columns import vector_field
+from batchnorm_tool.formats.base import Layout
+from batchnorm_tool.store.index import fixed_binary
+from batchnorm_tool.store.state import FEATURE_HASH, NIGHT, PASSTHROUGH_HASH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Self
+
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.commands.refresh.changes.classify import Judge
+    from batchnorm_tool.commands.refresh.changes.source import Chunk, Slice, Tonight
+    from batchnorm_tool.formats.base import Sink
+    from batchnorm_tool.storage import OutputFile, Storage
+
+SHOWN_ROWS = 5
+_Result = TypeVar("_Result")
+CHANGED = f"{NIGHT}/changed"
+TOUCHED = f"{NIGHT}/touched"
+BAD = f"{NIGHT}/bad"
+_REASON = "reason"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on.
+
+    Attributes:
+        advance: Told the number of rows of each finished chunk, from several threads.
+        stopped: Asked between chunks whether to give up, from several threads.
+    """
+
+    advance: Callable[[int], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Give up if asked to.
+
+        Raises:
+            Interrupted: It is so.
+        """
+        if self.stopped():
+            msg = "Stopped while tonight's input was compared; running it again starts that anew."
+            raise Interrupted(msg)
+
+
+@dataclass
+class SliceResult:
+    """What a slice came to; mergeable in the order of the input.
+
+    Attributes:
+        kinds: Rows of each `Kind`, ``int64[7]``.
+        bad: Rows bad by their input that need work.
+        bad_rows: The first few of them, in words.
+        statistics: Of the slice.
+        warnings: What the features gave reason to warn of.
+    """
+
+    kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(Kind), np.int64))
+    bad: int = 0
+    bad_rows: tuple[str, ...] = ()
+    statistics: InputStatistics = field(default_factory=lambda: InputStatistics({}, {}))
+    warnings: set[str] = field(default_factory=set)
+
+    def merge(self, other: SliceResult) -> None:
+        """Take in what comes after this."""
+        self.kinds = self.kinds + other.kinds
+        self.bad += other.bad
+        self.bad_rows = (*self.bad_rows, *other.bad_rows)[:SHOWN_ROWS]
+        self.statistics = self.statistics.merged(other.statistics)
+        self.warnings |= other.warnings
+
+
+class SliceWorker:
+    """Works on slices; threads share one.
+
+    Args:
+        tonight: The input.
+        storage: The state of the store.
+        judge: Tells the rows' kinds.
+    """
+
+    def __init__(self, tonight: Tonight, storage: Storage, judge: Judge) -> None:
+        self._tonight, self._storage, self._judge = tonight, storage, judge
+        self._schemas = SpoolSchemas(tonight)
+
+    def process(self, piece: Slice, watch: Watch) -> SliceResult:
+        """Do one slice, and commit its files.
+
+        Raises:
+            InputError: A key is null, or the features do not fit the model.
+            Interrupted: ``watch`` said so.
+            WorkFailed: Reading or writing failed.
+        """
+        result = SliceResult()
+        with (
+            collected(result.warnings.add),
+            Spool(self._storage, self._schemas, piece.stem) as spool,
+        ):
+            for chunk in read_chunks(self._tonight, piece):
+                watch.check()
+                result.merge(self._process(chunk, spool))
+                watch.advance(len(chunk.faults))
+            spool.commit()
+        return result
+
+    def _process(self, chunk: Chunk, spool: Spool) -> SliceResult:
+        kinds = self._judge.kinds(chunk.hashes)
+        wanted = np.isin(kinds, FOR_THE_MODEL)
+        faulty = chunk.faults != Reason.GOOD
+        bad = wanted & faulty
+        if bad.any() and self._tonight.invalid == "quarantine":
+            spool.add_bad(chunk, bad)
+        if (wanted & ~faulty).any():
+            spool.add_changed(chunk, wanted & ~faulty)
+        if (kinds == Kind.TOUCHED).any():
+            spool.add_touched(chunk, kinds == Kind.TOUCHED)
+        return SliceResult(
+            np.bincount(kinds, minlength=len(Kind)),
+            int(np.count_nonzero(bad)),
+            tuple(self._in_words(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
+            self._measured(chunk, faulty),
+        )
+
+    def _measured(self, chunk: Chunk, faulty: np.ndarray) -> InputStatistics:
+        deleted = chunk.hashes.deleted
+        valid = ~faulty if deleted is None else ~faulty & ~deleted
+        columns = chunk.table.select(list(self._tonight.feature_columns))
+        if deleted is not None:  # their features do not matter, and may be null
+            columns = columns.filter(pa.array(~deleted))
+        return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
+
+    def _in_words(self, chunk: Chunk, rows: np.ndarray) -> Iterator[str]:
+        keys = chunk.table.select(list(self._tonight.keys))
+        for row in rows.tolist():
+            path, place = locate(self._tonight.table, chunk.hashes.first_row + row)
+            reason = Reason(chunk.faults[row]).label
+            yield f"{path}, row {place} ({key_in_words(keys, row)}): {reason}"
+
+
+def in_order(
+    slices: Iterable[Slice],
+    process: Callable[[Slice, Watch], _Result],
+    workers: int,
+    watch: Watch,
+) -> Iterator[_Result]:
+    """What ``process`` gives for each slice, in order, a few slices at a time.
+
+    The first failure in the order of the slices is raised, whichever thread was faster.
+    """
+    stop = threading.Event()
+    watched = Watch(watch.advance, lambda: stop.is_set() or watch.stopped())
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="slice")
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for piece in slices:
+            waiting.append(pool.submit(process, piece, watched))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class SpoolSchemas:
+    """The columns of the files: keys, passed-through columns, two hashes, then their own."""
+
+    tonight: Tonight
+
+    @cached_property
+    def features(self) -> dict[str, str]:
+        """The column of each model input."""
+        names = sorted(field.name for field in self.tonight.inputs)
+        return {name: self.tonight.name_of(f"feature_{n}") for n, name in enumerate(names)}
+
+    @cached_property
+    def reason(self) -> str:
+        """The column that says why a row is bad."""
+        return self.tonight.name_of(_REASON)
+
+    @cached_property
+    def touched(self) -> pa.Schema:
+        """Of rows that are written without the model."""
+        hashes = [pa.field(FEATURE_HASH, pa.binary(16)), pa.field(PASSTHROUGH_HASH, pa.binary(8))]
+        return pa.schema([*self.tonight.carried, *hashes])
+
+    @cached_property
+    def changed(self) -> pa.Schema:
+        """Of rows for the model."""
+        inputs = sorted(self.tonight.inputs, key=lambda field: field.name)
+        return pa.schema(
+            [*self.touched, *(feature_field(self.features[f.name], f) for f in inputs)]
+        )
+
+    @cached_property
+    def bad(self) -> pa.Schema:
+        """Of rows that the model cannot take."""
+        return self.touched.append(pa.field(self.reason, pa.string()))
+
+
+def feature_field(name: str, field: Field) -> pa.Field:
+    """The column that holds what a model input sees, to the bit.
+
+    Example:
+        >>> from batchnorm_tool.chunk import Field
+        >>> feature_field("feature_0", Field("x", (2, 3), "float32")).type
+        FixedSizeListType(fixed_size_list<item: float>[6])
+    """
+    shape = tuple(size or 0 for size in field.shape)
+    return vector_field(name, _arrow_type(field.dtype), shape)
+
+
+def feature_column(kind: pa.DataType, array: np.ndarray) -> pa.Array:
+    """What a model sees of some rows as a column of type ``kind``, without a copy of numbers.
+
+    Args:
+        kind: The type that `feature_field` gives.
+        array: ``[n, *shape]``.
+    """
+    flat = array.reshape(-1)
+    if not pa.types.is_fixed_size_list(kind):
+        return _values(flat, kind)
+    return pa.FixedSizeListArray.from_arrays(_values(flat, kind.value_type), type=kind)
+
+
+def _arrow_type(dtype: str) -> pa.DataType:
+    if dtype == "string":
+        return pa.binary()  # what the model takes for text may be no UTF-8
+    # Arrow has no bfloat16; every one of them is a float32.
+    return pa.from_numpy_dtype(np.dtype("float32" if dtype == "bfloat16" else dtype))
+
+
+def _values(flat: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if flat.dtype != object and flat.dtype.kind not in "fiub":
+        flat = flat.astype(np.float32)
+    return pa.array(flat, kind)
+
+
+class Spool:
+    """The files of one slice; a set without rows has no file.
+
+    Args:
+        storage: The state of the store.
+        schemas: Of the files.
+        stem: Their name without a suffix.
+    """
+
+    def __init__(self, storage: Storage, schemas: SpoolSchemas, stem: str) -> None:
+        self._storage, self._schemas, self._stem = storage, schemas, stem
+        self._sinks: dict[str, Sink] = {}
+        self._files: list[OutputFile] = []
+
+    def add_changed(self, chunk: Chunk, rows: np.ndarray) -> None:
+        """Append the ``rows`` (``bool[n]``) of a chunk for the model."""
+        schema = self._schemas.changed
+        columns = self._common(chunk, rows)
+        for name in self._schemas.features:
+            kind = schema.field(self._schemas.features[name]).type
+            columns.append(feature_column(kind, _chosen(chunk.arrays[name], rows)))
+        self._write(CHANGED, schema, columns)
+
+    def add_touched(self, chunk: Chunk, rows: np.ndarray) -> None:
+        """Append the ``rows`` (``bool[n]``) of a chunk that are written without the model."""
+        self._write(TOUCHED, self._schemas.touched, self._common(chunk, rows))
+
+    def add_bad(self, chunk: Chunk, rows: np.ndarray) -> None:
+        """Append the ``rows`` (``bool[n]``) of a chunk that the model cannot take."""
+        reasons = [Reason(fault).label for fault in chunk.faults[rows].tolist()]
+        columns = [*self._common(chunk, rows), pa.array(reasons, pa.string())]
+        self._write(BAD, self._schemas.bad, columns)
+
+    def commit(self) -> None:
+        """Let the files appear."""
+        for sink in self._sinks.values():
+            sink.close()
+        for file in self._files:
+            file.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.discard()
+
+    def _common(self, chunk: Chunk, rows: np.ndarray) -> list[pa.Array | pa.ChunkedArray]:
+        table = chunk.table.select(self._schemas.tonight.carried.names)
+        table = table if rows.all() else table.filter(pa.array(rows))
+        hashes = (chunk.hashes.features, chunk.hashes.passthrough)
+        return [*table.columns, *(fixed_binary(_chosen(h, rows)) for h in hashes)]
+
+    def _write(
+        self, directory: str, schema: pa.Schema, columns: list[pa.Array | pa.ChunkedArray]
+    ) -> None:
+        if directory not in self._sinks:
+            self._sinks[directory] = Arrow().open_sink(
+                self._create, f"{directory}/{self._stem}", schema, Layout(0, ())
+            )
+        self._sinks[directory].write(pa.table(columns, schema=schema))
+
+    def _create(self, path: str) -> OutputFile:
+        file = self._storage.create(path)
+        self._files.append(file)
+        return file
+
+
+def _chosen(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return array if rows.all() else array[rows]

@@ -1,0 +1,373 @@
+"""What a person decides of a store: accept, go back, end a hold; and its history, to decide by."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.refresh.candidate import put_array, where
+from batchnorm_tool.commands.refresh.commit import check_dataset, now, recover, switch
+from batchnorm_tool.commands.refresh.evaluate import (
+    conclude,
+    deliver_again,
+    deliver_live,
+    finish_night,
+    published_to,
+    staged_record,
+    timed,
+)
+from batchnorm_tool.commands.refresh.metrics import measured
+from batchnorm_tool.commands.refresh.record import (
+    DISCARDED,
+    PUBLISHED,
+    RECORD_FORMAT,
+    Night,
+    NightClock,
+    for_readers,
+)
+from batchnorm_tool.commands.refresh.staging import StagingOptions, resume, supersede
+from batchnorm_tool.errors import InputError, JobError, WorkFailed
+from batchnorm_tool.publish import check_layout, check_targets, lagging
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.files import save_page
+from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, binary_rows, read_index
+from batchnorm_tool.store.rows import rows as stored_rows
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    GOOD,
+    STATUS,
+    StoreFacts,
+    StoreLayout,
+    StoreState,
+    index_path,
+    open_store,
+    replaced_path,
+)
+from batchnorm_tool.store.transaction import prepare_restore
+
+if TYPE_CHECKING:
+    from batchnorm_tool.progress import Progress
+
+
+def accept(
+    path: str | os.PathLike[str],
+    version: int,
+    *,
+    wait_seconds: float = 0.0,
+    metrics_file: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Night:
+    """Publish the candidate that waits, without computing it again; a hold ends with it.
+
+    A candidate that was stopped by its input, before the model ran, is scored now, and waits once
+    more where its vectors break a limit.
+
+    Args:
+        path: The store.
+        version: The number of the candidate: one that has been superseded is not published.
+        wait_seconds: How long to wait while another run holds the store.
+        metrics_file: Write Prometheus metrics to this file, however it ends.
+        progress: Who is told how far the work is; nobody by default.
+
+    Returns:
+        The night, published.
+
+    Raises:
+        JobError: No such candidate waits.
+        InputError: No store lies there.
+        Held: Its vectors break a limit, which nobody has seen yet.
+        TargetFailed: It is published, and a target is behind.
+        Busy: Another run holds the store.
+
+    Example:
+        >>> from batchnorm_tool import accept
+        >>> accept("stores/items.lance", 12).state  # doctest: +SKIP
+        'published'
+    """
+    state, _ = open_store(os.fspath(path))
+    options = StagingOptions() if progress is None else StagingOptions(progress)
+
+    def work() -> Night:
+        with state.lock(wait_seconds):
+            recover(state)
+            return _accept_locked(state, version, options)
+
+    return measured(state.path, metrics_file, work)
+
+
+def _accept_locked(state: StoreState, version: int, options: StagingOptions) -> Night:
+    facts = state.facts()
+    if version == facts.live and "accepted" in (state.record(version) or {}):
+        return deliver_again(state, facts)
+    _check_waits(state, facts, version)
+    staging = resume(state, facts, options)
+    if staging is None:
+        msg = (
+            f"What was staged of version {version} in `{state.root}` is damaged. Run "
+            "`batchnorm-tool refresh` again: it stages the night anew."
+        )
+        raise WorkFailed(msg)
+    check_targets(staging.plan.job.publish)
+    check_layout(staging.plan.job.publish, staging.plan.layout)
+    difference = staging.difference()
+    record = state.record(version) or staged_record(staging, difference)
+    return conclude(staging, difference, record, accepted=True)
+
+
+def _check_waits(state: StoreState, facts: StoreFacts, version: int) -> None:
+    if facts.waiting == version:
+        return
+    waits = "no version waits" if facts.waiting is None else f"version {facts.waiting} waits"
+    record = state.record(version)
+    fate = f", and version {version} is {record['state']}" if record else ""
+    msg = (
+        f"Version {version} of `{state.path}` cannot be accepted: {waits}{fate}. "
+        f"`batchnorm-tool history {state.path}` lists all versions."
+    )
+    raise JobError(msg)
+
+
+def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[str, Any]:
+    """End the hold that a rollback began: the next refresh publishes again.
+
+    Args:
+        path: The store.
+        wait_seconds: How long to wait while another run holds the store.
+
+    Returns:
+        ``store``, ``released`` (whether there was a hold), ``live`` and ``waiting``.
+
+    Raises:
+        InputError: No store lies there.
+        Busy: Another run holds the store.
+
+    Example:
+        >>> from batchnorm_tool import release
+        >>> release("stores/items.lance")["released"]  # doctest: +SKIP
+        True
+    """
+    state, _ = open_store(os.fspath(path))
+    with state.lock(wait_seconds):
+        recover(state)
+        facts = state.facts()
+        if facts.hold is not None:
+            state.put_facts(facts.with_changes(hold=None))
+        return {
+            "store": state.path,
+            "released": facts.hold is not None,
+            "live": facts.live,
+            "waiting": facts.waiting,
+        }
+
+
+def rollback(
+    path: str | os.PathLike[str],
+    to: int | None = None,
+    *,
+    wait_seconds: float = 0.0,
+    metrics_file: str | os.PathLike[str] | None = None,
+) -> Night:
+    """Make an older version the live one, bring every target to it, and put the store on hold.
+
+    Until `release` or `accept`, nights are staged and judged, and not published.
+
+    Args:
+        path: The store.
+        to: The version; default: the one before the live one.
+        wait_seconds: How long to wait while another run holds the store.
+        metrics_file: Write Prometheus metrics to this file, however it ends.
+
+    Returns:
+        The new version, whose rows are those of the old one.
+
+    Raises:
+        InputError: No store lies there, or no such version is kept.
+        TargetFailed: The store is rolled back, and a target is behind.
+        Busy: Another run holds the store.
+
+    Example:
+        >>> from batchnorm_tool import rollback
+        >>> rollback("stores/items.lance", to=11).state  # doctest: +SKIP
+        'published'
+    """
+    state, _ = open_store(os.fspath(path))
+
+    def work() -> Night:
+        with state.lock(wait_seconds):
+            finished, facts = recover(state), state.facts()
+            check_dataset(state, facts)
+            if _is_broken_off(state, facts, to, finished):
+                return deliver_again(state, facts)
+            target = _target(state, facts, to)
+            return _RollingBack(state, facts, target).run()
+
+    return measured(state.path, metrics_file, work, is_refresh=False)
+
+
+def _is_broken_off(
+    state: StoreState, facts: StoreFacts, to: int | None, finished: int | None
+) -> bool:
+    """Whether this very rollback made the live version before it was killed: not a second one."""
+    record = state.record(facts.live or 0)
+    if record is None or record["restores"] is None or to not in {None, record["restores"]}:
+        return False
+    live = record["version"]
+    return finished == live or bool(lagging(published_to(record), state.storage, live))
+
+
+def _target(state: StoreState, facts: StoreFacts, to: int | None) -> int:
+    """The version to go back to.
+
+    Raises:
+        InputError: It is not kept, or is the live one.
+    """
+    wanted = _before_live(state, facts) if to is None else to
+    if wanted in facts.versions and wanted != facts.live:
+        return wanted
+    kept = ", ".join(str(version) for version in sorted(facts.versions) if version != facts.live)
+    what = "is the live one" if wanted == facts.live else "is not kept"
+    named = (
+        "No version before the live one is kept" if wanted is None else f"Version {wanted} {what}"
+    )
+    msg = (
+        f"`{state.path}`: {named}. Expected one of: {kept or 'none, the live one is alone'}. "
+        f"Received: {wanted}. `batchnorm-tool history {state.path}` lists all versions."
+    )
+    raise InputError(msg)
+
+
+def _before_live(state: StoreState, facts: StoreFacts) -> int | None:
+    """What the live version was built on; of a rollback, what came before what it restored."""
+    record = state.record(facts.live or 0)
+    while record is not None and record["restores"] is not None:
+        record = state.record(record["restores"])
+    return record["base"] if record else None
+
+
+@dataclass
+class _RollingBack:
+    """One rollback."""
+
+    state: StoreState
+    facts: StoreFacts
+    target: int
+    clock: NightClock = field(default_factory=NightClock)
+
+    def run(self) -> Night:
+        state = self.state
+        restored = state.record(self.target) or {}
+        restored.pop("accepted", None)
+        targets = published_to(self._live_record)
+        check_targets(targets)
+        self.facts = supersede(state, self.facts, DISCARDED)
+        version, record = self.facts.next_version, self._record(restored)
+        with self.clock.phase("merge"):
+            self._write_index(StoreLayout.from_dict(restored["basis"]["layout"]))
+            self._write_replaced()
+            prepared = prepare_restore(state.path, self.facts.versions[self.target])
+            facts = switch(state, prepared, self._after(restored), record)
+        with self.clock.phase("targets"):
+            outcomes = deliver_live(state, facts, targets)
+        stored = timed(state, version, self.clock)
+        return finish_night(Night(state.path, PUBLISHED, version, stored, outcomes))
+
+    @property
+    def _live_record(self) -> dict[str, Any]:
+        return self.state.record(self.facts.live or 0) or {"publish": []}
+
+    def _record(self, restored: dict[str, Any]) -> dict[str, Any]:
+        rows = dict.fromkeys(restored["rows"], 0)
+        kept = {name: restored["rows"][name] for name in ("live", "stale")}
+        return {
+            **restored,
+            "format": RECORD_FORMAT,
+            "version": self.facts.next_version,
+            "base": self.facts.live,
+            "kind": "rollback",
+            "restores": self.target,
+            "reason": None,
+            "run_id": secrets.token_hex(8),
+            "started": now(),
+            "rows": {**rows, **kept},
+            "publish": self._live_record["publish"],
+            "keep": None,
+            "seconds": self.clock.seconds,
+            "warnings": [],
+        }
+
+    def _after(self, restored: dict[str, Any]) -> StoreFacts:
+        store, version = restored["basis"], self.facts.next_version
+        hold = {"since": now(), "reason": f"rollback to version {self.target}", "version": version}
+        return self.facts.with_changes(
+            next_version=version + 1,
+            live=version,
+            hold=hold,
+            layout=StoreLayout.from_dict(store["layout"]),
+            identity=store["identity"],
+            resolved=store["resolved"],
+            request=store["request"],
+        )
+
+    def _write_index(self, layout: StoreLayout) -> None:
+        """The index of the restored version, from its rows; what was quarantined is forgotten."""
+        names = [field.name for field in INDEX_FIELDS if field.name != KEY_ID]
+        columns, version = [*layout.keys, *names], self.facts.next_version
+        with IndexWriter(self.state.storage, index_path(version), layout.key_schema) as writer:
+            lance_version = self.facts.versions[self.target]
+            for batch in stored_rows(self.state.path, lance_version, layout.stored(*columns)):
+                writer.add(pa.Table.from_batches([batch]).rename_columns(columns))
+            writer.commit()
+
+    def _write_replaced(self) -> None:
+        """The hashes of all good rows that were live: any of them may be wanted again."""
+        hashes = [np.empty((0, 16), np.uint8)]
+        path = index_path(self.facts.live or 0)
+        for table in read_index(self.state.storage, path, [FEATURE_HASH, STATUS]):
+            good = where(table[STATUS], lambda status: status == GOOD)
+            hashes.append(binary_rows(table[FEATURE_HASH].combine_chunks())[good])
+        place = replaced_path(self.facts.next_version)
+        put_array(self.state.storage, place, np.concatenate(hashes))
+
+
+@checked_json.told_of_records
+def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:
+    """List the nights of a store.
+
+    Args:
+        path: The store.
+        html: Write a page that draws them over time to this file, which works offline.
+
+    Returns:
+        ``live``, ``hold``, ``waiting``, ``kept`` (versions) and ``nights``: their records, oldest
+        first, as plain data.
+
+    Raises:
+        InputError: No store lies there.
+        Damaged: A record is not what its checksum says.
+
+    Example:
+        >>> from batchnorm_tool import history
+        >>> history("stores/items.lance")["live"]  # doctest: +SKIP
+        12
+    """
+    state, facts = open_store(os.fspath(path))
+    records = (state.record(version) for version in state.recorded())
+    document = {
+        "kind": "history",
+        "path": state.path,
+        "live": facts.live,
+        "hold": facts.hold,
+        "waiting": facts.waiting,
+        "kept": sorted(facts.versions),
+        "nights": [for_readers(record) for record in records if record],
+    }
+    if html is not None:
+        from batchnorm_tool.report.history_page import history_page
+
+        save_page(html, history_page(document))
+    return document

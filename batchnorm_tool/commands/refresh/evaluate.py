@@ -1,0 +1,479 @@
+"""Judge a candidate: what the gate is shown of it, and what follows from what the gate says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from batchnorm_tool import gate
+from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, fates_of, indexed, where
+from batchnorm_tool.commands.refresh.changes.classify import Fate
+from batchnorm_tool.commands.refresh.commit import (
+    discard_night,
+    kept_versions,
+    merge,
+    now,
+    remove_old_versions,
+)
+from batchnorm_tool.commands.refresh.record import (
+    PUBLISHED,
+    WAITING,
+    Night,
+    begin_record,
+    counted,
+    gate_figures,
+    norm_figures,
+)
+from batchnorm_tool.commands.verify.vectors import length_tolerance
+from batchnorm_tool.errors import Held, Lines, TargetFailed
+from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.inputs.row_hash import HASH_VERSION
+from batchnorm_tool.job import Publish
+from batchnorm_tool.job.refresh_sections import Keep
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.publish import check_targets, deliver, lagging
+from batchnorm_tool.store.index import KEY_ID, binary_rows, read_index
+from batchnorm_tool.store.rows import KeyPlaces, as_ids, read_rows, take_by_key
+from batchnorm_tool.store.state import NORM, QUARANTINED, STATUS, index_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from batchnorm_tool.commands.refresh.candidate import Candidate, NightRows
+    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.refresh.record import NightClock
+    from batchnorm_tool.commands.refresh.staging import Staging
+    from batchnorm_tool.gate import Finding
+    from batchnorm_tool.store.state import StoreFacts, StoreState
+
+# Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
+_SAMPLE_ROWS = 10_000
+# Norms that are compared; beyond that, as many at equal distances: shares are then within 0.2 %.
+_NORMS = 100_000
+
+
+def judge_input(
+    plan: NightPlan, difference: Difference, last: dict[str, Any] | None
+) -> list[Finding]:
+    """Hold tonight's input against the limits of the job.
+
+    Args:
+        plan: What the night is asked to do.
+        difference: What differs from the live version.
+        last: What the record of the live version says of its input.
+    """
+    return gate.judge_input(
+        plan.job.gate.input.limits(),
+        gate.Counts(live_rows=difference.live_rows, **_of_kinds(difference)),
+        difference.statistics.to_dict(),
+        last["reference"] if last else None,
+        mode=plan.store.mode,
+        new_space=plan.new_space,
+    )
+
+
+_KINDS = ("rows_in", "new", "changed", "touched", "same", "vanished", "recomputed", "bad")
+
+
+def _of_kinds(difference: Difference) -> dict[str, int]:
+    return {name: getattr(difference.counts, name) for name in _KINDS}
+
+
+def judge_output(night: NightRows, candidate: Candidate, difference: Difference) -> list[Finding]:
+    """Audit the staged rows, and hold them against the limits of the job."""
+    findings = gate.audit(_audit_facts(night, candidate, difference), _audited(night))
+    written = candidate.rows["predicted"] + candidate.rows["reused"]
+    bad = gate.BadCounts(
+        changed_rows=written + difference.counts.bad,
+        changed_bad=candidate.bad[0],
+        whole_rows=candidate.rows["live"] + candidate.rows["quarantined"],
+        whole_bad=candidate.bad[1],
+        rows=candidate.bad_rows,
+    )
+    limits = night.plan.job.gate.output.limits()
+    step = max(1, written // _SAMPLE_ROWS)
+    changed = _staged(night, [PREDICTED], step).vectors()
+    if night.facts.live is None or night.plan.new_space:
+        return findings + gate.judge_output(limits, changed, changed, None, bad)
+    step = max(1, candidate.rows["live"] // _SAMPLE_ROWS)
+    live, stays = _live(night, step)
+    whole = _joined([live.kept(stays), _staged(night, [PREDICTED, KEPT], step)])
+    return findings + gate.judge_output(limits, changed, whole.vectors(), live.vectors(), bad)
+
+
+def _audited(night: NightRows) -> gate.RowAudit:
+    layout = night.plan.layout
+    norm = Norm.parse(layout.norm_label)
+    tolerance = 0.0
+    if norm.name != "none":
+        tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
+    found = gate.RowAudit(norm, tolerance)
+    for path in (PREDICTED, KEPT):
+        for table in read_rows(night.state.storage, path):
+            rows = _rows(table, layout.vector, layout.norm)
+            found.add(*rows, table.select(list(layout.keys)))
+    return found
+
+
+def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
+    columns = (table[name].combine_chunks() for name in (vector, norm))
+    vectors, norms = (rows_of(column) for column in columns)
+    return vectors, norms
+
+
+def _audit_facts(night: NightRows, candidate: Candidate, difference: Difference) -> gate.AuditFacts:
+    index = read_index(night.state.storage, index_path(night.version), [KEY_ID])
+    ids = (as_ids(binary_rows(table[KEY_ID].combine_chunks())) for table in index)
+    every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
+    fates = fates_of(night)
+    return gate.AuditFacts(
+        mode=night.plan.store.mode,
+        rows_in=difference.counts.rows_in,
+        live=candidate.rows["live"],
+        quarantined=candidate.rows["quarantined"],
+        before=len(fates),
+        new=difference.counts.new,
+        gone=int((fates == Fate.GONE).sum()),
+        distinct_keys=_distinct(every),
+    )
+
+
+def _distinct(ids: np.ndarray) -> int:
+    """How many different ids there are in ``uint64[n, 2]``."""
+    words = np.sort(ids[:, 0])
+    if not (words[1:] == words[:-1]).any():  # three times as fast as looking at both words
+        return len(ids)
+    return len(ids) - len(KeyPlaces(ids).repeated())
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Every so many-th row of a set, and the norms of all of its rows.
+
+    Attributes:
+        keys: The key columns of the sampled rows.
+        unit: Their vectors ``[n, d]``.
+        sample_norms: Their norms ``float64[n]``.
+        norms: ``float64[m]``.
+    """
+
+    keys: pa.Table
+    unit: np.ndarray
+    sample_norms: np.ndarray
+    norms: np.ndarray
+
+    def vectors(self) -> gate.Vectors:
+        """As the gate takes it."""
+        step = max(1, len(self.norms) // _NORMS)
+        return gate.Vectors(self.unit, self.sample_norms, self.norms[::step], self.keys)
+
+    def kept(self, stays: tuple[np.ndarray, np.ndarray]) -> _Sample:
+        """The rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
+        few, all_of_them = stays
+        return _Sample(
+            self.keys.filter(pa.array(few)),
+            self.unit[few],
+            self.sample_norms[few],
+            self.norms[all_of_them],
+        )
+
+
+def _joined(samples: Iterable[_Sample]) -> _Sample:
+    several = list(samples)
+    return _Sample(
+        pa.concat_tables(sample.keys for sample in several),
+        np.concatenate([sample.unit for sample in several]),
+        np.concatenate([sample.sample_norms for sample in several]),
+        np.concatenate([sample.norms for sample in several]),
+    )
+
+
+def _live(night: NightRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
+    """The live version, and which of its rows stay as they are: of the sample, and of the norms."""
+    layout = night.facts.layout or night.plan.layout
+    keys = list(layout.keys)
+    every = max(1, step * _SAMPLE_ROWS // _NORMS)
+    tables, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
+    norms, norms_stay, first = [np.zeros(0)], [np.zeros(0, bool)], 0
+    for table, fates in indexed(night, [*keys, STATUS, NORM]):
+        stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
+        rows = np.flatnonzero(stored)
+        few, some = rows[-first % step :: step], rows[-first % every :: every]
+        tables.append(table.select(keys).take(pa.array(few)))
+        stays.append(fates[few] == Fate.SAME)
+        norms.append(table[NORM].to_numpy()[some])
+        norms_stay.append(fates[some] == Fate.SAME)
+        first += len(rows)
+    wanted = pa.concat_tables(tables)
+    columns = [layout.vector, layout.norm]
+    version = night.facts.lance_version
+    taken = list(take_by_key(night.state.path, version, wanted, keys, columns))
+    schema = pa.schema([layout.schema.field(name) for name in columns])
+    unit, sample_norms = _rows(
+        pa.concat_tables([schema.empty_table(), *taken]), layout.vector, layout.norm
+    )
+    sample = _Sample(wanted, unit, sample_norms, np.concatenate(norms))
+    return sample, (np.concatenate(stays), np.concatenate(norms_stay))
+
+
+def _staged(night: NightRows, paths: list[str], step: int) -> _Sample:
+    """Every ``step``-th row of staged files."""
+    layout = night.plan.layout
+    empty = night.schema.empty_table()
+    tables, norms, first = [empty], [np.zeros(0)], 0
+    for path in paths:
+        for table in read_rows(night.state.storage, path):
+            places = np.arange(-first % step, table.num_rows, step)
+            tables.append(table.take(pa.array(places)))
+            norms.append(table[layout.norm].to_numpy())
+            first += table.num_rows
+    sampled = pa.concat_tables(tables)
+    unit, sample_norms = _rows(sampled, layout.vector, layout.norm)
+    return _Sample(sampled.select(list(layout.keys)), unit, sample_norms, np.concatenate(norms))
+
+
+def staged_record(staging: Staging, difference: Difference) -> dict[str, Any]:
+    """The record of a night whose difference is known."""
+    record = begin_record(staging.plan, staging.facts, staging.version, staging.started)
+    statistics = difference.statistics.to_dict()
+    record["input"] = {
+        **record["input"],
+        "statistics": statistics,
+        "reference": _reference(staging) or statistics,
+    }
+    record["warnings"] += difference.warnings
+    unknown = difference.counts.unknown_deletes
+    if unknown:
+        record["warnings"].append(f"{unknown:,} rows to be deleted are not in the store.")
+    return {**record, "rows": counted(difference), "norms": None}
+
+
+def _reference(staging: Staging) -> dict[str, Any] | None:
+    """After a delta, what a later night is held against: the last input that had all rows."""
+    if staging.plan.store.mode == "full" or staging.facts.live is None:
+        return None
+    live = staging.state.record(staging.facts.live)
+    reference: dict[str, Any] | None = live["input"]["reference"] if live else None
+    return reference
+
+
+def conclude(
+    staging: Staging, difference: Difference, record: dict[str, Any], *, accepted: bool = False
+) -> Night:
+    """Judge a night, and publish it or let it wait.
+
+    Args:
+        staging: The night under way.
+        difference: What differs from the live version.
+        record: What is known of it.
+        accepted: Whether a person has said that it is right, broken limits or not.
+
+    Raises:
+        Held: It waits for a person.
+        TargetFailed: It is published, and a target is behind.
+    """
+    findings = _input_findings(staging, difference)
+    record = _judged(staging, record, findings)
+    if _stops(staging, findings) and not accepted:
+        raise hold(staging, record, "gate", findings)
+    # A person who accepts a night that stopped before its vectors were made has not seen them.
+    seen = record["norms"] is not None
+    candidate = staging.candidate(difference)
+    # Small products on several threads wait for one another: ten times slower on busy cores.
+    with staging.clock.phase("gate"), threadpool_limits(1, user_api="blas"):
+        found = judge_output(staging.rows(difference), candidate, difference)
+    findings += found
+    record = _judged(staging, record, findings)
+    record = {
+        **record,
+        "rows": candidate.rows,
+        "norms": norm_figures(candidate.norms),
+        "warnings": list(dict.fromkeys([*record["warnings"], *candidate.warnings])),
+    }
+    unseen = [finding for finding in found if finding.scope == "audit" or not seen]
+    reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
+    if reason is not None:
+        raise hold(staging, record, reason, findings)
+    return _publish(staging, candidate, record, accepted=accepted)
+
+
+def _input_findings(staging: Staging, difference: Difference) -> list[Finding]:
+    live = staging.facts.live
+    last = staging.state.record(live) if live is not None else None
+    with staging.clock.phase("gate"):
+        return judge_input(staging.plan, difference, last["input"] if last else None)
+
+
+def _judged(staging: Staging, record: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+    return {**record, "gate": gate_figures(staging.plan.job.gate.action, findings)}
+
+
+def _stops(staging: Staging, findings: list[Finding]) -> bool:
+    return bool(gate.broken(findings)) and staging.plan.job.gate.action == "hold"
+
+
+def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str | None:
+    """Why a night waits; ``None`` where it may be published."""
+    plan = staging.plan
+    if any(finding.scope == "audit" for finding in gate.broken(findings)):
+        return "audit"
+    if _stops(staging, findings):
+        return "gate"
+    if accepted:
+        return None
+    if staging.facts.hold is not None:
+        return "hold"
+    return "new space" if plan.new_space and plan.store.on_new_space == "hold" else None
+
+
+def hold(staging: Staging, record: dict[str, Any], reason: str, findings: list[Finding]) -> Held:
+    """Let a night wait: its record says why, and its version is given away.
+
+    Returns:
+        The outcome, to be raised.
+    """
+    state, facts, version = staging.state, staging.facts, record["version"]
+    record = {
+        **record,
+        "state": WAITING,
+        "reason": reason,
+        "finished": now(),
+        "seconds": staging.clock.seconds,
+        "files": state.files_of(version, staged=True),
+    }
+    state.put_record(record)
+    next_version = max(facts.next_version, version + 1)
+    facts = facts.with_changes(waiting=version, next_version=next_version)
+    state.put_facts(facts)
+    # A target may be behind the live version, whatever becomes of this night.
+    with staging.clock.phase("targets"):
+        targets = deliver_live(state, facts, staging.plan.job.publish)
+    night = Night(state.path, WAITING, version, record, targets)
+    return Held(_why(staging, reason, version, findings), night.to_dict())
+
+
+def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -> str:
+    store = staging.state.path
+    accept = f"batchnorm-tool accept {store} {version}"
+    if reason in {"gate", "audit"}:
+        first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
+        return Lines(f"Version {version} of `{store}` waits: {first}", *more)
+    if reason == "hold":
+        since = staging.facts.hold or {}
+        return (
+            f"Version {version} of `{store}` is ready and waits: the store is on hold since "
+            f"{since.get('since')} ({since.get('reason')}). Publish it with `{accept}`, or end the "
+            f"hold with `batchnorm-tool release {store}`: the next refresh then publishes."
+        )
+    return (
+        f"Version {version} of `{store}` is ready and waits: its space is new, and whoever asks "
+        "the store must ask with the new model from the same moment on. Publish it with "
+        f"`{accept}` when they do; `store.on_new_space: publish` does not wait."
+    )
+
+
+def _publish(
+    staging: Staging, candidate: Candidate, record: dict[str, Any], *, accepted: bool
+) -> Night:
+    state, plan = staging.state, staging.plan
+    if accepted:
+        record = {**record, "accepted": now()}
+    record = {**record, "reason": None, "seconds": staging.clock.seconds}
+    with staging.clock.phase("merge"):
+        after = _facts_after(staging.facts, plan, candidate.version, accepted=accepted)
+        facts = merge(state, staging.facts, after, record, whole=candidate.whole)
+    with staging.clock.phase("targets"):
+        targets = deliver_live(state, facts, plan.job.publish)
+    record = timed(state, record["version"], staging.clock)
+    night = Night(state.path, PUBLISHED, candidate.version, record, targets)
+    return finish_night(night, state, plan.store.keep)
+
+
+def timed(state: StoreState, version: int, clock: NightClock) -> dict[str, Any]:
+    """The record of a published version, with what the phases after its commit took."""
+    record = {**(state.record(version) or {}), "seconds": clock.seconds}
+    state.put_record(record)
+    return record
+
+
+def _facts_after(facts: StoreFacts, plan: NightPlan, version: int, *, accepted: bool) -> StoreFacts:
+    """What stands in the store when the version is live, but for Lance's number of it."""
+    return facts.with_changes(
+        next_version=max(facts.next_version, version + 1),
+        live=version,
+        waiting=None,
+        hold=None if accepted else facts.hold,
+        layout=plan.layout,
+        identity=plan.identity.to_dict(),
+        hash_version=HASH_VERSION,
+        resolved=plan.resolved.to_dict(),
+        request=plan.request,
+    )
+
+
+def deliver_live(
+    state: StoreState, facts: StoreFacts, targets: Sequence[Publish]
+) -> tuple[dict[str, Any], ...]:
+    """Bring every target to the live version; one that fails does not keep others from it.
+
+    Returns:
+        What became of each, as plain data.
+    """
+    live = facts.live
+    if live is None or not lagging(targets, state.storage, live):
+        return ()
+    from batchnorm_tool.store.version_changes import Publication
+
+    assert facts.layout is not None  # noqa: S101  (there is a live version)
+    records = {version: state.record(version) or {} for version in facts.versions}
+    publication = Publication(state.path, facts.layout, facts.versions, live, records)
+    return tuple(outcome.to_dict() for outcome in deliver(publication, targets, state.storage))
+
+
+def deliver_again(state: StoreState, facts: StoreFacts) -> Night:
+    """End what a kill broke off after the live version was published, old versions included.
+
+    Raises:
+        TargetFailed: A target is behind.
+    """
+    record = state.record(facts.live or 0) or {"publish": [], "keep": None}
+    targets = published_to(record)
+    check_targets(targets)
+    discard_night(state, facts)
+    outcomes = deliver_live(state, facts, targets)
+    night = Night(state.path, PUBLISHED, facts.live, record, outcomes)
+    return finish_night(night, state, record["keep"] and Keep.model_validate(record["keep"]))
+
+
+def published_to(record: Mapping[str, Any]) -> list[Publish]:
+    """The targets that the night of a record had."""
+    return [Publish.model_validate(one) for one in record["publish"]]
+
+
+def finish_night(night: Night, state: StoreState | None = None, keep: Keep | None = None) -> Night:
+    """Remove old versions, and say of targets that failed.
+
+    Args:
+        night: What was published, or not.
+        state: The store, where versions are to be removed.
+        keep: Which versions stay.
+
+    Raises:
+        TargetFailed: A target is behind; all else is done.
+    """
+    if state is not None and keep is not None:
+        facts = state.facts()
+        if night.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
+            remove_old_versions(state, facts, keep)
+    failed = [target for target in night.targets if target["error"]]
+    if failed:
+        # Where one may come right by itself, a scheduler may try again.
+        code = 1 if any(target["passing"] for target in failed) else 2
+        raise TargetFailed(Lines(*(target["error"] for target in failed)), night.to_dict(), code)
+    return night

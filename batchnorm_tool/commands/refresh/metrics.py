@@ -1,0 +1,295 @@
+"""The Prometheus text file of a night, for the node exporter's textfile collector."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
+from batchnorm_tool.storage.files import OutputFile, write_errors
+from batchnorm_tool.store.state import StoreState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+
+    from batchnorm_tool.commands.refresh.record import Night
+
+_PREFIX = "batchnorm_tool_refresh_"
+_LAST_SUCCESS = f"{_PREFIX}last_success_timestamp_seconds"
+_QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """One metric: its name after the prefix, its help, its labels beside the store's."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_Sample = tuple[_Metric, tuple[str, ...], float]
+
+
+_ROWS = _Metric("rows", "Rows of the night by kind.", ("kind",))
+
+
+_SECONDS = _Metric("phase_seconds", "Seconds of the night by phase.", ("phase",))
+
+
+_ALL_SECONDS = _Metric("duration_seconds", "Seconds of the whole command.")
+
+
+_NORM = _Metric("norm", "Quantiles of the norms before normalization.", ("quantile",))
+
+
+_GATE = ("limit", "scope")
+
+
+_MEASURED = _Metric("gate_value", "What a limit of the gate measured.", _GATE)
+
+
+_ALLOWED = _Metric("gate_limit", "The most that a limit of the gate allows.", _GATE)
+
+
+_PASSED = _Metric("gate_passed", "1 where a limit of the gate is kept, 0 where broken.", _GATE)
+
+
+_TARGET = _Metric("target_up_to_date", "1 where a publish target took the night.", ("target",))
+
+
+_EXIT = _Metric("exit_code", "Exit code of the last refresh.")
+
+
+_SUCCESS = _Metric(
+    "last_success_timestamp_seconds", "Unix time of the end of the last refresh that exited 0."
+)
+
+
+_VERSION = _Metric("version", "Version of the night that this file is about.")
+
+
+_LIVE = _Metric("live_version", "Version that readers get.")
+
+
+_WAITING = _Metric("waiting_version", "Version that waits for a decision, 0 where none does.")
+
+
+_HOLD = _Metric("on_hold", "1 where nothing is published until `release` or `accept`.")
+
+
+def write_metrics(
+    path: str | os.PathLike[str],
+    record: Mapping[str, Any] | None,
+    outcome: Mapping[str, Any],
+) -> None:
+    """Write the metrics of a night; the file is replaced in one step, whole and synced.
+
+    Args:
+        path: The file; the node exporter reads those that end in ``.prom``.
+        record: The record of the night; ``None`` where it has none: nothing changed, or it failed
+            before the gate.
+        outcome: ``exit_code``; and where they are known ``store``, ``seconds`` of the whole
+            command, ``live`` and ``waiting`` (versions), ``hold`` (true or false), ``targets``
+            (``name``, and ``error`` where it failed), and ``last_success``, a Unix time. Without
+            that, the one in the file is kept, where it is of the same store.
+
+    Raises:
+        JobError: prometheus_client is not installed.
+        WorkFailed: The file cannot be written.
+    """
+    _check_installed()
+    store = str(outcome.get("store") or "")
+    samples = [*_night(record or {}), *_outcome(outcome)]
+    success = outcome.get("last_success")
+    if success is None:
+        success = last_success(path, store)
+    if success is not None:
+        samples.append((_SUCCESS, (), float(success)))
+    _replace(Path(path), _text(samples, store))
+
+
+def _night(record: Mapping[str, Any]) -> Iterator[_Sample]:
+    for kind, rows in (record.get("rows") or {}).items():
+        yield _ROWS, (kind,), _value(rows)
+    for phase, seconds in (record.get("seconds") or {}).items():
+        yield _SECONDS, (phase,), _value(seconds)
+    norms = record.get("norms") or {}
+    for name in _QUANTILES:
+        if norms.get(name) is not None:
+            yield _NORM, (f"0.{name[1:]}".rstrip("0"),), float(norms[name])
+    for finding in (record.get("gate") or {}).get("findings") or []:
+        labels = (str(finding["limit"]), str(finding["scope"]))
+        yield _MEASURED, labels, _value(finding["measured"])
+        yield _ALLOWED, labels, _value(finding["allowed"])
+        yield _PASSED, labels, float(finding["passed"])
+    if record.get("version") is not None:
+        yield _VERSION, (), float(record["version"])
+
+
+def _outcome(outcome: Mapping[str, Any]) -> Iterator[_Sample]:
+    yield _EXIT, (), float(outcome["exit_code"])
+    for metric, name in ((_ALL_SECONDS, "seconds"), (_LIVE, "live")):
+        if outcome.get(name) is not None:
+            yield metric, (), float(outcome[name])
+    yield _WAITING, (), float(outcome.get("waiting") or 0)
+    yield _HOLD, (), float(bool(outcome.get("hold")))
+    for target in outcome.get("targets") or []:
+        yield _TARGET, (str(target["name"]),), float(not target.get("error"))
+
+
+def _value(value: float | None) -> float:
+    """A number of the record; NaN, which Prometheus knows, where it has none."""
+    return math.nan if value is None else float(value)
+
+
+def _text(samples: list[_Sample], store: str) -> bytes:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    gauges: dict[str, Any] = {}
+    for metric, labels, value in samples:
+        if metric.name not in gauges:
+            gauges[metric.name] = _gauge(metric, registry)
+        gauges[metric.name].labels(store, *labels).set(value)
+    return generate_latest(registry)
+
+
+def _gauge(metric: _Metric, registry: CollectorRegistry) -> Any:
+    from prometheus_client import Gauge
+
+    names = ("store", *metric.labels)
+    return Gauge(_PREFIX + metric.name, metric.help, names, registry=registry)
+
+
+def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
+    """Return when the last refresh succeeded, as a metrics file has it.
+
+    Args:
+        path: The file; it may be missing, or hold anything.
+        store: The store that is meant.
+
+    Returns:
+        Unix time; ``None`` where the file has none of this store.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        families = list(text_string_to_metric_families(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    samples = [sample for family in families for sample in family.samples]
+    found = [s.value for s in samples if s.name == _LAST_SUCCESS and s.labels.get("store") == store]
+    return float(found[0]) if found else None
+
+
+def _check_installed() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        msg = (
+            "`--metrics-file` needs prometheus_client, which is not installed. Install it with "
+            "`pip install 'batchnorm-tool[refresh]'`, or leave the flag out."
+        )
+        raise JobError(msg) from error
+
+
+def check_metrics_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what cannot be replaced by a file, before any work is done.
+
+    Raises:
+        JobError: A directory or a device lies there.
+    """
+    place = Path(path)
+    if place.exists() and not place.is_file():
+        msg = (
+            f"`--metrics-file` must be a file. Received: `{path}`, which is a directory or a "
+            "device. Choose another path."
+        )
+        raise JobError(msg)
+    folder = Path(os.path.realpath(path)).parent
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        msg = f"`--metrics-file {path}` cannot be written in `{folder}`. Choose another path."
+        raise JobError(msg)
+
+
+def _replace(path: Path, text: bytes) -> None:
+    """Let the file appear whole and synced: a collector may read it at any moment."""
+    path = Path(os.path.realpath(path))  # a link stays one
+    # A name that does not end in `.prom`, which a collector would read.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = OutputFile(path, aside, path.name)
+    try:
+        file.write(text)
+        with write_errors(path):
+            aside.chmod(0o644)  # whatever the umask: the node exporter runs as another user
+        file.commit()
+    finally:
+        file.discard()
+
+
+def measured(
+    path: str,
+    metrics_file: str | os.PathLike[str] | None,
+    work: Callable[[], Night],
+    *,
+    is_refresh: bool = True,
+) -> Night:
+    """Do ``work``, and write what came of it to a metrics file, failures included.
+
+    Args:
+        path: The store.
+        metrics_file: Where the metrics go; ``None`` for nowhere.
+        work: What is done. Where another run holds the store, that run's metrics stay.
+        is_refresh: Whether a success is one of the refresh; a rollback's is not.
+    """
+    if metrics_file is None:
+        return work()
+    check_metrics_file(metrics_file)
+    started = time.time()
+    try:
+        night = work()
+    except Busy:
+        raise
+    except BaseException as error:
+        document = error.night if isinstance(error, Held | TargetFailed) else None
+        otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
+        code = getattr(error, "exit_code", otherwise)
+        # What failed is said in any case; metrics that cannot be written must not hide it.
+        with contextlib.suppress(BatchnormToolError):
+            _write(metrics_file, path, document, code, started)
+        raise
+    succeeded = time.time() if is_refresh else None
+    _write(metrics_file, path, night.to_dict(), 0, started, succeeded=succeeded)
+    return night
+
+
+def _write(  # noqa: PLR0913  (what a file of metrics is made of)
+    metrics_file: str | os.PathLike[str],
+    path: str,
+    document: Mapping[str, Any] | None,
+    exit_code: int,
+    started: float,
+    *,
+    succeeded: float | None = None,
+) -> None:
+    outcome: dict[str, Any] = {
+        "exit_code": exit_code,
+        "store": path,
+        "seconds": time.time() - started,
+        "targets": document["targets"] if document else [],
+        "last_success": succeeded,
+    }
+    with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
+        facts = StoreState(path).facts()
+        outcome |= {"live": facts.live, "waiting": facts.waiting, "hold": facts.hold is not None}
+    write_metrics(metrics_file, document, outcome)

@@ -1,0 +1,469 @@
+"""A night before it begins: input and model looked at, every open choice made, what is asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.inputs.row_hash import HASH_VERSION
+from batchnorm_tool.job import Job
+from batchnorm_tool.job.types import is_uri
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.plan import Identity, Resolved, differences, identify
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.store.state import BOOKKEEPING, StoreFacts, StoreLayout, holds, stored_type
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from batchnorm_tool.inputs.files import Table
+    from batchnorm_tool.job import Store
+    from batchnorm_tool.pipeline.output_schema import OutputLayout
+
+# A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
+# What a store needs of these keys: no row without a vector.
+ALLOWED = {
+    ("input", "invalid"): ("fail", "quarantine"),
+    ("normalize", "nonfinite"): ("quarantine", "fail"),
+    ("normalize", "zero"): ("keep", "quarantine", "fail"),
+    ("output", "format"): ("parquet",),
+}
+# Of the input, what decides how features are read, and not which rows there are.
+_READING = ("features", "fill", "decode", "transform", "dtype")
+# A store begins small, and its batch size stays.
+_LEAST_ROWS = 4096
+_NORMS = ("norm", "p", "outputs", "axis")
+# Names that Lance keeps for itself, and those that it can find again.
+_OF_LANCE = (
+    "_rowid",
+    "_rowaddr",
+    "_rowoffset",
+    "_row_created_at_version",
+    "_row_last_updated_at_version",
+)
+_NAME = re.compile(r"[^.`\0]+")
+
+
+@dataclass(frozen=True)
+class NightPlan:
+    """What a night is asked to do, and with what.
+
+    Attributes:
+        job: What was asked for.
+        resolved: Every open choice, made; kept from night to night.
+        identity: What the night's vectors are made of.
+        layout: What the rows of the store will look like.
+        request: Hash of what the choices were made from.
+        new_space: Whether the live version's vectors mean something else.
+        recompute: Whether every row meets the model, changed or not.
+        notes: What a person should know before it starts.
+        table: Tonight's input; ``None`` where all that is needed of it is staged already.
+    """
+
+    job: Job
+    resolved: Resolved
+    identity: Identity
+    layout: StoreLayout
+    request: str
+    new_space: bool = False
+    recompute: bool = False
+    notes: tuple[str, ...] = ()
+    table: Table | None = field(default=None, repr=False)
+
+    @property
+    def store(self) -> Store:
+        """The job's store, which there is."""
+        return store_of(self.job)
+
+    @property
+    def reader(self) -> FeatureReader:
+        """What reads the features of tonight's input."""
+        judge = self.job.model is not None
+        return FeatureReader(self.resolved.features, self.resolved.inputs, self.job.input, judge)
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """The stored columns that hold features, each once."""
+        columns = self.resolved.features.values()
+        return tuple(dict.fromkeys(name for names in columns for name in names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, without the input."""
+        return {
+            "job": self.job.to_dict(),
+            "resolved": self.resolved.to_dict(),
+            "identity": self.identity.to_dict(),
+            "layout": self.layout.to_dict(),
+            "request": self.request,
+            "new_space": self.new_space,
+            "recompute": self.recompute,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NightPlan:
+        """The plan that `to_dict` gave."""
+        return cls(
+            job=Job.model_validate(data["job"]),
+            resolved=Resolved.from_dict(data["resolved"]),
+            identity=Identity.from_dict(data["identity"]),
+            layout=StoreLayout.from_dict(data["layout"]),
+            request=data["request"],
+            new_space=data["new_space"],
+            recompute=data["recompute"],
+            notes=tuple(data["notes"]),
+        )
+
+    def question(self, facts: StoreFacts) -> str:
+        """Hash of all that the staged result of a night depends on, limits of the gate excepted."""
+        store = self.store
+        return checked_json.sha256(
+            {
+                "identity": self.identity.to_dict(),
+                "live": facts.live,
+                "hash": HASH_VERSION,
+                "recompute": self.recompute,
+                "store": [store.mode, store.delete_column, store.bad_rows],
+                "layout": self.layout.to_dict(),
+            }
+        )
+
+
+def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> NightPlan:
+    """Look at input and model; TensorFlow is imported only where a choice is still to be made.
+
+    Args:
+        job: What was asked for.
+        facts: What stands in the store.
+        staged: The plan of a night that is staged: a choice that was measured for it stays.
+
+    Raises:
+        Refused: The job cannot be done as asked.
+    """
+    _check_job(job)
+    preparation = Preparation(job, least_rows=_LEAST_ROWS)
+    resolved, request, notes = _choices(preparation, facts, staged)
+    identity = identify(preparation.job, resolved, preparation.table.files, None)
+    rows = store_layout(preparation.job, resolved, facts.layout)
+    new_space, recompute, more = _compared(job, identity, facts)
+    retyped = _retyped(facts.layout, rows)
+    notes = (*notes, *more, *retyped, *_other_columns(facts.layout, rows))
+    recompute = recompute or bool(retyped)
+    if recompute and store_of(job).mode == "delta":
+        raise InputError(_needs_every_row(notes))
+    return NightPlan(
+        job=preparation.job,
+        resolved=resolved,
+        identity=identity,
+        layout=rows,
+        request=request,
+        new_space=new_space,
+        recompute=recompute,
+        notes=notes,
+        table=preparation.table,
+    )
+
+
+def _other_columns(before: StoreLayout | None, rows: StoreLayout) -> Iterator[str]:
+    """Say which passed-through columns come, go or change their type."""
+    if before is None:
+        return
+    old, new = (
+        {name: each.schema.field(name).type for name in each.passthrough} for each in (before, rows)
+    )
+    for name in sorted(old.keys() | new.keys()):
+        if name not in new:
+            yield f"The passed-through column `{name}` leaves the store."
+        elif name not in old:
+            yield f"The passed-through column `{name}` is new in the store."
+        elif old[name] != new[name]:
+            yield f"The passed-through column `{name}` was {old[name]} and is {new[name]} now."
+
+
+def store_of(job: Job) -> Store:
+    """The job's store.
+
+    Raises:
+        JobError: It has none.
+    """
+    if job.store is None:
+        msg = (
+            "`store` is missing: a refresh keeps its vectors in a store. Add "
+            "`store: {path: ../stores/items.lance}` to the job, or use `batchnorm-tool run`."
+        )
+        raise JobError(msg)
+    if is_uri(job.store.path):
+        msg = (
+            "`store.path` must be a local directory in this version. "
+            f"Received: `{job.store.path}`. Keep the store on a local disk, and copy it from there."
+        )
+        raise JobError(msg)
+    return job.store
+
+
+def _check_job(job: Job) -> None:
+    store_of(job)
+    if job.input.key is None and job.input.keys is None:
+        msg = (
+            "`input.key` is missing: from one night to the next, rows are told apart by their key. "
+            "Expected a column name, or a list of them. Name the column in `input.key`."
+        )
+        raise JobError(msg)
+    if job.model is not None and job.model.batch_dependent == "accept":
+        msg = (
+            "`model.batch_dependent` cannot be `accept` in a store, where only changed rows are "
+            "predicted, each night others together. Score all rows with `batchnorm-tool run`."
+        )
+        raise JobError(msg)
+    for (section, key), allowed in ALLOWED.items():
+        value = getattr(getattr(job, section), key)
+        if value not in allowed:
+            choices = ", ".join(f"`{choice}`" for choice in allowed)
+            msg = (
+                f"`{section}.{key}` cannot be `{value}` in a store, where every row has a finite "
+                f"vector. Expected {choices}. What becomes of a bad row that had a good vector, "
+                "`store.bad_rows` says."
+            )
+            raise JobError(msg)
+
+
+def _choices(
+    preparation: Preparation, facts: StoreFacts, staged: NightPlan | None
+) -> tuple[Resolved, str, tuple[str, ...]]:
+    """The choices of last night, or of the staged one, where they still fit; or new ones."""
+    if facts.resolved is not None:
+        kept = Resolved.from_dict(facts.resolved)
+        if _request(preparation, kept) == facts.request:
+            return _carrying(kept, preparation), str(facts.request), ()
+    if staged is not None and _request(preparation, staged.resolved) == staged.request:
+        noted = {_place_matters(staged.resolved.batch_size)} & {*staged.notes}
+        return _carrying(staged.resolved, preparation), staged.request, tuple(noted)
+    resolved = preparation.plan().resolved
+    batch_size = preparation.independent_batch_size(resolved)
+    notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
+    resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)
+    return resolved, _request(preparation, resolved), notes
+
+
+def _carrying(choices: Resolved, preparation: Preparation) -> Resolved:
+    """Choices that were made earlier, with tonight's passed-through columns."""
+    carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
+    return replace(choices, carried=carried)
+
+
+def _place_matters(batch_size: int) -> str:
+    return (
+        f"With a batch size of {batch_size:,} the low bits of a prediction depend on the row's "
+        "place in its batch: a row that is predicted again may differ in the last digits. A "
+        "`model.batch_size` that is a multiple of 48 mostly helps."
+    )
+
+
+def _request(preparation: Preparation, resolved: Resolved) -> str:
+    """Hash of what the choices are made from, whichever rows there are."""
+    job, schema = preparation.job.to_dict(), preparation.table.schema
+    columns = [name for names in resolved.features.values() for name in names]
+    model = {key: value for key, value in (job["model"] or {}).items() if key != "path"}
+    return checked_json.sha256(
+        {
+            "input": {name: job["input"][name] for name in _READING},
+            "columns": {name: _kind(schema, name) for name in columns},
+            "model": {**model, "content": resolved.model_content and preparation.content},
+            "transform": preparation.transform_sha256,
+            "normalize": {name: job["normalize"][name] for name in _NORMS},
+            "output": [job["output"]["dtype"], job["output"]["columns"]],
+            "engine": [preparation.job.engine.device, preparation.job.engine.threads],
+        }
+    )
+
+
+def _kind(schema: pa.Schema, name: str) -> str | None:
+    if name not in schema.names:
+        return None
+    field = schema.field(name)
+    return f"{field.type} {sorted((field.metadata or {}).items())}"
+
+
+def _compared(
+    job: Job, identity: Identity, facts: StoreFacts
+) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether the space is new, whether all rows are recomputed, and what to say of it."""
+    if facts.identity is None or facts.live is None:
+        return False, False, ()
+    live = Identity.from_dict(facts.identity)
+    if live.space_id != identity.space_id:
+        return True, True, (_new_space(live, identity),)
+    if live.bits == identity.bits:
+        return False, False, ()
+    recompute = store_of(job).on_new_bits == "recompute"
+    return False, recompute, (_new_bits(live, identity, recompute=recompute),)
+
+
+def _needs_every_row(notes: tuple[str, ...]) -> str:
+    return (
+        f"`store.mode: delta` cannot do this night: {' '.join(notes) or 'rows are hashed anew.'} "
+        "Expected an input that holds every row. Received: one that holds only what changed. Give "
+        "all rows once, with `--set store.mode=full --set store.delete_column=null`."
+    )
+
+
+def _retyped(before: StoreLayout | None, rows: StoreLayout) -> tuple[str, ...]:
+    """What to say where the vectors get another type: rounded twice, they would not be the same."""
+    if before is None or before.dtype == rows.dtype:
+        return ()
+    return (f"Vectors were {before.dtype} and become {rows.dtype}: every row is computed anew.",)
+
+
+def _new_space(live: Identity, tonight: Identity) -> str:
+    found = ", ".join(_of_group(live, tonight, "space")) or "how the features are read"
+    return (
+        f"A new space: every row is computed anew, because vectors of two spaces are never mixed. "
+        f"What differs: {found}."
+    )
+
+
+def _new_bits(live: Identity, tonight: Identity, *, recompute: bool) -> str:
+    found = ", ".join(_of_group(live, tonight, "bits"))
+    fate = "every row is computed anew" if recompute else "only changed rows are computed"
+    return f"Low bits may differ from those of the live version ({found}): {fate}."
+
+
+def _of_group(live: Identity, tonight: Identity, group: str) -> list[str]:
+    """What differs in one group of two identities, in words."""
+    others: Mapping[str, Any] = {group: getattr(tonight, group)}
+    return list(differences(live, replace(live, **others)))
+
+
+def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> StoreLayout:
+    """The columns of the store that a night leaves behind.
+
+    Args:
+        job: What was asked for.
+        resolved: Every open choice, made.
+        before: The columns of the live version. A column that holds the same values in another
+            encoding, as another program writes it, keeps its type.
+
+    Raises:
+        JobError: A row would have several vectors, or two columns one name.
+        InputError: The key is another, or a column of a delta has another type.
+    """
+    output = _only_output(output_schema.output_layouts(job, resolved.outputs))
+    carried = [_as_before(_kept(field), before) for field in resolved.carried]
+    keys = output_schema.key_columns(job.input)
+    by_name = {field.name: field for field in carried}
+    rest = [field for field in carried if field.name not in keys]
+    vector = output_schema.flat_field(output.vector_column, job.output.dtype, (output.width,))
+    norm = pa.field(output.norm_column, pa.float64())
+    assert job.store is not None  # noqa: S101  (a refresh has one)
+    names = tuple(name for _, name in job.store.columns)
+    ours = [field.with_name(name) for field, name in zip(BOOKKEEPING, names, strict=True)]
+    fields = [*(by_name[name] for name in keys), vector, norm, *ours, *rest]
+    by_key = {"output.columns.vector": vector.name, "output.columns.norm": norm.name}
+    by_key |= {f"store.columns.{key}": name for key, name in job.store.columns}
+    _check_names([field.name for field in fields], {name: key for key, name in by_key.items()})
+    rows = StoreLayout(
+        keys=keys,
+        passthrough=tuple(field.name for field in rest),
+        vector=vector.name,
+        norm=norm.name,
+        norm_label=output.norm.label,
+        schema=pa.schema(fields),
+        bookkeeping=names,
+    )
+    if before is not None:
+        _check_keys(rows, before)
+        if job.store.mode == "delta":
+            _check_types(rows, before)
+    return rows
+
+
+def _kept(field: pa.Field) -> pa.Field:
+    """Return a column as a store keeps it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    kind = stored_type(field.type)
+    if kind is None:
+        msg = (
+            f"The column `{field.name}` cannot be kept in a store. Expected a type that Lance and "
+            f"Parquet have. Received: {field.type}. Write it as numbers, text or lists, or leave "
+            "it out of `input.passthrough`."
+        )
+        raise InputError(msg)
+    return pa.field(field.name, kind)
+
+
+def _as_before(field: pa.Field, before: StoreLayout | None) -> pa.Field:
+    """A column with the type that it has in the store, where that takes all of tonight's values."""
+    if before is None or field.name not in before.carried.names:
+        return field
+    stored = before.schema.field(field.name)
+    is_taken = holds(stored.type, field.type) or stored_type(stored.type) == field.type
+    return stored if is_taken else field
+
+
+def _only_output(outputs: Sequence[OutputLayout]) -> OutputLayout:
+    output = outputs[0]
+    if len(outputs) > 1 or output.vectors > 1 or output.norm_per_vector:
+        shapes = "; ".join(f"`{one.name}` of shape {one.shape}" for one in outputs)
+        msg = (
+            "A store holds one vector for each row. Expected one output with one axis. Received: "
+            f"{shapes}. Name one in `model.outputs`, or take `normalize.axis: all`."
+        )
+        raise JobError(msg)
+    return output
+
+
+def _check_names(names: list[str], ours: dict[str, str]) -> None:
+    """Refuse names that a dataset cannot have; ``ours`` tells which key of the job renames one."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        msg = (
+            f"Two columns of the store would be called `{twice}`. Expected: each name once. "
+            f"Received: {', '.join(names)}. Rename the store's own with "
+            f"`--set {ours[twice]}=NAME`, or leave the other out of `input.passthrough`."
+        )
+        raise JobError(msg)
+    wrong = next((name for name in names if name in _OF_LANCE or not _NAME.fullmatch(name)), None)
+    if wrong is not None:
+        msg = (
+            f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that is none "
+            f"of Lance's own ({', '.join(_OF_LANCE)}), without a dot, which leads into a nested "
+            f"column, a backtick or NUL. Received: {', '.join(names)}. Rename the column in the "
+            "input, or leave it out of `input.passthrough`."
+        )
+        raise JobError(msg)
+
+
+def _check_keys(rows: StoreLayout, before: StoreLayout) -> None:
+    if before.key_schema != rows.key_schema:
+        expected, received = (
+            ", ".join(f"`{field.name}` ({field.type})" for field in schema)
+            for schema in (before.key_schema, rows.key_schema)
+        )
+        msg = (
+            "`input.key`: the store knows its rows by another key. "
+            f"Expected {expected}. Received: {received}. "
+            "Give the input the same key, or begin a new store with another `store.path`."
+        )
+        raise InputError(msg)
+
+
+def _check_types(rows: StoreLayout, before: StoreLayout) -> None:
+    """Rows that a delta does not hold keep their values, so that a column keeps its type."""
+    for name in {*before.passthrough} & {*rows.passthrough}:
+        expected, received = (each.schema.field(name).type for each in (before, rows))
+        if not holds(received, expected):
+            msg = (
+                f"`store.mode: delta`, column `{name}`: rows that the input lacks keep what they "
+                f"have. Expected: {expected}. Received: {received}. Write the column with the type "
+                "that it has, or give all rows once, with `--set store.mode=full`."
+            )
+            raise InputError(msg)

@@ -1,0 +1,221 @@
+"""Bring a store of embeddings up to date with tonight's input: only what changed, whole or not.
+
+::
+
+    plan -> difference -> gate (input) -> reuse, score -> candidate -> gate (output)
+         -> merge -> targets -> old versions removed
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.commands.refresh import evaluate
+from batchnorm_tool.commands.refresh.changes.detect import find_difference
+from batchnorm_tool.commands.refresh.commit import check_dataset, discard_night, now, recover
+from batchnorm_tool.commands.refresh.evaluate import (
+    conclude,
+    deliver_live,
+    finish_night,
+    staged_record,
+)
+from batchnorm_tool.commands.refresh.metrics import measured
+from batchnorm_tool.commands.refresh.plan import plan_night, store_of
+from batchnorm_tool.commands.refresh.record import NOTHING, Night, counted, gate_figures
+from batchnorm_tool.commands.refresh.staging import (
+    StagingOptions,
+    begin,
+    staged_plan,
+    supersede,
+    tonight_of,
+)
+from batchnorm_tool.errors import Refused
+from batchnorm_tool.formats import let_go
+from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.publish import check_layout, check_targets
+from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.store.lance import check_installed
+from batchnorm_tool.store.state import StoreState, index_path
+
+if TYPE_CHECKING:
+    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.staging import Staging
+    from batchnorm_tool.job import Job
+
+
+def _say_nothing(text: str) -> None:
+    """Tell nobody."""
+
+
+def refresh(  # noqa: PLR0913  (each is a flag of the command)
+    job: Job,
+    *,
+    wait_seconds: float = 0.0,
+    metrics_file: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = _say_nothing,
+    run_id: str | None = None,
+) -> Night:
+    """Bring a store up to date with tonight's input, guard it, and publish it.
+
+    Only new and changed rows meet the model; rows are told apart by their key, and compared by a
+    128-bit hash of their features. Whoever reads the store sees last night's version or tonight's.
+    Killed anywhere, the same call finishes.
+
+    Args:
+        job: What to do, with the section ``store``.
+        wait_seconds: How long to wait while another run holds the store.
+        metrics_file: Write Prometheus metrics to this file, however the night ends.
+        progress: Who is told how far the work is; nobody by default.
+        announce: Told what a person should know, before and while the work goes on.
+        run_id: What this attempt is known by in records and logs; default: drawn.
+
+    Returns:
+        The night: published, or with nothing to do.
+
+    Raises:
+        Refused: The job cannot be done as asked; nothing was written.
+        BadRows: The data broke a row policy; nothing was published.
+        Held: A limit is broken, the space is new, or the store is on hold: the night waits for
+            `accept`, and nothing was published.
+        TargetFailed: The store holds the new version, and a target does not.
+        Busy: Another run holds the store.
+        WorkFailed: Something failed half way; the same call resumes.
+
+    Example:
+        >>> from batchnorm_tool import Job, refresh
+        >>> night = refresh(Job.load("configs/refresh.yaml"))  # doctest: +SKIP
+        >>> night.state, night.rows["changed"]  # doctest: +SKIP
+        ('published', 17)
+    """
+    store = store_of(job)
+    state = StoreState(store.path)
+    options = StagingOptions(progress or Quiet(), run_id=run_id or secrets.token_hex(8))
+
+    def work() -> Night:
+        check_installed()
+        check_targets(job.publish)
+        try:
+            with state.lock(wait_seconds):
+                recover(state)
+                return _refresh_locked(state, job, options, announce)
+        finally:
+            let_go()
+
+    return measured(state.path, metrics_file, work)
+
+
+def plan_refresh(job: Job) -> dict[str, Any]:
+    """What `refresh` would change, without the model and without writing to the store.
+
+    Args:
+        job: What to do.
+
+    Returns:
+        ``rows`` by kind, ``gate`` with what the limits on the input say, ``new_space`` and
+        ``notes``, as plain data.
+
+    Raises:
+        Refused: The job cannot be done as asked.
+        BadRows: The data breaks a row policy.
+    """
+    state = StoreState(store_of(job).path)
+    check_installed()
+    check_targets(job.publish)
+    facts = state.facts()
+    plan = plan_night(job, facts, staged_plan(state))
+    check_layout(job.publish, plan.layout)
+    index = None if facts.live is None else state.storage.root / index_path(facts.live)
+    # Beside the store where that is possible: what differs may be as large as the input.
+    beside = Path(state.path).parent
+    with tempfile.TemporaryDirectory(
+        prefix="batchnorm-tool-", dir=beside if os.access(beside, os.W_OK) else None
+    ) as scratch:
+        place = LocalStorage(scratch)
+        if index is not None:
+            (Path(scratch) / "index").mkdir()
+            (Path(scratch) / "index" / index.name).symlink_to(index)
+        name = None if index is None else f"index/{index.name}"
+        found = find_difference(tonight_of(plan), name, place, recompute=plan.recompute)
+    last = state.record(facts.live) if facts.live is not None else None
+    findings = evaluate.judge_input(plan, found, last["input"] if last else None)
+    return {
+        "store": state.path,
+        "live": facts.live,
+        "rows": counted(found),
+        "gate": gate_figures(job.gate.action, findings),
+        "new_space": plan.new_space,
+        "hold": facts.hold,
+        "notes": list(plan.notes),
+    }
+
+
+def _refresh_locked(
+    state: StoreState, job: Job, options: StagingOptions, announce: Callable[[str], None]
+) -> Night:
+    facts = state.facts()
+    check_dataset(state, facts)
+    plan = plan_night(job, facts, staged_plan(state))
+    check_layout(job.publish, plan.layout)
+    for note in plan.notes:
+        announce(note)
+    staging = begin(state, facts, plan, options)
+    try:
+        difference = staging.difference()
+    except Refused:
+        discard_night(state, staging.facts)
+        raise
+    announce(_in_words(difference))
+    record = staged_record(staging, difference)
+    if _is_nothing(staging, difference):
+        return _nothing(staging, record)
+    return conclude(staging, difference, record)
+
+
+def _in_words(difference: Difference) -> str:
+    counts = difference.counts
+    return (
+        f"{counts.rows_in:,} rows in: {counts.new:,} new, {counts.changed:,} changed, "
+        f"{counts.vanished:,} vanished; {counts.for_the_model:,} need a vector."
+    )
+
+
+def _is_nothing(staging: Staging, difference: Difference) -> bool:
+    before = staging.facts.layout
+    return (
+        staging.facts.live is not None
+        and difference.counts.is_nothing
+        and not staging.plan.recompute
+        and before is not None
+        and before.schema == staging.plan.layout.schema
+    )
+
+
+def _nothing(staging: Staging, record: dict[str, Any]) -> Night:
+    """Leave the store as it is; a target that is behind is brought up to date all the same."""
+    state = staging.state
+    facts = supersede(state, staging.facts)
+    live = state.record(facts.live or 0) or {}
+    record = {
+        **record,
+        "kind": "nothing to do",
+        "version": facts.live,
+        "norms": live.get("norms"),
+        "gate": live.get("gate"),
+        "finished": now(),
+        "seconds": staging.clock.seconds,
+    }
+    record["rows"] = {**record["rows"], **_lasting(live)}
+    with staging.clock.phase("targets"):
+        targets = deliver_live(state, facts, staging.plan.job.publish)
+    night = Night(state.path, NOTHING, facts.live, record, targets)
+    return finish_night(night, state, staging.plan.store.keep)
+
+
+def _lasting(live: dict[str, Any]) -> dict[str, int]:
+    return {name: live["rows"][name] for name in ("stale", "quarantined", "live")} if live else {}

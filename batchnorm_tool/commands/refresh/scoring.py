@@ -1,0 +1,227 @@
+"""The changed rows of a night through the model: what is known is reused, the rest is scored.
+
+The rows travel the line of every run, from the spooled features to staged vectors, so that parts,
+commit records and resuming are those of `run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.refresh.changes.worker import CHANGED
+from batchnorm_tool.commands.refresh.plan import ALLOWED
+from batchnorm_tool.commands.run.run import run
+from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.job import Input, Job, Output
+from batchnorm_tool.pipeline.manifest import read_refusals
+from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.store.rows import (
+    NOWHERE,
+    Addresses,
+    KeyPlaces,
+    addresses_of_hashes,
+    as_ids,
+    at_addresses,
+    bytes_of,
+    read_directory,
+    read_rows,
+    write_rows,
+)
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    NIGHT,
+    PASSTHROUGH_HASH,
+    STATUS,
+    StoreLayout,
+    replaced_path,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.run.run import RunResult
+    from batchnorm_tool.progress import Progress
+    from batchnorm_tool.store.state import StoreFacts, StoreState
+
+REUSED = f"{NIGHT}/reused"
+SCORED = f"{NIGHT}/scored"
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class KnownVectors:
+    """Where the vectors lie of rows that a kept version had, and the live one has no more.
+
+    Attributes:
+        lance_version: Lance's number of the version that has them.
+        hashes: ``uint8[n, 16]``, their feature hashes.
+    """
+
+    lance_version: int
+    hashes: np.ndarray
+
+
+def known_vectors(state: StoreState, facts: StoreFacts, plan: NightPlan) -> list[KnownVectors]:
+    """Vectors of tonight's space that only older kept versions have, newest first.
+
+    Each version notes the feature hashes of the rows that it replaced or removed; their vectors
+    lie in the version that it was built on.
+    """
+    found = []
+    for version in sorted(facts.versions, reverse=True):
+        record = state.record(version)
+        base = record["base"] if record else None
+        if base not in facts.versions or not _fits(state, base, plan):
+            continue
+        path = state.storage.root / replaced_path(version)
+        if path.exists():
+            hashes = np.load(path, allow_pickle=False)
+            found.append(KnownVectors(facts.versions[base], hashes))
+    return [each for each in found if len(each.hashes)]
+
+
+def _fits(state: StoreState, version: int, plan: NightPlan) -> bool:
+    """Whether vectors of a version can stand among tonight's."""
+    record = state.record(version)
+    if record is None or record["space"] != plan.identity.space_id:
+        return False
+    if not _has_columns(StoreLayout.from_dict(record["basis"]["layout"]), plan.layout):
+        return False
+    return plan.store.on_new_bits == "keep" or record["bits"] == plan.identity.bits_id
+
+
+def _has_columns(layout: StoreLayout, wanted: StoreLayout) -> bool:
+    """Whether vectors and what is noted of them lie in columns of the names that are wanted."""
+    names = [(each.vector, each.norm, each.dtype, each.bookkeeping) for each in (layout, wanted)]
+    return names[0] == names[1]
+
+
+def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None:
+    """Take rows whose vectors are known out of the spool; they are written with these vectors."""
+    for each in known:
+        places = KeyPlaces(as_ids(each.hashes))
+        wanted = [
+            hashes[places.find(as_ids(hashes)) >= 0]
+            for table in read_directory(state.storage, CHANGED)
+            for hashes in [bytes_of(table[FEATURE_HASH])]
+        ]
+        if not sum(map(len, wanted)):
+            continue
+        columns = plan.layout.stored(FEATURE_HASH, STATUS)
+        hashes = np.concatenate(wanted)
+        addresses = addresses_of_hashes(state.path, each.lance_version, hashes, columns)
+        for name in state.storage.names(CHANGED):
+            _reuse_file(state, plan, (each.lance_version, addresses), name)
+
+
+def _reuse_file(
+    state: StoreState, plan: NightPlan, known: tuple[int, Addresses], name: str
+) -> None:
+    tables = list(read_rows(state.storage, f"{CHANGED}/{name}"))
+    if not tables:  # a newer version had all of its rows
+        return
+    spooled = pa.concat_tables(tables)
+    lance_version, addresses = known
+    found = addresses.find(as_ids(bytes_of(spooled[FEATURE_HASH])))
+    hits = found != NOWHERE
+    if not hits.any():
+        return
+    vectors = _stored(state.path, lance_version, found[hits], plan.layout)
+    if plan.job.normalize.zero != "keep":
+        # A vector of zeros may have been welcome then: what becomes of it now, the run decides.
+        fit = vectors[plan.layout.norm].to_numpy() != 0
+        hits[hits], vectors = fit, vectors.filter(pa.array(fit))
+    rows = plan.layout
+    kept = [*rows.keys, *rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH]
+    reused = spooled.select(kept).filter(pa.array(hits))
+    for column in (rows.vector, rows.norm):
+        reused = reused.append_column(rows.schema.field(column), vectors[column])
+    write_rows(state.storage, f"{REUSED}/{lance_version:06d}-{name}", reused.schema, [reused])
+    rest = spooled.filter(pa.array(~hits))
+    write_rows(state.storage, f"{CHANGED}/{name}", spooled.schema, [rest])
+
+
+def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreLayout) -> pa.Table:
+    """Vectors and norms of the rows at some addresses of a version."""
+    columns = [layout.vector, layout.norm]
+    schema = pa.schema([layout.schema.field(name) for name in columns])
+    tables = at_addresses(path, lance_version, addresses, columns)
+    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+
+
+def score(
+    state: StoreState, plan: NightPlan, difference: Difference, progress: Progress
+) -> RunResult | None:
+    """Predict and normalize what is spooled; ``None`` where nothing is.
+
+    Raises:
+        BadRows: A row met the policy ``fail``.
+        WorkFailed: Something failed half way; the same command resumes.
+    """
+    if not rows_in(state.storage, CHANGED):
+        return None
+    try:
+        result = run(scoring_job(state, plan, difference), progress=progress)
+    except BadRows as error:
+        raise BadRows(_broken_policy(state.storage.root / SCORED, plan.job)) from error
+    content = result.manifest["identity"]["space"]["model"]
+    if content != plan.resolved.model_content:
+        msg = (
+            "The model file changed while the night was under way. Expected the content "
+            f"{plan.resolved.model_content}. Received: {content}. Run the same command again."
+        )
+        raise WorkFailed(msg)
+    return result
+
+
+def _broken_policy(scored: Path, job: Job) -> str:
+    """Name the rows by their keys: where they lie in the spool is nobody's concern."""
+    refused = list(read_refusals(LocalStorage(scored)))
+    rows = [row for record in refused for row in record.first_bad_rows][:_NAMED_ROWS]
+    choices = [
+        f"set `{section}.{key}` to {' or '.join(fate for fate in fates if fate != 'fail')}"
+        for (section, key), fates in ALLOWED.items()
+        if getattr(getattr(job, section), key) == "fail"
+    ]
+    return Lines(
+        f"{sum(record.counts.failed for record in refused):,} rows broke a row policy, and nothing "
+        "was published. The first are:",
+        *(f"  key {row.key}: {row.reason}" for row in rows),
+        f"Mend the input, or {'; or '.join(choices)}.",
+    )
+
+
+def rows_in(storage: LocalStorage, directory: str) -> int:
+    """Rows in all files of a directory of the night."""
+    return sum(table.num_rows for table in read_directory(storage, directory))
+
+
+def scoring_job(state: StoreState, plan: NightPlan, difference: Difference) -> Job:
+    """The run that scores the spool: the job's model and norm, over rows that are read already."""
+    rows, job, root = plan.layout, plan.job, state.storage.root
+    source = Input(
+        path=str(root / CHANGED),
+        format="arrow",
+        key=list(rows.keys),
+        features={name: [column] for name, column in difference.features.items()},
+        passthrough=[*rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH],
+        invalid=job.input.invalid,
+    )
+    output = Output(
+        path=str(root / SCORED),
+        dtype=job.output.dtype,
+        columns=job.output.columns,
+        part_rows=job.output.part_rows,
+    )
+    model = job.model
+    if model is not None:
+        model = model.model_copy(update={"batch_size": plan.resolved.batch_size})
+    # Bad rows are the gate's to judge, beside all the others.
+    normalize = job.normalize.model_copy(update={"max_bad_fraction": 1.0})
+    return Job(input=source, model=model, normalize=normalize, output=output, engine=job.engine)

@@ -1,0 +1,1 @@
+"""`run` and `score`: feed a table through a model and write what it predicts."""

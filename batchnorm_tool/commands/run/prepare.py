@@ -1,0 +1,364 @@
+"""From a job to its plan: look at input and model, and make every choice that is left open."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from batchnorm_tool import features, models
+from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.errors import InputError, JobError, OutputError, collected
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.inputs import reading
+from batchnorm_tool.inputs import table as inputs_table
+from batchnorm_tool.models import security
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.plan import Plan, Resolved, choose_part_rows, identify
+from batchnorm_tool.pipeline.worker import load_model
+from batchnorm_tool.storage import checked_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from batchnorm_tool.inputs.files import Table
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.models.batching import Predictor
+    from batchnorm_tool.models.security import ModelReport
+
+# Rows that are read to see what the model makes of them, and to time it.
+_SAMPLE_ROWS = 256
+# Features and vectors of one chunk: small enough for the cache that cores share, large enough that
+# what Python does for each (3 ms, in which no other thread runs Python) disappears.
+_CHUNK_BYTES = 8 * 2**20
+_STORED_BATCH = 4096
+
+T = TypeVar("T")
+_Sample = dict[str, np.ndarray]
+
+
+@dataclass
+class Preparation:
+    """A job whose input and model file have been looked at, and whose model loads when needed.
+
+    Args:
+        job: What was asked for; the columns of a keys file become its key if it names none.
+        limit: Only so many rows from the start; ``None`` for all.
+        least_rows: Choose a batch size for so many rows at least: later nights may have more.
+
+    Raises:
+        Refused: Input or model cannot be read at all, or do not fit the job.
+    """
+
+    job: Job
+    limit: int | None = None
+    least_rows: int = 0
+    table: Table = field(init=False)
+    report: ModelReport | None = field(init=False, default=None)
+    _predictor: Predictor | None = field(init=False, default=None)
+    _warnings: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        with collected(self._warnings.append):
+            self.table = inputs_table.open_table(self.job.input)
+        _check_apart(self.job, self.table)
+        self.job = _with_key(self.job, self.table)
+        if self.job.model is not None:
+            self.report = security.examine(self.job.model.path)
+        with self._naming_the_input():
+            self._carried = output_schema.carried_schema(
+                self.job.input, self.table.schema, self.table.rows
+            )
+        self.table.check([*output_schema.key_columns(self.job.input), *self.job.input.passthrough])
+
+    @property
+    def request(self) -> str:
+        """Hash of all that the open choices are made from."""
+        job = self.job.to_dict()
+        chosen = {name: job[name] for name in ("input", "model", "output")}
+        chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
+        chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
+        del chosen["input"]["invalid"]
+        # Without a model, their order is the order of the outputs, and a mapping hides it.
+        chosen["order"] = list(job["input"]["features"] or ())
+        chosen["content"] = self.content
+        chosen["transform"] = self.transform_sha256
+        chosen["files"] = [file.to_dict() for file in self.table.files]
+        return checked_json.sha256([chosen, self.rows])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the run."""
+        return self.table.rows if self.limit is None else min(self.table.rows, self.limit)
+
+    @property
+    def content(self) -> str | None:
+        """Hash of the model's architecture and weights; ``None`` without a model."""
+        return self.report.content if self.report else None
+
+    @property
+    def transform_sha256(self) -> str | None:
+        """SHA-256 of the source of ``input.transform``; ``None`` without one."""
+        name = self.job.input.transform
+        return None if name is None else features.load_transform(name).source_sha256
+
+    def plan(self, choices: Resolved | None = None) -> Plan:
+        """The plan of the run.
+
+        Args:
+            choices: What was chosen earlier for the same `request`; without it the model is loaded,
+                and the choices are made.
+
+        Raises:
+            Refused: The job cannot be done as asked.
+        """
+        with collected(lambda _: None):  # they are found again below, whoever made the choices
+            resolved = self._resolve() if choices is None else self._confirmed(choices)
+        layouts = output_schema.output_layouts(self.job, resolved.outputs)
+        output_schema.output_schema(resolved.carried, layouts, self.job.output.dtype)
+        output_schema.check_directories(layouts, self.job.output.format)
+        return Plan(
+            job=self.job,
+            files=self.table.files,
+            resolved=resolved,
+            identity=identify(self.job, resolved, self.table.files, self.limit),
+            request=self.request,
+            limit=self.limit,
+            warnings=tuple(dict.fromkeys(self._findings(resolved))),
+        )
+
+    def _confirmed(self, choices: Resolved) -> Resolved:
+        """Choices made earlier; where other low bits are welcome, on the device that is here."""
+        if not self.job.engine.mixed_bits:
+            return choices
+        model = self._load()
+        return replace(choices, device=model.device, threads=model.threads)
+
+    def _findings(self, resolved: Resolved) -> Iterator[str]:
+        """What a person should know.
+
+        It is the same whether the choices are new or from an earlier run: the manifest holds it.
+        """
+        yield from self._warnings
+        found: list[str] = []
+        with collected(found.append):
+            columns = self._match(resolved.inputs if self.job.model is not None else ())
+            self._sample(columns, resolved.inputs)
+        yield from found
+        yield from output_schema.single_number_warnings(
+            output_schema.output_layouts(self.job, resolved.outputs)
+        )
+        for finding in self.report.findings if self.report else ():
+            if finding.severity == "warn":
+                yield f"The model holds {finding.what} (in {finding.where})."
+        if not self.rows:
+            yield "The input has no rows: the result is valid and empty."
+
+    def predictor(self) -> Predictor:
+        """The model, loaded once."""
+        return self._load()
+
+    def independent_batch_size(self, resolved: Resolved) -> int | None:
+        """A batch size near the chosen one at which a row's bits do not depend on its place.
+
+        Args:
+            resolved: The choices; a batch size that the job or the model fixes is only judged.
+
+        Returns:
+            The size; ``None`` where bits depend on the place.
+        """
+        model, chosen = self._load(), resolved.batch_size
+        if self.job.model is None:
+            return chosen
+        sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
+        return self._on_sample(
+            dict(resolved.features),
+            resolved.inputs,
+            lambda sample: models.independent_batch_size(model, sample, sizes),
+        )
+
+    def _load(self) -> Predictor:
+        if self._predictor is None:
+            self._predictor = self._open_model()
+        return self._predictor
+
+    def _open_model(self) -> Predictor:
+        if self.job.model is None:
+            return models.IdentityPredictor(self._fields(self._match(()), ()))
+        return load_model(self.job.model, self.content, self.job.engine)
+
+    def _resolve(self) -> Resolved:
+        model = self._load()
+        wanted = model.inputs if self.job.model is not None else ()
+        columns = self._match(wanted)
+        inputs = self._fields(columns, wanted)
+        return self._on_sample(
+            columns, inputs, lambda sample: self._choose(model, columns, inputs, sample)
+        )
+
+    def _choose(
+        self,
+        model: Predictor,
+        columns: dict[str, tuple[str, ...]],
+        inputs: tuple[Field, ...],
+        sample: _Sample,
+    ) -> Resolved:
+        batch_size = self._batch_size(model, sample)
+        # Kept: the work would compile it anew.
+        self._predictor = sized = model.with_batch_size(batch_size)
+        accepted = self.job.model is not None and self.job.model.batch_dependent == "accept"
+        outputs = models.examine(model, sized, sample, batch_dependent=accepted)
+        part_rows = self.job.output.part_rows
+        if accepted and part_rows != "auto" and part_rows % batch_size:
+            msg = (
+                f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
+                f"whole batches in every part. Give a multiple of {batch_size}, or auto."
+            )
+            raise JobError(msg)
+        row_bytes = _row_bytes(outputs, self.job.output.dtype)
+        if part_rows == "auto":
+            rate = self._rows_per_second(sized, sample)
+            part_rows = choose_part_rows(
+                batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
+            )
+        return Resolved(
+            batch_size=batch_size,
+            chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + _sample_bytes(sample)),
+            part_rows=part_rows,
+            inputs=inputs,
+            outputs=outputs,
+            features=columns,
+            carried=self._carried,
+            device=model.device,
+            threads=model.threads,
+            model_content=self.content,
+            transform=self.transform_sha256,
+        )
+
+    def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
+        with self._naming_the_input():
+            return features.match_features(self.table.schema, inputs, self.job.input, self._head)
+
+    @contextmanager
+    def _naming_the_input(self) -> Iterator[None]:
+        """Put the first file before the words of whoever sees only its columns."""
+        try:
+            yield
+        except InputError as error:
+            path = self.table.files[0].path
+            told = error.message if path in error.message else f"{path}: {error.message}"
+            raise InputError(told) from error
+
+    def _fields(
+        self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
+    ) -> tuple[Field, ...]:
+        """The inputs with every open size made known by the first rows."""
+        if self.job.input.transform is not None:
+            return inputs
+        rows = reading.head_with_lists(self.table, _names(columns), _SAMPLE_ROWS)
+        with self._naming_the_input():
+            return features.infer_fields(rows, columns, inputs, self.job.input)
+
+    def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
+        """The first rows, with the feature columns."""
+        return reading.head(self.table, _names(columns), min(self.rows, _SAMPLE_ROWS))
+
+    def _sample(self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]) -> _Sample:
+        """The features of the first good rows; one row of filler where there is none."""
+        reader = FeatureReader(
+            columns, inputs, self.job.input, judge_nonfinite=self.job.model is not None
+        )
+        arrays, faults = reader.read(self._head(columns))
+        good = faults == Reason.GOOD
+        if good.any():
+            return {name: array[good] for name, array in arrays.items()}
+        return models.filler(inputs)
+
+    def _on_sample(
+        self,
+        columns: dict[str, tuple[str, ...]],
+        inputs: tuple[Field, ...],
+        use: Callable[[_Sample], T],
+    ) -> T:
+        """Return what ``use`` makes of the sample, or of those of its rows on which the model runs.
+
+        Raises:
+            ModelError: It runs on none, and such rows are not welcome or not the cause.
+        """
+        filler = None if self.job.input.invalid == "fail" else models.filler(inputs)
+        return models.on_sound_rows(self._load(), self._sample(columns, inputs), use, filler)
+
+    def _batch_size(self, model: Predictor, sample: _Sample) -> int:
+        if self.job.model is None:
+            return _STORED_BATCH
+        if self.job.model.batch_size != "auto":
+            return self.job.model.batch_size
+        if model.batch_size is not None:
+            return model.batch_size
+        if self.job.model.batch_dependent == "accept":
+            msg = (
+                "`model.batch_size` is missing: with `model.batch_dependent: accept` it decides "
+                "which rows are predicted together. Name the one that model.predict() gets."
+            )
+            raise JobError(msg)
+        return models.choose_batch_size(model, sample, max(self.rows, self.least_rows))
+
+    def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
+        """What one worker predicts in a second, at full batches."""
+        if self.job.model is None or model.batch_size is None:
+            return math.inf
+        batch = models.repeated(sample, model.batch_size)
+        start = time.perf_counter()
+        model.predict(batch)
+        return model.batch_size / max(time.perf_counter() - start, 1e-9)
+
+
+def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the stored columns, each once."""
+    return tuple(dict.fromkeys(name for group in columns.values() for name in group))
+
+
+def _with_key(job: Job, table: Table) -> Job:
+    """The job with the columns of its keys file as the key, if it names no other."""
+    if job.input.key is not None or not table.keys:
+        return job
+    key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
+    return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
+
+
+def _row_bytes(outputs: tuple[Field, ...], dtype: str) -> int:
+    """Bytes of one row's vectors and norms."""
+    itemsize = np.dtype(dtype).itemsize
+    return sum(itemsize * math.prod(size or 1 for size in field.shape) + 8 for field in outputs)
+
+
+def _sample_bytes(sample: _Sample) -> int:
+    """Bytes of one row's features."""
+    return sum(array[:1].nbytes for array in sample.values())
+
+
+def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
+    """The largest power-of-two multiple of the batch size that fits a chunk's bytes and a part."""
+    rows = batch_size
+    while 2 * rows * row_bytes <= _CHUNK_BYTES and 2 * rows <= part_rows:
+        rows *= 2
+    return rows
+
+
+def _check_apart(job: Job, table: Table) -> None:
+    """An output inside the input would be read as input by the next run."""
+    output = Path(os.path.realpath(job.output.path))
+    for file in table.files:
+        if output in Path(os.path.realpath(file.path)).parents:
+            msg = (
+                f"`output.path` is `{job.output.path}`, and the input file `{file.path}` lies "
+                "inside it. Choose an output directory apart from the input."
+            )
+            raise OutputError(msg)

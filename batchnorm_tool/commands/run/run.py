@@ -1,0 +1,437 @@
+"""Run a job: plan it, let an engine work through its parts, publish the result."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.chunk import INPUT_REASONS
+from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.engines import open_engine
+from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
+from batchnorm_tool.formats import let_go
+from batchnorm_tool.formats.parquet import check_storable
+from batchnorm_tool.inputs.reading import check_all_rows
+from batchnorm_tool.job import STAGED_OUTPUT
+from batchnorm_tool.pipeline import output_state, part_summary
+from batchnorm_tool.pipeline.manifest import (
+    MANIFEST_PATH,
+    REFUSED,
+    SUCCESS_PATH,
+    BadRow,
+    PartRecord,
+    Totals,
+    build_manifest,
+    read_refusals,
+    total,
+)
+from batchnorm_tool.pipeline.output_schema import output_layouts
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.scored_chunk import ACTIONS
+from batchnorm_tool.pipeline.timing import STAGES
+from batchnorm_tool.pipeline.worker import make_worker
+from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
+from batchnorm_tool.storage.checked_json import canonical_json
+
+if TYPE_CHECKING:
+    from batchnorm_tool.engines import Engine
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.pipeline.plan import Resolved
+    from batchnorm_tool.pipeline.worker import Worker
+
+_NAMED_ROWS = 5
+_OF_FEATURES = {reason.label for reason in INPUT_REASONS}
+_OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
+WAIT = "wait"
+_BOTTLENECKS = {
+    "read": "Reading is the bottleneck: fewer columns, lists of fixed size or a faster disk help.",
+    "predict": (
+        "Prediction is the bottleneck, and the rest hides behind it: a smaller model, another "
+        "`model.batch_size` or a GPU helps."
+    ),
+    "normalize": "Normalization is the bottleneck: the vectors are long beside the model's work.",
+    "statistics": "Statistics are the bottleneck: the vectors are long beside the model's work.",
+    "write": (
+        "Writing is the bottleneck: a faster disk, `output.dtype: float16` or fewer passed-through "
+        "columns help."
+    ),
+    WAIT: (
+        "Waiting is the bottleneck: for the disk, a free core, or the last part to end. Larger "
+        "`output.part_rows`, more `engine.workers` or a faster disk help."
+    ),
+}
+
+
+def settle(storage: Storage, plan: Plan) -> Totals:
+    """Add up the records of all parts, and let the policies have their say on the whole.
+
+    Args:
+        storage: The run's output, every part of it worked on.
+        plan: The run's plan.
+
+    Raises:
+        BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
+        WorkFailed: A record is missing or damaged.
+        Damaged: The records do not count all rows.
+    """
+    refused = list(read_refusals(storage))
+    if refused:
+        raise BadRows(_broken_policy(refused, plan))
+    totals = total(storage, range(plan.part_count))
+    if totals.counts.rows_in != plan.rows:
+        msg = (
+            f"The records of finished parts count {totals.counts.rows_in:,} rows of {plan.rows:,}: "
+            "they are not as this version writes them. Run it again with `--fresh`."
+        )
+        raise Damaged(msg)
+    most = plan.job.normalize.max_bad_fraction
+    if totals.counts.bad > most * max(1, plan.rows):
+        raise BadRows(_too_many(totals, plan))
+    return totals
+
+
+def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
+    rows = [row for record in refused for row in record.first_bad_rows]
+    failed = sum(record.counts.failed for record in refused)
+    policies = [name for name, value in plan.identity.policies.items() if value == "fail"]
+    choices = "; or ".join(f"set `{name}` to {_alternatives(name)}" for name in policies)
+    return Lines(
+        f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
+        "The first are:",
+        *_named(rows),
+        f"Mend {_input(rows, plan)}, or {choices}. Parts without bad rows are kept for the next "
+        "run.",
+    )
+
+
+def _alternatives(policy: str) -> str:
+    """What a policy can be instead of ``fail``: a bad input has no prediction to keep."""
+    actions = [a for a in _OTHER_ACTIONS if not (a == "keep" and policy == "input.invalid")]
+    return f"{', '.join(actions[:-1])} or {actions[-1]}"
+
+
+def _too_many(totals: Totals, plan: Plan) -> str:
+    most = plan.job.normalize.max_bad_fraction
+    counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
+    return Lines(
+        f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
+        f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
+        "The first are:",
+        *_named(totals.first_bad_rows),
+        f"Mend {_input(totals.first_bad_rows, plan)}, or raise the limit: the next run keeps all "
+        "parts and only publishes.",
+    )
+
+
+def _input(rows: list[BadRow], plan: Plan) -> str:
+    """Say what is to be mended: of rows with bad features, the columns that hold these."""
+    names = [*dict.fromkeys(name for group in plan.resolved.features.values() for name in group)]
+    if not names or not {row.reason for row in rows} & _OF_FEATURES:
+        return "the input"
+    more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMED_ROWS])
+    return f"the input (its features: {shown}{more})"
+
+
+def _named(rows: list[BadRow]) -> list[str]:
+    return [f"  {row}" for row in rows[:_NAMED_ROWS]]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a run went.
+
+    Attributes:
+        seconds: Wall time of the work, without imports, planning and loading the model.
+        workers: Parts that were worked on at once.
+        stages: Seconds of all workers together by stage, in the order in which data travels; last
+            ``wait``. Of a prediction it is wall time, since the model computes in threads of its
+            own; of the others it is CPU time, and what they waited besides is in ``wait``.
+    """
+
+    seconds: float
+    workers: int
+    stages: Mapping[str, float]
+
+    @classmethod
+    def of(cls, seconds: float, workers: int, totals: Mapping[str, tuple[float, float]]) -> Profile:
+        """Make a profile.
+
+        Args:
+            seconds: Wall time of the work.
+            workers: Parts that were worked on at once.
+            totals: What a `StageClock` gives: seconds and CPU seconds by stage.
+
+        Example:
+            >>> totals = {stage: (1.0, 0.75) for stage in STAGES}
+            >>> Profile.of(3.0, 2, totals).stages["wait"]
+            2.0
+        """
+        stages = {
+            stage: totals[stage][0] if stage == "predict" else totals[stage][1] for stage in STAGES
+        }
+        wait = max(0.0, seconds * workers - sum(stages.values()))
+        return cls(seconds, workers, {**stages, WAIT: wait})
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Each stage's share of the workers' time, from 0 to 1."""
+        whole = sum(self.stages.values()) or 1.0
+        return {stage: seconds / whole for stage, seconds in self.stages.items()}
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that took the most time, in a sentence that says what helps."""
+        return _BOTTLENECKS[max(self.stages, key=lambda stage: self.stages[stage])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain data."""
+        return {
+            "seconds": self.seconds,
+            "workers": self.workers,
+            "stages": dict(self.stages),
+            "shares": dict(self.shares),
+            "bottleneck": self.bottleneck,
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        path: The output directory.
+        manifest: The manifest of the finished run, as plain data.
+        nothing_to_do: Whether the very same result stood there already.
+        parts_kept: Parts that an earlier attempt had finished.
+        rows_done: Rows that were worked on this time.
+        seconds: Wall time of the work, without imports, planning and loading the model.
+        profile: Where that time went; ``None`` where there was nothing to work on.
+    """
+
+    path: str
+    manifest: Mapping[str, Any] = field(repr=False)
+    nothing_to_do: bool = False
+    parts_kept: int = 0
+    rows_done: int = 0
+    seconds: float = 0.0
+    profile: Profile | None = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Rows ``in``, ``out``, ``bad``, ``zero``, ``nullified``, ``dropped``, ``quarantined``."""
+        counts: Mapping[str, int] = self.manifest["rows"]
+        return counts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of this result."""
+        return tuple(self.manifest["warnings"])
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is run, which changes nothing of what comes out.
+
+    Attributes:
+        fresh: Replace whatever result stands in the output; readers keep it until then.
+        limit: Only the first so many rows, for a first try; ``None`` for all.
+        progress: Who is told how far the work is.
+    """
+
+    fresh: bool = False
+    limit: int | None = None
+    progress: Progress = field(default_factory=Quiet)
+
+
+def run(  # noqa: PLR0913  (each is a flag of the command)
+    job: Job,
+    *,
+    fresh: bool = False,
+    limit: int | None = None,
+    wait_seconds: float = 0.0,
+    check_input: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Score a table with a model and write unit vectors beside their norms and statistics.
+
+    Without ``job.model`` the predictions are stored already, and are only normalized. The same call
+    after a crash, a kill or an error goes on where the last one stopped; once finished, it does
+    nothing.
+
+    Args:
+        job: What to do.
+        fresh: Replace whatever result stands in the output; readers keep it until then.
+        limit: Only the first so many rows, for a first try; ``None`` for all.
+        wait_seconds: How long to wait while another run holds the output.
+        check_input: Read all of the input first, so that a damaged file is found before anything is
+            written.
+        progress: Who is told how far the work is; nobody by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        Refused: The job cannot be done as asked; nothing was written.
+        BadRows: The data broke a row policy; nothing was published.
+        Busy: Another run holds the output.
+        WorkFailed: Something failed half way; the same call resumes.
+
+    Example:
+        >>> from batchnorm_tool import Job, run
+        >>> result = run(Job.load("configs/quickstart.yaml"))  # doctest: +SKIP
+        >>> result.rows["out"]  # doctest: +SKIP
+        1797
+    """
+    if not hasattr(job, "output"):
+        msg = f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
+        raise JobError(msg)
+    _check_output(job)
+    if limit is not None and limit < 1:
+        msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
+        raise JobError(msg)
+    options = RunOptions(fresh, limit, progress or Quiet())
+    preparation = Preparation(job, limit)
+    if check_input:
+        check_all_rows(preparation.table)
+    storage = open_storage(job.output.path)
+    try:
+        with storage.lock(wait_seconds):
+            return _run_locked(preparation, storage, options)
+    finally:
+        let_go()  # a notebook or a scheduler lives on, and deletes the files that were read
+
+
+def _check_output(job: Job) -> None:
+    if job.store is not None and job.output.path == job.store.path.rstrip("/") + STAGED_OUTPUT:
+        msg = (
+            "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` keeps. "
+            "Run that, or name a directory in `output.path`."
+        )
+        raise JobError(msg)
+
+
+def plan_run(job: Job, *, limit: int | None = None) -> Plan:
+    """The plan that `run` would follow, without writing anything: a dry run.
+
+    Args:
+        job: What to do.
+        limit: Only the first so many rows; ``None`` for all.
+
+    Raises:
+        Refused: The job cannot be done as asked.
+    """
+    _check_output(job)
+    return _planned(Preparation(job, limit))
+
+
+def _planned(preparation: Preparation, choices: Resolved | None = None) -> Plan:
+    plan = preparation.plan(choices)
+    if plan.job.output.format != "arrow":
+        check_storable(plan.resolved.carried)
+    return plan
+
+
+def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions) -> RunResult:
+    path = preparation.job.output.path
+    there = output_state.look(storage, path, fresh=options.fresh)
+    plan = _planned(preparation, there.choices(preparation.request))
+    if there.manifest and output_state.is_finished(there, plan) and not options.fresh:
+        if there.plan is None or there.plan.identity == plan.identity:
+            output_state.discard_state(storage)  # what a kill left after the last step
+        return RunResult(path, there.manifest.data, nothing_to_do=True)
+    resumes = output_state.check_may_begin(there, plan, fresh=options.fresh)
+    kept = _begin(storage, plan, there.plan if resumes else None)
+    numbers = [number for number in range(plan.part_count) if number not in kept]
+    worker = _worker(preparation, storage, plan) if numbers else None
+    with open_engine(plan, len(numbers)) as engine:
+        started = time.perf_counter()
+        rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
+        workers = engine.workers
+    totals = settle(storage, plan)
+    manifest = _publish(storage, plan, totals, there)
+    seconds = time.perf_counter() - started
+    return RunResult(
+        path,
+        manifest,
+        parts_kept=len(kept),
+        rows_done=rows_done,
+        seconds=seconds,
+        profile=Profile.of(seconds, workers, worker.clock.totals()) if worker else None,
+    )
+
+
+def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
+    """Make the state ready for ``plan``; returns the parts that need not be done again."""
+    kept: dict[int, frozenset[str]] = {}
+    if before is None:
+        output_state.discard_state(storage)
+    else:
+        kept = output_state.kept_parts(storage, before, plan)
+        output_state.forget_parts(storage, kept)
+        storage.remove(REFUSED)
+        storage.remove(TEMPORARY)
+    storage.put(PLAN_PATH, plan.to_json())
+    return set(kept)
+
+
+def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
+    return make_worker(storage, plan, preparation.predictor())
+
+
+def _work(engine: Engine, worker: Worker, numbers: list[int], progress: Progress) -> int:
+    """Let the engine do the parts with these ``numbers``; returns their rows."""
+    plan = worker.plan
+    rows = sum(plan.part(number).rows for number in numbers)
+    with (
+        progress.work(plan.rows, plan.rows - rows),
+        contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
+    ):
+        finished = sum(1 for _ in done)
+    if finished != len(numbers):
+        msg = f"The engine finished {finished} of {len(numbers)} parts. Run it again: it resumes."
+        raise WorkFailed(msg)
+    return rows
+
+
+def _publish(
+    storage: Storage, plan: Plan, totals: Totals, before: output_state.Standing
+) -> dict[str, Any]:
+    """Stage the manifest and the chunk statistics, then make everything visible."""
+    layouts = output_layouts(plan.job, plan.resolved.outputs)
+    totals.files.append(part_summary.gather(storage, range(plan.part_count)))
+    manifest = build_manifest(plan, totals, layouts, _warnings(plan, totals))
+    storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest))
+    storage.put(storage.staged(SUCCESS_PATH), (manifest["checksum"] + "\n").encode())
+    paths = [file["path"] for part in totals.parts for file in part["files"]]
+    directories = _top_level([*paths, part_summary.CHUNKS_PATH])
+    storage.begin_publish(directories, sorted(before.directories - set(directories)))
+    output_state.complete(storage)
+    return manifest
+
+
+def _top_level(paths: list[str]) -> list[str]:
+    return sorted({path.partition("/")[0] for path in paths})
+
+
+def _warnings(plan: Plan, totals: Totals) -> list[str]:
+    """What was found while planning, and what the statistics show."""
+    found = list(plan.warnings)
+    for name, stats in totals.statistics.items():
+        lengths = stats.norms["l2"]
+        if lengths.count and lengths.max is not None and _is_unit(lengths.min, lengths.max):
+            found.append(
+                f"The predictions of `{name}` are of unit length already (L2): the norms say "
+                "nothing, and the model normalizes by itself."
+            )
+    return found
+
+
+def _is_unit(least: float | None, most: float) -> bool:
+    # Unit vectors in float32 stay within a few units in the last place of 1; in float16, 1e-3.
+    tolerance = 1e-3
+    return least is not None and abs(least - 1) < tolerance and abs(most - 1) < tolerance

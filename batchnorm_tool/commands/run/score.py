@@ -1,0 +1,277 @@
+"""Score rows that are in memory already: the same arithmetic as a run, without files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool import features as batchnorm_tool_features
+from batchnorm_tool import models
+from batchnorm_tool.chunk import Chunk, Field, Reason
+from batchnorm_tool.errors import BadRows, InputError, JobError
+from batchnorm_tool.formats.arrow_columns import vector_field
+from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
+from batchnorm_tool.models import security
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.scored_chunk import Scored, score_chunk, warn_of_negative_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from batchnorm_tool.models.batching import Predictor
+    from batchnorm_tool.norms.vector_stats import VectorStats
+    from batchnorm_tool.pipeline.output_schema import OutputLayout
+
+_NAMED_ROWS = 5
+_BATCH_SIZE = 1024
+# Of these, a few are predicted to see what the model does with rows.
+_SAMPLE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Result:
+    """Unit vectors, their norms and statistics, for one output of a model or several.
+
+    Attributes:
+        keys: The key of each row ``[n]``; the row number where no key was named.
+        results: For each output's name, unit vectors ``[n, *shape]`` and norms (float64 ``[n]``,
+            or ``[n, v]`` where a row has several vectors).
+        statistics: For each output's name, the statistics of its raw predictions.
+    """
+
+    keys: np.ndarray
+    results: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    statistics: Mapping[str, VectorStats]
+
+    def __repr__(self) -> str:
+        return f"Result({len(self.keys):,} rows of {', '.join(self.results)})"
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """Unit vectors of the only output."""
+        return self._only()[0]
+
+    @property
+    def norms(self) -> np.ndarray:
+        """Norms of the only output, float64."""
+        return self._only()[1]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each row: key, and for each output its vector and norm."""
+        import pandas as pd
+
+        columns: dict[str, object] = {"key": self.keys}
+        for name, (vectors, norms) in self.results.items():
+            alone = len(self.results) == 1
+            columns["vector" if alone else name] = list(vectors)
+            columns["norm" if alone else f"{name}_norm"] = list(norms)
+        return pd.DataFrame(columns)
+
+    def _only(self) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.results) != 1:
+            msg = (
+                f"The model has several outputs: {', '.join(self.results)}. "
+                "Take one of them from `results`."
+            )
+            raise JobError(msg)
+        return next(iter(self.results.values()))
+
+
+def score(  # noqa: PLR0913  (each is a key of the job file)
+    model: Any,
+    data: Any,
+    norm: str = "l2",
+    *,
+    p: float | None = None,
+    features: str | list[str] | dict[str, str | list[str]] | None = None,
+    key: str | None = None,
+    outputs: list[str] | None = None,
+    batch_size: int | None = None,
+    dtype: Literal["float32", "float16", "float64"] = "float32",
+    bad: Literal["raise", "nan"] = "raise",
+) -> Result:
+    """Score rows in memory with a model and normalize its predictions.
+
+    Args:
+        model: A ``keras.Model``, or the path of one (which passes the safety gate first).
+        data: An array ``[n, ...]`` for the model's only input, a mapping of arrays for several, a
+            DataFrame (pandas, Polars or any other with the Arrow C interface), or an Arrow table.
+        norm: ``none``, ``l1``, ``l2``, ``max``, ``lp`` with ``p``, or ``lp:3``.
+        p: The order of ``lp``.
+        features: For tables: the columns that feed the model, as in a job file.
+        key: For tables: the column that names a row.
+        outputs: Names of the model's outputs to take; default: the only one.
+        batch_size: Rows in one call of the model; default: 1024, or what is built into the model.
+        dtype: Dtype of the unit vectors: float16, float32 or float64.
+        bad: What happens to rows with a null, ragged or non-finite feature, or a prediction that is
+            not finite: ``"raise"``, or ``"nan"`` (vectors and norms become NaN). A zero vector is
+            no bad row: it stays zero, and its norm is 0.
+
+    Returns:
+        Vectors, norms and statistics, rows in the order of ``data``.
+
+    Raises:
+        BadRows: A row is bad, and ``bad`` is ``"raise"``.
+        InputError: The data does not fit the model.
+        ModelError: The model was refused, or does not load.
+        JobError: An argument is wrong.
+
+    Example:
+        >>> import keras  # doctest: +SKIP
+        >>> result = score(keras.Sequential([...]), array, norm="l2")  # doctest: +SKIP
+        >>> result.vectors.shape, result.norms.dtype  # doctest: +SKIP
+        ((1000, 64), dtype('float64'))
+    """
+    if data is None or isinstance(data, str | os.PathLike):
+        msg = f"`score` takes rows in memory. Received: {data!r}. For files there is `run`."
+        raise InputError(msg)
+    if bad not in ("raise", "nan"):
+        msg = f"`bad` must be `raise` or `nan`. Received: {bad!r}."
+        raise JobError(msg)
+    spec = Input(path="unread", features=features, key=key)
+    # A job names an output, and nothing is written to this one.
+    output = Output(path="unwritten", dtype=dtype)
+    job = Job(input=spec, normalize=Normalize(norm=norm, p=p), output=output)
+    loaded = _loaded(model, outputs)
+    chunk = _chunk(data, loaded, spec)
+    sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
+    layouts = output_schema.output_layouts(job, _checked_outputs(loaded, sized, chunk, bad))
+    scored = score_chunk(chunk, sized, layouts, np.dtype(dtype))
+    _settle(scored, bad)
+    return Result(
+        keys=chunk.carried.column(0).to_numpy(),
+        results={shape.name: _shaped(scored, shape) for shape in layouts},
+        statistics=scored.statistics,
+    )
+
+
+def _loaded(model: Any, outputs: list[str] | None) -> Predictor:
+    """Return the model without a batch size, unless one is built into it."""
+    if isinstance(model, str | os.PathLike):
+        wanted = Model(path=os.fspath(model), outputs=outputs)
+        with security.admit(wanted) as admitted:
+            return models.load_predictor(wanted, admitted.path, Engine())
+    return models.wrap_model(model, outputs)
+
+
+def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
+    """The rows as the model takes them, judged as those of a file are."""
+    table, named = _table(data, model.inputs)
+    spec = spec if named is None else spec.model_copy(update={"features": named})
+    carried = output_schema.carried_schema(spec, table.schema, table.num_rows)
+    columns = batchnorm_tool_features.match_features(
+        table.schema, model.inputs, spec, lambda _: table
+    )
+    inputs = batchnorm_tool_features.infer_fields(table, columns, model.inputs, spec)
+    arrays, faults = batchnorm_tool_features.to_arrays(table, columns, inputs, spec)
+    numbers = pa.array(np.arange(table.num_rows))
+    keys = [numbers if spec.key is None else table[name] for name in carried.names]
+    chunk = Chunk(0, pa.table(keys, schema=carried), arrays, faults)
+    warn_of_negative_ids(chunk, model, columns)
+    return chunk
+
+
+def _table(data: Any, inputs: Sequence[Field]) -> tuple[pa.Table, dict[str, str] | None]:
+    """The rows as a table; for arrays also which column feeds which input."""
+    try:
+        if isinstance(data, pa.Table):
+            return data, None
+        if type(data).__module__.startswith("pandas."):
+            return pa.Table.from_pandas(data, preserve_index=False), None
+        if hasattr(data, "__arrow_c_stream__"):
+            return pa.table(data), None
+        arrays = data if isinstance(data, Mapping) else {_only_input(inputs): data}
+        table = _table_of_arrays({name: np.asarray(array) for name, array in arrays.items()})
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        msg = (
+            "The data cannot be read as rows of numbers or strings. Expected an array, a mapping "
+            f"of arrays, a DataFrame or an Arrow table. Received: {type(data).__name__} ({error})."
+        )
+        raise InputError(msg) from error
+    return table, {name: name for name in table.column_names}
+
+
+def _only_input(inputs: Sequence[Field]) -> str:
+    if len(inputs) != 1:
+        names = ", ".join(f"`{field.name}`" for field in inputs)
+        msg = (
+            f"The model has several inputs: {names}. Expected a mapping with an array for each. "
+            "Received: one array."
+        )
+        raise InputError(msg)
+    return inputs[0].name
+
+
+def _table_of_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
+    """Arrays ``[n, ...]`` as columns, numbers without a copy where they are in C order."""
+    rows = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(rows.values())) != 1:
+        counted = ", ".join(f"`{name}` {count}" for name, count in rows.items()) or "no array"
+        msg = f"The arrays must have the same number of rows. Received: {counted}."
+        raise InputError(msg)
+    fields = [_array_field(name, array) for name, array in arrays.items()]
+    columns = [_column(array, field) for array, field in zip(arrays.values(), fields, strict=True)]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _array_field(name: str, array: np.ndarray) -> pa.Field:
+    if array.dtype.kind in "OUS":
+        return vector_field(name, pa.string(), array.shape[1:])
+    stored = np.dtype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array.dtype
+    return vector_field(name, pa.from_numpy_dtype(stored.newbyteorder("=")), array.shape[1:])
+
+
+def _column(array: np.ndarray, field: pa.Field) -> pa.Array:
+    kind = field.type.value_type if array.ndim > 1 else field.type
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if pa.types.is_string(kind):
+        items = pa.array(flat.tolist(), kind)
+    else:
+        items = pa.array(flat.astype(kind.to_pandas_dtype(), copy=False))
+    return pa.FixedSizeListArray.from_arrays(items, type=field.type) if array.ndim > 1 else items
+
+
+def _checked_outputs(
+    model: Predictor, sized: Predictor, chunk: Chunk, bad: str
+) -> tuple[Field, ...]:
+    """Return the model's outputs, once it is known to run, and on each row alone."""
+    filler = models.filler(model.inputs)
+    good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
+    taken = good if len(good) else np.arange(min(1, chunk.rows))
+    sample = {name: array[taken] for name, array in chunk.features.items()}
+    return models.on_sound_rows(
+        model,
+        sample if len(taken) else filler,
+        partial(models.examine, model, sized, batch_dependent=False),
+        None if bad == "raise" else filler,
+    )
+
+
+def _settle(scored: Scored, bad: str) -> None:
+    """Raise for bad rows, or make their vectors and norms NaN; zero vectors stay as they are."""
+    rows = np.flatnonzero((scored.faults != Reason.GOOD) & (scored.faults != Reason.ZERO_VECTOR))
+    if not len(rows):
+        return
+    if bad == "raise":
+        named = ", ".join(f"{row} ({scored.reason(int(row))})" for row in rows[:_NAMED_ROWS])
+        msg = (
+            f"{len(rows)} rows of {scored.chunk.rows} are bad, the first of them: {named}. "
+            "Mend them, or pass `bad='nan'` to make their vectors NaN."
+        )
+        raise BadRows(msg)
+    for result in scored.results.values():
+        result.unit[rows] = np.nan
+        result.norms[rows] = np.nan
+
+
+def _shaped(scored: Scored, output: OutputLayout) -> tuple[np.ndarray, np.ndarray]:
+    result = scored.results[output.name]
+    vectors = result.unit.reshape(scored.chunk.rows, *output.shape)
+    return vectors, result.norms if output.norm_per_vector else result.norms[:, 0]

@@ -1,0 +1,334 @@
+"""What a path is: a run, one under way, a store, a data file, or a model."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchnorm_tool.errors import InputError, ModelError, collected
+from batchnorm_tool.features.matching import is_key_name
+from batchnorm_tool.formats.arrow_columns import is_list
+from batchnorm_tool.inputs import reading
+from batchnorm_tool.inputs import table as inputs_table
+from batchnorm_tool.job import Engine, Input, Model
+from batchnorm_tool.models import describe_model, security
+from batchnorm_tool.pipeline.manifest import read_manifest, read_record, read_refusals
+from batchnorm_tool.pipeline.output_state import RECORDS
+from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.report.run_page import run_page
+from batchnorm_tool.storage import STATE, LocalStorage, checked_json
+from batchnorm_tool.storage.files import save_page
+from batchnorm_tool.store.index import read_index
+from batchnorm_tool.store.state import GOOD, STALE, STATUS, index_path, is_store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.models.security import ModelCopy
+    from batchnorm_tool.store.state import StoreFacts, StoreState
+
+_SAMPLE_ROWS = 10_000
+_SAMPLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a path is.
+
+    Attributes:
+        kind: ``run``, ``unfinished run``, ``store``, ``data`` or ``model``.
+        path: The path.
+        facts: What is known of it, as plain data.
+    """
+
+    kind: str
+    path: str
+    facts: dict[str, Any] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {"kind": self.kind, "path": self.path, **self.facts}
+
+
+def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
+    """Say what a path is.
+
+    Args:
+        path: A run's output directory (finished or under way), a store's dataset, a model, or
+            data: a file, a directory or a glob.
+        html: For a finished run: write a page about it to this file, which works offline.
+
+    Returns:
+        What it is, and what is known of it. Ranges and nulls of data come from its first 10,000
+        rows, or as many as 64 MiB hold.
+
+    Raises:
+        InputError: The path is none of these, or cannot be read.
+        ModelError: The model cannot be read at all; of one that the safety gate refuses, or that
+            does not load, ``load_error`` says why.
+        Damaged: The manifest of the run, or the state of the store, is damaged.
+
+    Example:
+        >>> show("data_samples/digits.parquet").facts["rows"]
+        1797
+    """
+    shown = _show(os.fspath(path))
+    if html is not None:
+        _write_page(shown, html)
+    return shown
+
+
+def _show(path: str) -> Shown:
+    shown = _result(path)
+    if shown is not None:
+        return shown
+    if security.is_model(path):
+        return Shown("model", path, _model(path))
+    return Shown("data", path, _data(path))
+
+
+@checked_json.told_of_records
+def _result(path: str) -> Shown | None:
+    """Return a store, or a run: finished or not."""
+    directory = Path(path)
+    storage = LocalStorage(directory)
+    if is_store(path):
+        return Shown("store", path, store_facts(path))
+    if directory.is_dir():
+        manifest = read_manifest(storage, path)
+        if manifest is not None:
+            return Shown("run", path, dict(manifest.data))
+        if STATE in storage.names():
+            return Shown("unfinished run", path, _unfinished(storage))
+    return None
+
+
+def _unfinished(storage: LocalStorage) -> dict[str, Any]:
+    text = storage.get(PLAN_PATH)
+    plan = None if text is None else Plan.from_json(text)
+    numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
+    records = [record for number in numbers if (record := read_record(storage, number))]
+    refused = list(read_refusals(storage))
+    facts = {
+        "running": storage.is_locked(),
+        "parts": plan.part_count if plan else 0,
+        "parts_done": len(records),
+        "rows": plan.rows if plan else 0,
+        "rows_done": sum(record.counts.rows_in for record in records),
+        "bad_rows": sum(record.counts.bad for record in [*records, *refused]),
+        "parts_refused": len(refused),
+    }
+    if plan is None:  # it stopped before it was planned
+        return facts
+    known = {"job": plan.job.to_dict(), "resolved": plan.resolved.to_dict()}
+    return {**facts, **known, "space": plan.identity.space_id}
+
+
+def _model(path: str) -> dict[str, Any]:
+    with security.examine_copy(path) as copied:
+        report = copied.report
+        facts = {
+            "format": report.kind,
+            "sha256": report.sha256,
+            "content": report.content,
+            "keras_version": report.keras_version,
+            "classes": list(report.classes),
+            "findings": [
+                {"severity": found.severity, "what": found.what, "where": found.where}
+                for found in report.findings
+            ],
+        }
+        return {**facts, **_ends(path, copied)}
+
+
+def _ends(path: str, copied: ModelCopy) -> dict[str, Any]:
+    """The model's inputs and outputs, where the gate lets it load."""
+    model = Model(path=path)
+    try:
+        copied.check(model)
+        inputs, outputs = describe_model(model, copied.path, Engine())
+    except ModelError as error:
+        return {"inputs": None, "outputs": None, "load_error": error.message}
+    return {
+        "inputs": [_field(field) for field in inputs],
+        "outputs": [_field(field) for field in outputs],
+        "load_error": None,
+    }
+
+
+def _field(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "shape": list(field.shape), "dtype": field.dtype}
+
+
+def _data(path: str) -> dict[str, Any]:
+    warnings: list[str] = []
+    with collected(warnings.append):
+        table = inputs_table.open_table(Input(path=path))
+    sample = reading.head_within(table, _SAMPLE_ROWS, _SAMPLE_BYTES)
+    schema = pa.schema([table.schema.field(name) for name in table.columns])
+    columns = [_column(field, sample) for field in schema]
+    key = next(_keys(columns, sample.num_rows), None)
+    return {
+        "format": table.files[0].format if table.files else None,
+        "files": len(table.files),
+        "bytes": sum(file.bytes for file in table.files),
+        "rows": table.rows,
+        "rows_sampled": sample.num_rows,
+        "columns": columns,
+        "likely_key": key,
+        "likely_features": _likely_features(columns, schema),
+        "warnings": [*warnings, *table.unreadable.values()],
+    }
+
+
+def _likely_features(columns: list[dict[str, Any]], schema: pa.Schema) -> list[str]:
+    """The columns that hold vectors; where there are none, the scalar columns of floats."""
+    vectors = [column["name"] for column in columns if column["width"]]
+    return vectors or [field.name for field in schema if pa.types.is_floating(field.type)]
+
+
+def _column(field: pa.Field, sample: pa.Table) -> dict[str, Any]:
+    if field.name not in sample.column_names:
+        unknown = dict.fromkeys(("width", "nulls", "min", "max", "distinct"))
+        return {"name": field.name, "type": str(field.type), **unknown}
+    values = sample[field.name]
+    flat, width, nulls = values, None, values.null_count
+    while is_list(flat.type):
+        width = (width or 1) * _usual_length(flat)
+        flat = pc.list_flatten(flat)
+        nulls += flat.null_count
+    if pa.types.is_float16(flat.type):
+        flat = flat.cast(pa.float32())  # Arrow compares no halves
+    is_number = pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)
+    ends = pc.min_max(flat).as_py() if is_number and len(flat) else {"min": None, "max": None}
+    return {
+        "name": field.name,
+        "type": str(field.type),
+        "width": width if is_number else None,
+        "nulls": nulls,
+        "min": _plain(ends["min"]),
+        "max": _plain(ends["max"]),
+        "distinct": _distinct(values),
+    }
+
+
+def _usual_length(lists: pa.ChunkedArray) -> int:
+    lengths = pc.list_value_length(lists)
+    most = pc.mode(lengths.filter(pc.greater(lengths, 0)))
+    return most[0]["mode"].as_py() if len(most) else 0
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON knows; NaN and infinities as words."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
+
+
+def _distinct(values: pa.ChunkedArray) -> int | None:
+    try:
+        return int(pc.count_distinct(values).as_py())
+    except pa.ArrowNotImplementedError:  # lists, structs, and what else cannot be a key
+        return None
+
+
+def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
+    """Columns that could name a row: without nulls or repetitions, the best name first."""
+    unique = [
+        column["name"]
+        for column in columns
+        if column["distinct"] == rows
+        and not column["nulls"]
+        and not column["type"].startswith(("float", "double", "halffloat"))
+    ]
+    yield from sorted(unique, key=lambda name: not is_key_name(name))
+
+
+def _write_page(shown: Shown, html: str) -> None:
+    if shown.kind == "store":
+        msg = (
+            f"`--html` shows a finished run. Received: `{shown.path}` (store). "
+            f"Draw its nights with `batchnorm-tool history {shown.path} --html {html}`."
+        )
+        raise InputError(msg)
+    if shown.kind != "run":
+        msg = (
+            f"`--html` shows a finished run. Received: `{shown.path}` ({shown.kind}). Name the "
+            "output directory of a run that has come to its end."
+        )
+        raise InputError(msg)
+    chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
+    save_page(html, run_page(shown.facts, chunks))
+
+
+def store_facts(path: str) -> dict[str, Any]:
+    """What `show` tells of a store, as plain data.
+
+    Returns:
+        ``version`` (the live one, ``None`` before the first), ``lance_version``, ``hold`` (since
+        when and why nothing is published), ``waiting`` (the candidate's record in short),
+        ``versions`` (the kept ones, with Lance's numbers), ``running`` (whether a refresh holds
+        the store), and of the live version: ``rows`` and those of them that are ``stale``,
+        ``quarantined``, ``key``, ``passthrough``, ``width``, ``dtype``, ``norm``, ``space``,
+        ``norms`` (their quantiles), ``published`` (when) and ``gate`` (of its night).
+
+    Raises:
+        Damaged: The store's state is not what its checksum says.
+    """
+    state, facts = open_store(path)
+    return {
+        "version": facts.live,
+        "lance_version": facts.lance_version,
+        "hold": facts.hold,
+        "waiting": _waiting(state, facts),
+        "versions": {str(version): lance for version, lance in sorted(facts.versions.items())},
+        "running": state.storage.is_locked(),
+        **(_live(state, facts) if facts.live is not None else {"rows": 0}),
+    }
+
+
+def _waiting(state: StoreState, facts: StoreFacts) -> dict[str, Any] | None:
+    record = None if facts.waiting is None else state.record(facts.waiting)
+    return None if record is None else _picked(record, "version", "reason", "started", "gate")
+
+
+def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: record.get(name) for name in names}
+
+
+def _live(state: StoreState, facts: StoreFacts) -> dict[str, Any]:
+    """What holds of the live version."""
+    layout = facts.layout
+    assert facts.live is not None  # noqa: S101  (whoever calls this has looked)
+    assert layout is not None  # noqa: S101  (a live version has one)
+    record = state.record(facts.live) or {}
+    return {
+        **_counts(state, facts.live),
+        "key": list(layout.keys),
+        "passthrough": list(layout.passthrough),
+        "width": layout.width,
+        "dtype": layout.dtype,
+        "norm": layout.norm_label,
+        **_picked(record, "space", "norms", "gate"),
+        "published": record.get("finished"),
+    }
+
+
+def _counts(state: StoreState, version: int) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for table in read_index(state.storage, index_path(version), [STATUS]):
+        for each in table[STATUS].value_counts().to_pylist():
+            counts[each["values"]] += each["counts"]
+    stale = sum(count for word, count in counts.items() if word.startswith(STALE))
+    live = stale + counts[GOOD]
+    return {"rows": live, "stale": stale, "quarantined": counts.total() - live}

@@ -1,0 +1,1 @@
+"""`verify`: check that a result or a store is whole."""

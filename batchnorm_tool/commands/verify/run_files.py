@@ -1,0 +1,352 @@
+"""The files of a finished run: all there, as they were written, with right statistics and keys."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchnorm_tool.errors import Damaged, Lines, WorkFailed
+from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
+from batchnorm_tool.storage import FileRecord
+from batchnorm_tool.storage.files import fault_in, strangers
+
+if TYPE_CHECKING:
+    from batchnorm_tool.readers.run import StoredPart, StoredRun
+
+_COLUMNS = ("output", "norm", "rows", "vectors", "zero", "nonfinite", "min", "max", "mean")
+_HISTOGRAM = "histogram"
+_BATCH_ROWS = 1024
+_OF_VECTORS = ("rows", "vectors", "zero", "nonfinite")
+_NAMED = 20
+_NAMED_ROWS = 3
+_REMEDY = "Restore it from a copy, or make it again with `--fresh`."
+_KEY_BATCH_ROWS = 65_536
+_ENTRY_BYTES = 16  # a hash and a row number
+_BUCKET_BYTES = 64 * 2**20
+_MOST_BUCKET_BITS = 10
+# Between two writes to the buckets: with fewer rows, a thousand buckets would get a few bytes each.
+_BUFFERED_ROWS = 2**20
+# Suspects whose keys are held at a time. Two keys of the same hash are expected once in a run of
+# five billion rows: nearly every suspect is a duplicate, and one round names more than enough.
+_SUSPECTS = 100_000
+_ROWS_OF_A_HASH = 8
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
+
+
+def recorded_files(run: StoredRun) -> list[FileRecord]:
+    """Every file whose checksum the manifest holds."""
+    beside = [FileRecord(**file) for file in run.manifest.data["files"]]
+    return [file for part in run.parts for file in part.files] + beside
+
+
+def is_as_written(run: StoredRun, file: FileRecord, findings: Findings) -> bool:
+    """Whether a file has the bytes that were written; otherwise ``findings`` says what is wrong.
+
+    Returns:
+        Whether it is worth decoding: a file of the right size may still tell which row is broken.
+    """
+    finding, is_readable = fault_in(Path(run.path), file, "manifest")
+    if finding is not None:
+        findings.add(finding)
+    return is_readable
+
+
+def find_foreign_files(run: StoredRun, findings: Findings) -> None:
+    """Find files in the data directories that are none of the run's: readers would take them in."""
+    known = {file.path for file in recorded_files(run)}
+    for directory in sorted({*run.directories, CHUNKS_PATH.partition("/")[0]}):
+        for path in strangers(Path(run.path), known, directory):
+            findings.add(f"`{path}` is no file of this run. Remove it, or put it elsewhere.")
+
+
+@dataclass
+class _Total:
+    """What the chunks of one output and norm come to."""
+
+    rows: int = 0
+    vectors: int = 0
+    zero: int = 0
+    nonfinite: int = 0
+    count: int = 0
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Take in one chunk."""
+        for name in _OF_VECTORS:
+            setattr(self, name, getattr(self, name) + chunk[name])
+        count = sum(bucket["count"] for bucket in chunk[_HISTOGRAM])
+        if not count:
+            return
+        self.count += count
+        share = count / self.count
+        self.mean = chunk["mean"] * share + (self.mean or 0.0) * (1 - share)
+        self.min = chunk["min"] if self.min is None else min(self.min, chunk["min"])
+        self.max = chunk["max"] if self.max is None else max(self.max, chunk["max"])
+
+
+def check_statistics(run: StoredRun, findings: Findings) -> None:
+    """Compare `_stats/chunks.parquet` with the manifest's statistics of the whole."""
+    totals: dict[tuple[str, str], _Total] = {}
+    try:
+        for chunk in _chunks(Path(run.path) / CHUNKS_PATH):
+            totals.setdefault((chunk["output"], chunk["norm"]), _Total()).add(chunk)
+    except FileNotFoundError:
+        return  # the check of the files says so already
+    except (OSError, pa.ArrowException, UnicodeDecodeError, TypeError) as error:
+        words = " ".join(str(error).split())
+        findings.add(f"`{CHUNKS_PATH}` cannot be read as it was written: {words}.")
+        return
+    described = run.manifest.data["statistics"]
+    names = [(output, norm) for output in described for norm in described[output]["norms"]]
+    for name in sorted({*names, *totals}):
+        _compare(name, totals.get(name, _Total()), described, findings)
+
+
+def _chunks(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as opened:
+        file = pq.ParquetFile(opened, page_checksum_verification=True)
+        if not file.schema_arrow.equals(CHUNK_SCHEMA):
+            raise pa.ArrowInvalid(f"its columns are {', '.join(file.schema_arrow.names)}")
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[*_COLUMNS, _HISTOGRAM]):
+            yield from batch.to_pylist()
+
+
+def _compare(
+    name: tuple[str, str], total: _Total, described: dict[str, Any], findings: Findings
+) -> None:
+    output, norm = name
+    vectors = described.get(output, {})
+    lengths = vectors.get("norms", {}).get(norm)
+    where = f"`{CHUNKS_PATH}`, output `{output}`, norm {norm}"
+    if lengths is None:
+        findings.add(f"{where}: the manifest knows of no such statistics.")
+        return
+    # Of vectors: rows, zero ones and ones that are not finite. Of their norms: the others.
+    expected = {**lengths, **{key: vectors[key] for key in _OF_VECTORS}}
+    for key in (*_OF_VECTORS, "count", "min", "max"):
+        if getattr(total, key) != expected[key]:
+            found = f"{getattr(total, key)}, and {expected[key]} by the manifest"
+            findings.add(f"{where}: `{key}` of all chunks comes to {found}.")
+    mean = expected["mean"]
+    if total.mean is not None and not math.isclose(total.mean, mean or 0.0, rel_tol=1e-9):
+        findings.add(f"{where}: `mean` comes to {total.mean}, and {mean} by the manifest.")
+
+
+@dataclass
+class Findings:
+    """Damage found in one run or store; memory is bounded however much there is.
+
+    Attributes:
+        texts: The first findings.
+        count: All findings.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, text: str) -> None:
+        """Take in one finding."""
+        self.count += 1
+        if len(self.texts) < _NAMED:
+            self.texts.append(text)
+
+    def add_rows(self, file: str, rows: np.ndarray, text: str) -> None:
+        """Take in one finding that several rows of a file share.
+
+        Args:
+            file: Path below the output.
+            rows: ``int[n]``, row numbers in that file; nothing is found where there are none.
+            text: What is wrong with each.
+        """
+        if not len(rows):
+            return
+        named = ", ".join(f"{int(row):,}" for row in rows[:_NAMED_ROWS])
+        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
+        self.add(f"`{file}`, row {named}{more}: {text}")
+
+    def raise_if_any(self, path: str, remedy: str = _REMEDY) -> None:
+        """Raise `Damaged` with all of them and what to do, or nothing where there are none."""
+        if not self.count:
+            return
+        more = self.count - len(self.texts)
+        listed = [*self.texts, *([f"… and {more:,} more"] if more else [])]
+        head = f"`{path}` is damaged; {self.count:,} finding{'s' * (self.count > 1)}:"
+        raise Damaged(Lines(head, *(f"  {text}" for text in listed), remedy))
+
+
+def check_keys(run: StoredRun, findings: Findings) -> None:
+    """Find null keys, and keys that several rows have.
+
+    Needs 16 bytes for each row in the system's directory for temporary files.
+
+    Raises:
+        WorkFailed: The temporary files cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="batchnorm-tool-keys-") as directory:
+            buckets = _Buckets(Path(directory), run.rows)
+            for rows, hashes in _hashed(run, findings):
+                buckets.add(rows, hashes)
+            for suspects in _rounds(buckets.suspects()):
+                if _report_duplicates(run, suspects, findings):
+                    return
+    except Damaged as error:
+        findings.add(f"Keys were not all looked at: {error.message}")
+    except OSError as error:
+        msg = (
+            f"Writing the keys' hashes to `{tempfile.gettempdir()}` failed: {error.strerror}. "
+            "Free some space, or set TMPDIR to another directory, and verify again."
+        )
+        raise WorkFailed(msg) from error
+
+
+def _hashed(run: StoredRun, findings: Findings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers and hashes of all rows that have a key; null keys are reported."""
+    for part, first, batch in _key_batches(run, run.parts):
+        null = np.zeros(batch.num_rows, bool)
+        for column in batch.columns:
+            null |= column.is_null().to_numpy(zero_copy_only=False)
+        if null.any():
+            names = ", ".join(f"`{name}`" for name in run.keys)
+            rows = np.flatnonzero(null) + first
+            findings.add_rows(run.file_of(part, run.keys[0]), rows, f"the key {names} is null.")
+            batch = batch.filter(pa.array(~null))  # noqa: PLW2901
+        yield np.flatnonzero(~null) + part.first + first, hash_keys(batch)
+
+
+def _key_batches(
+    run: StoredRun, parts: Iterable[StoredPart]
+) -> Iterator[tuple[StoredPart, int, pa.RecordBatch]]:
+    """Key columns of ``parts``, with the number of each batch's first row in its part."""
+    for part in parts:
+        first = 0
+        for batch in run.read_part(part, run.keys, _KEY_BATCH_ROWS):
+            yield part, first, batch
+            first += batch.num_rows
+
+
+def hash_keys(batch: pa.RecordBatch) -> np.ndarray:
+    """A hash of each row, over all columns; equal rows have equal ones.
+
+    Args:
+        batch: ``n`` rows without nulls.
+
+    Returns:
+        ``uint64[n]``.
+
+    Example:
+        >>> batch = pa.RecordBatch.from_pydict({"shop": ["a", "b", "a"], "item": [1, 1, 1]})
+        >>> hashes = hash_keys(batch)
+        >>> bool(hashes[0] == hashes[2]), bool(hashes[0] == hashes[1])
+        (True, False)
+    """
+    from pandas.util import hash_array
+
+    hashes = np.zeros(batch.num_rows, np.uint64)
+    for column in batch.columns:
+        values = np.asarray(column.to_numpy(zero_copy_only=False))
+        hashes = hashes * _MULTIPLIER ^ hash_array(values, categorize=False)
+    return hashes
+
+
+class _Buckets:
+    """Hashes and row numbers in files, each of which holds the hashes that begin alike."""
+
+    def __init__(self, directory: Path, rows: int) -> None:
+        wanted = (rows * _ENTRY_BYTES // _BUCKET_BYTES).bit_length()
+        bits = min(max(1, wanted), _MOST_BUCKET_BITS)
+        self._paths = [directory / f"{number:04d}" for number in range(1 << bits)]
+        self._shift = np.uint64(64 - bits)
+        self._waiting: list[np.ndarray] = []
+        self._rows = 0
+
+    def add(self, rows: np.ndarray, hashes: np.ndarray) -> None:
+        """Take in rows with their hashes."""
+        self._waiting.append(np.column_stack((hashes, rows.astype(np.uint64))))
+        self._rows += len(rows)
+        if self._rows >= _BUFFERED_ROWS:
+            self._spill()
+
+    def _spill(self) -> None:
+        if not self._waiting:
+            return
+        entries = np.concatenate(self._waiting)
+        self._waiting, self._rows = [], 0
+        numbers = entries[:, 0] >> self._shift
+        order = np.argsort(numbers, kind="stable")
+        entries = entries[order]
+        ends = np.searchsorted(numbers[order], np.arange(len(self._paths)), side="right")
+        for path, found in zip(self._paths, np.split(entries, ends[:-1]), strict=True):
+            if len(found):
+                with path.open("ab") as file:
+                    file.write(found.tobytes())
+
+    def suspects(self) -> Iterator[np.ndarray]:
+        """For each bucket, the rows whose hash another row has too: ``int64[m]``."""
+        self._spill()
+        for path in self._paths:
+            if path.exists():
+                yield _rows_with_equal_hashes(np.fromfile(path, np.uint64).reshape(-1, 2))
+                path.unlink()
+
+
+def _rows_with_equal_hashes(entries: np.ndarray) -> np.ndarray:
+    """The first few rows of each hash that occurs more than once."""
+    entries = entries[np.lexsort((entries[:, 1], entries[:, 0]))]
+    _, starts, counts = np.unique(entries[:, 0], return_index=True, return_counts=True)
+    rank = np.arange(len(entries)) - np.repeat(starts, counts)
+    chosen = (np.repeat(counts, counts) > 1) & (rank < _ROWS_OF_A_HASH)
+    return entries[chosen, 1].astype(np.int64)
+
+
+def _rounds(suspects: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Suspects of several buckets together, as many as may be held at a time, in row order."""
+    waiting: list[np.ndarray] = []
+    for rows in suspects:
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= _SUSPECTS:
+            yield np.sort(np.concatenate(waiting))
+            waiting = []
+    if waiting:
+        yield np.sort(np.concatenate(waiting))
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A row that has a certain key."""
+
+    file: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"`{self.file}` row {self.row:,}"
+
+
+def _report_duplicates(run: StoredRun, suspects: np.ndarray, findings: Findings) -> bool:
+    """Compare the keys of ``suspects`` exactly; returns whether any occurs twice."""
+    places: dict[str, list[_Located]] = defaultdict(list)
+    starts = [part.first for part in run.parts]
+    wanted = {bisect.bisect_right(starts, row) - 1 for row in suspects.tolist()}
+    for part, first, batch in _key_batches(run, [run.parts[number] for number in sorted(wanted)]):
+        start = part.first + first
+        low, high = np.searchsorted(suspects, [start, start + batch.num_rows])
+        file = run.file_of(part, run.keys[0])
+        for row in (suspects[low:high] - start).tolist():
+            key = ", ".join(repr(column[row].as_py()) for column in batch.columns)
+            places[key].append(_Located(file, first + row))
+    for key, rows in places.items():
+        if len(rows) > 1:
+            findings.add(f"{', '.join(map(str, rows))}: have the same key, {key}.")
+    return any(len(rows) > 1 for rows in places.values())

@@ -1,0 +1,267 @@
+"""A store as it lies on disk: its records, its files, its rows and its index, all against another.
+
+Takes 72 bytes for each row of the live version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, judge
+from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.storage import FileRecord, checked_json
+from batchnorm_tool.storage.base import STATE, TEMPORARY
+from batchnorm_tool.storage.files import fault_in, strangers
+from batchnorm_tool.store.checksums import check_files
+from batchnorm_tool.store.index import KEY_ID, read_index
+from batchnorm_tool.store.lance import latest_version
+from batchnorm_tool.store.rows import KeyPlaces, as_ids, bytes_of
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    NIGHT,
+    NORM,
+    PASSTHROUGH_HASH,
+    QUARANTINED,
+    STATUS,
+    index_path,
+    record_path,
+    replaced_path,
+)
+from batchnorm_tool.store.transaction import LIVE, night_tag, tags
+
+if TYPE_CHECKING:
+    from batchnorm_tool.commands.verify.run_files import Findings
+    from batchnorm_tool.readers.store import Snapshot
+
+_BATCH_BYTES = 16 * 2**20
+_COMPARED = (NORM, FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
+
+
+@dataclass
+class StoreCheck:
+    """Looks at the live version of a store and all that belongs to it.
+
+    Attributes:
+        store: The live version.
+        findings: Takes what is wrong.
+        vectors: Vectors whose length was measured.
+    """
+
+    store: Snapshot
+    findings: Findings
+    vectors: int = 0
+
+    def look_at_all(self) -> None:
+        """Look at records, tags, files, rows and index."""
+        with self._noting():
+            self._look_at_records()
+        with self._noting():
+            self._look_at_state()
+        with self._noting():
+            self._look_at_tags()
+        with self._noting():
+            for finding in check_files(self.store.path, self.store.state.storage):
+                self.findings.add(finding)
+        with self._noting():
+            self._look_at_rows()
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What cannot be read is a finding, and the other checks go on."""
+        try:
+            yield
+        except (Damaged, WorkFailed) as error:
+            self.findings.add(error.message)
+
+    def _look_at_records(self) -> None:
+        """Every version that is kept, waits or is live has a sound record that says so."""
+        facts, state = self.store.facts, self.store.state
+        for path in state.documents():
+            text = state.storage.get(path) or b""
+            if (Path(state.root) / path).is_symlink():
+                self.findings.add(f"`{state.root}/{path}` is no regular file.")
+            elif checked_json.opened_json(text) is None:
+                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum disagrees.")
+        missing = {*range(1, facts.next_version)} - {*state.recorded()}
+        for version in sorted(missing):
+            self.findings.add(f"`{record_path(version)}` is missing.")
+        expected = dict.fromkeys(facts.versions, "published")
+        if facts.waiting is not None:
+            expected[facts.waiting] = "waiting"
+        for version, word in sorted(expected.items()):
+            record = state.record(version)
+            found = None if record is None else record["state"]
+            if found != word:
+                self.findings.add(f"Version {version} should be {word}. Its record says: {found}.")
+
+    def _look_at_state(self) -> None:
+        """Check that every other file of the state is as its record says, and there are no more."""
+        facts, state = self.store.facts, self.store.state
+        root, known = Path(state.root), {*state.documents()}
+        for version in (*facts.versions, *filter(None, [facts.waiting])):
+            lasting = {replaced_path(version)} if version in facts.versions else None
+            if version == facts.live:
+                lasting = {replaced_path(version), index_path(version)}
+            for data in (state.record(version) or {}).get("files", ()):
+                if lasting is None or data["path"] in lasting:
+                    known.add(data["path"])
+                    finding, _ = fault_in(root, FileRecord(**data), "record of its version")
+                    if finding:
+                        self.findings.add(finding)
+        # A night that was killed leaves these; the next one goes on with them, or removes them.
+        version = facts.waiting or facts.next_version
+        left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
+        is_whole = facts.waiting and (state.record(facts.waiting) or {}).get("norms")
+        if state.storage.names(NIGHT) and not is_whole:
+            after = f"{index_path(version)}|{replaced_path(version)}"
+            left = re.compile(f"{left.pattern}|{NIGHT}(/.*)?|{after}")
+        for path in strangers(root, known):
+            if not left.fullmatch(path):
+                self.findings.add(f"`{state.root}/{path}` is no file of this store. Remove it.")
+
+    def _look_at_tags(self) -> None:
+        """Lance's tags and newest version are those that the store says."""
+        facts, found = self.store.facts, tags(self.store.path)
+        expected = {night_tag(version): lance for version, lance in facts.versions.items()}
+        expected[LIVE] = self.store.lance_version
+        for name, lance_version in expected.items():
+            if found.get(name) != lance_version:
+                self.findings.add(
+                    f"The tag `{name}` names version {found.get(name)} in Lance, and "
+                    f"{lance_version} by the store."
+                )
+        newest = latest_version(self.store.path)
+        if newest != self.store.lance_version:
+            self.findings.add(
+                f"Readers get version {newest} in Lance, and {self.store.lance_version} is live "
+                "by the store: somebody else wrote there, or a night was killed. The next "
+                "`refresh` settles a killed night."
+            )
+
+    def _look_at_rows(self) -> None:
+        """Every row is sound and in the index as it is in the dataset, and the other way round."""
+        index = _Index.load(self.store)
+        output = self.store.layouts[0]
+        batch_rows = max(1, _BATCH_BYTES // (8 * output.width))
+        first = 0
+        for batch in self.store.read(self._columns(), batch_rows):
+            place = Place(self.findings, Path(self.store.path).name, first)
+            checked = CheckedRows.of(batch, output, self._nulls(batch, place))
+            judge(checked, place)
+            keys = self.store.keys
+            table = pa.Table.from_batches([batch]).drop_columns([self.store.layout.vector])
+            index.compare(table.rename_columns([*keys, *_COMPARED]), place)
+            self.vectors += len(checked.rows)
+            first += batch.num_rows
+        index.report_unseen(self.findings)
+
+    def _columns(self) -> list[str]:
+        layout = self.store.layout
+        return [*layout.keys, layout.vector, *layout.stored(*_COMPARED)]
+
+    def _nulls(self, batch: pa.RecordBatch, place: Place) -> np.ndarray:
+        """Report nulls, which no row may have here; tells which rows have no vector."""
+        null = {
+            name: column.is_null() for name, column in zip(batch.schema.names, batch, strict=True)
+        }
+        for name, where in null.items():
+            rows = np.flatnonzero(where.to_numpy(zero_copy_only=False))
+            place.report(rows, f"`{name}` is null.")
+        return np.asarray(null[self.store.layout.vector].to_numpy(zero_copy_only=False))
+
+
+@dataclass
+class _Index:
+    """The rows of the index that should be in the dataset, and which of them were seen there."""
+
+    path: str
+    keys: tuple[str, ...]
+    places: KeyPlaces
+    hashes: np.ndarray
+    norms: np.ndarray
+    status: np.ndarray
+    words: dict[str, int]
+    seen: np.ndarray
+
+    @classmethod
+    def load(cls, store: Snapshot) -> _Index:
+        path = index_path(store.version)
+        ids, hashes = [np.empty((0, 16), np.uint8)], [np.empty((0, 24), np.uint8)]
+        norms, status = [np.empty(0)], [np.empty(0, np.int16)]
+        words: dict[str, int] = {}
+        for table in read_index(store.state.storage, path, [KEY_ID, *_COMPARED]):
+            numbers = _numbers(table[STATUS], words)
+            good = np.array([not word.startswith(QUARANTINED) for word in words])[numbers]
+            ids.append(bytes_of(table[KEY_ID])[good])
+            hashes.append(_hashes(table)[good])
+            norms.append(_floats(table[NORM])[good])
+            status.append(numbers[good])
+        return cls(
+            path=path,
+            keys=store.keys,
+            places=KeyPlaces(as_ids(np.concatenate(ids))),
+            hashes=np.concatenate(hashes),
+            norms=np.concatenate(norms),
+            status=np.concatenate(status),
+            words=words,
+            seen=np.zeros(sum(map(len, norms)), bool),
+        )
+
+    def compare(self, table: pa.Table, place: Place) -> None:
+        """Report the rows of a batch that the index does not have, or has otherwise."""
+        found = self.places.find(key_ids(table, self.keys))
+        rows = np.flatnonzero(found >= 0)
+        at = found[rows]
+        place.report(np.flatnonzero(found < 0), f"its key is not in `{self.path}`.")
+        repeated = self.seen[at]
+        repeated[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
+        place.report(rows[repeated], "an earlier row has the same key.")
+        self.seen[at] = True
+        for what, same in self._agreement(table, rows, at).items():
+            place.report(rows[~same], f"its {what} is not the one in `{self.path}`.")
+
+    def _agreement(
+        self, table: pa.Table, rows: np.ndarray, at: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        hashes = _hashes(table)[rows] == self.hashes[at]
+        norms = _floats(table[NORM])[rows].view(np.uint64) == self.norms[at].view(np.uint64)
+        return {
+            "hash of the features": hashes[:, :16].all(axis=1),
+            "hash of the passed-through values": hashes[:, 16:].all(axis=1),
+            "norm": norms,
+            "status": _numbers(table[STATUS], self.words)[rows] == self.status[at],
+        }
+
+    def report_unseen(self, findings: Findings) -> None:
+        """Report the rows of the index that are not in the dataset."""
+        missing = int((~self.seen).sum())
+        if missing:
+            findings.add(f"{missing:,} rows of `{self.path}` are not in the dataset.")
+
+
+def _hashes(table: pa.Table) -> np.ndarray:
+    return np.hstack([bytes_of(table[FEATURE_HASH]), bytes_of(table[PASSTHROUGH_HASH])])
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """Nulls as NaN."""
+    return np.ascontiguousarray(column.to_numpy(), np.float64)
+
+
+def _numbers(column: pa.ChunkedArray, words: dict[str, int]) -> np.ndarray:
+    """A number for each word, the same for the same word; ``words`` takes in new ones."""
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    numbers = [words.setdefault(str(word), len(words)) for word in encoded.dictionary.to_pylist()]
+    places = encoded.indices.fill_null(len(numbers)).to_numpy()
+    return np.array([*numbers, -1], np.int16)[places]

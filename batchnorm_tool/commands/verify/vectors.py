@@ -1,0 +1,271 @@
+"""The stored vectors themselves: finite, of unit length, and those that were counted."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.norms.norm import row_norms, widen
+from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.norms.vector_stats import VectorStats
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from batchnorm_tool.commands.verify.run_files import Findings
+    from batchnorm_tool.norms.norm import Norm
+    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.readers.run import StoredPart, StoredRun
+
+# Vectors in memory at a time, as float64.
+_BATCH_BYTES = 16 * 2**20
+
+
+def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
+    """How far from 1 the measured length of a stored unit vector may be.
+
+    A component is rounded once to the stored dtype. That changes it by at most its own size times
+    the unit roundoff ``u``, so that the whole vector, in any norm, changes by at most ``u``,
+    however wide it is. Below the smallest normal number it is by at most half the smallest
+    subnormal ``s`` instead, and ``width`` such errors have the norm ``width**(1/p) * s/2``. The
+    length before and the one measured here are sums of ``width`` terms in float64, each off by at
+    most about ``width`` of its roundoffs (Higham, Accuracy and Stability of Numerical Algorithms,
+    section 3.1); powers and roots add a few hundred more for ``lp``.
+
+    Args:
+        norm: Any but ``none``.
+        width: Components of a vector.
+        dtype: The stored dtype.
+
+    Example:
+        >>> from batchnorm_tool.norms.norm import Norm
+        >>> round(length_tolerance(Norm("l2"), 32, np.dtype("float32")) * 2**24, 3)
+        1.0
+        >>> round(length_tolerance(Norm("l1"), 65536, np.dtype("float16")), 4)
+        0.0024
+    """
+    stored = np.finfo(dtype)
+    roundoff = float(stored.eps) / 2
+    floor = width ** (1 / norm.order) * float(stored.smallest_subnormal) / 2
+    return roundoff + floor + (2 * width + 1024) * float(np.finfo(np.float64).eps) / 2
+
+
+@dataclass
+class VectorCheck:
+    """Looks at every stored row of a run, batch by batch.
+
+    Attributes:
+        run: The run.
+        findings: Takes what is wrong.
+        vectors: Vectors looked at.
+    """
+
+    run: StoredRun
+    findings: Findings
+    vectors: int = 0
+    _null: int = 0
+    _zero: int = 0
+    _nonfinite: int = 0
+    _norms: dict[str, NormStats] = field(default_factory=lambda: defaultdict(NormStats))
+
+    def __post_init__(self) -> None:
+        rows = self.run.manifest.data["rows"]
+        reasons = self.run.manifest.data["reasons"]
+        policies = self.run.job.normalize
+        overflow = reasons[Reason.NONFINITE_PREDICTION.label] + reasons[Reason.NORM_OVERFLOW.label]
+        self._expected_null = rows["nullified"]
+        self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0
+        self._expected_zero = rows["zero"] if policies.zero == "keep" else 0
+
+    def look_at(self, part: StoredPart) -> None:
+        """Look at all rows of a part.
+
+        Raises:
+            Damaged: A file cannot be read, or holds other rows than the manifest says.
+        """
+        names = [n for o in self.run.layouts for n in (o.vector_column, o.norm_column)]
+        width = sum(output.vectors * output.width for output in self.run.layouts)
+        batch_rows = max(1, _BATCH_BYTES // (8 * max(1, width)))
+        first = 0
+        for batch in self.run.read_part(part, names, batch_rows):
+            self._look_at_rows(batch, part, first)
+            first += batch.num_rows
+
+    def _look_at_rows(self, batch: pa.RecordBatch, part: StoredPart, first: int) -> None:
+        zero = np.zeros(batch.num_rows, bool)
+        nonfinite = np.zeros(batch.num_rows, bool)
+        for output in self.run.layouts:
+            null = self._null_rows(batch, output)
+            place = Place(self.findings, self.run.file_of(part, output.vector_column), first)
+            checked = CheckedRows.of(batch, output, null)
+            judge(checked, place, keeps_nonfinite=bool(self._expected_nonfinite))
+            zero[checked.rows] |= checked.zero.any(axis=1)
+            nonfinite[checked.rows] |= ~checked.finite
+            self._norms[output.name] += NormStats.of(checked.norms)
+            self.vectors += checked.norms.size
+        self._null += int(null.sum())
+        self._nonfinite += int(nonfinite.sum())
+        self._zero += int((zero & ~nonfinite).sum())
+
+    def _null_rows(self, batch: pa.RecordBatch, output: OutputLayout) -> np.ndarray:
+        """Rows without a vector: null, or in NPY nothing but NaN where policy made some so."""
+        vectors = batch[output.vector_column]
+        if self.run.job.output.format != "npy" or not self._expected_null:
+            return np.asarray(vectors.is_null().to_numpy(zero_copy_only=False))
+        blank = np.isnan(rows_of(vectors)).all(axis=1)
+        norms = rows_of(batch[output.norm_column]).reshape(len(blank), -1)
+        return np.asarray(blank & np.isnan(norms).all(axis=1))
+
+    def conclude(self) -> None:
+        """Compare what was counted with the manifest, once all parts have been looked at."""
+        null, nonfinite = self._expected_null, self._expected_nonfinite
+        if self.run.job.output.format == "npy" and null and nonfinite:
+            # A kept row of nothing but NaN looks like a nullified one there.
+            self._compare("without a vector", self._null + self._nonfinite, null + nonfinite)
+        else:
+            self._compare("without a vector", self._null, null)
+            if nonfinite:
+                self._compare("that are not finite", self._nonfinite, nonfinite)
+        # Under `none` a zero cannot be told from what a narrower stored dtype rounded to zero.
+        is_none = any(output.norm.name == "none" for output in self.run.layouts)
+        if not is_none or self._zero < self._expected_zero:
+            self._compare("with a zero vector", self._zero, self._expected_zero)
+        for output in self.run.layouts:
+            self._compare_norms(output)
+
+    def _compare(self, what: str, found: int, expected: int) -> None:
+        if found != expected:
+            numbers = f"{found:,} rows {what} are stored, and {expected:,} by the manifest"
+            self.findings.add(f"{numbers}.")
+
+    def _compare_norms(self, output: OutputLayout) -> None:
+        """The stored norms are those that the manifest's statistics describe."""
+        data = self.run.manifest.data
+        if output.name not in data["statistics"]:
+            return
+        described = VectorStats.from_dict(data["statistics"][output.name])
+        norms = described.norms.get(output.norm.label)
+        if norms is None:
+            return
+        stored = self._norms[output.name]
+        rows = data["rows"]
+        is_all = rows["in"] == rows["out"] and not rows["nullified"]
+        if not (_same(stored, norms) if is_all else _within(stored, norms)):
+            self.findings.add(
+                f"The stored norms of `{output.name}` are not those that the manifest's statistics "
+                f"describe: {_described(stored)}, and {_described(norms)} by the manifest."
+            )
+
+
+def judge(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
+    """Report the rows whose vectors or norms are not what they must be.
+
+    Args:
+        checked: Rows that have a vector.
+        place: Where they lie, and who takes what is wrong.
+        keeps_nonfinite: Whether policy kept NaN and infinity.
+    """
+    if not keeps_nonfinite:
+        place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
+    sound = np.isfinite(checked.norms)
+    place.report(checked.rows_with(sound & (checked.norms < 0)), "a norm is negative.")
+    output = checked.output
+    if output.norm.name == "none":
+        wrong = checked.norms != 1
+        place.report(checked.rows_with(wrong), "a norm is not 1, though `none` was asked for.")
+        return
+    tolerance = length_tolerance(output.norm, output.width, checked.dtype)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
+    place.report(
+        checked.rows_with(off & np.isfinite(checked.lengths)),
+        f"a vector is not of length 1 under {output.norm.label} (within {tolerance:.2g}), "
+        "or not all zeros beside a norm of 0.",
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch lies: a file, and the number of its first row in it."""
+
+    findings: Findings
+    file: str
+    first: int
+
+    def report(self, rows: np.ndarray, text: str) -> None:
+        """Take in what is wrong with rows of the batch, ``int[n]``."""
+        self.findings.add_rows(self.file, rows + self.first, text)
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows of one output that have a vector.
+
+    Attributes:
+        output: How they are stored.
+        dtype: The stored dtype.
+        rows: ``int[m]``, their numbers in the batch.
+        norms: ``float64[m, v]``, as stored.
+        lengths: ``float64[m, v]``, as measured.
+        finite: ``bool[m]``, whether vectors and norms are.
+    """
+
+    output: OutputLayout
+    dtype: np.dtype
+    rows: np.ndarray
+    norms: np.ndarray
+    lengths: np.ndarray
+    finite: np.ndarray
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, output: OutputLayout, null: np.ndarray) -> CheckedRows:
+        """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
+        rows = np.flatnonzero(~null)
+        stored = rows_of(batch[output.vector_column])[rows]
+        norms = rows_of(batch[output.norm_column]).reshape(len(null), -1)[rows]
+        finite = np.isfinite(stored).all(axis=1) & np.isfinite(norms).all(axis=1)
+        count = len(rows) * output.vectors
+        vectors = widen(stored).reshape(count, output.width)
+        if output.norm.name == "none":
+            lengths = np.abs(vectors).max(axis=1, initial=0)
+        else:
+            lengths = row_norms(vectors, output.norm)
+        shape = (len(rows), output.vectors)
+        return cls(output, stored.dtype, rows, norms, lengths.reshape(shape), finite)
+
+    @property
+    def zero(self) -> np.ndarray:
+        """``bool[m, v]``: the vector was all zeros."""
+        return (self.lengths if self.output.norm.name == "none" else self.norms) == 0
+
+    def rows_with(self, vectors: np.ndarray) -> np.ndarray:
+        """Numbers of the rows in which any of ``bool[m, v]`` is true."""
+        return self.rows[vectors.any(axis=1)]
+
+
+def _same(stored: NormStats, described: NormStats) -> bool:
+    """Whether all that does not depend on the order of adding up is the same."""
+    names = ("count", "zero", "nonfinite", "min", "max", "histogram")
+    return all(getattr(stored, name) == getattr(described, name) for name in names)
+
+
+def _within(stored: NormStats, described: NormStats) -> bool:
+    """Whether these may be some of those."""
+    if not stored.count:
+        return True
+    low, high = described.min, described.max
+    if low is None or high is None or stored.min is None or stored.max is None:
+        return False
+    return stored.count <= described.count and low <= stored.min <= stored.max <= high
+
+
+def _described(norms: NormStats) -> str:
+    if norms.min is None or norms.max is None or math.isnan(norms.min):
+        return f"{norms.count:,} norms"
+    return f"{norms.count:,} norms from {norms.min:.6g} to {norms.max:.6g}"

@@ -1,0 +1,424 @@
+"""How good a ranking is: precision, recall, nDCG, MRR and MAP of each query.
+
+The definitions are trec_eval's, as ir-measures gives them: ``P@k``, ``R@k``, ``nDCG@k``, ``RR@k``
+and ``AP@k``. A row is relevant where its grade is above 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.judgements import Judgements
+    from batchnorm_tool.norms.norm import Float64s
+
+Int64s = np.ndarray
+# A reader looks at rank r + 1 with this probability: the first ten ranks weigh 86 %.
+RBO_PERSISTENCE = 0.9
+# Queries at a time: 16 MB of ranks and rows at a depth of 100.
+_QUERIES = 2048
+# What people look at: the first screen of results.
+_HEADLINE_K = 10
+# The figures of a metric, and of its test.
+_INTERVAL = ("value", "low", "high")
+_TESTED = ("difference", "low", "high", "p", "p_holm")
+
+
+def quality(judgements: Judgements, rows: Int64s, ks: Sequence[int]) -> dict[str, Float64s]:
+    """Measure the rankings of queries, at several depths.
+
+    - ``precision@k``: share of the first k ranks that are relevant.
+    - ``recall@k``: share of the relevant rows that are in the first k ranks.
+    - ``ndcg@k``: sum of ``grade / log2(rank + 1)`` over that of the ideal ranking (Järvelin and
+      Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, ACM TOIS 20(4), 2002, with the
+      discount that trec_eval has made usual).
+    - ``mrr@k``: one over the rank of the first relevant row, 0 where the first k have none.
+    - ``map@k``: sum of the precisions at relevant ranks up to k, over the number of relevant rows.
+
+    Args:
+        judgements: Of q queries.
+        rows: int64[q, kmax], each query's neighbours, nearest first, each once; -1 where there are
+            no more.
+        ks: Depths, each from 1 to ``kmax``.
+
+    Returns:
+        float64[q] for each of ``"precision@1"`` and so on, metric by metric. NaN for a query that
+        is not judged; 0 for a judged one without relevant rows.
+
+    Example:
+        >>> from batchnorm_tool.comparison.judgements import LabelJudgements
+        >>> labels = LabelJudgements(np.array([1]), np.array([1, 0, 1, 1]), np.array([0]))
+        >>> measured = quality(labels, np.array([[2, 1, 3]]), [2])
+        >>> {name: values.tolist() for name, values in measured.items()}
+        {'precision@2': [0.5], 'recall@2': [0.5], 'ndcg@2': [0.613...], 'mrr@2': [1.0],
+         'map@2': [0.5]}
+    """
+    curves = _curves(judgements, judgements.grades(rows[:, : max(ks)]))
+    judged = judgements.judged
+    return {
+        f"{metric}@{k}": np.where(judged, curve[:, k - 1], np.nan)
+        for metric, curve in curves.items()
+        for k in ks
+    }
+
+
+def _curves(judgements: Judgements, grades: Float64s) -> dict[str, Float64s]:
+    """Every metric at every depth: float64[q, k]."""
+    hits = grades > 0
+    relevant = judgements.relevant[:, None]
+    ranks = np.arange(1, grades.shape[1] + 1)
+    discounts = np.log2(ranks + 1)
+    found = np.cumsum(hits, axis=1, dtype=np.int64)
+    precision = found / ranks
+    gains = np.cumsum(grades / discounts, axis=1)
+    most = np.cumsum(judgements.ideal(len(ranks)) / discounts, axis=1)
+    return {
+        "precision": precision,
+        "recall": _shares(found, relevant),
+        "ndcg": _shares(gains, most),
+        "mrr": np.maximum.accumulate(hits / ranks, axis=1),
+        "map": _shares(np.cumsum(hits * precision, axis=1), relevant),
+    }
+
+
+def _shares(parts: Float64s | Int64s, wholes: Float64s | Int64s) -> Float64s:
+    """Parts over wholes, 0 where the whole is 0."""
+    shares = np.zeros(parts.shape)
+    return np.divide(parts, wholes, out=shares, where=wholes > 0)
+
+
+def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
+    """Share of the ``k`` nearest rows that two rankings have in common.
+
+    Args:
+        first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
+        second: The same for the other ranking.
+        k: Ranks looked at, at most ``m``.
+
+    Returns:
+        ``float64[q]``, 0 to 1. Where both have fewer than ``k`` rows, out of the longer one; 1
+        where neither has any.
+
+    Example:
+        >>> overlap(np.array([[1, 2, 3]]), np.array([[2, 1, 9]]), 3)
+        array([0.66666667])
+    """
+    shared = _shared_by_depth(first[:, :k], second[:, :k])[:, -1]
+    lengths = _lengths(first[:, :k], second[:, :k])
+    return np.where(lengths > 0, shared / np.maximum(lengths, 1), 1.0)
+
+
+def rank_biased_overlap(
+    first: Int64s, second: Int64s, persistence: float = RBO_PERSISTENCE
+) -> Float64s:
+    """Rank-biased overlap of two rankings of equal length, extrapolated beyond their end.
+
+    The mean agreement at all depths, depth ``d`` weighing ``persistence ** (d - 1)``, as if it went
+    on beyond the last rank as it was there: equation 30 of Webber, Moffat and Zobel, A Similarity
+    Measure for Indefinite Rankings, ACM TOIS 28(4), 2010.
+
+    Args:
+        first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
+        second: The same for the other ranking.
+        persistence: Between 0 and 1, both excluded.
+
+    Returns:
+        ``float64[q]``, 0 to 1; 1 where neither has any rows.
+
+    Example:
+        >>> rank_biased_overlap(np.array([[1, 2]]), np.array([[2, 1]]), 0.5)
+        array([0.5])
+    """
+    shared, lengths = _shared_by_depth(first, second), _lengths(first, second)
+    depths = np.arange(1, shared.shape[1] + 1)
+    weights = np.where(depths <= lengths[:, np.newaxis], persistence**depths, 0)
+    within = (1 - persistence) / persistence * (shared / depths * weights).sum(axis=1)
+    beyond = shared[:, -1] / np.maximum(lengths, 1) * persistence**lengths
+    return np.where(lengths > 0, within + beyond, 1.0)
+
+
+def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
+    """How many rows the first ``d`` ranks have in common, ``int64[q, m]`` for ``d`` to ``m``."""
+    shared = np.empty(first.shape, np.int64)
+    for start in range(0, len(first), _QUERIES):
+        some = slice(start, start + _QUERIES)
+        shared[some] = _shared(first[some], second[some])
+    return shared
+
+
+def _shared(first: Int64s, second: Int64s) -> Int64s:
+    """The same at one go: a row is shared from the later of its two ranks on."""
+    count, depth = first.shape
+    queries = np.repeat(np.arange(count), depth)
+    ranks = np.tile(np.arange(depth), count)
+    both = np.concatenate([first.ravel(), second.ravel()])
+    owners, places = np.concatenate([queries, queries]), np.concatenate([ranks, ranks])
+    real = both >= 0
+    both, owners, places = both[real], owners[real], places[real]
+    order = np.lexsort((places, both, owners))
+    both, owners, places = both[order], owners[order], places[order]
+    twice = np.flatnonzero((both[1:] == both[:-1]) & (owners[1:] == owners[:-1])) + 1
+    shared = np.zeros((count, depth), np.int64)
+    np.add.at(shared, (owners[twice], places[twice]), 1)
+    return np.cumsum(shared, axis=1)
+
+
+def _lengths(first: Int64s, second: Int64s) -> Int64s:
+    """How many rows the longer one of two rankings has."""
+    return np.maximum((first >= 0).sum(axis=1), (second >= 0).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """How unevenly neighbours are spread over the base.
+
+    A row's k-occurrence is the number of queries that have it among their ``k`` nearest. A few rows
+    that are near to everything ("hubs") make it skewed: Radovanovic, Nanopoulos and Ivanovic, Hubs
+    in Space, JMLR 11, 2010.
+
+    Attributes:
+        k: Ranks looked at.
+        skewness: Of the k-occurrence over all rows of the base, its third standardized moment; NaN
+            where all are equal.
+        antihubs: Share of rows that are nobody's neighbour, 0 to 1. With ``q`` queries over ``n``
+            rows it is at least ``1 - q k / n``.
+        largest: The largest k-occurrence.
+    """
+
+    k: int
+    skewness: float
+    antihubs: float
+    largest: int
+
+    @classmethod
+    def of(cls, rows: Int64s, k: int, base_rows: int) -> Hubness:
+        """Measure rankings.
+
+        Args:
+            rows: ``int64[q, m]``, nearest first; -1 where there are no more.
+            k: Ranks looked at, at most ``m``.
+            base_rows: Rows of the base, 1 or more.
+
+        Example:
+            >>> Hubness.of(np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), 1, 5).largest
+            4
+        """
+        near = rows[:, :k]
+        counts = np.bincount(near[near >= 0].ravel(), minlength=base_rows)
+        away = counts - counts.mean()
+        spread = float(np.sqrt(np.mean(away**2)))
+        skewness = float(np.mean(away**3)) / spread**3 if spread else float("nan")
+        return cls(k, skewness, float(np.mean(counts == 0)), int(counts.max()))
+
+
+def rank_correlation(first: Float64s, second: Float64s) -> float:
+    """Spearman's rank correlation, equal values sharing the mean of their ranks.
+
+    Args:
+        first: ``float64[n]``, finite.
+        second: ``float64[n]``, finite.
+
+    Returns:
+        -1 to 1; NaN where all values of one are equal.
+
+    Example:
+        >>> round(rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 9.0])), 12)
+        1.0
+    """
+    ranks = [_mean_ranks(values) for values in (first, second)]
+    away = [each - each.mean() for each in ranks] if len(first) else ranks
+    sizes = [float(np.sqrt(each @ each)) for each in away]
+    if not all(sizes):
+        return float("nan")
+    return float(np.clip(away[0] @ away[1] / (sizes[0] * sizes[1]), -1, 1))
+
+
+def _mean_ranks(values: Float64s) -> Float64s:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[places]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """What each norm ranks first for every query.
+
+    Attributes:
+        rows: By the label of each norm, ``int64[q, max(ks)]``, nearest first; -1 where there are no
+            more. The first norm is the one that the others are held against.
+        ks: Depths at which figures are given, ascending.
+        base_rows: Rows of the base.
+        judgements: Which rows are relevant to which query, where that is known.
+        seed: Of the resampling.
+    """
+
+    rows: Mapping[str, Int64s]
+    ks: tuple[int, ...]
+    base_rows: int
+    judgements: Judgements | None
+    seed: int
+
+    @property
+    def norms(self) -> list[str]:
+        """Labels of the norms."""
+        return list(self.rows)
+
+    @property
+    def headline_k(self) -> int:
+        """The depth of what is shown first: the largest up to 10, else the smallest."""
+        return max((k for k in self.ks if k <= _HEADLINE_K), default=self.ks[0])
+
+    @cached_property
+    def quality(self) -> dict[str, dict[str, Float64s]] | None:
+        """Each query's quality by norm and metric, ``float64[q]``, NaN where it is not judged."""
+        if self.judgements is None:
+            return None
+        return {norm: quality(self.judgements, rows, self.ks) for norm, rows in self.rows.items()}
+
+    @cached_property
+    def overlaps(self) -> dict[tuple[str, str], dict[int, Float64s]]:
+        """Overlap of two norms for each query, by the pair (in order) and the depth."""
+        return {
+            pair: {k: overlap(self.rows[pair[0]], self.rows[pair[1]], k) for k in self.ks}
+            for pair in self._pairs
+        }
+
+    @cached_property
+    def rank_biased_overlaps(self) -> dict[tuple[str, str], Float64s]:
+        """Rank-biased overlap of two norms for each query, by the pair."""
+        return {
+            (one, other): rank_biased_overlap(self.rows[one], self.rows[other])
+            for one, other in self._pairs
+        }
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        norms = self.norms
+        return [(one, other) for at, one in enumerate(norms) for other in norms[at + 1 :]]
+
+    def figures(self, queries: Int64s | None = None) -> dict[str, Any]:
+        """All figures, as plain data.
+
+        Args:
+            queries: ``int64[m]``, which queries, at least one; default: all.
+
+        Returns:
+            ``overlap``, ``rbo``, ``hubness``, ``quality`` and ``tests`` as the document of a
+            comparison has them; the last two are ``None`` without judgements.
+        """
+        everyone = np.arange(len(self.rows[self.norms[0]]))
+        chosen = everyone if queries is None else queries
+        return {
+            "overlap": self._overlap(chosen),
+            "rbo": self._rbo(chosen),
+            "hubness": self._hubness(chosen),
+            **self._quality_and_tests(chosen),
+        }
+
+    def _overlap(self, queries: Int64s) -> dict[str, dict[str, dict[str, float]]]:
+        means = {
+            pair: {str(k): float(values[queries].mean()) for k, values in by_k.items()}
+            for pair, by_k in self.overlaps.items()
+        }
+        return _mirrored(self.norms, means, {str(k): 1.0 for k in self.ks})
+
+    def _rbo(self, queries: Int64s) -> dict[str, dict[str, float]]:
+        means = {
+            pair: float(values[queries].mean())
+            for pair, values in self.rank_biased_overlaps.items()
+        }
+        return _mirrored(self.norms, means, 1.0)
+
+    def _hubness(self, queries: Int64s) -> dict[str, dict[str, Any]]:
+        found = {
+            norm: Hubness.of(rows[queries], self.headline_k, self.base_rows)
+            for norm, rows in self.rows.items()
+        }
+        return {
+            norm: {
+                "k": one.k,
+                "skewness": plain(one.skewness),
+                "antihubs": one.antihubs,
+                "largest": one.largest,
+            }
+            for norm, one in found.items()
+        }
+
+    def _quality_and_tests(self, queries: Int64s) -> dict[str, Any]:
+        if self.quality is None or self.judgements is None:
+            return {"quality": None, "tests": None}
+        judged = queries[self.judgements.judged[queries]]
+        metrics = list(self.quality[self.norms[0]])
+        values = {
+            norm: np.column_stack([by_metric[metric][judged] for metric in metrics])
+            for norm, by_metric in self.quality.items()
+        }
+        first, *others = self.norms
+        differences = {norm: values[norm] - values[first] for norm in others}
+        return {
+            "quality": {
+                norm: _intervals(metrics, each, self.seed) for norm, each in values.items()
+            },
+            "tests": {"against": first, **_tests(metrics, differences, self.seed)},
+        }
+
+
+def _intervals(
+    metrics: Sequence[str], values: Float64s, seed: int
+) -> dict[str, dict[str, float | None]]:
+    if not len(values):
+        return {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
+    figures = zip(values.mean(axis=0), *bootstrap(values, seed), strict=True)
+    return {
+        metric: dict(zip(_INTERVAL, map(float, of_metric), strict=True))
+        for metric, of_metric in zip(metrics, figures, strict=True)
+    }
+
+
+def _tests(
+    metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Differences from the first norm, each metric's p-values corrected for the number of norms."""
+    if not all(len(each) for each in differences.values()):
+        untested = {metric: dict.fromkeys(_TESTED) for metric in metrics}
+        return dict.fromkeys(differences, untested)
+    p = {norm: paired_randomization(each, seed) for norm, each in differences.items()}
+    corrected = [holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for place, (norm, each) in enumerate(differences.items()):
+        p_holm = [of_norms[place] for of_norms in corrected]
+        figures = zip(each.mean(axis=0), *bootstrap(each, seed), p[norm], p_holm, strict=True)
+        found[norm] = {
+            metric: dict(zip(_TESTED, map(float, of_metric), strict=True))
+            for metric, of_metric in zip(metrics, figures, strict=True)
+        }
+    return found
+
+
+def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: Any) -> Any:
+    """A matrix of norms from the values of its upper half."""
+    return {
+        one: {
+            other: same if one == other else pairs.get((one, other), pairs.get((other, one)))
+            for other in norms
+        }
+        for one in norms
+    }
+
+
+def plain(value: float) -> float | None:
+    """A number as JSON has it: what is not finite is ``None``.
+
+    Example:
+        >>> plain(0.5), plain(float("nan"))
+        (0.5, None)
+    """
+    return float(value) if math.isfinite(value) else None

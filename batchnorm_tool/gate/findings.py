@@ -1,0 +1,147 @@
+"""What one limit measured, and what a person reads when a limit is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from batchnorm_tool.errors import Lines
+from batchnorm_tool.norms.stats import finite_or_none, float_or_none
+
+Scope = Literal["input", "changed", "whole", "audit"]
+SHOWN_ROWS = 5
+"""Rows that a finding names, at most."""
+
+_SCOPES = {
+    "input": "tonight's input",
+    "changed": "the changed rows",
+    "whole": "all rows",
+    "audit": "the staged rows",
+}
+_AUDIT = (
+    "Next: what the audit found cannot be accepted; mend the cause and run the same command again. "
+    "If the input is right, this is a bug in batchnorm_tool: please report it."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one limit measured.
+
+    Attributes:
+        limit: The limit's key in the job file, such as ``gate.input.changed``; ``audit.…`` for
+            what no setting turns off.
+        scope: What was measured.
+        measured: The value; ``None`` where there is none to give: not judged, or beyond any number.
+        allowed: The largest value that passes.
+        passed: Whether the value is within the limit, or was not judged.
+        what: One sentence with the numbers.
+        rows: The worst rows: ``{"key": {column: value, …}}`` with a ``value`` or a ``reason``.
+    """
+
+    limit: str
+    scope: Scope
+    measured: float | None
+    allowed: float | None
+    passed: bool
+    what: str
+    rows: tuple[dict[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as plain data that JSON can hold."""
+        numbers = {
+            name: None if value is None else finite_or_none(value)
+            for name, value in (("measured", self.measured), ("allowed", self.allowed))
+        }
+        return {**asdict(self), **numbers, "rows": [dict(row) for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Finding:
+        """Make a finding of what `to_dict` gives."""
+        return cls(
+            limit=data["limit"],
+            scope=data["scope"],
+            measured=float_or_none(data["measured"]),
+            allowed=float_or_none(data["allowed"]),
+            passed=data["passed"],
+            what=data["what"],
+            rows=tuple(dict(row) for row in data["rows"]),
+        )
+
+
+def not_judged(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
+    """Return the finding of a limit that could not be judged, and passes."""
+    return Finding(limit, scope, None, allowed, passed=True, what=f"Not judged: {why}.")
+
+
+def broken(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings beyond their limits, in order."""
+    return [finding for finding in findings if not finding.passed]
+
+
+def passed(findings: Iterable[Finding]) -> bool:
+    """Return whether every finding is within its limit."""
+    return not broken(findings)
+
+
+def refusal_text(
+    findings: Sequence[Finding],
+    action: Literal["hold", "warn"] = "hold",
+    accept: str | None = "batchnorm-tool accept STORE VERSION",
+) -> str:
+    """Say which limits are broken, by how much, with the worst rows, and how to go on.
+
+    Args:
+        findings: All findings of a night.
+        action: The job's ``gate.action``. What the audit found holds a night whatever it is.
+        accept: The command that publishes the candidate; ``None`` where none waits, as before the
+            model has run. What the audit found cannot be accepted.
+
+    Returns:
+        Several lines; empty where no limit is broken.
+
+    Example:
+        >>> finding = Finding("gate.output.bad", "whole", 0.2, 0.1, False, "2 of 10 rows are bad.")
+        >>> print(refusal_text([finding], "warn"))
+        1 limit is broken; published all the same, because the job says `gate: warn`.
+        - gate.output.bad over all rows: 2 of 10 rows are bad.
+    """
+    wrong = broken(findings)
+    if not wrong:
+        return ""
+    amount = "1 limit is broken" if len(wrong) == 1 else f"{len(wrong)} limits are broken"
+    named = [line for finding in wrong for line in _finding_lines(finding)]
+    is_audit = any(finding.scope == "audit" for finding in wrong)
+    if action == "warn" and not is_audit:
+        fate = "published all the same, because the job says `gate: warn`"
+        return Lines(f"{amount}; {fate}.", *named)
+    next_step = _AUDIT if is_audit else _ways_on(accept)
+    return Lines(f"{amount}; nothing was published.", *named, next_step)
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    rows = [f"    {row_words(row)}" for row in finding.rows[:SHOWN_ROWS]]
+    return [f"- {finding.limit} over {_SCOPES[finding.scope]}: {finding.what}", *rows]
+
+
+def _ways_on(accept: str | None) -> str:
+    again = "mend the input or the model, or change the limit, and run the same command again"
+    if accept is None:
+        return f"Next: {again}."
+    return f"Next: if these values are right, `{accept}` publishes this night; if not, {again}."
+
+
+def row_words(row: Mapping[str, Any]) -> str:
+    """Name one of a finding's rows, with its value or the reason why it is bad.
+
+    Example:
+        >>> row_words({"key": {"id": 7}, "value": 0.123456})
+        'id 7: 0.1235'
+    """
+    key = ", ".join(f"{column} {value}" for column, value in row.get("key", {}).items())
+    value = row.get("reason")
+    if value is None:
+        measured = row.get("value")
+        value = "not finite" if measured is None else f"{measured:.4g}"
+    return f"{key or 'a row'}: {value}"

@@ -1,0 +1,1 @@
+"""Many input files as one table: open it, and read any rows of it."""

@@ -1,0 +1,470 @@
+"""Which files an input path names: files, directories, globs, hive partitions, no other tables."""
+
+from __future__ import annotations
+
+import base64
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError, warn
+from batchnorm_tool.formats import files as formats_files
+
+# What Hive, Spark and pyarrow write for a null partition value.
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of an input.
+
+    Attributes:
+        path: Absolute, symbolic links as they are.
+        partitions: Name and value of each ``name=value`` directory below the input's root;
+            a null value is `NULL_PARTITION`.
+    """
+
+    path: str
+    partitions: tuple[tuple[str, str], ...] = ()
+
+
+def list_files(path: str | Sequence[str]) -> list[Listed]:
+    """Find the files that an input path names, in lexicographic order of their paths.
+
+    Args:
+        path: A file, a directory, a glob pattern, or several of these. In directories, names that
+            begin with ``.`` or ``_`` are left out, except partitions such as ``_day=1``.
+
+    Returns:
+        At least one file.
+
+    Raises:
+        InputError: If there is none, one is named twice, they belong to a table of another program,
+            or a partition value is not a plain name.
+
+    Example:
+        >>> list_files("no/such/file.npy")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        batchnorm_tool.errors.InputError: no/such/file.npy: there is no such file.
+    """
+    paths = [path] if isinstance(path, str) else list(path)
+    if not paths:
+        raise InputError("`input.path`: expected at least one path. Received: an empty list.")
+    listed = sorted((item for one in paths for item in _expand(one)), key=lambda item: item.path)
+    for before, after in itertools.pairwise(listed):
+        if before.path == after.path:
+            message = (
+                f"{after.path}: is named twice in `input.path`. Expected each file once. "
+                f"Received: {paths}. Remove one of the paths."
+            )
+            raise InputError(message)
+    refuse_files_of_tables([item.path for item in listed])
+    return listed
+
+
+def _expand(path: str) -> Iterator[Listed]:
+    local = _local(path)
+    if os.path.isdir(local):  # noqa: PTH112  (Path would normalise what the user wrote)
+        yield from _in_directory(local, local)
+    elif _WILDCARD.search(local) and not os.path.lexists(local):
+        yield from _in_glob(local)
+    else:
+        formats_files.regular_file(local)
+        yield Listed(local)
+
+
+def _local(path: str) -> str:
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
+    elif _SCHEME.match(path):
+        message = (
+            f"`input.path`: object stores are not read by this version. Expected a local path. "
+            f"Received: a path that begins with {_SCHEME.findall(path)[0]!r}. "
+            "Copy the files to a local disk, or mount the store."
+        )
+        raise InputError(message)
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        message = f"`input.path`: expected a name in UTF-8. Received: {path!r}. Rename the file."
+        raise InputError(message) from error
+    return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps `..`)
+
+
+def _in_glob(pattern: str) -> Iterator[Listed]:
+    fixed = pattern[: _WILDCARD.search(pattern).start()]  # type: ignore[union-attr]
+    root = os.path.dirname(fixed)  # noqa: PTH120
+    # Without those below a directory that matches as well: `**` names both.
+    matches = [m for m in glob.glob(pattern, recursive=True) if not _is_hidden(m, root)]  # noqa: PTH207
+    found: set[Listed] = set()
+    for match in matches:
+        is_directory = os.path.isdir(match)  # noqa: PTH112
+        found.update(_in_directory(match, root) if is_directory else [_listed(match, root)])
+    if not found:
+        message = (
+            f"{pattern}: matches no file. Expected at least one. Received: none. "
+            "Check the pattern, and quote it in a shell."
+        )
+        raise InputError(message)
+    yield from found
+
+
+def _in_directory(directory: str, root: str) -> Iterator[Listed]:
+    files = [_listed(path, root) for path in _walk(directory, root, ())]
+    if not files:
+        message = (
+            f"{directory}: holds no files. Expected at least one; names that begin with `.` or "
+            "`_` are left out. Received: none. Check `input.path`."
+        )
+        raise InputError(message)
+    yield from files
+
+
+def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Paths of files below a directory; links to directories are followed, loops are refused."""
+    real = os.path.realpath(directory)
+    if real in above:
+        message = (
+            f"{directory}: is a symbolic link to a directory above it. Expected a tree. "
+            f"Received: a loop to {real}. Remove the link."
+        )
+        raise InputError(message)
+    refuse_table(directory)
+    with formats_files.refusing(directory), os.scandir(directory) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        if _is_hidden_name(entry.name):
+            continue
+        if entry.is_symlink():
+            _warn_if_outside(entry.path, root)
+        if entry.is_dir():
+            yield from _walk(entry.path, root, (*above, real))
+        else:
+            yield entry.path
+
+
+def _warn_if_outside(path: str, root: str) -> None:
+    target, inside = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([target, inside]) != inside:
+        message = f"{path}: is a symbolic link out of {root}, to {target}; it is read all the same."
+        warn(message)
+
+
+def _listed(path: str, root: str) -> Listed:
+    formats_files.regular_file(_local(path))
+    directories = Path(os.path.relpath(path, root)).parent.parts
+    pairs = tuple(_partition(path, part) for part in directories if "=" in part)
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        message = (
+            f"{path}: a partition occurs twice in the path. Expected each name once. "
+            f"Received: {names}. Rename the directory."
+        )
+        raise InputError(message)
+    return Listed(path, pairs)
+
+
+def _partition(path: str, directory: str) -> tuple[str, str]:
+    name, _, value = (unquote(part) for part in directory.partition("="))
+    # A slash can only have been escaped; steps upwards stay refused, whoever makes paths of values.
+    is_step = value in ("", ".") or ".." in value.split("/")
+    if is_step or not name or not value.isprintable():
+        message = (
+            f"{path}: a partition's value is not a plain name. Expected `name=value` without "
+            f"a step `..`. Received: {directory!r}. Rename the directory."
+        )
+        raise InputError(message)
+    return name, value
+
+
+def _is_hidden(path: str, root: str) -> bool:
+    return any(_is_hidden_name(part) for part in Path(os.path.relpath(path, root)).parts)
+
+
+def _is_hidden_name(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def typed_partitions(
+    files: Sequence[InputFile], schema: pa.Schema
+) -> tuple[tuple[InputFile, ...], pa.Schema]:
+    """Give partitions their types, and the schema their columns.
+
+    Args:
+        files: Of one table, their partitions as text.
+        schema: Of what the files store; a column of that name wins over the directories.
+
+    Returns:
+        The files with integers where all values of a partition are integers (``007`` is not: it
+        would come back as ``7``), and the schema with the partitions' columns at its end.
+
+    Raises:
+        InputError: If the files differ in their partitions.
+    """
+    names = [partition.name for partition in files[0].partitions]
+    for file in files:
+        _check_names(file, files[0].path, names)
+    for name in sorted(set(names).intersection(schema.names)):
+        words = f"column `{name}` is stored in the files; the directories' values are not used."
+        warn(words)
+    used = {name: number for number, name in enumerate(names) if name not in schema.names}
+    columns = [_typed([file.partitions[n].value for file in files], m) for m, n in used.items()]
+    for partition in (column[0] for column in columns):
+        schema = schema.append(pa.field(partition.name, pa.type_for_alias(partition.dtype)))
+    rows = zip(*columns, strict=True) if columns else [()] * len(files)
+    typed = (replace(file, partitions=tuple(row)) for file, row in zip(files, rows, strict=True))
+    return tuple(typed), schema
+
+
+def _check_names(file: InputFile, first_path: str, expected: Sequence[str]) -> None:
+    received = [partition.name for partition in file.partitions]
+    if received != expected:
+        message = (
+            f"{file.path}: has other partitions than {first_path}. Expected: {expected}. "
+            f"Received: {received}. Move it, or name the files with a glob."
+        )
+        raise InputError(message)
+
+
+def _typed(values: Sequence[str | int | None], name: str) -> list[Partition]:
+    texts = [None if value == NULL_PARTITION else str(value) for value in values]
+    given = [text for text in texts if text is not None]
+    if given and all(_is_integer(text) for text in given):
+        return [Partition(name, None if t is None else int(t), "int64") for t in texts]
+    return [Partition(name, text, "string") for text in texts]
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        return str(int(text)) == text and -(2**63) <= int(text) < 2**63
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several row-aligned files that make one input file together.
+
+    Attributes:
+        column: The name of an NPY file's column; of a Parquet keys file "" (its own names).
+        first_row: The row that stands beside the input file's first one.
+    """
+
+    column: str
+    path: str
+    bytes: int
+    fingerprint: str
+    format: str = "npy"
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A column that has one value in all rows of a file, from a ``name=value`` directory.
+
+    Attributes:
+        value: ``None`` is null.
+        dtype: ``"int64"`` where the values of all files are integers, else ``"string"``.
+    """
+
+    name: str
+    value: str | int | None
+    dtype: str = "string"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file as it was planned; for NPY groups, several files side by side.
+
+    Attributes:
+        path: Absolute path; of a group its first member's.
+        format: A key of `batchnorm_tool.formats.FORMATS`.
+        bytes: Size, of all members together.
+        rows: Number of rows.
+        fingerprint: SHA-256 of footer or header; of a group, of its members' fingerprints.
+        partitions: Hive partitions, in the order of the directories.
+        members: The files of a group; empty for a single file.
+        dtype: How ``|V2`` in NPY is read.
+        read_as: Fields of the columns that are read as another type than this file's own, where
+            the files of a table differ.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    rows: int
+    fingerprint: str
+    partitions: tuple[Partition, ...] = ()
+    members: tuple[Member, ...] = ()
+    dtype: str | None = None
+    read_as: pa.Schema | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-safe data, for plan and manifest; ``read_as`` is an Arrow message in base 64."""
+        data = asdict(replace(self, read_as=None))
+        data |= {"partitions": [*data["partitions"]], "members": [*data["members"]]}
+        del data["read_as"]
+        if self.read_as is not None:
+            data["read_as"] = base64.b64encode(self.read_as.serialize()).decode()
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputFile:
+        """The inverse of `to_dict`."""
+        partitions = tuple(Partition(**partition) for partition in data["partitions"])
+        members = tuple(Member(**member) for member in data["members"])
+        stored = data.get("read_as")
+        read_as = stored and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+        known = {"partitions": partitions, "members": members, "read_as": read_as}
+        return cls(**{**data, **known})
+
+
+@dataclass(frozen=True)
+class Table:
+    """All input files as one table.
+
+    Attributes:
+        files: In lexicographic order of their paths.
+        schema: Of the rows that `read_rows` yields, partition columns included.
+        keys: Names of the columns that came from a keys file.
+        unreadable: Why a column cannot be read, such as one in which the files differ too much.
+    """
+
+    files: tuple[InputFile, ...]
+    schema: pa.Schema
+    keys: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that can be read."""
+        return [name for name in self.schema.names if name not in self.unreadable]
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Refuse columns that cannot be read, such as those in which the files differ too much.
+
+        Raises:
+            InputError: One of them is such a column; the message says which files differ.
+        """
+        for name in columns:
+            if name in self.unreadable:
+                raise InputError(self.unreadable[name])
+
+
+class _TableFormat(NamedTuple):
+    """How a directory of one kind is known, and how its rows become a file.
+
+    Attributes:
+        name: What it is.
+        marks: Patterns below the directory; one of them matches.
+        convert: Python that writes the rows; ``{0}`` is the directory, ``{1}`` the newest mark.
+        beside: Another path that is there too.
+        hides_rows: Whether its files, named one by one, also hold rows that do not count.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    convert: str
+    beside: str = ""
+    hides_rows: bool = True
+
+
+_SPARK = 'spark.read.format("{}").load("{{0}}").write.parquet("rows")'
+
+
+_SAVED = 'datasets.load_from_disk("{{0}}"){}.to_parquet("rows.parquet")'
+
+
+_ICEBERG = ("metadata/v[0-9]*.metadata.json", "metadata/[0-9][0-9][0-9]*-*.metadata.json")
+
+
+_FORMATS = (
+    _TableFormat(
+        *("a Delta table", ("_delta_log",)),
+        'polars.scan_delta("{0}").sink_parquet("rows.parquet")',
+    ),
+    _TableFormat(
+        "an Iceberg table", _ICEBERG, 'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")'
+    ),
+    _TableFormat(
+        *("a Spark stream's output", ("_spark_metadata",)),
+        'spark.read.parquet("{0}").write.parquet("rows")',
+    ),
+    _TableFormat("a Hudi table", (".hoodie",), _SPARK.format("hudi")),
+    _TableFormat(
+        *("a Lance dataset", ("_versions/*.manifest", "_latest.manifest")),
+        'pyarrow.parquet.write_table(lance.dataset("{0}").to_table(), "rows.parquet")',
+    ),
+    _TableFormat(
+        "a Paimon table", ("snapshot/snapshot-[0-9]*",), _SPARK.format("paimon"), beside="schema"
+    ),
+    _TableFormat(
+        *("a dataset that Hugging Face's `save_to_disk` wrote", ("state.json",)),
+        *(_SAVED.format(""), "dataset_info.json"),
+        hides_rows=False,
+    ),
+    _TableFormat(
+        *("several datasets that Hugging Face's `save_to_disk` wrote", ("dataset_dict.json",)),
+        _SAVED.format('["train"]'),
+        hides_rows=False,
+    ),
+)
+
+
+def refuse_table(directory: str, *, named: bool = True) -> None:
+    """Refuse a directory that is a table of another program.
+
+    Args:
+        directory: Of input files.
+        named: Whether it is read as a whole; otherwise single files below it are named.
+
+    Raises:
+        InputError: It is; the message says what it is, and the line that writes its rows.
+    """
+    for form in _FORMATS:
+        if not named and not form.hides_rows:
+            continue
+        # Looked for before it is matched: an input may have thousands of directories.
+        near = [m for m in form.marks if os.path.lexists(f"{directory}/{m.partition('/')[0]}")]
+        marks = [found for mark in near for found in Path(directory).glob(mark)]
+        if marks and Path(directory, form.beside).exists():
+            newest = max(marks, key=os.path.getmtime)
+            convert = form.convert.format(directory, newest)
+            hidden = "; its files may also hold rows that it has deleted or replaced"
+            message = (
+                f"{directory}: is {form.name}{hidden if form.hides_rows else ''}. Expected plain "
+                f"files. Received: {os.path.relpath(newest, directory)}. "
+                f"Write its rows into a file first, with `{convert}` in Python."
+            )
+            raise InputError(message)
+
+
+def refuse_files_of_tables(paths: list[str]) -> None:
+    """Refuse files that lie anywhere inside a table of another program.
+
+    Raises:
+        InputError: As `refuse_table`.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        for place in (Path(path), Path(os.path.realpath(path))):
+            for directory in place.parents:
+                if directory in seen:
+                    break
+                seen.add(directory)
+                refuse_table(str(directory), named=False)

@@ -1,0 +1,282 @@
+"""Rows of planned input files, with partition values and row-aligned members as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.formats import format_named, let_go
+from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
+from batchnorm_tool.formats.parquet import value_bytes
+from batchnorm_tool.inputs.files import InputFile, Member, Partition
+
+if TYPE_CHECKING:
+    from batchnorm_tool.inputs.files import Table
+
+_CHECKED_ROWS = 16_384
+_FEW_ROWS = 16
+
+
+def read_rows(
+    file: InputFile, columns: Sequence[str], start: int, stop: int, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows ``start`` to ``stop`` of one input file, in order.
+
+    Args:
+        file: As planned.
+        columns: Names, partition columns and members included; the order of the batches' columns.
+        start: First row of the file.
+        stop: Row after the last.
+        batch_rows: Most rows of a batch; there may be fewer.
+
+    Yields:
+        Batches of at least one row, ``stop - start`` rows in all.
+
+    Raises:
+        InputError: If there is no such column.
+        Damaged: If the file is damaged in these rows.
+        WorkFailed: If the file is not the one that was planned, or the system failed.
+    """
+    check_unchanged(file)
+    rows = 0
+    for batch in _joined(file, columns, (start, stop), batch_rows):
+        rows += batch.num_rows
+        yield batch
+    if rows != stop - start:
+        message = (
+            f"{file.path}, rows {start} to {stop}: yields fewer rows than its footer claims. "
+            f"Expected: {stop - start}. Received: {rows}. The file is damaged: copy it again."
+        )
+        raise Damaged(message)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Check that a file still has the size and fingerprint that were planned.
+
+    Raises:
+        WorkFailed: If it was replaced, damaged or removed.
+    """
+    parts = file.members or (Member("", file.path, file.bytes, file.fingerprint, file.format),)
+    for part in parts:
+        try:
+            now = format_named(part.format, file.dtype).fingerprint(part.path)
+        except InputError as error:
+            message = f"file replaced during the run: {error.message} What is finished is kept."
+            raise WorkFailed(message) from error
+        if now != (part.bytes, part.fingerprint):
+            message = (
+                f"{part.path}: file replaced during the run. Expected: {part.bytes} bytes with "
+                f"fingerprint {part.fingerprint[:16]}. Received: {now[0]} bytes, {now[1][:16]}. "
+                "Put the former file back, or start over with `--fresh`."
+            )
+            raise WorkFailed(message)
+
+
+def _joined(
+    file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    constants = {p.name: _scalar(p) for p in file.partitions}
+    stored = [name for name in columns if name not in constants]
+    row = rows[0]
+    for batch in _stored(file, stored, rows, batch_rows):
+        yield _with_constants(_read_as(file, batch, row), columns, constants)
+        row += batch.num_rows
+
+
+def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+    """Return the batch with the types as which all files are read."""
+    if file.read_as is None:
+        return batch
+    columns, fields = batch.columns, list(batch.schema)
+    for place, stored in enumerate(fields):
+        if stored.name not in file.read_as.names:
+            continue
+        fields[place] = file.read_as.field(stored.name)
+        try:
+            columns[place] = columns[place].cast(fields[place].type)
+        except pa.ArrowInvalid as error:
+            message = (
+                f"{file.path}, row {row} or one of the {batch.num_rows - 1} after it, column "
+                f"`{stored.name}`: a value does not fit the type as which all files are read. "
+                f"Expected: {fields[place].type}. Received: {error}. Write all files with one type."
+            )
+            raise InputError(message) from error
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _scalar(partition: Partition) -> pa.Scalar:
+    return pa.scalar(partition.value, pa.type_for_alias(partition.dtype))
+
+
+def _stored(
+    file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    if not file.members:
+        form = format_named(file.format, file.dtype)
+        # Partition columns alone still need the rows counted: read one stored column.
+        wanted = columns or form.inspect(file.path).schema.names[:1]
+        yield from form.read(file.path, wanted, *rows, batch_rows)
+        return
+    sides = [_member_rows(file, member, columns, rows, batch_rows) for member in file.members]
+    yield from _side_by_side(sides)
+
+
+def _member_rows(
+    file: InputFile, member: Member, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows of one member under the names that the group gives them."""
+    start, stop = (row + member.first_row for row in rows)
+    form = format_named(member.format, file.dtype)
+    names = form.inspect(member.path).schema.names
+    wanted = [name for name in names if name in columns] if not member.column else names
+    for batch in form.read(member.path, wanted or names[:1], start, stop, batch_rows):
+        yield batch.rename_columns([member.column]) if member.column else batch
+
+
+def _side_by_side(sides: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    """Join batches column by column; each yielded one ends where the first of them ends."""
+    waiting = [next(side, None) for side in sides]
+    while None not in waiting:
+        batches = [batch for batch in waiting if batch is not None]
+        rows = min(batch.num_rows for batch in batches)
+        fields = [field for batch in batches for field in batch.schema]
+        columns = [column.slice(0, rows) for batch in batches for column in batch.columns]
+        yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+        waiting = [
+            batch.slice(rows) if batch.num_rows > rows else next(side, None)
+            for batch, side in zip(batches, sides, strict=True)
+        ]
+
+
+def _with_constants(
+    batch: pa.RecordBatch, columns: Sequence[str], constants: dict[str, pa.Scalar]
+) -> pa.RecordBatch:
+    arrays, fields = [], []
+    for name in columns:
+        if name in constants:
+            arrays.append(pa.repeat(constants[name], batch.num_rows))
+            fields.append(pa.field(name, constants[name].type))
+        else:
+            arrays.append(batch.column(name))
+            fields.append(batch.schema.field(name))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
+    """The first rows of ``table``, over as many of its files as that takes.
+
+    Args:
+        table: The input.
+        columns: Names of the columns wanted.
+        rows: How many rows, if there are so many.
+
+    Raises:
+        InputError: The files differ too much in one of the columns, or are damaged in these rows.
+    """
+    table.check(columns)
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    try:
+        return pa.Table.from_batches(_first(table, columns, rows), schema)
+    except Damaged as error:
+        raise InputError(error.message) from error
+    finally:
+        let_go()
+
+
+def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
+    """Return the first rows of every column, as many as fit.
+
+    Args:
+        table: The input.
+        rows: How many rows, if there are so many.
+        most_bytes: About the size that the rows may have in memory.
+
+    Returns:
+        The rows, without columns whose type or metadata says that not even a few values fit.
+    """
+    sizes = {field.name: fixed_bytes(field.type) or 0 for field in table.schema}
+    if table.files[0].format == "parquet" and not all(sizes.values()):
+        sizes |= value_bytes(table.files[0].path)
+    columns = [name for name in table.columns if _FEW_ROWS * sizes.get(name, 0) <= most_bytes]
+    if not columns:
+        return pa.table({})
+    taken, wanted = 0, _FEW_ROWS
+    while True:
+        found = head(table, columns, min(wanted, rows))
+        fitting = most_bytes * found.num_rows // max(1, found.nbytes)
+        taken, wanted = found.num_rows, min(8 * wanted, fitting)
+        if wanted <= taken or taken in (rows, table.rows):
+            return found
+
+
+def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
+    """The first rows, and of each column of lists without a value in them the first that have one.
+
+    The usual length of a column's lists cannot be told from nulls and empty lists.
+
+    Args:
+        table: The input.
+        columns: Names of the columns wanted.
+        rows: How many rows in each place, if there are so many.
+    """
+    found = [head(table, columns, rows)]
+    open_lists = [name for name in columns if _is_open(table.schema.field(name).type)]
+    missing = {name for name in open_lists if first_list(found[0][name]) is None}
+    unread = _first(table, columns, table.rows) if missing else ()
+    for batch in unread:
+        window = pa.Table.from_batches([batch])
+        for name in sorted(missing):
+            row = first_list(window[name])
+            if row is not None:
+                found.append(window.slice(row, rows))
+                missing.remove(name)
+        if not missing:
+            break
+    return pa.concat_tables(found)
+
+
+def first_list(column: pa.ChunkedArray) -> int | None:
+    """Return the first row whose lists hold at least one value, or null, at every level."""
+    # As in `formats.vectors`: a run with nothing to do need not import it.
+    import pyarrow.compute as pc
+
+    lists, rows = column, np.arange(len(column))
+    while is_list(lists.type):
+        rows = rows[pc.list_parent_indices(lists).to_numpy()]
+        lists = pc.list_flatten(lists)
+    return int(rows[0]) if len(rows) else None
+
+
+def _is_open(dtype: pa.DataType) -> bool:
+    """Tell whether the rows decide how long a list of some level is."""
+    while pa.types.is_fixed_size_list(dtype):
+        dtype = dtype.value_type
+    return is_list(dtype)
+
+
+def _first(table: Table, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    for file in table.files:
+        stop = min(rows, file.rows)
+        if stop:
+            yield from read_rows(file, columns, 0, stop, min(stop, _CHECKED_ROWS))
+        rows -= stop
+        if not rows:
+            return
+
+
+def check_all_rows(table: Table) -> None:
+    """Read every row of every column once, and keep none.
+
+    Raises:
+        InputError: A file is damaged somewhere inside.
+    """
+    for file in table.files:
+        try:
+            for _ in read_rows(file, table.columns, 0, file.rows, _CHECKED_ROWS):
+                pass
+        except Damaged as error:
+            raise InputError(error.message) from error

@@ -1,0 +1,351 @@
+"""Hashes of rows: of their keys, of the features that a model sees, of what is passed through.
+
+Hashes depend on the values and nothing else: not on how rows are cut into chunks, sliced, encoded
+or compressed. They are stored, and compared with those of other nights; `HASH_VERSION` changes
+whenever the hash of any row would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.errors import JobError
+
+HASH_VERSION = "xxh3-128/1"
+_KEY_BYTES = 16
+_PASSTHROUGH_BYTES = 8
+# Rows that become `bytes` objects at a time: 2,048 rows of 512 bytes stay in the cache.
+_BLOCK_ROWS = 2048
+_DIGEST_BYTES = 16
+BINARY = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
+_LISTS = (pa.types.is_list, pa.types.is_large_list)
+
+
+def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
+    """A 128-bit number for the key of each row.
+
+    Of one column of whole numbers, dates, times or booleans it is the value's bits, so that two
+    keys never have the same; of other keys the xxh3-128 of their values.
+
+    Args:
+        table: ``n`` rows; null keys are the caller's to find.
+        keys: The columns of the key, in order.
+
+    Returns:
+        ``uint64[n, 2]``, C-ordered. Not promised: that the same number in columns of different
+        types, such as int32 and int64, has the same id. Dictionaries and the two kinds of strings
+        make no difference.
+
+    Raises:
+        JobError: xxhash is not installed.
+
+    Example:
+        >>> key_ids(pa.table({"item": [7, -1]}), ["item"]).tolist()
+        [[7, 0], [18446744073709551615, 0]]
+    """
+    arrays = [plain_array(table.column(name)) for name in keys]
+    ids = np.zeros((table.num_rows, 2), np.uint64)
+    if len(arrays) == 1 and is_exact(arrays[0].type):
+        values = fixed_bytes(arrays[0])
+        ids.view(np.uint8)[:, : values.shape[1]] = values
+        return ids
+    digest = load_xxhash().xxh3_128_digest
+    if len(arrays) == 1 and is_any(arrays[0].type, BINARY):
+        return joined(map(digest, binary_values(arrays[0])), _KEY_BYTES).view(np.uint64)
+    return _digests(np.concatenate([records_of(array) for array in arrays], axis=1), digest).view(
+        np.uint64
+    )
+
+
+def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.ndarray:
+    """The xxh3-128 of what a model sees of each row.
+
+    Args:
+        arrays: Of `FeatureReader.read`: for each input ``[n, *shape]``, ``object`` for strings.
+        faults: ``uint8[n]``, a `Reason` for each row; where it is not ``GOOD``, it is hashed too.
+
+    Returns:
+        ``uint8[n, 16]``: over the inputs in the order of their names, numbers by their bits (so
+        that 0.0 and -0.0 differ), strings as UTF-8 after their length.
+
+    Raises:
+        JobError: xxhash is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = feature_hashes({"x": np.array([[1.0], [2.0], [1.0]])}, np.zeros(3, np.uint8))
+        >>> bool((rows[0] == rows[2]).all()), bool((rows[0] == rows[1]).all())
+        (True, False)
+    """
+    digest = load_xxhash().xxh3_128_digest
+    columns = [arrays[name] for name in sorted(arrays)]
+    if any(column.dtype == object for column in columns):
+        rows = [b"".join(pieces) for pieces in zip(*map(_pieces, columns), strict=True)]
+        hashes = joined(map(digest, rows), _KEY_BYTES)
+    else:
+        flat = [_row_bytes(column) for column in columns]
+        together = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+        hashes = _digests(together, digest)
+    for row in np.flatnonzero(faults).tolist():
+        marked = hashes[row].tobytes() + bytes([faults[row]])
+        hashes[row] = np.frombuffer(digest(marked), np.uint8)
+    return hashes
+
+
+def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """The xxh3-64 of the values of some columns, together with their names and types.
+
+    Args:
+        table: ``n`` rows.
+        columns: Which, of any Arrow type.
+
+    Returns:
+        ``uint8[n, 8]``; zeros where there are no columns. Another set or order of columns, another
+        type or another value gives another hash; a null is no value. Chunks, dictionaries and the
+        widths of offsets (string, large_string) make no difference.
+
+    Raises:
+        JobError: xxhash is not installed.
+
+    Example:
+        >>> table = pa.table({"shop": ["a", "b", None], "price": [1, 1, 1]})
+        >>> passthrough_hashes(table, ["price"]).tolist() == passthrough_hashes(
+        ...     table.slice(0, 2), ["price"]
+        ... ).tolist() * 3
+        False
+    """
+    if not columns:
+        return np.zeros((table.num_rows, _PASSTHROUGH_BYTES), np.uint8)
+    xxhash = load_xxhash()
+    seed = _seed(table.schema, columns)
+    arrays = [plain_array(table.column(name)) for name in columns]
+
+    def digest(data: bytes) -> bytes:
+        return xxhash.xxh3_64_digest(data, seed)
+
+    if len(arrays) == 1 and is_any(arrays[0].type, BINARY):
+        found = map(xxhash.xxh3_64_digest, binary_values(arrays[0]), itertools.repeat(seed))
+        hashes = joined(found, _PASSTHROUGH_BYTES)
+        if arrays[0].null_count:
+            null = xxhash.xxh3_64_digest(b"null", seed ^ 1)
+            hashes[nulls_of(arrays[0])] = np.frombuffer(null, np.uint8)
+        return hashes
+    records = np.concatenate([records_of(array) for array in arrays], axis=1)
+    return _digests(records, digest, _PASSTHROUGH_BYTES)
+
+
+def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
+    described = repr([(name, type_name(schema.field(name).type)) for name in columns])
+    return int(load_xxhash().xxh3_64_intdigest(described.encode()))
+
+
+def _digests(rows: np.ndarray, digest: Callable[[bytes], bytes], size: int = 16) -> np.ndarray:
+    """The digest of each row of ``uint8[n, w]``, as ``uint8[n, size]``."""
+    count, width = rows.shape
+    if not width:
+        return joined([digest(b"")] * count, size)
+    whole = np.ascontiguousarray(rows).view(f"V{width}").reshape(count)
+    blocks = (
+        b"".join(map(digest, whole[start : start + _BLOCK_ROWS].tolist()))
+        for start in range(0, count, _BLOCK_ROWS)
+    )
+    return np.frombuffer(bytearray(b"".join(blocks)), np.uint8).reshape(count, size)
+
+
+def _row_bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of each row, ``uint8[n, w]``: a view where the array is C-ordered."""
+    width = array[:1].nbytes if len(array) else 0
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(len(array), width)
+
+
+def _pieces(array: np.ndarray) -> list[bytes]:
+    """The bytes of each row; of strings, each after its length."""
+    if array.dtype != object:
+        return [row.tobytes() for row in array]
+    rows = array.reshape(len(array), math.prod(array.shape[1:])).tolist()
+    return [b"".join(map(_prefixed, row)) for row in rows]
+
+
+def _prefixed(text: str | bytes) -> bytes:
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def load_xxhash() -> Any:
+    """The module; `JobError` where it is not installed."""
+    try:
+        import xxhash
+    except ImportError as error:
+        msg = (
+            "Hashing rows needs xxhash, which is not installed. "
+            "Run `pip install 'batchnorm-tool[refresh]'`."
+        )
+        raise JobError(msg) from error
+    return xxhash
+
+
+def type_name(kind: pa.DataType) -> str:
+    """The name of a type that is the same for all encodings of the same values.
+
+    Example:
+        >>> type_name(pa.dictionary(pa.int32(), pa.large_string()))
+        'string'
+        >>> type_name(pa.large_list(pa.int8()))
+        'list<int8>'
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return type_name(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return type_name(kind.value_type)
+    if is_any(kind, BINARY):
+        return "string" if is_any(kind, BINARY[:3]) else "binary"
+    return _nested_name(kind) if pa.types.is_nested(kind) else str(kind)
+
+
+def _nested_name(kind: pa.DataType) -> str:
+    if is_any(kind, _LISTS):
+        return f"list<{type_name(kind.value_type)}>"
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{type_name(kind.value_type)}>[{kind.list_size}]"
+    if pa.types.is_struct(kind):
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        return f"struct<{', '.join(f'{f.name!r}: {type_name(f.type)}' for f in fields)}>"
+    return str(kind)
+
+
+def joined(digests: Iterable[bytes], size: int) -> np.ndarray:
+    """Digests of ``size`` bytes each, as ``uint8[n, size]``, writable."""
+    return np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, size)
+
+
+def plain_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array without dictionaries and extension types at its top."""
+    return _decoded(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def is_any(kind: pa.DataType, tests: Iterable[Callable[[pa.DataType], bool]]) -> bool:
+    """Whether a type is one of several kinds, such as `BINARY`."""
+    return any(test(kind) for test in tests)
+
+
+def is_exact(kind: pa.DataType) -> bool:
+    """Whether a value fits 8 bytes, and equal values have equal bits."""
+    return _width(kind) in range(1, 9) and not pa.types.is_floating(kind)
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of a value of a type that is neither nested nor of variable length, else 0."""
+    if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        return 0
+    if pa.types.is_boolean(kind):
+        return 1
+    try:
+        return int(kind.bit_width) // 8
+    except ValueError:
+        return 0
+
+
+def nulls_of(array: pa.Array) -> np.ndarray:
+    """``bool[n]``: where a null is."""
+    return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
+
+
+def binary_values(array: pa.Array) -> np.ndarray:
+    """Strings as an object array of `bytes`, ``b""`` in the place of a null."""
+    if not pa.types.is_large_binary(array.type):
+        array = array.cast(pa.large_binary())
+    values = np.asarray(array.to_numpy(zero_copy_only=False))
+    if array.null_count:
+        values[nulls_of(array)] = b""
+    return values
+
+
+def fixed_bytes(array: pa.Array) -> np.ndarray:
+    """The bytes of values of fixed width, ``uint8[n, w]``, possibly a read-only view."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    width = _width(array.type)
+    data = array.buffers()[1] or b""
+    found = np.frombuffer(data, np.uint8, len(array) * width, array.offset * width)
+    return found.reshape(len(array), width)
+
+
+def records_of(array: pa.Array) -> np.ndarray:
+    """A canonical record of each value, ``uint8[n, w]``: a byte for null, then the value or zeros.
+
+    The width depends on the type alone; values of variable length are there by their xxh3-128.
+    """
+    array = _decoded(array)
+    record = _values(array)
+    marked = np.ones((len(array), 1 + record.shape[1]), np.uint8)
+    marked[:, 1:] = record
+    if array.null_count:
+        marked[nulls_of(array)] = 0
+    return marked
+
+
+def _values(array: pa.Array) -> np.ndarray:
+    kind = array.type
+    if pa.types.is_null(kind):
+        return np.zeros((len(array), 0), np.uint8)
+    if _width(kind):
+        return fixed_bytes(array)
+    if is_any(kind, BINARY):
+        return _hashed(binary_values(array))
+    return _nested_values(array)
+
+
+def _nested_values(array: pa.Array) -> np.ndarray:
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        size = kind.list_size
+        items = records_of(array.values.slice(array.offset * size, len(array) * size))
+        return items.reshape(len(array), size * items.shape[1])
+    if is_any(kind, _LISTS):
+        return _list_values(array)
+    if pa.types.is_struct(kind):
+        return _struct_values(array)
+    return _hashed(repr(value).encode() for value in array.to_pylist())
+
+
+def _list_values(array: pa.Array) -> np.ndarray:
+    offsets = array.offsets.to_numpy()
+    start, stop = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+    # Of a slice: the rest of the values may be a thousand times as many.
+    items = records_of(array.values.slice(start, stop - start))
+    data, places = items.tobytes(), ((offsets - start) * items.shape[1]).tolist()
+    return _hashed(
+        struct.pack("<Q", length) + data[begin:end]
+        for length, (begin, end) in zip(
+            np.diff(offsets).tolist(), itertools.pairwise(places), strict=True
+        )
+    )
+
+
+def _struct_values(array: pa.Array) -> np.ndarray:
+    fields = [records_of(child) for child in array.flatten()]
+    return np.concatenate([np.zeros((len(array), 0), np.uint8), *fields], axis=1)
+
+
+def _hashed(values: Iterable[bytes]) -> np.ndarray:
+    return joined(map(load_xxhash().xxh3_128_digest, values), _DIGEST_BYTES)

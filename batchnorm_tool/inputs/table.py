@@ -1,0 +1,369 @@
+"""Open an input: find its files, inspect them, and check that they make one table of one schema."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import starmap
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.errors import InputError, warn
+from batchnorm_tool.formats import Inspected, format_named, recognise
+from batchnorm_tool.formats import files as formats_files
+from batchnorm_tool.formats.arrow_columns import SHAPE, holds, is_empty_list, is_list, with_children
+from batchnorm_tool.inputs.files import (
+    InputFile,
+    Listed,
+    Member,
+    Partition,
+    Table,
+    list_files,
+    typed_partitions,
+)
+
+if TYPE_CHECKING:
+    from batchnorm_tool.job import Input
+
+FOOTER_THREADS = 8
+DEFAULT_KEY = "key"
+# Types of one family hold the same kind of value: the wider of two holds the other's exactly.
+_FAMILIES: tuple[Callable[[pa.DataType], bool], ...] = (
+    pa.types.is_decimal,
+    pa.types.is_timestamp,
+    pa.types.is_time,
+    pa.types.is_duration,
+    pa.types.is_date,
+    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+    lambda kind: any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    file: InputFile
+    schema: pa.Schema
+
+
+def open_table(spec: Input) -> Table:
+    """Find and inspect the input's files; no rows are read.
+
+    Args:
+        spec: The job's ``input``: ``path``, ``format``, ``dtype``, ``keys`` and ``key`` are used.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: If a file is missing, damaged or unlike the others.
+    """
+    if isinstance(spec.path, Mapping):
+        opened = _open_groups(spec, spec.path)
+    else:
+        opened = _open_files(list_files(spec.path), spec.format, spec.dtype)
+    keys: tuple[str, ...] = ()
+    if spec.keys is not None:
+        opened, keys = _with_keys(opened, spec)
+    schema, unlike = merge_schemas([one.schema for one in opened])
+    unreadable = _without_width(opened[0].file, schema) | {
+        name: _difference(name, schema, opened[0], opened[number])
+        for name, number in unlike.items()
+    }
+    if len(unreadable) == len(schema):
+        raise InputError(next(iter(unreadable.values())))
+    read = [_read_as(one, schema, unreadable) for one in opened]
+    files, schema = typed_partitions(read, schema)
+    _warn_of_extensions(schema)
+    return Table(files, schema, keys, unreadable)
+
+
+def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
+    """Lists of width 0, which Arrow writes into Parquet and cannot read from it."""
+    return {
+        field.name: f"{first.path}, column `{field.name}`: cannot be read from Parquet. Expected "
+        f"values. Received: {field.type}, lists of width 0. Leave the column out."
+        for field in schema
+        if first.format == "parquet" and holds(field.type, is_empty_list)
+    }
+
+
+def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -> list[_Opened]:
+    formats = [recognise(item.path, form) for item in listed]
+    for item, name in zip(listed, formats, strict=True):
+        if name != formats[0]:
+            message = (
+                f"{item.path}: is of another format than {listed[0].path}. Expected: {formats[0]}. "
+                f"Received: {name}. Give one of them, with a glob such as `DIR/*.parquet`."
+            )
+            raise InputError(message)
+    read = format_named(formats[0], dtype).inspect
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        inspected = list(pool.map(read, [item.path for item in listed]))
+    return [
+        _Opened(_input_file(item, formats[0], found, dtype), found.schema)
+        for item, found in zip(listed, inspected, strict=True)
+    ]
+
+
+def _input_file(item: Listed, form: str, found: Inspected, dtype: str | None) -> InputFile:
+    return InputFile(
+        path=item.path,
+        format=form,
+        bytes=found.bytes,
+        rows=found.rows,
+        fingerprint=found.fingerprint,
+        partitions=tuple(Partition(name, value) for name, value in item.partitions),
+        dtype=dtype if form == "npy" else None,
+    )
+
+
+def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
+    """NPY files side by side: the first file of every column, the second of every column, ..."""
+    columns = {
+        name: _open_files(list_files(path), None, spec.dtype) for name, path in paths.items()
+    }
+    for name, files in columns.items():
+        _check_npy(f"input.path.{name}", files[0].file)
+    (first_name, first), *others = columns.items()
+    for name, opened in others:
+        _check_aligned(first_name, first, name, opened)
+    rows = zip(*columns.values(), strict=True)
+    return [_group(dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def _check_npy(key: str, file: InputFile) -> None:
+    if file.format != "npy":
+        message = (
+            f"`{key}`: {file.path} cannot stand beside other files. Expected: NPY. "
+            f"Received: {file.format}. Give NPY files, or one table with all columns."
+        )
+        raise InputError(message)
+
+
+def _group(columns: Mapping[str, _Opened]) -> _Opened:
+    members = tuple(_member(name, one.file) for name, one in columns.items())
+    schema = pa.schema([one.schema.field(0).with_name(name) for name, one in columns.items()])
+    first = next(iter(columns.values())).file
+    return _Opened(_with_members(first, members), schema)
+
+
+def _member(column: str, file: InputFile, first_row: int = 0) -> Member:
+    return Member(column, file.path, file.bytes, file.fingerprint, file.format, first_row)
+
+
+def _with_members(file: InputFile, members: tuple[Member, ...]) -> InputFile:
+    text = "\n".join(f"{m.column}\t{m.fingerprint}\t{m.first_row}" for m in members)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    size = sum(member.bytes for member in members)
+    return replace(file, members=members, bytes=size, fingerprint=fingerprint)
+
+
+def _check_aligned(
+    first_name: str, first: Sequence[_Opened], name: str, other: Sequence[_Opened]
+) -> None:
+    expected, received = ([one.file.rows for one in side] for side in (first, other))
+    if expected != received:
+        message = (
+            f"`input.path.{name}`: does not line up with `{first_name}`. Expected: files of "
+            f"{expected[:8]} rows. Received: {received[:8]}. Give arrays with the same rows."
+        )
+        raise InputError(message)
+
+
+def _with_keys(opened: list[_Opened], spec: Input) -> tuple[list[_Opened], tuple[str, ...]]:
+    """Put the rows of a keys file beside those of all input files, in their order."""
+    first = opened[0].file
+    if first.format != "npy":
+        message = (
+            "`input.keys` is a file of keys for NPY input. Expected: NPY files in `input.path`. "
+            f"Received: {first.path} ({first.format}). Did you mean `input.key`, which names a "
+            "column?"
+        )
+        raise InputError(message)
+    keys = _only_keys_file(str(spec.keys))
+    rows = sum(one.file.rows for one in opened)
+    if keys.file.rows != rows:
+        message = (
+            f"{keys.file.path}: does not line up with `input.path`. Expected: {rows} keys. "
+            f"Received: {keys.file.rows}. Give one key for each row."
+        )
+        raise InputError(message)
+    is_npy = keys.file.format == "npy"
+    column = _key_name(spec.key) if is_npy else ""
+    fields = [keys.schema.field(0).with_name(column)] if is_npy else list(keys.schema)
+    joined, first_row = [], 0
+    for one in opened:
+        joined.append(_beside(one, _member(column, keys.file, first_row), fields))
+        first_row += one.file.rows
+    return joined, tuple(field.name for field in fields)
+
+
+def _key_name(key: str | Sequence[str] | None) -> str:
+    names = [key] if isinstance(key, str) else list(key or [])
+    return names[0] if len(names) == 1 else DEFAULT_KEY
+
+
+def _only_keys_file(path: str) -> _Opened:
+    opened = _open_files(list_files(path), None, None)
+    if len(opened) != 1 or opened[0].file.format == "arrow":
+        message = (
+            "`input.keys`: expected one NPY or Parquet file. "
+            f"Received: {len(opened)} of format {opened[0].file.format}. Write the keys into one."
+        )
+        raise InputError(message)
+    return opened[0]
+
+
+def _beside(one: _Opened, keys: Member, fields: Sequence[pa.Field]) -> _Opened:
+    members = one.file.members or (_member(one.schema.field(0).name, one.file),)
+    schema = pa.schema([*one.schema, *fields])
+    formats_files.check_schema(one.file.path, schema)
+    return _Opened(_with_members(one.file, (*members, keys)), schema)
+
+
+def _read_as(one: _Opened, schema: pa.Schema, unreadable: Mapping[str, str]) -> InputFile:
+    """Return the file, with the fields that it is read as where they are not its own."""
+    if one.schema.equals(schema):
+        return one.file
+    fields = [
+        schema.field(own.name)
+        for own in one.schema
+        if own.name not in unreadable and not own.equals(schema.field(own.name))
+    ]
+    return replace(one.file, read_as=pa.schema(fields)) if fields else one.file
+
+
+def _difference(name: str, schema: pa.Schema, first: _Opened, other: _Opened) -> str:
+    is_first = name in first.schema.names
+    expected = _described(schema if is_first else first.schema, name)
+    return (
+        f"{other.file.path}, column `{name}`: has another type than in {first.file.path}. "
+        f"Expected: {expected}. Received: {_described(other.schema, name)}. "
+        "Write both with the same schema."
+    )
+
+
+def _described(schema: pa.Schema, name: str) -> str:
+    index = schema.get_field_index(name)
+    if index < 0:
+        return "no such column"
+    shape = (schema.field(index).metadata or {}).get(b"shape")
+    return f"{schema.field(index).type}" + (f" of shape {shape.decode()}" if shape else "")
+
+
+def _warn_of_extensions(schema: pa.Schema) -> None:
+    for field in schema:
+        name = (field.metadata or {}).get(b"ARROW:extension:name")
+        if name is not None:
+            words = (
+                f"column `{field.name}`: extension type `{name.decode()}` is unknown here; "
+                f"its storage type {field.type} is used."
+            )
+            warn(words)
+
+
+def merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, int]]:
+    """Find the schema as which files of one table can be read.
+
+    Columns match by name. A type is widened where every value of both keeps its meaning; whether
+    a column may be null, what a list calls its items, and other programs' metadata do not count.
+
+    Args:
+        schemas: Of each file, in order; at least one.
+
+    Returns:
+        The schema, and for each column that cannot be read as one the number of the first file in
+        which it is unlike those before, or lacks; its field is the first one found.
+
+    Example:
+        >>> merge_schemas([pa.schema({"x": pa.int32()}), pa.schema({"x": pa.int64()})])
+        (x: int64, {})
+    """
+    first, *others = schemas
+    fields = {field.name: field for field in first}
+    differing: dict[str, int] = {}
+    for number, other in enumerate(others, 1):
+        if other.equals(first, check_metadata=True):
+            continue
+        for name in dict.fromkeys([*fields, *other.names]):
+            merged = _merge(fields.get(name), other.field(name) if name in other.names else None)
+            if merged is None:
+                differing.setdefault(name, number)
+                fields.setdefault(name, other.field(name) if name in other.names else None)
+            elif name not in differing:
+                fields[name] = merged
+    return pa.schema(list(fields.values()), first.metadata), differing
+
+
+def _merge(first: pa.Field | None, other: pa.Field | None) -> pa.Field | None:
+    if first is None or other is None:
+        return None
+    if (first.metadata or {}).get(SHAPE) != (other.metadata or {}).get(SHAPE):
+        return None
+    kind = _merge_types(first.type, other.type)
+    if kind is None:
+        return None
+    return first.with_type(kind).with_nullable(first.nullable or other.nullable)
+
+
+def _merge_types(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if first == other or pa.types.is_null(other):
+        return first
+    if pa.types.is_null(first):
+        return other
+    if pa.types.is_nested(first) or pa.types.is_nested(other):
+        both_lists = is_list(first) and is_list(other)
+        return (_merge_lists if both_lists else _merge_children)(first, other)
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (first, other)):
+        return _merge_numbers(first, other)
+    return _merge_others(first, other)
+
+
+def _merge_others(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not any(is_kind(first) and is_kind(other) for is_kind in _FAMILIES):
+        return None
+    try:
+        schemas = [pa.schema({"": kind}) for kind in (first, other)]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # two time zones, or too many digits
+        return None
+
+
+def _merge_lists(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    item = _merge(first.field(0), other.field(0))
+    are_fixed = [pa.types.is_fixed_size_list(kind) for kind in (first, other)]
+    if item is None or (all(are_fixed) and first.list_size != other.list_size):
+        return None
+    if all(are_fixed):
+        return pa.list_(item, first.list_size)
+    is_large = any(pa.types.is_large_list(kind) for kind in (first, other))
+    return pa.large_list(item) if is_large else pa.list_(item)
+
+
+def _merge_children(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Structs with the same names in the same order, and maps."""
+    if first.id != other.id or first.num_fields != other.num_fields:
+        return None
+    sides = [[kind.field(place) for place in range(kind.num_fields)] for kind in (first, other)]
+    children = list(starmap(_merge, zip(*sides, strict=True)))
+    names = [[child.name for child in side] for side in sides]
+    if any(child is None for child in children) or (
+        pa.types.is_struct(first) and names[0] != names[1]
+    ):
+        return None
+    return with_children(first, children)
+
+
+def _merge_numbers(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    dtypes = [np.dtype(kind.to_pandas_dtype()) for kind in (first, other)]
+    merged = np.promote_types(*dtypes)
+    # No float holds every integer of 64 bits.
+    is_inexact = merged.kind == "f" and any(d.kind in "iu" and d.itemsize == 8 for d in dtypes)
+    return None if is_inexact else pa.from_numpy_dtype(merged)

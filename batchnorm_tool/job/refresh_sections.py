@@ -1,0 +1,309 @@
+"""What a refresh adds to a job: the ``store``, ``gate`` and ``publish`` sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from batchnorm_tool.job.messages import Expects
+from batchnorm_tool.job.sections import Section
+from batchnorm_tool.job.types import Count, Fraction, LocalOrUri, Name, NotNegative, Text, wrong
+
+_LIMIT = Expects("a number of 0 or more, or null for no limit")
+Limit = Annotated[NotNegative | None, _LIMIT]
+Rows = Annotated[Count, Expects("a whole number above 0")]
+MIN_ROWS = 200
+"""Rows below which moments and distributions say too little about the data to judge them."""
+
+
+@dataclass(frozen=True)
+class InputLimits:
+    """Limits on tonight's input, judged before the model runs.
+
+    Attributes:
+        new: New rows, as a share of the live rows.
+        changed: Rows with other features, as a share of the live rows.
+        vanished: Live rows that are gone, as a share of the live rows.
+        null_shift: How far the share of nulls of a column may move.
+        constant_feature: What a component that varied last night and is constant tonight does.
+        mean_shift: How far the mean of a component may move, in last night's standard deviations.
+        deviation_ratio: How many times a component's standard deviation may grow or shrink.
+        min_rows: Fewer rows in a delta are not judged by their nulls, constancy and moments.
+    """
+
+    new: float | None = None
+    changed: float | None = 0.2
+    vanished: float | None = 0.02
+    null_shift: float | None = 0.01
+    constant_feature: Literal["fail", "ignore"] = "fail"
+    mean_shift: float | None = 1.0
+    deviation_ratio: float | None = 4.0
+    min_rows: int = MIN_ROWS
+
+
+@dataclass(frozen=True)
+class OutputLimits:
+    """Limits on tonight's vectors against those of the live version.
+
+    The defaults leave room for what a night of ordinary changes does, and stop what a broken model
+    or feature does; ``tests/gate/test_output_limits.py`` shows which shifts each of them stops.
+
+    Attributes:
+        bad: Bad rows, as a share of the rows.
+        norm_psi: Population stability index of the norms; below 0.1 is taken for stable, above
+            0.25 for a shift (Siddiqi, "Credit Risk Scorecards", 2006).
+        norm_quantiles: Largest relative shift of the norms' 5, 25, 50, 75 and 95 % quantiles.
+        centroid_shift: How far the mean vector moved, relative to the root mean square distance of
+            the live vectors from theirs.
+        dimension_shift: Largest shift of a dimension's mean, in its standard deviations.
+        frechet: Fréchet distance of the fitted normal distributions (squared, as in the FID) over
+            the live vectors' total variance. So measured, a centroid shift of ``s`` alone gives
+            ``s**2``, and a spread that grows by a factor ``f`` gives ``(f - 1)**2``, whatever the
+            width and the scale: 0.3 is a shift by 0.55 of the spread, or a spread half as large
+            again.
+        min_rows: Fewer rows are not judged by their distribution, nor changed rows on their own.
+    """
+
+    bad: float | None = 0.001
+    norm_psi: float | None = 0.2
+    norm_quantiles: float | None = 0.2
+    centroid_shift: float | None = 0.3
+    dimension_shift: float | None = 1.5
+    frechet: float | None = 0.3
+    min_rows: int = MIN_ROWS
+
+
+class Keep(Section):
+    """Which versions stay: both limits hold, and the live version always stays."""
+
+    count: Annotated[Count | None, Expects("a whole number above 0, or null")] = Field(
+        default=14, description="At most so many versions; null: any number."
+    )
+    days: Annotated[Count | None, Expects("a whole number above 0, or null")] = Field(
+        default=30, description="None older than this; null: of any age."
+    )
+
+
+class StoreColumns(Section):
+    """What a store calls the columns of its own beside vector and norm."""
+
+    feature_hash: Name = Field(default="feature_hash", description="Hash of the features.")
+    passthrough_hash: Name = Field(
+        default="passthrough_hash", description="Hash of the passed-through values."
+    )
+    status: Name = Field(default="status", description="good, or stale and why.")
+    version: Name = Field(default="version", description="The version that wrote the row.")
+
+
+class Store(Section):
+    """Where embeddings are kept from night to night: the ``store`` section."""
+
+    path: Annotated[LocalOrUri, Expects("a path")] = Field(
+        description="The Lance dataset; what belongs to it lies beside it in PATH.state."
+    )
+    mode: Literal["full", "delta"] = Field(
+        default="full", description="full: the input holds every row; delta: only changed ones."
+    )
+    delete_column: Annotated[Name | None, Expects("a column name")] = Field(
+        default=None, description="In delta mode: a true value in it deletes the row."
+    )
+    columns: StoreColumns = Field(
+        default_factory=StoreColumns, description="Names of the store's own columns."
+    )
+    keep: Keep = Field(default_factory=Keep, description="Which versions stay.")
+    on_new_space: Literal["hold", "publish"] = Field(
+        default="hold", description="Another model, norm or features: wait for accept, or not."
+    )
+    on_new_bits: Literal["keep", "recompute"] = Field(
+        default="keep", description="Another TensorFlow, CPU or batch size: recompute, or not."
+    )
+    bad_rows: Literal["keep", "remove"] = Field(
+        default="keep", description="keep: a row that is bad tonight keeps its last good vector."
+    )
+
+    @model_validator(mode="after")
+    def _check_delete_column(self) -> Self:
+        if self.delete_column is not None and self.mode == "full":
+            text = "is for `mode: delta`: in a full input a row that is missing is deleted."
+            raise wrong(text, "delete_column")
+        return self
+
+
+class InputGate(Section):
+    """Limits that are checked before the model runs; null for no limit."""
+
+    new: Limit = Field(default=InputLimits.new, description="Share of new rows.")
+    changed: Limit = Field(default=InputLimits.changed, description="Share of changed rows.")
+    vanished: Limit = Field(default=InputLimits.vanished, description="Share of vanished rows.")
+    null_shift: Limit = Field(
+        default=InputLimits.null_shift, description="Change of a column's share of nulls."
+    )
+    constant_feature: Literal["fail", "ignore"] = Field(
+        default="fail", description="A feature that varied, and is constant tonight."
+    )
+    mean_shift: Limit = Field(
+        default=InputLimits.mean_shift,
+        description="Shift of a feature's mean, in standard deviations.",
+    )
+    deviation_ratio: Limit = Field(
+        default=InputLimits.deviation_ratio,
+        description="Factor by which a feature's standard deviation grew or shrank.",
+    )
+    min_rows: Rows = Field(
+        default=InputLimits.min_rows, description="Fewer rows say nothing of moments."
+    )
+
+    def limits(self) -> InputLimits:
+        """The limits as the gate takes them."""
+        return InputLimits(**self.model_dump())
+
+
+class OutputGate(Section):
+    """Limits on what the model made of the rows; null for no limit."""
+
+    bad: Annotated[Fraction | None, _LIMIT] = Field(
+        default=OutputLimits.bad, description="Share of bad rows."
+    )
+    norm_psi: Limit = Field(
+        default=OutputLimits.norm_psi, description="Population stability index of the norms."
+    )
+    norm_quantiles: Limit = Field(
+        default=OutputLimits.norm_quantiles, description="Relative shift of a quantile of norms."
+    )
+    centroid_shift: Limit = Field(
+        default=OutputLimits.centroid_shift, description="Shift of the mean, over the spread."
+    )
+    dimension_shift: Limit = Field(
+        default=OutputLimits.dimension_shift,
+        description="Shift of a dimension's mean, in standard deviations.",
+    )
+    frechet: Limit = Field(
+        default=OutputLimits.frechet, description="Fréchet distance over the total variance."
+    )
+    min_rows: Rows = Field(
+        default=OutputLimits.min_rows, description="Fewer changed rows are not judged alone."
+    )
+
+    def limits(self) -> OutputLimits:
+        """The limits as the gate takes them."""
+        return OutputLimits(**self.model_dump())
+
+
+class Gate(Section):
+    """What may not be published without a person: the ``gate`` section."""
+
+    action: Literal["hold", "warn"] = Field(
+        default="hold", description="hold: a broken limit publishes nothing; warn: it is reported."
+    )
+    input: InputGate = Field(default_factory=InputGate, description="Before the model runs.")
+    output: OutputGate = Field(default_factory=OutputGate, description="After it ran.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_a_word(cls, data: Any) -> Any:
+        """Take ``gate: warn`` for ``gate: {action: warn}``."""
+        return {"action": data} if isinstance(data, str) else data
+
+
+# Which keys each kind of target takes, the first ones it must have.
+_KEYS = {
+    "changes": ("path", "keep"),
+    "parquet": ("path", "keep"),
+    "pgvector": ("table", "dsn_env", "rebuild_above", "index"),
+    "faiss": ("path", "index", "sample"),
+}
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "changes": {"keep": 30},
+    "parquet": {"keep": 3},
+    "pgvector": {
+        "dsn_env": "BATCHNORM_TOOL_PGVECTOR_DSN",
+        "rebuild_above": 0.02,
+        "index": "hnsw",
+    },
+    "faiss": {"index": "auto", "sample": 1000},
+}
+
+
+_PGVECTOR_INDEXES = ("hnsw", "ivfflat", "none")
+
+
+Target = Literal["changes", "parquet", "pgvector", "faiss"]
+
+
+class Publish(Section):
+    """One target beside the store that gets each published version: an item of ``publish``."""
+
+    to: Target = Field(description="The kind of target.")
+    name: Annotated[Name | None, Expects("a name")] = Field(
+        default=None, description="How reports call it; default: its kind."
+    )
+    path: Annotated[LocalOrUri | None, Expects("a path")] = Field(
+        default=None, description="Directory (changes, parquet) or file (faiss)."
+    )
+    keep: Annotated[Count | None, Expects("a whole number above 0")] = Field(
+        default=None, description="Versions that stay (changes: 30, parquet: 3)."
+    )
+    table: Annotated[Name | None, Expects("a table's name, such as items or public.items")] = Field(
+        default=None, description="pgvector: the view that readers use, SCHEMA.NAME or NAME."
+    )
+    dsn_env: Annotated[Text | None, Expects("the name of an environment variable")] = Field(
+        default=None, description="pgvector: the variable that holds the connection string."
+    )
+    rebuild_above: Annotated[Fraction | None, Expects("a fraction from 0 to 1")] = Field(
+        default=None, description="pgvector: share of changed rows that makes a new table."
+    )
+    index: Annotated[Text | None, Expects("the kind of an index")] = Field(
+        default=None, description="pgvector: hnsw, ivfflat or none; faiss: auto or a factory text."
+    )
+    sample: Annotated[Count | None, Expects("a whole number above 0")] = Field(
+        default=None, description="faiss: queries with which the recall is measured."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, data: Any) -> Any:
+        kind = data.get("to") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind in _DEFAULTS:
+            return {**_DEFAULTS[kind], **data}
+        return data
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        needed, *others = _KEYS[self.to]
+        if getattr(self, needed) is None:
+            raise wrong(f"is missing: `to: {self.to}` needs it.", needed)
+        foreign = self.model_fields_set - {"to", "name", needed, *others}
+        for key in sorted(key for key in foreign if getattr(self, key) is not None):
+            known = ", ".join(f"`{name}`" for name in (needed, *others))
+            raise wrong(f"is not for `to: {self.to}`, which takes {known}.", key)
+        if self.dsn_env is not None and not self.dsn_env.isidentifier():
+            text = "must be the name of an environment variable, not the connection string itself."
+            raise wrong(text, "dsn_env")
+        if self.to == "pgvector" and self.index not in _PGVECTOR_INDEXES:
+            raise wrong(f"must be one of {', '.join(_PGVECTOR_INDEXES)}.", "index")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How reports call it."""
+        return self.name or self.to
+
+
+def check_labels(targets: list[Publish]) -> list[Publish]:
+    """Refuse two targets of one name: each keeps a note of what it holds under its name."""
+    labels = [target.label for target in targets]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise wrong(f"names two targets `{label}`. Give each its own `name`.")
+        if not label.replace("-", "").replace("_", "").isalnum():
+            raise wrong(f"names a target `{label}`. Expected letters, digits, `-` and `_` alone.")
+    return targets
+
+
+Publishes = Annotated[
+    list[Publish], AfterValidator(check_labels), Expects("a list of targets, each with `to`")
+]

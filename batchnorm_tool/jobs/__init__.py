@@ -1,1 +1,0 @@
-"""The public verbs: one file for each."""

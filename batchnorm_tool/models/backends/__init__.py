@@ -1,0 +1,1 @@
+"""What runs a model: the only files that import TensorFlow and Keras."""

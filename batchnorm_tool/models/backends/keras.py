@@ -1,0 +1,368 @@
+"""Keras models as predictors: what ``model.predict`` runs, compiled once for one batch size."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool.errors import ModelError
+from batchnorm_tool.models.backends.loading import in_words, inner_layer_model, load_stored
+from batchnorm_tool.models.backends.tensorflow import check_output, field_of, graph_step, run_errors
+from batchnorm_tool.models.batching import filler
+from batchnorm_tool.models.placement import repeated
+
+if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.job import Model
+    from batchnorm_tool.models.batching import OutputChoice, Step
+
+# What a model makes of a float, and of nothing else, is what it wants; see `_uses`.
+_MOST_TRACES = 81
+_CAST_TO = ({"int32"}, {"int64"}, {"string"})
+_TRACE_FAILURES = (
+    *(AssertionError, AttributeError, LookupError, NameError, NotImplementedError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+def load_keras_model(model: Model, path: str, choose: OutputChoice) -> KerasModel:
+    """Load a ``.keras`` or ``.h5`` file that the gate admitted.
+
+    Args:
+        model: ``layer`` and ``trust`` are read.
+        path: The private copy.
+        choose: Which outputs to take.
+
+    Raises:
+        ModelError: It does not load, or has no such layer or output.
+    """
+    loaded = load_stored(model, path)
+    if model.layer is not None:
+        loaded = inner_layer_model(loaded, model.layer)
+    return KerasModel.of(loaded, choose)
+
+
+@dataclass(frozen=True)
+class KerasModel:
+    """A Keras model in memory.
+
+    Attributes:
+        model: The ``keras.Model``.
+        inputs: The arrays that it takes.
+        outputs: The chosen outputs.
+        chosen: Their places among all outputs.
+        structure: The nest in which the model wants its inputs.
+        embedding_sizes: Rows of the Embedding layer that an input goes straight into, by its name.
+    """
+
+    model: Any
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    chosen: tuple[int, ...]
+    structure: Any
+    embedding_sizes: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
+        """Look at a model, and choose among its outputs.
+
+        Raises:
+            ModelError: It is not built, keeps state from call to call, or there is no such output,
+                or no choice where one is needed.
+        """
+        _check_stateless(model)
+        structure, inputs, _ = _inputs(model)
+        if not getattr(model, "inputs", None):
+            inputs = _with_true_dtypes(model, structure, inputs)
+        found = _describe_outputs(model, structure, inputs)
+        names = _distinct([name for name, _ in found])
+        chosen = choose(names)
+        fields = tuple(field_of(names[place], found[place][1]) for place in chosen)
+        named = {id(tensor): name for name, tensor in _input_tensors(structure)}
+        sizes = {
+            named[id(model.inputs[place])]: size for place, size in _embedding_sizes(model).items()
+        }
+        return cls(model, inputs, fields, tuple(chosen), structure, sizes)
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """The batch size that is built into the model, if one is."""
+        return _inputs(self.model)[2]
+
+    def compile(self, batch_size: int) -> Step:
+        """A step over batches of one size."""
+        if _overrides(self.model, "predict"):
+            return self._step_through_predict(batch_size)
+        concrete, parts = _trace(self.model, self.structure, self.inputs, batch_size, self.chosen)
+        for field, place in zip(self.outputs, self.chosen, strict=True):
+            check_output(field.name, parts[place][1].shape, batch_size)
+        return graph_step(concrete, self.inputs, self.outputs)
+
+    def _step_through_predict(self, batch_size: int) -> Step:
+        """A step by way of a ``predict`` that the model's class defines itself."""
+        lock = threading.Lock()
+
+        def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            with lock, run_errors():
+                result = _call_predict(self.model, self.structure, arrays)
+            found = [np.asarray(array) for _, array in named_parts(result)]
+            for field, place in zip(self.outputs, self.chosen, strict=True):
+                check_output(field.name, found[place].shape, batch_size)
+            return [found[place] for place in self.chosen]
+
+        return step
+
+
+def _check_stateless(model: Any) -> None:
+    layers = model._flatten_layers(include_self=False)  # noqa: SLF001  no public way
+    names = [layer.name for layer in layers if getattr(layer, "stateful", False) is True]
+    if names:
+        raise ModelError(
+            f"The model keeps state from call to call: its layer `{names[0]}` has stateful=True. "
+            "Expected predictions that depend on the row alone, and not on the rows before it. "
+            "Build it with stateful=False, give it these weights, and save that."
+        )
+
+
+def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
+    """The nest of the inputs, their fields in flat order, and the batch size if one is built in."""
+    structure = _input_structure(model)
+    named = _input_tensors(structure)
+    if any(tensor.shape is None or tensor.sparse or tensor.ragged for _, tensor in named):
+        raise ModelError(
+            "The model takes sparse or ragged input, which is not supported. Give a model with "
+            "dense inputs."
+        )
+    sizes = {tensor.shape[0] for _, tensor in named} - {None}
+    return structure, tuple(field_of(*each) for each in named), min(sizes, default=None)
+
+
+def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
+    """Return the inputs in flat order, with their names."""
+    import keras
+
+    if isinstance(structure, dict):
+        return list(structure.items())
+    return [(_tensor_name(tensor), tensor) for tensor in keras.tree.flatten(structure)]
+
+
+def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> tuple[Field, ...]:
+    """Return the inputs of a model written as Python code, which is saved with their shapes alone.
+
+    They are floats, unless the model cannot be traced with those (its ``input_spec`` may say so)
+    or first of all casts them to integers or strings, as an Embedding and a StringLookup do.
+
+    Raises:
+        ModelError: It can be traced neither with floats nor with integers nor with strings.
+    """
+    refusal: ModelError | None = None
+    choices = itertools.product((inputs[0].dtype, "int64", "string"), repeat=len(inputs))
+    for dtypes in itertools.islice(choices, _MOST_TRACES):
+        fields = [replace(field, dtype=each) for field, each in zip(inputs, dtypes, strict=True)]
+        try:
+            concrete, _ = _trace(model, structure, fields, None)
+        except ModelError as error:
+            refusal = refusal or error
+            continue
+        used = [_uses(tensor) for tensor in concrete.inputs[: len(fields)]]
+        return tuple(
+            replace(field, dtype=min(kinds)) if kinds in _CAST_TO else field
+            for field, kinds in zip(fields, used, strict=True)
+        )
+    raise refusal or ModelError("The model takes no inputs.")
+
+
+def _uses(tensor: Any) -> set[str]:
+    """Return the dtypes as which a tensor of a graph is used: what it is cast to, else its own."""
+    found: set[str] = set()
+    for operation in tensor.consumers():
+        if operation.type not in ("Cast", "Identity"):
+            found.add(tensor.dtype.name)
+        elif not operation.outputs[0].dtype.is_floating:
+            found.add(operation.outputs[0].dtype.name)
+        else:
+            found |= _uses(operation.outputs[0])
+    return found
+
+
+def _embedding_sizes(model: Any) -> dict[int, int]:
+    """Return the places of the inputs that go straight into an Embedding layer, and its rows."""
+    import keras
+
+    tensors = getattr(model, "inputs", None) or []
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
+    found: dict[int, int] = {}
+    for layer in model.layers if places else ():
+        inner = _embedding_sizes(layer) if isinstance(layer, keras.Model) else {}
+        if isinstance(layer, keras.layers.Embedding):
+            inner = {0: layer.input_dim}
+        for node in layer._inbound_nodes:  # noqa: SLF001  no public way
+            taken = {places.get(id(node.input_tensors[at])): size for at, size in inner.items()}
+            found |= {place: size for place, size in taken.items() if place is not None}
+    return found
+
+
+def _input_structure(model: Any) -> Any:
+    import keras
+
+    # A Sequential that is not built raises AttributeError here, which `getattr` takes for None.
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        return inputs[0] if isinstance(model, keras.Sequential) else model.input
+    shapes = dict(getattr(model, "_build_shapes_dict", None) or {})
+    if len(shapes) == 1:
+        shapes = next(iter(shapes.values()))
+    if not shapes:
+        raise ModelError(
+            "The model has not been built: its inputs are unknown. Call it once on a batch, and "
+            "save it again."
+        )
+    return _tensors_of(shapes)
+
+
+def _tensors_of(shapes: Any) -> Any:
+    """Placeholders for the shapes that a subclassed model was built with, in the same nest."""
+    import keras
+
+    if isinstance(shapes, Mapping):
+        return {
+            name.removesuffix("_shape"): _named_tensor(shape, name.removesuffix("_shape"))
+            for name, shape in shapes.items()
+        }
+    if shapes and isinstance(shapes[0], list | tuple):
+        return [_named_tensor(shape, f"input_{place}") for place, shape in enumerate(shapes)]
+    return keras.KerasTensor((None, *shapes[1:]), dtype=keras.config.floatx(), name="input")
+
+
+def _named_tensor(shape: Sequence[int | None], name: str) -> Any:
+    import keras
+
+    return keras.KerasTensor((None, *shape[1:]), dtype=keras.config.floatx(), name=name)
+
+
+def _tensor_name(tensor: Any) -> str:
+    """The name of the layer that makes a tensor: unlike the tensor's own it survives saving."""
+    history = getattr(tensor, "_keras_history", None)
+    return str(history.operation.name if history is not None else tensor.name)
+
+
+def _describe_outputs(model: Any, structure: Any, inputs: Sequence[Field]) -> list[tuple[str, Any]]:
+    """Names of all outputs, each with something that has its shape and dtype."""
+    own_batch_size = _inputs(model)[2]
+    if _overrides(model, "predict"):
+        arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
+        result = _call_predict(model, structure, arrays)
+        return [(name, np.asarray(part)) for name, part in named_parts(result)]
+    if _overrides(model, "predict_step") or not getattr(model, "outputs", None):
+        return _trace(model, structure, inputs, own_batch_size)[1]
+    return named_parts(_output_structure(model))
+
+
+def _output_structure(model: Any) -> Any:
+    import keras
+
+    is_sequential = isinstance(model, keras.Sequential)
+    return model.outputs[0] if is_sequential and len(model.outputs) == 1 else model.output
+
+
+def named_parts(structure: Any) -> list[tuple[str, Any]]:
+    """The parts of a model's result with their names, in the model's order.
+
+    Names are the keys of a dictionary, else the names of the layers, else ``output``.
+
+    Example:
+        >>> named_parts({"user": 1, "item": [2, 3]})
+        [('user', 1), ('item_0', 2), ('item_1', 3)]
+    """
+    if isinstance(structure, Mapping):
+        return [part for key, value in structure.items() for part in _keyed_parts(key, value)]
+    if isinstance(structure, list | tuple) and len(structure) != 1:
+        return [(_part_name(part, f"output_{i}"), part) for i, part in enumerate(structure)]
+    part = structure[0] if isinstance(structure, list | tuple) else structure
+    return [(_part_name(part, "output"), part)]
+
+
+def _keyed_parts(key: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        return [(f"{key}_{place}", part) for place, part in enumerate(value)]
+    return [(key, value)]
+
+
+def _part_name(part: Any, otherwise: str) -> str:
+    return _tensor_name(part) if hasattr(part, "_keras_history") else otherwise
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, a number behind those that occur before."""
+    distinct: list[str] = []
+    for name in names:
+        number = sum(name == other for other in names[: len(distinct)])
+        distinct.append(f"{name}_{number}" if number else name)
+    return distinct
+
+
+def _overrides(model: Any, method: str) -> bool:
+    """Whether the model's class defines a method itself that Keras defines, too."""
+    return not getattr(type(model), method).__module__.startswith("keras.")
+
+
+def _packed(structure: Any, flat: Sequence[Any], inputs: Sequence[Field]) -> Any:
+    """Flat values in the nest in which the model wants its inputs."""
+    import keras
+
+    if isinstance(structure, dict):
+        return {field.name: value for field, value in zip(inputs, flat, strict=True)}
+    return keras.tree.pack_sequence_as(structure, list(flat))
+
+
+def _trace(
+    model: Any,
+    structure: Any,
+    inputs: Sequence[Field],
+    batch_size: int | None,
+    chosen: Sequence[int] | None = None,
+) -> tuple[Any, list[tuple[str, Any]]]:
+    """``model.predict_step`` as one graph for batches of a fixed shape, and all its outputs.
+
+    Autograph stays off as in ``model.predict``, and so does XLA: on a CPU it made a convolution 13
+    times slower, and it changes the bits.
+    """
+    import tensorflow as tf
+
+    parts: list[tuple[str, Any]] = []
+    signature = [
+        tf.TensorSpec((batch_size, *field.shape), field.dtype, name=f"input_{place}")
+        for place, field in enumerate(inputs)
+    ]
+
+    def predict_step(*flat: Any) -> list[Any]:
+        parts[:] = named_parts(model.predict_step((_packed(structure, flat, inputs),)))
+        places = range(len(parts)) if chosen is None else chosen
+        return [parts[place][1] for place in places]
+
+    try:
+        graph = tf.function(predict_step, input_signature=signature, autograph=False)
+        return graph.get_concrete_function(), parts
+    except (*_TRACE_FAILURES, tf.errors.OpError) as error:
+        raise ModelError(
+            f"The model cannot be run on batches of {batch_size or 'any number of'} rows. "
+            + in_words(error, "Check that model.predict() works for it.")
+        ) from error
+
+
+def _call_predict(model: Any, structure: Any, arrays: Sequence[np.ndarray]) -> Any:
+    """The model's own ``predict`` on one batch, told to be quiet if it listens to that."""
+    fields = _inputs(model)[1]
+    wanted = inspect.signature(model.predict).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
+    extra = {"verbose": 0, "batch_size": len(arrays[0])}
+    return model.predict(
+        _packed(structure, arrays, fields),
+        **{name: value for name, value in extra.items() if takes_all or name in wanted},
+    )

@@ -1,0 +1,290 @@
+"""Loading of stored Keras models, with an explanation for every known way in which it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.display import did_you_mean
+from batchnorm_tool.errors import BatchnormToolError, InputWarning, ModelError
+from batchnorm_tool.models import security
+
+if TYPE_CHECKING:
+    from batchnorm_tool.job import Model
+
+# What Keras raises for files that it cannot load; there is no common base.
+LOAD_FAILURES = (
+    *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, NotImplementedError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+_UNJUDGED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
+_KERAS_2 = (
+    "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
+    "tf_keras, and export it as a SavedModel."
+)
+_COLORS = re.compile(r"\x1b\[[\d;]*m")
+# The first pattern that is found in Keras's message explains it.
+_EXPLANATIONS = {
+    r"Could not locate function": (
+        "It needs a function of somebody's own, which cannot be named in `model.trust`. Export the "
+        "model where it was made, with model.export(): a SavedModel needs no Python code."
+    ),
+    r"Could not locate class|Unknown (layer|object|loss|metric)|is a custom class": (
+        "It needs a custom class. Install the package that defines it, and name the class in "
+        "`model.trust: {classes: [package.module.Class]}`."
+    ),
+    r"name '\w+' is not defined": (
+        "Its own Python code (a Lambda layer, for instance) uses a name that only the program had "
+        "that saved it. Replace that layer by one of Keras or by a class of yours, and save the "
+        "model again."
+    ),
+    r"bad marshal data|unknown opcode|code\(\) (argument|takes)": (
+        "It holds Python code that another version of Python compiled. Use that version, or save "
+        "the model again with this one."
+    ),
+    r"Keras 2\b|time_major|'groups'|batch_input_shape|keras\.src\.engine|'lr'"
+    r"|pop expected at most 1 argument": _KERAS_2,
+    r"[Uu]nrecognized keyword arguments|unexpected keyword argument": (
+        "Another version of Keras wrote it, with settings that this one does not know. Install "
+        "that version, or save the model again with this one."
+    ),
+    r"lambda|Lambda|safe_mode|unsafe": (
+        "It holds Python code. If you know where it comes from, let exactly this file pass with "
+        "`model.trust: sha256:…` (`batchnorm-tool show` prints the hash)."
+    ),
+    r"too many positional arguments": (
+        "An .h5 file does not keep an operation such as `a + b`. Save the model as .keras where it "
+        "was made."
+    ),
+    r"expected \d+ variables|variables to be loaded|was never built|weight count"
+    r"|[Uu]nable to (synchronously )?open object|doesn't exist|axes don't match": (
+        "Its weights do not fit its architecture, or some are missing. Save the whole model again "
+        "with model.save()."
+    ),
+    r"signature not found|truncated file|bad magic|[Uu]nable to (synchronously )?open file": (
+        "The file is damaged. Copy it again from where it comes from."
+    ),
+}
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep to ourselves what Keras and TensorFlow warn of: a fault in loading raises all the same.
+
+    Filters of warnings are common to all threads, as is Keras while it loads.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=InputWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def load_errors(model: Model, path: str) -> Iterator[None]:
+    """Map whatever comes out of loading, a model's own code included, to an error of ours."""
+    try:
+        yield
+    except (BatchnormToolError, MemoryError):
+        raise
+    except Exception as error:
+        version = security.examine(path, model.path).keras_version
+        raise ModelError(explain(model.path, error, version)) from error
+
+
+def load_stored(model: Model, path: str) -> Any:
+    """Load a ``.keras`` or ``.h5`` file without its compile settings.
+
+    Args:
+        model: ``trust`` tells which classes to import; with the file's hash in it, the gate let
+            exactly this file past, Python code included.
+        path: The private copy that the gate admitted.
+
+    Raises:
+        ModelError: A trusted class is not what the file asks for, or sizes are absurd. Whatever
+            else comes out is for `load_errors` to map.
+    """
+    import keras
+
+    by_hash = isinstance(model.trust, str)
+    objects = _custom_objects(model, path)
+    with _limited_weights(model.path, max(_UNJUDGED_WEIGHTS, 8 * Path(path).stat().st_size)):
+        return keras.saving.load_model(
+            path, custom_objects=objects, compile=False, safe_mode=not by_hash
+        )
+
+
+def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
+    """What a failure to load a model means, and what to do.
+
+    Example:
+        >>> explain("m.h5", TypeError("got 'time_major'")).startswith("m.h5: does not load.")
+        True
+    """
+    otherwise = (
+        "Check that it loads with keras.saving.load_model(path, compile=False), and save it again."
+    )
+    return f"{path}: does not load. {in_words(error, otherwise, keras_version)}"
+
+
+def in_words(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:
+    """What a failure in Keras means, and its own words, in one line and without colors."""
+    said = " ".join(_COLORS.sub("", " ".join(_causes(error))).split())
+    text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said
+    meaning = next(
+        (meaning for pattern, meaning in _EXPLANATIONS.items() if re.search(pattern, text)),
+        otherwise,
+    )
+    # What went wrong stands at the beginning, and the cause of it at the end.
+    quoted = said if len(said) <= 400 else f"{said[:120]} … {said[-280:]}"
+    return f"{meaning} Keras says: {type(error).__name__}: {quoted}"
+
+
+def _causes(error: BaseException) -> list[str]:
+    """Return what an error says, and after it what it hides of the errors that led to it."""
+    said = str(error)
+    inner = error.__cause__ or error.__context__
+    hidden = [] if inner is None else _causes(inner)[-1:]
+    return [said, *(text for text in hidden if text not in said)]
+
+
+@contextlib.contextmanager
+def _limited_weights(shown: str, most: int) -> Iterator[None]:
+    """Let layers make so many weights: sizes that are harmless alone may multiply to any memory."""
+    import keras
+
+    made = 0
+    add_weight = keras.layers.Layer.add_weight
+
+    def counted(layer: Any, shape: Any = None, *args: Any, **options: Any) -> Any:
+        nonlocal made
+        made += math.prod(size or 1 for size in (shape or ()) if isinstance(size, int))
+        if made > most:
+            raise ModelError(
+                f"{shown}: the layer `{layer.name}` makes weights of the shape {tuple(shape)}, "
+                "more than the file can hold. Use another file."
+            )
+        return add_weight(layer, shape, *args, **options)
+
+    keras.layers.Layer.add_weight = counted
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = add_weight
+
+
+def inner_layer_model(model: Any, name: str) -> Any:
+    """The part of a model that leads to the output of one of its layers.
+
+    Only the inputs that the layer needs remain: a tower of a two-tower model takes its own side.
+    Of a layer that is called several times, the first call counts.
+
+    Args:
+        model: A functional or sequential ``keras.Model``.
+        name: Of a layer of it.
+
+    Raises:
+        ModelError: There is no such layer, or its output is not reachable.
+    """
+    import keras
+
+    names = [layer.name for layer in getattr(model, "layers", ())]
+    if name not in names:
+        raise ModelError(
+            f"The model has no layer `{name}` (`model.layer`). Received: {', '.join(names)}."
+            f"{did_you_mean(name, names)}"
+        )
+    if not getattr(model, "inputs", None):
+        raise ModelError(
+            f"The layer `{name}` cannot be taken out of a {type(model).__name__}, which is written "
+            "as Python code. Save that layer as a model of its own."
+        )
+    outputs = _first_call(model, model.get_layer(name))
+    needed = _needed_inputs(model, keras.tree.flatten(outputs))
+    try:
+        return keras.Model(needed[0] if len(needed) == 1 else needed, outputs)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"The output of the layer `{name}` (`model.layer`) does not follow from the model's "
+            f"inputs ({error}). Name another layer: {', '.join(names)}."
+        ) from error
+
+
+def _first_call(model: Any, layer: Any) -> Any:
+    """What a layer returned where the model first calls it; ``layer.output`` of a model is another.
+
+    A nested model has an ``output`` inside of itself, which the outer inputs do not lead to.
+    """
+    graph = getattr(model, "_functional", None) or model
+    own = {id(node) for node in graph._nodes}  # noqa: SLF001  no public way
+    calls = [node for node in layer._inbound_nodes if id(node) in own]  # noqa: SLF001  no public way
+    if not calls:
+        return layer.output
+    outputs = calls[0].output_tensors
+    return outputs[0] if len(outputs) == 1 else list(outputs)
+
+
+def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
+    """The model's inputs that these tensors are computed from, in the model's order."""
+    seen: set[int] = set()
+    waiting = list(outputs)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        history = tensor._keras_history  # noqa: SLF001  no public way
+        node = history.operation._inbound_nodes[history.node_index]  # noqa: SLF001
+        waiting += node.input_tensors
+    return [tensor for tensor in model.inputs if id(tensor) in seen]
+
+
+def _custom_objects(model: Model, path: str) -> dict[str, Any]:
+    """Return the classes that the job trusts, imported, by every name under which Keras may ask.
+
+    Raises:
+        ModelError: One cannot be imported, or the file asks for one under another name: what Keras
+            found under that would be somebody else's.
+    """
+    import keras
+
+    if model.trust is None or isinstance(model.trust, str):
+        return {}
+    objects: dict[str, Any] = {}
+    for name in model.trust.classes:
+        found = _imported(name)
+        objects[getattr(found, "__name__", name)] = found
+        objects[keras.saving.get_registered_name(found)] = found
+    for wanted in security.examine(path, model.path).classes:
+        if wanted not in objects:
+            raise ModelError(
+                f"{model.path}: asks for the class `{wanted}`, and the classes that "
+                f"`model.trust.classes` names are registered as {', '.join(objects)}. Name the "
+                "class that is registered under that name."
+            )
+    return objects
+
+
+def _imported(name: str) -> Any:
+    module, _, class_name = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), class_name)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ModelError(
+            f"`model.trust.classes` names {name}, which cannot be imported ({error}). Install the "
+            "package that defines it, and write it as package.module.Class."
+        ) from error

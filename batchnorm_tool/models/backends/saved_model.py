@@ -1,0 +1,171 @@
+"""SavedModel directories as predictors: one signature of the graph, run in a session of its own.
+
+A session runs what any export has, of TensorFlow 1 or 2: a graph, its variables and its signatures.
+The Python objects that TensorFlow 2 stores beside it (optimizers, functions for training) are
+neither needed nor in the copy that the gate admitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchnorm_tool.errors import ModelError
+from batchnorm_tool.models.backends.loading import LOAD_FAILURES
+from batchnorm_tool.models.backends.tensorflow import check_output, field_of, run_errors
+
+if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.job import Model
+    from batchnorm_tool.models.batching import OutputChoice, Step
+
+_DEFAULT_SIGNATURE = "serving_default"
+_INIT_OP = "__saved_model_init_op"
+_LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
+
+
+def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
+    """Load a SavedModel directory that the gate admitted.
+
+    Args:
+        model: ``signature`` is read; ``layer`` must not be set.
+        path: The private copy, of which the gate wrote the graph.
+        choose: Which outputs to take.
+
+    Raises:
+        ModelError: It does not load, or has no such signature or output.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    if model.layer is not None:
+        raise ModelError(
+            f"{model.path}: `model.layer` works for .keras and .h5 files; a SavedModel has no "
+            "layers any more. Choose with `model.signature` and `model.outputs`."
+        )
+    content = Path(path, "saved_model.pb").read_bytes()
+    stored = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
+    signature = _signature(model, stored.signature_def)
+    try:
+        session = _session(stored)
+        # Both come in another order in every process.
+        inputs = _tensors(session, signature.inputs)
+        outputs = _tensors(session, signature.outputs)
+    except (*LOAD_FAILURES, tf.errors.OpError) as error:
+        raise ModelError(_explain(model.path, error)) from error
+    taken = {name: field_of(name, spec) for name, (_, spec) in inputs.items()}
+    chosen = [[*outputs][place] for place in choose([*outputs])]
+    given = {name: field_of(name, outputs[name][1]) for name in chosen}
+    feeds = [tensor for tensor, _ in inputs.values()]
+    return SavedModel(
+        call=session.make_callable([outputs[name][0] for name in chosen], feeds),
+        inputs=tuple(taken.values()),
+        outputs=tuple(given.values()),
+        embedding_sizes=dict.fromkeys(_ids(taken.values()) if _looks_up(stored) else ()),
+        own_batch_size=min({spec.shape[0] for _, spec in inputs.values()} - {None}, default=None),
+    )
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A SavedModel in memory.
+
+    Attributes:
+        call: The signature: arrays in the order of ``inputs``, to arrays in that of ``outputs``.
+        inputs: The arrays that it takes.
+        outputs: The chosen outputs.
+        embedding_sizes: The inputs that may be ids, by name; how many ids there are is not known.
+        own_batch_size: The batch size that is built into the signature, if one is.
+    """
+
+    call: Callable[..., list[np.ndarray]]
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    embedding_sizes: Mapping[str, int | None]
+    own_batch_size: int | None
+
+    def compile(self, batch_size: int) -> Step:
+        """A step over batches of one size; the graph is compiled already."""
+        import tensorflow as tf
+
+        dtypes = [tf.as_dtype(field.dtype).as_numpy_dtype for field in self.inputs]
+
+        def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            with run_errors():
+                found = self.call(*map(np.asarray, arrays, dtypes))
+            for field, result in zip(self.outputs, found, strict=True):
+                check_output(field.name, result.shape, batch_size)
+            return found
+
+        return step
+
+
+def _ids(inputs: Iterable[Field]) -> list[str]:
+    return [field.name for field in inputs if field.dtype.startswith("int")]
+
+
+def _looks_up(stored: Any) -> bool:
+    """Tell whether any operation of a graph takes rows by their numbers, as an Embedding does."""
+    graph = stored.graph_def
+    functions = (function.node_def for function in graph.library.function)
+    return any(node.op in _LOOKUPS for node in chain(graph.node, *functions))
+
+
+def _signature(model: Model, signatures: Mapping[str, Any]) -> Any:
+    wanted = model.signature or _DEFAULT_SIGNATURE
+    if wanted not in signatures or wanted == _INIT_OP:
+        listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none at all"
+        raise ModelError(
+            f"{model.path}: has no signature `{wanted}`. Received: {listed}. Choose one with "
+            "`model.signature`, or export the model with model.export()."
+        )
+    return signatures[wanted]
+
+
+def _session(stored: Any) -> Any:
+    """Return a session with the stored graph, its variables restored and its tables initialized."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(
+            stored.graph_def, name="", producer_op_list=stored.meta_info_def.stripped_op_list
+        )
+    # As the eager runtime is set up: devices and threads.
+    session = tf.compat.v1.Session(graph=graph)
+    initialized = stored.signature_def[_INIT_OP].outputs[_INIT_OP].name
+    for operation in (stored.saver_def.restore_op_name, initialized):
+        if operation:
+            session.run(operation)
+    return session
+
+
+def _tensors(session: Any, infos: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the tensors of one side of a signature, each with the shape that it was saved with."""
+    import tensorflow as tf
+
+    found = {}
+    for name, info in sorted(infos.items()):
+        if info.WhichOneof("encoding") != "name":
+            raise ValueError(f"the signature's {name} is no dense tensor")
+        tensor = session.graph.as_graph_element(info.name, allow_operation=False)
+        found[name] = tensor, tf.TensorSpec(tf.TensorShape(info.tensor_shape), tensor.dtype, name)
+    return found
+
+
+def _explain(path: str, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    if "not registered" in said or "Op type" in said:
+        meaning = (
+            "It needs an operation that this TensorFlow lacks. Install the package that adds it."
+        )
+    elif "variables" in said or "checkpoint" in said:
+        meaning = "Its variables are missing or damaged. Copy the whole directory again."
+    else:
+        meaning = "Check that TensorFlow Serving takes it, and export the model again."
+    return f"{path}: does not load. {meaning} TensorFlow says: {type(error).__name__}: {said[:400]}"

@@ -1,0 +1,262 @@
+"""How TensorFlow is started: quietly, on the right device, with a fixed number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import JobError, ModelError, ModelFailed, WorkFailed
+
+if TYPE_CHECKING:
+    from batchnorm_tool.models.batching import Step
+
+# The number of a GPU, or the CPU.
+DeviceName = int | Literal["cpu"]
+Devices = Literal["auto", "cpu", "gpu"] | Sequence[DeviceName]
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_CHATTER = re.compile(
+    rb"^(WARNING: All log messages before|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )"
+)
+
+
+@dataclass(frozen=True)
+class TensorFlowSetup:
+    """TensorFlow as it runs in this process.
+
+    Attributes:
+        device: Where models compute.
+        threads: Threads within one operation.
+    """
+
+    device: Literal["cpu", "gpu"]
+    threads: int
+
+
+def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
+    """Import TensorFlow and set it up, as far as it is not running already.
+
+    Args:
+        devices: As in `every_device`; all must be there, and this process computes on the first.
+        threads: Threads within one operation.
+
+    Returns:
+        What is in force; other than asked for if TensorFlow ran before (a warning says so).
+
+    Raises:
+        JobError: A GPU is asked for, and there is none.
+    """
+    tf = import_tensorflow()
+    # The others are for other processes; one that is visible would have memory taken on it.
+    gpus = _gpus(tf, devices)[:1]
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count() or 1)
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, enable=True)
+        if gpus:
+            tf.config.experimental.enable_op_determinism()
+    except RuntimeError:
+        setup = running_tensorflow()
+        warnings.warn(
+            "TensorFlow was in use before this run, so that `engine.devices` and `engine.threads` "
+            f"cannot be set any more: it computes on the {setup.device} with {setup.threads} "
+            "thread(s) in an operation. Start the run first, or in a process of its own.",
+            stacklevel=2,
+        )
+        return setup
+    return TensorFlowSetup("gpu" if gpus else "cpu", threads)
+
+
+def every_device(devices: Devices) -> list[DeviceName]:
+    """The devices that ``engine.devices`` stands for, one for each process.
+
+    Args:
+        devices: ``"cpu"``; a list of GPU numbers, or of the word ``"cpu"``; ``"gpu"`` or
+            ``"auto"`` for every GPU that TensorFlow, imported for this alone, sees here.
+
+    Example:
+        >>> every_device("cpu"), every_device([0, 1])
+        (['cpu'], [0, 1])
+    """
+    if devices == "cpu":
+        return ["cpu"]
+    if not isinstance(devices, str):
+        return list(devices)
+    return [*range(len(import_tensorflow().config.list_physical_devices("GPU")))] or ["cpu"]
+
+
+def running_tensorflow() -> TensorFlowSetup:
+    """TensorFlow as it is set up at the moment."""
+    tf = import_tensorflow()
+    gpus = tf.config.get_visible_devices("GPU")
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return TensorFlowSetup("gpu" if gpus else "cpu", threads or os.cpu_count() or 1)
+
+
+def import_tensorflow() -> Any:
+    """The ``tensorflow`` module, imported without its log chatter unless that was asked for."""
+    wanted = os.environ.setdefault(_LOG_LEVEL, "3")
+    if "tensorflow" not in sys.modules and wanted not in ("0", "1"):
+        with _without_chatter():
+            import tensorflow as tf
+    import tensorflow as tf
+
+    return tf
+
+
+def _gpus(tf: Any, devices: Devices) -> list[Any]:
+    """All GPUs that are asked for."""
+    found = list(tf.config.list_physical_devices("GPU"))
+    if isinstance(devices, str):
+        wanted = [] if devices == "cpu" else list(range(len(found)))
+    else:
+        wanted = [device for device in devices if device != "cpu"]
+    if devices == "gpu" and not found:
+        raise JobError(
+            "`engine.devices` is gpu, but TensorFlow sees no GPU on this machine. Install "
+            "tensorflow[and-cuda] and check `nvidia-smi`, or set `engine.devices` to auto or cpu."
+        )
+    missing = [number for number in wanted if number >= len(found)]
+    if missing:
+        raise JobError(
+            f"`engine.devices` names GPU {missing[0]}, but TensorFlow sees {len(found)} on this "
+            "machine, counted from 0. Name others, or set it to auto."
+        )
+    return [found[number] for number in wanted]
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold standard error back while TensorFlow's C++ side starts, then pass on what matters.
+
+    Before its log is set up it heeds no variable; Python's ``sys.stderr`` is of no help there.
+    """
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (AttributeError, OSError):
+        yield  # no standard error to keep quiet
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            _pass_on(held)
+
+
+def _pass_on(held: IO[bytes]) -> None:
+    held.seek(0)
+    for line in held:
+        if not _CHATTER.match(line):
+            os.write(2, line)
+
+
+def field_of(name: str, tensor: Any) -> Field:
+    """The field of something with a shape (its first axis the rows) and a dtype.
+
+    Raises:
+        ModelError: It has no rows, an unknown number of axes, or is sparse or ragged.
+    """
+    shape = None if hasattr(tensor, "indices") else _plain_shape(getattr(tensor, "shape", None))
+    if shape is None or not shape or hasattr(tensor, "row_splits"):
+        raise ModelError(
+            f"The model's `{name}` is not a dense tensor with one entry for each row. Received: "
+            f"{tensor!r}. Choose others with `model.outputs`, or change the model."
+        )
+    dtype = getattr(tensor.dtype, "name", None) or str(tensor.dtype)
+    return Field(name, shape[1:], "string" if dtype in ("object", "string") else dtype)
+
+
+def check_output(name: str, shape: Any, rows: int) -> None:
+    """Refuse an output of which the rows are not the input's.
+
+    Raises:
+        ModelError: The model changes the number of rows, or returns one value for all of them.
+    """
+    plain = _plain_shape(shape)
+    if plain is not None and (not plain or plain[0] not in (None, rows)):
+        received = f"{plain[0]} rows" if plain else "one value for all rows"
+        raise ModelError(
+            f"The model changes the number of rows: for {rows} rows of input, its output `{name}` "
+            f"has {received}. Expected one entry for each row. Choose another output with "
+            "`model.outputs` or another layer with `model.layer`."
+        )
+
+
+def graph_step(concrete: Any, inputs: Sequence[Field], outputs: Sequence[Field]) -> Step:
+    """A step that runs a traced graph: tensors by position in, a list of tensors out."""
+    import tensorflow as tf
+
+    dtypes = [tf.as_dtype(field.dtype) for field in inputs]
+
+    def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with run_errors():
+            tensors = [
+                tf.constant(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)
+            ]
+            results = [tensor.numpy() for tensor in concrete(*tensors)]
+        for field, result in zip(outputs, results, strict=True):
+            check_output(field.name, result.shape, len(arrays[0]))
+        return results
+
+    return step
+
+
+@contextlib.contextmanager
+def run_errors() -> Iterator[None]:
+    """Map what TensorFlow raises while a model runs to errors of ours, or to MemoryError.
+
+    Raises:
+        ModelFailed: The same rows will fail again.
+        WorkFailed: The device or the system failed, which another try may heal.
+    """
+    import tensorflow as tf
+
+    lasting = (
+        *(tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.NotFoundError),
+        *(tf.errors.FailedPreconditionError, tf.errors.UnimplementedError),
+    )
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError(str(error)) from error
+    except lasting as error:
+        raise ModelFailed(_cause(error.message)) from error
+    except tf.errors.OpError as error:
+        raise WorkFailed(
+            f"The model failed on a batch ({type(error).__name__}: {_cause(error.message)}). Run "
+            "it again: it resumes. If it fails again, try `engine.devices: cpu`."
+        ) from error
+
+
+def _cause(message: str) -> str:
+    """The line that says what is wrong, of a message that shows where in the graph it was.
+
+    Example:
+        >>> _cause(chr(10).join(["Graph execution error:", "indices[0] = 9", "[[{{node x}}]]"]))
+        'indices[0] = 9'
+    """
+    lines = [line.strip() for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected"))]
+    return telling[-1] if telling else message
+
+
+def _plain_shape(shape: Any) -> tuple[int | None, ...] | None:
+    """A shape as a tuple, or ``None`` where even the number of axes is unknown."""
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return None
+    return tuple(None if length is None else int(length) for length in shape)

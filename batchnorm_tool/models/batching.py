@@ -1,0 +1,359 @@
+"""A loaded model over a fixed grid of batches.
+
+TensorFlow's output bits depend on the shape of a batch, and on some processors on a row's place in
+it (on AVX2 alone, two to four of 32 rows went through another kernel and differed in the last bit),
+but not on the other rows. So every call of the model has the same number of rows, the last one
+padded by repeating its last real row, and a row that stands at the same place of the same grid gets
+the same bits in every run. Only a model that may depend on the other rows of a batch gets the last
+one as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+import numpy as np
+
+from batchnorm_tool.display import did_you_mean
+from batchnorm_tool.errors import InputError, ModelError, ModelFailed
+
+if TYPE_CHECKING:
+    from batchnorm_tool.chunk import Field
+
+Device = Literal["cpu", "gpu"]
+Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+# From the names of all outputs of a model to the places of those that are taken.
+OutputChoice = Callable[[Sequence[str]], Sequence[int]]
+_NARROW_FLOATS = frozenset({"bfloat16", "float16"})
+# Rows of a call that looks for those on which the model fails: halving it costs six calls at most.
+_SEARCH_ROWS = 32
+
+
+class LoadedModel(Protocol):
+    """A model in memory that can be compiled for a batch size."""
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The arrays that it takes."""
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The chosen outputs, as the model gives them."""
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """The batch size that is built into the model, if one is."""
+
+    @property
+    def embedding_sizes(self) -> Mapping[str, int | None]:
+        """Rows of the Embedding layer that an input goes straight into, by its name."""
+
+    def compile(self, batch_size: int) -> Step:
+        """A function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
+
+        It is called from several threads at once.
+        """
+
+
+@dataclass(frozen=True)
+class ModelPredictor:
+    """A loaded model over a fixed grid of batches.
+
+    Attributes:
+        model: The model.
+        device: Where it computes.
+        threads: Threads within one operation.
+        batch_size: Rows in one call; ``None`` before it is fixed.
+        step: The model compiled for that batch size.
+        pads: Whether the last batch is padded.
+    """
+
+    model: LoadedModel
+    device: Device
+    threads: int
+    batch_size: int | None = None
+    step: Step | None = None
+    pads: bool = True
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The arrays that the model takes."""
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The arrays that `predict` gives."""
+        return tuple(
+            replace(
+                field,
+                shape=field.shape or (1,),
+                dtype="float32" if field.dtype in _NARROW_FLOATS else field.dtype,
+            )
+            for field in self.model.outputs
+        )
+
+    @property
+    def embedding_sizes(self) -> Mapping[str, int | None]:
+        """Rows of the Embedding layer that an input goes straight into, by its name."""
+        return self.model.embedding_sizes
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """The same model, compiled for a batch size."""
+        if batch_size == self.batch_size:
+            return self
+        own = self.model.own_batch_size
+        if own not in (None, batch_size):
+            raise ModelError(
+                f"The model takes exactly {own} rows in one call. Received: `model.batch_size` = "
+                f"{batch_size}. Set it to {own} or to auto."
+            )
+        return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
+
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
+        """Return the rows on which the model fails, each alone, with what it says of it.
+
+        Raises:
+            ModelFailed: It fails on rows together, and on none of them alone.
+        """
+        rows = np.arange(len(features[self.inputs[0].name]))
+        size = self._search.batch_size or 1
+        found: dict[int, str] = {}
+        for start in range(0, len(rows), size):
+            found |= _failing(self._search, features, rows[start : start + size])
+        return found
+
+    @cached_property
+    def _search(self) -> Self:
+        own = self.model.own_batch_size
+        return self.with_batch_size(own or min(_SEARCH_ROWS, self.batch_size or _SEARCH_ROWS))
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Predict any number of rows, batch by batch."""
+        if self.step is None or self.batch_size is None:
+            raise ModelError("The batch size is not fixed yet. Call with_batch_size() first.")
+        arrays = [_checked(features, field) for field in self.inputs]
+        rows = _rows(arrays)
+        if self.device == "gpu":
+            self._check_ids(arrays)
+        results: list[np.ndarray] = []
+        for start in range(0, rows, self.batch_size):
+            stop = min(start + self.batch_size, rows)
+            batch = self._call(self.step, [array[start:stop] for array in arrays])
+            results = results or [np.empty((rows, *got.shape[1:]), got.dtype) for got in batch]
+            for field, result, got in zip(self.outputs, results, batch, strict=True):
+                check_shape(field.name, got, result.shape[1:])
+                result[start:stop] = got[: stop - start]
+        results = results or [_no_rows(field) for field in self.outputs]
+        return {
+            field.name: _widened(result)
+            for field, result in zip(self.outputs, results, strict=True)
+        }
+
+    def _check_ids(self, arrays: Sequence[np.ndarray]) -> None:
+        """Fail as a CPU does, where a GPU takes zeros for an id that an Embedding does not have."""
+        for field, array in zip(self.inputs, arrays, strict=True):
+            size = self.embedding_sizes.get(field.name)
+            if size is not None and (outside := (array < -size) | (array >= size)).any():
+                raise ModelFailed(f"{array[outside][0]} is not in [0, {size})")
+
+    def _call(self, step: Step, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        size = self.batch_size or 1
+        if not self.pads and len(arrays[0]) < size:
+            return self.model.compile(len(arrays[0]))(arrays)
+        return step([_padded(array, size) for array in arrays])
+
+
+def _failing(
+    predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
+) -> dict[int, str]:
+    """Those of some rows on which the model fails, found by halving; a call holds no others."""
+    call = np.resize(rows, predictor.batch_size or 1)
+    try:
+        predictor.predict({name: array[call] for name, array in features.items()})
+    except ModelFailed as error:
+        if len(rows) == 1:
+            return {int(rows[0]): str(error)}
+        left, right = np.array_split(rows, 2)
+        found = _failing(predictor, features, left) | _failing(predictor, features, right)
+        if not found:
+            raise
+        return found
+    return {}
+
+
+def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse predictions that have another shape than those before them.
+
+    Raises:
+        ModelError: The shape depends on which rows are predicted together.
+    """
+    if predictions.shape[1:] != shape:
+        raise ModelError(
+            f"The shape of the model's output `{name}` depends on the rows. Expected {shape} for "
+            f"each row, as before. Received: {predictions.shape[1:]}. Take an output of fixed "
+            "size, with `model.outputs` or `model.layer`."
+        )
+
+
+def every_output(names: Sequence[str]) -> Sequence[int]:
+    """The places of all outputs."""
+    return range(len(names))
+
+
+def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
+    """The places of the chosen outputs among all outputs.
+
+    Args:
+        names: Of all outputs of the model.
+        chosen: Names from the job, or ``None`` for the only output.
+
+    Raises:
+        ModelError: There is no such output, or there are several and none is chosen.
+
+    Example:
+        >>> choose_outputs(["user", "item"], ["item"])
+        [1]
+    """
+    listed = ", ".join(names)
+    if chosen is None and len(names) > 1:
+        raise ModelError(
+            f"The model has {len(names)} outputs: {listed}. Choose with `model.outputs`, for "
+            f"example [{names[0]}]."
+        )
+    for name in chosen or ():
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise ModelError(f"The model has no output `{name}`. Received: {listed}.{hint}")
+    return [names.index(name) for name in chosen] if chosen is not None else [0]
+
+
+def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
+    """The array of an input in the model's dtype, C-ordered, once its shape is known to fit."""
+    array = features.get(field.name)
+    if array is None:
+        raise InputError(
+            f"The model's input `{field.name}` is missing. Received: "
+            f"{', '.join(features) or 'nothing'}."
+        )
+    if not _fits(array.shape[1:], field.shape):
+        raise InputError(
+            f"The model's input `{field.name}` has the shape {('rows', *field.shape)}. Received: "
+            f"an array of {array.shape}."
+        )
+    if field.dtype == "string":
+        return array
+    return np.ascontiguousarray(array, dtype=numpy_dtype(field.dtype))
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        expected in (None, length) for expected, length in zip(wanted, shape, strict=True)
+    )
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The NumPy dtype of a name, ``"bfloat16"`` included.
+
+    Example:
+        >>> numpy_dtype("bfloat16").itemsize
+        2
+    """
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(object if name == "string" else name)
+
+
+def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+    """Return one row of zeros, or of empty strings."""
+    return {
+        field.name: np.full(
+            (1, *(size or 1 for size in field.shape)),
+            "" if field.dtype == "string" else 0,
+            numpy_dtype(field.dtype),
+        )
+        for field in inputs
+    }
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> int:
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1:
+        raise InputError(f"The model's inputs differ in rows: {sorted(counts)}.")
+    return counts.pop()
+
+
+def _padded(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _no_rows(field: Field) -> np.ndarray:
+    return np.empty((0, *(length or 0 for length in field.shape)), numpy_dtype(field.dtype))
+
+
+def _widened(result: np.ndarray) -> np.ndarray:
+    """float16 and bfloat16 as float32, one number for a row as a vector of one."""
+    if result.dtype.name in _NARROW_FLOATS:
+        result = result.astype(np.float32)
+    return result[:, np.newaxis] if result.ndim == 1 else result
+
+
+class Predictor(Protocol):
+    """What the pipeline needs to know of a model."""
+
+    @property
+    def inputs(self) -> tuple[Field, ...]:
+        """The arrays that it takes."""
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """The arrays that it gives, in this order."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows in one call of the model; ``None`` before it is fixed."""
+
+    @property
+    def embedding_sizes(self) -> Mapping[str, int | None]:
+        """Rows of the Embedding layer that an input goes straight into, as far as that is known."""
+
+    @property
+    def device(self) -> Device:
+        """Where it computes."""
+
+    @property
+    def threads(self) -> int:
+        """Threads within one operation; part of the bits."""
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """The same model with the batch size fixed.
+
+        Raises:
+            ModelError: The model has a batch size of its own, and it is another.
+        """
+
+    def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
+        """Return the rows on which the model fails, each alone, with what it says of it.
+
+        Raises:
+            ModelFailed: It fails on rows together, and on none of them alone.
+        """
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Predict any number of rows; may be called from several threads at once.
+
+        Args:
+            features: An array ``[n, *shape]`` for each input, by name.
+
+        Returns:
+            An array ``[n, *shape]`` for each output, by name, float32 where the model computes in
+            float16 or bfloat16, and ``[n, 1]`` where it gives one number for a row.
+
+        Raises:
+            ModelFailed: The model fails on some of the rows; `failing_rows` finds them.
+        """

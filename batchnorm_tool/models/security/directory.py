@@ -1,0 +1,269 @@
+"""The files of a model's directory, and models of other programs: told apart without loading."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from batchnorm_tool.errors import ModelError
+
+_BLOCK_BYTES = 1 << 20
+_MAX_ENTRIES = 10_000
+_MAX_BYTES = 64 << 30
+MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
+GRAPH = "saved_model.pb"
+_ELSEWHERE = (
+    "predict with the program that it is made for, and give the stored predictions to "
+    "`batchnorm-tool normalize`."
+)
+_TFLITE = f"a TFLite (LiteRT) model. Give the Keras model that it was made from. Or {_ELSEWHERE}"
+_ONNX = f"an ONNX model. Give the Keras model that it was made from, or {_ELSEWHERE}"
+_PYTORCH = f"a PyTorch model. Give a Keras model, or {_ELSEWHERE}"
+_TENSORFLOW_JS = (
+    "a TensorFlow.js model. Convert it back: `tensorflowjs_converter "
+    "--input_format=tfjs_layers_model --output_format=keras model.json model.h5`."
+)
+_ARCHITECTURE = (
+    "an architecture without weights, as model.to_json() writes it. Save the whole model with "
+    "model.save('model.keras')."
+)
+_SAFETENSORS = (
+    "a safetensors file: weights only, without the architecture. Save the whole model with Keras, "
+    f"or {_ELSEWHERE}"
+)
+_GRAPH_JS = (
+    "a TensorFlow.js model of the format graph-model, which cannot be converted back. Give the "
+    f"model that it was made from, or {_ELSEWHERE}"
+)
+# By what the first bytes hold; the first pattern that is found counts.
+_HEADS = {
+    rb'^\s*\{\s*"format"\s*:\s*"graph-model"': _GRAPH_JS,
+    rb"^.{4}TFL3": _TFLITE,
+    rb'^\s*\{\s*"(format|modelTopology|generatedBy)"\s*:\s*("layers-model"|\{|"keras)': (
+        _TENSORFLOW_JS
+    ),
+    rb'^\s*\{.{0,80}"class_name"': _ARCHITECTURE,
+    rb'^.{7}\x00\{"': _SAFETENSORS,
+    rb"^\x08.{1,2}\x12.{1,3}(pytorch|tf2onnx|onnx|skl2onnx)": _ONNX,
+}
+_SUFFIXES = {
+    ".onnx": _ONNX,
+    ".pt": _PYTORCH,
+    ".pth": _PYTORCH,
+    ".tflite": _TFLITE,
+    ".pb": (
+        "one file of a TensorFlow model. Give the directory of a SavedModel, which holds "
+        "saved_model.pb and the folder variables."
+    ),
+}
+HEAD_BYTES = 256
+_LOOKED_AT = 1000  # names in a folder: no model has more, and data may
+_DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A regular file: where it really lies below the root, free of links, and its size."""
+
+    parts: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory as it was when it was listed.
+
+    Attributes:
+        root: The directory, free of links.
+        shown: How messages call it.
+        entries: Its files by their path within it.
+    """
+
+    root: str
+    shown: str
+    entries: dict[str, _Entry]
+
+    @classmethod
+    def of(cls, path: str, shown: str) -> ModelDirectory:
+        """List a directory. Links within it are followed.
+
+        Raises:
+            ModelError: A link leads out of it or in a circle, something in it is neither a file
+                nor a directory, or there is too much of it.
+            OSError: It cannot be read.
+        """
+        root = os.path.realpath(path)
+        entries = dict(sorted(_entries(root, shown)))
+        if GRAPH in entries and entries[GRAPH].size > MAX_GRAPH_BYTES:
+            raise ModelError(f"{shown}: its {GRAPH} is larger than 2 GiB. Use another file.")
+        return cls(root, shown, entries)
+
+    def open(self, name: str) -> BufferedReader:
+        """Open a file, by the directories that it was found in: no link is followed any more.
+
+        Raises:
+            OSError: It is not there any more, or something else is.
+        """
+        *folders, last = self.entries[name].parts
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in folders:
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            # A pipe that took the file's place must not hold the program.
+            file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+        opened = os.fdopen(file, "rb")
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            opened.close()
+            raise OSError(f"`{name}` is no file any more")
+        return opened
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file's bytes.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def copy(self, target: Path) -> None:
+        """Copy what was listed, and no byte more, into a new directory.
+
+        Raises:
+            ModelError: There is no room for it, or it changes meanwhile.
+            OSError: It cannot be read or written.
+        """
+        target.mkdir()
+        check_room(self.shown, sum(entry.size for entry in self.entries.values()), target)
+        for name, entry in self.entries.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with self.open(name) as source, (target / name).open("xb") as copied:
+                left = entry.size
+                while left and (block := source.read(min(left, _BLOCK_BYTES))):
+                    left -= copied.write(block)
+                if left or source.read(1):
+                    raise ModelError(
+                        f"{self.shown}: `{name}` in it changed while it was copied. Wait until the "
+                        "model is written, and try again."
+                    )
+
+
+def check_room(shown: str, size: int, target: Path) -> None:
+    """Refuse a copy for which there is no room.
+
+    Raises:
+        ModelError: It has more bytes than are free, or than any model has.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if size > min(free, _MAX_BYTES):
+        raise ModelError(
+            f"{shown}: holds {size:,} bytes, of which a private copy is made in "
+            f"{target.parent}. Expected at most {min(free, _MAX_BYTES):,} bytes "
+            f"({'what is free there' if free < _MAX_BYTES else 'the limit for a model'}). "
+            "Remove what does not belong to the model, or set TMPDIR to a larger disk."
+        )
+
+
+def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:
+    seen = 0
+    # The name of each directory, where it really is, and the directories above it.
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", root, (root,))]
+    while waiting:
+        prefix, folder, above = waiting.pop()
+        with os.scandir(folder) as items:
+            for item in items:
+                seen += 1
+                if seen > _MAX_ENTRIES:
+                    raise ModelError(
+                        f"{shown}: holds more than {_MAX_ENTRIES:,} files. Is it a model?"
+                    )
+                name = f"{prefix}{item.name}"
+                place = _inside(root, item, f"{shown}: the link `{name}`")
+                found = os.lstat(place)
+                if stat.S_ISDIR(found.st_mode) and place not in above:
+                    waiting.append((f"{name}/", place, (*above, place)))
+                elif stat.S_ISREG(found.st_mode):
+                    yield name, _Entry(Path(place).relative_to(root).parts, found.st_size)
+                else:
+                    what = (
+                        "a link in a circle" if item.is_symlink() else "neither a file nor a link"
+                    )
+                    raise ModelError(f"{shown}: `{name}` in it is {what}. Export the model again.")
+
+
+def _inside(root: str, item: os.DirEntry[str], words: str) -> str:
+    """Say where an entry really lies, which must be below the root."""
+    if not item.is_symlink():
+        return item.path
+    place = os.path.realpath(item.path)
+    if os.path.commonpath([root, place]) != root:
+        raise ModelError(
+            f"{words} in it leads out of it, to {place}. Copy the model with its files in place of "
+            "the links (cp -rL), and give the copy."
+        )
+    return place
+
+
+def foreign_file(path: Path, head: bytes) -> str | None:
+    """Say what a file is that holds a model of another program, and what to do.
+
+    Args:
+        path: The file.
+        head: Its first bytes, some hundred of them.
+
+    Example:
+        >>> foreign_file(Path("m"), b"    TFL3").partition(".")[0]
+        'a TFLite (LiteRT) model'
+    """
+    for pattern, words in _HEADS.items():
+        if re.search(pattern, head, re.DOTALL):
+            return words
+    return _SUFFIXES.get(path.suffix.lower())
+
+
+def foreign_folder(path: Path) -> str | None:
+    """Say what a folder is that holds models, but is none that can be loaded, and what to do."""
+    names = sorted(item.name for item in path.iterdir())[:_LOOKED_AT]
+    if "config.json" in names and "model.weights.h5" in names:
+        return "an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
+    versions = [name for name in names if (path / name / "saved_model.pb").is_file()]
+    if versions:
+        latest = max(versions, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+        listed = ", ".join(versions[:5])
+        return f"a folder of SavedModels: {listed}. Give one of them, such as {path / latest}."
+    if "checkpoint" in names and any(name.endswith(".index") for name in names):
+        return (
+            "a checkpoint: weights only, without the architecture. Load it in Python with "
+            "model.load_weights(), and save the whole model with model.save('model.keras')."
+        )
+    return None if _DATA_SUFFIXES & {Path(name).suffix for name in names} else _held(path, names)
+
+
+def _held(path: Path, names: list[str]) -> str | None:
+    """What a folder without data is, by the model file in it."""
+    for name in names:
+        if name.endswith((".keras", ".h5", ".hdf5")):
+            return f"a folder with the model {name} in it. Give {path / name}."
+    for name in names:
+        words = _SUFFIXES.get(Path(name).suffix.lower())
+        if name == "model.json" and any(other.endswith(".bin") for other in names):
+            words = foreign_file(path / name, _head(path / name))
+        if words is not None:
+            return f"a folder with {name} in it, {words}"
+    return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)

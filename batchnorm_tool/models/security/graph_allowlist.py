@@ -1,0 +1,614 @@
+"""The graph of a SavedModel: what its signatures need of it, and what speaks against that.
+
+Kept is what computes a signature, initializes its tables or restores its variables, and all of that
+is examined. The rest (functions for training, the object graph, the writing side of the saver) is
+left out of what TensorFlow sees. What is written is what was parsed, so that the gate and
+TensorFlow cannot read two different graphs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+from batchnorm_tool.models.security.saved_model_proto import message_class, parse, parse_all
+
+# Inputs, attributes and the like that are looked at one by one, at about 2 microseconds each; a
+# node or a function takes as long as several of them.
+_MAX_PIECES = 1_000_000
+_COST = {"NodeDef": 3, "FunctionDef": 10, "NameAttrList": 8}
+_MAX_DEPTH = 4
+# A node above this must be a constant: of others, two bytes become a hundred in memory.
+_LARGE_NODE = 1 << 18
+_INIT_OP = "__saved_model_init_op"
+_TRAIN_OP = "__saved_model_train_op"
+# Where TensorFlow 1 names what initializes tables; the first that is there counts.
+_INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
+_ASSET_COLLECTION = "saved_model_assets"
+_CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+# What TensorFlow demands of an operation's name; its functions' names have a `_` inside.
+_OPERATION_NAME = re.compile(r"_*[A-Z][A-Za-z0-9]*(>.*)?")
+_DT_STRING = 7
+_NONE: frozenset[str] = frozenset()
+FileKind = Literal["checkpoint", "asset"]
+_STRAY_CHECKPOINT = "a checkpoint operation outside of the saver"
+_FOREIGN_FILE = {
+    "checkpoint": _STRAY_CHECKPOINT,
+    "asset": "an operation that reads a vocabulary from a file that is no asset of the model",
+}
+ALLOWED_OPS = frozenset(
+    """
+    Abs AccumulateNV2 Acos Acosh Add AddN AddV2 AdjustContrast AdjustContrastv2 AdjustHue
+    AdjustSaturation All AllCandidateSampler Angle AnonymousHashTable AnonymousMutableDenseHashTable
+    AnonymousMutableHashTable AnonymousMutableHashTableOfTensors Any ApproxTopK ApproximateEqual
+    ArgMax ArgMin AsString Asin Asinh Assert Assign AssignAddVariableOp AssignSubVariableOp
+    AssignVariableOp Atan Atan2 Atanh AudioMicrofrontend AudioSpectrogram AvgPool AvgPool3D
+    AvgPool3DGrad AvgPoolGrad BandedTriangularSolve BatchCholesky BatchCholeskyGrad BatchFFT
+    BatchFFT2D BatchFFT3D BatchIFFT BatchIFFT2D BatchIFFT3D BatchMatMul BatchMatMulV2 BatchMatMulV3
+    BatchMatrixBandPart BatchMatrixDeterminant BatchMatrixDiag BatchMatrixDiagPart
+    BatchMatrixInverse BatchMatrixSetDiag BatchMatrixSolve BatchMatrixSolveLs
+    BatchMatrixTriangularSolve BatchNormWithGlobalNormalization BatchNormWithGlobalNormalizationGrad
+    BatchSelfAdjointEig BatchSelfAdjointEigV2 BatchSvd BatchToSpace BatchToSpaceND BesselI0
+    BesselI0e BesselI1 BesselI1e BesselJ0 BesselJ1 BesselK0 BesselK0e BesselK1 BesselK1e BesselY0
+    BesselY1 Betainc BiasAdd BiasAddGrad BiasAddV1 Bincount Bitcast BitwiseAnd BitwiseOr BitwiseXor
+    BlockLSTM BlockLSTMGrad BlockLSTMGradV2 BlockLSTMV2 BroadcastArgs BroadcastGradientArgs
+    BroadcastTo Bucketize CSRSparseMatrixComponents CSRSparseMatrixToDense
+    CSRSparseMatrixToSparseTensor CTCBeamSearchDecoder CTCGreedyDecoder CTCLoss CTCLossV2 Case Cast
+    Ceil CheckNumerics CheckNumericsV2 Cholesky CholeskyGrad ClipByValue CombinedNonMaxSuppression
+    Complex ComplexAbs ComputeAccidentalHits ComputeBatchSize Concat ConcatOffset ConcatV2 Conj
+    ConjugateTranspose Const ControlTrigger Conv Conv2D Conv2DBackpropFilter Conv2DBackpropFilterV2
+    Conv2DBackpropInput Conv2DBackpropInputV2 Conv3D Conv3DBackpropFilter Conv3DBackpropFilterV2
+    Conv3DBackpropInput Conv3DBackpropInputV2 Cos Cosh CountUpTo CropAndResize
+    CropAndResizeGradBoxes CropAndResizeGradImage Cross CudnnRNN CudnnRNNCanonicalToParams
+    CudnnRNNCanonicalToParamsV2 CudnnRNNParamsSize CudnnRNNV2 CudnnRNNV3 Cumprod Cumsum
+    CumulativeLogsumexp DataFormatDimMap DataFormatVecPermute Dawsn DecodeAndCropJpeg DecodeBase64
+    DecodeBmp DecodeCSV DecodeCompressed DecodeGif DecodeImage DecodeJSONExample DecodeJpeg
+    DecodeJxl DecodePaddedRaw DecodePng DecodeRaw DecodeWav DecodeWebP DenseBincount
+    DenseCountSparseOutput DenseToCSRSparseMatrix DenseToDenseSetOperation DenseToSparseSetOperation
+    DepthToSpace DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter
+    DepthwiseConv2dNativeBackpropInput Dequantize DeserializeManySparse DeserializeSparse
+    DestroyResourceOp Diag DiagPart Digamma Dilation2D Dilation2DBackpropFilter
+    Dilation2DBackpropInput DisableCopyOnRead Div DivNoNan DrawBoundingBoxes DrawBoundingBoxesV2
+    DynamicPartition DynamicStitch EditDistance Eig Einsum Elu EluGrad Empty EmptyTensorList
+    EmptyTensorMap EncodeBase64 EncodeJpeg EncodeJpegVariableQuality EncodePng EncodeWav EnsureShape
+    Enter Equal Erf Erfc Erfinv EuclideanNorm Exit Exp ExpandDims Expint Expm1 ExtractGlimpse
+    ExtractGlimpseV2 ExtractImagePatches ExtractJpegShape ExtractVolumePatches FFT FFT2D FFT3D FFTND
+    Fact FakeParam FakeQuantWithMinMaxArgs FakeQuantWithMinMaxArgsGradient FakeQuantWithMinMaxVars
+    FakeQuantWithMinMaxVarsGradient FakeQuantWithMinMaxVarsPerChannel
+    FakeQuantWithMinMaxVarsPerChannelGradient Fill Fingerprint Floor FloorDiv FloorMod For
+    FractionalAvgPool FractionalAvgPoolGrad FractionalMaxPool FractionalMaxPoolGrad FresnelCos
+    FresnelSin FusedBatchNorm FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3
+    FusedBatchNormV2 FusedBatchNormV3 FusedPadConv2D FusedResizeAndPadConv2D GRUBlockCell
+    GRUBlockCellGrad Gather GatherNd GatherV2 Greater GreaterEqual GuaranteeConst HSVToRGB HashTable
+    HashTableV2 HistogramFixedWidth IFFT IFFT2D IFFT3D IFFTND IRFFT IRFFT2D IRFFT3D IRFFTND Identity
+    IdentityN If Igamma IgammaGradA Igammac Imag ImageProjectiveTransformV2
+    ImageProjectiveTransformV3 InTopK InTopKV2 InitializeTable InitializeTableV2 InplaceAdd
+    InplaceSub InplaceUpdate Inv InvGrad Invert InvertPermutation IsFinite IsInf IsNan
+    IsotonicRegression KthOrderStatistic L2Loss LRN LRNGrad LSTMBlockCell LSTMBlockCellGrad
+    LeakyRelu LeakyReluGrad LearnedUnigramCandidateSampler LeftShift Less LessEqual Lgamma LinSpace
+    ListDiff Log Log1p LogMatrixDeterminant LogSoftmax LogUniformCandidateSampler LogicalAnd
+    LogicalNot LogicalOr LookupTableExport LookupTableExportV2 LookupTableFind LookupTableFindV2
+    LookupTableImport LookupTableImportV2 LookupTableInsert LookupTableInsertV2 LookupTableRemoveV2
+    LookupTableSize LookupTableSizeV2 LoopCond LowerBound Lu MatMul MatrixBandPart MatrixDeterminant
+    MatrixDiag MatrixDiagPart MatrixDiagPartV2 MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3
+    MatrixExponential MatrixInverse MatrixLogarithm MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3
+    MatrixSolve MatrixSolveLs MatrixSquareRoot MatrixTriangularSolve Max MaxPool MaxPool3D
+    MaxPool3DGrad MaxPool3DGradGrad MaxPoolGrad MaxPoolGradGrad MaxPoolGradGradV2
+    MaxPoolGradGradWithArgmax MaxPoolGradV2 MaxPoolGradWithArgmax MaxPoolV2 MaxPoolWithArgmax
+    Maximum Mean Merge Mfcc Min Minimum MirrorPad MirrorPadGrad Mod Mul MulNoNan Multinomial
+    MutableDenseHashTable MutableDenseHashTableV2 MutableHashTable MutableHashTableOfTensors
+    MutableHashTableOfTensorsV2 MutableHashTableV2 Ndtri Neg NextAfter NextIteration NoOp
+    NonDeterministicInts NonMaxSuppression NonMaxSuppressionV2 NonMaxSuppressionV3
+    NonMaxSuppressionV4 NonMaxSuppressionV5 NonMaxSuppressionWithOverlaps NotEqual NthElement OneHot
+    OnesLike Pack Pad PadV2 ParallelConcat ParallelDynamicStitch ParameterizedTruncatedNormal
+    ParseExample ParseExampleV2 ParseSequenceExample ParseSequenceExampleV2 ParseSingleExample
+    ParseSingleSequenceExample ParseTensor PartitionedCall Placeholder PlaceholderV2
+    PlaceholderWithDefault Polygamma PopulationCount Pow PreventGradient Prod Qr
+    QuantizeAndDequantize QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4
+    QuantizeAndDequantizeV4Grad QuantizeDownAndShrinkRange QuantizeV2 QuantizedAdd QuantizedAvgPool
+    QuantizedBatchNormWithGlobalNormalization QuantizedBiasAdd QuantizedConcat QuantizedConcatV2
+    QuantizedConv2D QuantizedConv2DAndRelu QuantizedConv2DAndReluAndRequantize
+    QuantizedConv2DAndRequantize QuantizedConv2DPerChannel QuantizedConv2DWithBias
+    QuantizedConv2DWithBiasAndRelu QuantizedConv2DWithBiasAndReluAndRequantize
+    QuantizedConv2DWithBiasAndRequantize QuantizedConv2DWithBiasSignedSumAndReluAndRequantize
+    QuantizedConv2DWithBiasSumAndRelu QuantizedConv2DWithBiasSumAndReluAndRequantize
+    QuantizedDepthwiseConv2D QuantizedDepthwiseConv2DWithBias
+    QuantizedDepthwiseConv2DWithBiasAndRelu QuantizedDepthwiseConv2DWithBiasAndReluAndRequantize
+    QuantizedInstanceNorm QuantizedMatMul QuantizedMatMulWithBias
+    QuantizedMatMulWithBiasAndDequantize QuantizedMatMulWithBiasAndRelu
+    QuantizedMatMulWithBiasAndReluAndRequantize QuantizedMatMulWithBiasAndRequantize
+    QuantizedMaxPool QuantizedMul QuantizedRelu QuantizedRelu6 QuantizedReluX QuantizedReshape
+    QuantizedResizeBilinear RFFT RFFT2D RFFT3D RFFTND RGBToHSV RaggedBincount
+    RaggedCountSparseOutput RaggedCross RaggedFillEmptyRows RaggedFillEmptyRowsGrad RaggedGather
+    RaggedRange RaggedTensorFromVariant RaggedTensorToSparse RaggedTensorToTensor
+    RaggedTensorToVariant RaggedTensorToVariantGradient RandomCrop RandomGamma RandomGammaGrad
+    RandomIndexShuffle RandomPoisson RandomPoissonV2 RandomShuffle RandomStandardNormal
+    RandomUniform RandomUniformInt Range Rank ReadVariableOp Real RealDiv Reciprocal ReciprocalGrad
+    ReduceJoin RegexFullMatch RegexReplace Relu Relu6 Relu6Grad ReluGrad RequantizationRange
+    RequantizationRangePerChannel Requantize RequantizePerChannel Reshape ResizeArea ResizeBicubic
+    ResizeBicubicGrad ResizeBilinear ResizeBilinearGrad ResizeNearestNeighbor
+    ResizeNearestNeighborGrad ResourceApplyAdaMax ResourceApplyAdadelta ResourceApplyAdagrad
+    ResourceApplyAdagradDA ResourceApplyAdagradV2 ResourceApplyAdam ResourceApplyAdamWithAmsgrad
+    ResourceApplyAddSign ResourceApplyCenteredRMSProp ResourceApplyFtrl ResourceApplyFtrlV2
+    ResourceApplyGradientDescent ResourceApplyKerasMomentum ResourceApplyMomentum
+    ResourceApplyPowerSign ResourceApplyProximalAdagrad ResourceApplyProximalGradientDescent
+    ResourceApplyRMSProp ResourceGather ResourceGatherNd ResourceScatterAdd ResourceScatterDiv
+    ResourceScatterMax ResourceScatterMin ResourceScatterMul ResourceScatterNdAdd
+    ResourceScatterNdMax ResourceScatterNdMin ResourceScatterNdSub ResourceScatterNdUpdate
+    ResourceScatterSub ResourceScatterUpdate ResourceSparseApplyAdadelta ResourceSparseApplyAdagrad
+    ResourceSparseApplyAdagradDA ResourceSparseApplyAdagradV2 ResourceSparseApplyCenteredRMSProp
+    ResourceSparseApplyFtrl ResourceSparseApplyFtrlV2 ResourceSparseApplyKerasMomentum
+    ResourceSparseApplyMomentum ResourceSparseApplyProximalAdagrad
+    ResourceSparseApplyProximalGradientDescent ResourceSparseApplyRMSProp ResourceStridedSliceAssign
+    Reverse ReverseSequence ReverseV2 RightShift Rint RngReadAndSkip RngSkip Roll Round Rsqrt
+    RsqrtGrad SampleDistortedBoundingBox SampleDistortedBoundingBoxV2 ScaleAndTranslate
+    ScaleAndTranslateGrad ScatterNd ScatterNdNonAliasingAdd SegmentMax SegmentMaxV2 SegmentMean
+    SegmentMin SegmentMinV2 SegmentProd SegmentProdV2 SegmentSum SegmentSumV2 Select SelectV2
+    SelfAdjointEig SelfAdjointEigV2 Selu SeluGrad SerializeManySparse SerializeSparse
+    SerializeTensor SetSize Shape ShapeN Sigmoid SigmoidGrad Sign Sin Sinh Size Slice Snapshot
+    SobolSample Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign SoftsignGrad
+    SpaceToBatch SpaceToBatchND SpaceToDepth SparseAdd SparseAddGrad SparseBincount SparseConcat
+    SparseCountSparseOutput SparseCross SparseCrossHashed SparseCrossV2 SparseDenseCwiseAdd
+    SparseDenseCwiseDiv SparseDenseCwiseMul SparseFillEmptyRows SparseFillEmptyRowsGrad SparseMatMul
+    SparseMatrixAdd SparseMatrixMatMul SparseMatrixMul SparseMatrixNNZ SparseMatrixOrderingAMD
+    SparseMatrixSoftmax SparseMatrixSoftmaxGrad SparseMatrixSparseCholesky SparseMatrixSparseMatMul
+    SparseMatrixTranspose SparseMatrixZeros SparseReduceMax SparseReduceMaxSparse SparseReduceSum
+    SparseReduceSumSparse SparseReorder SparseReshape SparseSegmentMean SparseSegmentMeanGrad
+    SparseSegmentMeanGradV2 SparseSegmentMeanWithNumSegments SparseSegmentSqrtN
+    SparseSegmentSqrtNGrad SparseSegmentSqrtNGradV2 SparseSegmentSqrtNWithNumSegments
+    SparseSegmentSum SparseSegmentSumGrad SparseSegmentSumGradV2 SparseSegmentSumWithNumSegments
+    SparseSlice SparseSliceGrad SparseSoftmax SparseSoftmaxCrossEntropyWithLogits
+    SparseSparseMaximum SparseSparseMinimum SparseSplit SparseTensorDenseAdd SparseTensorDenseMatMul
+    SparseTensorToCSRSparseMatrix SparseToDense SparseToSparseSetOperation Spence Split SplitV Sqrt
+    SqrtGrad Square SquaredDifference Squeeze StackCloseV2 StackPopV2 StackPushV2 StackV2
+    StatefulPartitionedCall StatefulRandomBinomial StatefulStandardNormal StatefulStandardNormalV2
+    StatefulTruncatedNormal StatefulUniform StatefulUniformFullInt StatefulUniformInt StatelessCase
+    StatelessIf StatelessMultinomial StatelessParameterizedTruncatedNormal StatelessRandomBinomial
+    StatelessRandomGammaV2 StatelessRandomGammaV3 StatelessRandomGetAlg StatelessRandomGetKeyCounter
+    StatelessRandomGetKeyCounterAlg StatelessRandomNormal StatelessRandomNormalV2
+    StatelessRandomPoisson StatelessRandomUniform StatelessRandomUniformFullInt
+    StatelessRandomUniformFullIntV2 StatelessRandomUniformInt StatelessRandomUniformIntV2
+    StatelessRandomUniformV2 StatelessSampleDistortedBoundingBox StatelessShuffle
+    StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessWhile StaticRegexFullMatch
+    StaticRegexReplace StochasticCastToInt StopGradient StridedSlice StridedSliceAssign
+    StridedSliceGrad StringFormat StringJoin StringLength StringLower StringNGrams StringSplit
+    StringSplitV2 StringStrip StringToHashBucket StringToHashBucketFast StringToHashBucketStrong
+    StringToNumber StringUpper Sub Substr Sum Svd Switch SymbolicGradient Tan Tanh TanhGrad
+    TensorArrayCloseV3 TensorArrayConcatV3 TensorArrayGatherV3 TensorArrayGradV3
+    TensorArrayGradWithShape TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3
+    TensorArraySplitV3 TensorArrayV3 TensorArrayWriteV3 TensorListConcat TensorListConcatLists
+    TensorListConcatV2 TensorListElementShape TensorListFromTensor TensorListGather
+    TensorListGetItem TensorListLength TensorListPopBack TensorListPushBack TensorListPushBackBatch
+    TensorListReserve TensorListResize TensorListScatter TensorListScatterIntoExistingList
+    TensorListScatterV2 TensorListSetItem TensorListSplit TensorListStack TensorMapErase
+    TensorMapHasKey TensorMapInsert TensorMapLookup TensorMapSize TensorMapStackKeys
+    TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate
+    TensorStridedSliceUpdate ThreadUnsafeUnigramCandidateSampler Tile TileGrad Timestamp ToBool TopK
+    TopKUnique TopKV2 TopKWithUnique Transpose TridiagonalMatMul TridiagonalSolve TruncateDiv
+    TruncateMod TruncatedNormal UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeScript
+    UnicodeTranscode UniformCandidateSampler UniformDequantize UniformQuantize UniformQuantizedAdd
+    UniformQuantizedClipByValue UniformQuantizedConvolution UniformQuantizedConvolutionHybrid
+    UniformQuantizedDot UniformQuantizedDotHybrid UniformRequantize Unique UniqueV2 UniqueWithCounts
+    UniqueWithCountsV2 Unpack UnravelIndex UnsortedSegmentJoin UnsortedSegmentMax UnsortedSegmentMin
+    UnsortedSegmentProd UnsortedSegmentSum UpperBound VarHandleOp VarIsInitializedOp Variable
+    VariableShape VariableV2 Where While Xdivy Xlog1py Xlogy ZerosLike Zeta _Arg _Retval
+    """.split()  # noqa: SIM905  a list of quoted words would be ten pages
+)
+CHECKPOINT_OPS = frozenset(
+    {
+        "MergeV2Checkpoints",
+        "RestoreV2",
+        "SaveV2",
+        "ShardedFilename",
+    }
+)
+# What reads a file, which of its inputs is the file's name, and which file of the model it may be.
+FILE_OPS: dict[str, tuple[int, Literal["checkpoint", "asset"]]] = {
+    "InitializeTableFromTextFile": (1, "asset"),
+    "InitializeTableFromTextFileV2": (1, "asset"),
+    "RestoreV2": (0, "checkpoint"),
+}
+# Tables without a name, and the operation that makes the same with one.
+ANONYMOUS_TABLES = {
+    "AnonymousHashTable": "HashTableV2",
+    "AnonymousMutableDenseHashTable": "MutableDenseHashTableV2",
+    "AnonymousMutableHashTable": "MutableHashTableV2",
+    "AnonymousMutableHashTableOfTensors": "MutableHashTableOfTensorsV2",
+}
+
+
+class _Node(NamedTuple):
+    """A graph operation: its name, its kind, the functions that it names, and all of it."""
+
+    name: str
+    op: str
+    functions: frozenset[str]
+    message: Any
+    raw: bytes
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The tensors that it reads."""
+        inputs: Sequence[str] = self.message.input
+        return inputs
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Everything that it runs: an operation may also be a function's name."""
+        return (self.op, *self.functions)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the model that a node of the main graph stands for."""
+
+    kind: FileKind
+    path: str
+
+
+class ExaminedGraph:
+    """The part of a SavedModel that serves, parsed and examined.
+
+    Args:
+        content: The bytes of ``saved_model.pb``.
+
+    Raises:
+        ValueError: It is no whole protobuf message of this kind, something in it is given twice or
+            unknown, or there is too much of it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._left = _MAX_PIECES
+        self._meta = self._serving_graph(content)
+        self._signatures = self._entries("SignatureEntry", self._meta.signature_def)
+        self._signatures.pop(_TRAIN_OP, None)
+        self._collections = self._entries("CollectionEntry", self._meta.collection_def)
+        self._assets = self._asset_files()
+        library = self._meta.graph_def.library
+        functions = self._parsed("FunctionDef", library.function)
+        self._functions = _unique("function", ((item.signature.name, item) for item in functions))
+        nodes = self._nodes(self._meta.graph_def.node)
+        self._init_op = self._find_init_op()
+        self._main = _ancestors(nodes, self._roots())
+        self._bodies = self._called_functions()
+        self._files = self._file_nodes()
+
+    @cached_property
+    def dangers(self) -> list[tuple[str, str]]:
+        """What may do more than compute, and where it is."""
+        found = [*self._named_like_operations(), *self._forbidden(), *self._foreign_files()]
+        found += [
+            ("an asset outside of the model", path)
+            for path in self._assets.values()
+            if _leads_out(path)
+        ]
+        return sorted(set(found))
+
+    @property
+    def restores(self) -> bool:
+        """Whether it reads variables from its checkpoint."""
+        return any(node.op == "RestoreV2" for _, nodes in self._scopes() for node in nodes)
+
+    @property
+    def assets(self) -> list[str]:
+        """Paths, within the model, of the assets that it needs."""
+        return sorted({file.path for file in self._files.values() if file.kind == "asset"})
+
+    def content(self, directory: Path) -> bytes:
+        """Return the bytes of a ``saved_model.pb`` that holds what was examined, and nothing else.
+
+        Args:
+            directory: Where the model lies; the files that the graph reads are those in there.
+        """
+        graph = message_class("GraphDef")()
+        graph.versions = self._meta.graph_def.versions
+        for node in self._main.values():
+            file = self._files.get(node.name)
+            path = None if file is None else str(directory / file.path)
+            graph.node.append(self._kept(node) if path is None else _constant(node.name, path))
+        for name in self._bodies:
+            graph.library.function.append(_only_itself(self._functions[name]))
+        meta = message_class("MetaGraphDef")(graph_def=graph)
+        if self.restores:
+            meta.saver_def.CopyFrom(self._meta.saver_def)
+        meta.meta_info_def.CopyFrom(self._meta.meta_info_def)
+        meta.meta_info_def.ClearField("any_info")
+        meta.signature_def.extend(entry.SerializeToString() for entry in self._kept_signatures())
+        saved = message_class("SavedModel")(saved_model_schema_version=1)
+        saved.meta_graphs.append(meta.SerializeToString())
+        return bytes(saved.SerializeToString())
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it holds too many nodes, attributes and functions to be examined")
+
+    def _parsed(self, kind: str, pieces: Sequence[bytes]) -> Iterator[Any]:
+        self._take(len(pieces) * _COST.get(kind, 1))
+        return parse_all(kind, pieces)
+
+    def _entries(self, kind: str, pieces: Sequence[bytes]) -> dict[str, Any]:
+        """Return a map: the values by key."""
+        entries = self._parsed(kind, pieces)
+        return _unique(kind, ((entry.key, entry.value) for entry in entries))
+
+    def _serving_graph(self, content: bytes) -> Any:
+        graphs = list(self._parsed("MetaGraphDef", parse("SavedModel", content).meta_graphs))
+        tagged = _unique("tag", ((" ".join(sorted(g.meta_info_def.tags)), g) for g in graphs))
+        if "serve" not in tagged and len(graphs) != 1:
+            listed = ", ".join(tagged) or "none"
+            raise ValueError(f"it holds no graph with the tag `serve`, but {listed}")
+        return tagged.get("serve", graphs[0])
+
+    def _asset_files(self) -> dict[str, str]:
+        """Return the names of the assets, by the node of the main graph that stands for them."""
+        pieces = list(self._meta.asset_file_def)
+        if not pieces and _ASSET_COLLECTION in self._collections:
+            items = self._collections[_ASSET_COLLECTION].any_list.value
+            pieces = [item.value for item in self._parsed("Any", items)]
+        assets = self._parsed("AssetFileDef", pieces)
+        named = ((_node_name(item.tensor_info.name), item.filename) for item in assets)
+        # A table of TensorFlow 1 may add what its maker added already.
+        return _unique("asset", dict.fromkeys(named))
+
+    def _nodes(self, pieces: Sequence[bytes]) -> dict[str, _Node]:
+        return _unique("node", ((node.name, node) for node in self._each_node(pieces)))
+
+    def _each_node(self, pieces: Sequence[bytes]) -> Iterator[_Node]:
+        self._take(len(pieces) * _COST["NodeDef"])
+        small = [piece for piece in pieces if len(piece) <= _LARGE_NODE]
+        for piece, node in zip(small, parse_all("NodeDef", small), strict=True):
+            functions = self._functions_in(node.attr) if node.attr else _NONE
+            yield _Node(node.name, node.op, functions, node, piece)
+        for piece in (piece for piece in pieces if len(piece) > _LARGE_NODE):
+            node = parse("LargeNode", piece)
+            if node.op != "Const":
+                raise ValueError(f"a node in it takes {len(piece):,} bytes and is no constant")
+            yield _Node(node.name, node.op, _NONE, node, piece)
+
+    def _functions_in(self, attributes: Sequence[Any], depth: int = 0) -> frozenset[str]:
+        """Return names of the functions in a node's attributes, alone, in lists, and nested."""
+        self._take(len(attributes))
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it nests attributes more than {_MAX_DEPTH} levels deep")
+        keys, functions = set(), []
+        for entry in attributes:
+            keys.add(entry.key)
+            kind = entry.value.WhichOneof("kind")
+            if kind == "placeholder":
+                raise ValueError("it leaves an attribute of an operation to a function's caller")
+            if kind == "func":
+                functions.append(entry.value.func)
+            elif kind == "list":
+                functions += entry.value.list.func
+        if len(keys) != len(attributes):
+            raise ValueError("it holds an attribute of an operation twice")
+        if not functions:
+            return _NONE
+        self._take(len(functions) * _COST["NameAttrList"])
+        nested = (self._functions_in(item.attr, depth + 1) for item in functions if item.attr)
+        return frozenset(item.name for item in functions).union(*nested)
+
+    def _find_init_op(self) -> str | None:
+        signature = self._signatures.pop(_INIT_OP, None)
+        if signature is not None:
+            infos = self._entries("TensorInfoEntry", signature.outputs)
+            return next((info.name for info in infos.values()), None)
+        for name in _INIT_COLLECTIONS:
+            if name in self._collections:
+                return next(iter(self._collections[name].node_list.value), None)
+        return None
+
+    def _roots(self) -> Iterator[str]:
+        """Names of what is asked of the main graph: tensors of signatures, and two operations."""
+        for signature in self._signatures.values():
+            for infos in (signature.inputs, signature.outputs):
+                for info in self._entries("TensorInfoEntry", infos).values():
+                    yield from self._tensors(info)
+        yield from (self._init_op or "", self._meta.saver_def.restore_op_name)
+
+    def _tensors(self, info: Any) -> list[str]:
+        if info.HasField("composite_tensor"):
+            parts = self._parsed("TensorInfo", info.composite_tensor.components)
+            return [part.name for part in parts]
+        sparse = info.coo_sparse
+        return [
+            info.name,
+            sparse.values_tensor_name,
+            sparse.indices_tensor_name,
+            sparse.dense_shape_tensor_name,
+        ]
+
+    def _called_functions(self) -> dict[str, list[_Node]]:
+        """The bodies of all functions that the kept nodes call, themselves or through others."""
+        bodies: dict[str, list[_Node]] = {}
+        waiting = [name for node in self._main.values() for name in node.uses]
+        while waiting:
+            name = waiting.pop()
+            if name in bodies or name not in self._functions:
+                continue
+            bodies[name] = list(self._nodes(self._functions[name].node_def).values())
+            waiting += [used for node in bodies[name] for used in node.uses]
+        return bodies
+
+    def _file_nodes(self) -> dict[str, _File]:
+        """Return the nodes of the main graph that stand for files of the model.
+
+        TensorFlow 2 keeps an asset's path in a variable that is read once it is assigned.
+        """
+        files = {
+            name: _File("asset", f"assets/{path}")
+            for name, path in self._assets.items()
+            if name in self._main
+        }
+        held: dict[str, _File] = {}
+        for node in self._main.values():
+            if node.op == "AssignVariableOp" and node.inputs[1:2] and node.inputs[1] in files:
+                held[node.inputs[0]] = files[node.inputs[1]]
+        for node in self._main.values():
+            if node.op == "ReadVariableOp" and node.inputs and node.inputs[0] in held:
+                files[node.name] = held[node.inputs[0]]
+        saver = self._meta.saver_def
+        if _node_name(saver.filename_tensor_name) in self._main:
+            file = _File("checkpoint", "variables/variables")
+            files.setdefault(_node_name(saver.filename_tensor_name), file)
+        return files
+
+    def _scopes(self) -> Iterator[tuple[str | None, Iterable[_Node]]]:
+        """Yield the main graph under no name, and the functions under theirs."""
+        yield None, self._main.values()
+        yield from self._bodies.items()
+
+    def _named_like_operations(self) -> Iterator[tuple[str, str]]:
+        for name in self._functions:
+            if _OPERATION_NAME.fullmatch(name):
+                yield f"a function that is named like an operation, {name}", "the function library"
+
+    def _forbidden(self) -> Iterator[tuple[str, str]]:
+        known = ALLOWED_OPS | self._bodies.keys()
+        for scope, nodes in self._scopes():
+            for node in nodes:
+                for name in {node.op} - FILE_OPS.keys() | node.functions:
+                    if name in CHECKPOINT_OPS:
+                        yield _STRAY_CHECKPOINT, _place(scope, node)
+                    elif name not in known:
+                        yield f"the operation {name}", _place(scope)
+
+    def _foreign_files(self) -> Iterator[tuple[str, str]]:
+        """Yield where a file is read that is neither the model's checkpoint nor an asset of it.
+
+        The file's name is followed from the operation that reads it, through arguments of
+        functions, to a node of the main graph, which must stand for a file of that kind.
+        """
+        calls, arguments = self._calls(), cache(self._arguments)
+        waiting = [
+            (scope, node, *FILE_OPS[node.op])
+            for scope, nodes in self._scopes()
+            for node in nodes
+            if node.op in FILE_OPS
+        ]
+        seen: set[tuple[str, int, str]] = set()
+        while waiting:
+            scope, node, place, kind = waiting.pop()
+            source = node.inputs[place] if place < len(node.inputs) else ""
+            if scope is None:
+                file = self._files.get(source.removesuffix(":0"))
+                known = file is not None and file.kind == kind
+            else:
+                argument = arguments(scope).get(source, -1)
+                known = argument >= 0 and calls[scope] is not None
+                if known and (scope, argument, kind) not in seen:
+                    seen.add((scope, argument, kind))
+                    waiting += [(*call, argument, kind) for call in calls[scope] or ()]
+            if not known:
+                yield _FOREIGN_FILE[kind], _place(scope, node)
+
+    def _calls(self) -> dict[str, list[tuple[str | None, _Node]] | None]:
+        """Who calls each function with its arguments in order; ``None``: others call it as well."""
+        calls: dict[str, list[tuple[str | None, _Node]] | None]
+        calls = {name: [] for name in self._bodies}
+        for scope, nodes in self._scopes():
+            for node in nodes:
+                for name in filter(self._bodies.__contains__, node.uses):
+                    direct = node.op == name if not node.functions else node.op in _CALLS
+                    found = calls[name]
+                    if found is not None and direct and len(node.functions) < 2:
+                        found.append((scope, node))
+                    else:
+                        calls[name] = None
+        return calls
+
+    def _arguments(self, function: str) -> dict[str, int]:
+        arguments = self._parsed("ArgDef", self._functions[function].signature.input_arg)
+        return {argument.name: place for place, argument in enumerate(arguments)}
+
+    def _kept_signatures(self) -> Iterator[Any]:
+        for name, signature in self._signatures.items():
+            yield message_class("SignatureEntry")(key=name, value=signature)
+        if self._init_op:
+            info = message_class("TensorInfo")(name=self._init_op)
+            entry = message_class("TensorInfoEntry")(key=_INIT_OP, value=info)
+            signature = message_class("SignatureDef")(outputs=[entry.SerializeToString()])
+            yield message_class("SignatureEntry")(key=_INIT_OP, value=signature)
+
+    def _kept(self, node: _Node) -> bytes:
+        """Return a node of the main graph as TensorFlow gets it.
+
+        It must not stand beside nodes that are left out; and a table without a name would be
+        another, an empty one, each time that the main graph runs.
+        """
+        beside = b"loc:@" in node.raw and len(node.raw) <= _LARGE_NODE
+        if not beside and node.op not in ANONYMOUS_TABLES:
+            return node.raw
+        kept = parse("NodeDef", node.raw)
+        for entry in kept.attr:
+            if entry.key == "_class":
+                near = [name for name in entry.value.list.s if name[5:].decode() in self._main]
+                entry.value.list.s[:] = near
+        if node.op in ANONYMOUS_TABLES:
+            kept.op = ANONYMOUS_TABLES[node.op]
+            kept.attr.add(key="shared_name").value.s = node.name.encode()
+        return bytes(kept.SerializeToString())
+
+
+def _unique(what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dictionary of things that must not have the same name."""
+    found: dict[str, Any] = {}
+    for name, item in items:
+        if name in found:
+            raise ValueError(f"it holds the {what} {name} twice")
+        found[name] = item
+    return found
+
+
+def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node]:
+    """Return the nodes that some tensors follow from, in the order of the graph."""
+    needed: set[str] = set()
+    waiting = [_node_name(root) for root in roots if root]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        if name not in nodes:
+            raise ValueError(f"the node {name}, which it asks for, is not in it")
+        needed.add(name)
+        waiting += map(_node_name, nodes[name].inputs)
+    return {name: node for name, node in nodes.items() if name in needed}
+
+
+def _node_name(tensor: str) -> str:
+    """``"^node"`` and ``"node:0"`` both mean ``"node"``."""
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
+
+
+def _place(scope: str | None, node: _Node | None = None) -> str:
+    if scope is not None:
+        return f"the function {scope}"
+    return "the main graph" if node is None else f"the node {node.name}"
+
+
+def _only_itself(function: Any) -> bytes:
+    """A function in the place of which TensorFlow runs no other: what it calls is what runs."""
+    kept = message_class("FunctionDef")()
+    kept.CopyFrom(function)
+    kept.attr[:] = [raw for raw in function.attr if parse("Entry", raw).key != "api_implements"]
+    return bytes(kept.SerializeToString())
+
+
+def _constant(name: str, text: str) -> bytes:
+    """Return a node that holds one text."""
+    tensor = message_class("TensorProto")(dtype=_DT_STRING, tensor_shape=b"")
+    tensor.string_val.append(text.encode())
+    node = message_class("NodeDef")(name=name, op="Const")
+    node.attr.add(key="dtype").value.type = _DT_STRING
+    node.attr.add(key="value").value.tensor = tensor.SerializeToString()
+    return bytes(node.SerializeToString())

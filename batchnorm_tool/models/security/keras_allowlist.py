@@ -1,0 +1,483 @@
+"""The architecture of a stored Keras model, judged class by class before Keras builds it.
+
+An allowlist: what is not known to be harmless is refused, by the class and the module that Keras
+would look it up under. (Keras's own ``safe_mode`` is no boundary: it lets a Lambda layer pass that
+names another loading class.)
+"""
+
+from __future__ import annotations
+
+import builtins
+import reprlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
+_DATA_CLASSES = frozenset(
+    {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
+    | {"__tuple__", "TensorShape"}
+)
+_FILE_KEYS = frozenset({"idf_weights", "vocabulary", "vocabulary_file"})
+# Each unit has at least one weight of one bit or more: none can exceed the bits in the file.
+_WEIGHT_KEYS = frozenset(
+    {"filters", "head_dim", "input_dim", "key_dim", "num_heads", "num_query_heads", "output_dim"}
+    | {"units", "value_dim"}
+)
+# Sizes of one layer of which each combination has a weight.
+_WEIGHT_PRODUCTS = (
+    *(("input_dim", "output_dim"), ("filters", "kernel_size"), ("depth_multiplier", "kernel_size")),
+    *(("num_heads", "key_dim"), ("num_heads", "value_dim"), ("num_query_heads", "head_dim")),
+)
+_SHAPE_KEYS = frozenset({"kernel_size", "newshape", "padding", "pool_size", "size", "strides"})
+_FREE_KEYS = frozenset({"salt", "seed", "shared_object_id", "value"})
+_LARGEST = 10**9
+_WHERE_LENGTH = 200
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
+_UNJUDGED_UNITS = 2**20  # a model without stored weights (never built) may still have units
+UNSAFE_CLASSES = {
+    "Lambda": "a Lambda layer, which runs Python code that lies in the file",
+    "__lambda__": "a Python lambda, which runs code that lies in the file",
+    "__typespec__": "a serialized type of TensorFlow",
+    "TFSMLayer": "a TFSMLayer, which loads a SavedModel from somewhere else",
+    "TorchModuleWrapper": "a TorchModuleWrapper, which unpickles code",
+    "FlaxLayer": "a FlaxLayer, which runs Python code that lies in the file",
+    "JaxLayer": "a JaxLayer, which runs Python code that lies in the file",
+}
+DROPOUT_CLASSES = frozenset(
+    {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"}
+    | {"SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}
+)
+MODELS = frozenset({"Functional", "Model", "Sequential"})
+LAYERS = frozenset(
+    """
+    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
+    AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
+    AdditiveAttention AlphaDropout Attention AugMix AutoContrast Average AveragePooling1D
+    AveragePooling2D AveragePooling3D AvgPool1D AvgPool2D AvgPool3D BatchNormalization
+    BatchNormalizationV1 BatchNormalizationV2 Bidirectional CategoryEncoding CenterCrop
+    Concatenate ContrastLimitedAdaptiveHistogramEqualization Conv1D Conv1DTranspose Conv2D
+    Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D
+    Convolution1DTranspose Convolution2D Convolution2DTranspose Convolution3D
+    Convolution3DTranspose Cropping1D Cropping2D Cropping3D CutMix Dense DepthwiseConv1D
+    DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense Embedding Equalization Flatten GRU
+    GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D
+    GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
+    GroupNormalization GroupQueryAttention GroupedQueryAttention HashedCrossing Hashing Identity
+    InputLayer IntegerLookup LSTM LSTMCell LayerNormalization LeakyReLU Masking
+    MaxNumBoundingBoxes MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D
+    Maximum MelSpectrogram Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute
+    Pipeline RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration
+    RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
+    RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert RandomPerspective
+    RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
+    RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling Reshape Resizing
+    ReversibleEmbedding STFTSpectrogram SeparableConv1D SeparableConv2D SeparableConvolution1D
+    SeparableConvolution2D SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D
+    SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup Subtract
+    TextVectorization ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D
+    UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+    """.split()  # noqa: SIM905  a list of quoted words would be three pages
+)
+# What stands in a file of Keras 2 for a call of a TensorFlow function; Keras 3 has no such layers.
+KERAS_2_CLASSES = frozenset(
+    {"ClassMethod", "InstanceMethod", "InstanceProperty", "SlicingOpLambda", "TFOpLambda"}
+    | {"TensorFlowOpLayer"}
+)
+POLICIES = frozenset(
+    """
+    AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
+    Policy QuantizedDTypePolicy QuantizedFloat8DTypePolicy
+    """.split()  # noqa: SIM905
+)
+# Initializers, regularizers and constraints, by which files of Keras 2 go without a module.
+_SMALL_OBJECTS = frozenset(
+    """
+    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer L1 L1L2 L2
+    LecunNormal LecunUniform MaxNorm MinMaxNorm NonNeg Ones Orthogonal OrthogonalInitializer
+    OrthogonalRegularizer RadialConstraint RandomNormal RandomUniform STFT TruncatedNormal UnitNorm
+    VarianceScaling Zeros
+    """.split()  # noqa: SIM905
+)
+LEGACY_NAMES = LAYERS | MODELS | POLICIES | _SMALL_OBJECTS
+MODULE_CLASSES = {
+    "keras": MODELS | POLICIES | {"KerasTensor"},
+    "keras.models": MODELS,
+    "keras.layers": LAYERS,
+    "keras.dtype_policies": POLICIES,
+    "keras.mixed_precision": POLICIES,
+    "keras.src.applications.convnext": frozenset({"LayerScale", "StochasticDepth"}),
+    "keras.src.layers.preprocessing.feature_space": frozenset({"TFDConcat", "TFDIdentity"}),
+    "keras.src.applications.inception_resnet_v2": frozenset({"CustomScaleLayer"}),
+    "keras.random": frozenset({"SeedGenerator"}),
+    "keras.src.random.seed_generator": frozenset({"SeedGenerator"}),
+}
+# Whatever these modules hold only computes.
+HARMLESS_MODULES = frozenset(
+    {
+        "keras.activations",
+        "keras.constraints",
+        "keras.initializers",
+        "keras.losses",
+        "keras.metrics",
+        "keras.optimizers",
+        "keras.optimizers.schedules",
+        "keras.quantizers",
+        "keras.regularizers",
+    }
+)
+OP_MODULES = frozenset(
+    {
+        "keras.src.ops.einops",
+        "keras.src.ops.image",
+        "keras.src.ops.linalg",
+        "keras.src.ops.math",
+        "keras.src.ops.nn",
+        "keras.src.ops.numpy",
+        "keras.src.ops.core",
+    }
+)
+FUNCTION_MODULES = frozenset(
+    {"builtins", "keras.ops", "keras.ops.image", "keras.ops.linalg", "keras.ops.nn"}
+    | {"keras.ops.numpy"}
+    | HARMLESS_MODULES
+)
+# They look up a class or function by what they are given, wherever they stand.
+LOOKUPS = frozenset({"deserialize", "get", "serialize"})
+# Nobody's own classes come from these.
+FOREIGN_PACKAGES = frozenset({"h5py", "keras", "numpy", "tensorflow", "tf_keras"})
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A class or function that is not Keras's own, as the file names it.
+
+    Attributes:
+        kind: Which of the two.
+        name: Its name in Python.
+        module: Where it is defined; ``None`` where the file does not say.
+        registered: The name under which Keras looks it up.
+    """
+
+    kind: Literal["class", "function"]
+    name: str
+    module: str | None
+    registered: str
+
+    def is_named_by(self, trusted: str) -> bool:
+        """Tell whether ``package.module.Class`` is this one, as far as the file tells.
+
+        Where it tells no module, the registered name is compared with the one that the imported
+        class has, when the model is loaded.
+        """
+        if self.module is not None:
+            return trusted == f"{self.module}.{self.name}"
+        return trusted.rpartition(".")[2] == self.registered.rpartition(">")[2]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gate saw in a model file.
+
+    Attributes:
+        severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
+        what: What was found.
+        where: In which part of the file.
+        custom: The class or function of somebody's own, if that is what was found.
+    """
+
+    severity: Literal["refuse", "warn"]
+    what: str
+    where: str
+    custom: Custom | None = None
+
+
+def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Finding]:
+    """Everything in an architecture that is dangerous or worth knowing.
+
+    Args:
+        config: What Keras serialized, without the compile settings (which are never loaded).
+        weight_bytes: Size of the stored weights, which bounds the sizes that may be claimed.
+
+    Example:
+        >>> layer = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
+        >>> [finding.what for finding in judge_architecture(layer, 0)]
+        ['a Lambda layer, which runs Python code that lies in the file']
+    """
+    bound = max(8 * weight_bytes, _UNJUDGED_UNITS)
+    for where, item in _dictionaries(config):
+        if "class_name" in item:
+            yield from _judge_class(item, where)
+        if _runs_dropout(item):
+            yield Finding("warn", "dropout that is active at inference", where)
+        for key, value in item.items():
+            yield from _judge_value(key, value, where, bound)
+        yield from _judge_products(item, where, bound)
+    for name in _normalizing_outputs(config):
+        yield Finding("warn", "an output that is normalized already", name)
+
+
+def without_compile_settings(config: Any) -> Any:
+    """A copy of the outermost architecture without its compile settings, which are never loaded."""
+    if not isinstance(config, dict):
+        return config
+    return {key: value for key, value in config.items() if key != "compile_config"}
+
+
+def canonical_architecture(config: Any) -> Any:
+    """Strip the architecture, in place, of what changes from one saving to the next.
+
+    Compile settings and build records are dropped. Memory addresses, by which Keras marks layers
+    that are used in several places, are numbered in the order of their first appearance; those of
+    dtypes, initializers and the like are dropped: they do not survive loading and mean nothing.
+
+    Example:
+        >>> canonical_architecture({"shared_object_id": 1397, "compile_config": {}})
+        {'shared_object_id': 0}
+    """
+    numbers: dict[str, int] = {}
+    for _, item in _dictionaries(config):
+        item.pop("compile_config", None)
+        item.pop("build_config", None)
+        address = item.pop("shared_object_id", None)
+        if address is not None and not _is_small_object(item):
+            item["shared_object_id"] = numbers.setdefault(repr(address), len(numbers))
+    return config
+
+
+def _is_small_object(item: dict[str, Any]) -> bool:
+    return _text(item, "class_name") in POLICIES or _text(item, "module") in HARMLESS_MODULES
+
+
+def unloadable(config: Any) -> str | None:
+    """Why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
+    for _, item in _dictionaries(config):
+        name, module = _text(item, "class_name"), _text(item, "module")
+        if module.startswith(KERAS_2_MODULES) or name in KERAS_2_CLASSES:
+            return (
+                f"written by Keras 2 (it names {short(module or name)}, which Keras 3 does not "
+                "have). Load it with the package tf_keras, and export it as a SavedModel."
+            )
+        if _is_bare_operation(item, name):
+            return (
+                f"holds an operation of Keras, `{short(name)}`, which Keras cannot load from an "
+                ".h5 file. Save the model as .keras where it was made."
+            )
+    return None
+
+
+def _is_bare_operation(item: dict[str, Any], name: str) -> bool:
+    """Whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
+    inner = item.get("config")
+    is_bare = "inbound_nodes" in item and "module" not in item and name not in LEGACY_NAMES
+    return is_bare and isinstance(inner, dict) and "trainable" not in inner
+
+
+def short(value: object) -> str:
+    """Return a value from a file for a message: never long, and without control characters.
+
+    Example:
+        >>> short("Dense"), short([1] * 1000)
+        ('Dense', '[1, 1, 1, 1, ...]')
+    """
+    if not isinstance(value, str):
+        return _SHORT.repr(value)
+    is_plain = len(value) <= _SHORT.maxstring and value.isprintable()
+    return value if is_plain else _SHORT.repr(value)[1:-1]
+
+
+def _text(item: dict[str, Any], key: str) -> str:
+    """Return what stands under a key if it is text; in a hostile file it may be anything."""
+    value = item.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary in the architecture with the place where it is, outermost first."""
+    waiting: list[tuple[str, Any]] = [("model", config)]
+    while waiting:
+        where, item = waiting.pop()
+        if isinstance(item, dict):
+            where = _named(where, item)
+            yield where, item
+            inner = [
+                (f"{where}.{short(key)}"[-_WHERE_LENGTH:], value)
+                for key, value in item.items()
+                if isinstance(value, (dict, list))
+            ]
+            waiting += reversed(inner)
+        elif isinstance(item, list):
+            waiting += [
+                (where, value) for value in reversed(item) if isinstance(value, (dict, list))
+            ]
+
+
+def _named(where: str, item: dict[str, Any]) -> str:
+    if "class_name" not in item:
+        return where
+    inner = item.get("config")
+    name = item.get("name") or (inner.get("name") if isinstance(inner, dict) else None)
+    return f"{short(item['class_name'])} `{short(name)}`" if name else where
+
+
+def _judge_class(item: dict[str, Any], where: str) -> Iterator[Finding]:
+    name, module = item["class_name"], item.get("module")
+    if not isinstance(name, str) or not isinstance(module, str | None):
+        yield Finding(
+            "refuse", f"a class named by {short([name, module])}, where text belongs", where
+        )
+    elif name == "function":
+        yield from _judge_function(item, where)
+    elif name in UNSAFE_CLASSES:
+        yield Finding("refuse", UNSAFE_CLASSES[name], where)
+    elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
+        yield _custom("class", name, item, where)
+
+
+def _judge_function(item: dict[str, Any], where: str) -> Iterator[Finding]:
+    name, module = item.get("config"), _text(item, "module")
+    if not isinstance(name, str):
+        yield Finding("refuse", f"a function named by {short(name)}, where text belongs", where)
+    elif (
+        module not in FUNCTION_MODULES
+        or item.get("registered_name") not in (None, name)
+        or name in LOOKUPS
+        or (module == "builtins" and hasattr(builtins, name))
+    ):
+        yield _custom("function", name, item, where)
+
+
+def _custom(
+    kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
+) -> Finding:
+    """What is not known to be harmless; only what could be somebody's own can be trusted by name.
+
+    Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
+    told to.
+    """
+    given, registered = _text(item, "module"), _text(item, "registered_name")
+    module = None if given in ("", "__main__") else given
+    looked_up = registered if ">" in registered else name
+    what = f"the custom {kind} `{short(looked_up)}`" + (f" of {short(module)}" if module else "")
+    words = [name.rpartition(">")[2], *(module or "").split(".")]
+    is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
+    if not is_own or not all(word.isidentifier() for word in words if word or module):
+        return Finding("refuse", what, where)
+    return Finding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
+
+
+def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
+    """Whether Keras would look this class up among its own, and it is one that only computes."""
+    if item.get("registered_name") not in (None, name) or name in LOOKUPS:
+        return False
+    if module is None:
+        return "module" not in item and name in LEGACY_NAMES
+    return _is_in_module(name, module)
+
+
+def _is_in_module(name: str, module: str) -> bool:
+    if name in MODULE_CLASSES.get(module, frozenset()):
+        return True
+    if module.startswith("keras.src.layers."):
+        return name in LAYERS
+    if module.startswith("keras.src.models."):
+        return name in MODELS
+    if module in OP_MODULES:
+        return name[:1].isupper()
+    return module in HARMLESS_MODULES
+
+
+def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Finding]:
+    if isinstance(value, str):
+        if key in _FILE_KEYS:
+            yield Finding(
+                "refuse", f"a `{key}` that is read from the path {short([value])[1:-1]}", where
+            )
+    elif isinstance(value, int):
+        largest = bound if key in _WEIGHT_KEYS else _LARGEST
+        if value > largest and key not in _FREE_KEYS:
+            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+    elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
+        shapes = [value, *(inner for inner in value if isinstance(inner, list))]
+        if any(_exceeds(_LARGEST, shape) for shape in shapes):
+            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+
+
+def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Finding]:
+    """Sizes of a layer that are small enough alone, and not together."""
+    if _WEIGHT_KEYS.isdisjoint(item):
+        return
+    recurrent = [("units", "units")] if "recurrent_initializer" in item else []
+    for keys in (*_WEIGHT_PRODUCTS, *recurrent):
+        sizes = [item.get(key) for key in keys]
+        flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
+        if None not in sizes and _exceeds(bound, flat):
+            words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
+            yield Finding("refuse", f"the absurd size of {words}", where)
+
+
+def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
+    """Tell whether a product is above a bound; it is multiplied no further than that."""
+    product = 1
+    for size in sizes:
+        if isinstance(size, int) and size:
+            product *= abs(size)
+            if product > bound:
+                return True
+    return False
+
+
+def _runs_dropout(item: dict[str, Any]) -> bool:
+    """Whether the architecture calls a dropout layer with ``training=True``."""
+    calls = item.get("inbound_nodes")
+    if _text(item, "class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):
+        return False
+    return any(
+        isinstance(options, dict) and options.get("training") is True
+        for options in _call_options(calls)
+    )
+
+
+def _call_options(calls: list[Any]) -> Iterator[object]:
+    """Yield the keyword arguments of calls: of Keras 3, or last in the lists of Keras 2."""
+    for call in calls:
+        if isinstance(call, dict):
+            yield call.get("kwargs")
+        elif isinstance(call, list):
+            yield from (
+                tensor[-1] for tensor in [call, *call] if isinstance(tensor, list) and tensor
+            )
+
+
+def _normalizing_outputs(config: Any) -> Iterator[str]:
+    """Names of the output layers that normalize."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    layers = inner.get("layers") if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or not isinstance(layers, list) or not layers:
+        return
+    outputs = inner.get("output_layers")
+    names = set(_names(outputs)) if outputs else {_layer_name(layers[-1])}
+    for layer in layers:
+        if isinstance(layer, dict) and _layer_name(layer) in names:
+            if layer.get("class_name") in ("UnitNormalization", "Normalize"):
+                yield short(_layer_name(layer))
+            yield from _normalizing_outputs(layer)
+
+
+def _names(outputs: Any) -> Iterator[str]:
+    """The layer names in a nest of ``[name, node, tensor]``."""
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    if isinstance(outputs, list) and outputs and isinstance(outputs[0], str):
+        yield outputs[0]
+    elif isinstance(outputs, list):
+        for output in outputs:
+            yield from _names(output)
+
+
+def _layer_name(layer: Any) -> str:
+    inner = layer.get("config") if isinstance(layer, dict) else None
+    return _text(inner, "name") if isinstance(inner, dict) else ""

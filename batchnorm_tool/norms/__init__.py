@@ -1,0 +1,1 @@
+"""Norms of vectors, and statistics of norms and of vectors."""

@@ -1,0 +1,268 @@
+"""Statistics of norms that merge: of chunks into parts, of parts into runs.
+
+Counts, extremes and histograms, and with them quantiles, come out identical however rows are
+split. Moments depend on the split in their last bits, and come out identical when the same pieces
+are merged in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchnorm_tool.errors import Damaged, JobError
+from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms.norm import Float64s
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""The quantiles that manifests and summaries show."""
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """Statistics of norms; without arguments, of no norms at all.
+
+    Args:
+        count: Finite norms, zeros among them.
+        zero: Norms that are zero.
+        nonfinite: Norms that are NaN or inf; nothing else here knows of them.
+        min: The smallest finite norm, None where there is none.
+        max: The largest finite norm, None where there is none.
+        mean: Mean of the finite norms, None where there is none.
+        m2: Sum of the squared deviations from ``mean``; inf where float64 cannot hold it.
+        histogram: Finite norms in each bucket; see `Histogram`.
+
+    Example:
+        >>> stats = NormStats.of(np.array([1.0, 3.0])) + NormStats.of(np.array([2.0, np.nan]))
+        >>> stats.count, stats.nonfinite, stats.mean, stats.max
+        (3, 1, 2.0, 3.0)
+    """
+
+    count: int = 0
+    zero: int = 0
+    nonfinite: int = 0
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    m2: float = 0.0
+    histogram: Histogram = field(default_factory=Histogram)
+
+    @classmethod
+    def of(cls, norms: Float64s) -> NormStats:
+        """Measure norms.
+
+        Args:
+            norms: float64 of any shape, none of them negative.
+        """
+        flat = np.abs(norms).reshape(-1)  # without the sign of -0.0, which is no bucket's
+        finite = flat[np.isfinite(flat)]
+        lost = flat.size - finite.size
+        if not finite.size:
+            return cls(nonfinite=lost)
+        low, high = finite.min(), finite.max()
+        mean, m2 = moments(finite, low, high)
+        return cls(
+            count=finite.size,
+            zero=finite.size - int(np.count_nonzero(finite)),
+            nonfinite=lost,
+            min=float(low),
+            max=float(high),
+            mean=float(mean),
+            m2=float(m2),
+            histogram=Histogram.of(finite),
+        )
+
+    def merge(self, other: NormStats) -> NormStats:
+        """Return the statistics of the norms of both."""
+        nonfinite = self.nonfinite + other.nonfinite
+        mean, m2 = self._merged_moments(other)
+        return NormStats(
+            count=self.count + other.count,
+            zero=self.zero + other.zero,
+            nonfinite=nonfinite,
+            min=min(_given(self.min, other.min), default=None),
+            max=max(_given(self.max, other.max), default=None),
+            mean=mean,
+            m2=m2,
+            histogram=self.histogram.merge(other.histogram),
+        )
+
+    __add__ = merge
+
+    def _merged_moments(self, other: NormStats) -> tuple[float | None, float]:
+        if self.mean is None:
+            return other.mean, other.m2
+        if other.mean is None:
+            return self.mean, self.m2
+        return merged_moments((self.count, self.mean, self.m2), (other.count, other.mean, other.m2))
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation, None without norms, inf where ``m2`` is."""
+        return math.sqrt(self.m2 / self.count) if self.count else None
+
+    def quantile(self, q: float) -> float | None:
+        """Return the norm below or at which a share ``q`` of the norms lies.
+
+        It is the middle of the bucket that holds the norm of rank ``ceil(q * count)``, within
+        ``min`` and ``max``, and thus at most 2**-10 away from that norm, relatively (subnormal
+        norms excepted). Zeros, the smallest and the largest norm are exact.
+
+        Args:
+            q: From 0 to 1.
+
+        Returns:
+            The quantile, or None where there are no finite norms.
+
+        Raises:
+            JobError: ``q`` is not within 0 and 1.
+
+        Example:
+            >>> NormStats.of(np.arange(101.0)).quantile(0.5)
+            50.03125
+        """
+        return self._quantiles((q,))[0]
+
+    def quantiles(self) -> dict[float, float | None]:
+        """Return `quantile` of each of `QUANTILES`."""
+        return dict(zip(QUANTILES, self._quantiles(QUANTILES), strict=True))
+
+    def _quantiles(self, shares: Sequence[float]) -> list[float | None]:
+        for q in shares:
+            if not 0 <= q <= 1:
+                message = f"A quantile is asked for by a number from 0 to 1. Received: {q!r}."
+                raise JobError(message)
+        if self.min is None or self.max is None:
+            return [None] * len(shares)
+        lower, upper = self.histogram.edges()
+        ranks = [max(1, math.ceil(q * self.count)) for q in shares]
+        found = np.searchsorted(np.cumsum(self.histogram.counts), ranks)
+        middles = np.clip(lower[found] / 2 + upper[found] / 2, self.min, self.max)
+        return [
+            self._exact(rank, float(middle)) for rank, middle in zip(ranks, middles, strict=True)
+        ]
+
+    def _exact(self, rank: int, middle: float) -> float | None:
+        if rank == self.count:
+            return self.max
+        if rank <= self.zero:
+            return 0.0
+        return self.min if rank == 1 else middle
+
+    def buckets(self, bins: int) -> tuple[Float64s, npt.NDArray[np.int64]]:
+        """Return a histogram with bars of equal width, for plotting.
+
+        The norms of a bucket that lies across several bars are shared out evenly, so that a bar's
+        count is near its true one, and the sum of all is exact.
+
+        Args:
+            bins: Number of bars, at least 1.
+
+        Returns:
+            Edges float64[bins + 1] from ``min`` to ``max`` (from half to one and a half of the only
+            norm, where they are equal; from 0 to 1 without norms), and counts int64[bins].
+
+        Example:
+            >>> NormStats.of(np.array([1.0, 1.0, 2.0, 5.0])).buckets(4)
+            (array([1., 2., 3., 4., 5.]), array([2, 1, 0, 1]))
+        """
+        if self.min is None or self.max is None:
+            return np.linspace(0.0, 1.0, bins + 1), np.zeros(bins, dtype=np.int64)
+        low, high = self.min, self.max
+        if low == high:
+            half = low / 2 or 0.5
+            low, high = max(0.0, low - half), min(high + half, sys.float_info.max)
+        with np.errstate(over="ignore"):  # rounded up beyond float64 just before it is clipped
+            edges = np.clip(low + (high - low) * np.linspace(0.0, 1.0, bins + 1), low, high)
+        edges[-1] = high
+        below = np.rint(np.interp(edges, *self._ascent())).astype(np.int64)
+        below[0], below[-1] = 0, self.count
+        return edges, np.diff(below)
+
+    def _ascent(self) -> tuple[Float64s, Float64s]:
+        """Return the corners of the line that climbs from 0 at ``min`` to ``count`` at ``max``."""
+        ends = np.cumsum(self.histogram.counts)
+        starts = ends - self.histogram.counts
+        places = np.column_stack(self.histogram.edges()).reshape(-1)
+        heights = np.column_stack((starts, ends)).reshape(-1).astype(np.float64)
+        return np.clip(places, self.min, self.max), heights
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return these statistics as JSON data; what float64 cannot hold is None there."""
+        return {
+            "count": self.count,
+            "zero": self.zero,
+            "nonfinite": self.nonfinite,
+            "min": self.min,
+            "max": self.max,
+            "mean": self.mean,
+            "m2": finite_or_none(self.m2),
+            "std": None if self.std is None else finite_or_none(self.std),
+            "quantiles": {str(q): value for q, value in self.quantiles().items()},
+            "histogram": self.histogram.pairs(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NormStats:
+        """Return what `to_dict` was called on; the derived std and quantiles are not looked at.
+
+        Raises:
+            Damaged: ``data`` is not what `to_dict` gives.
+        """
+        with reading("norm statistics"):
+            stats = cls(
+                count=int(data["count"]),
+                zero=int(data["zero"]),
+                nonfinite=int(data["nonfinite"]),
+                **{name: float_or_none(data[name]) for name in ("min", "max", "mean")},
+                m2=float_or_inf(data["m2"]),
+                histogram=Histogram.from_pairs(data["histogram"]),
+            )
+            if stats.histogram.counts.sum() != stats.count:
+                raise ValueError("the histogram does not add up to the count")
+            return stats
+
+
+def _given(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number for JSON, which knows neither inf nor NaN."""
+    return value if math.isfinite(value) else None
+
+
+def float_or_none(value: Any) -> float | None:
+    """Return a number of JSON that may be missing."""
+    return None if value is None else float(value)
+
+
+def float_or_inf(value: Any) -> float:
+    """Return a number of JSON that is None where it was inf."""
+    return math.inf if value is None else float(value)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Say of data that is not what `to_dict` gives that it is damaged.
+
+    Raises:
+        Damaged: The body failed on the data.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = (
+            f"The stored {what} cannot be read. Expected: what this version writes. Received: "
+            f"{type(error).__name__}: {error}. Run the job again with --fresh."
+        )
+        raise Damaged(message) from error

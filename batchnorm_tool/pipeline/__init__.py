@@ -1,0 +1,1 @@
+"""How a part of the input becomes a part of the output."""

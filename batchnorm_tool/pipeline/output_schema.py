@@ -1,0 +1,299 @@
+"""The shape of a result: which columns it has, for one output or several, of any rank."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.display import near_matches
+from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.formats.npy import array_directories
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from batchnorm_tool.chunk import Field
+    from batchnorm_tool.job import Input, Job
+    from batchnorm_tool.norms.norm import Norm
+
+ROW_COLUMN = "row"
+ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """How one output of the model is normalized and stored.
+
+    Attributes:
+        name: Its name in the model.
+        shape: Shape of one row's prediction.
+        vectors: Vectors in one row: 1, unless the rank is above 2 and ``axis`` is -1.
+        width: Components of one vector.
+        norm: The norm it is divided by.
+        axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
+        vector_column: Name of the column of unit vectors, flat.
+        norm_column: Name of the column of norms.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    vectors: int
+    width: int
+    norm: Norm
+    axis: int | str
+    vector_column: str
+    norm_column: str
+
+    @property
+    def norm_per_vector(self) -> bool:
+        """Whether a row has a list of norms, rather than one."""
+        return self.axis == -1 and len(self.shape) > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as plain data."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "norm": self.norm.label,
+            "axis": self.axis,
+            "vector_column": self.vector_column,
+            "norm_column": self.norm_column,
+        }
+
+
+def output_layouts(job: Job, outputs: Sequence[Field]) -> tuple[OutputLayout, ...]:
+    """The layout of each of the model's outputs, as the job asks for it.
+
+    Raises:
+        JobError: ``normalize.outputs`` names an output that there is not.
+        ModelError: An output has no values.
+    """
+    names = [output.name for output in outputs]
+    for name in job.normalize.outputs:
+        if name not in names:
+            msg = (
+                f"`normalize.outputs.{name}` names no output of this run. "
+                f"Expected one of: {', '.join(names)}. Received: {name}."
+            )
+            raise JobError(msg)
+    return tuple(_output_layout(job, output, alone=len(outputs) == 1) for output in outputs)
+
+
+def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
+    norm, axis = job.normalize.for_output(output.name)
+    shape = tuple(size or 0 for size in output.shape)
+    if 0 in shape:  # and Arrow would divide by it
+        msg = (
+            f"The output `{output.name}` holds no values. Expected at least one in each row. "
+            f"Received: shape {shape}. Name another one with `model.outputs`."
+        )
+        raise ModelError(msg)
+    vectors = math.prod(shape[:-1]) if axis == -1 else 1
+    width = shape[-1] if axis == -1 else math.prod(shape)
+    columns = job.output.columns
+    return OutputLayout(
+        name=output.name,
+        shape=shape,
+        vectors=vectors,
+        width=width,
+        norm=norm,
+        axis=axis,
+        vector_column=columns.vector if alone else output.name,
+        norm_column=columns.norm if alone else f"{output.name}_norm",
+    )
+
+
+def single_number_warnings(layouts: Sequence[OutputLayout]) -> Iterator[str]:
+    """Say which outputs have vectors of one number: nothing but their signs is left of them."""
+    for layout in layouts:
+        if layout.width > 1 or layout.norm.name == "none":
+            continue
+        if layout.vectors > 1:
+            yield (
+                f"The last axis of `{layout.name}` has one component (shape {layout.shape}), so "
+                f"that each of a row's {layout.vectors:,} numbers becomes 1 or -1. To make one "
+                "vector of a row, take `normalize.axis: all` (`--axis all`)."
+            )
+        else:
+            yield (
+                f"`{layout.name}` is one number for each row, which becomes 1 or -1. To keep the "
+                "numbers, take `normalize.norm: none` (`--norm none`)."
+            )
+
+
+def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
+    """Key and passed-through columns, each once, in the order in which they are written.
+
+    Args:
+        spec: The job's input.
+        schema: All columns of the input.
+        rows: Its rows; without any, a key may have no type.
+
+    Returns:
+        Their schema; where no key is given, the global row number stands for it.
+
+    Raises:
+        InputError: There is no such column, or a key holds lists, structs or nothing.
+    """
+    keys = key_columns(spec)
+    names = dict.fromkeys([*keys, *spec.passthrough])
+    for name in names:
+        if name not in schema.names:
+            raise InputError(_missing_column(name, schema.names, is_key=name in keys))
+        kind = schema.field(name).type
+        if name in keys and (pa.types.is_nested(kind) or (rows and pa.types.is_null(kind))):
+            raise InputError(_not_a_key(schema.field(name)))
+    fields = [schema.field(name).remove_metadata() for name in names]
+    return pa.schema(fields if keys else [ROW_FIELD, *fields])
+
+
+def key_columns(spec: Input) -> tuple[str, ...]:
+    """The columns that identify a row; none where the global row number does."""
+    if spec.key is None:
+        return ()
+    return (spec.key,) if isinstance(spec.key, str) else tuple(spec.key)
+
+
+def _not_a_key(field: pa.Field) -> str:
+    return (
+        f"`input.key` names the column `{field.name}`, which cannot name a row. Expected numbers, "
+        f"strings or dates. Received: {field.type}. Take it into `input.passthrough` instead."
+    )
+
+
+def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
+    where = "input.key" if is_key else "input.passthrough"
+    return (
+        f"`{where}` names the column `{name}`, which the input does not have"
+        f"{near_matches(name, names)}. Its columns are: {', '.join(names)}."
+    )
+
+
+def output_schema(carried: pa.Schema, layouts: Sequence[OutputLayout], dtype: str) -> pa.Schema:
+    """The schema of the written rows: carried columns, then a vector and a norm for each output.
+
+    Raises:
+        JobError: Two columns would bear the same name.
+    """
+    fields = list(carried)
+    for layout in layouts:
+        fields += [flat_field(layout.vector_column, dtype, layout.shape), _norm_field(layout)]
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            way = "Rename the result with `output.columns`, or leave the other one"
+            several = "Leave one of the two out of `model.outputs`, or"
+            msg = (
+                f"Two columns of the output would be called `{name}`. "
+                f"{way if len(layouts) == 1 else several} out of `input.passthrough`."
+            )
+            raise JobError(msg)
+    return pa.schema(fields)
+
+
+def check_directories(layouts: Sequence[OutputLayout], form: str) -> None:
+    """Check the outputs' names where each gets a directory of its own, as several in NPY do.
+
+    Raises:
+        OutputError: One cannot be the name of a directory, or is taken.
+    """
+    if form == "npy":
+        array_directories(
+            [output.vector_column for output in layouts], [output.norm_column for output in layouts]
+        )
+
+
+def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
+    """A column of flat lists, with their true shape in its metadata where it has several axes.
+
+    Example:
+        >>> flat_field("vector", "float16", (2, 16)).type
+        FixedSizeListType(fixed_size_list<item: halffloat>[32])
+    """
+    kind = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), math.prod(shape))
+    metadata = {"shape": json.dumps(list(shape))} if len(shape) > 1 else None
+    return pa.field(name, kind, metadata=metadata)
+
+
+def _norm_field(layout: OutputLayout) -> pa.Field:
+    kind = pa.list_(pa.float64(), layout.vectors) if layout.norm_per_vector else pa.float64()
+    return pa.field(layout.norm_column, kind)
+
+
+def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
+    """Rows of ``values`` ``[n, d]`` as a FixedSizeList array, without a copy.
+
+    Args:
+        values: Any numeric dtype, C-ordered.
+        nulls: ``bool[n]``, true where the row is null.
+    """
+    rows, size = values.shape
+    flat = pa.array(values.reshape(rows * size))
+    mask = None if nulls is None or not nulls.any() else pa.array(nulls)
+    kind = pa.list_(flat.type, size)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """One output of a chunk after normalization.
+
+    Attributes:
+        unit: ``dtype[n, vectors * width]``, the unit vectors.
+        norms: ``float64[n, vectors]``, the lengths before normalization.
+    """
+
+    unit: np.ndarray
+    norms: np.ndarray
+
+
+def output_table(
+    carried: pa.Table,
+    layouts: Sequence[OutputLayout],
+    results: Mapping[str, Normalized],
+    nulls: np.ndarray,
+) -> pa.Table:
+    """The rows of a chunk as they are written.
+
+    Args:
+        carried: Key and passed-through columns, ``n`` rows.
+        layouts: The outputs, in order.
+        results: For each output's name, its unit vectors and norms.
+        nulls: ``bool[n]``, true where vector and norm are to be null.
+    """
+    table = carried
+    for layout in layouts:
+        result = results[layout.name]
+        vector = fixed_size_list(result.unit, nulls)
+        table = table.append_column(layout.vector_column, vector)
+        table = table.append_column(layout.norm_column, _norm_array(layout, result.norms, nulls))
+    return table
+
+
+def _norm_array(layout: OutputLayout, norms: np.ndarray, nulls: np.ndarray) -> pa.Array:
+    if layout.norm_per_vector:
+        return fixed_size_list(norms, nulls)
+    return pa.array(norms[:, 0], mask=nulls if nulls.any() else None)
+
+
+def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
+    """Vector times norm, as a column like that of the unit vectors.
+
+    Args:
+        units: Stored vectors, flat lists of fixed size.
+        norms: The norm of each, or a list of norms where a row has several vectors.
+        output: How they are stored.
+    """
+    stored = rows_of(units)
+    rows = len(stored)
+    lengths = rows_of(norms).reshape(rows, output.vectors, 1)
+    wide = stored.reshape(rows, output.vectors, output.width).astype(np.float64)
+    with np.errstate(all="ignore"):  # kept infinities, and what the stored dtype cannot hold
+        restored = (wide * lengths).astype(stored.dtype).reshape(stored.shape)
+    return fixed_size_list(restored, units.is_null().to_numpy(zero_copy_only=False))

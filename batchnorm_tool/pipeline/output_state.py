@@ -1,0 +1,263 @@
+"""What stands in an output before a run: nothing, a finished result, one under way, or neither."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.errors import Damaged, OutputError
+from batchnorm_tool.pipeline.manifest import (
+    MANIFEST_PATH,
+    SUCCESS_PATH,
+    Manifest,
+    PartRecord,
+    read_manifest,
+    read_record,
+    record_path,
+)
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, Resolved, differences
+from batchnorm_tool.pipeline.scored_chunk import Policies
+from batchnorm_tool.storage import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from batchnorm_tool.pipeline.plan import Identity
+    from batchnorm_tool.storage import Storage
+
+RECORDS = f"{STATE}/records"
+_STATISTICS = "_stats"
+_ANY_RESULT = {"vectors", "norms", "keys", "_quarantine", _STATISTICS}
+# What lies in `_state` beside the directories that will be published.
+_NOT_STAGED = ("records", "refused", "tmp")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What stands in an output.
+
+    Attributes:
+        path: The output's name for messages.
+        manifest: Of the finished run, if there is one.
+        plan: Of the run under way, if there is one.
+        names: What lies in the output directory.
+        parts_done: Finished parts of the run under way.
+    """
+
+    path: str
+    manifest: Manifest | None
+    plan: Plan | None
+    names: tuple[str, ...]
+    parts_done: int = 0
+
+    @property
+    def directories(self) -> set[str]:
+        """Those of the finished result, or those that any has where its manifest is gone."""
+        if self.manifest is None:
+            return _ANY_RESULT & set(self.names)
+        return {_STATISTICS, *self.manifest.directories}
+
+    def choices(self, request: str) -> Resolved | None:
+        """The choices that were made here for the same ``request``, so that they stay."""
+        if self.plan is not None and self.plan.request == request:
+            return self.plan.resolved
+        if self.manifest is not None and self.manifest.data["request"] == request:
+            return Resolved.from_dict(self.manifest.data["resolved"])
+        return None
+
+
+def look(storage: Storage, path: str, *, fresh: bool = False) -> Standing:
+    """See what stands in ``storage``; a publication that was interrupted is finished first.
+
+    Args:
+        storage: The output.
+        path: Its name for error messages.
+        fresh: Whatever stands there will be replaced, even a damaged result.
+
+    Raises:
+        Damaged: The manifest of a finished run is damaged.
+    """
+    if storage.publishing():
+        complete(storage)
+    text = storage.get(PLAN_PATH)
+    return Standing(
+        path=path,
+        manifest=_manifest(storage, path, fresh=fresh),
+        plan=None if text is None else Plan.from_json(text),
+        names=tuple(storage.names()),
+        parts_done=len(storage.names(RECORDS)),
+    )
+
+
+def _manifest(storage: Storage, path: str, *, fresh: bool) -> Manifest | None:
+    try:
+        return read_manifest(storage, path)
+    except Damaged:
+        if not fresh:
+            raise
+        return None
+
+
+def complete(storage: Storage) -> None:
+    """Make a staged result the visible one; may be repeated after a kill at any point of it."""
+    text = storage.get(storage.staged(MANIFEST_PATH))
+    success = storage.get(storage.staged(SUCCESS_PATH))
+    if text is None or success is None:
+        msg = "Nothing is staged that could be published."
+        raise OutputError(msg)
+    storage.remove(SUCCESS_PATH)
+    storage.finish_publish()
+    storage.put(MANIFEST_PATH, text)
+    storage.put(SUCCESS_PATH, success)
+    discard_state(storage)
+
+
+def discard_state(storage: Storage) -> None:
+    """Remove all that a run keeps while it is under way.
+
+    The plan goes first, for without it the run is over; then the note of a publication, which must
+    not outlive what it would publish.
+    """
+    storage.remove(PLAN_PATH)
+    storage.end_publish()
+    storage.remove(STATE)
+
+
+def is_finished(standing: Standing, plan: Plan) -> bool:
+    """Whether the very result of ``plan`` stands there, finished, its directories in place."""
+    manifest = standing.manifest
+    if manifest is None or manifest.data["result"] != plan.identity.result_id:
+        return False
+    return manifest.directories <= set(standing.names)
+
+
+def check_may_begin(standing: Standing, plan: Plan, *, fresh: bool) -> bool:
+    """Whether the run under way can go on as ``plan``; otherwise it is begun anew.
+
+    Raises:
+        OutputError: Something else stands there, and ``fresh`` does not allow to replace it.
+    """
+    foreign = [name for name in standing.names if name != STATE]
+    ours = standing.plan is not None or MANIFEST_PATH in foreign
+    if foreign and not ours:
+        msg = (
+            f"The output directory `{standing.path}` holds something that is no run of "
+            f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
+        )
+        raise OutputError(msg)
+    if standing.plan is not None and _continues(standing.plan.identity, plan):
+        return True
+    loses_work = standing.manifest is not None or standing.parts_done > 0
+    if not fresh and (loses_work or standing.plan is None):
+        _refuse_other(standing, plan)
+    return False
+
+
+def _continues(before: Identity, plan: Plan) -> bool:
+    """Whether parts of the one can stand in the other: policies may differ, bits if allowed."""
+    after = plan.identity
+    same_bits = before.bits == after.bits or plan.job.engine.mixed_bits
+    return before.space == after.space and before.result == after.result and same_bits
+
+
+def _refuse_other(standing: Standing, plan: Plan) -> None:
+    if standing.plan is not None:
+        other, what = standing.plan.identity, "an unfinished run"
+    elif standing.manifest is not None:
+        other, what = standing.manifest.identity, "the result"
+    elif MANIFEST_PATH in standing.names:
+        msg = (
+            f"The output directory `{standing.path}` holds a result without `{SUCCESS_PATH}`: "
+            "somebody has removed it. Replace it whole with `--fresh`, or choose another "
+            "`output.path`."
+        )
+        raise OutputError(msg)
+    else:
+        return
+    if other == plan.identity:
+        gone = sorted(standing.directories - set(standing.names))
+        msg = (
+            f"The result in `{standing.path}` is finished, but somebody has removed "
+            f"{', '.join(f'`{name}`' for name in gone)}. Make it again with `--fresh`."
+        )
+        raise OutputError(msg)
+    unasked = _chosen_in_both(standing, plan)
+    found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
+    listed = ", ".join(found)
+    only_bits = other.space == plan.identity.space and other.result == plan.identity.result
+    advice = "Replace it whole with `--fresh`, or choose another `output.path`."
+    if standing.plan is not None and only_bits:
+        advice += " `--mixed-bits` goes on all the same; the low bits of its parts then differ."
+    msg = (
+        f"The output directory `{standing.path}` holds {what} of another job or input. "
+        f"What differs: {listed}. {advice}"
+    )
+    raise OutputError(msg)
+
+
+def _chosen_in_both(standing: Standing, plan: Plan) -> set[str]:
+    """What both jobs left open: no person can tell why one choice came out as it did."""
+    before = standing.plan.job.to_dict() if standing.plan else _job_of(standing.manifest)
+    jobs = (before, plan.job.to_dict())
+    chosen = {"chunk_rows"}
+    if all((job["model"] or {}).get("batch_size") == "auto" for job in jobs):
+        chosen.add("batch_size")
+    if all(job["output"]["part_rows"] == "auto" for job in jobs):
+        chosen.add("part_rows")
+    return chosen
+
+
+def _job_of(manifest: Manifest | None) -> Mapping[str, Any]:
+    """The job of a finished run, as plain data."""
+    return {} if manifest is None else manifest.data["job"]
+
+
+def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:
+    """The finished parts that stay as they are under ``plan``.
+
+    Returns:
+        For the number of each, the paths of its files as readers will see them.
+    """
+    records = _finished(storage, before, plan)
+    return {record.part: frozenset(file.path for file in record.files) for record in records}
+
+
+def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord]:
+    old, new = Policies.of(before.job), Policies.of(plan.job)
+    changed = {reason.label for reason in Reason if old.actions[reason] != new.actions[reason]}
+    for name in storage.names(RECORDS):
+        number = int(name.partition(".")[0])
+        record = read_record(storage, number)
+        if record is None or record.part != number:
+            continue
+        if not changed & set(record.reasons) and _is_whole(storage, record):
+            yield record
+
+
+def _is_whole(storage: Storage, record: PartRecord) -> bool:
+    """Whether the part's files are there in full size; `verify` reads every byte of them."""
+    return all(storage.size(storage.staged(file.path)) == file.bytes for file in record.files)
+
+
+def forget_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
+    """Remove all of the parts that are not ``kept``, so that they are made again.
+
+    Their files too: made again under another policy, a part may have fewer of them, and what
+    remained would be published with the rest of its directory.
+    """
+    for name in storage.names(RECORDS):
+        number = int(name.partition(".")[0])
+        if number not in kept:
+            storage.remove(record_path(number))
+    wanted: set[str] = set().union(*kept.values())
+    for directory in storage.names(STATE):
+        if directory not in _NOT_STAGED:
+            _remove_unwanted(storage, directory, wanted)
+
+
+def _remove_unwanted(storage: Storage, directory: str, wanted: set[str]) -> None:
+    for name in storage.names(storage.staged(directory)):
+        path = f"{directory}/{name}"
+        if path not in wanted:
+            storage.remove(storage.staged(path))

@@ -1,0 +1,407 @@
+"""The plan of a run: its parts, and every choice that was made once, where the model runs.
+
+A plan is written into the output before the first row is read, and everybody who works on the run
+reads it from there. Nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import itertools
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool import environment
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.inputs.files import InputFile
+from batchnorm_tool.job import Job
+from batchnorm_tool.storage import checked_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+PLAN_PATH = "_state/plan.json"
+# A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.
+_PART_SECONDS = 60.0
+_PART_BYTES = 256 * 2**20
+# Two cores to eight each get several parts, so that the last one does not leave others idle; more
+# parts cost more commits (1 M rows in 62 parts took an eighth longer than in 31).
+_PARTS_AT_LEAST = 24
+_VERSIONED = ("numpy", "pyarrow", "batchnorm-tool")
+_VERSIONED_WITH_MODEL = ("tensorflow", "keras", *_VERSIONED)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result is made of, as plain data.
+
+    Attributes:
+        space: What gives the vectors their meaning: model content, outputs, norms, features.
+        bits: What can change their low bits besides: batch size, threads, versions, device, CPU.
+        policies: How bad rows are treated.
+        result: All the rest: the input files, the columns that are carried, the layout.
+    """
+
+    space: dict[str, Any]
+    bits: dict[str, Any]
+    policies: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def space_id(self) -> str:
+        """The vector space: vectors of two spaces are never mixed."""
+        return checked_json.sha256(self.space)
+
+    @property
+    def bits_id(self) -> str:
+        """The space and all that can change low bits: a resumed run must match it."""
+        return checked_json.sha256([self.space, self.bits])
+
+    @property
+    def result_id(self) -> str:
+        """The whole result: decides between "nothing to do" and a refusal."""
+        return checked_json.sha256(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The identity as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Identity:
+        """The identity that `to_dict` gave."""
+        return cls(**data)
+
+
+def identify(
+    job: Job,
+    resolved: Resolved,
+    files: tuple[InputFile, ...],
+    limit: int | None,
+) -> Identity:
+    """The identity of the result of ``job`` over ``files`` with the choices in ``resolved``."""
+    return Identity(
+        space=_space(job, resolved),
+        bits=_bits(resolved, with_model=job.model is not None),
+        policies={
+            "input.invalid": job.input.invalid,
+            "normalize.zero": job.normalize.zero,
+            "normalize.nonfinite": job.normalize.nonfinite,
+            "normalize.max_bad_fraction": job.normalize.max_bad_fraction,
+        },
+        result={
+            "input": [file.to_dict() for file in files],
+            "input.key": job.input.key,
+            "input.keys": job.input.keys,
+            "input.passthrough": list(job.input.passthrough),
+            "limit": limit,
+            "output.format": job.output.format,
+            "output.dtype": job.output.dtype,
+            "output.columns": job.output.columns.model_dump(),
+            "output.byte_stream_split": job.output.byte_stream_split,
+            "part_rows": resolved.part_rows,
+            "chunk_rows": resolved.chunk_rows,
+        },
+    )
+
+
+def _space(job: Job, resolved: Resolved) -> dict[str, Any]:
+    norms = {}
+    for output in resolved.outputs:
+        norm, axis = job.normalize.for_output(output.name)
+        norms[output.name] = {"norm": norm.label, "axis": axis}
+    accepted = job.model is not None and job.model.batch_dependent == "accept"
+    return {
+        # Named only where it matters, so that it makes no new space of those that there are.
+        **({"model.batch_dependent": resolved.batch_size} if accepted else {}),
+        "model": resolved.model_content,
+        "model.layer": job.model.layer if job.model else None,
+        "model.signature": job.model.signature if job.model else None,
+        "outputs": [output.name for output in resolved.outputs],
+        "norms": norms,
+        "features": {name: list(columns) for name, columns in resolved.features.items()},
+        "input.fill": job.input.fill,
+        "input.decode": job.input.decode,
+        "input.dtype": job.input.dtype,
+        "input.transform": resolved.transform,
+    }
+
+
+def _bits(resolved: Resolved, *, with_model: bool) -> dict[str, Any]:
+    return {
+        "batch_size": resolved.batch_size,
+        "threads": resolved.threads,
+        "device": resolved.device,
+        "cpu": environment.cpu(),
+        "versions": environment.versions(_VERSIONED_WITH_MODEL if with_model else _VERSIONED),
+    }
+
+
+def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> Iterator[str]:
+    """Say in words what differs between two identities, most meaningful first.
+
+    Args:
+        old: What stands there.
+        new: What is asked for.
+        unasked: Names of details that nobody asked for, because they were left to be chosen.
+    """
+    for group in ("space", "bits", "policies", "result"):
+        before, after = getattr(old, group), getattr(new, group)
+        for name in sorted((before.keys() | after.keys()) - set(unasked)):
+            yield from _named_differences(name, before.get(name), after.get(name))
+
+
+_IN_WORDS = {
+    "input": "the input files",
+    "model": "the model's content",
+    "input.transform": "`input.transform` or its source",
+}
+
+
+def _named_differences(name: str, before: object, after: object) -> Iterator[str]:
+    """What differs under ``name``; of two mappings, only the keys that differ."""
+    if before == after:
+        return
+    if name in _IN_WORDS:
+        yield _IN_WORDS[name]
+    elif isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from _named_differences(f"{name}.{key}", before.get(key), after.get(key))
+    else:
+        yield f"`{name}` ({_short(before)} there, {_short(after)} now)"
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows ``start`` to ``stop`` (exclusive) of the input file with number ``file``."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Part:
+    """The unit of work, commit, retry and distribution: the slices that make one output file.
+
+    Attributes:
+        number: Its place in the plan, from 0.
+        first_row: Global number of its first row, counted over all input files.
+        slices: Where its rows lie, in order.
+    """
+
+    number: int
+    first_row: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that go in."""
+        return sum(piece.rows for piece in self.slices)
+
+    @property
+    def stem(self) -> str:
+        """The name of its files without a suffix, such as ``part-000007``."""
+        return f"part-{self.number:06d}"
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """File number, and row in that file, of the global ``row``."""
+        offset = row - self.first_row
+        for piece in self.slices:
+            if offset < piece.rows:
+                return piece.file, piece.start + offset
+            offset -= piece.rows
+        msg = f"row {row} does not lie in part {self.number}"
+        raise IndexError(msg)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every choice that a job may leave open, made.
+
+    Attributes:
+        batch_size: Rows in one call of the model.
+        chunk_rows: Rows in memory at a time; a multiple of ``batch_size``.
+        part_rows: Rows in one part.
+        inputs: The model's inputs; empty where predictions are stored already.
+        outputs: What is normalized, with true shapes.
+        features: For each model input, the stored columns that feed it, in order.
+        carried: Schema of the key and passed-through columns; without any, the row number's.
+        device: ``"cpu"`` or ``"gpu"``.
+        threads: Intra-op threads of one model call.
+        model_content: Hash of the model's architecture and weights; ``None`` without a model.
+        transform: SHA-256 of the source of ``input.transform``; ``None`` without one.
+    """
+
+    batch_size: int
+    chunk_rows: int
+    part_rows: int
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    features: dict[str, tuple[str, ...]]
+    carried: pa.Schema
+    device: str
+    threads: int
+    model_content: str | None
+    transform: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices as plain data, the schema as its Arrow IPC message in base 64."""
+        schema = base64.b64encode(self.carried.serialize()).decode()
+        return {**asdict(replace(self, carried=None)), "carried": schema}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Resolved:
+        """The choices that `to_dict` gave."""
+        features = {name: tuple(columns) for name, columns in data["features"].items()}
+        fields = {side: tuple(map(_field, data[side])) for side in ("inputs", "outputs")}
+        try:
+            carried = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["carried"])))
+        except OSError as error:
+            raise ValueError(f"carried: {error}") from error
+        return cls(**{**data, **fields, "features": features, "carried": carried})
+
+
+def _field(data: Mapping[str, Any]) -> Field:
+    return Field(data["name"], tuple(data["shape"]), data["dtype"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker needs to know of a run; picklable, and the same for every worker.
+
+    Attributes:
+        job: What was asked for.
+        files: The input files, in lexicographic path order.
+        resolved: What the job left open.
+        identity: What the result is made of.
+        request: Hash of what the choices in ``resolved`` were made from: while it stays the same,
+            they need not be made again.
+        limit: Only so many rows from the start; ``None`` for all.
+        warnings: What a person should know, found while planning.
+    """
+
+    job: Job
+    files: tuple[InputFile, ...]
+    resolved: Resolved
+    identity: Identity
+    request: str
+    limit: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows that go in."""
+        rows = sum(file.rows for file in self.files)
+        return rows if self.limit is None else min(rows, self.limit)
+
+    @property
+    def bytes_expected(self) -> int:
+        """Bytes of vectors and norms before compression; what is carried along comes on top."""
+        itemsize = np.dtype(self.job.output.dtype).itemsize
+        items = sum(math.prod(size or 1 for size in field.shape) for field in self.resolved.outputs)
+        return self.rows * (items * itemsize + 8 * len(self.resolved.outputs))
+
+    @property
+    def part_count(self) -> int:
+        """Number of parts; one, without rows, where the input is empty."""
+        return max(1, -(-self.rows // self.resolved.part_rows))
+
+    @cached_property
+    def _file_starts(self) -> list[int]:
+        return [0, *itertools.accumulate(file.rows for file in self.files)]
+
+    def part(self, number: int) -> Part:
+        """The part with this number."""
+        first_row = number * self.resolved.part_rows
+        stop_row = min(first_row + self.resolved.part_rows, self.rows)
+        return Part(number, first_row, tuple(self._slices(first_row, stop_row)))
+
+    def _slices(self, row: int, stop_row: int) -> list[Slice]:
+        slices = []
+        starts = self._file_starts
+        number = bisect.bisect_right(starts, row) - 1
+        while row < stop_row:
+            stop = min(stop_row, starts[number + 1])
+            if stop > row:
+                slices.append(Slice(number, row - starts[number], stop - starts[number]))
+            row, number = stop, number + 1
+        return slices
+
+    def to_json(self) -> bytes:
+        """The plan as a sealed JSON document."""
+        data = {
+            "job": self.job.to_dict(),
+            "files": [file.to_dict() for file in self.files],
+            "resolved": self.resolved.to_dict(),
+            "identity": self.identity.to_dict(),
+            "request": self.request,
+            "limit": self.limit,
+            "warnings": list(self.warnings),
+        }
+        return checked_json.sealed_json(data)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Plan | None:
+        """The plan that `to_json` gave, or ``None`` where it is damaged or of another version."""
+        data = checked_json.opened_json(text)
+        try:
+            return None if data is None else cls._from_dict(data)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        return cls(
+            job=Job.model_validate(data["job"]),
+            files=tuple(map(InputFile.from_dict, data["files"])),
+            resolved=Resolved.from_dict(data["resolved"]),
+            identity=Identity.from_dict(data["identity"]),
+            request=data["request"],
+            limit=data["limit"],
+            warnings=tuple(data["warnings"]),
+        )
+
+
+def choose_part_rows(
+    batch_size: int, rows: int, *, rows_per_second: float, bytes_per_row: int
+) -> int:
+    """Rows of a part where the job leaves it open.
+
+    The largest power-of-two multiple of the batch size within one minute of one worker's work,
+    256 MiB of output, and a 24th of the rows.
+
+    Args:
+        batch_size: Rows in one call of the model.
+        rows: Rows of the whole run.
+        rows_per_second: What one worker does; ``inf`` where there is no model.
+        bytes_per_row: Bytes that a row adds to the output.
+
+    Example:
+        >>> choose_part_rows(1024, 1_000_000, rows_per_second=2e5, bytes_per_row=264)
+        32768
+        >>> choose_part_rows(32, 1_000_000, rows_per_second=10, bytes_per_row=264)
+        512
+    """
+    most = min(
+        rows_per_second * _PART_SECONDS, _PART_BYTES / max(1, bytes_per_row), rows / _PARTS_AT_LEAST
+    )
+    part_rows = batch_size
+    while 2 * part_rows <= most:
+        part_rows *= 2
+    return part_rows

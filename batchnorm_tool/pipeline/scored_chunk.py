@@ -1,0 +1,225 @@
+"""One chunk through the model and its norms: predict, normalize, measure, mark what is bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
+from batchnorm_tool.errors import ModelFailed, warn
+from batchnorm_tool.models.batching import check_shape
+from batchnorm_tool.norms import norm as norms_norm
+from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.pipeline.output_schema import Normalized, OutputLayout
+from batchnorm_tool.pipeline.timing import StageClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.models.batching import Predictor
+
+ACTIONS = ("keep", "nullify", "drop", "quarantine", "fail")
+KEEP, NULLIFY, DROP, QUARANTINE, FAIL = range(len(ACTIONS))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A chunk after prediction and normalization.
+
+    Attributes:
+        chunk: The rows that went in, their faults as far as they are known before normalization.
+        predictions: Raw predictions by output, ``[n, *shape]``.
+        results: Unit vectors and norms by output.
+        faults: ``uint8[n]``, a `Reason` for each row, the predictions' reasons included.
+        statistics: Statistics of each output over the rows whose input was good.
+        causes: What the model says of the rows on which it failed.
+    """
+
+    chunk: Chunk
+    predictions: Mapping[str, np.ndarray]
+    results: Mapping[str, Normalized]
+    faults: np.ndarray
+    statistics: dict[str, VectorStats]
+    causes: Mapping[int, str] = field(default_factory=dict)
+
+    def reason(self, row: int) -> str:
+        """Say why a row of the chunk is bad, with what the model says of it where it failed."""
+        label = Reason(self.faults[row]).label
+        return f"{label} ({self.causes[row]})" if row in self.causes else label
+
+
+def score_chunk(
+    chunk: Chunk,
+    predictor: Predictor,
+    layouts: Sequence[OutputLayout],
+    dtype: np.dtype,
+    clock: StageClock | None = None,
+) -> Scored:
+    """Predict, normalize and measure the rows of a chunk.
+
+    Args:
+        chunk: At least one row.
+        predictor: The model.
+        layouts: How each of its outputs is normalized.
+        dtype: Floating-point dtype of the unit vectors.
+        clock: Told how long each stage takes.
+    """
+    clock = clock or StageClock()
+    with clock.stage("predict"):
+        chunk, predictions, causes = _predict(chunk, predictor, layouts)
+    faults = chunk.faults.copy()
+    good_input = chunk.faults == Reason.GOOD
+    results, statistics = {}, {}
+    for output in layouts:
+        with clock.stage("normalize"):
+            check_shape(output.name, predictions[output.name], output.shape)
+            vectors = predictions[output.name].reshape(chunk.rows * output.vectors, output.width)
+            unit, lengths = _normalized(vectors, output.norm, dtype)
+            if not _surely_good(lengths, output.norm):
+                _mark_faults(faults, vectors, lengths, unit)
+        with clock.stage("statistics"):
+            statistics[output.name] = _measure(vectors, lengths, output, good_input)
+        results[output.name] = Normalized(
+            unit.reshape(chunk.rows, output.vectors * output.width),
+            lengths.reshape(chunk.rows, output.vectors),
+        )
+    return Scored(chunk, predictions, results, faults, statistics, causes)
+
+
+def _predict(
+    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputLayout]
+) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
+    """The chunk with the rows marked on which the model fails, predictions, and what it says.
+
+    A sound row stands in for each of those, so that all others keep their places, and their bits.
+    """
+    try:
+        return chunk, predictor.predict(chunk.features), {}
+    except ModelFailed:
+        failing = predictor.failing_rows(chunk.features)
+    failed = np.isin(np.arange(chunk.rows), list(failing))
+    faults = chunk.faults.copy()
+    faults[failed & (faults == Reason.GOOD)] = Reason.MODEL_FAILURE
+    marked = replace(chunk, faults=faults)
+    causes = {row: said for row, said in failing.items() if faults[row] == Reason.MODEL_FAILURE}
+    if failed.all():
+        dtypes = {output.name: output.dtype for output in predictor.outputs}
+        shapes = {output.name: (chunk.rows, *output.shape) for output in layouts}
+        return marked, {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, causes
+    places = np.where(failed, np.argmin(failed), np.arange(chunk.rows))
+    features = {name: array[places] for name, array in chunk.features.items()}
+    return marked, predictor.predict(features), causes
+
+
+def warn_of_negative_ids(
+    chunk: Chunk, predictor: Predictor, columns: Mapping[str, Sequence[str]]
+) -> None:
+    """Warn of numbers below 0 that an Embedding layer silently counts from its end.
+
+    Args:
+        chunk: The rows.
+        predictor: The model.
+        columns: Stored columns by model input.
+    """
+    for name, size in predictor.embedding_sizes.items():
+        if (chunk.features[name] < 0).any():
+            meaning = (
+                "which the model may count from the end of what it looks up: -1 is the last row."
+                if size is None
+                else f"which the model's Embedding layer of {size} rows counts from its end: -1 is "
+                "its last row."
+            )
+            listed = "`, `".join(columns[name])
+            warn(f"The column `{listed}` holds negative numbers, {meaning}")
+
+
+def _normalized(
+    vectors: np.ndarray, norm: norms_norm.Norm, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
+    unit, lengths = np.empty(vectors.shape, dtype), np.empty((len(vectors), 1))
+    for block in norms_norm.row_blocks(*vectors.shape):
+        x64 = norms_norm.widen(vectors[block])
+        lengths[block] = norms_norm.row_norms(x64, norm)
+        unit[block] = norms_norm.unit_vectors(x64, lengths[block], norm, dtype)
+    return unit, lengths
+
+
+def _measure(
+    vectors: np.ndarray, lengths: np.ndarray, output: OutputLayout, good_rows: np.ndarray
+) -> VectorStats:
+    """Statistics of the vectors of good rows: filler in the place of a bad input does not count."""
+    if not good_rows.all():
+        chosen = np.repeat(good_rows, output.vectors)
+        vectors, lengths = vectors[chosen], lengths[chosen]
+    return VectorStats.of(
+        vectors, rows=int(good_rows.sum()), in_use=output.norm, in_use_norms=lengths
+    )
+
+
+def _surely_good(lengths: np.ndarray, norm: norms_norm.Norm) -> bool:
+    """Whether the lengths alone tell that every row is finite and not zero.
+
+    A row that was divided by such a length has components of at most 1, and not all of them 0.
+    """
+    return norm.name != "none" and bool(np.isfinite(lengths).all() and lengths.all())
+
+
+def _mark_faults(
+    faults: np.ndarray, vectors: np.ndarray, lengths: np.ndarray, unit: np.ndarray
+) -> None:
+    """Mark in ``faults`` the rows of which a vector is not finite, overflows, or is zero.
+
+    A row has one reason. What was wrong with its input comes first, then what cannot be published;
+    a zero vector, which may be kept, says nothing of the row's other vectors and outputs.
+    """
+    stored = np.isfinite(lengths[:, 0]) & np.isfinite(unit).all(axis=1)
+    zero = ~unit.any(axis=1)
+    if stored.all() and not zero.any():
+        return
+    finite = np.isfinite(vectors).all(axis=1)
+    marks = (
+        (Reason.NONFINITE_PREDICTION, ~finite),
+        (Reason.NORM_OVERFLOW, finite & ~stored),
+        (Reason.ZERO_VECTOR, zero & ~vectors.any(axis=1)),
+    )
+    for reason, marked in marks:
+        free = (faults == Reason.GOOD) | ((faults == Reason.ZERO_VECTOR) & (reason < faults))
+        faults[free & marked.reshape(len(faults), -1).any(axis=1)] = reason
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What happens to a row for each `Reason`.
+
+    Attributes:
+        actions: ``uint8[len(Reason)]``: for each reason, an index into `ACTIONS`.
+    """
+
+    actions: np.ndarray
+
+    @classmethod
+    def of(cls, job: Job) -> Policies:
+        """The policies that ``job`` declares."""
+        names: dict[Reason, str] = dict.fromkeys(INPUT_REASONS, job.input.invalid)
+        names[Reason.GOOD] = "keep"
+        names[Reason.NONFINITE_PREDICTION] = job.normalize.nonfinite
+        names[Reason.NORM_OVERFLOW] = job.normalize.nonfinite
+        names[Reason.ZERO_VECTOR] = job.normalize.zero
+        return cls(np.array([ACTIONS.index(names[reason]) for reason in Reason], np.uint8))
+
+    def judge(self, faults: np.ndarray) -> np.ndarray:
+        """The action for each row: ``uint8[n]`` from reasons ``uint8[n]``."""
+        return self.actions[faults]
+
+    @property
+    def bad(self) -> np.ndarray:
+        """Which reasons make a row bad: ``bool[len(Reason)]``; all but a zero vector kept."""
+        bad = np.ones(len(Reason), bool)
+        bad[Reason.GOOD] = False
+        bad[Reason.ZERO_VECTOR] = self.actions[Reason.ZERO_VECTOR] != KEEP
+        return bad

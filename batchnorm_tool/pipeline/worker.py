@@ -1,0 +1,246 @@
+"""The only place where read, predict, normalize, measure and write meet.
+
+::
+
+    slices -> Chunk -> Predictor -> normalize -> VectorStats -> Sink -> PartRecord
+
+`Worker.process_part` does one part from its rows to its commit record. It knows nothing of engines:
+whoever calls it, in whatever order, leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool import models
+from batchnorm_tool.chunk import Chunk
+from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, collected
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.formats.arrow_columns import regrouped
+from batchnorm_tool.inputs import reading
+from batchnorm_tool.models import security
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
+from batchnorm_tool.pipeline.part_summary import Tally
+from batchnorm_tool.pipeline.part_writer import PartWriter
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
+from batchnorm_tool.pipeline.timing import StageClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from batchnorm_tool.job import Engine, Model
+    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.models.batching import Predictor
+    from batchnorm_tool.pipeline.plan import Part
+    from batchnorm_tool.storage import Storage
+
+
+class Worker:
+    """Turns part numbers into committed parts; threads may share one.
+
+    Args:
+        plan: The run's plan.
+        storage: The run's output.
+        predictor: The loaded model, its batch size fixed to the plan's.
+
+    Attributes:
+        clock: What each stage of its parts took so far.
+    """
+
+    def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:
+        self.plan = plan
+        self.storage = storage
+        self.predictor = predictor
+        self.clock = StageClock()
+        self.layouts = output_schema.output_layouts(plan.job, plan.resolved.outputs)
+        self.policies = Policies.of(plan.job)
+        self._bits = plan.identity.bits_id
+        self._reader = FeatureReader(
+            plan.resolved.features,
+            plan.resolved.inputs,
+            plan.job.input,
+            judge_nonfinite=plan.job.model is not None,
+        )
+
+    def process_part(
+        self,
+        number: int,
+        advance: Callable[[int], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> PartRecord:
+        """Score one part and commit it, or a record of why it cannot be.
+
+        Args:
+            number: Number of the part.
+            advance: Told the number of rows of each finished chunk.
+            stopped: Asked between chunks whether to give up; the part is then dropped.
+
+        Returns:
+            The record, as it was committed.
+
+        Raises:
+            Interrupted: ``stopped`` said so.
+            WorkFailed: Reading, predicting or writing failed.
+        """
+        part = self.plan.part(number)
+        tally = Tally(part, self.plan.files, self.policies, self._keys)
+        with collected(tally.warnings.add), self._open_writer(part) as writer:
+            for chunk in self._timed(self._chunks(part)):
+                if stopped():
+                    msg = "Stopped between two chunks; running it again resumes."
+                    raise Interrupted(msg)
+                self._process_chunk(chunk, tally, writer)
+                advance(chunk.rows)
+            return self._commit(tally, writer)
+
+    def _open_writer(self, part: Part) -> PartWriter:
+        with self.clock.stage("write"):
+            return PartWriter(self.plan, self.storage, part, self.layouts)
+
+    def _commit(self, tally: Tally, writer: PartWriter) -> PartRecord:
+        with self.clock.stage("write"):
+            files = () if tally.counts.failed else writer.commit()
+        with self.clock.stage("statistics"):
+            record = tally.record(self._bits, files)
+        with self.clock.stage("write"):
+            path = refusal_path if tally.counts.failed else record_path
+            self.storage.put(path(record.part), record.to_json())
+        return record
+
+    def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
+        dtype = np.dtype(self.plan.job.output.dtype)
+        warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
+        try:
+            scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.clock)
+        except (ModelError, WorkFailed) as error:
+            file, row = tally.part.locate(chunk.first_row)
+            where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
+            kind = ModelError if isinstance(error, ModelError) else WorkFailed
+            raise kind(f"{where}: {error.message}") from error
+        with self.clock.stage("statistics"):
+            actions = self.policies.judge(scored.faults)
+            tally.add(scored, actions)
+        if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
+            with self.clock.stage("write"):
+                writer.write(scored, actions)
+
+    def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The same chunks; whatever brings the next one is the stage of reading."""
+        while True:
+            with self.clock.stage("read"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _chunks(self, part: Part) -> Iterator[Chunk]:
+        """The part's rows in chunks on a grid that starts at its first row."""
+        row = part.first_row
+        for table in regrouped(self._batches(part), self.plan.resolved.chunk_rows):
+            arrays, faults = self._reader.read(table)
+            yield Chunk(row, self._carry(table, row), arrays, faults)
+            row += table.num_rows
+
+    def _batches(self, part: Part) -> Iterator[pa.RecordBatch]:
+        for piece in part.slices:
+            file = self.plan.files[piece.file]
+            yield from reading.read_rows(
+                file, self._columns, piece.start, piece.stop, self.plan.resolved.chunk_rows
+            )
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """What is read: carried columns and features, each once."""
+        feeding = [name for columns in self.plan.resolved.features.values() for name in columns]
+        carried = [name for name in self.plan.resolved.carried.names if self._is_stored(name)]
+        return tuple(dict.fromkeys([*carried, *feeding]))
+
+    @cached_property
+    def _keys(self) -> int:
+        return len(output_schema.key_columns(self.plan.job.input))
+
+    def _is_stored(self, column: str) -> bool:
+        return self._keys > 0 or column != output_schema.ROW_COLUMN
+
+    def _carry(self, table: pa.Table, first_row: int) -> pa.Table:
+        """Key and passed-through columns of ``table``; the row number where there is no key."""
+        columns = [
+            table[name]
+            if self._is_stored(name)
+            else pa.array(np.arange(first_row, first_row + table.num_rows))
+            for name in self.plan.resolved.carried.names
+        ]
+        return pa.table(columns, schema=self.plan.resolved.carried)
+
+
+def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
+    """Load a job's model as it was when it was examined for the plan.
+
+    Args:
+        model: The job's model.
+        content: Hash of its architecture and weights, as they were examined.
+        engine: ``devices`` and ``threads``.
+
+    Raises:
+        ModelError: The gate refuses it, it does not load, or its content is another now.
+        JobError: A GPU is asked for, and there is none.
+    """
+    with security.admit(model) as admitted:
+        if admitted.report.content != content:
+            msg = (
+                f"{model.path}: the model file changed since the run was planned. "
+                "Run it again when nothing writes to it any more."
+            )
+            raise ModelError(msg)
+        return models.load_predictor(model, admitted.path, engine)
+
+
+def open_worker(storage: Storage, device: DeviceName) -> Worker:
+    """A worker of the run whose plan lies in an output, its model loaded.
+
+    Args:
+        storage: The output.
+        device: Where it computes, whatever the job says: the number of a GPU, or the CPU.
+
+    Raises:
+        WorkFailed: There is no plan.
+        Refused: The model cannot be loaded on this device, or gives other low bits there.
+    """
+    text = storage.get(PLAN_PATH)
+    plan = None if text is None else Plan.from_json(text)
+    if plan is None:
+        msg = "The plan of this run is gone from its output. Run it again: it resumes."
+        raise WorkFailed(msg)
+    return make_worker(storage, plan, _load(plan, device))
+
+
+def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
+    """A worker that computes with a loaded model; its batch size becomes the plan's.
+
+    Raises:
+        OutputError: A plan names the device and the threads whose bits its parts have, and the
+            model runs on others here.
+    """
+    planned = (plan.resolved.device, plan.resolved.threads)
+    if (model.device, model.threads) != planned:
+        msg = (
+            f"The run in `{plan.job.output.path}` was planned on the {planned[0]} with "
+            f"{planned[1]} thread(s) in an operation, and here the model runs on the "
+            f"{model.device} with {model.threads}, which gives other low bits. Go on where "
+            "it was begun, begin anew with `--fresh`, or accept both with `--mixed-bits`."
+        )
+        raise OutputError(msg)
+    return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size))
+
+
+def _load(plan: Plan, device: DeviceName) -> Predictor:
+    if plan.job.model is None:
+        return models.IdentityPredictor(plan.resolved.inputs)
+    engine = plan.job.engine.model_copy(update={"devices": [device]})
+    return load_model(plan.job.model, plan.resolved.model_content, engine)

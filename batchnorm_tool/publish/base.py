@@ -1,0 +1,256 @@
+"""What a publish target gets, and what it promises."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import (
+    BatchnormToolError,
+    Busy,
+    Interrupted,
+    JobError,
+    OutputError,
+    WorkFailed,
+    explained,
+)
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from batchnorm_tool.store.state import StoreLayout, Unfit
+
+Facts = dict[str, Any]
+
+
+class Changes(Protocol):
+    """What is to be done to the rows of one version to make them those of another."""
+
+    @property
+    def upserts(self) -> int:
+        """Rows that are new or other than they were."""
+
+    @property
+    def deletes(self) -> int:
+        """Rows that are gone."""
+
+    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows to write, with every column of the dataset."""
+
+    def delete_batches(self) -> Iterator[pa.RecordBatch]:
+        """The key columns of the rows to remove."""
+
+
+class Publication(Protocol):
+    """One version of a store, as targets get it. It can be read any number of times."""
+
+    @property
+    def version(self) -> int:
+        """The store's number of the version."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the version."""
+
+    @property
+    def layout(self) -> StoreLayout:
+        """What the rows look like."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The record of the night, or of the rollback, that made the version."""
+
+    def can_start_from(self, base: int | None) -> bool:
+        """Whether `changes` can be told: version ``base`` is kept and has the same space."""
+
+    def changes(self, base: int) -> Changes:
+        """What happened since version ``base``; whichever came first, as after a rollback."""
+
+    def all_batches(self) -> Iterator[pa.RecordBatch]:
+        """Every row, with every column of the dataset."""
+
+
+class TargetSection(Protocol):
+    """An item of ``publish`` in a job; each kind of target looks at its own keys alone."""
+
+    @property
+    def to(self) -> str:
+        """The kind of target, a key of `TARGETS`."""
+
+    @property
+    def label(self) -> str:
+        """The name of the target, which no other target of the job has."""
+
+    @property
+    def path(self) -> str | None:
+        """A directory, or the file of an index."""
+
+    @property
+    def keep(self) -> int | None:
+        """How many versions stay."""
+
+    @property
+    def table(self) -> str | None:
+        """The view that readers use: ``NAME`` or ``SCHEMA.NAME``."""
+
+    @property
+    def dsn_env(self) -> str | None:
+        """The environment variable that holds a connection string."""
+
+    @property
+    def rebuild_above(self) -> float | None:
+        """Share of changed rows above which everything is written anew."""
+
+    @property
+    def index(self) -> str | None:
+        """The kind of index."""
+
+    @property
+    def sample(self) -> int | None:
+        """Queries with which an index is measured."""
+
+
+class TakesAll:
+    """A target that takes all that a store holds: what it is asked before a publication."""
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse columns that the target cannot have.
+
+        Raises:
+            JobError: There is one.
+        """
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
+        """Return the first value of keys and passed-through columns that the target cannot take."""
+        return None
+
+
+class Target(Protocol):
+    """A place outside the store that is brought to each published version.
+
+    `publish` may be killed at any point and called again, with the same or a later version: it
+    ends in the same state as if nothing had happened. Its readers see one version or the other.
+    """
+
+    @property
+    def name(self) -> str:
+        """The target's name in the job."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in `TARGETS`."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, without anything secret: another place holds nothing yet."""
+
+    def check(self) -> None:
+        """Look for what `publish` will need, without touching the place.
+
+        Raises:
+            JobError: A library, a setting or a right is missing.
+        """
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse columns that the target cannot have; see `TakesAll`."""
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
+        """Return the first value that the target cannot take; see `TakesAll`."""
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+        """Bring the target to a version.
+
+        Args:
+            publication: The version.
+            held: What the last `publish` that succeeded returned; ``None`` where nothing is known,
+                and then all rows are written.
+
+        Returns:
+            Plain data with ``version``, ``rows`` and ``warnings`` at least.
+
+        Raises:
+            WorkFailed: It did not work; the message names the target and the next step.
+            OutputError: Likewise, and running it again will not help.
+        """
+
+
+def published_schema(layout: StoreLayout) -> pa.Schema:
+    """The columns that targets show: keys, vector, norm, status, version, passed-through ones.
+
+    Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
+    """
+    internal = layout.stored(FEATURE_HASH, PASSTHROUGH_HASH)
+    return pa.schema([field for field in layout.schema if field.name not in internal])
+
+
+def published_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The columns of ``schema`` of each batch that has rows."""
+    for batch in batches:
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def version_facts(publication: Publication) -> Facts:
+    """What every target says of what it holds."""
+    return {
+        "version": publication.version,
+        "rows": publication.rows,
+        "run_id": publication.record.get("run_id"),
+        "warnings": [],
+    }
+
+
+@contextlib.contextmanager
+def target_errors(name: str) -> Iterator[None]:
+    """Map what goes wrong in a target to one error that names it.
+
+    Args:
+        name: The target's name.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except (BatchnormToolError, OSError, pa.ArrowException, ValueError, ArithmeticError) as error:
+        ours = error if isinstance(error, BatchnormToolError) else explained(error)
+        raise failure(name, ours) from error
+
+
+def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
+    """Return the error of a target: one that running it again may heal, or another."""
+    msg = (
+        f"publish target `{name}`: {error.message} The store itself is published; the next "
+        "`refresh` brings this target up to date once the cause is mended."
+    )
+    return WorkFailed(msg) if isinstance(error, WorkFailed | Busy) else OutputError(msg)
+
+
+def check_path(section: TargetSection, *, is_file: bool = False) -> None:
+    """Refuse a path that is on no local disk, or where something else lies.
+
+    Args:
+        section: Of the target.
+        is_file: Whether the target is a file, and not a directory.
+
+    Raises:
+        JobError: It has a scheme, such as ``s3://``, or is a file instead of a directory.
+    """
+    place = Path(str(section.path))
+    if place.is_dir() if is_file else place.is_file():
+        wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")
+        msg = (
+            f"`publish`: target `{section.label}` needs {wanted} in `path`. Received: "
+            f"`{section.path}`, which is {found}. Choose another path."
+        )
+        raise JobError(msg)
+    if "://" in str(section.path):
+        msg = (
+            f"`publish`: target `{section.label}` writes to a local path in this version. "
+            f"Expected `path` without a scheme. Received: `{section.path}`. Write to a local path "
+            "and copy it from there."
+        )
+        raise JobError(msg)

@@ -1,0 +1,234 @@
+"""A FAISS index file with ids, made anew for each version.
+
+::
+
+    PATH                     the index: inner product on unit vectors, replaced in one rename
+    PATH.12.keys.parquet     ``faiss_id`` (``faiss_id_`` if a key has that name) and the keys,
+                             where these are no integers
+    PATH.json                version, rows, recall, SHA-256 of the index; written after it
+
+A single integer key is the id itself. Every other key (text, several columns, uint64) has the id
+``version * 2**40 + row``, and ``PATH.<version>.keys.parquet`` says which key that is. So every id
+that a search returns names the file that explains it, which is there before the index is, and which
+stays until the next version but one: whichever index a reader has open, it finds the right keys.
+
+``PATH.json`` is for people and monitoring. A kill may leave it a version behind the index: it is
+that of the index if its ``sha256`` is.
+
+The recall@10 against exact search is measured on rows of the version itself, each without itself.
+The index is searched with the least effort (``nprobe`` or ``efSearch``, kept in the file) that
+reaches a recall of 0.95. Vectors are indexed as float32, in memory: the index must fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.formats import Layout
+from batchnorm_tool.formats.parquet import ParquetSink
+from batchnorm_tool.publish import directories, faiss_build
+from batchnorm_tool.publish.base import TakesAll, check_path, target_errors, version_facts
+from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, Sample
+from batchnorm_tool.storage import OutputFile
+from batchnorm_tool.storage.checked_json import canonical_json, sealed, unsealed
+from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
+from batchnorm_tool.store.state import Unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from batchnorm_tool.publish.base import Facts, Publication, TargetSection
+    from batchnorm_tool.publish.faiss_build import Queries
+    from batchnorm_tool.storage import FileRecord
+    from batchnorm_tool.store.state import StoreLayout
+
+# The version that is published, the one that readers may still have open, and one more, which a
+# kill may have left half done.
+KEPT_KEYS = 3
+
+
+class FaissIndex(TakesAll):
+    """The target ``faiss``.
+
+    Args:
+        section: ``path``, ``index`` and ``sample`` are looked at.
+    """
+
+    kind = "faiss"
+
+    def __init__(self, section: TargetSection) -> None:
+        self.name = section.label
+        self.place = str(section.path)
+        self._section, self._files = section, IndexFiles(Path(self.place))
+        self._wanted, self._sample = str(section.index), section.sample or 1
+
+    def check(self) -> None:
+        """Look for FAISS, and refuse a path that is not local."""
+        check_path(self._section, is_file=True)
+        if importlib.util.find_spec("faiss") is None:
+            msg = (
+                f"`publish`: target `{self.name}` needs faiss, which cannot be imported. Install "
+                "it with `pip install 'batchnorm-tool[faiss]'`."
+            )
+            raise JobError(msg)
+
+    def check_layout(self, layout: StoreLayout) -> None:
+        """Refuse an index that FAISS does not know for vectors of that width."""
+        import faiss
+
+        text = faiss_build.factory_text(self._wanted, 1)
+        try:
+            faiss.index_factory(layout.width, text, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            msg = f"`publish`: target `{self.name}`: {faiss_build.refusal(text, error)}"
+            raise JobError(msg) from error
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
+        """Return the first key that FAISS returns where it finds nothing."""
+        scheme = IdScheme(0, table.select(list(keys)).schema)
+        if not (scheme.keys_are_ids and pa.types.is_signed_integer(scheme.key_schema.types[0])):
+            return None
+        row = table[keys[0]].index(NO_RESULT).as_py()
+        reason = f"publish target `{self.name}`: {scheme.no_result}"
+        return None if row < 0 else Unfit(row, keys[0], reason)
+
+    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
+        """Build the index of a version and put it in the place of the one that is there."""
+        text = faiss_build.factory_text(self._wanted, publication.rows)
+        with target_errors(self.name), faiss_build.mapped_errors(text):
+            document = self._files.document()
+            if document is None or not directories.holds(document, publication):
+                document = self._build(publication, text)
+            self._files.remove_old_keys()
+        return document | {"warnings": _warnings(document)}
+
+    def _build(self, publication: Publication, text: str) -> dict[str, Any]:
+        scheme = IdScheme.of(publication)
+        index = faiss_build.trained(publication, scheme, text)
+        queries = self._fill(index, publication, scheme)
+        neighbours = Neighbours(queries)
+        for rows in faiss_build.rows_of(publication, scheme):
+            neighbours.look_at(rows.vectors, rows.ids)
+        recall, effort = faiss_build.tune(index, neighbours)
+        measured = {"recall_at_10": recall, "queries": len(queries.ids), "effort": effort}
+        document = {"index": text, **self._told(publication, scheme), **measured}
+        written = self._files.put_index(index)
+        document |= {"bytes": written.bytes, "sha256": written.sha256}
+        self._files.put_document(document)
+        return document
+
+    def _fill(self, index: Any, publication: Publication, scheme: IdScheme) -> Queries:
+        """Add all rows, and write the file that explains their ids; a sample of the rows."""
+        sample = Sample(publication.rows, self._sample)
+        keys = self._files.keys(scheme.version, scheme.file_schema)
+        with contextlib.nullcontext() if scheme.keys_are_ids else keys as sink:
+            for rows in faiss_build.rows_of(publication, scheme):
+                index.add_with_ids(rows.vectors, rows.ids)
+                sample.take(rows.first_row, rows.vectors, rows.ids)
+                if sink is not None:
+                    sink.write(scheme.explained(rows.batch, rows.ids))
+        if index.ntotal != publication.rows:
+            msg = f"the version has {publication.rows} rows, and {index.ntotal} were read."
+            raise WorkFailed(msg)
+        return sample.queries()
+
+    def _told(self, publication: Publication, scheme: IdScheme) -> Facts:
+        keys = None if scheme.keys_are_ids else self._files.keys_path(scheme.version).name
+        return version_facts(publication) | {
+            "keys": keys,
+            "norm": publication.layout.norm_label,
+            "space": publication.record.get("space"),
+        }
+
+
+def _warnings(document: Facts) -> list[str]:
+    recall, wanted = document["recall_at_10"], faiss_build.WANTED_RECALL
+    if recall is None or recall >= wanted:
+        return []
+    msg = (
+        f"`{document['index']}` finds {recall:.1%} of the true neighbours, and {wanted:.0%} is "
+        "wanted. Choose another `index`."
+    )
+    return [msg]
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """The index at ``path`` and what lies beside it."""
+
+    path: Path
+
+    @property
+    def document_path(self) -> Path:
+        """What is told of the index."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+    def keys_path(self, version: int) -> Path:
+        """The file that explains the ids of a version."""
+        return self.path.with_name(f"{self.path.name}.{version}.keys.parquet")
+
+    def document(self) -> dict[str, Any] | None:
+        """What is told of the index, unless it is of another one or there is none."""
+        with read_errors(self.path):
+            if not (self.path.is_file() and self.document_path.is_file()):
+                return None
+            document = unsealed(self.document_path.read_bytes())
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return document if document and document["sha256"] == digest else None
+
+    def put_document(self, document: dict[str, Any]) -> None:
+        """Tell what the index is."""
+        with _created(self.document_path) as file:
+            file.write(canonical_json(sealed(document)) + b"\n")
+            file.commit()
+
+    def put_index(self, index: Any) -> FileRecord:
+        """Replace the index."""
+        import faiss
+
+        with _created(self.path) as file:
+            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
+            faiss.write_index(index, writer)
+            return file.commit()
+
+    @contextlib.contextmanager
+    def keys(self, version: int, schema: pa.Schema) -> Iterator[ParquetSink]:
+        """A file that explains ids; it is there when the block has ended well."""
+        with _created(self.keys_path(version)) as file:
+            sink = ParquetSink(file, schema, Layout(rows=0, vector_columns=()))
+            yield sink
+            sink.close()
+            file.commit()
+
+    def remove_old_keys(self) -> None:
+        """Remove the files that explain what nobody reads any more."""
+        pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.keys\.parquet")
+        with write_errors(self.path):
+            found = [pattern.fullmatch(path.name) for path in self.path.parent.iterdir()]
+            versions = sorted(int(match[1]) for match in found if match)
+            for version in versions[:-KEPT_KEYS]:
+                self.keys_path(version).unlink()
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[OutputFile]:
+    """A file in the making, thrown away unless it is committed."""
+    aside = path.with_name(f".{path.name}.new")
+    with write_errors(path):
+        make_directories(path.parent)
+        aside.unlink(missing_ok=True)  # a killed publication's
+    file = OutputFile(path, aside, path.name)
+    try:
+        yield file
+    finally:
+        file.discard()

@@ -1,0 +1,447 @@
+"""The tables of vectors in PostgreSQL: named, filled, switched and dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.errors import OutputError, WorkFailed
+from batchnorm_tool.publish.base import published_batches
+from batchnorm_tool.publish.pgvector_types import rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import psycopg
+    import pyarrow as pa
+    from psycopg import sql
+
+    from batchnorm_tool.publish.base import Changes, Publication
+    from batchnorm_tool.publish.pgvector_types import RowShape
+
+# How long another publisher, or a server that has not noticed a killed one, is waited for.
+LOCK_SECONDS = 60
+SWITCH_SECONDS = 2
+SWITCH_TRIES = 30
+# In the comment of a table: by it we know which ones are ours to drop.
+MARK = "built by batchnorm-tool"
+BOOKKEEPING = "_batchnorm_tool"
+
+
+class Tables:
+    """The tables of one target.
+
+    Args:
+        connection: In autocommit mode; transactions are begun where they are needed.
+        names: What they are called.
+        index: ``"hnsw"``, ``"ivfflat"`` or ``"none"``.
+    """
+
+    def __init__(self, connection: psycopg.Connection, names: Names, index: str) -> None:
+        self._statements, self._names, self._index = Statements(connection, names), names, index
+
+    def check(self) -> None:
+        """Look for pgvector, the schema, and the rights to write there; nothing is changed.
+
+        Raises:
+            OutputError: One is missing, or somebody else's view has the name.
+        """
+        schema, book = self._names.schema, self._names.bookkeeping
+        found = {
+            "pgvector: install the extension `vector` on the server": self._statements.value(
+                "SELECT to_regtype('vector') IS NOT NULL OR EXISTS (SELECT FROM"
+                " pg_available_extensions WHERE name = 'vector')"
+            ),
+            f"the schema `{schema}`: create it": self._statements.value(
+                "SELECT to_regnamespace(quote_ident(%s)) IS NOT NULL", (schema,)
+            ),
+        }
+        if all(found.values()):
+            mine = "this user may create tables in: grant it CREATE"
+            found[f"a schema `{schema}` that {mine}"] = self._statements.value(
+                "SELECT has_schema_privilege(quote_ident(%s), 'CREATE, USAGE')", (schema,)
+            )
+        if all(found.values()) and self._exists(book):
+            found[f"a table `{book}` that this user owns: make it the owner"] = (
+                self._statements.value(
+                    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid ="
+                    " to_regclass(quote_ident(%s) || '.' || quote_ident(%s))",
+                    (schema, book),
+                )
+            )
+        missing = [what for what, is_there in found.items() if not is_there]
+        if missing:
+            msg = f"Something is missing in the database. Expected {missing[0]}."
+            raise OutputError(msg)
+        self._check_view(self.bookkeeping() if self._exists(book) else None)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other publishers to the same view away; what a publication needs is made."""
+        key = (self._names.lock_key,)
+        self._statements.run("SET client_min_messages = warning")
+        self._statements.run(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+        self._statements.run("SELECT pg_advisory_lock(%s)", key)
+        # It ends with the session, as it must where this one breaks off.
+        self._prepare()
+        yield
+        self._statements.run("SELECT pg_advisory_unlock(%s)", key)
+
+    def _prepare(self) -> None:
+        from pgvector.psycopg import register_vector
+
+        if self._statements.value("SELECT to_regtype('vector')::text") is None:
+            self._statements.run("CREATE EXTENSION IF NOT EXISTS vector")
+        register_vector(self._statements.connection)
+        self._statements.run(
+            "CREATE TABLE IF NOT EXISTS {book} (one boolean PRIMARY KEY DEFAULT true CHECK (one),"
+            " version bigint NOT NULL, run_id text, built text NOT NULL, previous text,"
+            " shape text NOT NULL, updated_at timestamptz NOT NULL)"
+        )
+
+    def bookkeeping(self) -> Bookkeeping | None:
+        """What the view shows, or ``None`` where there is no view."""
+        row = self._statements.run(
+            "SELECT version, run_id, built, previous, shape FROM {book}"
+        ).fetchone()
+        return Bookkeeping(*row) if row and self._exists(self._names.view) else None
+
+    def merge(
+        self, publication: Publication, shape: RowShape, before: Bookkeeping, changes: Changes
+    ) -> bool:
+        """Change the table that is there, in one transaction.
+
+        Returns:
+            Whether it then has as many rows as it must; where not, nothing was changed.
+        """
+        from psycopg import Rollback
+
+        table = self._statements.table(before.built)
+        run_id = publication.record.get("run_id")
+        with self._statements.connection.transaction() as transaction:
+            self._upsert(table, shape, changes)
+            self._delete(table, shape, changes)
+            rows = self._statements.value("SELECT count(*) FROM {table}", table=table)
+            if rows != publication.rows:
+                raise Rollback(transaction)
+            self._note(replace(before, version=publication.version, run_id=run_id))
+        return bool(rows == publication.rows)
+
+    def rebuild(
+        self, publication: Publication, shape: RowShape, before: Bookkeeping | None
+    ) -> tuple[Bookkeeping, bool]:
+        """Make a new table with its index, then let the view read it.
+
+        Returns:
+            What holds now, and whether the view was made anew for other columns.
+        """
+        self._check_view(before)
+        read = before.built if before else None
+        name = self._names.built_in(publication.version, read)
+        table = self._statements.table(name)
+        self._create(table, shape)
+        self._statements.copy(table, shape.names, shape, publication.all_batches())
+        self._add_indexes(table, shape, publication.rows)
+        run_id = publication.record.get("run_id")
+        after = Bookkeeping(publication.version, run_id, name, read, shape.signature)
+        return after, self._switch(after)
+
+    def drop_all_but(self, kept: set[str]) -> list[str]:
+        """Drop the tables of older versions and of broken off ones.
+
+        Returns:
+            A warning for each that cannot be dropped.
+        """
+        import psycopg
+
+        warnings = []
+        for name in sorted(self._built() - kept):
+            try:
+                self._statements.run("DROP TABLE {table}", table=self._statements.table(name))
+            except psycopg.Error as error:
+                warnings.append(f"`{name}` stays: {error.diag.message_primary}.")
+        return warnings
+
+    def _built(self) -> set[str]:
+        rows = self._statements.run(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamespace("
+            "quote_ident(%s)) AND obj_description(oid, 'pg_class') = %s",
+            (self._names.schema, MARK),
+        )
+        return {name for (name,) in rows if self._names.is_built(name)}
+
+    def _exists(self, name: str) -> bool:
+        statement = "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) IS NOT NULL"
+        return bool(self._statements.value(statement, (self._names.schema, name)))
+
+    def _check_view(self, before: Bookkeeping | None) -> None:
+        if before is None and self._exists(self._names.view):
+            msg = (
+                f"`{self._names.schema}.{self._names.view}` exists, and "
+                f"`{self._names.bookkeeping}` does not know it. Choose another `table`, or drop it."
+            )
+            raise OutputError(msg)
+
+    def _create(self, table: sql.Composable, shape: RowShape) -> None:
+        statements = self._statements
+        required = {*shape.keys, shape.vector}
+        columns = [
+            statements.each("{0} " + kind + (" NOT NULL" if name in required else ""), [name])
+            for name, kind in shape.columns
+        ]
+        with statements.connection.transaction():
+            joined = statements.listed(columns)
+            statements.run("CREATE TABLE {table} ({columns})", table=table, columns=joined)
+            mark = statements.text(f"'{MARK}'")
+            statements.run("COMMENT ON TABLE {table} IS {mark}", table=table, mark=mark)
+
+    def _add_indexes(self, table: sql.Composable, shape: RowShape, rows: int) -> None:
+        keys = self._statements.columns(shape.keys)
+        self._statements.run("ALTER TABLE {table} ADD PRIMARY KEY ({keys})", table=table, keys=keys)
+        indexed = shape.indexed()
+        if self._index != "none" and indexed is not None:
+            pattern = f"USING {self._index} ({indexed}) {_options(self._index, rows)}"
+            what = self._statements.each(pattern, [shape.vector])
+            self._statements.run("CREATE INDEX ON {table} {what}", table=table, what=what)
+        self._statements.run("ANALYZE {table}", table=table)
+
+    def _upsert(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
+        statements = self._statements
+        statements.run("CREATE TEMP TABLE tonight (LIKE {table}) ON COMMIT DROP", table=table)
+        tonight = statements.text("pg_temp.tonight")
+        statements.copy(tonight, shape.names, shape, changes.upsert_batches())
+        statements.run(
+            "INSERT INTO {table} ({names}) SELECT {names} FROM {tonight}"
+            " ON CONFLICT ({keys}) DO UPDATE SET {updates}",
+            table=table,
+            tonight=tonight,
+            names=statements.columns(shape.names),
+            keys=statements.columns(shape.keys),
+            updates=statements.each("{0} = excluded.{0}", shape.values),
+        )
+
+    def _delete(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
+        statements, keys = self._statements, list(shape.keys)
+        statements.run(
+            "CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {keys} FROM {table} LIMIT 0",
+            keys=statements.columns(keys),
+            table=table,
+        )
+        gone = statements.text("pg_temp.gone")
+        statements.copy(gone, keys, shape, changes.delete_batches())
+        statements.run(
+            "DELETE FROM {table} AS live USING {gone} AS gone WHERE {same}",
+            table=table,
+            gone=gone,
+            same=statements.each("live.{0} = gone.{0}", keys, " AND "),
+        )
+
+    def _switch(self, after: Bookkeeping) -> bool:
+        """Let the view read what was built; whether the view had to be made anew.
+
+        New readers queue up behind the switch while it waits for running ones: hence several
+        short waits.
+        """
+        from psycopg.errors import LockNotAvailable
+
+        for _ in range(SWITCH_TRIES):
+            with contextlib.suppress(LockNotAvailable):
+                return self._try_to_switch(after)
+        msg = (
+            f"`{self._names.schema}.{self._names.view}` is in use without a pause: the view could "
+            f"not be switched in {SWITCH_TRIES} tries of {SWITCH_SECONDS} s. Look for a "
+            "transaction in `pg_stat_activity` that stays open."
+        )
+        raise WorkFailed(msg)
+
+    def _try_to_switch(self, after: Bookkeeping) -> bool:
+        with self._statements.connection.transaction():
+            self._statements.run(f"SET LOCAL lock_timeout = '{SWITCH_SECONDS}s'")
+            remade = self._switch_view(after.built)
+            self._note(after)
+        return remade
+
+    def _switch_view(self, name: str) -> bool:
+        """Let the view read a table; whether it had to be made anew."""
+        statements, view = self._statements, self._names.view
+        remade = self._exists(view) and self._columns(view) != self._columns(name)
+        if remade:
+            statements.run("DROP VIEW {view}")
+        table = statements.table(name)
+        statements.run("CREATE OR REPLACE VIEW {view} AS SELECT * FROM {table}", table=table)
+        return remade
+
+    def _columns(self, name: str) -> list[Any]:
+        rows = self._statements.run(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid ="
+            " to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) AND attnum > 0"
+            " ORDER BY attnum",
+            (self._names.schema, name),
+        )
+        return list(rows)
+
+    def _note(self, after: Bookkeeping) -> None:
+        self._statements.run("DELETE FROM {book}")
+        self._statements.run(
+            "INSERT INTO {book} (version, run_id, built, previous, shape, updated_at)"
+            " VALUES (%s, %s, %s, %s, %s, now())",
+            after.values(),
+        )
+
+
+def _options(index: str, rows: int) -> str:
+    """As many lists as pgvector's documentation advises; HNSW keeps its defaults."""
+    if index != "ivfflat":
+        return ""
+    lists = rows // 1000 if rows <= 1_000_000 else round(rows**0.5)
+    return f"WITH (lists = {max(1, lists)})"
+
+
+class Statements:
+    """Statements about the tables of one target.
+
+    In a statement, ``{view}`` and ``{book}`` are the target's view and bookkeeping table; what
+    else is in braces is given by name.
+
+    Args:
+        connection: In autocommit mode; transactions are begun where they are needed.
+        names: What the tables are called.
+    """
+
+    def __init__(self, connection: psycopg.Connection, names: Names) -> None:
+        from psycopg import sql
+
+        self.connection, self._sql, self._names = connection, sql, names
+        self._known = {"view": self.table(names.view), "book": self.table(names.bookkeeping)}
+
+    def table(self, name: str) -> sql.Composable:
+        """A table of the target's schema."""
+        return self._sql.Identifier(self._names.schema, name)
+
+    def columns(self, names: Iterable[str]) -> sql.Composable:
+        """Names of columns with commas between them."""
+        return self.each("{0}", names)
+
+    def each(self, pattern: str, names: Iterable[str], between: str = ", ") -> sql.Composable:
+        """A pattern once for each name, in place of ``{0}``."""
+        text, quoted = self._sql.SQL(pattern), map(self._sql.Identifier, names)
+        return self._sql.SQL(between).join(text.format(name) for name in quoted)
+
+    def listed(self, parts: Iterable[sql.Composable]) -> sql.Composable:
+        """Parts with commas between them."""
+        return self._sql.SQL(", ").join(parts)
+
+    def text(self, words: str) -> sql.Composable:
+        """SQL as it stands: never anything from outside."""
+        return self._sql.SQL(words)
+
+    def run(
+        self, statement: str, values: tuple[Any, ...] = (), **parts: sql.Composable
+    ) -> psycopg.Cursor[Any]:
+        """Execute a statement."""
+        composed = self._sql.SQL(statement).format(**self._known, **parts)
+        return self.connection.execute(composed, values or None)
+
+    def value(self, statement: str, values: tuple[Any, ...] = (), **parts: sql.Composable) -> Any:
+        """The first value of the first row."""
+        row = self.run(statement, values, **parts).fetchone()
+        return None if row is None else row[0]
+
+    def copy(
+        self,
+        table: sql.Composable,
+        names: list[str],
+        shape: RowShape,
+        batches: Iterable[pa.RecordBatch],
+    ) -> None:
+        """Append rows to a table, in PostgreSQL's binary form."""
+        composed = self._sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
+        schema = shape.schema_of(names)
+        with (
+            self.connection.cursor() as cursor,
+            cursor.copy(composed.format(table, self.columns(names))) as copy,
+        ):
+            copy.set_types(shape.types(names))
+            for rows in published_batches(batches, schema):
+                for row in rows_of(rows, shape.vector):
+                    copy.write_row(row)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in the database; they are quoted wherever they are used.
+
+    Attributes:
+        schema: Of everything.
+        view: What readers select from.
+    """
+
+    schema: str
+    view: str
+
+    @classmethod
+    def parse(cls, text: str) -> Names:
+        """Read ``NAME`` or ``SCHEMA.NAME``.
+
+        Example:
+            >>> Names.parse("items"), Names.parse("shop.items").schema
+            (Names(schema='public', view='items'), 'shop')
+        """
+        schema, dot, view = text.rpartition(".")
+        return cls(schema if dot else "public", view)
+
+    @property
+    def bookkeeping(self) -> str:
+        """The table that says which version the view shows."""
+        return f"{self.view}{BOOKKEEPING}"
+
+    def built_in(self, version: int, read: str | None) -> str:
+        """The name of the table that a version builds, beside the one that is ``read`` now."""
+        name = f"{self.view}_v{version}"
+        return f"{name}_again" if name == read else name
+
+    def is_built(self, table: str) -> bool:
+        """Whether a table is called as one of ours."""
+        return re.fullmatch(re.escape(self.view) + r"_v\d+(_again)?", table) is not None
+
+    @property
+    def lock_key(self) -> int:
+        """The key of the advisory lock, a signed 64-bit number."""
+        digest = hashlib.sha256(f"batchnorm-tool:{self.schema}.{self.view}".encode()).digest()
+        return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@dataclass(frozen=True)
+class Bookkeeping:
+    """What the database says of itself.
+
+    Attributes:
+        version: The version that the view shows.
+        run_id: The run that made it.
+        built: The table that the view reads.
+        previous: The table that it read before.
+        shape: `RowShape.signature` of both view and table.
+    """
+
+    version: int
+    run_id: str | None
+    built: str
+    previous: str | None
+    shape: str
+
+    @property
+    def kept(self) -> set[str]:
+        """The tables that stay."""
+        return {self.built, self.previous or self.built}
+
+    def is_of(self, publication: Publication) -> bool:
+        """Whether the view shows this very publication."""
+        run_id = publication.record.get("run_id")
+        return (self.version, self.run_id) == (publication.version, run_id)
+
+    def values(self) -> tuple[Any, ...]:
+        """The values of its row, in order."""
+        return (self.version, self.run_id, self.built, self.previous, self.shape)

@@ -1,0 +1,309 @@
+"""Which columns a table of vectors has, and which index serves its norm."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnorm_tool.errors import OutputError
+from batchnorm_tool.publish.base import published_schema
+from batchnorm_tool.storage.checked_json import sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from batchnorm_tool.store.state import StoreLayout
+
+# The limits of pgvector 0.8: columns, and the two types that an index takes.
+LONGEST_VECTOR = 16000
+LONGEST_INDEXED = 2000
+LONGEST_INDEXED_HALF = 4000
+# PostgreSQL's own: every table has these columns, and names are cut after so many bytes.
+_SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+_LONGEST_NAME = 63
+_MOST_COLUMNS = 1600
+JSON = "jsonb"
+LONGEST_KEY = 2600  # bytes; a page of an index takes 2,704 for a whole row
+# Seconds since 1970: a year within what Python has, for whatever time zone; and 2**63 microseconds.
+_TIMES = "Expected the years 2 to 9998, or a span within 292,000 years. Received: one beyond."
+_YEAR_2, _YEAR_9998, _SPAN = -62_104_060_800, 253_370_764_800, 2**63 / 10**6 - 1
+_SIMPLE = {
+    pa.bool_(): "boolean",
+    pa.int8(): "smallint",
+    pa.uint8(): "smallint",
+    pa.int16(): "smallint",
+    pa.uint16(): "integer",
+    pa.int32(): "integer",
+    pa.uint32(): "bigint",
+    pa.int64(): "bigint",
+    pa.uint64(): "numeric(20,0)",
+    pa.float16(): "real",
+    pa.float32(): "real",
+    pa.float64(): "double precision",
+    pa.date32(): "date",
+    pa.date64(): "date",
+}
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """The columns of a table, made from the layout of a store.
+
+    Attributes:
+        keys: Names of the key columns.
+        vector: Name of the vectors' column.
+        width: Components of a vector.
+        norm_label: The norm that vectors have length 1 under.
+        columns: Name and SQL type of every column, in order.
+        dtype: Of the vectors in the store.
+        schema: The same columns in Arrow.
+    """
+
+    keys: tuple[str, ...]
+    vector: str
+    width: int
+    norm_label: str
+    columns: tuple[tuple[str, str], ...]
+    dtype: str
+    schema: pa.Schema
+
+    @classmethod
+    def of(cls, layout: StoreLayout) -> RowShape:
+        """The shape of a store's published columns."""
+        schema, width = published_schema(layout), layout.width
+        columns = tuple(
+            (
+                field.name,
+                f"vector({width})" if field.name == layout.vector else sql_type(field.type),
+            )
+            for field in schema
+        )
+        return cls(
+            layout.keys, layout.vector, width, layout.norm_label, columns, layout.dtype, schema
+        )
+
+    def check(self) -> None:
+        """Refuse columns that PostgreSQL cannot have, and vectors that are too long.
+
+        Raises:
+            OutputError: There are some.
+        """
+        for name in self.names:
+            if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
+                msg = (
+                    f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of at "
+                    f"most {_LONGEST_NAME} bytes, and none of {', '.join(_SYSTEM_COLUMNS)}. Rename "
+                    "it in the input (the store's own: `store.columns`, `output.columns`), or "
+                    "leave it out of `input.passthrough`."
+                )
+                raise OutputError(msg)
+        if self.width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
+            msg = (
+                f"pgvector takes vectors of at most {LONGEST_VECTOR} components and a table at "
+                f"most {_MOST_COLUMNS} columns. Received: {self.width} and {len(self.columns)}. "
+                "Use another target."
+            )
+            raise OutputError(msg)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all columns, in order."""
+        return [name for name, _ in self.columns]
+
+    @property
+    def signature(self) -> str:
+        """Equal where rows fit into the same table, under the same index."""
+        columns = [list(column) for column in self.columns]
+        return sha256({"keys": list(self.keys), "columns": columns, "norm": self.norm_label})
+
+    @property
+    def operators(self) -> str:
+        """The distance that serves the norm: cosine (``<=>``), or else inner product (``<#>``)."""
+        return "cosine" if self.norm_label == "l2" else "ip"
+
+    @property
+    def values(self) -> list[str]:
+        """Names of the columns that are no keys."""
+        return [name for name in self.names if name not in self.keys]
+
+    def schema_of(self, names: list[str]) -> pa.Schema:
+        """Some columns in Arrow."""
+        return pa.schema([self.schema.field(name) for name in names])
+
+    def types(self, names: list[str]) -> list[str]:
+        """The SQL types of some columns, without the numbers in brackets."""
+        known = dict(self.columns)
+        return [known[name].partition("(")[0] for name in names]
+
+    @property
+    def cast(self) -> str:
+        """What vectors are cast to for an index, where they are too long for it as they are."""
+        return f"halfvec({self.width})" if self.width > LONGEST_INDEXED else ""
+
+    def indexed(self) -> str | None:
+        """What an index is over, with ``{0}`` for the column; ``None`` where none can be."""
+        if self.width > LONGEST_INDEXED_HALF:
+            return None
+        if self.cast:
+            return f"({{0}}::{self.cast}) halfvec_{self.operators}_ops"
+        return f"{{0}} vector_{self.operators}_ops"
+
+    def warnings(self, index: str) -> list[str]:
+        """What a reader should know of precision and of the index."""
+        told = []
+        if self.dtype == "float64":
+            told.append("pgvector stores float32: the vectors' float64 was rounded.")
+        if index != "none" and self.indexed() is None:
+            told.append(f"{self.width} components are too many for an index: none was built.")
+        elif index != "none" and self.cast:
+            cast = f"{self.vector}::{self.cast}"
+            told.append(f"The index is over `{cast}`: queries must cast likewise to use it.")
+        return told
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """The type of a column that holds every value of an Arrow type.
+
+    Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
+    else has no type of its own becomes ``jsonb``.
+
+    Example:
+        >>> sql_type(pa.uint32()), sql_type(pa.list_(pa.int8()))
+        ('bigint', 'jsonb')
+    """
+    if pa.types.is_dictionary(kind):
+        return sql_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return f"numeric({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind):
+        return "timestamp with time zone" if kind.tz else "timestamp without time zone"
+    return _SIMPLE.get(kind) or _of_a_family(kind)
+
+
+def _of_a_family(kind: pa.DataType) -> str:
+    families = {
+        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        "bytea": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+        "time without time zone": (pa.types.is_time,),
+        "interval": (pa.types.is_duration,),
+    }
+    matching = (name for name, tests in families.items() if any(test(kind) for test in tests))
+    return next(matching, JSON)
+
+
+def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, str]]:
+    """Find the values of a column that PostgreSQL, or psycopg on the way there, cannot take.
+
+    Args:
+        column: Of any type that a store holds, ``n`` rows.
+        is_key: Whether it is part of the primary key.
+
+    Yields:
+        ``bool[n]``, and why these rows cannot be taken.
+    """
+    kind = column.type
+    if "string" in str(kind):
+        yield _rows_with_nul(column), "Expected text without NUL. Received: text with one."
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
+        yield _beyond(column), _TIMES
+    if is_key and getattr(kind, "unit", "") == "ns":
+        parts = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) % 1000 != 0
+        yield parts, "Expected whole microseconds in a key. Received: a part of one."
+    if is_key and sql_type(kind) in {"text", "bytea"}:
+        sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        yield (
+            sizes > LONGEST_KEY,
+            f"Expected keys of at most {LONGEST_KEY:,} bytes. Received: more.",
+        )
+
+
+def _rows_with_nul(column: pa.Array) -> np.ndarray:
+    if sql_type(column.type) == JSON:
+        return np.array([_holds_nul(value) for value in column.to_pylist()], bool)
+    found = pc.match_substring(column, "\0").fill_null(False)  # noqa: FBT003
+    return np.asarray(found.to_numpy(zero_copy_only=False))
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nul, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
+
+
+def _beyond(column: pa.Array) -> np.ndarray:
+    """Dates and times that Python lacks, and spans that are no 64-bit number of microseconds."""
+    kind = column.type
+    width = pa.int32() if kind == pa.date32() else pa.int64()
+    values = column.cast(width).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    a_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}.get(getattr(kind, "unit", ""), 1)
+    scale = 1 / 86_400 if kind == pa.date32() else 1000 if kind == pa.date64() else a_second
+    low, high = (-_SPAN, _SPAN) if pa.types.is_duration(kind) else (_YEAR_2, _YEAR_9998)
+    return np.asarray((values < low * scale) | (values > high * scale))
+
+
+def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table as psycopg takes them for a binary ``COPY``.
+
+    Args:
+        table: Rows.
+        vector: Name of the column of vectors, which become NumPy arrays; there may be none.
+    """
+    names = table.column_names
+    columns = [
+        _vectors(table[name]) if name == vector else _values(table[name].combine_chunks())
+        for name in names
+    ]
+    return zip(*columns, strict=True)
+
+
+def _vectors(column: pa.ChunkedArray) -> Sequence[Any]:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1).astype("float32", copy=False)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    from psycopg.types.json import Jsonb
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _values(column.dictionary_decode())
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind) or pa.types.is_time64(kind):
+        column = column.cast(_in_microseconds(kind), safe=False)
+    if sql_type(kind) == JSON:
+        values = column.to_pylist()
+        return [None if value is None else Jsonb(value, dumps=as_json) for value in values]
+    return column.to_pylist()
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us")
+
+
+def as_json(value: Any) -> str:
+    """A nested value as JSON; what JSON has no word for becomes null or text.
+
+    Example:
+        >>> as_json({"a": [1.5, float("nan")], "b": None})
+        '{"a": [1.5, null], "b": null}'
+    """
+    return json.dumps(_without_nan(value), ensure_ascii=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return value

@@ -1,0 +1,1 @@
+"""Vectors that are stored: in a run, in a store's version, in files, in an array."""

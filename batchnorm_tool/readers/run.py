@@ -1,0 +1,315 @@
+"""A finished run as it lies on disk: which file holds which columns, and its rows part by part.
+
+Whatever format was written, rows come with the schema that Parquet has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
+from batchnorm_tool.formats.npy import KEYS, array_directories
+from batchnorm_tool.job import Job
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.manifest import (
+    FORMAT,
+    MANIFEST_PATH,
+    SUCCESS_PATH,
+    Manifest,
+    read_manifest,
+)
+from batchnorm_tool.pipeline.output_state import RECORDS
+from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, Resolved
+from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from batchnorm_tool.pipeline.output_schema import OutputLayout
+
+DATA_DIRECTORY = "vectors"
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """One part of a finished run.
+
+    Attributes:
+        number: Its place in the plan, from 0.
+        first: The number of its first row among the rows that are stored.
+        rows: How many rows are stored.
+        files: Its files, those of quarantined rows included.
+    """
+
+    number: int
+    first: int
+    rows: int
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run.
+
+    Attributes:
+        path: Its output directory.
+        manifest: Its manifest, checked.
+    """
+
+    path: str
+    manifest: Manifest
+
+    @cached_property
+    def job(self) -> Job:
+        """What was asked for."""
+        return Job.model_validate(self.manifest.data["job"])
+
+    @cached_property
+    def layouts(self) -> tuple[OutputLayout, ...]:
+        """How each output is stored."""
+        return output_schema.output_layouts(self.job, self._resolved.outputs)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the stored rows: key and passed-through columns, then vectors and norms."""
+        carried = self._resolved.carried
+        return plain_schema(
+            output_schema.output_schema(carried, self.layouts, self.job.output.dtype)
+        )
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the columns that identify a row."""
+        carried = self._resolved.carried.names
+        return tuple(name for name in carried if name not in self.job.input.passthrough)
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The manifest, as plain data."""
+        return self.manifest.data
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the type of the vectors' components."""
+        return self.job.output.dtype
+
+    @property
+    def rows(self) -> int:
+        """Number of stored rows."""
+        return int(self.manifest.data["rows"]["out"])
+
+    @cached_property
+    def parts(self) -> tuple[StoredPart, ...]:
+        """All parts, in plan order."""
+        parts, first = [], 0
+        for part in self.manifest.data["parts"]:
+            files = tuple(FileRecord(**file) for file in part["files"])
+            parts.append(StoredPart(part["part"], first, part["rows_out"], files))
+            first += part["rows_out"]
+        return tuple(parts)
+
+    @cached_property
+    def _resolved(self) -> Resolved:
+        return Resolved.from_dict(self.manifest.data["resolved"])
+
+    @cached_property
+    def _directories(self) -> dict[str, tuple[str, ...]]:
+        """Which columns the files of each directory hold."""
+        names = self.schema.names
+        if self.job.output.format != "npy":
+            return {DATA_DIRECTORY: tuple(names)}
+        vectors = tuple(output.vector_column for output in self.layouts)
+        norms = tuple(output.norm_column for output in self.layouts)
+        arrays = array_directories(vectors, norms)
+        others = tuple(name for name in names if name not in arrays)
+        return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
+
+    @property
+    def directories(self) -> set[str]:
+        """Names of the directories that hold rows."""
+        return {*self._directories, QUARANTINE_DIRECTORY}
+
+    def locate(self, file: FileRecord) -> Path:
+        """Where a file of the run lies."""
+        return Path(self.path) / file.path
+
+    def file_of(self, part: StoredPart, column: str) -> str:
+        """Path, below the output, of the file that holds ``column`` of ``part``."""
+        return next(file.path for file, columns in self._data_files(part) if column in columns)
+
+    def quarantine_of(self, part: StoredPart) -> FileRecord | None:
+        """The file of the rows of ``part`` that policy sent away, if there were any."""
+        return next((f for f in part.files if _directory(f) == QUARANTINE_DIRECTORY), None)
+
+    def _data_files(self, part: StoredPart) -> Iterator[tuple[FileRecord, tuple[str, ...]]]:
+        for file in part.files:
+            columns = self._directories.get(_directory(file))
+            if columns is not None:
+                yield file, columns
+
+    def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield all rows, part by part; see `read_part`."""
+        for part in self.parts:
+            yield from self.read_part(part, columns, batch_rows)
+
+    def read_part(
+        self, part: StoredPart, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a part in batches of ``batch_rows``, the last one shorter.
+
+        Args:
+            part: Which part.
+            columns: Names from `schema`, in the order wanted.
+            batch_rows: At least 1.
+
+        Raises:
+            Damaged: A file is missing, cannot be read, or holds other rows than the manifest says.
+        """
+        sides = []
+        for file, stored in self._data_files(part):
+            wanted = [name for name in columns if name in stored]
+            if wanted:
+                sides.append(self._read_file(file, wanted, part.rows, batch_rows))
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        for batches in zip(*sides, strict=True):
+            found = {name: batch[name] for batch in batches for name in batch.schema.names}
+            yield pa.RecordBatch.from_arrays([found[name] for name in columns], schema=schema)
+
+    def _read_file(
+        self, file: FileRecord, wanted: Sequence[str], rows: int, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        path = str(self.locate(file))
+        if not Path(path).exists():
+            msg = (
+                f"`{file.path}` of `{self.path}` is missing. Copy it there, or run with `--fresh`."
+            )
+            raise Damaged(msg)
+        with damaged_if_unreadable(file.path):
+            is_npy = path.endswith(".npy")
+            form = FORMATS["npy" if is_npy else self._table_format]
+            inspected = form.inspect(path)
+            stored = inspected.schema.names if is_npy else wanted
+            check_rows(file, rows, inspected.rows)
+            schema = pa.schema([self.schema.field(name) for name in wanted])
+            for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
+                yield _one_batch(table.rename_columns(list(wanted)).cast(schema))
+
+    @property
+    def _table_format(self) -> str:
+        """Beside arrays in NPY, the other columns lie in Parquet."""
+        name = self.job.output.format
+        return "parquet" if name == "npy" else name
+
+
+@checked_json.told_of_records
+def open_run(path: str) -> StoredRun:
+    """Open a finished run.
+
+    Args:
+        path: Its output directory, or the ``vectors`` directory in it.
+
+    Raises:
+        InputError: No finished run lies there.
+        Damaged: Its manifest is not what its checksum says.
+    """
+    root = _root(path)
+    storage = LocalStorage(root)
+    try:
+        manifest = read_manifest(storage, str(root))
+    except OSError as error:
+        msg = f"`{root}` cannot be read: {error.strerror}. Change its permissions."
+        raise InputError(msg) from error
+    if manifest is None:
+        raise InputError(_why_no_run(storage, str(root)))
+    _check_format(manifest.data, str(root))
+    run = StoredRun(str(root), manifest)
+    # Each is made once, and from records: here is where what is odd about them is told.
+    for made in (run.schema, run.keys, run.parts, run.rows, manifest.directories):
+        del made
+    return run
+
+
+@contextlib.contextmanager
+def damaged_if_unreadable(path: str) -> Iterator[None]:
+    """Map what reading input says of a file to `Damaged`, because the file is a result of ours."""
+    try:
+        yield
+    except (InputError, WorkFailed, pa.ArrowException, *checked_json.ODD_RECORDS) as error:
+        msg = f"`{path}` cannot be read as it was written: {error}"
+        raise Damaged(msg) from error
+
+
+def check_rows(file: FileRecord, expected: int, received: int) -> None:
+    """Raise `Damaged` where a file has another number of rows than the manifest says."""
+    if expected != received:
+        msg = f"`{file.path}` has {received:,} rows, and {expected:,} by the manifest."
+        raise Damaged(msg)
+
+
+def _directory(file: FileRecord) -> str:
+    return file.path.partition("/")[0]
+
+
+def _root(path: str) -> Path:
+    if "://" in path:
+        msg = f"Runs are read from local directories in this version. Received: `{path}`."
+        raise InputError(msg)
+    root = Path(path)
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        msg = f"`{path}` {what}. Expected the output directory of a finished run."
+        raise InputError(msg)
+    above = root.absolute().parent
+    is_inside = root.absolute().name == DATA_DIRECTORY and (above / SUCCESS_PATH).is_file()
+    return above if is_inside else root
+
+
+def _why_no_run(storage: LocalStorage, path: str) -> str:
+    names = storage.names()
+    if STATE in names:
+        return _under_way(storage, path)
+    if MANIFEST_PATH in names:
+        return (
+            f"`{path}` lacks `{SUCCESS_PATH}`, which every finished run has. If it is a copy, copy "
+            "all of it; otherwise run the same command again."
+        )
+    if "_versions" in names:
+        return (
+            f"`{path}` is a Lance dataset, and no store: `{path}.state` is missing, which "
+            "`batchnorm-tool refresh` writes beside it. If it is a copy of a store, copy both."
+        )
+    held = f"Received: {', '.join(names[:5])}" if names else "Received: an empty directory"
+    return f"`{path}` holds no run. Expected the output directory of a finished run. {held}."
+
+
+def _under_way(storage: LocalStorage, path: str) -> str:
+    text = storage.get(PLAN_PATH)
+    plan = None if text is None else Plan.from_json(text)
+    done = len(storage.names(RECORDS))
+    share = f"{done:,} of {plan.part_count:,}" if plan else f"{done:,}"
+    begin = f"`{path}` holds a run that is not finished: {share} parts are done."
+    if storage.is_locked():
+        return f"{begin} It is under way right now; wait for it to end."
+    return f"{begin} Run the same command again: it goes on where it stopped."
+
+
+def _check_format(data: Any, path: str) -> None:
+    if data["format"] != FORMAT:
+        msg = (
+            f"`{path}` was written by batchnorm_tool {data['version']}. Expected: a result in "
+            f"format {FORMAT}. Received: format {data['format']}. Read it with that version."
+        )
+        raise InputError(msg)
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]

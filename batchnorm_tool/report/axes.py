@@ -1,0 +1,408 @@
+"""The frame of a chart, its axes with their labels, and numbers as they are printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from batchnorm_tool.report.markup import Html, tag
+
+FONT = 12
+# Widest digit of the usual system fonts at 12 px, rounded down: labels are mostly digits and dots.
+LETTER = 7.2
+ROW = 18
+_TICK_GAP = 6
+_RIGHT = 12
+_LABEL_GAP = 6
+_MINUS = "\N{MINUS SIGN}"
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNITS_FROM = 10_000
+_PLAIN_FROM, _PLAIN_TO = 1e-3, 1e6
+# Fewer round ticks of the 1-2-5 series than this do not show how an axis runs.
+_FEWEST_TICKS = 3
+_SMALLEST_STEP = 1e-300
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart: a range, its name, and how values lie on it.
+
+    Attributes:
+        label: What it measures, with its unit.
+        low: Value at its beginning.
+        high: Value at its end, above ``low``.
+        kind: ``"linear"``; ``"whole"``, linear with ticks on whole numbers; or ``"log"``, which
+            needs ``low > 0``.
+    """
+
+    label: str
+    low: float
+    high: float
+    kind: Literal["linear", "whole", "log"] = "linear"
+
+    def at(self, value: float) -> float:
+        """Return where a value lies, 0 at the beginning and 1 at the end; others are clamped.
+
+        Example:
+            >>> Axis("norm", 1.0, 4.0, "log").at(2.0)
+            0.5
+        """
+        if self.kind == "log":
+            low, high, here = map(math.log2, (self.low, self.high, max(value, self.low)))
+        else:
+            # Halves, because the difference of two finite numbers can overflow.
+            low, high, here = self.low / 2, self.high / 2, value / 2
+        if not high > low:
+            return 0.5
+        return min(max((here - low) / (high - low), 0.0), 1.0)
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """Return round values within the range with their labels, lowest first.
+
+        Args:
+            most: About how many at most, at least 2.
+
+        Returns:
+            Pairs of value and label; empty for a range too small for any.
+
+        Example:
+            >>> Axis("rows", 0, 1797, "whole").ticks(4)
+            [(0.0, '0'), (500.0, '500'), (1000.0, '1,000'), (1500.0, '1,500')]
+        """
+        if self.kind == "log":
+            values = _log_ticks(self.low, self.high, most)
+            if len(values) >= _FEWEST_TICKS:
+                return [(value, short(value)) for value in values]
+        step = _nice_step(self.low, self.high, most)
+        if self.kind == "whole":
+            step = max(step, 1.0)
+        values = _multiples(self.low, self.high, step)
+        return [(value, _tick_label(value, step, self)) for value in values]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a measured value with so many significant digits.
+
+    Args:
+        value: The value; ``None`` where there is none.
+        digits: Significant digits, at least 1.
+
+    Returns:
+        Such as ``12.30``, ``1,797``, or ``1.230e-30`` outside of 0.001 to a million.
+
+    Example:
+        >>> number(12.3), number(123456.7), number(1.23e-30), number(0.0)
+        ('12.30', '123,457', '1.230e\u221230', '0')
+    """
+    if value is None or math.isnan(value):
+        return "\N{EN DASH}"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if not _PLAIN_FROM <= size < _PLAIN_TO:
+        return _clean(f"{value:.{digits - 1}e}")
+    # Rounded first: 0.99999 becomes 1.000, as 1 does, and not 1.0000.
+    rounded = float(f"{size:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
+    return _clean(f"{value:,.{decimals}f}")
+
+
+def fixed(value: float | None, decimals: int = 4) -> str:
+    """Return a value with so many decimals, such as a share or a correlation.
+
+    Args:
+        value: The value; ``None`` or not finite where there is none.
+        decimals: Digits after the point.
+
+    Returns:
+        Such as ``0.7021``; values of one column have their points below one another.
+
+    Example:
+        >>> fixed(0.70214), fixed(-0.00001), fixed(None)
+        ('0.7021', '0.0000', '\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    # Adding zero takes the sign from a zero.
+    return _clean(f"{round(value, decimals) + 0.0:,.{decimals}f}")
+
+
+def signed(value: float | None, decimals: int = 4) -> str:
+    """Return a difference with its sign and so many decimals.
+
+    Example:
+        >>> signed(0.25), signed(-0.25, 2), signed(0.0)
+        ('+0.2500', '\u22120.25', '0.0000')
+    """
+    shown = fixed(value, decimals)
+    return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a share as a percentage with so many decimals.
+
+    Example:
+        >>> percent(0.4213), percent(None)
+        ('42.1 %', '\u2013')
+    """
+    shown = fixed(None if value is None else 100 * value, decimals)
+    return shown if shown == "\N{EN DASH}" else f"{shown} %"
+
+
+def probability(value: float | None) -> str:
+    """Return a p value with four decimals, never rounded to nothing.
+
+    Example:
+        >>> probability(0.0312), probability(0.00001)
+        ('0.0312', '<0.0001')
+    """
+    return "<0.0001" if value is not None and 0 <= value < 0.00005 else fixed(value)
+
+
+def short(value: float) -> str:
+    """Return a round value without trailing zeros.
+
+    Example:
+        >>> short(0.5), short(20.0), short(1e-30), short(200000.0)
+        ('0.5', '20', '1e\u221230', '200,000')
+    """
+    size = abs(value)
+    if value == 0 or _PLAIN_FROM <= size < _PLAIN_TO:
+        text = f"{value:,.6f}".rstrip("0").rstrip(".")
+        return _clean(text)
+    return _clean(f"{value:.6g}")
+
+
+def count(value: int) -> str:
+    """Return a whole number with thousands set apart.
+
+    Example:
+        >>> count(1234567)
+        '1,234,567'
+    """
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """Return a part as a percentage that is never rounded to none or all of it.
+
+    Example:
+        >>> share(1, 1_000_000), share(1, 3), share(0, 5), share(0, 0)
+        ('<0.01 %', '33.33 %', '0 %', '0 %')
+    """
+    if part == 0 or whole == 0:
+        return "0 %"
+    percent = 100 * part / whole
+    if percent < 0.005:
+        return "<0.01 %"
+    if part < whole and percent > 99.995:
+        return ">99.99 %"
+    return "100 %" if part == whole else f"{percent:.2f} %"
+
+
+def size(value: int) -> str:
+    """Return a number of bytes in binary units.
+
+    Example:
+        >>> size(900), size(1536), size(16 * 2**20)
+        ('900 B', '1.5 KiB', '16.0 MiB')
+    """
+    amount, unit = float(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{value} B" if unit == "B" else f"{amount:,.1f} {unit}"
+
+
+def _nice_step(low: float, high: float, most: int) -> float:
+    raw = (high / 2 - low / 2) / (most / 2)
+    if raw < _SMALLEST_STEP:
+        return _SMALLEST_STEP
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    # The tolerance keeps 0.1 + 0.2 from asking for the next larger step.
+    return next(
+        (nice * magnitude for nice in (1, 2, 5) if nice * magnitude >= raw * (1 - 1e-9)),
+        10 * magnitude,
+    )
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
+    if high / 2 - low / 2 < step / 4:
+        return []
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [(decades, (1, 2, 5)), (decades, (1,))]
+    stride = math.ceil(len(decades) / most)
+    choices.append((range(decades.start, decades.stop, stride), (1,)))
+    for exponents, factors in choices:
+        values = [float(f"{factor}e{power}") for power in exponents for factor in factors]
+        inside = [value for value in values if low <= value <= high and math.isfinite(value)]
+        if len(inside) <= most:
+            break
+    thirds = [value for value in _thirds(decades) if low <= value <= high]
+    return thirds if len(inside) < _FEWEST_TICKS <= len(thirds) <= most else inside
+
+
+def _thirds(decades: range) -> list[float]:
+    return [float(f"{factor}e{power}") for power in decades for factor in (1, 3)]
+
+
+def _tick_label(value: float, step: float, axis: Axis) -> str:
+    largest = max(abs(axis.low), abs(axis.high))
+    if axis.kind == "whole":
+        if largest < _UNITS_FROM:
+            return _clean(f"{value:,.0f}")
+        unit, suffix = next(pair for pair in _UNITS if largest >= pair[0])
+        return _clean(f"{value / unit:g}{suffix if value else ''}")
+    if value == 0:
+        return "0"
+    if _PLAIN_FROM <= largest < _PLAIN_TO:
+        return _clean(f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}")
+    digits = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9)
+    return _clean(f"{value:.{max(digits, 0)}e}")
+
+
+def _clean(text: str) -> str:
+    mantissa, mark, exponent = text.partition("e")
+    shown = f"{mantissa}e{int(exponent)}" if mark else text
+    return shown.replace("-", _MINUS)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a drawing in CSS pixels."""
+
+    width: int
+    height: int
+
+
+WIDE = Frame(800, 270)
+
+
+NARROW = Frame(350, 230)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The rectangle inside of the axes, in pixels.
+
+    Attributes:
+        x: The x axis.
+        y: The y axis.
+        frame: The size of the drawing.
+        legend_rows: Rows of text to leave free between the y axis' label and the rectangle.
+    """
+
+    x: Axis
+    y: Axis
+    frame: Frame
+    legend_rows: int
+
+    @property
+    def left(self) -> float:
+        """Where the y axis stands, right of its labels."""
+        longest = max((len(label) for _, label in self.y_ticks), default=1)
+        return math.ceil(longest * LETTER) + _TICK_GAP + 2
+
+    @property
+    def right(self) -> float:
+        """Where the x axis ends."""
+        return self.frame.width - _RIGHT
+
+    @property
+    def top(self) -> float:
+        """Where the y axis ends."""
+        return ROW * (1 + self.legend_rows) + 8
+
+    @property
+    def bottom(self) -> float:
+        """Where the x axis lies."""
+        return self.frame.height - 2 * ROW - 4
+
+    @property
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """Values and labels of the x axis."""
+        return self.x.ticks(10 if self.frame.width > 500 else 6)
+
+    @property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Values and labels of the y axis."""
+        return self.y.ticks(5)
+
+    def across(self, value: float) -> float:
+        """Return the place of a value on the x axis."""
+        return self.left + self.x.at(value) * (self.right - self.left)
+
+    def down(self, value: float) -> float:
+        """Return the place of a value on the y axis."""
+        return self.bottom - self.y.at(value) * (self.bottom - self.top)
+
+
+def scaffold(plot: Plot) -> Iterator[Html]:
+    """Draw what stands behind the data: labels, ticks and grid."""
+    yield text(plot.y.label, 0, FONT, "start", muted=True)
+    yield text(plot.x.label, plot.right, plot.frame.height - 4, "end", muted=True)
+    for value, label in plot.y_ticks:
+        y = plot.down(value)
+        # Zero is worth a stronger line only where values lie on both sides of it.
+        strong = value == 0 and plot.y.low < 0
+        yield _rule(plot.left, y, plot.right, "0.45" if strong else "0.13")
+        yield text(label, plot.left - _TICK_GAP, y + 4, "end")
+    yield from _x_labels(plot)
+
+
+def _x_labels(plot: Plot) -> Iterator[Html]:
+    free_from = 0.0
+    for value, label in plot.x_ticks:
+        half = len(label) * LETTER / 2
+        x = plot.across(value)
+        middle = min(max(x, half), plot.frame.width - half)
+        if middle - half < free_from:
+            continue
+        free_from = middle + half + _LABEL_GAP
+        yield tag(
+            "line",
+            x1=pixels(x),
+            x2=pixels(x),
+            y1=pixels(plot.bottom),
+            y2=pixels(plot.bottom + 4),
+            stroke="currentColor",
+            stroke_opacity="0.5",
+        )
+        yield text(label, middle, plot.bottom + ROW - 1, "middle")
+
+
+def _rule(left: float, y: float, right: float, opacity: str) -> Html:
+    places = {"x1": left, "x2": right, "y1": y, "y2": y}
+    shown = {name: pixels(place) for name, place in places.items()}
+    return tag("line", stroke="currentColor", stroke_opacity=opacity, **shown)
+
+
+def base_line(plot: Plot) -> Html:
+    """Draw the x axis."""
+    return _rule(plot.left, plot.bottom, plot.right, "0.5")
+
+
+def text(words: object, x: float, y: float, anchor: str, *, muted: bool = False) -> Html:
+    """Write words that start, end or have their middle at a place."""
+    return tag(
+        "text",
+        words,
+        x=pixels(x),
+        y=pixels(y),
+        text_anchor=anchor,
+        fill_opacity="0.72" if muted else None,
+    )
+
+
+def pixels(value: float) -> str:
+    """Return a length with one decimal where it needs one."""
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,348 @@
+"""The page about a comparison of norms: the verdict, and everything that it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from batchnorm_tool.report import page, svg
+from batchnorm_tool.report.axes import count, fixed, number, percent
+from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
+from batchnorm_tool.report.figures import (
+    base_name,
+    between,
+    families,
+    headline,
+    key_words,
+    measured_norms,
+    metric_name,
+    quality,
+    real,
+    relevance_words,
+    shown_k,
+    unknown_words,
+)
+from batchnorm_tool.report.markup import join, tag
+from batchnorm_tool.report.page import Column
+from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
+
+if TYPE_CHECKING:
+    from batchnorm_tool.report.markup import Html
+    from batchnorm_tool.report.svg import Look
+
+_METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
+VERDICT_STYLE = """
+.verdict { margin: 1.5rem 0 0; padding: 1.25rem 1.5rem 1.25rem; background: var(--panel);
+  border-left: 4px solid var(--mark); border-radius: 0 .5rem .5rem 0; }
+.verdict h2 { font-size: .875rem; font-weight: 600; color: var(--quiet); margin: 0 0 .25rem; }
+.verdict .words { font-size: 1.25rem; line-height: 1.4; font-weight: 600; margin: 0;
+  text-wrap: pretty; }
+.verdict dl { margin-top: 1rem; display: grid; gap: .5rem; }
+.verdict dl div { display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem;
+  align-items: baseline; }
+.verdict ul { margin-top: .75rem; padding-left: 1.1rem; color: var(--quiet); font-size: .875rem; }
+@media (max-width: 40rem) {
+  .verdict { padding: 1rem; }
+  .verdict .words { font-size: 1.125rem; }
+  .verdict dl div { grid-template-columns: 1fr; gap: 0; }
+}
+@media print { .verdict { break-inside: avoid; } }
+"""
+"""The rules for the panel, for the style sheet of a page."""
+Group: TypeAlias = Mapping[str, Any]
+Cell: TypeAlias = Callable[[Group, str], object]
+# A column of thousands of values makes thousands of groups, in dozens of tables; the document of
+# the comparison has them all.
+_MOST_ROWS = 100
+GROUPS_STYLE = """
+.interval { display: block; color: var(--quiet); font-size: .75rem; }
+"""
+"""The rules for tables with intervals, for the style sheet of a page."""
+# Different norms of a row differ by a factor of up to its width: on a linear axis the smaller ones
+# would stand in one bar.
+_LOG_FROM = 2.0
+
+
+def verdict_panel(verdict: Mapping[str, Any]) -> Html:
+    """Show the verdict in words, with its reason, its cost and its notes where it has them.
+
+    Args:
+        verdict: ``words``, and perhaps ``reason``, ``cost`` and ``notes``.
+
+    Returns:
+        The panel as markup.
+    """
+    grounds = [
+        tag("div", tag("dt", heading), tag("dd", page.prose(str(verdict[name]))))
+        for heading, name in (("Why", "reason"), ("Cost", "cost"))
+        if verdict.get(name)
+    ]
+    return tag(
+        "div",
+        tag("h2", "Verdict"),
+        tag("p", page.prose(str(verdict["words"])), class_="words"),
+        tag("dl", *grounds) if grounds else None,
+        *_notes(verdict),
+        class_="verdict",
+    )
+
+
+def _notes(verdict: Mapping[str, Any]) -> Iterator[Html]:
+    notes = verdict.get("notes") or []
+    if notes:
+        yield tag("ul", *(tag("li", page.prose(str(note))) for note in notes))
+
+
+def groups_section(document: Mapping[str, Any]) -> Iterator[Html]:
+    """Yield the section that breaks a comparison down, where one was asked for.
+
+    Args:
+        document: The document of a comparison.
+
+    Yields:
+        The section, with the headline's table open and all other tables folded.
+    """
+    by = document.get("by")
+    if not by or not by["groups"]:
+        return
+    first, *others = _tables(document, by["groups"])
+    kind = "deciles of " if by["kind"] == "deciles" else ""
+    yield page.section(
+        join(f"By {kind}", page.code(by["column"])),
+        first,
+        page.behind(f"{len(others)} more tables", join(*others)) if others else None,
+    )
+
+
+def _tables(document: Mapping[str, Any], groups: Sequence[Group]) -> Iterator[Html]:
+    norms: Sequence[str] = document["compared"]
+    for metric in _metrics(document):
+        caption = f"{metric_name(metric)}, with 95 % intervals"
+        yield _table(caption, norms, groups, _quality_cell(metric))
+    first, *others = norms
+    for k in _ks(document) if others else []:
+        caption = f"overlap@{k} with {first}"
+        yield _table(caption, others, groups, _overlap_cell(first, k))
+    if others and _any(groups, "rbo"):
+        yield _table(f"Rank-biased overlap with {first}", others, groups, _rbo_cell(first))
+    if _any(groups, "hubness"):
+        yield _table("Skewness of the k-occurrence", norms, groups, _skewness)
+        yield _table("Rows that are nobody's neighbour", norms, groups, _antihubs)
+
+
+def _metrics(document: Mapping[str, Any]) -> list[str]:
+    if not document.get("quality"):
+        return []
+    every = [metric for metrics in families(document).values() for metric in metrics]
+    return sorted(every, key=lambda metric: metric != headline(document))
+
+
+def _ks(document: Mapping[str, Any]) -> list[int]:
+    if not _any(document["by"]["groups"], "overlap"):
+        return []
+    return sorted(document["k"], key=lambda k: k != shown_k(document))
+
+
+def _any(groups: Sequence[Group], name: str) -> bool:
+    return any(group.get(name) for group in groups)
+
+
+def _table(caption: str, norms: Sequence[str], groups: Sequence[Group], cell: Cell) -> Html:
+    columns = [Column("group", numeric=False), Column("queries"), *map(Column, norms)]
+    rows = [
+        [
+            page.name(group["group"]),
+            count(group["queries"]),
+            *(cell(group, norm) for norm in norms),
+        ]
+        for group in groups
+    ]
+    return page.table(caption, columns, rows, shown=_MOST_ROWS)
+
+
+def _quality_cell(metric: str) -> Cell:
+    def cell(group: Group, norm: str) -> Html:
+        its = quality(group, norm, metric)
+        if not math.isfinite(its.low + its.high):
+            return join(fixed(its.value))
+        ends = f"{fixed(its.low)}\N{EN DASH}{fixed(its.high)}"
+        return join(fixed(its.value), tag("span", ends, class_="interval"))
+
+    return cell
+
+
+def _overlap_cell(first: str, k: int) -> Cell:
+    def cell(group: Group, norm: str) -> str:
+        found = between(group.get("overlap"), first, norm) or {}
+        return fixed(found.get(str(k)))
+
+    return cell
+
+
+def _rbo_cell(first: str) -> Cell:
+    def cell(group: Group, norm: str) -> str:
+        return fixed(between(group.get("rbo"), first, norm))
+
+    return cell
+
+
+def _skewness(group: Group, norm: str) -> str:
+    return fixed(_hubness(group, norm, "skewness"), 2)
+
+
+def _antihubs(group: Group, norm: str) -> str:
+    return percent(_hubness(group, norm, "antihubs"))
+
+
+def _hubness(group: Group, norm: str, name: str) -> float:
+    return real(((group.get("hubness") or {}).get(norm) or {}).get(name))
+
+
+_STYLE = svg.STYLE + VERDICT_STYLE + GROUPS_STYLE
+
+
+def comparison_page(document: Mapping[str, Any]) -> str:
+    """Describe a comparison of norms on one HTML page that works offline.
+
+    Args:
+        document: What `Comparison.to_dict` gives; nothing else is read.
+
+    Returns:
+        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
+        the data are text in it, whatever they contain.
+    """
+    title = f"Norms for {base_name(document['source']['path'])}"
+    # One look for a norm in all charts, also for norms that were measured but not compared.
+    looks = svg.looks([*document["compared"], *measured_norms(document)])
+    sections = [
+        *page.warnings(document.get("warnings") or []),
+        quality_section(document, looks),
+        *overlap_section(document),
+        *hubness_section(document),
+        norms_section(document, looks),
+        *groups_section(document),
+    ]
+    footer = f"batchnorm_tool {document['version']}. This page loads nothing and runs no script."
+    return page.document(title, _header(document), sections, footer, _STYLE)
+
+
+def _header(document: Mapping[str, Any]) -> Html:
+    *norms, last = document["compared"]
+    said = f"{', '.join(norms)} and {last}" if norms else last
+    metric = _METRICS.get(document["metric"], document["metric"])
+    return join(
+        tag("p", f"Norms compared under {metric}: {said}", class_="quiet"),
+        tag("h1", page.name(base_name(document["source"]["path"]))),
+        verdict_panel(document["verdict"]),
+        page.figures(_figures(document)),
+        page.facts(_facts(document)),
+    )
+
+
+def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
+    source, queries = document["source"], document["queries"]
+    yield "rows", count(source["rows"]), False
+    yield "dimensions", count(source["width"]), False
+    yield "queries", count(queries["used"]), False
+    if document.get("relevance"):
+        yield "judged queries", count(queries["judged"]), False
+    for name, label in (("missing", "rows without vector"), ("nonfinite", "not finite")):
+        if source.get(name):
+            yield label, count(source[name]), True
+    yield "zero vectors", count(source.get("zero") or 0), False
+
+
+def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    source = document["source"]
+    yield "vectors", _origin(source)
+    if document.get("queries_from"):
+        yield "queries", _origin(document["queries_from"])
+    relevance = relevance_words(document)
+    yield "relevant", page.prose(", ".join([relevance or "not given", *unknown_words(document)]))
+    yield "sample", _sample(document)
+    yield "metric", page.code(document["metric"])
+    yield "k", ", ".join(map(count, document["k"]))
+    yield from _provenance(source.get("provenance") or {})
+    yield "took", f"{number(document['seconds'], 3)} s"
+
+
+def _origin(facts: Mapping[str, Any]) -> Html:
+    kind = ", a finished run" if facts.get("kind") == "run" else ""
+    column = facts.get("column")
+    named = join(", column ", page.code(key_words(column))) if column else None
+    return join(page.code(facts["path"]), kind, named)
+
+
+def _sample(document: Mapping[str, Any]) -> str:
+    queries = document["queries"]
+    lost = queries.get("nonfinite")
+    said = f"{count(queries['used'])} queries, seed {document['seed']}"
+    return f"{said}; {count(lost)} not finite were left out" if lost else said
+
+
+def _provenance(known: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    if known.get("model"):
+        yield "model", page.code(known["model"])
+    if known.get("space"):
+        yield "space", page.identity(str(known["space"]))
+
+
+def norms_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Html:
+    """Show how the norms of the raw predictions are distributed.
+
+    Args:
+        document: The document of a comparison.
+        looks: The look of each norm.
+
+    Returns:
+        A section with one chart of all norms, their quantiles, and how they agree.
+    """
+    norms = measured_norms(document)
+    if not norms:
+        return page.section("Norms of the raw predictions", tag("p", "No rows, hence no norms."))
+    overlay = Overlay(norms, looks, "norm", _LOG_FROM)
+    return page.section(
+        "Norms of the raw predictions",
+        norm_overlay("norms", "Distribution of each norm", overlay),
+        norm_table(norms, "Norms before normalization"),
+        *_agreement(document, norms),
+    )
+
+
+def _agreement(document: Mapping[str, Any], norms: Mapping[str, Any]) -> Iterator[Html]:
+    correlation, popularity = document.get("rank_correlation"), document.get("popularity")
+    columns = [Column("norm", numeric=False)]
+    columns += [Column(f"with {label}") for label in norms]
+    if popularity:
+        columns.append(Column("with popularity"))
+    columns.append(Column("rows at unit length"))
+    rows = [
+        [
+            label,
+            *(fixed(_correlation(correlation, label, other)) for other in norms),
+            *([fixed(popularity.get(label))] if popularity else []),
+            percent((document.get("unit_share") or {}).get(label)),
+        ]
+        for label in norms
+    ]
+    yield tag("h3", "Do norms agree about rows?")
+    yield page.table("Rank correlation of each norm with others", columns, rows)
+    yield page.note(_explanation(document))
+
+
+def _correlation(correlation: Mapping[str, Any] | None, one: str, other: str) -> float | None:
+    found = between(correlation, one, other)
+    return 1.0 if one == other else found
+
+
+def _explanation(document: Mapping[str, Any]) -> str:
+    ranked = document.get("ranked_rows")
+    words = "Rank correlations are Spearman's"
+    words += f", of {count(ranked)} rows." if ranked else "."
+    if document.get("popularity"):
+        words += (
+            " Popularity is how often a row is relevant: where a norm goes with it, dividing by "
+            "the norm takes popularity out of the score."
+        )
+    return words

@@ -1,0 +1,333 @@
+"""Sections of the compare page: retrieval quality by norm and k, and neighbours in common."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from batchnorm_tool.report import page, svg
+from batchnorm_tool.report.axes import count, fixed, percent, probability, signed
+from batchnorm_tool.report.charts import (
+    Grid,
+    Interval,
+    IntervalSeries,
+    Places,
+    Row,
+    heat_map,
+    interval_axis,
+    interval_chart,
+    row_chart,
+)
+from batchnorm_tool.report.figures import (
+    between,
+    families,
+    headline,
+    k_of,
+    metric_name,
+    quality,
+    real,
+    shown_k,
+    tested,
+)
+from batchnorm_tool.report.markup import join, tag
+from batchnorm_tool.report.page import Column
+
+if TYPE_CHECKING:
+    from batchnorm_tool.report.axes import Axis, Frame
+    from batchnorm_tool.report.markup import Html
+    from batchnorm_tool.report.svg import Look
+
+_UNJUDGED = (
+    "Nothing says which neighbours are right. With `--label COLUMN`, or `--queries` and "
+    "`--relevance FILE`, this section shows which norm finds them."
+)
+
+
+def quality_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Html:
+    """Show how well each norm retrieves what is relevant.
+
+    Args:
+        document: The document of a comparison.
+        looks: The look of each norm.
+
+    Returns:
+        A section with the headline's table and a chart for each family of metrics.
+    """
+    found = families(document)
+    decisive = headline(document)
+    if decisive is None or not found:
+        return page.section("Retrieval quality", tag("p", page.prose(_UNJUDGED), class_="quiet"))
+    first, *others = _charts(document, looks)
+    return page.section(
+        "Retrieval quality",
+        tag("p", _queries(document), class_="quiet"),
+        _decisive_table(document, decisive),
+        first,
+        tag("div", *(tag("div", other) for other in others), class_="trio") if others else None,
+    )
+
+
+def _charts(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Html]:
+    found = families(document)
+    if not _judged(document, found):
+        yield page.note("No query is judged: there is nothing to draw.")
+        return
+    if max(map(len, found.values())) > 1:
+        for family, metrics in found.items():
+            name = f"{metric_name(family)}@k"
+            shown = _Shown(name, Places.of("k", map(k_of, metrics)), metrics)
+            yield _chart(document, looks, shown)
+        return
+    # One k makes one point of each metric: all of them fit into one chart.
+    every = [metric for metrics in found.values() for metric in metrics]
+    places = Places.of("metric", (metric_name(family) for family in found))
+    yield _chart(document, looks, _Shown(f"Metrics at k = {k_of(every[0])}", places, every))
+
+
+def _queries(document: Mapping[str, Any]) -> str:
+    queries = document["queries"]
+    said = f"Means over {count(queries['judged'])} judged queries"
+    lacking = queries.get("without_relevant")
+    if lacking:
+        said += f"; {count(lacking)} of them have nothing relevant and count as 0"
+    return f"{said}. Intervals hold the true mean in 95 % of samples (bootstrap over queries)."
+
+
+def _decisive_table(document: Mapping[str, Any], metric: str) -> Html:
+    against = (document.get("tests") or {}).get("against")
+    columns = [Column("norm", numeric=False), *_columns(metric_name(metric), against)]
+    rows = [_decisive_row(document, norm, metric) for norm in document["compared"]]
+    caption = f"{metric_name(metric)} of each norm"
+    return page.table(caption, columns, [row[: len(columns)] for row in rows])
+
+
+def _decisive_row(document: Mapping[str, Any], norm: str, metric: str) -> list[object]:
+    chosen = document["verdict"].get("norm") == norm
+    label = tag("strong", norm) if chosen else norm
+    return [label, *_cells(document, norm, metric)]
+
+
+def _cells(document: Mapping[str, Any], norm: str, metric: str) -> list[str]:
+    its, test = quality(document, norm, metric), tested(document, norm, metric)
+    cells = [fixed(its.value), _span(its.low, its.high)]
+    if not test:
+        return [*cells, "", "", "", ""]
+    low, high = real(test.get("low")), real(test.get("high"))
+    cells += [signed(real(test.get("difference"))), _signed_span(low, high)]
+    return [*cells, *(probability(test.get(name)) for name in ("p", "p_holm"))]
+
+
+def _span(low: float, high: float) -> str:
+    dash = "\N{EN DASH}"
+    return f"{fixed(low)}{dash}{fixed(high)}" if math.isfinite(low + high) else dash
+
+
+def _signed_span(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "\N{EN DASH}"
+
+
+def _judged(document: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> bool:
+    every = itertools.product(document["compared"], itertools.chain(*found.values()))
+    return any(math.isfinite(quality(document, norm, metric).value) for norm, metric in every)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A chart to be drawn: its heading, and the metric at each of its places."""
+
+    name: str
+    places: Places
+    metrics: Sequence[str]
+
+
+def _chart(document: Mapping[str, Any], looks: Mapping[str, Look], shown: _Shown) -> Html:
+    values = {
+        norm: [quality(document, norm, metric) for metric in shown.metrics]
+        for norm in document["compared"]
+    }
+    series = IntervalSeries(values, looks, joined=shown.places.label == "k")
+    heading = tag("h3", shown.name)
+    axes = shown.places, interval_axis("mean with 95 % interval", series)
+    id_ = f"quality-{shown.metrics[0].replace('@', '-')}"
+    said = " ".join(_seen(shown.metrics, values))
+    words = svg.Words(id_, f"{shown.name} by norm", said)
+    draw = partial(_draw, axes=axes, series=series)
+    data = page.behind("The numbers behind this chart", _table(document, shown))
+    return join(heading, page.chart(words, draw, data))
+
+
+def _draw(
+    words: svg.Words, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
+) -> Html:
+    return interval_chart(words, axes, series, frame)
+
+
+def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[Interval]]) -> Iterator[str]:
+    for index, metric in enumerate(metrics):
+        each = ", ".join(f"{norm} {fixed(its[index].value)}" for norm, its in values.items())
+        yield f"{metric_name(metric)}: {each}."
+
+
+def _table(document: Mapping[str, Any], shown: _Shown) -> Html:
+    against = (document.get("tests") or {}).get("against")
+    columns = [Column("norm", numeric=False), Column("metric", numeric=False)]
+    columns += _columns("mean", against)
+    rows = [
+        [norm, metric_name(metric), *_cells(document, norm, metric)][: len(columns)]
+        for norm in document["compared"]
+        for metric in shown.metrics
+    ]
+    return page.table(f"{shown.name} by norm", columns, rows)
+
+
+def _columns(value: str, against: str | None) -> list[Column]:
+    columns = [Column(value), Column("95 % interval")]
+    if against:
+        columns += [Column(f"difference from {against}"), Column("95 % interval")]
+        columns += [Column("p"), Column("p (Holm)")]
+    return columns
+
+
+def overlap_section(document: Mapping[str, Any]) -> Iterator[Html]:
+    """Yield the section that shows how many neighbours each pair of norms shares.
+
+    Args:
+        document: The document of a comparison.
+
+    Yields:
+        The section; nothing where fewer than two norms were compared.
+    """
+    norms = document["compared"]
+    if len(norms) < 2:
+        return
+    k = shown_k(document)
+    overlap = {pair: _overlap(document, pair, k) for pair in itertools.product(norms, norms)}
+    rbo = {pair: _rbo(document, pair) for pair in itertools.product(norms, norms)}
+    p = document.get("rbo_p", 0.9)
+    yield page.section(
+        "Neighbours that norms share",
+        page.note(
+            f"overlap@{k} is the share of the {k} nearest neighbours that two norms have in "
+            "common, on average over queries. Rank-biased overlap (Webber et al. 2010) compares "
+            f"whole rankings; with p = {p} early ranks weigh most. 1 is the same, 0 is nothing in "
+            "common."
+        ),
+        tag(
+            "div",
+            _map("overlap", f"overlap@{k}", norms, overlap),
+            _map("rbo", "rank-biased overlap", norms, rbo),
+            class_="trio",
+        ),
+        page.behind("The numbers behind these charts", _pair_table(document)),
+    )
+
+
+def hubness_section(document: Mapping[str, Any]) -> Iterator[Html]:
+    """Yield the section that shows how unevenly rows are among the neighbours of others.
+
+    Args:
+        document: The document of a comparison.
+
+    Yields:
+        The section; nothing where the document has no hubness.
+    """
+    hubness = document.get("hubness") or {}
+    found = {norm: hubness[norm] for norm in document["compared"] if hubness.get(norm)}
+    if not found:
+        return
+    k = next(iter(found.values()))["k"]
+    skewness = [Row(norm, real(its.get("skewness")), _skew(its)) for norm, its in found.items()]
+    antihubs = [Row(norm, real(its.get("antihubs")), _nobody(its)) for norm, its in found.items()]
+    yield page.section(
+        "Hubness",
+        page.note(
+            f"How often each row is among the {k} nearest neighbours of a query. A large positive "
+            "skewness means that few rows (hubs) are near to everything; rows that are nobody's "
+            "neighbour are never found."
+        ),
+        tag(
+            "div",
+            _bars("skewness", "Skewness of the k-occurrence", skewness),
+            _bars("antihubs", "Rows that are nobody's neighbour", antihubs),
+            class_="trio",
+        ),
+        _hubness_table(found),
+    )
+
+
+def _overlap(document: Mapping[str, Any], pair: tuple[str, str], k: int) -> float:
+    entry = between(document.get("overlap"), *pair) or {}
+    return 1.0 if pair[0] == pair[1] else real(entry.get(str(k)))
+
+
+def _rbo(document: Mapping[str, Any], pair: tuple[str, str]) -> float:
+    return 1.0 if pair[0] == pair[1] else real(between(document.get("rbo"), *pair))
+
+
+def _map(
+    id_: str, name: str, norms: Sequence[str], values: Mapping[tuple[str, str], float]
+) -> Html:
+    known = {pair: value for pair, value in values.items() if math.isfinite(value)}
+    said = " ".join(
+        f"{one} and {other}: {fixed(values[one, other], 2)}."
+        for one, other in itertools.combinations(norms, 2)
+    )
+    words = svg.Words(id_, f"{name} of each pair of norms", said)
+    draw = partial(_draw_map, grid=Grid(norms, known))
+    return tag("div", tag("h3", name), page.chart(words, draw))
+
+
+def _draw_map(words: svg.Words, frame: Frame, grid: Grid) -> Html:
+    return heat_map(words, grid, frame)
+
+
+def _pair_table(document: Mapping[str, Any]) -> Html:
+    ks = document["k"]
+    columns = [Column("norms", numeric=False), *(Column(f"overlap@{k}") for k in ks)]
+    columns.append(Column("rank-biased overlap"))
+    rows = [
+        [
+            f"{pair[0]} and {pair[1]}",
+            *(fixed(_overlap(document, pair, k)) for k in ks),
+            fixed(_rbo(document, pair)),
+        ]
+        for pair in itertools.combinations(document["compared"], 2)
+    ]
+    return page.table("Agreement of each pair of norms", columns, rows)
+
+
+def _skew(hubness: Mapping[str, Any]) -> str:
+    return fixed(hubness.get("skewness"), 2)
+
+
+def _nobody(hubness: Mapping[str, Any]) -> str:
+    return percent(hubness.get("antihubs"))
+
+
+def _bars(id_: str, heading: str, rows: Sequence[Row]) -> Html:
+    said = " ".join(f"{row.label}: {row.shown}." for row in rows)
+    words = svg.Words(f"hubness-{id_}", f"{heading} by norm", said)
+    return tag("div", tag("h3", heading), page.chart(words, partial(_draw_rows, rows=rows)))
+
+
+def _draw_rows(words: svg.Words, frame: Frame, rows: Sequence[Row]) -> Html:
+    return row_chart(words, rows, frame)
+
+
+def _hubness_table(found: Mapping[str, Mapping[str, Any]]) -> Html:
+    headings = ("k", "skewness", "nobody's neighbour", "most often a neighbour")
+    columns = [Column("norm", numeric=False), *map(Column, headings)]
+    rows = [
+        [norm, count(its["k"]), _skew(its), _nobody(its), _times(its.get("largest"))]
+        for norm, its in found.items()
+    ]
+    data = page.table("How often rows are neighbours", columns, rows)
+    return page.behind("The numbers behind these charts", data)
+
+
+def _times(largest: int | None) -> str:
+    return "\N{EN DASH}" if largest is None else f"{count(largest)} times"

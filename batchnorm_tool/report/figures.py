@@ -1,0 +1,338 @@
+"""What pages and terminal summaries look up in the documents of a comparison and of a history."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from batchnorm_tool.report.axes import count, number
+from batchnorm_tool.report.charts import Interval
+
+_FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
+# The first screen of results.
+_USUAL_K = 10
+_NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+DASH = "\N{EN DASH}"
+QUANTILES = ("q05", "q25", "q50", "q75", "q95")
+FATES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
+"""What can have become of a night, in the order in which a chart shows it."""
+_NOT_PUBLISHED = {"superseded", "discarded"}
+_SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
+
+
+def base_name(path: object) -> str:
+    """Return the last piece of a path.
+
+    Example:
+        >>> base_name("runs/digits/"), base_name("/")
+        ('digits', '/')
+    """
+    whole = str(path)
+    return whole.rstrip("/").rsplit("/", 1)[-1] or whole
+
+
+def key_words(key: object) -> str:
+    """Return the key of a row as text, its parts separated by commas where it has several.
+
+    Example:
+        >>> key_words(17), key_words(["shop", 17])
+        ('17', 'shop, 17')
+    """
+    return ", ".join(map(str, key)) if isinstance(key, list | tuple) else str(key)
+
+
+def real(value: float | None) -> float:
+    """Return a number of the document, NaN where it holds none."""
+    return math.nan if value is None else float(value)
+
+
+def measured_norms(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the statistics of every norm; ``none`` divides by one and has nothing to show.
+
+    Args:
+        document: The document of a comparison.
+
+    Returns:
+        Norm statistics as a run's manifest has them, by label.
+    """
+    norms = document.get("norms") or {}
+    return {label: stats for label, stats in norms.items() if stats and label != "none"}
+
+
+def between(matrix: Mapping[str, Any] | None, one: str, other: str) -> Any:
+    """Return the entry of two labels from a symmetric matrix of which one half may be missing.
+
+    Example:
+        >>> between({"none": {"l2": 0.31}}, "l2", "none")
+        0.31
+    """
+    rows = matrix or {}
+    found = (rows.get(one) or {}).get(other)
+    return (rows.get(other) or {}).get(one) if found is None else found
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric as the literature spells it.
+
+    Example:
+        >>> metric_name("ndcg@10"), metric_name("precision")
+        ('nDCG@10', 'precision')
+    """
+    family, at, k = metric.partition("@")
+    return f"{_FAMILIES.get(family, family)}{at}{k}"
+
+
+def families(document: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the metrics of a comparison by family, the headline's family first.
+
+    Args:
+        document: The document of a comparison.
+
+    Returns:
+        Such as ``{"precision": ["precision@1", "precision@10"]}``, k ascending; empty where
+        nothing was judged.
+
+    Example:
+        >>> quality = {"none": {"map@10": {}, "precision@10": {}, "precision@1": {}}}
+        >>> families({"quality": quality, "headline": "precision@1"})
+        {'precision': ['precision@1', 'precision@10'], 'map': ['map@10']}
+    """
+    found: dict[str, list[str]] = {}
+    for metrics in (document.get("quality") or {}).values():
+        for metric in metrics:
+            known = found.setdefault(metric.partition("@")[0], [])
+            if metric not in known:
+                known.append(metric)
+    headline = str(document.get("headline")).partition("@")[0]
+    order = sorted(found, key=lambda family: family != headline)
+    return {family: sorted(found[family], key=k_of) for family in order}
+
+
+def k_of(metric: str) -> int:
+    """Return the k of a metric such as ``precision@10``."""
+    return int(metric.partition("@")[2] or 0)
+
+
+def headline(document: Mapping[str, Any]) -> str | None:
+    """Return the metric that the verdict is about, the first one where it names none."""
+    named = document.get("headline")
+    if named:
+        return str(named)
+    every = [metric for metrics in families(document).values() for metric in metrics]
+    return every[0] if every else None
+
+
+def shown_k(document: Mapping[str, Any]) -> int:
+    """Return the k that stands for all: the headline's, or the largest up to ten.
+
+    Example:
+        >>> shown_k({"headline": "map@5", "k": [1, 5]}), shown_k({"k": [1, 8, 100]})
+        (5, 8)
+        >>> shown_k({"k": [50, 20]})
+        20
+    """
+    named = k_of(str(document.get("headline") or ""))
+    if named in document["k"]:
+        return named
+    return int(max((k for k in document["k"] if k <= _USUAL_K), default=min(document["k"])))
+
+
+def interval(entry: Mapping[str, Any] | None) -> Interval:
+    """Return ``value``, ``low`` and ``high`` of an entry; NaN for those that it lacks."""
+    if not entry:
+        return _NO_INTERVAL
+    return Interval(*(real(entry.get(name)) for name in ("value", "low", "high")))
+
+
+def quality(document: Mapping[str, Any], norm: str, metric: str) -> Interval:
+    """Return a norm's value and interval at a metric; NaN where there is none.
+
+    Args:
+        document: The document of a comparison, or one of its groups.
+        norm: Label of the norm.
+        metric: Such as ``"precision@10"``.
+    """
+    return interval(((document.get("quality") or {}).get(norm) or {}).get(metric))
+
+
+def tested(document: Mapping[str, Any], norm: str, metric: str) -> Mapping[str, Any]:
+    """Return a norm's difference to the first norm at a metric, with interval and p values.
+
+    Args:
+        document: The document of a comparison.
+        norm: Label of the norm.
+        metric: Such as ``"precision@10"``.
+
+    Returns:
+        ``difference``, ``low``, ``high``, ``p`` and ``p_holm``; empty where nothing was tested.
+    """
+    tests = document.get("tests") or {}
+    entry = tests.get(norm)
+    return (entry.get(metric) or {}) if isinstance(entry, Mapping) else {}
+
+
+def relevance_words(document: Mapping[str, Any]) -> str | None:
+    """Say who is relevant to whom.
+
+    Example:
+        >>> relevance_words({"relevance": {"kind": "labels", "column": "label", "classes": 10}})
+        'rows of the same `label` (10 classes)'
+    """
+    relevance = document.get("relevance")
+    if not relevance:
+        return None
+    if relevance["kind"] == "labels":
+        return f"rows of the same `{relevance['column']}` ({relevance['classes']:,} classes)"
+    kind = "clicks" if relevance.get("clicks") else "judgements"
+    return f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"
+
+
+def unknown_words(document: Mapping[str, Any]) -> Sequence[str]:
+    """Say how many queries and items of the relevance file are not among the vectors."""
+    relevance = document.get("relevance") or {}
+    pairs = [("unknown_queries", "queries"), ("unknown_items", "items")]
+    return [f"{relevance[key]:,} unknown {what}" for key, what in pairs if relevance.get(key)]
+
+
+def fate(night: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Return what became of a night, one of `FATES`.
+
+    Args:
+        night: One of the document's nights.
+        document: The whole history.
+
+    Example:
+        >>> nights = [{"version": v, "state": "published", "kind": "load"} for v in (1, 2)]
+        >>> nights.append({"version": 3, "state": "published", "kind": "rollback", "restores": 1})
+        >>> history = {"live": 3, "kept": [1, 2, 3], "nights": nights}
+        >>> [fate(night, history) for night in nights]
+        ['kept', 'rolled back', 'live']
+    """
+    version = night["version"]
+    if version == document["live"]:
+        return "live"
+    if night["state"] == "waiting":
+        return "waiting"
+    if night["state"] in _NOT_PUBLISHED:
+        return "not published"
+    if any(low < version < high for low, high in _rollbacks(document)):
+        return "rolled back"
+    return "kept" if version in document["kept"] else "removed"
+
+
+def _rollbacks(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    for night in document["nights"]:
+        if night["kind"] == "rollback":
+            yield night["restores"], night["version"]
+
+
+def fate_words(night: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Return what became of a night, with the reason where it waits or never was published."""
+    its = fate(night, document)
+    if its == "waiting" and night.get("reason"):
+        return f"waiting ({night['reason']})"
+    if its == "rolled back" and night["version"] in document["kept"]:
+        return "rolled back, kept"
+    return str(night["state"]) if its == "not published" else its
+
+
+def kind_words(night: Mapping[str, Any]) -> str:
+    """Return the kind of a night.
+
+    Example:
+        >>> kind_words({"kind": "rollback", "restores": 3})
+        'rollback to 3'
+        >>> kind_words({"kind": "refresh", "new_space": True})
+        'refresh, new space'
+    """
+    if night["kind"] == "rollback":
+        return f"rollback to {night['restores']}"
+    return f"{night['kind']}, new space" if night.get("new_space") else str(night["kind"])
+
+
+def when(night: Mapping[str, Any]) -> str:
+    """Return when a night began, to the minute, in UTC.
+
+    Example:
+        >>> when({"started": "2026-03-01T02:00:31.5+00:00"})
+        '2026-03-01 02:00'
+    """
+    return str(night["started"])[:16].replace("T", " ")
+
+
+def rows_of(night: Mapping[str, Any], name: str) -> int | None:
+    """Return a count of a night's rows; ``None`` where it has none."""
+    found: int | None = (night.get("rows") or {}).get(name)
+    return found
+
+
+def counted(value: int | None) -> str:
+    """Return a count, a dash where there is none."""
+    return DASH if value is None else count(value)
+
+
+def changed_rows(night: Mapping[str, Any]) -> int | None:
+    """Return how many rows a night computed again: changed ones and all others that it had to."""
+    found = [rows_of(night, name) for name in ("changed", "recomputed")]
+    known = [rows for rows in found if rows is not None]
+    return sum(known) if known else None
+
+
+def quantile(night: Mapping[str, Any], name: str) -> float:
+    """Return a quantile of a night's norms; NaN where there is none."""
+    value = (night.get("norms") or {}).get(name)
+    return math.nan if value is None else float(value)
+
+
+def norm_words(night: Mapping[str, Any]) -> str:
+    """Return the median of a night's norms, and what 90 % of them lie between.
+
+    Example:
+        >>> norm_words({"norms": {"q05": 0.5, "q50": 1.0, "q95": 2.0}})
+        '1.000 [0.5000\u20132.000]'
+    """
+    low, middle, high = (quantile(night, name) for name in ("q05", "q50", "q95"))
+    if math.isnan(middle):
+        return DASH
+    return f"{number(middle)} [{number(low)}{DASH}{number(high)}]"
+
+
+def findings_of(night: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return what the gate found in a night."""
+    return (night.get("gate") or {}).get("findings") or []
+
+
+def broken_of(night: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the findings of a night that are beyond their limits."""
+    return [finding for finding in findings_of(night) if not finding["passed"]]
+
+
+def finding_name(finding: Mapping[str, Any]) -> str:
+    """Name a limit and what it was held against, as short as can be.
+
+    Example:
+        >>> finding_name({"limit": "gate.output.norm_psi", "scope": "changed"})
+        'norm_psi (changed rows)'
+    """
+    scope = str(finding["scope"])
+    return f"{str(finding['limit']).rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
+
+
+def gate_words(night: Mapping[str, Any]) -> str:
+    """Return what the gate said of a night.
+
+    Example:
+        >>> finding = {"limit": "gate.input.changed", "scope": "input", "passed": False}
+        >>> gate_words({"gate": {"action": "hold", "findings": [finding]}})
+        'held: changed (input)'
+        >>> gate_words({"gate": {"action": "hold", "findings": []}})
+        'passed'
+    """
+    if not night.get("gate"):
+        return DASH
+    names = [finding_name(finding) for finding in broken_of(night)]
+    if not names:
+        return "passed"
+    verb = "warned" if night["gate"].get("action") == "warn" else "held"
+    return f"{verb}: {', '.join(names)}"

@@ -1,0 +1,285 @@
+"""The terminal's summary of a comparison and of a diff: the verdict, then small tables."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchnorm_tool.display import visible
+from batchnorm_tool.report.axes import count, fixed, number, percent, probability, signed
+from batchnorm_tool.report.figures import (
+    between,
+    headline,
+    interval,
+    key_words,
+    measured_norms,
+    metric_name,
+    quality,
+    real,
+    shown_k,
+    tested,
+)
+from batchnorm_tool.report.text_run import aligned, quantile_table
+
+_DASH = "\N{EN DASH}"
+# As many as fit on a screen under all else.
+_GROUPS = 10
+_WORST = 5
+_DIMENSIONS = 3
+_EXAMPLES = 3
+_KEY_WIDTH = 28
+_NARROWEST = 8
+
+
+def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Summarize a comparison of norms.
+
+    Args:
+        document: What `Comparison.to_dict` gives; nothing else is read.
+        width: Columns that a line may take. Tables of very many norms take more.
+
+    Returns:
+        Lines with an empty one between the pieces: the verdict with its grounds, quality at the
+        headline's metric, overlap, hubness, and the norms' quantiles. Control characters in names
+        are shown as U+FFFD.
+    """
+    pieces = [
+        _verdict(document["verdict"], width),
+        _quality(document, width),
+        _groups(document, width),
+        _overlap(document),
+        _hubness(document),
+        _norms(document),
+        _rows_and_ranks(document, width),
+    ]
+    return _apart(pieces)
+
+
+def difference_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Summarize what changed between two sets of predictions.
+
+    Args:
+        document: What `Difference.to_dict` gives; nothing else is read.
+        width: Columns that a line may take.
+
+    Returns:
+        Lines with an empty one between the pieces: the verdict, rows, cosines and norms, shift,
+        neighbours, and the rows that changed most. Control characters in keys are shown as U+FFFD.
+    """
+    pieces = [
+        _verdict(document["verdict"], width),
+        _rows(document, width),
+        _distributions(document),
+        _shift(document, width),
+        _kept(document, width),
+        _worst(document),
+    ]
+    return _apart(pieces)
+
+
+def _apart(pieces: Sequence[Sequence[str]]) -> list[str]:
+    lines = [line for piece in pieces if piece for line in ["", *piece]]
+    return [visible(line) for line in lines[1:]]
+
+
+def _wrapped(words: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(words, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _verdict(verdict: Mapping[str, Any], width: int) -> list[str]:
+    lines = _wrapped(str(verdict["words"]), width)
+    for heading, name in (("Why", "reason"), ("Cost", "cost")):
+        if verdict.get(name):
+            lines += _wrapped(f"{heading}: {verdict[name]}", width, "  ")
+    for note in verdict.get("notes") or []:
+        lines += _wrapped(f"Note: {note}", width, "  ")
+    return lines
+
+
+def _quality(document: Mapping[str, Any], width: int) -> list[str]:
+    metric = headline(document)
+    if metric is None:
+        return []
+    against = (document.get("tests") or {}).get("against")
+    rows = [["norm", metric_name(metric), "95 % interval", f"vs {against}", "p (Holm)"]]
+    for norm in document["compared"]:
+        its, test = quality(document, norm, metric), tested(document, norm, metric)
+        cells = [norm, fixed(its.value), _span(its.low, its.high)]
+        cells += (
+            [signed(real(test["difference"])), probability(test["p_holm"])] if test else ["", ""]
+        )
+        rows.append(cells)
+    heading = f"retrieval quality, {count(document['queries']['judged'])} judged queries"
+    table = aligned(rows if against else [row[:3] for row in rows])
+    return [*_wrapped(heading, width), "", *table]
+
+
+def _span(low: float, high: float) -> str:
+    return f"{fixed(low)}{_DASH}{fixed(high)}" if math.isfinite(low + high) else _DASH
+
+
+def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
+    """What the norms are of, and how far they and relevance agree."""
+    source = document["source"]
+    bad = [f"{count(source[name])} {name}" for name in ("zero", "nonfinite", "missing")]
+    unit = ", ".join(
+        f"{norm} {percent(real(share))}" for norm, share in document["unit_share"].items()
+    )
+    ranks = (document.get("rank_correlation") or {}).get("l1", {}).get("l2")
+    lines = [
+        (
+            f"of {count(source['rows'])} rows {', '.join(bad)}; of unit length already: {unit}; "
+            f"rank correlation of l1 and l2 norms: {fixed(real(ranks))}"
+        )
+    ]
+    popularity = document.get("popularity") or {}
+    if popularity:
+        said = ", ".join(f"{norm} {fixed(real(rho))}" for norm, rho in popularity.items())
+        lines.append(f"rank correlation of a row's norm with how often it is relevant: {said}")
+    return [line for text in lines for line in _wrapped(text, width)]
+
+
+def _groups(document: Mapping[str, Any], width: int) -> list[str]:
+    by, metric = document.get("by"), headline(document)
+    if not by or not by["groups"]:
+        return []
+    norms = document["compared"]
+    shown = by["groups"][:_GROUPS]
+    room = max(width - len("  queries") - sum(max(len(norm), 6) + 2 for norm in norms), _NARROWEST)
+    what = metric_name(metric) if metric else f"overlap@{shown_k(document)} with {norms[0]}"
+    rows = [["group", "queries", *norms]]
+    for group in shown:
+        values = (_group_value(document, group, norm, metric) for norm in norms)
+        rows.append([_cut(group["group"], room), count(group["queries"]), *map(fixed, values)])
+    deciles = "deciles of " if by["kind"] == "deciles" else ""
+    more = len(by["groups"]) - len(shown)
+    rest = [f"… and {count(more)} more groups in the report"] if more else []
+    heading = _wrapped(f"{what} by {deciles}{by['column']}", width)
+    return [*heading, "", *aligned(rows), *rest]
+
+
+def _group_value(
+    document: Mapping[str, Any], group: Mapping[str, Any], norm: str, metric: str | None
+) -> float:
+    if metric:
+        return quality(group, norm, metric).value
+    first = document["compared"][0]
+    if norm == first:
+        return 1.0
+    found = between(group.get("overlap"), first, norm) or {}
+    return real(found.get(str(shown_k(document))))
+
+
+def _cut(name: object, room: int = _KEY_WIDTH) -> str:
+    shown = visible(str(name))
+    return shown if len(shown) <= room else f"{shown[: room - 1]}…"
+
+
+def _overlap(document: Mapping[str, Any]) -> list[str]:
+    norms, k = document["compared"], shown_k(document)
+    if len(norms) < 2:
+        return []
+    rows = [[f"overlap@{k}", *norms]]
+    for one in norms:
+        found = (between(document.get("overlap"), one, other) or {} for other in norms)
+        values = (fixed(entry.get(str(k)), 2) for entry in found)
+        rows.append([one, *values])
+    return list(aligned(rows))
+
+
+def _hubness(document: Mapping[str, Any]) -> list[str]:
+    hubness = document.get("hubness") or {}
+    found = {norm: hubness[norm] for norm in document["compared"] if hubness.get(norm)}
+    if not found:
+        return []
+    k = next(iter(found.values()))["k"]
+    rows = [[f"hubness, k = {k}", "skewness", "nobody's neighbour", "largest hub"]]
+    for norm, its in found.items():
+        times = _DASH if its.get("largest") is None else count(its["largest"])
+        cells = [fixed(its.get("skewness"), 2), percent(its.get("antihubs")), times]
+        rows.append([norm, *cells])
+    return list(aligned(rows))
+
+
+def _norms(document: Mapping[str, Any]) -> list[str]:
+    norms = measured_norms(document)
+    return ["norms of the raw predictions", "", *quantile_table(norms)] if norms else []
+
+
+def _rows(document: Mapping[str, Any], width: int) -> list[str]:
+    rows = document["rows"]
+    said = (
+        f"{count(rows['a'])} rows in A, {count(rows['b'])} in B: {count(rows['common'])} in both, "
+        f"{count(rows['added'])} added, {count(rows['removed'])} removed; "
+        f"{count(rows['compared'])} compared, {count(rows['identical'])} identical"
+    )
+    lines = _wrapped(said, width)
+    for name in ("added", "removed"):
+        keys = (document.get("examples") or {}).get(name) or []
+        if keys:
+            named = ", ".join(_cut(key_words(key)) for key in keys[:_EXAMPLES])
+            lines += _wrapped(f"{name}, for instance: {named}", width, "  ")
+    return lines
+
+
+def _distributions(document: Mapping[str, Any]) -> list[str]:
+    norms = document["norms"]
+    named = {
+        "cosine": document["cosine"],
+        "norm B/A": document["norm_ratio"],
+        "L2 norm in A": norms["a"],
+        "L2 norm in B": norms["b"],
+    }
+    rows = [["", "min", "1 %", "5 %", "median", "95 %", "max"]]
+    for label, figures in named.items():
+        quantiles = figures.get("quantiles") or {}
+        inner = (quantiles.get(name) for name in ("0.01", "0.05", "0.5", "0.95"))
+        values = [figures.get("min"), *inner, figures.get("max")]
+        # Cosines crowd below 1, where digits after the point tell more than significant ones.
+        cells = (fixed(v, 6) if label == "cosine" else number(v, 5) for v in values)
+        rows.append([label, *cells])
+    return list(aligned(rows))
+
+
+def _shift(document: Mapping[str, Any], width: int) -> list[str]:
+    centroid, norms = document.get("centroid") or {}, document["norms"]
+    relative = centroid.get("relative")
+    share = "" if relative is None else f", {percent(relative, 2)} of A's spread"
+    largest = (document.get("dimensions") or {}).get("largest") or []
+    moved = [row for row in largest if round(row["shift"], 3)][:_DIMENSIONS]
+    rows = [
+        ("norms", f"PSI {fixed(norms.get('psi'))}, KS distance {fixed(norms.get('ks'))}"),
+        ("centroid", f"moved by {number(centroid.get('shift'))}{share}"),
+        ("Fréchet", f"distance {number(document.get('frechet'))}"),
+    ]
+    if moved:
+        named = (f"{row['dimension']} by {signed(row['shift'], 3)}" for row in moved)
+        rows.append(("dimension", f"{', '.join(named)} standard deviations"))
+    return [
+        line for name, words in rows for line in _wrapped(f"{name:<12}{words}", width, " " * 12)
+    ]
+
+
+def _kept(document: Mapping[str, Any], width: int) -> list[str]:
+    overlap = document.get("overlap") or {}
+    if not overlap:
+        return []
+    rows = [["neighbours kept", "overlap", "95 % interval"]]
+    for k in sorted(overlap, key=int):
+        its = interval(overlap[k])
+        rows.append([f"k = {k}", fixed(its.value), _span(its.low, its.high)])
+    heading = f"{count(document['sample'])} rows asked, under {document['metric']}"
+    return [*aligned(rows), *_wrapped(heading, width)]
+
+
+def _worst(document: Mapping[str, Any]) -> list[str]:
+    worst = (document.get("worst") or [])[:_WORST]
+    if not worst:
+        return []
+    rows = [["changed most", "cosine", "norm in A", "norm in B"]]
+    for row in worst:
+        norms = (number(row[name]) for name in ("norm_a", "norm_b"))
+        rows.append([_cut(key_words(row["key"])), fixed(row["cosine"], 6), *norms])
+    return list(aligned(rows))

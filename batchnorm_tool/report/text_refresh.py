@@ -1,0 +1,300 @@
+"""The terminal's summary of one night: its rows, norms, gate and targets, and what to do next."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from batchnorm_tool.display import visible
+from batchnorm_tool.gate.findings import row_words
+from batchnorm_tool.report.axes import count
+from batchnorm_tool.report.figures import (
+    broken_of,
+    changed_rows,
+    counted,
+    fate_words,
+    finding_name,
+    findings_of,
+    gate_words,
+    kind_words,
+    norm_words,
+    rows_of,
+    when,
+)
+from batchnorm_tool.report.text_run import aligned
+
+_NAME = 12
+_ROWS = 5
+_INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
+_OUTPUT_KINDS = ("predicted", "reused", "stale", "quarantined")
+_WHY = {
+    "gate": "the gate held it",
+    "hold": "the store is on hold",
+    "new space": "its vectors are of a new space, and the query side must change with them",
+}
+_HEADINGS = (
+    "version",
+    "when (UTC)",
+    "state",
+    "kind",
+    "model",
+    "live",
+    "new",
+    "changed",
+    "vanished",
+    "norm median [5\N{EN DASH}95 %]",
+)
+
+
+def night_lines(
+    record: Mapping[str, Any],
+    width: int = 72,
+    targets: Sequence[Mapping[str, Any]] = (),
+    store: str = "STORE",
+) -> list[str]:
+    """Summarize a night, a rollback or a candidate.
+
+    Args:
+        record: The record of the night.
+        width: Columns that a line may take.
+        targets: What became of each publish target: ``name``, ``seconds``, and ``error`` or
+            ``facts``.
+        store: The path of the store, as the user would type it.
+
+    Returns:
+        Lines: what became of the night, rows by kind, norms, the gate with each broken limit and
+        its worst rows, targets, seconds by phase, warnings, and what to do next. Control characters
+        are shown as U+FFFD.
+    """
+    lines = _wrapped(_headline(record), width)
+    for name, words in _facts(record):
+        lines += _entry(name, words, width)
+    lines += _gate(record, width)
+    for target in targets:
+        lines += _entry("target", _target(target), width)
+    warned = [(target.get("facts") or {}).get("warnings") or [] for target in targets]
+    for warning in [*(record.get("warnings") or []), *itertools.chain(*warned)]:
+        lines += _entry("warning", str(warning), width)
+    lines += _next(record, targets, store, width)
+    return [visible(line) for line in lines]
+
+
+def dry_run_lines(
+    rows: Mapping[str, int], findings: Sequence[Mapping[str, Any]] = (), width: int = 72
+) -> list[str]:
+    """Say what a night would change.
+
+    Args:
+        rows: Rows by kind, as a record has them.
+        findings: What the gate found in the input.
+        width: Columns that a line may take.
+
+    Returns:
+        Lines; control characters are shown as U+FFFD.
+
+    Example:
+        >>> print(*dry_run_lines({"in": 100, "new": 2, "changed": 1, "same": 97, "vanished": 0}),
+        ...       sep=chr(10))
+        Dry run: nothing was written; 3 rows would go to the model.
+        rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
+    """
+    model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
+    headline = f"Dry run: nothing was written; {count(model)} rows would go to the model."
+    night = {"rows": rows, "gate": {"findings": findings} if findings else None}
+    lines = [*_wrapped(headline, width), *_entry("rows", _input_rows(night), width)]
+    return [visible(line) for line in [*lines, *_gate(night, width)]]
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    version, state = record["version"], record["state"]
+    if state == "waiting":
+        why = _WHY.get(str(record.get("reason")), "it needs a decision")
+        return f"Version {version} waits, nothing was published: {why}."
+    if state != "published":
+        return f"Version {version} was {state}; it was never published."
+    live = rows_of(record, "live")
+    rows = "" if live is None else f" with {count(live)} rows"
+    if record["kind"] == "rollback":
+        return f"Version {version} is live{rows}: it restores version {record['restores']}."
+    return f"Version {version} is live{rows}."
+
+
+def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rows = "" if record["kind"] == "rollback" else _input_rows(record)
+    if rows:
+        yield "rows", rows
+    computed = _kinds(record, _OUTPUT_KINDS, zeros=False)
+    if computed:
+        yield "vectors", computed
+    if record.get("norms"):
+        yield "norms", f"median {norm_words(record)}"
+    seconds = record.get("seconds") or {}
+    if seconds:
+        spent = (f"{phase} {value:,.1f} s" for phase, value in seconds.items() if value is not None)
+        yield "time", ", ".join(spent)
+
+
+def _input_rows(record: Mapping[str, Any]) -> str:
+    rows_in = rows_of(record, "in")
+    kinds = _kinds(record, _INPUT_KINDS, zeros=True)
+    return f"{count(rows_in)} in: {kinds}" if rows_in is not None else kinds
+
+
+def _kinds(record: Mapping[str, Any], kinds: Sequence[str], *, zeros: bool) -> str:
+    found = ((kind, rows_of(record, kind)) for kind in kinds)
+    # Kinds that are rare are named only where there are any.
+    rare = {"recomputed", "touched"}
+    return ", ".join(
+        f"{count(rows)} {kind}"
+        for kind, rows in found
+        if rows or (rows == 0 and zeros and kind not in rare)
+    )
+
+
+def _gate(record: Mapping[str, Any], width: int) -> list[str]:
+    gate = record.get("gate")
+    if not gate:
+        return []
+    broken, findings = broken_of(record), findings_of(record)
+    judged = sum(finding["measured"] is not None or not finding["passed"] for finding in findings)
+    if not broken:
+        return _entry("gate", f"passed, {_limits(judged)} judged", width)
+    warned = ", published all the same (`gate: warn`)" if gate.get("action") == "warn" else ""
+    lines = _entry("gate", f"{len(broken)} of {_limits(judged)} broken{warned}", width)
+    for finding in broken:
+        lines += _wrapped(f"- {finding_name(finding)}: {finding['what']}", width, "  ", _NAME)
+        rows = (finding.get("rows") or [])[:_ROWS]
+        lines += [f"{' ' * (_NAME + 4)}{_cut(row_words(row), width - _NAME - 4)}" for row in rows]
+    return lines
+
+
+def _limits(amount: int) -> str:
+    return "1 limit" if amount == 1 else f"{amount} limits"
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    if target.get("error"):
+        return f"{target['name']}: failed: {target['error']}"
+    facts = target.get("facts") or {}
+    version = f" holds version {facts['version']}" if "version" in facts else " is up to date"
+    seconds = target.get("seconds")
+    return f"{target['name']}{version}" + ("" if seconds is None else f", {seconds:,.1f} s")
+
+
+def _next(
+    record: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], store: str, width: int
+) -> list[str]:
+    version, steps = record["version"], []
+    if record["state"] == "waiting":
+        steps.append(f"`batchnorm-tool accept {store} {version}` publishes it as it is")
+        if record.get("reason") == "gate":
+            steps.append("mend the input or the model and run the same command again to replace it")
+        elif record.get("reason") == "hold":
+            steps.append(f"`batchnorm-tool release {store}` ends the hold")
+    elif record["kind"] == "rollback" and record["state"] == "published":
+        steps.append(
+            f"nothing is published until `batchnorm-tool release {store}`, or `accept` of a version"
+        )
+    if any(target.get("error") for target in targets):
+        steps.append("mend the failed target; the next run brings it up to date")
+    return [line for step in steps for line in _entry("next", step, width)]
+
+
+def _entry(name: str, words: str, width: int) -> list[str]:
+    return _wrapped(f"{name:<{_NAME}}{words}", width, " " * _NAME)
+
+
+def _wrapped(words: str, width: int, indent: str = "", left: int = 0) -> list[str]:
+    margin = " " * left
+    return textwrap.wrap(
+        words,
+        max(width, left + 24),
+        initial_indent=margin,
+        subsequent_indent=margin + indent,
+        break_on_hyphens=False,
+        break_long_words=False,  # a path in a command is there to be copied
+    )
+
+
+def _cut(words: str, room: int) -> str:
+    return words if len(words) <= max(room, 8) else f"{words[: max(room, 8) - 1]}…"
+
+
+def history_lines(document: Mapping[str, Any]) -> list[str]:
+    """Summarize the nights of a store, one line each, the oldest first.
+
+    Args:
+        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``nights``, records of
+            nights with the oldest first.
+
+    Returns:
+        Lines: where the store stands, then a table whose last column, the gate, may be long.
+        Control characters are shown as U+FFFD.
+    """
+    nights = document["nights"]
+    lines = [standing(document)]
+    if nights:
+        rows = [list(_HEADINGS), *(_cells(night, document) for night in nights)]
+        gates = ["gate", *map(gate_words, nights)]
+        table = (f"{line}  {gate}" for line, gate in zip(aligned(_even(rows)), gates, strict=True))
+        lines += ["", *table]
+    return [visible(line) for line in lines]
+
+
+def standing(document: Mapping[str, Any]) -> str:
+    """Say which version is live, which waits, and whether the store is on hold.
+
+    Example:
+        >>> standing({"path": "items.lance", "live": 3, "waiting": 4, "kept": [2, 3],
+        ...           "hold": {"since": "2026-03-01T02:00:00+00:00", "reason": "rollback"}})
+        'items.lance: version 3 is live, 4 waits, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
+    """
+    live, waiting, hold = (document.get(name) for name in ("live", "waiting", "hold"))
+    said = [f"version {live} is live" if live is not None else "no version is live"]
+    if waiting is not None:
+        said.append(f"{waiting} waits")
+    said.append(f"{len(document['kept'])} kept")
+    on_hold = ""
+    if hold:
+        on_hold = f"; on hold since {when({'started': hold['since']})} ({hold['reason']})"
+    return f"{document['path']}: {', '.join(said)}{on_hold}"
+
+
+def _cells(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    return [
+        str(night["version"]),
+        when(night),
+        fate_words(night, document),
+        kind_words(night),
+        _model(night),
+        counted(rows_of(night, "live")),
+        counted(rows_of(night, "new")),
+        counted(changed_rows(night)),
+        counted(rows_of(night, "vanished")),
+        norm_words(night),
+    ]
+
+
+def _model(night: Mapping[str, Any]) -> str:
+    """The file of the model, and the beginning of its content's hash."""
+    model = night.get("model")
+    if not model:
+        return "none"
+    return f"{PurePath(model['path']).name} {str(model['content'])[:6]}"
+
+
+def _even(rows: list[list[str]]) -> list[list[str]]:
+    """Fill words up on the right and numbers on the left, to the width of their column."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    is_words = (False, *[True] * 4, *[False] * 4, True)
+    return [
+        [
+            f"{cell:<{width}}" if words else f"{cell:>{width}}"
+            for cell, width, words in zip(row, widths, is_words, strict=True)
+        ]
+        for row in rows
+    ]

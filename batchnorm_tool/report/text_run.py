@@ -1,0 +1,297 @@
+"""The pieces of a terminal's summary of a run: plain lines, nothing printed, no colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from batchnorm_tool.display import visible
+from batchnorm_tool.report.axes import count, number, share
+from batchnorm_tool.report.bins import bin_norms
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_FULL = "█"
+_FEWEST_CELLS = 8
+# Asking for at most 16 makes 8 to 16 bars: enough for a shape, few enough for a terminal.
+_BARS = 16
+_QUANTILES = ("0.05", "0.25", "0.5", "0.75", "0.95")
+_QUANTILE_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
+_FIRST_BAD_ROWS = 5
+
+
+def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Draw a histogram of norms with block characters.
+
+    Args:
+        stats: Norm statistics as the manifest has them: ``zero`` and ``histogram``.
+        width: Columns that a line may take.
+
+    Returns:
+        One line for each bar, lowest norms first, then a line for norms that no bar holds. Each
+        bar reaches from its own norm up to the next line's.
+
+    Example:
+        >>> stats = {"zero": 0, "histogram": [[1023 * 512, 4], [1023 * 512 + 1, 1]]}
+        >>> norm_histogram(stats, 30)[2:4]
+        [' 1.000  ███████████████████  4', ' 1.002  ████▊                1']
+    """
+    bins = bin_norms(stats, _BARS)
+    if bins is None:
+        return ["no norm is finite and above zero"]
+    names = _edge_names(bins.edges[:-1])
+    amounts = [count(amount) for amount in bins.counts]
+    left, right = max(map(len, names)), max(map(len, amounts))
+    cells = max(width - left - right - 4, _FEWEST_CELLS)
+    largest = max(bins.counts)
+    bars = [_bar(amount / largest, cells) for amount in bins.counts]
+    lines = [
+        f"{name:>{left}}  {bar:<{cells}}  {amount:>{right}}"
+        for name, bar, amount in zip(names, bars, amounts, strict=True)
+    ]
+    return [*lines, *outside(stats)]
+
+
+def outside(stats: Mapping[str, Any]) -> list[str]:
+    """Say which norms the bars of a histogram leave out.
+
+    Args:
+        stats: Norm statistics as the manifest has them.
+
+    Returns:
+        One line such as ``not shown: 3 zero, 1 above``, or none.
+
+    Example:
+        >>> outside({"zero": 3, "nonfinite": 0, "histogram": [[0, 3], [1023 * 512, 1]]})
+        ['not shown: 3 zero']
+    """
+    bins = bin_norms(stats, _BARS)
+    kinds = {
+        "zero": int(stats["zero"]),
+        "not finite": int(stats.get("nonfinite", 0)),
+        "below": bins.below if bins else 0,
+        "above": bins.above if bins else 0,
+    }
+    said = ", ".join(f"{count(amount)} {kind}" for kind, amount in kinds.items() if amount)
+    return [f"not shown: {said}"] if said else []
+
+
+def quantile_table(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    r"""Set the quantiles of several norms below one another.
+
+    Args:
+        norms: Norm statistics as the manifest has them, by label such as ``"l2"``.
+
+    Returns:
+        A line of headings and a line for each norm, columns aligned.
+
+    Example:
+        >>> quantiles = {"0.05": 1.0, "0.25": 2.0, "0.5": 3.0, "0.75": 4.0, "0.95": 5.0}
+        >>> print("\n".join(quantile_table({"l2": {"min": 0.5, "max": 6.0,
+        ...     "quantiles": quantiles}})))
+        norm     min    5 %   25 %  median   75 %   95 %    max
+        l2    0.5000  1.000  2.000   3.000  4.000  5.000  6.000
+    """
+    rows = [[label, *map(_value, spread(stats))] for label, stats in norms.items()]
+    return list(aligned([["norm", *_QUANTILE_NAMES], *rows]))
+
+
+def spread(stats: Mapping[str, Any]) -> list[float | None]:
+    """Return minimum, 5, 25, 50, 75 and 95 % quantiles and maximum; ``None`` where empty."""
+    quantiles = stats.get("quantiles") or {}
+    middle = [quantiles.get(name) for name in _QUANTILES]
+    return [stats["min"], *middle, stats["max"]]
+
+
+def rows_line(manifest: Mapping[str, Any], seconds: float | None = None) -> str:
+    """Say how many rows came in, went out and how fast.
+
+    Args:
+        manifest: The manifest of a run.
+        seconds: Wall time of the work, where it is known.
+
+    Returns:
+        One line.
+
+    Example:
+        >>> rows_line({"rows": {"in": 2000, "out": 1999, "bad": 1}}, 4.0)
+        '2,000 rows in, 1,999 out, 1 bad (0.05 %), 500 rows/s'
+    """
+    rows = manifest["rows"]
+    pieces = [f"{count(rows['in'])} rows in", f"{count(rows['out'])} out"]
+    pieces.append(f"{count(rows['bad'])} bad" + _share(rows["bad"], rows["in"]))
+    if seconds:
+        pieces.append(f"{count(round(rows['in'] / seconds))} rows/s")
+    return ", ".join(pieces)
+
+
+def bad_row_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """Say why rows are bad and where the first ones are.
+
+    Args:
+        manifest: The manifest of a run.
+
+    Returns:
+        A line with the count of each reason, then a line for each of the first five bad rows;
+        none where no row is bad. Zero vectors that are kept are no bad rows, and have a line of
+        their own. Control characters in keys and paths are shown as U+FFFD.
+
+    Example:
+        >>> first = {"row": 7, "file": "a.npy", "file_row": 7, "key": "x", "reason": "null_feature"}
+        >>> reasons = {"null_feature": 1}
+        >>> bad_row_lines({"rows": {"bad": 1}, "reasons": reasons, "first_bad_rows": [first]})
+        ['bad rows: null_feature 1', '  row 7 (key x) is row 7 of a.npy: null_feature']
+    """
+    reasons = {reason: amount for reason, amount in manifest["reasons"].items() if amount}
+    # Of all reasons, only a zero vector that is kept does not make a bad row.
+    kept_zeros = sum(reasons.values()) - manifest["rows"]["bad"]
+    if kept_zeros:
+        reasons.pop("zero_vector")
+    lines = [_bad_row(row) for row in manifest["first_bad_rows"][:_FIRST_BAD_ROWS]]
+    if reasons:
+        said = ", ".join(f"{reason} {count(amount)}" for reason, amount in reasons.items())
+        lines.insert(0, f"bad rows: {said}")
+    return [*lines, f"zero vectors, kept: {count(kept_zeros)}"] if kept_zeros else lines
+
+
+def norm_lines(manifest: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Show the norms of every output: quantiles of each norm, a histogram of the one in use.
+
+    Args:
+        manifest: The manifest of a run.
+        width: Columns that a line may take.
+
+    Returns:
+        Lines, with an empty one between the pieces.
+    """
+    lines: list[str] = []
+    for output in manifest["outputs"]:
+        statistics = manifest["statistics"].get(output["name"])
+        if statistics is None:  # no rows
+            continue
+        label = norm_shown(output["norm"])
+        lines += ["", f"norms of {visible(str(output['name']))} before normalization", ""]
+        lines += [*quantile_table(statistics["norms"]), "", f"{label} norm", ""]
+        lines += norm_histogram(statistics["norms"][label], width)
+    return lines[1:]
+
+
+def norm_shown(label: str) -> str:
+    """Return the norm whose statistics stand for an output: its own, or l2 for ``none``.
+
+    Example:
+        >>> norm_shown("lp:3"), norm_shown("none")
+        ('lp:3', 'l2')
+    """
+    return "l2" if label == "none" else label
+
+
+def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
+    """Show where the time of a run went.
+
+    Args:
+        profile: ``seconds``, ``workers``, ``stages``, ``shares`` and ``bottleneck`` of a profile.
+        width: Columns that a line may take.
+
+    Returns:
+        A line for each stage with the workers' seconds and share, then the bottleneck in words.
+
+    Example:
+        >>> stages = {"read": 1.0, "predict": 3.0}
+        >>> shares = {"read": 0.25, "predict": 0.75}
+        >>> print(*profile_lines({"seconds": 2.0, "workers": 2, "stages": stages, "shares": shares,
+        ...     "bottleneck": "Prediction is the bottleneck."}, 40), sep=chr(10))
+        where the time of 2 workers went, 2.000 s each
+        <BLANKLINE>
+        read           1.00 s    25 %  ██▎
+        predict        3.00 s    75 %  ██████▊
+        <BLANKLINE>
+        Prediction is the bottleneck.
+    """
+    left = max(map(len, profile["stages"]))
+    lines = [
+        f"{stage:<{left}}  {seconds:10.2f} s  {100 * profile['shares'][stage]:4.0f} %"
+        for stage, seconds in profile["stages"].items()
+    ]
+    cells = max(0, width - len(lines[0]) - 2)
+    counted = "1 worker" if profile["workers"] == 1 else f"{profile['workers']} workers"
+    bars = [_bar(share, cells) for share in profile["shares"].values()]
+    return [
+        f"where the time of {counted} went, {number(profile['seconds'])} s each",
+        "",
+        *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
+        "",
+        *textwrap.wrap(profile["bottleneck"], width),
+    ]
+
+
+def next_steps(place: str) -> list[str]:
+    """Return the commands worth trying on a finished run, with what each does.
+
+    Args:
+        place: The output directory, as the user would type it.
+
+    Returns:
+        Lines with commands and remarks aligned.
+
+    Example:
+        >>> next_steps("runs/a")[0]
+        'batchnorm-tool verify runs/a                 re-read and check every file'
+    """
+    shown = visible(place)
+    rows = [
+        [f"batchnorm-tool verify {shown}", "re-read and check every file"],
+        [f"batchnorm-tool show {shown} --html run.html", "a page with plots"],
+    ]
+    left = max(len(row[0]) for row in rows)
+    return [f"{command:<{left}}  {remark}" for command, remark in rows]
+
+
+def _bar(part: float, cells: int) -> str:
+    eighths = round(part * cells * 8)
+    if part > 0:
+        eighths = max(eighths, 1)
+    whole, rest = divmod(eighths, 8)
+    return _FULL * whole + (_EIGHTHS[rest] if rest else "")
+
+
+def _edge_names(edges: Sequence[float]) -> list[str]:
+    # Edges of narrow bars need more digits before they differ.
+    for digits in range(4, 17):
+        names = [number(edge, digits) for edge in edges]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _value(value: float | None) -> str:
+    return number(value)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Set rows of text below one another: the first column to the left, all others to the right.
+
+    Args:
+        rows: Rows of as many cells each, at least one row.
+
+    Yields:
+        One line for each row.
+
+    Example:
+        >>> list(aligned([["norm", "value"], ["l2", "9"]]))
+        ['norm  value', 'l2        9']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for label, *values in rows:
+        cells = (f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True))
+        yield "  ".join([f"{label:<{widths[0]}}", *cells]).rstrip()
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({share(part, whole)})" if part else ""
+
+
+def _bad_row(row: Mapping[str, Any]) -> str:
+    key = "" if row.get("key") is None else f" (key {row['key']})"
+    where = f"row {row['row']}{key} is row {row['file_row']} of {row['file']}: {row['reason']}"
+    return visible(f"  {where}")

@@ -1,0 +1,136 @@
+"""The checksums of the dataset's files, because Lance does not notice a flipped bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import Damaged
+from batchnorm_tool.storage import FileRecord, Storage, checked_json
+from batchnorm_tool.storage.files import fault_in, read_errors, record_of, strangers
+from batchnorm_tool.store.lance import newest_version, open_dataset, reading
+from batchnorm_tool.store.state import LEDGER_PATH
+
+_FORMAT = 1
+_TAGS = "_refs/tags"
+# Others are somebody else's, who may change them.
+_OUR_TAGS = ("live.json", "compacted.json", "night-*.json")
+# Rewritten by every commit; a copy of what the names beside it say.
+_HINT = "_versions/latest_version_hint.json"
+# Lance leaves their directories behind when the last file goes.
+_LEFT_EMPTY = ("_deletions/file", "_refs/tags/file", "_transactions/file", "data/file")
+
+
+def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
+    """Take the checksums of all files of these versions that have none yet; forget other files.
+
+    Args:
+        path: Of the dataset.
+        storage: The store's state.
+        lance_versions: Lance's numbers of the kept versions.
+
+    Raises:
+        Damaged: The dataset cannot be read, or the ledger is not what its checksum says.
+        WorkFailed: A file cannot be read, or the ledger not be written.
+    """
+    known = _records(path, storage)
+    files = [*_files_of(path, set(lance_versions)), *_tags(path)]
+    known_still = {name: each for name, each in known.items() if not name.startswith(_TAGS)}
+    records = [known_still.get(file) or _record(path, file) for file in files]
+    entries = {record.path: [record.bytes, record.sha256] for record in records}
+    data = {"format": _FORMAT, "files": entries}
+    if entries != {name: [each.bytes, each.sha256] for name, each in known.items()}:
+        storage.put(LEDGER_PATH, checked_json.sealed_json(data))
+
+
+def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
+    """The files whose checksums are known, by path.
+
+    Raises:
+        Damaged: The ledger is not what its checksum says.
+    """
+    return sorted(_records(path, storage).values(), key=lambda record: record.path)
+
+
+def check_files(path: str, storage: Storage) -> Iterator[str]:
+    """Say what is wrong with the files of the dataset; nothing, where they are as written.
+
+    Args:
+        path: Of the dataset.
+        storage: The store's state.
+
+    Returns:
+        One sentence for each file that is missing, has other bytes, or is none of the store's; a
+        tag that somebody else has made is none of them.
+
+    Raises:
+        Damaged: The ledger is not what its checksum says.
+    """
+    records = recorded_files(path, storage)
+    for record in records:
+        finding, _ = fault_in(Path(path), record, "ledger")
+        if finding:
+            yield finding
+    known = {record.path for record in records}
+    for file in strangers(Path(path), {*known, _HINT, *_LEFT_EMPTY}):
+        is_tag = file.startswith(f"{_TAGS}/") and file.endswith(".json")
+        if not is_tag or file in _tags(path):
+            yield f"`{file}` is no file of a kept version. The next refresh or you may remove it."
+    yield from _check_hint(path)
+
+
+def _tags(path: str) -> list[str]:
+    found = (place for pattern in _OUR_TAGS for place in (Path(path) / _TAGS).glob(pattern))
+    return sorted(place.relative_to(path).as_posix() for place in found)
+
+
+def _check_hint(path: str) -> Iterator[str]:
+    """The file that lets a reader find the newest version without listing all names."""
+    try:
+        place = Path(path) / _HINT
+        hint = None if place.is_symlink() else json.loads(place.read_bytes())["version"]
+    except FileNotFoundError:  # older releases write none
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        hint = None
+    newest = newest_version(path)
+    if hint != newest:
+        yield f"`{_HINT}` names version {hint}, and the newest is {newest}."
+
+
+def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
+    text = storage.get(LEDGER_PATH)
+    if text is None:
+        return {}
+    data = checked_json.opened_json(text)
+    if data is None:
+        msg = (
+            f"The ledger `{LEDGER_PATH}` beside `{path}` is damaged: its checksum disagrees. "
+            "Restore it from a backup; without one nobody can tell damaged files from sound ones."
+        )
+        raise Damaged(msg)
+    return {name: FileRecord(name, *entry) for name, entry in data["files"].items()}
+
+
+def tracked_files(path: str) -> pa.Table:
+    """The files of every version that there is: columns ``version`` (in Lance) and ``path``.
+
+    Raises:
+        Damaged: The dataset cannot be read.
+    """
+    with reading(path):
+        return open_dataset(path).tracked_files().read_all()
+
+
+def _files_of(path: str, lance_versions: set[int]) -> list[str]:
+    tracked = tracked_files(path)
+    names = zip(tracked["version"].to_pylist(), tracked["path"].to_pylist(), strict=True)
+    return sorted({name for version, name in names if version in lance_versions})
+
+
+def _record(path: str, file: str) -> FileRecord:
+    with read_errors(Path(path) / file):
+        return record_of(Path(path), file)

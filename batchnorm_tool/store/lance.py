@@ -1,0 +1,253 @@
+"""The only door to Lance: importing it, opening datasets, and what it says as errors of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batchnorm_tool.errors import BatchnormToolError, Damaged, JobError, OutputError, WorkFailed
+
+# Where in Lance's own source an error arose: of no use to whoever reads the message.
+_SOURCE = re.compile(r",? ?/[^\s,]+\.rs:\d+:\d+")
+# What the operating system says when the files themselves may be sound.
+_SYSTEM = re.compile(
+    r"No space left|quota exceeded|Too many open files|Permission denied|Cannot allocate memory"
+    r"|Read-only file system",
+    re.IGNORECASE,
+)
+_MISSING = re.compile(r"not found|No such file", re.IGNORECASE)
+# Lance raises any of these for any failure.
+_RAISED = (OSError, RuntimeError, ValueError, KeyError, NotImplementedError, pa.ArrowException)
+
+
+def lance() -> Any:
+    """The library itself.
+
+    Raises:
+        JobError: It is not installed.
+    """
+    # Lance writes its warnings to standard error itself; what matters comes as an exception, too.
+    os.environ.setdefault("LANCE_LOG", "error")
+    try:
+        import lance as library
+    except ImportError as error:
+        msg = (
+            "An embedding store needs the library Lance, which is not installed. "
+            "Run: pip install 'batchnorm-tool[refresh]'"
+        )
+        raise JobError(msg) from error
+    return library
+
+
+def check_installed() -> None:
+    """Find out that a library is missing before anything is written; none is imported.
+
+    Raises:
+        JobError: One is; the message says what to install.
+    """
+    missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
+    if missing:
+        msg = (
+            f"A store needs what is not installed: {' and '.join(missing)}. "
+            "Run: pip install 'batchnorm-tool[refresh]'"
+        )
+        raise JobError(msg)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # what stands under its name is no module
+        return False
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Map what Lance says while it reads: what cannot be read is damaged.
+
+    Raises:
+        Damaged: A file is missing or is not what was written.
+        WorkFailed: The system does not let it read.
+    """
+    with _mapped(path, "Reading", Damaged):
+        yield
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Map what Lance says while it writes.
+
+    Raises:
+        WorkFailed: It cannot be written.
+        Damaged: A file that is there already is missing or is not what was written.
+    """
+    with _mapped(path, "Writing", WorkFailed):
+        yield
+
+
+@contextlib.contextmanager
+def _mapped(path: str, doing: str, otherwise: type[BatchnormToolError]) -> Iterator[None]:
+    try:
+        yield
+    except BatchnormToolError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, _RAISED) and not _is_panic(error):
+            raise
+        cause = _SOURCE.sub("", str(error)).strip() or type(error).__name__
+        raise _error(path, doing, cause, otherwise) from error
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust gave up on something that should never be, such as a file of other bytes."""
+    return type(error).__name__ == "PanicException"
+
+
+def _error(
+    path: str, doing: str, cause: str, otherwise: type[BatchnormToolError]
+) -> BatchnormToolError:
+    if _SYSTEM.search(cause):
+        otherwise = WorkFailed
+    elif _MISSING.search(cause):
+        otherwise = Damaged
+    if otherwise is Damaged:
+        msg = (
+            f"The store `{path}` cannot be read as it was written: {cause}. If a refresh removed "
+            "this version meanwhile, read again; otherwise `batchnorm-tool verify` names the "
+            "damaged files, which only a backup brings back."
+        )
+        return Damaged(msg)
+    msg = (
+        f"{doing} the store `{path}` failed: {cause}. The live version is untouched; mend the "
+        "cause and run the same command again."
+    )
+    return WorkFailed(msg)
+
+
+def newest_version(path: str) -> int | None:
+    """As `latest_version`, from the names of the files alone: Lance is not imported.
+
+    Raises:
+        OutputError: Something else lies there.
+    """
+    manifests = list((Path(path) / "_versions").glob("*.manifest"))
+    if not manifests:
+        _refuse_foreign(path)
+    return max(map(_version_of, manifests), default=None)
+
+
+def _version_of(manifest: Path) -> int:
+    """Lance counts its manifests' names down from 2**64 - 1, so that the newest comes first."""
+    number = int(manifest.stem)
+    return (1 << 64) - 1 - number if number >> 63 else number
+
+
+def latest_version(path: str) -> int | None:
+    """Lance's number of the newest version, the one that readers get; ``None``: no dataset there.
+
+    Args:
+        path: Of the dataset.
+
+    Raises:
+        OutputError: Something else lies there.
+        Damaged: The dataset cannot be opened.
+    """
+    if not any((Path(path) / "_versions").glob("*.manifest")):
+        _refuse_foreign(path)
+        return None
+    return int(open_dataset(path).version)
+
+
+def _refuse_foreign(path: str) -> None:
+    """Refuse a path that holds no dataset, nor the beginnings of one that was never committed."""
+    place = Path(path)
+    if not place.exists():
+        return
+    names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
+    strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
+    if strangers:
+        msg = (
+            f"`{path}` holds something else. Expected: a Lance dataset, or nothing. "
+            f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
+        )
+        raise OutputError(msg)
+
+
+def open_dataset(path: str, lance_version: int | None = None) -> Any:
+    """Open a version of the dataset; the newest where none is named.
+
+    Raises:
+        Damaged: There is none, or it cannot be opened.
+    """
+    with reading(path):
+        return lance().dataset(path, version=lance_version)
+
+
+def write_fragments(
+    place: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch], mode: str = "append"
+) -> list[Any]:
+    """Write rows as new fragments of a dataset, which nobody sees before a commit names them.
+
+    Args:
+        place: The dataset, or the path where one is to be.
+        schema: Of the rows.
+        batches: The rows; they are streamed, and cast to the schema.
+
+        mode: ``append`` to the dataset's other rows, or ``overwrite`` or ``create`` it.
+
+    Returns:
+        What Lance calls them; none where there are no rows.
+
+    Raises:
+        WorkFailed: They cannot be written.
+    """
+    path = place if isinstance(place, str) else place.uri
+    filled = (batch for batch in batches if batch.num_rows)
+    rows = (_aligned(batch.select(schema.names).cast(schema)) for batch in filled)
+    first = next(rows, None)
+    if first is None:
+        return []
+    failures: list[BaseException] = []
+    reader = pa.RecordBatchReader.from_batches(schema, _noting_failure(first, rows, failures))
+    with _raising(failures), writing(path):
+        write = lance().fragment.write_fragments
+        return list(write(reader, place, schema, mode=mode, data_storage_version="stable"))
+
+
+def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows where Rust takes decimals: at multiples of 16 bytes, which Arrow files lack."""
+    every = pa.array(range(batch.num_rows), pa.int64())
+    columns = [
+        column.take(every) if "decimal" in str(column.type) else column for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _noting_failure(
+    first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], failures: list[BaseException]
+) -> Iterator[pa.RecordBatch]:
+    """All batches; an error on the way would come out of Lance as text."""
+    try:
+        yield first
+        yield from rest
+    except BaseException as error:
+        failures.append(error)
+        raise
+
+
+@contextlib.contextmanager
+def _raising(failures: list[BaseException]) -> Iterator[None]:
+    """Raise the error that stopped the rows, rather than what became of it on its way."""
+    try:
+        yield
+    except BaseException:
+        if failures:
+            raise failures[0] from None
+        raise

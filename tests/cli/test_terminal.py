@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchnorm_tool.cli.output import Terminal
+from batchnorm_tool.commands.run.run import RunResult
+from batchnorm_tool.commands.show import Shown
+from batchnorm_tool.job import Input, Job, Output
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.progress import Plain, Quiet
+
+
+def result(**changes: Any) -> RunResult:
+    """A run of no rows, with three parts."""
+    files = [{"path": f"vectors/part-{n:06d}.parquet"} for n in range(3)]
+    manifest = {
+        "rows": {"in": 0, "out": 0, "bad": 0, "zero": 0},
+        "reasons": {},
+        "first_bad_rows": [],
+        "outputs": [{"name": "dense", "norm": "l2", "shape": [4]}],
+        "statistics": {},
+        "parts": [{"files": [file]} for file in files],
+        "warnings": ["nothing to score"],
+    }
+    return RunResult(**{"path": "/out", "manifest": manifest, **changes})
+
+
+def data(**changes: Any) -> Shown:
+    column = {"name": "id", "type": "int64", "min": 0, "max": 9, "nulls": 0}
+    facts = {
+        "format": "parquet",
+        "files": 1,
+        "bytes": 2_000,
+        "rows": 10,
+        "rows_sampled": 10,
+        "columns": [{**column, **changes}],
+        "likely_key": None,
+        "likely_features": [],
+    }
+    return Shown("data", "a.parquet", facts)
+
+
+def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Terminal().ran(result(parts_kept=2), None)
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][:2] == ["Done.", "0"]
+    assert ["vectors", "/out/vectors"] in lines
+    assert ["manifest", "/out/_manifest.json"] in lines
+    assert "resumed: 2 of 3 parts were finished already" in out
+    assert "batchnorm-tool verify /out" in out
+    assert "job file" not in out
+    assert err == "warning: nothing to score\n"
+
+
+def test_names_that_data_bears_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().shown(data(name="item_id"), None)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["item_id", "int64,", "0", "to", "9"] in lines
+    assert ["likely", "key", "none", "found"] in lines
+
+
+def test_directories_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [{"files": [{"path": "vectors/my_tower/part-000000.npy"}]}]
+    Terminal().ran(result(manifest={**result().manifest, "parts": parts}), None)
+    assert "  vectors/my_tower  /out/vectors/my_tower\n" in capsys.readouterr().out
+
+
+def test_a_shorthand_is_printed_as_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(input=Input(path="/in"), output=Output(path="/out"))
+    Terminal().ran(result(), job)
+    assert "    output:\n      path: /out\n" in capsys.readouterr().out
+
+
+def test_nothing_to_do_is_said_shortly(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().ran(result(nothing_to_do=True), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "Nothing to do: this very result stands in /out",
+        "  0 rows; `--fresh` makes it again",
+    ]
+
+
+def test_json_is_one_document_and_words_go_to_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Terminal(as_json=True).ran(result(), None)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["status"] == "done"
+    assert err == "warning: nothing to score\n"
+
+
+def test_quiet_prints_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(quiet=True)
+    terminal.ran(result(), None)
+    terminal.shown(data(), None)
+    assert capsys.readouterr() == ("", "")
+    terminal.failed("InputError", "no such file", 2)
+    assert capsys.readouterr() == ("", "error: no such file\n")
+
+
+def test_json_logs_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(json_logs=True)
+    terminal.ran(result(nothing_to_do=True), None)
+    terminal.failed("Busy", "another run", 5)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        {"level": "warning", "message": "nothing to score"},
+        {"level": "error", "message": "another run", "error": "Busy", "exit_code": 5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "expected"),
+    [
+        ({}, "auto", Plain),
+        ({}, "plain", Plain),
+        ({}, "none", Quiet),
+        ({"quiet": True}, "bar", Quiet),
+    ],
+)
+def test_progress_is_plain_where_there_is_no_terminal(
+    settings: dict[str, bool], kind: str, expected: type
+) -> None:
+    assert type(Terminal(**settings).progress(kind)) is expected
+
+
+@pytest.mark.parametrize("end", ["name", "type"])
+def test_words_from_files_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    Terminal().shown(data(**{end: "a\x07\nb"}), None)
+    out = capsys.readouterr().out
+    assert "a\ufffd\ufffdb" in out
+    assert "\x07" not in out
+
+
+def test_what_was_not_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().shown(data(nulls=3), None)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["likely", "key", "none", "found"] in lines
+    assert ["id", "int64,", "0", "to", "9,", "3", "nulls"] in lines
+
+
+def test_a_run_without_statistics_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    identities = dict.fromkeys(("space", "bits", "result"), "abc")
+    Terminal().shown(Shown("run", "/out", {**result().manifest, **identities}), "page.html")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["space", "abc"] in lines
+    assert ["page", "page.html"] in lines
+
+
+def test_norms_are_shown_for_each_output(capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = np.array([[3.0, 4.0], [6.0, 8.0]])
+    norm = Norm.parse("l2")
+    stats = VectorStats.of(vectors, rows=2, in_use=norm, in_use_norms=np.array([[5.0], [10.0]]))
+    manifest = {**result().manifest, "statistics": {"dense": stats.to_dict()}}
+    Terminal().ran(result(manifest=manifest), None)
+    out = capsys.readouterr().out
+    assert "norms of dense before normalization" in out
+    assert [line.split()[:2] for line in out.splitlines() if line.strip().startswith("l2 ")] == [
+        ["l2", "5.000"],
+        ["l2", "norm"],
+    ]
