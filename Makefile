@@ -12,14 +12,15 @@ COMPILE = env -u UV_FIND_LINKS -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL
 	--no-emit-index-url --no-header --no-annotate --constraints requirements/constraints.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test bench lock samples clean
+.PHONY: help quickstart test bench lock samples pictures clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make quickstart   install what the tool needs, score the sample, verify the result"
 	@echo "make test         install the rest, then lint, type-check and run every test"
-	@echo "make bench        measure it against others (SIZE=full: for the README's table)"
+	@echo "make bench        measure it against others (SIZE=full: for the table in docs/)"
 	@echo "make samples      make data_samples/ anew"
+	@echo "make pictures     take the pictures in the README anew (needs chromium)"
 	@echo "make lock         make requirements/*.txt anew (needs uv)"
 	@echo "make clean        remove what these made"
 
@@ -38,6 +39,16 @@ bench: $(VENV)/.main $(BENCH_VENV)/.peers
 
 samples: $(VENV)/.test
 	$(VENV)/bin/python data_samples/make_samples.py
+
+# The compare page as the README shows it, in both colour schemes (0 is chromium's dark one).
+pictures: $(VENV)/.main
+	$(VENV)/bin/batchnorm-tool compare data_samples/digits_predictions.parquet \
+		--key id --label label -o runs/picture --quiet
+	for scheme in light=1 dark=0; do \
+		chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,608 \
+			--blink-settings=preferredColorScheme=$${scheme#*=} \
+			--screenshot=docs/compare-$${scheme%=*}.png runs/picture/comparison.html || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) benchmarks/work runs/digits build dist *.egg-info

@@ -39,7 +39,7 @@ def main(size: str, names: tuple[str, ...], repetitions: int | None, out: Path |
         report.save(directory, size)  # what is measured stays, also if the next one is interrupted
     if size == "full" and not names and not report.failures:
         report.save(RESULTS, size)
-        report.show_in(ROOT / "README.md")
+        report.show_in(ROOT / "docs" / "speed.md")
     click.echo(report.to_markdown())
     click.echo(f"Saved in {directory}.", err=True)
     sys.exit(1 if report.failures else 0)

@@ -72,14 +72,14 @@ class Report:
             drawing = growth_plot(self.curves["rows"], self.curves["width"])
             (directory / f"{name}-growth.svg").write_text(drawing + "\n")
 
-    def show_in(self, readme: Path) -> None:
-        """Put the table of targets between the two marks in the README."""
-        before, begin, rest = readme.read_text().partition(BEGIN)
+    def show_in(self, page: Path) -> None:
+        """Put the table of targets between the two marks in a page."""
+        before, begin, rest = page.read_text().partition(BEGIN)
         _, end, after = rest.partition(END)
         if not end:
-            msg = f"{readme} has no marks {BEGIN} and {END} between which the table belongs."
+            msg = f"{page} has no marks {BEGIN} and {END} between which the table belongs."
             raise ValueError(msg)
-        readme.write_text(f"{before}{begin}\n{self.targets()}\n\n{self.origin()}\n{end}{after}")
+        page.write_text(f"{before}{begin}\n{self.targets()}\n\n{self.origin()}\n{end}{after}")
 
     def targets(self) -> str:
         """The table of targets."""

@@ -1,4 +1,4 @@
-"""How much is measured: for a test, for every day, and for the README."""
+"""How much is measured: for a test, for every day, and for docs/speed.md."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import pytest
 VARIABLE = "BATCHNORM_TOOL_PGVECTOR_DSN"
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """A real PostgreSQL with pgvector; its connection string.
+@contextlib.contextmanager
+def started_server() -> Iterator[str]:
+    """Start a PostgreSQL with pgvector; its connection string.
 
     Not below pytest's own directory: under root the server runs as another user, from whom a second
     pytest, while it starts, shuts that directory.
@@ -31,6 +32,13 @@ def server() -> Iterator[str]:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
         yield running.get_uri()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A real PostgreSQL with pgvector; its connection string."""
+    with started_server() as connection_string:
+        yield connection_string
 
 
 @pytest.fixture

@@ -68,8 +68,8 @@ def test_the_table_says_what_was_missed() -> None:
     assert "Versions of the tool: tensorflow 2.21.0." in text
 
 
-def test_the_readme_shows_the_saved_table() -> None:
-    shown = (ROOT / "README.md").read_text().partition(BEGIN)[2].partition(END)[0]
+def test_the_page_shows_the_saved_table() -> None:
+    shown = (ROOT / "docs" / "speed.md").read_text().partition(BEGIN)[2].partition(END)[0]
     saved = (ROOT / "benchmarks" / "results" / "full.md").read_text()
     rows = [line for line in shown.splitlines() if line]
     assert len(rows) > 12
@@ -77,21 +77,21 @@ def test_the_readme_shows_the_saved_table() -> None:
 
 
 def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     report = Report("make bench", findings=[finding(13.0, Target("at least", 12))])
     for _ in range(2):
-        report.show_in(readme)
+        report.show_in(page)
     inner = f"{BEGIN}\n{report.targets()}\n\n{report.origin()}\n{END}"
-    assert readme.read_text() == f"before\n{inner}\nafter\n"
+    assert page.read_text() == f"before\n{inner}\nafter\n"
 
 
-def test_a_readme_without_marks_stays_as_it_is(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nafter\n")
+def test_a_page_without_marks_stays_as_it_is(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{BEGIN}\nafter\n")
     with pytest.raises(ValueError, match="no marks"):
-        Report("make bench").show_in(readme)
-    assert readme.read_text() == f"before\n{BEGIN}\nafter\n"
+        Report("make bench").show_in(page)
+    assert page.read_text() == f"before\n{BEGIN}\nafter\n"
 
 
 def test_every_measurement_is_saved(tmp_path: Path) -> None:

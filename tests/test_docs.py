@@ -1,9 +1,10 @@
-"""The README is true: its blocks run, its outputs are real, and every command and name is in it."""
+"""The pages are true: blocks run, outputs are real, every command, name and link is in them."""
 
 from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
+import yaml
 
 import batchnorm_tool
 from batchnorm_tool.cli.app import cli
 from batchnorm_tool.job import Input, Job, Normalize, job_schema
 from batchnorm_tool.norms.norm import NORM_NAMES
-from tests.readme_blocks import (
+from tests.doc_blocks import (
+    COMMANDS_PAGE,
+    KEYS_PAGE,
+    PAGES,
     PROGRAM,
     README,
     ROOT,
@@ -25,16 +30,24 @@ from tests.readme_blocks import (
     agree,
     blocks,
     commands,
+    commands_page,
+    help_of,
     is_ours,
+    keys_page,
     perform,
     prose,
     words_of,
 )
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+_LINK = re.compile(r"""(?:\]\(|(?:src|srcset)=")(?!https?:)([^)"#]*)(?:#([^)"]*))?[)"]""")
 
-TEXT = README.read_text()
-BLOCKS = blocks(TEXT)
+TEXTS = {page: page.read_text() for page in PAGES}
+TEXT = "".join(TEXTS.values())
+DOCS = ROOT / "docs"
+# Pages that no block is run of, and whose links are looked at all the same.
+OTHERS = [ROOT / name for name in ("SECURITY.md", "CHANGELOG.md", "examples/README.md")]
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [command for block in BLOCKS for command in commands(block) if is_ours(command)]
 SECTIONS = ("input", "model", "normalize", "output", "engine", "store", "gate", "publish")
 
@@ -42,41 +55,41 @@ SECTIONS = ("input", "model", "normalize", "output", "engine", "store", "gate", 
 def of(*languages: str) -> list[Any]:
     """Parameters: the blocks in these languages."""
     chosen = [block for block in BLOCKS if block.language in languages]
-    return [pytest.param(block, id=f"line {block.line}") for block in chosen]
+    return [pytest.param(block, id=block.id) for block in chosen]
 
 
-def the_block(language: str, word: str) -> Block:
-    [block] = [block for block in BLOCKS if block.language == language and word in block.text]
+def the_block(page: Path, language: str, word: str) -> Block:
+    [block] = [one for one in blocks(page) if one.language == language and word in one.text]
     return block
 
 
 @dataclass(frozen=True)
 class Performed:
     directory: Path
-    results: dict[int, dict[str, str | None]]
+    results: dict[str, dict[str, str | None]]
 
 
 @pytest.fixture(scope="module")
 def performed(tmp_path_factory: pytest.TempPathFactory) -> Performed:
-    directory = tmp_path_factory.mktemp("readme").resolve()
-    return Performed(directory, perform(directory))
+    directory = tmp_path_factory.mktemp("docs").resolve()
+    return Performed(directory, perform(directory, PAGES))
 
 
 @pytest.mark.parametrize("block", of("sh", "console", "python", "bash"))
 def test_every_block_runs(performed: Performed, block: Block) -> None:
     if not block.runs:
-        compile(block.text, "README.md", "exec")
+        compile(block.text, block.page, "exec")
         return
-    failure = performed.results[block.line]["failure"]
+    failure = performed.results[block.id]["failure"]
     assert failure is None, failure
 
 
 @pytest.mark.parametrize("block", of("console"))
 def test_what_is_shown_is_what_commands_print(performed: Performed, block: Block) -> None:
-    printed = performed.results[block.line]["printed"]
+    printed = performed.results[block.id]["printed"]
     assert printed is not None
     if not agree(block.text, printed):
-        assert block.text == printed, "python tests/readme_blocks.py --update"
+        assert block.text == printed, "python -m tests.doc_blocks --update"
 
 
 @pytest.mark.parametrize(
@@ -94,18 +107,20 @@ def test_outputs_are_compared_but_for_what_varies(printed: str, *, agrees: bool)
     assert agree("Done. 1,797 rows, 99 rows/s\n1.0  ████ 425\n", printed) is agrees
 
 
-@pytest.mark.parametrize("name", ["", *cli.commands])
-def test_the_help_of_every_command_is_shown(name: str) -> None:
-    arguments = [name] * bool(name) + ["--help"]
+def test_the_help_of_every_command_is_shown() -> None:
+    assert COMMANDS_PAGE.read_text() == commands_page(), "python -m tests.doc_blocks --update"
+
+
+@pytest.mark.parametrize("words", [[], ["run"]], ids=["all", "run"])
+def test_a_terminal_of_80_columns_gets_the_help_that_is_shown(words: list[str]) -> None:
     printed = subprocess.run(
-        [sys.executable, "-m", "batchnorm_tool", *arguments],
+        [sys.executable, "-m", "batchnorm_tool", *words, "--help"],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "COLUMNS": "80"},
     ).stdout
-    shown = the_block("console", f"$ {PROGRAM} --help\n").text
-    assert f"$ {' '.join([PROGRAM, *arguments])}\n{printed}" in shown
+    assert printed == help_of(*words)
 
 
 @pytest.mark.parametrize("name", cli.commands)
@@ -124,7 +139,7 @@ def test_every_public_name_is_shown(name: str) -> None:
 
 def test_every_flag_that_is_named_exists() -> None:
     flags = {flag for name in cli.commands for flag in flags_of(name)}
-    ours = re.sub("^Made by `python -m benchmarks.*$", "", TEXT, flags=re.MULTILINE)
+    ours = re.sub("`python -m benchmarks[^`]*`", "", TEXT)
     assert set(_FLAG.findall(ours)) - flags == {"--version", "--update"}
 
 
@@ -141,13 +156,21 @@ def flags_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("block", of("yaml"))
 def test_job_files_load(block: Block, tmp_path: Path) -> None:
+    rest = yaml.safe_load((ROOT / "configs" / "refresh.yaml").read_text())
+    shown = yaml.safe_load(block.text)
     path = tmp_path / "job.yaml"
-    path.write_text(block.text)
-    assert Job.load(path).output.path == str(tmp_path / "runs/digits")
+    path.write_text(block.text if "input" in shown else yaml.safe_dump({**rest, **shown}))
+    job = Job.load(path)
+    assert {section for section in shown if getattr(job, section)} == shown.keys()
+
+
+def test_every_key_is_explained() -> None:
+    assert KEYS_PAGE.read_text() == keys_page(), "python -m tests.doc_blocks --update"
 
 
 def test_every_key_that_is_named_exists() -> None:
-    named = re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)", TEXT)
+    ours = TEXT.replace("`model.predict`", "")
+    named = re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)", ours)
     assert len(named) > 15
     properties = {name: job_schema()["$defs"][name.capitalize()]["properties"] for name in SECTIONS}
     assert [f"{section}.{key}" for section, key in named if key not in properties[section]] == []
@@ -157,7 +180,8 @@ def test_every_key_that_is_named_exists() -> None:
     ("section", "key"), [(Input, "invalid"), (Normalize, "nonfinite"), (Normalize, "zero")]
 )
 def test_the_table_of_policies_is_whole(section: type[Input | Normalize], key: str) -> None:
-    [row] = re.findall(rf"^\| `{section.__name__.lower()}\.{key}`.*$", TEXT, re.MULTILINE)
+    text = TEXTS[DOCS / "bad-rows.md"]
+    [row] = re.findall(rf"^\| `{section.__name__.lower()}\.{key}`.*$", text, re.MULTILINE)
     _, _, _, default, others, _ = row.split("|")
     field = section.model_fields[key]
     assert re.findall("`(.*?)`", default) == [field.default]
@@ -165,12 +189,12 @@ def test_the_table_of_policies_is_whole(section: type[Input | Normalize], key: s
 
 
 def test_the_table_of_norms_is_whole() -> None:
-    table = TEXT.partition("| `normalize.norm` |")[2].partition("\n\n")[0]
+    table = TEXTS[DOCS / "norms.md"].partition("| `normalize.norm` |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) == set(NORM_NAMES)
 
 
 def test_the_table_of_exit_codes_is_whole() -> None:
-    rows = dict(re.findall(r"^\| (\d[\d, ]*) \|([^|]*)\|", TEXT, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (\d[\d, ]*) \|([^|]*)\|", TEXTS[README], re.MULTILINE))
     known = {name: getattr(batchnorm_tool, name) for name in batchnorm_tool.__all__}
     errors = {name: error for name, error in known.items() if hasattr(error, "exit_code")}
     codes = {name: code for code, names in rows.items() for name in re.findall(r"`(\w+)`", names)}
@@ -180,35 +204,86 @@ def test_the_table_of_exit_codes_is_whole() -> None:
 
 
 def test_the_first_screen_says_what_it_is_and_how_to_begin() -> None:
-    first = TEXT.partition("\n## ")[0]
-    assert "nothing" in TEXT[:400]
-    assert "`BatchNormalization` layer" in TEXT[:400]
+    text = TEXTS[README]
+    assert text.count("\n") <= 300
+    assert "nothing" in text[:400]
+    assert "`BatchNormalization` layer" in text[:400]
+    first = "".join(text.splitlines(keepends=True)[:60])
     for command in ("make quickstart", "make test", "pip install .", "uv tool install ."):
         assert command in first
+    for command in ("run", "compare", "refresh"):
+        assert f"$ {PROGRAM} {command} " in first
+    assert "```python" in first
 
 
-def test_make_does_what_the_readme_says() -> None:
+def test_the_speed_in_the_readme_is_that_of_the_saved_table() -> None:
+    said = TEXTS[README].partition("\n## Speed\n")[2].partition("\n## ")[0]
+    saved = (ROOT / "benchmarks" / "results" / "full.md").read_text()
+    [command] = re.findall("`(python -m benchmarks.*?)`", said)
+    assert f"Made by `{command}` on" in saved
+    figures = re.findall(r"\d+\.\d+ s", said)
+    assert len(figures) == 3
+    assert [figure for figure in figures if figure not in saved] == []
+
+
+def test_make_does_what_the_pages_say() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     assert set(re.findall(r"[`$] ?make (\w+)", TEXT)) == targets - {"help", "clean"}
-    recipe = re.findall(rf"^\t\$\(VENV\)/bin/({PROGRAM} .*)$", makefile, re.MULTILINE)
-    assert recipe == commands(the_block("console", "verify runs/digits\n"))
+    quickstart = makefile.partition("\nquickstart:")[2].partition("\n\n")[0]
+    recipe = re.findall(rf"^\t\$\(VENV\)/bin/({PROGRAM} .*)$", quickstart, re.MULTILINE)
+    assert len(recipe) == 2
+    assert set(recipe) <= {command for block in blocks(README) for command in commands(block)}
 
 
-def test_every_heading_that_is_linked_exists() -> None:
-    headings = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
-    anchors = {heading.lower().replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = [
+        ((page.parent / path).resolve() if path else page, anchor)
+        for path, anchor in _LINK.findall(prose(page.read_text()))
+    ]
+    assert [str(target) for target, _ in links if not target.exists()] == []
+    assert [f"{target}#{a}" for target, a in links if a and a not in anchors(target)] == []
 
 
-def test_every_file_that_is_named_exists() -> None:
-    linked = re.findall(r"\]\(([^):#]+)\)", TEXT)
-    house = re.findall(r"\b[a-z_]+(?:\.py|/)", the_block("text", "cli.py").text)
-    assert len(linked) > 3
-    assert len(house) > 15
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = {(ROOT / path).resolve() for path, _ in _LINK.findall(TEXTS[README])}
+    assert {*PAGES, *OTHERS} - linked == {README}
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [(README, "cli/"), (DOCS / "architecture.md", "cli/"), (ROOT / "CONTRIBUTING.md", "cli/")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_file_that_is_named_exists(page: Path, words: str) -> None:
+    named = re.findall(r"\b[a-z_]+(?:\.py|/)", the_block(page, "text", words).text)
+    assert len(named) > 15
     package = ROOT / "batchnorm_tool"
-    places = [*(ROOT / name for name in linked), *(package / name for name in house)]
-    assert [str(place) for place in places if not place.exists()] == []
+    known = {path.name + "/" * path.is_dir() for path in package.rglob("*")}
+    assert [name for name in named if name not in known] == []
+
+
+def test_the_layout_names_every_package() -> None:
+    layout = the_block(DOCS / "architecture.md", "text", "cli/").text
+    package = ROOT / "batchnorm_tool"
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert packages - set(re.findall(r"^\w+/", layout, re.MULTILINE)) == set()
+
+
+@pytest.mark.parametrize("name", ["compare-light.png", "compare-dark.png"])
+def test_the_pictures_are_small(name: str) -> None:
+    data = (DOCS / name).read_bytes()
+    width, height = struct.unpack(">II", data[16:24])
+    assert width == 1280
+    assert height < 1000
+    assert len(data) < 200_000
 
 
 @pytest.mark.needs("g++")
