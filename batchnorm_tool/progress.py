@@ -86,7 +86,7 @@ def _to_standard_error(line: str) -> None:
     sys.stderr.flush()
 
 
-class Bar:
+class ProgressBar:
     """A bar on a terminal, drawn by rich."""
 
     def __init__(self) -> None:

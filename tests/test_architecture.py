@@ -11,7 +11,7 @@ import pytest
 from tests import architecture
 from tests.architecture import LIMITS, ROOT, RULES, Architecture, Rule, within
 
-NOT_YET = {"any", "twice"}
+NOT_YET = {"any"}
 MUST = [limit.key for limit in LIMITS if limit.must]
 
 FORBIDDEN = [

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from batchnorm_tool.progress import Bar, Plain, Quiet, clock
+from batchnorm_tool.progress import Plain, ProgressBar, Quiet, clock
 
 
 def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
@@ -64,7 +64,7 @@ def test_the_bar_counts_rows_that_were_done_before(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    progress = Bar()
+    progress = ProgressBar()
     with progress.work(2_000, 500):
         progress.advance(750)
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)

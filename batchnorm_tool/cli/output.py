@@ -56,12 +56,12 @@ class Terminal:
 
     def progress(self, kind: str) -> Progress:
         """Who is told how far the work is."""
-        from batchnorm_tool.progress import Bar, Plain, Quiet
+        from batchnorm_tool.progress import Plain, ProgressBar, Quiet
 
         if self._quiet or kind == "none":
             return Quiet()
         if kind == "bar" or (kind == "auto" and _is_terminal(sys.stderr) and not self._json_logs):
-            return Bar()
+            return ProgressBar()
         return Plain(say=lambda text: self._log("info", text))
 
     def failed(

@@ -132,7 +132,7 @@ class _Search:
             Exact(queries.take(np.array([at])), score, self.k) for at in range(len(queries))
         ]
         for first, block in numbered(self.base.blocks()):
-            rows = Rows.of(widen(block), score, first)
+            rows = BaseRows.of(widen(block), score, first)
             list(self.pool.map(lambda each, rows=rows: each.add(rows), searches))
         return np.stack([each.rows for each in searches])
 
@@ -225,7 +225,7 @@ def _scored(score: Score, queries: Float64s, rows: Float64s) -> Float64s:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BaseRows:
     """Rows of the base for a search in float64.
 
     Attributes:
@@ -241,7 +241,7 @@ class Rows:
     divisors: Float64s
 
     @classmethod
-    def of(cls, x64: Float64s, score: Score, first: int) -> Rows:
+    def of(cls, x64: Float64s, score: Score, first: int) -> BaseRows:
         """Measure rows, the first of which has that number."""
         return cls(first, x64, _squares(x64), score.divisors(x64))
 
@@ -264,7 +264,7 @@ class Exact:
         self.rows = np.full(k, -1, np.int64)
         self._scores = np.full(k, -np.inf)
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: BaseRows) -> None:
         """Look through more rows, which come in order: a later one must be nearer, not as near."""
         scores = self._scored(rows)
         own = int(self._query.rows[0]) - rows.first
@@ -277,7 +277,7 @@ class Exact:
             order = np.lexsort((numbers, -values))[: len(self.rows)]
             self.rows, self._scores = numbers[order], values[order]
 
-    def _scored(self, rows: Rows) -> Float64s:
+    def _scored(self, rows: BaseRows) -> Float64s:
         scores = np.empty(len(rows.x64))
         query = self._query.vectors[0]
         with np.errstate(all="ignore"):  # rows that are not finite

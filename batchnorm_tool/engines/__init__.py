@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.pipeline.worker import Worker
 
 
-class Engine(Protocol):
+class RunningEngine(Protocol):
     """Gets part numbers to workers."""
 
     @property
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 @contextlib.contextmanager
-def open_engine(plan: Plan, parts: int) -> Iterator[Engine]:
+def open_engine(plan: Plan, parts: int) -> Iterator[RunningEngine]:
     """The engine that the job's ``engine`` asks for, with all that it needs running.
 
     Args:

@@ -34,7 +34,7 @@ class LocalEngine:
     def run(
         self, worker: PartWorker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:
-        """Process the parts; see `Engine.run`."""
+        """Process the parts; see `RunningEngine.run`."""
         crew = _Crew(worker, advance)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="part")
         try:

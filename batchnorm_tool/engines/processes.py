@@ -110,7 +110,7 @@ class ProcessEngine:
     def run(
         self, worker: Worker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:
-        """Process the parts; see `Engine.run`."""
+        """Process the parts; see `RunningEngine.run`."""
         here: list[PartWorker] = [worker] * self._own
         there = [child.workers(worker.clock) for child in self._children]
         # One of each process in turn, so that few parts are spread over all of them.

@@ -29,7 +29,7 @@ _BLOCK_ROWS = 2048
 
 
 @dataclass
-class _Block:
+class _FlatRows:
     """Rows of one input, not yet in shape; ``faults`` is ``None`` where all rows are good."""
 
     values: np.ndarray
@@ -74,19 +74,19 @@ def _read_images(column: pa.ChunkedArray, kind: str, feed: Feed) -> tuple[np.nda
     return values.reshape(images.shape), faults
 
 
-def _read_column(column: pa.ChunkedArray, lengths: Shape, conversion: Conversion) -> _Block:
+def _read_column(column: pa.ChunkedArray, lengths: Shape, conversion: Conversion) -> _FlatRows:
     array = one_array(column)
     leaves = read_leaves(array, lengths)
     take = _texts if conversion.field.dtype == STRING else _numbers
     return take(leaves, len(array), conversion)
 
 
-def _texts(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
+def _texts(leaves: Leaves, rows: int, conversion: Conversion) -> _FlatRows:
     texts = texts_of(leaves.values).reshape(rows, _width(leaves))
     return _filled_in(texts, leaves, conversion)
 
 
-def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
+def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _FlatRows:
     whole = not is_float(array_dtype(conversion.field))
     numbers = numbers_of(leaves.values, whole=whole)
     if leaves.missing is not None:
@@ -99,9 +99,9 @@ def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _Block:
     return block
 
 
-def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _Block:
+def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _FlatRows:
     """Put the column's filler where a null is; then a null is no fault any more."""
-    block = _Block(values, leaves.faults, leaves.lengths)
+    block = _FlatRows(values, leaves.faults, leaves.lengths)
     filler = conversion.filler()
     if filler is not None and leaves.missing is not None and leaves.faults is not None:
         values[leaves.missing.reshape(values.shape)] = filler
@@ -109,7 +109,7 @@ def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _B
     return block
 
 
-def _stack(blocks: Sequence[_Block]) -> _Block:
+def _stack(blocks: Sequence[_FlatRows]) -> _FlatRows:
     """Columns side by side, ``[n, len(blocks)]``; a null in any beats a NaN in another."""
     if len(blocks) == 1:
         return blocks[0]
@@ -118,7 +118,7 @@ def _stack(blocks: Sequence[_Block]) -> _Block:
         if block.faults is not None:
             faults = block.faults if faults is None else _least_fault(faults, block.faults)
     columns = [block.values[:, 0] for block in blocks]
-    return _Block(_interleave(columns), faults, (len(blocks),))
+    return _FlatRows(_interleave(columns), faults, (len(blocks),))
 
 
 def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -132,14 +132,14 @@ def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def _judge(block: _Block, feed: Feed) -> None:
+def _judge(block: _FlatRows, feed: Feed) -> None:
     if feed.judge_nonfinite and feed.field.dtype != STRING:
         bad = nonfinite_rows(block.values)
         if bad is not None:
             _blame(block, bad, Reason.NONFINITE_FEATURE)
 
 
-def _blame(block: _Block, rows: np.ndarray, reason: Reason) -> None:
+def _blame(block: _FlatRows, rows: np.ndarray, reason: Reason) -> None:
     marked = np.where(rows, np.uint8(reason), np.uint8(Reason.GOOD))
     block.faults = marked if block.faults is None else _first_fault(block.faults, marked)
 

@@ -6,7 +6,7 @@ from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats.arrow import Arrow
-from batchnorm_tool.formats.base import Format, Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.base import Format, Inspected, Layout, Sink
 from batchnorm_tool.formats.files import unrecognised
 from batchnorm_tool.formats.npy import Npy
 from batchnorm_tool.formats.parquet import Parquet, let_go
@@ -16,7 +16,6 @@ __all__ = [
     "Format",
     "Inspected",
     "Layout",
-    "OutputFile",
     "Sink",
     "format_named",
     "let_go",

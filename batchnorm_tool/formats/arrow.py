@@ -7,14 +7,17 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import RowGroups, holds, plain_batch, plain_schema
-from batchnorm_tool.formats.base import Inspected, Layout, OutputFile
+from batchnorm_tool.formats.base import Inspected, Layout
+
+if TYPE_CHECKING:
+    from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"ARROW1"
 TRAILER_BYTES = 4 + len(MAGIC)

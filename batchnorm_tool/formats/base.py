@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from batchnorm_tool.storage import OutputFile
 
 MEBIBYTE = 1 << 20
 
@@ -50,29 +53,6 @@ class Layout:
     row_group_bytes: int = 16 * MEBIBYTE
     byte_stream_split: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
-
-
-class OutputFile(Protocol):
-    """The file that a sink writes to; whoever made it also syncs, commits and closes it."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more bytes."""
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        """Append bytes."""
-
-    def tell(self) -> int:
-        """Number of bytes appended."""
-
-    def flush(self) -> None:
-        """Hand buffered bytes on."""
-
-    def writable(self) -> bool:
-        """Whether it can be written to."""
-
-    def patch(self, offset: int, data: bytes) -> None:
-        """Rewrite bytes that are written already."""
 
 
 class Sink(Protocol):

@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -25,8 +25,11 @@ from batchnorm_tool.errors import InputError, OutputError
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
-from batchnorm_tool.formats.base import Inspected, Layout, OutputFile, Sink
+from batchnorm_tool.formats.base import Inspected, Layout, Sink
 from batchnorm_tool.formats.parquet import ParquetSink
+
+if TYPE_CHECKING:
+    from batchnorm_tool.storage import OutputFile
 
 COLUMN = "data"
 MAGIC = b"\x93NUMPY"

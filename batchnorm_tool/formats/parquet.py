@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,10 @@ from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, Outpu
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_batch, plain_schema
-from batchnorm_tool.formats.base import MEBIBYTE, Inspected, Layout, OutputFile
+from batchnorm_tool.formats.base import MEBIBYTE, Inspected, Layout
+
+if TYPE_CHECKING:
+    from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"PAR1"
 ENCRYPTED_MAGIC = b"PARE"

@@ -6,18 +6,18 @@ returns findings, those within their limits included.
 
 from batchnorm_tool.gate.audit import AuditFacts, RowAudit, audit
 from batchnorm_tool.gate.findings import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.input_limits import Counts, judge_input
+from batchnorm_tool.gate.input_limits import RowChanges, judge_input
 from batchnorm_tool.gate.output_limits import BadCounts, Vectors, judge_output
 from batchnorm_tool.job.refresh_sections import InputLimits, OutputLimits
 
 __all__ = [
     "AuditFacts",
     "BadCounts",
-    "Counts",
     "Finding",
     "InputLimits",
     "OutputLimits",
     "RowAudit",
+    "RowChanges",
     "Vectors",
     "audit",
     "broken",

@@ -43,35 +43,25 @@ _FEWEST_FOR_DEVIATIONS = 100
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Rows of a night by kind, as the difference counts them.
+class RowChanges:
+    """How many rows change, and of how many.
 
     Attributes:
-        rows_in: Rows of tonight's input.
         live_rows: Rows of the live version.
         new: Rows whose key is not in the live version.
         changed: Rows with other features.
-        touched: Rows with the same features and other passed-through values.
-        same: Rows with nothing changed.
         vanished: Live rows that the input lacks, or deletes in delta mode.
-        recomputed: Rows with the same features that are computed again all the same.
-        bad: Rows with an invalid feature.
     """
 
-    rows_in: int
     live_rows: int
     new: int = 0
     changed: int = 0
-    touched: int = 0
-    same: int = 0
     vanished: int = 0
-    recomputed: int = 0
-    bad: int = 0
 
 
 def judge_input(  # noqa: PLR0913  (each is a fact of the night)
     limits: InputLimits,
-    counts: Counts,
+    counts: RowChanges,
     statistics: Mapping[str, Any] | None,
     last: Mapping[str, Any] | None,
     *,
@@ -105,13 +95,15 @@ def judge_input(  # noqa: PLR0913  (each is a fact of the night)
     return [*findings, *unjudged_features(limits, why or _NO_STATISTICS)]
 
 
-def _incomparable(counts: Counts, *, new_space: bool) -> str:
+def _incomparable(counts: RowChanges, *, new_space: bool) -> str:
     if not counts.live_rows:
         return _FIRST
     return _NEW_SPACE if new_space else ""
 
 
-def _share_findings(limits: InputLimits, counts: Counts, *, new_space: bool) -> Iterator[Finding]:
+def _share_findings(
+    limits: InputLimits, counts: RowChanges, *, new_space: bool
+) -> Iterator[Finding]:
     for name in _SHARES:
         allowed = getattr(limits, name)
         if allowed is None:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Facts, Publication, Target, TargetSection
+    from batchnorm_tool.publish.base import Facts, Target, TargetSection
     from batchnorm_tool.storage import Storage
     from batchnorm_tool.store.state import StoreLayout, Unfit
+    from batchnorm_tool.store.version_changes import Publication
 
 __all__ = ["TARGETS", "open_target"]
 

@@ -23,55 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from batchnorm_tool.store.state import StoreLayout, Unfit
+    from batchnorm_tool.store.version_changes import Publication
 
 Facts = dict[str, Any]
-
-
-class Changes(Protocol):
-    """What is to be done to the rows of one version to make them those of another."""
-
-    @property
-    def upserts(self) -> int:
-        """Rows that are new or other than they were."""
-
-    @property
-    def deletes(self) -> int:
-        """Rows that are gone."""
-
-    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows to write, with every column of the dataset."""
-
-    def delete_batches(self) -> Iterator[pa.RecordBatch]:
-        """The key columns of the rows to remove."""
-
-
-class Publication(Protocol):
-    """One version of a store, as targets get it. It can be read any number of times."""
-
-    @property
-    def version(self) -> int:
-        """The store's number of the version."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the version."""
-
-    @property
-    def layout(self) -> StoreLayout:
-        """What the rows look like."""
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """The record of the night, or of the rollback, that made the version."""
-
-    def can_start_from(self, base: int | None) -> bool:
-        """Whether `changes` can be told: version ``base`` is kept and has the same space."""
-
-    def changes(self, base: int) -> Changes:
-        """What happened since version ``base``; whichever came first, as after a rollback."""
-
-    def all_batches(self) -> Iterator[pa.RecordBatch]:
-        """Every row, with every column of the dataset."""
 
 
 class TargetSection(Protocol):

@@ -39,7 +39,8 @@ from batchnorm_tool.storage import LocalStorage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from batchnorm_tool.publish.base import Changes, Facts, Publication, TargetSection
+    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.store.version_changes import Changes, Publication
 
 MANIFEST = "manifest.json"
 
@@ -134,7 +135,7 @@ def _write(storage: LocalStorage, publication: Publication, base: int | None) ->
 
 
 def _write_files(
-    storage: LocalStorage, publication: Publication, changes: Changes
+    storage: LocalStorage, publication: Publication, changes: Changes | FullSet
 ) -> dict[str, Any]:
     layout, root = publication.layout, storage.staged(str(publication.version))
     schema = published_schema(layout)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Publication
     from batchnorm_tool.storage import FileRecord, LocalStorage, OutputFile, Storage
     from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.version_changes import Publication
 
 FORMAT = 1
 PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk

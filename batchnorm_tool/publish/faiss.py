@@ -37,7 +37,7 @@ from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.publish import directories, faiss_build
 from batchnorm_tool.publish.base import TakesAll, check_path, target_errors, version_facts
-from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, Sample
+from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, RecallSample
 from batchnorm_tool.storage import OutputFile
 from batchnorm_tool.storage.checked_json import canonical_json, sealed, unsealed
 from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
@@ -46,10 +46,11 @@ from batchnorm_tool.store.state import Unfit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.publish.base import Facts, Publication, TargetSection
-    from batchnorm_tool.publish.faiss_build import Queries
+    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.publish.faiss_build import RecallQueries
     from batchnorm_tool.storage import FileRecord
     from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.version_changes import Publication
 
 # The version that is published, the one that readers may still have open, and one more, which a
 # kill may have left half done.
@@ -126,9 +127,9 @@ class FaissIndex(TakesAll):
         self._files.put_document(document)
         return document
 
-    def _fill(self, index: Any, publication: Publication, scheme: IdScheme) -> Queries:
+    def _fill(self, index: Any, publication: Publication, scheme: IdScheme) -> RecallQueries:
         """Add all rows, and write the file that explains their ids; a sample of the rows."""
-        sample = Sample(publication.rows, self._sample)
+        sample = RecallSample(publication.rows, self._sample)
         keys = self._files.keys(scheme.version, scheme.file_schema)
         with contextlib.nullcontext() if scheme.keys_are_ids else keys as sink:
             for rows in faiss_build.rows_of(publication, scheme):

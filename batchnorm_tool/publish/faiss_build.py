@@ -14,7 +14,7 @@ from batchnorm_tool.errors import OutputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from batchnorm_tool.publish.base import Publication
+    from batchnorm_tool.store.version_changes import Publication
 
 # Below this, looking at every row takes about a millisecond a query.
 EXACT_BELOW = 50_000
@@ -34,7 +34,7 @@ NO_RESULT = -1  # what FAISS returns where it found nothing
 
 
 @dataclass(frozen=True)
-class Rows:
+class IndexBatch:
     """A stretch of a version as an index takes it.
 
     Attributes:
@@ -50,14 +50,14 @@ class Rows:
     ids: np.ndarray
 
 
-def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[Rows]:
+def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
     """All rows of a version, batch by batch."""
     first_row, vector = 0, publication.layout.vector
     for batch in publication.all_batches():
         if batch.num_rows:
             flat = batch.column(vector).flatten().to_numpy(zero_copy_only=False)
             vectors = np.ascontiguousarray(flat.reshape(batch.num_rows, -1), np.float32)
-            yield Rows(batch, first_row, vectors, scheme.ids(batch, first_row))
+            yield IndexBatch(batch, first_row, vectors, scheme.ids(batch, first_row))
             first_row += batch.num_rows
 
 
@@ -87,7 +87,7 @@ def trained(publication: Publication, scheme: IdScheme, text: str) -> Any:
     if not inner.is_trained:
         lists = faiss.try_extract_index_ivf(inner)
         wanted = lists.nlist * _TRAINING_ROWS_A_LIST if lists else 0
-        sample = Sample(publication.rows, max(wanted, _TRAINING_ROWS))
+        sample = RecallSample(publication.rows, max(wanted, _TRAINING_ROWS))
         for rows in rows_of(publication, scheme):
             sample.take(rows.first_row, rows.vectors, rows.ids)
         inner.train(sample.queries().vectors)
@@ -156,7 +156,7 @@ def refusal(text: str, error: RuntimeError) -> str:
 
 
 @dataclass
-class Queries:
+class RecallQueries:
     """Rows of a version that are searched for.
 
     Attributes:
@@ -169,7 +169,7 @@ class Queries:
 
 
 @dataclass
-class Sample:
+class RecallSample:
     """Collects evenly spaced rows from batches that pass by.
 
     Attributes:
@@ -190,11 +190,11 @@ class Sample:
         self._vectors.append(vectors[here])
         self._ids.append(ids[here])
 
-    def queries(self) -> Queries:
+    def queries(self) -> RecallQueries:
         """What was taken."""
         if not self._ids:
-            return Queries(np.empty((0, 0), np.float32), np.empty(0, np.int64))
-        return Queries(np.concatenate(self._vectors), np.concatenate(self._ids))
+            return RecallQueries(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+        return RecallQueries(np.concatenate(self._vectors), np.concatenate(self._ids))
 
 
 @dataclass
@@ -207,7 +207,7 @@ class Neighbours:
         ids: ``int64[q, k]``.
     """
 
-    queries: Queries
+    queries: RecallQueries
     scores: np.ndarray = field(init=False)
     ids: np.ndarray = field(init=False)
 

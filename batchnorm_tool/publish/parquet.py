@@ -30,7 +30,8 @@ from batchnorm_tool.storage import LocalStorage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchnorm_tool.publish.base import Facts, Publication, TargetSection
+    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.store.version_changes import Publication
 
 VERSIONS = "versions"
 POINTER = "current"

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Changes, Facts, Publication, TargetSection
+    from batchnorm_tool.publish.base import Facts, TargetSection
     from batchnorm_tool.publish.pgvector_tables import Bookkeeping
     from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.version_changes import Changes, Publication
 
 _LIBRARIES = ("psycopg", "pgvector")
 # PostgreSQL cuts names after 63 bytes; ours add `_v`, digits, and `_batchnorm_tool`.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from psycopg import sql
 
-    from batchnorm_tool.publish.base import Changes, Publication
     from batchnorm_tool.publish.pgvector_types import RowShape
+    from batchnorm_tool.store.version_changes import Changes, Publication
 
 # How long another publisher, or a server that has not noticed a killed one, is waited for.
 LOCK_SECONDS = 60

@@ -325,7 +325,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Lanes:
+class _BarScale:
     """Where bars lie, in pixels: zero, and how much of the width a value of one takes."""
 
     zero: float
@@ -360,16 +360,16 @@ def row_chart(words: Words, rows: Sequence[Row], frame: Frame) -> Html:
     return drawing(words, Frame(frame.width, bottom), pieces)
 
 
-def _lanes(rows: Sequence[Row], frame: Frame) -> _Lanes:
+def _lanes(rows: Sequence[Row], frame: Frame) -> _BarScale:
     left = max(len(row.label) for row in rows) * LETTER + _ROW_GAP
     right = frame.width - max(len(row.shown) for row in rows) * LETTER - _ROW_GAP
     finite = [row.value for row in rows if math.isfinite(row.value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     scale = (right - left) / ((high - low) or 1.0)
-    return _Lanes(left - low * scale, scale)
+    return _BarScale(left - low * scale, scale)
 
 
-def _row(lanes: _Lanes, row: Row, top: float) -> Iterator[Html]:
+def _row(lanes: _BarScale, row: Row, top: float) -> Iterator[Html]:
     base = top + _ROW_HEIGHT / 2 + 4
     length = row.value * lanes.scale if math.isfinite(row.value) else 0.0
     left, right = lanes.zero + min(length, 0.0), lanes.zero + max(length, 0.0)

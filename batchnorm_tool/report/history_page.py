@@ -166,7 +166,7 @@ def _gates(nights: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
         )
 
 
-def _judged(nights: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Judged]:
+def _judged(nights: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], LimitHistory]:
     """Every limit that was ever measured, but for the audit's, by name and scope."""
     found = [{(f["limit"], f["scope"]): f for f in findings_of(night)} for night in nights]
     names = dict.fromkeys(
@@ -179,8 +179,8 @@ def _judged(nights: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Judged
     return {name: _values(versions, [night.get(name) for night in found]) for name in names}
 
 
-def _values(versions: Sequence[int], findings: Sequence[Mapping[str, Any] | None]) -> Judged:
-    return Judged(
+def _values(versions: Sequence[int], findings: Sequence[Mapping[str, Any] | None]) -> LimitHistory:
+    return LimitHistory(
         versions,
         [math.nan if f is None else real(f["measured"]) for f in findings],
         [math.nan if f is None else real(f["allowed"]) for f in findings],
@@ -188,7 +188,7 @@ def _values(versions: Sequence[int], findings: Sequence[Mapping[str, Any] | None
     )
 
 
-def _numbers(every: Mapping[tuple[str, str], Judged]) -> Html:
+def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
     names = [finding_name({"limit": limit, "scope": scope}) for limit, scope in every]
     versions = next(iter(every.values())).versions
     measured = zip(*(judged.measured for judged in every.values()), strict=True)
@@ -342,7 +342,7 @@ def _bands(words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], steps: svg.S
 
 
 @dataclass(frozen=True)
-class Judged:
+class LimitHistory:
     """What one limit measured in every night.
 
     Attributes:
@@ -358,7 +358,7 @@ class Judged:
     passed: Sequence[bool]
 
 
-def gate_chart(id_: str, title: str, judged: Judged) -> Html:
+def gate_chart(id_: str, title: str, judged: LimitHistory) -> Html:
     """Draw the values of a limit against what was allowed, as one of several small charts.
 
     Args:
@@ -374,7 +374,7 @@ def gate_chart(id_: str, title: str, judged: Judged) -> Html:
     return small(id_, title, said, partial(_gate, judged=judged))
 
 
-def _gate(words: svg.Words, frame: Frame, judged: Judged) -> Html:
+def _gate(words: svg.Words, frame: Frame, judged: LimitHistory) -> Html:
     x = _Versions.of("version", judged.versions)
     plot = Plot(x, _gate_axis(judged), frame, legend_rows=0)
     pieces = [
@@ -400,7 +400,7 @@ def _stairs(plot: Plot, values: Sequence[float]) -> str:
     return "".join(pieces)
 
 
-def _gate_axis(judged: Judged) -> Axis:
+def _gate_axis(judged: LimitHistory) -> Axis:
     limits = [value for value in judged.allowed if math.isfinite(value)]
     values = [value for value in judged.measured if math.isfinite(value)]
     cut = max(limits) * _MOST_LIMITS if limits and max(limits) > 0 else math.inf
@@ -408,7 +408,7 @@ def _gate_axis(judged: Judged) -> Axis:
     return Axis("", 0.0, high * _ROOM or 1.0)
 
 
-def _beyond(plot: Plot, judged: Judged) -> Iterator[Html]:
+def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
     for place, version in enumerate(judged.versions):
         if judged.passed[place]:
             continue

@@ -60,10 +60,10 @@ def prepare_whole(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch
         OutputError: Something else lies at ``path``.
     """
     base = latest_version(path) or 0
-    preparation = Preparation(path, base)
+    builder = TransactionBuilder(path, base)
     place, mode = (open_dataset(path), "overwrite") if base else (path, "create")
     fragments = write_fragments(place, schema, batches, mode)
-    return preparation.finish(lance().LanceOperation.Overwrite(schema, fragments))
+    return builder.finish(lance().LanceOperation.Overwrite(schema, fragments))
 
 
 def prepare_merge(
@@ -96,7 +96,7 @@ def prepare_merge(
         Damaged: The dataset cannot be read.
     """
     dataset = open_dataset(path)
-    preparation = Preparation(path, dataset.version)
+    builder = TransactionBuilder(path, dataset.version)
     ids: list[np.ndarray] = [np.empty((0, 2), np.uint64)]
     fragments = write_fragments(dataset, schema, _noting_ids(batches, keys, ids))
     _refuse_repeated(path, ids)
@@ -109,7 +109,7 @@ def prepare_merge(
         new_fragments=fragments,
         update_mode="rewrite_rows",
     )
-    return preparation.finish(operation)
+    return builder.finish(operation)
 
 
 def prepare_restore(path: str, lance_version: int) -> Prepared:
@@ -120,7 +120,7 @@ def prepare_restore(path: str, lance_version: int) -> Prepared:
     """
     open_dataset(path, lance_version)
     base = open_dataset(path).version
-    return Preparation(path, base).finish(lance().LanceOperation.Restore(lance_version))
+    return TransactionBuilder(path, base).finish(lance().LanceOperation.Restore(lance_version))
 
 
 def restore(path: str, lance_version: int) -> int:
@@ -209,7 +209,7 @@ class Prepared:
         _sync(self.path, self.files)
 
 
-class Preparation:
+class TransactionBuilder:
     """What was there before a change was written; `finish` tells which files are new.
 
     Args:
@@ -439,14 +439,14 @@ def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
     if not scattered:
         return dict(versions)
     _put_tag(path, _COMPACTED, dataset.version)
-    preparation = Preparation(path, dataset.version)
+    builder = TransactionBuilder(path, dataset.version)
     batches = scan(path, dataset, dataset.schema.names, fragments=scattered)
     operation = lance().LanceOperation.Update(
         removed_fragment_ids=[fragment.fragment_id for fragment in scattered],
         new_fragments=write_fragments(dataset, dataset.schema, batches),
         update_mode="rewrite_rows",
     )
-    new = commit(preparation.finish(operation))
+    new = commit(builder.finish(operation))
     return {ours: new if old == dataset.version else old for ours, old in versions.items()}
 
 

@@ -53,7 +53,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Publication:
-    """A version of the store, to be published.
+    """A version of the store, as targets get it; it can be read any number of times.
 
     Attributes:
         path: Of the dataset.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.gate import Counts, Finding, InputLimits, judge_input
+from batchnorm_tool.gate import Finding, InputLimits, RowChanges, judge_input
 
-COUNTS = Counts(rows_in=1_000, live_rows=1_000, new=10, changed=50, same=930, vanished=5)
+COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)
 FEATURES = ("null_shift", "constant_feature", "mean_shift", "deviation_ratio")
 
 
@@ -36,7 +36,7 @@ def judged(  # noqa: PLR0913
     tonight: dict[str, Any] | None,
     last: dict[str, Any] | None,
     limits: InputLimits | None = None,
-    counts: Counts = COUNTS,
+    counts: RowChanges = COUNTS,
     mode: str = "full",
     *,
     new_space: bool = False,
@@ -78,12 +78,12 @@ def test_any_number_of_new_rows_is_allowed_by_default() -> None:
 
 
 def test_a_delta_is_held_to_shares_of_the_live_rows_too() -> None:
-    counts = Counts(rows_in=300, live_rows=1_000, changed=300)
+    counts = RowChanges(live_rows=1_000, changed=300)
     assert not judged(None, None, counts=counts, mode="delta")["changed"].passed
 
 
 def test_a_first_load_has_nothing_to_be_compared_with() -> None:
-    counts = Counts(rows_in=1_000, live_rows=0, new=1_000)
+    counts = RowChanges(live_rows=0, new=1_000)
     findings = judged(statistics(drawn()), statistics(drawn() + 100), counts=counts)
     assert set(findings) == {"new", "changed", "vanished", *FEATURES}
     for finding in findings.values():

@@ -13,10 +13,10 @@ import pytest
 
 from batchnorm_tool.errors import Interrupted, JobError, WorkFailed
 from batchnorm_tool.publish import TARGETS, check_targets, deliver, lagging, open_target
-from batchnorm_tool.publish.base import Publication
 from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.storage.checked_json import opened_json
+from batchnorm_tool.store.version_changes import Publication
 from tests.publish.publications import Section, a_month
 
 

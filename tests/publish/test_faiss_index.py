@@ -16,7 +16,7 @@ from batchnorm_tool.publish import faiss as publish_faiss
 from batchnorm_tool.publish import faiss_build, open_target
 from batchnorm_tool.publish.base import Target
 from batchnorm_tool.publish.faiss import IndexFiles
-from batchnorm_tool.publish.faiss_build import Neighbours, Queries, Sample
+from batchnorm_tool.publish.faiss_build import Neighbours, RecallQueries, RecallSample
 from batchnorm_tool.storage.checked_json import unsealed
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
@@ -236,7 +236,7 @@ def test_few_rows(count: int, recall: float | None, tmp_path: Path) -> None:
 
 
 def test_a_sample_is_spread_evenly_over_all_rows() -> None:
-    sample = Sample(rows=1000, size=4)
+    sample = RecallSample(rows=1000, size=4)
     for first in range(0, 1000, 300):
         ids = np.arange(first, min(first + 300, 1000))
         sample.take(first, np.repeat(ids[:, None], 2, axis=1).astype("f4"), ids)
@@ -251,7 +251,7 @@ def test_true_neighbours_do_not_depend_on_the_batches() -> None:
     ids = np.arange(300)
     found = []
     for size in (300, 17):
-        neighbours = Neighbours(Queries(vectors[:9], ids[:9]))
+        neighbours = Neighbours(RecallQueries(vectors[:9], ids[:9]))
         for first in range(0, 300, size):
             neighbours.look_at(vectors[first : first + size], ids[first : first + size])
         found.append(neighbours.ids[:, :60].tolist())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool.commands.compare.passes import Options, document_of
 from batchnorm_tool.commands.compare.queries import (
     Asking,
-    Judged,
+    Relevance,
     chosen,
     grouped,
     judged_by_file,
@@ -234,7 +234,7 @@ def _judged(
     label: str | None,
     relevance: str | os.PathLike[str] | None,
     columns: Sequence[str] | None,
-) -> Judged | None:
+) -> Relevance | None:
     if label is not None and relevance is not None:
         msg = (
             "`label` and `relevance` both say what is relevant. Expected one of them. "

@@ -18,8 +18,8 @@ from batchnorm_tool.commands.compare.pairs import (
     METRIC,
     Join,
     MeasuredSet,
+    NeighbourSearch,
     Pairs,
-    Search,
     StreamedBase,
     check_depth,
     draw,
@@ -111,7 +111,9 @@ class Compared:
             return np.asarray(self.b_norms[is_long] / self.a_norms[is_long])
 
 
-def compare_sets(a: Predictions, b: Predictions, search: Search) -> tuple[dict[str, Any], Compared]:
+def compare_sets(
+    a: Predictions, b: Predictions, search: NeighbourSearch
+) -> tuple[dict[str, Any], Compared]:
     """Hold two sets of vectors of equal width against each other.
 
     Args:
@@ -356,12 +358,12 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     return Difference(document, compared)
 
 
-def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> Search:
+def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> NeighbourSearch:
     """What is looked for in sets of so many rows, at least."""
     if ks is not None:
-        return Search(ks, sample, seed)
+        return NeighbourSearch(ks, sample, seed)
     fitting = tuple(k for k in DEFAULT_K if k < rows)
-    return Search(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
+    return NeighbourSearch(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
 
 
 # The two sets

@@ -149,7 +149,7 @@ def stream(predictions: Predictions, pairs: Pairs, *samples: Sample) -> Measured
 
 
 @dataclass(frozen=True)
-class Search:
+class NeighbourSearch:
     """Which neighbours are looked for.
 
     Attributes:
@@ -163,7 +163,7 @@ class Search:
     seed: int
 
 
-def check_depth(search: Search, *sets: Predictions) -> None:
+def check_depth(search: NeighbourSearch, *sets: Predictions) -> None:
     """Refuse to look for more neighbours than a set has.
 
     Raises:
@@ -180,7 +180,7 @@ def check_depth(search: Search, *sets: Predictions) -> None:
             raise InputError(msg)
 
 
-def draw(join: Join, pairs: Pairs, search: Search) -> Sample:
+def draw(join: Join, pairs: Pairs, search: NeighbourSearch) -> Sample:
     """Draw common rows whose neighbours are looked for.
 
     Args:
@@ -242,7 +242,7 @@ class Overlap:
     by_k: dict[str, dict[str, float]] | None
 
 
-def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: Search) -> Overlap:
+def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: NeighbourSearch) -> Overlap:
     """Measure how many nearest neighbours a row has in common within A and within B.
 
     Args:

@@ -23,7 +23,7 @@ from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX
 
 if TYPE_CHECKING:
-    from batchnorm_tool.commands.compare.queries import Asking, Groups, Judged
+    from batchnorm_tool.commands.compare.queries import Asking, Groups, Relevance
     from batchnorm_tool.comparison.judgements import Judgements
     from batchnorm_tool.comparison.scores import Metric
     from batchnorm_tool.norms.norm import Float64s, Norm
@@ -52,7 +52,7 @@ class Options:
 
 
 def document_of(
-    asking: Asking, judged: Judged | None, rows: Int64s, groups: Groups | None, options: Options
+    asking: Asking, judged: Relevance | None, rows: Int64s, groups: Groups | None, options: Options
 ) -> dict[str, Any]:
     """Measure everything, and put it into the document of a comparison.
 
@@ -97,7 +97,7 @@ def document_of(
     return {**document, "verdict": verdict(document).to_dict()}
 
 
-def _is_graded(judged: Judged | None) -> bool:
+def _is_graded(judged: Relevance | None) -> bool:
     return judged is not None and isinstance(judged.judgements, GradedJudgements)
 
 
@@ -132,7 +132,7 @@ def _no_queries(asking: Asking, drawn: int) -> str:
 
 
 def _facts(
-    asking: Asking, judged: Judged | None, passed: FirstPass, options: Options
+    asking: Asking, judged: Relevance | None, passed: FirstPass, options: Options
 ) -> dict[str, Any]:
     survey, ranked = passed.survey, _ranked(passed.lengths)
     return {
@@ -176,7 +176,7 @@ def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float |
 
 
 def _popularity(
-    judged: Judged | None, lengths: Mapping[str, Float64s]
+    judged: Relevance | None, lengths: Mapping[str, Float64s]
 ) -> dict[str, float | None] | None:
     """Rank correlation of each row's norm with the number of queries that it is relevant to."""
     if judged is None or not isinstance(judged.judgements, GradedJudgements):
@@ -219,7 +219,7 @@ def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, 
 
 
 def _warnings(
-    rows: Int64s, usable: Int64s, judged: Judged | None, judgements: Judgements | None
+    rows: Int64s, usable: Int64s, judged: Relevance | None, judgements: Judgements | None
 ) -> list[str]:
     warnings = []
     facts = judged.facts if judged else {}

@@ -29,7 +29,7 @@ _MOST_GROUPS = 50
 
 
 @dataclass(frozen=True)
-class Judged:
+class Relevance:
     """What is relevant to every query that could be asked.
 
     Attributes:
@@ -79,7 +79,7 @@ class Asking:
             raise InputError(msg)
 
 
-def judged_by_label(asking: Asking, label: str) -> Judged:
+def judged_by_label(asking: Asking, label: str) -> Relevance:
     """Rows of the same class are relevant to one another.
 
     Raises:
@@ -93,7 +93,7 @@ def judged_by_label(asking: Asking, label: str) -> Judged:
     of_base = numbers[: len(base)]
     facts = {"kind": "labels", "column": label, "classes": len(np.unique(of_base))}
     found = LabelJudgements(numbers[len(base) :], of_base, asking.own_rows)
-    return Judged(found, {**facts, "clicks": False})
+    return Relevance(found, {**facts, "clicks": False})
 
 
 def _as_type(
@@ -128,8 +128,8 @@ def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
     return column
 
 
-def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> Judged:
-    """Relevance from a file, which names queries and rows by their keys.
+def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> Relevance:
+    """Read relevance from a file, which names queries and rows by their keys.
 
     Raises:
         InputError: The file cannot be read, or its keys are not those of queries and base.
@@ -142,7 +142,7 @@ def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> 
     _check_row_numbers(asking.base, path, "items", facts["unknown_items"])
     _check_row_numbers(asking.source, path, "queries", facts["unknown_queries"])
     clicks = int(table.facts["duplicates"]) > 0
-    return Judged(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
+    return Relevance(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
 
 
 def _check_row_numbers(side: Predictions, path: str, words: str, unknown: int) -> None:
@@ -179,7 +179,7 @@ def _keys(side: Predictions) -> Any:
     return side.read_columns(side.key)[side.key[0]]
 
 
-def chosen(asking: Asking, judged: Judged | None, sample: int | None, seed: int) -> Int64s:
+def chosen(asking: Asking, judged: Relevance | None, sample: int | None, seed: int) -> Int64s:
     """Draw the queries, ``int64[q]``, ascending rows of their source.
 
     Args:

@@ -60,7 +60,7 @@ from batchnorm_tool.store.state import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import NightPlan
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.storage import LocalStorage
@@ -114,7 +114,7 @@ class Candidate:
 
 
 def make_candidate(
-    night: NightRows, difference: Difference, result: RunResult | None, reused: int
+    night: NightRows, difference: ChangeSet, result: RunResult | None, reused: int
 ) -> Candidate:
     """Put together what the night writes; then what is spent is removed.
 

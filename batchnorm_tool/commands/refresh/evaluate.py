@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from batchnorm_tool.commands.refresh.candidate import Candidate, NightRows
-    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import NightPlan
     from batchnorm_tool.commands.refresh.record import NightClock
     from batchnorm_tool.commands.refresh.staging import Staging
@@ -58,7 +58,7 @@ _NORMS = 100_000
 
 
 def judge_input(
-    plan: NightPlan, difference: Difference, last: dict[str, Any] | None
+    plan: NightPlan, difference: ChangeSet, last: dict[str, Any] | None
 ) -> list[Finding]:
     """Hold tonight's input against the limits of the job.
 
@@ -67,9 +67,10 @@ def judge_input(
         difference: What differs from the live version.
         last: What the record of the live version says of its input.
     """
+    counts = difference.counts
     return gate.judge_input(
         plan.job.gate.input.limits(),
-        gate.Counts(live_rows=difference.live_rows, **_of_kinds(difference)),
+        gate.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics.to_dict(),
         last["reference"] if last else None,
         mode=plan.store.mode,
@@ -77,14 +78,7 @@ def judge_input(
     )
 
 
-_KINDS = ("rows_in", "new", "changed", "touched", "same", "vanished", "recomputed", "bad")
-
-
-def _of_kinds(difference: Difference) -> dict[str, int]:
-    return {name: getattr(difference.counts, name) for name in _KINDS}
-
-
-def judge_output(night: NightRows, candidate: Candidate, difference: Difference) -> list[Finding]:
+def judge_output(night: NightRows, candidate: Candidate, difference: ChangeSet) -> list[Finding]:
     """Audit the staged rows, and hold them against the limits of the job."""
     findings = gate.audit(_audit_facts(night, candidate, difference), _audited(night))
     written = candidate.rows["predicted"] + candidate.rows["reused"]
@@ -127,7 +121,7 @@ def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarr
     return vectors, norms
 
 
-def _audit_facts(night: NightRows, candidate: Candidate, difference: Difference) -> gate.AuditFacts:
+def _audit_facts(night: NightRows, candidate: Candidate, difference: ChangeSet) -> gate.AuditFacts:
     index = read_index(night.state.storage, index_path(night.version), [KEY_ID])
     ids = (as_ids(binary_rows(table[KEY_ID].combine_chunks())) for table in index)
     every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
@@ -238,7 +232,7 @@ def _staged(night: NightRows, paths: list[str], step: int) -> _Sample:
     return _Sample(sampled.select(list(layout.keys)), unit, sample_norms, np.concatenate(norms))
 
 
-def staged_record(staging: Staging, difference: Difference) -> dict[str, Any]:
+def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
     """The record of a night whose difference is known."""
     record = begin_record(staging.plan, staging.facts, staging.version, staging.started)
     statistics = difference.statistics.to_dict()
@@ -264,7 +258,7 @@ def _reference(staging: Staging) -> dict[str, Any] | None:
 
 
 def conclude(
-    staging: Staging, difference: Difference, record: dict[str, Any], *, accepted: bool = False
+    staging: Staging, difference: ChangeSet, record: dict[str, Any], *, accepted: bool = False
 ) -> Night:
     """Judge a night, and publish it or let it wait.
 
@@ -303,7 +297,7 @@ def conclude(
     return _publish(staging, candidate, record, accepted=accepted)
 
 
-def _input_findings(staging: Staging, difference: Difference) -> list[Finding]:
+def _input_findings(staging: Staging, difference: ChangeSet) -> list[Finding]:
     live = staging.facts.live
     last = staging.state.record(live) if live is not None else None
     with staging.clock.phase("gate"):

@@ -12,7 +12,7 @@ from batchnorm_tool.norms.stats import QUANTILES, NormStats
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import NightPlan
     from batchnorm_tool.gate import Finding
     from batchnorm_tool.store.state import StoreFacts
@@ -135,7 +135,7 @@ def begin_record(
 _OF_FILES = ("path", "rows", "bytes")
 
 
-def counted(difference: Difference) -> dict[str, int]:
+def counted(difference: ChangeSet) -> dict[str, int]:
     """Rows by kind where no vector was looked at: those that need one are not known yet."""
     counts = difference.counts
     return {

@@ -43,7 +43,7 @@ from batchnorm_tool.store.lance import check_installed
 from batchnorm_tool.store.state import StoreState, index_path
 
 if TYPE_CHECKING:
-    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.staging import Staging
     from batchnorm_tool.job import Job
 
@@ -177,7 +177,7 @@ def _refresh_locked(
     return conclude(staging, difference, record)
 
 
-def _in_words(difference: Difference) -> str:
+def _in_words(difference: ChangeSet) -> str:
     counts = difference.counts
     return (
         f"{counts.rows_in:,} rows in: {counts.new:,} new, {counts.changed:,} changed, "
@@ -185,7 +185,7 @@ def _in_words(difference: Difference) -> str:
     )
 
 
-def _is_nothing(staging: Staging, difference: Difference) -> bool:
+def _is_nothing(staging: Staging, difference: ChangeSet) -> bool:
     before = staging.facts.layout
     return (
         staging.facts.live is not None

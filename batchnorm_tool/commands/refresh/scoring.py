@@ -43,7 +43,7 @@ from batchnorm_tool.store.state import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from batchnorm_tool.commands.refresh.changes.result import Difference
+    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import NightPlan
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.progress import Progress
@@ -156,7 +156,7 @@ def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreL
 
 
 def score(
-    state: StoreState, plan: NightPlan, difference: Difference, progress: Progress
+    state: StoreState, plan: NightPlan, difference: ChangeSet, progress: Progress
 ) -> RunResult | None:
     """Predict and normalize what is spooled; ``None`` where nothing is.
 
@@ -202,7 +202,7 @@ def rows_in(storage: LocalStorage, directory: str) -> int:
     return sum(table.num_rows for table in read_directory(storage, directory))
 
 
-def scoring_job(state: StoreState, plan: NightPlan, difference: Difference) -> Job:
+def scoring_job(state: StoreState, plan: NightPlan, difference: ChangeSet) -> Job:
     """The run that scores the spool: the job's model and norm, over rows that are read already."""
     rows, job, root = plan.layout, plan.job, state.storage.root
     source = Input(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.commands.refresh.candidate import Candidate, NightRows, make_candidate
 from batchnorm_tool.commands.refresh.changes.detect import find_difference
-from batchnorm_tool.commands.refresh.changes.result import Difference
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Tonight
 from batchnorm_tool.commands.refresh.changes.worker import CHANGED
 from batchnorm_tool.commands.refresh.commit import discard_night, now
@@ -56,19 +56,19 @@ class Staging:
         """The number of the night; it is given once the night waits or is published."""
         return self.facts.waiting or self.facts.next_version
 
-    def rows(self, difference: Difference) -> NightRows:
+    def rows(self, difference: ChangeSet) -> NightRows:
         """The staged rows."""
         return NightRows(self.state, self.facts, self.plan, self.version, difference.reason)
 
-    def difference(self) -> Difference:
+    def difference(self) -> ChangeSet:
         """What differs from the live version, found once."""
-        found = Difference.load(self.state.storage)
+        found = ChangeSet.load(self.state.storage)
         if found is not None:
             return found
         with self.clock.phase("difference"):
             return self._find()
 
-    def _find(self) -> Difference:
+    def _find(self) -> ChangeSet:
         index = None if self.facts.live is None else index_path(self.facts.live)
         tonight = tonight_of(self.plan)
         with self.progress.work(tonight.table.rows, 0):
@@ -80,7 +80,7 @@ class Staging:
                 advance=self.progress.advance,
             )
 
-    def candidate(self, difference: Difference) -> Candidate:
+    def candidate(self, difference: ChangeSet) -> Candidate:
         """The night made ready to be merged: scored and put together, once."""
         found = Candidate.load(self.state.storage)
         if found is not None:

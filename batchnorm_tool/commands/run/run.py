@@ -38,7 +38,7 @@ from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
 
 if TYPE_CHECKING:
-    from batchnorm_tool.engines import Engine
+    from batchnorm_tool.engines import RunningEngine
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.plan import Resolved
     from batchnorm_tool.pipeline.worker import Worker
@@ -383,7 +383,7 @@ def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
     return make_worker(storage, plan, preparation.predictor())
 
 
-def _work(engine: Engine, worker: Worker, numbers: list[int], progress: Progress) -> int:
+def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: Progress) -> int:
     """Let the engine do the parts with these ``numbers``; returns their rows."""
     plan = worker.plan
     rows = sum(plan.part(number).rows for number in numbers)

@@ -17,13 +17,21 @@ from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.security.directory import ModelDirectory, check_room
-from batchnorm_tool.models.security.keras_allowlist import Finding
+from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.models.security.report import ModelReport, examine, is_model, model_kind
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
 
-__all__ = ["Finding", "ModelCopy", "ModelReport", "admit", "examine", "examine_copy", "is_model"]
+__all__ = [
+    "ModelCopy",
+    "ModelFinding",
+    "ModelReport",
+    "admit",
+    "examine",
+    "examine_copy",
+    "is_model",
+]
 
 _SHOWN_FINDINGS = 8
 _SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
@@ -160,13 +168,13 @@ def _check_trust(model: Model, report: ModelReport) -> None:
         raise ModelError(_refusal(report, refused, absent))
 
 
-def _is_trusted(finding: Finding, trusted: list[str]) -> bool:
+def _is_trusted(finding: ModelFinding, trusted: list[str]) -> bool:
     """Whether a finding is a custom class that the job names: Keras is given that one for it."""
     custom = finding.custom
     return custom is not None and any(custom.is_named_by(name) for name in trusted)
 
 
-def _refusal(report: ModelReport, refused: list[Finding], absent: list[str]) -> str:
+def _refusal(report: ModelReport, refused: list[ModelFinding], absent: list[str]) -> str:
     shown = [f"{finding.what} (in {finding.where})" for finding in refused[:_SHOWN_FINDINGS]]
     more = len(refused) - len(shown)
     listed = "; ".join(shown) + (f"; and {more} more" if more else "")
@@ -177,7 +185,7 @@ def _refusal(report: ModelReport, refused: list[Finding], absent: list[str]) -> 
     return f"{report.path}: refused by the safety gate. It holds {listed}. {' '.join(steps)}"
 
 
-def _next_steps(report: ModelReport, refused: list[Finding]) -> Iterator[str]:
+def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[str]:
     custom = [item.custom for item in refused if item.custom and item.custom.kind == "class"]
     if len(custom) == len(refused):
         names = {f"{item.module or 'my_package.layers'}.{item.name}" for item in custom}

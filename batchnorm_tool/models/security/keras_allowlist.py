@@ -179,7 +179,7 @@ class Custom:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ModelFinding:
     """What the gate saw in a model file.
 
     Attributes:
@@ -195,7 +195,7 @@ class Finding:
     custom: Custom | None = None
 
 
-def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Finding]:
+def judge_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]:
     """Everything in an architecture that is dangerous or worth knowing.
 
     Args:
@@ -212,12 +212,12 @@ def judge_architecture(config: Any, weight_bytes: int) -> Iterator[Finding]:
         if "class_name" in item:
             yield from _judge_class(item, where)
         if _runs_dropout(item):
-            yield Finding("warn", "dropout that is active at inference", where)
+            yield ModelFinding("warn", "dropout that is active at inference", where)
         for key, value in item.items():
             yield from _judge_value(key, value, where, bound)
         yield from _judge_products(item, where, bound)
     for name in _normalizing_outputs(config):
-        yield Finding("warn", "an output that is normalized already", name)
+        yield ModelFinding("warn", "an output that is normalized already", name)
 
 
 def without_compile_settings(config: Any) -> Any:
@@ -323,24 +323,26 @@ def _named(where: str, item: dict[str, Any]) -> str:
     return f"{short(item['class_name'])} `{short(name)}`" if name else where
 
 
-def _judge_class(item: dict[str, Any], where: str) -> Iterator[Finding]:
+def _judge_class(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
     name, module = item["class_name"], item.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
-        yield Finding(
+        yield ModelFinding(
             "refuse", f"a class named by {short([name, module])}, where text belongs", where
         )
     elif name == "function":
         yield from _judge_function(item, where)
     elif name in UNSAFE_CLASSES:
-        yield Finding("refuse", UNSAFE_CLASSES[name], where)
+        yield ModelFinding("refuse", UNSAFE_CLASSES[name], where)
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
         yield _custom("class", name, item, where)
 
 
-def _judge_function(item: dict[str, Any], where: str) -> Iterator[Finding]:
+def _judge_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
     name, module = item.get("config"), _text(item, "module")
     if not isinstance(name, str):
-        yield Finding("refuse", f"a function named by {short(name)}, where text belongs", where)
+        yield ModelFinding(
+            "refuse", f"a function named by {short(name)}, where text belongs", where
+        )
     elif (
         module not in FUNCTION_MODULES
         or item.get("registered_name") not in (None, name)
@@ -352,7 +354,7 @@ def _judge_function(item: dict[str, Any], where: str) -> Iterator[Finding]:
 
 def _custom(
     kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
-) -> Finding:
+) -> ModelFinding:
     """What is not known to be harmless; only what could be somebody's own can be trusted by name.
 
     Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
@@ -365,8 +367,8 @@ def _custom(
     words = [name.rpartition(">")[2], *(module or "").split(".")]
     is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
     if not is_own or not all(word.isidentifier() for word in words if word or module):
-        return Finding("refuse", what, where)
-    return Finding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
+        return ModelFinding("refuse", what, where)
+    return ModelFinding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
 
 
 def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
@@ -390,23 +392,23 @@ def _is_in_module(name: str, module: str) -> bool:
     return module in HARMLESS_MODULES
 
 
-def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Finding]:
+def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[ModelFinding]:
     if isinstance(value, str):
         if key in _FILE_KEYS:
-            yield Finding(
+            yield ModelFinding(
                 "refuse", f"a `{key}` that is read from the path {short([value])[1:-1]}", where
             )
     elif isinstance(value, int):
         largest = bound if key in _WEIGHT_KEYS else _LARGEST
         if value > largest and key not in _FREE_KEYS:
-            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
     elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
         shapes = [value, *(inner for inner in value if isinstance(inner, list))]
         if any(_exceeds(_LARGEST, shape) for shape in shapes):
-            yield Finding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
 
 
-def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Finding]:
+def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[ModelFinding]:
     """Sizes of a layer that are small enough alone, and not together."""
     if _WEIGHT_KEYS.isdisjoint(item):
         return
@@ -416,7 +418,7 @@ def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[Fi
         flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
         if None not in sizes and _exceeds(bound, flat):
             words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
-            yield Finding("refuse", f"the absurd size of {words}", where)
+            yield ModelFinding("refuse", f"the absurd size of {words}", where)
 
 
 def _exceeds(bound: int, sizes: Iterable[object]) -> bool:

@@ -25,7 +25,7 @@ from batchnorm_tool.models.security.directory import (
     foreign_folder,
 )
 from batchnorm_tool.models.security.keras_allowlist import (
-    Finding,
+    ModelFinding,
     canonical_architecture,
     judge_architecture,
     unloadable,
@@ -63,12 +63,12 @@ class ModelReport:
     kind: Kind
     sha256: str
     content: str
-    findings: tuple[Finding, ...]
+    findings: tuple[ModelFinding, ...]
     classes: tuple[str, ...]
     keras_version: str = "unknown"
 
     @property
-    def dangers(self) -> tuple[Finding, ...]:
+    def dangers(self) -> tuple[ModelFinding, ...]:
         """The findings for which the gate stays shut, unless the job trusts them."""
         return tuple(finding for finding in self.findings if finding.severity == "refuse")
 
@@ -108,10 +108,12 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     why = unloadable(config)
     if why is not None:
         raise ModelError(f"{report.path}: {why}")
-    findings = [Finding("refuse", what, where) for what, where in stored.dangers]
+    findings = [ModelFinding("refuse", what, where) for what, where in stored.dangers]
     for finding in judge_architecture(config, stored.weights_bytes):
         if len(findings) == _MAX_FINDINGS:
-            findings.append(Finding("refuse", f"more than {_MAX_FINDINGS:,} findings", "the file"))
+            findings.append(
+                ModelFinding("refuse", f"more than {_MAX_FINDINGS:,} findings", "the file")
+            )
             break
         findings.append(finding)
     content = {"architecture": json.dumps(canonical_architecture(config), sort_keys=True)}
@@ -124,7 +126,7 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     )
 
 
-def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def _sorted(findings: Iterable[ModelFinding]) -> tuple[ModelFinding, ...]:
     """Each finding once, the dangers first, otherwise in the order of the file."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
 
@@ -153,7 +155,9 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
     lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
     if private:
         Path(path, GRAPH).write_bytes(graph.content(Path(path)))
-    findings = [Finding("refuse", what, f"{where} of {GRAPH}") for what, where in graph.dangers]
+    findings = [
+        ModelFinding("refuse", what, f"{where} of {GRAPH}") for what, where in graph.dangers
+    ]
     return ModelReport(
         *(shown, "saved_model", sha256_of_data(hashes), sha256_of_data(lasting)),
         findings=_sorted(findings),

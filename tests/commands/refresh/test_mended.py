@@ -280,7 +280,7 @@ def test_the_stored_record_has_the_seconds_of_every_phase(nightly: Nightly) -> N
 def test_vectors_of_several_versions_for_rows_of_many_spool_files(
     nightly: Nightly, seen: set[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes_source, "_SLICE_BYTES", 1)
+    monkeypatch.setattr(changes_source, "_PART_BYTES", 1)
     nightly.night(FIRST)
     second = FIRST | dict.fromkeys(range(10), 1)
     nightly.night(second)

@@ -15,10 +15,10 @@ from batchnorm_tool.commands.refresh.changes.classify import Claims, Fate, Kind,
 from batchnorm_tool.commands.refresh.changes.result import (
     DOCUMENT,
     FATES,
-    Counts,
-    Difference,
+    ChangeCounts,
+    ChangeSet,
 )
-from batchnorm_tool.commands.refresh.changes.source import Slice, Tonight, cut
+from batchnorm_tool.commands.refresh.changes.source import Tonight, cut
 from batchnorm_tool.commands.refresh.changes.spill import (
     BucketJoin,
     bucket_directory,
@@ -29,8 +29,8 @@ from batchnorm_tool.commands.refresh.changes.worker import (
     CHANGED,
     SHOWN_ROWS,
     TOUCHED,
-    SliceResult,
-    SliceWorker,
+    ChangeWorker,
+    PartResult,
     SpoolSchemas,
     Watch,
     in_order,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchnorm_tool.commands.refresh.changes.classify import Judge
+    from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import Storage
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
@@ -57,7 +58,7 @@ _ROW_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Search:
+class ChangeDetector:
     """What to compare with what, and how.
 
     Attributes:
@@ -76,7 +77,7 @@ class Search:
     memory_bytes: int | None = None
     workers: int | None = None
 
-    def run(self, watch: Watch) -> Difference:
+    def run(self, watch: Watch) -> ChangeSet:
         """Find the difference; see `find_difference`."""
         self._begin()
         keys = None if self.index_path is None else read_key_schema(self.storage, self.index_path)
@@ -86,7 +87,7 @@ class Search:
             judge, claims, repeated = self._judge(stack, watch)
             result = self._spool(judge, watch)
             if repeated | claims.forget_new() | claims.is_repeated():
-                refuse_duplicates(self.tonight, self._slices, self._memory)
+                refuse_duplicates(self.tonight, self._parts, self._memory)
             self._refuse_bad_rows(result)
             difference = self._difference(result, *self._write_fates(claims.fates))
         difference.save(self.storage)
@@ -97,7 +98,7 @@ class Search:
             self.storage.remove(path)
 
     @cached_property
-    def _slices(self) -> list[Slice]:
+    def _parts(self) -> list[Part]:
         return cut(self.tonight)
 
     @cached_property
@@ -116,21 +117,21 @@ class Search:
         path, rows = self.index_path, self._index_rows
         if max(rows, self.tonight.table.rows) * _ROW_BYTES > self._memory:
             directory = stack.enter_context(bucket_directory())
-            join = BucketJoin(self.tonight, self._slices, directory, self._memory, self.recompute)
+            join = BucketJoin(self.tonight, self._parts, directory, self._memory, self.recompute)
             live = None if path is None else (self.storage, path, rows)
             return join.run(live, self._workers, watch)
         index = _empty_index() if path is None else LiveIndex.load(self.storage, path)
         claims = Claims(np.full(rows, Fate.UNCLAIMED, np.uint8))
         return LiveJudge(index, claims, recompute=self.recompute), claims, False
 
-    def _spool(self, judge: Judge, watch: Watch) -> SliceResult:
-        worker = SliceWorker(self.tonight, self.storage, judge)
-        result = SliceResult()
-        for found in in_order(self._slices, worker.process, self._workers, watch):
+    def _spool(self, judge: Judge, watch: Watch) -> PartResult:
+        worker = ChangeWorker(self.tonight, self.storage, judge)
+        result = PartResult()
+        for found in in_order(self._parts, worker.process, self._workers, watch):
             result.merge(found)
         return result
 
-    def _refuse_bad_rows(self, result: SliceResult) -> None:
+    def _refuse_bad_rows(self, result: PartResult) -> None:
         if result.bad and self.tonight.invalid == "fail":
             shown = "; ".join(result.bad_rows)
             more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
@@ -169,10 +170,10 @@ class Search:
                 yield is_quarantined(table.column(0).combine_chunks())
 
     def _difference(
-        self, result: SliceResult, live_rows: int, vanished: int, forgotten: int
-    ) -> Difference:
+        self, result: PartResult, live_rows: int, vanished: int, forgotten: int
+    ) -> ChangeSet:
         kinds = {kind: int(result.kinds[kind]) for kind in Kind}
-        counts = Counts(
+        counts = ChangeCounts(
             rows_in=int(result.kinds.sum()),
             new=kinds[Kind.NEW],
             changed=kinds[Kind.CHANGED],
@@ -186,7 +187,7 @@ class Search:
             forgotten=forgotten,
         )
         schemas = SpoolSchemas(self.tonight)
-        return Difference(
+        return ChangeSet(
             counts,
             live_rows,
             schemas.features,
@@ -222,11 +223,11 @@ def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
     workers: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Difference:
+) -> ChangeSet:
     """Find what is different tonight, and spool the rows that need work.
 
     Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
-    ``changed``, ``touched`` and ``bad`` an Arrow file for each slice that has such rows (no
+    ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
     directory where there are none), in the order of the input; ``fates.npy``, a `Fate` for each row
     of the index; and, last, ``difference.json``, without which nothing else counts.
 
@@ -243,7 +244,7 @@ def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
         stopped: Asked between chunks whether to give up, from several threads.
 
     Returns:
-        What was found, as `Difference.load` reads it back.
+        What was found, as `ChangeSet.load` reads it back.
 
     Raises:
         InputError: A key is null or occurs twice, or columns do not fit the store.
@@ -252,5 +253,5 @@ def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
         Interrupted: ``stopped`` said so.
         WorkFailed: Reading or writing failed.
     """
-    search = Search(tonight, storage, index_path, recompute, memory_bytes, workers)
-    return search.run(Watch(advance, stopped))
+    detector = ChangeDetector(tonight, storage, index_path, recompute, memory_bytes, workers)
+    return detector.run(Watch(advance, stopped))

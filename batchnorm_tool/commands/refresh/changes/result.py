@@ -200,7 +200,7 @@ def _measured(values: np.ndarray, sample: np.ndarray) -> ComponentStatistics:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ChangeCounts:
     """Rows by what they are.
 
     ``rows_in`` is the sum of ``new``, ``changed``, ``recomputed``, ``touched``, ``same``,
@@ -245,7 +245,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ChangeSet:
     """Tonight's input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
@@ -259,7 +259,7 @@ class Difference:
         hash_version: How rows were hashed.
     """
 
-    counts: Counts
+    counts: ChangeCounts
     live_rows: int
     features: dict[str, str]
     reason: str
@@ -282,11 +282,11 @@ class Difference:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Difference:
+    def from_dict(cls, data: Mapping[str, Any]) -> ChangeSet:
         """The inverse of `to_dict`."""
         inputs = tuple(Field(f["name"], tuple(f["shape"]), f["dtype"]) for f in data["inputs"])
         changes = {
-            "counts": Counts(**data["counts"]),
+            "counts": ChangeCounts(**data["counts"]),
             "inputs": inputs,
             "statistics": InputStatistics.from_dict(data["statistics"]),
             "warnings": tuple(data["warnings"]),
@@ -298,7 +298,7 @@ class Difference:
         storage.put(DOCUMENT, checked_json.sealed_json(self.to_dict()))
 
     @classmethod
-    def load(cls, storage: Storage) -> Difference | None:
+    def load(cls, storage: Storage) -> ChangeSet | None:
         """The difference that was found; ``None`` where none was, or its document is damaged."""
         text = storage.get(DOCUMENT)
         data = None if text is None else checked_json.opened_json(text)

@@ -17,6 +17,7 @@ from batchnorm_tool.formats.base import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.reading import read_rows
 from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
+from batchnorm_tool.pipeline.plan import Part, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from batchnorm_tool.inputs.files import InputFile, Table
     from batchnorm_tool.store.state import Unfit
 
-# What a value of variable length is taken for; only the sizes of slices and chunks depend on it.
+# What a value of variable length is taken for; only the sizes of parts and chunks depend on it.
 _ASSUMED_BYTES = 32
-_SLICE_BYTES = 64 * MEBIBYTE
-_MOST_SLICE_ROWS = 2**18
+_PART_BYTES = 64 * MEBIBYTE
+_MOST_PART_ROWS = 2**18
 _CHUNK_BYTES = 8 * MEBIBYTE
 _MOST_CHUNK_ROWS = 2**15
 
@@ -153,7 +154,7 @@ def _item_bytes(dtype: str) -> int:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class HashedChunk:
     """A run of tonight's rows.
 
     Attributes:
@@ -169,15 +170,15 @@ class Chunk:
     hashes: Hashes
 
 
-def read_chunks(tonight: Tonight, piece: Slice) -> Iterator[Chunk]:
-    """The rows of a slice; where chunks begin depends on the files alone.
+def read_chunks(tonight: Tonight, part: Part) -> Iterator[HashedChunk]:
+    """The rows of a part; where chunks begin depends on the files alone.
 
     Raises:
         InputError: A key is null, or the features do not fit the model.
         WorkFailed: A file cannot be read.
     """
-    row = piece.first_row
-    for table in read_tables(tonight, piece, tonight.columns):
+    row = part.first_row
+    for table in read_tables(tonight, part, tonight.columns):
         deleted = _deleted(tonight, table)
         _refuse_unfit(tonight, table, deleted, row)
         arrays, faults = _features(tonight, table, deleted)
@@ -188,19 +189,19 @@ def read_chunks(tonight: Tonight, piece: Slice) -> Iterator[Chunk]:
             passthrough_hashes(table, tonight.kept),
             deleted,
         )
-        yield Chunk(table, arrays, faults, hashes)
+        yield HashedChunk(table, arrays, faults, hashes)
         row += table.num_rows
 
 
-def read_tables(tonight: Tonight, piece: Slice, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    """Some columns of a slice, the keys among them, in tables of about `chunk_rows` rows.
+def read_tables(tonight: Tonight, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+    """Some columns of a part, the keys among them, in tables of about `chunk_rows` rows.
 
     Raises:
         InputError: A key is null or NaN, or a value has no place in the store's type.
         WorkFailed: A file cannot be read.
     """
-    most, row = chunk_rows(tonight), piece.first_row
-    for read in _gathered(_batches(tonight, piece, columns, most), most):
+    most, row = chunk_rows(tonight), part.first_row
+    for read in _gathered(_batches(tonight, part, columns, most), most):
         table = read
         for name in tonight.carried.names:
             if name in columns:
@@ -232,11 +233,11 @@ def key_in_words(keys: pa.Table, row: int) -> str:
 
 
 def _batches(
-    tonight: Tonight, piece: Slice, columns: tuple[str, ...], most: int
+    tonight: Tonight, part: Part, columns: tuple[str, ...], most: int
 ) -> Iterator[pa.RecordBatch]:
-    for part in piece.pieces:
-        file = tonight.table.files[part.file]
-        yield from read_rows(file, columns, part.start, part.stop, most)
+    for piece in part.slices:
+        file = tonight.table.files[piece.file]
+        yield from read_rows(file, columns, piece.start, piece.stop, most)
 
 
 def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
@@ -332,69 +333,30 @@ def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return spread
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Rows ``start`` to ``stop`` (exclusive) of the input file with number ``file``."""
-
-    file: int
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Consecutive rows of the input that one thread works on.
-
-    Attributes:
-        number: Its place in the input, from 0.
-        first_row: Global number of its first row, counted over all files.
-        pieces: Where its rows lie, in order.
-    """
-
-    number: int
-    first_row: int
-    pieces: tuple[Piece, ...]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return sum(piece.rows for piece in self.pieces)
-
-    @property
-    def stem(self) -> str:
-        """The name of its files without a suffix, such as ``part-000007``."""
-        return f"part-{self.number:06d}"
-
-
 def chunk_rows(tonight: Tonight) -> int:
     """Rows in memory at a time."""
     return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // tonight.row_bytes))
 
 
-def cut(tonight: Tonight) -> list[Slice]:
-    """All slices of an input: the same for any number of threads."""
-    most = max(1, min(_MOST_SLICE_ROWS, _SLICE_BYTES // tonight.row_bytes))
+def cut(tonight: Tonight) -> list[Part]:
+    """All parts of an input: the same for any number of threads."""
+    most = max(1, min(_MOST_PART_ROWS, _PART_BYTES // tonight.row_bytes))
     shared = max(1, min(most, READ_AHEAD_BYTES // tonight.row_bytes))
-    slices: list[Slice] = []
-    waiting: list[Piece] = []
+    parts: list[Part] = []
+    waiting: list[Slice] = []
     first_row = rows = 0
     for piece in _pieces(tonight.table, most, shared):
         if waiting and rows + piece.rows > most:
-            slices.append(Slice(len(slices), first_row, tuple(waiting)))
+            parts.append(Part(len(parts), first_row, tuple(waiting)))
             waiting, first_row, rows = [], first_row + rows, 0
         waiting.append(piece)
         rows += piece.rows
     if waiting:
-        slices.append(Slice(len(slices), first_row, tuple(waiting)))
-    return slices
+        parts.append(Part(len(parts), first_row, tuple(waiting)))
+    return parts
 
 
-def _pieces(table: Table, most: int, shared: int) -> Iterator[Piece]:
+def _pieces(table: Table, most: int, shared: int) -> Iterator[Slice]:
     """Whole row groups of a Parquet file: they can be decoded at the same time.
 
     Small ones go together, for each reading looks at the whole footer. A larger group is cut so
@@ -405,17 +367,17 @@ def _pieces(table: Table, most: int, shared: int) -> Iterator[Piece]:
         first = row = 0
         for rows in _blocks(file):
             if row > first and row + rows - first > most:
-                yield Piece(number, first, row)
+                yield Slice(number, first, row)
                 first = row
             row += rows
             if rows > most:
                 yield from (
-                    Piece(number, start, min(start + shared, row))
+                    Slice(number, start, min(start + shared, row))
                     for start in range(first, row, shared)
                 )
                 first = row
         if row > first:
-            yield Piece(number, first, row)
+            yield Slice(number, first, row)
 
 
 def _blocks(file: InputFile) -> Sequence[int]:

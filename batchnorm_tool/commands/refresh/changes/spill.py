@@ -33,7 +33,8 @@ from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batchnorm_tool.commands.refresh.changes.source import Slice, Tonight
+    from batchnorm_tool.commands.refresh.changes.source import Tonight
+    from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import Storage
 
 _WRITTEN_TOGETHER = 2**18
@@ -75,14 +76,14 @@ class BucketJoin:
 
     Attributes:
         tonight: The input.
-        slices: All of it.
+        parts: All of it.
         directory: Where bucket files may lie: 50 bytes for each row of both sides.
         memory_bytes: About how much a bucket may take.
         recompute: Rows with the same features are to be predicted again.
     """
 
     tonight: Tonight
-    slices: Sequence[Slice]
+    parts: Sequence[Part]
     directory: Path
     memory_bytes: int
     recompute: bool
@@ -125,16 +126,16 @@ class BucketJoin:
     def _add_tonight(self, buckets: Buckets, workers: int, watch: Watch) -> None:
         quiet = Watch(stopped=watch.stopped)  # the second pass tells of progress and warnings
 
-        def spill(piece: Slice, watched: Watch) -> None:
+        def spill(part: Part, watched: Watch) -> None:
             with collected(lambda _: None):
                 entries = []
-                for chunk in read_chunks(self.tonight, piece):
+                for chunk in read_chunks(self.tonight, part):
                     watched.check()
                     entries.append(_entries(chunk.hashes))
                 # Not chunk by chunk: each of a thousand files would get a few bytes at a time.
                 buckets.add(np.concatenate(entries))
 
-        for _ in in_order(self.slices, spill, workers, quiet):
+        for _ in in_order(self.parts, spill, workers, quiet):
             pass
 
     def _join(
@@ -236,12 +237,12 @@ class Buckets:
         return entries[np.argsort(entries["row"])]
 
 
-def refuse_duplicates(tonight: Tonight, slices: Sequence[Slice], memory_bytes: int) -> None:
+def refuse_duplicates(tonight: Tonight, parts: Sequence[Part], memory_bytes: int) -> None:
     """Look for keys that two rows have; reads the keys once more.
 
     Args:
         tonight: The input.
-        slices: All of it.
+        parts: All of it.
         memory_bytes: About how much memory to use.
 
     Raises:
@@ -252,18 +253,18 @@ def refuse_duplicates(tonight: Tonight, slices: Sequence[Slice], memory_bytes: i
     with bucket_directory() as directory:
         bits = bucket_bits(tonight.table.rows, memory_bytes)
         buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
-        for piece in slices:
-            _add_keys(tonight, piece, buckets)
+        for part in parts:
+            _add_keys(tonight, part, buckets)
         again = [_again(buckets.take(number)) for number in range(len(buckets))]
     pairs = np.concatenate(again)
     if len(pairs):
         raise InputError(_refusal(tonight, pairs[pairs[:, 1].argmin()], len(pairs)))
 
 
-def _add_keys(tonight: Tonight, piece: Slice, buckets: Buckets) -> None:
-    ids = [key_ids(table, tonight.keys) for table in read_tables(tonight, piece, tonight.keys)]
-    entries = np.zeros(piece.rows, KEY_ENTRY)
-    entries["row"] = np.arange(piece.first_row, piece.first_row + piece.rows)
+def _add_keys(tonight: Tonight, part: Part, buckets: Buckets) -> None:
+    ids = [key_ids(table, tonight.keys) for table in read_tables(tonight, part, tonight.keys)]
+    entries = np.zeros(part.rows, KEY_ENTRY)
+    entries["row"] = np.arange(part.first_row, part.first_row + part.rows)
     entries["id"] = np.concatenate(ids)
     buckets.add(entries)
 

@@ -1,4 +1,4 @@
-"""Read, judge, count and write one slice of tonight's input, and the files that slices write."""
+"""Read, judge, count and write one part of tonight's input, and the files that parts write."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.commands.refresh.changes.classify import Judge
-    from batchnorm_tool.commands.refresh.changes.source import Chunk, Slice, Tonight
+    from batchnorm_tool.commands.refresh.changes.source import HashedChunk, Tonight
     from batchnorm_tool.formats.base import Sink
+    from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import OutputFile, Storage
 
 SHOWN_ROWS = 5
@@ -65,14 +66,14 @@ class Watch:
 
 
 @dataclass
-class SliceResult:
-    """What a slice came to; mergeable in the order of the input.
+class PartResult:
+    """What a part came to; mergeable in the order of the input.
 
     Attributes:
         kinds: Rows of each `Kind`, ``int64[7]``.
         bad: Rows bad by their input that need work.
         bad_rows: The first few of them, in words.
-        statistics: Of the slice.
+        statistics: Of the part.
         warnings: What the features gave reason to warn of.
     """
 
@@ -82,7 +83,7 @@ class SliceResult:
     statistics: InputStatistics = field(default_factory=lambda: InputStatistics({}, {}))
     warnings: set[str] = field(default_factory=set)
 
-    def merge(self, other: SliceResult) -> None:
+    def merge(self, other: PartResult) -> None:
         """Take in what comes after this."""
         self.kinds = self.kinds + other.kinds
         self.bad += other.bad
@@ -91,8 +92,8 @@ class SliceResult:
         self.warnings |= other.warnings
 
 
-class SliceWorker:
-    """Works on slices; threads share one.
+class ChangeWorker:
+    """Works on parts; threads share one.
 
     Args:
         tonight: The input.
@@ -104,27 +105,27 @@ class SliceWorker:
         self._tonight, self._storage, self._judge = tonight, storage, judge
         self._schemas = SpoolSchemas(tonight)
 
-    def process(self, piece: Slice, watch: Watch) -> SliceResult:
-        """Do one slice, and commit its files.
+    def process(self, part: Part, watch: Watch) -> PartResult:
+        """Do one part, and commit its files.
 
         Raises:
             InputError: A key is null, or the features do not fit the model.
             Interrupted: ``watch`` said so.
             WorkFailed: Reading or writing failed.
         """
-        result = SliceResult()
+        result = PartResult()
         with (
             collected(result.warnings.add),
-            Spool(self._storage, self._schemas, piece.stem) as spool,
+            Spool(self._storage, self._schemas, part.stem) as spool,
         ):
-            for chunk in read_chunks(self._tonight, piece):
+            for chunk in read_chunks(self._tonight, part):
                 watch.check()
                 result.merge(self._process(chunk, spool))
                 watch.advance(len(chunk.faults))
             spool.commit()
         return result
 
-    def _process(self, chunk: Chunk, spool: Spool) -> SliceResult:
+    def _process(self, chunk: HashedChunk, spool: Spool) -> PartResult:
         kinds = self._judge.kinds(chunk.hashes)
         wanted = np.isin(kinds, FOR_THE_MODEL)
         faulty = chunk.faults != Reason.GOOD
@@ -135,14 +136,14 @@ class SliceWorker:
             spool.add_changed(chunk, wanted & ~faulty)
         if (kinds == Kind.TOUCHED).any():
             spool.add_touched(chunk, kinds == Kind.TOUCHED)
-        return SliceResult(
+        return PartResult(
             np.bincount(kinds, minlength=len(Kind)),
             int(np.count_nonzero(bad)),
             tuple(self._in_words(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
             self._measured(chunk, faulty),
         )
 
-    def _measured(self, chunk: Chunk, faulty: np.ndarray) -> InputStatistics:
+    def _measured(self, chunk: HashedChunk, faulty: np.ndarray) -> InputStatistics:
         deleted = chunk.hashes.deleted
         valid = ~faulty if deleted is None else ~faulty & ~deleted
         columns = chunk.table.select(list(self._tonight.feature_columns))
@@ -150,7 +151,7 @@ class SliceWorker:
             columns = columns.filter(pa.array(~deleted))
         return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
 
-    def _in_words(self, chunk: Chunk, rows: np.ndarray) -> Iterator[str]:
+    def _in_words(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self._tonight.keys))
         for row in rows.tolist():
             path, place = locate(self._tonight.table, chunk.hashes.first_row + row)
@@ -159,22 +160,22 @@ class SliceWorker:
 
 
 def in_order(
-    slices: Iterable[Slice],
-    process: Callable[[Slice, Watch], _Result],
+    parts: Iterable[Part],
+    process: Callable[[Part, Watch], _Result],
     workers: int,
     watch: Watch,
 ) -> Iterator[_Result]:
-    """What ``process`` gives for each slice, in order, a few slices at a time.
+    """What ``process`` gives for each part, in order, a few parts at a time.
 
-    The first failure in the order of the slices is raised, whichever thread was faster.
+    The first failure in the order of the parts is raised, whichever thread was faster.
     """
     stop = threading.Event()
     watched = Watch(watch.advance, lambda: stop.is_set() or watch.stopped())
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="slice")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="part")
     waiting: deque[Future[_Result]] = deque()
     try:
-        for piece in slices:
-            waiting.append(pool.submit(process, piece, watched))
+        for part in parts:
+            waiting.append(pool.submit(process, part, watched))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -260,7 +261,7 @@ def _values(flat: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 class Spool:
-    """The files of one slice; a set without rows has no file.
+    """The files of one part; a set without rows has no file.
 
     Args:
         storage: The state of the store.
@@ -273,7 +274,7 @@ class Spool:
         self._sinks: dict[str, Sink] = {}
         self._files: list[OutputFile] = []
 
-    def add_changed(self, chunk: Chunk, rows: np.ndarray) -> None:
+    def add_changed(self, chunk: HashedChunk, rows: np.ndarray) -> None:
         """Append the ``rows`` (``bool[n]``) of a chunk for the model."""
         schema = self._schemas.changed
         columns = self._common(chunk, rows)
@@ -282,11 +283,11 @@ class Spool:
             columns.append(feature_column(kind, _chosen(chunk.arrays[name], rows)))
         self._write(CHANGED, schema, columns)
 
-    def add_touched(self, chunk: Chunk, rows: np.ndarray) -> None:
+    def add_touched(self, chunk: HashedChunk, rows: np.ndarray) -> None:
         """Append the ``rows`` (``bool[n]``) of a chunk that are written without the model."""
         self._write(TOUCHED, self._schemas.touched, self._common(chunk, rows))
 
-    def add_bad(self, chunk: Chunk, rows: np.ndarray) -> None:
+    def add_bad(self, chunk: HashedChunk, rows: np.ndarray) -> None:
         """Append the ``rows`` (``bool[n]``) of a chunk that the model cannot take."""
         reasons = [Reason(fault).label for fault in chunk.faults[rows].tolist()]
         columns = [*self._common(chunk, rows), pa.array(reasons, pa.string())]
@@ -306,7 +307,7 @@ class Spool:
         for file in self._files:
             file.discard()
 
-    def _common(self, chunk: Chunk, rows: np.ndarray) -> list[pa.Array | pa.ChunkedArray]:
+    def _common(self, chunk: HashedChunk, rows: np.ndarray) -> list[pa.Array | pa.ChunkedArray]:
         table = chunk.table.select(self._schemas.tonight.carried.names)
         table = table if rows.all() else table.filter(pa.array(rows))
         hashes = (chunk.hashes.features, chunk.hashes.passthrough)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes.detect import find_difference
-from batchnorm_tool.commands.refresh.changes.result import Difference
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Tonight
 from batchnorm_tool.features import FeatureReader, to_arrays
 from batchnorm_tool.formats import format_named
@@ -99,7 +99,7 @@ class Nights:
         fields = [pa.field(name, stored_type(table.schema.field(name).type)) for name in names]
         return Tonight(table, reader, columns, self.inputs, self.keys, pa.schema(fields))
 
-    def find(self, tonight: Tonight, **options: object) -> Difference:
+    def find(self, tonight: Tonight, **options: object) -> ChangeSet:
         """Find the difference to the live version, if there is one."""
         index = INDEX if self.storage.size(INDEX) is not None else None
         return find_difference(tonight, index, self.storage, **options)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def some(counts: object) -> dict[str, int]:
     return {name: number for name, number in vars(counts).items() if number}
 
 
-def read_back(nights: Nights, found: Difference) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_back(nights: Nights, found: ChangeSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What a model would see of the spooled rows."""
     directory = str(nights.root / "state/night/changed")
     table = open_table(Input(path=directory))

@@ -86,7 +86,7 @@ CASES = st.fixed_dictionaries(
 )
 @given(case=CASES)
 def test_as_a_dictionary_finds_it(monkeypatch: pytest.MonkeyPatch, case: dict[str, Any]) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 4)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 4)
     live, tonight, recompute = case["live"], case["tonight"], case["recompute"]
     with TemporaryDirectory() as root:
         nights = Nights(Path(root))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.commands.refresh.changes.detect import find_difference
-from batchnorm_tool.commands.refresh.changes.result import Difference
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.errors import BadRows, InputError, Interrupted
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 from tests.commands.refresh.changes.nights import INDEX, Nights, items, some
@@ -214,7 +214,7 @@ def test_bad_rows_fail_and_are_named(nights: Nights) -> None:
     assert f"{nights.root}/input/01.parquet, row 4 (`id` 14): null_feature and 1 more." in message
     assert "`id` 17" not in message
     assert "`input.invalid: quarantine`" in message
-    assert Difference.load(nights.storage) is None
+    assert ChangeSet.load(nights.storage) is None
 
 
 def test_exactly_five_bad_rows_are_all(nights: Nights) -> None:
@@ -360,7 +360,7 @@ def test_it_stops_when_asked_and_leaves_nothing_finished(
     nights: Nights, memory: int | None
 ) -> None:
     nights.find(nights.tonight(items(range(5))))
-    assert Difference.load(nights.storage) is not None
+    assert ChangeSet.load(nights.storage) is not None
     with pytest.raises(Interrupted, match="running it again"):
         nights.find(nights.tonight(items(range(5))), stopped=lambda: True, memory_bytes=memory)
     assert nights.night() == {}
@@ -377,18 +377,18 @@ def test_what_an_earlier_night_left_is_removed(nights: Nights) -> None:
 
 def test_the_document_is_read_back(nights: Nights) -> None:
     found = nights.find(nights.tonight(items(range(5))))
-    loaded = Difference.load(nights.storage)
+    loaded = ChangeSet.load(nights.storage)
     assert loaded is not None
     assert loaded.to_dict() == found.to_dict()
     assert (loaded.counts, loaded.inputs) == (found.counts, found.inputs)
 
 
 def test_a_damaged_or_missing_document_is_none(nights: Nights) -> None:
-    assert Difference.load(nights.storage) is None
+    assert ChangeSet.load(nights.storage) is None
     nights.find(nights.tonight(items(range(5))))
     file = nights.storage.root / "night/difference.json"
     file.write_bytes(file.read_bytes().replace(b'"new":5', b'"new":6'))
-    assert Difference.load(nights.storage) is None
+    assert ChangeSet.load(nights.storage) is None
 
 
 def test_warnings_are_kept(nights: Nights) -> None:

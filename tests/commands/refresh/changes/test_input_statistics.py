@@ -22,10 +22,10 @@ def measured(
     return statistics_of(pa.table({"c": pa.nulls(len(values))}), {"x": values}, valid, first)
 
 
-def test_against_numpy_over_slices_and_chunks(
+def test_against_numpy_over_parts_and_chunks(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 100)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 100)
     monkeypatch.setattr(source, "_MOST_CHUNK_ROWS", 30)
     values = np.random.default_rng(2).normal(5, 2, (1000, 2)).astype(np.float32)
     features: list[list[float] | None] = [*values.tolist()]

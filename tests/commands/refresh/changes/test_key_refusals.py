@@ -47,10 +47,10 @@ def test_the_first_repetition_is_named_and_all_are_counted(
 
 
 @both
-def test_a_key_twice_in_different_slices(
+def test_a_key_twice_in_different_parts(
     nights: Nights, monkeypatch: pytest.MonkeyPatch, memory: int | None
 ) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 2)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 2)
     nights.publish(items([1]))
     assert "row 4, column `id`: the key `id` 1" in refusal(
         nights, items([1, 2, 3, 4, 1, 5]), memory=memory
@@ -101,7 +101,7 @@ def test_a_null_in_the_dictionary_of_a_key(nights: Nights) -> None:
 def test_the_first_null_is_named_whichever_thread_finds_one_first(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 3)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 3)
     tables = [items([n, None, n + 1]) for n in range(0, 20, 2)]
     with pytest.raises(InputError, match=r"00\.parquet, row 1"):
         nights.find(nights.tonight(*tables), workers=8)

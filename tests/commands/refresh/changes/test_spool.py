@@ -98,7 +98,7 @@ def set_up(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
     stale = {f"item {n}": "stale: null_feature" for n in range(0, 400, 34)}
     remembered = {f"item {n}": "quarantined: null_feature" for n in range(17, 400, 34)}
     nights.publish(live, stale | remembered)
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 40)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 40)
     monkeypatch.setattr(source, "_MOST_CHUNK_ROWS", 16)
     return table
 
@@ -124,7 +124,7 @@ def test_the_same_bytes_for_any_threads_and_memory(
 def test_rows_come_in_the_order_of_the_input(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 10)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 10)
     nights.find(nights.tonight(items(range(95, 0, -1))), workers=4)
     assert nights.keys_in("changed") == list(range(95, 0, -1))
 

@@ -8,58 +8,59 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
-from batchnorm_tool.commands.refresh.changes.source import Piece, cut
+from batchnorm_tool.commands.refresh.changes.source import cut
+from batchnorm_tool.pipeline.plan import Slice
 from tests.commands.refresh.changes.nights import Nights, items
 
 
-def pieces(nights: Nights, sizes: list[int], group: int) -> list[list[tuple[int, int, int]]]:
+def slices(nights: Nights, sizes: list[int], group: int) -> list[list[tuple[int, int, int]]]:
     tables = [items(range(size + 1)).slice(0, size) for size in sizes]
     found = cut(nights.tonight(*tables, options={"row_group_size": group}))
-    assert [piece.number for piece in found] == list(range(len(found)))
+    assert [part.number for part in found] == list(range(len(found)))
     rows = 0
-    for piece in found:
-        assert piece.first_row == rows
-        rows += piece.rows
+    for part in found:
+        assert part.first_row == rows
+        rows += part.rows
     assert rows == sum(sizes)
-    return [[(p.file, p.start, p.stop) for p in piece.pieces] for piece in found]
+    return [[(piece.file, piece.start, piece.stop) for piece in part.slices] for part in found]
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_MOST_SLICE_ROWS", 10)
+    monkeypatch.setattr(source, "_MOST_PART_ROWS", 10)
     monkeypatch.setattr(source, "READ_AHEAD_BYTES", 4 * 72)  # a row of these takes 72 bytes
 
 
 def test_whole_row_groups_together(nights: Nights) -> None:
-    assert pieces(nights, [20], 4) == [[(0, 0, 8)], [(0, 8, 16)], [(0, 16, 20)]]
+    assert slices(nights, [20], 4) == [[(0, 0, 8)], [(0, 8, 16)], [(0, 16, 20)]]
 
 
 def test_a_large_row_group_in_pieces_that_are_decoded_at_one_go(nights: Nights) -> None:
-    assert pieces(nights, [11], 11) == [[(0, 0, 4), (0, 4, 8)], [(0, 8, 11)]]
+    assert slices(nights, [11], 11) == [[(0, 0, 4), (0, 4, 8)], [(0, 8, 11)]]
 
 
 def test_small_files_together(nights: Nights) -> None:
-    assert pieces(nights, [3, 0, 3, 3, 3], 100) == [
+    assert slices(nights, [3, 0, 3, 3, 3], 100) == [
         [(0, 0, 3), (2, 0, 3), (3, 0, 3)],
         [(4, 0, 3)],
     ]
 
 
-def test_no_rows_no_slices(nights: Nights) -> None:
-    assert pieces(nights, [0], 4) == []
+def test_no_rows_no_parts(nights: Nights) -> None:
+    assert slices(nights, [0], 4) == []
 
 
 def test_other_formats_are_cut_anywhere(nights: Nights) -> None:
     nights.find(nights.tonight(items(range(25))))
     again = replace(nights, features={"x": ("feature_0",)})
     found = cut(again.of(str(nights.root / "state/night/changed")))
-    assert sum(piece.rows for piece in found) == 25
-    assert all(piece.rows <= 10 for piece in found)
+    assert sum(part.rows for part in found) == 25
+    assert all(part.rows <= 10 for part in found)
 
 
-def test_large_rows_make_small_slices_and_chunks(nights: Nights) -> None:
+def test_large_rows_make_small_parts_and_chunks(nights: Nights) -> None:
     images = replace(nights, inputs=(Field("x", (1024, 1024, 3), "float32"),))
     tonight = images.tonight(items([1, 2]))
     assert tonight.row_bytes == 3 * 4 * 2**20 + 64
     assert source.chunk_rows(tonight) == 1
-    assert [piece.pieces for piece in cut(tonight)] == [(Piece(0, 0, 2),)]
+    assert [part.slices for part in cut(tonight)] == [(Slice(0, 0, 2),)]
