@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.compare.compare import Comparison, compare
     from batchnorm_tool.commands.compare.diff import Difference, diff
     from batchnorm_tool.commands.refresh.decisions import accept, history, release, rollback
-    from batchnorm_tool.commands.refresh.record import Night
+    from batchnorm_tool.commands.refresh.record import RefreshResult
     from batchnorm_tool.commands.refresh.refresh import refresh
     from batchnorm_tool.commands.run.run import RunResult, run
     from batchnorm_tool.commands.run.score import Result, score
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.readers.vectors import read
 
+    Night = RefreshResult
+
 _HOMES = {
     "BadRows": "errors",
     "BatchnormToolError": "errors",
@@ -59,9 +61,9 @@ _HOMES = {
     "JobError": "errors",
     "ModelError": "errors",
     "ModelFailed": "errors",
-    "Night": "commands.refresh.record",
     "NormStats": "norms.stats",
     "OutputError": "errors",
+    "RefreshResult": "commands.refresh.record",
     "Refused": "errors",
     "Result": "commands.run.score",
     "RunResult": "commands.run.run",
@@ -82,6 +84,9 @@ _HOMES = {
     "verify": "commands.verify.verify",
 }
 
+# Former names, which stay for one version.
+_ALIASES = {"Night": "RefreshResult"}
+
 __all__ = [
     "BadRows",
     "BatchnormToolError",
@@ -99,6 +104,7 @@ __all__ = [
     "Night",
     "NormStats",
     "OutputError",
+    "RefreshResult",
     "Refused",
     "Result",
     "RunResult",
@@ -123,10 +129,11 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for."""
-    if name not in _HOMES:
+    defined = _ALIASES.get(name, name)
+    if defined not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[defined]}"), defined)
     globals()[name] = value
     return value
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _RESUMES = "What is finished is kept: the same command resumes."
 # What may be gone the next time, where other errors say that a path is no good.
-_PASSING = {
+_TRANSIENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETXTBSY),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINTR),
 }
@@ -177,9 +177,9 @@ class Busy(BatchnormToolError):
     exit_code = 5
 
 
-def is_passing(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Whether running the same again may help, once there is space, memory or a network again."""
-    return error.errno in _PASSING or isinstance(error, ConnectionError | TimeoutError)
+    return error.errno in _TRANSIENT or isinstance(error, ConnectionError | TimeoutError)
 
 
 def explained(error: BaseException) -> BatchnormToolError:
@@ -214,7 +214,7 @@ def explained(error: BaseException) -> BatchnormToolError:
 def _explained_by_system(error: OSError, said: str) -> BatchnormToolError:
     place = "" if error.filename is None else f"`{error.filename}`: "
     said = error.strerror or said
-    if is_passing(error):
+    if is_transient(error):
         return WorkFailed(f"{place}{said}. Mend the cause. {_RESUMES}")
     return Refused(f"{place}{said}. Expected a path that this user may use. Name another one.")
 
@@ -233,12 +233,12 @@ def warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def collected(tell: Callable[[str], object]) -> Iterator[None]:
+def capture_warnings(tell: Callable[[str], object]) -> Iterator[None]:
     """Give each warning of this thread to ``tell`` instead.
 
     Example:
         >>> texts = []
-        >>> with collected(texts.append):
+        >>> with capture_warnings(texts.append):
         ...     warn("the file is empty")
         >>> texts
         ['the file is empty']

@@ -27,7 +27,7 @@ class Progress(Protocol):
         """So many more rows are done."""
 
 
-class Quiet:
+class SilentProgress:
     """Tells nobody."""
 
     @contextlib.contextmanager
@@ -39,18 +39,18 @@ class Quiet:
         """So many more rows are done; nothing is said."""
 
 
-class Plain:
+class PlainProgress:
     """A plain line every few seconds, for logs.
 
     Args:
-        say: Takes a line; by default it goes to standard error.
+        write: Takes a line; by default it goes to standard error.
         seconds: Time between two lines.
     """
 
     def __init__(
-        self, say: Callable[[str], None] | None = None, seconds: float = _PLAIN_SECONDS
+        self, write: Callable[[str], None] | None = None, seconds: float = _PLAIN_SECONDS
     ) -> None:
-        self._say = say or _to_standard_error
+        self._write = write or _to_standard_error
         self._seconds = seconds
         self._lock = threading.Lock()
         self._rows = self._done = self._begun_with = 0
@@ -70,11 +70,11 @@ class Plain:
             now = time.monotonic()
             if now - self._said >= self._seconds:
                 self._said = now
-                self._say(self._line(now))
+                self._write(self._line(now))
 
     def _line(self, now: float) -> str:
         rate = _rate(self._done - self._begun_with, now - self._started)
-        left = clock((self._rows - self._done) / rate)
+        left = format_duration((self._rows - self._done) / rate)
         return (
             f"{self._done:,} of {self._rows:,} rows ({self._done / self._rows:.0%}), "
             f"{rate:,.0f} rows/s, {left} left"
@@ -129,11 +129,11 @@ def _rate(rows: int, seconds: float) -> float:
     return max(rows, 1) / max(seconds, 1e-9)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration as a person says it.
 
     Example:
-        >>> clock(7), clock(125), clock(7260)
+        >>> format_duration(7), format_duration(125), format_duration(7260)
         ('7 s', '2 min 5 s', '2 h 1 min')
     """
     whole = round(seconds)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage.checked_json import unsealed
+from batchnorm_tool.storage.checked_json import verified_json
 from tests.kill_points import CHANGING, Server, tree
 
 ROWS, PART_ROWS = 20, 8
@@ -312,7 +312,7 @@ def test_failed_by_the_system(parquet: Case, call: str, error: str, number: int)
 
 def test_a_manifest_says_what_lies_there(case: Case) -> None:
     files = case.finished()
-    manifest = unsealed(files["_manifest.json"])
+    manifest = verified_json(files["_manifest.json"])
     assert manifest is not None
     listed = {file["path"]: file["bytes"] for part in manifest["parts"] for file in part["files"]}
     data = {name: len(content) for name, content in files.items() if name[0] != "_"}

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from batchnorm_tool.progress import Plain, ProgressBar, Quiet, clock
+from batchnorm_tool.progress import PlainProgress, ProgressBar, SilentProgress, format_duration
 
 
 def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
     lines: list[str] = []
-    progress = Plain(lines.append, seconds=0)
+    progress = PlainProgress(lines.append, seconds=0)
     with progress.work(2_000, 500):
         progress.advance(500)
     (line,) = lines
@@ -20,7 +20,7 @@ def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
 
 def test_plain_lines_are_some_seconds_apart() -> None:
     lines: list[str] = []
-    progress = Plain(lines.append, seconds=3_600)
+    progress = PlainProgress(lines.append, seconds=3_600)
     with progress.work(10, 0):
         progress.advance(5)
         progress.advance(5)
@@ -30,7 +30,7 @@ def test_plain_lines_are_some_seconds_apart() -> None:
 def test_plain_lines_go_to_standard_error_unless_told_otherwise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    progress = Plain(seconds=0)
+    progress = PlainProgress(seconds=0)
     with progress.work(4, 0):
         progress.advance(1)
     captured = capsys.readouterr()
@@ -40,7 +40,7 @@ def test_plain_lines_go_to_standard_error_unless_told_otherwise(
 
 def test_rows_are_counted_from_several_threads() -> None:
     lines: list[str] = []
-    progress = Plain(lines.append, seconds=0)
+    progress = PlainProgress(lines.append, seconds=0)
     with progress.work(8_000, 0):
         threads = [
             threading.Thread(target=lambda: [progress.advance(1) for _ in range(1_000)])
@@ -54,8 +54,8 @@ def test_rows_are_counted_from_several_threads() -> None:
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Quiet().work(4, 0):
-        Quiet().advance(4)
+    with SilentProgress().work(4, 0):
+        SilentProgress().advance(4)
     assert capsys.readouterr() == ("", "")
 
 
@@ -83,4 +83,4 @@ def test_the_bar_counts_rows_that_were_done_before(
     ],
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
-    assert clock(seconds) == words
+    assert format_duration(seconds) == words

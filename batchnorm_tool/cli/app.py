@@ -24,8 +24,8 @@ from batchnorm_tool.cli.options import (
     common_flags,
     comparing_flags,
     flags_of_job,
-    listed,
     overrides,
+    parse_names,
     running_flags,
     waiting_flags,
 )
@@ -62,15 +62,15 @@ def refresh_command(job_file: str, **options: Any) -> None:
 
         job = Job.load(job_file, options["overrides"])
         if options["print_config"]:
-            terminal.config(job)
+            terminal.print_config(job)
         elif options["dry_run"]:
             from batchnorm_tool.commands.refresh.refresh import plan_refresh
 
-            terminal.planned_night(plan_refresh(job))
+            terminal.print_refresh_plan(plan_refresh(job))
         else:
             from batchnorm_tool.commands.refresh.refresh import refresh
 
-            night = refresh(
+            result = refresh(
                 job,
                 wait_seconds=seconds_of(options["wait"]),
                 metrics_file=options["metrics_file"],
@@ -78,7 +78,7 @@ def refresh_command(job_file: str, **options: Any) -> None:
                 announce=terminal.announce,
                 run_id=run_id,
             )
-            terminal.night(night.to_dict())
+            terminal.print_refresh(result.to_dict())
 
 
 @click.command("accept", epilog=EPILOG)
@@ -94,14 +94,14 @@ def accept_command(store: str, version: int, **options: Any) -> None:
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import accept
 
-        night = accept(
+        result = accept(
             store,
             version,
             wait_seconds=seconds_of(options["wait"]),
             metrics_file=options["metrics_file"],
             progress=terminal.progress(options["progress"]),
         )
-        terminal.night(night.to_dict())
+        terminal.print_refresh(result.to_dict())
 
 
 @click.command("rollback", epilog=EPILOG)
@@ -118,13 +118,13 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import rollback
 
-        night = rollback(
+        result = rollback(
             store,
             to,
             wait_seconds=seconds_of(options["wait"]),
             metrics_file=options["metrics_file"],
         )
-        terminal.night(night.to_dict())
+        terminal.print_refresh(result.to_dict())
 
 
 @click.command("release", epilog=EPILOG)
@@ -136,7 +136,7 @@ def release_command(store: str, **options: Any) -> None:
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import release
 
-        terminal.released(release(store, wait_seconds=seconds_of(options["wait"])))
+        terminal.print_release(release(store, wait_seconds=seconds_of(options["wait"])))
 
 
 @click.command("history", epilog=EPILOG)
@@ -148,7 +148,7 @@ def history_command(store: str, html: str | None, **options: Any) -> None:
     with Command(options, keeps=False) as terminal:
         from batchnorm_tool.commands.refresh.decisions import history
 
-        terminal.looked_back(history(store, html=html), html)
+        terminal.print_history(history(store, html=html), html)
 
 
 STORE_COMMANDS = (
@@ -166,24 +166,24 @@ class _Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for, before anything can be wrong."""
         ctx.meta["as_json"] = "--json" in args
-        with _told(ctx):
+        with _usage_errors(ctx):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; click itself says on standard error what is wrong with its flags."""
-        with _told(ctx):
+        with _usage_errors(ctx):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _told(ctx: click.Context) -> Iterator[None]:
+def _usage_errors(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
         error.message = printable(error.message)  # type: ignore[misc]
         if ctx.meta["as_json"]:
             terminal = Terminal(as_json=True)
-            terminal.failure("UsageError", error.format_message(), error.exit_code)
+            terminal.print_error_document("UsageError", error.format_message(), error.exit_code)
         raise
 
 
@@ -225,13 +225,15 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
 
 @cli.command("compare", epilog=EPILOG)
 @click.argument("source", metavar="IN")
-@click.option("--norms", callback=listed, metavar="NORM,...", help="Of none, l1, l2, max, lp:3.")
+@click.option(
+    "--norms", callback=parse_names, metavar="NORM,...", help="Of none, l1, l2, max, lp:3."
+)
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
 @click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")
 @click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
 @click.option(
-    "--relevance-columns", callback=listed, metavar="QUERY,ITEM[,GRADE]", help="Columns of it."
+    "--relevance-columns", callback=parse_names, metavar="QUERY,ITEM[,GRADE]", help="Columns of it."
 )
 @click.option("--by", metavar="COLUMN", help="Every figure for each value, or tenth, of a column.")
 @comparing_flags
@@ -255,7 +257,7 @@ def compare_command(source: str, **options: Any) -> None:
             **_of_both(options),
         )
         _save(comparison, options)
-        terminal.compared(comparison.to_dict(), options["output"])
+        terminal.print_comparison(comparison.to_dict(), options["output"])
 
 
 @cli.command("diff", epilog=EPILOG)
@@ -274,7 +276,7 @@ def diff_command(a: str, b: str, **options: Any) -> None:
         _check_report(options)
         difference = diff(a, b, **_given(options, "sample"), **_of_both(options))
         _save(difference, options)
-        terminal.compared(difference.to_dict(), options["output"])
+        terminal.print_comparison(difference.to_dict(), options["output"])
 
 
 def _of_both(options: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +316,7 @@ def verify_command(path: str, *, keys: bool, **options: Any) -> None:
     with Command(options) as terminal:
         from batchnorm_tool.commands.verify.verify import verify
 
-        terminal.verified(verify(path, keys=keys))
+        terminal.print_verification(verify(path, keys=keys))
 
 
 @cli.command("show", epilog=EPILOG)
@@ -326,7 +328,7 @@ def show_command(path: str, html: str | None, **options: Any) -> None:
     with Command(options) as terminal:
         from batchnorm_tool.commands.show import show
 
-        terminal.shown(show(path, html=html), html)
+        terminal.print_description(show(path, html=html), html)
 
 
 @cli.command("schema", epilog=EPILOG)
@@ -336,7 +338,7 @@ def schema_command(**options: Any) -> None:
     with Command(options) as terminal:
         from batchnorm_tool.job import job_schema
 
-        terminal.schema(job_schema())
+        terminal.print_schema(job_schema())
 
 
 def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
@@ -367,11 +369,11 @@ def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bo
     with Command(options) as terminal:
         job = make_job()
         if options["print_config"]:
-            terminal.config(job)
+            terminal.print_config(job)
         elif options["dry_run"]:
             from batchnorm_tool.commands.run.run import plan_run
 
-            terminal.planned(plan_run(job, limit=options["limit"]))
+            terminal.print_plan(plan_run(job, limit=options["limit"]))
         else:
             from batchnorm_tool.commands.run.run import run
 
@@ -383,7 +385,7 @@ def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bo
                 check_input=options["check_input"],
                 progress=terminal.progress(options["progress"]),
             )
-            terminal.ran(result, job if shorthand else None, profile=options["profile"])
+            terminal.print_run(result, job if shorthand else None, profile=options["profile"])
 
 
 def main() -> None:

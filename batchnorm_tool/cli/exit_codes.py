@@ -18,7 +18,7 @@ from batchnorm_tool.errors import (
     Interrupted,
     JobError,
     TargetFailed,
-    collected,
+    capture_warnings,
     explained,
 )
 
@@ -63,7 +63,7 @@ class Command:
             run_id=run_id,
         )
         self._signals = StopSignals()
-        self._warnings = collected(self._terminal.warn)
+        self._warnings = capture_warnings(self._terminal.warn)
 
     def __enter__(self) -> Terminal:
         self._warnings.__enter__()
@@ -76,7 +76,7 @@ class Command:
         if self._signals.received is None and (error is None or isinstance(error, _CLICKS_OWN)):
             return
         if self._debug and error is not None:
-            self._terminal.traceback(traceback.format_exception(error))
+            self._terminal.print_traceback(traceback.format_exception(error))
         sys.exit(self._report(self._as_ours(error)))
 
     def _as_ours(self, error: BaseException | None) -> BatchnormToolError:
@@ -95,8 +95,8 @@ class Command:
     def _report(self, error: BatchnormToolError) -> int:
         """Say what went wrong; returns the exit code."""
         name = type(error).__name__.lstrip("_")
-        night = error.night if isinstance(error, Held | TargetFailed) else None
-        self._terminal.failed(name, error.message, error.exit_code, night)
+        record = error.night if isinstance(error, Held | TargetFailed) else None
+        self._terminal.print_error(name, error.message, error.exit_code, record)
         return error.exit_code
 
 

@@ -17,7 +17,7 @@ _UNLISTED = (
 )
 
 
-def listed(
+def parse_names(
     context: click.Context, parameter: click.Parameter, text: str | None
 ) -> list[str] | None:
     """Return names separated by commas; double quotes stand around one that holds a comma."""
@@ -30,10 +30,10 @@ def listed(
         raise click.BadParameter(f"{_UNLISTED}{text!r}.", context, parameter) from error
 
 
-def _listed_several(
+def _parse_names_several(
     context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[str, ...]:
-    names = [name for text in texts for name in listed(context, parameter, text) or ()]
+    names = [name for text in texts for name in parse_names(context, parameter, text) or ()]
     if not all(names):
         given = ", ".join(map(repr, texts))
         raise click.BadParameter(f"{_UNLISTED}{given}.", context, parameter)
@@ -41,7 +41,7 @@ def _listed_several(
 
 
 # Several names, by commas or by repetition.
-_NAMES: dict[str, Any] = {"multiple": True, "callback": _listed_several}
+_NAMES: dict[str, Any] = {"multiple": True, "callback": _parse_names_several}
 
 # Each flag and the key of the job file that it sets.
 JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.commands.show import Shown
+    from batchnorm_tool.commands.show import Description
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.plan import Plan
@@ -56,37 +56,37 @@ class Terminal:
 
     def progress(self, kind: str) -> Progress:
         """Who is told how far the work is."""
-        from batchnorm_tool.progress import Plain, ProgressBar, Quiet
+        from batchnorm_tool.progress import PlainProgress, ProgressBar, SilentProgress
 
         if self._quiet or kind == "none":
-            return Quiet()
+            return SilentProgress()
         if kind == "bar" or (kind == "auto" and _is_terminal(sys.stderr) and not self._json_logs):
             return ProgressBar()
-        return Plain(say=lambda text: self._log("info", text))
+        return PlainProgress(write=lambda text: self._log("info", text))
 
-    def failed(
-        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    def print_error(
+        self, error: str, message: str, exit_code: int, record: Mapping[str, Any] | None = None
     ) -> None:
         """Say what went wrong; the report of a night that waits, or that a target missed, too."""
         self._log("error", message, error=error, exit_code=exit_code)
         if self._as_json:
-            self.failure(error, message, exit_code, night or {})
-        elif night is not None and not self._quiet:
-            self._lines(night_lines(night))
+            self.print_error_document(error, message, exit_code, record or {})
+        elif record is not None and not self._quiet:
+            self._lines(refresh_lines(record))
 
-    def failure(
-        self, error: str, message: str, exit_code: int, night: Mapping[str, Any] | None = None
+    def print_error_document(
+        self, error: str, message: str, exit_code: int, record: Mapping[str, Any] | None = None
     ) -> None:
         """Print the document that says what went wrong, and nothing else."""
         status = {"status": "failed", "error": error, "message": mask_secrets(message)}
-        self._document({**status, "exit_code": exit_code, **(night or {})})
+        self._document({**status, "exit_code": exit_code, **(record or {})})
 
-    def traceback(self, texts: Iterable[str]) -> None:
+    def print_traceback(self, texts: Iterable[str]) -> None:
         """Show where an error arose, for whoever mends it."""
         lines = (line for text in texts for line in text.splitlines())
         _echo("\n".join(printable(line) for line in lines), err=True)
 
-    def config(self, job: Job) -> None:
+    def print_config(self, job: Job) -> None:
         """Print a resolved job, secrets masked, in a form that runs."""
         if self._as_json:
             self._document(job.masked())
@@ -101,18 +101,18 @@ class Terminal:
             text = yaml.safe_dump(values, sort_keys=False)
         _echo(text.rstrip("\n"))
 
-    def schema(self, schema: Mapping[str, Any]) -> None:
+    def print_schema(self, schema: Mapping[str, Any]) -> None:
         """Print a JSON Schema."""
         self._document(schema)
 
-    def planned(self, plan: Plan) -> None:
+    def print_plan(self, plan: Plan) -> None:
         """Print the plan of a dry run."""
         facts = plan_facts(plan)
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self.warn(*plan.warnings)
-        self._print(document, lambda: [_Headed("Plan"), *table(spelled_out(facts))])
+        self._print(document, lambda: [_HeadedLine("Plan"), *table(format_facts(facts))])
 
-    def ran(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
+    def print_run(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
         self.warn(*result.warnings)
         document: dict[str, Any] = {
@@ -127,21 +127,21 @@ class Terminal:
             document["profile"] = None if result.profile is None else result.profile.to_dict()
         self._print(document, lambda: self._run_lines(result, shorthand, profile=profile))
 
-    def verified(self, verification: Verification) -> None:
+    def print_verification(self, verification: Verification) -> None:
         """Print what `verify` read."""
         facts = verification.to_dict()
         self._print({"status": "sound", **facts}, lambda: self._verified_lines(facts))
 
-    def shown(self, shown: Shown, html: str | None) -> None:
+    def print_description(self, shown: Description, html: str | None) -> None:
         """Print what a path is."""
         if shown.kind == "data":
             self.warn(*shown.facts.get("warnings", ()))
-        self._print(shown.to_dict(), lambda: self._shown_lines(shown, html))
+        self._print(shown.to_dict(), lambda: self._description_lines(shown, html))
         if shown.facts.get("load_error"):
             self._log("error", shown.facts["load_error"], error="ModelError", exit_code=2)
             sys.exit(2)
 
-    def compared(self, document: Mapping[str, Any], directory: str | None) -> None:
+    def print_comparison(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
         self.warn(*document["warnings"])
         self._print({"status": "done", **document}, lambda: compared_lines(document, directory))
@@ -151,12 +151,12 @@ class Terminal:
         if not self._quiet:
             self._log("info", text)
 
-    def night(self, document: Mapping[str, Any]) -> None:
+    def print_refresh(self, document: Mapping[str, Any]) -> None:
         """Print what a refresh, an acceptance or a rollback came to."""
         status = "done" if document["outcome"] == "published" else document["outcome"]
-        self._print({"status": status, **document}, lambda: night_lines(document))
+        self._print({"status": status, **document}, lambda: refresh_lines(document))
 
-    def planned_night(self, document: Mapping[str, Any]) -> None:
+    def print_refresh_plan(self, document: Mapping[str, Any]) -> None:
         """Print what a refresh would change."""
         from batchnorm_tool.report.text_refresh import dry_run_lines
 
@@ -166,11 +166,11 @@ class Terminal:
         lines = dry_run_lines(document["rows"], findings, WIDTH)
         self._print({"status": "planned", **document}, lambda: lines)
 
-    def released(self, document: Mapping[str, Any]) -> None:
+    def print_release(self, document: Mapping[str, Any]) -> None:
         """Print that a hold is over."""
         self._print({"status": "done", **document}, lambda: released_lines(document))
 
-    def looked_back(self, document: Mapping[str, Any], html: str | None) -> None:
+    def print_history(self, document: Mapping[str, Any], html: str | None) -> None:
         """Print the nights of a store."""
         from batchnorm_tool.report.text_refresh import history_lines
 
@@ -181,13 +181,15 @@ class Terminal:
         self, result: RunResult, shorthand: Job | None, *, profile: bool
     ) -> Iterator[str]:
         if result.nothing_to_do:
-            yield _Headed("Nothing to do: ", f"this very result stands in {near(result.path)}")
+            yield _HeadedLine(
+                "Nothing to do: ", f"this very result stands in {display_path(result.path)}"
+            )
             yield f"{INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
             return
         from batchnorm_tool.report import text_run
 
         seconds = result.seconds if result.rows_done == result.rows["in"] else None
-        yield _Headed("Done. ", text_run.rows_line(result.manifest, seconds))
+        yield _HeadedLine("Done. ", text_run.rows_line(result.manifest, seconds))
         if result.parts_kept:
             total = len(result.manifest["parts"])
             yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
@@ -197,17 +199,17 @@ class Terminal:
         if profile and result.profile is not None:
             yield from indented(["", *text_run.profile_lines(result.profile.to_dict(), WIDTH)])
         yield from indented(["", "What to try next:"])
-        yield from indented(text_run.next_steps(near(result.path)), 2)
+        yield from indented(text_run.next_steps(display_path(result.path)), 2)
         if shorthand is not None:
             yield from indented(["", "The same as a job file:"])
             yield from indented(shorthand.to_yaml().splitlines(), 2)
 
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _Headed("Sound. ", "Checksums, counts, lengths and finiteness all agree.")
+        yield _HeadedLine("Sound. ", "Checksums, counts, lengths and finiteness all agree.")
         keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
-        yield from table(spelled_out({**facts, "path": near(facts["path"]), "keys": keys}))
+        yield from table(format_facts({**facts, "path": display_path(facts["path"]), "keys": keys}))
 
-    def _shown_lines(self, shown: Shown, html: str | None) -> Iterator[str]:
+    def _description_lines(self, shown: Description, html: str | None) -> Iterator[str]:
         lines = {
             "run": self._finished_lines,
             "unfinished run": self._unfinished_lines,
@@ -222,13 +224,13 @@ class Terminal:
     def _finished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         from batchnorm_tool.report import text_run
 
-        yield _Headed("A finished run. ", text_run.rows_line(facts))
+        yield _HeadedLine("A finished run. ", text_run.rows_line(facts))
         yield from indented(text_run.bad_row_lines(facts))
         yield from indented(["", *text_run.norm_lines(facts, WIDTH), ""])
         yield from table((name, facts[name]) for name in ("space", "bits", "result"))
 
     def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _Headed("An unfinished run, ", state_words(facts))
+        yield _HeadedLine("An unfinished run, ", describe_state(facts))
         done = {
             "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
             "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
@@ -237,24 +239,24 @@ class Terminal:
         yield from table(done.items())
 
     def _model_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _Headed("A model, ", str(facts["format"]))
+        yield _HeadedLine("A model, ", str(facts["format"]))
         rows = [(name, facts[name]) for name in ("sha256", "content")]
         found_in = facts["findings"]
         for end in ("inputs", "outputs"):
             for field in facts[end] or ():
-                kind = f"{shape_words(field['shape'])} {field['dtype']}"
+                kind = f"{describe_shape(field['shape'])} {field['dtype']}"
                 rows.append((end[:-1], f"{field['name']}: {kind}"))
         rows += [(found["severity"], f"{found['what']} ({found['where']})") for found in found_in]
         yield from table(rows)
 
     def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _Headed("A store, ", store_words(facts))
+        yield _HeadedLine("A store, ", describe_store(facts))
         yield from table(store_rows(facts))
 
     def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _Headed("Data, ", f"{facts['format']}, {facts['rows']:,} rows")
+        yield _HeadedLine("Data, ", f"{facts['format']}, {facts['rows']:,} rows")
         names = ("files", "bytes", "likely_key", "likely_features")
-        yield from table(spelled_out({name: facts[name] or "none found" for name in names}))
+        yield from table(format_facts({name: facts[name] or "none found" for name in names}))
         yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
         yield from indented(table(map(column_row, facts["columns"])))
 
@@ -266,7 +268,7 @@ class Terminal:
 
     def _lines(self, lines: Iterable[str]) -> None:
         for line in lines:
-            head = line.bold if isinstance(line, _Headed) and self._color else ""
+            head = line.bold if isinstance(line, _HeadedLine) and self._color else ""
             _echo(click.style(head, bold=True) * bool(head) + printable(line[len(head) :]))
 
     def _document(self, document: Mapping[str, Any]) -> None:
@@ -293,7 +295,7 @@ class Terminal:
             _echo(run + prefix + "\n".join(map(printable, lines)), err=True)
 
 
-class _Headed(str):
+class _HeadedLine(str):
     """A line whose beginning is bold on a terminal."""
 
     __slots__ = ("bold",)
@@ -330,7 +332,7 @@ def _echo(text: str, *, err: bool = False) -> None:
             raise WorkFailed(msg) from error
 
 
-def store_words(facts: Mapping[str, Any]) -> str:
+def describe_store(facts: Mapping[str, Any]) -> str:
     """Which version of a store is live."""
     live = "no version is live yet" if facts["version"] is None else f"version {facts['version']}"
     return f"{live}, {facts['rows']:,} rows"
@@ -361,25 +363,25 @@ def compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterat
     if directory is not None:
         name = "comparison" if is_comparison else "diff"
         yield ""
-        yield from table([("report", f"{near(directory)}/{name}.html")])
+        yield from table([("report", f"{display_path(directory)}/{name}.html")])
 
 
-def night_lines(document: Mapping[str, Any]) -> Iterator[str]:
+def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """What a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
-    store = near(document["store"])
+    store = display_path(document["store"])
     if document["outcome"] == "nothing to do":
         rows = document["rows"]
         yield f"Nothing to do: version {document['version']} of {store} is up to date."
         yield f"{INDENT}{rows['in']:,} rows in, {rows['live']:,} live"
         return
-    yield from text_refresh.night_lines(document, WIDTH, document["targets"], store)
+    yield from text_refresh.refresh_lines(document, WIDTH, document["targets"], store)
 
 
 def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """What became of a hold."""
-    store = near(document["store"])
+    store = display_path(document["store"])
     if not document["released"]:
         yield f"There was no hold on {store}: version {document['live']} is live."
         return
@@ -389,13 +391,13 @@ def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{INDENT}with the same input, or by `accept`"
 
 
-def near(path: str) -> str:
+def display_path(path: str) -> str:
     """A path as a person in the current directory would write it."""
     beside = os.path.relpath(path)
     return path if beside.startswith(os.pardir) else beside
 
 
-def state_words(facts: Mapping[str, Any]) -> str:
+def describe_state(facts: Mapping[str, Any]) -> str:
     """Whether an unfinished run is under way, or why it stopped."""
     if facts["running"]:
         return "under way"
@@ -426,8 +428,8 @@ def places(result: RunResult) -> Iterator[tuple[str, str]]:
     """Where the files are: each directory of a part's files, then the manifest."""
     paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
     for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        yield directory.removeprefix("_"), f"{near(result.path)}/{directory}"
-    yield "manifest", f"{near(result.path)}/_manifest.json"
+        yield directory.removeprefix("_"), f"{display_path(result.path)}/{directory}"
+    yield "manifest", f"{display_path(result.path)}/_manifest.json"
 
 
 def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
@@ -439,14 +441,14 @@ def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
     return column["name"], f"{column['type']}{ends}{nulls}"
 
 
-def spelled_out(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def format_facts(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Facts whose names are our own, such as ``part_rows``, with these in words."""
     yield from ((name.replace("_", " "), value) for name, value in facts.items())
 
 
 def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yield names and values below one another."""
-    rows = [(name, words(value)) for name, value in facts]
+    rows = [(name, format_value(value)) for name, value in facts]
     width = max((len(name) for name, _ in rows), default=0)
     yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)
 
@@ -456,13 +458,13 @@ def indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
     yield from (INDENT * times + line if line else "" for line in lines)
 
 
-def shape_words(shape: Sequence[int | None]) -> str:
+def describe_shape(shape: Sequence[int | None]) -> str:
     """A shape as a person writes it."""
     sizes = ["any" if size is None else str(size) for size in shape]
     return " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
 
 
-def words(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as a person writes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -471,13 +473,13 @@ def words(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {words(inner)}" for name, inner in value.items())
+        return "; ".join(f"{name}: {format_value(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return listed(value)
+        return join_names(value)
     return str(value)
 
 
-def listed(values: list[Any]) -> str:
+def join_names(values: list[Any]) -> str:
     """The first items of a list, and how many there are."""
     shown = ", ".join(str(value) for value in values[:_LISTED])
     return shown if len(values) <= _LISTED else f"{shown} … {values[-1]} ({len(values)})"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnorm_tool.errors import InputError, ModelError, collected
+from batchnorm_tool.errors import InputError, ModelError, capture_warnings
 from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.formats.arrow_columns import is_list
 from batchnorm_tool.inputs import reading
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.models.security import ModelCopy
-    from batchnorm_tool.store.state import StoreFacts, StoreState
+    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Shown:
+class Description:
     """What a path is.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shown:
         return {"kind": self.kind, "path": self.path, **self.facts}
 
 
-def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
+def show(path: str | os.PathLike[str], *, html: str | None = None) -> Description:
     """Say what a path is.
 
     Args:
@@ -88,28 +88,28 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Shown:
     return shown
 
 
-def _show(path: str) -> Shown:
+def _show(path: str) -> Description:
     shown = _result(path)
     if shown is not None:
         return shown
     if security.is_model(path):
-        return Shown("model", path, _model(path))
-    return Shown("data", path, _data(path))
+        return Description("model", path, _model(path))
+    return Description("data", path, _data(path))
 
 
-@checked_json.told_of_records
-def _result(path: str) -> Shown | None:
+@checked_json.explain_unreadable_records
+def _result(path: str) -> Description | None:
     """Return a store, or a run: finished or not."""
     directory = Path(path)
     storage = LocalStorage(directory)
     if is_store(path):
-        return Shown("store", path, store_facts(path))
+        return Description("store", path, store_facts(path))
     if directory.is_dir():
         manifest = read_manifest(storage, path)
         if manifest is not None:
-            return Shown("run", path, dict(manifest.data))
+            return Description("run", path, dict(manifest.data))
         if STATE in storage.names():
-            return Shown("unfinished run", path, _unfinished(storage))
+            return Description("unfinished run", path, _unfinished(storage))
     return None
 
 
@@ -119,7 +119,7 @@ def _unfinished(storage: LocalStorage) -> dict[str, Any]:
     numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
     records = [record for number in numbers if (record := read_record(storage, number))]
     refused = list(read_refusals(storage))
-    facts = {
+    pointer = {
         "running": storage.is_locked(),
         "parts": plan.part_count if plan else 0,
         "parts_done": len(records),
@@ -129,15 +129,15 @@ def _unfinished(storage: LocalStorage) -> dict[str, Any]:
         "parts_refused": len(refused),
     }
     if plan is None:  # it stopped before it was planned
-        return facts
+        return pointer
     known = {"job": plan.job.to_dict(), "resolved": plan.resolved.to_dict()}
-    return {**facts, **known, "space": plan.identity.space_id}
+    return {**pointer, **known, "space": plan.identity.space_id}
 
 
 def _model(path: str) -> dict[str, Any]:
     with security.examine_copy(path) as copied:
         report = copied.report
-        facts = {
+        pointer = {
             "format": report.kind,
             "sha256": report.sha256,
             "content": report.content,
@@ -148,7 +148,7 @@ def _model(path: str) -> dict[str, Any]:
                 for found in report.findings
             ],
         }
-        return {**facts, **_ends(path, copied)}
+        return {**pointer, **_ends(path, copied)}
 
 
 def _ends(path: str, copied: ModelCopy) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _field(field: Field) -> dict[str, Any]:
 
 def _data(path: str) -> dict[str, Any]:
     warnings: list[str] = []
-    with collected(warnings.append):
+    with capture_warnings(warnings.append):
         table = inputs_table.open_table(Input(path=path))
     sample = reading.head_within(table, _SAMPLE_ROWS, _SAMPLE_BYTES)
     schema = pa.schema([table.schema.field(name) for name in table.columns])
@@ -216,8 +216,8 @@ def _column(field: pa.Field, sample: pa.Table) -> dict[str, Any]:
         "type": str(field.type),
         "width": width if is_number else None,
         "nulls": nulls,
-        "min": _plain(ends["min"]),
-        "max": _plain(ends["max"]),
+        "min": _to_json_value(ends["min"]),
+        "max": _to_json_value(ends["max"]),
         "distinct": _distinct(values),
     }
 
@@ -228,7 +228,7 @@ def _usual_length(lists: pa.ChunkedArray) -> int:
     return most[0]["mode"].as_py() if len(most) else 0
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """A number that JSON knows; NaN and infinities as words."""
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
@@ -254,7 +254,7 @@ def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
     yield from sorted(unique, key=lambda name: not is_key_name(name))
 
 
-def _write_page(shown: Shown, html: str) -> None:
+def _write_page(shown: Description, html: str) -> None:
     if shown.kind == "store":
         msg = (
             f"`--html` shows a finished run. Received: `{shown.path}` (store). "
@@ -285,20 +285,20 @@ def store_facts(path: str) -> dict[str, Any]:
     Raises:
         Damaged: The store's state is not what its checksum says.
     """
-    state, facts = open_store(path)
+    state, pointer = open_store(path)
     return {
-        "version": facts.live,
-        "lance_version": facts.lance_version,
-        "hold": facts.hold,
-        "waiting": _waiting(state, facts),
-        "versions": {str(version): lance for version, lance in sorted(facts.versions.items())},
+        "version": pointer.live,
+        "lance_version": pointer.lance_version,
+        "hold": pointer.hold,
+        "waiting": _waiting(state, pointer),
+        "versions": {str(version): lance for version, lance in sorted(pointer.versions.items())},
         "running": state.storage.is_locked(),
-        **(_live(state, facts) if facts.live is not None else {"rows": 0}),
+        **(_live(state, pointer) if pointer.live is not None else {"rows": 0}),
     }
 
 
-def _waiting(state: StoreState, facts: StoreFacts) -> dict[str, Any] | None:
-    record = None if facts.waiting is None else state.record(facts.waiting)
+def _waiting(state: StoreDirectory, pointer: StorePointer) -> dict[str, Any] | None:
+    record = None if pointer.waiting is None else state.record(pointer.waiting)
     return None if record is None else _picked(record, "version", "reason", "started", "gate")
 
 
@@ -306,14 +306,14 @@ def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: record.get(name) for name in names}
 
 
-def _live(state: StoreState, facts: StoreFacts) -> dict[str, Any]:
+def _live(state: StoreDirectory, pointer: StorePointer) -> dict[str, Any]:
     """What holds of the live version."""
-    layout = facts.layout
-    assert facts.live is not None  # noqa: S101  (whoever calls this has looked)
+    layout = pointer.layout
+    assert pointer.live is not None  # noqa: S101  (whoever calls this has looked)
     assert layout is not None  # noqa: S101  (a live version has one)
-    record = state.record(facts.live) or {}
+    record = state.record(pointer.live) or {}
     return {
-        **_counts(state, facts.live),
+        **_counts(state, pointer.live),
         "key": list(layout.keys),
         "passthrough": list(layout.passthrough),
         "width": layout.width,
@@ -324,7 +324,7 @@ def _live(state: StoreState, facts: StoreFacts) -> dict[str, Any]:
     }
 
 
-def _counts(state: StoreState, version: int) -> dict[str, int]:
+def _counts(state: StoreDirectory, version: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for table in read_index(state.storage, index_path(version), [STATUS]):
         for each in table[STATUS].value_counts().to_pylist():

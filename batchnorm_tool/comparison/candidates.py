@@ -7,7 +7,7 @@ out.
 
 Nearly all products are far too small for any score. So the rows of a block are put in order of
 their lengths, and one comparison with the least cosine that could do for any score sorts them out;
-what a score is for the few that are left is worked out one by one (`Keeper`).
+what a score is for the few that are left is worked out one by one (`TopK`).
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ class Filter:
         self._units = _units(queries, lengths)
         self._query_rows, self._k = query_rows, k
         self._local = threading.local()
-        self._keepers = [
-            Keeper(score, k + max(16, k // 4), lengths / score.divisors(queries))
-            for score in scores
+        self._top_ks = [
+            TopK(score, k + max(16, k // 4), lengths / score.divisors(queries)) for score in scores
         ]
 
     @property
@@ -85,7 +84,7 @@ class Filter:
         rank = max(_LEAST_RANK, math.ceil(share * len(sample)))
         if rank * 4 > len(sample):
             return
-        block = _Block.of(sample, [keeper.score for keeper in self._keepers])
+        block = _Block.of(sample, [top_k.score for top_k in self._top_ks])
         starts = range(0, len(self._units), _EXPECTING_QUERIES)
         slices = [slice(start, start + _EXPECTING_QUERIES) for start in starts]
         list(map_(lambda queries: self._expect(queries, block, rank), slices))
@@ -93,8 +92,8 @@ class Filter:
     def _expect(self, queries: slice, block: _Block, rank: int) -> None:
         products = self._units[queries] @ block.units.T
         products[:, ~block.usable] = -np.inf
-        for keeper, ratios in zip(self._keepers, block.ratios, strict=True):
-            keeper.expect(queries, products, ratios, rank)
+        for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
+            top_k.expect(queries, products, ratios, rank)
 
     def add(self, first: int, rows: Anything) -> None:
         """Look through more rows.
@@ -103,7 +102,7 @@ class Filter:
             first: Number of the first of them.
             rows: Real numbers ``[n, d]``, at most `block_rows` of them.
         """
-        block = _Block.of(rows, [keeper.score for keeper in self._keepers])
+        block = _Block.of(rows, [top_k.score for top_k in self._top_ks])
         if not block.usable.any():
             return
         products, above = self._space(len(block.order))
@@ -121,23 +120,23 @@ class Filter:
             owners, columns = np.divmod(hits, len(block.order))
             cosines = products[start : start + step].reshape(-1)[hits]
             owners += start
-            for keeper, ratios in zip(self._keepers, block.ratios, strict=True):
-                keeper.offer(owners, columns, cosines, Numbered(ratios, block.order + first))
+            for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
+                top_k.offer(owners, columns, cosines, Numbered(ratios, block.order + first))
 
     def _needed(self, block: _Block) -> Float32s:
         """The least cosines ``float32[s, q]`` that may do for any score, by slices of rows."""
         starts = np.arange(0, len(block.order), _ALIKE_ROWS)
         needed = np.full((len(starts), len(self._units)), np.inf, np.float32)
-        for keeper, ratios in zip(self._keepers, block.ratios, strict=True):
+        for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
             usable = np.where(block.usable, ratios, ratios[block.usable].min())
             low, high = np.minimum.reduceat(usable, starts), np.maximum.reduceat(usable, starts)
-            np.minimum(needed, keeper.needed(low, high), out=needed)
+            np.minimum(needed, top_k.needed(low, high), out=needed)
         return needed
 
     def best(self, map_: Map) -> list[Best]:
         """What was kept for each score."""
         width = self._units.shape[1]
-        return list(map_(lambda keeper: keeper.best(width), self._keepers))
+        return list(map_(lambda top_k: top_k.best(width), self._top_ks))
 
     def _space(self, rows: int) -> tuple[Float32s, np.ndarray]:
         """Each thread's own arrays ``[q, rows]``: new ones would be cleared page by page."""
@@ -266,7 +265,7 @@ class Numbered:
     rows: Int64s
 
 
-class Keeper:
+class TopK:
     """The best rows of each query for one score.
 
     Args:

@@ -307,7 +307,7 @@ def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
     is_whole = rows["compared"] == rows["common"]
     same = _same_words(document)
     words = same or _moved_words(document)
-    pieces = [words, _sentence(_came_and_went(rows))]
+    pieces = [words, _sentence(_added_and_removed(rows))]
     return {
         "kind": "same" if same and is_whole else "moved",
         "words": " ".join(piece for piece in pieces if piece),
@@ -365,7 +365,7 @@ def _is_aligned(document: Mapping[str, Any]) -> bool:
     return has_all and cosine["min"] >= 1 - _ROUNDING
 
 
-def _came_and_went(rows: Mapping[str, int]) -> Iterator[str]:
+def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:
     if rows["added"]:
         yield f"{rows['added']:,} {_are(rows['added'])} only in B"
     if rows["removed"]:

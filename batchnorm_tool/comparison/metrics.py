@@ -345,7 +345,7 @@ class Rankings:
         return {
             norm: {
                 "k": one.k,
-                "skewness": plain(one.skewness),
+                "skewness": to_json_value(one.skewness),
                 "antihubs": one.antihubs,
                 "largest": one.largest,
             }
@@ -414,11 +414,11 @@ def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: 
     }
 
 
-def plain(value: float) -> float | None:
+def to_json_value(value: float) -> float | None:
     """A number as JSON has it: what is not finite is ``None``.
 
     Example:
-        >>> plain(0.5), plain(float("nan"))
+        >>> to_json_value(0.5), to_json_value(float("nan"))
         (0.5, None)
     """
     return float(value) if math.isfinite(value) else None

@@ -3,9 +3,9 @@
 One matrix product serves every norm: scores under another norm are the same products, scaled by
 column. They are computed in float32, of unit vectors, block by block, and a little more than the
 ``k`` best of each query are kept (`candidates`). Where rounding may have put two of these in the
-wrong order, both are scored again in float64 (`in_order`). Where the bound of the rounding error
-cannot exclude that a neighbour was left out, as among many equal rows, the query is done over in
-float64 alone (`Exact`).
+wrong order, both are scored again in float64 (`map_in_order`). Where the bound of the rounding
+error cannot exclude that a neighbour was left out, as among many equal rows, the query is done over
+in float64 alone (`Exact`).
 """
 
 from __future__ import annotations

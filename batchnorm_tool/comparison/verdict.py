@@ -13,7 +13,7 @@ from batchnorm_tool.comparison.scores import Metric
 if TYPE_CHECKING:
     from batchnorm_tool.norms.norm import Float64s
 
-Kind = Literal["better", "no difference", "cannot matter", "not judged"]
+VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
 # Neighbours that agree so far are the same for whoever reads the first screen.
@@ -42,7 +42,7 @@ class Verdict:
     """
 
     norm: str | None
-    kind: Kind
+    kind: VerdictKind
     words: str
     reason: str
     cost: str = ""
@@ -78,8 +78,8 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
         words = "One norm alone leaves nothing to compare. Name several with `--norms`."
         return Verdict(None, "not judged", words, "Only one norm was asked for.", notes=notes)
     if document["quality"] is None:
-        return _unjudged(document, notes)
-    return _judged(document, notes)
+        return _without_relevance(document, notes)
+    return _with_relevance(document, notes)
 
 
 def _cosine(notes: tuple[str, ...]) -> Verdict:
@@ -114,7 +114,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _unjudged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
+def _without_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
     first, k = document["compared"][0], _headline_k(document)
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
@@ -142,7 +142,7 @@ def _unit(document: Mapping[str, Any]) -> str:
     return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
 
 
-def _judged(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
+def _with_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
     headline, norms = document["headline"], document["compared"]
     values = {norm: document["quality"][norm][headline]["value"] for norm in norms}
     if any(value is None for value in values.values()):

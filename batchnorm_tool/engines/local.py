@@ -35,37 +35,37 @@ class LocalEngine:
         self, worker: PartWorker, numbers: Sequence[int], advance: Callable[[int], None]
     ) -> Generator[int, None, None]:
         """Process the parts; see `RunningEngine.run`."""
-        crew = _Crew(worker, advance)
+        shared = _SharedWork(worker, advance)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="part")
         try:
-            yield from _results(pool, crew, numbers, 2 * self.workers)
+            yield from _results(pool, shared, numbers, 2 * self.workers)
         finally:
             # An error, an interrupt or a caller who left: whatever is under way is dropped at its
             # next chunk, and nothing else begins.
-            crew.stop.set()
+            shared.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _results(
-    pool: ThreadPoolExecutor, crew: _Crew, numbers: Sequence[int], ahead: int
+    pool: ThreadPoolExecutor, shared: _SharedWork, numbers: Sequence[int], ahead: int
 ) -> Iterator[int]:
     """The numbers as they are done; at most ``ahead`` and one more are under way or queued."""
     remaining = iter(numbers)
     running: dict[Future[None], int] = {}
     while True:
         for number in remaining:
-            running[pool.submit(crew.process, number)] = number
+            running[pool.submit(shared.process, number)] = number
             if len(running) > ahead:
                 break
         if not running:
             return
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        crew.check()
+        shared.check()
         for future in finished:
             yield running.pop(future)
 
 
-class _Crew:
+class _SharedWork:
     """What the threads share: the worker, and the first failure, which stops them all.
 
     The parts that stop because of it fail as well, so that a future cannot tell the cause.

@@ -81,7 +81,7 @@ def _process(worker: Worker, number: int, connection: Connection) -> Answer:
         own.process_part(number, connection.send, connection.poll)
     except BaseException as error:  # noqa: BLE001  (it is raised where the run was started)
         return _portable(error)
-    return own.clock.totals()
+    return own.timings.totals()
 
 
 def _portable(error: BaseException) -> BaseException:

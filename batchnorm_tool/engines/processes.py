@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.engines.local import PartWorker
     from batchnorm_tool.engines.process_worker import Answer
     from batchnorm_tool.models.backends.tensorflow import DeviceName
-    from batchnorm_tool.pipeline.timing import StageClock
+    from batchnorm_tool.pipeline.timing import StageTimings
     from batchnorm_tool.pipeline.worker import Worker
 
 # The parent's path, so that whatever it can import (a transform, a model's class) is found.
@@ -68,15 +68,15 @@ def open_processes(
             for device, share in zip(devices[1:], shares, strict=True)
         ]
         # Before any of them is waited for: they wind up side by side.
-        stack.callback(_hang_up, children)
+        stack.callback(_close_connections, children)
         for child in children:
             child.wait_until_ready()
         yield ProcessEngine(own, children)
 
 
-def _hang_up(children: Sequence[_Child]) -> None:
+def _close_connections(children: Sequence[_Child]) -> None:
     for child in children:
-        child.hang_up()
+        child.close_connections()
 
 
 def shared(workers: int, processes: int) -> list[int]:
@@ -112,7 +112,7 @@ class ProcessEngine:
     ) -> Generator[int, None, None]:
         """Process the parts; see `RunningEngine.run`."""
         here: list[PartWorker] = [worker] * self._own
-        there = [child.workers(worker.clock) for child in self._children]
+        there = [child.workers(worker.timings) for child in self._children]
         # One of each process in turn, so that few parts are spread over all of them.
         turns = itertools.zip_longest(here, *there)
         free = _FreeWorkers([each for turn in turns for each in turn if each is not None])
@@ -147,7 +147,7 @@ class _RemoteWorker:
 
     child: _Child
     connection: Connection
-    clock: StageClock
+    timings: StageTimings
 
     def process_part(
         self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
@@ -159,7 +159,7 @@ class _RemoteWorker:
             advance(answer)
         if isinstance(answer, BaseException):
             raise answer
-        self.clock.merge(answer)
+        self.timings.merge(answer)
 
     def _answer(self, stopped: Callable[[], bool]) -> Answer:
         with self.child.expected_to_live():
@@ -191,7 +191,7 @@ class _Child:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.hang_up()
+        self.close_connections()
         try:
             self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -210,14 +210,14 @@ class _Child:
         """Number of the process."""
         return self._process.pid
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         """Let it know that it is not needed any more: it drops its parts and ends."""
         for connection in self._connections:
             connection.close()
 
-    def workers(self, clock: StageClock) -> list[_RemoteWorker]:
+    def workers(self, timings: StageTimings) -> list[_RemoteWorker]:
         """Its threads as workers."""
-        return [_RemoteWorker(self, connection, clock) for connection in self._connections]
+        return [_RemoteWorker(self, connection, timings) for connection in self._connections]
 
     def wait_until_ready(self) -> None:
         """Wait until its model is loaded.

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import BatchnormToolError, InputError, JobError
-from batchnorm_tool.features.arrays import read_feed
-from batchnorm_tool.features.columns import feeds, stored_fields
+from batchnorm_tool.features.arrays import read_input
+from batchnorm_tool.features.columns import input_bindings, stored_fields
 from batchnorm_tool.features.matching import match_features
 from batchnorm_tool.features.values import STRING, array_dtype, is_float, nonfinite_rows
 
@@ -49,13 +49,13 @@ class FeatureReader:
         inputs: The model's inputs; empty where predictions are stored already: then the fields are
             those of `stored_fields`, and values that are not finite are no fault of the input.
         spec: The job's ``input`` section.
-        judge_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
+        check_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
     """
 
     columns: Mapping[str, Sequence[str]]
     inputs: Sequence[Field]
     spec: Input
-    judge_nonfinite: bool = True
+    check_nonfinite: bool = True
 
     def read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The arrays and faults of a table: see `to_arrays`.
@@ -83,10 +83,10 @@ class FeatureReader:
     def _read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         arrays = {}
         faults = np.zeros(table.num_rows, np.uint8)
-        for feed in feeds(table.schema, self.columns, self.inputs, self.spec):
-            judge = feed.judge_nonfinite and self.judge_nonfinite
-            judged = replace(feed, judge_nonfinite=judge)
-            arrays[feed.field.name], found = read_feed(table, judged)
+        for binding in input_bindings(table.schema, self.columns, self.inputs, self.spec):
+            check_nonfinite = binding.check_nonfinite and self.check_nonfinite
+            judged = replace(binding, check_nonfinite=check_nonfinite)
+            arrays[binding.field.name], found = read_input(table, judged)
             faults = np.where(faults == Reason.GOOD, found, faults)
         return arrays, faults
 
@@ -97,7 +97,7 @@ def to_arrays(
     inputs: Sequence[Field],
     spec: Input,
     *,
-    judge_nonfinite: bool = True,
+    check_nonfinite: bool = True,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The arrays that a model takes, and a fault for each row.
 
@@ -106,7 +106,7 @@ def to_arrays(
         columns: Stored columns by model input, as `match_features` found them.
         inputs: The model's inputs; empty where predictions are stored already: see `FeatureReader`.
         spec: The job's ``input`` section.
-        judge_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
+        check_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
 
     Returns:
         An array ``[n, *shape]`` for each input in its dtype (``object`` for strings), C-ordered,
@@ -132,7 +132,7 @@ def to_arrays(
         >>> arrays["x"].tolist(), faults.tolist()
         ([[1.0, 2.0], [0.0, 0.0]], [0, 1])
     """
-    return FeatureReader(columns, inputs, spec, judge_nonfinite).read(table)
+    return FeatureReader(columns, inputs, spec, check_nonfinite).read(table)
 
 
 def infer_fields(
@@ -192,7 +192,7 @@ class Transform:
         given = self._call(table)
         names = [field.name for field in inputs]
         if sorted(given, key=str) != sorted(names):
-            raise self._refusal("has the wrong names", _listed(names), _listed(given))
+            raise self._refusal("has the wrong names", _join_names(names), _join_names(given))
         arrays = {field.name: self._checked(given[field.name], table, field) for field in inputs}
         faults = np.zeros(table.num_rows, np.uint8)
         for name, array in arrays.items():
@@ -212,7 +212,7 @@ class Transform:
         except Exception as error:
             raise JobError(
                 f"`input.transform` ({self.name}) failed on a table of {table.num_rows} rows with "
-                f"the columns {_listed(table.column_names)}. Expected an array for each model "
+                f"the columns {_join_names(table.column_names)}. Expected an array for each model "
                 f"input. Received: {type(error).__name__}: {error}. Mend the function."
             ) from error
         if not isinstance(given, Mapping):
@@ -302,5 +302,5 @@ def _is_safe(have: np.dtype, want: np.dtype) -> bool:
     return np.can_cast(have, want, "safe")
 
 
-def _listed(names: Any) -> str:
+def _join_names(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in names) or "nothing"

@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.features.columns import Feed, Shape, check_fit, filled_shape, stored_column
+from batchnorm_tool.features.columns import (
+    InputBinding,
+    Shape,
+    check_fit,
+    filled_shape,
+    stored_column,
+)
 from batchnorm_tool.features.images import decode_images
 from batchnorm_tool.features.values import (
     STRING,
@@ -37,38 +43,40 @@ class _FlatRows:
     lengths: tuple[int, ...]
 
 
-def read_feed(table: pa.Table, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+def read_input(table: pa.Table, binding: InputBinding) -> tuple[np.ndarray, np.ndarray]:
     """The array for one model input.
 
     Args:
-        table: ``n`` rows with at least the columns of ``feed``.
-        feed: Which columns, for which input.
+        table: ``n`` rows with at least the columns of ``binding``.
+        binding: Which columns, for which input.
 
     Returns:
         The array ``[n, *shape]``, C-ordered and possibly read-only, without a copy where Arrow has
         it so, with zeros (``""`` for strings) in bad rows; and the faults ``uint8[n]``.
     """
-    lengths = check_fit(table.schema, feed)
-    columns = [table.column(name) for name in feed.columns]
-    if feed.image_kind is not None:
-        return _read_images(columns[0], feed.image_kind, feed)
+    lengths = check_fit(table.schema, binding)
+    columns = [table.column(name) for name in binding.columns]
+    if binding.image_kind is not None:
+        return _read_images(columns[0], binding.image_kind, binding)
     block = _stack(
         [
-            _read_column(column, () if len(columns) > 1 else lengths, feed.conversion(name))
-            for name, column in zip(feed.columns, columns, strict=True)
+            _read_column(column, () if len(columns) > 1 else lengths, binding.conversion(name))
+            for name, column in zip(binding.columns, columns, strict=True)
         ]
     )
-    _judge(block, feed)
-    stored = stored_column(table.schema, feed.columns)
-    shape = filled_shape(stored, feed.field.shape, block.lengths)
+    _check_block(block, binding)
+    stored = stored_column(table.schema, binding.columns)
+    shape = filled_shape(stored, binding.field.shape, block.lengths)
     return _filled(block.values.reshape(table.num_rows, *shape), block.faults)
 
 
-def _read_images(column: pa.ChunkedArray, kind: str, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+def _read_images(
+    column: pa.ChunkedArray, kind: str, binding: InputBinding
+) -> tuple[np.ndarray, np.ndarray]:
     encoded = one_array(column).to_pylist()
-    images, faults = decode_images(encoded, kind, feed.field.shape)
+    images, faults = decode_images(encoded, kind, binding.field.shape)
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
-    values, unfit = convert(flat, feed.conversion(feed.columns[0]))
+    values, unfit = convert(flat, binding.conversion(binding.columns[0]))
     if unfit is not None:
         faults = _first_fault(faults, unfit)
     return values.reshape(images.shape), faults
@@ -132,14 +140,14 @@ def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def _judge(block: _FlatRows, feed: Feed) -> None:
-    if feed.judge_nonfinite and feed.field.dtype != STRING:
+def _check_block(block: _FlatRows, binding: InputBinding) -> None:
+    if binding.check_nonfinite and binding.field.dtype != STRING:
         bad = nonfinite_rows(block.values)
         if bad is not None:
-            _blame(block, bad, Reason.NONFINITE_FEATURE)
+            _mark_fault(block, bad, Reason.NONFINITE_FEATURE)
 
 
-def _blame(block: _FlatRows, rows: np.ndarray, reason: Reason) -> None:
+def _mark_fault(block: _FlatRows, rows: np.ndarray, reason: Reason) -> None:
     marked = np.where(rows, np.uint8(reason), np.uint8(Reason.GOOD))
     block.faults = marked if block.faults is None else _first_fault(block.faults, marked)
 

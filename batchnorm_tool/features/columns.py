@@ -152,7 +152,7 @@ def filled_shape(stored: StoredColumn, wanted: Shape, lengths: tuple[int, ...]) 
     return tuple(1 if size == 1 else next(inner) for size in wanted)
 
 
-def in_words(stored: StoredColumn) -> str:
+def describe(stored: StoredColumn) -> str:
     """The column as messages show it: ``pixels (list<float>)``, and its shape where declared."""
     declared = "" if stored.shape == stored.lengths else f" of shape {stored.shape}"
     return f"`{stored.name}` ({stored.kind}{declared})"
@@ -247,7 +247,7 @@ def _shape_in_metadata(text: bytes | None) -> tuple[int, ...] | None:
 
 
 @dataclass(frozen=True)
-class Feed:
+class InputBinding:
     """The columns for one model input.
 
     Attributes:
@@ -255,14 +255,14 @@ class Feed:
         columns: One list or scalar column, or several scalar ones to stack, in order.
         fill: What stands for a null, by column.
         decode: Format of the encoded images, by column.
-        judge_nonfinite: Whether a NaN or an infinity makes a bad row.
+        check_nonfinite: Whether a NaN or an infinity makes a bad row.
     """
 
     field: Field
     columns: tuple[str, ...]
     fill: Mapping[str, float | str]
     decode: Mapping[str, str]
-    judge_nonfinite: bool = True
+    check_nonfinite: bool = True
 
     def conversion(self, column: str) -> Conversion:
         """How the values of one of the columns become the input's."""
@@ -284,12 +284,12 @@ def stored_column(schema: pa.Schema, columns: Sequence[str]) -> StoredColumn:
     return StoredColumn(name, f"{len(columns)} scalar columns", width, width, first.leaf)
 
 
-def check_fit(schema: pa.Schema, feed: Feed) -> Shape:
+def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
     """Check that the columns hold what the input takes.
 
     Args:
         schema: Of a table that has the columns.
-        feed: The columns, and the input.
+        binding: The columns, and the input.
 
     Returns:
         The length that each list level of the stored column must have, ``None`` where rows decide.
@@ -298,29 +298,29 @@ def check_fit(schema: pa.Schema, feed: Feed) -> Shape:
         InputError: They differ in kind or in width; the message shows both.
         ModelError: No column can feed the input.
     """
-    array_dtype(feed.field)
-    for name in feed.columns:
-        _check_kind(StoredColumn.of(schema.field(name)), feed)
-    stored = stored_column(schema, feed.columns)
-    if feed.image_kind:
+    array_dtype(binding.field)
+    for name in binding.columns:
+        _check_kind(StoredColumn.of(schema.field(name)), binding)
+    stored = stored_column(schema, binding.columns)
+    if binding.image_kind:
         return ()
-    lengths = lengths_to_fill(stored, feed.field.shape)
+    lengths = lengths_to_fill(stored, binding.field.shape)
     if lengths is None:
-        raise InputError(_width_differs(stored, feed.field))
+        raise InputError(_width_differs(stored, binding.field))
     return lengths
 
 
-def feeds(
+def input_bindings(
     schema: pa.Schema,
     columns: Mapping[str, Sequence[str]],
     inputs: Sequence[Field],
     spec: Input,
-) -> list[Feed]:
+) -> list[InputBinding]:
     """What feeds each input, given what `match_features` found."""
     fields = {field.name: field for field in inputs or stored_fields(schema, columns)}
-    judge = bool(inputs)
+    check_nonfinite = bool(inputs)
     return [
-        Feed(fields[name], tuple(names), spec.fill, spec.decode, judge)
+        InputBinding(fields[name], tuple(names), spec.fill, spec.decode, check_nonfinite)
         for name, names in columns.items()
     ]
 
@@ -349,7 +349,7 @@ def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tu
         for column in stored:
             if not column.is_numeric or 0 in column.lengths:
                 raise InputError(
-                    f"The column {in_words(column)} holds no vectors. Expected lists of numbers, "
+                    f"The column {describe(column)} holds no vectors. Expected lists of numbers, "
                     f"or scalar columns of numbers. Received: {column.kind}. Name another column."
                     f"{conversion(column)}"
                 )
@@ -364,40 +364,40 @@ def _float_name(leaves: Sequence[pa.DataType]) -> str:
     return str(np.result_type(*(leaf.to_pandas_dtype() for leaf in leaves)))
 
 
-def input_in_words(field: Field) -> str:
+def describe_input(field: Field) -> str:
     """The model input as messages show it: ``x`` (float32, shape (64,))."""
-    return f"`{field.name}` ({field.dtype}, shape {_shape_in_words(field.shape)})"
+    return f"`{field.name}` ({field.dtype}, shape {_describe_shape(field.shape)})"
 
 
-def _check_kind(stored: StoredColumn, feed: Feed) -> None:
-    if len(feed.columns) > 1 and stored.lengths:
+def _check_kind(stored: StoredColumn, binding: InputBinding) -> None:
+    if len(binding.columns) > 1 and stored.lengths:
         raise InputError(
-            f"The column {in_words(stored)} is one of several that feed `{feed.field.name}`. "
+            f"The column {describe(stored)} is one of several that feed `{binding.field.name}`. "
             "Expected one list column alone, or scalar columns to stack. Received: a list among "
-            f"{len(feed.columns)} columns. Name one of the two in `input.features`."
+            f"{len(binding.columns)} columns. Name one of the two in `input.features`."
         )
-    wanted = _wanted_kind(stored, feed)
+    wanted = _wanted_kind(stored, binding)
     if wanted is not None:
         raise InputError(
-            f"The column {in_words(stored)} does not fit {input_in_words(feed.field)}. "
-            f"Expected {wanted}. Received: {stored.kind}. {_next_step(stored, feed)}"
+            f"The column {describe(stored)} does not fit {describe_input(binding.field)}. "
+            f"Expected {wanted}. Received: {stored.kind}. {_next_step(stored, binding)}"
             f"{conversion(stored)}"
         )
 
 
-def _wanted_kind(stored: StoredColumn, feed: Feed) -> str | None:
+def _wanted_kind(stored: StoredColumn, binding: InputBinding) -> str | None:
     """What the column should hold instead, in words; ``None`` where it holds the right thing."""
-    if stored.name in feed.decode:
-        if feed.image_kind is None or not is_image_shape(feed.field.shape):
+    if stored.name in binding.decode:
+        if binding.image_kind is None or not is_image_shape(binding.field.shape):
             return "an input of shape (height, width, channels) for decoded images"
         return None if stored.is_bytes else "encoded images (binary)"
-    if feed.field.dtype == STRING:
+    if binding.field.dtype == STRING:
         return None if stored.is_text else "strings"
     return None if stored.is_numeric else "numbers"
 
 
-def _next_step(stored: StoredColumn, feed: Feed) -> str:
-    if stored.name in feed.decode:
+def _next_step(stored: StoredColumn, binding: InputBinding) -> str:
+    if stored.name in binding.decode:
         return f"Take `{stored.name}` out of `input.decode`, or name another column."
     if stored.is_bytes:
         return f"If it holds images, add `decode: {{{stored.name}: jpeg}}` to `input`."
@@ -406,23 +406,23 @@ def _next_step(stored: StoredColumn, feed: Feed) -> str:
 
 def _width_differs(stored: StoredColumn, field: Field) -> str:
     return (
-        f"The column {in_words(stored)} does not fit the model input {input_in_words(field)}: its "
-        f"width differs from the model's input. Expected {_count_in_words(field.shape)} in each "
-        f"row. Received: {_count_in_words(stored.shape)}. Name other columns in `input.features`, "
+        f"The column {describe(stored)} does not fit the model input {describe_input(field)}: its "
+        f"width differs from the model's input. Expected {_describe_count(field.shape)} in each "
+        f"row. Received: {_describe_count(stored.shape)}. Name other columns in `input.features`, "
         "or reshape this one with `input.transform`."
     )
 
 
-def _count_in_words(shape: Shape) -> str:
+def _describe_count(shape: Shape) -> str:
     if not shape:
         return "1 value"
     if len(shape) == 1:
         return f"{'any number of' if shape[0] is None else shape[0]} values"
     known = [size for size in shape if size is not None]
     total = f" ({math.prod(known)} values)" if len(known) == len(shape) else ""
-    return f"an array of shape {_shape_in_words(shape)}{total}"
+    return f"an array of shape {_describe_shape(shape)}{total}"
 
 
-def _shape_in_words(shape: Shape) -> str:
+def _describe_shape(shape: Shape) -> str:
     sizes = ["any" if size is None else str(size) for size in shape]
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

@@ -14,13 +14,13 @@ import pyarrow as pa
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.features.columns import (
-    Feed,
+    InputBinding,
     StoredColumn,
     check_fit,
     conversion,
-    feeds,
-    in_words,
-    input_in_words,
+    describe,
+    describe_input,
+    input_bindings,
 )
 from batchnorm_tool.features.values import STRING
 
@@ -106,10 +106,10 @@ def match_features(
         matched = _as_named(inputs, spec.features)
     _require_columns(schema, matched)
     _refuse_unused(matched, spec)
-    for feed in feeds(schema, matched, inputs, spec):
-        check_fit(schema, feed)
-        for name in feed.columns:
-            feed.conversion(name).filler()
+    for binding in input_bindings(schema, matched, inputs, spec):
+        check_fit(schema, binding)
+        for name in binding.columns:
+            binding.conversion(name).filler()
             _warn_of_extension(schema.field(name))
     return matched
 
@@ -156,22 +156,22 @@ def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
         near = did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
         raise InputError(
             f"The input has no column that `{pattern}` matches.{near} Expected one of: "
-            f"{_listed(schema.names)}. Received: `{pattern}`."
+            f"{_join_names(schema.names)}. Received: `{pattern}`."
         )
     names = [name for name in stored if name not in taken]
     apart = sorted(_set_apart(schema).intersection(names))
     if apart and len(apart) < len(names):
         raise InputError(
             f"`{pattern}` also matches `{apart[0]}`, which looks like a key, a label or an index. "
-            f"Expected features alone. Received: {_listed(names)}. Name it beside the pattern if "
-            "it is a feature; if not, write a narrower pattern, such as `emb_[0-9]*`."
+            f"Expected features alone. Received: {_join_names(names)}. Name it beside the pattern "
+            "if it is a feature; if not, write a narrower pattern, such as `emb_[0-9]*`."
         )
     ordered = _by_number(names)
     if ordered != names:
         warn(
             f"The columns that `{pattern}` matches are stored in another order than that of their "
-            f"numbers, in which they are taken: {_listed(ordered)}. Name them one by one if the "
-            "model was trained on another order."
+            f"numbers, in which they are taken: {_join_names(ordered)}. Name them one by one if "
+            "the model was trained on another order."
         )
     return ordered
 
@@ -205,7 +205,7 @@ def _as_named(inputs: Sequence[Field], features: _Named) -> Columns:
             _check_names(features, [field.name for field in inputs])
         return {name: _tuple(names) for name, names in features.items()}
     if len(inputs) > 1:
-        listed = ", ".join(input_in_words(field) for field in inputs)
+        listed = ", ".join(describe_input(field) for field in inputs)
         raise JobError(
             "`input.features` names columns, but not for which of the model's inputs. "
             f"Expected {{model input: column or [columns]}} for {listed}. Received: {features!r}."
@@ -219,13 +219,13 @@ def _check_names(features: Iterable[str], inputs: Sequence[str]) -> None:
         if name not in inputs:
             raise JobError(
                 f"`input.features.{name}` names no input of the model.{did_you_mean(name, inputs)}"
-                f" Expected: {_listed(inputs)}. Received: `{name}`."
+                f" Expected: {_join_names(inputs)}. Received: `{name}`."
             )
     missing = [name for name in inputs if name not in given]
     if missing:
         raise JobError(
             f"`input.features` says nothing of the model input `{missing[0]}`. Expected columns "
-            f"for each of: {_listed(inputs)}. Received: {_listed(given)}."
+            f"for each of: {_join_names(inputs)}. Received: {_join_names(given)}."
         )
 
 
@@ -266,7 +266,7 @@ def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
         field.name: (field.name,)
         for field in inputs
         if field.name in schema.names
-        and (field.name not in carried or _fits(schema, _feed(field, (field.name,), spec)))
+        and (field.name not in carried or _fits(schema, _binding(field, (field.name,), spec)))
     }
     rest = [field for field in inputs if field.name not in matched]
     free, passed = ([name for name in names if name not in matched] for names in (free, passed))
@@ -291,8 +291,8 @@ def _set_apart(schema: pa.Schema) -> set[str]:
     return {name for name in schema.names if is_key_name(name) or name in index} | labels
 
 
-def _feed(field: Field, columns: tuple[str, ...], spec: Input) -> Feed:
-    return Feed(field, columns, {}, spec.decode)
+def _binding(field: Field, columns: tuple[str, ...], spec: Input) -> InputBinding:
+    return InputBinding(field, columns, {}, spec.decode)
 
 
 def _matched_by_fit(
@@ -326,7 +326,7 @@ def _fitting_lists(
         (name,)
         for name in names
         if (_lengths(schema, name) or name in spec.decode)
-        and _fits(schema, _feed(field, (name,), spec))
+        and _fits(schema, _binding(field, (name,), spec))
     ]
 
 
@@ -338,7 +338,7 @@ def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Col
 
 def _all_scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[tuple[str, ...]]:
     names = tuple(_scalars(schema, field, free))
-    return [names] if names and _fits(schema, Feed(field, names, {}, {})) else []
+    return [names] if names and _fits(schema, InputBinding(field, names, {}, {})) else []
 
 
 def _scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[str]:
@@ -372,13 +372,13 @@ def _refuse_unique_numbers(
                     f"Whether the column `{column}` feeds the model input `{name}` is not evident: "
                     f"no two of its first {rows.num_rows} whole numbers are equal, as in a key. "
                     "Expected features alone where nothing but their number speaks for them. "
-                    f"Received: {_listed(names)}. {_naming(names)}"
+                    f"Received: {_join_names(names)}. {_naming(names)}"
                 )
 
 
-def _fits(schema: pa.Schema, feed: Feed) -> bool:
+def _fits(schema: pa.Schema, binding: InputBinding) -> bool:
     try:
-        check_fit(schema, feed)
+        check_fit(schema, binding)
     except InputError:
         return False
     return True
@@ -399,8 +399,8 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) 
         kept = "" if vectors else _conversions(schema, free)
         raise InputError(
             "Which column holds the predictions is not evident. Expected one column with lists of "
-            f"numbers. Received: {_listed(vectors) if vectors else 'none'} among "
-            f"{_columns_in_words(schema, free)}. Name it with `input.features` (on the command "
+            f"numbers. Received: {_join_names(vectors) if vectors else 'none'} among "
+            f"{_describe_columns(schema, free)}. Name it with `input.features` (on the command "
             "line: `--column`, which also takes several scalar columns: `--column a,b,c`)."
             f"{kept}"
         )
@@ -412,11 +412,11 @@ def _lengths(schema: pa.Schema, name: str) -> int:
 
 
 def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]) -> str:
-    wanted = ", ".join(input_in_words(field) for field in inputs)
+    wanted = ", ".join(describe_input(field) for field in inputs)
     candidates = _scalars(schema, inputs[0], free) if len(inputs) == 1 else []
     return (
         "Which columns feed the model is not evident from names and widths. Expected columns for "
-        f"{wanted}. Received: {_columns_in_words(schema, free)}. {_naming(candidates)}"
+        f"{wanted}. Received: {_describe_columns(schema, free)}. {_naming(candidates)}"
         f"{_conversions(schema, free)}"
     )
 
@@ -436,13 +436,13 @@ def _naming(candidates: Sequence[str]) -> str:
     )
 
 
-def _columns_in_words(schema: pa.Schema, names: Sequence[str]) -> str:
+def _describe_columns(schema: pa.Schema, names: Sequence[str]) -> str:
     """Some columns, and those that are set apart by their names."""
-    shown = ", ".join(in_words(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
+    shown = ", ".join(describe(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     apart = sorted(_set_apart(schema).difference(names))
     none = "no column that is neither key nor passed through"
-    beside = f" ({_listed(apart)}: taken for a key, a label or an index)" if apart else ""
+    beside = f" ({_join_names(apart)}: taken for a key, a label or an index)" if apart else ""
     return (shown or none) + more + beside
 
 
@@ -451,7 +451,7 @@ def _refuse_duplicates(schema: pa.Schema) -> None:
         if count > 1:
             raise InputError(
                 f"The input has {count} columns called `{name}`. Expected different "
-                f"names. Received: {_listed(schema.names)}. Rename one of them."
+                f"names. Received: {_join_names(schema.names)}. Rename one of them."
             )
 
 
@@ -462,7 +462,7 @@ def _require_columns(schema: pa.Schema, matched: Columns) -> None:
             several = f" Write a list for several: [{name}]." if "," in name else ""
             raise InputError(
                 f"The input has no column `{name}`, which `input.features` names."
-                f"{did_you_mean(name, schema.names)} Expected one of: {_listed(schema.names)}. "
+                f"{did_you_mean(name, schema.names)} Expected one of: {_join_names(schema.names)}. "
                 f"Received: `{name}`.{several}"
             )
 
@@ -474,7 +474,7 @@ def _refuse_unused(matched: Columns, spec: Input) -> None:
             if name not in used:
                 raise JobError(
                     f"`input.{key}.{name}` names a column that is no feature."
-                    f"{did_you_mean(name, used)} Expected one of: {_listed(used)}. "
+                    f"{did_you_mean(name, used)} Expected one of: {_join_names(used)}. "
                     f"Received: `{name}`."
                 )
 
@@ -493,7 +493,7 @@ def _warn_of_extension(field: pa.Field) -> None:
         warn(msg)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 

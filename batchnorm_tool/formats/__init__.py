@@ -9,7 +9,7 @@ from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.base import Format, Inspected, Layout, Sink
 from batchnorm_tool.formats.files import unrecognised
 from batchnorm_tool.formats.npy import Npy
-from batchnorm_tool.formats.parquet import Parquet, let_go
+from batchnorm_tool.formats.parquet import Parquet, close_cached_files
 
 __all__ = [
     "FORMATS",
@@ -17,8 +17,8 @@ __all__ = [
     "Inspected",
     "Layout",
     "Sink",
+    "close_cached_files",
     "format_named",
-    "let_go",
     "recognise",
 ]
 

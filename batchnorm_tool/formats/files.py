@@ -156,11 +156,11 @@ def working(path: str, row: Callable[[], int]) -> Iterator[None]:
         raise
     except FOREIGN_ERRORS as error:
         message = _unreadable(f"{path}, at or soon after row {row()}", error)
-        kind = WorkFailed if _may_heal(error) else Damaged
+        kind = WorkFailed if _is_transient(error) else Damaged
         raise kind(f"{message} What is finished is kept.") from error
 
 
-def _may_heal(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether the system gave a reason, or there was not memory enough: damage has no number."""
     if isinstance(error, MemoryError):
         return not _wants_too_much(error)

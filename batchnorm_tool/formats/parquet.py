@@ -50,7 +50,7 @@ _PHYSICAL_BYTES = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ReadSpec:
     """What to read: a file as it is now, its columns, and the batch size; the name of a cursor."""
 
     path: str
@@ -106,12 +106,12 @@ class Cursor:
         rows: Rows of the groups.
     """
 
-    def __init__(self, stretch: Stretch, footer: Footer, groups: GroupRange) -> None:
-        self._stretch, self._footer, self._groups = stretch, footer, groups
+    def __init__(self, spec: ReadSpec, footer: Footer, groups: GroupRange) -> None:
+        self._stretch, self._footer, self._groups = spec, footer, groups
         self.rows = groups.rows
         self.position = groups.start
         # Knows nothing of this object: in a cycle, both would hold their pages until a collection.
-        self._batches = _decoded(stretch, footer, groups)
+        self._batches = _decoded(spec, footer, groups)
         self._rest: pa.RecordBatch | None = None
 
     def read(self, stop: int, most_bytes: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -148,17 +148,17 @@ class Cursor:
         return self.position
 
 
-def _decoded(stretch: Stretch, footer: Footer, groups: GroupRange) -> Iterator[pa.RecordBatch]:
-    columns, numbers, rows = list(stretch.columns), list(groups.numbers), 0
-    with open_parquet(stretch.path, footer.metadata, len(columns)) as file:
-        for batch in file.iter_batches(stretch.batch_rows, numbers, columns, use_threads=False):
+def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.RecordBatch]:
+    columns, numbers, rows = list(spec.columns), list(groups.numbers), 0
+    with open_parquet(spec.path, footer.metadata, len(columns)) as file:
+        for batch in file.iter_batches(spec.batch_rows, numbers, columns, use_threads=False):
             rows += batch.num_rows
             if batch.num_rows:
                 yield files.validate(batch.select(columns))
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
     message = (
-        f"{stretch.path}, row group {numbers[0]} or one up to {numbers[-1]}: holds other rows than "
+        f"{spec.path}, row group {numbers[0]} or one up to {numbers[-1]}: holds other rows than "
         f"the footer claims. Expected: {groups.rows} rows. Received: {rows}. "
         "The file is damaged: write or copy it again."
     )
@@ -180,27 +180,27 @@ class Cursors:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: OrderedDict[tuple[Stretch, int], Cursor] = OrderedDict()
-        self._turns: dict[tuple[Stretch, int], threading.Lock] = {}
-        self._rows_left: dict[tuple[Stretch, int], int] = {}
+        self._idle: OrderedDict[tuple[ReadSpec, int], Cursor] = OrderedDict()
+        self._turns: dict[tuple[ReadSpec, int], threading.Lock] = {}
+        self._rows_left: dict[tuple[ReadSpec, int], int] = {}
 
     def read(
-        self, stretch: Stretch, footer: Footer, start: int, stop: int
+        self, spec: ReadSpec, footer: Footer, start: int, stop: int
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows `start` to `stop` of a file, one row group after the other."""
         for groups in _overlapping(footer.starts, start, stop):
             begin, end = max(start, groups.start), min(stop, groups.start + groups.rows)
             if end - begin == groups.rows:
-                yield from Cursor(stretch, footer, groups).read(end)
+                yield from Cursor(spec, footer, groups).read(end)
             else:
-                yield from self._read_shared(stretch, footer, groups, (begin, end))
+                yield from self._read_shared(spec, footer, groups, (begin, end))
 
     def _read_shared(
-        self, stretch: Stretch, footer: Footer, groups: GroupRange, rows: tuple[int, int]
+        self, spec: ReadSpec, footer: Footer, groups: GroupRange, rows: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
-        (start, stop), key = rows, (stretch, groups.numbers[0])
+        (start, stop), key = rows, (spec, groups.numbers[0])
         with self._turn(key):
-            cursor = self._take(key, start) or Cursor(stretch, footer, groups)
+            cursor = self._take(key, start) or Cursor(spec, footer, groups)
             cursor.skip(start)
             ahead = deque(cursor.read(stop, READ_AHEAD_BYTES))
             is_whole = cursor.position >= stop
@@ -219,7 +219,7 @@ class Cursors:
             self._turns.clear()
             self._rows_left.clear()
 
-    def _turn(self, key: tuple[Stretch, int]) -> threading.Lock:
+    def _turn(self, key: tuple[ReadSpec, int]) -> threading.Lock:
         """A lock for each row group: who waits finds the cursor where the other one left it."""
         with self._lock:
             if len(self._turns) > MOST_GROUPS:
@@ -227,14 +227,14 @@ class Cursors:
                 self._rows_left.clear()
             return self._turns.setdefault(key, threading.Lock())
 
-    def _take(self, key: tuple[Stretch, int], start: int) -> Cursor | None:
+    def _take(self, key: tuple[ReadSpec, int], start: int) -> Cursor | None:
         with self._lock:
             cursor = self._idle.get(key)
             if cursor is None or cursor.position > start:
                 return None
             return self._idle.pop(key)
 
-    def _give_back(self, key: tuple[Stretch, int], cursor: Cursor, rows: int) -> None:
+    def _give_back(self, key: tuple[ReadSpec, int], cursor: Cursor, rows: int) -> None:
         """Keep a cursor, unless all rows of its group have been read by someone."""
         with self._lock:
             self._rows_left[key] = self._rows_left.get(key, cursor.rows) - rows
@@ -342,7 +342,7 @@ print(json.dumps([(c.path_in_schema, c.physical_type, c.num_values, c.has_dictio
 _cursors = Cursors()
 
 
-def let_go() -> None:
+def close_cached_files() -> None:
     """Close the files that are kept open for the next part."""
     _cursors.clear()
 
@@ -405,8 +405,8 @@ class Parquet:
         footer = read_footer(path, identity)
         formats_files.check_columns(path, columns, footer.names)
         formats_files.check_range(path, start, stop, footer.starts[-1])
-        stretch = Stretch(path, identity, tuple(columns), batch_rows)
-        yield from map(plain_batch, _cursors.read(stretch, footer, start, stop))
+        spec = ReadSpec(path, identity, tuple(columns), batch_rows)
+        yield from map(plain_batch, _cursors.read(spec, footer, start, stop))
 
     def open_sink(
         self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout

@@ -6,8 +6,8 @@ returns findings, those within their limits included.
 
 from batchnorm_tool.gate.audit import AuditFacts, RowAudit, audit
 from batchnorm_tool.gate.findings import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.input_limits import RowChanges, judge_input
-from batchnorm_tool.gate.output_limits import BadCounts, Vectors, judge_output
+from batchnorm_tool.gate.input_limits import RowChanges, evaluate_input
+from batchnorm_tool.gate.output_limits import BadCounts, Vectors, evaluate_output
 from batchnorm_tool.job.refresh_sections import InputLimits, OutputLimits
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "Vectors",
     "audit",
     "broken",
-    "judge_input",
-    "judge_output",
+    "evaluate_input",
+    "evaluate_output",
     "passed",
     "refusal_text",
 ]

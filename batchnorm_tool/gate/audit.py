@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding
-from batchnorm_tool.gate.output_limits import plain_key
+from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.norms.norm import row_norms, widen
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class RowAudit:
         first = np.flatnonzero(wrong)[: SHOWN_ROWS - len(rows)]
         for key, value in zip(named[0].take(first).to_pylist(), named[1][first], strict=True):
             rows.append(
-                {"key": plain_key(key), "value": float(value) if np.isfinite(value) else None}
+                {"key": key_to_json(key), "value": float(value) if np.isfinite(value) else None}
             )
 
     def findings(self) -> Iterator[Finding]:

@@ -70,7 +70,7 @@ class Finding:
         )
 
 
-def not_judged(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
+def not_evaluated(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
     """Return the finding of a limit that could not be judged, and passes."""
     return Finding(limit, scope, None, allowed, passed=True, what=f"Not judged: {why}.")
 
@@ -114,14 +114,14 @@ def refusal_text(
     named = [line for finding in wrong for line in _finding_lines(finding)]
     is_audit = any(finding.scope == "audit" for finding in wrong)
     if action == "warn" and not is_audit:
-        fate = "published all the same, because the job says `gate: warn`"
-        return Lines(f"{amount}; {fate}.", *named)
+        outcome = "published all the same, because the job says `gate: warn`"
+        return Lines(f"{amount}; {outcome}.", *named)
     next_step = _AUDIT if is_audit else _ways_on(accept)
     return Lines(f"{amount}; nothing was published.", *named, next_step)
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    rows = [f"    {row_words(row)}" for row in finding.rows[:SHOWN_ROWS]]
+    rows = [f"    {describe_row(row)}" for row in finding.rows[:SHOWN_ROWS]]
     return [f"- {finding.limit} over {_SCOPES[finding.scope]}: {finding.what}", *rows]
 
 
@@ -132,11 +132,11 @@ def _ways_on(accept: str | None) -> str:
     return f"Next: if these values are right, `{accept}` publishes this night; if not, {again}."
 
 
-def row_words(row: Mapping[str, Any]) -> str:
+def describe_row(row: Mapping[str, Any]) -> str:
     """Name one of a finding's rows, with its value or the reason why it is bad.
 
     Example:
-        >>> row_words({"key": {"id": 7}, "value": 0.123456})
+        >>> describe_row({"key": {"id": 7}, "value": 0.123456})
         'id 7: 0.1235'
     """
     key = ", ".join(f"{column} {value}" for column, value in row.get("key", {}).items())

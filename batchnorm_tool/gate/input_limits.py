@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from batchnorm_tool.gate.findings import Finding, not_judged
+from batchnorm_tool.gate.findings import Finding, not_evaluated
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,11 +59,11 @@ class RowChanges:
     vanished: int = 0
 
 
-def judge_input(  # noqa: PLR0913  (each is a fact of the night)
+def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     limits: InputLimits,
     counts: RowChanges,
     statistics: Mapping[str, Any] | None,
-    last: Mapping[str, Any] | None,
+    previous: Mapping[str, Any] | None,
     *,
     mode: Literal["full", "delta"] = "full",
     new_space: bool = False,
@@ -79,7 +79,7 @@ def judge_input(  # noqa: PLR0913  (each is a fact of the night)
         statistics: ``InputStatistics.to_dict()`` of tonight: ``columns`` with ``rows`` and
             ``nulls`` of each; ``inputs`` with ``min`` and ``max`` of each component over ``rows``,
             and ``mean`` and ``std`` over ``count`` sampled rows.
-        last: The same of the last published night.
+        previous: The same of the last published night.
         mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
             and nulls only beyond what chance makes of so few rows.
         new_space: New and changed rows and features are not judged: every row is computed again,
@@ -90,9 +90,9 @@ def judge_input(  # noqa: PLR0913  (each is a fact of the night)
     """
     findings = list(_share_findings(limits, counts, new_space=new_space))
     why = _incomparable(counts, new_space=new_space)
-    if not why and statistics and last:
-        return [*findings, *feature_findings(limits, statistics, last, mode)]
-    return [*findings, *unjudged_features(limits, why or _NO_STATISTICS)]
+    if not why and statistics and previous:
+        return [*findings, *feature_findings(limits, statistics, previous, mode)]
+    return [*findings, *unevaluated_features(limits, why or _NO_STATISTICS)]
 
 
 def _incomparable(counts: RowChanges, *, new_space: bool) -> str:
@@ -111,7 +111,7 @@ def _share_findings(
         # Rows vanish from any space alike.
         why = _incomparable(counts, new_space=new_space and name != "vanished")
         if why:
-            yield not_judged(f"gate.input.{name}", "input", allowed, why)
+            yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
         else:
             yield _share_finding(name, allowed, getattr(counts, name), counts.live_rows)
 
@@ -128,7 +128,7 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
 def feature_findings(
     limits: InputLimits,
     statistics: Mapping[str, Any],
-    last: Mapping[str, Any],
+    previous: Mapping[str, Any],
     mode: Literal["full", "delta"],
 ) -> Iterator[Finding]:
     """Judge the features of tonight's input.
@@ -139,8 +139,8 @@ def feature_findings(
 
     Args:
         limits: The job's ``gate.input``.
-        statistics: Tonight's, see `judge_input`.
-        last: Those of the last published night.
+        statistics: Tonight's, see `evaluate_input`.
+        previous: Those of the last published night.
         mode: In a delta, only columns and inputs of ``limits.min_rows`` rows or more are judged.
 
     Yields:
@@ -148,24 +148,24 @@ def feature_findings(
     """
     least = limits.min_rows if mode == "delta" else 1
     if limits.null_shift is not None:
-        nulls = _null_shifts(limits.null_shift, _columns(statistics, last, least), mode)
+        nulls = _null_shifts(limits.null_shift, _columns(statistics, previous, least), mode)
         yield _finding("null_shift", limits.null_shift, [nulls])
-    known = list(pairs(statistics, last, is_delta=mode == "delta"))
+    known = list(pairs(statistics, previous, is_delta=mode == "delta"))
     for name, measure in MEASURES.items():
         allowed = _allowed(limits, name)
         # Extremes are of all rows; moments may be those of a sample.
         counted = "rows" if name == "constant_feature" else "count"
         if allowed is not None:
-            enough = (pair for pair in known if pair.tonight[counted][0] >= least)
+            enough = (pair for pair in known if pair.current[counted][0] >= least)
             yield _finding(name, allowed, [measure(pair, allowed) for pair in enough])
 
 
-def unjudged_features(limits: InputLimits, why: str) -> Iterator[Finding]:
+def unevaluated_features(limits: InputLimits, why: str) -> Iterator[Finding]:
     """Say of each limit on features that it was not judged, and why."""
     for name in ("null_shift", *MEASURES):
         allowed = _allowed(limits, name)
         if allowed is not None:
-            yield not_judged(f"gate.input.{name}", "input", allowed, why)
+            yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
 
 
 def _allowed(limits: InputLimits, name: str) -> float | None:
@@ -179,7 +179,7 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
     limit = f"gate.input.{name}"
     known = [score for score in scores if not np.isnan(score.measured).all()]
     if not known:
-        return not_judged(limit, "input", allowed, "no feature can be compared with last night")
+        return not_evaluated(limit, "input", allowed, "no feature can be compared with last night")
     first = max(known, key=lambda score: score.measured[score.worst] - score.allowed[score.worst])
     measured, most = (float(x[first.worst]) for x in (first.measured, first.allowed))
     others = sum(score.beyond for score in known) - 1
@@ -189,13 +189,13 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
 
 
 def _columns(
-    statistics: Mapping[str, Any], last: Mapping[str, Any], least: int
+    statistics: Mapping[str, Any], previous: Mapping[str, Any], least: int
 ) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
     """Nulls of every column that has rows enough in both nights: last night's and tonight's."""
     both = {
-        name: (last["columns"][name], now)
+        name: (previous["columns"][name], now)
         for name, now in statistics["columns"].items()
-        if name in last["columns"]
+        if name in previous["columns"]
     }
     return {name: pair for name, pair in both.items() if min(s["rows"] for s in pair) >= least}
 
@@ -255,30 +255,30 @@ class Pair:
     """The statistics of one model input: last night's and tonight's, float64[components] each."""
 
     name: str
-    last: Mapping[str, Float64s]
-    tonight: Mapping[str, Float64s]
+    previous: Mapping[str, Float64s]
+    current: Mapping[str, Float64s]
     is_delta: bool
 
     @property
     def counts(self) -> tuple[float, float]:
         """Rows that the moments are of: last night's and tonight's."""
-        return float(self.last["count"][0]), float(self.tonight["count"][0])
+        return float(self.previous["count"][0]), float(self.current["count"][0])
 
     @property
     def rows(self) -> float:
         """Rows that tonight's extremes are of: all, where moments are of a sample."""
-        return float(self.tonight["rows"][0])
+        return float(self.current["rows"][0])
 
     def spread(self, share: float, most: float = _MOST_OF_RANGE) -> Float64s:
         """The standard deviation that such a share of rows makes at one end of last night's range.
 
         It is never more than the part ``most`` of that range.
         """
-        return (self.last["max"] - self.last["min"]) * min(math.sqrt(share), most)
+        return (self.previous["max"] - self.previous["min"]) * min(math.sqrt(share), most)
 
     def label(self, component: int) -> str:
         """Name a component, or the input that has no other."""
-        several = len(self.last["mean"]) > 1
+        several = len(self.previous["mean"]) > 1
         return (
             f"Component {component} of input `{self.name}`" if several else f"Input `{self.name}`"
         )
@@ -289,21 +289,21 @@ class Pair:
 
 
 def pairs(
-    statistics: Mapping[str, Any], last: Mapping[str, Any], *, is_delta: bool
+    statistics: Mapping[str, Any], previous: Mapping[str, Any], *, is_delta: bool
 ) -> Iterator[Pair]:
     """Yield the statistics of every numeric input that both nights have, of one width.
 
     Args:
-        statistics: Tonight's, see `judge_input`.
-        last: Those of the last published night.
+        statistics: Tonight's, see `evaluate_input`.
+        previous: Those of the last published night.
         is_delta: Whether tonight's are those of a few rows.
     """
     for name, now in statistics["inputs"].items():
-        before = last["inputs"].get(name)
+        before = previous["inputs"].get(name)
         if before is None or not (now["count"] and before["count"]):
             continue
         pair = Pair(name, _arrays(before), _arrays(now), is_delta)
-        if len(pair.last["mean"]) == len(pair.tonight["mean"]):
+        if len(pair.previous["mean"]) == len(pair.current["mean"]):
             yield pair
 
 
@@ -314,13 +314,13 @@ def _arrays(side: Mapping[str, Any]) -> dict[str, Float64s]:
 
 
 def _constants(pair: Pair, allowed: float) -> Scores:
-    constant = pair.tonight["min"] == pair.tonight["max"]
+    constant = pair.current["min"] == pair.current["max"]
     broken = _varied(pair) & constant & (pair.rows > 1)
 
     def words(place: int) -> str:
         if not broken[place]:
             return "No feature that varied last night is constant tonight"
-        value = pair.tonight["min"][place]
+        value = pair.current["min"][place]
         return f"{pair.label(place)} varied last night and is {value:.6g} in every row tonight"
 
     return pair.scores(broken.astype(np.float64), allowed, words)
@@ -330,29 +330,29 @@ def _varied(pair: Pair) -> npt.NDArray[np.bool_]:
     """Which components varied last night by more than a category that tonight may lack."""
     share = _ROWS_THAT_VARY / pair.counts[0]
     if not pair.is_delta:
-        return pair.last["std"] > pair.spread(share)
+        return pair.previous["std"] > pair.spread(share)
     share = max(share, _ROWS_NEVER_MISSING / pair.rows)
     # At one end of the range lie all rows without the category; elsewhere, nothing is so common.
-    value = pair.tonight["min"]
-    at_an_end = (value == pair.last["min"]) | (value == pair.last["max"])
+    value = pair.current["min"]
+    at_an_end = (value == pair.previous["min"]) | (value == pair.previous["max"])
     least = np.where(at_an_end, pair.spread(share, most=1.0), pair.spread(share))
-    return pair.last["std"] > least
+    return pair.previous["std"] > least
 
 
 def _mean_shifts(pair: Pair, allowed: float) -> Scores:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shifts = np.abs(pair.tonight["mean"] - pair.last["mean"]) / pair.last["std"]
-        most = np.fmax(allowed, _mean_chance(pair) / pair.last["std"])
+        shifts = np.abs(pair.current["mean"] - pair.previous["mean"]) / pair.previous["std"]
+        most = np.fmax(allowed, _mean_chance(pair) / pair.previous["std"])
 
     def words(place: int) -> str:
-        before, now = (side["mean"][place] for side in (pair.last, pair.tonight))
+        before, now = (side["mean"][place] for side in (pair.previous, pair.current))
         return (
             f"{pair.label(place)}: the mean moved from {before:.4g} to {now:.4g}, by "
             f"{shifts[place]:.4g} of last night's standard deviations; at most {most[place]:.4g} "
             "allowed"
         )
 
-    known = (pair.last["std"] > 0) & (min(pair.counts) >= _FEWEST_FOR_MEANS)
+    known = (pair.previous["std"] > 0) & (min(pair.counts) >= _FEWEST_FOR_MEANS)
     return Scores(np.where(known, shifts, np.nan), most, words)
 
 
@@ -360,22 +360,22 @@ def _mean_chance(pair: Pair) -> Float64s:
     """The difference of the means of two samples that chance makes once in a million."""
     before, now = (
         side["std"] ** 2 / count
-        for side, count in zip((pair.last, pair.tonight), pair.counts, strict=True)
+        for side, count in zip((pair.previous, pair.current), pair.counts, strict=True)
     )
     return CHANCE * np.sqrt(before + now)
 
 
 def _deviation_ratios(pair: Pair, allowed: float) -> Scores:
     floor = pair.spread(_ROWS_THAT_WEIGH / pair.counts[0])
-    before, now = (np.maximum(side["std"], floor) for side in (pair.last, pair.tonight))
+    before, now = (np.maximum(side["std"], floor) for side in (pair.previous, pair.current))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratios = np.maximum(now / before, before / now)
     # A component that is constant in a night is judged by `constant_feature`, or was left alone.
-    varies = (pair.last["std"] > 0) & (pair.tonight["std"] > 0)
+    varies = (pair.previous["std"] > 0) & (pair.current["std"] > 0)
     known = varies & (min(pair.counts) >= _FEWEST_FOR_DEVIATIONS)
 
     def words(place: int) -> str:
-        one, other = (side["std"][place] for side in (pair.last, pair.tonight))
+        one, other = (side["std"][place] for side in (pair.previous, pair.current))
         return (
             f"{pair.label(place)}: the standard deviation went from {one:.4g} to {other:.4g}, a "
             f"factor of {ratios[place]:.4g}; at most {allowed:g} allowed"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
-from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_judged
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_evaluated
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, widen
 
@@ -108,17 +108,17 @@ class Vectors:
         named = self.keys.take(pa.array(rows)).to_pylist()
         shown = (float(values[row]) for row in rows)
         return tuple(
-            {"key": plain_key(key), "value": value if math.isfinite(value) else None}
+            {"key": key_to_json(key), "value": value if math.isfinite(value) else None}
             for key, value in zip(named, shown, strict=True)
         )
 
 
-def plain_key(key: dict[str, Any]) -> dict[str, Any]:
+def key_to_json(key: dict[str, Any]) -> dict[str, Any]:
     """Return key values as JSON can hold them: numbers and text as they are, all else as text.
 
     Example:
         >>> import datetime
-        >>> plain_key({"shop": "a", "day": datetime.date(2026, 3, 1), "id": 7})
+        >>> key_to_json({"shop": "a", "day": datetime.date(2026, 3, 1), "id": 7})
         {'shop': 'a', 'day': '2026-03-01', 'id': 7}
     """
     kept = (bool, int, str)
@@ -145,13 +145,13 @@ class BadCounts:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _OutputGate:
     """One scope against the live version."""
 
     limits: OutputLimits
     live: Vectors
     scope: Scope
-    tonight: Vectors
+    current: Vectors
 
     def findings(self) -> Iterator[Finding]:
         for measure in MEASURES:
@@ -163,12 +163,12 @@ class _Judge:
         name = f"gate.output.{measure.limit}"
         few = self._too_few()
         if few:
-            return not_judged(name, self.scope, allowed, few)
-        measured = measure.shift(self.live, self.tonight)
-        chance = 0.0 if measured <= allowed else measure.chance(self.live, self.tonight)
+            return not_evaluated(name, self.scope, allowed, few)
+        measured = measure.shift(self.live, self.current)
+        chance = 0.0 if measured <= allowed else measure.chance(self.live, self.current)
         most = max(allowed, chance)
         passed = measured <= most
-        rows = () if passed else measure.worst(self.live, self.tonight)
+        rows = () if passed else measure.worst(self.live, self.current)
         raised = (
             f" ({allowed:g}, raised to what chance makes of so few rows)" if chance == most else ""
         )
@@ -177,14 +177,14 @@ class _Judge:
 
     def _too_few(self) -> str:
         least = self.limits.min_rows
-        for vectors, of in ((self.tonight, ""), (self.live, " in the live version")):
+        for vectors, of in ((self.current, ""), (self.live, " in the live version")):
             rows = min(len(vectors.unit), len(vectors.norms))
             if rows < max(least, 1):
                 return f"{rows:,} good rows{of}, fewer than `gate.output.min_rows: {least}`"
         return ""
 
 
-def judge_output(
+def evaluate_output(
     limits: OutputLimits,
     changed: Vectors,
     whole: Vectors,
@@ -211,8 +211,8 @@ def judge_output(
     findings = list(_bad_findings(limits, bad))
     if live is None:
         return findings
-    for scope, tonight in _scopes(changed, whole):
-        findings += _Judge(limits, live, scope, tonight).findings()
+    for scope, current in _scopes(changed, whole):
+        findings += _OutputGate(limits, live, scope, current).findings()
     return findings
 
 
@@ -227,7 +227,7 @@ def _bad_findings(limits: OutputLimits, bad: BadCounts) -> Iterator[Finding]:
         return
     if bad.changed_rows < limits.min_rows:
         few = f"{bad.changed_rows:,} changed rows, fewer than `gate.output.min_rows`"
-        yield not_judged(name, "changed", allowed, f"{few}: {limits.min_rows}")
+        yield not_evaluated(name, "changed", allowed, f"{few}: {limits.min_rows}")
     else:
         # A share of less than one row would forbid what the limit allows in a larger night.
         at_least_one = max(allowed, 1 / bad.changed_rows) if allowed else allowed
@@ -249,7 +249,7 @@ def _bad(
 
 
 def draw_chance(
-    shift: Callable[[Vectors, Vectors], float], live: Vectors, tonight: Vectors
+    shift: Callable[[Vectors, Vectors], float], live: Vectors, current: Vectors
 ) -> float:
     """Return twice the largest shift among eight draws of as many rows from the live version.
 
@@ -257,8 +257,8 @@ def draw_chance(
     """
     # The same rows give the same draws, and the same decision, every time.
     generator = np.random.default_rng(0)
-    rows = min(len(tonight.unit), len(live.unit) // 2)
-    norms = min(len(tonight.norms), len(live.norms) // 2)
+    rows = min(len(current.unit), len(live.unit) // 2)
+    norms = min(len(current.norms), len(live.norms) // 2)
     draws = (live.split(rows, norms, generator) for _ in range(_DRAWS))
     return _MARGIN * max(shift(rest, drawn) for rest, drawn in draws)
 
@@ -281,34 +281,34 @@ class Measure:
     worst: Callable[[Vectors, Vectors], tuple[dict[str, Any], ...]]
     exact_chance: Callable[[Vectors, Vectors], float] | None = None
 
-    def chance(self, live: Vectors, tonight: Vectors) -> float:
+    def chance(self, live: Vectors, current: Vectors) -> float:
         """Return the shift that chance alone may make of as many rows as tonight's."""
         if self.exact_chance is not None:
-            return self.exact_chance(live, tonight)
-        return draw_chance(self.shift, live, tonight)
+            return self.exact_chance(live, current)
+        return draw_chance(self.shift, live, current)
 
 
-def norm_psi(live: Vectors, tonight: Vectors) -> float:
+def norm_psi(live: Vectors, current: Vectors) -> float:
     """Return the population stability index of the norms."""
-    return population_stability_index(live.norms, tonight.norms)
+    return population_stability_index(live.norms, current.norms)
 
 
-def psi_chance(live: Vectors, tonight: Vectors) -> float:
+def psi_chance(live: Vectors, current: Vectors) -> float:
     """Return the population stability index that chance makes once in a million.
 
     Under chance the index times the rows is about chi-square with nine degrees of freedom, whose
     quantile at one in a million is 45; with 200 rows its tail is longer.
     """
-    return _PSI_CHANCE * (1 / len(live.norms) + 1 / len(tonight.norms))
+    return _PSI_CHANCE * (1 / len(live.norms) + 1 / len(current.norms))
 
 
-def norm_quantiles(live: Vectors, tonight: Vectors) -> float:
+def norm_quantiles(live: Vectors, current: Vectors) -> float:
     """Return the largest relative shift of a quantile of the norms.
 
     A quantile below a quarter of the live version's median is measured against that quarter: norms
     near zero are no scale.
     """
-    before, after = (np.quantile(vectors.norms, QUANTILES) for vectors in (live, tonight))
+    before, after = (np.quantile(vectors.norms, QUANTILES) for vectors in (live, current))
     return float(np.max(_ratio(np.abs(after - before), _norm_scale(before))))
 
 
@@ -316,14 +316,14 @@ def _norm_scale(quantiles: Float64s) -> Float64s:
     return np.maximum(quantiles, quantiles[len(quantiles) // 2] / 4)
 
 
-def quantile_chance(live: Vectors, tonight: Vectors) -> float:
+def quantile_chance(live: Vectors, current: Vectors) -> float:
     """Return the relative shift of a quantile that chance makes once in a million.
 
     A sample's quantile lies between those quantiles of all values whose shares are the ends of
     Wilson's interval ("Probable inference, the law of succession, and statistical inference",
     1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
     """
-    rows = 1 / (1 / len(live.norms) + 1 / len(tonight.norms))
+    rows = 1 / (1 / len(live.norms) + 1 / len(current.norms))
     shares, z2 = np.array(QUANTILES), _ONCE_IN_A_MILLION**2 / rows
     middle = shares + z2 / 2
     half = np.sqrt(z2 * (shares * (1 - shares) + z2 / 4))
@@ -332,31 +332,31 @@ def quantile_chance(live: Vectors, tonight: Vectors) -> float:
     return float(np.max(_ratio(np.abs(ends - here), _norm_scale(here))))
 
 
-def centroid_shift(live: Vectors, tonight: Vectors) -> float:
+def centroid_shift(live: Vectors, current: Vectors) -> float:
     """Return how far the mean vector moved, relative to the live version's spread."""
-    moved = np.linalg.norm(tonight.mean - live.mean)
+    moved = np.linalg.norm(current.mean - live.mean)
     return float(_ratio(moved, np.float64(live.spread)))
 
 
-def dimension_shift(live: Vectors, tonight: Vectors) -> float:
+def dimension_shift(live: Vectors, current: Vectors) -> float:
     """Return the largest shift of a dimension's mean, in its standard deviations."""
-    return float(np.max(np.abs(_dimension_shifts(live, tonight)), initial=0.0))
+    return float(np.max(np.abs(_dimension_shifts(live, current)), initial=0.0))
 
 
-def _dimension_shifts(live: Vectors, tonight: Vectors) -> Float64s:
+def _dimension_shifts(live: Vectors, current: Vectors) -> Float64s:
     typical = live.spread / math.sqrt(max(len(live.mean), 1))
     scale = np.maximum(live.deviations, _LEAST_DEVIATION * typical)
-    return _ratio(tonight.mean - live.mean, scale)
+    return _ratio(current.mean - live.mean, scale)
 
 
-def frechet(live: Vectors, tonight: Vectors) -> float:
+def frechet(live: Vectors, current: Vectors) -> float:
     """Return the Fréchet distance over the live version's total variance.
 
     Both are taken over the `FRECHET_WIDTH` dimensions that vary most in the live version.
     """
     widest = np.sort(np.argsort(-live.deviations, kind="stable")[:FRECHET_WIDTH])
     one, other = (
-        Gaussian.of(np.ascontiguousarray(vectors.wide[:, widest])) for vectors in (live, tonight)
+        Gaussian.of(np.ascontiguousarray(vectors.wide[:, widest])) for vectors in (live, current)
     )
     distance = np.float64(frechet_distance(one, other))
     return float(_ratio(distance, np.trace(one.covariance)))
@@ -368,30 +368,30 @@ def _ratio(part: Any, whole: Any) -> Any:
         return np.where(part == 0, 0.0, part / whole)
 
 
-def _extreme_norms(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
+def _extreme_norms(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
     middle = np.median(live.norms)
     with np.errstate(divide="ignore", invalid="ignore"):
-        factors = np.abs(np.log(tonight.sample_norms / middle))
-    return tonight.worst(np.nan_to_num(factors, nan=math.inf), tonight.sample_norms)
+        factors = np.abs(np.log(current.sample_norms / middle))
+    return current.worst(np.nan_to_num(factors, nan=math.inf), current.sample_norms)
 
 
-def _farthest_along(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
-    direction = tonight.mean - live.mean
+def _farthest_along(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+    direction = current.mean - live.mean
     length = np.linalg.norm(direction) * (live.spread or 1.0)
-    along = (tonight.wide - live.mean) @ direction / (length or 1.0)
-    return tonight.worst(along, along)
+    along = (current.wide - live.mean) @ direction / (length or 1.0)
+    return current.worst(along, along)
 
 
-def _farthest_in_dimension(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
-    shifts = _dimension_shifts(live, tonight)
+def _farthest_in_dimension(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+    shifts = _dimension_shifts(live, current)
     dimension = int(np.argmax(np.abs(shifts)))
-    values = tonight.wide[:, dimension]
-    return tonight.worst(values * np.sign(shifts[dimension]), values)
+    values = current.wide[:, dimension]
+    return current.worst(values * np.sign(shifts[dimension]), values)
 
 
-def _farthest_away(live: Vectors, tonight: Vectors) -> tuple[dict[str, Any], ...]:
-    distances = np.linalg.norm(tonight.wide - live.mean, axis=1) / (live.spread or 1.0)
-    return tonight.worst(distances, distances)
+def _farthest_away(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+    distances = np.linalg.norm(current.wide - live.mean, axis=1) / (live.spread or 1.0)
+    return current.worst(distances, distances)
 
 
 MEASURES = (

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats import format_named, let_go
+from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
 from batchnorm_tool.formats.parquet import value_bytes
 from batchnorm_tool.inputs.files import InputFile, Member, Partition
@@ -184,7 +184,7 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
     except Damaged as error:
         raise InputError(error.message) from error
     finally:
-        let_go()
+        close_cached_files()
 
 
 def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:

@@ -18,7 +18,7 @@ from batchnorm_tool.job.loader import (
     read_job_file,
     set_values,
 )
-from batchnorm_tool.job.messages import complaints_of, mask_values, refusal, shown
+from batchnorm_tool.job.messages import complaints_of, format_value, mask_values, refusal
 from batchnorm_tool.job.refresh_sections import Gate, Keep, Publish, Publishes, Store
 from batchnorm_tool.job.sections import (
     Engine,
@@ -31,7 +31,7 @@ from batchnorm_tool.job.sections import (
     Section,
     Trust,
 )
-from batchnorm_tool.job.types import Axis, JobSchema, lies_within, wrong
+from batchnorm_tool.job.types import Axis, JobSchema, is_within, wrong
 
 __all__ = [
     "Axis",
@@ -135,7 +135,7 @@ class Job(Section):
             JobError: The values do not make a job; all that is wrong with them is named at once.
         """
         if not isinstance(data, Mapping):
-            raise JobError(f"A job is a mapping of sections. Received: {shown(data)}.")
+            raise JobError(f"A job is a mapping of sections. Received: {format_value(data)}.")
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,12 +191,12 @@ class Job(Section):
         places, output = self.input.paths, self.output.path
         written = self._written()
         for key, place in itertools.product(written, places):
-            if lies_within(written[key], place):
+            if is_within(written[key], place):
                 text = f"lies inside the input, {place}, and would be read. Choose another place."
                 raise wrong(text, key)
         others = (self.input.keys, self.model.path if self.model else None)
         for kept in (*places, *others):
-            if kept is not None and lies_within(kept, output):
+            if kept is not None and is_within(kept, output):
                 text = f"holds {kept}, which a new result would replace. Choose another place."
                 raise wrong(text, "output.path")
         self._check_apart(written, [kept for kept in (*places, *others) if kept is not None])
@@ -218,14 +218,14 @@ class Job(Section):
             return
         store = written["store.path"]
         for path, place in itertools.product(kept, (store, store + STATE_SUFFIX)):
-            if lies_within(path, place):
+            if is_within(path, place):
                 text = f"holds {path}, which the job reads. Choose another place."
                 raise wrong(text, "store.path")
         places = {key: [path] for key, path in written.items()}
         places["store.path"] = [store, store + STATE_SUFFIX]
         for (key, ones), (other, twos) in itertools.combinations(places.items(), 2):
             pairs = itertools.product(ones, twos)
-            if any(lies_within(one, two) or lies_within(two, one) for one, two in pairs):
+            if any(is_within(one, two) or is_within(two, one) for one, two in pairs):
                 raise wrong(f"lies where `{key}` does. Choose another place.", other)
 
 

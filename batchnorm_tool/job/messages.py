@@ -87,11 +87,11 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
     return complaints
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value received, as YAML would spell it, short and without secrets, with its kind.
 
     Example:
-        >>> shown("s3://me:secret@bucket"), shown(False)
+        >>> format_value("s3://me:secret@bucket"), format_value(False)
         ("'s3://***@bucket' (text)", 'false (a truth value)')
     """
     if isinstance(value, (bool, type(None))):
@@ -136,7 +136,7 @@ def _complaint(place: _Place, details: ErrorDetails, model: type[BaseModel], dat
     if details["type"] == "missing":
         return f"is missing. Expected: {expected}."
     value = _value_at(data, place.keys, details["input"])
-    return f"must be {expected}. Received: {shown(value)}.{_hint(place, value)}"
+    return f"must be {expected}. Received: {format_value(value)}.{_hint(place, value)}"
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
@@ -182,7 +182,7 @@ def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
     slip = did_you_mean(place.keys[-1], own, likeness=0.85)
     if elsewhere and not slip:
         return f" Did you mean `{elsewhere[0]}`?"
-    return slip or did_you_mean(place.keys[-1], own) or f" Known here: {_listed(own)}."
+    return slip or did_you_mean(place.keys[-1], own) or f" Known here: {_join_names(own)}."
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -197,12 +197,12 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def _expected(place: _Place) -> str:
     section = _section_in(_alone(place.annotation))
     if section is not None:
-        return f"a section with the keys {_listed(list(section.model_fields))}"
+        return f"a section with the keys {_join_names(list(section.model_fields))}"
     for note in _notes(place):
         if isinstance(note, Expects):
             return note.text
     choices = [str(each) for each in _choices(place.annotation)]
-    return _listed(choices, "or") if choices else "text that is not empty"
+    return _join_names(choices, "or") if choices else "text that is not empty"
 
 
 def _notes(place: _Place) -> tuple[Any, ...]:
@@ -218,7 +218,7 @@ def _choices(annotation: object) -> list[object]:
     return [choice for each in get_args(annotation) for choice in _choices(each)]
 
 
-def _listed(names: list[str], last: str = "and") -> str:
+def _join_names(names: list[str], last: str = "and") -> str:
     quoted = [f"`{name}`" for name in names]
     if len(quoted) == 1:
         return quoted[0]

@@ -202,7 +202,7 @@ class Gate(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_a_word(cls, data: Any) -> Any:
+    def _expand_shorthand(cls, data: Any) -> Any:
         """Take ``gate: warn`` for ``gate: {action: warn}``."""
         return {"action": data} if isinstance(data, str) else data
 

@@ -117,14 +117,14 @@ class Input(Section):
     @property
     def paths(self) -> list[str]:
         """Every path in ``path``, however it was given."""
-        return list(self.path.values()) if isinstance(self.path, dict) else _listed(self.path)
+        return list(self.path.values()) if isinstance(self.path, dict) else _as_list(self.path)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.format in ("parquet", "arrow"):
             self._refuse_keys_for_npy()
         self._refuse_features_twice()
-        twice = repeated([*_listed(self.key), *self.passthrough])
+        twice = repeated([*_as_list(self.key), *self.passthrough])
         if twice is not None:
             text = f"names the column `{twice}` twice (the key counts, too). Name each column once."
             raise wrong(text, "passthrough" if twice in self.passthrough else "key")
@@ -133,7 +133,7 @@ class Input(Section):
     def _refuse_features_twice(self) -> None:
         given = self.features
         for names in given.values() if isinstance(given, dict) else [given]:
-            twice = repeated(_listed(names))
+            twice = repeated(_as_list(names))
             if twice is not None:
                 text = f"names the column `{twice}` twice for one input. Name each column once."
                 raise wrong(text, "features")
@@ -316,7 +316,7 @@ class Output(Section):
         return wanted
 
 
-def _listed(names: str | Sequence[str] | None) -> list[str]:
+def _as_list(names: str | Sequence[str] | None) -> list[str]:
     if names is None:
         return []
     return [names] if isinstance(names, str) else list(names)

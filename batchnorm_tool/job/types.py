@@ -270,7 +270,7 @@ def absolute(path: str, base: str) -> str:
     return os.path.abspath(os.path.join(base, os.path.expanduser(path)))  # noqa: PTH100, PTH111, PTH118
 
 
-def lies_within(inner: str, outer: str) -> bool:
+def is_within(inner: str, outer: str) -> bool:
     """Whether one absolute path is another or lies below it, as far as the text tells.
 
     Args:
@@ -281,7 +281,7 @@ def lies_within(inner: str, outer: str) -> bool:
         True where reading ``outer`` whole would read ``inner`` too.
 
     Example:
-        >>> lies_within("/data/out", "/data"), lies_within("/data/out", "/data/*.parquet")
+        >>> is_within("/data/out", "/data"), is_within("/data/out", "/data/*.parquet")
         (True, False)
     """
     parts = outer.rstrip("/").split("/")

@@ -46,7 +46,7 @@ __all__ = [
     "filler",
     "independent_batch_size",
     "load_predictor",
-    "on_sound_rows",
+    "on_good_rows",
     "repeated",
     "wrap_model",
 ]
@@ -94,7 +94,7 @@ class IdentityPredictor:
         }
 
 
-def on_sound_rows(
+def on_good_rows(
     model: Predictor,
     sample: dict[str, np.ndarray],
     use: Callable[[dict[str, np.ndarray]], T],
@@ -116,15 +116,15 @@ def on_sound_rows(
     except ModelFailed as error:
         failing = model.failing_rows(sample)
         rows = len(next(iter(sample.values())))
-        sound = [row for row in range(rows) if row not in failing]
-        if not sound and otherwise is None:
+        good = [row for row in range(rows) if row not in failing]
+        if not good and otherwise is None:
             raise ModelError(
                 f"The model fails on each of the first {rows} rows: {error}. Check that the "
                 "features are what it was trained on, and that model.predict() works for them."
             ) from error
-    if not sound and otherwise is not None:
+    if not good and otherwise is not None:
         return use(otherwise)
-    return use({name: array[sound] for name, array in sample.items()})
+    return use({name: array[good] for name, array in sample.items()})
 
 
 def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:

@@ -101,8 +101,10 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
     moved = np.moveaxis(array, axes, ends)
     lead = moved.shape[: array.ndim - len(axes)]
     rows = moved.reshape(math.prod(lead), math.prod(moved.shape[len(lead) :]))
-    fate = _Fate(_checked_policy("zero", zero), _checked_policy("nonfinite", nonfinite), lead)
-    vectors, norms = _normalize_rows(rows, chosen, fate)
+    policies = _RowPolicies(
+        _checked_policy("zero", zero), _checked_policy("nonfinite", nonfinite), lead
+    )
+    vectors, norms = _normalize_rows(rows, chosen, policies)
     result = np.asarray(np.moveaxis(vectors.reshape(moved.shape), ends, axes), order="C")
     return (result, norms.reshape(lead)) if return_norm else result
 
@@ -211,7 +213,9 @@ def _checked_policy(name: str, policy: object) -> str:
     return policy
 
 
-def _normalize_rows(rows: Anything, norm: Norm, fate: _Fate) -> tuple[Anything, Float64s]:
+def _normalize_rows(
+    rows: Anything, norm: Norm, policies: _RowPolicies
+) -> tuple[Anything, Float64s]:
     dtype = rows.dtype if rows.dtype.kind not in "iub" else np.dtype(np.float64)
     vectors = np.empty(rows.shape, dtype)
     norms = np.empty((len(rows), 1))
@@ -219,19 +223,19 @@ def _normalize_rows(rows: Anything, norm: Norm, fate: _Fate) -> tuple[Anything, 
         x64 = widen(rows[block])
         norms[block] = row_norms(x64, norm)
         vectors[block] = unit_vectors(x64, norms[block], norm, dtype)
-        fate.befall(x64, vectors[block], block.start)
+        policies.apply_policies(x64, vectors[block], block.start)
     return vectors, norms
 
 
 @dataclass(frozen=True)
-class _Fate:
+class _RowPolicies:
     """What becomes of the bad vectors of an array whose shape, without their axis, is ``lead``."""
 
     zero: str
     nonfinite: str
     lead: tuple[int, ...]
 
-    def befall(self, x64: Float64s, vectors: Anything, start: int) -> None:
+    def apply_policies(self, x64: Float64s, vectors: Anything, start: int) -> None:
         """Judge the rows from number ``start`` on, and change ``vectors`` where that is asked."""
         if self.zero == self.nonfinite == "keep":
             return
@@ -241,11 +245,11 @@ class _Fate:
             ("nonfinite", self.nonfinite, ~np.isfinite(peaks), "holds NaN or inf"),
         ):
             if policy == "raise" and bad.any():
-                self._give_up(start + int(bad.argmax()), name, words)
+                self._fail(start + int(bad.argmax()), name, words)
             if policy == "nan":
                 vectors[bad] = np.nan
 
-    def _give_up(self, row: int, name: str, words: str) -> None:
+    def _fail(self, row: int, name: str, words: str) -> None:
         index = tuple(int(i) for i in np.unravel_index(row, self.lead)) if self.lead else ()
         message = (
             f"The vector at index {index} {words}. Expected: none such, because {name}='raise'. "

@@ -19,7 +19,7 @@ from batchnorm_tool.pipeline.plan import Identity
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
 
 if TYPE_CHECKING:
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.pipeline.plan import Plan
 
 MANIFEST_PATH = "_manifest.json"
@@ -117,12 +117,12 @@ class PartRecord:
             "warnings": self.warnings,
             "chunks": self.chunks,
         }
-        return checked_json.sealed_json(data)
+        return checked_json.dump_checked_json(data)
 
     @classmethod
     def from_json(cls, text: bytes) -> PartRecord | None:
         """The record that `to_json` gave, or ``None`` where it is damaged or of another version."""
-        data = checked_json.opened_json(text)
+        data = checked_json.load_checked_json(text)
         try:
             return None if data is None else cls._from_dict(data)
         except (KeyError, TypeError, ValueError):
@@ -245,7 +245,7 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
 
 
 def build_manifest(
-    plan: Plan, totals: Totals, layouts: Sequence[OutputLayout], warnings: Sequence[str]
+    plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
 ) -> dict[str, Any]:
     """The manifest of a finished run, sealed with a checksum of its own.
 
@@ -261,7 +261,7 @@ def build_manifest(
         "version": __version__,
         "job": _without_engine(plan.job.to_dict()),
         "limit": plan.limit,
-        "request": plan.request,
+        "request": plan.options_fingerprint,
         "resolved": plan.resolved.to_dict(),
         "space": plan.identity.space_id,
         "bits": plan.identity.bits_id,
@@ -277,7 +277,7 @@ def build_manifest(
         "statistics": {name: stats.to_dict() for name, stats in totals.statistics.items()},
         "warnings": list(dict.fromkeys([*warnings, *totals.warnings])),
     }
-    return checked_json.sealed(data)
+    return checked_json.with_checksum(data)
 
 
 _OF_REFRESH = ("store", "gate", "publish")
@@ -332,7 +332,7 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     text = storage.get(MANIFEST_PATH)
     if text is None and len(success.strip()) != _CHECKSUM_DIGITS:
         return None  # somebody else's: Spark and Hadoop leave an empty one
-    data = None if text is None else checked_json.unsealed(text)
+    data = None if text is None else checked_json.verified_json(text)
     if data is None or checked_json.sha256(data) != success.decode(errors="replace").strip():
         msg = (
             f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum disagrees. "

@@ -27,7 +27,7 @@ ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
 
 
 @dataclass(frozen=True)
-class OutputLayout:
+class OutputSpec:
     """How one output of the model is normalized and stored.
 
     Attributes:
@@ -67,7 +67,7 @@ class OutputLayout:
         }
 
 
-def output_layouts(job: Job, outputs: Sequence[Field]) -> tuple[OutputLayout, ...]:
+def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
     """The layout of each of the model's outputs, as the job asks for it.
 
     Raises:
@@ -82,10 +82,10 @@ def output_layouts(job: Job, outputs: Sequence[Field]) -> tuple[OutputLayout, ..
                 f"Expected one of: {', '.join(names)}. Received: {name}."
             )
             raise JobError(msg)
-    return tuple(_output_layout(job, output, alone=len(outputs) == 1) for output in outputs)
+    return tuple(_output_spec(job, output, alone=len(outputs) == 1) for output in outputs)
 
 
-def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
+def _output_spec(job: Job, output: Field, *, alone: bool) -> OutputSpec:
     norm, axis = job.normalize.for_output(output.name)
     shape = tuple(size or 0 for size in output.shape)
     if 0 in shape:  # and Arrow would divide by it
@@ -97,7 +97,7 @@ def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
     vectors = math.prod(shape[:-1]) if axis == -1 else 1
     width = shape[-1] if axis == -1 else math.prod(shape)
     columns = job.output.columns
-    return OutputLayout(
+    return OutputSpec(
         name=output.name,
         shape=shape,
         vectors=vectors,
@@ -109,7 +109,7 @@ def _output_layout(job: Job, output: Field, *, alone: bool) -> OutputLayout:
     )
 
 
-def single_number_warnings(layouts: Sequence[OutputLayout]) -> Iterator[str]:
+def single_number_warnings(layouts: Sequence[OutputSpec]) -> Iterator[str]:
     """Say which outputs have vectors of one number: nothing but their signs is left of them."""
     for layout in layouts:
         if layout.width > 1 or layout.norm.name == "none":
@@ -175,7 +175,7 @@ def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
     )
 
 
-def output_schema(carried: pa.Schema, layouts: Sequence[OutputLayout], dtype: str) -> pa.Schema:
+def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str) -> pa.Schema:
     """The schema of the written rows: carried columns, then a vector and a norm for each output.
 
     Raises:
@@ -197,7 +197,7 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputLayout], dtype: st
     return pa.schema(fields)
 
 
-def check_directories(layouts: Sequence[OutputLayout], form: str) -> None:
+def check_directories(layouts: Sequence[OutputSpec], form: str) -> None:
     """Check the outputs' names where each gets a directory of its own, as several in NPY do.
 
     Raises:
@@ -221,7 +221,7 @@ def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
     return pa.field(name, kind, metadata=metadata)
 
 
-def _norm_field(layout: OutputLayout) -> pa.Field:
+def _norm_field(layout: OutputSpec) -> pa.Field:
     kind = pa.list_(pa.float64(), layout.vectors) if layout.norm_per_vector else pa.float64()
     return pa.field(layout.norm_column, kind)
 
@@ -255,7 +255,7 @@ class Normalized:
 
 def output_table(
     carried: pa.Table,
-    layouts: Sequence[OutputLayout],
+    layouts: Sequence[OutputSpec],
     results: Mapping[str, Normalized],
     nulls: np.ndarray,
 ) -> pa.Table:
@@ -276,13 +276,13 @@ def output_table(
     return table
 
 
-def _norm_array(layout: OutputLayout, norms: np.ndarray, nulls: np.ndarray) -> pa.Array:
+def _norm_array(layout: OutputSpec, norms: np.ndarray, nulls: np.ndarray) -> pa.Array:
     if layout.norm_per_vector:
         return fixed_size_list(norms, nulls)
     return pa.array(norms[:, 0], mask=nulls if nulls.any() else None)
 
 
-def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputLayout) -> pa.Array:
+def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputSpec) -> pa.Array:
     """Vector times norm, as a column like that of the unit vectors.
 
     Args:

@@ -16,7 +16,7 @@ from batchnorm_tool.pipeline.manifest import (
     read_record,
     record_path,
 )
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, Resolved, differences
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions, differences
 from batchnorm_tool.pipeline.scored_chunk import Policies
 from batchnorm_tool.storage import STATE
 
@@ -34,7 +34,7 @@ _NOT_STAGED = ("records", "refused", "tmp")
 
 
 @dataclass(frozen=True)
-class Standing:
+class OutputState:
     """What stands in an output.
 
     Attributes:
@@ -58,16 +58,16 @@ class Standing:
             return _ANY_RESULT & set(self.names)
         return {_STATISTICS, *self.manifest.directories}
 
-    def choices(self, request: str) -> Resolved | None:
+    def choices(self, request: str) -> ResolvedOptions | None:
         """The choices that were made here for the same ``request``, so that they stay."""
-        if self.plan is not None and self.plan.request == request:
+        if self.plan is not None and self.plan.options_fingerprint == request:
             return self.plan.resolved
         if self.manifest is not None and self.manifest.data["request"] == request:
-            return Resolved.from_dict(self.manifest.data["resolved"])
+            return ResolvedOptions.from_dict(self.manifest.data["resolved"])
         return None
 
 
-def look(storage: Storage, path: str, *, fresh: bool = False) -> Standing:
+def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> OutputState:
     """See what stands in ``storage``; a publication that was interrupted is finished first.
 
     Args:
@@ -79,9 +79,9 @@ def look(storage: Storage, path: str, *, fresh: bool = False) -> Standing:
         Damaged: The manifest of a finished run is damaged.
     """
     if storage.publishing():
-        complete(storage)
+        finish_publishing(storage)
     text = storage.get(PLAN_PATH)
-    return Standing(
+    return OutputState(
         path=path,
         manifest=_manifest(storage, path, fresh=fresh),
         plan=None if text is None else Plan.from_json(text),
@@ -99,7 +99,7 @@ def _manifest(storage: Storage, path: str, *, fresh: bool) -> Manifest | None:
         return None
 
 
-def complete(storage: Storage) -> None:
+def finish_publishing(storage: Storage) -> None:
     """Make a staged result the visible one; may be repeated after a kill at any point of it."""
     text = storage.get(storage.staged(MANIFEST_PATH))
     success = storage.get(storage.staged(SUCCESS_PATH))
@@ -124,33 +124,33 @@ def discard_state(storage: Storage) -> None:
     storage.remove(STATE)
 
 
-def is_finished(standing: Standing, plan: Plan) -> bool:
+def is_finished(state: OutputState, plan: Plan) -> bool:
     """Whether the very result of ``plan`` stands there, finished, its directories in place."""
-    manifest = standing.manifest
+    manifest = state.manifest
     if manifest is None or manifest.data["result"] != plan.identity.result_id:
         return False
-    return manifest.directories <= set(standing.names)
+    return manifest.directories <= set(state.names)
 
 
-def check_may_begin(standing: Standing, plan: Plan, *, fresh: bool) -> bool:
+def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
     """Whether the run under way can go on as ``plan``; otherwise it is begun anew.
 
     Raises:
         OutputError: Something else stands there, and ``fresh`` does not allow to replace it.
     """
-    foreign = [name for name in standing.names if name != STATE]
-    ours = standing.plan is not None or MANIFEST_PATH in foreign
+    foreign = [name for name in state.names if name != STATE]
+    ours = state.plan is not None or MANIFEST_PATH in foreign
     if foreign and not ours:
         msg = (
-            f"The output directory `{standing.path}` holds something that is no run of "
+            f"The output directory `{state.path}` holds something that is no run of "
             f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
         )
         raise OutputError(msg)
-    if standing.plan is not None and _continues(standing.plan.identity, plan):
+    if state.plan is not None and _continues(state.plan.identity, plan):
         return True
-    loses_work = standing.manifest is not None or standing.parts_done > 0
-    if not fresh and (loses_work or standing.plan is None):
-        _refuse_other(standing, plan)
+    loses_work = state.manifest is not None or state.parts_done > 0
+    if not fresh and (loses_work or state.plan is None):
+        _refuse_other(state, plan)
     return False
 
 
@@ -161,14 +161,14 @@ def _continues(before: Identity, plan: Plan) -> bool:
     return before.space == after.space and before.result == after.result and same_bits
 
 
-def _refuse_other(standing: Standing, plan: Plan) -> None:
-    if standing.plan is not None:
-        other, what = standing.plan.identity, "an unfinished run"
-    elif standing.manifest is not None:
-        other, what = standing.manifest.identity, "the result"
-    elif MANIFEST_PATH in standing.names:
+def _refuse_other(state: OutputState, plan: Plan) -> None:
+    if state.plan is not None:
+        other, what = state.plan.identity, "an unfinished run"
+    elif state.manifest is not None:
+        other, what = state.manifest.identity, "the result"
+    elif MANIFEST_PATH in state.names:
         msg = (
-            f"The output directory `{standing.path}` holds a result without `{SUCCESS_PATH}`: "
+            f"The output directory `{state.path}` holds a result without `{SUCCESS_PATH}`: "
             "somebody has removed it. Replace it whole with `--fresh`, or choose another "
             "`output.path`."
         )
@@ -176,29 +176,29 @@ def _refuse_other(standing: Standing, plan: Plan) -> None:
     else:
         return
     if other == plan.identity:
-        gone = sorted(standing.directories - set(standing.names))
+        gone = sorted(state.directories - set(state.names))
         msg = (
-            f"The result in `{standing.path}` is finished, but somebody has removed "
+            f"The result in `{state.path}` is finished, but somebody has removed "
             f"{', '.join(f'`{name}`' for name in gone)}. Make it again with `--fresh`."
         )
         raise OutputError(msg)
-    unasked = _chosen_in_both(standing, plan)
+    unasked = _chosen_in_both(state, plan)
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
     listed = ", ".join(found)
     only_bits = other.space == plan.identity.space and other.result == plan.identity.result
     advice = "Replace it whole with `--fresh`, or choose another `output.path`."
-    if standing.plan is not None and only_bits:
+    if state.plan is not None and only_bits:
         advice += " `--mixed-bits` goes on all the same; the low bits of its parts then differ."
     msg = (
-        f"The output directory `{standing.path}` holds {what} of another job or input. "
+        f"The output directory `{state.path}` holds {what} of another job or input. "
         f"What differs: {listed}. {advice}"
     )
     raise OutputError(msg)
 
 
-def _chosen_in_both(standing: Standing, plan: Plan) -> set[str]:
+def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
     """What both jobs left open: no person can tell why one choice came out as it did."""
-    before = standing.plan.job.to_dict() if standing.plan else _job_of(standing.manifest)
+    before = state.plan.job.to_dict() if state.plan else _job_of(state.manifest)
     jobs = (before, plan.job.to_dict())
     chosen = {"chunk_rows"}
     if all((job["model"] or {}).get("batch_size") == "auto" for job in jobs):
@@ -240,7 +240,7 @@ def _is_whole(storage: Storage, record: PartRecord) -> bool:
     return all(storage.size(storage.staged(file.path)) == file.bytes for file in record.files)
 
 
-def forget_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
+def discard_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
     """Remove all of the parts that are not ``kept``, so that they are made again.
 
     Their files too: made again under another policy, a part may have fewer of them, and what

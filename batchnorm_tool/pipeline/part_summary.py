@@ -62,7 +62,7 @@ _HISTOGRAM_PLACE = CHUNK_SCHEMA.get_field_index("histogram")
 
 
 @dataclass
-class Tally:
+class PartSummary:
     """What a part has come to so far.
 
     Args:

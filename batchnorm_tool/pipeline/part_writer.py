@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from batchnorm_tool.formats import Sink
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.pipeline.plan import Part, Plan
     from batchnorm_tool.pipeline.scored_chunk import Scored
     from batchnorm_tool.storage import FileRecord, OutputFile, Storage
@@ -39,7 +39,7 @@ class PartWriter:
     """
 
     def __init__(
-        self, plan: Plan, storage: Storage, part: Part, layouts: Sequence[OutputLayout]
+        self, plan: Plan, storage: Storage, part: Part, layouts: Sequence[OutputSpec]
     ) -> None:
         self._plan, self._storage, self._part, self._layouts = plan, storage, part, layouts
         self._files: list[tuple[str, OutputFile]] = []
@@ -149,7 +149,7 @@ class PartWriter:
         return pa.table(columns, schema=_quarantine_schema(self._plan, self._layouts))
 
 
-def _quarantine_schema(plan: Plan, layouts: Sequence[OutputLayout]) -> pa.Schema:
+def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
     """The schema of quarantined rows: carried columns, then from where and why, then predictions.
 
     Ours are called ``file``, ``file_row``, ``reason``, and ``prediction`` or, of several outputs,

@@ -80,7 +80,7 @@ class Identity:
 
 def identify(
     job: Job,
-    resolved: Resolved,
+    resolved: ResolvedOptions,
     files: tuple[InputFile, ...],
     limit: int | None,
 ) -> Identity:
@@ -110,7 +110,7 @@ def identify(
     )
 
 
-def _space(job: Job, resolved: Resolved) -> dict[str, Any]:
+def _space(job: Job, resolved: ResolvedOptions) -> dict[str, Any]:
     norms = {}
     for output in resolved.outputs:
         norm, axis = job.normalize.for_output(output.name)
@@ -132,7 +132,7 @@ def _space(job: Job, resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _bits(resolved: Resolved, *, with_model: bool) -> dict[str, Any]:
+def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, Any]:
     return {
         "batch_size": resolved.batch_size,
         "threads": resolved.threads,
@@ -156,7 +156,7 @@ def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> 
             yield from _named_differences(name, before.get(name), after.get(name))
 
 
-_IN_WORDS = {
+_LABELS = {
     "input": "the input files",
     "model": "the model's content",
     "input.transform": "`input.transform` or its source",
@@ -167,8 +167,8 @@ def _named_differences(name: str, before: object, after: object) -> Iterator[str
     """What differs under ``name``; of two mappings, only the keys that differ."""
     if before == after:
         return
-    if name in _IN_WORDS:
-        yield _IN_WORDS[name]
+    if name in _LABELS:
+        yield _LABELS[name]
     elif isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from _named_differences(f"{name}.{key}", before.get(key), after.get(key))
@@ -231,7 +231,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedOptions:
     """Every choice that a job may leave open, made.
 
     Attributes:
@@ -266,7 +266,7 @@ class Resolved:
         return {**asdict(replace(self, carried=None)), "carried": schema}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Resolved:
+    def from_dict(cls, data: Mapping[str, Any]) -> ResolvedOptions:
         """The choices that `to_dict` gave."""
         features = {name: tuple(columns) for name, columns in data["features"].items()}
         fields = {side: tuple(map(_field, data[side])) for side in ("inputs", "outputs")}
@@ -290,17 +290,17 @@ class Plan:
         files: The input files, in lexicographic path order.
         resolved: What the job left open.
         identity: What the result is made of.
-        request: Hash of what the choices in ``resolved`` were made from: while it stays the same,
-            they need not be made again.
+        options_fingerprint: Hash of what the choices in ``resolved`` were made from: while it stays
+            the same, they need not be made again.
         limit: Only so many rows from the start; ``None`` for all.
         warnings: What a person should know, found while planning.
     """
 
     job: Job
     files: tuple[InputFile, ...]
-    resolved: Resolved
+    resolved: ResolvedOptions
     identity: Identity
-    request: str
+    options_fingerprint: str
     limit: int | None = None
     warnings: tuple[str, ...] = ()
 
@@ -350,16 +350,16 @@ class Plan:
             "files": [file.to_dict() for file in self.files],
             "resolved": self.resolved.to_dict(),
             "identity": self.identity.to_dict(),
-            "request": self.request,
+            "request": self.options_fingerprint,
             "limit": self.limit,
             "warnings": list(self.warnings),
         }
-        return checked_json.sealed_json(data)
+        return checked_json.dump_checked_json(data)
 
     @classmethod
     def from_json(cls, text: bytes) -> Plan | None:
         """The plan that `to_json` gave, or ``None`` where it is damaged or of another version."""
-        data = checked_json.opened_json(text)
+        data = checked_json.load_checked_json(text)
         try:
             return None if data is None else cls._from_dict(data)
         except (KeyError, TypeError, ValueError):
@@ -370,9 +370,9 @@ class Plan:
         return cls(
             job=Job.model_validate(data["job"]),
             files=tuple(map(InputFile.from_dict, data["files"])),
-            resolved=Resolved.from_dict(data["resolved"]),
+            resolved=ResolvedOptions.from_dict(data["resolved"]),
             identity=Identity.from_dict(data["identity"]),
-            request=data["request"],
+            options_fingerprint=data["request"],
             limit=data["limit"],
             warnings=tuple(data["warnings"]),
         )

@@ -13,8 +13,8 @@ from batchnorm_tool.errors import ModelFailed, warn
 from batchnorm_tool.models.batching import check_shape
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.norms.vector_stats import VectorStats
-from batchnorm_tool.pipeline.output_schema import Normalized, OutputLayout
-from batchnorm_tool.pipeline.timing import StageClock
+from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
+from batchnorm_tool.pipeline.timing import StageTimings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,9 +55,9 @@ class Scored:
 def score_chunk(
     chunk: Chunk,
     predictor: Predictor,
-    layouts: Sequence[OutputLayout],
+    layouts: Sequence[OutputSpec],
     dtype: np.dtype,
-    clock: StageClock | None = None,
+    timings: StageTimings | None = None,
 ) -> Scored:
     """Predict, normalize and measure the rows of a chunk.
 
@@ -66,22 +66,22 @@ def score_chunk(
         predictor: The model.
         layouts: How each of its outputs is normalized.
         dtype: Floating-point dtype of the unit vectors.
-        clock: Told how long each stage takes.
+        timings: Told how long each stage takes.
     """
-    clock = clock or StageClock()
-    with clock.stage("predict"):
+    timings = timings or StageTimings()
+    with timings.stage("predict"):
         chunk, predictions, causes = _predict(chunk, predictor, layouts)
     faults = chunk.faults.copy()
     good_input = chunk.faults == Reason.GOOD
     results, statistics = {}, {}
     for output in layouts:
-        with clock.stage("normalize"):
+        with timings.stage("normalize"):
             check_shape(output.name, predictions[output.name], output.shape)
             vectors = predictions[output.name].reshape(chunk.rows * output.vectors, output.width)
             unit, lengths = _normalized(vectors, output.norm, dtype)
             if not _surely_good(lengths, output.norm):
                 _mark_faults(faults, vectors, lengths, unit)
-        with clock.stage("statistics"):
+        with timings.stage("statistics"):
             statistics[output.name] = _measure(vectors, lengths, output, good_input)
         results[output.name] = Normalized(
             unit.reshape(chunk.rows, output.vectors * output.width),
@@ -91,7 +91,7 @@ def score_chunk(
 
 
 def _predict(
-    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputLayout]
+    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputSpec]
 ) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
     """The chunk with the rows marked on which the model fails, predictions, and what it says.
 
@@ -150,7 +150,7 @@ def _normalized(
 
 
 def _measure(
-    vectors: np.ndarray, lengths: np.ndarray, output: OutputLayout, good_rows: np.ndarray
+    vectors: np.ndarray, lengths: np.ndarray, output: OutputSpec, good_rows: np.ndarray
 ) -> VectorStats:
     """Statistics of the vectors of good rows: filler in the place of a bad input does not count."""
     if not good_rows.all():
@@ -212,7 +212,7 @@ class Policies:
         names[Reason.ZERO_VECTOR] = job.normalize.zero
         return cls(np.array([ACTIONS.index(names[reason]) for reason in Reason], np.uint8))
 
-    def judge(self, faults: np.ndarray) -> np.ndarray:
+    def actions_for(self, faults: np.ndarray) -> np.ndarray:
         """The action for each row: ``uint8[n]`` from reasons ``uint8[n]``."""
         return self.actions[faults]
 

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 STAGES = ("read", "predict", "normalize", "statistics", "write")
 
 
-class StageClock:
+class StageTimings:
     """Sums of what each stage took; threads may share one, and processes may send theirs.
 
     Stages must not be nested: the inner one's time would count twice.
 
     Example:
-        >>> clock = StageClock()
+        >>> clock = StageTimings()
         >>> with clock.stage("read"):
         ...     rows = list(range(3))
         >>> clock.add("write", 2.0, 0.5)
-        >>> other = StageClock()
+        >>> other = StageTimings()
         >>> other.merge({"write": (1.0, 0.25)})
         >>> other.merge(clock.totals())
         >>> other.totals()["write"]

@@ -18,18 +18,18 @@ import pyarrow as pa
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk
-from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, collected
+from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.models import security
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
-from batchnorm_tool.pipeline.part_summary import Tally
+from batchnorm_tool.pipeline.part_summary import PartSummary
 from batchnorm_tool.pipeline.part_writer import PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
-from batchnorm_tool.pipeline.timing import StageClock
+from batchnorm_tool.pipeline.timing import StageTimings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,22 +50,22 @@ class Worker:
         predictor: The loaded model, its batch size fixed to the plan's.
 
     Attributes:
-        clock: What each stage of its parts took so far.
+        timings: What each stage of its parts took so far.
     """
 
     def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:
         self.plan = plan
         self.storage = storage
         self.predictor = predictor
-        self.clock = StageClock()
-        self.layouts = output_schema.output_layouts(plan.job, plan.resolved.outputs)
+        self.timings = StageTimings()
+        self.layouts = output_schema.output_specs(plan.job, plan.resolved.outputs)
         self.policies = Policies.of(plan.job)
         self._bits = plan.identity.bits_id
         self._reader = FeatureReader(
             plan.resolved.features,
             plan.resolved.inputs,
             plan.job.input,
-            judge_nonfinite=plan.job.model is not None,
+            check_nonfinite=plan.job.model is not None,
         )
 
     def process_part(
@@ -89,51 +89,51 @@ class Worker:
             WorkFailed: Reading, predicting or writing failed.
         """
         part = self.plan.part(number)
-        tally = Tally(part, self.plan.files, self.policies, self._keys)
-        with collected(tally.warnings.add), self._open_writer(part) as writer:
+        summary = PartSummary(part, self.plan.files, self.policies, self._keys)
+        with capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
             for chunk in self._timed(self._chunks(part)):
                 if stopped():
                     msg = "Stopped between two chunks; running it again resumes."
                     raise Interrupted(msg)
-                self._process_chunk(chunk, tally, writer)
+                self._process_chunk(chunk, summary, writer)
                 advance(chunk.rows)
-            return self._commit(tally, writer)
+            return self._commit(summary, writer)
 
     def _open_writer(self, part: Part) -> PartWriter:
-        with self.clock.stage("write"):
+        with self.timings.stage("write"):
             return PartWriter(self.plan, self.storage, part, self.layouts)
 
-    def _commit(self, tally: Tally, writer: PartWriter) -> PartRecord:
-        with self.clock.stage("write"):
-            files = () if tally.counts.failed else writer.commit()
-        with self.clock.stage("statistics"):
-            record = tally.record(self._bits, files)
-        with self.clock.stage("write"):
-            path = refusal_path if tally.counts.failed else record_path
+    def _commit(self, summary: PartSummary, writer: PartWriter) -> PartRecord:
+        with self.timings.stage("write"):
+            files = () if summary.counts.failed else writer.commit()
+        with self.timings.stage("statistics"):
+            record = summary.record(self._bits, files)
+        with self.timings.stage("write"):
+            path = refusal_path if summary.counts.failed else record_path
             self.storage.put(path(record.part), record.to_json())
         return record
 
-    def _process_chunk(self, chunk: Chunk, tally: Tally, writer: PartWriter) -> None:
+    def _process_chunk(self, chunk: Chunk, summary: PartSummary, writer: PartWriter) -> None:
         dtype = np.dtype(self.plan.job.output.dtype)
         warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
         try:
-            scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.clock)
+            scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.timings)
         except (ModelError, WorkFailed) as error:
-            file, row = tally.part.locate(chunk.first_row)
+            file, row = summary.part.locate(chunk.first_row)
             where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
             kind = ModelError if isinstance(error, ModelError) else WorkFailed
             raise kind(f"{where}: {error.message}") from error
-        with self.clock.stage("statistics"):
-            actions = self.policies.judge(scored.faults)
-            tally.add(scored, actions)
-        if not tally.counts.failed:  # a part that breaks a policy is read on only to be counted
-            with self.clock.stage("write"):
+        with self.timings.stage("statistics"):
+            actions = self.policies.actions_for(scored.faults)
+            summary.add(scored, actions)
+        if not summary.counts.failed:  # a part that breaks a policy is read on only to be counted
+            with self.timings.stage("write"):
                 writer.write(scored, actions)
 
     def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The same chunks; whatever brings the next one is the stage of reading."""
         while True:
-            with self.clock.stage("read"):
+            with self.timings.stage("read"):
                 chunk = next(chunks, None)
             if chunk is None:
                 return

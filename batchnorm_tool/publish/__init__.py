@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.publish.base import Facts, Target, TargetSection
     from batchnorm_tool.storage import Storage
-    from batchnorm_tool.store.state import StoreLayout, Unfit
+    from batchnorm_tool.store.state import StoreSchema, Unfit
     from batchnorm_tool.store.version_changes import Publication
 
 __all__ = ["TARGETS", "open_target"]
@@ -90,7 +90,7 @@ def check_targets(sections: Iterable[TargetSection]) -> None:
         open_target(section).check()
 
 
-def check_layout(sections: Iterable[TargetSection], layout: StoreLayout) -> None:
+def check_layout(sections: Iterable[TargetSection], layout: StoreSchema) -> None:
     """Find columns that a target cannot take, before anything is published.
 
     Raises:
@@ -174,7 +174,7 @@ def _held(target: Target, storage: Storage) -> Facts | None:
     A note that is damaged is no note: the target is then written whole.
     """
     text = storage.get(_note_path(target))
-    note = None if text is None else checked_json.opened_json(text)
+    note = None if text is None else checked_json.load_checked_json(text)
     if note is None or (note["kind"], note["place"]) != (target.kind, target.place):
         return None
     facts: Facts = note["facts"]
@@ -183,4 +183,4 @@ def _held(target: Target, storage: Storage) -> Facts | None:
 
 def _remember(target: Target, storage: Storage, facts: Facts) -> None:
     note = {"kind": target.kind, "place": target.place, "facts": facts}
-    storage.put(_note_path(target), checked_json.sealed_json(note))
+    storage.put(_note_path(target), checked_json.dump_checked_json(note))

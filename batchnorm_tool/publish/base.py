@@ -22,7 +22,7 @@ from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from batchnorm_tool.store.state import StoreLayout, Unfit
+    from batchnorm_tool.store.state import StoreSchema, Unfit
     from batchnorm_tool.store.version_changes import Publication
 
 Facts = dict[str, Any]
@@ -68,10 +68,10 @@ class TargetSection(Protocol):
         """Queries with which an index is measured."""
 
 
-class TakesAll:
+class AcceptsAllRows:
     """A target that takes all that a store holds: what it is asked before a publication."""
 
-    def check_layout(self, layout: StoreLayout) -> None:
+    def check_layout(self, layout: StoreSchema) -> None:
         """Refuse columns that the target cannot have.
 
         Raises:
@@ -109,11 +109,11 @@ class Target(Protocol):
             JobError: A library, a setting or a right is missing.
         """
 
-    def check_layout(self, layout: StoreLayout) -> None:
-        """Refuse columns that the target cannot have; see `TakesAll`."""
+    def check_layout(self, layout: StoreSchema) -> None:
+        """Refuse columns that the target cannot have; see `AcceptsAllRows`."""
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
-        """Return the first value that the target cannot take; see `TakesAll`."""
+        """Return the first value that the target cannot take; see `AcceptsAllRows`."""
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Bring the target to a version.
@@ -132,7 +132,7 @@ class Target(Protocol):
         """
 
 
-def published_schema(layout: StoreLayout) -> pa.Schema:
+def published_schema(layout: StoreSchema) -> pa.Schema:
     """The columns that targets show: keys, vector, norm, status, version, passed-through ones.
 
     Both columns of hashes are left out: they tell the store what changed, and a reader nothing.

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
-    TakesAll,
+    AcceptsAllRows,
     check_path,
     published_batches,
     published_schema,
@@ -70,7 +70,7 @@ class FullSet:
         return iter(())
 
 
-class ChangeFeed(TakesAll):
+class ChangeFeed(AcceptsAllRows):
     """The target ``changes``: a directory of change sets.
 
     Args:
@@ -130,7 +130,7 @@ def _write(storage: LocalStorage, publication: Publication, base: int | None) ->
     document = _write_files(storage, publication, changes)
     document["builds_on"] = base
     directories.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
-    directories.appear(storage, directory)
+    directories.publish_directory(storage, directory)
     return document
 
 

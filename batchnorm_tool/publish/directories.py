@@ -9,7 +9,7 @@ from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.storage.base import STATE
-from batchnorm_tool.storage.checked_json import canonical_json, sealed, unsealed
+from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
 from batchnorm_tool.storage.files import make_directories, write_errors
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchnorm_tool.storage import FileRecord, LocalStorage, OutputFile, Storage
-    from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Publication
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
         raise OutputError(msg)
 
 
-def appear(storage: LocalStorage, path: str) -> None:
+def publish_directory(storage: LocalStorage, path: str) -> None:
     """Let the staged directory ``path`` appear in one rename, in place of one of that name.
 
     Its name outlives a power cut if it is at the top, or else once a file beside it is committed.
@@ -97,13 +97,13 @@ def manifest(publication: Publication, files: Iterable[FileRecord], root: str) -
 
 def put_manifest(storage: LocalStorage, path: str, document: dict[str, Any]) -> None:
     """Write a manifest: JSON with a checksum over all the rest of it."""
-    storage.put(path, canonical_json(sealed(document)) + b"\n")
+    storage.put(path, canonical_json(with_checksum(document)) + b"\n")
 
 
 def manifest_at(storage: LocalStorage, path: str) -> dict[str, Any] | None:
     """A manifest, or ``None`` where there is none that is whole."""
     text = storage.get(path)
-    return None if text is None else unsealed(text)
+    return None if text is None else verified_json(text)
 
 
 def holds(found: dict[str, Any] | None, publication: Publication) -> bool:
@@ -123,7 +123,7 @@ class PartFiles:
     """
 
     def __init__(
-        self, storage: Storage, directory: str, schema: pa.Schema, layout: StoreLayout
+        self, storage: Storage, directory: str, schema: pa.Schema, layout: StoreSchema
     ) -> None:
         self._storage, self._directory, self._schema = storage, directory, schema
         self._layout = Layout(rows=0, vector_columns=(layout.vector,), norm_columns=(layout.norm,))

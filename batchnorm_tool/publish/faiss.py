@@ -36,10 +36,10 @@ from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.publish import directories, faiss_build
-from batchnorm_tool.publish.base import TakesAll, check_path, target_errors, version_facts
+from batchnorm_tool.publish.base import AcceptsAllRows, check_path, target_errors, version_facts
 from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, RecallSample
 from batchnorm_tool.storage import OutputFile
-from batchnorm_tool.storage.checked_json import canonical_json, sealed, unsealed
+from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
 from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
 from batchnorm_tool.store.state import Unfit
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.publish.base import Facts, TargetSection
     from batchnorm_tool.publish.faiss_build import RecallQueries
     from batchnorm_tool.storage import FileRecord
-    from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Publication
 
 # The version that is published, the one that readers may still have open, and one more, which a
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 KEPT_KEYS = 3
 
 
-class FaissIndex(TakesAll):
+class FaissIndex(AcceptsAllRows):
     """The target ``faiss``.
 
     Args:
@@ -82,7 +82,7 @@ class FaissIndex(TakesAll):
             )
             raise JobError(msg)
 
-    def check_layout(self, layout: StoreLayout) -> None:
+    def check_layout(self, layout: StoreSchema) -> None:
         """Refuse an index that FAISS does not know for vectors of that width."""
         import faiss
 
@@ -118,10 +118,10 @@ class FaissIndex(TakesAll):
         queries = self._fill(index, publication, scheme)
         neighbours = Neighbours(queries)
         for rows in faiss_build.rows_of(publication, scheme):
-            neighbours.look_at(rows.vectors, rows.ids)
+            neighbours.add(rows.vectors, rows.ids)
         recall, effort = faiss_build.tune(index, neighbours)
         measured = {"recall_at_10": recall, "queries": len(queries.ids), "effort": effort}
-        document = {"index": text, **self._told(publication, scheme), **measured}
+        document = {"index": text, **self._provenance(publication, scheme), **measured}
         written = self._files.put_index(index)
         document |= {"bytes": written.bytes, "sha256": written.sha256}
         self._files.put_document(document)
@@ -142,7 +142,7 @@ class FaissIndex(TakesAll):
             raise WorkFailed(msg)
         return sample.queries()
 
-    def _told(self, publication: Publication, scheme: IdScheme) -> Facts:
+    def _provenance(self, publication: Publication, scheme: IdScheme) -> Facts:
         keys = None if scheme.keys_are_ids else self._files.keys_path(scheme.version).name
         return version_facts(publication) | {
             "keys": keys,
@@ -182,7 +182,7 @@ class IndexFiles:
         with read_errors(self.path):
             if not (self.path.is_file() and self.document_path.is_file()):
                 return None
-            document = unsealed(self.document_path.read_bytes())
+            document = verified_json(self.document_path.read_bytes())
             with self.path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         return document if document and document["sha256"] == digest else None
@@ -190,7 +190,7 @@ class IndexFiles:
     def put_document(self, document: dict[str, Any]) -> None:
         """Tell what the index is."""
         with _created(self.document_path) as file:
-            file.write(canonical_json(sealed(document)) + b"\n")
+            file.write(canonical_json(with_checksum(document)) + b"\n")
             file.commit()
 
     def put_index(self, index: Any) -> FileRecord:

@@ -216,7 +216,7 @@ class Neighbours:
         self.scores = np.empty((count, 0), np.float32)
         self.ids = np.empty((count, 0), np.int64)
 
-    def look_at(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+    def add(self, vectors: np.ndarray, ids: np.ndarray) -> None:
         """Take rows into account."""
         import faiss
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
-    TakesAll,
+    AcceptsAllRows,
     check_path,
     published_batches,
     published_schema,
@@ -37,7 +37,7 @@ VERSIONS = "versions"
 POINTER = "current"
 
 
-class ParquetSnapshot(TakesAll):
+class ParquetSnapshot(AcceptsAllRows):
     """The target ``parquet``: a directory of snapshots.
 
     Args:
@@ -86,7 +86,7 @@ def _write(storage: LocalStorage, publication: Publication) -> None:
     staged, schema = storage.staged(directory), published_schema(publication.layout)
     parts = PartFiles(storage, staged, schema, publication.layout)
     records = parts.write(published_batches(publication.all_batches(), schema))
-    directories.appear(storage, directory)
+    directories.publish_directory(storage, directory)
     document = directories.manifest(publication, records, staged)
     directories.put_manifest(storage, _manifest_path(publication.version), document)
 

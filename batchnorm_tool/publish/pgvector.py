@@ -25,7 +25,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish.base import TakesAll, target_errors, version_facts
+from batchnorm_tool.publish.base import AcceptsAllRows, target_errors, version_facts
 from batchnorm_tool.publish.pgvector_tables import Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
 from batchnorm_tool.store.state import Unfit
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.publish.base import Facts, TargetSection
     from batchnorm_tool.publish.pgvector_tables import Bookkeeping
-    from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Changes, Publication
 
 _LIBRARIES = ("psycopg", "pgvector")
@@ -46,7 +46,7 @@ _LIBRARIES = ("psycopg", "pgvector")
 LONGEST_NAME = 40
 _PROBE_SECONDS = 5
 # PostgreSQL's classes of errors: connection, rollback, resources, object in use, operator, system.
-_PASSING_CLASSES = ("08", "40", "53", "55", "57", "58")
+_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
 _LASTING = re.compile(
     r"password|authentication|does not exist|pg_hba|permission denied|not permitted|no such user"
     r"|invalid|Name or service not known|nodename nor servname|does not support SSL"
@@ -55,7 +55,7 @@ _ENDS = re.compile("[/?#]")
 _GRANTS = "The view was made anew for other columns: grant privileges on it again."
 
 
-class PgvectorTable(TakesAll):
+class PgvectorTable(AcceptsAllRows):
     """The target ``pgvector``.
 
     Args:
@@ -84,7 +84,7 @@ class PgvectorTable(TakesAll):
         self._check_name()
         self._connection_string()
 
-    def check_layout(self, layout: StoreLayout) -> None:
+    def check_layout(self, layout: StoreSchema) -> None:
         """Refuse columns that PostgreSQL cannot have, and a server that will not let us make them.
 
         One that does not answer is tried again when the version is there to be published.
@@ -173,10 +173,10 @@ class PgvectorTable(TakesAll):
             with psycopg.connect(text, autocommit=True, **options) as connection:
                 yield connection
         except psycopg.Error as error:
-            kind = WorkFailed if _may_pass(error) else OutputError
-            raise kind(self._told(error, text)) from None
+            kind = WorkFailed if _is_transient(error) else OutputError
+            raise kind(self._describe_error(error, text)) from None
 
-    def _told(self, error: psycopg.Error, text: str) -> str:
+    def _describe_error(self, error: psycopg.Error, text: str) -> str:
         """What the server or libpq says in its first line, on one line."""
         said = error.diag.message_primary or str(error).partition("\n")[0]
         hint = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
@@ -220,12 +220,12 @@ def _hides_secrets(text: str) -> bool:
     return bool(at) and ("@" in after or _ENDS.search(before) is not None)
 
 
-def _may_pass(error: psycopg.Error) -> bool:
+def _is_transient(error: psycopg.Error) -> bool:
     """Tell whether running it again may help: the server is away, busy, or short of something."""
     import psycopg
 
     if error.sqlstate is not None:
-        return error.sqlstate[:2] in _PASSING_CLASSES
+        return error.sqlstate[:2] in _TRANSIENT_CLASSES
     # libpq tells of a connection in words alone.
     return isinstance(error, psycopg.OperationalError) and not _LASTING.search(str(error))
 

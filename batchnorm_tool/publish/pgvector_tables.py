@@ -193,7 +193,7 @@ class Tables:
             for name, kind in shape.columns
         ]
         with statements.connection.transaction():
-            joined = statements.listed(columns)
+            joined = statements.join(columns)
             statements.run("CREATE TABLE {table} ({columns})", table=table, columns=joined)
             mark = statements.text(f"'{MARK}'")
             statements.run("COMMENT ON TABLE {table} IS {mark}", table=table, mark=mark)
@@ -211,13 +211,13 @@ class Tables:
     def _upsert(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
         statements = self._statements
         statements.run("CREATE TEMP TABLE tonight (LIKE {table}) ON COMMIT DROP", table=table)
-        tonight = statements.text("pg_temp.tonight")
-        statements.copy(tonight, shape.names, shape, changes.upsert_batches())
+        staged = statements.text("pg_temp.tonight")
+        statements.copy(staged, shape.names, shape, changes.upsert_batches())
         statements.run(
             "INSERT INTO {table} ({names}) SELECT {names} FROM {tonight}"
             " ON CONFLICT ({keys}) DO UPDATE SET {updates}",
             table=table,
-            tonight=tonight,
+            staged=staged,
             names=statements.columns(shape.names),
             keys=statements.columns(shape.keys),
             updates=statements.each("{0} = excluded.{0}", shape.values),
@@ -330,7 +330,7 @@ class Statements:
         text, quoted = self._sql.SQL(pattern), map(self._sql.Identifier, names)
         return self._sql.SQL(between).join(text.format(name) for name in quoted)
 
-    def listed(self, parts: Iterable[sql.Composable]) -> sql.Composable:
+    def join(self, parts: Iterable[sql.Composable]) -> sql.Composable:
         """Parts with commas between them."""
         return self._sql.SQL(", ").join(parts)
 

@@ -18,7 +18,7 @@ from batchnorm_tool.storage.checked_json import sha256
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batchnorm_tool.store.state import StoreLayout
+    from batchnorm_tool.store.state import StoreSchema
 
 # The limits of pgvector 0.8: columns, and the two types that an index takes.
 LONGEST_VECTOR = 16000
@@ -74,7 +74,7 @@ class RowShape:
     schema: pa.Schema
 
     @classmethod
-    def of(cls, layout: StoreLayout) -> RowShape:
+    def of(cls, layout: StoreSchema) -> RowShape:
         """The shape of a store's published columns."""
         schema, width = published_schema(layout), layout.width
         columns = tuple(

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.inputs.files import Table
     from batchnorm_tool.norms.norm import Anything
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.readers.run import StoredRun
     from batchnorm_tool.readers.store import Snapshot
     from batchnorm_tool.readers.vectors import Stored
@@ -112,9 +112,7 @@ def _is_run(path: str) -> bool:
     return any(os.path.isfile(at / name) for at in [root, *above] for name in _MARKS)  # noqa: PTH113
 
 
-def chosen_output(
-    layouts: Sequence[OutputLayout], path: str, column: Sequence[str]
-) -> OutputLayout:
+def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str]) -> OutputSpec:
     """The output that ``column`` names, by its own name or by that of its column.
 
     Raises:
@@ -140,7 +138,7 @@ class RestoredStream:
     """Rows of one output, its predictions restored."""
 
     stored: Stored
-    output: OutputLayout
+    output: OutputSpec
 
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[PredictionBatch]:
         """All rows in order, with further columns that are there."""
@@ -255,7 +253,7 @@ class _DataStream:
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[PredictionBatch]:
         names = tuple(dict.fromkeys([*self.column, *columns]))
         reader = FeatureReader(
-            {VECTOR: self.column}, (self.vectors,), self.spec, judge_nonfinite=False
+            {VECTOR: self.column}, (self.vectors,), self.spec, check_nonfinite=False
         )
         first_row = 0
         for batch in self._read(names, batch_rows):
@@ -364,7 +362,7 @@ def predictions_of_run(
     )
 
 
-def _provenance_of_run(run: StoredRun, output: OutputLayout) -> Mapping[str, Any]:
+def _provenance_of_run(run: StoredRun, output: OutputSpec) -> Mapping[str, Any]:
     identity = run.manifest.identity
     return {
         "space": run.manifest.data["space"],
@@ -410,8 +408,8 @@ def predictions_of_store(
     )
 
 
-def _provenance(snapshot: Snapshot, output: OutputLayout) -> Mapping[str, Any]:
-    identity = snapshot.facts.identity or {"space": {}, "bits": {}}
+def _provenance(snapshot: Snapshot, output: OutputSpec) -> Mapping[str, Any]:
+    identity = snapshot.pointer.identity or {"space": {}, "bits": {}}
     record = snapshot.document
     return {
         "space": record["space"],

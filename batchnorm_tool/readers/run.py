@@ -28,13 +28,13 @@ from batchnorm_tool.pipeline.manifest import (
 )
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, Resolved
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 DATA_DIRECTORY = "vectors"
 
@@ -74,9 +74,9 @@ class StoredRun:
         return Job.model_validate(self.manifest.data["job"])
 
     @cached_property
-    def layouts(self) -> tuple[OutputLayout, ...]:
+    def layouts(self) -> tuple[OutputSpec, ...]:
         """How each output is stored."""
-        return output_schema.output_layouts(self.job, self._resolved.outputs)
+        return output_schema.output_specs(self.job, self._resolved.outputs)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -118,8 +118,8 @@ class StoredRun:
         return tuple(parts)
 
     @cached_property
-    def _resolved(self) -> Resolved:
-        return Resolved.from_dict(self.manifest.data["resolved"])
+    def _resolved(self) -> ResolvedOptions:
+        return ResolvedOptions.from_dict(self.manifest.data["resolved"])
 
     @cached_property
     def _directories(self) -> dict[str, tuple[str, ...]]:
@@ -210,7 +210,7 @@ class StoredRun:
         return "parquet" if name == "npy" else name
 
 
-@checked_json.told_of_records
+@checked_json.explain_unreadable_records
 def open_run(path: str) -> StoredRun:
     """Open a finished run.
 
@@ -243,7 +243,12 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
     """Map what reading input says of a file to `Damaged`, because the file is a result of ours."""
     try:
         yield
-    except (InputError, WorkFailed, pa.ArrowException, *checked_json.ODD_RECORDS) as error:
+    except (
+        InputError,
+        WorkFailed,
+        pa.ArrowException,
+        *checked_json.UNREADABLE_RECORD_ERRORS,
+    ) as error:
         msg = f"`{path}` cannot be read as it was written: {error}"
         raise Damaged(msg) from error
 

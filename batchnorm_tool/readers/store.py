@@ -12,11 +12,11 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.pipeline.output_schema import OutputLayout
+from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
-from batchnorm_tool.store.state import StoreFacts, StoreLayout, StoreState, open_store
+from batchnorm_tool.store.state import StoreDirectory, StorePointer, StoreSchema, open_store
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Snapshot:
 
     Attributes:
         state: The store's state.
-        facts: What its ``store.json`` said when it was opened.
+        pointer: What its ``store.json`` said when it was opened.
         version: The store's number of the version.
         layout: What its rows look like.
     """
 
-    state: StoreState
-    facts: StoreFacts
+    state: StoreDirectory
+    pointer: StorePointer
     version: int
-    layout: StoreLayout
+    layout: StoreSchema
 
     @property
     def path(self) -> str:
@@ -43,7 +43,7 @@ class Snapshot:
     @property
     def lance_version(self) -> int:
         """Lance's number of the version."""
-        return self.facts.versions[self.version]
+        return self.pointer.versions[self.version]
 
     @cached_property
     def document(self) -> Mapping[str, Any]:
@@ -62,11 +62,11 @@ class Snapshot:
         return record
 
     @property
-    def layouts(self) -> tuple[OutputLayout, ...]:
+    def layouts(self) -> tuple[OutputSpec, ...]:
         """How its one output is stored."""
         shape = shape_of(self.schema.field(self.layout.vector))
         return (
-            OutputLayout(
+            OutputSpec(
                 name=self._output_name(),
                 shape=shape,
                 vectors=1,
@@ -80,7 +80,7 @@ class Snapshot:
 
     def _output_name(self) -> str:
         """The output's name in the model; a store has one."""
-        outputs = (self.facts.identity or {}).get("space", {}).get("outputs", ())
+        outputs = (self.pointer.identity or {}).get("space", {}).get("outputs", ())
         return str(outputs[0]) if len(outputs) == 1 else self.layout.vector
 
     @property
@@ -114,7 +114,7 @@ class Snapshot:
             yield batch.cast(schema)
 
 
-@checked_json.told_of_records
+@checked_json.explain_unreadable_records
 def open_snapshot(path: str, version: int | None = None) -> Snapshot:
     """Open a version of a store.
 
@@ -127,41 +127,41 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
         JobError: The store does not keep that version.
         Damaged: The store's state is not what its checksum says, or the dataset cannot be opened.
     """
-    state, facts = open_store(path)
-    if facts.live is None or facts.layout is None:
-        raise InputError(_nothing_live(path, facts))
-    if version is not None and version not in facts.versions:
-        kept = ", ".join(str(each) for each in sorted(facts.versions))
+    state, pointer = open_store(path)
+    if pointer.live is None or pointer.layout is None:
+        raise InputError(_nothing_live(path, pointer))
+    if version is not None and version not in pointer.versions:
+        kept = ", ".join(str(each) for each in sorted(pointer.versions))
         msg = (
-            f"`version` must be one that the store `{path}` keeps: {kept} ({facts.live} is live). "
-            f"Received: {version}."
+            f"`version` must be one that the store `{path}` keeps: {kept} ({pointer.live} is "
+            f"live). Received: {version}."
         )
         raise JobError(msg)
-    chosen = facts.live if version is None else version
-    return Snapshot(state, facts, chosen, _layout_of(path, facts.layout, facts, chosen))
+    chosen = pointer.live if version is None else version
+    return Snapshot(state, pointer, chosen, _layout_of(path, pointer.layout, pointer, chosen))
 
 
-def _layout_of(path: str, live: StoreLayout, facts: StoreFacts, version: int) -> StoreLayout:
+def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int) -> StoreSchema:
     """What the rows of a version look like: before a change of space it may be another width."""
-    if version == facts.live:
+    if version == pointer.live:
         return live
-    schema = open_dataset(path, facts.versions[version]).schema
+    schema = open_dataset(path, pointer.versions[version]).schema
     known = (*live.keys, live.vector, live.norm)
     if any(name not in schema.names for name in known):
         msg = (
             f"Version {version} of the store `{path}` has other columns than the live one. "
             f"Expected: {', '.join(known)}. Received: {', '.join(schema.names)}. Open it with Lance"
-            f" (`lance.dataset(..., version={facts.versions[version]})`)."
+            f" (`lance.dataset(..., version={pointer.versions[version]})`)."
         )
         raise InputError(msg)
     passthrough = tuple(name for name in live.passthrough if name in schema.names)
     return replace(live, schema=schema, passthrough=passthrough)
 
 
-def _nothing_live(path: str, facts: StoreFacts) -> str:
-    if facts.waiting is None:
+def _nothing_live(path: str, pointer: StorePointer) -> str:
+    if pointer.waiting is None:
         return f"Nothing was published in the store `{path}` yet. Run `batchnorm-tool refresh`."
     return (
-        f"Nothing was published in the store `{path}` yet: version {facts.waiting} waits. See "
-        f"`batchnorm-tool history {path}`, then `batchnorm-tool accept {path} {facts.waiting}`."
+        f"Nothing was published in the store `{path}` yet: version {pointer.waiting} waits. See "
+        f"`batchnorm-tool history {path}`, then `batchnorm-tool accept {path} {pointer.waiting}`."
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 _BATCH_ROWS = 65_536
 
@@ -40,7 +40,7 @@ class Stored(Protocol):
         """What is known of it, as plain data."""
 
     @property
-    def layouts(self) -> tuple[OutputLayout, ...]:
+    def layouts(self) -> tuple[OutputSpec, ...]:
         """How each output is stored."""
 
     @property
@@ -63,7 +63,7 @@ class Stored(Protocol):
         """Columns of all rows, in batches of at most ``batch_rows``."""
 
 
-@checked_json.told_of_records
+@checked_json.explain_unreadable_records
 def read(
     path: str | os.PathLike[str],
     raw: bool = False,  # noqa: FBT001, FBT002
@@ -247,7 +247,7 @@ class StoredVectors:
                 )
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
-    def _choose(self, name: str | None) -> OutputLayout:
+    def _choose(self, name: str | None) -> OutputSpec:
         layouts = {output.name: output for output in self._stored.layouts}
         if name is None and len(layouts) == 1:
             return next(iter(layouts.values()))

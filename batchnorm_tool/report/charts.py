@@ -21,7 +21,16 @@ from batchnorm_tool.report.axes import (
     text,
 )
 from batchnorm_tool.report.markup import Html, tag
-from batchnorm_tool.report.svg import Look, Words, drawing, legend, legend_rows, line, marker, path
+from batchnorm_tool.report.svg import (
+    ChartText,
+    SeriesStyle,
+    drawing,
+    legend,
+    legend_rows,
+    line,
+    marker,
+    path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,12 +99,12 @@ class IntervalSeries:
 
     Attributes:
         values: For each label, one interval for each place.
-        looks: The look of each label.
+        styles: The look of each label.
         joined: Whether places follow one another, so that a line through a series says something.
     """
 
     values: Mapping[str, Sequence[Interval]]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, SeriesStyle]
     joined: bool = True
 
 
@@ -124,7 +133,7 @@ def interval_axis(label: str, series: IntervalSeries) -> Axis:
 
 
 def interval_chart(
-    words: Words, axes: tuple[Places, Axis], series: IntervalSeries, frame: Frame
+    words: ChartText, axes: tuple[Places, Axis], series: IntervalSeries, frame: Frame
 ) -> Html:
     """Draw values as markers, their intervals as whiskers, and a line through each series.
 
@@ -139,16 +148,16 @@ def interval_chart(
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
-        >>> from batchnorm_tool.report.svg import looks
+        >>> from batchnorm_tool.report.svg import series_styles
         >>> values = {"none": [Interval(0.7, 0.68, 0.72)], "l2": [Interval(0.9, 0.88, 0.92)]}
-        >>> series = IntervalSeries(values, looks(values))
+        >>> series = IntervalSeries(values, series_styles(values))
         >>> axes = Places.of("k", [10]), interval_axis("precision@k", series)
-        >>> interval_chart(Words("a", "Quality", "Two."), axes, series, NARROW).count("whisker")
+        >>> interval_chart(ChartText("a", "Quality", "Two."), axes, series, NARROW).count("whisker")
         2
     """
     # A series that stands alone needs no key: the title names it.
     several = len(series.values) > 1
-    shown = {label: series.looks[label] for label in series.values if several}
+    shown = {label: series.styles[label] for label in series.values if several}
     plot = Plot(axes[0], axes[1], frame, legend_rows(shown, frame))
     shapes = [
         piece
@@ -170,19 +179,19 @@ def _shift(plot: Plot, index: int, series: int) -> float:
 
 
 def _series(plot: Plot, series: IntervalSeries, label: str, shift: float) -> Iterator[Html]:
-    look = series.looks[label]
+    style = series.styles[label]
     places = [
         (plot.across(index + 0.5) + shift, interval)
         for index, interval in enumerate(series.values[label])
     ]
     through = "".join(_legs(plot, places))
     if series.joined and "L" in through:
-        yield line(look, through, "line", stroke_width="1.5", stroke_opacity="0.6")
+        yield line(style, through, "line", stroke_width="1.5", stroke_opacity="0.6")
     names = plot.x.ticks(0)
     for (x, interval), (_, name) in zip(places, names, strict=True):
         if math.isfinite(interval.value):
             said = f"{label}, {plot.x.label} {name}"
-            yield _point(plot, look, (x, interval), said)
+            yield _point(plot, style, (x, interval), said)
 
 
 def _legs(plot: Plot, places: Sequence[tuple[float, Interval]]) -> Iterator[str]:
@@ -195,18 +204,18 @@ def _legs(plot: Plot, places: Sequence[tuple[float, Interval]]) -> Iterator[str]
             pen = "M"
 
 
-def _point(plot: Plot, look: Look, place: tuple[float, Interval], said: str) -> Html:
+def _point(plot: Plot, style: SeriesStyle, place: tuple[float, Interval], said: str) -> Html:
     x, interval = place
     words = f"{said}: {interval.value:.4f}"
     whisker = None
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         words += f", 95 % interval {interval.low:.4f} to {interval.high:.4f}"
-        whisker = _whisker(plot, look, x, interval)
-    middle = marker(look, x, plot.down(interval.value))
+        whisker = _whisker(plot, style, x, interval)
+    middle = marker(style, x, plot.down(interval.value))
     return tag("g", tag("title", words), whisker, middle, class_="point")
 
 
-def _whisker(plot: Plot, look: Look, x: float, interval: Interval) -> Html:
+def _whisker(plot: Plot, style: SeriesStyle, x: float, interval: Interval) -> Html:
     low, high = plot.down(interval.low), plot.down(interval.high)
     cap = f"h{2 * _CAP}"
     place = (
@@ -214,7 +223,7 @@ def _whisker(plot: Plot, look: Look, x: float, interval: Interval) -> Html:
         f"M{pixels(x - _CAP)},{pixels(high)}{cap}"
     )
     return tag(
-        "path", class_="whisker", d=place, fill="none", stroke=look.colour, stroke_width="1.5"
+        "path", class_="whisker", d=place, fill="none", stroke=style.colour, stroke_width="1.5"
     )
 
 
@@ -241,7 +250,7 @@ class _Cells:
     staggered: bool
 
 
-def heat_map(words: Words, grid: Grid, frame: Frame) -> Html:
+def heat_map(words: ChartText, grid: Grid, frame: Frame) -> Html:
     """Draw a square of cells, of which the diagonal is left plain: nothing is to be learnt there.
 
     Args:
@@ -255,7 +264,7 @@ def heat_map(words: Words, grid: Grid, frame: Frame) -> Html:
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> grid = Grid(["a", "b"], {("a", "a"): 1, ("b", "b"): 1, ("a", "b"): 0.31})
-        >>> drawing = heat_map(Words("m", "Overlap", "One pair."), grid, NARROW)
+        >>> drawing = heat_map(ChartText("m", "Overlap", "One pair."), grid, NARROW)
         >>> drawing.count('class="cell"'), ">0.31<" in drawing
         (1, True)
     """
@@ -332,7 +341,7 @@ class _BarScale:
     scale: float
 
 
-def row_chart(words: Words, rows: Sequence[Row], frame: Frame) -> Html:
+def row_chart(words: ChartText, rows: Sequence[Row], frame: Frame) -> Html:
     """Draw a bar to the right for what is above zero, to the left for what is below.
 
     Args:
@@ -346,7 +355,7 @@ def row_chart(words: Words, rows: Sequence[Row], frame: Frame) -> Html:
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> rows = [Row("none", 5.0, "5.0"), Row("l2", 0.5, "0.5")]
-        >>> row_chart(Words("h", "Hubness", "Two."), rows, NARROW).count('"bar"')
+        >>> row_chart(ChartText("h", "Hubness", "Two."), rows, NARROW).count('"bar"')
         2
     """
     lanes = _lanes(rows, frame)
@@ -396,15 +405,17 @@ class Outlines:
     Attributes:
         edges: ``n + 1`` ascending x values.
         heights: For each label, ``n`` heights.
-        looks: The look of each label.
+        styles: The look of each label.
     """
 
     edges: Sequence[float]
     heights: Mapping[str, Sequence[float]]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, SeriesStyle]
 
 
-def outline_chart(words: Words, axes: tuple[Axis, Axis], outlines: Outlines, frame: Frame) -> Html:
+def outline_chart(
+    words: ChartText, axes: tuple[Axis, Axis], outlines: Outlines, frame: Frame
+) -> Html:
     """Draw each histogram as an outline over a light ground.
 
     Args:
@@ -419,15 +430,15 @@ def outline_chart(words: Words, axes: tuple[Axis, Axis], outlines: Outlines, fra
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> from batchnorm_tool.report.axes import Axis
-        >>> from batchnorm_tool.report.svg import looks
+        >>> from batchnorm_tool.report.svg import series_styles
         >>> heights = {"l1": [0, 1, 2], "l2": [2, 1, 0]}
         >>> axes = Axis("norm", 1, 4), Axis("vectors, %", 0, 2)
-        >>> outlines = Outlines([1, 2, 3, 4], heights, looks(heights))
-        >>> outline_chart(Words("n", "Norms", "Two."), axes, outlines, NARROW).count('"outline"')
+        >>> outlines = Outlines([1, 2, 3, 4], heights, series_styles(heights))
+        >>> outline_chart(ChartText("n", "Norm", "Two."), axes, outlines, NARROW).count('"outline"')
         2
     """
     plot = Plot(axes[0], axes[1], frame, legend_rows(outlines.heights, frame))
-    shown = {label: outlines.looks[label] for label in outlines.heights}
+    shown = {label: outlines.styles[label] for label in outlines.heights}
     places = {label: _outline(plot, outlines, label) for label in shown if _any(outlines, label)}
     depth = f"{min(_FILL, _ALL_FILLS / max(len(places), 1)):.3f}"
     grounds = [

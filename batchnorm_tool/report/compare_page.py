@@ -12,16 +12,16 @@ from batchnorm_tool.report.compare_sections import hubness_section, overlap_sect
 from batchnorm_tool.report.figures import (
     base_name,
     between,
+    describe_key,
+    describe_relevance,
+    describe_unknown,
     families,
     headline,
-    key_words,
     measured_norms,
     metric_name,
     quality,
     real,
-    relevance_words,
     shown_k,
-    unknown_words,
 )
 from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
@@ -29,7 +29,7 @@ from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
     from batchnorm_tool.report.markup import Html
-    from batchnorm_tool.report.svg import Look
+    from batchnorm_tool.report.svg import SeriesStyle
 
 _METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
 VERDICT_STYLE = """
@@ -214,13 +214,13 @@ def comparison_page(document: Mapping[str, Any]) -> str:
     """
     title = f"Norms for {base_name(document['source']['path'])}"
     # One look for a norm in all charts, also for norms that were measured but not compared.
-    looks = svg.looks([*document["compared"], *measured_norms(document)])
+    styles = svg.series_styles([*document["compared"], *measured_norms(document)])
     sections = [
         *page.warnings(document.get("warnings") or []),
-        quality_section(document, looks),
+        quality_section(document, styles),
         *overlap_section(document),
         *hubness_section(document),
-        norms_section(document, looks),
+        norms_section(document, styles),
         *groups_section(document),
     ]
     footer = f"batchnorm_tool {document['version']}. This page loads nothing and runs no script."
@@ -258,8 +258,8 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "vectors", _origin(source)
     if document.get("queries_from"):
         yield "queries", _origin(document["queries_from"])
-    relevance = relevance_words(document)
-    yield "relevant", page.prose(", ".join([relevance or "not given", *unknown_words(document)]))
+    relevance = describe_relevance(document)
+    yield "relevant", page.prose(", ".join([relevance or "not given", *describe_unknown(document)]))
     yield "sample", _sample(document)
     yield "metric", page.code(document["metric"])
     yield "k", ", ".join(map(count, document["k"]))
@@ -270,7 +270,7 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 def _origin(facts: Mapping[str, Any]) -> Html:
     kind = ", a finished run" if facts.get("kind") == "run" else ""
     column = facts.get("column")
-    named = join(", column ", page.code(key_words(column))) if column else None
+    named = join(", column ", page.code(describe_key(column))) if column else None
     return join(page.code(facts["path"]), kind, named)
 
 
@@ -288,12 +288,12 @@ def _provenance(known: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "space", page.identity(str(known["space"]))
 
 
-def norms_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Html:
+def norms_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
     """Show how the norms of the raw predictions are distributed.
 
     Args:
         document: The document of a comparison.
-        looks: The look of each norm.
+        styles: The look of each norm.
 
     Returns:
         A section with one chart of all norms, their quantiles, and how they agree.
@@ -301,7 +301,7 @@ def norms_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Htm
     norms = measured_norms(document)
     if not norms:
         return page.section("Norms of the raw predictions", tag("p", "No rows, hence no norms."))
-    overlay = Overlay(norms, looks, "norm", _LOG_FROM)
+    overlay = Overlay(norms, styles, "norm", _LOG_FROM)
     return page.section(
         "Norms of the raw predictions",
         norm_overlay("norms", "Distribution of each norm", overlay),

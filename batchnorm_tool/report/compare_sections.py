@@ -39,20 +39,20 @@ from batchnorm_tool.report.page import Column
 if TYPE_CHECKING:
     from batchnorm_tool.report.axes import Axis, Frame
     from batchnorm_tool.report.markup import Html
-    from batchnorm_tool.report.svg import Look
+    from batchnorm_tool.report.svg import SeriesStyle
 
-_UNJUDGED = (
+_WITHOUT_RELEVANCE = (
     "Nothing says which neighbours are right. With `--label COLUMN`, or `--queries` and "
     "`--relevance FILE`, this section shows which norm finds them."
 )
 
 
-def quality_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Html:
+def quality_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
     """Show how well each norm retrieves what is relevant.
 
     Args:
         document: The document of a comparison.
-        looks: The look of each norm.
+        styles: The look of each norm.
 
     Returns:
         A section with the headline's table and a chart for each family of metrics.
@@ -60,8 +60,10 @@ def quality_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> H
     found = families(document)
     decisive = headline(document)
     if decisive is None or not found:
-        return page.section("Retrieval quality", tag("p", page.prose(_UNJUDGED), class_="quiet"))
-    first, *others = _charts(document, looks)
+        return page.section(
+            "Retrieval quality", tag("p", page.prose(_WITHOUT_RELEVANCE), class_="quiet")
+        )
+    first, *others = _charts(document, styles)
     return page.section(
         "Retrieval quality",
         tag("p", _queries(document), class_="quiet"),
@@ -71,21 +73,21 @@ def quality_section(document: Mapping[str, Any], looks: Mapping[str, Look]) -> H
     )
 
 
-def _charts(document: Mapping[str, Any], looks: Mapping[str, Look]) -> Iterator[Html]:
+def _charts(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Iterator[Html]:
     found = families(document)
-    if not _judged(document, found):
+    if not _relevance(document, found):
         yield page.note("No query is judged: there is nothing to draw.")
         return
     if max(map(len, found.values())) > 1:
         for family, metrics in found.items():
             name = f"{metric_name(family)}@k"
-            shown = _Shown(name, Places.of("k", map(k_of, metrics)), metrics)
-            yield _chart(document, looks, shown)
+            shown = _QualityChart(name, Places.of("k", map(k_of, metrics)), metrics)
+            yield _chart(document, styles, shown)
         return
     # One k makes one point of each metric: all of them fit into one chart.
     every = [metric for metrics in found.values() for metric in metrics]
     places = Places.of("metric", (metric_name(family) for family in found))
-    yield _chart(document, looks, _Shown(f"Metrics at k = {k_of(every[0])}", places, every))
+    yield _chart(document, styles, _QualityChart(f"Metrics at k = {k_of(every[0])}", places, every))
 
 
 def _queries(document: Mapping[str, Any]) -> str:
@@ -130,13 +132,13 @@ def _signed_span(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "\N{EN DASH}"
 
 
-def _judged(document: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> bool:
+def _relevance(document: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> bool:
     every = itertools.product(document["compared"], itertools.chain(*found.values()))
     return any(math.isfinite(quality(document, norm, metric).value) for norm, metric in every)
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _QualityChart:
     """A chart to be drawn: its heading, and the metric at each of its places."""
 
     name: str
@@ -144,24 +146,26 @@ class _Shown:
     metrics: Sequence[str]
 
 
-def _chart(document: Mapping[str, Any], looks: Mapping[str, Look], shown: _Shown) -> Html:
+def _chart(
+    document: Mapping[str, Any], styles: Mapping[str, SeriesStyle], shown: _QualityChart
+) -> Html:
     values = {
         norm: [quality(document, norm, metric) for metric in shown.metrics]
         for norm in document["compared"]
     }
-    series = IntervalSeries(values, looks, joined=shown.places.label == "k")
+    series = IntervalSeries(values, styles, joined=shown.places.label == "k")
     heading = tag("h3", shown.name)
     axes = shown.places, interval_axis("mean with 95 % interval", series)
     id_ = f"quality-{shown.metrics[0].replace('@', '-')}"
     said = " ".join(_seen(shown.metrics, values))
-    words = svg.Words(id_, f"{shown.name} by norm", said)
+    words = svg.ChartText(id_, f"{shown.name} by norm", said)
     draw = partial(_draw, axes=axes, series=series)
     data = page.behind("The numbers behind this chart", _table(document, shown))
     return join(heading, page.chart(words, draw, data))
 
 
 def _draw(
-    words: svg.Words, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
+    words: svg.ChartText, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
 ) -> Html:
     return interval_chart(words, axes, series, frame)
 
@@ -172,7 +176,7 @@ def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[Interval]]) -> I
         yield f"{metric_name(metric)}: {each}."
 
 
-def _table(document: Mapping[str, Any], shown: _Shown) -> Html:
+def _table(document: Mapping[str, Any], shown: _QualityChart) -> Html:
     against = (document.get("tests") or {}).get("against")
     columns = [Column("norm", numeric=False), Column("metric", numeric=False)]
     columns += _columns("mean", against)
@@ -276,12 +280,12 @@ def _map(
         f"{one} and {other}: {fixed(values[one, other], 2)}."
         for one, other in itertools.combinations(norms, 2)
     )
-    words = svg.Words(id_, f"{name} of each pair of norms", said)
+    words = svg.ChartText(id_, f"{name} of each pair of norms", said)
     draw = partial(_draw_map, grid=Grid(norms, known))
     return tag("div", tag("h3", name), page.chart(words, draw))
 
 
-def _draw_map(words: svg.Words, frame: Frame, grid: Grid) -> Html:
+def _draw_map(words: svg.ChartText, frame: Frame, grid: Grid) -> Html:
     return heat_map(words, grid, frame)
 
 
@@ -310,11 +314,11 @@ def _nobody(hubness: Mapping[str, Any]) -> str:
 
 def _bars(id_: str, heading: str, rows: Sequence[Row]) -> Html:
     said = " ".join(f"{row.label}: {row.shown}." for row in rows)
-    words = svg.Words(f"hubness-{id_}", f"{heading} by norm", said)
+    words = svg.ChartText(f"hubness-{id_}", f"{heading} by norm", said)
     return tag("div", tag("h3", heading), page.chart(words, partial(_draw_rows, rows=rows)))
 
 
-def _draw_rows(words: svg.Words, frame: Frame, rows: Sequence[Row]) -> Html:
+def _draw_rows(words: svg.ChartText, frame: Frame, rows: Sequence[Row]) -> Html:
     return row_chart(words, rows, frame)
 
 

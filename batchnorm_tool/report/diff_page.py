@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool.report import compare_page, page, svg
 from batchnorm_tool.report.axes import Axis, count, fixed, number, percent, signed
 from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
-from batchnorm_tool.report.figures import base_name, interval, key_words
+from batchnorm_tool.report.figures import base_name, describe_key, interval
 from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
@@ -107,7 +107,7 @@ def _examples(document: Mapping[str, Any]) -> Iterator[Html]:
     for name, label in (("added", "Only in B, for instance: "), ("removed", "Only in A: ")):
         keys = examples.get(name)
         if keys:
-            named = [page.code(key_words(key)) for key in keys]
+            named = [page.code(describe_key(key)) for key in keys]
             yield page.note(label, named[0], *(join(", ", key) for key in named[1:]))
 
 
@@ -129,7 +129,7 @@ def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
     columns += [Column("L2 norm in A"), Column("L2 norm in B")]
     rows = [
         [
-            page.code(key_words(row["key"])),
+            page.code(describe_key(row["key"])),
             fixed(row["cosine"], 6),
             number(row["norm_a"]),
             number(row["norm_b"]),
@@ -142,7 +142,7 @@ def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
 def _norms(document: Mapping[str, Any]) -> Html:
     norms = document["norms"]
     both = {"A": norms["a"], "B": norms["b"]}
-    overlay = Overlay(both, svg.looks(both), "L2 norm", _LOG_FROM)
+    overlay = Overlay(both, svg.series_styles(both), "L2 norm", _LOG_FROM)
     return page.section(
         "L2 norms of A and B",
         page.figures(
@@ -188,11 +188,11 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
         return
     ks = sorted(overlap, key=int)
     series_ = IntervalSeries(
-        {"overlap": [interval(overlap[k]) for k in ks]}, svg.looks(["overlap"])
+        {"overlap": [interval(overlap[k]) for k in ks]}, svg.series_styles(["overlap"])
     )
     axes = Places.of("k", ks), interval_axis("overlap@k", series_)
     said = " ".join(f"overlap@{k}: {fixed(overlap[k].get('value'))}." for k in ks)
-    words = svg.Words("overlap", "Neighbours that rows keep", said)
+    words = svg.ChartText("overlap", "Neighbours that rows keep", said)
     columns = [Column("k"), Column("overlap@k"), Column("95 % interval")]
     rows = [[k, fixed(overlap[k].get("value")), _span(overlap[k])] for k in ks]
     yield page.section(
@@ -207,7 +207,9 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def _draw(words: svg.Words, frame: Frame, axes: tuple[Places, Axis], shown: IntervalSeries) -> Html:
+def _draw(
+    words: svg.ChartText, frame: Frame, axes: tuple[Places, Axis], shown: IntervalSeries
+) -> Html:
     return interval_chart(words, axes, shown, frame)
 
 
@@ -235,7 +237,7 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "rows", count(facts["rows"])
     yield "vectors", f"{count(facts['width'])} \N{MULTIPLICATION SIGN} {facts.get('dtype', '')}"
     for name in ("column", "key"):
-        yield name, _coded(key_words(facts.get(name) or ""))
+        yield name, _coded(describe_key(facts.get(name) or ""))
     yield "model", _coded(provenance.get("model"))
     space = provenance.get("space")
     yield "space", page.identity(str(space)) if space else _coded(None)
@@ -260,7 +262,7 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
     if not known:
         return page.note("No dimension has a shift.")
     axes = Axis("dimension", 0, len(values), "whole"), _y_axis(known)
-    words = svg.Words(
+    words = svg.ChartText(
         id_,
         "Shift of each dimension",
         f"{count(len(values))} dimensions; shifts from {signed(min(known))} to "
@@ -272,7 +274,7 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
 
 
 def _draw_shifts(
-    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
 ) -> Html:
     return svg.bar_chart(words, axes, bars, frame)
 
@@ -361,7 +363,7 @@ def pair_histogram(
         Axis(measure, bars[0].lower, bars[-1].upper),
         Axis("pairs", 0, max(bar.height for bar in bars) * _HEADROOM, "whole"),
     )
-    words = svg.Words(id_, f"Histogram of the {measure}", _description(pairs))
+    words = svg.ChartText(id_, f"Histogram of the {measure}", _description(pairs))
     data = page.behind("The numbers behind this chart", _pair_table(pairs, bars))
     drawn = page.chart(words, partial(_draw_pairs, axes=axes, bars=bars), data)
     return join(drawn, page.note(f"{said}."), _quantiles(pairs))
@@ -379,7 +381,7 @@ def _bar(pairs: _Pairs, lower: float, upper: float, amount: int) -> svg.Bar:
 
 
 def _draw_pairs(
-    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
 ) -> Html:
     return svg.bar_chart(words, axes, bars, frame)
 

@@ -15,7 +15,7 @@ _USUAL_K = 10
 _NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 DASH = "\N{EN DASH}"
 QUANTILES = ("q05", "q25", "q50", "q75", "q95")
-FATES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
+OUTCOMES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
 """What can have become of a night, in the order in which a chart shows it."""
 _NOT_PUBLISHED = {"superseded", "discarded"}
 _SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
@@ -32,11 +32,11 @@ def base_name(path: object) -> str:
     return whole.rstrip("/").rsplit("/", 1)[-1] or whole
 
 
-def key_words(key: object) -> str:
+def describe_key(key: object) -> str:
     """Return the key of a row as text, its parts separated by commas where it has several.
 
     Example:
-        >>> key_words(17), key_words(["shop", 17])
+        >>> describe_key(17), describe_key(["shop", 17])
         ('17', 'shop, 17')
     """
     return ", ".join(map(str, key)) if isinstance(key, list | tuple) else str(key)
@@ -172,11 +172,11 @@ def tested(document: Mapping[str, Any], norm: str, metric: str) -> Mapping[str, 
     return (entry.get(metric) or {}) if isinstance(entry, Mapping) else {}
 
 
-def relevance_words(document: Mapping[str, Any]) -> str | None:
+def describe_relevance(document: Mapping[str, Any]) -> str | None:
     """Say who is relevant to whom.
 
     Example:
-        >>> relevance_words({"relevance": {"kind": "labels", "column": "label", "classes": 10}})
+        >>> describe_relevance({"relevance": {"kind": "labels", "column": "label", "classes": 10}})
         'rows of the same `label` (10 classes)'
     """
     relevance = document.get("relevance")
@@ -188,33 +188,33 @@ def relevance_words(document: Mapping[str, Any]) -> str | None:
     return f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"
 
 
-def unknown_words(document: Mapping[str, Any]) -> Sequence[str]:
+def describe_unknown(document: Mapping[str, Any]) -> Sequence[str]:
     """Say how many queries and items of the relevance file are not among the vectors."""
     relevance = document.get("relevance") or {}
     pairs = [("unknown_queries", "queries"), ("unknown_items", "items")]
     return [f"{relevance[key]:,} unknown {what}" for key, what in pairs if relevance.get(key)]
 
 
-def fate(night: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """Return what became of a night, one of `FATES`.
+def outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Return what became of a night, one of `OUTCOMES`.
 
     Args:
-        night: One of the document's nights.
+        record: One of the document's nights.
         document: The whole history.
 
     Example:
         >>> nights = [{"version": v, "state": "published", "kind": "load"} for v in (1, 2)]
         >>> nights.append({"version": 3, "state": "published", "kind": "rollback", "restores": 1})
         >>> history = {"live": 3, "kept": [1, 2, 3], "nights": nights}
-        >>> [fate(night, history) for night in nights]
+        >>> [outcome(night, history) for night in nights]
         ['kept', 'rolled back', 'live']
     """
-    version = night["version"]
+    version = record["version"]
     if version == document["live"]:
         return "live"
-    if night["state"] == "waiting":
+    if record["state"] == "waiting":
         return "waiting"
-    if night["state"] in _NOT_PUBLISHED:
+    if record["state"] in _NOT_PUBLISHED:
         return "not published"
     if any(low < version < high for low, high in _rollbacks(document)):
         return "rolled back"
@@ -222,48 +222,48 @@ def fate(night: Mapping[str, Any], document: Mapping[str, Any]) -> str:
 
 
 def _rollbacks(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    for night in document["nights"]:
-        if night["kind"] == "rollback":
-            yield night["restores"], night["version"]
+    for record in document["nights"]:
+        if record["kind"] == "rollback":
+            yield record["restores"], record["version"]
 
 
-def fate_words(night: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+def describe_outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """Return what became of a night, with the reason where it waits or never was published."""
-    its = fate(night, document)
-    if its == "waiting" and night.get("reason"):
-        return f"waiting ({night['reason']})"
-    if its == "rolled back" and night["version"] in document["kept"]:
+    its = outcome(record, document)
+    if its == "waiting" and record.get("reason"):
+        return f"waiting ({record['reason']})"
+    if its == "rolled back" and record["version"] in document["kept"]:
         return "rolled back, kept"
-    return str(night["state"]) if its == "not published" else its
+    return str(record["state"]) if its == "not published" else its
 
 
-def kind_words(night: Mapping[str, Any]) -> str:
+def describe_kind(record: Mapping[str, Any]) -> str:
     """Return the kind of a night.
 
     Example:
-        >>> kind_words({"kind": "rollback", "restores": 3})
+        >>> describe_kind({"kind": "rollback", "restores": 3})
         'rollback to 3'
-        >>> kind_words({"kind": "refresh", "new_space": True})
+        >>> describe_kind({"kind": "refresh", "new_space": True})
         'refresh, new space'
     """
-    if night["kind"] == "rollback":
-        return f"rollback to {night['restores']}"
-    return f"{night['kind']}, new space" if night.get("new_space") else str(night["kind"])
+    if record["kind"] == "rollback":
+        return f"rollback to {record['restores']}"
+    return f"{record['kind']}, new space" if record.get("new_space") else str(record["kind"])
 
 
-def when(night: Mapping[str, Any]) -> str:
+def when(record: Mapping[str, Any]) -> str:
     """Return when a night began, to the minute, in UTC.
 
     Example:
         >>> when({"started": "2026-03-01T02:00:31.5+00:00"})
         '2026-03-01 02:00'
     """
-    return str(night["started"])[:16].replace("T", " ")
+    return str(record["started"])[:16].replace("T", " ")
 
 
-def rows_of(night: Mapping[str, Any], name: str) -> int | None:
+def rows_of(record: Mapping[str, Any], name: str) -> int | None:
     """Return a count of a night's rows; ``None`` where it has none."""
-    found: int | None = (night.get("rows") or {}).get(name)
+    found: int | None = (record.get("rows") or {}).get(name)
     return found
 
 
@@ -272,40 +272,40 @@ def counted(value: int | None) -> str:
     return DASH if value is None else count(value)
 
 
-def changed_rows(night: Mapping[str, Any]) -> int | None:
+def changed_rows(record: Mapping[str, Any]) -> int | None:
     """Return how many rows a night computed again: changed ones and all others that it had to."""
-    found = [rows_of(night, name) for name in ("changed", "recomputed")]
+    found = [rows_of(record, name) for name in ("changed", "recomputed")]
     known = [rows for rows in found if rows is not None]
     return sum(known) if known else None
 
 
-def quantile(night: Mapping[str, Any], name: str) -> float:
+def quantile(record: Mapping[str, Any], name: str) -> float:
     """Return a quantile of a night's norms; NaN where there is none."""
-    value = (night.get("norms") or {}).get(name)
+    value = (record.get("norms") or {}).get(name)
     return math.nan if value is None else float(value)
 
 
-def norm_words(night: Mapping[str, Any]) -> str:
+def describe_norms(record: Mapping[str, Any]) -> str:
     """Return the median of a night's norms, and what 90 % of them lie between.
 
     Example:
-        >>> norm_words({"norms": {"q05": 0.5, "q50": 1.0, "q95": 2.0}})
+        >>> describe_norms({"norms": {"q05": 0.5, "q50": 1.0, "q95": 2.0}})
         '1.000 [0.5000\u20132.000]'
     """
-    low, middle, high = (quantile(night, name) for name in ("q05", "q50", "q95"))
+    low, middle, high = (quantile(record, name) for name in ("q05", "q50", "q95"))
     if math.isnan(middle):
         return DASH
     return f"{number(middle)} [{number(low)}{DASH}{number(high)}]"
 
 
-def findings_of(night: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def findings_of(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return what the gate found in a night."""
-    return (night.get("gate") or {}).get("findings") or []
+    return (record.get("gate") or {}).get("findings") or []
 
 
-def broken_of(night: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def broken_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the findings of a night that are beyond their limits."""
-    return [finding for finding in findings_of(night) if not finding["passed"]]
+    return [finding for finding in findings_of(record) if not finding["passed"]]
 
 
 def finding_name(finding: Mapping[str, Any]) -> str:
@@ -319,20 +319,20 @@ def finding_name(finding: Mapping[str, Any]) -> str:
     return f"{str(finding['limit']).rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
 
 
-def gate_words(night: Mapping[str, Any]) -> str:
+def describe_gate(record: Mapping[str, Any]) -> str:
     """Return what the gate said of a night.
 
     Example:
         >>> finding = {"limit": "gate.input.changed", "scope": "input", "passed": False}
-        >>> gate_words({"gate": {"action": "hold", "findings": [finding]}})
+        >>> describe_gate({"gate": {"action": "hold", "findings": [finding]}})
         'held: changed (input)'
-        >>> gate_words({"gate": {"action": "hold", "findings": []}})
+        >>> describe_gate({"gate": {"action": "hold", "findings": []}})
         'passed'
     """
-    if not night.get("gate"):
+    if not record.get("gate"):
         return DASH
-    names = [finding_name(finding) for finding in broken_of(night)]
+    names = [finding_name(finding) for finding in broken_of(record)]
     if not names:
         return "passed"
-    verb = "warned" if night["gate"].get("action") == "warn" else "held"
+    verb = "warned" if record["gate"].get("action") == "warn" else "held"
     return f"{verb}: {', '.join(names)}"

@@ -23,20 +23,20 @@ from batchnorm_tool.report.axes import (
 )
 from batchnorm_tool.report.charts import Places
 from batchnorm_tool.report.figures import (
-    FATES,
+    OUTCOMES,
     QUANTILES,
     base_name,
     broken_of,
     changed_rows,
     counted,
-    fate,
-    fate_words,
+    describe_gate,
+    describe_key,
+    describe_kind,
+    describe_norms,
+    describe_outcome,
     finding_name,
     findings_of,
-    gate_words,
-    key_words,
-    kind_words,
-    norm_words,
+    outcome,
     quantile,
     real,
     rows_of,
@@ -44,7 +44,7 @@ from batchnorm_tool.report.figures import (
 )
 from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.text_refresh import standing
+from batchnorm_tool.report.text_refresh import describe_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ _SCOPES = {
     "changed": "Vectors of the changed rows alone",
     "whole": "Vectors of all rows",
 }
-_MOST_NIGHTS_TOLD = 50
+_MOST_OUTCOMES_SHOWN = 50
 STYLE = """
 .limit { stroke: var(--alarm, #a3341f); }
 .beyond { fill: var(--alarm, #a3341f); }
@@ -78,17 +78,23 @@ def history_page(document: Mapping[str, Any]) -> str:
     """Draw the nights of a store on one HTML page that works offline.
 
     Args:
-        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``nights``, records of
+        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``records``, records of
             nights with the oldest first; nothing else is read.
 
     Returns:
         An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
         the data are text in it, whatever they contain.
     """
-    nights = document["nights"]
-    sections = [_nights(document)]
-    if nights:
-        sections = [_fates(document), _rows(nights), _norms(nights), *_gates(nights), *sections]
+    records = document["nights"]
+    sections = [_table(document)]
+    if records:
+        sections = [
+            _outcomes(document),
+            _rows(records),
+            _norms(records),
+            *_gates(records),
+            *sections,
+        ]
     title = f"Nights of {base_name(document['path'])}"
     footer = "batchnorm_tool. This page loads nothing and runs no script."
     return page.document(title, _header(document), sections, footer, STYLE)
@@ -107,27 +113,27 @@ def _header(document: Mapping[str, Any]) -> Html:
 
 
 def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
-    nights = {night["version"]: night for night in document["nights"]}
+    records = {record["version"]: record for record in document["nights"]}
     live, waiting = document["live"], document.get("waiting")
     yield "live version", "none" if live is None else str(live), live is None
-    yield "live rows", counted(rows_of(nights.get(live, {}), "live")), False
+    yield "live rows", counted(rows_of(records.get(live, {}), "live")), False
     yield "waiting", "none" if waiting is None else str(waiting), waiting is not None
     yield "on hold", "yes" if document.get("hold") else "no", bool(document.get("hold"))
     yield "versions kept", counted(len(document["kept"])), False
 
 
-def _fates(document: Mapping[str, Any]) -> Html:
+def _outcomes(document: Mapping[str, Any]) -> Html:
     return page.section(
         "What became of every night",
-        tag("p", f"{standing(document)}.", class_="quiet"),
-        fates_chart(document),
+        tag("p", f"{describe_store(document)}.", class_="quiet"),
+        outcomes_chart(document),
     )
 
 
-def _rows(nights: Sequence[Mapping[str, Any]]) -> Html:
-    amounts = {kind: [rows_of(night, kind) for night in nights] for kind in _KINDS}
-    amounts["changed"] = [changed_rows(night) for night in nights]
-    charts = [rows_chart(f"rows-{kind}", kind, nights, amounts[kind]) for kind in _KINDS]
+def _rows(records: Sequence[Mapping[str, Any]]) -> Html:
+    amounts = {kind: [rows_of(record, kind) for record in records] for kind in _KINDS}
+    amounts["changed"] = [changed_rows(record) for record in records]
+    charts = [rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
     return page.section(
         "Rows by kind",
         page.note(
@@ -138,12 +144,12 @@ def _rows(nights: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
-def _norms(nights: Sequence[Mapping[str, Any]]) -> Html:
-    return page.section("Norms before normalization", norms_chart(nights))
+def _norms(records: Sequence[Mapping[str, Any]]) -> Html:
+    return page.section("Norms before normalization", norms_chart(records))
 
 
-def _gates(nights: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
-    every = _judged(nights)
+def _gates(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
+    every = _gate_series(records)
     charts = []
     for scope, heading in _SCOPES.items():
         small = [
@@ -162,21 +168,21 @@ def _gates(nights: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
             ),
             *charts,
             page.behind("The numbers behind these charts", _numbers(every)),
-            *_broken(nights),
+            *_broken(records),
         )
 
 
-def _judged(nights: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], LimitHistory]:
+def _gate_series(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], LimitHistory]:
     """Every limit that was ever measured, but for the audit's, by name and scope."""
-    found = [{(f["limit"], f["scope"]): f for f in findings_of(night)} for night in nights]
+    found = [{(f["limit"], f["scope"]): f for f in findings_of(record)} for record in records]
     names = dict.fromkeys(
         name
-        for night in found
-        for name, finding in night.items()
+        for record in found
+        for name, finding in record.items()
         if name[1] in _SCOPES and (finding["measured"] is not None or not finding["passed"])
     )
-    versions = [night["version"] for night in nights]
-    return {name: _values(versions, [night.get(name) for night in found]) for name in names}
+    versions = [record["version"] for record in records]
+    return {name: _values(versions, [record.get(name) for record in found]) for name in names}
 
 
 def _values(versions: Sequence[int], findings: Sequence[Mapping[str, Any] | None]) -> LimitHistory:
@@ -200,8 +206,8 @@ def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
     return page.table("What the gate measured, the newest first", columns, rows[::-1])
 
 
-def _broken(nights: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
-    told = [(night, finding) for night in nights for finding in broken_of(night)]
+def _broken(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
+    told = [(record, finding) for record in records for finding in broken_of(record)]
     if not told:
         return
     columns = [Column("version"), Column("limit", numeric=False), Column("measured")]
@@ -209,56 +215,56 @@ def _broken(nights: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
     columns += [Column("worst rows", numeric=False)]
     rows = [
         [
-            str(night["version"]),
+            str(record["version"]),
             finding_name(finding),
             number(finding["measured"]),
             number(finding["allowed"]),
             finding["what"],
             _worst(finding),
         ]
-        for night, finding in reversed(told)
+        for record, finding in reversed(told)
     ]
-    yield page.table("Broken limits, the newest first", columns, rows, shown=_MOST_NIGHTS_TOLD)
+    yield page.table("Broken limits, the newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
 
 
 def _worst(finding: Mapping[str, Any]) -> Html:
     rows = finding.get("rows") or []
     pieces = [
-        join(", " if place else "", page.code(key_words(list(row["key"].values()))))
+        join(", " if place else "", page.code(describe_key(list(row["key"].values()))))
         for place, row in enumerate(rows)
     ]
     return join(*pieces)
 
 
-def _nights(document: Mapping[str, Any]) -> Html:
+def _table(document: Mapping[str, Any]) -> Html:
     columns = [Column("version")]
     columns += [Column(name, numeric=False) for name in ("when (UTC)", "state", "kind")]
     columns += [Column(name) for name in ("live rows", "new", "changed", "vanished")]
     columns += [Column("norm median [5\N{EN DASH}95 %]", numeric=False)]
     columns += [Column("gate", numeric=False), Column("model", numeric=False)]
-    rows = [_night(night, document) for night in reversed(document["nights"])]
+    rows = [_row(record, document) for record in reversed(document["nights"])]
     if not rows:
         return page.section("Nights", page.note("No night has reached the gate yet."))
     return page.section("Nights", page.table("Every night, the newest first", columns, rows))
 
 
-def _night(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[object]:
-    model = night.get("model")
+def _row(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[object]:
+    model = record.get("model")
     return [
-        str(night["version"]),
-        when(night),
-        fate_words(night, document),
-        kind_words(night),
-        *(counted(rows_of(night, name)) for name in ("live", "new")),
-        counted(changed_rows(night)),
-        counted(rows_of(night, "vanished")),
-        norm_words(night),
-        gate_words(night),
+        str(record["version"]),
+        when(record),
+        describe_outcome(record, document),
+        describe_kind(record),
+        *(counted(rows_of(record, name)) for name in ("live", "new")),
+        counted(changed_rows(record)),
+        counted(rows_of(record, "vanished")),
+        describe_norms(record),
+        describe_gate(record),
         page.code(base_name(model["path"])) if model else "\N{EN DASH}",
     ]
 
 
-def small(id_: str, title: str, said: str, draw: Callable[[svg.Words, Frame], Html]) -> Html:
+def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:
     """Return one of several small charts that stand side by side, drawn for any window alike.
 
     Args:
@@ -270,12 +276,12 @@ def small(id_: str, title: str, said: str, draw: Callable[[svg.Words, Frame], Ht
     Returns:
         A ``<figure>`` under its heading.
     """
-    drawn = draw(svg.Words(id_, title, said), _SMALL)
+    drawn = draw(svg.ChartText(id_, title, said), _SMALL)
     return tag("div", tag("h3", title), tag("figure", tag("div", drawn, class_="narrow")))
 
 
 def rows_chart(
-    id_: str, title: str, nights: Sequence[Mapping[str, Any]], rows: Sequence[int | None]
+    id_: str, title: str, records: Sequence[Mapping[str, Any]], rows: Sequence[int | None]
 ) -> Html:
     """Draw how many rows of one kind every night had, as one of several small charts.
 
@@ -285,46 +291,46 @@ def rows_chart(
     Args:
         id_: Identifier, unique in the page.
         title: The kind of the rows.
-        nights: Records of nights, the oldest first, at least one.
+        records: Records of nights, the oldest first, at least one.
         rows: Rows of each night, ``None`` where it has no such count.
 
     Returns:
         A ``<figure>`` under its heading.
     """
-    ordinary = [n for n, night in zip(rows, nights, strict=True) if n and not _is_whole(night)]
+    ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
     most = max(ordinary or [n for n in rows if n] or [1])
-    axes = _versions(nights), Axis("rows", 0, most * _ROOM, "whole")
+    axes = _versions(records), Axis("rows", 0, most * _ROOM, "whole")
     bars = [
-        svg.Bar(place, place + 1, amount or 0, f"version {night['version']}: {count(amount or 0)}")
-        for place, (night, amount) in enumerate(zip(nights, rows, strict=True))
+        svg.Bar(place, place + 1, amount or 0, f"version {record['version']}: {count(amount or 0)}")
+        for place, (record, amount) in enumerate(zip(records, rows, strict=True))
     ]
-    said = f"{count(len(nights))} nights, {count(most)} rows in the largest ordinary one."
+    said = f"{count(len(records))} nights, {count(most)} rows in the largest ordinary one."
     return small(id_, title, said, lambda words, frame: svg.bar_chart(words, axes, bars, frame))
 
 
-def _is_whole(night: Mapping[str, Any]) -> bool:
-    return night["kind"] == "load" or bool(night.get("new_space"))
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    return record["kind"] == "load" or bool(record.get("new_space"))
 
 
-def norms_chart(nights: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html:
+def norms_chart(records: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html:
     """Draw median, middle half and middle 90 % of the norms of every night.
 
     Args:
-        nights: Records of nights, the oldest first.
+        records: Records of nights, the oldest first.
         norm: What the norms are called.
 
     Returns:
         A figure, or a note where no night has norms.
     """
-    values = {name: [quantile(night, name) for night in nights] for name in QUANTILES}
+    values = {name: [quantile(record, name) for record in records] for name in QUANTILES}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
         return page.note("No night has norms.")
     low, high = min(known), max(known)
     room = (high - low) / 5 or high / 20 or 1.0
-    axes = _versions(nights), Axis(norm, max(low - room, 0.0), high + room)
+    axes = _versions(records), Axis(norm, max(low - room, 0.0), high + room)
     steps = svg.Steps(
-        list(range(len(nights) + 1)),
+        list(range(len(records) + 1)),
         [
             svg.Band("5\N{EN DASH}95 %", values["q05"], values["q95"]),
             svg.Band("25\N{EN DASH}75 %", values["q25"], values["q75"]),
@@ -333,11 +339,11 @@ def norms_chart(nights: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html
     )
     middles = [value for value in values["q50"] if math.isfinite(value)]
     said = f"Medians from {number(min(middles))} to {number(max(middles))}."
-    words = svg.Words("norms", "Norm quantiles of every night", said)
+    words = svg.ChartText("norms", "Norm quantiles of every night", said)
     return page.chart(words, partial(_bands, axes=axes, steps=steps))
 
 
-def _bands(words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps) -> Html:
+def _bands(words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps) -> Html:
     return svg.band_chart(words, axes, steps, frame)
 
 
@@ -374,7 +380,7 @@ def gate_chart(id_: str, title: str, judged: LimitHistory) -> Html:
     return small(id_, title, said, partial(_gate, judged=judged))
 
 
-def _gate(words: svg.Words, frame: Frame, judged: LimitHistory) -> Html:
+def _gate(words: svg.ChartText, frame: Frame, judged: LimitHistory) -> Html:
     x = _Versions.of("version", judged.versions)
     plot = Plot(x, _gate_axis(judged), frame, legend_rows=0)
     pieces = [
@@ -424,7 +430,7 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
         )
 
 
-def fates_chart(document: Mapping[str, Any]) -> Html:
+def outcomes_chart(document: Mapping[str, Any]) -> Html:
     """Draw what became of every night: a row for each fate, a bar for each night.
 
     Args:
@@ -433,22 +439,27 @@ def fates_chart(document: Mapping[str, Any]) -> Html:
     Returns:
         A figure.
     """
-    fates = [fate(night, document) for night in document["nights"]]
-    said = ". ".join(f"{name}: {count(fates.count(name))}" for name in FATES if name in fates)
-    words = svg.Words("fates", "What became of every night", f"{said}.")
-    return page.chart(words, partial(_draw_fates, nights=document["nights"], fates=fates))
+    outcomes = [outcome(record, document) for record in document["nights"]]
+    said = ". ".join(
+        f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
+    )
+    words = svg.ChartText("fates", "What became of every night", f"{said}.")
+    return page.chart(words, partial(_draw_outcomes, records=document["nights"], outcomes=outcomes))
 
 
-def _draw_fates(
-    words: svg.Words, frame: Frame, nights: Sequence[Mapping[str, Any]], fates: Sequence[str]
+def _draw_outcomes(
+    words: svg.ChartText,
+    frame: Frame,
+    records: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[str],
 ) -> Html:
-    lanes = [name for name in FATES if name in fates]
-    axes = _versions(nights), _Lanes("", 0, len(lanes), "linear", tuple(lanes))
+    lanes = [name for name in OUTCOMES if name in outcomes]
+    axes = _versions(records), _Lanes("", 0, len(lanes), "linear", tuple(lanes))
     # The label of the y axis, above, is empty: the frame is moved up by its height.
     plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66), legend_rows=0)
     bars = [
-        _fate(plot, place, lanes.index(its), f"version {night['version']}: {its}")
-        for place, (night, its) in enumerate(zip(nights, fates, strict=True))
+        _outcome(plot, place, lanes.index(its), f"version {record['version']}: {its}")
+        for place, (record, its) in enumerate(zip(records, outcomes, strict=True))
     ]
     return svg.drawing(words, plot.frame, [*scaffold(plot), *bars, base_line(plot)])
 
@@ -462,7 +473,7 @@ class _Lanes(Places):
         return [(self.high - place - 0.5, name) for place, name in enumerate(self.names)]
 
 
-def _fate(plot: Plot, place: int, lane: int, said: str) -> Html:
+def _outcome(plot: Plot, place: int, lane: int, said: str) -> Html:
     left, right = plot.across(place), plot.across(place + 1)
     gap = 2.0 if right - left > LETTER else 0.0
     return tag(
@@ -492,5 +503,5 @@ class _Versions(Places):
         ]
 
 
-def _versions(nights: Sequence[Mapping[str, Any]]) -> Places:
-    return _Versions.of("version", [night["version"] for night in nights])
+def _versions(records: Sequence[Mapping[str, Any]]) -> Places:
+    return _Versions.of("version", [record["version"] for record in records])

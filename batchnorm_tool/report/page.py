@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from batchnorm_tool.report.axes import NARROW, WIDE, Frame
 from batchnorm_tool.report.markup import Html, join, tag
-from batchnorm_tool.report.svg import Words
+from batchnorm_tool.report.svg import ChartText
 
 _STYLE = """
 :root {
@@ -208,7 +208,7 @@ def table(
     return join(scroll, more)
 
 
-def chart(words: Words, draw: Callable[[Words, Frame], Html], *after: object) -> Html:
+def chart(words: ChartText, draw: Callable[[ChartText, Frame], Html], *after: object) -> Html:
     """Return a figure that is drawn twice, for wide and for narrow windows.
 
     Args:
@@ -219,8 +219,8 @@ def chart(words: Words, draw: Callable[[Words, Frame], Html], *after: object) ->
     Returns:
         A ``<figure>`` of which the style sheet shows one drawing at a time.
     """
-    wide = draw(Words(f"{words.id}-wide", words.title, words.description), WIDE)
-    narrow = draw(Words(f"{words.id}-narrow", words.title, words.description), NARROW)
+    wide = draw(ChartText(f"{words.id}-wide", words.title, words.description), WIDE)
+    narrow = draw(ChartText(f"{words.id}-narrow", words.title, words.description), NARROW)
     both = join(tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))
     return tag("figure", both, *after)
 

@@ -23,7 +23,7 @@ from batchnorm_tool.report.text_run import spread
 if TYPE_CHECKING:
     from batchnorm_tool.report.axes import Frame
     from batchnorm_tool.report.markup import Html
-    from batchnorm_tool.report.svg import Look
+    from batchnorm_tool.report.svg import SeriesStyle
 
 Values = NDArray[np.float64]
 _PART_QUANTILES = ("q05", "q25", "q50", "q75", "q95")
@@ -77,7 +77,7 @@ def part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
     steps = _gather(chunks, output, norm)
     if steps is None:
         return page.note("No chunk holds a finite vector.")
-    words = svg.Words(
+    words = svg.ChartText(
         id_,
         f"Quantiles of the {norm} norm along the run",
         f"{count(steps.chunks)} chunks; the median lies between "
@@ -89,7 +89,9 @@ def part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
     return page.chart(words, draw, *_remark(steps), data)
 
 
-def _draw_parts(words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps) -> Html:
+def _draw_parts(
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps
+) -> Html:
     return svg.band_chart(words, axes, steps, frame)
 
 
@@ -187,13 +189,13 @@ class Overlay:
 
     Attributes:
         norms: Norm statistics as the manifest has them, by label.
-        looks: The look of each label.
+        styles: The look of each label.
         measure: What is measured, such as ``"norm"``.
         log_from: See `bin_together`.
     """
 
     norms: Mapping[str, Mapping[str, Any]]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, SeriesStyle]
     measure: str
     log_from: float
 
@@ -220,15 +222,17 @@ def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
         Axis(f"{overlay.measure}{scale}", first.edges[0], first.edges[-1], first.kind),
         Axis("vectors, %", 0, top * _HEADROOM),
     )
-    words = svg.Words(id_, title, " ".join(_descriptions(overlay.norms)))
-    draw = partial(_draw_overlays, axes=axes, outlines=Outlines(first.edges, shares, overlay.looks))
+    words = svg.ChartText(id_, title, " ".join(_descriptions(overlay.norms)))
+    draw = partial(
+        _draw_overlays, axes=axes, outlines=Outlines(first.edges, shares, overlay.styles)
+    )
     notes = [*_cut(shares, top), *_outside(overlay.norms, bins)]
     data = page.behind("The numbers behind this chart", _overlay_table(title, bins))
     return page.chart(words, draw, *map(page.note, notes), data)
 
 
 def _draw_overlays(
-    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], outlines: Outlines
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], outlines: Outlines
 ) -> Html:
     return outline_chart(words, axes, outlines, frame)
 
@@ -330,7 +334,7 @@ def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
         return page.note("No prediction is finite.")
     spread = _spread(statistics)
     dimensions = len(statistics["mean"])
-    words = svg.Words(
+    words = svg.ChartText(
         id_,
         "Spread of each dimension",
         f"{count(dimensions)} dimensions; means from {number(float(spread.mean.min()))} to "
@@ -345,7 +349,7 @@ def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
 
 
 def _draw_dimensions(
-    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps
 ) -> Html:
     return svg.band_chart(words, axes, steps, frame)
 

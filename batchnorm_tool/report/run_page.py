@@ -89,9 +89,9 @@ def _facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "column", join(page.code(output["vector_column"]), f" {_kind(output)}")
     for name in ("space", "bits", "result"):
         yield name, page.identity(str(manifest[name]))
-    yield "batch size", _shown(resolved.get("batch_size"))
-    yield "device", _shown(resolved.get("device"))
-    yield "threads", f"{_shown(resolved.get('threads'))} for each model"
+    yield "batch size", _format_value(resolved.get("batch_size"))
+    yield "device", _format_value(resolved.get("device"))
+    yield "threads", f"{_format_value(resolved.get('threads'))} for each model"
     versions = manifest.get("identity", {}).get("bits", {}).get("versions", {})
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "versions", page.name(said or f"batchnorm_tool {manifest['version']}")
@@ -151,14 +151,14 @@ def _histogram(id_: str, label: str, stats: Mapping[str, Any]) -> Html:
         Axis(f"{label} norm{scale}", bins.edges[0], bins.edges[-1], bins.kind),
         Axis("vectors", 0, max(bins.counts) * _HEADROOM, "whole"),
     )
-    words = svg.Words(id_, f"Histogram of {label} norms", _description(label, stats))
+    words = svg.ChartText(id_, f"Histogram of {label} norms", _description(label, stats))
     draw = partial(_draw_bars, axes=axes, bars=_bars(bins))
     data = page.behind("The numbers behind this chart", _bin_table(label, bins))
     return page.chart(words, draw, *map(page.note, outside(stats)), data)
 
 
 def _draw_bars(
-    words: svg.Words, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
+    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
 ) -> Html:
     return svg.bar_chart(words, axes, bars, frame)
 
@@ -197,7 +197,7 @@ def _bad_rows(manifest: Mapping[str, Any]) -> Html:
     rows = [
         [
             count(row["row"]),
-            page.name(_shown(row.get("key"))),
+            page.name(_format_value(row.get("key"))),
             row["reason"],
             page.code(row["file"]),
             count(row["file_row"]),
@@ -206,15 +206,15 @@ def _bad_rows(manifest: Mapping[str, Any]) -> Html:
     ]
     return page.section(
         "Bad rows",
-        tag("p", _fates(manifest["rows"]), class_="quiet"),
+        tag("p", _bad_row_counts(manifest["rows"]), class_="quiet"),
         by_reason,
         page.table("The first bad rows", [*headings, *where], rows),
     )
 
 
-def _fates(rows: Mapping[str, Any]) -> str:
-    fates = ("quarantined", "dropped", "nullified")
-    said = [f"{count(rows[fate])} {fate}" for fate in fates if rows.get(fate)]
+def _bad_row_counts(rows: Mapping[str, Any]) -> str:
+    actions = ("quarantined", "dropped", "nullified")
+    said = [f"{count(rows[action])} {action}" for action in actions if rows.get(action)]
     return ", ".join(said) if said else "All were kept."
 
 
@@ -264,5 +264,5 @@ def _base_name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1] or path
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return "\N{EN DASH}" if value is None else str(value)

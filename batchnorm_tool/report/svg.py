@@ -69,7 +69,7 @@ _GAP = 16
 
 
 @dataclass(frozen=True)
-class Words:
+class ChartText:
     """What a chart says to somebody who does not see it.
 
     Attributes:
@@ -125,7 +125,7 @@ class Steps:
     lines: Sequence[Line]
 
 
-def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
+def bar_chart(words: ChartText, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
     """Draw bars that stand on zero.
 
     Args:
@@ -142,7 +142,7 @@ def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame:
         >>> from batchnorm_tool.report.axes import Axis
         >>> axes = Axis("norm", 0, 2), Axis("vectors", 0, 5)
         >>> bars = [Bar(0, 1, 5, "5 vectors"), Bar(1, 2, 2, "2 vectors")]
-        >>> drawing = bar_chart(Words("a", "Norms", "Two bars."), axes, bars, NARROW)
+        >>> drawing = bar_chart(ChartText("a", "Norms", "Two bars."), axes, bars, NARROW)
         >>> drawing.count('class="bar"')
         2
     """
@@ -151,7 +151,7 @@ def bar_chart(words: Words, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame:
     return drawing(words, plot.frame, (*scaffold(plot), *shapes, base_line(plot)))
 
 
-def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
+def band_chart(words: ChartText, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
     """Draw lines and bands that hold one value for each step along the x axis.
 
     Args:
@@ -168,7 +168,7 @@ def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame
         >>> from batchnorm_tool.report.axes import Axis
         >>> axes = Axis("row", 0, 2), Axis("norm", 0, 5)
         >>> steps = Steps([0, 1, 2], [Band("range", [1, 1], [3, 4])], [Line("median", [2, 3])])
-        >>> drawing = band_chart(Words("b", "Norms", "Rising."), axes, steps, NARROW)
+        >>> drawing = band_chart(ChartText("b", "Norms", "Rising."), axes, steps, NARROW)
         >>> drawing.count('class="band"'), drawing.count('class="line"')
         (1, 1)
     """
@@ -185,7 +185,7 @@ def band_chart(words: Words, axes: tuple[Axis, Axis], steps: Steps, frame: Frame
     return drawing(words, plot.frame, pieces)
 
 
-def drawing(words: Words, frame: Frame, pieces: Sequence[Html]) -> Html:
+def drawing(words: ChartText, frame: Frame, pieces: Sequence[Html]) -> Html:
     """Put the pieces of a chart into one element that says what it shows.
 
     Args:
@@ -287,13 +287,13 @@ def _legend(steps: Steps) -> Html:
     return join(*pieces)
 
 
-def path(place: str, class_: str, **look: str) -> Html:
-    """Return a path that is not filled unless ``look``, its attributes, says so."""
-    return tag("path", class_=class_, d=place, **{"fill": "none", **look})
+def path(place: str, class_: str, **style: str) -> Html:
+    """Return a path that is not filled unless ``style``, its attributes, says so."""
+    return tag("path", class_=class_, d=place, **{"fill": "none", **style})
 
 
 @dataclass(frozen=True)
-class Look:
+class SeriesStyle:
     """The look of one series.
 
     Attributes:
@@ -307,7 +307,7 @@ class Look:
     marker: str
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
+def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     """Give every label a look of its own.
 
     Args:
@@ -317,12 +317,12 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
         A look for each label, the same for the same place in the order.
 
     Example:
-        >>> look = looks(["none", "l2"])["l2"]
+        >>> look = series_styles(["none", "l2"])["l2"]
         >>> look.colour, look.dashes
         ('var(--series-1, #1b62b5)', '7 3')
     """
     return {
-        label: Look(f"var({name}, {plain})", dashes, marker)
+        label: SeriesStyle(f"var({name}, {plain})", dashes, marker)
         for label, (name, plain), dashes, marker in zip(
             dict.fromkeys(labels),
             itertools.cycle(_COLOURS),
@@ -333,17 +333,17 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     }
 
 
-def marker(look: Look, x: float, y: float) -> Html:
+def marker(style: SeriesStyle, x: float, y: float) -> Html:
     """Draw a series' marker with its middle at a place."""
     # The rim keeps markers that touch apart, and apart from the line that they stand on.
     rim = {"stroke": "var(--paper, #fff)", "stroke_width": "1"}
-    return path(f"M{x:.1f},{y:.1f}{look.marker}", "marker", fill=look.colour, **rim)
+    return path(f"M{x:.1f},{y:.1f}{style.marker}", "marker", fill=style.colour, **rim)
 
 
-def line(look: Look, place: str, class_: str, **more: str) -> Html:
+def line(style: SeriesStyle, place: str, class_: str, **more: str) -> Html:
     """Draw a path in a series' colour and dashes."""
-    dashes = {} if look.dashes is None else {"stroke_dasharray": look.dashes}
-    return path(place, class_, stroke=look.colour, **dashes, **more)
+    dashes = {} if style.dashes is None else {"stroke_dasharray": style.dashes}
+    return path(place, class_, stroke=style.colour, **dashes, **more)
 
 
 def legend_rows(labels: Iterable[str], frame: Frame) -> int:
@@ -356,7 +356,7 @@ def legend_rows(labels: Iterable[str], frame: Frame) -> int:
     return 1 + max((row for _, _, row in _places(labels, frame)), default=-1)
 
 
-def legend(shown: Mapping[str, Look], frame: Frame, *, marked: bool) -> Html:
+def legend(shown: Mapping[str, SeriesStyle], frame: Frame, *, marked: bool) -> Html:
     """Draw the key of each series above a chart, in as many rows as `legend_rows` says.
 
     Args:

@@ -11,9 +11,9 @@ from batchnorm_tool.display import visible
 from batchnorm_tool.report.axes import count, fixed, number, percent, probability, signed
 from batchnorm_tool.report.figures import (
     between,
+    describe_key,
     headline,
     interval,
-    key_words,
     measured_norms,
     metric_name,
     quality,
@@ -219,7 +219,7 @@ def _rows(document: Mapping[str, Any], width: int) -> list[str]:
     for name in ("added", "removed"):
         keys = (document.get("examples") or {}).get(name) or []
         if keys:
-            named = ", ".join(_cut(key_words(key)) for key in keys[:_EXAMPLES])
+            named = ", ".join(_cut(describe_key(key)) for key in keys[:_EXAMPLES])
             lines += _wrapped(f"{name}, for instance: {named}", width, "  ")
     return lines
 
@@ -281,5 +281,5 @@ def _worst(document: Mapping[str, Any]) -> list[str]:
     rows = [["changed most", "cosine", "norm in A", "norm in B"]]
     for row in worst:
         norms = (number(row[name]) for name in ("norm_a", "norm_b"))
-        rows.append([_cut(key_words(row["key"])), fixed(row["cosine"], 6), *norms])
+        rows.append([_cut(describe_key(row["key"])), fixed(row["cosine"], 6), *norms])
     return list(aligned(rows))

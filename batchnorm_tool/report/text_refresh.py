@@ -9,18 +9,18 @@ from pathlib import PurePath
 from typing import Any
 
 from batchnorm_tool.display import visible
-from batchnorm_tool.gate.findings import row_words
+from batchnorm_tool.gate.findings import describe_row
 from batchnorm_tool.report.axes import count
 from batchnorm_tool.report.figures import (
     broken_of,
     changed_rows,
     counted,
-    fate_words,
+    describe_gate,
+    describe_kind,
+    describe_norms,
+    describe_outcome,
     finding_name,
     findings_of,
-    gate_words,
-    kind_words,
-    norm_words,
     rows_of,
     when,
 )
@@ -49,7 +49,7 @@ _HEADINGS = (
 )
 
 
-def night_lines(
+def refresh_lines(
     record: Mapping[str, Any],
     width: int = 72,
     targets: Sequence[Mapping[str, Any]] = (),
@@ -103,9 +103,9 @@ def dry_run_lines(
     """
     model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
     headline = f"Dry run: nothing was written; {count(model)} rows would go to the model."
-    night = {"rows": rows, "gate": {"findings": findings} if findings else None}
-    lines = [*_wrapped(headline, width), *_entry("rows", _input_rows(night), width)]
-    return [visible(line) for line in [*lines, *_gate(night, width)]]
+    record = {"rows": rows, "gate": {"findings": findings} if findings else None}
+    lines = [*_wrapped(headline, width), *_entry("rows", _input_rows(record), width)]
+    return [visible(line) for line in [*lines, *_gate(record, width)]]
 
 
 def _headline(record: Mapping[str, Any]) -> str:
@@ -130,7 +130,7 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if computed:
         yield "vectors", computed
     if record.get("norms"):
-        yield "norms", f"median {norm_words(record)}"
+        yield "norms", f"median {describe_norms(record)}"
     seconds = record.get("seconds") or {}
     if seconds:
         spent = (f"{phase} {value:,.1f} s" for phase, value in seconds.items() if value is not None)
@@ -167,7 +167,9 @@ def _gate(record: Mapping[str, Any], width: int) -> list[str]:
     for finding in broken:
         lines += _wrapped(f"- {finding_name(finding)}: {finding['what']}", width, "  ", _NAME)
         rows = (finding.get("rows") or [])[:_ROWS]
-        lines += [f"{' ' * (_NAME + 4)}{_cut(row_words(row), width - _NAME - 4)}" for row in rows]
+        lines += [
+            f"{' ' * (_NAME + 4)}{_cut(describe_row(row), width - _NAME - 4)}" for row in rows
+        ]
     return lines
 
 
@@ -227,28 +229,28 @@ def history_lines(document: Mapping[str, Any]) -> list[str]:
     """Summarize the nights of a store, one line each, the oldest first.
 
     Args:
-        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``nights``, records of
+        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``records``, records of
             nights with the oldest first.
 
     Returns:
         Lines: where the store stands, then a table whose last column, the gate, may be long.
         Control characters are shown as U+FFFD.
     """
-    nights = document["nights"]
-    lines = [standing(document)]
-    if nights:
-        rows = [list(_HEADINGS), *(_cells(night, document) for night in nights)]
-        gates = ["gate", *map(gate_words, nights)]
+    records = document["nights"]
+    lines = [describe_store(document)]
+    if records:
+        rows = [list(_HEADINGS), *(_cells(record, document) for record in records)]
+        gates = ["gate", *map(describe_gate, records)]
         table = (f"{line}  {gate}" for line, gate in zip(aligned(_even(rows)), gates, strict=True))
         lines += ["", *table]
     return [visible(line) for line in lines]
 
 
-def standing(document: Mapping[str, Any]) -> str:
+def describe_store(document: Mapping[str, Any]) -> str:
     """Say which version is live, which waits, and whether the store is on hold.
 
     Example:
-        >>> standing({"path": "items.lance", "live": 3, "waiting": 4, "kept": [2, 3],
+        >>> describe_store({"path": "items.lance", "live": 3, "waiting": 4, "kept": [2, 3],
         ...           "hold": {"since": "2026-03-01T02:00:00+00:00", "reason": "rollback"}})
         'items.lance: version 3 is live, 4 waits, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
     """
@@ -263,24 +265,24 @@ def standing(document: Mapping[str, Any]) -> str:
     return f"{document['path']}: {', '.join(said)}{on_hold}"
 
 
-def _cells(night: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+def _cells(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     return [
-        str(night["version"]),
-        when(night),
-        fate_words(night, document),
-        kind_words(night),
-        _model(night),
-        counted(rows_of(night, "live")),
-        counted(rows_of(night, "new")),
-        counted(changed_rows(night)),
-        counted(rows_of(night, "vanished")),
-        norm_words(night),
+        str(record["version"]),
+        when(record),
+        describe_outcome(record, document),
+        describe_kind(record),
+        _model(record),
+        counted(rows_of(record, "live")),
+        counted(rows_of(record, "new")),
+        counted(changed_rows(record)),
+        counted(rows_of(record, "vanished")),
+        describe_norms(record),
     ]
 
 
-def _model(night: Mapping[str, Any]) -> str:
+def _model(record: Mapping[str, Any]) -> str:
     """The file of the model, and the beginning of its content's hash."""
-    model = night.get("model")
+    model = record.get("model")
     if not model:
         return "none"
     return f"{PurePath(model['path']).name} {str(model['content'])[:6]}"

@@ -13,7 +13,7 @@ from batchnorm_tool.errors import Damaged
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 # What Python says of records in which something else stands than was written.
-ODD_RECORDS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+UNREADABLE_RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 _SEAL = b'{"checksum":"%s",%s'
 _DIGEST = slice(13, 13 + 64)
@@ -38,21 +38,21 @@ def sha256(data: Any) -> str:
     return hashlib.sha256(canonical_json(data)).hexdigest()
 
 
-def sealed_json(data: dict[str, Any]) -> bytes:
+def dump_checked_json(data: dict[str, Any]) -> bytes:
     """``data``, not empty, as canonical JSON with a ``checksum`` over all the rest in front.
 
-    Read back by `opened_json` without encoding it again, which matters where there are many.
+    Read back by `load_checked_json` without encoding it again, which matters where there are many.
 
     Example:
-        >>> sealed_json({"part": 7})[:20], sealed_json({"part": 7})[-11:]
+        >>> dump_checked_json({"part": 7})[:20], dump_checked_json({"part": 7})[-11:]
         (b'{"checksum":"ea5e8d5', b'","part":7}')
     """
     body = canonical_json(data)
     return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
 
 
-def opened_json(text: bytes) -> dict[str, Any] | None:
-    """Read back what `sealed_json` wrote.
+def load_checked_json(text: bytes) -> dict[str, Any] | None:
+    """Read back what `dump_checked_json` wrote.
 
     Args:
         text: A whole file.
@@ -67,12 +67,12 @@ def opened_json(text: bytes) -> dict[str, Any] | None:
     return data
 
 
-def sealed(data: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` with a ``checksum`` over all the rest of it, as documents for readers have it."""
     return {**data, "checksum": sha256(data)}
 
 
-def unsealed(text: bytes) -> dict[str, Any] | None:
+def verified_json(text: bytes) -> dict[str, Any] | None:
     """The data that was sealed, without its checksum, or ``None`` where the checksum disagrees."""
     try:
         data = json.loads(text)
@@ -84,7 +84,7 @@ def unsealed(text: bytes) -> dict[str, Any] | None:
     return data if checksum == sha256(data) else None
 
 
-def told_of_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Tell of records in a run or store that hold something else than this version writes.
 
     Their checksums agree: another version or program wrote them. What goes wrong with them is
@@ -98,10 +98,10 @@ def told_of_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """
 
     @functools.wraps(function)
-    def telling(*arguments: _P.args, **named: _P.kwargs) -> _R:
+    def wrapper(*arguments: _P.args, **named: _P.kwargs) -> _R:
         try:
             return function(*arguments, **named)
-        except ODD_RECORDS as error:
+        except UNREADABLE_RECORD_ERRORS as error:
             said = " ".join(str(error).split())[:200]
             path = arguments[0] if arguments else named["path"]
             msg = (
@@ -111,4 +111,4 @@ def told_of_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
             )
             raise Damaged(msg) from error
 
-    return telling
+    return wrapper

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import BatchnormToolError, OutputError, WorkFailed, is_passing
+from batchnorm_tool.errors import BatchnormToolError, OutputError, WorkFailed, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -38,8 +38,8 @@ def write_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"Writing `{path}` failed: {words(error)}."
-        if not may_pass(error):
+        message = f"Writing `{path}` failed: {describe_error(error)}."
+        if not is_worth_retrying(error):
             message += " Choose an `output.path` that this user may write."
             raise OutputError(message) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -57,20 +57,20 @@ def read_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = WorkFailed if may_pass(error) else OutputError
+        kind = WorkFailed if is_worth_retrying(error) else OutputError
         msg = (
-            f"Reading `{path}` failed: {words(error)}. What is finished is kept; mend the cause "
-            "and run the same command again."
+            f"Reading `{path}` failed: {describe_error(error)}. What is finished is kept; mend "
+            "the cause and run the same command again."
         )
         raise kind(msg) from error
 
 
-def may_pass(error: OSError) -> bool:
+def is_worth_retrying(error: OSError) -> bool:
     """Tell whether running it again may help: what somebody removed from an output is made anew."""
-    return is_passing(error) or error.errno == errno.ENOENT
+    return is_transient(error) or error.errno == errno.ENOENT
 
 
-def words(error: OSError) -> str:
+def describe_error(error: OSError) -> str:
     """What the operating system says."""
     return error.strerror or str(error)
 
@@ -114,7 +114,7 @@ def record_of(root: Path, path: str) -> FileRecord:
         return FileRecord(path, opened.tell(), digest)
 
 
-def strangers(root: Path, known: Collection[str], directory: str = "") -> Iterator[str]:
+def unknown_files(root: Path, known: Collection[str], directory: str = "") -> Iterator[str]:
     """What lies in a directory and is not known: files, links, and directories of no known file.
 
     Args:
@@ -344,7 +344,7 @@ def _errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_passing(error):
+        if is_transient(error):
             with write_errors(os.fspath(path)):
                 raise
         raise _refusal(Path(path), str(error.strerror), what) from error

@@ -143,11 +143,11 @@ class LocalStorage(Storage):
 
     def lock(self, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold the output alone; `Busy` if another run still holds it after ``wait_seconds``."""
-        return lock.hold(self.root, wait_seconds)
+        return lock.acquire_lock(self.root, wait_seconds)
 
     def is_locked(self) -> bool:
         """Whether another process holds the output at this moment."""
-        return lock.is_held(self.root)
+        return lock.is_locked(self.root)
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.errors import Busy, OutputError, is_passing
-from batchnorm_tool.storage.files import make_directories, words, write_errors
+from batchnorm_tool.errors import Busy, OutputError, is_transient
+from batchnorm_tool.storage.files import describe_error, make_directories, write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _OFTEN_GONE = 100
 
 
 @contextlib.contextmanager
-def hold(root: Path, wait_seconds: float) -> Iterator[None]:
+def acquire_lock(root: Path, wait_seconds: float) -> Iterator[None]:
     """Hold ``root`` alone: ``flock`` on the directory, which dies with its process.
 
     Raises:
@@ -40,7 +40,7 @@ def hold(root: Path, wait_seconds: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_held(root: Path) -> bool:
+def is_locked(root: Path) -> bool:
     """Whether another process holds ``root`` at this moment."""
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -104,7 +104,7 @@ def _errors_of_making(root: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if is_passing(error):
+        if is_transient(error):
             with write_errors(root):
                 raise
         raise _not_made(root, error) from error
@@ -112,7 +112,7 @@ def _errors_of_making(root: Path) -> Iterator[None]:
 
 def _not_made(root: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"The output directory `{root}` cannot be made: {words(error)}. "
+        f"The output directory `{root}` cannot be made: {describe_error(error)}. "
         "Choose an `output.path` that this user may write."
     )
 
@@ -133,7 +133,7 @@ def _lock(root: Path, descriptor: int) -> bool:
         return False
     except OSError as error:
         msg = (
-            f"The output directory `{root}` cannot be locked: {words(error)}. "
+            f"The output directory `{root}` cannot be locked: {describe_error(error)}. "
             "Choose an `output.path` on a file system that knows `flock`."
         )
         raise OutputError(msg) from error

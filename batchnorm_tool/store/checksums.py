@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
-from batchnorm_tool.storage.files import fault_in, read_errors, record_of, strangers
+from batchnorm_tool.storage.files import fault_in, read_errors, record_of, unknown_files
 from batchnorm_tool.store.lance import newest_version, open_dataset, reading
-from batchnorm_tool.store.state import LEDGER_PATH
+from batchnorm_tool.store.state import CHECKSUMS_PATH
 
 _FORMAT = 1
 _TAGS = "_refs/tags"
@@ -43,7 +43,7 @@ def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> 
     entries = {record.path: [record.bytes, record.sha256] for record in records}
     data = {"format": _FORMAT, "files": entries}
     if entries != {name: [each.bytes, each.sha256] for name, each in known.items()}:
-        storage.put(LEDGER_PATH, checked_json.sealed_json(data))
+        storage.put(CHECKSUMS_PATH, checked_json.dump_checked_json(data))
 
 
 def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
@@ -75,7 +75,7 @@ def check_files(path: str, storage: Storage) -> Iterator[str]:
         if finding:
             yield finding
     known = {record.path for record in records}
-    for file in strangers(Path(path), {*known, _HINT, *_LEFT_EMPTY}):
+    for file in unknown_files(Path(path), {*known, _HINT, *_LEFT_EMPTY}):
         is_tag = file.startswith(f"{_TAGS}/") and file.endswith(".json")
         if not is_tag or file in _tags(path):
             yield f"`{file}` is no file of a kept version. The next refresh or you may remove it."
@@ -102,13 +102,13 @@ def _check_hint(path: str) -> Iterator[str]:
 
 
 def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
-    text = storage.get(LEDGER_PATH)
+    text = storage.get(CHECKSUMS_PATH)
     if text is None:
         return {}
-    data = checked_json.opened_json(text)
+    data = checked_json.load_checked_json(text)
     if data is None:
         msg = (
-            f"The ledger `{LEDGER_PATH}` beside `{path}` is damaged: its checksum disagrees. "
+            f"The ledger `{CHECKSUMS_PATH}` beside `{path}` is damaged: its checksum disagrees. "
             "Restore it from a backup; without one nobody can tell damaged files from sound ones."
         )
         raise Damaged(msg)

@@ -35,14 +35,14 @@ _READ_AHEAD = 2
 BATCH_ROWS = 65_536
 
 
-class KeyPlaces:
+class IdLookup:
     """Places of ids in a list of them; takes 24 bytes for each beside the list.
 
     Args:
         ids: ``uint64[m, 2]``.
 
     Example:
-        >>> places = KeyPlaces(np.array([[7, 1], [5, 0], [7, 0]], np.uint64))
+        >>> places = IdLookup(np.array([[7, 1], [5, 0], [7, 0]], np.uint64))
         >>> places.find(np.array([[7, 0], [5, 1], [5, 0]], np.uint64))
         array([ 2, -1,  1])
     """
@@ -65,17 +65,17 @@ class KeyPlaces:
         """
         found = np.full(len(ids), -1, np.int64)
         place = np.searchsorted(self._first, ids[:, 0])
-        asking = np.arange(len(ids))
-        while len(asking):  # once, but where two ids begin alike
-            at = place[asking]
+        wanted = np.arange(len(ids))
+        while len(wanted):  # once, but where two ids begin alike
+            at = place[wanted]
             inside = at < len(self._first)
-            asking, at = asking[inside], at[inside]
-            begins = self._first[at] == ids[asking, 0]
-            asking, at = asking[begins], at[begins]
-            same = self._second[at] == ids[asking, 1]
-            found[asking[same]] = self._order[at[same]]
-            asking = asking[~same]
-            place[asking] += 1
+            wanted, at = wanted[inside], at[inside]
+            begins = self._first[at] == ids[wanted, 0]
+            wanted, at = wanted[begins], at[begins]
+            same = self._second[at] == ids[wanted, 1]
+            found[wanted[same]] = self._order[at[same]]
+            wanted = wanted[~same]
+            place[wanted] += 1
         return found
 
     def repeated(self) -> np.ndarray:
@@ -164,7 +164,7 @@ class Addresses:
         addresses: ``uint64[m]`` in the order of these; `NOWHERE` where there is no such row.
     """
 
-    places: KeyPlaces
+    places: IdLookup
     addresses: np.ndarray
 
     def find(self, ids: np.ndarray) -> np.ndarray:
@@ -210,7 +210,7 @@ def addresses_of_hashes(
 
 
 def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarray]]) -> Addresses:
-    places, found = KeyPlaces(ids), np.full(len(ids), NOWHERE)
+    places, found = IdLookup(ids), np.full(len(ids), NOWHERE)
     for addresses, known in rows_by_id if len(ids) else ():
         at = places.find(known)
         found[at[at >= 0]] = addresses[at >= 0]

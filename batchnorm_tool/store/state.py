@@ -12,7 +12,7 @@
         targets/NAME.json    what a publish target holds
 
 A *version* is a number of this store, given once to each night that reached the gate and to each
-rollback. Lance counts otherwise: `StoreFacts.versions` tells which of its versions is which.
+rollback. Lance counts otherwise: `StorePointer.versions` tells which of its versions is which.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STORE_PATH = "store.json"
-NIGHTS = "nights"
-NIGHT = "night"
-NIGHT_PATH = f"{NIGHT}/night.json"
+RECORDS = "nights"
+STAGING = "night"
+STAGING_PATH = f"{STAGING}/night.json"
 TARGETS_DIRECTORY = "targets"
-LEDGER_PATH = "files.json"
+CHECKSUMS_PATH = "files.json"
 FORMAT = 1
 # What these columns are called in the state: no column of a store has a dot in its name.
 FEATURE_HASH = ".feature_hash"
@@ -67,7 +67,7 @@ _THROUGH_PARQUET = {
 
 
 @dataclass(frozen=True)
-class StoreLayout:
+class StoreSchema:
     """What the rows of a store look like.
 
     Attributes:
@@ -92,7 +92,7 @@ class StoreLayout:
         """Say what columns are called in the dataset that the state calls so; keys as they are.
 
         Example:
-            >>> layout = StoreLayout(("id",), (), "vector", "length", "l2", pa.schema([]))
+            >>> layout = StoreSchema(("id",), (), "vector", "length", "l2", pa.schema([]))
             >>> layout.stored("id", STATUS, NORM)
             ['id', 'status', 'length']
         """
@@ -135,7 +135,7 @@ class StoreLayout:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StoreLayout:
+    def from_dict(cls, data: Mapping[str, Any]) -> StoreSchema:
         """The layout that `to_dict` gave."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"])))
         lists = {name: tuple(data[name]) for name in ("keys", "passthrough", "bookkeeping")}
@@ -143,7 +143,7 @@ class StoreLayout:
 
 
 @dataclass(frozen=True)
-class StoreFacts:
+class StorePointer:
     """What ``store.json`` says: replacing that file is what switches a store.
 
     Attributes:
@@ -155,7 +155,7 @@ class StoreFacts:
         layout: What the rows of the live version look like.
         identity: What the live version is made of, as `Identity.to_dict` gives it.
         hash_version: How its rows were hashed.
-        resolved: Every open choice of its job, made, as `Resolved.to_dict` gives it.
+        resolved: Every open choice of its job, made, as `ResolvedOptions.to_dict` gives it.
         request: Hash of what these choices were made from.
     """
 
@@ -164,7 +164,7 @@ class StoreFacts:
     waiting: int | None = None
     hold: dict[str, Any] | None = None
     versions: dict[int, int] = field(default_factory=dict)
-    layout: StoreLayout | None = None
+    layout: StoreSchema | None = None
     identity: dict[str, Any] | None = None
     hash_version: str | None = None
     resolved: dict[str, Any] | None = None
@@ -175,7 +175,7 @@ class StoreFacts:
         """Lance's number of the live version."""
         return None if self.live is None else self.versions[self.live]
 
-    def with_changes(self, **changes: Any) -> StoreFacts:
+    def with_changes(self, **changes: Any) -> StorePointer:
         """The same facts, but for these."""
         return replace(self, **changes)
 
@@ -187,16 +187,16 @@ class StoreFacts:
         return {"format": FORMAT, **data, "versions": versions, "layout": layout}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StoreFacts:
+    def from_dict(cls, data: Mapping[str, Any]) -> StorePointer:
         """The facts that `to_dict` gave."""
         known = {name: value for name, value in data.items() if name != "format"}
         versions = {int(version): lance for version, lance in data["versions"].items()}
-        layout = StoreLayout.from_dict(data["layout"]) if data["layout"] else None
+        layout = StoreSchema.from_dict(data["layout"]) if data["layout"] else None
         return cls(**{**known, "versions": versions, "layout": layout})
 
 
 @dataclass(frozen=True)
-class StoreState:
+class StoreDirectory:
     """The state of the store at ``path``; whoever changes it holds `lock`."""
 
     path: str
@@ -215,7 +215,7 @@ class StoreState:
         """Hold the store alone; `Busy` if another run still holds it after ``wait_seconds``."""
         return self.storage.lock(wait_seconds)
 
-    def facts(self) -> StoreFacts:
+    def pointer(self) -> StorePointer:
         """What ``store.json`` says; where there is none, what holds of a new store.
 
         Raises:
@@ -223,12 +223,12 @@ class StoreState:
         """
         text = self.storage.get(STORE_PATH)
         if text is None:
-            return StoreFacts()
-        return StoreFacts.from_dict(_opened(text, f"{self.root}/{STORE_PATH}"))
+            return StorePointer()
+        return StorePointer.from_dict(_opened(text, f"{self.root}/{STORE_PATH}"))
 
-    def put_facts(self, facts: StoreFacts) -> None:
-        """Replace ``store.json``: from here on, the store is what ``facts`` say."""
-        self.storage.put(STORE_PATH, checked_json.sealed_json(facts.to_dict()))
+    def put_pointer(self, pointer: StorePointer) -> None:
+        """Replace ``store.json``: from here on, the store is what ``pointer`` say."""
+        self.storage.put(STORE_PATH, checked_json.dump_checked_json(pointer.to_dict()))
 
     def record(self, version: int) -> dict[str, Any] | None:
         """The record of a night, or ``None`` where there is none.
@@ -242,7 +242,9 @@ class StoreState:
 
     def put_record(self, record: Mapping[str, Any]) -> None:
         """Write the record of a night under its version."""
-        self.storage.put(record_path(record["version"]), checked_json.sealed_json(dict(record)))
+        self.storage.put(
+            record_path(record["version"]), checked_json.dump_checked_json(dict(record))
+        )
 
     def files_of(self, version: int, *, staged: bool = False) -> list[dict[str, Any]]:
         """Checksums of what a version has in the state, but for its record.
@@ -253,54 +255,54 @@ class StoreState:
                 whenever it is asked for again.
         """
         root = self.storage.root
-        night = sorted((root / NIGHT).rglob("*")) if staged else []
+        night = sorted((root / STAGING).rglob("*")) if staged else []
         places = [root / index_path(version), root / replaced_path(version), *night]
         with read_errors(root):
             return [
                 record_of(root, place.relative_to(root).as_posix()).to_dict()
                 for place in places
-                if place.is_file() and place != root / NIGHT_PATH
+                if place.is_file() and place != root / STAGING_PATH
             ]
 
     def documents(self) -> list[str]:
         """Return paths of all documents, each with a checksum of its own."""
-        directories = (NIGHTS, NIGHT, TARGETS_DIRECTORY)
+        directories = (RECORDS, STAGING, TARGETS_DIRECTORY)
         names = [f"{each}/{name}" for each in directories for name in self.storage.names(each)]
-        return [STORE_PATH, LEDGER_PATH, *(name for name in names if name.endswith(".json"))]
+        return [STORE_PATH, CHECKSUMS_PATH, *(name for name in names if name.endswith(".json"))]
 
     def recorded(self) -> list[int]:
         """The versions that have a record, in order."""
-        names = self.storage.names(NIGHTS)
+        names = self.storage.names(RECORDS)
         return sorted(int(name[:6]) for name in names if name.endswith(".json"))
 
 
 def is_store(path: str) -> bool:
     """Whether a store lies at ``path``: its state lies beside it."""
     # Not `Path.is_file`, which raises for a name that is too long.
-    return os.path.isfile(os.path.join(StoreState(path).root, STORE_PATH))  # noqa: PTH113, PTH118
+    return os.path.isfile(os.path.join(StoreDirectory(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
-@checked_json.told_of_records
-def open_store(path: str) -> tuple[StoreState, StoreFacts]:
+@checked_json.explain_unreadable_records
+def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
     """The state of an existing store, and what it says.
 
     Raises:
         InputError: No store lies there.
         Damaged: Its ``store.json`` is not what its checksum says.
     """
-    state = StoreState(path)
+    state = StoreDirectory(path)
     if not is_store(path):
         msg = (
             f"`{path}` is no store of batchnorm_tool. Expected `{state.root}/{STORE_PATH}`, which "
             "`batchnorm-tool refresh` writes. Name the path that the job has in `store.path`."
         )
         raise InputError(msg)
-    return state, state.facts()
+    return state, state.pointer()
 
 
 def record_path(version: int) -> str:
     """Where the record of a night lies, below the state's root."""
-    return f"{NIGHTS}/{version:06d}.json"
+    return f"{RECORDS}/{version:06d}.json"
 
 
 def index_path(version: int) -> str:
@@ -310,11 +312,11 @@ def index_path(version: int) -> str:
 
 def replaced_path(version: int) -> str:
     """Where the hashes lie of what a version replaced, below the state's root."""
-    return f"{NIGHTS}/{version:06d}.replaced.npy"
+    return f"{RECORDS}/{version:06d}.replaced.npy"
 
 
 def _opened(text: bytes, path: str) -> dict[str, Any]:
-    data = checked_json.opened_json(text)
+    data = checked_json.load_checked_json(text)
     if data is None:
         msg = (
             f"`{path}` is damaged: its checksum disagrees. Restore it from a backup of the store, "

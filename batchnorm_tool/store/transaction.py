@@ -24,7 +24,7 @@ from batchnorm_tool.store.lance import (
     write_fragments,
     writing,
 )
-from batchnorm_tool.store.rows import KeyPlaces, key_batches, scan
+from batchnorm_tool.store.rows import IdLookup, key_batches, scan
 
 # The number of a row is that of its fragment, followed by 32 bits for its place in it.
 _PLACE_BITS = np.uint64(32)
@@ -34,7 +34,7 @@ _WRITTEN_BY_COMMIT = ("_versions", "_transactions")
 LIVE = "live"
 # What a compaction replaced: readers that opened it before are not at their end yet.
 _COMPACTED = "compacted"
-_NIGHT = "night-"
+_VERSION = "night-"
 _TAGS = "_refs/tags"
 # Beyond these a scan reads much that is dead, or opens many files.
 _MOST_DEAD = 0.3
@@ -145,7 +145,7 @@ def _noting_ids(
 
 
 def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
-    repeated = KeyPlaces(np.concatenate(ids)).repeated()
+    repeated = IdLookup(np.concatenate(ids)).repeated()
     if len(repeated):
         msg = (
             f"Writing the store `{path}` was stopped: row {repeated[0]:,} of the rows to be "
@@ -159,7 +159,7 @@ def _addresses(
     path: str, lance_version: int, keys: Sequence[str], ids: list[np.ndarray]
 ) -> np.ndarray:
     """``uint64[n]``: where the rows lie whose keys have these ids, in order."""
-    places = KeyPlaces(np.concatenate(ids))
+    places = IdLookup(np.concatenate(ids))
     found = [np.empty(0, np.uint64)]
     for addresses, known in key_batches(path, lance_version, keys):
         found.append(addresses[places.find(known) >= 0])
@@ -322,9 +322,9 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def night_tag(version: int) -> str:
+def version_tag(version: int) -> str:
     """The tag that protects a version, whose number in the store this is."""
-    return f"{_NIGHT}{version}"
+    return f"{_VERSION}{version}"
 
 
 def tag(path: str, version: int, lance_version: int) -> None:
@@ -338,7 +338,7 @@ def tag(path: str, version: int, lance_version: int) -> None:
     Raises:
         WorkFailed: The tag cannot be written.
     """
-    _put_tag(path, night_tag(version), lance_version)
+    _put_tag(path, version_tag(version), lance_version)
 
 
 def move_live_tag(path: str, lance_version: int) -> None:
@@ -393,10 +393,10 @@ def clean_up(path: str, keep: Collection[int]) -> int:
     """
     dataset = open_dataset(path)
     with writing(path):
-        kept, present = {LIVE, *map(night_tag, keep)}, tags(path)
+        kept, present = {LIVE, *map(version_tag, keep)}, tags(path)
         for name in set(present) - kept:
             is_past = name == _COMPACTED and present[name] < dataset.version - 1
-            if is_past or name.startswith(_NIGHT):  # others are somebody else's
+            if is_past or name.startswith(_VERSION):  # others are somebody else's
                 dataset.tags.delete(name)
         cleaned = dataset.cleanup_old_versions(
             older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.store.lance import open_dataset
-from batchnorm_tool.store.rows import KeyPlaces, addressed, at_addresses, rows
-from batchnorm_tool.store.state import VERSION, StoreLayout
+from batchnorm_tool.store.rows import IdLookup, addressed, at_addresses, rows
+from batchnorm_tool.store.state import VERSION, StoreSchema
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Changes:
 
     upserts: int
     deletes: int
-    _layout: StoreLayout = field(repr=False)
+    _layout: StoreSchema = field(repr=False)
     _new: _Rows = field(repr=False)
     _gone: _Rows = field(repr=False)
 
@@ -64,7 +64,7 @@ class Publication:
     """
 
     path: str
-    layout: StoreLayout
+    layout: StoreSchema
     versions: Mapping[int, int]
     version: int
     records: Mapping[int, Mapping[str, Any]] = field(repr=False)
@@ -160,7 +160,7 @@ class _Versioned:
 
     addresses: np.ndarray
     versions: np.ndarray
-    places: KeyPlaces
+    places: IdLookup
 
     @classmethod
     def load(
@@ -172,7 +172,7 @@ class _Versioned:
             addresses.append(found)
             versions.append(_versions(table))
             ids.append(key_ids(table, keys))
-        places = KeyPlaces(np.concatenate(ids))
+        places = IdLookup(np.concatenate(ids))
         return cls(np.concatenate(addresses), np.concatenate(versions), places)
 
 

@@ -11,7 +11,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.store.state import StoreLayout, StoreState
+from batchnorm_tool.store.state import StoreDirectory, StoreSchema
 from batchnorm_tool.store.transaction import commit, prepare_merge
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
@@ -23,7 +23,7 @@ def main() -> None:
     """Merge once."""
     wanted = settings()
     copy_store(wanted["base"], wanted["store"])
-    layout = StoreState(wanted["store"]).facts().layout
+    layout = StoreDirectory(wanted["store"]).pointer().layout
     assert layout is not None  # noqa: S101  (the base has a live version)
     ids = Table(wanted["rows"], night=wanted["night"]).changed
     batches = rows(layout, ids).to_batches()
@@ -34,7 +34,7 @@ def main() -> None:
     watch.say(rows=len(ids), live=lance.dataset(wanted["store"]).count_rows())
 
 
-def rows(layout: StoreLayout, ids: np.ndarray) -> pa.Table:
+def rows(layout: StoreSchema, ids: np.ndarray) -> pa.Table:
     """Rows of the store with random vectors."""
     count = len(ids)
     vectors = unit_vectors(count, layout.width)

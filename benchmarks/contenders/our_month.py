@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchnorm_tool import Job, Night, refresh
+from batchnorm_tool import Job, RefreshResult, refresh
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import store_bytes
 from benchmarks.data import Table, make
@@ -30,7 +30,7 @@ def main() -> None:
     )
 
 
-def pass_night(wanted: dict[str, Any], store: str, number: int) -> Night:
+def pass_night(wanted: dict[str, Any], store: str, number: int) -> RefreshResult:
     """Bring a store up to date with the table of a night, which does not stay."""
     table = Table(wanted["rows"], wanted["width"], night=number)
     make(table)

@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-from batchnorm_tool import Job, Night, refresh
+from batchnorm_tool import Job, RefreshResult, refresh
 from batchnorm_tool.models.backends.tensorflow import start_tensorflow
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
@@ -57,7 +57,7 @@ def wake(job: Job) -> None:
         importlib.import_module("tensorflow").constant(0.0).numpy()
 
 
-def batch_size(night: Night) -> int | None:
+def batch_size(night: RefreshResult) -> int | None:
     """The batch size at which rows met the model."""
     settings: dict[str, Any] = night.record["settings"]
     return settings.get("batch_size")

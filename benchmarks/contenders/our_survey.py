@@ -11,7 +11,7 @@ import numpy as np
 
 from batchnorm_tool.commands.compare.pairs import Sample
 from batchnorm_tool.commands.compare.passes import first_pass
-from batchnorm_tool.commands.compare.queries import Asking
+from batchnorm_tool.commands.compare.queries import QuerySet
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.readers.opening import open_predictions
 from benchmarks.contenders.neighbour_files import query_rows
@@ -26,7 +26,7 @@ def main() -> None:
         base = open_predictions(wanted["input"])
         rows = query_rows(base.rows, wanted["queries"])
         asked = Sample(rows, np.empty((len(rows), base.width), base.dtype))
-        found = first_pass(Asking(base, base), asked, norms, all_lengths=False)
+        found = first_pass(QuerySet(base, base), asked, norms, all_lengths=False)
     watch.say(counts={label: norm.count for label, norm in found.survey.norms.items()})
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from batchnorm_tool.cli.output import Terminal
 from batchnorm_tool.commands.run.run import RunResult
-from batchnorm_tool.commands.show import Shown
+from batchnorm_tool.commands.show import Description
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.vector_stats import VectorStats
-from batchnorm_tool.progress import Plain, Quiet
+from batchnorm_tool.progress import PlainProgress, SilentProgress
 
 
 def result(**changes: Any) -> RunResult:
@@ -30,7 +30,7 @@ def result(**changes: Any) -> RunResult:
     return RunResult(**{"path": "/out", "manifest": manifest, **changes})
 
 
-def data(**changes: Any) -> Shown:
+def data(**changes: Any) -> Description:
     column = {"name": "id", "type": "int64", "min": 0, "max": 9, "nulls": 0}
     facts = {
         "format": "parquet",
@@ -42,13 +42,13 @@ def data(**changes: Any) -> Shown:
         "likely_key": None,
         "likely_features": [],
     }
-    return Shown("data", "a.parquet", facts)
+    return Description("data", "a.parquet", facts)
 
 
 def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Terminal().ran(result(parts_kept=2), None)
+    Terminal().print_run(result(parts_kept=2), None)
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][:2] == ["Done.", "0"]
@@ -61,7 +61,7 @@ def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
 
 
 def test_names_that_data_bears_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().shown(data(name="item_id"), None)
+    Terminal().print_description(data(name="item_id"), None)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["item_id", "int64,", "0", "to", "9"] in lines
     assert ["likely", "key", "none", "found"] in lines
@@ -69,18 +69,18 @@ def test_names_that_data_bears_are_shown_as_they_are(capsys: pytest.CaptureFixtu
 
 def test_directories_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [{"files": [{"path": "vectors/my_tower/part-000000.npy"}]}]
-    Terminal().ran(result(manifest={**result().manifest, "parts": parts}), None)
+    Terminal().print_run(result(manifest={**result().manifest, "parts": parts}), None)
     assert "  vectors/my_tower  /out/vectors/my_tower\n" in capsys.readouterr().out
 
 
 def test_a_shorthand_is_printed_as_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(input=Input(path="/in"), output=Output(path="/out"))
-    Terminal().ran(result(), job)
+    Terminal().print_run(result(), job)
     assert "    output:\n      path: /out\n" in capsys.readouterr().out
 
 
 def test_nothing_to_do_is_said_shortly(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().ran(result(nothing_to_do=True), None)
+    Terminal().print_run(result(nothing_to_do=True), None)
     assert capsys.readouterr().out.splitlines() == [
         "Nothing to do: this very result stands in /out",
         "  0 rows; `--fresh` makes it again",
@@ -90,7 +90,7 @@ def test_nothing_to_do_is_said_shortly(capsys: pytest.CaptureFixture[str]) -> No
 def test_json_is_one_document_and_words_go_to_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Terminal(as_json=True).ran(result(), None)
+    Terminal(as_json=True).print_run(result(), None)
     out, err = capsys.readouterr()
     assert json.loads(out)["status"] == "done"
     assert err == "warning: nothing to score\n"
@@ -98,17 +98,17 @@ def test_json_is_one_document_and_words_go_to_standard_error(
 
 def test_quiet_prints_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(quiet=True)
-    terminal.ran(result(), None)
-    terminal.shown(data(), None)
+    terminal.print_run(result(), None)
+    terminal.print_description(data(), None)
     assert capsys.readouterr() == ("", "")
-    terminal.failed("InputError", "no such file", 2)
+    terminal.print_error("InputError", "no such file", 2)
     assert capsys.readouterr() == ("", "error: no such file\n")
 
 
 def test_json_logs_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(json_logs=True)
-    terminal.ran(result(nothing_to_do=True), None)
-    terminal.failed("Busy", "another run", 5)
+    terminal.print_run(result(nothing_to_do=True), None)
+    terminal.print_error("Busy", "another run", 5)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         {"level": "warning", "message": "nothing to score"},
@@ -119,10 +119,10 @@ def test_json_logs_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("settings", "kind", "expected"),
     [
-        ({}, "auto", Plain),
-        ({}, "plain", Plain),
-        ({}, "none", Quiet),
-        ({"quiet": True}, "bar", Quiet),
+        ({}, "auto", PlainProgress),
+        ({}, "plain", PlainProgress),
+        ({}, "none", SilentProgress),
+        ({"quiet": True}, "bar", SilentProgress),
     ],
 )
 def test_progress_is_plain_where_there_is_no_terminal(
@@ -135,14 +135,14 @@ def test_progress_is_plain_where_there_is_no_terminal(
 def test_words_from_files_cannot_steer_the_terminal(
     capsys: pytest.CaptureFixture[str], end: str
 ) -> None:
-    Terminal().shown(data(**{end: "a\x07\nb"}), None)
+    Terminal().print_description(data(**{end: "a\x07\nb"}), None)
     out = capsys.readouterr().out
     assert "a\ufffd\ufffdb" in out
     assert "\x07" not in out
 
 
 def test_what_was_not_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().shown(data(nulls=3), None)
+    Terminal().print_description(data(nulls=3), None)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["likely", "key", "none", "found"] in lines
     assert ["id", "int64,", "0", "to", "9,", "3", "nulls"] in lines
@@ -150,7 +150,9 @@ def test_what_was_not_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_without_statistics_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     identities = dict.fromkeys(("space", "bits", "result"), "abc")
-    Terminal().shown(Shown("run", "/out", {**result().manifest, **identities}), "page.html")
+    Terminal().print_description(
+        Description("run", "/out", {**result().manifest, **identities}), "page.html"
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["space", "abc"] in lines
     assert ["page", "page.html"] in lines
@@ -161,7 +163,7 @@ def test_norms_are_shown_for_each_output(capsys: pytest.CaptureFixture[str]) -> 
     norm = Norm.parse("l2")
     stats = VectorStats.of(vectors, rows=2, in_use=norm, in_use_norms=np.array([[5.0], [10.0]]))
     manifest = {**result().manifest, "statistics": {"dense": stats.to_dict()}}
-    Terminal().ran(result(manifest=manifest), None)
+    Terminal().print_run(result(manifest=manifest), None)
     out = capsys.readouterr().out
     assert "norms of dense before normalization" in out
     assert [line.split()[:2] for line in out.splitlines() if line.strip().startswith("l2 ")] == [

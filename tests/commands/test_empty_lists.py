@@ -13,7 +13,7 @@ import pytest
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Input, Job, Output
-from batchnorm_tool.pipeline.output_schema import output_layouts
+from batchnorm_tool.pipeline.output_schema import output_specs
 from tests.command_line import invoke
 
 LISTS = pa.list_(pa.float32())
@@ -86,4 +86,4 @@ def test_lists_of_width_0_are_no_vectors(tmp_path: Path, command: str, *, named:
 def test_an_output_without_values_is_refused() -> None:
     job = Job(input=Input(path="a.npy"), output=Output(path="out"))
     with pytest.raises(ModelError, match=r"`embedding` holds no values.*shape \(0,\)"):
-        output_layouts(job, [Field("embedding", (0,), "float32")])
+        output_specs(job, [Field("embedding", (0,), "float32")])

@@ -12,7 +12,7 @@ from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.vectors import read
 from batchnorm_tool.store import transaction
-from batchnorm_tool.store.state import StoreFacts, StoreState
+from batchnorm_tool.store.state import StoreDirectory, StorePointer
 from tests.commands.workshop import Workshop
 from tests.store.items import (
     ITEMS,
@@ -89,16 +89,16 @@ def test_keys_of_several_columns_are_tuples(tmp_path: Path) -> None:
 
 def test_a_version_of_another_width_is_read(path: Path) -> None:
     wide = layout_of([pa.field("id", pa.int64())], width=6)
-    state = StoreState(str(path))
-    switch(state, state.facts(), 3, write(path, [row({"id": 1}, 3, 1, wide)], wide), wide)
+    state = StoreDirectory(str(path))
+    switch(state, state.pointer(), 3, write(path, [row({"id": 1}, 3, 1, wide)], wide), wide)
     assert read(path).to_numpy()[1].shape == (1, 6)
     assert read(path, version=2).to_numpy()[1].shape == (20, 4)
 
 
 def test_a_version_without_the_columns_of_the_live_one_is_refused(path: Path) -> None:
     other = layout_of([pa.field("sku", pa.string())])
-    state = StoreState(str(path))
-    switch(state, state.facts(), 3, write(path, [row({"sku": "a"}, 3, 1, other)], other), other)
+    state = StoreDirectory(str(path))
+    switch(state, state.pointer(), 3, write(path, [row({"sku": "a"}, 3, 1, other)], other), other)
     with pytest.raises(InputError, match=r"Version 1 of the store .* Expected: sku, vector, norm"):
         read(path, version=1)
 
@@ -124,17 +124,17 @@ def test_a_dataset_without_state_is_no_store(tmp_path: Path) -> None:
 
 
 def test_a_store_with_nothing_published_says_so(tmp_path: Path) -> None:
-    state = StoreState(str(tmp_path / "new.lance"))
-    state.put_facts(StoreFacts())
+    state = StoreDirectory(str(tmp_path / "new.lance"))
+    state.put_pointer(StorePointer())
     with pytest.raises(InputError, match=r"Nothing was published in .* yet\. Run"):
         read(state.path)
-    state.put_facts(StoreFacts(waiting=1))
+    state.put_pointer(StorePointer(waiting=1))
     with pytest.raises(InputError, match=r"yet: version 1 waits.*accept .*new\.lance 1"):
         read(state.path)
 
 
 def test_a_missing_record_is_damage(path: Path) -> None:
-    state = StoreState(str(path))
+    state = StoreDirectory(str(path))
     state.storage.remove("nights/000002.json")
     with pytest.raises(Damaged, match="The record of version 2 is missing in"):
         read(path).manifest  # noqa: B018

@@ -8,7 +8,7 @@ import pytest
 from batchnorm_tool.commands.show import show
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.store.index import IndexWriter
-from batchnorm_tool.store.state import StoreFacts, StoreState, index_path
+from batchnorm_tool.store.state import StoreDirectory, StorePointer, index_path
 from tests.store.items import ITEMS, indexed, item, publish, stored
 
 
@@ -48,7 +48,7 @@ def test_a_store_is_shown(path: str) -> None:
 
 
 def test_quarantined_rows_are_not_among_the_rows(path: str) -> None:
-    state = StoreState(path)
+    state = StoreDirectory(path)
     bad = {**item(55, 2), "status": "quarantined: missing", "norm": None}
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
         index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
@@ -57,9 +57,9 @@ def test_quarantined_rows_are_not_among_the_rows(path: str) -> None:
 
 
 def test_what_waits_and_holds_is_shown(path: str) -> None:
-    state = StoreState(path)
+    state = StoreDirectory(path)
     state.put_record({"version": 3, "reason": "gate", "started": "x", "gate": {"passed": False}})
-    state.put_facts(state.facts().with_changes(waiting=3, hold={"since": "today"}))
+    state.put_pointer(state.pointer().with_changes(waiting=3, hold={"since": "today"}))
     facts = show(path).facts
     assert facts["hold"] == {"since": "today"}
     assert facts["waiting"] == {
@@ -73,8 +73,8 @@ def test_what_waits_and_holds_is_shown(path: str) -> None:
 
 
 def test_a_store_with_nothing_published_is_shown(tmp_path: Path) -> None:
-    state = StoreState(str(tmp_path / "new.lance"))
-    state.put_facts(StoreFacts())
+    state = StoreDirectory(str(tmp_path / "new.lance"))
+    state.put_pointer(StorePointer())
     shown = show(state.path)
     assert shown.kind == "store"
     assert (shown.facts["version"], shown.facts["rows"]) == (None, 0)

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.comparison.judgements import LabelJudgements
-from batchnorm_tool.comparison.metrics import Rankings, overlap, plain, quality, rank_biased_overlap
+from batchnorm_tool.comparison.metrics import (
+    Rankings,
+    overlap,
+    quality,
+    rank_biased_overlap,
+    to_json_value,
+)
 from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
 from tests.comparison.judged import graded, random_grades, random_rows
 
@@ -152,5 +158,10 @@ def test_one_norm_has_nothing_to_be_tested_against() -> None:
 
 
 def test_json_has_no_number_for_what_is_not_finite() -> None:
-    assert [plain(value) for value in (0.5, np.float64(2), np.nan, np.inf)] == [0.5, 2, None, None]
-    assert type(plain(np.float64(2))) is float
+    assert [to_json_value(value) for value in (0.5, np.float64(2), np.nan, np.inf)] == [
+        0.5,
+        2,
+        None,
+        None,
+    ]
+    assert type(to_json_value(np.float64(2))) is float

@@ -168,7 +168,7 @@ def test_rows_and_times_of_another_process_are_counted(opened: Worker) -> None:
         alone = ProcessEngine(0, engine._children)
         assert sorted(alone.run(opened, range(PARTS), rows.append)) == [*range(PARTS)]
     assert sum(rows) == ROWS
-    assert all(seconds > 0 for seconds, _ in opened.clock.totals().values())
+    assert all(seconds > 0 for seconds, _ in opened.timings.totals().values())
 
 
 @pytest.mark.parametrize("devices", ["cpu", TWO], ids=["one process", "two"])

@@ -96,7 +96,7 @@ def test_stored_predictions_that_are_not_finite_are_no_fault_of_the_input() -> N
     arrays, faults = reader.read(table)
     assert np.array_equal(arrays["vector"], [[1, NAN], [0, 0], [INF, 2]], equal_nan=True)
     assert faults.tolist() == [GOOD, NULL, GOOD]
-    known = FeatureReader({"x": ("x",)}, [vector(2)], spec(), judge_nonfinite=False)
+    known = FeatureReader({"x": ("x",)}, [vector(2)], spec(), check_nonfinite=False)
     assert known.read(table)[1].tolist() == [GOOD, NULL, GOOD]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import InputError, InputWarning, JobError, ModelError, collected
+from batchnorm_tool.errors import InputError, InputWarning, JobError, ModelError, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.values import nonfinite_rows, numbers_of
 from tests.features.tables import (
@@ -199,7 +199,7 @@ def test_warnings_go_to_whoever_collects_them() -> None:
     table = pa.table({"a": [1, 2**24 + 1], "b": [0, 2**53 + 1]})
     reader = FeatureReader({"x": ("a", "b")}, [vector(2)], spec())
     told: list[str] = []
-    with collected(told.append):
+    with capture_warnings(told.append):
         reader.read(table)
         reader.read(table.slice(1))
     assert [text.partition(" holds ")[0] for text in told] == [

@@ -22,7 +22,14 @@ from pyarrow.parquet import encryption
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import FORMATS, Layout, recognise
 from batchnorm_tool.formats import parquet as rows_module
-from batchnorm_tool.formats.parquet import Cursor, Cursors, Footer, GroupRange, Stretch, read_footer
+from batchnorm_tool.formats.parquet import (
+    Cursor,
+    Cursors,
+    Footer,
+    GroupRange,
+    ReadSpec,
+    read_footer,
+)
 from batchnorm_tool.storage import LocalStorage
 
 PARQUET = FORMATS["parquet"]
@@ -94,12 +101,12 @@ def test_next_part_goes_on_where_the_last_one_stopped(
     opened = []
 
     class Counted(Cursor):
-        def __init__(self, stretch: Stretch, footer: Footer, groups: GroupRange) -> None:
+        def __init__(self, stretch: ReadSpec, footer: Footer, groups: GroupRange) -> None:
             opened.extend(groups.numbers)
             super().__init__(stretch, footer, groups)
 
     monkeypatch.setattr(rows_module, "Cursor", Counted)
-    cursors, stretch = Cursors(), Stretch(path, (), ("id",), 100)
+    cursors, stretch = Cursors(), ReadSpec(path, (), ("id",), 100)
     for start in range(0, 1000, 50):
         batches = list(cursors.read(stretch, read_footer(path, ()), start, start + 50))
         assert [v for b in batches for v in b["id"].to_pylist()] == [*range(start, start + 50)]

@@ -54,12 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rewritten(path: Path, draw: Callable[[Any], Any]) -> None:
     """Write a document anew, changed, with the checksum that it then has."""
     text = path.read_bytes()
-    fast = checked_json.opened_json(text)
-    data = fast if fast is not None else checked_json.unsealed(text)
+    fast = checked_json.load_checked_json(text)
+    data = fast if fast is not None else checked_json.verified_json(text)
     changed = draw(data)
     if isinstance(changed, dict) and changed:
-        slow = json.dumps(checked_json.sealed(changed)).encode()
-        path.write_bytes(slow if fast is None else checked_json.sealed_json(changed))
+        slow = json.dumps(checked_json.with_checksum(changed)).encode()
+        path.write_bytes(slow if fast is None else checked_json.dump_checked_json(changed))
         if path.name == "_manifest.json":
             (path.parent / "_SUCCESS").write_text(checked_json.sha256(changed))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool.gate import Finding, OutputLimits, judge_output
+from batchnorm_tool.gate import Finding, OutputLimits, evaluate_output
 from tests.gate.sets import NO_BAD, POPULATIONS, gaussian, vectors_of
 
 NIGHTS = 200
@@ -35,7 +35,7 @@ def night(population: Population, size: tuple[int, int, int], seed: int) -> list
     before = vectors_of(population(generator, live, width))
     tonight = vectors_of(population(generator, changed, width))
     nothing = vectors_of(np.zeros((0, width)))
-    findings = judge_output(OutputLimits(), tonight, nothing, before, NO_BAD)
+    findings = evaluate_output(OutputLimits(), tonight, nothing, before, NO_BAD)
     return [f for f in findings if f.measured is not None]
 
 
@@ -63,6 +63,6 @@ def test_chance_hardly_breaks_even_a_limit_of_nothing() -> None:
     for seed in range(NIGHTS):
         generator = np.random.default_rng(seed)
         live, tonight = (vectors_of(gaussian(generator, rows, 2)) for rows in (600, 200))
-        findings = judge_output(nothing, tonight, tonight, live, NO_BAD)
+        findings = evaluate_output(nothing, tonight, tonight, live, NO_BAD)
         broken += sum(not f.passed for f in findings if f.scope == "changed")
     assert broken <= NIGHTS / 40  # of four limits each; without the margin, about one in nine

@@ -9,8 +9,8 @@ from decimal import Decimal
 import pytest
 
 from batchnorm_tool.gate import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.findings import not_judged, row_words
-from batchnorm_tool.gate.output_limits import plain_key
+from batchnorm_tool.gate.findings import describe_row, not_evaluated
+from batchnorm_tool.gate.output_limits import key_to_json
 
 ROWS = tuple({"key": {"shop": "a", "id": n}, "value": float(n)} for n in range(7))
 GOOD = Finding("gate.input.new", "input", 0.1, 0.2, passed=True, what="10 rows are new.")
@@ -87,7 +87,7 @@ def test_nothing_broken_says_nothing() -> None:
 
 
 def test_what_was_not_judged_passes_and_says_why() -> None:
-    finding = not_judged("gate.output.frechet", "whole", 0.3, "too few rows")
+    finding = not_evaluated("gate.output.frechet", "whole", 0.3, "too few rows")
     assert finding.passed
     assert finding.measured is None
     assert finding.what == "Not judged: too few rows."
@@ -106,9 +106,16 @@ def test_a_finding_comes_back_as_it_was() -> None:
 
 
 def test_a_value_that_is_not_finite_is_said_to_be() -> None:
-    assert row_words({"key": {"id": 1}, "value": None}) == "id 1: not finite"
+    assert describe_row({"key": {"id": 1}, "value": None}) == "id 1: not finite"
 
 
 def test_keys_become_what_json_can_hold() -> None:
     key = {"a": 1, "b": "x", "c": True, "d": None, "e": dt.date(2026, 1, 2), "f": Decimal(3)}
-    assert plain_key(key) == {"a": 1, "b": "x", "c": True, "d": "None", "e": "2026-01-02", "f": "3"}
+    assert key_to_json(key) == {
+        "a": 1,
+        "b": "x",
+        "c": True,
+        "d": "None",
+        "e": "2026-01-02",
+        "f": "3",
+    }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.gate import Finding, InputLimits, RowChanges, judge_input
+from batchnorm_tool.gate import Finding, InputLimits, RowChanges, evaluate_input
 
 COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)
 FEATURES = ("null_shift", "constant_feature", "mean_shift", "deviation_ratio")
@@ -41,7 +41,7 @@ def judged(  # noqa: PLR0913
     *,
     new_space: bool = False,
 ) -> dict[str, Finding]:
-    found = judge_input(
+    found = evaluate_input(
         limits or InputLimits(new=0.5), counts, tonight, last, mode=mode, new_space=new_space
     )
     assert all(f.limit.startswith("gate.input.") and f.scope == "input" for f in found)

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from batchnorm_tool.errors import InputWarning, collected, warn
+from batchnorm_tool.errors import InputWarning, capture_warnings, warn
 
 
 def test_without_a_collector_python_warns() -> None:
@@ -21,7 +21,7 @@ def test_each_thread_collects_its_own_and_filters_stay() -> None:
     texts: dict[str, list[str]] = {"a": [], "b": []}
 
     def work(name: str) -> None:
-        with collected(texts[name].append):
+        with capture_warnings(texts[name].append):
             barrier.wait()
             warn(name)
             barrier.wait()

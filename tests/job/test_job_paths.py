@@ -8,7 +8,7 @@ import pytest
 from batchnorm_tool.display import mask_secrets
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Input, Job, Output
-from batchnorm_tool.job.types import lies_within
+from batchnorm_tool.job.types import is_within
 from tests.job.job_texts import MINIMAL, with_value
 
 
@@ -80,7 +80,7 @@ def test_an_output_does_not_hold_the_model() -> None:
     [("/database", "/data"), ("/data/out", "/data/*.parquet"), ("/data", "/data/out")],
 )
 def test_neighbours_are_not_inside(inner: str, outer: str) -> None:
-    assert not lies_within(inner, outer)
+    assert not is_within(inner, outer)
 
 
 SECRET_URIS = [

@@ -9,7 +9,7 @@ import pytest
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import plan
-from batchnorm_tool.pipeline.plan import Identity, Resolved, differences, identify
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
 from tests.pipeline.test_plan import RESOLVED
 
 FILES = (InputFile("/in/a.parquet", "parquet", 100, 7, "a" * 64),)
@@ -21,7 +21,7 @@ DATA: dict[str, Any] = {
 
 
 def identity_of(
-    resolved: Resolved = RESOLVED,
+    resolved: ResolvedOptions = RESOLVED,
     files: tuple[InputFile, ...] = FILES,
     limit: int | None = None,
     **changed: dict[str, Any],

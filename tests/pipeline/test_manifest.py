@@ -89,10 +89,10 @@ def test_every_changed_byte_of_a_record_is_noticed() -> None:
 
 
 def test_a_record_of_another_version_is_no_record() -> None:
-    data = checked_json.opened_json(record_of(0).to_json())
+    data = checked_json.load_checked_json(record_of(0).to_json())
     assert data is not None
     data["counts"]["more"] = 1
-    sealed = checked_json.sealed_json(data)
+    sealed = checked_json.dump_checked_json(data)
     assert PartRecord.from_json(sealed) is None
 
 

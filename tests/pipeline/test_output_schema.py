@@ -9,11 +9,11 @@ from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.job import Input, Job, Normalize, Output, OutputColumns, OutputNorm
 from batchnorm_tool.pipeline.output_schema import (
     Normalized,
-    OutputLayout,
+    OutputSpec,
     carried_schema,
     fixed_size_list,
-    output_layouts,
     output_schema,
+    output_specs,
     output_table,
 )
 
@@ -25,10 +25,10 @@ def job(normalize: Normalize | None = None, columns: OutputColumns | None = None
     return Job(input=Input(path="in"), normalize=normalize or Normalize(), output=output)
 
 
-def layouts(*shapes: tuple[int, ...], normalize: Normalize | None = None) -> list[OutputLayout]:
+def layouts(*shapes: tuple[int, ...], normalize: Normalize | None = None) -> list[OutputSpec]:
     names = ["one", "two", "three"]
     fields = [Field(name, shape, "float32") for name, shape in zip(names, shapes, strict=False)]
-    return list(output_layouts(job(normalize), fields))
+    return list(output_specs(job(normalize), fields))
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_shape_and_axis_say_how_many_vectors_a_row_has(
 
 def test_one_output_has_the_names_of_the_job_and_several_have_their_own() -> None:
     named = job(columns=OutputColumns(vector="embedding", norm="length"))
-    (alone,) = output_layouts(named, [Field("dense", (4,), "float32")])
+    (alone,) = output_specs(named, [Field("dense", (4,), "float32")])
     assert (alone.vector_column, alone.norm_column) == ("embedding", "length")
-    both = output_layouts(named, [Field(name, (4,), "float32") for name in ("a", "b")])
+    both = output_specs(named, [Field(name, (4,), "float32") for name in ("a", "b")])
     assert [(one.vector_column, one.norm_column) for one in both] == [
         ("a", "a_norm"),
         ("b", "b_norm"),
@@ -122,7 +122,7 @@ def test_schema_of_vectors_and_norms() -> None:
 @pytest.mark.parametrize("clash", ["vector", "norm"])
 def test_two_columns_of_one_name_are_refused(clash: str) -> None:
     columns = job()
-    outputs = output_layouts(columns, [Field("dense", (4,), "float32")])
+    outputs = output_specs(columns, [Field("dense", (4,), "float32")])
     with pytest.raises(JobError, match=f"would be called `{clash}`"):
         output_schema(pa.schema({clash: pa.int64()}), outputs, "float32")
 

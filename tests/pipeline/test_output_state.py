@@ -209,10 +209,10 @@ def test_a_missing_success_is_said_and_replaced_by_fresh(bench: Bench) -> None:
 def test_a_damaged_plan_begins_anew(bench: Bench, damage: str) -> None:
     bench.stop_in_publishing()
     plan = bench.out / "_state" / "plan.json"
-    data = checked_json.opened_json(plan.read_bytes())
+    data = checked_json.load_checked_json(plan.read_bytes())
     assert data is not None
     del data["request"]
-    other = checked_json.sealed_json(data)
+    other = checked_json.dump_checked_json(data)
     plan.write_bytes({"empty": b"", "garbage": b"\0" * 9, "other version": other}[damage])
     result = bench.run()
     assert (result.parts_kept, result.rows_done) == (0, ROWS)

@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.inputs.files import InputFile, Member, Partition
 from batchnorm_tool.job import Job
-from batchnorm_tool.pipeline.plan import Identity, Part, Plan, Resolved, Slice, choose_part_rows
+from batchnorm_tool.pipeline.plan import (
+    Identity,
+    Part,
+    Plan,
+    ResolvedOptions,
+    Slice,
+    choose_part_rows,
+)
 from batchnorm_tool.storage import checked_json
 
-RESOLVED = Resolved(
+RESOLVED = ResolvedOptions(
     batch_size=32,
     chunk_rows=64,
     part_rows=128,
@@ -48,7 +55,7 @@ def plan_of(rows: Sequence[int], part_rows: int = 128, limit: int | None = None)
         files=files,
         resolved=replace(RESOLVED, part_rows=part_rows),
         identity=Identity({"norms": {}}, {"batch_size": 32}, {}, {"limit": limit}),
-        request="f" * 64,
+        options_fingerprint="f" * 64,
         limit=limit,
         warnings=("a warning",),
     )
@@ -164,7 +171,7 @@ def test_a_damaged_plan_is_no_plan(damage: Any) -> None:
 
 @pytest.mark.parametrize("change", ["misses", "has more", "has a bad job"])
 def test_a_plan_of_another_version_is_no_plan(change: str) -> None:
-    data = checked_json.opened_json(plan_of([3]).to_json())
+    data = checked_json.load_checked_json(plan_of([3]).to_json())
     assert data is not None
     if change == "misses":
         del data["request"]
@@ -172,7 +179,7 @@ def test_a_plan_of_another_version_is_no_plan(change: str) -> None:
         data["resolved"]["more"] = 1
     else:
         data["job"]["input"]["path"] = 7
-    assert Plan.from_json(checked_json.sealed_json(data)) is None
+    assert Plan.from_json(checked_json.dump_checked_json(data)) is None
 
 
 def test_bytes_expected_are_those_of_vectors_and_norms() -> None:

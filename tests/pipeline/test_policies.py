@@ -10,7 +10,7 @@ import pytest
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.job import Job
-from batchnorm_tool.pipeline.part_summary import Tally
+from batchnorm_tool.pipeline.part_summary import PartSummary
 from batchnorm_tool.pipeline.plan import Part, Slice
 from batchnorm_tool.pipeline.scored_chunk import (
     ACTIONS,
@@ -61,7 +61,7 @@ def test_each_key_rules_its_reasons(key: str, reasons: list[Reason], action: str
 
 def test_rows_are_judged_by_their_reason() -> None:
     faults = np.array([0, 1, 5, 7, 0, 6], np.uint8)
-    actions = policies_of(invalid="drop", nonfinite="nullify", zero="fail").judge(faults)
+    actions = policies_of(invalid="drop", nonfinite="nullify", zero="fail").actions_for(faults)
     assert actions.tolist() == [KEEP, DROP, NULLIFY, FAIL, KEEP, NULLIFY]
 
 
@@ -81,9 +81,9 @@ class File:
     path: str
 
 
-def tally_of(policies: Policies) -> Tally:
+def tally_of(policies: Policies) -> PartSummary:
     part = Part(2, 100, (Slice(0, 50, 53), Slice(1, 0, 40)))
-    return Tally(part, [File("a"), File("b")], policies, keys=1)  # type: ignore[list-item]
+    return PartSummary(part, [File("a"), File("b")], policies, keys=1)  # type: ignore[list-item]
 
 
 def scored_of(first_row: int, faults: list[int]) -> Any:
@@ -92,9 +92,9 @@ def scored_of(first_row: int, faults: list[int]) -> Any:
     return Scored(chunk, {}, {}, np.array(faults, np.uint8), {})  # type: ignore[arg-type]
 
 
-def count(tally: Tally, first_row: int, faults: list[int]) -> None:
+def count(tally: PartSummary, first_row: int, faults: list[int]) -> None:
     scored = scored_of(first_row, faults)
-    tally.add(scored, tally.policies.judge(scored.faults))
+    tally.add(scored, tally.policies.actions_for(scored.faults))
 
 
 def test_rows_are_counted_by_what_became_of_them() -> None:
@@ -155,4 +155,4 @@ def test_quarantine_and_failure_take_rows_out() -> None:
     tally = tally_of(policies_of(invalid="fail", nonfinite="quarantine", zero="drop"))
     count(tally, 100, [1, 5, 7, 0])
     assert tally.counts.rows_out == 1
-    assert tally.policies.judge(np.array([5], np.uint8)).tolist() == [QUARANTINE]
+    assert tally.policies.actions_for(np.array([5], np.uint8)).tolist() == [QUARANTINE]

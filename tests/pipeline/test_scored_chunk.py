@@ -8,7 +8,7 @@ from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.job import Input, Job, Normalize, Output
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.norms import norm as norms_norm
-from batchnorm_tool.pipeline.output_schema import output_layouts
+from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.scored_chunk import Scored, score_chunk
 from tests.merging import unsplit
 
@@ -28,7 +28,7 @@ def scored(
     job = Job(input=Input(path="in"), normalize=normalize or Normalize(), output=Output(path="out"))
     carried = pa.table({"row": np.arange(rows)})
     chunk = Chunk(0, carried, arrays, np.array(faults or [0] * rows, np.uint8))
-    layouts = output_layouts(job, fields)
+    layouts = output_specs(job, fields)
     return score_chunk(chunk, IdentityPredictor(fields), layouts, np.dtype(dtype))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.store.state import BOOKKEEPING, StoreLayout
+from batchnorm_tool.store.state import BOOKKEEPING, StoreSchema
 
 BATCH_ROWS = 7
 PASSTHROUGH = (
@@ -74,7 +74,7 @@ class Publication:
         return self.table.num_rows
 
     @property
-    def layout(self) -> StoreLayout:
+    def layout(self) -> StoreSchema:
         return self.store.layout_of(self.table)
 
     @property
@@ -119,10 +119,10 @@ class Store:
         self.versions[version] = table
         return Publication(self, version)
 
-    def layout_of(self, table: pa.Table) -> StoreLayout:
+    def layout_of(self, table: pa.Table) -> StoreSchema:
         ours = {*self.keys, "vector", "norm", *(column.name[1:] for column in BOOKKEEPING)}
         others = tuple(name for name in table.column_names if name not in ours)
-        return StoreLayout(tuple(self.keys), others, "vector", "norm", self.norm, table.schema)
+        return StoreSchema(tuple(self.keys), others, "vector", "norm", self.norm, table.schema)
 
     def rows_by_key(self, table: pa.Table) -> dict[tuple[Any, ...], int]:
         columns = [table[name].to_pylist() for name in self.keys]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.storage.checked_json import unsealed
+from batchnorm_tool.storage.checked_json import verified_json
 
 
 class Loader:
@@ -22,7 +22,7 @@ class Loader:
     def catch_up(self, feed: Path) -> None:
         versions = sorted(int(path.name) for path in feed.iterdir() if path.name.isdigit())
         sets = {
-            version: unsealed((feed / f"{version}/manifest.json").read_bytes())
+            version: verified_json((feed / f"{version}/manifest.json").read_bytes())
             for version in versions
         }
         start = max((v for v in versions if sets[v]["builds_on"] is None), default=None)

@@ -15,7 +15,7 @@ from batchnorm_tool.errors import Interrupted, JobError, WorkFailed
 from batchnorm_tool.publish import TARGETS, check_targets, deliver, lagging, open_target
 from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.storage.checked_json import opened_json
+from batchnorm_tool.storage.checked_json import load_checked_json
 from batchnorm_tool.store.version_changes import Publication
 from tests.publish.publications import Section, a_month
 
@@ -45,7 +45,7 @@ def test_every_target_gets_the_version_and_it_is_remembered(
         ("again", "changes", None, False, 2),
     ]
     assert all(outcome.seconds > 0 for outcome in outcomes)
-    note = opened_json(state.get("targets/again.json") or b"")
+    note = load_checked_json(state.get("targets/again.json") or b"")
     assert note is not None
     assert note == {"kind": "changes", "place": sections[2].path, "facts": outcomes[2].facts}
     assert note["facts"]["builds_on"] == 1

@@ -17,7 +17,7 @@ from batchnorm_tool.publish import faiss_build, open_target
 from batchnorm_tool.publish.base import Target
 from batchnorm_tool.publish.faiss import IndexFiles
 from batchnorm_tool.publish.faiss_build import Neighbours, RecallQueries, RecallSample
-from batchnorm_tool.storage.checked_json import unsealed
+from batchnorm_tool.storage.checked_json import verified_json
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
@@ -139,7 +139,7 @@ def test_a_key_may_be_called_as_the_ids_are(tmp_path: Path) -> None:
 def test_the_document_tells_of_the_index(tmp_path: Path) -> None:
     _, nights = a_month()
     facts = target(tmp_path / "x").publish(nights[0], None)
-    document = unsealed((tmp_path / "x.json").read_bytes())
+    document = verified_json((tmp_path / "x.json").read_bytes())
     assert document == facts
     size = (tmp_path / "x").stat().st_size
     assert facts.pop("sha256") == IndexFiles(tmp_path / "x").document()["sha256"]  # type: ignore[index]
@@ -253,7 +253,7 @@ def test_true_neighbours_do_not_depend_on_the_batches() -> None:
     for size in (300, 17):
         neighbours = Neighbours(RecallQueries(vectors[:9], ids[:9]))
         for first in range(0, 300, size):
-            neighbours.look_at(vectors[first : first + size], ids[first : first + size])
+            neighbours.add(vectors[first : first + size], ids[first : first + size])
         found.append(neighbours.ids[:, :60].tolist())
     assert found[0] == found[1]
     assert all(query not in found[0][query] for query in range(9))

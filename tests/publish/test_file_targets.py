@@ -15,7 +15,7 @@ from batchnorm_tool.errors import JobError, OutputError
 from batchnorm_tool.publish import directories, open_target
 from batchnorm_tool.publish.base import Target
 from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.storage.checked_json import unsealed
+from batchnorm_tool.storage.checked_json import verified_json
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
@@ -98,7 +98,7 @@ def test_composite_keys_and_rows_that_all_vanish(tmp_path: Path) -> None:
 
 
 def manifest(path: Path, version: int) -> dict[str, Any]:
-    document = unsealed((path / f"{version}/manifest.json").read_bytes())
+    document = verified_json((path / f"{version}/manifest.json").read_bytes())
     assert document is not None
     return document
 

@@ -25,12 +25,12 @@ from batchnorm_tool.report.charts import (
     outline_chart,
     row_chart,
 )
-from batchnorm_tool.report.svg import Bar, Words, bar_chart, looks
+from batchnorm_tool.report.svg import Bar, ChartText, bar_chart, series_styles
 
 Make = Callable[..., Any]
 
 SVG = "{http://www.w3.org/2000/svg}"
-WORDS = Words("chart", "Title", "Description.")
+WORDS = ChartText("chart", "Title", "Description.")
 FRAMES = pytest.mark.parametrize("frame", [WIDE, NARROW], ids=["wide", "narrow"])
 NAN = math.nan
 VALUES = {
@@ -48,7 +48,7 @@ def classed(svg: ET.Element, name: str) -> list[ET.Element]:
 
 
 def intervals(frame: Frame, *, joined: bool = True) -> tuple[ET.Element, Plot]:
-    series = IntervalSeries(VALUES, looks(VALUES), joined)
+    series = IntervalSeries(VALUES, series_styles(VALUES), joined)
     axes = Places.of("k", [1, 10, 100]), interval_axis("value", series)
     svg = drawn(interval_chart(WORDS, axes, series, frame))
     return svg, Plot(axes[0], axes[1], frame, 1)
@@ -165,7 +165,7 @@ def test_bars_go_both_ways_from_zero_and_stay_inside(frame: Frame) -> None:
 def test_outlines_stand_on_the_axis_and_are_as_high_as_their_values(frame: Frame) -> None:
     heights = {"l1": [0.0, 2.0, 4.0, 0.0], "l2": [1.0, 0.0, 3.0, 0.0], "none": [0.0] * 4}
     axes = Axis("norm", 1.0, 16.0, "log"), Axis("vectors, %", 0, 4)
-    outlines = Outlines([1, 2, 4, 8, 16], heights, looks(heights))
+    outlines = Outlines([1, 2, 4, 8, 16], heights, series_styles(heights))
     svg = drawn(outline_chart(WORDS, axes, outlines, frame))
     plot = Plot(*axes, frame, 1)
     one, other = classed(svg, "outline")
@@ -177,7 +177,7 @@ def test_outlines_stand_on_the_axis_and_are_as_high_as_their_values(frame: Frame
 
 
 def test_sixty_series_look_different_in_more_than_colour() -> None:
-    every = list(looks(map(str, range(60))).values())
+    every = list(series_styles(map(str, range(60))).values())
     assert len(set(every)) == 60
     assert len({(look.dashes, look.marker) for look in every[:20]}) == 20
 
@@ -185,7 +185,7 @@ def test_sixty_series_look_different_in_more_than_colour() -> None:
 def test_a_legend_that_is_too_long_takes_more_rows_and_stays_inside() -> None:
     labels = [f"a series of {n}" for n in range(6)]
     values = {label: [Interval(0.5, 0.4, 0.6)] for label in labels}
-    series = IntervalSeries(values, looks(labels))
+    series = IntervalSeries(values, series_styles(labels))
     axes = Places.of("k", [10]), interval_axis("value", series)
     svg = drawn(interval_chart(WORDS, axes, series, NARROW))
     names = [text for text in svg.iter(f"{SVG}text") if text.text in labels]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.report.text_refresh import dry_run_lines, night_lines
+from batchnorm_tool.report.text_refresh import dry_run_lines, refresh_lines
 from tests.report import history_documents as histories
 
 
 def lines_of(record: dict[str, Any], **more: Any) -> list[str]:
-    return night_lines(record, **{"width": 100, "store": "items.lance"} | more)
+    return refresh_lines(record, **{"width": 100, "store": "items.lance"} | more)
 
 
 def test_a_published_night() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchnorm_tool.report.figures import fate
+from batchnorm_tool.report.figures import outcome
 from batchnorm_tool.report.text_refresh import history_lines
 from tests.report import history_documents as histories
 
@@ -74,7 +74,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 def test_a_night_that_was_rolled_back_and_removed_is_rolled_back() -> None:
     document = histories.history(kept=[29])
-    assert [fate(document["nights"][place], document) for place in (16, 17, 18, 19)] == [
+    assert [outcome(document["nights"][place], document) for place in (16, 17, 18, 19)] == [
         "removed",
         "rolled back",
         "rolled back",

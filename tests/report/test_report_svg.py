@@ -11,12 +11,12 @@ import pytest
 
 from batchnorm_tool.report.axes import NARROW, WIDE, Axis, Frame, number
 from batchnorm_tool.report.markup import Html, escape, tag
-from batchnorm_tool.report.svg import Band, Bar, Line, Steps, Words, band_chart, bar_chart
+from batchnorm_tool.report.svg import Band, Bar, ChartText, Line, Steps, band_chart, bar_chart
 
 Make = Callable[..., Any]
 
 SVG = "{http://www.w3.org/2000/svg}"
-WORDS = Words("chart", "Norms of <b>", 'From "1" to 4 & back.')
+WORDS = ChartText("chart", "Norms of <b>", 'From "1" to 4 & back.')
 FRAMES = pytest.mark.parametrize("frame", [WIDE, NARROW], ids=["wide", "narrow"])
 
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from batchnorm_tool.storage.checked_json import canonical_json, opened_json, sealed_json
+from batchnorm_tool.storage.checked_json import canonical_json, dump_checked_json, load_checked_json
 
 DATA = {"part": 7, "files": ["a", "ü"], "counts": {"b": 1, "a": 2.5}}
-SEALED = sealed_json(DATA)
+SEALED = dump_checked_json(DATA)
 
 
 def test_what_was_sealed_is_opened() -> None:
-    assert opened_json(SEALED) == DATA
+    assert load_checked_json(SEALED) == DATA
     assert json.loads(SEALED) == {**DATA, "checksum": json.loads(SEALED)["checksum"]}
 
 
@@ -19,9 +19,9 @@ def test_what_was_sealed_is_opened() -> None:
 def test_one_flipped_bit_anywhere_is_noticed(place: int) -> None:
     damaged = bytearray(SEALED)
     damaged[place] ^= 1
-    assert opened_json(bytes(damaged)) is None
+    assert load_checked_json(bytes(damaged)) is None
 
 
 @pytest.mark.parametrize("text", [b"", b"\0" * 9, SEALED[:50], SEALED[:-1], canonical_json(DATA)])
 def test_what_is_not_sealed_is_not_opened(text: bytes) -> None:
-    assert opened_json(text) is None
+    assert load_checked_json(text) is None

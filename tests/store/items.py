@@ -12,18 +12,24 @@ import pyarrow as pa
 from batchnorm_tool.store import rows, transaction
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.index import INDEX_FIELDS, IndexWriter
-from batchnorm_tool.store.state import BOOKKEEPING, StoreFacts, StoreLayout, StoreState, index_path
+from batchnorm_tool.store.state import (
+    BOOKKEEPING,
+    StoreDirectory,
+    StorePointer,
+    StoreSchema,
+    index_path,
+)
 
 WIDTH = 4
 OURS = [field.with_name(field.name[1:]) for field in BOOKKEEPING]
 Row = dict[str, Any]
 
 
-def layout_of(keys: Sequence[pa.Field], *, width: int = WIDTH) -> StoreLayout:
+def layout_of(keys: Sequence[pa.Field], *, width: int = WIDTH) -> StoreSchema:
     vector = pa.field("vector", pa.list_(pa.float32(), width))
     norm = pa.field("norm", pa.float64())
     label = pa.field("label", pa.string())
-    return StoreLayout(
+    return StoreSchema(
         keys=tuple(field.name for field in keys),
         passthrough=("label",),
         vector="vector",
@@ -37,7 +43,7 @@ ITEMS = layout_of([pa.field("id", pa.int64())])
 SHOPS = layout_of([pa.field("shop", pa.string()), pa.field("day", pa.date32())])
 
 
-def row(key: Mapping[str, Any], version: int, seed: int, layout: StoreLayout = ITEMS) -> Row:
+def row(key: Mapping[str, Any], version: int, seed: int, layout: StoreSchema = ITEMS) -> Row:
     """A row whose values follow from its key, version and seed."""
     generator = np.random.default_rng([seed, version, len(repr(key))])
     raw = generator.normal(size=layout.width).astype(np.float32)
@@ -59,17 +65,17 @@ def item(number: int, version: int = 1, seed: int | None = None) -> Row:
 
 
 def batches(
-    found: Sequence[Row], layout: StoreLayout = ITEMS, size: int = 7
+    found: Sequence[Row], layout: StoreSchema = ITEMS, size: int = 7
 ) -> list[pa.RecordBatch]:
     return pa.Table.from_pylist(list(found), layout.schema).to_batches(max_chunksize=size)
 
 
-def keys_of(found: Sequence[Mapping[str, Any]], layout: StoreLayout = ITEMS) -> pa.Table:
+def keys_of(found: Sequence[Mapping[str, Any]], layout: StoreSchema = ITEMS) -> pa.Table:
     plain = [{name: each[name] for name in layout.keys} for each in found]
     return pa.Table.from_pylist(plain, layout.key_schema)
 
 
-def write(path: Path | str, found: Sequence[Row], layout: StoreLayout = ITEMS) -> int:
+def write(path: Path | str, found: Sequence[Row], layout: StoreSchema = ITEMS) -> int:
     return transaction.commit(
         transaction.prepare_whole(str(path), layout.schema, batches(found, layout))
     )
@@ -79,7 +85,7 @@ def merge(
     path: Path | str,
     found: Sequence[Row],
     deleted: Sequence[Mapping[str, Any]] = (),
-    layout: StoreLayout = ITEMS,
+    layout: StoreSchema = ITEMS,
 ) -> int:
     change = transaction.prepare_merge(
         str(path), layout.schema, layout.keys, batches(found, layout), keys_of(deleted, layout)
@@ -87,13 +93,13 @@ def merge(
     return transaction.commit(change)
 
 
-def stored(path: Path | str, version: int | None = None, layout: StoreLayout = ITEMS) -> list[Row]:
+def stored(path: Path | str, version: int | None = None, layout: StoreSchema = ITEMS) -> list[Row]:
     """All rows of a version, by key."""
     found: Iterator[pa.RecordBatch] = rows.rows(str(path), version, layout.schema.names)
     return by_key((each for batch in found for each in batch.to_pylist()), layout)
 
 
-def by_key(found: Any, layout: StoreLayout = ITEMS) -> list[Row]:
+def by_key(found: Any, layout: StoreSchema = ITEMS) -> list[Row]:
     return sorted(found, key=lambda each: tuple(str(each[name]) for name in layout.keys))
 
 
@@ -104,11 +110,11 @@ def publish(
     path: Path | str,
     found: Sequence[Row],
     deleted: Sequence[Mapping[str, Any]] = (),
-    layout: StoreLayout = ITEMS,
+    layout: StoreSchema = ITEMS,
 ) -> int:
     """Play a whole night: merge, records, tags, ledger, switch; returns the new version."""
-    state = StoreState(str(path))
-    facts = state.facts()
+    state = StoreDirectory(str(path))
+    facts = state.pointer()
     version = facts.next_version
     lance_version = (
         merge(path, found, deleted, layout) if facts.live else write(path, found, layout)
@@ -123,7 +129,11 @@ def indexed(table: pa.Table) -> pa.Table:
 
 
 def switch(
-    state: StoreState, facts: StoreFacts, version: int, lance_version: int, layout: StoreLayout
+    state: StoreDirectory,
+    facts: StorePointer,
+    version: int,
+    lance_version: int,
+    layout: StoreSchema,
 ) -> int:
     now = stored(state.path, lance_version, layout)
     with IndexWriter(state.storage, index_path(version), layout.key_schema) as index:
@@ -138,7 +148,7 @@ def switch(
     transaction.move_live_tag(state.path, lance_version)
     record_files(state.path, state.storage, versions.values())
     identity = {"space": SPACE, "bits": {"versions": {"keras": "3"}}, "policies": {}, "result": {}}
-    state.put_facts(
+    state.put_pointer(
         facts.with_changes(
             next_version=version + 1,
             live=version,

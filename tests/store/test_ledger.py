@@ -132,7 +132,7 @@ def test_a_wrong_hint_is_found(path: str, storage: LocalStorage) -> None:
 def test_a_damaged_ledger_is_refused(path: str, storage: LocalStorage) -> None:
     content = storage.get("files.json")
     assert content is not None
-    assert checked_json.opened_json(content) is not None
+    assert checked_json.load_checked_json(content) is not None
     storage.put("files.json", content.replace(b'"format":1', b'"format":2'))
     with pytest.raises(Damaged, match=r"ledger `files\.json` beside .* its checksum disagrees"):
         list(checksums.check_files(path, storage))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.store import transaction
-from batchnorm_tool.store.state import StoreLayout, StoreState
+from batchnorm_tool.store.state import StoreDirectory, StoreSchema
 from batchnorm_tool.store.version_changes import Publication
 from tests.store.items import (
     ITEMS,
@@ -29,15 +29,15 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "items.lance")
 
 
-def publication(path: str, layout: StoreLayout = ITEMS) -> Publication:
-    state = StoreState(path)
-    facts = state.facts()
+def publication(path: str, layout: StoreSchema = ITEMS) -> Publication:
+    state = StoreDirectory(path)
+    facts = state.pointer()
     assert facts.live is not None
     records = {version: state.record(version) or {} for version in facts.versions}
     return Publication(path, layout, facts.versions, facts.live, records)
 
 
-def told(path: str, base: int, layout: StoreLayout = ITEMS) -> tuple[list[Any], list[Any]]:
+def told(path: str, base: int, layout: StoreSchema = ITEMS) -> tuple[list[Any], list[Any]]:
     changes = publication(path, layout).changes(base)
     upserts = [each for batch in changes.upsert_batches() for each in batch.to_pylist()]
     deletes = [each for batch in changes.delete_batches() for each in batch.to_pylist()]
@@ -52,8 +52,8 @@ def three_nights(path: str) -> None:
 
 
 def restored(path: str, base: int) -> None:
-    state = StoreState(path)
-    facts = state.facts()
+    state = StoreDirectory(path)
+    facts = state.pointer()
     switch(state, facts, facts.next_version, transaction.restore(path, facts.versions[base]), ITEMS)
 
 
@@ -82,9 +82,9 @@ def test_changes_after_a_rollback(path: str) -> None:
 def test_changes_survive_a_compaction(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     three_nights(path)
     monkeypatch.setattr(transaction, "_MOST_FRAGMENTS", 1)
-    state = StoreState(path)
-    facts = state.facts()
-    state.put_facts(facts.with_changes(versions=transaction.compact(path, facts.versions)))
+    state = StoreDirectory(path)
+    facts = state.pointer()
+    state.put_pointer(facts.with_changes(versions=transaction.compact(path, facts.versions)))
     assert told(path, 2) == ([item(2, 3), item(7, 3)], [{"id": 1}])
 
 
@@ -133,7 +133,7 @@ def test_changes_start_from_kept_versions_only(path: str) -> None:
 
 def test_changes_do_not_start_from_another_space(path: str) -> None:
     three_nights(path)
-    StoreState(path).put_record(record(1, 6, 1, space="other"))
+    StoreDirectory(path).put_record(record(1, 6, 1, space="other"))
     assert not publication(path).can_start_from(1)
 
 
@@ -141,8 +141,8 @@ def test_changes_do_not_start_from_another_layout(path: str) -> None:
     publish(path, [item(1)])
     wide = layout_of([pa.field("id", pa.int64())], width=6)
     lance_version = write(path, [row({"id": 1}, 2, 1, wide)], wide)
-    state = StoreState(path)
-    switch(state, state.facts(), 2, lance_version, wide)
+    state = StoreDirectory(path)
+    switch(state, state.pointer(), 2, lance_version, wide)
     assert not publication(path, wide).can_start_from(1)
 
 

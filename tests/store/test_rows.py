@@ -8,7 +8,7 @@ import pytest
 
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.store import rows
-from batchnorm_tool.store.rows import KeyPlaces
+from batchnorm_tool.store.rows import IdLookup
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
 
 NAMES = ["feature_hash", "status"]
@@ -116,12 +116,12 @@ def test_ids_that_begin_alike_are_told_apart() -> None:
     asked = np.array([[a, b] for a in range(5) for b in range(5)], np.uint64)
     listed = ids.tolist()
     expected = [listed.index(each) if each in listed else -1 for each in asked.tolist()]
-    assert KeyPlaces(ids).find(asked).tolist() == expected
+    assert IdLookup(ids).find(asked).tolist() == expected
     again = [place for place, each in enumerate(listed) if each in listed[:place]]
-    assert KeyPlaces(ids).repeated().tolist() == again
+    assert IdLookup(ids).repeated().tolist() == again
 
 
 def test_nothing_is_found_among_nothing() -> None:
-    places = KeyPlaces(np.empty((0, 2), np.uint64))
+    places = IdLookup(np.empty((0, 2), np.uint64))
     assert places.find(np.array([[1, 2]], np.uint64)).tolist() == [-1]
     assert places.repeated().tolist() == []

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.commands.compare.passes import Options, document_of
 from batchnorm_tool.commands.compare.queries import (
-    Asking,
+    QuerySet,
     Relevance,
     chosen,
     grouped,
-    judged_by_file,
-    judged_by_label,
+    relevance_by_file,
+    relevance_by_label,
 )
 from batchnorm_tool.comparison.scores import Metric
-from batchnorm_tool.errors import InputError, JobError, collected
+from batchnorm_tool.errors import InputError, JobError, capture_warnings
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.readers.opening import open_predictions, predictions_of_array
 from batchnorm_tool.readers.predictions import (
@@ -148,30 +148,30 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     """
     started = time.perf_counter()
     warnings: list[str] = []
-    with collected(warnings.append):
-        asking = _asking(source, queries, column, key)
+    with capture_warnings(warnings.append):
+        query_set = _query_set(source, queries, column, key)
         options = Options(
             tuple(_norms(norms)),
             Metric.parse(metric),
-            _depths(k, asking),
+            _depths(k, query_set),
             checked_whole("seed", seed),
         )
         size = None if sample is None else checked_whole("sample", sample, 1)
-        judged = _judged(asking, label, relevance, relevance_columns)
-        rows = chosen(asking, judged, size, options.seed)
-        groups = None if by is None else grouped(asking.source, _one("by", by), rows)
-        document = document_of(asking, judged, rows, groups, options)
+        graded = _relevance(query_set, label, relevance, relevance_columns)
+        rows = chosen(query_set, graded, size, options.seed)
+        groups = None if by is None else grouped(query_set.source, _one("by", by), rows)
+        document = document_of(query_set, graded, rows, groups, options)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Comparison(document)
 
 
-def _asking(
+def _query_set(
     source: Any,
     queries: Any,
     column: str | Sequence[str] | None,
     key: str | Sequence[str] | None,
-) -> Asking:
+) -> QuerySet:
     given = [source] if queries is None else [source, queries]
     files = [isinstance(each, (str, os.PathLike)) for each in given]
     if not any(files) and (column or key):
@@ -179,11 +179,11 @@ def _asking(
         raise JobError(msg)
     base = open_predictions(source, column, key) if files[0] else predictions_of_array(source)
     if queries is None:
-        return Asking(base, base)
+        return QuerySet(base, base)
     opened = _open_queries(queries, column, key) if files[1] else predictions_of_array(queries)
-    asking = Asking(base, opened)
-    asking.check_width()
-    return asking
+    query_set = QuerySet(base, opened)
+    query_set.check_width()
+    return query_set
 
 
 def _open_queries(
@@ -207,30 +207,30 @@ def _norms(names: Sequence[str]) -> list[Norm]:
     return found
 
 
-def _depths(ks: Any, asking: Asking) -> tuple[int, ...]:
-    most = asking.base.rows - asking.is_base
+def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
+    most = query_set.base.rows - query_set.is_base
     if most < 1:
-        least = "two rows" if asking.is_base else "one row"
+        least = "two rows" if query_set.is_base else "one row"
         msg = (
-            f"{asking.base.path}: nothing can be a neighbour. Expected: at least {least}. "
-            f"Received: {asking.base.rows}. Name a file with more predictions."
+            f"{query_set.base.path}: nothing can be a neighbour. Expected: at least {least}. "
+            f"Received: {query_set.base.rows}. Name a file with more predictions."
         )
         raise InputError(msg)
     if ks is None:
         return tuple(k for k in DEFAULT_K if k <= most)
     numbers = checked_ks(ks)
     if numbers[-1] > most:
-        others = "others" if asking.is_base else "rows"
+        others = "others" if query_set.is_base else "rows"
         msg = (
-            f"{asking.base.path}: the base has {most:,} {others} to be neighbours. Expected: `k` "
-            f"of at most {most:,}. Received: {numbers[-1]:,}. Ask for fewer with `k`."
+            f"{query_set.base.path}: the base has {most:,} {others} to be neighbours. Expected: "
+            f"`k` of at most {most:,}. Received: {numbers[-1]:,}. Ask for fewer with `k`."
         )
         raise InputError(msg)
     return numbers
 
 
-def _judged(
-    asking: Asking,
+def _relevance(
+    query_set: QuerySet,
     label: str | None,
     relevance: str | os.PathLike[str] | None,
     columns: Sequence[str] | None,
@@ -248,11 +248,11 @@ def _judged(
         )
         raise JobError(msg)
     if label is not None:
-        return judged_by_label(asking, _one("label", label))
+        return relevance_by_label(query_set, _one("label", label))
     if relevance is None:
         return None
     names = None if columns is None else checked_names("relevance_columns", columns)
-    return judged_by_file(asking, checked_path("relevance", relevance), names)
+    return relevance_by_file(query_set, checked_path("relevance", relevance), names)
 
 
 def _one(argument: str, name: str) -> str:

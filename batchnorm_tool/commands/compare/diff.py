@@ -25,9 +25,9 @@ from batchnorm_tool.commands.compare.pairs import (
     draw,
     evenly_spread,
     join_keys,
+    keys_to_json,
     load,
     measure_overlap,
-    plain_keys,
     stream,
 )
 from batchnorm_tool.comparison.drift import (
@@ -39,7 +39,7 @@ from batchnorm_tool.comparison.drift import (
     verdict_of,
 )
 from batchnorm_tool.comparison.norm_survey import describe
-from batchnorm_tool.errors import InputError, collected
+from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
@@ -92,7 +92,7 @@ class Compared:
         """The rows that turned most, as plain data; none that did not turn at all."""
         order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
         chosen = order[self.cosines[order] < 1]
-        keys = plain_keys(self.join.a_keys, self.rows[chosen])
+        keys = keys_to_json(self.join.a_keys, self.rows[chosen])
         return [
             {"key": key, "cosine": float(cosine), "norm_a": float(a), "norm_b": float(b)}
             for key, cosine, a, b in zip(
@@ -172,8 +172,8 @@ def _rows(join: Join, compared: Compared, identical: int) -> dict[str, Any]:
             "identical": identical,
         },
         "examples": {
-            "added": plain_keys(join.b_keys, added[:_EXAMPLES]),
-            "removed": plain_keys(join.a_keys, removed[:_EXAMPLES]),
+            "added": keys_to_json(join.b_keys, added[:_EXAMPLES]),
+            "removed": keys_to_json(join.a_keys, removed[:_EXAMPLES]),
         },
     }
 
@@ -346,11 +346,11 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     """
     started = time.perf_counter()
     size = sys.maxsize if sample is None else checked_whole("sample", sample)
-    asked, seed = None if k is None else checked_ks(k), checked_whole("seed", seed)
+    depths, seed = None if k is None else checked_ks(k), checked_whole("seed", seed)
     warnings: list[str] = []
-    with collected(warnings.append):
+    with capture_warnings(warnings.append):
         one, other = _open(a, b, column, key)
-        search = _search(asked, size, seed, min(one.rows, other.rows))
+        search = _search(depths, size, seed, min(one.rows, other.rows))
         check_depth(search, one, other)
         document, compared = compare_sets(one, other, search)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
@@ -452,8 +452,8 @@ def compare_spaces(a: Predictions, b: Predictions) -> SpaceComparison:
     listed = ", ".join(_PARTS.get(name, f"`{name}`") for name in parts)
     return SpaceComparison(
         same,
-        f"These are two vector spaces, which differ in {listed}. A: {_in_words(one)}. "
-        f"B: {_in_words(other)}.",
+        f"These are two vector spaces, which differ in {listed}. A: {_describe(one)}. "
+        f"B: {_describe(other)}.",
     )
 
 
@@ -469,7 +469,7 @@ def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**made_of, "output": provenance["output"]}
 
 
-def _in_words(provenance: Mapping[str, Any]) -> str:
+def _describe(provenance: Mapping[str, Any]) -> str:
     if "made_of" not in provenance:
         return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
     model = provenance["model"]

@@ -257,8 +257,8 @@ def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: NeighbourS
         return Overlap(0, None)
     partners, other = pairs.partners[rows], ArrayBase(pairs.vectors)
     of_a = neighbours(Queries.of(queries, rows), base, [_NONE], METRIC, most)
-    asked = Queries.of(pairs.vectors[partners], partners)
-    of_b = neighbours(asked, other, [_NONE], METRIC, most)
+    probes = Queries.of(pairs.vectors[partners], partners)
+    of_b = neighbours(probes, other, [_NONE], METRIC, most)
     found, expected = _as_rows_of_b(of_a[_NONE.label], pairs), of_b[_NONE.label]
     shares = np.column_stack([overlap(found, expected, k) for k in search.ks])
     low, high = bootstrap(shares, search.seed)
@@ -418,7 +418,7 @@ def _refuse_duplicates(side: Predictions, keys: pa.Table, codes: Int64s) -> None
     row = int(again.min())
     first = int(np.flatnonzero(codes == codes[row])[0])
     msg = (
-        f"{side.locate(row)}: the key {key_in_words(keys, row)} is there already, in "
+        f"{side.locate(row)}: the key {describe_key(keys, row)} is there already, in "
         f"{side.locate(first)}. Expected each key once. Received: {len(again):,} rows whose key "
         "another row before them has. Remove them, or name more columns with `key`."
     )
@@ -439,32 +439,32 @@ def _example(keys: pa.Table) -> str:
     if not keys.num_rows:
         return "no rows at all"
     kinds = ", ".join(str(kind) for kind in keys.schema.types)
-    return f"{key_in_words(keys, 0)} ({kinds})"
+    return f"{describe_key(keys, 0)} ({kinds})"
 
 
-def key_in_words(keys: pa.Table, row: int) -> str:
+def describe_key(keys: pa.Table, row: int) -> str:
     """The key of one row as messages show it.
 
     Example:
-        >>> key_in_words(pa.table({"shop": ["a"], "item": [17]}), 0)
+        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
         "`shop` 'a', `item` 17"
     """
     return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
 
 
-def plain_keys(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
+def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
     """The keys of some rows as JSON has them, a list for each where a key has several parts.
 
     Example:
-        >>> plain_keys(pa.table({"shop": ["a", "b"], "item": [17, 18]}), [1])
+        >>> keys_to_json(pa.table({"shop": ["a", "b"], "item": [17, 18]}), [1])
         [['b', 18]]
     """
     chosen = keys.take(pa.array(rows, pa.int64()))
-    columns = [[_plain_value(value) for value in column.to_pylist()] for column in chosen.columns]
+    columns = [[_to_json_value(value) for value in column.to_pylist()] for column in chosen.columns]
     return columns[0] if len(columns) == 1 else [list(key) for key in zip(*columns, strict=True)]
 
 
-def _plain_value(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -13,7 +13,12 @@ import numpy as np
 from batchnorm_tool._version import __version__
 from batchnorm_tool.commands.compare.pairs import Sample, StreamedBase, evenly_spread
 from batchnorm_tool.comparison.judgements import GradedJudgements
-from batchnorm_tool.comparison.metrics import RBO_PERSISTENCE, Rankings, plain, rank_correlation
+from batchnorm_tool.comparison.metrics import (
+    RBO_PERSISTENCE,
+    Rankings,
+    rank_correlation,
+    to_json_value,
+)
 from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Queries
@@ -23,7 +28,7 @@ from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX
 
 if TYPE_CHECKING:
-    from batchnorm_tool.commands.compare.queries import Asking, Groups, Relevance
+    from batchnorm_tool.commands.compare.queries import Groups, QuerySet, Relevance
     from batchnorm_tool.comparison.judgements import Judgements
     from batchnorm_tool.comparison.scores import Metric
     from batchnorm_tool.norms.norm import Float64s, Norm
@@ -52,13 +57,17 @@ class Options:
 
 
 def document_of(
-    asking: Asking, judged: Relevance | None, rows: Int64s, groups: Groups | None, options: Options
+    query_set: QuerySet,
+    relevance: Relevance | None,
+    rows: Int64s,
+    groups: Groups | None,
+    options: Options,
 ) -> dict[str, Any]:
     """Measure everything, and put it into the document of a comparison.
 
     Args:
-        asking: The base, and where queries come from.
-        judged: What is relevant to whom, if that is known.
+        query_set: The base, and where queries come from.
+        relevance: What is relevant to whom, if that is known.
         rows: ``int64[q]``, the queries' rows in their source.
         groups: The queries by a column, if that is asked for.
         options: What is asked.
@@ -67,89 +76,89 @@ def document_of(
         InputError: No query can be used, or an input cannot be read.
         Damaged: A file of a run is missing, or cannot be read.
     """
-    if asking.source.width == 1:
+    if query_set.source.width == 1:
         warn("The vectors have one component: under every norm but none they become 1 or -1.")
-    asked = Sample(rows, np.empty((len(rows), asking.source.width), asking.source.dtype))
-    passed = first_pass(asking, asked, options.norms, all_lengths=_is_graded(judged))
-    if not asking.is_base:
-        for batch in asking.source.batches():
-            asked.add(batch)
-    _check_depth(asking, passed.survey, max(options.ks))
-    usable = np.flatnonzero(np.isfinite(asked.vectors).all(axis=1))
+    sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
+    passed = first_pass(query_set, sampled, options.norms, all_lengths=_is_graded(relevance))
+    if not query_set.is_base:
+        for batch in query_set.source.batches():
+            sampled.add(batch)
+    _check_depth(query_set, passed.survey, max(options.ks))
+    usable = np.flatnonzero(np.isfinite(sampled.vectors).all(axis=1))
     if not len(usable):
-        raise InputError(_no_queries(asking, len(rows)))
-    queries = Queries.of(asked.vectors[usable], asking.own_rows[rows[usable]])
-    base = StreamedBase(asking.base, passed.probe)
+        raise InputError(_no_queries(query_set, len(rows)))
+    queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
+    base = StreamedBase(query_set.base, passed.probe)
     found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
-    judgements = None if judged is None else judged.judgements.take(rows[usable])
+    judgements = None if relevance is None else relevance.judgements.take(rows[usable])
     if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
-        raise InputError(_nothing_relevant(asking, len(usable)))
-    rankings = Rankings(found, options.ks, asking.base.rows, judgements, options.seed)
+        raise InputError(_nothing_relevant(query_set, len(usable)))
+    rankings = Rankings(found, options.ks, query_set.base.rows, judgements, options.seed)
     document = {
-        **_facts(asking, judged, passed, options),
+        **_facts(query_set, relevance, passed, options),
         "queries": _query_facts(rows, usable, rankings.judgements),
         **rankings.figures(),
         "by": _by(groups, usable, rankings),
-        "popularity": _popularity(judged, passed.lengths),
-        "headline": None if judged is None else f"precision@{rankings.headline_k}",
-        "warnings": _warnings(rows, usable, judged, rankings.judgements),
+        "popularity": _popularity(relevance, passed.lengths),
+        "headline": None if relevance is None else f"precision@{rankings.headline_k}",
+        "warnings": _warnings(rows, usable, relevance, rankings.judgements),
     }
     return {**document, "verdict": verdict(document).to_dict()}
 
 
-def _is_graded(judged: Relevance | None) -> bool:
-    return judged is not None and isinstance(judged.judgements, GradedJudgements)
+def _is_graded(relevance: Relevance | None) -> bool:
+    return relevance is not None and isinstance(relevance.judgements, GradedJudgements)
 
 
-def _check_depth(asking: Asking, survey: NormSurvey, k: int) -> None:
+def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
     """Refuse more neighbours than there are finite rows."""
     finite = survey.rows - survey.missing - survey.nonfinite
-    most = finite - asking.is_base
+    most = finite - query_set.is_base
     if k > most and finite < survey.rows:
         enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
         remedy = "Ask for fewer with `k`" if most > 0 else "Mend them, or name another `column`"
         msg = (
-            f"{asking.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
+            f"{query_set.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
             f"neighbours. Expected: {enough}. Received: `k` {k:,}. {remedy}."
         )
         raise InputError(msg)
 
 
-def _nothing_relevant(asking: Asking, queries: int) -> str:
+def _nothing_relevant(query_set: QuerySet, queries: int) -> str:
     return (
-        f"{asking.source.path}: no row is relevant to any of the {queries:,} queries. Expected "
+        f"{query_set.source.path}: no row is relevant to any of the {queries:,} queries. Expected "
         "classes of several rows, or judgements above 0. Received: none. Name another `label` or "
         "`relevance`."
     )
 
 
-def _no_queries(asking: Asking, drawn: int) -> str:
+def _no_queries(query_set: QuerySet, drawn: int) -> str:
     received = "null, NaN or infinity in each of them" if drawn else "a source without rows"
     return (
-        f"{asking.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
+        f"{query_set.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
         f"finite numbers. Received: {received}. Look at the file with `batchnorm-tool show`."
     )
 
 
 def _facts(
-    asking: Asking, judged: Relevance | None, passed: FirstPass, options: Options
+    query_set: QuerySet, relevance: Relevance | None, passed: FirstPass, options: Options
 ) -> dict[str, Any]:
     survey, ranked = passed.survey, _ranked(passed.lengths)
     return {
         "kind": "comparison",
         "version": __version__,
         "source": {
-            **asking.base.facts(),
+            **query_set.base.facts(),
             "zero": survey.zero,
             "nonfinite": survey.nonfinite,
             "missing": survey.missing,
         },
-        "queries_from": None if asking.is_base else asking.source.facts(),
+        "queries_from": None if query_set.is_base else query_set.source.facts(),
         "metric": str(options.metric),
         "compared": [norm.label for norm in options.norms],
         "k": list(options.ks),
         "seed": options.seed,
-        "relevance": None if judged is None else dict(judged.facts),
+        "relevance": None if relevance is None else dict(relevance.facts),
         "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
         "rank_correlation": _correlations(ranked),
         "ranked_rows": len(ranked[MAX.label]),
@@ -168,7 +177,9 @@ def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
 def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
     return {
         one: {
-            other: 1.0 if one == other else plain(rank_correlation(ranked[one], ranked[other]))
+            other: 1.0
+            if one == other
+            else to_json_value(rank_correlation(ranked[one], ranked[other]))
             for other in ranked
         }
         for one in ranked
@@ -176,17 +187,17 @@ def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float |
 
 
 def _popularity(
-    judged: Relevance | None, lengths: Mapping[str, Float64s]
+    relevance: Relevance | None, lengths: Mapping[str, Float64s]
 ) -> dict[str, float | None] | None:
     """Rank correlation of each row's norm with the number of queries that it is relevant to."""
-    if judged is None or not isinstance(judged.judgements, GradedJudgements):
+    if relevance is None or not isinstance(relevance.judgements, GradedJudgements):
         return None
-    known = judged.judgements
+    known = relevance.judgements
     finite = np.isfinite(lengths[MAX.label])
     relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
     counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
     return {
-        label: plain(rank_correlation(values[finite], counts))
+        label: to_json_value(rank_correlation(values[finite], counts))
         for label, values in lengths.items()
         if label != "none"
     }
@@ -195,12 +206,12 @@ def _popularity(
 def _query_facts(
     rows: Int64s, usable: Int64s, judgements: Judgements | None
 ) -> dict[str, int | None]:
-    judged = None if judgements is None else judgements.judged
+    relevance = None if judgements is None else judgements.judged
     return {
         "rows": len(rows),
         "used": len(usable),
         "nonfinite": len(rows) - len(usable),
-        "judged": None if judged is None else int(judged.sum()),
+        "judged": None if relevance is None else int(relevance.sum()),
         "without_relevant": None
         if judgements is None
         else int(np.count_nonzero(judgements.judged & (judgements.relevant == 0))),
@@ -219,10 +230,10 @@ def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, 
 
 
 def _warnings(
-    rows: Int64s, usable: Int64s, judged: Relevance | None, judgements: Judgements | None
+    rows: Int64s, usable: Int64s, relevance: Relevance | None, judgements: Judgements | None
 ) -> list[str]:
     warnings = []
-    facts = judged.facts if judged else {}
+    facts = relevance.facts if relevance else {}
     if judgements is not None:
         barren = int(np.count_nonzero(judgements.judged & (judgements.relevant == 0)))
         if barren:
@@ -261,19 +272,19 @@ class FirstPass:
 
 
 def first_pass(
-    asking: Asking, asked: Sample, compared: Sequence[Norm], *, all_lengths: bool
+    query_set: QuerySet, sampled: Sample, compared: Sequence[Norm], *, all_lengths: bool
 ) -> FirstPass:
     """Measure all rows of the base once; reading goes on meanwhile.
 
     Args:
-        asking: The base, and where queries come from.
-        asked: The queries; picked up here, where they are rows of the base.
+        query_set: The base, and where queries come from.
+        sampled: The queries; picked up here, where they are rows of the base.
         compared: Norms that are compared; L1, L2 and max are measured in any case.
         all_lengths: Whether the norms of every row are wanted, 8 bytes each.
     """
-    base = asking.base
+    base = query_set.base
     norms = norms_to_measure(compared)
-    samples = [evenly_spread(base), *([asked] if asking.is_base else [])]
+    samples = [evenly_spread(base), *([sampled] if query_set.is_base else [])]
     step = 1 if all_lengths else max(1, -(-base.rows // RANKED_ROWS))
 
     def measure(batch: PredictionBatch) -> tuple[NormSurvey, dict[str, Float64s]]:

@@ -42,7 +42,7 @@ class Relevance:
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuerySet:
     """Who is asked about: the base itself, or the vectors of a second file.
 
     Attributes:
@@ -79,32 +79,32 @@ class Asking:
             raise InputError(msg)
 
 
-def judged_by_label(asking: Asking, label: str) -> Relevance:
+def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
     """Rows of the same class are relevant to one another.
 
     Raises:
         InputError: There is no such column, it holds nulls, or no plain values.
     """
-    base = _labels(asking.base, label)
-    source = base if asking.is_base else _labels(asking.source, label)
-    chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, asking, label).chunks])
+    base = _labels(query_set.base, label)
+    source = base if query_set.is_base else _labels(query_set.source, label)
+    chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, query_set, label).chunks])
     codes = chunks.combine_chunks().dictionary_encode()
     numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
     of_base = numbers[: len(base)]
     facts = {"kind": "labels", "column": label, "classes": len(np.unique(of_base))}
-    found = LabelJudgements(numbers[len(base) :], of_base, asking.own_rows)
+    found = LabelJudgements(numbers[len(base) :], of_base, query_set.own_rows)
     return Relevance(found, {**facts, "clicks": False})
 
 
 def _as_type(
-    source: pa.ChunkedArray, kind: pa.DataType, asking: Asking, label: str
+    source: pa.ChunkedArray, kind: pa.DataType, query_set: QuerySet, label: str
 ) -> pa.ChunkedArray:
     try:
         return source.cast(kind)
     except pa.ArrowException as error:
         msg = (
-            f"{asking.source.path}: its labels `{label}` are of another type than those of "
-            f"{asking.base.path}. Expected: {kind}. Received: {source.type}. Store them alike."
+            f"{query_set.source.path}: its labels `{label}` are of another type than those of "
+            f"{query_set.base.path}. Expected: {kind}. Received: {source.type}. Store them alike."
         )
         raise InputError(msg) from error
 
@@ -128,7 +128,7 @@ def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
     return column
 
 
-def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> Relevance:
+def relevance_by_file(query_set: QuerySet, path: str, columns: Sequence[str] | None) -> Relevance:
     """Read relevance from a file, which names queries and rows by their keys.
 
     Raises:
@@ -136,11 +136,11 @@ def judged_by_file(asking: Asking, path: str, columns: Sequence[str] | None) -> 
         JobError: A key of several columns, which no relevance file has.
     """
     table = read_relevance(path, columns)
-    base_keys = _keys(asking.base)
-    query_keys = base_keys if asking.is_base else _keys(asking.source)
-    found, facts = judgements_of(table, query_keys, base_keys, asking.own_rows)
-    _check_row_numbers(asking.base, path, "items", facts["unknown_items"])
-    _check_row_numbers(asking.source, path, "queries", facts["unknown_queries"])
+    base_keys = _keys(query_set.base)
+    query_keys = base_keys if query_set.is_base else _keys(query_set.source)
+    found, facts = judgements_of(table, query_keys, base_keys, query_set.own_rows)
+    _check_row_numbers(query_set.base, path, "items", facts["unknown_items"])
+    _check_row_numbers(query_set.source, path, "queries", facts["unknown_queries"])
     clicks = int(table.facts["duplicates"]) > 0
     return Relevance(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
 
@@ -179,18 +179,20 @@ def _keys(side: Predictions) -> Any:
     return side.read_columns(side.key)[side.key[0]]
 
 
-def chosen(asking: Asking, judged: Relevance | None, sample: int | None, seed: int) -> Int64s:
+def chosen(
+    query_set: QuerySet, relevance: Relevance | None, sample: int | None, seed: int
+) -> Int64s:
     """Draw the queries, ``int64[q]``, ascending rows of their source.
 
     Args:
-        asking: Who could be asked about.
-        judged: If a file judges: only queries that it judges are drawn.
+        query_set: Who could be asked about.
+        relevance: If a file judges: only queries that it judges are drawn.
         sample: How many at most; ``None`` for all.
         seed: Of the draw.
     """
-    rows = np.arange(asking.source.rows)
-    if judged is not None and isinstance(judged.judgements, GradedJudgements):
-        rows = rows[judged.judgements.judged]
+    rows = np.arange(query_set.source.rows)
+    if relevance is not None and isinstance(relevance.judgements, GradedJudgements):
+        rows = rows[relevance.judgements.judged]
     if sample is None or sample >= len(rows):
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))

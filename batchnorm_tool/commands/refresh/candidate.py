@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.refresh.changes.classify import Fate
-from batchnorm_tool.commands.refresh.changes.result import FATES
+from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
+from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS
 from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
 from batchnorm_tool.formats import FORMATS
-from batchnorm_tool.gate.output_limits import plain_key
+from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
@@ -46,10 +46,10 @@ from batchnorm_tool.store.state import (
     BOOKKEEPING,
     FEATURE_HASH,
     GOOD,
-    NIGHT,
     NORM,
     PASSTHROUGH_HASH,
     QUARANTINED,
+    STAGING,
     STALE,
     STATUS,
     VERSION,
@@ -61,15 +61,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.storage import LocalStorage
-    from batchnorm_tool.store.state import StoreFacts, StoreState
+    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
-CANDIDATE = f"{NIGHT}/candidate.json"
-PREDICTED = f"{NIGHT}/predicted.arrow"
-KEPT = f"{NIGHT}/kept.arrow"
-REMOVED = f"{NIGHT}/removed.arrow"
+CANDIDATE = f"{STAGING}/candidate.json"
+PREDICTED = f"{STAGING}/predicted.arrow"
+KEPT = f"{STAGING}/kept.arrow"
+REMOVED = f"{STAGING}/removed.arrow"
 _NAMED_ROWS = 5
 # What is not needed any more once the candidate is whole.
 _SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
@@ -99,13 +99,13 @@ class Candidate:
 
     def to_json(self) -> bytes:
         """The candidate as a sealed document."""
-        return checked_json.sealed_json({**vars(self), "norms": self.norms.to_dict()})
+        return checked_json.dump_checked_json({**vars(self), "norms": self.norms.to_dict()})
 
     @classmethod
     def load(cls, storage: LocalStorage) -> Candidate | None:
         """The candidate that is staged whole; ``None`` where there is none."""
         text = storage.get(CANDIDATE)
-        data = None if text is None else checked_json.opened_json(text)
+        data = None if text is None else checked_json.load_checked_json(text)
         if data is None:
             return None
         norms = NormStats.from_dict(data["norms"])
@@ -114,12 +114,12 @@ class Candidate:
 
 
 def make_candidate(
-    night: NightRows, difference: ChangeSet, result: RunResult | None, reused: int
+    staged: StagedRows, difference: ChangeSet, result: RunResult | None, reused: int
 ) -> Candidate:
     """Put together what the night writes; then what is spent is removed.
 
     Args:
-        night: The staged rows.
+        staged: The staged rows.
         difference: What differs from the live version.
         result: What the model's run came to; ``None`` where it had nothing to do.
         reused: Rows whose vectors an older version had.
@@ -127,13 +127,13 @@ def make_candidate(
     Returns:
         The candidate, which is staged whole now.
     """
-    storage, schema = night.state.storage, night.schema
-    write_rows(storage, PREDICTED, schema, night.predicted())
-    write_rows(storage, KEPT, schema, _kept(night))
-    leaving = _Leaving(list(night.plan.layout.keys))
-    norms, statuses = _write_index(night, leaving)
-    write_rows(storage, REMOVED, night.plan.layout.key_schema, [*leaving.rows, night.unfit()])
-    put_array(storage, replaced_path(night.version), leaving.good_hashes())
+    storage, schema = staged.state.storage, staged.schema
+    write_rows(storage, PREDICTED, schema, staged.predicted())
+    write_rows(storage, KEPT, schema, _kept(staged))
+    removed = _RemovedRows(list(staged.plan.layout.keys))
+    norms, statuses = _write_index(staged, removed)
+    write_rows(storage, REMOVED, staged.plan.layout.key_schema, [*removed.rows, staged.unfit()])
+    put_array(storage, replaced_path(staged.version), removed.good_hashes())
     counts = difference.counts
     remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
     rows = {
@@ -150,14 +150,14 @@ def make_candidate(
         "quarantined": remembered,
         "live": sum(statuses.values()) - remembered,
     }
-    before = night.facts.layout
+    before = staged.pointer.layout
     candidate = Candidate(
-        version=night.version,
+        version=staged.version,
         rows=rows,
         norms=norms,
-        bad=(night.bad.num_rows, stale + remembered),
-        bad_rows=_first_bad(night),
-        whole=before is None or night.plan.new_space or before.schema != schema,
+        bad=(staged.bad.num_rows, stale + remembered),
+        bad_rows=_first_bad(staged),
+        whole=before is None or staged.plan.new_space or before.schema != schema,
         warnings=result.warnings if result else (),
     )
     storage.put(CANDIDATE, candidate.to_json())
@@ -166,13 +166,13 @@ def make_candidate(
     return candidate
 
 
-def _kept(night: NightRows) -> Iterator[pa.Table]:
-    yield from night.touched()
-    yield from night.stale()
+def _kept(staged: StagedRows) -> Iterator[pa.Table]:
+    yield from staged.touched()
+    yield from staged.stale()
 
 
 @dataclass
-class _Leaving:
+class _RemovedRows:
     """Rows of the live version that the next one replaces or removes.
 
     Attributes:
@@ -185,51 +185,55 @@ class _Leaving:
     rows: list[pa.Table] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)
 
-    def note(self, table: pa.Table, fates: np.ndarray) -> None:
+    def add(self, table: pa.Table, dispositions: np.ndarray) -> None:
         """Take in rows of the live index, and the fate of each."""
-        if (fates == Fate.SAME).all():
+        if (dispositions == RowDisposition.SAME).all():
             return
-        stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
-        self.rows.append(table.select(self.keys).filter(pa.array((fates == Fate.GONE) & stored)))
-        good = where(table[STATUS], lambda status: status == GOOD)
+        stored = rows_with_status(table[STATUS], lambda status: not status.startswith(QUARANTINED))
+        self.rows.append(
+            table.select(self.keys).filter(
+                pa.array((dispositions == RowDisposition.DELETED) & stored)
+            )
+        )
+        good = rows_with_status(table[STATUS], lambda status: status == GOOD)
         found = binary_rows(table[FEATURE_HASH].combine_chunks())
-        self.hashes.append(found[(fates != Fate.SAME) & good])
+        self.hashes.append(found[(dispositions != RowDisposition.SAME) & good])
 
     def good_hashes(self) -> np.ndarray:
         """``uint8[n, 16]``."""
         return np.concatenate([np.empty((0, 16), np.uint8), *self.hashes])
 
 
-def fates_of(night: NightRows) -> np.ndarray:
-    """The `Fate` of each row of the live version's index: ``uint8[n]``, none before the first."""
-    path = night.state.storage.root / FATES
+def read_dispositions(staged: StagedRows) -> np.ndarray:
+    """Return the `RowDisposition` of each row of the live index, ``uint8[n]``."""
+    path = staged.state.storage.root / DISPOSITIONS
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def indexed(night: NightRows, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+def indexed(staged: StagedRows, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """The index of the live version, table by table, with the fate of each row: ``uint8[n]``."""
-    if night.facts.live is None:
+    if staged.pointer.live is None:
         return
-    fates = fates_of(night)
+    dispositions = read_dispositions(staged)
     first = 0
-    for table in read_index(night.state.storage, index_path(night.facts.live), columns):
-        yield table, fates[first : first + table.num_rows]
+    for table in read_index(staged.state.storage, index_path(staged.pointer.live), columns):
+        yield table, dispositions[first : first + table.num_rows]
         first += table.num_rows
 
 
-def where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
+def rows_with_status(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
     """``bool[n]``: where something holds of the status of an index's rows."""
     column = status.combine_chunks()
     words = np.array([*map(holds, column.dictionary.to_pylist()), False])
     return words[column.indices.to_numpy()]
 
 
-def _write_index(night: NightRows, leaving: _Leaving) -> tuple[NormStats, Counter[str]]:
+def _write_index(staged: StagedRows, removed: _RemovedRows) -> tuple[NormStats, Counter[str]]:
     """Write the index that the version will have; returns its norms, and rows by status."""
     norms, statuses = NormStats(), Counter[str]()
-    keys = night.plan.layout.key_schema
-    with IndexWriter(night.state.storage, index_path(night.version), keys) as writer:
-        for table in _next_index(night, keys.names, leaving):
+    keys = staged.plan.layout.key_schema
+    with IndexWriter(staged.state.storage, index_path(staged.version), keys) as writer:
+        for table in _next_index(staged, keys.names, removed):
             writer.add(table)
             values = table[NORM].to_numpy()
             norms += NormStats.of(values[~np.isnan(values)])
@@ -239,19 +243,23 @@ def _write_index(night: NightRows, leaving: _Leaving) -> tuple[NormStats, Counte
     return norms, statuses
 
 
-def _next_index(night: NightRows, keys: list[str], leaving: _Leaving) -> Iterator[pa.Table]:
+def _next_index(staged: StagedRows, keys: list[str], removed: _RemovedRows) -> Iterator[pa.Table]:
     """The rows of the next index: what stays as it is, what is written, what is remembered."""
     columns = [*keys, *(field.name for field in INDEX_FIELDS if field.name != KEY_ID)]
-    for table, fates in indexed(night, columns):
-        leaving.note(table, fates)
-        rest = table if (fates == Fate.SAME).all() else table.filter(pa.array(fates == Fate.SAME))
+    for table, dispositions in indexed(staged, columns):
+        removed.add(table, dispositions)
+        rest = (
+            table
+            if (dispositions == RowDisposition.SAME).all()
+            else table.filter(pa.array(dispositions == RowDisposition.SAME))
+        )
         if rest.num_rows:
             yield rest
-    stored = night.plan.layout.stored(*columns)
+    stored = staged.plan.layout.stored(*columns)
     for path in (PREDICTED, KEPT):
-        for table in read_rows(night.state.storage, path):
+        for table in read_rows(staged.state.storage, path):
             yield table.select(stored).rename_columns(columns)
-    remembered = night.quarantined
+    remembered = staged.quarantined
     empty = pa.nulls(remembered.num_rows, pa.float64())
     if remembered.num_rows:
         yield remembered.append_column(NORM, empty).select(columns)
@@ -271,30 +279,31 @@ def _beginning(statuses: Counter[str], start: str) -> int:
     return sum(count for status, count in statuses.items() if status.startswith(start))
 
 
-def _first_bad(night: NightRows) -> tuple[dict[str, Any], ...]:
-    rows = night.bad.slice(0, _NAMED_ROWS)
-    keys = rows.select(list(night.plan.layout.keys)).to_pylist()
-    reasons = rows[night.reason].to_pylist()
+def _first_bad(staged: StagedRows) -> tuple[dict[str, Any], ...]:
+    rows = staged.bad.slice(0, _NAMED_ROWS)
+    keys = rows.select(list(staged.plan.layout.keys)).to_pylist()
+    reasons = rows[staged.reason].to_pylist()
     return tuple(
-        {"key": plain_key(key), "reason": reason} for key, reason in zip(keys, reasons, strict=True)
+        {"key": key_to_json(key), "reason": reason}
+        for key, reason in zip(keys, reasons, strict=True)
     )
 
 
 @dataclass(frozen=True)
-class NightRows:
+class StagedRows:
     """The staged rows of one night.
 
     Attributes:
         state: The store.
-        facts: What stands in it.
+        pointer: What stands in it.
         plan: What the night is asked to do.
         version: The number that the night will have.
         reason: The column that says why a row is bad.
     """
 
-    state: StoreState
-    facts: StoreFacts
-    plan: NightPlan
+    state: StoreDirectory
+    pointer: StorePointer
+    plan: RefreshPlan
     version: int
     reason: str
 
@@ -306,9 +315,9 @@ class NightRows:
     @cached_property
     def live(self) -> LiveIndex | None:
         """The live version by key; ``None`` before the first one."""
-        if self.facts.live is None:
+        if self.pointer.live is None:
             return None
-        return LiveIndex.load(self.state.storage, index_path(self.facts.live))
+        return LiveIndex.load(self.state.storage, index_path(self.pointer.live))
 
     def predicted(self) -> Iterator[pa.Table]:
         """Rows whose vectors are new, from the model or from an older version."""
@@ -404,12 +413,12 @@ class NightRows:
     def _with_live_vectors(self, table: pa.Table, *more: str) -> pa.Table:
         """Rows that are in the live version, with the vectors and norms that they have there."""
         layout = self.plan.layout
-        before = self.facts.layout or layout
+        before = self.pointer.layout or layout
         columns = [before.vector, *before.stored(NORM, *more)]
         keys = table.select(list(layout.keys))
         at = self._live_addresses.find(key_ids(keys, layout.keys))
         check_found(self.state.path, keys, at)
-        found = at_addresses(self.state.path, self.facts.lance_version, at, columns)
+        found = at_addresses(self.state.path, self.pointer.lance_version, at, columns)
         vectors = pa.concat_tables(found)
         for name, stored in zip((layout.vector, layout.norm, *more), columns, strict=True):
             kind = self.schema.field(*layout.stored(name)).type
@@ -425,7 +434,7 @@ class NightRows:
             self.bad.filter(pa.array(self._stays)),
         ]
         ids = [key_ids(table.select(keys), keys) for table in tables]
-        version = self.facts.lance_version
+        version = self.pointer.lance_version
         return addresses_of_keys(self.state.path, version, np.concatenate(ids), keys)
 
     def _complete(self, table: pa.Table, status: str) -> pa.Table:

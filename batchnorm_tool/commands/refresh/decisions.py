@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.refresh.candidate import put_array, where
+from batchnorm_tool.commands.refresh.candidate import put_array, rows_with_status
 from batchnorm_tool.commands.refresh.commit import check_dataset, now, recover, switch
 from batchnorm_tool.commands.refresh.evaluate import (
     conclude,
     deliver_again,
     deliver_live,
-    finish_night,
+    finish_refresh,
     published_to,
+    record_timings,
     staged_record,
-    timed,
 )
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import (
     DISCARDED,
     PUBLISHED,
     RECORD_FORMAT,
-    Night,
-    NightClock,
+    PhaseTimings,
+    RefreshResult,
     for_readers,
 )
-from batchnorm_tool.commands.refresh.staging import StagingOptions, resume, supersede
+from batchnorm_tool.commands.refresh.staging import StagingOptions, discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
 from batchnorm_tool.publish import check_layout, check_targets, lagging
 from batchnorm_tool.storage import checked_json
@@ -41,9 +41,9 @@ from batchnorm_tool.store.state import (
     FEATURE_HASH,
     GOOD,
     STATUS,
-    StoreFacts,
-    StoreLayout,
-    StoreState,
+    StoreDirectory,
+    StorePointer,
+    StoreSchema,
     index_path,
     open_store,
     replaced_path,
@@ -61,7 +61,7 @@ def accept(
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-) -> Night:
+) -> RefreshResult:
     """Publish the candidate that waits, without computing it again; a hold ends with it.
 
     A candidate that was stopped by its input, before the model ran, is scored now, and waits once
@@ -92,7 +92,7 @@ def accept(
     state, _ = open_store(os.fspath(path))
     options = StagingOptions() if progress is None else StagingOptions(progress)
 
-    def work() -> Night:
+    def work() -> RefreshResult:
         with state.lock(wait_seconds):
             recover(state)
             return _accept_locked(state, version, options)
@@ -100,12 +100,12 @@ def accept(
     return measured(state.path, metrics_file, work)
 
 
-def _accept_locked(state: StoreState, version: int, options: StagingOptions) -> Night:
-    facts = state.facts()
-    if version == facts.live and "accepted" in (state.record(version) or {}):
-        return deliver_again(state, facts)
-    _check_waits(state, facts, version)
-    staging = resume(state, facts, options)
+def _accept_locked(state: StoreDirectory, version: int, options: StagingOptions) -> RefreshResult:
+    pointer = state.pointer()
+    if version == pointer.live and "accepted" in (state.record(version) or {}):
+        return deliver_again(state, pointer)
+    _check_waits(state, pointer, version)
+    staging = resume(state, pointer, options)
     if staging is None:
         msg = (
             f"What was staged of version {version} in `{state.root}` is damaged. Run "
@@ -119,14 +119,14 @@ def _accept_locked(state: StoreState, version: int, options: StagingOptions) -> 
     return conclude(staging, difference, record, accepted=True)
 
 
-def _check_waits(state: StoreState, facts: StoreFacts, version: int) -> None:
-    if facts.waiting == version:
+def _check_waits(state: StoreDirectory, pointer: StorePointer, version: int) -> None:
+    if pointer.waiting == version:
         return
-    waits = "no version waits" if facts.waiting is None else f"version {facts.waiting} waits"
+    waits = "no version waits" if pointer.waiting is None else f"version {pointer.waiting} waits"
     record = state.record(version)
-    fate = f", and version {version} is {record['state']}" if record else ""
+    outcome = f", and version {version} is {record['state']}" if record else ""
     msg = (
-        f"Version {version} of `{state.path}` cannot be accepted: {waits}{fate}. "
+        f"Version {version} of `{state.path}` cannot be accepted: {waits}{outcome}. "
         f"`batchnorm-tool history {state.path}` lists all versions."
     )
     raise JobError(msg)
@@ -154,14 +154,14 @@ def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[
     state, _ = open_store(os.fspath(path))
     with state.lock(wait_seconds):
         recover(state)
-        facts = state.facts()
-        if facts.hold is not None:
-            state.put_facts(facts.with_changes(hold=None))
+        pointer = state.pointer()
+        if pointer.hold is not None:
+            state.put_pointer(pointer.with_changes(hold=None))
         return {
             "store": state.path,
-            "released": facts.hold is not None,
-            "live": facts.live,
-            "waiting": facts.waiting,
+            "released": pointer.hold is not None,
+            "live": pointer.live,
+            "waiting": pointer.waiting,
         }
 
 
@@ -171,7 +171,7 @@ def rollback(
     *,
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
-) -> Night:
+) -> RefreshResult:
     """Make an older version the live one, bring every target to it, and put the store on hold.
 
     Until `release` or `accept`, nights are staged and judged, and not published.
@@ -197,40 +197,42 @@ def rollback(
     """
     state, _ = open_store(os.fspath(path))
 
-    def work() -> Night:
+    def work() -> RefreshResult:
         with state.lock(wait_seconds):
-            finished, facts = recover(state), state.facts()
-            check_dataset(state, facts)
-            if _is_broken_off(state, facts, to, finished):
-                return deliver_again(state, facts)
-            target = _target(state, facts, to)
-            return _RollingBack(state, facts, target).run()
+            finished, pointer = recover(state), state.pointer()
+            check_dataset(state, pointer)
+            if _is_broken_off(state, pointer, to, finished):
+                return deliver_again(state, pointer)
+            target = _target(state, pointer, to)
+            return _Rollback(state, pointer, target).run()
 
     return measured(state.path, metrics_file, work, is_refresh=False)
 
 
 def _is_broken_off(
-    state: StoreState, facts: StoreFacts, to: int | None, finished: int | None
+    state: StoreDirectory, pointer: StorePointer, to: int | None, finished: int | None
 ) -> bool:
     """Whether this very rollback made the live version before it was killed: not a second one."""
-    record = state.record(facts.live or 0)
+    record = state.record(pointer.live or 0)
     if record is None or record["restores"] is None or to not in {None, record["restores"]}:
         return False
     live = record["version"]
     return finished == live or bool(lagging(published_to(record), state.storage, live))
 
 
-def _target(state: StoreState, facts: StoreFacts, to: int | None) -> int:
+def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int:
     """The version to go back to.
 
     Raises:
         InputError: It is not kept, or is the live one.
     """
-    wanted = _before_live(state, facts) if to is None else to
-    if wanted in facts.versions and wanted != facts.live:
+    wanted = _before_live(state, pointer) if to is None else to
+    if wanted in pointer.versions and wanted != pointer.live:
         return wanted
-    kept = ", ".join(str(version) for version in sorted(facts.versions) if version != facts.live)
-    what = "is the live one" if wanted == facts.live else "is not kept"
+    kept = ", ".join(
+        str(version) for version in sorted(pointer.versions) if version != pointer.live
+    )
+    what = "is the live one" if wanted == pointer.live else "is not kept"
     named = (
         "No version before the live one is kept" if wanted is None else f"Version {wanted} {what}"
     )
@@ -241,44 +243,44 @@ def _target(state: StoreState, facts: StoreFacts, to: int | None) -> int:
     raise InputError(msg)
 
 
-def _before_live(state: StoreState, facts: StoreFacts) -> int | None:
+def _before_live(state: StoreDirectory, pointer: StorePointer) -> int | None:
     """What the live version was built on; of a rollback, what came before what it restored."""
-    record = state.record(facts.live or 0)
+    record = state.record(pointer.live or 0)
     while record is not None and record["restores"] is not None:
         record = state.record(record["restores"])
     return record["base"] if record else None
 
 
 @dataclass
-class _RollingBack:
+class _Rollback:
     """One rollback."""
 
-    state: StoreState
-    facts: StoreFacts
+    state: StoreDirectory
+    pointer: StorePointer
     target: int
-    clock: NightClock = field(default_factory=NightClock)
+    timings: PhaseTimings = field(default_factory=PhaseTimings)
 
-    def run(self) -> Night:
+    def run(self) -> RefreshResult:
         state = self.state
         restored = state.record(self.target) or {}
         restored.pop("accepted", None)
         targets = published_to(self._live_record)
         check_targets(targets)
-        self.facts = supersede(state, self.facts, DISCARDED)
-        version, record = self.facts.next_version, self._record(restored)
-        with self.clock.phase("merge"):
-            self._write_index(StoreLayout.from_dict(restored["basis"]["layout"]))
+        self.pointer = discard_staged(state, self.pointer, DISCARDED)
+        version, record = self.pointer.next_version, self._record(restored)
+        with self.timings.phase("merge"):
+            self._write_index(StoreSchema.from_dict(restored["basis"]["layout"]))
             self._write_replaced()
-            prepared = prepare_restore(state.path, self.facts.versions[self.target])
-            facts = switch(state, prepared, self._after(restored), record)
-        with self.clock.phase("targets"):
-            outcomes = deliver_live(state, facts, targets)
-        stored = timed(state, version, self.clock)
-        return finish_night(Night(state.path, PUBLISHED, version, stored, outcomes))
+            prepared = prepare_restore(state.path, self.pointer.versions[self.target])
+            pointer = switch(state, prepared, self._after(restored), record)
+        with self.timings.phase("targets"):
+            outcomes = deliver_live(state, pointer, targets)
+        stored = record_timings(state, version, self.timings)
+        return finish_refresh(RefreshResult(state.path, PUBLISHED, version, stored, outcomes))
 
     @property
     def _live_record(self) -> dict[str, Any]:
-        return self.state.record(self.facts.live or 0) or {"publish": []}
+        return self.state.record(self.pointer.live or 0) or {"publish": []}
 
     def _record(self, restored: dict[str, Any]) -> dict[str, Any]:
         rows = dict.fromkeys(restored["rows"], 0)
@@ -286,8 +288,8 @@ class _RollingBack:
         return {
             **restored,
             "format": RECORD_FORMAT,
-            "version": self.facts.next_version,
-            "base": self.facts.live,
+            "version": self.pointer.next_version,
+            "base": self.pointer.live,
             "kind": "rollback",
             "restores": self.target,
             "reason": None,
@@ -296,29 +298,29 @@ class _RollingBack:
             "rows": {**rows, **kept},
             "publish": self._live_record["publish"],
             "keep": None,
-            "seconds": self.clock.seconds,
+            "seconds": self.timings.seconds,
             "warnings": [],
         }
 
-    def _after(self, restored: dict[str, Any]) -> StoreFacts:
-        store, version = restored["basis"], self.facts.next_version
+    def _after(self, restored: dict[str, Any]) -> StorePointer:
+        store, version = restored["basis"], self.pointer.next_version
         hold = {"since": now(), "reason": f"rollback to version {self.target}", "version": version}
-        return self.facts.with_changes(
+        return self.pointer.with_changes(
             next_version=version + 1,
             live=version,
             hold=hold,
-            layout=StoreLayout.from_dict(store["layout"]),
+            layout=StoreSchema.from_dict(store["layout"]),
             identity=store["identity"],
             resolved=store["resolved"],
             request=store["request"],
         )
 
-    def _write_index(self, layout: StoreLayout) -> None:
+    def _write_index(self, layout: StoreSchema) -> None:
         """The index of the restored version, from its rows; what was quarantined is forgotten."""
         names = [field.name for field in INDEX_FIELDS if field.name != KEY_ID]
-        columns, version = [*layout.keys, *names], self.facts.next_version
+        columns, version = [*layout.keys, *names], self.pointer.next_version
         with IndexWriter(self.state.storage, index_path(version), layout.key_schema) as writer:
-            lance_version = self.facts.versions[self.target]
+            lance_version = self.pointer.versions[self.target]
             for batch in stored_rows(self.state.path, lance_version, layout.stored(*columns)):
                 writer.add(pa.Table.from_batches([batch]).rename_columns(columns))
             writer.commit()
@@ -326,15 +328,15 @@ class _RollingBack:
     def _write_replaced(self) -> None:
         """The hashes of all good rows that were live: any of them may be wanted again."""
         hashes = [np.empty((0, 16), np.uint8)]
-        path = index_path(self.facts.live or 0)
+        path = index_path(self.pointer.live or 0)
         for table in read_index(self.state.storage, path, [FEATURE_HASH, STATUS]):
-            good = where(table[STATUS], lambda status: status == GOOD)
+            good = rows_with_status(table[STATUS], lambda status: status == GOOD)
             hashes.append(binary_rows(table[FEATURE_HASH].combine_chunks())[good])
-        place = replaced_path(self.facts.next_version)
+        place = replaced_path(self.pointer.next_version)
         put_array(self.state.storage, place, np.concatenate(hashes))
 
 
-@checked_json.told_of_records
+@checked_json.explain_unreadable_records
 def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:
     """List the nights of a store.
 
@@ -355,15 +357,15 @@ def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[st
         >>> history("stores/items.lance")["live"]  # doctest: +SKIP
         12
     """
-    state, facts = open_store(os.fspath(path))
+    state, pointer = open_store(os.fspath(path))
     records = (state.record(version) for version in state.recorded())
     document = {
         "kind": "history",
         "path": state.path,
-        "live": facts.live,
-        "hold": facts.hold,
-        "waiting": facts.waiting,
-        "kept": sorted(facts.versions),
+        "live": pointer.live,
+        "hold": pointer.hold,
+        "waiting": pointer.waiting,
+        "kept": sorted(pointer.versions),
         "nights": [for_readers(record) for record in records if record],
     }
     if html is not None:

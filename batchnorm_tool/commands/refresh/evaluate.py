@@ -10,10 +10,16 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool import gate
-from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, fates_of, indexed, where
-from batchnorm_tool.commands.refresh.changes.classify import Fate
+from batchnorm_tool.commands.refresh.candidate import (
+    KEPT,
+    PREDICTED,
+    indexed,
+    read_dispositions,
+    rows_with_status,
+)
+from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.commit import (
-    discard_night,
+    discard_uncommitted,
     kept_versions,
     merge,
     now,
@@ -22,7 +28,7 @@ from batchnorm_tool.commands.refresh.commit import (
 from batchnorm_tool.commands.refresh.record import (
     PUBLISHED,
     WAITING,
-    Night,
+    RefreshResult,
     begin_record,
     counted,
     gate_figures,
@@ -37,19 +43,19 @@ from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.publish import check_targets, deliver, lagging
 from batchnorm_tool.store.index import KEY_ID, binary_rows, read_index
-from batchnorm_tool.store.rows import KeyPlaces, as_ids, read_rows, take_by_key
+from batchnorm_tool.store.rows import IdLookup, as_ids, read_rows, take_by_key
 from batchnorm_tool.store.state import NORM, QUARANTINED, STATUS, index_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from batchnorm_tool.commands.refresh.candidate import Candidate, NightRows
+    from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import NightPlan
-    from batchnorm_tool.commands.refresh.record import NightClock
+    from batchnorm_tool.commands.refresh.plan import RefreshPlan
+    from batchnorm_tool.commands.refresh.record import PhaseTimings
     from batchnorm_tool.commands.refresh.staging import Staging
     from batchnorm_tool.gate import Finding
-    from batchnorm_tool.store.state import StoreFacts, StoreState
+    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 # Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
 _SAMPLE_ROWS = 10_000
@@ -57,8 +63,8 @@ _SAMPLE_ROWS = 10_000
 _NORMS = 100_000
 
 
-def judge_input(
-    plan: NightPlan, difference: ChangeSet, last: dict[str, Any] | None
+def evaluate_input(
+    plan: RefreshPlan, difference: ChangeSet, last: dict[str, Any] | None
 ) -> list[Finding]:
     """Hold tonight's input against the limits of the job.
 
@@ -68,7 +74,7 @@ def judge_input(
         last: What the record of the live version says of its input.
     """
     counts = difference.counts
-    return gate.judge_input(
+    return gate.evaluate_input(
         plan.job.gate.input.limits(),
         gate.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics.to_dict(),
@@ -78,9 +84,11 @@ def judge_input(
     )
 
 
-def judge_output(night: NightRows, candidate: Candidate, difference: ChangeSet) -> list[Finding]:
+def evaluate_output(
+    staged: StagedRows, candidate: Candidate, difference: ChangeSet
+) -> list[Finding]:
     """Audit the staged rows, and hold them against the limits of the job."""
-    findings = gate.audit(_audit_facts(night, candidate, difference), _audited(night))
+    findings = gate.audit(_audit_facts(staged, candidate, difference), _audited(staged))
     written = candidate.rows["predicted"] + candidate.rows["reused"]
     bad = gate.BadCounts(
         changed_rows=written + difference.counts.bad,
@@ -89,26 +97,26 @@ def judge_output(night: NightRows, candidate: Candidate, difference: ChangeSet) 
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
-    limits = night.plan.job.gate.output.limits()
+    limits = staged.plan.job.gate.output.limits()
     step = max(1, written // _SAMPLE_ROWS)
-    changed = _staged(night, [PREDICTED], step).vectors()
-    if night.facts.live is None or night.plan.new_space:
-        return findings + gate.judge_output(limits, changed, changed, None, bad)
+    changed = _staged(staged, [PREDICTED], step).vectors()
+    if staged.pointer.live is None or staged.plan.new_space:
+        return findings + gate.evaluate_output(limits, changed, changed, None, bad)
     step = max(1, candidate.rows["live"] // _SAMPLE_ROWS)
-    live, stays = _live(night, step)
-    whole = _joined([live.kept(stays), _staged(night, [PREDICTED, KEPT], step)])
-    return findings + gate.judge_output(limits, changed, whole.vectors(), live.vectors(), bad)
+    live, stays = _live(staged, step)
+    whole = _joined([live.kept(stays), _staged(staged, [PREDICTED, KEPT], step)])
+    return findings + gate.evaluate_output(limits, changed, whole.vectors(), live.vectors(), bad)
 
 
-def _audited(night: NightRows) -> gate.RowAudit:
-    layout = night.plan.layout
+def _audited(staged: StagedRows) -> gate.RowAudit:
+    layout = staged.plan.layout
     norm = Norm.parse(layout.norm_label)
     tolerance = 0.0
     if norm.name != "none":
         tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
     found = gate.RowAudit(norm, tolerance)
     for path in (PREDICTED, KEPT):
-        for table in read_rows(night.state.storage, path):
+        for table in read_rows(staged.state.storage, path):
             rows = _rows(table, layout.vector, layout.norm)
             found.add(*rows, table.select(list(layout.keys)))
     return found
@@ -121,19 +129,21 @@ def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarr
     return vectors, norms
 
 
-def _audit_facts(night: NightRows, candidate: Candidate, difference: ChangeSet) -> gate.AuditFacts:
-    index = read_index(night.state.storage, index_path(night.version), [KEY_ID])
+def _audit_facts(
+    staged: StagedRows, candidate: Candidate, difference: ChangeSet
+) -> gate.AuditFacts:
+    index = read_index(staged.state.storage, index_path(staged.version), [KEY_ID])
     ids = (as_ids(binary_rows(table[KEY_ID].combine_chunks())) for table in index)
     every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
-    fates = fates_of(night)
+    dispositions = read_dispositions(staged)
     return gate.AuditFacts(
-        mode=night.plan.store.mode,
+        mode=staged.plan.store.mode,
         rows_in=difference.counts.rows_in,
         live=candidate.rows["live"],
         quarantined=candidate.rows["quarantined"],
-        before=len(fates),
+        before=len(dispositions),
         new=difference.counts.new,
-        gone=int((fates == Fate.GONE).sum()),
+        gone=int((dispositions == RowDisposition.DELETED).sum()),
         distinct_keys=_distinct(every),
     )
 
@@ -143,7 +153,7 @@ def _distinct(ids: np.ndarray) -> int:
     words = np.sort(ids[:, 0])
     if not (words[1:] == words[:-1]).any():  # three times as fast as looking at both words
         return len(ids)
-    return len(ids) - len(KeyPlaces(ids).repeated())
+    return len(ids) - len(IdLookup(ids).repeated())
 
 
 @dataclass(frozen=True)
@@ -188,26 +198,26 @@ def _joined(samples: Iterable[_Sample]) -> _Sample:
     )
 
 
-def _live(night: NightRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
+def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
     """The live version, and which of its rows stay as they are: of the sample, and of the norms."""
-    layout = night.facts.layout or night.plan.layout
+    layout = staged.pointer.layout or staged.plan.layout
     keys = list(layout.keys)
     every = max(1, step * _SAMPLE_ROWS // _NORMS)
     tables, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
     norms, norms_stay, first = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for table, fates in indexed(night, [*keys, STATUS, NORM]):
-        stored = where(table[STATUS], lambda status: not status.startswith(QUARANTINED))
+    for table, dispositions in indexed(staged, [*keys, STATUS, NORM]):
+        stored = rows_with_status(table[STATUS], lambda status: not status.startswith(QUARANTINED))
         rows = np.flatnonzero(stored)
         few, some = rows[-first % step :: step], rows[-first % every :: every]
         tables.append(table.select(keys).take(pa.array(few)))
-        stays.append(fates[few] == Fate.SAME)
+        stays.append(dispositions[few] == RowDisposition.SAME)
         norms.append(table[NORM].to_numpy()[some])
-        norms_stay.append(fates[some] == Fate.SAME)
+        norms_stay.append(dispositions[some] == RowDisposition.SAME)
         first += len(rows)
     wanted = pa.concat_tables(tables)
     columns = [layout.vector, layout.norm]
-    version = night.facts.lance_version
-    taken = list(take_by_key(night.state.path, version, wanted, keys, columns))
+    version = staged.pointer.lance_version
+    taken = list(take_by_key(staged.state.path, version, wanted, keys, columns))
     schema = pa.schema([layout.schema.field(name) for name in columns])
     unit, sample_norms = _rows(
         pa.concat_tables([schema.empty_table(), *taken]), layout.vector, layout.norm
@@ -216,13 +226,13 @@ def _live(night: NightRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.nd
     return sample, (np.concatenate(stays), np.concatenate(norms_stay))
 
 
-def _staged(night: NightRows, paths: list[str], step: int) -> _Sample:
+def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
     """Every ``step``-th row of staged files."""
-    layout = night.plan.layout
-    empty = night.schema.empty_table()
+    layout = staged.plan.layout
+    empty = staged.schema.empty_table()
     tables, norms, first = [empty], [np.zeros(0)], 0
     for path in paths:
-        for table in read_rows(night.state.storage, path):
+        for table in read_rows(staged.state.storage, path):
             places = np.arange(-first % step, table.num_rows, step)
             tables.append(table.take(pa.array(places)))
             norms.append(table[layout.norm].to_numpy())
@@ -234,7 +244,7 @@ def _staged(night: NightRows, paths: list[str], step: int) -> _Sample:
 
 def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
     """The record of a night whose difference is known."""
-    record = begin_record(staging.plan, staging.facts, staging.version, staging.started)
+    record = begin_record(staging.plan, staging.pointer, staging.version, staging.started)
     statistics = difference.statistics.to_dict()
     record["input"] = {
         **record["input"],
@@ -250,16 +260,16 @@ def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
 
 def _reference(staging: Staging) -> dict[str, Any] | None:
     """After a delta, what a later night is held against: the last input that had all rows."""
-    if staging.plan.store.mode == "full" or staging.facts.live is None:
+    if staging.plan.store.mode == "full" or staging.pointer.live is None:
         return None
-    live = staging.state.record(staging.facts.live)
+    live = staging.state.record(staging.pointer.live)
     reference: dict[str, Any] | None = live["input"]["reference"] if live else None
     return reference
 
 
 def conclude(
     staging: Staging, difference: ChangeSet, record: dict[str, Any], *, accepted: bool = False
-) -> Night:
+) -> RefreshResult:
     """Judge a night, and publish it or let it wait.
 
     Args:
@@ -273,17 +283,17 @@ def conclude(
         TargetFailed: It is published, and a target is behind.
     """
     findings = _input_findings(staging, difference)
-    record = _judged(staging, record, findings)
+    record = _evaluated(staging, record, findings)
     if _stops(staging, findings) and not accepted:
-        raise hold(staging, record, "gate", findings)
+        raise await_approval(staging, record, "gate", findings)
     # A person who accepts a night that stopped before its vectors were made has not seen them.
     seen = record["norms"] is not None
     candidate = staging.candidate(difference)
     # Small products on several threads wait for one another: ten times slower on busy cores.
-    with staging.clock.phase("gate"), threadpool_limits(1, user_api="blas"):
-        found = judge_output(staging.rows(difference), candidate, difference)
+    with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
+        found = evaluate_output(staging.rows(difference), candidate, difference)
     findings += found
-    record = _judged(staging, record, findings)
+    record = _evaluated(staging, record, findings)
     record = {
         **record,
         "rows": candidate.rows,
@@ -293,18 +303,18 @@ def conclude(
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:
-        raise hold(staging, record, reason, findings)
+        raise await_approval(staging, record, reason, findings)
     return _publish(staging, candidate, record, accepted=accepted)
 
 
 def _input_findings(staging: Staging, difference: ChangeSet) -> list[Finding]:
-    live = staging.facts.live
+    live = staging.pointer.live
     last = staging.state.record(live) if live is not None else None
-    with staging.clock.phase("gate"):
-        return judge_input(staging.plan, difference, last["input"] if last else None)
+    with staging.timings.phase("gate"):
+        return evaluate_input(staging.plan, difference, last["input"] if last else None)
 
 
-def _judged(staging: Staging, record: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
+def _evaluated(staging: Staging, record: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
     return {**record, "gate": gate_figures(staging.plan.job.gate.action, findings)}
 
 
@@ -321,35 +331,37 @@ def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str
         return "gate"
     if accepted:
         return None
-    if staging.facts.hold is not None:
+    if staging.pointer.hold is not None:
         return "hold"
     return "new space" if plan.new_space and plan.store.on_new_space == "hold" else None
 
 
-def hold(staging: Staging, record: dict[str, Any], reason: str, findings: list[Finding]) -> Held:
+def await_approval(
+    staging: Staging, record: dict[str, Any], reason: str, findings: list[Finding]
+) -> Held:
     """Let a night wait: its record says why, and its version is given away.
 
     Returns:
         The outcome, to be raised.
     """
-    state, facts, version = staging.state, staging.facts, record["version"]
+    state, facts, version = staging.state, staging.pointer, record["version"]
     record = {
         **record,
         "state": WAITING,
         "reason": reason,
         "finished": now(),
-        "seconds": staging.clock.seconds,
+        "seconds": staging.timings.seconds,
         "files": state.files_of(version, staged=True),
     }
     state.put_record(record)
     next_version = max(facts.next_version, version + 1)
     facts = facts.with_changes(waiting=version, next_version=next_version)
-    state.put_facts(facts)
+    state.put_pointer(facts)
     # A target may be behind the live version, whatever becomes of this night.
-    with staging.clock.phase("targets"):
+    with staging.timings.phase("targets"):
         targets = deliver_live(state, facts, staging.plan.job.publish)
-    night = Night(state.path, WAITING, version, record, targets)
-    return Held(_why(staging, reason, version, findings), night.to_dict())
+    staged = RefreshResult(state.path, WAITING, version, record, targets)
+    return Held(_why(staging, reason, version, findings), staged.to_dict())
 
 
 def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -> str:
@@ -359,7 +371,7 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
         first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
         return Lines(f"Version {version} of `{store}` waits: {first}", *more)
     if reason == "hold":
-        since = staging.facts.hold or {}
+        since = staging.pointer.hold or {}
         return (
             f"Version {version} of `{store}` is ready and waits: the store is on hold since "
             f"{since.get('since')} ({since.get('reason')}). Publish it with `{accept}`, or end the "
@@ -374,29 +386,31 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
 
 def _publish(
     staging: Staging, candidate: Candidate, record: dict[str, Any], *, accepted: bool
-) -> Night:
+) -> RefreshResult:
     state, plan = staging.state, staging.plan
     if accepted:
         record = {**record, "accepted": now()}
-    record = {**record, "reason": None, "seconds": staging.clock.seconds}
-    with staging.clock.phase("merge"):
-        after = _facts_after(staging.facts, plan, candidate.version, accepted=accepted)
-        facts = merge(state, staging.facts, after, record, whole=candidate.whole)
-    with staging.clock.phase("targets"):
+    record = {**record, "reason": None, "seconds": staging.timings.seconds}
+    with staging.timings.phase("merge"):
+        after = _pointer_after(staging.pointer, plan, candidate.version, accepted=accepted)
+        facts = merge(state, staging.pointer, after, record, whole=candidate.whole)
+    with staging.timings.phase("targets"):
         targets = deliver_live(state, facts, plan.job.publish)
-    record = timed(state, record["version"], staging.clock)
-    night = Night(state.path, PUBLISHED, candidate.version, record, targets)
-    return finish_night(night, state, plan.store.keep)
+    record = record_timings(state, record["version"], staging.timings)
+    staged = RefreshResult(state.path, PUBLISHED, candidate.version, record, targets)
+    return finish_refresh(staged, state, plan.store.keep)
 
 
-def timed(state: StoreState, version: int, clock: NightClock) -> dict[str, Any]:
+def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -> dict[str, Any]:
     """The record of a published version, with what the phases after its commit took."""
-    record = {**(state.record(version) or {}), "seconds": clock.seconds}
+    record = {**(state.record(version) or {}), "seconds": timings.seconds}
     state.put_record(record)
     return record
 
 
-def _facts_after(facts: StoreFacts, plan: NightPlan, version: int, *, accepted: bool) -> StoreFacts:
+def _pointer_after(
+    facts: StorePointer, plan: RefreshPlan, version: int, *, accepted: bool
+) -> StorePointer:
     """What stands in the store when the version is live, but for Lance's number of it."""
     return facts.with_changes(
         next_version=max(facts.next_version, version + 1),
@@ -407,12 +421,12 @@ def _facts_after(facts: StoreFacts, plan: NightPlan, version: int, *, accepted: 
         identity=plan.identity.to_dict(),
         hash_version=HASH_VERSION,
         resolved=plan.resolved.to_dict(),
-        request=plan.request,
+        request=plan.options_fingerprint,
     )
 
 
 def deliver_live(
-    state: StoreState, facts: StoreFacts, targets: Sequence[Publish]
+    state: StoreDirectory, facts: StorePointer, targets: Sequence[Publish]
 ) -> tuple[dict[str, Any], ...]:
     """Bring every target to the live version; one that fails does not keep others from it.
 
@@ -430,7 +444,7 @@ def deliver_live(
     return tuple(outcome.to_dict() for outcome in deliver(publication, targets, state.storage))
 
 
-def deliver_again(state: StoreState, facts: StoreFacts) -> Night:
+def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
     """End what a kill broke off after the live version was published, old versions included.
 
     Raises:
@@ -439,10 +453,10 @@ def deliver_again(state: StoreState, facts: StoreFacts) -> Night:
     record = state.record(facts.live or 0) or {"publish": [], "keep": None}
     targets = published_to(record)
     check_targets(targets)
-    discard_night(state, facts)
+    discard_uncommitted(state, facts)
     outcomes = deliver_live(state, facts, targets)
-    night = Night(state.path, PUBLISHED, facts.live, record, outcomes)
-    return finish_night(night, state, record["keep"] and Keep.model_validate(record["keep"]))
+    staged = RefreshResult(state.path, PUBLISHED, facts.live, record, outcomes)
+    return finish_refresh(staged, state, record["keep"] and Keep.model_validate(record["keep"]))
 
 
 def published_to(record: Mapping[str, Any]) -> list[Publish]:
@@ -450,11 +464,13 @@ def published_to(record: Mapping[str, Any]) -> list[Publish]:
     return [Publish.model_validate(one) for one in record["publish"]]
 
 
-def finish_night(night: Night, state: StoreState | None = None, keep: Keep | None = None) -> Night:
+def finish_refresh(
+    staged: RefreshResult, state: StoreDirectory | None = None, keep: Keep | None = None
+) -> RefreshResult:
     """Remove old versions, and say of targets that failed.
 
     Args:
-        night: What was published, or not.
+        staged: What was published, or not.
         state: The store, where versions are to be removed.
         keep: Which versions stay.
 
@@ -462,12 +478,12 @@ def finish_night(night: Night, state: StoreState | None = None, keep: Keep | Non
         TargetFailed: A target is behind; all else is done.
     """
     if state is not None and keep is not None:
-        facts = state.facts()
-        if night.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
+        facts = state.pointer()
+        if staged.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
             remove_old_versions(state, facts, keep)
-    failed = [target for target in night.targets if target["error"]]
+    failed = [target for target in staged.targets if target["error"]]
     if failed:
         # Where one may come right by itself, a scheduler may try again.
         code = 1 if any(target["passing"] for target in failed) else 2
-        raise TargetFailed(Lines(*(target["error"] for target in failed)), night.to_dict(), code)
-    return night
+        raise TargetFailed(Lines(*(target["error"] for target in failed)), staged.to_dict(), code)
+    return staged

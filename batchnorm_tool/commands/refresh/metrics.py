@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
 from batchnorm_tool.storage.files import OutputFile, write_errors
-from batchnorm_tool.store.state import StoreState
+from batchnorm_tool.store.state import StoreDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
 
-    from batchnorm_tool.commands.refresh.record import Night
+    from batchnorm_tool.commands.refresh.record import RefreshResult
 
 _PREFIX = "batchnorm_tool_refresh_"
 _LAST_SUCCESS = f"{_PREFIX}last_success_timestamp_seconds"
@@ -109,7 +109,7 @@ def write_metrics(
     """
     _check_installed()
     store = str(outcome.get("store") or "")
-    samples = [*_night(record or {}), *_outcome(outcome)]
+    samples = [*_record_samples(record or {}), *_outcome(outcome)]
     success = outcome.get("last_success")
     if success is None:
         success = last_success(path, store)
@@ -118,7 +118,7 @@ def write_metrics(
     _replace(Path(path), _text(samples, store))
 
 
-def _night(record: Mapping[str, Any]) -> Iterator[_Sample]:
+def _record_samples(record: Mapping[str, Any]) -> Iterator[_Sample]:
     for kind, rows in (record.get("rows") or {}).items():
         yield _ROWS, (kind,), _value(rows)
     for phase, seconds in (record.get("seconds") or {}).items():
@@ -240,10 +240,10 @@ def _replace(path: Path, text: bytes) -> None:
 def measured(
     path: str,
     metrics_file: str | os.PathLike[str] | None,
-    work: Callable[[], Night],
+    work: Callable[[], RefreshResult],
     *,
     is_refresh: bool = True,
-) -> Night:
+) -> RefreshResult:
     """Do ``work``, and write what came of it to a metrics file, failures included.
 
     Args:
@@ -257,7 +257,7 @@ def measured(
     check_metrics_file(metrics_file)
     started = time.time()
     try:
-        night = work()
+        result = work()
     except Busy:
         raise
     except BaseException as error:
@@ -269,8 +269,8 @@ def measured(
             _write(metrics_file, path, document, code, started)
         raise
     succeeded = time.time() if is_refresh else None
-    _write(metrics_file, path, night.to_dict(), 0, started, succeeded=succeeded)
-    return night
+    _write(metrics_file, path, result.to_dict(), 0, started, succeeded=succeeded)
+    return result
 
 
 def _write(  # noqa: PLR0913  (what a file of metrics is made of)
@@ -290,6 +290,10 @@ def _write(  # noqa: PLR0913  (what a file of metrics is made of)
         "last_success": succeeded,
     }
     with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
-        facts = StoreState(path).facts()
-        outcome |= {"live": facts.live, "waiting": facts.waiting, "hold": facts.hold is not None}
+        pointer = StoreDirectory(path).pointer()
+        outcome |= {
+            "live": pointer.live,
+            "waiting": pointer.waiting,
+            "hold": pointer.hold is not None,
+        }
     write_metrics(metrics_file, document, outcome)

@@ -15,16 +15,16 @@ from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.job import Job
 from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.plan import Identity, Resolved, differences, identify
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.store.state import BOOKKEEPING, StoreFacts, StoreLayout, holds, stored_type
+from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from batchnorm_tool.inputs.files import Table
     from batchnorm_tool.job import Store
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 # A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
 # What a store needs of these keys: no row without a vector.
@@ -51,7 +51,7 @@ _NAME = re.compile(r"[^.`\0]+")
 
 
 @dataclass(frozen=True)
-class NightPlan:
+class RefreshPlan:
     """What a night is asked to do, and with what.
 
     Attributes:
@@ -59,7 +59,7 @@ class NightPlan:
         resolved: Every open choice, made; kept from night to night.
         identity: What the night's vectors are made of.
         layout: What the rows of the store will look like.
-        request: Hash of what the choices were made from.
+        options_fingerprint: Hash of what the choices were made from.
         new_space: Whether the live version's vectors mean something else.
         recompute: Whether every row meets the model, changed or not.
         notes: What a person should know before it starts.
@@ -67,10 +67,10 @@ class NightPlan:
     """
 
     job: Job
-    resolved: Resolved
+    resolved: ResolvedOptions
     identity: Identity
-    layout: StoreLayout
-    request: str
+    layout: StoreSchema
+    options_fingerprint: str
     new_space: bool = False
     recompute: bool = False
     notes: tuple[str, ...] = ()
@@ -84,8 +84,10 @@ class NightPlan:
     @property
     def reader(self) -> FeatureReader:
         """What reads the features of tonight's input."""
-        judge = self.job.model is not None
-        return FeatureReader(self.resolved.features, self.resolved.inputs, self.job.input, judge)
+        check_nonfinite = self.job.model is not None
+        return FeatureReader(
+            self.resolved.features, self.resolved.inputs, self.job.input, check_nonfinite
+        )
 
     @property
     def feature_columns(self) -> tuple[str, ...]:
@@ -100,33 +102,33 @@ class NightPlan:
             "resolved": self.resolved.to_dict(),
             "identity": self.identity.to_dict(),
             "layout": self.layout.to_dict(),
-            "request": self.request,
+            "request": self.options_fingerprint,
             "new_space": self.new_space,
             "recompute": self.recompute,
             "notes": list(self.notes),
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> NightPlan:
+    def from_dict(cls, data: Mapping[str, Any]) -> RefreshPlan:
         """The plan that `to_dict` gave."""
         return cls(
             job=Job.model_validate(data["job"]),
-            resolved=Resolved.from_dict(data["resolved"]),
+            resolved=ResolvedOptions.from_dict(data["resolved"]),
             identity=Identity.from_dict(data["identity"]),
-            layout=StoreLayout.from_dict(data["layout"]),
-            request=data["request"],
+            layout=StoreSchema.from_dict(data["layout"]),
+            options_fingerprint=data["request"],
             new_space=data["new_space"],
             recompute=data["recompute"],
             notes=tuple(data["notes"]),
         )
 
-    def question(self, facts: StoreFacts) -> str:
+    def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash of all that the staged result of a night depends on, limits of the gate excepted."""
         store = self.store
         return checked_json.sha256(
             {
                 "identity": self.identity.to_dict(),
-                "live": facts.live,
+                "live": pointer.live,
                 "hash": HASH_VERSION,
                 "recompute": self.recompute,
                 "store": [store.mode, store.delete_column, store.bad_rows],
@@ -135,12 +137,12 @@ class NightPlan:
         )
 
 
-def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> NightPlan:
+def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None) -> RefreshPlan:
     """Look at input and model; TensorFlow is imported only where a choice is still to be made.
 
     Args:
         job: What was asked for.
-        facts: What stands in the store.
+        pointer: What stands in the store.
         staged: The plan of a night that is staged: a choice that was measured for it stays.
 
     Raises:
@@ -148,21 +150,21 @@ def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> 
     """
     _check_job(job)
     preparation = Preparation(job, least_rows=_LEAST_ROWS)
-    resolved, request, notes = _choices(preparation, facts, staged)
+    resolved, request, notes = _choices(preparation, pointer, staged)
     identity = identify(preparation.job, resolved, preparation.table.files, None)
-    rows = store_layout(preparation.job, resolved, facts.layout)
-    new_space, recompute, more = _compared(job, identity, facts)
-    retyped = _retyped(facts.layout, rows)
-    notes = (*notes, *more, *retyped, *_other_columns(facts.layout, rows))
+    rows = store_layout(preparation.job, resolved, pointer.layout)
+    new_space, recompute, more = _compared(job, identity, pointer)
+    retyped = _retyped(pointer.layout, rows)
+    notes = (*notes, *more, *retyped, *_other_columns(pointer.layout, rows))
     recompute = recompute or bool(retyped)
     if recompute and store_of(job).mode == "delta":
         raise InputError(_needs_every_row(notes))
-    return NightPlan(
+    return RefreshPlan(
         job=preparation.job,
         resolved=resolved,
         identity=identity,
         layout=rows,
-        request=request,
+        options_fingerprint=request,
         new_space=new_space,
         recompute=recompute,
         notes=notes,
@@ -170,7 +172,7 @@ def plan_night(job: Job, facts: StoreFacts, staged: NightPlan | None = None) -> 
     )
 
 
-def _other_columns(before: StoreLayout | None, rows: StoreLayout) -> Iterator[str]:
+def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[str]:
     """Say which passed-through columns come, go or change their type."""
     if before is None:
         return
@@ -234,24 +236,27 @@ def _check_job(job: Job) -> None:
 
 
 def _choices(
-    preparation: Preparation, facts: StoreFacts, staged: NightPlan | None
-) -> tuple[Resolved, str, tuple[str, ...]]:
+    preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None
+) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
     """The choices of last night, or of the staged one, where they still fit; or new ones."""
-    if facts.resolved is not None:
-        kept = Resolved.from_dict(facts.resolved)
-        if _request(preparation, kept) == facts.request:
-            return _carrying(kept, preparation), str(facts.request), ()
-    if staged is not None and _request(preparation, staged.resolved) == staged.request:
+    if pointer.resolved is not None:
+        kept = ResolvedOptions.from_dict(pointer.resolved)
+        if _options_fingerprint(preparation, kept) == pointer.request:
+            return _carrying(kept, preparation), str(pointer.request), ()
+    if (
+        staged is not None
+        and _options_fingerprint(preparation, staged.resolved) == staged.options_fingerprint
+    ):
         noted = {_place_matters(staged.resolved.batch_size)} & {*staged.notes}
-        return _carrying(staged.resolved, preparation), staged.request, tuple(noted)
+        return _carrying(staged.resolved, preparation), staged.options_fingerprint, tuple(noted)
     resolved = preparation.plan().resolved
     batch_size = preparation.independent_batch_size(resolved)
     notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
     resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)
-    return resolved, _request(preparation, resolved), notes
+    return resolved, _options_fingerprint(preparation, resolved), notes
 
 
-def _carrying(choices: Resolved, preparation: Preparation) -> Resolved:
+def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOptions:
     """Choices that were made earlier, with tonight's passed-through columns."""
     carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
     return replace(choices, carried=carried)
@@ -265,7 +270,7 @@ def _place_matters(batch_size: int) -> str:
     )
 
 
-def _request(preparation: Preparation, resolved: Resolved) -> str:
+def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) -> str:
     """Hash of what the choices are made from, whichever rows there are."""
     job, schema = preparation.job.to_dict(), preparation.table.schema
     columns = [name for names in resolved.features.values() for name in names]
@@ -291,12 +296,12 @@ def _kind(schema: pa.Schema, name: str) -> str | None:
 
 
 def _compared(
-    job: Job, identity: Identity, facts: StoreFacts
+    job: Job, identity: Identity, pointer: StorePointer
 ) -> tuple[bool, bool, tuple[str, ...]]:
     """Whether the space is new, whether all rows are recomputed, and what to say of it."""
-    if facts.identity is None or facts.live is None:
+    if pointer.identity is None or pointer.live is None:
         return False, False, ()
-    live = Identity.from_dict(facts.identity)
+    live = Identity.from_dict(pointer.identity)
     if live.space_id != identity.space_id:
         return True, True, (_new_space(live, identity),)
     if live.bits == identity.bits:
@@ -313,34 +318,34 @@ def _needs_every_row(notes: tuple[str, ...]) -> str:
     )
 
 
-def _retyped(before: StoreLayout | None, rows: StoreLayout) -> tuple[str, ...]:
+def _retyped(before: StoreSchema | None, rows: StoreSchema) -> tuple[str, ...]:
     """What to say where the vectors get another type: rounded twice, they would not be the same."""
     if before is None or before.dtype == rows.dtype:
         return ()
     return (f"Vectors were {before.dtype} and become {rows.dtype}: every row is computed anew.",)
 
 
-def _new_space(live: Identity, tonight: Identity) -> str:
-    found = ", ".join(_of_group(live, tonight, "space")) or "how the features are read"
+def _new_space(live: Identity, current: Identity) -> str:
+    found = ", ".join(_of_group(live, current, "space")) or "how the features are read"
     return (
         f"A new space: every row is computed anew, because vectors of two spaces are never mixed. "
         f"What differs: {found}."
     )
 
 
-def _new_bits(live: Identity, tonight: Identity, *, recompute: bool) -> str:
-    found = ", ".join(_of_group(live, tonight, "bits"))
-    fate = "every row is computed anew" if recompute else "only changed rows are computed"
-    return f"Low bits may differ from those of the live version ({found}): {fate}."
+def _new_bits(live: Identity, current: Identity, *, recompute: bool) -> str:
+    found = ", ".join(_of_group(live, current, "bits"))
+    consequence = "every row is computed anew" if recompute else "only changed rows are computed"
+    return f"Low bits may differ from those of the live version ({found}): {consequence}."
 
 
-def _of_group(live: Identity, tonight: Identity, group: str) -> list[str]:
+def _of_group(live: Identity, current: Identity, group: str) -> list[str]:
     """What differs in one group of two identities, in words."""
-    others: Mapping[str, Any] = {group: getattr(tonight, group)}
+    others: Mapping[str, Any] = {group: getattr(current, group)}
     return list(differences(live, replace(live, **others)))
 
 
-def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> StoreLayout:
+def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None) -> StoreSchema:
     """The columns of the store that a night leaves behind.
 
     Args:
@@ -353,7 +358,7 @@ def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> St
         JobError: A row would have several vectors, or two columns one name.
         InputError: The key is another, or a column of a delta has another type.
     """
-    output = _only_output(output_schema.output_layouts(job, resolved.outputs))
+    output = _only_output(output_schema.output_specs(job, resolved.outputs))
     carried = [_as_before(_kept(field), before) for field in resolved.carried]
     keys = output_schema.key_columns(job.input)
     by_name = {field.name: field for field in carried}
@@ -367,7 +372,7 @@ def store_layout(job: Job, resolved: Resolved, before: StoreLayout | None) -> St
     by_key = {"output.columns.vector": vector.name, "output.columns.norm": norm.name}
     by_key |= {f"store.columns.{key}": name for key, name in job.store.columns}
     _check_names([field.name for field in fields], {name: key for key, name in by_key.items()})
-    rows = StoreLayout(
+    rows = StoreSchema(
         keys=keys,
         passthrough=tuple(field.name for field in rest),
         vector=vector.name,
@@ -400,7 +405,7 @@ def _kept(field: pa.Field) -> pa.Field:
     return pa.field(field.name, kind)
 
 
-def _as_before(field: pa.Field, before: StoreLayout | None) -> pa.Field:
+def _as_before(field: pa.Field, before: StoreSchema | None) -> pa.Field:
     """A column with the type that it has in the store, where that takes all of tonight's values."""
     if before is None or field.name not in before.carried.names:
         return field
@@ -409,7 +414,7 @@ def _as_before(field: pa.Field, before: StoreLayout | None) -> pa.Field:
     return stored if is_taken else field
 
 
-def _only_output(outputs: Sequence[OutputLayout]) -> OutputLayout:
+def _only_output(outputs: Sequence[OutputSpec]) -> OutputSpec:
     output = outputs[0]
     if len(outputs) > 1 or output.vectors > 1 or output.norm_per_vector:
         shapes = "; ".join(f"`{one.name}` of shape {one.shape}" for one in outputs)
@@ -442,7 +447,7 @@ def _check_names(names: list[str], ours: dict[str, str]) -> None:
         raise JobError(msg)
 
 
-def _check_keys(rows: StoreLayout, before: StoreLayout) -> None:
+def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
     if before.key_schema != rows.key_schema:
         expected, received = (
             ", ".join(f"`{field.name}` ({field.type})" for field in schema)
@@ -456,7 +461,7 @@ def _check_keys(rows: StoreLayout, before: StoreLayout) -> None:
         raise InputError(msg)
 
 
-def _check_types(rows: StoreLayout, before: StoreLayout) -> None:
+def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
     """Rows that a delta does not hold keep their values, so that a column keeps its type."""
     for name in {*before.passthrough} & {*rows.passthrough}:
         expected, received = (each.schema.field(name).type for each in (before, rows))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.gate import Finding
-    from batchnorm_tool.store.state import StoreFacts
+    from batchnorm_tool.store.state import StorePointer
 
 RECORD_FORMAT = 1
 PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
@@ -23,7 +23,7 @@ SUPERSEDED, DISCARDED = "superseded", "discarded"
 
 
 @dataclass(frozen=True)
-class Night:
+class RefreshResult:
     """What a refresh, an acceptance or a rollback came to.
 
     Attributes:
@@ -66,11 +66,11 @@ _OWN = ("basis", "publish", "keep", "files")
 
 
 @dataclass
-class NightClock:
+class PhaseTimings:
     """What each phase of a night took, in seconds.
 
     Example:
-        >>> clock = NightClock()
+        >>> clock = PhaseTimings()
         >>> with clock.phase("difference"):
         ...     pass
         >>> list(clock.seconds)
@@ -91,13 +91,13 @@ class NightClock:
 
 
 def begin_record(
-    plan: NightPlan, facts: StoreFacts, version: int, started: Mapping[str, str]
+    plan: RefreshPlan, pointer: StorePointer, version: int, started: Mapping[str, str]
 ) -> dict[str, Any]:
     """What is known of a night before anything of it is judged.
 
     Args:
         plan: What it is asked to do.
-        facts: What stands in the store.
+        pointer: What stands in the store.
         version: The number that it will have.
         started: ``run_id`` and ``started``.
     """
@@ -106,8 +106,8 @@ def begin_record(
     return {
         "format": RECORD_FORMAT,
         "version": version,
-        "base": facts.live,
-        "kind": "load" if facts.live is None else "refresh",
+        "base": pointer.live,
+        "kind": "load" if pointer.live is None else "refresh",
         "new_space": plan.new_space,
         "state": WAITING,
         "reason": None,
@@ -124,7 +124,7 @@ def begin_record(
             "layout": plan.layout.to_dict(),
             "identity": plan.identity.to_dict(),
             "resolved": plan.resolved.to_dict(),
-            "request": plan.request,
+            "request": plan.options_fingerprint,
         },
         "publish": [target.model_dump(exclude_none=True) for target in job.publish],
         "keep": plan.store.keep.model_dump(),

@@ -16,31 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.commands.refresh import evaluate
-from batchnorm_tool.commands.refresh.changes.detect import find_difference
-from batchnorm_tool.commands.refresh.commit import check_dataset, discard_night, now, recover
+from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh.commit import check_dataset, discard_uncommitted, now, recover
 from batchnorm_tool.commands.refresh.evaluate import (
     conclude,
     deliver_live,
-    finish_night,
+    finish_refresh,
     staged_record,
 )
 from batchnorm_tool.commands.refresh.metrics import measured
-from batchnorm_tool.commands.refresh.plan import plan_night, store_of
-from batchnorm_tool.commands.refresh.record import NOTHING, Night, counted, gate_figures
+from batchnorm_tool.commands.refresh.plan import make_plan, store_of
+from batchnorm_tool.commands.refresh.record import NOTHING, RefreshResult, counted, gate_figures
 from batchnorm_tool.commands.refresh.staging import (
     StagingOptions,
     begin,
+    discard_staged,
+    refresh_source,
     staged_plan,
-    supersede,
-    tonight_of,
 )
 from batchnorm_tool.errors import Refused
-from batchnorm_tool.formats import let_go
-from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.formats import close_cached_files
+from batchnorm_tool.progress import Progress, SilentProgress
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.lance import check_installed
-from batchnorm_tool.store.state import StoreState, index_path
+from batchnorm_tool.store.state import StoreDirectory, index_path
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Job
 
 
-def _say_nothing(text: str) -> None:
+def _ignore(text: str) -> None:
     """Tell nobody."""
 
 
@@ -58,9 +58,9 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    announce: Callable[[str], None] = _say_nothing,
+    announce: Callable[[str], None] = _ignore,
     run_id: str | None = None,
-) -> Night:
+) -> RefreshResult:
     """Bring a store up to date with tonight's input, guard it, and publish it.
 
     Only new and changed rows meet the model; rows are told apart by their key, and compared by a
@@ -94,10 +94,10 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
         ('published', 17)
     """
     store = store_of(job)
-    state = StoreState(store.path)
-    options = StagingOptions(progress or Quiet(), run_id=run_id or secrets.token_hex(8))
+    state = StoreDirectory(store.path)
+    options = StagingOptions(progress or SilentProgress(), run_id=run_id or secrets.token_hex(8))
 
-    def work() -> Night:
+    def work() -> RefreshResult:
         check_installed()
         check_targets(job.publish)
         try:
@@ -105,7 +105,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
                 recover(state)
                 return _refresh_locked(state, job, options, announce)
         finally:
-            let_go()
+            close_cached_files()
 
     return measured(state.path, metrics_file, work)
 
@@ -124,13 +124,13 @@ def plan_refresh(job: Job) -> dict[str, Any]:
         Refused: The job cannot be done as asked.
         BadRows: The data breaks a row policy.
     """
-    state = StoreState(store_of(job).path)
+    state = StoreDirectory(store_of(job).path)
     check_installed()
     check_targets(job.publish)
-    facts = state.facts()
-    plan = plan_night(job, facts, staged_plan(state))
+    pointer = state.pointer()
+    plan = make_plan(job, pointer, staged_plan(state))
     check_layout(job.publish, plan.layout)
-    index = None if facts.live is None else state.storage.root / index_path(facts.live)
+    index = None if pointer.live is None else state.storage.root / index_path(pointer.live)
     # Beside the store where that is possible: what differs may be as large as the input.
     beside = Path(state.path).parent
     with tempfile.TemporaryDirectory(
@@ -141,43 +141,43 @@ def plan_refresh(job: Job) -> dict[str, Any]:
             (Path(scratch) / "index").mkdir()
             (Path(scratch) / "index" / index.name).symlink_to(index)
         name = None if index is None else f"index/{index.name}"
-        found = find_difference(tonight_of(plan), name, place, recompute=plan.recompute)
-    last = state.record(facts.live) if facts.live is not None else None
-    findings = evaluate.judge_input(plan, found, last["input"] if last else None)
+        found = detect_changes(refresh_source(plan), name, place, recompute=plan.recompute)
+    last = state.record(pointer.live) if pointer.live is not None else None
+    findings = evaluate.evaluate_input(plan, found, last["input"] if last else None)
     return {
         "store": state.path,
-        "live": facts.live,
+        "live": pointer.live,
         "rows": counted(found),
         "gate": gate_figures(job.gate.action, findings),
         "new_space": plan.new_space,
-        "hold": facts.hold,
+        "hold": pointer.hold,
         "notes": list(plan.notes),
     }
 
 
 def _refresh_locked(
-    state: StoreState, job: Job, options: StagingOptions, announce: Callable[[str], None]
-) -> Night:
-    facts = state.facts()
-    check_dataset(state, facts)
-    plan = plan_night(job, facts, staged_plan(state))
+    state: StoreDirectory, job: Job, options: StagingOptions, announce: Callable[[str], None]
+) -> RefreshResult:
+    pointer = state.pointer()
+    check_dataset(state, pointer)
+    plan = make_plan(job, pointer, staged_plan(state))
     check_layout(job.publish, plan.layout)
     for note in plan.notes:
         announce(note)
-    staging = begin(state, facts, plan, options)
+    staging = begin(state, pointer, plan, options)
     try:
         difference = staging.difference()
     except Refused:
-        discard_night(state, staging.facts)
+        discard_uncommitted(state, staging.pointer)
         raise
-    announce(_in_words(difference))
+    announce(_describe(difference))
     record = staged_record(staging, difference)
-    if _is_nothing(staging, difference):
-        return _nothing(staging, record)
+    if _is_unchanged(staging, difference):
+        return _finish_unchanged(staging, record)
     return conclude(staging, difference, record)
 
 
-def _in_words(difference: ChangeSet) -> str:
+def _describe(difference: ChangeSet) -> str:
     counts = difference.counts
     return (
         f"{counts.rows_in:,} rows in: {counts.new:,} new, {counts.changed:,} changed, "
@@ -185,37 +185,37 @@ def _in_words(difference: ChangeSet) -> str:
     )
 
 
-def _is_nothing(staging: Staging, difference: ChangeSet) -> bool:
-    before = staging.facts.layout
+def _is_unchanged(staging: Staging, difference: ChangeSet) -> bool:
+    before = staging.pointer.layout
     return (
-        staging.facts.live is not None
-        and difference.counts.is_nothing
+        staging.pointer.live is not None
+        and difference.counts.is_empty
         and not staging.plan.recompute
         and before is not None
         and before.schema == staging.plan.layout.schema
     )
 
 
-def _nothing(staging: Staging, record: dict[str, Any]) -> Night:
+def _finish_unchanged(staging: Staging, record: dict[str, Any]) -> RefreshResult:
     """Leave the store as it is; a target that is behind is brought up to date all the same."""
     state = staging.state
-    facts = supersede(state, staging.facts)
-    live = state.record(facts.live or 0) or {}
+    pointer = discard_staged(state, staging.pointer)
+    live = state.record(pointer.live or 0) or {}
     record = {
         **record,
         "kind": "nothing to do",
-        "version": facts.live,
+        "version": pointer.live,
         "norms": live.get("norms"),
         "gate": live.get("gate"),
         "finished": now(),
-        "seconds": staging.clock.seconds,
+        "seconds": staging.timings.seconds,
     }
-    record["rows"] = {**record["rows"], **_lasting(live)}
-    with staging.clock.phase("targets"):
-        targets = deliver_live(state, facts, staging.plan.job.publish)
-    night = Night(state.path, NOTHING, facts.live, record, targets)
-    return finish_night(night, state, staging.plan.store.keep)
+    record["rows"] = {**record["rows"], **_live_counts(live)}
+    with staging.timings.phase("targets"):
+        targets = deliver_live(state, pointer, staging.plan.job.publish)
+    result = RefreshResult(state.path, NOTHING, pointer.live, record, targets)
+    return finish_refresh(result, state, staging.plan.store.keep)
 
 
-def _lasting(live: dict[str, Any]) -> dict[str, int]:
+def _live_counts(live: dict[str, Any]) -> dict[str, int]:
     return {name: live["rows"][name] for name in ("stale", "quarantined", "live")} if live else {}

@@ -22,7 +22,7 @@ from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.rows import (
     NOWHERE,
     Addresses,
-    KeyPlaces,
+    IdLookup,
     addresses_of_hashes,
     as_ids,
     at_addresses,
@@ -33,10 +33,10 @@ from batchnorm_tool.store.rows import (
 )
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
-    NIGHT,
     PASSTHROUGH_HASH,
+    STAGING,
     STATUS,
-    StoreLayout,
+    StoreSchema,
     replaced_path,
 )
 
@@ -44,18 +44,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import NightPlan
+    from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.progress import Progress
-    from batchnorm_tool.store.state import StoreFacts, StoreState
+    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
-REUSED = f"{NIGHT}/reused"
-SCORED = f"{NIGHT}/scored"
+REUSED = f"{STAGING}/reused"
+SCORED = f"{STAGING}/scored"
 _NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
-class KnownVectors:
+class ReusableVectors:
     """Where the vectors lie of rows that a kept version had, and the live one has no more.
 
     Attributes:
@@ -67,45 +67,47 @@ class KnownVectors:
     hashes: np.ndarray
 
 
-def known_vectors(state: StoreState, facts: StoreFacts, plan: NightPlan) -> list[KnownVectors]:
+def reusable_vectors(
+    state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
+) -> list[ReusableVectors]:
     """Vectors of tonight's space that only older kept versions have, newest first.
 
     Each version notes the feature hashes of the rows that it replaced or removed; their vectors
     lie in the version that it was built on.
     """
     found = []
-    for version in sorted(facts.versions, reverse=True):
+    for version in sorted(pointer.versions, reverse=True):
         record = state.record(version)
         base = record["base"] if record else None
-        if base not in facts.versions or not _fits(state, base, plan):
+        if base not in pointer.versions or not _fits(state, base, plan):
             continue
         path = state.storage.root / replaced_path(version)
         if path.exists():
             hashes = np.load(path, allow_pickle=False)
-            found.append(KnownVectors(facts.versions[base], hashes))
+            found.append(ReusableVectors(pointer.versions[base], hashes))
     return [each for each in found if len(each.hashes)]
 
 
-def _fits(state: StoreState, version: int, plan: NightPlan) -> bool:
+def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
     """Whether vectors of a version can stand among tonight's."""
     record = state.record(version)
     if record is None or record["space"] != plan.identity.space_id:
         return False
-    if not _has_columns(StoreLayout.from_dict(record["basis"]["layout"]), plan.layout):
+    if not _has_columns(StoreSchema.from_dict(record["basis"]["layout"]), plan.layout):
         return False
     return plan.store.on_new_bits == "keep" or record["bits"] == plan.identity.bits_id
 
 
-def _has_columns(layout: StoreLayout, wanted: StoreLayout) -> bool:
+def _has_columns(layout: StoreSchema, wanted: StoreSchema) -> bool:
     """Whether vectors and what is noted of them lie in columns of the names that are wanted."""
     names = [(each.vector, each.norm, each.dtype, each.bookkeeping) for each in (layout, wanted)]
     return names[0] == names[1]
 
 
-def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None:
+def reuse(state: StoreDirectory, plan: RefreshPlan, known: list[ReusableVectors]) -> None:
     """Take rows whose vectors are known out of the spool; they are written with these vectors."""
     for each in known:
-        places = KeyPlaces(as_ids(each.hashes))
+        places = IdLookup(as_ids(each.hashes))
         wanted = [
             hashes[places.find(as_ids(hashes)) >= 0]
             for table in read_directory(state.storage, CHANGED)
@@ -121,14 +123,14 @@ def reuse(state: StoreState, plan: NightPlan, known: list[KnownVectors]) -> None
 
 
 def _reuse_file(
-    state: StoreState, plan: NightPlan, known: tuple[int, Addresses], name: str
+    state: StoreDirectory, plan: RefreshPlan, known: tuple[int, Addresses], name: str
 ) -> None:
     tables = list(read_rows(state.storage, f"{CHANGED}/{name}"))
     if not tables:  # a newer version had all of its rows
         return
-    spooled = pa.concat_tables(tables)
+    staged = pa.concat_tables(tables)
     lance_version, addresses = known
-    found = addresses.find(as_ids(bytes_of(spooled[FEATURE_HASH])))
+    found = addresses.find(as_ids(bytes_of(staged[FEATURE_HASH])))
     hits = found != NOWHERE
     if not hits.any():
         return
@@ -139,15 +141,15 @@ def _reuse_file(
         hits[hits], vectors = fit, vectors.filter(pa.array(fit))
     rows = plan.layout
     kept = [*rows.keys, *rows.passthrough, FEATURE_HASH, PASSTHROUGH_HASH]
-    reused = spooled.select(kept).filter(pa.array(hits))
+    reused = staged.select(kept).filter(pa.array(hits))
     for column in (rows.vector, rows.norm):
         reused = reused.append_column(rows.schema.field(column), vectors[column])
     write_rows(state.storage, f"{REUSED}/{lance_version:06d}-{name}", reused.schema, [reused])
-    rest = spooled.filter(pa.array(~hits))
-    write_rows(state.storage, f"{CHANGED}/{name}", spooled.schema, [rest])
+    rest = staged.filter(pa.array(~hits))
+    write_rows(state.storage, f"{CHANGED}/{name}", staged.schema, [rest])
 
 
-def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreLayout) -> pa.Table:
+def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreSchema) -> pa.Table:
     """Vectors and norms of the rows at some addresses of a version."""
     columns = [layout.vector, layout.norm]
     schema = pa.schema([layout.schema.field(name) for name in columns])
@@ -156,7 +158,7 @@ def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreL
 
 
 def score(
-    state: StoreState, plan: NightPlan, difference: ChangeSet, progress: Progress
+    state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet, progress: Progress
 ) -> RunResult | None:
     """Predict and normalize what is spooled; ``None`` where nothing is.
 
@@ -185,8 +187,8 @@ def _broken_policy(scored: Path, job: Job) -> str:
     refused = list(read_refusals(LocalStorage(scored)))
     rows = [row for record in refused for row in record.first_bad_rows][:_NAMED_ROWS]
     choices = [
-        f"set `{section}.{key}` to {' or '.join(fate for fate in fates if fate != 'fail')}"
-        for (section, key), fates in ALLOWED.items()
+        f"set `{section}.{key}` to {' or '.join(policy for policy in policies if policy != 'fail')}"
+        for (section, key), policies in ALLOWED.items()
         if getattr(getattr(job, section), key) == "fail"
     ]
     return Lines(
@@ -202,7 +204,7 @@ def rows_in(storage: LocalStorage, directory: str) -> int:
     return sum(table.num_rows for table in read_directory(storage, directory))
 
 
-def scoring_job(state: StoreState, plan: NightPlan, difference: ChangeSet) -> Job:
+def scoring_job(state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet) -> Job:
     """The run that scores the spool: the job's model and norm, over rows that are read already."""
     rows, job, root = plan.layout, plan.job, state.storage.root
     source = Input(

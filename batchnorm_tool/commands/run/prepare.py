@@ -15,13 +15,13 @@ import numpy as np
 
 from batchnorm_tool import features, models
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.errors import InputError, JobError, OutputError, collected
+from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.models import security
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.plan import Plan, Resolved, choose_part_rows, identify
+from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions, choose_part_rows, identify
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
 
@@ -66,7 +66,7 @@ class Preparation:
     _warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        with collected(self._warnings.append):
+        with capture_warnings(self._warnings.append):
             self.table = inputs_table.open_table(self.job.input)
         _check_apart(self.job, self.table)
         self.job = _with_key(self.job, self.table)
@@ -79,7 +79,7 @@ class Preparation:
         self.table.check([*output_schema.key_columns(self.job.input), *self.job.input.passthrough])
 
     @property
-    def request(self) -> str:
+    def options_fingerprint(self) -> str:
         """Hash of all that the open choices are made from."""
         job = self.job.to_dict()
         chosen = {name: job[name] for name in ("input", "model", "output")}
@@ -109,19 +109,21 @@ class Preparation:
         name = self.job.input.transform
         return None if name is None else features.load_transform(name).source_sha256
 
-    def plan(self, choices: Resolved | None = None) -> Plan:
+    def plan(self, choices: ResolvedOptions | None = None) -> Plan:
         """The plan of the run.
 
         Args:
-            choices: What was chosen earlier for the same `request`; without it the model is loaded,
-                and the choices are made.
+            choices: What was chosen earlier for the same `options_fingerprint`; without it the
+                model is loaded, and the choices are made.
 
         Raises:
             Refused: The job cannot be done as asked.
         """
-        with collected(lambda _: None):  # they are found again below, whoever made the choices
+        with capture_warnings(
+            lambda _: None
+        ):  # they are found again below, whoever made the choices
             resolved = self._resolve() if choices is None else self._confirmed(choices)
-        layouts = output_schema.output_layouts(self.job, resolved.outputs)
+        layouts = output_schema.output_specs(self.job, resolved.outputs)
         output_schema.output_schema(resolved.carried, layouts, self.job.output.dtype)
         output_schema.check_directories(layouts, self.job.output.format)
         return Plan(
@@ -129,31 +131,31 @@ class Preparation:
             files=self.table.files,
             resolved=resolved,
             identity=identify(self.job, resolved, self.table.files, self.limit),
-            request=self.request,
+            options_fingerprint=self.options_fingerprint,
             limit=self.limit,
             warnings=tuple(dict.fromkeys(self._findings(resolved))),
         )
 
-    def _confirmed(self, choices: Resolved) -> Resolved:
+    def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Choices made earlier; where other low bits are welcome, on the device that is here."""
         if not self.job.engine.mixed_bits:
             return choices
         model = self._load()
         return replace(choices, device=model.device, threads=model.threads)
 
-    def _findings(self, resolved: Resolved) -> Iterator[str]:
+    def _findings(self, resolved: ResolvedOptions) -> Iterator[str]:
         """What a person should know.
 
         It is the same whether the choices are new or from an earlier run: the manifest holds it.
         """
         yield from self._warnings
         found: list[str] = []
-        with collected(found.append):
+        with capture_warnings(found.append):
             columns = self._match(resolved.inputs if self.job.model is not None else ())
             self._sample(columns, resolved.inputs)
         yield from found
         yield from output_schema.single_number_warnings(
-            output_schema.output_layouts(self.job, resolved.outputs)
+            output_schema.output_specs(self.job, resolved.outputs)
         )
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
@@ -165,7 +167,7 @@ class Preparation:
         """The model, loaded once."""
         return self._load()
 
-    def independent_batch_size(self, resolved: Resolved) -> int | None:
+    def independent_batch_size(self, resolved: ResolvedOptions) -> int | None:
         """A batch size near the chosen one at which a row's bits do not depend on its place.
 
         Args:
@@ -194,7 +196,7 @@ class Preparation:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
         return load_model(self.job.model, self.content, self.job.engine)
 
-    def _resolve(self) -> Resolved:
+    def _resolve(self) -> ResolvedOptions:
         model = self._load()
         wanted = model.inputs if self.job.model is not None else ()
         columns = self._match(wanted)
@@ -209,7 +211,7 @@ class Preparation:
         columns: dict[str, tuple[str, ...]],
         inputs: tuple[Field, ...],
         sample: _Sample,
-    ) -> Resolved:
+    ) -> ResolvedOptions:
         batch_size = self._batch_size(model, sample)
         # Kept: the work would compile it anew.
         self._predictor = sized = model.with_batch_size(batch_size)
@@ -228,7 +230,7 @@ class Preparation:
             part_rows = choose_part_rows(
                 batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
             )
-        return Resolved(
+        return ResolvedOptions(
             batch_size=batch_size,
             chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + _sample_bytes(sample)),
             part_rows=part_rows,
@@ -273,7 +275,7 @@ class Preparation:
     def _sample(self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]) -> _Sample:
         """The features of the first good rows; one row of filler where there is none."""
         reader = FeatureReader(
-            columns, inputs, self.job.input, judge_nonfinite=self.job.model is not None
+            columns, inputs, self.job.input, check_nonfinite=self.job.model is not None
         )
         arrays, faults = reader.read(self._head(columns))
         good = faults == Reason.GOOD
@@ -293,7 +295,7 @@ class Preparation:
             ModelError: It runs on none, and such rows are not welcome or not the cause.
         """
         filler = None if self.job.input.invalid == "fail" else models.filler(inputs)
-        return models.on_sound_rows(self._load(), self._sample(columns, inputs), use, filler)
+        return models.on_good_rows(self._load(), self._sample(columns, inputs), use, filler)
 
     def _batch_size(self, model: Predictor, sample: _Sample) -> int:
         if self.job.model is None:

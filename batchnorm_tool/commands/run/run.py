@@ -12,7 +12,7 @@ from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
-from batchnorm_tool.formats import let_go
+from batchnorm_tool.formats import close_cached_files
 from batchnorm_tool.formats.parquet import check_storable
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import STAGED_OUTPUT
@@ -28,19 +28,19 @@ from batchnorm_tool.pipeline.manifest import (
     read_refusals,
     total,
 )
-from batchnorm_tool.pipeline.output_schema import output_layouts
+from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
 from batchnorm_tool.pipeline.timing import STAGES
 from batchnorm_tool.pipeline.worker import make_worker
-from batchnorm_tool.progress import Progress, Quiet
+from batchnorm_tool.progress import Progress, SilentProgress
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
 
 if TYPE_CHECKING:
     from batchnorm_tool.engines import RunningEngine
     from batchnorm_tool.job import Job
-    from batchnorm_tool.pipeline.plan import Resolved
+    from batchnorm_tool.pipeline.plan import ResolvedOptions
     from batchnorm_tool.pipeline.worker import Worker
 
 _NAMED_ROWS = 5
@@ -66,7 +66,7 @@ _BOTTLENECKS = {
 }
 
 
-def settle(storage: Storage, plan: Plan) -> Totals:
+def check_policies(storage: Storage, plan: Plan) -> Totals:
     """Add up the records of all parts, and let the policies have their say on the whole.
 
     Args:
@@ -164,7 +164,7 @@ class Profile:
         Args:
             seconds: Wall time of the work.
             workers: Parts that were worked on at once.
-            totals: What a `StageClock` gives: seconds and CPU seconds by stage.
+            totals: What a `StageTimings` gives: seconds and CPU seconds by stage.
 
         Example:
             >>> totals = {stage: (1.0, 0.75) for stage in STAGES}
@@ -245,7 +245,7 @@ class RunOptions:
 
     fresh: bool = False
     limit: int | None = None
-    progress: Progress = field(default_factory=Quiet)
+    progress: Progress = field(default_factory=SilentProgress)
 
 
 def run(  # noqa: PLR0913  (each is a flag of the command)
@@ -294,7 +294,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     if limit is not None and limit < 1:
         msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
         raise JobError(msg)
-    options = RunOptions(fresh, limit, progress or Quiet())
+    options = RunOptions(fresh, limit, progress or SilentProgress())
     preparation = Preparation(job, limit)
     if check_input:
         check_all_rows(preparation.table)
@@ -303,7 +303,8 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         with storage.lock(wait_seconds):
             return _run_locked(preparation, storage, options)
     finally:
-        let_go()  # a notebook or a scheduler lives on, and deletes the files that were read
+        # A notebook or a scheduler lives on, and deletes the files that were read
+        close_cached_files()
 
 
 def _check_output(job: Job) -> None:
@@ -329,7 +330,7 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
     return _planned(Preparation(job, limit))
 
 
-def _planned(preparation: Preparation, choices: Resolved | None = None) -> Plan:
+def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -> Plan:
     plan = preparation.plan(choices)
     if plan.job.output.format != "arrow":
         check_storable(plan.resolved.carried)
@@ -338,8 +339,8 @@ def _planned(preparation: Preparation, choices: Resolved | None = None) -> Plan:
 
 def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions) -> RunResult:
     path = preparation.job.output.path
-    there = output_state.look(storage, path, fresh=options.fresh)
-    plan = _planned(preparation, there.choices(preparation.request))
+    there = output_state.inspect_output(storage, path, fresh=options.fresh)
+    plan = _planned(preparation, there.choices(preparation.options_fingerprint))
     if there.manifest and output_state.is_finished(there, plan) and not options.fresh:
         if there.plan is None or there.plan.identity == plan.identity:
             output_state.discard_state(storage)  # what a kill left after the last step
@@ -352,7 +353,7 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
         started = time.perf_counter()
         rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
         workers = engine.workers
-    totals = settle(storage, plan)
+    totals = check_policies(storage, plan)
     manifest = _publish(storage, plan, totals, there)
     seconds = time.perf_counter() - started
     return RunResult(
@@ -361,7 +362,7 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
         parts_kept=len(kept),
         rows_done=rows_done,
         seconds=seconds,
-        profile=Profile.of(seconds, workers, worker.clock.totals()) if worker else None,
+        profile=Profile.of(seconds, workers, worker.timings.totals()) if worker else None,
     )
 
 
@@ -372,7 +373,7 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
         output_state.discard_state(storage)
     else:
         kept = output_state.kept_parts(storage, before, plan)
-        output_state.forget_parts(storage, kept)
+        output_state.discard_parts(storage, kept)
         storage.remove(REFUSED)
         storage.remove(TEMPORARY)
     storage.put(PLAN_PATH, plan.to_json())
@@ -399,10 +400,10 @@ def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: P
 
 
 def _publish(
-    storage: Storage, plan: Plan, totals: Totals, before: output_state.Standing
+    storage: Storage, plan: Plan, totals: Totals, before: output_state.OutputState
 ) -> dict[str, Any]:
     """Stage the manifest and the chunk statistics, then make everything visible."""
-    layouts = output_layouts(plan.job, plan.resolved.outputs)
+    layouts = output_specs(plan.job, plan.resolved.outputs)
     totals.files.append(part_summary.gather(storage, range(plan.part_count)))
     manifest = build_manifest(plan, totals, layouts, _warnings(plan, totals))
     storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest))
@@ -410,7 +411,7 @@ def _publish(
     paths = [file["path"] for part in totals.parts for file in part["files"]]
     directories = _top_level([*paths, part_summary.CHUNKS_PATH])
     storage.begin_publish(directories, sorted(before.directories - set(directories)))
-    output_state.complete(storage)
+    output_state.finish_publishing(storage)
     return manifest
 
 

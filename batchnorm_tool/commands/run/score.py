@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.models.batching import Predictor
     from batchnorm_tool.norms.vector_stats import VectorStats
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 _NAMED_ROWS = 5
 _BATCH_SIZE = 1024
@@ -142,9 +142,9 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     loaded = _loaded(model, outputs)
     chunk = _chunk(data, loaded, spec)
     sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
-    layouts = output_schema.output_layouts(job, _checked_outputs(loaded, sized, chunk, bad))
+    layouts = output_schema.output_specs(job, _checked_outputs(loaded, sized, chunk, bad))
     scored = score_chunk(chunk, sized, layouts, np.dtype(dtype))
-    _settle(scored, bad)
+    _check_policies(scored, bad)
     return Result(
         keys=chunk.carried.column(0).to_numpy(),
         results={shape.name: _shaped(scored, shape) for shape in layouts},
@@ -246,7 +246,7 @@ def _checked_outputs(
     good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
     taken = good if len(good) else np.arange(min(1, chunk.rows))
     sample = {name: array[taken] for name, array in chunk.features.items()}
-    return models.on_sound_rows(
+    return models.on_good_rows(
         model,
         sample if len(taken) else filler,
         partial(models.examine, model, sized, batch_dependent=False),
@@ -254,7 +254,7 @@ def _checked_outputs(
     )
 
 
-def _settle(scored: Scored, bad: str) -> None:
+def _check_policies(scored: Scored, bad: str) -> None:
     """Raise for bad rows, or make their vectors and norms NaN; zero vectors stay as they are."""
     rows = np.flatnonzero((scored.faults != Reason.GOOD) & (scored.faults != Reason.ZERO_VECTOR))
     if not len(rows):
@@ -271,7 +271,7 @@ def _settle(scored: Scored, bad: str) -> None:
         result.norms[rows] = np.nan
 
 
-def _shaped(scored: Scored, output: OutputLayout) -> tuple[np.ndarray, np.ndarray]:
+def _shaped(scored: Scored, output: OutputSpec) -> tuple[np.ndarray, np.ndarray]:
     result = scored.results[output.name]
     vectors = result.unit.reshape(scored.chunk.rows, *output.shape)
     return vectors, result.norms if output.norm_per_vector else result.norms[:, 0]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from batchnorm_tool.errors import Damaged, Lines, WorkFailed
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
 from batchnorm_tool.storage import FileRecord
-from batchnorm_tool.storage.files import fault_in, strangers
+from batchnorm_tool.storage.files import fault_in, unknown_files
 
 if TYPE_CHECKING:
     from batchnorm_tool.readers.run import StoredPart, StoredRun
@@ -65,7 +65,7 @@ def find_foreign_files(run: StoredRun, findings: Findings) -> None:
     """Find files in the data directories that are none of the run's: readers would take them in."""
     known = {file.path for file in recorded_files(run)}
     for directory in sorted({*run.directories, CHUNKS_PATH.partition("/")[0]}):
-        for path in strangers(Path(run.path), known, directory):
+        for path in unknown_files(Path(run.path), known, directory):
             findings.add(f"`{path}` is no file of this run. Remove it, or put it elsewhere.")
 
 

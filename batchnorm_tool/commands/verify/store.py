@@ -15,28 +15,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, judge
+from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.storage import FileRecord, checked_json
 from batchnorm_tool.storage.base import STATE, TEMPORARY
-from batchnorm_tool.storage.files import fault_in, strangers
+from batchnorm_tool.storage.files import fault_in, unknown_files
 from batchnorm_tool.store.checksums import check_files
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.lance import latest_version
-from batchnorm_tool.store.rows import KeyPlaces, as_ids, bytes_of
+from batchnorm_tool.store.rows import IdLookup, as_ids, bytes_of
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
-    NIGHT,
     NORM,
     PASSTHROUGH_HASH,
     QUARANTINED,
+    STAGING,
     STATUS,
     index_path,
     record_path,
     replaced_path,
 )
-from batchnorm_tool.store.transaction import LIVE, night_tag, tags
+from batchnorm_tool.store.transaction import LIVE, tags, version_tag
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.verify.run_files import Findings
@@ -60,19 +60,19 @@ class StoreCheck:
     findings: Findings
     vectors: int = 0
 
-    def look_at_all(self) -> None:
+    def check_all(self) -> None:
         """Look at records, tags, files, rows and index."""
         with self._noting():
-            self._look_at_records()
+            self._check_records()
         with self._noting():
-            self._look_at_state()
+            self._check_state()
         with self._noting():
-            self._look_at_tags()
+            self._check_tags()
         with self._noting():
             for finding in check_files(self.store.path, self.store.state.storage):
                 self.findings.add(finding)
         with self._noting():
-            self._look_at_rows()
+            self._check_rows()
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -82,34 +82,34 @@ class StoreCheck:
         except (Damaged, WorkFailed) as error:
             self.findings.add(error.message)
 
-    def _look_at_records(self) -> None:
+    def _check_records(self) -> None:
         """Every version that is kept, waits or is live has a sound record that says so."""
-        facts, state = self.store.facts, self.store.state
+        pointer, state = self.store.pointer, self.store.state
         for path in state.documents():
             text = state.storage.get(path) or b""
             if (Path(state.root) / path).is_symlink():
                 self.findings.add(f"`{state.root}/{path}` is no regular file.")
-            elif checked_json.opened_json(text) is None:
+            elif checked_json.load_checked_json(text) is None:
                 self.findings.add(f"`{state.root}/{path}` is damaged: its checksum disagrees.")
-        missing = {*range(1, facts.next_version)} - {*state.recorded()}
+        missing = {*range(1, pointer.next_version)} - {*state.recorded()}
         for version in sorted(missing):
             self.findings.add(f"`{record_path(version)}` is missing.")
-        expected = dict.fromkeys(facts.versions, "published")
-        if facts.waiting is not None:
-            expected[facts.waiting] = "waiting"
+        expected = dict.fromkeys(pointer.versions, "published")
+        if pointer.waiting is not None:
+            expected[pointer.waiting] = "waiting"
         for version, word in sorted(expected.items()):
             record = state.record(version)
             found = None if record is None else record["state"]
             if found != word:
                 self.findings.add(f"Version {version} should be {word}. Its record says: {found}.")
 
-    def _look_at_state(self) -> None:
+    def _check_state(self) -> None:
         """Check that every other file of the state is as its record says, and there are no more."""
-        facts, state = self.store.facts, self.store.state
+        pointer, state = self.store.pointer, self.store.state
         root, known = Path(state.root), {*state.documents()}
-        for version in (*facts.versions, *filter(None, [facts.waiting])):
-            lasting = {replaced_path(version)} if version in facts.versions else None
-            if version == facts.live:
+        for version in (*pointer.versions, *filter(None, [pointer.waiting])):
+            lasting = {replaced_path(version)} if version in pointer.versions else None
+            if version == pointer.live:
                 lasting = {replaced_path(version), index_path(version)}
             for data in (state.record(version) or {}).get("files", ()):
                 if lasting is None or data["path"] in lasting:
@@ -118,20 +118,20 @@ class StoreCheck:
                     if finding:
                         self.findings.add(finding)
         # A night that was killed leaves these; the next one goes on with them, or removes them.
-        version = facts.waiting or facts.next_version
+        version = pointer.waiting or pointer.next_version
         left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
-        is_whole = facts.waiting and (state.record(facts.waiting) or {}).get("norms")
-        if state.storage.names(NIGHT) and not is_whole:
+        is_whole = pointer.waiting and (state.record(pointer.waiting) or {}).get("norms")
+        if state.storage.names(STAGING) and not is_whole:
             after = f"{index_path(version)}|{replaced_path(version)}"
-            left = re.compile(f"{left.pattern}|{NIGHT}(/.*)?|{after}")
-        for path in strangers(root, known):
+            left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")
+        for path in unknown_files(root, known):
             if not left.fullmatch(path):
                 self.findings.add(f"`{state.root}/{path}` is no file of this store. Remove it.")
 
-    def _look_at_tags(self) -> None:
+    def _check_tags(self) -> None:
         """Lance's tags and newest version are those that the store says."""
-        facts, found = self.store.facts, tags(self.store.path)
-        expected = {night_tag(version): lance for version, lance in facts.versions.items()}
+        pointer, found = self.store.pointer, tags(self.store.path)
+        expected = {version_tag(version): lance for version, lance in pointer.versions.items()}
         expected[LIVE] = self.store.lance_version
         for name, lance_version in expected.items():
             if found.get(name) != lance_version:
@@ -147,7 +147,7 @@ class StoreCheck:
                 "`refresh` settles a killed night."
             )
 
-    def _look_at_rows(self) -> None:
+    def _check_rows(self) -> None:
         """Every row is sound and in the index as it is in the dataset, and the other way round."""
         index = _Index.load(self.store)
         output = self.store.layouts[0]
@@ -156,7 +156,7 @@ class StoreCheck:
         for batch in self.store.read(self._columns(), batch_rows):
             place = Place(self.findings, Path(self.store.path).name, first)
             checked = CheckedRows.of(batch, output, self._nulls(batch, place))
-            judge(checked, place)
+            check_vectors(checked, place)
             keys = self.store.keys
             table = pa.Table.from_batches([batch]).drop_columns([self.store.layout.vector])
             index.compare(table.rename_columns([*keys, *_COMPARED]), place)
@@ -185,7 +185,7 @@ class _Index:
 
     path: str
     keys: tuple[str, ...]
-    places: KeyPlaces
+    places: IdLookup
     hashes: np.ndarray
     norms: np.ndarray
     status: np.ndarray
@@ -208,7 +208,7 @@ class _Index:
         return cls(
             path=path,
             keys=store.keys,
-            places=KeyPlaces(as_ids(np.concatenate(ids))),
+            places=IdLookup(as_ids(np.concatenate(ids))),
             hashes=np.concatenate(hashes),
             norms=np.concatenate(norms),
             status=np.concatenate(status),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.commands.verify.run_files import Findings
     from batchnorm_tool.norms.norm import Norm
-    from batchnorm_tool.pipeline.output_schema import OutputLayout
+    from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.readers.run import StoredPart, StoredRun
 
 # Vectors in memory at a time, as float64.
@@ -83,7 +83,7 @@ class VectorCheck:
         self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0
         self._expected_zero = rows["zero"] if policies.zero == "keep" else 0
 
-    def look_at(self, part: StoredPart) -> None:
+    def check_part(self, part: StoredPart) -> None:
         """Look at all rows of a part.
 
         Raises:
@@ -94,17 +94,17 @@ class VectorCheck:
         batch_rows = max(1, _BATCH_BYTES // (8 * max(1, width)))
         first = 0
         for batch in self.run.read_part(part, names, batch_rows):
-            self._look_at_rows(batch, part, first)
+            self._check_rows(batch, part, first)
             first += batch.num_rows
 
-    def _look_at_rows(self, batch: pa.RecordBatch, part: StoredPart, first: int) -> None:
+    def _check_rows(self, batch: pa.RecordBatch, part: StoredPart, first: int) -> None:
         zero = np.zeros(batch.num_rows, bool)
         nonfinite = np.zeros(batch.num_rows, bool)
         for output in self.run.layouts:
             null = self._null_rows(batch, output)
             place = Place(self.findings, self.run.file_of(part, output.vector_column), first)
             checked = CheckedRows.of(batch, output, null)
-            judge(checked, place, keeps_nonfinite=bool(self._expected_nonfinite))
+            check_vectors(checked, place, keeps_nonfinite=bool(self._expected_nonfinite))
             zero[checked.rows] |= checked.zero.any(axis=1)
             nonfinite[checked.rows] |= ~checked.finite
             self._norms[output.name] += NormStats.of(checked.norms)
@@ -113,7 +113,7 @@ class VectorCheck:
         self._nonfinite += int(nonfinite.sum())
         self._zero += int((zero & ~nonfinite).sum())
 
-    def _null_rows(self, batch: pa.RecordBatch, output: OutputLayout) -> np.ndarray:
+    def _null_rows(self, batch: pa.RecordBatch, output: OutputSpec) -> np.ndarray:
         """Rows without a vector: null, or in NPY nothing but NaN where policy made some so."""
         vectors = batch[output.vector_column]
         if self.run.job.output.format != "npy" or not self._expected_null:
@@ -144,7 +144,7 @@ class VectorCheck:
             numbers = f"{found:,} rows {what} are stored, and {expected:,} by the manifest"
             self.findings.add(f"{numbers}.")
 
-    def _compare_norms(self, output: OutputLayout) -> None:
+    def _compare_norms(self, output: OutputSpec) -> None:
         """The stored norms are those that the manifest's statistics describe."""
         data = self.run.manifest.data
         if output.name not in data["statistics"]:
@@ -163,7 +163,7 @@ class VectorCheck:
             )
 
 
-def judge(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
+def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
     """Report the rows whose vectors or norms are not what they must be.
 
     Args:
@@ -173,8 +173,8 @@ def judge(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) 
     """
     if not keeps_nonfinite:
         place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
-    sound = np.isfinite(checked.norms)
-    place.report(checked.rows_with(sound & (checked.norms < 0)), "a norm is negative.")
+    finite = np.isfinite(checked.norms)
+    place.report(checked.rows_with(finite & (checked.norms < 0)), "a norm is negative.")
     output = checked.output
     if output.norm.name == "none":
         wrong = checked.norms != 1
@@ -216,7 +216,7 @@ class CheckedRows:
         finite: ``bool[m]``, whether vectors and norms are.
     """
 
-    output: OutputLayout
+    output: OutputSpec
     dtype: np.dtype
     rows: np.ndarray
     norms: np.ndarray
@@ -224,7 +224,7 @@ class CheckedRows:
     finite: np.ndarray
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, output: OutputLayout, null: np.ndarray) -> CheckedRows:
+    def of(cls, batch: pa.RecordBatch, output: OutputSpec, null: np.ndarray) -> CheckedRows:
         """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
         rows = np.flatnonzero(~null)
         stored = rows_of(batch[output.vector_column])[rows]

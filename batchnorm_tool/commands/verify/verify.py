@@ -63,7 +63,7 @@ class Verification:
         return asdict(self)
 
 
-@checked_json.told_of_records
+@checked_json.explain_unreadable_records
 def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     """Read a finished run or a store again, every byte of it, and compare it with what it says.
 
@@ -126,7 +126,7 @@ def _verify_store(path: str) -> Verification:
     started = time.perf_counter()
     store = open_snapshot(path)
     check = StoreCheck(store, Findings())
-    check.look_at_all()
+    check.check_all()
     if check.findings.count:
         _refuse_if_changed(store)
     check.findings.raise_if_any(path, _RESTORE)
@@ -135,7 +135,7 @@ def _verify_store(path: str) -> Verification:
         path=path,
         rows=store.rows,
         vectors=check.vectors,
-        parts=len(store.facts.versions),
+        parts=len(store.pointer.versions),
         files=len(files),
         bytes=sum(file.bytes for file in files),
         keys=True,
@@ -145,7 +145,7 @@ def _verify_store(path: str) -> Verification:
 
 def _refuse_if_changed(store: Snapshot) -> None:
     """A refresh may have published, or removed old versions, while the store was read."""
-    if store.state.storage.is_locked() or store.state.facts() != store.facts:
+    if store.state.storage.is_locked() or store.state.pointer() != store.pointer:
         msg = f"`{store.path}` was changed by a refresh while it was read. Verify it again."
         raise WorkFailed(msg)
 
@@ -161,7 +161,7 @@ def _verify_parts(run: StoredRun, findings: Findings) -> int:
         try:
             quarantined += _quarantined(run, part) if readable else 0
             if readable:
-                check.look_at(part)
+                check.check_part(part)
         except Damaged as error:
             findings.add(error.message)
             readable = False

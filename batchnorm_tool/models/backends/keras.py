@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.models.backends.loading import in_words, inner_layer_model, load_stored
+from batchnorm_tool.models.backends.loading import describe_failure, inner_layer_model, load_stored
 from batchnorm_tool.models.backends.tensorflow import check_output, field_of, graph_step, run_errors
 from batchnorm_tool.models.batching import filler
 from batchnorm_tool.models.placement import repeated
@@ -352,7 +352,7 @@ def _trace(
     except (*_TRACE_FAILURES, tf.errors.OpError) as error:
         raise ModelError(
             f"The model cannot be run on batches of {batch_size or 'any number of'} rows. "
-            + in_words(error, "Check that model.predict() works for it.")
+            + describe_failure(error, "Check that model.predict() works for it.")
         ) from error
 
 

@@ -24,7 +24,7 @@ LOAD_FAILURES = (
     *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, NotImplementedError),
     *(OSError, RuntimeError, TypeError, ValueError),
 )
-_UNJUDGED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
+_UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 _KERAS_2 = (
     "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
     "tf_keras, and export it as a SavedModel."
@@ -122,7 +122,7 @@ def load_stored(model: Model, path: str) -> Any:
 
     by_hash = isinstance(model.trust, str)
     objects = _custom_objects(model, path)
-    with _limited_weights(model.path, max(_UNJUDGED_WEIGHTS, 8 * Path(path).stat().st_size)):
+    with _limited_weights(model.path, max(_UNCHECKED_WEIGHTS, 8 * Path(path).stat().st_size)):
         return keras.saving.load_model(
             path, custom_objects=objects, compile=False, safe_mode=not by_hash
         )
@@ -138,10 +138,10 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
     otherwise = (
         "Check that it loads with keras.saving.load_model(path, compile=False), and save it again."
     )
-    return f"{path}: does not load. {in_words(error, otherwise, keras_version)}"
+    return f"{path}: does not load. {describe_failure(error, otherwise, keras_version)}"
 
 
-def in_words(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:
+def describe_failure(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:
     """What a failure in Keras means, and its own words, in one line and without colors."""
     said = " ".join(_COLORS.sub("", " ".join(_causes(error))).split())
     text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said

@@ -251,8 +251,8 @@ def _cause(message: str) -> str:
         'indices[0] = 9'
     """
     lines = [line.strip() for line in message.splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected"))]
-    return telling[-1] if telling else message
+    wrapper = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected"))]
+    return wrapper[-1] if wrapper else message
 
 
 def _plain_shape(shape: Any) -> tuple[int | None, ...] | None:

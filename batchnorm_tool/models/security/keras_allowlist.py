@@ -36,7 +36,7 @@ _LARGEST = 10**9
 _WHERE_LENGTH = 200
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
-_UNJUDGED_UNITS = 2**20  # a model without stored weights (never built) may still have units
+_UNCHECKED_UNITS = 2**20  # a model without stored weights (never built) may still have units
 UNSAFE_CLASSES = {
     "Lambda": "a Lambda layer, which runs Python code that lies in the file",
     "__lambda__": "a Python lambda, which runs code that lies in the file",
@@ -195,7 +195,7 @@ class ModelFinding:
     custom: Custom | None = None
 
 
-def judge_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]:
+def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]:
     """Everything in an architecture that is dangerous or worth knowing.
 
     Args:
@@ -204,18 +204,18 @@ def judge_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]
 
     Example:
         >>> layer = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
-        >>> [finding.what for finding in judge_architecture(layer, 0)]
+        >>> [finding.what for finding in check_architecture(layer, 0)]
         ['a Lambda layer, which runs Python code that lies in the file']
     """
-    bound = max(8 * weight_bytes, _UNJUDGED_UNITS)
+    bound = max(8 * weight_bytes, _UNCHECKED_UNITS)
     for where, item in _dictionaries(config):
         if "class_name" in item:
-            yield from _judge_class(item, where)
+            yield from _check_class(item, where)
         if _runs_dropout(item):
             yield ModelFinding("warn", "dropout that is active at inference", where)
         for key, value in item.items():
-            yield from _judge_value(key, value, where, bound)
-        yield from _judge_products(item, where, bound)
+            yield from _check_value(key, value, where, bound)
+        yield from _check_products(item, where, bound)
     for name in _normalizing_outputs(config):
         yield ModelFinding("warn", "an output that is normalized already", name)
 
@@ -323,21 +323,21 @@ def _named(where: str, item: dict[str, Any]) -> str:
     return f"{short(item['class_name'])} `{short(name)}`" if name else where
 
 
-def _judge_class(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
+def _check_class(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
     name, module = item["class_name"], item.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         yield ModelFinding(
             "refuse", f"a class named by {short([name, module])}, where text belongs", where
         )
     elif name == "function":
-        yield from _judge_function(item, where)
+        yield from _check_function(item, where)
     elif name in UNSAFE_CLASSES:
         yield ModelFinding("refuse", UNSAFE_CLASSES[name], where)
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
         yield _custom("class", name, item, where)
 
 
-def _judge_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
+def _check_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
     name, module = item.get("config"), _text(item, "module")
     if not isinstance(name, str):
         yield ModelFinding(
@@ -392,7 +392,7 @@ def _is_in_module(name: str, module: str) -> bool:
     return module in HARMLESS_MODULES
 
 
-def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[ModelFinding]:
+def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[ModelFinding]:
     if isinstance(value, str):
         if key in _FILE_KEYS:
             yield ModelFinding(
@@ -408,7 +408,7 @@ def _judge_value(key: str, value: Any, where: str, bound: int) -> Iterator[Model
             yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
 
 
-def _judge_products(item: dict[str, Any], where: str, bound: int) -> Iterator[ModelFinding]:
+def _check_products(item: dict[str, Any], where: str, bound: int) -> Iterator[ModelFinding]:
     """Sizes of a layer that are small enough alone, and not together."""
     if _WEIGHT_KEYS.isdisjoint(item):
         return

@@ -27,7 +27,7 @@ from batchnorm_tool.models.security.directory import (
 from batchnorm_tool.models.security.keras_allowlist import (
     ModelFinding,
     canonical_architecture,
-    judge_architecture,
+    check_architecture,
     unloadable,
     without_compile_settings,
 )
@@ -36,7 +36,7 @@ from batchnorm_tool.storage.checked_json import sha256 as sha256_of_data
 if TYPE_CHECKING:
     from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
 
-Kind = Literal["keras", "h5", "saved_model"]
+ModelKind = Literal["keras", "h5", "saved_model"]
 
 _MAX_FINDINGS = 10_000
 _SUFFIXES = (".keras", ".h5")
@@ -60,7 +60,7 @@ class ModelReport:
     """
 
     path: str
-    kind: Kind
+    kind: ModelKind
     sha256: str
     content: str
     findings: tuple[ModelFinding, ...]
@@ -109,7 +109,7 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
     if why is not None:
         raise ModelError(f"{report.path}: {why}")
     findings = [ModelFinding("refuse", what, where) for what, where in stored.dangers]
-    for finding in judge_architecture(config, stored.weights_bytes):
+    for finding in check_architecture(config, stored.weights_bytes):
         if len(findings) == _MAX_FINDINGS:
             findings.append(
                 ModelFinding("refuse", f"more than {_MAX_FINDINGS:,} findings", "the file")
@@ -180,7 +180,7 @@ def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
             raise ModelError(f"{files.shown}: its asset {name} is missing. {again}")
 
 
-def model_kind(path: str, shown: str) -> Kind:
+def model_kind(path: str, shown: str) -> ModelKind:
     """What a path is, by its content."""
     try:
         mode = Path(path).stat().st_mode
@@ -214,7 +214,7 @@ def is_model(path: str) -> bool:
     return is_archive or is_empty or foreign_file(place, head) is not None
 
 
-def _directory_kind(path: str, shown: str) -> Kind:
+def _directory_kind(path: str, shown: str) -> ModelKind:
     if Path(path, GRAPH).is_file():
         return "saved_model"
     words = foreign_folder(Path(path))

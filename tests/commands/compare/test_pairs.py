@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.commands.compare.pairs import Join, join_keys, plain_keys
+from batchnorm_tool.commands.compare.pairs import Join, join_keys, keys_to_json
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.predictions import Predictions
@@ -113,8 +113,8 @@ def test_keys_that_name_no_row_are_refused(store: Store, a: Any, words: str) -> 
 def test_keys_become_plain_data() -> None:
     when = dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)
     table = pa.table({"a": [1, 2], "b": [b"x", b"y"], "c": [when, when]})
-    assert plain_keys(table, [1]) == [[2, "y", "2026-01-02 03:00:00+00:00"]]
-    assert plain_keys(table.select(["a"]), [1, 0]) == [2, 1]
+    assert keys_to_json(table, [1]) == [[2, "y", "2026-01-02 03:00:00+00:00"]]
+    assert keys_to_json(table.select(["a"]), [1, 0]) == [2, 1]
 
 
 def test_a_join_counts_every_row_once(store: Store) -> None:

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 
-from batchnorm_tool import Job, Night, history, read, refresh, run, show, verify
+from batchnorm_tool import Job, RefreshResult, history, read, refresh, run, show, verify
 from batchnorm_tool.errors import Held
-from batchnorm_tool.store.state import StoreState
+from batchnorm_tool.store.state import StoreDirectory
 from tests.kill_points import tree
 from tests.publish.replaying import Loader
 
@@ -190,7 +190,7 @@ class Month:
 
     @property
     def live(self) -> int | None:
-        return StoreState(self.store).facts().live
+        return StoreDirectory(self.store).pointer().live
 
     def job(self) -> Job:
         data: dict[str, Any] = {
@@ -214,7 +214,7 @@ class Month:
         }
         return Job.from_dict({**data, **self.sections}, self.folder)
 
-    def refresh(self) -> Night:
+    def refresh(self) -> RefreshResult:
         return refresh(self.job())
 
     def lay_out(self, table: pa.Table | None = None) -> None:
@@ -273,7 +273,7 @@ class Month:
         }
 
     def record(self) -> dict[str, Any]:
-        record = StoreState(self.store).record(self.live or 0)
+        record = StoreDirectory(self.store).record(self.live or 0)
         assert record is not None
         return record
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool import Job, Night, read, refresh, run
+from batchnorm_tool import Job, RefreshResult, read, refresh, run
 from batchnorm_tool.errors import Held
 from batchnorm_tool.job.loader import set_values
-from batchnorm_tool.store.state import StoreState
+from batchnorm_tool.store.state import StoreDirectory
 from tests.kill_points import tree
 
 WIDTH = 8
@@ -72,8 +72,8 @@ class Nightly:
         return str(self.path / "items.lance")
 
     @property
-    def state(self) -> StoreState:
-        return StoreState(self.store)
+    def state(self) -> StoreDirectory:
+        return StoreDirectory(self.store)
 
     def put(self, table: pa.Table | Edits, **columns: Any) -> None:
         """Lay tonight's input down, as one file where last night's was."""
@@ -101,7 +101,7 @@ class Nightly:
 
     def night(
         self, table: pa.Table | Edits | None = None, *overrides: Mapping[str, Any], **values: Any
-    ) -> Night:
+    ) -> RefreshResult:
         """Lay down an input and refresh."""
         if table is not None:
             self.put(table)
@@ -111,12 +111,12 @@ class Nightly:
         self, table: pa.Table | Edits | None = None, *overrides: Mapping[str, Any], **values: Any
     ) -> dict[str, Any]:
         """A night that waits: its report, and that readers see nothing of it."""
-        before, live = tree(Path(self.store)), self.state.facts().live
+        before, live = tree(Path(self.store)), self.state.pointer().live
         with pytest.raises(Held) as caught:
             self.night(table, *overrides, **values)
         assert tree(Path(self.store)) == before
         found = {**(caught.value.night or {}), "message": caught.value.message}
-        facts = self.state.facts()
+        facts = self.state.pointer()
         assert (facts.live, facts.waiting) == (live, found["version"])
         return found
 
@@ -131,7 +131,7 @@ class Nightly:
     def from_scratch(self, table: pa.Table | Edits, **values: Any) -> dict[Any, Any]:
         """What `run` makes of an input, with the batch size that the store's nights have."""
         self.put(table)
-        facts = self.state.facts()
+        facts = self.state.pointer()
         out = self.path / f"scratch-{len(list(self.path.iterdir()))}"
         values["output__path"] = str(out)
         if self.job(**values).model is not None:

@@ -42,7 +42,7 @@ def night(edits: Mapping[int, int], bad: Mapping[int, str], **columns: Any) -> p
 
 def index(nightly: Nightly) -> dict[int, str]:
     """The status of every row that the live version remembers."""
-    path = index_path(nightly.state.facts().live or 0)
+    path = index_path(nightly.state.pointer().live or 0)
     tables = read_index(nightly.state.storage, path, ["id", STATUS])
     return {row["id"]: row[STATUS] for table in tables for row in table.to_pylist()}
 
@@ -230,7 +230,7 @@ def test_a_bad_row_may_be_fatal(
         nightly.night(night({**FIRST, 4: 1}, {3: kind}), **values)
     assert caught.value.exit_code == 4
     assert nightly.rows() == before
-    assert (nightly.state.facts().waiting, nightly.state.recorded()) == (None, [1])
+    assert (nightly.state.pointer().waiting, nightly.state.recorded()) == (None, [1])
     seen.clear()
     nightly.night({**FIRST, 4: 1}, **values)
     assert seen == firsts({4: 1})

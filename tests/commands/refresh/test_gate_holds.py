@@ -173,7 +173,7 @@ def test_the_same_command_waits_again_and_computes_nothing(
     assert (again["version"], again["rows"], again["gate"]) == (2, first["rows"], first["gate"])
     assert again["started"] == first["started"]
     assert [each["version"] for each in history(nightly.store)["nights"]] == [1, 2]
-    assert nightly.state.facts().next_version == 3
+    assert nightly.state.pointer().next_version == 3
 
 
 @pytest.mark.parametrize(("limits", "predicted"), [(NORMS, 0), (CHANGED, 30)], ids=["out", "in"])
@@ -309,7 +309,7 @@ def test_accept_killed_before_it_judged_what_it_scored_shows_it_first(
     nightly.night(FIRST, BOTH)
     nightly.held(longer(), BOTH)
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "judge_output", lambda *_: 1 / 0)
+        patch.setattr(gate, "evaluate_output", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             accept(nightly.store, 2)
     with pytest.raises(Held, match="norm_quantiles"):

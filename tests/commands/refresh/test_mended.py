@@ -20,7 +20,7 @@ from batchnorm_tool.commands.refresh.changes import source as changes_source
 from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.storage import TEMPORARY, LocalStorage
-from batchnorm_tool.store.state import StoreFacts, StoreState
+from batchnorm_tool.store.state import StoreDirectory, StorePointer
 from tests.commands.refresh.nightly import (
     LOOSE,
     Nightly,
@@ -53,9 +53,9 @@ class Killed(BaseException):
 def test_what_waits_is_staged_anew_after_a_kill_at_the_facts(
     nightly: Nightly, command: str, moment: str
 ) -> None:
-    real = StoreState.put_facts
+    real = StoreDirectory.put_pointer
 
-    def put_facts(state: StoreState, facts: StoreFacts) -> None:
+    def put_facts(state: StoreDirectory, facts: StorePointer) -> None:
         if moment == "after":
             real(state, facts)
         raise Killed
@@ -66,7 +66,7 @@ def test_what_waits_is_staged_anew_after_a_kill_at_the_facts(
     nightly.held(THIRD)
     nightly.put(FIRST if command == "refresh" else THIRD)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StoreState, "put_facts", put_facts)
+        patch.setattr(StoreDirectory, "put_pointer", put_facts)
         with pytest.raises(Killed):
             nightly.night() if command == "refresh" else rollback(nightly.store, to=2)
     held = nightly.held(THIRD)

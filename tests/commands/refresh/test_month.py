@@ -29,7 +29,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool import Night, accept, release, rollback
+from batchnorm_tool import RefreshResult, accept, release, rollback
 from batchnorm_tool.commands.run import prepare
 from batchnorm_tool.models import ModelPredictor
 from batchnorm_tool.pipeline import worker
@@ -86,7 +86,7 @@ class Killer:
         self.random = np.random.default_rng(SEED)
         self.month, self.kills, self._steps = month, 0, 300
 
-    def run(self, command: Callable[[], Night]) -> Night:
+    def run(self, command: Callable[[], RefreshResult]) -> RefreshResult:
         seen = [self._rows()]
         while True:
             steps = Steps(kill_at=int(self.random.integers(1, self._steps)))
@@ -122,7 +122,9 @@ class Nights:
     met: list[int]
     killer: Killer
 
-    def publish(self, command: Callable[[], Night] | None = None, *, anew: bool = False) -> Night:
+    def publish(
+        self, command: Callable[[], RefreshResult] | None = None, *, anew: bool = False
+    ) -> RefreshResult:
         """The items as they are, laid out anew, are published by a command."""
         if command is None:
             self.month.lay_out()
@@ -135,7 +137,7 @@ class Nights:
         self.month.check()
         return night
 
-    def usual(self) -> Night:
+    def usual(self) -> RefreshResult:
         self.month.shop.change()
         return self.publish()
 
@@ -155,7 +157,7 @@ class Nights:
     def accept(self, version: int, *, anew: bool = False) -> None:
         """What waits is published, without asking the model; the command may be killed."""
 
-        def command() -> Night:
+        def command() -> RefreshResult:
             night = accept(self.month.store, version)
             assert self.met == []
             return night
@@ -286,7 +288,7 @@ def week_of_deltas(nights: Nights) -> None:
     nights.hold_drift()
     month.shop.items = sound
 
-    def killed() -> Night:
+    def killed() -> RefreshResult:
         return nights.killer.run(month.refresh)
 
     for number in range(6):

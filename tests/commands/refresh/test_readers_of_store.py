@@ -239,7 +239,7 @@ def test_another_command_meanwhile_is_told_that_the_store_is_busy(
     with pytest.raises(Busy) as told:
         command(nightly.job(), nightly.store)
     assert told.value.exit_code == 5
-    assert nightly.state.facts().live == 1
+    assert nightly.state.pointer().live == 1
 
 
 def test_a_refresh_that_waits_works_afterwards(

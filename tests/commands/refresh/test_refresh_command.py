@@ -58,7 +58,7 @@ def test_json_of_a_published_night(nightly: Nightly, job: Path) -> None:
     assert (found["rows"]["in"], found["rows"]["live"], found["kind"]) == (20, 20, "load")
     assert found["store"] == nightly.store
     assert found["targets"] == []
-    assert found["lance_version"] == nightly.state.facts().lance_version
+    assert found["lance_version"] == nightly.state.pointer().lance_version
     assert {"difference", "prediction", "gate", "candidate", "merge", "targets"} <= {
         *found["seconds"]
     }

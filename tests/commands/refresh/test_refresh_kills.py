@@ -19,7 +19,7 @@ import pytest
 
 from batchnorm_tool import accept, history, refresh, rollback, verify
 from batchnorm_tool.errors import BatchnormToolError, Held
-from batchnorm_tool.storage.checked_json import unsealed
+from batchnorm_tool.storage.checked_json import verified_json
 from batchnorm_tool.store.state import index_path
 from tests.commands.refresh.dying import Steps, counted, dies, kill_in_child, kinds, names_below
 from tests.commands.refresh.month import vectors_in_index
@@ -145,7 +145,7 @@ def told_of(night: Mapping[str, Any]) -> dict[str, Any]:
 
 def fed(feed: Path) -> dict[str, Any]:
     versions = [path for path in feed.iterdir() if path.name.isdigit()]
-    told = {path.name: unsealed((path / "manifest.json").read_bytes()) for path in versions}
+    told = {path.name: verified_json((path / "manifest.json").read_bytes()) for path in versions}
     names = ("builds_on", "upserts", "deletes", "rows")
     return {name: [manifest[each] for each in names] for name, manifest in told.items() if manifest}
 

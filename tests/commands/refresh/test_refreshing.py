@@ -508,7 +508,7 @@ def without_lock(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def test_another_type_of_key_is_refused(nightly: Nightly) -> None:
     nightly.night(FIRST)
-    before = without_lock(tree(nightly.path / "items.lance")), nightly.state.facts()
+    before = without_lock(tree(nightly.path / "items.lance")), nightly.state.pointer()
     table = items(FIRST).set_column(0, "id", pa.array(range(30), pa.int32()))
     with pytest.raises(
         InputError,
@@ -516,7 +516,7 @@ def test_another_type_of_key_is_refused(nightly: Nightly) -> None:
         r"Received: `id` \(int32\)\. Give the input the same key",
     ):
         nightly.night(table)
-    assert (without_lock(tree(nightly.path / "items.lance")), nightly.state.facts()) == before
+    assert (without_lock(tree(nightly.path / "items.lance")), nightly.state.pointer()) == before
 
 
 def test_another_key_column_is_refused(nightly: Nightly) -> None:

@@ -40,7 +40,7 @@ def test_a_rollback_restores_the_version_before(nightly: Nightly, seen: set[floa
     assert record is not None
     assert (record["kind"], record["restores"], record["base"]) == ("rollback", 1, 2)
     assert (record["rows"]["live"], record["rows"]["predicted"]) == (20, 0)
-    facts = nightly.state.facts()
+    facts = nightly.state.pointer()
     assert (facts.live, facts.waiting, facts.next_version) == (3, None, 4)
     assert facts.hold is not None
     assert facts.hold["reason"] == "rollback to version 1"
@@ -94,7 +94,7 @@ def test_accept_publishes_and_ends_the_hold(nightly: Nightly) -> None:
     rollback(nightly.store)
     nightly.held({**FIRST, 7: 1})
     assert accept(nightly.store, 4).state == "published"
-    assert nightly.state.facts().hold is None
+    assert nightly.state.pointer().hold is None
     assert nightly.vectors() == units({**FIRST, 7: 1})
     assert nightly.night({**FIRST, 8: 1}).state == "published"
 
@@ -111,7 +111,7 @@ def test_a_hold_stays_where_nothing_is_to_do(nightly: Nightly) -> None:
     nights(nightly, FIRST, SECOND)
     rollback(nightly.store)
     assert nightly.night(FIRST).state == "nothing to do"
-    assert nightly.state.facts().hold is not None
+    assert nightly.state.pointer().hold is not None
 
 
 def test_a_rollback_to_any_kept_version(nightly: Nightly) -> None:
@@ -129,19 +129,19 @@ def test_a_second_rollback_goes_further_back(nightly: Nightly) -> None:
     assert nightly.rows() == second
     rollback(nightly.store)
     assert nightly.rows() == first
-    before = tree(Path(nightly.store)), nightly.state.facts()
+    before = tree(Path(nightly.store)), nightly.state.pointer()
     with pytest.raises(
         InputError, match=r"No version before the live one is kept\. Expected one of: 1, 2, 3, 4\."
     ):
         rollback(nightly.store)
-    assert (tree(Path(nightly.store)), nightly.state.facts()) == before
+    assert (tree(Path(nightly.store)), nightly.state.pointer()) == before
 
 
 def test_a_store_of_one_version_has_nothing_to_go_back_to(nightly: Nightly) -> None:
     nightly.night(FIRST)
     with pytest.raises(InputError, match="Expected one of: none, the live one is alone"):
         rollback(nightly.store)
-    assert nightly.state.facts().hold is None
+    assert nightly.state.pointer().hold is None
 
 
 @pytest.mark.parametrize(("version", "why"), [(2, "is the live one"), (7, "is not kept")])
@@ -222,7 +222,7 @@ def test_targets_go_back_with_the_store(nightly: Nightly) -> None:
 
 def versions(nightly: Nightly) -> tuple[list[int], list[int], list[str]]:
     """Kept versions, Lance's versions, and its tags but for `live`."""
-    facts = nightly.state.facts()
+    facts = nightly.state.pointer()
     dataset = lance.dataset(nightly.store)
     numbers = sorted(each["version"] for each in dataset.versions())
     return sorted(facts.versions), numbers, sorted({*dataset.tags.list()} - {"live"})
@@ -233,7 +233,7 @@ def test_as_many_versions_are_kept_as_asked_for(nightly: Nightly) -> None:
     _, second, third = nights(nightly, FIRST, SECOND, THIRD, **keep)
     kept, numbers, tags = versions(nightly)
     assert kept == [2, 3]
-    assert numbers == sorted(nightly.state.facts().versions.values())
+    assert numbers == sorted(nightly.state.pointer().versions.values())
     assert tags == ["night-2", "night-3"]
     with pytest.raises(JobError, match=r"keeps: 2, 3 \(3 is live\)"):
         read(nightly.store, version=1)

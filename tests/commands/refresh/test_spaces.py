@@ -38,7 +38,7 @@ def test_another_model_waits_and_is_accepted_without_it(
     night = accept(encoded.store, 2)
     assert (night.state, night.version) == ("published", 2)
     assert seen == set()
-    facts = encoded.state.facts()
+    facts = encoded.state.pointer()
     assert (facts.live, facts.waiting) == (2, None)
     found = encoded.vectors()
     assert found == encoded.from_scratch(FIRST, model={"path": encoders["b"]})
@@ -71,7 +71,7 @@ def test_the_same_command_while_it_waits_computes_nothing(
     assert (again["version"], again["reason"]) == (2, "new space")
     assert again["rows"] == first["rows"]
     assert seen == set()
-    assert encoded.state.facts().next_version == 3
+    assert encoded.state.pointer().next_version == 3
 
 
 def test_another_model_may_be_published_at_once(encoded: Nightly, encoders: dict[str, str]) -> None:

@@ -50,7 +50,7 @@ def test_text_with_nul_is_refused_before_the_model_runs(
     with pytest.raises(InputError, match=said):
         nightly.night()
     assert scored == []
-    assert nightly.state.facts().live is None
+    assert nightly.state.pointer().live is None
     assert nightly.night(labelled("a", None)).state == "published"
     assert len(scored) == 1
     assert database.execute("SELECT count(*) FROM items").fetchone() == (2,)
@@ -89,7 +89,7 @@ def test_a_target_that_cannot_be_made_is_refused_before_anything_is_written(
     nightly.sections["publish"] = [section]
     with pytest.raises(JobError, match=said):
         nightly.night({1: 0})
-    assert nightly.state.facts().live is None
+    assert nightly.state.pointer().live is None
 
 
 def test_a_target_that_is_away_does_not_keep_the_store_from_being_published(
@@ -100,7 +100,7 @@ def test_a_target_that_is_away_does_not_keep_the_store_from_being_published(
     with pytest.raises(TargetFailed) as caught:
         nightly.night({1: 0})
     assert caught.value.exit_code == 1
-    assert nightly.state.facts().live == 1
+    assert nightly.state.pointer().live == 1
     assert "hunter2" not in f"{caught.value.message}{caught.value.night}{history(nightly.store)}"
 
 

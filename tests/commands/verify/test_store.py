@@ -14,7 +14,7 @@ from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.store import transaction
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.index import IndexWriter
-from batchnorm_tool.store.state import StoreState, index_path
+from batchnorm_tool.store.state import StoreDirectory, index_path
 from tests.store.items import ITEMS, SHOPS, Row, indexed, item, merge, publish, row, stored, write
 
 
@@ -92,7 +92,7 @@ def test_a_flipped_bit_in_the_index_is_found(path: str) -> None:
 
 
 def record_says(path: str, version: int, **facts: Any) -> None:
-    state = StoreState(path)
+    state = StoreDirectory(path)
     state.put_record({**(state.record(version) or {}), **facts})
 
 
@@ -102,13 +102,13 @@ def test_records_agree_with_the_switch(path: str) -> None:
 
 
 def test_a_missing_record_is_found(path: str) -> None:
-    StoreState(path).storage.remove("nights/000001.json")
+    StoreDirectory(path).storage.remove("nights/000001.json")
     assert "Version 1 should be published. Its record says: None." in found(path)
 
 
 def test_a_candidate_has_a_record(path: str) -> None:
-    state = StoreState(path)
-    state.put_facts(state.facts().with_changes(waiting=3))
+    state = StoreDirectory(path)
+    state.put_pointer(state.pointer().with_changes(waiting=3))
     assert "Version 3 should be waiting. Its record says: None." in found(path)
     state.put_record({"version": 3, "state": "waiting"})
     assert verify(path).rows == 20
@@ -133,14 +133,14 @@ def rewritten(path: str, change: Callable[[list[Row]], None]) -> None:
     """Put other rows into the dataset, which the ledger and the switch then know, but no index."""
     held = stored(path)
     change(held)
-    state = StoreState(path)
+    state = StoreDirectory(path)
     lance_version = write(path, held)
     versions = {2: lance_version}
     transaction.tag(path, 2, lance_version)
     transaction.move_live_tag(path, lance_version)
     transaction.clean_up(path, {2})
     record_files(path, state.storage, versions.values())
-    state.put_facts(state.facts().with_changes(versions=versions))
+    state.put_pointer(state.pointer().with_changes(versions=versions))
 
 
 def put(name: str, value: Any) -> Callable[[list[Row]], None]:
@@ -194,7 +194,7 @@ def test_rows_that_are_in_the_index_alone_are_found(path: str) -> None:
 
 
 def test_quarantined_rows_are_in_the_index_alone(path: str) -> None:
-    state = StoreState(path)
+    state = StoreDirectory(path)
     bad = {**item(55, 2), "status": "quarantined: missing", "norm": None}
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
         index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
@@ -223,7 +223,7 @@ def test_a_store_that_is_refreshed_meanwhile_is_not_called_damaged(
 def test_a_store_under_a_refresh_is_not_called_damaged(path: str) -> None:
     merge(path, [item(8, 3)])
     with (
-        StoreState(path).lock(),
+        StoreDirectory(path).lock(),
         pytest.raises(WorkFailed, match="was changed by a refresh while it was read"),
     ):
         verify(path)

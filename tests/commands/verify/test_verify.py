@@ -57,7 +57,7 @@ def change_manifest(path: Path, change: Callable[[dict[str, Any]], None] = lambd
         content = (path / file["path"]).read_bytes()
         file.update(bytes=len(content), sha256=sha256(content).hexdigest())
     change(manifest)
-    sealed = checked_json.sealed(manifest)
+    sealed = checked_json.with_checksum(manifest)
     (path / "_manifest.json").write_bytes(checked_json.canonical_json(sealed))
     (path / "_SUCCESS").write_text(sealed["checksum"] + "\n")
 

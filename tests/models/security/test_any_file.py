@@ -26,7 +26,7 @@ from batchnorm_tool import show
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.models.backends.loading import in_words
+from batchnorm_tool.models.backends.loading import describe_failure
 from batchnorm_tool.models.security import admit, examine
 from batchnorm_tool.models.security import archive as security_archive
 from tests.command_line import invoke
@@ -511,7 +511,7 @@ def test_a_function_that_is_missing_is_told(stored: Callable[[bytes], str]) -> N
 
 def test_what_keras_says_in_color_is_told_without() -> None:
     error = NameError("Exception in call().\n\n\x1b[1mname 'tf' is not defined\x1b[0m\n\nArguments")
-    said = in_words(error, "Else.")
+    said = describe_failure(error, "Else.")
     assert said.startswith("Its own Python code")
     assert said.endswith("NameError: Exception in call(). name 'tf' is not defined Arguments")
 

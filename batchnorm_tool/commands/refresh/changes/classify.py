@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.store.index import LiveIndex
 
 
-class Kind(IntEnum):
+class ChangeType(IntEnum):
     """What a row of tonight's input is beside the live version."""
 
     NEW = 0
@@ -26,19 +26,19 @@ class Kind(IntEnum):
     UNKNOWN_DELETE = 6
 
 
-class Fate(IntEnum):
+class RowDisposition(IntEnum):
     """What becomes of a row of the live version: a value of ``fates.npy``."""
 
     SAME = 0
     REPLACED = 1
-    GONE = 2
-    UNCLAIMED = 255
+    DELETED = 2
+    UNMATCHED = 255
     """No row of tonight's input has its key; never written."""
 
 
-FOR_THE_MODEL = (Kind.NEW, Kind.CHANGED, Kind.RECOMPUTED)
-_UNKNOWN = (Kind.NEW, Kind.UNKNOWN_DELETE)
-_FATES = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
+FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
+_UNKNOWN = (ChangeType.NEW, ChangeType.UNKNOWN_DELETE)
+_DISPOSITIONS = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,17 @@ class Hashes:
         return len(self.ids)
 
 
-class Judge(Protocol):
+class Classifier(Protocol):
     """Tells the kinds of tonight's rows; threads share one."""
 
-    def kinds(self, hashes: Hashes) -> np.ndarray:
-        """The `Kind` of each row, ``uint8[n]``."""
+    def classify(self, hashes: Hashes) -> np.ndarray:
+        """The `ChangeType` of each row, ``uint8[n]``."""
 
 
-def kinds_of(live: LiveIndex, hashes: Hashes, *, recompute: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The `Kind` of each row, and where it lies in the live version.
+def classify_rows(
+    live: LiveIndex, hashes: Hashes, *, recompute: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `ChangeType` of each row, and where it lies in the live version.
 
     Args:
         live: Keys and hashes of the live version.
@@ -83,19 +85,19 @@ def kinds_of(live: LiveIndex, hashes: Hashes, *, recompute: bool) -> tuple[np.nd
     """
     positions = live.lookup(hashes.ids)
     known = positions >= 0
-    kinds = np.full(len(hashes), Kind.NEW, np.uint8)
+    kinds = np.full(len(hashes), ChangeType.NEW, np.uint8)
     if len(live):
         at = np.maximum(positions, 0)
         # `take` copies rows as wholes: of 1 M hashes in 1 ms, where an index takes 20.
         same = _rows_equal(live.feature_hash.take(at, axis=0), hashes.features)
-        kinds[known] = Kind.CHANGED
-        kinds[known & same] = Kind.RECOMPUTED if recompute else Kind.SAME
+        kinds[known] = ChangeType.CHANGED
+        kinds[known & same] = ChangeType.RECOMPUTED if recompute else ChangeType.SAME
         if not recompute:
             moved = ~_rows_equal(live.passthrough_hash.take(at, axis=0), hashes.passthrough)
-            kinds[known & same & moved & ~live.quarantined[at]] = Kind.TOUCHED
+            kinds[known & same & moved & ~live.quarantined[at]] = ChangeType.TOUCHED
     if hashes.deleted is not None:
-        kinds[hashes.deleted] = Kind.UNKNOWN_DELETE
-        kinds[hashes.deleted & known] = Kind.DELETED
+        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETE
+        kinds[hashes.deleted & known] = ChangeType.DELETED
     return kinds, positions
 
 
@@ -106,18 +108,18 @@ def _rows_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(functools.reduce(np.logical_and, same.T))
 
 
-class Claims:
+class MatchedRows:
     """Which rows of the live version tonight's rows have claimed, and as what.
 
     Also whether any key may occur twice, without keeping the keys: known rows are counted against
     the claims, and of new rows the first words of their ids are compared.
 
     Args:
-        fates: ``uint8[live rows]``, all `Fate.UNCLAIMED`.
+        dispositions: ``uint8[live rows]``, all `RowDisposition.UNMATCHED`.
     """
 
-    def __init__(self, fates: np.ndarray) -> None:
-        self.fates = fates
+    def __init__(self, dispositions: np.ndarray) -> None:
+        self.dispositions = dispositions
         self._known = 0
         self._new: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -128,18 +130,18 @@ class Claims:
         Args:
             hashes: Of ``n`` rows.
             kinds: ``uint8[n]``.
-            places: ``int64[n]``, the row of ``fates`` that each claims; -1 for none.
+            places: ``int64[n]``, the row of ``dispositions`` that each claims; -1 for none.
         """
         known = places >= 0
         with self._lock:
             self._known += int(np.count_nonzero(known))
             if known.all():
-                self.fates[places] = _FATES[kinds]
+                self.dispositions[places] = _DISPOSITIONS[kinds]
             else:
-                self.fates[places[known]] = _FATES[kinds[known]]
+                self.dispositions[places[known]] = _DISPOSITIONS[kinds[known]]
                 self._new.append(hashes.ids[~known, 0])
 
-    def forget_new(self) -> bool:
+    def clear_new(self) -> bool:
         """Let the new rows' ids go, and say whether any may have occurred twice among them."""
         words = np.concatenate([np.zeros(0, np.uint64), *self._new])
         self._new.clear()
@@ -148,23 +150,23 @@ class Claims:
 
     def is_repeated(self) -> bool:
         """Whether two known rows had the same key."""
-        return self._known != int(np.count_nonzero(self.fates != Fate.UNCLAIMED))
+        return self._known != int(np.count_nonzero(self.dispositions != RowDisposition.UNMATCHED))
 
 
-class LiveJudge:
+class LiveClassifier:
     """Judges with the whole live version in memory.
 
     Args:
         live: Keys and hashes of the live version.
-        claims: Told of every row.
+        matched: Told of every row.
         recompute: Rows with the same features are to be predicted again.
     """
 
-    def __init__(self, live: LiveIndex, claims: Claims, *, recompute: bool) -> None:
-        self._live, self._claims, self._recompute = live, claims, recompute
+    def __init__(self, live: LiveIndex, matched: MatchedRows, *, recompute: bool) -> None:
+        self._live, self._matched, self._recompute = live, matched, recompute
 
-    def kinds(self, hashes: Hashes) -> np.ndarray:
-        """The `Kind` of each row, ``uint8[n]``."""
-        kinds, positions = kinds_of(self._live, hashes, recompute=self._recompute)
-        self._claims.add(hashes, kinds, positions)
+    def classify(self, hashes: Hashes) -> np.ndarray:
+        """The `ChangeType` of each row, ``uint8[n]``."""
+        kinds, positions = classify_rows(self._live, hashes, recompute=self._recompute)
+        self._matched.add(hashes, kinds, positions)
         return kinds

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchnorm_tool import formats
-from batchnorm_tool.commands.refresh.changes.classify import Claims, Fate, Kind, LiveJudge
+from batchnorm_tool.commands.refresh.changes.classify import (
+    ChangeType,
+    LiveClassifier,
+    MatchedRows,
+    RowDisposition,
+)
 from batchnorm_tool.commands.refresh.changes.result import (
+    DISPOSITIONS,
     DOCUMENT,
-    FATES,
     ChangeCounts,
     ChangeSet,
 )
-from batchnorm_tool.commands.refresh.changes.source import Tonight, cut
+from batchnorm_tool.commands.refresh.changes.source import RefreshSource, cut
 from batchnorm_tool.commands.refresh.changes.spill import (
     BucketJoin,
     bucket_directory,
@@ -29,11 +34,11 @@ from batchnorm_tool.commands.refresh.changes.worker import (
     CHANGED,
     SHOWN_ROWS,
     TOUCHED,
+    Callbacks,
     ChangeWorker,
     PartResult,
-    SpoolSchemas,
-    Watch,
-    in_order,
+    StagingSchemas,
+    map_in_order,
 )
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
@@ -49,7 +54,7 @@ from batchnorm_tool.store.state import STATUS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchnorm_tool.commands.refresh.changes.classify import Judge
+    from batchnorm_tool.commands.refresh.changes.classify import Classifier
     from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import Storage
 
@@ -62,7 +67,7 @@ class ChangeDetector:
     """What to compare with what, and how.
 
     Attributes:
-        tonight: The input.
+        source: The input.
         storage: The state of the store, written under ``night/``.
         index_path: The index of the live version; ``None`` before the first.
         recompute: Rows with the same features are to be predicted again.
@@ -70,36 +75,36 @@ class ChangeDetector:
         workers: Threads.
     """
 
-    tonight: Tonight
+    source: RefreshSource
     storage: Storage
     index_path: str | None
     recompute: bool = False
     memory_bytes: int | None = None
     workers: int | None = None
 
-    def run(self, watch: Watch) -> ChangeSet:
-        """Find the difference; see `find_difference`."""
+    def run(self, callbacks: Callbacks) -> ChangeSet:
+        """Find the difference; see `detect_changes`."""
         self._begin()
         keys = None if self.index_path is None else read_key_schema(self.storage, self.index_path)
-        self.tonight.check(keys)
+        self.source.check(keys)
         with ExitStack() as stack:
-            stack.callback(formats.let_go)
-            judge, claims, repeated = self._judge(stack, watch)
-            result = self._spool(judge, watch)
-            if repeated | claims.forget_new() | claims.is_repeated():
-                refuse_duplicates(self.tonight, self._parts, self._memory)
+            stack.callback(formats.close_cached_files)
+            classifier, matched, repeated = self._classifier(stack, callbacks)
+            result = self._stage(classifier, callbacks)
+            if repeated | matched.clear_new() | matched.is_repeated():
+                refuse_duplicates(self.source, self._parts, self._memory)
             self._refuse_bad_rows(result)
-            difference = self._difference(result, *self._write_fates(claims.fates))
+            difference = self._difference(result, *self._write_dispositions(matched.dispositions))
         difference.save(self.storage)
         return difference
 
     def _begin(self) -> None:
-        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, FATES):
+        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, DISPOSITIONS):
             self.storage.remove(path)
 
     @cached_property
     def _parts(self) -> list[Part]:
-        return cut(self.tonight)
+        return cut(self.source)
 
     @cached_property
     def _memory(self) -> int:
@@ -113,26 +118,28 @@ class ChangeDetector:
     def _index_rows(self) -> int:
         return 0 if self.index_path is None else index_rows(self.storage, self.index_path)
 
-    def _judge(self, stack: ExitStack, watch: Watch) -> tuple[Judge, Claims, bool]:
+    def _classifier(
+        self, stack: ExitStack, callbacks: Callbacks
+    ) -> tuple[Classifier, MatchedRows, bool]:
         path, rows = self.index_path, self._index_rows
-        if max(rows, self.tonight.table.rows) * _ROW_BYTES > self._memory:
+        if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
             directory = stack.enter_context(bucket_directory())
-            join = BucketJoin(self.tonight, self._parts, directory, self._memory, self.recompute)
+            join = BucketJoin(self.source, self._parts, directory, self._memory, self.recompute)
             live = None if path is None else (self.storage, path, rows)
-            return join.run(live, self._workers, watch)
+            return join.run(live, self._workers, callbacks)
         index = _empty_index() if path is None else LiveIndex.load(self.storage, path)
-        claims = Claims(np.full(rows, Fate.UNCLAIMED, np.uint8))
-        return LiveJudge(index, claims, recompute=self.recompute), claims, False
+        matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
+        return LiveClassifier(index, matched, recompute=self.recompute), matched, False
 
-    def _spool(self, judge: Judge, watch: Watch) -> PartResult:
-        worker = ChangeWorker(self.tonight, self.storage, judge)
+    def _stage(self, classifier: Classifier, callbacks: Callbacks) -> PartResult:
+        worker = ChangeWorker(self.source, self.storage, classifier)
         result = PartResult()
-        for found in in_order(self._parts, worker.process, self._workers, watch):
+        for found in map_in_order(self._parts, worker.process, self._workers, callbacks):
             result.merge(found)
         return result
 
     def _refuse_bad_rows(self, result: PartResult) -> None:
-        if result.bad and self.tonight.invalid == "fail":
+        if result.bad and self.source.invalid == "fail":
             shown = "; ".join(result.bad_rows)
             more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
             msg = (
@@ -142,18 +149,18 @@ class ChangeDetector:
             )
             raise BadRows(msg)
 
-    def _write_fates(self, fates: np.ndarray) -> tuple[int, int, int]:
+    def _write_dispositions(self, dispositions: np.ndarray) -> tuple[int, int, int]:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
-        absent = Fate.GONE if self.tonight.mode == "full" else Fate.SAME
-        file = self.storage.create(FATES)
+        absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
+        file = self.storage.create(DISPOSITIONS)
         live_rows = vanished = forgotten = row = 0
         try:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(fates),)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
             for quarantined in self._quarantined():
-                block = np.array(fates[row : row + len(quarantined)])
-                block[block == Fate.UNCLAIMED] = absent
-                gone = block == Fate.GONE
+                block = np.array(dispositions[row : row + len(quarantined)])
+                block[block == RowDisposition.UNMATCHED] = absent
+                gone = block == RowDisposition.DELETED
                 live_rows += int(np.count_nonzero(~quarantined))
                 vanished += int(np.count_nonzero(gone & ~quarantined))
                 forgotten += int(np.count_nonzero(gone & quarantined))
@@ -172,27 +179,27 @@ class ChangeDetector:
     def _difference(
         self, result: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
-        kinds = {kind: int(result.kinds[kind]) for kind in Kind}
+        kinds = {kind: int(result.kinds[kind]) for kind in ChangeType}
         counts = ChangeCounts(
             rows_in=int(result.kinds.sum()),
-            new=kinds[Kind.NEW],
-            changed=kinds[Kind.CHANGED],
-            recomputed=kinds[Kind.RECOMPUTED],
-            touched=kinds[Kind.TOUCHED],
-            same=kinds[Kind.SAME],
-            deleted=kinds[Kind.DELETED],
-            unknown_deletes=kinds[Kind.UNKNOWN_DELETE],
+            new=kinds[ChangeType.NEW],
+            changed=kinds[ChangeType.CHANGED],
+            recomputed=kinds[ChangeType.RECOMPUTED],
+            touched=kinds[ChangeType.TOUCHED],
+            same=kinds[ChangeType.SAME],
+            deleted=kinds[ChangeType.DELETED],
+            unknown_deletes=kinds[ChangeType.UNKNOWN_DELETE],
             bad=result.bad,
             vanished=vanished,
             forgotten=forgotten,
         )
-        schemas = SpoolSchemas(self.tonight)
+        schemas = StagingSchemas(self.source)
         return ChangeSet(
             counts,
             live_rows,
             schemas.features,
             schemas.reason,
-            self.tonight.inputs,
+            self.source.inputs,
             result.statistics,
             tuple(sorted(result.warnings)),
         )
@@ -213,8 +220,8 @@ def available_memory() -> int:
         return 2**32
 
 
-def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
-    tonight: Tonight,
+def detect_changes(  # noqa: PLR0913  (what to compare, and how to go about it)
+    source: RefreshSource,
     index_path: str | None,
     storage: Storage,
     *,
@@ -228,11 +235,11 @@ def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
 
     Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
     ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
-    directory where there are none), in the order of the input; ``fates.npy``, a `Fate` for each row
-    of the index; and, last, ``difference.json``, without which nothing else counts.
+    directory where there are none), in the order of the input; ``fates.npy``, a `RowDisposition`
+    for each row of the index; and, last, ``difference.json``, without which nothing else counts.
 
     Args:
-        tonight: The input.
+        source: The input.
         index_path: The index of the live version in ``storage``; ``None`` before the first.
         storage: The state of the store.
         recompute: Send rows with the same features to the model too, as in a new space.
@@ -248,10 +255,10 @@ def find_difference(  # noqa: PLR0913  (what to compare, and how to go about it)
 
     Raises:
         InputError: A key is null or occurs twice, or columns do not fit the store.
-        BadRows: The model cannot take some rows that are new or changed, and ``tonight.invalid`` is
+        BadRows: The model cannot take some rows that are new or changed, and ``source.invalid`` is
             ``"fail"``. Rows that are as they were do not count, whatever is wrong with them.
         Interrupted: ``stopped`` said so.
         WorkFailed: Reading or writing failed.
     """
-    detector = ChangeDetector(tonight, storage, index_path, recompute, memory_bytes, workers)
-    return detector.run(Watch(advance, stopped))
+    detector = ChangeDetector(source, storage, index_path, recompute, memory_bytes, workers)
+    return detector.run(Callbacks(advance, stopped))

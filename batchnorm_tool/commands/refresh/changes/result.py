@@ -14,13 +14,13 @@ from batchnorm_tool.formats.arrow_columns import is_list
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.store.state import NIGHT
+from batchnorm_tool.store.state import STAGING
 
 if TYPE_CHECKING:
     from batchnorm_tool.storage import Storage
 
-DOCUMENT = f"{NIGHT}/difference.json"
-FATES = f"{NIGHT}/fates.npy"
+DOCUMENT = f"{STAGING}/difference.json"
+DISPOSITIONS = f"{STAGING}/fates.npy"
 SAMPLED_EVERY = 8
 """Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
 MOST_COMPONENTS = 4096
@@ -238,7 +238,7 @@ class ChangeCounts:
         return self.new + self.changed + self.recomputed - self.bad
 
     @property
-    def is_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing is to be done: the live version is what tonight's input says."""
         kept = self.same + self.unknown_deletes
         return kept == self.rows_in and not self.vanished and not self.forgotten
@@ -295,13 +295,13 @@ class ChangeSet:
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""
-        storage.put(DOCUMENT, checked_json.sealed_json(self.to_dict()))
+        storage.put(DOCUMENT, checked_json.dump_checked_json(self.to_dict()))
 
     @classmethod
     def load(cls, storage: Storage) -> ChangeSet | None:
         """The difference that was found; ``None`` where none was, or its document is damaged."""
         text = storage.get(DOCUMENT)
-        data = None if text is None else checked_json.opened_json(text)
+        data = None if text is None else checked_json.load_checked_json(text)
         try:
             return None if data is None else cls.from_dict(data)
         except (KeyError, TypeError, ValueError):

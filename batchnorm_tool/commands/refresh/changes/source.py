@@ -36,7 +36,7 @@ _MOST_CHUNK_ROWS = 2**15
 
 
 @dataclass(frozen=True)
-class Tonight:
+class RefreshSource:
     """Tonight's input.
 
     Attributes:
@@ -138,13 +138,13 @@ class Tonight:
         if list(expected.items()) != list(received.items()):
             msg = (
                 f"{self.table.files[0].path}: its key is not that of the store. Expected: "
-                f"{_in_words(expected)}. Received: {_in_words(received)}. Write the columns with "
+                f"{_describe(expected)}. Received: {_describe(received)}. Write the columns with "
                 "the same types as before, or begin a new store with another `store.path`."
             )
             raise InputError(msg)
 
 
-def _in_words(columns: dict[str, str]) -> str:
+def _describe(columns: dict[str, str]) -> str:
     return ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
 
 
@@ -170,7 +170,7 @@ class HashedChunk:
     hashes: Hashes
 
 
-def read_chunks(tonight: Tonight, part: Part) -> Iterator[HashedChunk]:
+def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
     """The rows of a part; where chunks begin depends on the files alone.
 
     Raises:
@@ -178,36 +178,36 @@ def read_chunks(tonight: Tonight, part: Part) -> Iterator[HashedChunk]:
         WorkFailed: A file cannot be read.
     """
     row = part.first_row
-    for table in read_tables(tonight, part, tonight.columns):
-        deleted = _deleted(tonight, table)
-        _refuse_unfit(tonight, table, deleted, row)
-        arrays, faults = _features(tonight, table, deleted)
+    for table in read_tables(source, part, source.columns):
+        deleted = _deleted(source, table)
+        _refuse_unfit(source, table, deleted, row)
+        arrays, faults = _features(source, table, deleted)
         hashes = Hashes(
             row,
-            key_ids(table, tonight.keys),
+            key_ids(table, source.keys),
             feature_hashes(arrays, faults),
-            passthrough_hashes(table, tonight.kept),
+            passthrough_hashes(table, source.kept),
             deleted,
         )
         yield HashedChunk(table, arrays, faults, hashes)
         row += table.num_rows
 
 
-def read_tables(tonight: Tonight, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
     """Some columns of a part, the keys among them, in tables of about `chunk_rows` rows.
 
     Raises:
         InputError: A key is null or NaN, or a value has no place in the store's type.
         WorkFailed: A file cannot be read.
     """
-    most, row = chunk_rows(tonight), part.first_row
-    for read in _gathered(_batches(tonight, part, columns, most), most):
+    most, row = chunk_rows(source), part.first_row
+    for read in _gathered(_batches(source, part, columns, most), most):
         table = read
-        for name in tonight.carried.names:
+        for name in source.carried.names:
             if name in columns:
                 place = table.schema.get_field_index(name)
-                held = _as_stored(tonight, table.column(name), name, row)
-                table = table.set_column(place, tonight.carried.field(name), held)
+                held = _as_stored(source, table.column(name), name, row)
+                table = table.set_column(place, source.carried.field(name), held)
         yield table
         row += table.num_rows
 
@@ -222,21 +222,21 @@ def locate(table: Table, row: int) -> tuple[str, int]:
     raise IndexError(msg)
 
 
-def key_in_words(keys: pa.Table, row: int) -> str:
+def describe_key(keys: pa.Table, row: int) -> str:
     """The key of one row as messages show it.
 
     Example:
-        >>> key_in_words(pa.table({"shop": ["a"], "item": [17]}), 0)
+        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
         "`shop` 'a', `item` 17"
     """
     return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
 
 
 def _batches(
-    tonight: Tonight, part: Part, columns: tuple[str, ...], most: int
+    source: RefreshSource, part: Part, columns: tuple[str, ...], most: int
 ) -> Iterator[pa.RecordBatch]:
     for piece in part.slices:
-        file = tonight.table.files[piece.file]
+        file = source.table.files[piece.file]
         yield from read_rows(file, columns, piece.start, piece.stop, most)
 
 
@@ -255,29 +255,29 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
 
 
 def _as_stored(
-    tonight: Tonight, column: pa.ChunkedArray, name: str, first_row: int
+    source: RefreshSource, column: pa.ChunkedArray, name: str, first_row: int
 ) -> pa.ChunkedArray:
     """Return a column as the store keeps it; of a key every value names a row.
 
     Raises:
         InputError: A key is null or NaN, or a value has no place in the store's type.
     """
-    kind = tonight.carried.field(name).type
+    kind = source.carried.field(name).type
     try:
         held = column.cast(kind)
     except pa.ArrowInvalid as error:
-        path, row = locate(tonight.table, first_row)
+        path, row = locate(source.table, first_row)
         msg = (
             f"{path}, at or after row {row}, column `{name}`: a value has no place in the store. "
             f"Expected values that {kind} holds. Received: {error}. Write the column as {kind}."
         )
         raise InputError(msg) from error
-    if name not in tonight.keys:
+    if name not in source.keys:
         return held
     nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
     if nothing.any():
         found = int(nothing.argmax())
-        path, row = locate(tonight.table, first_row + found)
+        path, row = locate(source.table, first_row + found)
         said = "null" if held[found].as_py() is None else "NaN"
         msg = (
             f"{path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
@@ -290,14 +290,14 @@ def _as_stored(
 
 
 def _refuse_unfit(
-    tonight: Tonight, table: pa.Table, deleted: np.ndarray | None, first_row: int
+    source: RefreshSource, table: pa.Table, deleted: np.ndarray | None, first_row: int
 ) -> None:
     """Refuse what a publish target cannot take, before the model runs."""
     stays = np.arange(table.num_rows) if deleted is None else np.flatnonzero(~deleted)
-    carried = table.select(tonight.carried.names)
-    unfit = tonight.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
+    carried = table.select(source.carried.names)
+    unfit = source.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
     if unfit is not None:
-        path, row = locate(tonight.table, first_row + int(stays[unfit.row]))
+        path, row = locate(source.table, first_row + int(stays[unfit.row]))
         msg = (
             f"{path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
             "input, or leave the column out of `input.passthrough`."
@@ -305,22 +305,22 @@ def _refuse_unfit(
         raise InputError(msg)
 
 
-def _deleted(tonight: Tonight, table: pa.Table) -> np.ndarray | None:
+def _deleted(source: RefreshSource, table: pa.Table) -> np.ndarray | None:
     """``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
-    if tonight.delete_column is None:
+    if source.delete_column is None:
         return None
-    deleted = np.asarray(table.column(tonight.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
+    deleted = np.asarray(table.column(source.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
     return deleted if deleted.any() else None
 
 
 def _features(
-    tonight: Tonight, table: pa.Table, deleted: np.ndarray | None
+    source: RefreshSource, table: pa.Table, deleted: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Arrays and faults of all rows; the features of rows to be deleted are not looked at."""
     if deleted is None:
-        return tonight.reader.read(table)
+        return source.reader.read(table)
     rest = ~deleted
-    arrays, faults = tonight.reader.read(table.filter(pa.array(rest)).combine_chunks())
+    arrays, faults = source.reader.read(table.filter(pa.array(rest)).combine_chunks())
     spread = {name: _spread(array, rest) for name, array in arrays.items()}
     return spread, _spread(faults, rest)
 
@@ -333,19 +333,19 @@ def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return spread
 
 
-def chunk_rows(tonight: Tonight) -> int:
+def chunk_rows(source: RefreshSource) -> int:
     """Rows in memory at a time."""
-    return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // tonight.row_bytes))
+    return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // source.row_bytes))
 
 
-def cut(tonight: Tonight) -> list[Part]:
+def cut(source: RefreshSource) -> list[Part]:
     """All parts of an input: the same for any number of threads."""
-    most = max(1, min(_MOST_PART_ROWS, _PART_BYTES // tonight.row_bytes))
-    shared = max(1, min(most, READ_AHEAD_BYTES // tonight.row_bytes))
+    most = max(1, min(_MOST_PART_ROWS, _PART_BYTES // source.row_bytes))
+    shared = max(1, min(most, READ_AHEAD_BYTES // source.row_bytes))
     parts: list[Part] = []
     waiting: list[Slice] = []
     first_row = rows = 0
-    for piece in _pieces(tonight.table, most, shared):
+    for piece in _pieces(source.table, most, shared):
         if waiting and rows + piece.rows > most:
             parts.append(Part(len(parts), first_row, tuple(waiting)))
             waiting, first_row, rows = [], first_row + rows, 0

@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.refresh.changes.classify import Claims, Fate, Hashes, kinds_of
+from batchnorm_tool.commands.refresh.changes.classify import (
+    Hashes,
+    MatchedRows,
+    RowDisposition,
+    classify_rows,
+)
 from batchnorm_tool.commands.refresh.changes.source import (
-    key_in_words,
+    describe_key,
     locate,
     read_chunks,
     read_tables,
 )
-from batchnorm_tool.commands.refresh.changes.worker import Watch, in_order
-from batchnorm_tool.errors import InputError, WorkFailed, collected
+from batchnorm_tool.commands.refresh.changes.worker import Callbacks, map_in_order
+from batchnorm_tool.errors import InputError, WorkFailed, capture_warnings
 from batchnorm_tool.inputs.reading import read_rows
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
@@ -33,7 +38,7 @@ from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batchnorm_tool.commands.refresh.changes.source import Tonight
+    from batchnorm_tool.commands.refresh.changes.source import RefreshSource
     from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import Storage
 
@@ -55,17 +60,17 @@ _MOST_BITS = 10
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
 
 
-class KnownKinds:
+class PrecomputedClassifier:
     """A judge that found the kinds of all rows before.
 
     Args:
-        kinds: ``uint8[rows]``.
+        classify: ``uint8[rows]``.
     """
 
     def __init__(self, kinds: np.ndarray) -> None:
         self._kinds = kinds
 
-    def kinds(self, hashes: Hashes) -> np.ndarray:
+    def classify(self, hashes: Hashes) -> np.ndarray:
         """The `Kind` of each row, ``uint8[n]``."""
         return np.array(self._kinds[hashes.first_row : hashes.first_row + len(hashes)])
 
@@ -75,78 +80,80 @@ class BucketJoin:
     """A join in files.
 
     Attributes:
-        tonight: The input.
+        source: The input.
         parts: All of it.
         directory: Where bucket files may lie: 50 bytes for each row of both sides.
         memory_bytes: About how much a bucket may take.
         recompute: Rows with the same features are to be predicted again.
     """
 
-    tonight: Tonight
+    source: RefreshSource
     parts: Sequence[Part]
     directory: Path
     memory_bytes: int
     recompute: bool
 
     def run(
-        self, live: tuple[Storage, str, int] | None, workers: int, watch: Watch
-    ) -> tuple[KnownKinds, Claims, bool]:
+        self, live: tuple[Storage, str, int] | None, workers: int, callbacks: Callbacks
+    ) -> tuple[PrecomputedClassifier, MatchedRows, bool]:
         """Find the kinds of all rows.
 
         Args:
             live: Where the index of the live version lies, and its rows.
             workers: Threads that read.
-            watch: Who looks on.
+            callbacks: Who looks on.
 
         Returns:
             The kinds, the claims on the live version, and whether a new key may occur twice.
         """
         live_rows = 0 if live is None else live[2]
-        bits = bucket_bits(self.tonight.table.rows + live_rows, self.memory_bytes)
+        bits = bucket_bits(self.source.table.rows + live_rows, self.memory_bytes)
         ours = Buckets(self.directory, "tonight", bits, ENTRY)
         theirs = Buckets(self.directory, "live", bits, ENTRY)
         if live is not None:
             _add_live(live[0], live[1], theirs)
-        self._add_tonight(ours, workers, watch)
-        kinds = self._file("kinds", self.tonight.table.rows)
-        claims = Claims(self._file("fates", live_rows))
+        self._add_source(ours, workers, callbacks)
+        kinds = self._file("kinds", self.source.table.rows)
+        matched = MatchedRows(self._file("fates", live_rows))
         repeated = False
         for number in range(len(ours)):
-            watch.check()
-            self._join(ours.take(number), theirs.take(number), kinds, claims)
-            repeated |= claims.forget_new()
-        return KnownKinds(kinds), claims, repeated
+            callbacks.check()
+            self._join(ours.take(number), theirs.take(number), kinds, matched)
+            repeated |= matched.clear_new()
+        return PrecomputedClassifier(kinds), matched, repeated
 
     def _file(self, name: str, rows: int) -> np.ndarray:
         """``uint8[rows]``, unclaimed, in a file."""
         found = np.memmap(self.directory / name, np.uint8, "w+", shape=(max(1, rows),))
-        found[:] = Fate.UNCLAIMED
+        found[:] = RowDisposition.UNMATCHED
         return found[:rows]
 
-    def _add_tonight(self, buckets: Buckets, workers: int, watch: Watch) -> None:
-        quiet = Watch(stopped=watch.stopped)  # the second pass tells of progress and warnings
+    def _add_source(self, buckets: Buckets, workers: int, callbacks: Callbacks) -> None:
+        quiet = Callbacks(
+            stopped=callbacks.stopped
+        )  # the second pass tells of progress and warnings
 
-        def spill(part: Part, watched: Watch) -> None:
-            with collected(lambda _: None):
+        def spill(part: Part, stoppable: Callbacks) -> None:
+            with capture_warnings(lambda _: None):
                 entries = []
-                for chunk in read_chunks(self.tonight, part):
-                    watched.check()
+                for chunk in read_chunks(self.source, part):
+                    stoppable.check()
                     entries.append(_entries(chunk.hashes))
                 # Not chunk by chunk: each of a thousand files would get a few bytes at a time.
                 buckets.add(np.concatenate(entries))
 
-        for _ in in_order(self.parts, spill, workers, quiet):
+        for _ in map_in_order(self.parts, spill, workers, quiet):
             pass
 
     def _join(
-        self, ours: np.ndarray, theirs: np.ndarray, kinds: np.ndarray, claims: Claims
+        self, ours: np.ndarray, theirs: np.ndarray, kinds: np.ndarray, matched: MatchedRows
     ) -> None:
         live = LiveIndex.of(theirs["id"], theirs["features"], theirs["passthrough"], theirs["mark"])
         hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"])
-        found, positions = kinds_of(live, hashes, recompute=self.recompute)
+        found, positions = classify_rows(live, hashes, recompute=self.recompute)
         kinds[ours["row"]] = found
         rows = np.append(theirs["row"], -1)  # the last one for position -1
-        claims.add(hashes, found, rows[positions])
+        matched.add(hashes, found, rows[positions])
 
 
 def _entries(hashes: Hashes) -> np.ndarray:
@@ -237,11 +244,11 @@ class Buckets:
         return entries[np.argsort(entries["row"])]
 
 
-def refuse_duplicates(tonight: Tonight, parts: Sequence[Part], memory_bytes: int) -> None:
+def refuse_duplicates(source: RefreshSource, parts: Sequence[Part], memory_bytes: int) -> None:
     """Look for keys that two rows have; reads the keys once more.
 
     Args:
-        tonight: The input.
+        source: The input.
         parts: All of it.
         memory_bytes: About how much memory to use.
 
@@ -251,18 +258,18 @@ def refuse_duplicates(tonight: Tonight, parts: Sequence[Part], memory_bytes: int
         WorkFailed: A file cannot be read or written.
     """
     with bucket_directory() as directory:
-        bits = bucket_bits(tonight.table.rows, memory_bytes)
+        bits = bucket_bits(source.table.rows, memory_bytes)
         buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
         for part in parts:
-            _add_keys(tonight, part, buckets)
+            _add_keys(source, part, buckets)
         again = [_again(buckets.take(number)) for number in range(len(buckets))]
     pairs = np.concatenate(again)
     if len(pairs):
-        raise InputError(_refusal(tonight, pairs[pairs[:, 1].argmin()], len(pairs)))
+        raise InputError(_refusal(source, pairs[pairs[:, 1].argmin()], len(pairs)))
 
 
-def _add_keys(tonight: Tonight, part: Part, buckets: Buckets) -> None:
-    ids = [key_ids(table, tonight.keys) for table in read_tables(tonight, part, tonight.keys)]
+def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
+    ids = [key_ids(table, source.keys) for table in read_tables(source, part, source.keys)]
     entries = np.zeros(part.rows, KEY_ENTRY)
     entries["row"] = np.arange(part.first_row, part.first_row + part.rows)
     entries["id"] = np.concatenate(ids)
@@ -277,20 +284,20 @@ def _again(entries: np.ndarray) -> np.ndarray:
     return np.column_stack((rows[:-1][equal], rows[1:][equal]))
 
 
-def _refusal(tonight: Tonight, pair: np.ndarray, count: int) -> str:
-    (first_path, first), (path, row) = (locate(tonight.table, number) for number in pair.tolist())
-    names = ", ".join(f"`{name}`" for name in tonight.keys)
+def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
+    (first_path, first), (path, row) = (locate(source.table, number) for number in pair.tolist())
+    names = ", ".join(f"`{name}`" for name in source.keys)
     return (
-        f"{path}, row {row}, column {names}: the key {_key(tonight, int(pair[1]))} is there "
+        f"{path}, row {row}, column {names}: the key {_key(source, int(pair[1]))} is there "
         f"already, in {first_path}, row {first}. Expected each key once. Received: {count:,} rows "
         "whose key another row before them has. Remove them, or name more columns in `input.key`."
     )
 
 
-def _key(tonight: Tonight, row: int) -> str:
-    for file in tonight.table.files:
+def _key(source: RefreshSource, row: int) -> str:
+    for file in source.table.files:
         if row < file.rows:
-            batches = list(read_rows(file, tonight.keys, row, row + 1, 1))
-            return key_in_words(pa.Table.from_batches(batches), 0)
+            batches = list(read_rows(file, source.keys, row, row + 1, 1))
+            return describe_key(pa.Table.from_batches(batches), 0)
         row -= file.rows
     return "that it has"

@@ -13,37 +13,37 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, Kind
+from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, ChangeType
 from batchnorm_tool.commands.refresh.changes.result import InputStatistics, statistics_of
-from batchnorm_tool.commands.refresh.changes.source import key_in_words, locate, read_chunks
-from batchnorm_tool.errors import Interrupted, collected
+from batchnorm_tool.commands.refresh.changes.source import describe_key, locate, read_chunks
+from batchnorm_tool.errors import Interrupted, capture_warnings
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.formats.base import Layout
 from batchnorm_tool.store.index import fixed_binary
-from batchnorm_tool.store.state import FEATURE_HASH, NIGHT, PASSTHROUGH_HASH
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STAGING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from batchnorm_tool.chunk import Field
-    from batchnorm_tool.commands.refresh.changes.classify import Judge
-    from batchnorm_tool.commands.refresh.changes.source import HashedChunk, Tonight
+    from batchnorm_tool.commands.refresh.changes.classify import Classifier
+    from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
     from batchnorm_tool.formats.base import Sink
     from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import OutputFile, Storage
 
 SHOWN_ROWS = 5
 _Result = TypeVar("_Result")
-CHANGED = f"{NIGHT}/changed"
-TOUCHED = f"{NIGHT}/touched"
-BAD = f"{NIGHT}/bad"
+CHANGED = f"{STAGING}/changed"
+TOUCHED = f"{STAGING}/touched"
+BAD = f"{STAGING}/bad"
 _REASON = "reason"
 
 
 @dataclass(frozen=True)
-class Watch:
+class Callbacks:
     """Who looks on.
 
     Attributes:
@@ -70,14 +70,14 @@ class PartResult:
     """What a part came to; mergeable in the order of the input.
 
     Attributes:
-        kinds: Rows of each `Kind`, ``int64[7]``.
+        kinds: Rows of each `ChangeType`, ``int64[7]``.
         bad: Rows bad by their input that need work.
         bad_rows: The first few of them, in words.
         statistics: Of the part.
         warnings: What the features gave reason to warn of.
     """
 
-    kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(Kind), np.int64))
+    kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(ChangeType), np.int64))
     bad: int = 0
     bad_rows: tuple[str, ...] = ()
     statistics: InputStatistics = field(default_factory=lambda: InputStatistics({}, {}))
@@ -96,86 +96,86 @@ class ChangeWorker:
     """Works on parts; threads share one.
 
     Args:
-        tonight: The input.
+        source: The input.
         storage: The state of the store.
-        judge: Tells the rows' kinds.
+        classifier: Tells the rows' kinds.
     """
 
-    def __init__(self, tonight: Tonight, storage: Storage, judge: Judge) -> None:
-        self._tonight, self._storage, self._judge = tonight, storage, judge
-        self._schemas = SpoolSchemas(tonight)
+    def __init__(self, source: RefreshSource, storage: Storage, classifier: Classifier) -> None:
+        self._source, self._storage, self._classifier = source, storage, classifier
+        self._schemas = StagingSchemas(source)
 
-    def process(self, part: Part, watch: Watch) -> PartResult:
+    def process(self, part: Part, callbacks: Callbacks) -> PartResult:
         """Do one part, and commit its files.
 
         Raises:
             InputError: A key is null, or the features do not fit the model.
-            Interrupted: ``watch`` said so.
+            Interrupted: ``callbacks`` said so.
             WorkFailed: Reading or writing failed.
         """
         result = PartResult()
         with (
-            collected(result.warnings.add),
-            Spool(self._storage, self._schemas, part.stem) as spool,
+            capture_warnings(result.warnings.add),
+            StagingWriter(self._storage, self._schemas, part.stem) as writer,
         ):
-            for chunk in read_chunks(self._tonight, part):
-                watch.check()
-                result.merge(self._process(chunk, spool))
-                watch.advance(len(chunk.faults))
-            spool.commit()
+            for chunk in read_chunks(self._source, part):
+                callbacks.check()
+                result.merge(self._process(chunk, writer))
+                callbacks.advance(len(chunk.faults))
+            writer.commit()
         return result
 
-    def _process(self, chunk: HashedChunk, spool: Spool) -> PartResult:
-        kinds = self._judge.kinds(chunk.hashes)
+    def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
+        kinds = self._classifier.classify(chunk.hashes)
         wanted = np.isin(kinds, FOR_THE_MODEL)
         faulty = chunk.faults != Reason.GOOD
         bad = wanted & faulty
-        if bad.any() and self._tonight.invalid == "quarantine":
-            spool.add_bad(chunk, bad)
+        if bad.any() and self._source.invalid == "quarantine":
+            writer.add_bad(chunk, bad)
         if (wanted & ~faulty).any():
-            spool.add_changed(chunk, wanted & ~faulty)
-        if (kinds == Kind.TOUCHED).any():
-            spool.add_touched(chunk, kinds == Kind.TOUCHED)
+            writer.add_changed(chunk, wanted & ~faulty)
+        if (kinds == ChangeType.TOUCHED).any():
+            writer.add_touched(chunk, kinds == ChangeType.TOUCHED)
         return PartResult(
-            np.bincount(kinds, minlength=len(Kind)),
+            np.bincount(kinds, minlength=len(ChangeType)),
             int(np.count_nonzero(bad)),
-            tuple(self._in_words(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
+            tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
             self._measured(chunk, faulty),
         )
 
     def _measured(self, chunk: HashedChunk, faulty: np.ndarray) -> InputStatistics:
         deleted = chunk.hashes.deleted
         valid = ~faulty if deleted is None else ~faulty & ~deleted
-        columns = chunk.table.select(list(self._tonight.feature_columns))
+        columns = chunk.table.select(list(self._source.feature_columns))
         if deleted is not None:  # their features do not matter, and may be null
             columns = columns.filter(pa.array(~deleted))
         return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
 
-    def _in_words(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
-        keys = chunk.table.select(list(self._tonight.keys))
+    def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
+        keys = chunk.table.select(list(self._source.keys))
         for row in rows.tolist():
-            path, place = locate(self._tonight.table, chunk.hashes.first_row + row)
+            path, place = locate(self._source.table, chunk.hashes.first_row + row)
             reason = Reason(chunk.faults[row]).label
-            yield f"{path}, row {place} ({key_in_words(keys, row)}): {reason}"
+            yield f"{path}, row {place} ({describe_key(keys, row)}): {reason}"
 
 
-def in_order(
+def map_in_order(
     parts: Iterable[Part],
-    process: Callable[[Part, Watch], _Result],
+    process: Callable[[Part, Callbacks], _Result],
     workers: int,
-    watch: Watch,
+    callbacks: Callbacks,
 ) -> Iterator[_Result]:
     """What ``process`` gives for each part, in order, a few parts at a time.
 
     The first failure in the order of the parts is raised, whichever thread was faster.
     """
     stop = threading.Event()
-    watched = Watch(watch.advance, lambda: stop.is_set() or watch.stopped())
+    stoppable = Callbacks(callbacks.advance, lambda: stop.is_set() or callbacks.stopped())
     pool = ThreadPoolExecutor(workers, thread_name_prefix="part")
     waiting: deque[Future[_Result]] = deque()
     try:
         for part in parts:
-            waiting.append(pool.submit(process, part, watched))
+            waiting.append(pool.submit(process, part, stoppable))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -186,32 +186,32 @@ def in_order(
 
 
 @dataclass(frozen=True)
-class SpoolSchemas:
+class StagingSchemas:
     """The columns of the files: keys, passed-through columns, two hashes, then their own."""
 
-    tonight: Tonight
+    source: RefreshSource
 
     @cached_property
     def features(self) -> dict[str, str]:
         """The column of each model input."""
-        names = sorted(field.name for field in self.tonight.inputs)
-        return {name: self.tonight.name_of(f"feature_{n}") for n, name in enumerate(names)}
+        names = sorted(field.name for field in self.source.inputs)
+        return {name: self.source.name_of(f"feature_{n}") for n, name in enumerate(names)}
 
     @cached_property
     def reason(self) -> str:
         """The column that says why a row is bad."""
-        return self.tonight.name_of(_REASON)
+        return self.source.name_of(_REASON)
 
     @cached_property
     def touched(self) -> pa.Schema:
         """Of rows that are written without the model."""
         hashes = [pa.field(FEATURE_HASH, pa.binary(16)), pa.field(PASSTHROUGH_HASH, pa.binary(8))]
-        return pa.schema([*self.tonight.carried, *hashes])
+        return pa.schema([*self.source.carried, *hashes])
 
     @cached_property
     def changed(self) -> pa.Schema:
         """Of rows for the model."""
-        inputs = sorted(self.tonight.inputs, key=lambda field: field.name)
+        inputs = sorted(self.source.inputs, key=lambda field: field.name)
         return pa.schema(
             [*self.touched, *(feature_field(self.features[f.name], f) for f in inputs)]
         )
@@ -260,7 +260,7 @@ def _values(flat: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.array(flat, kind)
 
 
-class Spool:
+class StagingWriter:
     """The files of one part; a set without rows has no file.
 
     Args:
@@ -269,7 +269,7 @@ class Spool:
         stem: Their name without a suffix.
     """
 
-    def __init__(self, storage: Storage, schemas: SpoolSchemas, stem: str) -> None:
+    def __init__(self, storage: Storage, schemas: StagingSchemas, stem: str) -> None:
         self._storage, self._schemas, self._stem = storage, schemas, stem
         self._sinks: dict[str, Sink] = {}
         self._files: list[OutputFile] = []
@@ -308,7 +308,7 @@ class Spool:
             file.discard()
 
     def _common(self, chunk: HashedChunk, rows: np.ndarray) -> list[pa.Array | pa.ChunkedArray]:
-        table = chunk.table.select(self._schemas.tonight.carried.names)
+        table = chunk.table.select(self._schemas.source.carried.names)
         table = table if rows.all() else table.filter(pa.array(rows))
         hashes = (chunk.hashes.features, chunk.hashes.passthrough)
         return [*table.columns, *(fixed_binary(_chosen(h, rows)) for h in hashes)]

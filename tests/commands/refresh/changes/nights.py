@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.commands.refresh.changes.detect import find_difference
+from batchnorm_tool.commands.refresh.changes.detect import detect_changes
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-from batchnorm_tool.commands.refresh.changes.source import Tonight
+from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.features import FeatureReader, to_arrays
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import feature_hashes, passthrough_hashes
@@ -79,7 +79,9 @@ class Nights:
             writer.add(pa.table({**dict(zip(self.keys, keys.columns, strict=True)), **hashes}))
             writer.commit()
 
-    def tonight(self, *tables: pa.Table, options: Mapping[str, object] | None = None) -> Tonight:
+    def tonight(
+        self, *tables: pa.Table, options: Mapping[str, object] | None = None
+    ) -> RefreshSource:
         """An input of a file for each table."""
         directory = self.root / "input"
         directory.mkdir(exist_ok=True)
@@ -91,18 +93,18 @@ class Nights:
             pq.write_table(table, directory / f"{number:02d}.parquet", **(options or {}))
         return self.of(str(directory))
 
-    def of(self, path: str) -> Tonight:
+    def of(self, path: str) -> RefreshSource:
         spec = Input(path=path, **self.spec)
         columns = tuple(name for names in self.features.values() for name in names)
         reader = FeatureReader(self.features, self.inputs, spec)
         table, names = open_table(spec), dict.fromkeys([*self.keys, *self.passthrough])
         fields = [pa.field(name, stored_type(table.schema.field(name).type)) for name in names]
-        return Tonight(table, reader, columns, self.inputs, self.keys, pa.schema(fields))
+        return RefreshSource(table, reader, columns, self.inputs, self.keys, pa.schema(fields))
 
-    def find(self, tonight: Tonight, **options: object) -> ChangeSet:
+    def find(self, tonight: RefreshSource, **options: object) -> ChangeSet:
         """Find the difference to the live version, if there is one."""
         index = INDEX if self.storage.size(INDEX) is not None else None
-        return find_difference(tonight, index, self.storage, **options)  # type: ignore[arg-type]
+        return detect_changes(tonight, index, self.storage, **options)  # type: ignore[arg-type]
 
     def spooled(self, name: str) -> pa.Table | None:
         """All rows of ``night/NAME`` in order, or ``None`` where there are none."""

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.commands.refresh.changes.detect import find_difference
+from batchnorm_tool.commands.refresh.changes.detect import detect_changes
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.errors import BadRows, InputError, Interrupted
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
@@ -47,7 +47,7 @@ def test_every_kind(nights: Nights, memory: int | None) -> None:
     assert nights.keys_in("bad") == []
     assert nights.fates() == [0, 1, 1, 2, 0, 0]
     assert found.counts.for_the_model == 2
-    assert not found.counts.is_nothing
+    assert not found.counts.is_empty
 
 
 @both
@@ -64,7 +64,7 @@ def test_an_empty_input_makes_all_vanish(nights: Nights) -> None:
     found = nights.find(nights.tonight(items(range(3)).slice(0, 0)))
     assert some(found.counts) == {"vanished": 2, "forgotten": 1}
     assert nights.fates() == [2, 2, 2]
-    assert not found.counts.is_nothing
+    assert not found.counts.is_empty
 
 
 def test_what_is_spooled_for_the_model(nights: Nights) -> None:
@@ -116,7 +116,7 @@ def test_another_layout_of_the_same_rows_changes_nothing(nights: Nights, layout:
     tables, options = LAYOUTS[layout](items(range(100)))
     found = nights.find(nights.tonight(*tables, options=options))
     assert some(found.counts) == {"rows_in": 100, "same": 100}
-    assert found.counts.is_nothing
+    assert found.counts.is_empty
     assert sorted(nights.night()) == ["difference.json", "fates.npy"]
     assert set(nights.fates()) == {0}
 
@@ -257,7 +257,7 @@ def test_a_delta_of_unknown_deletes_is_nothing_to_do(nights: Nights) -> None:
     nights.publish(items([1, 2]))
     table = items([7]).append_column("gone", pa.array([True]))
     found = nights.find(replace(nights.tonight(table), mode="delta", delete_column="gone"))
-    assert found.counts.is_nothing
+    assert found.counts.is_empty
 
 
 def test_texts_beside_rows_to_be_deleted(nights: Nights) -> None:
@@ -401,5 +401,5 @@ def test_warnings_are_kept(nights: Nights) -> None:
 
 def test_without_an_index_nothing_is_known(nights: Nights) -> None:
     nights.publish(items([1]))
-    found = find_difference(nights.tonight(items([1])), None, nights.storage)
+    found = detect_changes(nights.tonight(items([1])), None, nights.storage)
     assert some(found.counts) == {"rows_in": 1, "new": 1}

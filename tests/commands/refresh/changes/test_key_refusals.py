@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.commands.refresh.changes import detect, source
-from batchnorm_tool.commands.refresh.changes.classify import Claims, Hashes
+from batchnorm_tool.commands.refresh.changes.classify import Hashes, MatchedRows
 from batchnorm_tool.errors import InputError
 from tests.commands.refresh.changes.nights import Nights, items, some
 
@@ -112,7 +112,7 @@ def test_first_words_that_agree_are_no_repetition(
 ) -> None:
     asked: list[int] = []
     look = detect.refuse_duplicates
-    monkeypatch.setattr(Claims, "forget_new", lambda self: True)
+    monkeypatch.setattr(MatchedRows, "clear_new", lambda self: True)
     monkeypatch.setattr(detect, "refuse_duplicates", lambda *given: asked.append(1) or look(*given))
     assert some(nights.find(nights.tonight(items([1, 2]))).counts) == {"rows_in": 2, "new": 2}
     assert asked == [1]
@@ -121,7 +121,7 @@ def test_first_words_that_agree_are_no_repetition(
 def test_new_ids_with_the_same_first_word_raise_suspicion() -> None:
     ids = np.array([[7, 1], [5, 0], [7, 2]], np.uint64)
     hashes = Hashes(0, ids, np.zeros((3, 16), np.uint8), np.zeros((3, 8), np.uint8), None)
-    claims = Claims(np.zeros(0, np.uint8))
+    claims = MatchedRows(np.zeros(0, np.uint8))
     claims.add(hashes, np.zeros(3, np.uint8), np.full(3, -1))
-    assert claims.forget_new()
-    assert not claims.forget_new()
+    assert claims.clear_new()
+    assert not claims.clear_new()
