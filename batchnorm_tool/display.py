@@ -57,7 +57,7 @@ def visible(text: str) -> str:
 
 
 def mask_secrets(text: str) -> str:
-    """``text`` with passwords replaced by ``***``, and user names and secret parameters of URIs.
+    """Replace passwords, user names and secret parameters of URIs by ``***``.
 
     Args:
         text: Any text; what is neither a URI nor a password comes back as it is.

@@ -13,7 +13,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
-    """Installed versions of the distributions ``names``, without importing any of them.
+    """Return installed versions of the distributions ``names``, without importing any of them.
 
     Returns:
         A version for each name; ``None`` for one that is not installed.
@@ -32,7 +32,7 @@ def _version(name: str) -> str | None:
 
 
 def cpu() -> str:
-    """A short digest of the instruction set, by which numeric libraries choose their kernels."""
+    """Digest the instruction set, by which numeric libraries choose their kernels."""
     import hashlib
 
     flags = _cpu_flags()
@@ -50,7 +50,7 @@ def _cpu_flags() -> set[str]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; never part of what a result depends on."""
+    """Return cores that this process may use; never part of what a result depends on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -178,7 +178,7 @@ class Busy(BatchnormToolError):
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether running the same again may help, once there is space, memory or a network again."""
+    """Tell whether running the same again may help, once space, memory or a network is there."""
     return error.errno in _TRANSIENT or isinstance(error, ConnectionError | TimeoutError)
 
 

@@ -18,17 +18,17 @@ _MINUTE, _HOUR = 60, 3600
 
 
 class Progress(Protocol):
-    """Who is told how far a run is; called from several threads."""
+    """The receiver of a run's progress; called from several threads."""
 
     def work(self, rows: int, done: int) -> contextlib.AbstractContextManager[None]:
         """Begin work over ``rows`` rows, ``done`` of which are done already."""
 
     def advance(self, rows: int) -> None:
-        """So many more rows are done."""
+        """Count so many more rows as done."""
 
 
 class SilentProgress:
-    """Tells nobody."""
+    """Progress that nobody sees."""
 
     @contextlib.contextmanager
     def work(self, rows: int, done: int) -> Iterator[None]:  # noqa: ARG002
@@ -36,7 +36,7 @@ class SilentProgress:
         yield
 
     def advance(self, rows: int) -> None:
-        """So many more rows are done; nothing is said."""
+        """Count nothing."""
 
 
 class PlainProgress:
@@ -64,7 +64,7 @@ class PlainProgress:
         yield
 
     def advance(self, rows: int) -> None:
-        """So many more rows are done; says so if the last line is some seconds old."""
+        """Count so many more rows as done; print it if the last line is some seconds old."""
         with self._lock:
             self._done += rows
             now = time.monotonic()
@@ -115,7 +115,7 @@ class ProgressBar:
             yield
 
     def advance(self, rows: int) -> None:
-        """So many more rows are done."""
+        """Count so many more rows as done."""
         with self._lock:
             self._done += rows
             if self._bar is not None:
@@ -125,12 +125,12 @@ class ProgressBar:
 
 
 def _rate(rows: int, seconds: float) -> float:
-    """Rows per second, above zero also where no row or no time has gone by."""
+    """Return rows per second, above zero also where no row or no time has gone by."""
     return max(rows, 1) / max(seconds, 1e-9)
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as a person says it.
+    """Return a duration as a person says it.
 
     Example:
         >>> format_duration(7), format_duration(125), format_duration(7260)

@@ -161,7 +161,7 @@ STORE_COMMANDS = (
 
 
 class _Group(click.Group):
-    """Commands of which a wrong flag, too, is told as one JSON document where JSON is asked for."""
+    """Commands that report a wrong flag, too, as one JSON document where JSON is asked for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for, before anything can be wrong."""
@@ -280,13 +280,13 @@ def diff_command(a: str, b: str, **options: Any) -> None:
 
 
 def _of_both(options: dict[str, Any]) -> dict[str, Any]:
-    """What `compare` and `diff` take alike."""
+    """Return what `compare` and `diff` take alike."""
     named = {name: options[name] or None for name in ("column", "key")}
     return {**named, **_given(options, "k"), "seed": options["seed"]}
 
 
 def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Those flags that were given; ``all`` stands for no limit."""
+    """Return those flags that were given; ``all`` stands for no limit."""
     values = {name: options[name] for name in names if options[name] is not None}
     return {name: None if value == "all" else value for name, value in values.items()}
 

@@ -30,7 +30,7 @@ EPILOG = (
 
 
 def seconds_of(text: str | None) -> float:
-    """Seconds from ``30s``, ``10m``, ``2h`` or a plain number."""
+    """Return seconds from ``30s``, ``10m``, ``2h`` or a plain number."""
     if text is None:
         return 0.0
     units = {"s": 1, "m": 60, "h": 3600}

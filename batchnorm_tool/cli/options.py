@@ -95,7 +95,7 @@ def flags_of_job(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any
 
 
 def common_flags(command: Any) -> Any:
-    """Flags that every command has."""
+    """Add the flags that every command has."""
     for option in (
         click.option(
             "--log-format",
@@ -112,7 +112,7 @@ def common_flags(command: Any) -> Any:
 
 
 def running_flags(command: Any) -> Any:
-    """Flags of the commands that do a job."""
+    """Add the flags of the commands that do a job."""
     for option in (
         click.option(
             "--progress",
@@ -135,7 +135,7 @@ def running_flags(command: Any) -> Any:
 
 
 def waiting_flags(command: Any) -> Any:
-    """Flags of the commands that change a store."""
+    """Add the flags of the commands that change a store."""
     for option in (
         click.option(
             "--progress",
@@ -151,7 +151,7 @@ def waiting_flags(command: Any) -> Any:
 
 
 def comparing_flags(command: Any) -> Any:
-    """Flags of the commands that compare stored predictions."""
+    """Add the flags of the commands that compare stored predictions."""
     for option in (
         click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
         click.option(
@@ -187,7 +187,7 @@ def _sample(context: click.Context, parameter: click.Parameter, text: str | None
 
 
 def overrides(options: dict[str, Any]) -> list[str]:
-    """What the flags say, in the words of ``--set``.
+    """Return what the flags say, in the words of ``--set``.
 
     Args:
         options: All of a command's flags, as click gives them.
@@ -211,7 +211,7 @@ def overrides(options: dict[str, Any]) -> list[str]:
 
 
 def _as_yaml(key: str, value: Any) -> str:
-    """A flag's value as YAML reads it back: names stay text, even one such as ``no`` or ``1e5``."""
+    """Return a flag's value as YAML reads it back: names stay text, even ``no`` or ``1e5``."""
     if isinstance(value, tuple):
         alone = len(value) == 1 and key in ("input.key", "input.features")
         return json.dumps(value[0] if alone else value)

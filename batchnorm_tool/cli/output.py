@@ -32,7 +32,7 @@ _LISTED = 4
 
 
 class Terminal:
-    """Prints what a command came to.
+    """The printer of what a command came to.
 
     Args:
         as_json: One JSON document on standard output, everything else on standard error.
@@ -55,7 +55,7 @@ class Terminal:
         self._warned: set[str] = set()
 
     def progress(self, kind: str) -> Progress:
-        """Who is told how far the work is."""
+        """Choose how progress is shown."""
         from batchnorm_tool.progress import PlainProgress, ProgressBar, SilentProgress
 
         if self._quiet or kind == "none":
@@ -308,7 +308,7 @@ class _HeadedLine(str):
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person reads there; there is no stream where it was closed before the start."""
+    """Tell whether a person reads there; a stream closed before the start is none."""
     return stream is not None and stream.isatty()
 
 
@@ -333,13 +333,13 @@ def _echo(text: str, *, err: bool = False) -> None:
 
 
 def describe_store(facts: Mapping[str, Any]) -> str:
-    """Which version of a store is live."""
+    """Return which version of a store is live."""
     live = "no version is live yet" if facts["version"] is None else f"version {facts['version']}"
     return f"{live}, {facts['rows']:,} rows"
 
 
 def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """What else there is to say of a store: names and values."""
+    """Yield what else there is to say of a store: names and values."""
     hold, waiting, gate = facts["hold"], facts["waiting"], facts.get("gate")
     if facts["version"] is not None:
         yield "stale rows", facts["stale"]
@@ -355,7 +355,7 @@ def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterator[str]:
-    """A comparison or a difference, and where its report is."""
+    """Yield a comparison or a difference, and where its report is."""
     from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 
     is_comparison = document["kind"] == "comparison"
@@ -367,7 +367,7 @@ def compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterat
 
 
 def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """What a refresh, an acceptance or a rollback came to."""
+    """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
     store = display_path(document["store"])
@@ -380,7 +380,7 @@ def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """What became of a hold."""
+    """Yield what became of a hold."""
     store = display_path(document["store"])
     if not document["released"]:
         yield f"There was no hold on {store}: version {document['live']} is live."
@@ -392,13 +392,13 @@ def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def display_path(path: str) -> str:
-    """A path as a person in the current directory would write it."""
+    """Return a path as a person in the current directory would write it."""
     beside = os.path.relpath(path)
     return path if beside.startswith(os.pardir) else beside
 
 
 def describe_state(facts: Mapping[str, Any]) -> str:
-    """Whether an unfinished run is under way, or why it stopped."""
+    """Tell whether an unfinished run is under way, or why it stopped."""
     if facts["running"]:
         return "under way"
     if facts["parts_refused"]:
@@ -407,7 +407,7 @@ def describe_state(facts: Mapping[str, Any]) -> str:
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
-    """What a plan says, by name."""
+    """Return what a plan says, by name."""
     resolved = plan.resolved
     return {
         "rows": plan.rows,
@@ -425,7 +425,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def places(result: RunResult) -> Iterator[tuple[str, str]]:
-    """Where the files are: each directory of a part's files, then the manifest."""
+    """Yield where the files are: each directory of a part's files, then the manifest."""
     paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
     for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
         yield directory.removeprefix("_"), f"{display_path(result.path)}/{directory}"
@@ -433,7 +433,7 @@ def places(result: RunResult) -> Iterator[tuple[str, str]]:
 
 
 def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
-    """A column of data: its name, and its type, range and nulls."""
+    """Return a column of data: its name, and its type, range and nulls."""
     ends = "" if column["min"] is None else f", {column['min']} to {column['max']}"
     nulls = f", {column['nulls']:,} nulls" if column["nulls"] else ""
     if column["nulls"] is None:
@@ -442,7 +442,7 @@ def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def format_facts(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Facts whose names are our own, such as ``part_rows``, with these in words."""
+    """Yield facts whose names are our own, such as ``part_rows``, with these in words."""
     yield from ((name.replace("_", " "), value) for name, value in facts.items())
 
 
@@ -454,18 +454,18 @@ def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 def indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
-    """Lines further to the right, empty ones left empty."""
+    """Yield lines further to the right, empty ones left empty."""
     yield from (INDENT * times + line if line else "" for line in lines)
 
 
 def describe_shape(shape: Sequence[int | None]) -> str:
-    """A shape as a person writes it."""
+    """Return a shape as a person writes it."""
     sizes = ["any" if size is None else str(size) for size in shape]
     return " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
 
 
 def format_value(value: object) -> str:
-    """A value as a person writes it."""
+    """Return a value as a person writes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -480,6 +480,6 @@ def format_value(value: object) -> str:
 
 
 def join_names(values: list[Any]) -> str:
-    """The first items of a list, and how many there are."""
+    """Return the first items of a list, and how many there are."""
     shown = ", ".join(str(value) for value in values[:_LISTED])
     return shown if len(values) <= _LISTED else f"{shown} … {values[-1]} ({len(values)})"

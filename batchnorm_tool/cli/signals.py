@@ -70,12 +70,12 @@ class StopSignals:
         }
 
     def begin(self) -> None:
-        """From here on, signals raise `Stopped`."""
+        """Let signals raise `Stopped` from here on."""
         for number in self._before:
             signal.signal(number, self._handle)
 
     def end(self) -> None:
-        """From here on, signals do what they did before; where that was the end, nothing."""
+        """Let signals do what they did before; where that was the end, nothing."""
         self._is_over = True
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if before is end_at_once else before)

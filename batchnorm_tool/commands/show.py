@@ -56,7 +56,7 @@ class Description:
     facts: dict[str, Any] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return all of it as plain data."""
         return {"kind": self.kind, "path": self.path, **self.facts}
 
 
@@ -152,7 +152,7 @@ def _model(path: str) -> dict[str, Any]:
 
 
 def _ends(path: str, copied: ModelCopy) -> dict[str, Any]:
-    """The model's inputs and outputs, where the gate lets it load."""
+    """Return the model's inputs and outputs, where the gate lets it load."""
     model = Model(path=path)
     try:
         copied.check(model)
@@ -192,7 +192,7 @@ def _data(path: str) -> dict[str, Any]:
 
 
 def _likely_features(columns: list[dict[str, Any]], schema: pa.Schema) -> list[str]:
-    """The columns that hold vectors; where there are none, the scalar columns of floats."""
+    """Return the columns that hold vectors; where there are none, the scalar columns of floats."""
     vectors = [column["name"] for column in columns if column["width"]]
     return vectors or [field.name for field in schema if pa.types.is_floating(field.type)]
 
@@ -229,7 +229,7 @@ def _usual_length(lists: pa.ChunkedArray) -> int:
 
 
 def _to_json_value(value: Any) -> Any:
-    """A number that JSON knows; NaN and infinities as words."""
+    """Return a number that JSON knows; NaN and infinities as words."""
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value
@@ -243,7 +243,7 @@ def _distinct(values: pa.ChunkedArray) -> int | None:
 
 
 def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
-    """Columns that could name a row: without nulls or repetitions, the best name first."""
+    """Yield columns that could name a row: without nulls or repetitions, the best name first."""
     unique = [
         column["name"]
         for column in columns
@@ -272,7 +272,7 @@ def _write_page(shown: Description, html: str) -> None:
 
 
 def store_facts(path: str) -> dict[str, Any]:
-    """What `show` tells of a store, as plain data.
+    """Return what `show` tells of a store, as plain data.
 
     Returns:
         ``version`` (the live one, ``None`` before the first), ``lance_version``, ``hold`` (since
@@ -307,7 +307,7 @@ def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _live(state: StoreDirectory, pointer: StorePointer) -> dict[str, Any]:
-    """What holds of the live version."""
+    """Return what holds of the live version."""
     layout = pointer.layout
     assert pointer.live is not None  # noqa: S101  (whoever calls this has looked)
     assert layout is not None  # noqa: S101  (a live version has one)

@@ -46,7 +46,7 @@ _COSINE = Score(L2, subtracts=False)
 
 
 class Filter:
-    """Keeps the best rows of each query, as float32 tells them; threads may share one.
+    """The best rows of each query, as float32 tells them; threads may share one.
 
     Args:
         queries: ``float64[q, d]``, finite.
@@ -124,7 +124,7 @@ class Filter:
                 top_k.offer(owners, columns, cosines, Numbered(ratios, block.order + first))
 
     def _needed(self, block: _Block) -> Float32s:
-        """The least cosines ``float32[s, q]`` that may do for any score, by slices of rows."""
+        """Return the least cosines ``float32[s, q]`` that may do for a score, by slices of rows."""
         starts = np.arange(0, len(block.order), _ALIKE_ROWS)
         needed = np.full((len(starts), len(self._units)), np.inf, np.float32)
         for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
@@ -134,12 +134,12 @@ class Filter:
         return needed
 
     def best(self, map_: Map) -> list[Best]:
-        """What was kept for each score."""
+        """Return what was kept for each score."""
         width = self._units.shape[1]
         return list(map_(lambda top_k: top_k.best(width), self._top_ks))
 
     def _space(self, rows: int) -> tuple[Float32s, np.ndarray]:
-        """Each thread's own arrays ``[q, rows]``: new ones would be cleared page by page."""
+        """Return each thread's own arrays ``[q, rows]``: new ones would be cleared page by page."""
         shape = (len(self._units), rows)
         space = getattr(self._local, "space", None)
         if space is None or space[0].shape != shape:
@@ -198,7 +198,7 @@ class _Block:
 
 
 def _units(x64: Float64s, lengths: Float64s) -> Float32s:
-    """Unit vectors in float32; zeros for rows of zeros, and for rows that are not finite."""
+    """Return unit vectors in float32; zeros for rows of zeros, and for rows that are not finite."""
     usable = np.isfinite(lengths) & (lengths > 0)
     units = np.zeros(x64.shape, np.float32)
     if usable.all():
@@ -218,7 +218,7 @@ def _ratios(score: Score, x64: Float64s, lengths: Float64s) -> Float64s:
 
 
 def _range(ratios: Float64s) -> float:
-    """How often the smallest positive one goes into the largest."""
+    """Return how often the smallest positive one goes into the largest."""
     positive = ratios[ratios > 0]
     with np.errstate(over="ignore"):
         return float(positive.max() / positive.min()) if len(positive) else 1.0
@@ -242,7 +242,7 @@ class Best:
     errors: Float64s
 
     def replaced(self, queries: Int64s, other: Best) -> Best:
-        """The same with what another filter kept for some ``queries``."""
+        """Return the same with what another filter kept for some ``queries``."""
         mine = (self.rows.copy(), self.scores.copy(), self.bars.copy(), self.errors.copy())
         theirs = (other.rows, other.scores, other.bars, other.errors)
         for array, better in zip(mine, theirs, strict=True):
@@ -250,7 +250,7 @@ class Best:
         return Best(*mine)
 
     def unsure(self, k: int) -> np.ndarray:
-        """Whether a row that was left out may be among the ``k`` best, ``bool[q]``."""
+        """Tell whether a row that was left out may be among the ``k`` best, ``bool[q]``."""
         worst = self.scores[:, k - 1].astype(np.float64)
         with np.errstate(invalid="ignore"):
             possible = (self.bars > -np.inf) | ~np.isfinite(self.errors)
@@ -259,7 +259,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Numbered:
-    """Rows as a keeper needs them: stored lengths ``float32[n]``, numbers ``int64[n]``."""
+    """Rows as `TopK` needs them: stored lengths ``float32[n]``, numbers ``int64[n]``."""
 
     ratios: Float32s
     rows: Int64s
@@ -296,7 +296,7 @@ class TopK:
         self._bars[queries] = scores[:, cut]
 
     def needed(self, low: Float32s, high: Float32s) -> Float32s:
-        """The least cosines ``float32[s, q]`` that may do, of rows with ratios in ``s`` ranges."""
+        """Return the least cosines ``float32[s, q]`` that may do, for ``s`` ranges of ratios."""
         self._largest = max(self._largest, float(high.max()))
         tiny = np.finfo(np.float32).tiny
         low, high = (np.maximum(each, tiny)[:, np.newaxis] for each in (low, high))
@@ -368,7 +368,7 @@ class TopK:
         self._bars[queries] = np.maximum(self._bars[queries], kept.min(axis=1))
 
     def best(self, width: int) -> Best:
-        """What was kept, of vectors of that width."""
+        """Return what was kept, of vectors of that width."""
         self._thin_out(np.flatnonzero(self._filled > self._kept))
         order = np.argsort(-self._scores[:, : self._kept], axis=1, kind="stable")
         errors = np.full(len(self._bars), (width + 8) * _UNIT_ROUNDOFF * self._largest)

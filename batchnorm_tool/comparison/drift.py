@@ -81,7 +81,7 @@ def population_stability_index(expected: Float64s, actual: Float64s) -> float:
 
 
 def _shares(values: Float64s, edges: Float64s) -> Float64s:
-    """The share of the values in each bin (edge, next edge], none of them zero."""
+    """Return the share of the values in each bin (edge, next edge], none of them zero."""
     bins = np.searchsorted(edges, values, side="left")
     counts = np.bincount(bins, minlength=len(edges) + 1)
     return np.maximum(counts / len(values), EMPTY_SHARE)
@@ -228,7 +228,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def _root(covariance: Float64s) -> Float64s:
-    """The symmetric square root of a covariance."""
+    """Return the symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
@@ -316,7 +316,7 @@ def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
 
 
 def _same_words(document: Mapping[str, Any]) -> str:
-    """How equal the rows that were compared are; empty where they are not."""
+    """Return how equal the rows that were compared are; empty where they are not."""
     rows = document["rows"]
     if not rows["compared"]:
         return ""
@@ -359,7 +359,7 @@ def _within_rounding(document: Mapping[str, Any]) -> bool:
 
 
 def _is_aligned(document: Mapping[str, Any]) -> bool:
-    """Whether every row that was compared kept its direction."""
+    """Tell whether every row that was compared kept its direction."""
     cosine = document["cosine"]
     has_all = bool(document["rows"]["compared"] == cosine["count"])  # else one side is zero
     return has_all and cosine["min"] >= 1 - _ROUNDING

@@ -71,7 +71,7 @@ def quality(judgements: Judgements, rows: Int64s, ks: Sequence[int]) -> dict[str
 
 
 def _curves(judgements: Judgements, grades: Float64s) -> dict[str, Float64s]:
-    """Every metric at every depth: float64[q, k]."""
+    """Return every metric at every depth: float64[q, k]."""
     hits = grades > 0
     relevant = judgements.relevant[:, None]
     ranks = np.arange(1, grades.shape[1] + 1)
@@ -90,13 +90,13 @@ def _curves(judgements: Judgements, grades: Float64s) -> dict[str, Float64s]:
 
 
 def _shares(parts: Float64s | Int64s, wholes: Float64s | Int64s) -> Float64s:
-    """Parts over wholes, 0 where the whole is 0."""
+    """Return parts over wholes, 0 where the whole is 0."""
     shares = np.zeros(parts.shape)
     return np.divide(parts, wholes, out=shares, where=wholes > 0)
 
 
 def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
-    """Share of the ``k`` nearest rows that two rankings have in common.
+    """Return the share of the ``k`` nearest rows that two rankings have in common.
 
     Args:
         first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
@@ -119,7 +119,7 @@ def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
 def rank_biased_overlap(
     first: Int64s, second: Int64s, persistence: float = RBO_PERSISTENCE
 ) -> Float64s:
-    """Rank-biased overlap of two rankings of equal length, extrapolated beyond their end.
+    """Return rank-biased overlap of two rankings of equal length, extrapolated beyond their end.
 
     The mean agreement at all depths, depth ``d`` weighing ``persistence ** (d - 1)``, as if it went
     on beyond the last rank as it was there: equation 30 of Webber, Moffat and Zobel, A Similarity
@@ -146,7 +146,7 @@ def rank_biased_overlap(
 
 
 def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
-    """How many rows the first ``d`` ranks have in common, ``int64[q, m]`` for ``d`` to ``m``."""
+    """Count the rows that the first ``d`` ranks share, ``int64[q, m]`` for ``d`` to ``m``."""
     shared = np.empty(first.shape, np.int64)
     for start in range(0, len(first), _QUERIES):
         some = slice(start, start + _QUERIES)
@@ -155,7 +155,7 @@ def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
 
 
 def _shared(first: Int64s, second: Int64s) -> Int64s:
-    """The same at one go: a row is shared from the later of its two ranks on."""
+    """Return the same at one go: a row is shared from the later of its two ranks on."""
     count, depth = first.shape
     queries = np.repeat(np.arange(count), depth)
     ranks = np.tile(np.arange(depth), count)
@@ -172,7 +172,7 @@ def _shared(first: Int64s, second: Int64s) -> Int64s:
 
 
 def _lengths(first: Int64s, second: Int64s) -> Int64s:
-    """How many rows the longer one of two rankings has."""
+    """Return how many rows the longer one of two rankings has."""
     return np.maximum((first >= 0).sum(axis=1), (second >= 0).sum(axis=1))
 
 
@@ -220,7 +220,7 @@ class Hubness:
 
 
 def rank_correlation(first: Float64s, second: Float64s) -> float:
-    """Spearman's rank correlation, equal values sharing the mean of their ranks.
+    """Return Spearman's rank correlation, equal values sharing the mean of their ranks.
 
     Args:
         first: ``float64[n]``, finite.
@@ -305,7 +305,7 @@ class Rankings:
         return [(one, other) for at, one in enumerate(norms) for other in norms[at + 1 :]]
 
     def figures(self, queries: Int64s | None = None) -> dict[str, Any]:
-        """All figures, as plain data.
+        """Return all figures, as plain data.
 
         Args:
             queries: ``int64[m]``, which queries, at least one; default: all.
@@ -386,7 +386,7 @@ def _intervals(
 def _tests(
     metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Differences from the first norm, each metric's p-values corrected for the number of norms."""
+    """Return differences from the first norm, p-values corrected for the number of norms."""
     if not all(len(each) for each in differences.values()):
         untested = {metric: dict.fromkeys(_TESTED) for metric in metrics}
         return dict.fromkeys(differences, untested)
@@ -404,7 +404,7 @@ def _tests(
 
 
 def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: Any) -> Any:
-    """A matrix of norms from the values of its upper half."""
+    """Return a matrix of norms from the values of its upper half."""
     return {
         one: {
             other: same if one == other else pairs.get((one, other), pairs.get((other, one)))
@@ -415,7 +415,7 @@ def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: 
 
 
 def to_json_value(value: float) -> float | None:
-    """A number as JSON has it: what is not finite is ``None``.
+    """Return a number as JSON has it: what is not finite is ``None``.
 
     Example:
         >>> to_json_value(0.5), to_json_value(float("nan"))

@@ -86,14 +86,14 @@ def neighbours(
 
 @dataclass(frozen=True)
 class _Search:
-    """Looks for the ``k`` nearest rows of a base with the threads of a pool."""
+    """A search for the ``k`` nearest rows of a base with the threads of a pool."""
 
     base: Base
     k: int
     pool: ThreadPoolExecutor
 
     def run_in_turns(self, queries: Queries, scores: Sequence[Score]) -> list[Int64s]:
-        """As `run`, of so many queries at a time that what is kept for them stays small."""
+        """Do as `run`, of so many queries at a time that what is kept for them stays small."""
         each = _KEPT_BYTES_PER_NEIGHBOUR * self.k * len(scores)
         size = max(_FEWEST_QUERIES, _KEPT_BYTES // each)
         turns = [
@@ -103,7 +103,7 @@ class _Search:
         return [np.concatenate(found) for found in zip(*turns, strict=True)]
 
     def run(self, queries: Queries, scores: Sequence[Score]) -> list[Int64s]:
-        """The nearest rows for each score, ``int64[q, k]``."""
+        """Return the nearest rows for each score, ``int64[q, k]``."""
         best = self._filtered(queries, scores, self.base.sample(_SAMPLE_ROWS))
         for at, score in enumerate(scores):
             # The sample may have set a bar too high.
@@ -176,7 +176,7 @@ def in_order(
 
 
 def _groups(kept: Best) -> Int64s:
-    """A number for each row, ``int64[q, m]``; those whose order is in doubt share theirs."""
+    """Return a number for each row, ``int64[q, m]``; those whose order is in doubt share theirs."""
     with np.errstate(invalid="ignore"):  # where there are no more rows
         gaps = kept.scores[:, :-1].astype(np.float64) - kept.scores[:, 1:]
     apart = ~(gaps <= 2 * kept.errors[:, np.newaxis])
@@ -189,7 +189,7 @@ _Pairs = tuple[tuple[np.ndarray, ...], Int64s, Int64s]
 
 
 def _doubtful(kept: Best, groups: Int64s) -> _Pairs:
-    """What has to be scored exactly: its places in ``[q, m]``, the queries and the rows."""
+    """Return what has to be scored exactly: its places in ``[q, m]``, the queries and the rows."""
     shared = np.zeros(groups.shape, bool)
     same = groups[:, 1:] == groups[:, :-1]
     shared[:, 1:] |= same
@@ -201,7 +201,7 @@ def _doubtful(kept: Best, groups: Int64s) -> _Pairs:
 def _exact_scores(
     base: Base, queries: Queries, wanted: Sequence[tuple[Score, _Pairs]]
 ) -> list[Float64s]:
-    """Exact scores of the pairs of each score, from one pass over the base."""
+    """Return exact scores of the pairs of each score, from one pass over the base."""
     orders = [np.argsort(rows, kind="stable") for _, (_, _, rows) in wanted]
     values = [np.empty(len(order)) for order in orders]
     if not any(len(order) for order in orders):

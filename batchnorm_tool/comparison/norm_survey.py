@@ -77,7 +77,7 @@ class NormSurvey:
         )
 
     def merge(self, other: NormSurvey) -> NormSurvey:
-        """The survey of the rows of both; they have the same norms."""
+        """Return the survey of the rows of both; they have the same norms."""
         return NormSurvey(
             rows=self.rows + other.rows,
             missing=self.missing + other.missing,
@@ -91,7 +91,7 @@ class NormSurvey:
 
 
 def norms_to_measure(compared: Sequence[Norm]) -> tuple[Norm, ...]:
-    """L1, L2 and max, which every comparison shows, and what else is compared; each once.
+    """Return L1, L2 and max, which every comparison shows, and what else is compared; each once.
 
     Example:
         >>> [norm.label for norm in norms_to_measure([Norm("none"), Norm("lp", 3.0)])]
@@ -101,7 +101,7 @@ def norms_to_measure(compared: Sequence[Norm]) -> tuple[Norm, ...]:
 
 
 def measured(vectors: Anything, norms: Sequence[Norm]) -> dict[str, Float64s]:
-    """The norms of rows: ``float64[n]`` by label; MAX is always among them.
+    """Return the norms of rows: ``float64[n]`` by label; MAX is always among them.
 
     Args:
         vectors: Real numbers ``[n, d]``.

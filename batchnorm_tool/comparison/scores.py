@@ -41,7 +41,7 @@ class Metric(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """The metric of that name.
+        """Return the metric of that name.
 
         Raises:
             JobError: There is none.
@@ -73,7 +73,7 @@ class Score:
 
     @classmethod
     def of(cls, metric: Metric, norm: Norm) -> Score:
-        """What ranks rows that are divided by ``norm`` under ``metric``.
+        """Return what ranks rows that are divided by ``norm`` under ``metric``.
 
         Example:
             >>> Score.of(Metric.COSINE, Norm("l1")) == Score.of(Metric.DOT, Norm("l2"))
@@ -84,7 +84,7 @@ class Score:
         return cls(norm, subtracts=metric is Metric.EUCLIDEAN)
 
     def divisors(self, x64: Float64s) -> Float64s:
-        """What rows are divided by: their norms ``float64[n]``, and 1 for a row of zeros.
+        """Return what rows are divided by: their norms ``float64[n]``, and 1 for a row of zeros.
 
         Args:
             x64: Rows ``float64[n, d]``, C order.
@@ -94,7 +94,7 @@ class Score:
         return norms
 
     def exact(self, products: Float64s, squares: Float64s, divisors: Sides) -> Float64s:
-        """Scores ``float64[m]`` of pairs of a query and a row.
+        """Return scores ``float64[m]`` of pairs of a query and a row.
 
         Args:
             products: Their dot products before normalization, ``float64[m]``.
@@ -129,10 +129,10 @@ class Base(Protocol):
         """How many there are."""
 
     def blocks(self) -> Iterator[Anything]:
-        """The rows in order, ``[n, d]`` at a time; each call begins anew."""
+        """Yield the rows in order, ``[n, d]`` at a time; each call begins anew."""
 
     def sample(self, rows: int) -> Anything:
-        """About so many rows, ``[m, d]``, spread evenly; they decide on speed alone."""
+        """Return about so many rows, ``[m, d]``, spread evenly; they decide on speed alone."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ class ArrayBase:
         return len(self.array)
 
     def blocks(self) -> Iterator[Anything]:
-        """The rows in blocks of 8,192."""
+        """Yield the rows in blocks of 8,192."""
         for start in range(0, len(self.array), _BLOCK_ROWS):
             yield self.array[start : start + _BLOCK_ROWS]
 
     def sample(self, rows: int) -> Anything:
-        """Every so manieth row."""
+        """Return rows at equal distances."""
         return self.array[:: -(-len(self.array) // max(rows, 1)) or 1]
 
 
@@ -174,19 +174,19 @@ class Queries:
 
     @classmethod
     def of(cls, vectors: Anything, rows: Int64s) -> Queries:
-        """Queries from real numbers ``[q, d]``, and their own rows ``int64[q]``."""
+        """Return queries from real numbers ``[q, d]``, and their own rows ``int64[q]``."""
         return cls(widen(vectors), np.asarray(rows, np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, places: Int64s) -> Queries:
-        """Some of the queries, ``int64[m]``."""
+        """Return some of the queries, ``int64[m]``."""
         return Queries(self.vectors[places], self.rows[places])
 
 
 def numbered(blocks: Iterable[Anything]) -> Iterator[tuple[int, Anything]]:
-    """Blocks with the number of their first row.
+    """Yield blocks with the number of their first row.
 
     Example:
         >>> [first for first, _ in numbered([np.zeros((2, 1)), np.zeros((3, 1))])]

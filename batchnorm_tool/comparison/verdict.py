@@ -49,7 +49,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain data."""
+        """Return the verdict as plain data."""
         return {
             "norm": self.norm,
             "kind": self.kind,
@@ -194,7 +194,7 @@ def _chance(p: float) -> str:
 
 
 def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
-    """How far the next best norm is behind, if there is another one than the first."""
+    """Return how far the next best norm is behind, if there is another one than the first."""
     headline = document["headline"]
     others = [norm for norm in document["compared"] if norm not in {best, first}]
     if not others:
@@ -240,7 +240,7 @@ def _keep(document: Mapping[str, Any], worse: Sequence[str], notes: tuple[str, .
 
 
 def _stored(document: Mapping[str, Any]) -> str:
-    """The norm that stored vectors are divided by: a run's own, and none in other files."""
+    """Return the norm that stored vectors are divided by: a run's own, and none in other files."""
     provenance = document.get("source", {}).get("provenance") or {}
     return str(provenance.get("norm", "none"))
 
@@ -296,7 +296,7 @@ def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:
 
 
 def _counts(drawn: np.ndarray) -> Float64s:
-    """How often each query was drawn: float64[b, q] of int64[b, q]."""
+    """Return how often each query was drawn: float64[b, q] of int64[b, q]."""
     size, queries = drawn.shape
     places = drawn + np.arange(0, size * queries, queries)[:, None]
     counts = np.bincount(places.reshape(-1), minlength=size * queries)
@@ -338,7 +338,7 @@ def paired_randomization(differences: Float64s, seed: int) -> Float64s:
 
 
 def _blocks(total: int, queries: int) -> Iterator[int]:
-    """Sizes of blocks of draws that add up to ``total``."""
+    """Yield sizes of blocks of draws that add up to ``total``."""
     most = max(1, _BLOCK_VALUES // max(1, queries))
     for start in range(0, total, most):
         yield min(most, total - start)

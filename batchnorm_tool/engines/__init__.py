@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunningEngine(Protocol):
-    """Gets part numbers to workers."""
+    """A way to get part numbers to workers."""
 
     @property
     def workers(self) -> int:
@@ -45,7 +45,7 @@ class RunningEngine(Protocol):
 
 @contextlib.contextmanager
 def open_engine(plan: Plan, parts: int) -> Iterator[RunningEngine]:
-    """The engine that the job's ``engine`` asks for, with all that it needs running.
+    """Start the engine that the job's ``engine`` asks for, with all that it needs running.
 
     Args:
         plan: What to do; it lies in the output.
@@ -69,7 +69,7 @@ def open_engine(plan: Plan, parts: int) -> Iterator[RunningEngine]:
 
 
 def _devices(plan: Plan) -> list[DeviceName]:
-    """A device for each process; a run that was planned on the CPU needs no GPU."""
+    """Return a device for each process; a run that was planned on the CPU needs no GPU."""
     from batchnorm_tool.models.backends.tensorflow import every_device
 
     engine = plan.job.engine

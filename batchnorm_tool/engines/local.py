@@ -49,7 +49,7 @@ class LocalEngine:
 def _results(
     pool: ThreadPoolExecutor, shared: _SharedWork, numbers: Sequence[int], ahead: int
 ) -> Iterator[int]:
-    """The numbers as they are done; at most ``ahead`` and one more are under way or queued."""
+    """Yield the numbers as they are done, at most ``ahead`` and one more under way or queued."""
     remaining = iter(numbers)
     running: dict[Future[None], int] = {}
     while True:
@@ -92,7 +92,7 @@ class _SharedWork:
 
 
 def _explained(error: BaseException, number: int) -> BaseException:
-    """What an error in the middle of the work means to whoever started it."""
+    """Return what an error in the middle of the work means to whoever started it."""
     failure: BatchnormToolError
     if isinstance(error, MemoryError):
         failure = WorkFailed(

@@ -85,7 +85,7 @@ def _process(worker: Worker, number: int, connection: Connection) -> Answer:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """An error that survives the way to another process, with the traceback as a note."""
+    """Return an error that survives the way to another process, with the traceback as a note."""
     where = "".join(traceback.format_exception(error))
     error.add_note(f"In another process of the run:\n{where}")
     try:
@@ -98,7 +98,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _leave_signals_to_the_parent() -> None:
-    """Schedulers signal all processes of a job at once; here the parent decides what becomes of it.
+    """Ignore signals, which schedulers send to all processes at once: the parent decides.
 
     Should it be killed itself, this process goes with it: nobody holds the lock any more.
     """

@@ -80,7 +80,7 @@ def _close_connections(children: Sequence[_Child]) -> None:
 
 
 def shared(workers: int, processes: int) -> list[int]:
-    """The workers of each process, as even as can be and at least one.
+    """Return the workers of each process, as even as can be and at least one.
 
     Example:
         >>> shared(5, 2), shared(1, 3)
@@ -152,7 +152,7 @@ class _RemoteWorker:
     def process_part(
         self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
     ) -> None:
-        """Have one part done, see `Worker.process_part`; its times are added to the clock."""
+        """Have one part done, see `Worker.process_part`; its times are added to the timings."""
         with self.child.expected_to_live():
             self.connection.send(number)
         while isinstance(answer := self._answer(stopped), int):
@@ -216,7 +216,7 @@ class _Child:
             connection.close()
 
     def workers(self, timings: StageTimings) -> list[_RemoteWorker]:
-        """Its threads as workers."""
+        """Return its threads as workers."""
         return [_RemoteWorker(self, connection, timings) for connection in self._connections]
 
     def wait_until_ready(self) -> None:
@@ -261,7 +261,7 @@ class _Child:
 
 
 def _received(connection: Connection, stopped: Callable[[], bool] = lambda: False) -> Answer:
-    """What comes next.
+    """Return what comes next.
 
     Raises:
         Interrupted: ``stopped`` said so.

@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads one table after another for the same model; threads may share it.
+    """A reader of one table after another for the same model; threads may share it.
 
     Attributes:
         columns: Stored columns by model input, as `match_features` found them.
@@ -58,7 +58,7 @@ class FeatureReader:
     check_nonfinite: bool = True
 
     def read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The arrays and faults of a table: see `to_arrays`.
+        """Return the arrays and faults of a table: see `to_arrays`.
 
         What it warns of is said in words that do not depend on how rows are cut into tables.
         """
@@ -99,7 +99,7 @@ def to_arrays(
     *,
     check_nonfinite: bool = True,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The arrays that a model takes, and a fault for each row.
+    """Return the arrays that a model takes, and a fault for each row.
 
     Args:
         table: ``n`` rows with at least the columns named.
@@ -138,7 +138,7 @@ def to_arrays(
 def infer_fields(
     table: pa.Table, columns: Mapping[str, Sequence[str]], inputs: Sequence[Field], spec: Input
 ) -> tuple[Field, ...]:
-    """The inputs with every open size made known, from a sample of the rows.
+    """Return the inputs with every open size made known, from a sample of the rows.
 
     Read every later table with these, and rows of another length are ragged wherever they lie.
 
@@ -280,7 +280,7 @@ def load_transform(name: str) -> Transform:
 
 
 def _source_hash(name: str, function: Any, module_name: str) -> str:
-    """Hash of the file that defines the function: its own module may only have imported it."""
+    """Hash the file that defines the function: its own module may only have imported it."""
     home = sys.modules.get(getattr(function, "__module__", None) or module_name)
     path = getattr(home, "__file__", None) or ""
     try:
@@ -296,7 +296,7 @@ def _source_hash(name: str, function: Any, module_name: str) -> str:
 
 
 def _is_safe(have: np.dtype, want: np.dtype) -> bool:
-    """Whether only rounding to a narrower float can change a value."""
+    """Tell whether only rounding to a narrower float can change a value."""
     if is_float(want):
         return is_float(have) or have.kind in "iub"
     return np.can_cast(have, want, "safe")

@@ -44,7 +44,7 @@ class _FlatRows:
 
 
 def read_input(table: pa.Table, binding: InputBinding) -> tuple[np.ndarray, np.ndarray]:
-    """The array for one model input.
+    """Return the array for one model input.
 
     Args:
         table: ``n`` rows with at least the columns of ``binding``.
@@ -118,7 +118,7 @@ def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _F
 
 
 def _stack(blocks: Sequence[_FlatRows]) -> _FlatRows:
-    """Columns side by side, ``[n, len(blocks)]``; a null in any beats a NaN in another."""
+    """Return columns side by side, ``[n, len(blocks)]``; a null in any beats a NaN in another."""
     if len(blocks) == 1:
         return blocks[0]
     faults = None
@@ -162,7 +162,7 @@ def _least_fault(faults: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _filled(array: np.ndarray, faults: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The array with harmless values in its bad rows, and faults for every row."""
+    """Return the array with harmless values in its bad rows, and faults for every row."""
     if faults is None:
         return array, np.zeros(len(array), np.uint8)
     if faults.any():
@@ -195,7 +195,7 @@ class Leaves:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array of its storage type: a copy only where it has several chunks.
+    """Return a column as one array of its storage type: a copy only where it has several chunks.
 
     Example:
         >>> one_array(pa.chunked_array([[1], [2, 3]])).to_pylist()
@@ -231,7 +231,7 @@ def read_leaves(array: pa.Array, lengths: Shape) -> Leaves:
 
 
 class _LevelReader:
-    """Walks down the list levels; ``state`` holds a `Reason` for each entry of the level."""
+    """A walk down the list levels; ``state`` holds a `Reason` for each entry of the level."""
 
     def __init__(self, array: pa.Array) -> None:
         self.array = array
@@ -296,14 +296,14 @@ class _LevelReader:
 
 
 def _gather(values: pa.Array, starts: np.ndarray, length: int, absent: np.ndarray) -> pa.Array:
-    """``length`` values from each start, and nulls in the places of absent lists."""
+    """Return ``length`` values from each start, and nulls in the places of absent lists."""
     places = starts.astype(np.int64)[:, None] + np.arange(length)
     mask = np.repeat(absent, length)
     return values.take(pa.array(places.ravel(), mask=mask))
 
 
 def _most_common(sizes: np.ndarray) -> int:
-    """The most common size above 0, the smallest of several; 1 where there is none to go by."""
+    """Return the most common size above 0, the smallest of several; 1 where there is none."""
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return 1
@@ -316,5 +316,5 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _decoded(array: pa.Array) -> pa.Array:
-    """The array without its dictionary, whose values may be null as well as its indices."""
+    """Return the array without its dictionary, whose values may be null as well as its indices."""
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

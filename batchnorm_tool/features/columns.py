@@ -102,12 +102,12 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def storage_type(kind: pa.DataType) -> pa.DataType:
-    """The plain type under an extension type, or the type itself."""
+    """Return the plain type under an extension type, or the type itself."""
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
-    """The lengths that the column's lists must have to fill ``wanted``.
+    """Return the lengths that the column's lists must have to fill ``wanted``.
 
     A flat list fills any shape of as many elements, in C order. Nested lists, and flat ones that
     declare a shape, fill only that shape, axes of length 1 aside: 8 by 8 pixels are no 64 features,
@@ -138,7 +138,7 @@ def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
 
 
 def filled_shape(stored: StoredColumn, wanted: Shape, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """``wanted`` without ``None``, for rows whose lists turned out to have these ``lengths``."""
+    """Return ``wanted`` without ``None``, for rows whose lists have these ``lengths``."""
     unknown = wanted.count(None)
     found = lengths if len(lengths) == len(stored.shape) else stored.shape
     sizes = tuple(size or 0 for size in found)
@@ -153,7 +153,7 @@ def filled_shape(stored: StoredColumn, wanted: Shape, lengths: tuple[int, ...]) 
 
 
 def describe(stored: StoredColumn) -> str:
-    """The column as messages show it: ``pixels (list<float>)``, and its shape where declared."""
+    """Return the column as in messages: ``pixels (list<float>)``, its shape where declared."""
     declared = "" if stored.shape == stored.lengths else f" of shape {stored.shape}"
     return f"`{stored.name}` ({stored.kind}{declared})"
 
@@ -191,7 +191,7 @@ def _flat_length(length: int | None, wanted: Shape) -> int | None:
 
 
 def _align(stored: Shape, wanted: Shape) -> Shape | None:
-    """``stored`` with the sizes that ``wanted`` knows, or ``None`` where they contradict."""
+    """Return ``stored`` with the sizes that ``wanted`` knows, or ``None`` where they contradict."""
     # Grey images often have a channel axis of their own.
     for exact in (wanted, (*wanted, 1)) if len(wanted) == 2 else (wanted,):
         merged = _merge(stored, exact)
@@ -236,7 +236,7 @@ def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:
 
 
 def _shape_in_metadata(text: bytes | None) -> tuple[int, ...] | None:
-    """The shape that NPY input and our own vectors declare; other programs' metadata is ignored."""
+    """Return the shape that NPY input and our vectors declare; ignore other metadata."""
     try:
         shape = json.loads(text or b"null")
     except (ValueError, RecursionError):
@@ -265,7 +265,7 @@ class InputBinding:
     check_nonfinite: bool = True
 
     def conversion(self, column: str) -> Conversion:
-        """How the values of one of the columns become the input's."""
+        """Return how the values of one of the columns become the input's."""
         return Conversion(column, self.field, self.fill.get(column))
 
     @property
@@ -275,7 +275,7 @@ class InputBinding:
 
 
 def stored_column(schema: pa.Schema, columns: Sequence[str]) -> StoredColumn:
-    """The columns as one: several scalar ones are as good as a list column."""
+    """Return the columns as one: several scalar ones are as good as a list column."""
     first = StoredColumn.of(schema.field(columns[0]))
     if len(columns) == 1:
         return first
@@ -316,7 +316,7 @@ def input_bindings(
     inputs: Sequence[Field],
     spec: Input,
 ) -> list[InputBinding]:
-    """What feeds each input, given what `match_features` found."""
+    """Return what feeds each input, given what `match_features` found."""
     fields = {field.name: field for field in inputs or stored_fields(schema, columns)}
     check_nonfinite = bool(inputs)
     return [
@@ -326,7 +326,7 @@ def input_bindings(
 
 
 def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tuple[Field, ...]:
-    """Stored predictions as fields: true shape, and their own float type (float64 for integers).
+    """Return stored predictions as fields: true shape, own float type (float64 for integers).
 
     Args:
         schema: Of a table that has the columns.
@@ -365,7 +365,7 @@ def _float_name(leaves: Sequence[pa.DataType]) -> str:
 
 
 def describe_input(field: Field) -> str:
-    """The model input as messages show it: ``x`` (float32, shape (64,))."""
+    """Return the model input as messages show it: ``x`` (float32, shape (64,))."""
     return f"`{field.name}` ({field.dtype}, shape {_describe_shape(field.shape)})"
 
 
@@ -386,7 +386,7 @@ def _check_kind(stored: StoredColumn, binding: InputBinding) -> None:
 
 
 def _wanted_kind(stored: StoredColumn, binding: InputBinding) -> str | None:
-    """What the column should hold instead, in words; ``None`` where it holds the right thing."""
+    """Say what the column should hold instead; ``None`` where it holds the right thing."""
     if stored.name in binding.decode:
         if binding.image_kind is None or not is_image_shape(binding.field.shape):
             return "an input of shape (height, width, channels) for decoded images"

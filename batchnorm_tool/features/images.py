@@ -45,7 +45,7 @@ _DAMAGED = (
 
 
 def is_image_shape(shape: Shape) -> bool:
-    """Whether images fill this shape: ``(height, width)`` or ``(height, width, 1, 3 or 4)``.
+    """Tell whether images fill this shape: ``(height, width)`` or ``(height, width, 1, 3 or 4)``.
 
     Example:
         >>> is_image_shape((224, 224, 3)), is_image_shape((64,))
@@ -105,7 +105,7 @@ def _collect(decoded: dict[int, np.ndarray], faults: np.ndarray, shape: Shape) -
 
 
 def _common_shape(decoded: dict[int, np.ndarray], shape: Shape) -> Shape:
-    """The most common shape, the first of several; 1 for each unknown size without any image."""
+    """Return the most common shape, the first of several; 1 for unknown sizes without images."""
     fitting = [image.shape for image in decoded.values() if _fits(image.shape, shape)]
     if not fitting:
         return tuple(size or 1 for size in shape)
@@ -128,7 +128,7 @@ def _require_pillow() -> None:
 
 
 def _decode(data: bytes, kind: str, shape: Shape) -> np.ndarray | None:
-    """The pixels, or zeros of the image's own size where that is not the one wanted."""
+    """Return the pixels, or zeros of the image's own size where that is not the one wanted."""
     from PIL import Image
 
     damaged = (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning)

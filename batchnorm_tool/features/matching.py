@@ -125,7 +125,7 @@ def is_key_name(name: str) -> bool:
 
 
 def names_of(schema: pa.Schema, names: Iterable[str], key: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of columns, with every pattern among them replaced by the columns that it matches.
+    """Return names of columns, with each pattern replaced by the columns that it matches.
 
     Args:
         schema: All columns of the input.
@@ -177,7 +177,7 @@ def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
 
 
 def _by_number(names: Sequence[str]) -> list[str]:
-    """Names that differ in the number at their end in its order; others stay where they are."""
+    """Sort names that differ in the number at their end; others stay where they are."""
     stems = [_stem(name) for name in names]
     first = {stem: at for at, stem in reversed([*enumerate(stems)])}
 
@@ -193,7 +193,7 @@ def _stem(name: str) -> str:
 
 
 def _resolved(schema: pa.Schema, features: _Named, key: Sequence[str]) -> _Named:
-    """``features`` without patterns."""
+    """Return ``features`` without patterns."""
     if isinstance(features, Mapping):
         return {name: names_of(schema, _tuple(value), key) for name, value in features.items()}
     return names_of(schema, _tuple(features), key)
@@ -230,7 +230,7 @@ def _check_names(features: Iterable[str], inputs: Sequence[str]) -> None:
 
 
 def _for_transform(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
-    """All columns for every input, because only the user's function knows which it needs."""
+    """Return all columns for every input, because only the user's function knows which it needs."""
     if not inputs:
         raise JobError(
             "`input.transform` makes the inputs of a model, and this job has none. "
@@ -279,7 +279,7 @@ def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
 
 
 def _set_apart(schema: pa.Schema) -> set[str]:
-    """Columns that are keys, labels or an index by name, or an index by what pandas wrote."""
+    """Return the columns that are keys, labels or an index by name or by what pandas wrote."""
     try:
         written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
         index = [name for name in written["index_columns"] if isinstance(name, str)]
@@ -301,7 +301,7 @@ def _matched_by_fit(
     names: tuple[Sequence[str], Sequence[str]],
     spec: Input,
 ) -> Columns | None:
-    """The only column or columns that fit each input; ``None`` where there are several, or none.
+    """Return the only columns that fit each input; ``None`` where there are several or none.
 
     Of the two kinds of ``names``, those of columns that are passed through come second.
     """
@@ -331,7 +331,7 @@ def _fitting_lists(
 
 
 def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Columns | None:
-    """The only list column, although it does not fit: what is wrong with it says most."""
+    """Return the only list column, although it does not fit: what is wrong with it says most."""
     lists = [name for name in free if _lengths(schema, name)]
     return {field.name: (lists[0],)} if len(lists) == len(free) == 1 else None
 
@@ -385,7 +385,7 @@ def _fits(schema: pa.Schema, binding: InputBinding) -> bool:
 
 
 def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) -> str:
-    """The only column with lists of numbers; the ``others`` count where ``free`` has none."""
+    """Return the only column of number lists; the ``others`` count where ``free`` has none."""
     vectors, second = (
         [
             column.name
@@ -437,7 +437,7 @@ def _naming(candidates: Sequence[str]) -> str:
 
 
 def _describe_columns(schema: pa.Schema, names: Sequence[str]) -> str:
-    """Some columns, and those that are set apart by their names."""
+    """Return some columns, and those that are set apart by their names."""
     shown = ", ".join(describe(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     apart = sorted(_set_apart(schema).difference(names))

@@ -41,7 +41,7 @@ class Conversion:
     fill: float | str | None = None
 
     def filler(self) -> float | str | None:
-        """``fill``, checked to be a value of the input's dtype.
+        """Return ``fill``, checked to be a value of the input's dtype.
 
         Raises:
             JobError: It is not.
@@ -64,7 +64,7 @@ class Conversion:
 
 
 def array_dtype(field: Field) -> np.dtype:
-    """The NumPy dtype of the array for a model input; ``object`` for strings.
+    """Return the NumPy dtype of the array for a model input; ``object`` for strings.
 
     Raises:
         ModelError: The input wants something that is neither numbers nor strings.
@@ -95,12 +95,12 @@ def array_dtype(field: Field) -> np.dtype:
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether a dtype has NaN; bfloat16 is no float to NumPy itself."""
+    """Tell whether a dtype has NaN; bfloat16 is no float to NumPy itself."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def numbers_of(values: pa.Array, *, whole: bool = False) -> np.ndarray:
-    """Arrow numbers as a NumPy array, without a copy but for booleans and decimals.
+    """Return Arrow numbers as a NumPy array, without a copy but for booleans and decimals.
 
     Args:
         values: Integers, floats, booleans, decimals or nothing but nulls.
@@ -135,7 +135,7 @@ def numbers_of(values: pa.Array, *, whole: bool = False) -> np.ndarray:
 
 
 def texts_of(values: pa.Array) -> np.ndarray:
-    """Arrow strings as an object array of ``str``, with ``""`` in the place of a null."""
+    """Return Arrow strings as an object array of ``str``, with ``""`` in the place of a null."""
     if pa.types.is_null(values.type):
         return np.full(len(values), "", object)
     texts = values.to_numpy(zero_copy_only=False)
@@ -145,7 +145,7 @@ def texts_of(values: pa.Array) -> np.ndarray:
 
 
 def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np.ndarray | None]:
-    """Numbers in the dtype of a model input.
+    """Return numbers in the dtype of a model input.
 
     Args:
         numbers: ``[n, width]``, any numeric dtype.
@@ -177,7 +177,7 @@ def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np
 
 
 def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
-    """``bool[n]``: where a row of ``[n, width]`` has a NaN or infinity; ``None`` for nowhere."""
+    """Return ``bool[n]``: rows of ``[n, width]`` with a NaN or infinity; ``None`` for none."""
     if not is_float(array.dtype):
         return None
     with np.errstate(over="ignore", invalid="ignore"):
@@ -189,7 +189,7 @@ def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
 
 
 def _is_changed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """``bool[n, width]``: where an integer dtype cannot hold a finite number as it is."""
+    """Return ``bool[n, width]``: where an integer dtype cannot hold a finite number as it is."""
     low, high = _bounds(dtype)
     if numbers.dtype.kind == "f":
         wide = numbers.astype(np.float64)

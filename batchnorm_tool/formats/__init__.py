@@ -30,7 +30,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_named(name: str, dtype: str | None = None) -> Format:
-    """The format of that name.
+    """Return the format of that name.
 
     Args:
         name: A key of `FORMATS`.

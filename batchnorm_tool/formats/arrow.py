@@ -41,11 +41,11 @@ class Arrow:
     name: str = "arrow"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file begins (or, damaged in front, ends) as an Arrow file or stream does."""
+        """Tell whether a file begins (or, damaged in front, ends) as Arrow files or streams do."""
         return _begins_stream(head) or head.startswith(MAGIC) or tail.endswith(MAGIC)
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Size in bytes, and SHA-256 of the footer, if it has one, with samples of the data."""
+        """Return size in bytes, and SHA-256 of the footer, if any, with samples of the data."""
         size = formats_files.regular_file(path).st_size
         start = size if _is_stream(path) else _footer_start(path, size)
         with formats_files.refusing(path), Path(path).open("rb") as file:
@@ -92,7 +92,7 @@ class Arrow:
 
 
 class ArrowSink:
-    """Writes one uncompressed IPC file, which can be mapped into memory."""
+    """A writer of one uncompressed IPC file, which can be mapped into memory."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
         schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})
@@ -174,7 +174,7 @@ class _Mapped:
 
 @functools.lru_cache(maxsize=4096)
 def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Rows of each record batch, and of a stream where each begins; remembered by the content."""
+    """Count the rows of each record batch, and find where a stream's begin; cached by content."""
     del fingerprint
     with formats_files.refusing(path), _Mapped(path) as mapped:
         schema = mapped.schema()
@@ -224,7 +224,7 @@ def _cost(dtype: pa.DataType) -> int:
 
 
 def _overlaps(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Batch number and the rows within it, for every batch that holds rows in question."""
+    """Yield the batch number and the rows within it, of every batch with rows in question."""
     before = 0
     for number, length in enumerate(lengths):
         first, last = max(start - before, 0), min(stop - before, length)
@@ -257,7 +257,7 @@ def _footer_start(path: str, size: int) -> int:
 
 
 def _without_hidden_bytes(table: pa.Table) -> pa.Table:
-    """Zeros in null slots and at the ends of bitmaps: what hides there would be written."""
+    """Return zeros in null slots and at the ends of bitmaps: what hides there would be written."""
     suspects = (c for c in table.columns if c.null_count or pa.types.is_boolean(c.type))
     if next(suspects, None) is None:
         return table

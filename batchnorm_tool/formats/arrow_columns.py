@@ -16,7 +16,7 @@ ASSUMED_BYTES = 16
 
 
 def shape_of(field: pa.Field) -> tuple[int, ...]:
-    """The true shape of one row of a column.
+    """Return the true shape of one row of a column.
 
     Args:
         field: A column; a list of fixed size may carry its shape in the metadata.
@@ -41,7 +41,7 @@ def shape_of(field: pa.Field) -> tuple[int, ...]:
 
 
 def vector_field(name: str, dtype: pa.DataType, shape: tuple[int, ...]) -> pa.Field:
-    """A column of fixed shape: a plain column for ``()``, else a flat list with its shape.
+    """Return a column of fixed shape: a plain column for ``()``, else a flat list with its shape.
 
     Example:
         >>> vector_field("image", pa.uint8(), (8, 8)).type
@@ -54,7 +54,7 @@ def vector_field(name: str, dtype: pa.DataType, shape: tuple[int, ...]) -> pa.Fi
 
 
 def rows_of(array: pa.Array) -> np.ndarray:
-    """A column of floats as ``float[n, size]`` (or ``float[n]``), nulls as NaN.
+    """Return a column of floats as ``float[n, size]`` (or ``float[n]``), nulls as NaN.
 
     ``.values`` of a list of fixed size ignores the slice, and ``.flatten()`` drops null rows, so
     that neither is used on its own. No copy is made where there are no nulls.
@@ -132,7 +132,7 @@ def plain_type(dtype: pa.DataType) -> pa.DataType:
 
 
 def plain_field(field: pa.Field) -> pa.Field:
-    """The field under which a column is presented; a tensor is its flat list, with its shape."""
+    """Return the field of a column as presented; a tensor is its flat list, with its shape."""
     kind = plain_type(field.type)
     if not _is_tensor(field.type):
         return field if kind == field.type else field.with_type(kind)
@@ -174,7 +174,7 @@ def _plain_array(array: pa.Array) -> pa.Array:
 
 
 def _gathered_lists(array: pa.ListViewArray, kind: pa.DataType) -> pa.Array:
-    """Views may overlap and lie in any order; Arrow's own cast breaks on views within views."""
+    """Gather list views in any order; Arrow's own cast breaks on views within views."""
     import pyarrow.compute as pc
 
     sizes = pc.list_value_length(array).fill_null(0).to_numpy()
@@ -193,7 +193,7 @@ def _is_tensor(dtype: pa.DataType) -> bool:
 
 
 class RowGroups:
-    """Collects tables and gives out groups whose borders depend on the rows alone.
+    """A collector of tables, with groups whose borders depend on the rows alone.
 
     Args:
         schema: Of every table that comes; groups have its plain types, for the order of a
@@ -222,7 +222,7 @@ class RowGroups:
         self._bytes = int(ends[-1]) - base if len(ends) else self._bytes
 
     def rest(self) -> pa.Table | None:
-        """The last, smaller group, if there is one."""
+        """Return the last, smaller group, if there is one."""
         return self._group() if self._waiting else None
 
     def _group(self) -> pa.Table:
@@ -232,7 +232,7 @@ class RowGroups:
 
 
 def row_bytes(table: pa.Table) -> np.ndarray:
-    """Uncompressed bytes of each row, ``int64[n]``; at least 1."""
+    """Return uncompressed bytes of each row, ``int64[n]``; at least 1."""
     sizes = np.ones(table.num_rows, dtype=np.int64)
     for column in table.columns:
         sizes += _column_bytes(column)
@@ -278,7 +278,7 @@ def _is_binary(dtype: pa.DataType) -> bool:
 
 
 def regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of ``rows`` rows each, the last one shorter."""
+    """Yield the same rows in tables of ``rows`` rows each, the last one shorter."""
     pending: list[pa.RecordBatch] = []
     held = 0
     for arrived in batches:

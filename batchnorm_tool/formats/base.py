@@ -56,7 +56,7 @@ class Layout:
 
 
 class Sink(Protocol):
-    """Takes the rows of one part, in order; its bytes depend on the rows, not on their grouping."""
+    """A writer of one part's rows, in order; its bytes do not depend on their grouping."""
 
     def write(self, table: pa.Table) -> None:
         """Append rows that have the schema that the sink was opened with."""
@@ -73,10 +73,10 @@ class Format(Protocol):
         """The name in a job file, such as ``parquet``."""
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file with these first and last 16 bytes is of this format."""
+        """Tell whether a file with these first and last 16 bytes is of this format."""
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Size in bytes, and SHA-256 of footer or header: the identity of a file's content."""
+        """Return size in bytes, and SHA-256 of footer or header: the identity of the content."""
 
     def inspect(self, path: str) -> Inspected:
         """Read the header or footer.

@@ -93,7 +93,7 @@ def regular_file(path: str) -> os.stat_result:
 
 
 def edges(path: str) -> tuple[bytes, bytes]:
-    """First and last 64 bytes of a regular file, as far as it has them.
+    """Return the first and last 64 bytes of a regular file, as far as it has them.
 
     Raises:
         InputError: As `regular_file`.
@@ -115,7 +115,7 @@ def read_exactly(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def sampled_sha256(file: BinaryIO, description: bytes, start: int, stop: int) -> str:
-    """SHA-256 of a header or footer together with the first and last 64 KiB of the data.
+    """Return SHA-256 of a header or footer together with the first and last 64 KiB of the data.
 
     A format whose footer holds neither statistics nor compressed sizes would otherwise have the
     same fingerprint for any data of the same shape. Data between the samples is not looked at.
@@ -161,7 +161,7 @@ def working(path: str, row: Callable[[], int]) -> Iterator[None]:
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether the system gave a reason, or there was not memory enough: damage has no number."""
+    """Tell whether the system gave a reason, or memory was short: damage has no number."""
     if isinstance(error, MemoryError):
         return not _wants_too_much(error)
     return isinstance(error, OSError) and error.errno is not None
@@ -174,7 +174,7 @@ def _wants_too_much(error: MemoryError) -> bool:
 
 
 def validate(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, if its values are what their types say: text in UTF-8, offsets within bounds.
+    """Return the batch if its values are what their types say: UTF-8, offsets within bounds.
 
     Raises:
         ArrowInvalid: They are not; the message names the column.

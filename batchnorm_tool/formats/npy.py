@@ -73,12 +73,12 @@ class Npy:
     name: str = "npy"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file begins as an NPY file does."""
+        """Tell whether a file begins as an NPY file does."""
         del tail
         return head.startswith(MAGIC)
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Size in bytes, and SHA-256 of the header with samples of the data."""
+        """Return the size in bytes, and SHA-256 of the header with samples of the data."""
         size, header = self._header(path)
         with formats_files.refusing(path), Path(path).open("rb") as file:
             description = header.header_sha256.encode()
@@ -132,7 +132,7 @@ def _field(header: NpyHeader) -> pa.Field:
 
 
 def _read_block(file: BinaryIO, header: NpyHeader, start: int, stop: int) -> np.ndarray:
-    """Rows as stored dtype ``[n, items of a row]`` in C order."""
+    """Return rows as stored dtype ``[n, items of a row]`` in C order."""
     rows, items = stop - start, header.row_items
     if not header.fortran:
         block = np.empty((rows, items), header.dtype)
@@ -309,7 +309,7 @@ def _refusal(path: str, expected: str, received: str) -> InputError:
 
 
 class NpySink:
-    """Writes ``vectors/NAME.npy``, ``norms/NAME.npy`` and ``keys/NAME.parquet``.
+    """A writer of ``vectors/NAME.npy``, ``norms/NAME.npy`` and ``keys/NAME.parquet``.
 
     Of the stem, only the part's name counts: each array has a directory of its own, named for its
     column where there are several vector columns. Null vectors and norms become NaN.
@@ -388,7 +388,7 @@ class ArrayFile:
 
 
 def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
-    """The directory of each array: ``vectors`` and ``norms`` for one vector column, else names.
+    """Name the directory of each array: ``vectors`` and ``norms`` for one vector column.
 
     Args:
         vectors: Names of the columns of unit vectors.

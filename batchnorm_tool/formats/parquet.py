@@ -135,7 +135,7 @@ class Cursor:
         return batch.slice(0, most_rows)
 
     def _unread(self) -> int:
-        """The row from which on nothing can be read: of the groups in a batch, one is bad."""
+        """Find the row from which on nothing can be read: of the groups in a batch, one is bad."""
         numbers, starts = self._groups.numbers, self._footer.starts
         for number in numbers if len(numbers) > 1 else ():
             start, stop = starts[number : number + 2]
@@ -166,7 +166,7 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
 
 
 def buffer_bytes(columns: int) -> int:
-    """The read buffer of one column among so many.
+    """Return the read buffer of one column among so many.
 
     Example:
         >>> buffer_bytes(2), buffer_bytes(512)
@@ -220,7 +220,7 @@ class Cursors:
             self._rows_left.clear()
 
     def _turn(self, key: tuple[ReadSpec, int]) -> threading.Lock:
-        """A lock for each row group: who waits finds the cursor where the other one left it."""
+        """Lock a row group: who waits finds the cursor where the other one left it."""
         with self._lock:
             if len(self._turns) > MOST_GROUPS:
                 self._turns.clear()
@@ -274,12 +274,12 @@ def open_parquet(
 
 
 def group_sizes(metadata: pq.FileMetaData) -> list[int]:
-    """Rows of each row group."""
+    """Return rows of each row group."""
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def value_bytes(path: str) -> dict[str, int]:
-    """About how many bytes a row of each column takes in memory, by a file's first row group.
+    """Estimate the bytes that a row of each column takes in memory, by the first row group.
 
     A dictionary far beyond its stored size counts whole: each row may be all of it.
 
@@ -359,12 +359,12 @@ class Parquet:
     name: str = "parquet"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file begins (or, damaged in front, ends) as Parquet does."""
+        """Tell whether a file begins (or, damaged in front, ends) as Parquet does."""
         magics = (MAGIC, ENCRYPTED_MAGIC)
         return head.startswith(magics) or tail.endswith(magics)
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Size in bytes, and SHA-256 of the footer and of both ends of the data.
+        """Return the size in bytes, and SHA-256 of the footer and of both ends of the data.
 
         The footer holds the compressed size of every column chunk and, mostly, the extremes of
         its values, but no checksum of the data.
@@ -416,7 +416,7 @@ class Parquet:
 
 
 class ParquetSink:
-    """Writes one Parquet file: PLAIN, zstd level 1, page checksums, row groups of equal bytes."""
+    """A writer of one Parquet file: PLAIN, zstd level 1, page checksums, groups of equal bytes."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
         schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})

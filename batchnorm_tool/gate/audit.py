@@ -46,7 +46,7 @@ class AuditFacts:
 
 @dataclass
 class RowAudit:
-    """Looks at the staged rows, batch by batch.
+    """An audit of the staged rows, batch by batch.
 
     Attributes:
         norm: What they were normalized by.
@@ -79,7 +79,7 @@ class RowAudit:
         self._note("lengths", self._wrong, finite & ~right, (keys, lengths))
 
     def _lengths(self, wide: Float64s, norms: Float64s) -> tuple[Float64s, Float64s]:
-        """Lengths as measured and as they should be."""
+        """Return lengths as measured and as they should be."""
         ones = np.ones(len(norms))
         if self.norm.name == "none":  # vectors are predictions, and the norm beside them is 1
             return norms, ones

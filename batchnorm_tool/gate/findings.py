@@ -49,7 +49,7 @@ class Finding:
     rows: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as plain data that JSON can hold."""
+        """Return the finding as plain data that JSON can hold."""
         numbers = {
             name: None if value is None else finite_or_none(value)
             for name, value in (("measured", self.measured), ("allowed", self.allowed))

@@ -191,7 +191,7 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
 def _columns(
     statistics: Mapping[str, Any], previous: Mapping[str, Any], least: int
 ) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
-    """Nulls of every column that has rows enough in both nights: last night's and tonight's."""
+    """Yield the nulls, then and now, of every column that has rows enough in both."""
     both = {
         name: (previous["columns"][name], now)
         for name, now in statistics["columns"].items()
@@ -220,7 +220,7 @@ def _null_shifts(
 
 
 def _chance(one: Mapping[str, int], other: Mapping[str, int]) -> float:
-    """The difference of two shares of nulls that chance makes once in a million."""
+    """Return the difference of two shares of nulls that chance makes once in a million."""
     share = (one["nulls"] + other["nulls"]) / (one["rows"] + other["rows"])
     return CHANCE * math.sqrt(share * (1 - share) * (1 / one["rows"] + 1 / other["rows"]))
 
@@ -270,7 +270,7 @@ class Pair:
         return float(self.current["rows"][0])
 
     def spread(self, share: float, most: float = _MOST_OF_RANGE) -> Float64s:
-        """The standard deviation that such a share of rows makes at one end of last night's range.
+        """Return the deviation that such a share of rows makes at one end of the previous range.
 
         It is never more than the part ``most`` of that range.
         """
@@ -284,7 +284,7 @@ class Pair:
         )
 
     def scores(self, measured: Float64s, allowed: float, words: Callable[[int], str]) -> Scores:
-        """What was measured of each component, all with the same limit."""
+        """Return what was measured of each component, all with the same limit."""
         return Scores(measured, np.full(len(measured), allowed), words)
 
 
@@ -327,7 +327,7 @@ def _constants(pair: Pair, allowed: float) -> Scores:
 
 
 def _varied(pair: Pair) -> npt.NDArray[np.bool_]:
-    """Which components varied last night by more than a category that tonight may lack."""
+    """Return which components varied last night by more than a category that tonight may lack."""
     share = _ROWS_THAT_VARY / pair.counts[0]
     if not pair.is_delta:
         return pair.previous["std"] > pair.spread(share)
@@ -357,7 +357,7 @@ def _mean_shifts(pair: Pair, allowed: float) -> Scores:
 
 
 def _mean_chance(pair: Pair) -> Float64s:
-    """The difference of the means of two samples that chance makes once in a million."""
+    """Return the difference of the means of two samples that chance makes once in a million."""
     before, now = (
         side["std"] ** 2 / count
         for side, count in zip((pair.previous, pair.current), pair.counts, strict=True)

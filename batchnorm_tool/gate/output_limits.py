@@ -363,7 +363,7 @@ def frechet(live: Vectors, current: Vectors) -> float:
 
 
 def _ratio(part: Any, whole: Any) -> Any:
-    """A part of a whole, 0 of nothing if it is 0 itself, else inf."""
+    """Return a part of a whole, 0 of nothing if it is 0 itself, else inf."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(part == 0, 0.0, part / whole)
 

@@ -131,7 +131,7 @@ def _in_directory(directory: str, root: str) -> Iterator[Listed]:
 
 
 def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Paths of files below a directory; links to directories are followed, loops are refused."""
+    """Yield paths of files below a directory; follow links to directories, refuse loops."""
     real = os.path.realpath(directory)
     if real in above:
         message = (
@@ -310,7 +310,7 @@ class InputFile:
     read_as: pa.Schema | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-safe data, for plan and manifest; ``read_as`` is an Arrow message in base 64."""
+        """Return JSON-safe data for plan and manifest; ``read_as`` as Arrow message in base 64."""
         data = asdict(replace(self, read_as=None))
         data |= {"partitions": [*data["partitions"]], "members": [*data["members"]]}
         del data["read_as"]
@@ -320,7 +320,7 @@ class InputFile:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputFile:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` gave."""
         partitions = tuple(Partition(**partition) for partition in data["partitions"])
         members = tuple(Member(**member) for member in data["members"])
         stored = data.get("read_as")

@@ -128,7 +128,7 @@ def _stored(
 def _member_rows(
     file: InputFile, member: Member, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of one member under the names that the group gives them."""
+    """Yield rows of one member under the names that the group gives them."""
     start, stop = (row + member.first_row for row in rows)
     form = format_named(member.format, file.dtype)
     names = form.inspect(member.path).schema.names
@@ -167,7 +167,7 @@ def _with_constants(
 
 
 def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
-    """The first rows of ``table``, over as many of its files as that takes.
+    """Return the first rows of ``table``, over as many of its files as that takes.
 
     Args:
         table: The input.
@@ -214,7 +214,7 @@ def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
 
 
 def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
-    """The first rows, and of each column of lists without a value in them the first that have one.
+    """Return the first rows; of list columns without a value in them, the first that have one.
 
     The usual length of a column's lists cannot be told from nulls and empty lists.
 

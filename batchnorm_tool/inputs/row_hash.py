@@ -36,7 +36,7 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 
 def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
-    """A 128-bit number for the key of each row.
+    """Return a 128-bit number for the key of each row.
 
     Of one column of whole numbers, dates, times or booleans it is the value's bits, so that two
     keys never have the same; of other keys the xxh3-128 of their values.
@@ -72,7 +72,7 @@ def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
 
 
 def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.ndarray:
-    """The xxh3-128 of what a model sees of each row.
+    """Return the xxh3-128 of what a model sees of each row.
 
     Args:
         arrays: Of `FeatureReader.read`: for each input ``[n, *shape]``, ``object`` for strings.
@@ -107,7 +107,7 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
 
 
 def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """The xxh3-64 of the values of some columns, together with their names and types.
+    """Return the xxh3-64 of the values of some columns, together with their names and types.
 
     Args:
         table: ``n`` rows.
@@ -154,7 +154,7 @@ def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
 
 
 def _digests(rows: np.ndarray, digest: Callable[[bytes], bytes], size: int = 16) -> np.ndarray:
-    """The digest of each row of ``uint8[n, w]``, as ``uint8[n, size]``."""
+    """Return the digest of each row of ``uint8[n, w]``, as ``uint8[n, size]``."""
     count, width = rows.shape
     if not width:
         return joined([digest(b"")] * count, size)
@@ -167,13 +167,13 @@ def _digests(rows: np.ndarray, digest: Callable[[bytes], bytes], size: int = 16)
 
 
 def _row_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of each row, ``uint8[n, w]``: a view where the array is C-ordered."""
+    """Return the bytes of each row, ``uint8[n, w]``: a view where the array is C-ordered."""
     width = array[:1].nbytes if len(array) else 0
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(len(array), width)
 
 
 def _pieces(array: np.ndarray) -> list[bytes]:
-    """The bytes of each row; of strings, each after its length."""
+    """Return the bytes of each row; of strings, each after its length."""
     if array.dtype != object:
         return [row.tobytes() for row in array]
     rows = array.reshape(len(array), math.prod(array.shape[1:])).tolist()
@@ -186,7 +186,7 @@ def _prefixed(text: str | bytes) -> bytes:
 
 
 def load_xxhash() -> Any:
-    """The module; `JobError` where it is not installed."""
+    """Return the module; `JobError` where it is not installed."""
     try:
         import xxhash
     except ImportError as error:
@@ -199,7 +199,7 @@ def load_xxhash() -> Any:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """The name of a type that is the same for all encodings of the same values.
+    """Return the name of a type that is the same for all encodings of the same values.
 
     Example:
         >>> type_name(pa.dictionary(pa.int32(), pa.large_string()))
@@ -228,12 +228,12 @@ def _nested_name(kind: pa.DataType) -> str:
 
 
 def joined(digests: Iterable[bytes], size: int) -> np.ndarray:
-    """Digests of ``size`` bytes each, as ``uint8[n, size]``, writable."""
+    """Return digests of ``size`` bytes each, as ``uint8[n, size]``, writable."""
     return np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, size)
 
 
 def plain_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array without dictionaries and extension types at its top."""
+    """Return a column as one array without dictionaries and extension types at its top."""
     return _decoded(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
 
 
@@ -244,17 +244,17 @@ def _decoded(array: pa.Array) -> pa.Array:
 
 
 def is_any(kind: pa.DataType, tests: Iterable[Callable[[pa.DataType], bool]]) -> bool:
-    """Whether a type is one of several kinds, such as `BINARY`."""
+    """Tell whether a type is one of several kinds, such as `BINARY`."""
     return any(test(kind) for test in tests)
 
 
 def is_exact(kind: pa.DataType) -> bool:
-    """Whether a value fits 8 bytes, and equal values have equal bits."""
+    """Tell whether a value fits 8 bytes, and equal values have equal bits."""
     return _width(kind) in range(1, 9) and not pa.types.is_floating(kind)
 
 
 def _width(kind: pa.DataType) -> int:
-    """Bytes of a value of a type that is neither nested nor of variable length, else 0."""
+    """Return bytes of a value of a type that is neither nested nor of variable length, else 0."""
     if pa.types.is_nested(kind) or pa.types.is_null(kind):
         return 0
     if pa.types.is_boolean(kind):
@@ -266,12 +266,12 @@ def _width(kind: pa.DataType) -> int:
 
 
 def nulls_of(array: pa.Array) -> np.ndarray:
-    """``bool[n]``: where a null is."""
+    """Return ``bool[n]``: where a null is."""
     return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
 
 
 def binary_values(array: pa.Array) -> np.ndarray:
-    """Strings as an object array of `bytes`, ``b""`` in the place of a null."""
+    """Return strings as an object array of `bytes`, ``b""`` in the place of a null."""
     if not pa.types.is_large_binary(array.type):
         array = array.cast(pa.large_binary())
     values = np.asarray(array.to_numpy(zero_copy_only=False))
@@ -281,7 +281,7 @@ def binary_values(array: pa.Array) -> np.ndarray:
 
 
 def fixed_bytes(array: pa.Array) -> np.ndarray:
-    """The bytes of values of fixed width, ``uint8[n, w]``, possibly a read-only view."""
+    """Return the bytes of values of fixed width, ``uint8[n, w]``, possibly a read-only view."""
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     width = _width(array.type)
@@ -291,7 +291,7 @@ def fixed_bytes(array: pa.Array) -> np.ndarray:
 
 
 def records_of(array: pa.Array) -> np.ndarray:
-    """A canonical record of each value, ``uint8[n, w]``: a byte for null, then the value or zeros.
+    """Return a canonical record of each value, ``uint8[n, w]``: null byte, value or zeros.
 
     The width depends on the type alone; values of variable length are there by their xxh3-128.
     """

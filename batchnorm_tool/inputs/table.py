@@ -85,7 +85,7 @@ def open_table(spec: Input) -> Table:
 
 
 def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
-    """Lists of width 0, which Arrow writes into Parquet and cannot read from it."""
+    """Name lists of width 0, which Arrow writes into Parquet and cannot read from it."""
     return {
         field.name: f"{first.path}, column `{field.name}`: cannot be read from Parquet. Expected "
         f"values. Received: {field.type}, lists of width 0. Leave the column out."
@@ -125,7 +125,7 @@ def _input_file(item: Listed, form: str, found: Inspected, dtype: str | None) ->
 
 
 def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
-    """NPY files side by side: the first file of every column, the second of every column, ..."""
+    """Open NPY files side by side: the first of every column, the second of every column, ..."""
     columns = {
         name: _open_files(list_files(path), None, spec.dtype) for name, path in paths.items()
     }
@@ -348,7 +348,7 @@ def _merge_lists(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _merge_children(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Structs with the same names in the same order, and maps."""
+    """Merge structs with the same names in the same order, and maps."""
     if first.id != other.id or first.num_fields != other.num_fields:
         return None
     sides = [[kind.field(place) for place in range(kind.num_fields)] for kind in (first, other)]

@@ -122,7 +122,7 @@ class Job(Section):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Self:
-        """A job from plain values, such as those of `to_dict`; no variables are expanded.
+        """Return a job from plain values, such as those of `to_dict`; no variables are expanded.
 
         Args:
             data: The sections, as in a job file.
@@ -139,7 +139,7 @@ class Job(Section):
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, ready for JSON.
+        """Return every key with its value, defaults included, ready for JSON.
 
         Returns:
             Plain values, from which `from_dict` makes an equal job.
@@ -147,7 +147,7 @@ class Job(Section):
         return self.model_dump()
 
     def to_yaml(self, *, defaults: bool = False) -> str:
-        """The text of a job file that loads back to an equal job.
+        """Return the text of a job file that loads back to an equal job.
 
         Args:
             defaults: Write the keys that have their default values, too.
@@ -159,7 +159,7 @@ class Job(Section):
         return yaml.safe_dump(escape_variables(values), sort_keys=False, allow_unicode=True)
 
     def masked(self) -> dict[str, Any]:
-        """As `to_dict`, with whatever looks like a secret in a URI replaced by ``***``."""
+        """Return `to_dict` with whatever looks like a secret in a URI replaced by ``***``."""
         return {key: mask_values(value) for key, value in self.to_dict().items()}
 
     @classmethod
@@ -203,7 +203,7 @@ class Job(Section):
         return self
 
     def _written(self) -> dict[str, str]:
-        """Every place that is written to, by its key."""
+        """Return every place that is written to, by its key."""
         if self.store is None:
             return {"output.path": self.output.path}
         store = self.store.path.rstrip("/")
@@ -230,7 +230,7 @@ class Job(Section):
 
 
 def _with_output_of_store(data: dict[str, Any]) -> dict[str, Any]:
-    """Sections in which a job that has a store needs no ``output.path``: it stages its nights."""
+    """Fill in ``output.path`` where a job has a store: it stages its vectors there."""
     store, output = data.get("store"), data["output"]
     path = store.get("path") if isinstance(store, Mapping) else None
     if isinstance(path, str) and isinstance(output, Mapping) and "path" not in output:
@@ -239,7 +239,7 @@ def _with_output_of_store(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_schema() -> dict[str, Any]:
-    """The JSON Schema of a job file, for editors that complete and check YAML.
+    """Return the JSON Schema of a job file, for editors that complete and check YAML.
 
     Returns:
         A schema of draft 2020-12.

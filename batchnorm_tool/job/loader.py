@@ -157,7 +157,7 @@ which is not set. Set it, or give a default: `${KEY:-default}`.'})
 
 
 def escape_variables(value: Any) -> Any:
-    """The opposite of expanding: texts in which ``${`` would be read back as it is.
+    """Return the opposite of expanding: texts in which ``${`` would be read back as it is.
 
     Example:
         >>> escape_variables({"column": "a${b}"})

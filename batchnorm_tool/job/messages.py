@@ -43,7 +43,7 @@ class _Place:
 
 
 def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
-    """One error for all that is wrong with a job.
+    """Return one error for all that is wrong with a job.
 
     Args:
         where: The job file's path, or what else was given.
@@ -64,7 +64,7 @@ def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
 
 
 def complaints_of(error: ValidationError, model: type[BaseModel], data: object) -> dict[str, str]:
-    """What is wrong with each key, from all errors of one validation.
+    """Return what is wrong with each key, from all errors of one validation.
 
     Args:
         error: What pydantic found.
@@ -88,7 +88,7 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
 
 
 def format_value(value: object) -> str:
-    """A value received, as YAML would spell it, short and without secrets, with its kind.
+    """Return a value received, as YAML would spell it, short and without secrets, with its kind.
 
     Example:
         >>> format_value("s3://me:secret@bucket"), format_value(False)
@@ -107,7 +107,7 @@ def format_value(value: object) -> str:
 
 
 def mask_values(value: Any) -> Any:
-    """Plain values, nested or not, with secrets in URIs replaced by ``***``."""
+    """Return plain values, nested or not, with secrets in URIs replaced by ``***``."""
     if isinstance(value, str):
         return mask_secrets(value)
     if isinstance(value, dict):
@@ -161,7 +161,7 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
 
 
 def _alone(annotation: Any) -> Any:
-    """The one type in ``annotation`` besides ``None``; ``None`` where there is a choice."""
+    """Return the one type in ``annotation`` besides ``None``; ``None`` where there is a choice."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) is None or get_origin(annotation) in (list, dict, Literal):
@@ -186,7 +186,7 @@ def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The keys of a section and of the sections in it, such as ``output.columns.norm``."""
+    """Yield the keys of a section and of the sections in it, such as ``output.columns.norm``."""
     for name, field in model.model_fields.items():
         yield prefix + name
         section = _section_in(_alone(field.annotation))
@@ -234,7 +234,7 @@ def _value_at(data: object, keys: tuple[str, ...], otherwise: object) -> object:
 
 
 def _hint(place: _Place, value: object) -> str:
-    """The next step for the mistakes that are made most."""
+    """Return the next step for the mistakes that are made most."""
     expected = _expected(place)
     takes_no_words = expected.startswith(("a number", "a whole number", "a fraction", "`sha256"))
     if isinstance(value, (bool, dt.date)) and not takes_no_words:

@@ -156,7 +156,7 @@ class InputGate(Section):
     )
 
     def limits(self) -> InputLimits:
-        """The limits as the gate takes them."""
+        """Return the limits as the gate takes them."""
         return InputLimits(**self.model_dump())
 
 
@@ -187,7 +187,7 @@ class OutputGate(Section):
     )
 
     def limits(self) -> OutputLimits:
-        """The limits as the gate takes them."""
+        """Return the limits as the gate takes them."""
         return OutputLimits(**self.model_dump())
 
 

@@ -237,7 +237,7 @@ class Normalize(Section):
     )
 
     def for_output(self, name: str) -> tuple[Norm, Axis]:
-        """The norm and the axis for one model output.
+        """Return the norm and the axis for one model output.
 
         Args:
             name: The output's name; one that ``outputs`` does not list gets the common norm.

@@ -30,7 +30,7 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def wrong(text: str, key: str = "") -> PydanticCustomError:
-    """What a check raises inside a section.
+    """Return what a check raises inside a section.
 
     Args:
         text: What is wrong, to stand behind the key: "is …, write …".
@@ -43,7 +43,7 @@ def wrong(text: str, key: str = "") -> PydanticCustomError:
 
 
 def repeated(names: Sequence[str]) -> str | None:
-    """The first name that occurs twice, if one does.
+    """Return the first name that occurs twice, if one does.
 
     Example:
         >>> repeated(["id", "label", "id"])
@@ -147,19 +147,19 @@ class JobSchema(GenerateJsonSchema):
     """JSON Schema in which any value may also be an environment variable, as in a job file."""
 
     def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
-        """A whole number, or a variable."""
+        """Return a whole number, or a variable."""
         return _or_variable(super().int_schema(schema))
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
-        """A number, or a variable."""
+        """Return a number, or a variable."""
         return _or_variable(super().float_schema(schema))
 
     def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
-        """A truth value, or a variable."""
+        """Return a truth value, or a variable."""
         return _or_variable(super().bool_schema(schema))
 
     def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
-        """One of several words, or a variable."""
+        """Return one of several words, or a variable."""
         return _or_variable(super().literal_schema(schema))
 
 
@@ -232,7 +232,7 @@ FunctionName = Annotated[str, StringConstraints(pattern=rf"^{_DOTTED}:[^\W\d]\w*
 
 
 def is_uri(path: str) -> bool:
-    """Whether ``path`` begins with a scheme, such as ``s3://``.
+    """Tell whether ``path`` begins with a scheme, such as ``s3://``.
 
     Example:
         >>> is_uri("s3://bucket/key"), is_uri("a/b.parquet")
@@ -242,7 +242,7 @@ def is_uri(path: str) -> bool:
 
 
 def holds_secrets(uri: str) -> bool:
-    """Whether a URI carries credentials: those belong in the environment, not in a job.
+    """Tell whether a URI carries credentials: those belong in the environment, not in a job.
 
     Example:
         >>> holds_secrets("s3://AKIA:secret@bucket/key"), holds_secrets("abfss://box@host/key")
@@ -252,7 +252,7 @@ def holds_secrets(uri: str) -> bool:
 
 
 def absolute(path: str, base: str) -> str:
-    """A local path made absolute and free of ``.`` and ``..``; a URI as it is.
+    """Return a local path made absolute and free of ``.`` and ``..``; a URI as it is.
 
     Args:
         path: A path or URI; ``~`` stands for the home directory.
@@ -271,7 +271,7 @@ def absolute(path: str, base: str) -> str:
 
 
 def is_within(inner: str, outer: str) -> bool:
-    """Whether one absolute path is another or lies below it, as far as the text tells.
+    """Tell whether one absolute path is another or lies below it, as far as the text tells.
 
     Args:
         inner: The path in question.

@@ -79,15 +79,15 @@ class IdentityPredictor:
         return tuple(replace(field, shape=field.shape or (1,)) for field in self.inputs)
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """The same; the batch size changes nothing here."""
+        """Return the same; the batch size changes nothing here."""
         return replace(self, batch_size=batch_size)
 
     def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:  # noqa: ARG002
-        """None: nothing is computed."""
+        """Return none: nothing is computed."""
         return {}
 
     def predict(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The features themselves, ``[n]`` as ``[n, 1]``."""
+        """Return the features themselves, ``[n]`` as ``[n, 1]``."""
         return {
             name: array[:, np.newaxis] if array.ndim == 1 else array
             for name, array in features.items()
@@ -174,7 +174,7 @@ def describe_model(
 
 
 def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
-    """A model that is in memory already as a predictor.
+    """Return a model that is in memory already as a predictor.
 
     Args:
         model: A ``keras.Model``, built.
@@ -204,7 +204,7 @@ def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
 
 
 def _predictor(loaded: LoadedModel, setup: TensorFlowSetup, *, pads: bool = True) -> Predictor:
-    """The model, its batch size fixed already where one is built into it."""
+    """Return the model, its batch size fixed already where one is built into it."""
     own = loaded.own_batch_size
     predictor = ModelPredictor(loaded, setup.device, setup.threads, pads=pads or own is not None)
     return predictor if own is None else predictor.with_batch_size(own)

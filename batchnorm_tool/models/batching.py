@@ -52,7 +52,7 @@ class LoadedModel(Protocol):
         """Rows of the Embedding layer that an input goes straight into, by its name."""
 
     def compile(self, batch_size: int) -> Step:
-        """A function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
+        """Return a function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
 
         It is called from several threads at once.
         """
@@ -101,7 +101,7 @@ class ModelPredictor:
         return self.model.embedding_sizes
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """The same model, compiled for a batch size."""
+        """Return the same model, compiled for a batch size."""
         if batch_size == self.batch_size:
             return self
         own = self.model.own_batch_size
@@ -169,7 +169,7 @@ class ModelPredictor:
 def _failing(
     predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
 ) -> dict[int, str]:
-    """Those of some rows on which the model fails, found by halving; a call holds no others."""
+    """Find the rows on which the model fails, by halving; a call holds no others."""
     call = np.resize(rows, predictor.batch_size or 1)
     try:
         predictor.predict({name: array[call] for name, array in features.items()})
@@ -199,12 +199,12 @@ def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> N
 
 
 def every_output(names: Sequence[str]) -> Sequence[int]:
-    """The places of all outputs."""
+    """Return the places of all outputs."""
     return range(len(names))
 
 
 def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
-    """The places of the chosen outputs among all outputs.
+    """Return the places of the chosen outputs among all outputs.
 
     Args:
         names: Of all outputs of the model.
@@ -231,7 +231,7 @@ def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[i
 
 
 def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
-    """The array of an input in the model's dtype, C-ordered, once its shape is known to fit."""
+    """Return the array of an input in the model's dtype, C-ordered; check that its shape fits."""
     array = features.get(field.name)
     if array is None:
         raise InputError(
@@ -255,7 +255,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The NumPy dtype of a name, ``"bfloat16"`` included.
+    """Return the NumPy dtype of a name, ``"bfloat16"`` included.
 
     Example:
         >>> numpy_dtype("bfloat16").itemsize
@@ -297,7 +297,7 @@ def _no_rows(field: Field) -> np.ndarray:
 
 
 def _widened(result: np.ndarray) -> np.ndarray:
-    """float16 and bfloat16 as float32, one number for a row as a vector of one."""
+    """Widen float16 and bfloat16 to float32, and make one number for a row a vector of one."""
     if result.dtype.name in _NARROW_FLOATS:
         result = result.astype(np.float32)
     return result[:, np.newaxis] if result.ndim == 1 else result
@@ -331,7 +331,7 @@ class Predictor(Protocol):
         """Threads within one operation; part of the bits."""
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """The same model with the batch size fixed.
+        """Return the same model with the batch size fixed.
 
         Raises:
             ModelError: The model has a batch size of its own, and it is another.

@@ -43,7 +43,7 @@ _WORKING_FACTOR = 16
 
 
 def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
-    """The first of several batch sizes at which a row's bits do not depend on its place.
+    """Return the first of several batch sizes at which a row's bits do not depend on its place.
 
     Where a matrix product has rows left over behind its last full block, another kernel computes
     those, and may round otherwise. Blocks of float32 are 4 to 24 rows long on the CPUs of today, so
@@ -69,7 +69,7 @@ def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[
 
 
 def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -> bool:
-    """Whether rows get the same bits wherever they stand in a batch, as far as a sample tells.
+    """Tell whether rows get the same bits wherever they stand in a batch, as far as a sample tells.
 
     Args:
         predictor: Of this batch size.
@@ -148,7 +148,7 @@ def repeated(sample: _Rows, rows: int) -> dict[str, np.ndarray]:
 
 
 def _distinct(predictor: Predictor, batch: _Rows) -> tuple[_Rows, _Rows]:
-    """A batch of distinct rows and what is predicted for them; equal ones would hide a lot."""
+    """Return distinct rows and what is predicted for them; equal ones would hide a lot."""
     if all((array == array[:1]).all() for array in batch.values()):
         varied = {name: array.copy() for name, array in batch.items()}
         for array in varied.values():
@@ -177,7 +177,7 @@ def _is_other(expected: _Rows, found: _Rows) -> bool:
 
 
 def _other_neighbours(batch: _Rows, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Batches in which one row stands where it stood, and all others are other rows."""
+    """Yield batches in which one row stands where it stood, and all others are other rows."""
     middle = rows // 2 | 1 if rows > 1 else 0
     for place, change in (
         *((0, _filler), (rows - 1, _filler)),
@@ -255,7 +255,7 @@ def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], ro
 
 
 def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
-    """The largest of the fastest sizes that the caches hold, or else the smallest of them.
+    """Return the largest of the fastest sizes that the caches hold, or else the smallest of them.
 
     Example:
         >>> _chosen({32: 50.0, 64: 100.0, 128: 99.0, 256: 98.0}, row_bytes=65536)
@@ -268,13 +268,13 @@ def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
 
 
 def _row_bytes(predictor: Predictor, sample: Mapping[str, np.ndarray]) -> int:
-    """Bytes of one row of features and predictions, these as float32."""
+    """Return bytes of one row of features and predictions, these as float32."""
     given = sum(array[:1].nbytes for array in sample.values())
     return given + sum(4 * math.prod(size or 1 for size in out.shape) for out in predictor.outputs)
 
 
 def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
-    """The smallest and the largest size to try, powers of two; none where there is nothing."""
+    """Return the smallest and the largest size to try, powers of two; none for no rows."""
     if not rows or not all(map(len, sample.values())):
         return 1, 0
     wanted = 1 << (rows - 1).bit_length()
@@ -287,7 +287,7 @@ def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
 def _seconds(
     predictor: Predictor, sample: Mapping[str, np.ndarray], size: int, left: float
 ) -> list[float]:
-    """Seconds of calls of ``size`` rows, at least one; the first also warms up."""
+    """Return seconds of calls of ``size`` rows, at least one; the first also warms up."""
     batch = repeated(sample, size)
     seconds: list[float] = []
     least, most = (min(each, left) for each in _SIZE_SECONDS)

@@ -110,7 +110,7 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
 
 
 def array_of(x: Any) -> Anything:
-    """Real numbers as an array: as NumPy reads them, or rows that are lists, stacked.
+    """Read real numbers as an array: as NumPy does, or rows that are lists, stacked.
 
     Args:
         x: What NumPy reads, or a pandas Series, an Arrow array or a list of lists of equal length.

@@ -126,7 +126,7 @@ class Histogram(Mapping[int, int]):
 
 
 def _summed(buckets: Int64s, counts: Int64s) -> Histogram:
-    """The histogram of buckets that may come several times, in any order."""
+    """Return the histogram of buckets that may come several times, in any order."""
     if not len(buckets):
         return Histogram()
     order = np.argsort(buckets, kind="stable")
@@ -136,7 +136,7 @@ def _summed(buckets: Int64s, counts: Int64s) -> Histogram:
 
 
 def lower_edges(buckets: Int64s) -> Float64s:
-    """The smallest value in each bucket: float64[k] of int64[k]."""
+    """Return the smallest value in each bucket: float64[k] of int64[k]."""
     return (buckets << _SHIFT).view(np.float64)
 
 

@@ -63,12 +63,12 @@ class RowCounts:
         return RowCounts(**{name: mine[name] + theirs[name] for name in mine})
 
     def to_dict(self) -> dict[str, int]:
-        """The counts as plain data, rows in and out as ``in`` and ``out``."""
+        """Return the counts as plain data, rows in and out as ``in`` and ``out``."""
         return {name.removeprefix("rows_"): count for name, count in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, int]) -> RowCounts:
-        """The counts that `to_dict` gave."""
+        """Return the counts that `to_dict` gave."""
         if not all(type(count) is int for count in data.values()):
             raise TypeError(f"counts that are not whole numbers: {data}")
         names = {"in": "rows_in", "out": "rows_out"}
@@ -104,7 +104,7 @@ class PartRecord:
     chunks: str = ""
 
     def to_json(self) -> bytes:
-        """The record as a sealed JSON document."""
+        """Return the record as a sealed JSON document."""
         data = {
             "part": self.part,
             "first_row": self.first_row,
@@ -121,7 +121,7 @@ class PartRecord:
 
     @classmethod
     def from_json(cls, text: bytes) -> PartRecord | None:
-        """The record that `to_json` gave, or ``None`` where it is damaged or of another version."""
+        """Read what `to_json` gave; ``None`` where it is damaged or of another version."""
         data = checked_json.load_checked_json(text)
         try:
             return None if data is None else cls._from_dict(data)
@@ -150,23 +150,23 @@ REFUSED = "_state/refused"
 
 
 def record_path(number: int) -> str:
-    """Where the record of a finished part lies while the run is under way."""
+    """Return where the record of a finished part lies while the run is under way."""
     return f"_state/records/{number:06d}.json"
 
 
 def refusal_path(number: int) -> str:
-    """Where the record of a part lies in which a row broke the policy ``fail``."""
+    """Return where the record of a part lies in which a row broke the policy ``fail``."""
     return f"{REFUSED}/{number:06d}.json"
 
 
 def read_record(storage: Storage, number: int) -> PartRecord | None:
-    """The record of a finished part, or ``None`` where it is missing or damaged."""
+    """Return the record of a finished part, or ``None`` where it is missing or damaged."""
     text = storage.get(record_path(number))
     return None if text is None else PartRecord.from_json(text)
 
 
 def existing_record(storage: Storage, number: int) -> PartRecord:
-    """The record of a finished part.
+    """Return the record of a finished part.
 
     Raises:
         WorkFailed: It is missing or damaged; the next run makes the part again.
@@ -182,7 +182,7 @@ def existing_record(storage: Storage, number: int) -> PartRecord:
 
 
 def read_refusals(storage: Storage) -> Iterator[PartRecord]:
-    """The records of all parts in which a row broke the policy ``fail``.
+    """Yield the records of all parts in which a row broke the policy ``fail``.
 
     Raises:
         WorkFailed: One is damaged.
@@ -247,7 +247,7 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
 def build_manifest(
     plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """The manifest of a finished run, sealed with a checksum of its own.
+    """Return the manifest of a finished run, sealed with a checksum of its own.
 
     Args:
         plan: The run's plan.
@@ -284,7 +284,7 @@ _OF_REFRESH = ("store", "gate", "publish")
 
 
 def _without_engine(job: dict[str, Any]) -> dict[str, Any]:
-    """The job without who did it, and what a run has no part in.
+    """Return the job without who did it, and what a run has no part in.
 
     Of its engine only what the bits depend on stays.
     """
@@ -317,7 +317,7 @@ class Manifest:
 
 
 def read_manifest(storage: Storage, path: str) -> Manifest | None:
-    """The manifest of the finished run in ``storage``, or ``None`` where none is finished.
+    """Return the manifest of the finished run in ``storage``, or ``None`` where none is finished.
 
     Args:
         storage: The output.

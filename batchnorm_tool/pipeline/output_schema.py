@@ -56,7 +56,7 @@ class OutputSpec:
         return self.axis == -1 and len(self.shape) > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as plain data."""
+        """Return the layout as plain data."""
         return {
             "name": self.name,
             "shape": list(self.shape),
@@ -68,7 +68,7 @@ class OutputSpec:
 
 
 def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
-    """The layout of each of the model's outputs, as the job asks for it.
+    """Return the layout of each of the model's outputs, as the job asks for it.
 
     Raises:
         JobError: ``normalize.outputs`` names an output that there is not.
@@ -128,7 +128,7 @@ def single_number_warnings(layouts: Sequence[OutputSpec]) -> Iterator[str]:
 
 
 def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
-    """Key and passed-through columns, each once, in the order in which they are written.
+    """Return the key and passed-through columns, each once, in the order in which they are written.
 
     Args:
         spec: The job's input.
@@ -154,7 +154,7 @@ def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
 
 
 def key_columns(spec: Input) -> tuple[str, ...]:
-    """The columns that identify a row; none where the global row number does."""
+    """Return the columns that identify a row; none where the global row number does."""
     if spec.key is None:
         return ()
     return (spec.key,) if isinstance(spec.key, str) else tuple(spec.key)
@@ -176,7 +176,7 @@ def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
 
 
 def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str) -> pa.Schema:
-    """The schema of the written rows: carried columns, then a vector and a norm for each output.
+    """Return the schema of written rows: carried columns, a vector and a norm for each output.
 
     Raises:
         JobError: Two columns would bear the same name.
@@ -210,7 +210,7 @@ def check_directories(layouts: Sequence[OutputSpec], form: str) -> None:
 
 
 def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
-    """A column of flat lists, with their true shape in its metadata where it has several axes.
+    """Return a column of flat lists, their true shape in its metadata if it has several axes.
 
     Example:
         >>> flat_field("vector", "float16", (2, 16)).type
@@ -227,7 +227,7 @@ def _norm_field(layout: OutputSpec) -> pa.Field:
 
 
 def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
-    """Rows of ``values`` ``[n, d]`` as a FixedSizeList array, without a copy.
+    """Return rows of ``values`` ``[n, d]`` as a FixedSizeList array, without a copy.
 
     Args:
         values: Any numeric dtype, C-ordered.
@@ -259,7 +259,7 @@ def output_table(
     results: Mapping[str, Normalized],
     nulls: np.ndarray,
 ) -> pa.Table:
-    """The rows of a chunk as they are written.
+    """Return the rows of a chunk as they are written.
 
     Args:
         carried: Key and passed-through columns, ``n`` rows.
@@ -283,7 +283,7 @@ def _norm_array(layout: OutputSpec, norms: np.ndarray, nulls: np.ndarray) -> pa.
 
 
 def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputSpec) -> pa.Array:
-    """Vector times norm, as a column like that of the unit vectors.
+    """Return vector times norm, as a column like that of the unit vectors.
 
     Args:
         units: Stored vectors, flat lists of fixed size.

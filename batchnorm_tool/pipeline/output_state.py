@@ -59,7 +59,7 @@ class OutputState:
         return {_STATISTICS, *self.manifest.directories}
 
     def choices(self, request: str) -> ResolvedOptions | None:
-        """The choices that were made here for the same ``request``, so that they stay."""
+        """Return the choices that were made here for the same ``request``, so that they stay."""
         if self.plan is not None and self.plan.options_fingerprint == request:
             return self.plan.resolved
         if self.manifest is not None and self.manifest.data["request"] == request:
@@ -125,7 +125,7 @@ def discard_state(storage: Storage) -> None:
 
 
 def is_finished(state: OutputState, plan: Plan) -> bool:
-    """Whether the very result of ``plan`` stands there, finished, its directories in place."""
+    """Tell whether the very result of ``plan`` stands there, finished, its directories in place."""
     manifest = state.manifest
     if manifest is None or manifest.data["result"] != plan.identity.result_id:
         return False
@@ -133,7 +133,7 @@ def is_finished(state: OutputState, plan: Plan) -> bool:
 
 
 def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
-    """Whether the run under way can go on as ``plan``; otherwise it is begun anew.
+    """Tell whether the run under way can go on as ``plan``; otherwise it is begun anew.
 
     Raises:
         OutputError: Something else stands there, and ``fresh`` does not allow to replace it.
@@ -155,7 +155,7 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
 
 
 def _continues(before: Identity, plan: Plan) -> bool:
-    """Whether parts of the one can stand in the other: policies may differ, bits if allowed."""
+    """Tell whether parts of one can stand in the other: policies may differ, bits if allowed."""
     after = plan.identity
     same_bits = before.bits == after.bits or plan.job.engine.mixed_bits
     return before.space == after.space and before.result == after.result and same_bits
@@ -197,7 +197,7 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
 
 
 def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
-    """What both jobs left open: no person can tell why one choice came out as it did."""
+    """Return what both jobs left open: no person can tell why one choice came out as it did."""
     before = state.plan.job.to_dict() if state.plan else _job_of(state.manifest)
     jobs = (before, plan.job.to_dict())
     chosen = {"chunk_rows"}
@@ -209,12 +209,12 @@ def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
 
 
 def _job_of(manifest: Manifest | None) -> Mapping[str, Any]:
-    """The job of a finished run, as plain data."""
+    """Return the job of a finished run, as plain data."""
     return {} if manifest is None else manifest.data["job"]
 
 
 def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:
-    """The finished parts that stay as they are under ``plan``.
+    """Return the finished parts that stay as they are under ``plan``.
 
     Returns:
         For the number of each, the paths of its files as readers will see them.
@@ -236,7 +236,7 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
 
 
 def _is_whole(storage: Storage, record: PartRecord) -> bool:
-    """Whether the part's files are there in full size; `verify` reads every byte of them."""
+    """Tell whether the part's files are there in full size; `verify` reads every byte of them."""
     return all(storage.size(storage.staged(file.path)) == file.bytes for file in record.files)
 
 

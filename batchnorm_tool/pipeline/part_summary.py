@@ -99,7 +99,7 @@ class PartSummary:
         self._remember(scored, actions == FAIL, self.first_failed_rows)
 
     def record(self, bits: str, files: tuple[FileRecord, ...]) -> PartRecord:
-        """The commit record of the part, whose ``files`` are in place.
+        """Return the commit record of the part, whose ``files`` are in place.
 
         Of a part that broke a policy, it names the rows that did.
         """
@@ -150,7 +150,7 @@ class PartSummary:
 
 
 def key_text(carried: pa.Table, offset: int, keys: int) -> str:
-    """The key of one row as a person reads it: the first ``keys`` columns, at least one."""
+    """Return the key of one row as a person reads it: the first ``keys`` columns, at least one."""
     columns = carried.columns[: max(1, keys)]
     return ", ".join(str(column[offset].as_py()) for column in columns)
 
@@ -182,7 +182,7 @@ class ChunkStatistics:
         self._chunks += 1
 
     def to_text(self) -> str:
-        """The rows as an Arrow IPC stream in base 64, for the record of the part."""
+        """Return the rows as an Arrow IPC stream in base 64, for the record of the part."""
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, CHUNK_SCHEMA) as writer:
             writer.write_table(self._table())
@@ -217,7 +217,7 @@ def _distribution(lengths: NormStats) -> dict[str, Any]:
 
 
 def _histograms(histograms: Sequence[CoarseHistogram]) -> pa.Array:
-    """Coarse histograms as lists of buckets, made of whole arrays: there are thousands of them."""
+    """Return coarse histograms as lists of buckets, made of whole arrays: there are thousands."""
     if not histograms:
         return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
     columns = [np.concatenate(side) for side in zip(*histograms, strict=True)]

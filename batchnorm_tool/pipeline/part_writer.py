@@ -115,7 +115,7 @@ class PartWriter:
         return self._open(job.output.format, "vectors", schema, shape)
 
     def _provenance(self) -> dict[str, str]:
-        """What a lone file tells of where it came from; a function of plan and part alone."""
+        """Return what a lone file tells of its origin; a function of plan and part alone."""
         provenance = {
             "space": self._plan.identity.space_id,
             "bits": self._plan.identity.bits_id,
@@ -150,7 +150,7 @@ class PartWriter:
 
 
 def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
-    """The schema of quarantined rows: carried columns, then from where and why, then predictions.
+    """Return the schema of quarantined rows: carried columns, origin and reason, predictions.
 
     Ours are called ``file``, ``file_row``, ``reason``, and ``prediction`` or, of several outputs,
     ``NAME_prediction``. Where a carried column has that name, ours ends in ``_`` (or more of them).
@@ -166,7 +166,7 @@ def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
 
 
 def _free(name: str, fields: Sequence[pa.Field]) -> str:
-    """``name`` with as many ``_`` at its end as it takes to be that of none of the ``fields``."""
+    """Append as many ``_`` to ``name`` as it takes to be that of none of the ``fields``."""
     taken = {field.name for field in fields}
     while name in taken:
         name += "_"

@@ -69,12 +69,12 @@ class Identity:
         return checked_json.sha256(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The identity as plain data."""
+        """Return the identity as plain data."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Identity:
-        """The identity that `to_dict` gave."""
+        """Return the identity that `to_dict` gave."""
         return cls(**data)
 
 
@@ -84,7 +84,7 @@ def identify(
     files: tuple[InputFile, ...],
     limit: int | None,
 ) -> Identity:
-    """The identity of the result of ``job`` over ``files`` with the choices in ``resolved``."""
+    """Identify the result of ``job`` over ``files`` with the choices in ``resolved``."""
     return Identity(
         space=_space(job, resolved),
         bits=_bits(resolved, with_model=job.model is not None),
@@ -164,7 +164,7 @@ _LABELS = {
 
 
 def _named_differences(name: str, before: object, after: object) -> Iterator[str]:
-    """What differs under ``name``; of two mappings, only the keys that differ."""
+    """Yield what differs under ``name``; of two mappings, only the keys that differ."""
     if before == after:
         return
     if name in _LABELS:
@@ -220,7 +220,7 @@ class Part:
         return f"part-{self.number:06d}"
 
     def locate(self, row: int) -> tuple[int, int]:
-        """File number, and row in that file, of the global ``row``."""
+        """Return the file number, and row in that file, of the global ``row``."""
         offset = row - self.first_row
         for piece in self.slices:
             if offset < piece.rows:
@@ -261,13 +261,13 @@ class ResolvedOptions:
     transform: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The choices as plain data, the schema as its Arrow IPC message in base 64."""
+        """Return the choices as plain data, the schema as its Arrow IPC message in base 64."""
         schema = base64.b64encode(self.carried.serialize()).decode()
         return {**asdict(replace(self, carried=None)), "carried": schema}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResolvedOptions:
-        """The choices that `to_dict` gave."""
+        """Return the choices that `to_dict` gave."""
         features = {name: tuple(columns) for name, columns in data["features"].items()}
         fields = {side: tuple(map(_field, data[side])) for side in ("inputs", "outputs")}
         try:
@@ -327,7 +327,7 @@ class Plan:
         return [0, *itertools.accumulate(file.rows for file in self.files)]
 
     def part(self, number: int) -> Part:
-        """The part with this number."""
+        """Return the part with this number."""
         first_row = number * self.resolved.part_rows
         stop_row = min(first_row + self.resolved.part_rows, self.rows)
         return Part(number, first_row, tuple(self._slices(first_row, stop_row)))
@@ -344,7 +344,7 @@ class Plan:
         return slices
 
     def to_json(self) -> bytes:
-        """The plan as a sealed JSON document."""
+        """Return the plan as a sealed JSON document."""
         data = {
             "job": self.job.to_dict(),
             "files": [file.to_dict() for file in self.files],
@@ -358,7 +358,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: bytes) -> Plan | None:
-        """The plan that `to_json` gave, or ``None`` where it is damaged or of another version."""
+        """Read what `to_json` gave; ``None`` where it is damaged or of another version."""
         data = checked_json.load_checked_json(text)
         try:
             return None if data is None else cls._from_dict(data)
@@ -381,7 +381,7 @@ class Plan:
 def choose_part_rows(
     batch_size: int, rows: int, *, rows_per_second: float, bytes_per_row: int
 ) -> int:
-    """Rows of a part where the job leaves it open.
+    """Return rows of a part where the job leaves it open.
 
     The largest power-of-two multiple of the batch size within one minute of one worker's work,
     256 MiB of output, and a 24th of the rows.

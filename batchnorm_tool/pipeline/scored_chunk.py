@@ -93,7 +93,7 @@ def score_chunk(
 def _predict(
     chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputSpec]
 ) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
-    """The chunk with the rows marked on which the model fails, predictions, and what it says.
+    """Predict; return the chunk with failing rows marked, predictions, and what the model says.
 
     A sound row stands in for each of those, so that all others keep their places, and their bits.
     """
@@ -140,7 +140,7 @@ def warn_of_negative_ids(
 def _normalized(
     vectors: np.ndarray, norm: norms_norm.Norm, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
+    """Return the unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
     unit, lengths = np.empty(vectors.shape, dtype), np.empty((len(vectors), 1))
     for block in norms_norm.row_blocks(*vectors.shape):
         x64 = norms_norm.widen(vectors[block])
@@ -152,7 +152,7 @@ def _normalized(
 def _measure(
     vectors: np.ndarray, lengths: np.ndarray, output: OutputSpec, good_rows: np.ndarray
 ) -> VectorStats:
-    """Statistics of the vectors of good rows: filler in the place of a bad input does not count."""
+    """Measure the vectors of good rows: filler in the place of a bad input does not count."""
     if not good_rows.all():
         chosen = np.repeat(good_rows, output.vectors)
         vectors, lengths = vectors[chosen], lengths[chosen]
@@ -162,7 +162,7 @@ def _measure(
 
 
 def _surely_good(lengths: np.ndarray, norm: norms_norm.Norm) -> bool:
-    """Whether the lengths alone tell that every row is finite and not zero.
+    """Tell whether the lengths alone tell that every row is finite and not zero.
 
     A row that was divided by such a length has components of at most 1, and not all of them 0.
     """
@@ -204,7 +204,7 @@ class Policies:
 
     @classmethod
     def of(cls, job: Job) -> Policies:
-        """The policies that ``job`` declares."""
+        """Return the policies that ``job`` declares."""
         names: dict[Reason, str] = dict.fromkeys(INPUT_REASONS, job.input.invalid)
         names[Reason.GOOD] = "keep"
         names[Reason.NONFINITE_PREDICTION] = job.normalize.nonfinite
@@ -213,7 +213,7 @@ class Policies:
         return cls(np.array([ACTIONS.index(names[reason]) for reason in Reason], np.uint8))
 
     def actions_for(self, faults: np.ndarray) -> np.ndarray:
-        """The action for each row: ``uint8[n]`` from reasons ``uint8[n]``."""
+        """Return the action for each row: ``uint8[n]`` from reasons ``uint8[n]``."""
         return self.actions[faults]
 
     @property

@@ -61,7 +61,7 @@ class StageTimings:
             self._totals[stage] = (before[0] + seconds, before[1] + cpu_seconds)
 
     def totals(self) -> dict[str, tuple[float, float]]:
-        """What every stage took so far: by its name, seconds and CPU seconds."""
+        """Return what every stage took so far: by its name, seconds and CPU seconds."""
         with self._lock:
             return dict(self._totals)
 

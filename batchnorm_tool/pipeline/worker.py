@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Turns part numbers into committed parts; threads may share one.
+    """The work that turns part numbers into committed parts; threads may share one.
 
     Args:
         plan: The run's plan.
@@ -131,7 +131,7 @@ class Worker:
                 writer.write(scored, actions)
 
     def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The same chunks; whatever brings the next one is the stage of reading."""
+        """Yield the same chunks; whatever brings the next one is the stage of reading."""
         while True:
             with self.timings.stage("read"):
                 chunk = next(chunks, None)
@@ -140,7 +140,7 @@ class Worker:
             yield chunk
 
     def _chunks(self, part: Part) -> Iterator[Chunk]:
-        """The part's rows in chunks on a grid that starts at its first row."""
+        """Yield the part's rows in chunks on a grid that starts at its first row."""
         row = part.first_row
         for table in regrouped(self._batches(part), self.plan.resolved.chunk_rows):
             arrays, faults = self._reader.read(table)
@@ -169,7 +169,7 @@ class Worker:
         return self._keys > 0 or column != output_schema.ROW_COLUMN
 
     def _carry(self, table: pa.Table, first_row: int) -> pa.Table:
-        """Key and passed-through columns of ``table``; the row number where there is no key."""
+        """Return key and passed-through columns of ``table``; the row number if there is no key."""
         columns = [
             table[name]
             if self._is_stored(name)
@@ -202,7 +202,7 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
 
 
 def open_worker(storage: Storage, device: DeviceName) -> Worker:
-    """A worker of the run whose plan lies in an output, its model loaded.
+    """Return a worker of the run whose plan lies in an output, its model loaded.
 
     Args:
         storage: The output.
@@ -221,7 +221,7 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
 
 
 def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
-    """A worker that computes with a loaded model; its batch size becomes the plan's.
+    """Return a worker that computes with a loaded model; its batch size becomes the plan's.
 
     Raises:
         OutputError: A plan names the device and the threads whose bits its parts have, and the

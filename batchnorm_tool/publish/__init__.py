@@ -39,7 +39,7 @@ TARGETS: dict[str, Callable[[TargetSection], Target]] = {
 
 
 def open_target(section: TargetSection) -> Target:
-    """The target of a section; its place is not touched.
+    """Return the target of a section; its place is not touched.
 
     Args:
         section: An item of ``publish``.
@@ -76,7 +76,7 @@ class Outcome:
     skipped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain data."""
+        """Return the outcome as plain data."""
         return asdict(self)
 
 
@@ -115,7 +115,7 @@ def find_unfit(
 
 
 def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
-    """The names of the targets that are not known to hold a version.
+    """Return the names of the targets that are not known to hold a version.
 
     Args:
         sections: The items of ``publish``.
@@ -169,7 +169,7 @@ def _note_path(target: Target) -> str:
 
 
 def _held(target: Target, storage: Storage) -> Facts | None:
-    """What the target held when it was last written; another place holds nothing yet.
+    """Return what the target held when it was last written; another place holds nothing yet.
 
     A note that is damaged is no note: the target is then written whole.
     """

@@ -133,7 +133,7 @@ class Target(Protocol):
 
 
 def published_schema(layout: StoreSchema) -> pa.Schema:
-    """The columns that targets show: keys, vector, norm, status, version, passed-through ones.
+    """Return the columns that targets show: keys, vector, norm, status, version, passed-through.
 
     Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
     """
@@ -142,14 +142,14 @@ def published_schema(layout: StoreSchema) -> pa.Schema:
 
 
 def published_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The columns of ``schema`` of each batch that has rows."""
+    """Yield the columns of ``schema`` of each batch that has rows."""
     for batch in batches:
         if batch.num_rows:
             yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
 
 
 def version_facts(publication: Publication) -> Facts:
-    """What every target says of what it holds."""
+    """Return what every target says of what it holds."""
     return {
         "version": publication.version,
         "rows": publication.rows,

@@ -62,11 +62,11 @@ class FullSet:
         return 0
 
     def upsert_batches(self) -> Iterator[pa.RecordBatch]:
-        """Every row."""
+        """Return every row."""
         return self.publication.all_batches()
 
     def delete_batches(self) -> Iterator[pa.RecordBatch]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
 
@@ -109,7 +109,7 @@ class ChangeFeed(AcceptsAllRows):
         publication: Publication,
         held: Mapping[str, Any] | None,
     ) -> int | None:
-        """The newest version here, if what is new since then can be told."""
+        """Return the newest version here, if what is new since then can be told."""
         newest = max((number for number in versions if number < publication.version), default=None)
         if held is None or newest is None:
             return None

@@ -26,7 +26,7 @@ PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk
 
 
 def versions_in(storage: LocalStorage, directory: str = "") -> list[int]:
-    """The versions that have a directory, in order."""
+    """Return the versions that have a directory, in order."""
     names = storage.names(directory)
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
@@ -66,7 +66,7 @@ def clear_staging(storage: LocalStorage) -> None:
 
 
 def manifest(publication: Publication, files: Iterable[FileRecord], root: str) -> dict[str, Any]:
-    """What a loader needs to know of a directory.
+    """Return what a loader needs to know of a directory.
 
     Args:
         publication: What the directory holds.
@@ -101,19 +101,19 @@ def put_manifest(storage: LocalStorage, path: str, document: dict[str, Any]) -> 
 
 
 def manifest_at(storage: LocalStorage, path: str) -> dict[str, Any] | None:
-    """A manifest, or ``None`` where there is none that is whole."""
+    """Return a manifest, or ``None`` where there is none that is whole."""
     text = storage.get(path)
     return None if text is None else verified_json(text)
 
 
 def holds(found: dict[str, Any] | None, publication: Publication) -> bool:
-    """Whether a manifest is that of this very publication."""
+    """Tell whether a manifest is that of this very publication."""
     wanted = (publication.version, publication.record.get("run_id"))
     return found is not None and (found["version"], found["run_id"]) == wanted
 
 
 class PartFiles:
-    """Writes tables into ``DIRECTORY/part-000000.parquet`` and so on.
+    """A writer of tables into ``DIRECTORY/part-000000.parquet`` and so on.
 
     Args:
         storage: Where to.
@@ -168,7 +168,7 @@ def write_table(
 def _open_table(
     storage: Storage, path: str, schema: pa.Schema, layout: Layout
 ) -> Iterator[tuple[OutputFile, ParquetSink]]:
-    """An open Parquet file, thrown away unless it is committed."""
+    """Open a Parquet file, and discard it unless it is committed."""
     file = storage.create(path)
     try:
         yield file, ParquetSink(file, schema, layout)

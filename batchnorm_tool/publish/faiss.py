@@ -174,11 +174,11 @@ class IndexFiles:
         return self.path.with_name(f"{self.path.name}.json")
 
     def keys_path(self, version: int) -> Path:
-        """The file that explains the ids of a version."""
+        """Return the file that explains the ids of a version."""
         return self.path.with_name(f"{self.path.name}.{version}.keys.parquet")
 
     def document(self) -> dict[str, Any] | None:
-        """What is told of the index, unless it is of another one or there is none."""
+        """Return what is told of the index, unless it is of another one or there is none."""
         with read_errors(self.path):
             if not (self.path.is_file() and self.document_path.is_file()):
                 return None
@@ -204,7 +204,7 @@ class IndexFiles:
 
     @contextlib.contextmanager
     def keys(self, version: int, schema: pa.Schema) -> Iterator[ParquetSink]:
-        """A file that explains ids; it is there when the block has ended well."""
+        """Write a file that explains ids; it is there when the block has ended well."""
         with _created(self.keys_path(version)) as file:
             sink = ParquetSink(file, schema, Layout(rows=0, vector_columns=()))
             yield sink
@@ -223,7 +223,7 @@ class IndexFiles:
 
 @contextlib.contextmanager
 def _created(path: Path) -> Iterator[OutputFile]:
-    """A file in the making, thrown away unless it is committed."""
+    """Create a file, and discard it unless it is committed."""
     aside = path.with_name(f".{path.name}.new")
     with write_errors(path):
         make_directories(path.parent)

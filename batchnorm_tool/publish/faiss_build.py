@@ -51,7 +51,7 @@ class IndexBatch:
 
 
 def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
-    """All rows of a version, batch by batch."""
+    """Yield all rows of a version, batch by batch."""
     first_row, vector = 0, publication.layout.vector
     for batch in publication.all_batches():
         if batch.num_rows:
@@ -62,7 +62,7 @@ def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
 
 
 def factory_text(wanted: str, rows: int) -> str:
-    """FAISS's text for the index.
+    """Return FAISS's text for the index.
 
     Args:
         wanted: ``"auto"``, a number of lists, or a text for ``faiss.index_factory``.
@@ -80,7 +80,7 @@ def factory_text(wanted: str, rows: int) -> str:
 
 
 def trained(publication: Publication, scheme: IdScheme, text: str) -> Any:
-    """An index with ids, without rows, trained on a sample if it needs that."""
+    """Return an index with ids, without rows, trained on a sample if it needs that."""
     import faiss
 
     inner = faiss.index_factory(publication.layout.width, text, faiss.METRIC_INNER_PRODUCT)
@@ -115,7 +115,7 @@ def tune(index: Any, neighbours: Neighbours) -> tuple[float | None, dict[str, in
 
 
 def _efforts(index: Any) -> list[tuple[str, int]]:
-    """What can be tried, the least first."""
+    """Return what can be tried, the least first."""
     import faiss
 
     inner = faiss.downcast_index(index.index)
@@ -170,7 +170,7 @@ class RecallQueries:
 
 @dataclass
 class RecallSample:
-    """Collects evenly spaced rows from batches that pass by.
+    """A sample of evenly spaced rows from batches that pass by.
 
     Attributes:
         rows: How many rows will pass.
@@ -191,7 +191,7 @@ class RecallSample:
         self._ids.append(ids[here])
 
     def queries(self) -> RecallQueries:
-        """What was taken."""
+        """Return what was taken."""
         if not self._ids:
             return RecallQueries(np.empty((0, 0), np.float32), np.empty(0, np.int64))
         return RecallQueries(np.concatenate(self._vectors), np.concatenate(self._ids))
@@ -234,7 +234,7 @@ class Neighbours:
         self.ids = np.take_along_axis(ids, best, 1)
 
     def recall(self, index: Any) -> float | None:
-        """The share of true neighbours among the ten that the index finds.
+        """Return the share of true neighbours among the ten that the index finds.
 
         Returns:
             ``None`` where a row has no neighbour.
@@ -275,7 +275,7 @@ class IdScheme:
 
     @classmethod
     def of(cls, publication: Publication) -> IdScheme:
-        """The scheme of a publication."""
+        """Return the scheme of a publication."""
         return cls(publication.version, publication.layout.key_schema)
 
     @property
@@ -285,7 +285,7 @@ class IdScheme:
         return len(kinds) == 1 and pa.types.is_integer(kinds[0]) and kinds[0] != pa.uint64()
 
     def ids(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
-        """The ids of rows.
+        """Return the ids of rows.
 
         Args:
             batch: Rows with their keys.
@@ -324,6 +324,6 @@ class IdScheme:
         return pa.schema([pa.field(name, pa.int64()), *self.key_schema])
 
     def explained(self, batch: pa.RecordBatch, ids: np.ndarray) -> pa.Table:
-        """Ids with their keys."""
+        """Return ids with their keys."""
         keys = [batch.column(name) for name in self.key_schema.names]
         return pa.table([pa.array(ids), *keys], schema=self.file_schema)

@@ -75,7 +75,7 @@ class ParquetSnapshot(AcceptsAllRows):
 
 
 def _is_here(storage: LocalStorage, publication: Publication) -> bool:
-    """Whether the snapshot was finished: its manifest is written after its directory appeared."""
+    """Tell whether the snapshot was finished: its manifest is written after its directory."""
     document = directories.manifest_at(storage, _manifest_path(publication.version))
     return directories.holds(document, publication)
 

@@ -149,7 +149,7 @@ class PgvectorTable(AcceptsAllRows):
         before: Bookkeeping | None,
         shape: RowShape,
     ) -> Changes | None:
-        """What to do to the table that is there; ``None`` where a new one is to be made."""
+        """Return what to do to the table that is there; ``None`` where a new one is to be made."""
         if held is None or before is None or before.shape != shape.signature:
             return None
         if not publication.can_start_from(before.version):
@@ -160,7 +160,7 @@ class PgvectorTable(AcceptsAllRows):
 
     @contextlib.contextmanager
     def _connected(self, **options: Any) -> Iterator[psycopg.Connection]:
-        """A connection; what psycopg says is told without the connection string.
+        """Connect; what psycopg says is reported without the connection string.
 
         Raises:
             WorkFailed: It did not work, and may the next time.
@@ -177,7 +177,7 @@ class PgvectorTable(AcceptsAllRows):
             raise kind(self._describe_error(error, text)) from None
 
     def _describe_error(self, error: psycopg.Error, text: str) -> str:
-        """What the server or libpq says in its first line, on one line."""
+        """Return what the server or libpq says in its first line, on one line."""
         said = error.diag.message_primary or str(error).partition("\n")[0]
         hint = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
         return (
@@ -214,7 +214,7 @@ class PgvectorTable(AcceptsAllRows):
 
 
 def _hides_secrets(text: str) -> bool:
-    """Whether a password with unescaped characters would be taken for host, port or database."""
+    """Tell whether an unescaped password would be taken for host, port or database."""
     rest = text.partition("://")[2]
     before, at, after = rest.partition("@")
     return bool(at) and ("@" in after or _ENDS.search(before) is not None)
@@ -231,7 +231,7 @@ def _is_transient(error: psycopg.Error) -> bool:
 
 
 def _without_secrets(said: str, text: str) -> str:
-    """A message of libpq's without the connection string or the password in it.
+    """Return a message of libpq's without the connection string or the password in it.
 
     libpq quotes a string that it cannot parse, and then no part of it is known to be harmless.
     """

@@ -103,7 +103,7 @@ class Tables:
         )
 
     def bookkeeping(self) -> Bookkeeping | None:
-        """What the view shows, or ``None`` where there is no view."""
+        """Return what the view shows, or ``None`` where there is no view."""
         row = self._statements.run(
             "SELECT version, run_id, built, previous, shape FROM {book}"
         ).fetchone()
@@ -293,7 +293,7 @@ class Tables:
 
 
 def _options(index: str, rows: int) -> str:
-    """As many lists as pgvector's documentation advises; HNSW keeps its defaults."""
+    """Ask for as many lists as pgvector's documentation advises; HNSW keeps its defaults."""
     if index != "ivfflat":
         return ""
     lists = rows // 1000 if rows <= 1_000_000 else round(rows**0.5)
@@ -318,24 +318,24 @@ class Statements:
         self._known = {"view": self.table(names.view), "book": self.table(names.bookkeeping)}
 
     def table(self, name: str) -> sql.Composable:
-        """A table of the target's schema."""
+        """Return a table of the target's schema."""
         return self._sql.Identifier(self._names.schema, name)
 
     def columns(self, names: Iterable[str]) -> sql.Composable:
-        """Names of columns with commas between them."""
+        """Return names of columns with commas between them."""
         return self.each("{0}", names)
 
     def each(self, pattern: str, names: Iterable[str], between: str = ", ") -> sql.Composable:
-        """A pattern once for each name, in place of ``{0}``."""
+        """Return a pattern once for each name, in place of ``{0}``."""
         text, quoted = self._sql.SQL(pattern), map(self._sql.Identifier, names)
         return self._sql.SQL(between).join(text.format(name) for name in quoted)
 
     def join(self, parts: Iterable[sql.Composable]) -> sql.Composable:
-        """Parts with commas between them."""
+        """Return parts with commas between them."""
         return self._sql.SQL(", ").join(parts)
 
     def text(self, words: str) -> sql.Composable:
-        """SQL as it stands: never anything from outside."""
+        """Return SQL as it stands: never anything from outside."""
         return self._sql.SQL(words)
 
     def run(
@@ -346,7 +346,7 @@ class Statements:
         return self.connection.execute(composed, values or None)
 
     def value(self, statement: str, values: tuple[Any, ...] = (), **parts: sql.Composable) -> Any:
-        """The first value of the first row."""
+        """Return the first value of the first row."""
         row = self.run(statement, values, **parts).fetchone()
         return None if row is None else row[0]
 
@@ -399,12 +399,12 @@ class Names:
         return f"{self.view}{BOOKKEEPING}"
 
     def built_in(self, version: int, read: str | None) -> str:
-        """The name of the table that a version builds, beside the one that is ``read`` now."""
+        """Name the table that a version builds, beside the one that is ``read`` now."""
         name = f"{self.view}_v{version}"
         return f"{name}_again" if name == read else name
 
     def is_built(self, table: str) -> bool:
-        """Whether a table is called as one of ours."""
+        """Tell whether a table is called as one of ours."""
         return re.fullmatch(re.escape(self.view) + r"_v\d+(_again)?", table) is not None
 
     @property
@@ -438,10 +438,10 @@ class Bookkeeping:
         return {self.built, self.previous or self.built}
 
     def is_of(self, publication: Publication) -> bool:
-        """Whether the view shows this very publication."""
+        """Tell whether the view shows this very publication."""
         run_id = publication.record.get("run_id")
         return (self.version, self.run_id) == (publication.version, run_id)
 
     def values(self) -> tuple[Any, ...]:
-        """The values of its row, in order."""
+        """Return the values of its row, in order."""
         return (self.version, self.run_id, self.built, self.previous, self.shape)

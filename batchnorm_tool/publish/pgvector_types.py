@@ -75,7 +75,7 @@ class RowShape:
 
     @classmethod
     def of(cls, layout: StoreSchema) -> RowShape:
-        """The shape of a store's published columns."""
+        """Return the shape of a store's published columns."""
         schema, width = published_schema(layout), layout.width
         columns = tuple(
             (
@@ -133,11 +133,11 @@ class RowShape:
         return [name for name in self.names if name not in self.keys]
 
     def schema_of(self, names: list[str]) -> pa.Schema:
-        """Some columns in Arrow."""
+        """Return some columns in Arrow."""
         return pa.schema([self.schema.field(name) for name in names])
 
     def types(self, names: list[str]) -> list[str]:
-        """The SQL types of some columns, without the numbers in brackets."""
+        """Return the SQL types of some columns, without the numbers in brackets."""
         known = dict(self.columns)
         return [known[name].partition("(")[0] for name in names]
 
@@ -147,7 +147,7 @@ class RowShape:
         return f"halfvec({self.width})" if self.width > LONGEST_INDEXED else ""
 
     def indexed(self) -> str | None:
-        """What an index is over, with ``{0}`` for the column; ``None`` where none can be."""
+        """Return what an index is over, with ``{0}`` for the column; ``None`` where none can be."""
         if self.width > LONGEST_INDEXED_HALF:
             return None
         if self.cast:
@@ -155,7 +155,7 @@ class RowShape:
         return f"{{0}} vector_{self.operators}_ops"
 
     def warnings(self, index: str) -> list[str]:
-        """What a reader should know of precision and of the index."""
+        """Return what a reader should know of precision and of the index."""
         told = []
         if self.dtype == "float64":
             told.append("pgvector stores float32: the vectors' float64 was rounded.")
@@ -168,7 +168,7 @@ class RowShape:
 
 
 def sql_type(kind: pa.DataType) -> str:
-    """The type of a column that holds every value of an Arrow type.
+    """Return the type of a column that holds every value of an Arrow type.
 
     Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
     else has no type of its own becomes ``jsonb``.
@@ -239,7 +239,7 @@ def _holds_nul(value: Any) -> bool:
 
 
 def _beyond(column: pa.Array) -> np.ndarray:
-    """Dates and times that Python lacks, and spans that are no 64-bit number of microseconds."""
+    """Find dates and times that Python lacks, and spans beyond 64 bits of microseconds."""
     kind = column.type
     width = pa.int32() if kind == pa.date32() else pa.int64()
     values = column.cast(width).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
@@ -250,7 +250,7 @@ def _beyond(column: pa.Array) -> np.ndarray:
 
 
 def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table as psycopg takes them for a binary ``COPY``.
+    """Return the rows of a table as psycopg takes them for a binary ``COPY``.
 
     Args:
         table: Rows.
@@ -290,7 +290,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def as_json(value: Any) -> str:
-    """A nested value as JSON; what JSON has no word for becomes null or text.
+    """Return a nested value as JSON; what JSON has no word for becomes null or text.
 
     Example:
         >>> as_json({"a": [1.5, float("nan")], "b": None})

@@ -113,7 +113,7 @@ def _is_run(path: str) -> bool:
 
 
 def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str]) -> OutputSpec:
-    """The output that ``column`` names, by its own name or by that of its column.
+    """Return the output that ``column`` names, by its own name or by that of its column.
 
     Raises:
         InputError: There is no such output, or several and none is named.
@@ -141,7 +141,7 @@ class RestoredStream:
     output: OutputSpec
 
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[PredictionBatch]:
-        """All rows in order, with further columns that are there."""
+        """Yield all rows in order, with further columns that are there."""
         vector, norm = self.output.vector_column, self.output.norm_column
         first_row = 0
         for batch in self.stored.read(tuple(dict.fromkeys([vector, norm, *columns])), batch_rows):
@@ -152,12 +152,12 @@ class RestoredStream:
             first_row += batch.num_rows
 
     def read_columns(self, columns: Sequence[str]) -> pa.Table:
-        """All rows of columns that are there."""
+        """Return all rows of columns that are there."""
         schema = pa.schema([self.stored.schema.field(name) for name in columns])
         return pa.Table.from_batches(self.stored.read(columns, _COLUMN_ROWS), schema)
 
     def locate(self, row: int) -> tuple[str, int]:
-        """Where a row lies, and its number there."""
+        """Return where a row lies, and its number there."""
         return self.stored.path, row
 
 
@@ -187,7 +187,7 @@ def open_data(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> Predi
 
 
 def _vectors(table: Table, spec: Input, path: str) -> tuple[tuple[str, ...], Field]:
-    """The columns of the vectors, and what they hold."""
+    """Return the columns of the vectors, and what they hold."""
     with _named(path):
         columns = features.match_features(table.schema, (), spec)
         (stored,) = features.stored_fields(table.schema, columns)
@@ -224,7 +224,7 @@ def _check_holds_vectors(sample: pa.Table, columns: Sequence[str]) -> None:
 def _provenance_of_part(
     schema: pa.Schema, column: Sequence[str], path: str
 ) -> Mapping[str, Any] | None:
-    """What the footer of a lone part of a run tells of these vectors."""
+    """Return what the footer of a lone part of a run tells of these vectors."""
     text = (schema.metadata or {}).get(_PROVENANCE)
     try:
         written = json.loads(text or b"null")

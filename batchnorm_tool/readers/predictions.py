@@ -46,13 +46,13 @@ class Stream(Protocol):
     """Where the rows come from."""
 
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[PredictionBatch]:
-        """All rows in order, with further columns that are there."""
+        """Return all rows in order, with further columns that are there."""
 
     def read_columns(self, columns: Sequence[str]) -> pa.Table:
-        """All rows of columns that are there."""
+        """Return all rows of columns that are there."""
 
     def locate(self, row: int) -> tuple[str, int]:
-        """The file that holds a row, and its number in that file."""
+        """Return the file that holds a row, and its number in that file."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Predictions:
         return f"{file}, row {place}"
 
     def facts(self) -> dict[str, Any]:
-        """What is known of them without reading rows, as plain data."""
+        """Return what is known of them without reading rows, as plain data."""
         return {
             "path": self.path,
             "kind": self.kind,

@@ -139,15 +139,15 @@ class StoredRun:
         return {*self._directories, QUARANTINE_DIRECTORY}
 
     def locate(self, file: FileRecord) -> Path:
-        """Where a file of the run lies."""
+        """Return where a file of the run lies."""
         return Path(self.path) / file.path
 
     def file_of(self, part: StoredPart, column: str) -> str:
-        """Path, below the output, of the file that holds ``column`` of ``part``."""
+        """Return the path, below the output, of the file that holds ``column`` of ``part``."""
         return next(file.path for file, columns in self._data_files(part) if column in columns)
 
     def quarantine_of(self, part: StoredPart) -> FileRecord | None:
-        """The file of the rows of ``part`` that policy sent away, if there were any."""
+        """Return the file of the rows of ``part`` that policy sent away, if there were any."""
         return next((f for f in part.files if _directory(f) == QUARANTINE_DIRECTORY), None)
 
     def _data_files(self, part: StoredPart) -> Iterator[tuple[FileRecord, tuple[str, ...]]]:

@@ -79,7 +79,7 @@ class Snapshot:
         )
 
     def _output_name(self) -> str:
-        """The output's name in the model; a store has one."""
+        """Return the output's name in the model; a store has one."""
         outputs = (self.pointer.identity or {}).get("space", {}).get("outputs", ())
         return str(outputs[0]) if len(outputs) == 1 else self.layout.vector
 
@@ -104,7 +104,7 @@ class Snapshot:
         return int(open_dataset(self.path, self.lance_version).count_rows())
 
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows, in batches of at most ``batch_rows``.
+        """Yield columns of all rows, in batches of at most ``batch_rows``.
 
         Raises:
             Damaged: A file is missing or cannot be read.
@@ -142,7 +142,7 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
 
 
 def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int) -> StoreSchema:
-    """What the rows of a version look like: before a change of space it may be another width."""
+    """Return the layout of a version's rows: before a change of space it may be another width."""
     if version == pointer.live:
         return live
     schema = open_dataset(path, pointer.versions[version]).schema

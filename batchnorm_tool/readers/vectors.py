@@ -60,7 +60,7 @@ class Stored(Protocol):
         """Number of rows."""
 
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows, in batches of at most ``batch_rows``."""
+        """Return columns of all rows, in batches of at most ``batch_rows``."""
 
 
 @checked_json.explain_unreadable_records
@@ -238,7 +238,7 @@ class StoredVectors:
             yield self._restored(batch).select(list(names)) if self._raw else batch
 
     def _restored(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with predictions in the place of unit vectors."""
+        """Return the batch with predictions in the place of unit vectors."""
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for output in self._stored.layouts:
             if output.vector_column in columns:
@@ -267,7 +267,7 @@ class StoredVectors:
 
 
 def _cells(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
-    """A column of lists as ``object[n]`` of arrays of that shape."""
+    """Return a column of lists as ``object[n]`` of arrays of that shape."""
     rows = (row for chunk in column.chunks for row in rows_of(chunk).reshape(-1, *shape))
     return _objects(list(rows))
 

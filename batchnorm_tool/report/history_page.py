@@ -173,7 +173,7 @@ def _gates(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
 
 
 def _gate_series(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], LimitHistory]:
-    """Every limit that was ever measured, but for the audit's, by name and scope."""
+    """Return every limit that was ever measured, but for the audit's, by name and scope."""
     found = [{(f["limit"], f["scope"]): f for f in findings_of(record)} for record in records]
     names = dict.fromkeys(
         name

@@ -121,7 +121,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
-    """What the norms are of, and how far they and relevance agree."""
+    """Return what the norms are of, and how far they and relevance agree."""
     source = document["source"]
     bad = [f"{count(source[name])} {name}" for name in ("zero", "nonfinite", "missing")]
     unit = ", ".join(

@@ -281,7 +281,7 @@ def _cells(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
 
 
 def _model(record: Mapping[str, Any]) -> str:
-    """The file of the model, and the beginning of its content's hash."""
+    """Return the file of the model, and the beginning of its content's hash."""
     model = record.get("model")
     if not model:
         return "none"

@@ -31,7 +31,7 @@ __all__ = [
 
 
 def open_storage(path: str) -> Storage:
-    """The storage for an ``output.path``.
+    """Return the storage for an ``output.path``.
 
     Raises:
         OutputError: The path is on an object store, or is a file.

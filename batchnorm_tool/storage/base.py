@@ -24,7 +24,7 @@ class Storage(ABC):
 
     @abstractmethod
     def get(self, path: str) -> bytes | None:
-        """The content of a small file, or ``None`` where there is none."""
+        """Return the content of a small file, or ``None`` where there is none."""
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
@@ -32,11 +32,11 @@ class Storage(ABC):
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Size of a committed file in bytes, or ``None`` where there is none."""
+        """Return the size of a committed file in bytes, or ``None`` where there is none."""
 
     @abstractmethod
     def names(self, directory: str = "") -> list[str]:
-        """Sorted names of what lies in ``directory``; empty where it does not exist."""
+        """Return sorted names of what lies in ``directory``; empty where it does not exist."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
@@ -44,7 +44,7 @@ class Storage(ABC):
 
     @abstractmethod
     def staged(self, path: str) -> str:
-        """Where a file is written that publishing will make visible as ``path``."""
+        """Return where a file is written that publishing will make visible as ``path``."""
 
     @abstractmethod
     def begin_publish(self, directories: Sequence[str], obsolete: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class Storage(ABC):
 
     @abstractmethod
     def publishing(self) -> bool:
-        """Whether a publication has begun and not ended: it must be finished before all else."""
+        """Tell whether a publication has begun and not ended: it must be finished first."""
 
     @abstractmethod
     def lock(self, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:

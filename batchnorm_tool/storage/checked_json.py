@@ -20,7 +20,7 @@ _DIGEST = slice(13, 13 + 64)
 
 
 def canonical_json(data: Any) -> bytes:
-    """``data`` as JSON with sorted keys and no spare space; NaN and infinity are refused.
+    """Return ``data`` as JSON with sorted keys and no spare space; NaN and infinity are refused.
 
     Example:
         >>> canonical_json({"b": 1, "a": [1.5]})
@@ -34,12 +34,12 @@ def canonical_json(data: Any) -> bytes:
 
 
 def sha256(data: Any) -> str:
-    """SHA-256 of the canonical JSON of ``data``, in hexadecimal digits."""
+    """Return SHA-256 of the canonical JSON of ``data``, in hexadecimal digits."""
     return hashlib.sha256(canonical_json(data)).hexdigest()
 
 
 def dump_checked_json(data: dict[str, Any]) -> bytes:
-    """``data``, not empty, as canonical JSON with a ``checksum`` over all the rest in front.
+    """Dump ``data``, not empty, as canonical JSON with a ``checksum`` of the rest in front.
 
     Read back by `load_checked_json` without encoding it again, which matters where there are many.
 
@@ -68,12 +68,12 @@ def load_checked_json(text: bytes) -> dict[str, Any] | None:
 
 
 def with_checksum(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` with a ``checksum`` over all the rest of it, as documents for readers have it."""
+    """Return ``data`` with a ``checksum`` over the rest of it, as in documents for readers."""
     return {**data, "checksum": sha256(data)}
 
 
 def verified_json(text: bytes) -> dict[str, Any] | None:
-    """The data that was sealed, without its checksum, or ``None`` where the checksum disagrees."""
+    """Return the data without its checksum, or ``None`` where the checksum disagrees."""
     try:
         data = json.loads(text)
     except ValueError:

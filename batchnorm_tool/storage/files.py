@@ -28,7 +28,7 @@ class FileRecord:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data."""
+        """Return the record as plain data."""
         return asdict(self)
 
 
@@ -71,7 +71,7 @@ def is_worth_retrying(error: OSError) -> bool:
 
 
 def describe_error(error: OSError) -> str:
-    """What the operating system says."""
+    """Return what the operating system says."""
     return error.strerror or str(error)
 
 
@@ -115,7 +115,7 @@ def record_of(root: Path, path: str) -> FileRecord:
 
 
 def unknown_files(root: Path, known: Collection[str], directory: str = "") -> Iterator[str]:
-    """What lies in a directory and is not known: files, links, and directories of no known file.
+    """Yield what a directory holds and is not known: files, links, directories of no such file.
 
     Args:
         root: What paths are below.
@@ -151,11 +151,11 @@ class OutputFile(io.RawIOBase):
             self._descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
 
     def writable(self) -> bool:
-        """Always: it is there to be written."""
+        """Return true: the file is there to be written."""
         return True
 
     def tell(self) -> int:
-        """Number of bytes written so far."""
+        """Return the number of bytes written so far."""
         return self._size
 
     def write(self, data: Any) -> int:
@@ -214,7 +214,7 @@ class OutputFile(io.RawIOBase):
 
     @contextlib.contextmanager
     def _whole_or_failed(self) -> Iterator[int]:
-        """The open descriptor; a failure while it is used is final."""
+        """Lend the open descriptor; a failure while it is used is final."""
         if self._failure is not None:
             raise self._failure
         if self._descriptor is None:

@@ -51,7 +51,7 @@ class LocalStorage(Storage):
         return OutputFile(target, temporary, path)
 
     def get(self, path: str) -> bytes | None:
-        """The content of a small file, or ``None`` where there is none."""
+        """Return the content of a small file, or ``None`` where there is none."""
         target = self.root / path
         with read_errors(target):
             try:
@@ -66,7 +66,7 @@ class LocalStorage(Storage):
             return target.open("rb")
 
     def size(self, path: str) -> int | None:
-        """Size of a committed file in bytes, or ``None`` where there is none."""
+        """Return the size of a committed file in bytes, or ``None`` where there is none."""
         target = self.root / path
         with read_errors(target):
             try:
@@ -75,7 +75,7 @@ class LocalStorage(Storage):
                 return None
 
     def names(self, directory: str = "") -> list[str]:
-        """Sorted names of what lies in ``directory``; empty where it does not exist."""
+        """Return sorted names of what lies in ``directory``; empty where it does not exist."""
         target = self.root / directory
         with read_errors(target):
             try:
@@ -96,11 +96,11 @@ class LocalStorage(Storage):
             sync_directory(target.parent)
 
     def staged(self, path: str) -> str:
-        """Where a file is written that publishing will make visible as ``path``."""
+        """Return where a file is written that publishing will make visible as ``path``."""
         return f"{STATE}/{path}"
 
     def publishing(self) -> bool:
-        """Whether a publication has begun and not ended: it must be finished before all else."""
+        """Tell whether a publication has begun and not ended: it must be finished first."""
         return self.get(_PUBLISHING) is not None
 
     def begin_publish(self, directories: Sequence[str], obsolete: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class LocalStorage(Storage):
         return lock.acquire_lock(self.root, wait_seconds)
 
     def is_locked(self) -> bool:
-        """Whether another process holds the output at this moment."""
+        """Tell whether another process holds the output at this moment."""
         return lock.is_locked(self.root)
 
 

@@ -41,7 +41,7 @@ def acquire_lock(root: Path, wait_seconds: float) -> Iterator[None]:
 
 
 def is_locked(root: Path) -> bool:
-    """Whether another process holds ``root`` at this moment."""
+    """Tell whether another process holds ``root`` at this moment."""
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -76,7 +76,7 @@ def _lock_root(root: Path, deadline: float) -> tuple[int, list[Path]]:
 
 
 def _is_still(root: Path, descriptor: int) -> bool:
-    """Whether the open directory is the one that has the name."""
+    """Tell whether the open directory is the one that has the name."""
     try:
         return os.path.samestat(os.fstat(descriptor), root.stat())
     except FileNotFoundError:

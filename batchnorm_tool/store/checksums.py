@@ -47,7 +47,7 @@ def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> 
 
 
 def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
-    """The files whose checksums are known, by path.
+    """Return the files whose checksums are known, by path.
 
     Raises:
         Damaged: The ledger is not what its checksum says.
@@ -88,7 +88,7 @@ def _tags(path: str) -> list[str]:
 
 
 def _check_hint(path: str) -> Iterator[str]:
-    """The file that lets a reader find the newest version without listing all names."""
+    """Check the file that lets a reader find the newest version without listing all names."""
     try:
         place = Path(path) / _HINT
         hint = None if place.is_symlink() else json.loads(place.read_bytes())["version"]
@@ -116,7 +116,7 @@ def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
 
 
 def tracked_files(path: str) -> pa.Table:
-    """The files of every version that there is: columns ``version`` (in Lance) and ``path``.
+    """Return the files of every version that there is: columns ``version`` (in Lance) and ``path``.
 
     Raises:
         Damaged: The dataset cannot be read.

@@ -85,7 +85,7 @@ class LiveIndex:
         passthrough_hash: np.ndarray,
         quarantined: np.ndarray,
     ) -> LiveIndex:
-        """The same from arrays.
+        """Return the same from arrays.
 
         Args:
             ids: ``uint64[n, 2]``, each once.
@@ -99,7 +99,7 @@ class LiveIndex:
         return len(self.first)
 
     def lookup(self, ids: np.ndarray) -> np.ndarray:
-        """The position of each key.
+        """Return the position of each key.
 
         Args:
             ids: ``uint64[m, 2]``, of `key_ids`.
@@ -130,7 +130,7 @@ class LiveIndex:
         return result
 
     def _places(self, ids: np.ndarray) -> np.ndarray:
-        """Places in the sorted order, ``int64[m]``; -1 for none."""
+        """Return places in the sorted order, ``int64[m]``; -1 for none."""
         places = np.searchsorted(self.first, ids[:, 0]).astype(np.int64)
         known = self._is_at(places, ids[:, 0])
         if self.second is None:
@@ -147,7 +147,7 @@ class LiveIndex:
         return np.asarray(self.first[inside] == words)
 
     def _search_equal(self, start: int, wanted: np.ndarray) -> int:
-        """Among ids with the same first word, the place of the one with the second word too."""
+        """Find, among ids with the same first word, the one with the second word too."""
         assert self.second is not None  # noqa: S101  (whoever has no second words does not search)
         stop = int(np.searchsorted(self.first, wanted[0], side="right"))
         found = np.flatnonzero(self.second[start:stop] == wanted[1])
@@ -159,7 +159,7 @@ def _ascends(words: np.ndarray) -> bool:
 
 
 def _sorted_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """First words ascending, second words and positions in the same order."""
+    """Return first words ascending, second words and positions in the same order."""
     second = np.ascontiguousarray(ids[:, 1]) if ids[:, 1].any() else None
     if _ascends(ids[:, 0]):
         return np.ascontiguousarray(ids[:, 0]), second, None
@@ -181,7 +181,7 @@ def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
 
 
 def index_schema(keys: pa.Schema) -> pa.Schema:
-    """The schema of an index.
+    """Return the schema of an index.
 
     Args:
         keys: The key columns; dictionary-encoded ones are stored decoded.
@@ -191,7 +191,7 @@ def index_schema(keys: pa.Schema) -> pa.Schema:
 
 
 class IndexWriter:
-    """Writes an index in a stream; it appears whole when it is committed.
+    """A writer of an index in a stream; it appears whole when it is committed.
 
     Args:
         storage: The state of the store.
@@ -277,13 +277,13 @@ def read_index(
 
 
 def index_rows(storage: Storage, path: str) -> int:
-    """Number of rows of an index."""
+    """Return the number of rows of an index."""
     with _opened(storage, path) as file:
         return int(file.metadata.num_rows)
 
 
 def read_key_schema(storage: Storage, path: str) -> pa.Schema:
-    """The schema of an index's key columns."""
+    """Return the schema of an index's key columns."""
     known = {field.name for field in INDEX_FIELDS}
     with _opened(storage, path) as file:
         return pa.schema([field for field in file.schema_arrow if field.name not in known])
@@ -291,7 +291,7 @@ def read_key_schema(storage: Storage, path: str) -> pa.Schema:
 
 @contextlib.contextmanager
 def _opened(storage: Storage, path: str) -> Iterator[Any]:
-    """The index as a `pyarrow.parquet.ParquetFile`; what is wrong with it becomes our error."""
+    """Open the index as a `pyarrow.parquet.ParquetFile`; map its errors to ours."""
     import pyarrow.parquet as pq
 
     if storage.size(path) is None:
@@ -329,20 +329,20 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
 
 
 def is_quarantined(status: pa.Array) -> np.ndarray:
-    """``bool[n]`` of a dictionary-encoded status: remembered as bad, and not in the dataset."""
+    """Return ``bool[n]`` of a status column: remembered as bad, and not in the dataset."""
     words = [str(word).startswith(QUARANTINED) for word in status.dictionary.to_pylist()]
     return np.array([*words, False])[status.indices.to_numpy()]
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:
-    """The rows of ``uint8[n, w]`` as a column of binary values of fixed width."""
+    """Return the rows of ``uint8[n, w]`` as a column of binary values of fixed width."""
     count, width = rows.shape
     data = pa.py_buffer(np.ascontiguousarray(rows))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, data])
 
 
 def binary_rows(array: pa.Array) -> np.ndarray:
-    """A column of binary values of fixed width, without nulls, as ``uint8[n, w]``."""
+    """Return a column of binary values of fixed width, without nulls, as ``uint8[n, w]``."""
     width = array.type.byte_width
     data = array.buffers()[1] or b""
     found = np.frombuffer(data, np.uint8, len(array) * width, array.offset * width)

@@ -28,7 +28,7 @@ _RAISED = (OSError, RuntimeError, ValueError, KeyError, NotImplementedError, pa.
 
 
 def lance() -> Any:
-    """The library itself.
+    """Return the library itself.
 
     Raises:
         JobError: It is not installed.
@@ -106,7 +106,7 @@ def _mapped(path: str, doing: str, otherwise: type[BatchnormToolError]) -> Itera
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether Rust gave up on something that should never be, such as a file of other bytes."""
+    """Tell whether Rust gave up on something impossible, such as a file of other bytes."""
     return type(error).__name__ == "PanicException"
 
 
@@ -132,7 +132,7 @@ def _error(
 
 
 def newest_version(path: str) -> int | None:
-    """As `latest_version`, from the names of the files alone: Lance is not imported.
+    """Return `latest_version` from the names of the files alone, without importing Lance.
 
     Raises:
         OutputError: Something else lies there.
@@ -144,13 +144,13 @@ def newest_version(path: str) -> int | None:
 
 
 def _version_of(manifest: Path) -> int:
-    """Lance counts its manifests' names down from 2**64 - 1, so that the newest comes first."""
+    """Read a version from a manifest's name, which counts down from 2**64 - 1."""
     number = int(manifest.stem)
     return (1 << 64) - 1 - number if number >> 63 else number
 
 
 def latest_version(path: str) -> int | None:
-    """Lance's number of the newest version, the one that readers get; ``None``: no dataset there.
+    """Return Lance's number of the version that readers get, or ``None`` where no dataset is.
 
     Args:
         path: Of the dataset.
@@ -222,7 +222,7 @@ def write_fragments(
 
 
 def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows where Rust takes decimals: at multiples of 16 bytes, which Arrow files lack."""
+    """Align decimals to 16 bytes, as Rust takes them; Arrow files do not."""
     every = pa.array(range(batch.num_rows), pa.int64())
     columns = [
         column.take(every) if "decimal" in str(column.type) else column for column in batch.columns
@@ -233,7 +233,7 @@ def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _noting_failure(
     first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], failures: list[BaseException]
 ) -> Iterator[pa.RecordBatch]:
-    """All batches; an error on the way would come out of Lance as text."""
+    """Yield all batches; an error on the way would come out of Lance as text."""
     try:
         yield first
         yield from rest

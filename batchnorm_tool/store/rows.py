@@ -79,7 +79,7 @@ class IdLookup:
         return found
 
     def repeated(self) -> np.ndarray:
-        """``int64[r]``: places of ids that stand further ahead in the list too, in order."""
+        """Return ``int64[r]``: places of ids that stand further ahead in the list too, in order."""
         same = self._first[1:] == self._first[:-1]
         same &= self._second[1:] == self._second[:-1]
         return np.sort(self._order[1:][same])
@@ -168,7 +168,7 @@ class Addresses:
     addresses: np.ndarray
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The address of the row of each id, ``uint64[n]``; `NOWHERE` for none."""
+        """Return the address of the row of each id, ``uint64[n]``; `NOWHERE` for none."""
         at = self.places.find(ids)
         if not len(self.addresses):
             return np.full(len(ids), NOWHERE)
@@ -263,12 +263,12 @@ def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
 
 
 def as_ids(hashes: np.ndarray) -> np.ndarray:
-    """Hashes ``uint8[n, 16]`` as ids ``uint64[n, 2]``."""
+    """Return hashes ``uint8[n, 16]`` as ids ``uint64[n, 2]``."""
     return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
 
 
 def bytes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of ``size`` bytes in each row, none of them null, as ``uint8[n, size]``."""
+    """Return a column of ``size`` bytes in each row, none of them null, as ``uint8[n, size]``."""
     return binary_rows(column.combine_chunks())
 
 
@@ -304,7 +304,7 @@ def scan(
 
 
 def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
-    """How many rows of these columns a batch may have; those of open length count 64 bytes."""
+    """Return how many rows of these columns fit a batch; open lengths count 64 bytes."""
     row_bytes = sum(_bytes(schema.field(name).type) for name in columns)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
@@ -356,7 +356,7 @@ def write_rows(
 
 
 def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
-    """The rows of a file that `write_rows` wrote, batch by batch.
+    """Yield the rows of a file that `write_rows` wrote, batch by batch.
 
     Raises:
         WorkFailed: It is damaged; the next run makes it anew.
@@ -377,6 +377,6 @@ def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
 
 
 def read_directory(storage: LocalStorage, directory: str) -> Iterator[pa.Table]:
-    """The rows of all files of a directory, in the order of their names."""
+    """Yield the rows of all files of a directory, in the order of their names."""
     for name in storage.names(directory):
         yield from read_rows(storage, f"{directory}/{name}")

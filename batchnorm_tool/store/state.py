@@ -122,7 +122,7 @@ class StoreSchema:
         return pa.schema([self.schema.field(name) for name in (*self.keys, *self.passthrough)])
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as plain data."""
+        """Return the layout as plain data."""
         encoded = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
         return {
             "keys": list(self.keys),
@@ -136,7 +136,7 @@ class StoreSchema:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StoreSchema:
-        """The layout that `to_dict` gave."""
+        """Return the layout that `to_dict` gave."""
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"])))
         lists = {name: tuple(data[name]) for name in ("keys", "passthrough", "bookkeeping")}
         return cls(**{**data, **lists, "schema": schema})
@@ -176,11 +176,11 @@ class StorePointer:
         return None if self.live is None else self.versions[self.live]
 
     def with_changes(self, **changes: Any) -> StorePointer:
-        """The same facts, but for these."""
+        """Return the same facts, but for these."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts as plain data."""
+        """Return the facts as plain data."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         versions = {str(version): lance for version, lance in self.versions.items()}
         layout = self.layout.to_dict() if self.layout else None
@@ -188,7 +188,7 @@ class StorePointer:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StorePointer:
-        """The facts that `to_dict` gave."""
+        """Return the facts that `to_dict` gave."""
         known = {name: value for name, value in data.items() if name != "format"}
         versions = {int(version): lance for version, lance in data["versions"].items()}
         layout = StoreSchema.from_dict(data["layout"]) if data["layout"] else None
@@ -216,7 +216,7 @@ class StoreDirectory:
         return self.storage.lock(wait_seconds)
 
     def pointer(self) -> StorePointer:
-        """What ``store.json`` says; where there is none, what holds of a new store.
+        """Return what ``store.json`` says; where there is none, what holds of a new store.
 
         Raises:
             Damaged: It is not what its checksum says.
@@ -231,7 +231,7 @@ class StoreDirectory:
         self.storage.put(STORE_PATH, checked_json.dump_checked_json(pointer.to_dict()))
 
     def record(self, version: int) -> dict[str, Any] | None:
-        """The record of a night, or ``None`` where there is none.
+        """Return the record of a night, or ``None`` where there is none.
 
         Raises:
             Damaged: It is not what its checksum says.
@@ -247,7 +247,7 @@ class StoreDirectory:
         )
 
     def files_of(self, version: int, *, staged: bool = False) -> list[dict[str, Any]]:
-        """Checksums of what a version has in the state, but for its record.
+        """Return checksums of what a version has in the state, but for its record.
 
         Args:
             version: Its index, if it has one, and what it replaced are looked at.
@@ -271,20 +271,20 @@ class StoreDirectory:
         return [STORE_PATH, CHECKSUMS_PATH, *(name for name in names if name.endswith(".json"))]
 
     def recorded(self) -> list[int]:
-        """The versions that have a record, in order."""
+        """Return the versions that have a record, in order."""
         names = self.storage.names(RECORDS)
         return sorted(int(name[:6]) for name in names if name.endswith(".json"))
 
 
 def is_store(path: str) -> bool:
-    """Whether a store lies at ``path``: its state lies beside it."""
+    """Tell whether a store lies at ``path``: its state lies beside it."""
     # Not `Path.is_file`, which raises for a name that is too long.
     return os.path.isfile(os.path.join(StoreDirectory(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
 @checked_json.explain_unreadable_records
 def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
-    """The state of an existing store, and what it says.
+    """Return the state of an existing store, and what it says.
 
     Raises:
         InputError: No store lies there.
@@ -301,17 +301,17 @@ def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
 
 
 def record_path(version: int) -> str:
-    """Where the record of a night lies, below the state's root."""
+    """Return where the record of a night lies, below the state's root."""
     return f"{RECORDS}/{version:06d}.json"
 
 
 def index_path(version: int) -> str:
-    """Where the index of a live version lies, below the state's root."""
+    """Return where the index of a live version lies, below the state's root."""
     return f"index/{version:06d}.parquet"
 
 
 def replaced_path(version: int) -> str:
-    """Where the hashes lie of what a version replaced, below the state's root."""
+    """Return where the hashes lie of what a version replaced, below the state's root."""
     return f"{RECORDS}/{version:06d}.replaced.npy"
 
 
@@ -391,7 +391,7 @@ def _has_width(kind: pa.DataType) -> bool:
 
 
 def holds(stored: pa.DataType, kind: pa.DataType) -> bool:
-    """Whether a stored type takes the values of another: of another encoding, or nothing but nulls.
+    """Tell whether a stored type takes the values of another: another encoding, or only nulls.
 
     Example:
         >>> holds(pa.string(), pa.large_string()), holds(pa.list_(pa.int8()), pa.list_(pa.null()))

@@ -158,7 +158,7 @@ def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
 def _addresses(
     path: str, lance_version: int, keys: Sequence[str], ids: list[np.ndarray]
 ) -> np.ndarray:
-    """``uint64[n]``: where the rows lie whose keys have these ids, in order."""
+    """Return ``uint64[n]``: where the rows lie whose keys have these ids, in order."""
     places = IdLookup(np.concatenate(ids))
     found = [np.empty(0, np.uint64)]
     for addresses, known in key_batches(path, lance_version, keys):
@@ -224,7 +224,7 @@ class TransactionBuilder:
         self._before = files_of(path, WRITTEN_BEFORE)
 
     def finish(self, operation: Any) -> Prepared:
-        """The change that ``operation`` describes, which builds on the base."""
+        """Return the change that ``operation`` describes, which builds on the base."""
         transaction = lance().Transaction(read_version=self._base, operation=operation)
         new = sorted(files_of(self._path, WRITTEN_BEFORE) - self._before)
         return Prepared(self._path, transaction.uuid, self._base, tuple(new), transaction)
@@ -267,7 +267,7 @@ def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
 
 
 def committed_version(path: str, uuid: str) -> int | None:
-    """Whether a transaction was committed: what to ask after a crash.
+    """Tell whether a transaction was committed: what to ask after a crash.
 
     Args:
         path: Of the dataset.
@@ -293,7 +293,7 @@ def committed_version(path: str, uuid: str) -> int | None:
 
 
 def files_of(path: str, directories: tuple[str, ...]) -> set[str]:
-    """Paths, below the dataset, of the files in some of its directories."""
+    """Return paths, below the dataset, of the files in some of its directories."""
     with write_errors(path):
         return {
             f"{directory}/{name}"
@@ -323,7 +323,7 @@ def sync_file(path: Path) -> None:
 
 
 def version_tag(version: int) -> str:
-    """The tag that protects a version, whose number in the store this is."""
+    """Return the tag that protects a version, whose number in the store this is."""
     return f"{_VERSION}{version}"
 
 
@@ -351,7 +351,7 @@ def move_live_tag(path: str, lance_version: int) -> None:
 
 
 def tags(path: str) -> dict[str, int]:
-    """Lance's number of the version that each tag names.
+    """Return Lance's number of the version that each tag names.
 
     Raises:
         WorkFailed: They cannot be read.
@@ -451,7 +451,7 @@ def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
 
 
 def _scattered(dataset: Any) -> list[Any]:
-    """The fragments to write anew; none, while it is not worth it."""
+    """Return the fragments to write anew; none, while it is not worth it."""
     fragments = dataset.get_fragments()
     physical = sum(fragment.physical_rows for fragment in fragments)
     dead = sum(fragment.num_deletions for fragment in fragments)

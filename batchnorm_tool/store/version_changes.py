@@ -80,7 +80,7 @@ class Publication:
         return self.records[self.version]
 
     def can_start_from(self, base: int | None) -> bool:
-        """Whether `changes` since ``base`` can be told: it is kept, of the same space and layout.
+        """Tell whether `changes` since ``base`` is known: kept, of the same space and layout.
 
         Args:
             base: A version, or ``None``, which nothing can start from.
@@ -96,7 +96,7 @@ class Publication:
         return bool(schema.equals(open_dataset(self.path, self.versions[self.version]).schema))
 
     def changes(self, base: int) -> Changes:
-        """What turns the version ``base`` into this one.
+        """Return what turns the version ``base`` into this one.
 
         Takes 40 bytes for each row of ``base`` while it is found out.
 
@@ -137,7 +137,7 @@ class Publication:
             yield batch.cast(schema)
 
     def _keyed(self, lance_version: int) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        """Keys and, last, the version in which each row was written."""
+        """Return keys and, last, the version in which each row was written."""
         return addressed(self.path, lance_version, self.layout.stored(*self.layout.keys, VERSION))
 
 

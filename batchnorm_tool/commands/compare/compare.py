@@ -58,11 +58,11 @@ class Comparison:
         return str(self._document["verdict"]["words"])
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain data, fit for JSON."""
+        """Return all figures as plain data, fit for JSON."""
         return dict(self._document)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The figures one below the other.
+        """Return the figures one below the other.
 
         Its columns: ``group`` (``all``, or a group of ``by``), ``norm``, ``metric`` (of quality,
         ``overlap@K`` and ``rbo`` with the first norm, ``skewness``, ``antihubs``), ``value``, and

@@ -89,7 +89,7 @@ class Compared:
         return cls(join, rows, pairs.cosines[rows], a.norms[rows], b_norms)
 
     def worst(self) -> list[dict[str, Any]]:
-        """The rows that turned most, as plain data; none that did not turn at all."""
+        """Return the rows that turned most, as plain data; none that did not turn at all."""
         order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
         chosen = order[self.cosines[order] < 1]
         keys = keys_to_json(self.join.a_keys, self.rows[chosen])
@@ -105,7 +105,7 @@ class Compared:
         ]
 
     def ratios(self) -> Float64s:
-        """Lengths in B over lengths in A, where that is not zero."""
+        """Return lengths in B over lengths in A, where that is not zero."""
         is_long = self.a_norms > 0
         with np.errstate(over="ignore"):
             return np.asarray(self.b_norms[is_long] / self.a_norms[is_long])
@@ -185,7 +185,7 @@ def _facts(predictions: Predictions, measured: MeasuredSet) -> dict[str, Any]:
 
 
 def _drift(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
-    """How the two sets differ as distributions; nothing where one has no finite vector."""
+    """Return how the two sets differ as distributions; nothing where one has no finite vector."""
     norms = [side.survey.norms[L2.label].to_dict() for side in (a, b)]
     lengths = [side.norms[side.finite] for side in (a, b)]
     if not all(map(len, lengths)):
@@ -269,11 +269,11 @@ class Difference:
         return str(self._document["verdict"]["words"])
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain data, fit for JSON."""
+        """Return all figures as plain data, fit for JSON."""
         return dict(self._document)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each row that was compared, in the order of A.
+        """Return one row for each row that was compared, in the order of A.
 
         Its columns are those of A's key (``row`` without a key), then ``cosine`` (NaN where a
         vector is zero), ``norm_a`` and ``norm_b`` (L2).
@@ -359,7 +359,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
 
 
 def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> NeighbourSearch:
-    """What is looked for in sets of so many rows, at least."""
+    """Return what is looked for in sets of so many rows, at least."""
     if ks is not None:
         return NeighbourSearch(ks, sample, seed)
     fitting = tuple(k for k in DEFAULT_K if k < rows)
@@ -461,7 +461,7 @@ _PARTS = {"model": "the model's content", "output": "the output"}
 
 
 def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What the raw predictions of one output are made of."""
+    """Return what the raw predictions of one output are made of."""
     made_of = dict(provenance["made_of"])
     # Columns may be called otherwise, and the model be fed the same.
     for name in ("norms", "outputs", "features"):

@@ -213,16 +213,16 @@ class StreamedBase:
         return self.predictions.rows
 
     def blocks(self) -> Iterator[Anything]:
-        """The rows in order."""
+        """Return the rows in order."""
         return (batch.vectors for batch in self.predictions.batches())
 
     def sample(self, rows: int) -> Anything:  # noqa: ARG002  (a hint)
-        """Some rows, spread evenly."""
+        """Return some rows, spread evenly."""
         return self.probe.vectors
 
 
 def evenly_spread(predictions: Predictions) -> Sample:
-    """Rows of a set at equal distances, about 4,096 of them."""
+    """Return rows of a set at equal distances, about 4,096 of them."""
     step = -(-predictions.rows // _PROBED_ROWS)
     rows = np.arange(0, predictions.rows, max(1, step))
     return Sample(rows, np.empty((len(rows), predictions.width), predictions.dtype))
@@ -271,7 +271,7 @@ def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: NeighbourS
 
 
 def _as_rows_of_b(rows: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Rows of A as those of B; one that B lacks gets a number that no row of B has."""
+    """Return rows of A as those of B; one that B lacks gets a number that no row of B has."""
     partners = pairs.partners[rows]
     gone = len(pairs.vectors) + rows
     return np.where(rows < 0, -1, np.where(partners < 0, gone, partners))
@@ -356,7 +356,7 @@ def _keys(predictions: Predictions) -> pa.Table:
 
 
 def _codes(a: pa.Table, b: pa.Table) -> tuple[Int64s, Int64s]:
-    """A number for each row, ``int64[n]`` and ``int64[m]``, equal where the keys are."""
+    """Return a number for each row, ``int64[n]`` and ``int64[m]``, equal where the keys are."""
     codes = None
     for one, other in zip(a.columns, b.columns, strict=True):
         found = _column_codes(_plain(one), _plain(other))
@@ -378,13 +378,13 @@ def _column_codes(one: pa.ChunkedArray, other: pa.ChunkedArray) -> Int64s:
 
 
 def _paired(codes: Int64s, others: Int64s) -> Int64s:
-    """One number for each pair; renumbered, so that the next pairing cannot overflow."""
+    """Return one number for each pair; renumbered, so that the next pairing cannot overflow."""
     pairs = codes * (int(others.max(initial=0)) + 1) + others
     return np.asarray(np.unique(pairs, return_inverse=True)[1], np.int64)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column without dictionaries and extension types."""
+    """Return the column without dictionaries and extension types."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return column.cast(kind.value_type)
@@ -443,7 +443,7 @@ def _example(keys: pa.Table) -> str:
 
 
 def describe_key(keys: pa.Table, row: int) -> str:
-    """The key of one row as messages show it.
+    """Return the key of one row as messages show it.
 
     Example:
         >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
@@ -453,7 +453,7 @@ def describe_key(keys: pa.Table, row: int) -> str:
 
 
 def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
-    """The keys of some rows as JSON has them, a list for each where a key has several parts.
+    """Return the keys of some rows as JSON has them, a list for each where a key has several parts.
 
     Example:
         >>> keys_to_json(pa.table({"shop": ["a", "b"], "item": [17, 18]}), [1])

@@ -168,7 +168,7 @@ def _facts(
 
 
 def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
-    """Norms of finite rows whose ranks are compared, evenly spread where there are too many."""
+    """Return norms of finite rows whose ranks are compared, evenly spread if there are many."""
     finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
     some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
     return {label: values[some] for label, values in lengths.items() if label != "none"}
@@ -189,7 +189,7 @@ def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float |
 def _popularity(
     relevance: Relevance | None, lengths: Mapping[str, Float64s]
 ) -> dict[str, float | None] | None:
-    """Rank correlation of each row's norm with the number of queries that it is relevant to."""
+    """Correlate the ranks of rows' norms with the number of queries they are relevant to."""
     if relevance is None or not isinstance(relevance.judgements, GradedJudgements):
         return None
     known = relevance.judgements
@@ -310,7 +310,7 @@ def first_pass(
 def _in_threads(
     act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
 ) -> Iterator[Any]:
-    """What ``act`` makes of each batch, in order; reading goes on meanwhile."""
+    """Yield what ``act`` makes of each batch, in order; reading goes on meanwhile."""
     threads = available_cores()
     with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
         under_way: deque[Future[Any]] = deque()

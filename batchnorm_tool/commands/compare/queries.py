@@ -43,7 +43,7 @@ class Relevance:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """Who is asked about: the base itself, or the vectors of a second file.
+    """The base, and where its queries come from: the base itself, or a second file.
 
     Attributes:
         base: The rows among which neighbours are looked for.
@@ -80,7 +80,7 @@ class QuerySet:
 
 
 def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
-    """Rows of the same class are relevant to one another.
+    """Take rows of the same class as relevant to one another.
 
     Raises:
         InputError: There is no such column, it holds nulls, or no plain values.
@@ -254,7 +254,7 @@ def _tenths(values: pa.Array) -> dict[str, Int64s]:
 
 
 def _ranges(edges: Sequence[float]) -> list[str]:
-    """Names of the ranges between edges, with as many digits as tell these apart."""
+    """Return names of the ranges between edges, with as many digits as tell these apart."""
     least = 15 if all(edge.is_integer() for edge in edges) else 6
     written = ([f"{edge:.{digits}g}" for edge in edges] for digits in range(least, 18))
     texts = next(each for each in written if len(set(each)) == len(edges))

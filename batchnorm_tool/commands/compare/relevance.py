@@ -175,7 +175,7 @@ def _from_parquet(path: str, content: bytes, columns: Sequence[str] | None) -> R
 
 
 def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) -> list[str]:
-    """The columns to read, of each of which the file has one."""
+    """Return the columns to read, of each of which the file has one."""
     names = list(columns or COLUMNS)
     if columns is None and COLUMNS[-1] not in present:
         names.pop()
@@ -208,7 +208,7 @@ def _places(path: str, column: str) -> _Place:
 
 
 def _ids(column: _Column, place: _Place) -> _Column:
-    """Ids as text, none of them missing."""
+    """Return ids as text, none of them missing."""
     try:
         texts = key_texts(column)
     except pa.ArrowException as error:
@@ -229,7 +229,7 @@ def _ids(column: _Column, place: _Place) -> _Column:
 
 
 def key_texts(column: _Column) -> _Column:
-    """Keys or ids as text, by which they are matched.
+    """Return keys or ids as text, by which they are matched.
 
     Args:
         column: Text, numbers or whatever else Arrow writes as text.
@@ -248,14 +248,14 @@ def key_texts(column: _Column) -> _Column:
 
 
 def _plain(column: _Column) -> _Column:
-    """A column without its dictionary."""
+    """Return a column without its dictionary."""
     if pa.types.is_dictionary(column.type):
         return pc.cast(column, column.type.value_type)
     return column
 
 
 def _grades(column: _Column, place: _Place, least: float) -> Float64s:
-    """Grades as float64, all of them finite and none below ``least``."""
+    """Return grades as float64, all of them finite and none below ``least``."""
     column = _plain(column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.ascii_trim_whitespace(column)
@@ -284,7 +284,7 @@ def _is_numeric(column: _Column) -> bool:
 
 
 def _first_not_numeric(column: _Column) -> int:
-    """Row of the first text that is no number; Arrow tells the text, but not its row."""
+    """Return the row of the first text that is no number; Arrow tells the text, but not its row."""
     lengths = range(1, len(column) + 1)
     return bisect_left(lengths, 1, key=lambda length: not _is_numeric(column.slice(0, length)))
 
@@ -456,7 +456,7 @@ def judgements_of(
 def _rows_of_keys(
     path: str, named: tuple[str, pa.Array], keys: Sequence[Any] | pa.Array | pa.ChunkedArray
 ) -> Int64s:
-    """The row of each id among keys, -1 for an id that is none of them."""
+    """Return the row of each id among keys, -1 for an id that is none of them."""
     words, ids = named
     texts = key_texts(keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys))
     _check_unique(words, texts)

@@ -98,12 +98,12 @@ class Candidate:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
-        """The candidate as a sealed document."""
+        """Return the candidate as a sealed document."""
         return checked_json.dump_checked_json({**vars(self), "norms": self.norms.to_dict()})
 
     @classmethod
     def load(cls, storage: LocalStorage) -> Candidate | None:
-        """The candidate that is staged whole; ``None`` where there is none."""
+        """Return the candidate that is staged whole; ``None`` where there is none."""
         text = storage.get(CANDIDATE)
         data = None if text is None else checked_json.load_checked_json(text)
         if data is None:
@@ -200,7 +200,7 @@ class _RemovedRows:
         self.hashes.append(found[(dispositions != RowDisposition.SAME) & good])
 
     def good_hashes(self) -> np.ndarray:
-        """``uint8[n, 16]``."""
+        """Return ``uint8[n, 16]``."""
         return np.concatenate([np.empty((0, 16), np.uint8), *self.hashes])
 
 
@@ -211,7 +211,7 @@ def read_dispositions(staged: StagedRows) -> np.ndarray:
 
 
 def indexed(staged: StagedRows, columns: list[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The index of the live version, table by table, with the fate of each row: ``uint8[n]``."""
+    """Yield the index of the live version, table by table, with each row's `RowDisposition`."""
     if staged.pointer.live is None:
         return
     dispositions = read_dispositions(staged)
@@ -222,7 +222,7 @@ def indexed(staged: StagedRows, columns: list[str]) -> Iterator[tuple[pa.Table, 
 
 
 def rows_with_status(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
-    """``bool[n]``: where something holds of the status of an index's rows."""
+    """Return ``bool[n]``: where something holds of the status of an index's rows."""
     column = status.combine_chunks()
     words = np.array([*map(holds, column.dictionary.to_pylist()), False])
     return words[column.indices.to_numpy()]
@@ -244,7 +244,7 @@ def _write_index(staged: StagedRows, removed: _RemovedRows) -> tuple[NormStats, 
 
 
 def _next_index(staged: StagedRows, keys: list[str], removed: _RemovedRows) -> Iterator[pa.Table]:
-    """The rows of the next index: what stays as it is, what is written, what is remembered."""
+    """Yield the rows of the next index: those that stay, those written, those remembered."""
     columns = [*keys, *(field.name for field in INDEX_FIELDS if field.name != KEY_ID)]
     for table, dispositions in indexed(staged, columns):
         removed.add(table, dispositions)
@@ -320,7 +320,7 @@ class StagedRows:
         return LiveIndex.load(self.state.storage, index_path(self.pointer.live))
 
     def predicted(self) -> Iterator[pa.Table]:
-        """Rows whose vectors are new, from the model or from an older version."""
+        """Yield rows whose vectors are new, from the model or from an older version."""
         for table in (*self._scored(), *read_directory(self.state.storage, REUSED)):
             yield self._complete(table, GOOD)
 
@@ -337,7 +337,7 @@ class StagedRows:
         return bool(self.state.storage.names(SCORED))
 
     def touched(self) -> Iterator[pa.Table]:
-        """Rows with other passed-through values, and the vectors that they have."""
+        """Yield rows with other passed-through values, and the vectors that they have."""
         for table in read_directory(self.state.storage, TOUCHED):
             yield self._with_live_vectors(table, STATUS)
 
@@ -389,7 +389,7 @@ class StagedRows:
         return self._is_in_dataset & keeps
 
     def stale(self) -> Iterator[pa.Table]:
-        """Bad rows with the last good vector that they have."""
+        """Yield bad rows with the last good vector that they have."""
         rows = self.bad.filter(pa.array(self._stays))
         for start in range(0, rows.num_rows, BATCH_ROWS):
             table = self._with_live_vectors(rows.slice(start, BATCH_ROWS))
@@ -406,12 +406,12 @@ class StagedRows:
         return rows.append_column(STATUS, pa.array(reasons, pa.string()))
 
     def unfit(self) -> pa.Table:
-        """The keys of bad rows that leave the dataset."""
+        """Return the keys of bad rows that leave the dataset."""
         leaves = self._is_in_dataset & ~self._stays
         return self.bad.select(list(self.plan.layout.keys)).filter(pa.array(leaves))
 
     def _with_live_vectors(self, table: pa.Table, *more: str) -> pa.Table:
-        """Rows that are in the live version, with the vectors and norms that they have there."""
+        """Return the rows that are in the live version, with their vectors and norms there."""
         layout = self.plan.layout
         before = self.pointer.layout or layout
         columns = [before.vector, *before.stored(NORM, *more)]
@@ -438,7 +438,7 @@ class StagedRows:
         return addresses_of_keys(self.state.path, version, np.concatenate(ids), keys)
 
     def _complete(self, table: pa.Table, status: str) -> pa.Table:
-        """A table with keys, hashes, vectors and passed-through columns as rows of the dataset."""
+        """Turn keys, hashes, vectors and passed-through columns into rows of the dataset."""
         statuses = pa.array([status] * table.num_rows, pa.string())
         return self._ordered(table.append_column(STATUS, statuses))
 

@@ -121,7 +121,7 @@ def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
 def _all_rows(
     state: StoreDirectory, pointer: StorePointer, layout: StoreSchema, *, replaces: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Every row of the version: those that stay, then those that the night writes."""
+    """Yield every row of the version: those that stay, then those that the night writes."""
     if pointer.live is not None and pointer.layout is not None and not replaces:
         yield from _staying(state, pointer, pointer.layout, layout)
     yield from _batches(_tables(state, [PREDICTED, KEPT]))
@@ -130,7 +130,7 @@ def _all_rows(
 def _staying(
     state: StoreDirectory, pointer: StorePointer, before: StoreSchema, layout: StoreSchema
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of the live version that the night leaves alone, in the new version's columns."""
+    """Yield rows of the live version that the night leaves alone, in the new version's columns."""
     keys = list(layout.keys)
     ids = [
         key_ids(table.select(keys), keys) for table in _tables(state, [PREDICTED, KEPT, REMOVED])
@@ -209,7 +209,7 @@ def _renumber(
 def _finish(
     state: StoreDirectory, after: StorePointer, record: dict[str, Any], lance_version: int
 ) -> StorePointer:
-    """All that follows a commit; may be repeated after a kill at any point of it."""
+    """Do all that follows a commit; may be repeated after a kill at any point of it."""
     version = record["version"]
     pointer = after.with_changes(versions={**after.versions, version: lance_version})
     tag(state.path, version, lance_version)
@@ -247,7 +247,7 @@ def discard_uncommitted(state: StoreDirectory, pointer: StorePointer) -> None:
 
 
 def now() -> str:
-    """The time, as records have it."""
+    """Return the time, as records have it."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
@@ -278,7 +278,7 @@ def _remove_files(state: StoreDirectory, pointer: StorePointer) -> None:
 
 
 def kept_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> list[int]:
-    """The versions that stay: the newest ``count``, none older than ``days``, and the live one."""
+    """Return the versions that stay: the newest ``count``, none above ``days``, the live one."""
     newest = sorted(pointer.versions)[-keep.count :] if keep.count else sorted(pointer.versions)
     return [
         version

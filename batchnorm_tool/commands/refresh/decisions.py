@@ -212,7 +212,7 @@ def rollback(
 def _is_broken_off(
     state: StoreDirectory, pointer: StorePointer, to: int | None, finished: int | None
 ) -> bool:
-    """Whether this very rollback made the live version before it was killed: not a second one."""
+    """Tell whether this very rollback made the live version before it was killed."""
     record = state.record(pointer.live or 0)
     if record is None or record["restores"] is None or to not in {None, record["restores"]}:
         return False
@@ -221,7 +221,7 @@ def _is_broken_off(
 
 
 def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int:
-    """The version to go back to.
+    """Return the version to go back to.
 
     Raises:
         InputError: It is not kept, or is the live one.
@@ -244,7 +244,7 @@ def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int
 
 
 def _before_live(state: StoreDirectory, pointer: StorePointer) -> int | None:
-    """What the live version was built on; of a rollback, what came before what it restored."""
+    """Return what the live version was built on; of a rollback, what its target was built on."""
     record = state.record(pointer.live or 0)
     while record is not None and record["restores"] is not None:
         record = state.record(record["restores"])
@@ -316,7 +316,7 @@ class _Rollback:
         )
 
     def _write_index(self, layout: StoreSchema) -> None:
-        """The index of the restored version, from its rows; what was quarantined is forgotten."""
+        """Write the index of the restored version from its rows, without quarantined ones."""
         names = [field.name for field in INDEX_FIELDS if field.name != KEY_ID]
         columns, version = [*layout.keys, *names], self.pointer.next_version
         with IndexWriter(self.state.storage, index_path(version), layout.key_schema) as writer:
@@ -326,7 +326,7 @@ class _Rollback:
             writer.commit()
 
     def _write_replaced(self) -> None:
-        """The hashes of all good rows that were live: any of them may be wanted again."""
+        """Write the hashes of all good rows that were live: any of them may be wanted again."""
         hashes = [np.empty((0, 16), np.uint8)]
         path = index_path(self.pointer.live or 0)
         for table in read_index(self.state.storage, path, [FEATURE_HASH, STATUS]):

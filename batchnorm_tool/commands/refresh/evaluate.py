@@ -123,7 +123,7 @@ def _audited(staged: StagedRows) -> gate.RowAudit:
 
 
 def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
+    """Return vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
     columns = (table[name].combine_chunks() for name in (vector, norm))
     vectors, norms = (rows_of(column) for column in columns)
     return vectors, norms
@@ -149,7 +149,7 @@ def _audit_facts(
 
 
 def _distinct(ids: np.ndarray) -> int:
-    """How many different ids there are in ``uint64[n, 2]``."""
+    """Return how many different ids there are in ``uint64[n, 2]``."""
     words = np.sort(ids[:, 0])
     if not (words[1:] == words[:-1]).any():  # three times as fast as looking at both words
         return len(ids)
@@ -173,12 +173,12 @@ class _Sample:
     norms: np.ndarray
 
     def vectors(self) -> gate.Vectors:
-        """As the gate takes it."""
+        """Return the sample as the gate takes it."""
         step = max(1, len(self.norms) // _NORMS)
         return gate.Vectors(self.unit, self.sample_norms, self.norms[::step], self.keys)
 
     def kept(self, stays: tuple[np.ndarray, np.ndarray]) -> _Sample:
-        """The rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
+        """Return the rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
         few, all_of_them = stays
         return _Sample(
             self.keys.filter(pa.array(few)),
@@ -199,7 +199,7 @@ def _joined(samples: Iterable[_Sample]) -> _Sample:
 
 
 def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
-    """The live version, and which of its rows stay as they are: of the sample, and of the norms."""
+    """Return the live version, and which of its rows stay: of the sample, and of the norms."""
     layout = staged.pointer.layout or staged.plan.layout
     keys = list(layout.keys)
     every = max(1, step * _SAMPLE_ROWS // _NORMS)
@@ -227,7 +227,7 @@ def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.
 
 
 def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
-    """Every ``step``-th row of staged files."""
+    """Return every ``step``-th row of staged files."""
     layout = staged.plan.layout
     empty = staged.schema.empty_table()
     tables, norms, first = [empty], [np.zeros(0)], 0
@@ -243,7 +243,7 @@ def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
 
 
 def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
-    """The record of a night whose difference is known."""
+    """Return the record of a night whose difference is known."""
     record = begin_record(staging.plan, staging.pointer, staging.version, staging.started)
     statistics = difference.statistics.to_dict()
     record["input"] = {
@@ -259,7 +259,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
 
 
 def _reference(staging: Staging) -> dict[str, Any] | None:
-    """After a delta, what a later night is held against: the last input that had all rows."""
+    """Return what a later delta is compared with: the last input that had all rows."""
     if staging.plan.store.mode == "full" or staging.pointer.live is None:
         return None
     live = staging.state.record(staging.pointer.live)
@@ -323,7 +323,7 @@ def _stops(staging: Staging, findings: list[Finding]) -> bool:
 
 
 def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str | None:
-    """Why a night waits; ``None`` where it may be published."""
+    """Return why a night waits; ``None`` where it may be published."""
     plan = staging.plan
     if any(finding.scope == "audit" for finding in gate.broken(findings)):
         return "audit"
@@ -402,7 +402,7 @@ def _publish(
 
 
 def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -> dict[str, Any]:
-    """The record of a published version, with what the phases after its commit took."""
+    """Return the record of a published version, with what the phases after its commit took."""
     record = {**(state.record(version) or {}), "seconds": timings.seconds}
     state.put_record(record)
     return record
@@ -411,7 +411,7 @@ def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -
 def _pointer_after(
     facts: StorePointer, plan: RefreshPlan, version: int, *, accepted: bool
 ) -> StorePointer:
-    """What stands in the store when the version is live, but for Lance's number of it."""
+    """Return what stands in the store when the version is live, but for Lance's number of it."""
     return facts.with_changes(
         next_version=max(facts.next_version, version + 1),
         live=version,
@@ -460,7 +460,7 @@ def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
 
 
 def published_to(record: Mapping[str, Any]) -> list[Publish]:
-    """The targets that the night of a record had."""
+    """Return the targets that the night of a record had."""
     return [Publish.model_validate(one) for one in record["publish"]]
 
 

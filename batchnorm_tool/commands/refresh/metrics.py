@@ -148,7 +148,7 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[_Sample]:
 
 
 def _value(value: float | None) -> float:
-    """A number of the record; NaN, which Prometheus knows, where it has none."""
+    """Return a number of the record; NaN, which Prometheus knows, where it has none."""
     return math.nan if value is None else float(value)
 
 

@@ -96,7 +96,7 @@ class RefreshPlan:
         return tuple(dict.fromkeys(name for names in columns for name in names))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data, without the input."""
+        """Return the plan as plain data, without the input."""
         return {
             "job": self.job.to_dict(),
             "resolved": self.resolved.to_dict(),
@@ -110,7 +110,7 @@ class RefreshPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RefreshPlan:
-        """The plan that `to_dict` gave."""
+        """Return the plan that `to_dict` gave."""
         return cls(
             job=Job.model_validate(data["job"]),
             resolved=ResolvedOptions.from_dict(data["resolved"]),
@@ -123,7 +123,7 @@ class RefreshPlan:
         )
 
     def staging_fingerprint(self, pointer: StorePointer) -> str:
-        """Hash of all that the staged result of a night depends on, limits of the gate excepted."""
+        """Hash all that the staged result depends on, limits of the gate excepted."""
         store = self.store
         return checked_json.sha256(
             {
@@ -189,7 +189,7 @@ def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[st
 
 
 def store_of(job: Job) -> Store:
-    """The job's store.
+    """Return the job's store.
 
     Raises:
         JobError: It has none.
@@ -238,7 +238,7 @@ def _check_job(job: Job) -> None:
 def _choices(
     preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None
 ) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
-    """The choices of last night, or of the staged one, where they still fit; or new ones."""
+    """Return the choices of last night, or of the staged one, where they still fit; or new ones."""
     if pointer.resolved is not None:
         kept = ResolvedOptions.from_dict(pointer.resolved)
         if _options_fingerprint(preparation, kept) == pointer.request:
@@ -257,7 +257,7 @@ def _choices(
 
 
 def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOptions:
-    """Choices that were made earlier, with tonight's passed-through columns."""
+    """Return choices that were made earlier, with tonight's passed-through columns."""
     carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
     return replace(choices, carried=carried)
 
@@ -271,7 +271,7 @@ def _place_matters(batch_size: int) -> str:
 
 
 def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) -> str:
-    """Hash of what the choices are made from, whichever rows there are."""
+    """Return the hash of what the choices are made from, whichever rows there are."""
     job, schema = preparation.job.to_dict(), preparation.table.schema
     columns = [name for names in resolved.features.values() for name in names]
     model = {key: value for key, value in (job["model"] or {}).items() if key != "path"}
@@ -298,7 +298,7 @@ def _kind(schema: pa.Schema, name: str) -> str | None:
 def _compared(
     job: Job, identity: Identity, pointer: StorePointer
 ) -> tuple[bool, bool, tuple[str, ...]]:
-    """Whether the space is new, whether all rows are recomputed, and what to say of it."""
+    """Tell whether the space is new, whether all rows are recomputed, and what to say of it."""
     if pointer.identity is None or pointer.live is None:
         return False, False, ()
     live = Identity.from_dict(pointer.identity)
@@ -319,7 +319,7 @@ def _needs_every_row(notes: tuple[str, ...]) -> str:
 
 
 def _retyped(before: StoreSchema | None, rows: StoreSchema) -> tuple[str, ...]:
-    """What to say where the vectors get another type: rounded twice, they would not be the same."""
+    """Say that the vectors get another type: rounded twice, they would not be the same."""
     if before is None or before.dtype == rows.dtype:
         return ()
     return (f"Vectors were {before.dtype} and become {rows.dtype}: every row is computed anew.",)
@@ -340,13 +340,13 @@ def _new_bits(live: Identity, current: Identity, *, recompute: bool) -> str:
 
 
 def _of_group(live: Identity, current: Identity, group: str) -> list[str]:
-    """What differs in one group of two identities, in words."""
+    """Return what differs in one group of two identities, in words."""
     others: Mapping[str, Any] = {group: getattr(current, group)}
     return list(differences(live, replace(live, **others)))
 
 
 def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None) -> StoreSchema:
-    """The columns of the store that a night leaves behind.
+    """Return the columns of the store that a night leaves behind.
 
     Args:
         job: What was asked for.
@@ -406,7 +406,7 @@ def _kept(field: pa.Field) -> pa.Field:
 
 
 def _as_before(field: pa.Field, before: StoreSchema | None) -> pa.Field:
-    """A column with the type that it has in the store, where that takes all of tonight's values."""
+    """Return a column with the type that it has in the store, where that takes all its values."""
     if before is None or field.name not in before.carried.names:
         return field
     stored = before.schema.field(field.name)
@@ -462,7 +462,7 @@ def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
 
 
 def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
-    """Rows that a delta does not hold keep their values, so that a column keeps its type."""
+    """Refuse a column of another type in a delta: rows that it lacks keep their values."""
     for name in {*before.passthrough} & {*rows.passthrough}:
         expected, received = (each.schema.field(name).type for each in (before, rows))
         if not holds(received, expected):

@@ -47,7 +47,7 @@ class RefreshResult:
         return counts
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
+        """Return all of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
         return {
             **for_readers(self.record),
             "store": self.path,
@@ -58,7 +58,7 @@ class RefreshResult:
 
 
 def for_readers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what only a later refresh or rollback needs of it."""
+    """Return a record without what only a later refresh or rollback needs of it."""
     return {name: value for name, value in record.items() if name not in _OWN}
 
 
@@ -93,7 +93,7 @@ class PhaseTimings:
 def begin_record(
     plan: RefreshPlan, pointer: StorePointer, version: int, started: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What is known of a night before anything of it is judged.
+    """Return what is known of a night before anything of it is judged.
 
     Args:
         plan: What it is asked to do.
@@ -136,7 +136,7 @@ _OF_FILES = ("path", "rows", "bytes")
 
 
 def counted(difference: ChangeSet) -> dict[str, int]:
-    """Rows by kind where no vector was looked at: those that need one are not known yet."""
+    """Return rows by kind where no vector was looked at: those that need one are not known yet."""
     counts = difference.counts
     return {
         "in": counts.rows_in,
@@ -155,7 +155,7 @@ def counted(difference: ChangeSet) -> dict[str, int]:
 
 
 def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
-    """The norms of a version as a record has them."""
+    """Return the norms of a version as a record has them."""
     found = {f"q{round(100 * q):02d}": norms.quantile(q) for q in QUANTILES}
     return {
         "count": norms.count,
@@ -168,7 +168,7 @@ def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
 
 
 def gate_figures(action: str, findings: Sequence[Finding]) -> dict[str, Any]:
-    """The gate's findings as a record has them."""
+    """Return the gate's findings as a record has them."""
     return {
         "action": action,
         "passed": all(finding.passed for finding in findings),

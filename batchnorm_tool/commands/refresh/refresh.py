@@ -111,7 +111,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
 
 
 def plan_refresh(job: Job) -> dict[str, Any]:
-    """What `refresh` would change, without the model and without writing to the store.
+    """Return what `refresh` would change, without the model and without writing to the store.
 
     Args:
         job: What to do.

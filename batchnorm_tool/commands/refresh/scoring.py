@@ -70,7 +70,7 @@ class ReusableVectors:
 def reusable_vectors(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
 ) -> list[ReusableVectors]:
-    """Vectors of tonight's space that only older kept versions have, newest first.
+    """Return vectors of tonight's space that only older kept versions have, newest first.
 
     Each version notes the feature hashes of the rows that it replaced or removed; their vectors
     lie in the version that it was built on.
@@ -89,7 +89,7 @@ def reusable_vectors(
 
 
 def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
-    """Whether vectors of a version can stand among tonight's."""
+    """Tell whether vectors of a version can stand among tonight's."""
     record = state.record(version)
     if record is None or record["space"] != plan.identity.space_id:
         return False
@@ -99,7 +99,7 @@ def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
 
 
 def _has_columns(layout: StoreSchema, wanted: StoreSchema) -> bool:
-    """Whether vectors and what is noted of them lie in columns of the names that are wanted."""
+    """Tell whether vectors and their bookkeeping lie in columns of the names that are wanted."""
     names = [(each.vector, each.norm, each.dtype, each.bookkeeping) for each in (layout, wanted)]
     return names[0] == names[1]
 
@@ -150,7 +150,7 @@ def _reuse_file(
 
 
 def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreSchema) -> pa.Table:
-    """Vectors and norms of the rows at some addresses of a version."""
+    """Return vectors and norms of the rows at some addresses of a version."""
     columns = [layout.vector, layout.norm]
     schema = pa.schema([layout.schema.field(name) for name in columns])
     tables = at_addresses(path, lance_version, addresses, columns)
@@ -200,12 +200,12 @@ def _broken_policy(scored: Path, job: Job) -> str:
 
 
 def rows_in(storage: LocalStorage, directory: str) -> int:
-    """Rows in all files of a directory of the night."""
+    """Return rows in all files of a directory of the night."""
     return sum(table.num_rows for table in read_directory(storage, directory))
 
 
 def scoring_job(state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet) -> Job:
-    """The run that scores the spool: the job's model and norm, over rows that are read already."""
+    """Return the run that scores the staged rows with the job's model and norm."""
     rows, job, root = plan.layout, plan.job, state.storage.root
     source = Input(
         path=str(root / CHANGED),

@@ -57,11 +57,11 @@ class Staging:
         return self.pointer.waiting or self.pointer.next_version
 
     def rows(self, difference: ChangeSet) -> StagedRows:
-        """The staged rows."""
+        """Return the staged rows."""
         return StagedRows(self.state, self.pointer, self.plan, self.version, difference.reason)
 
     def difference(self) -> ChangeSet:
-        """What differs from the live version, found once."""
+        """Return what differs from the live version, found once."""
         found = ChangeSet.load(self.state.storage)
         if found is not None:
             return found
@@ -81,7 +81,7 @@ class Staging:
             )
 
     def candidate(self, difference: ChangeSet) -> Candidate:
-        """The night made ready to be merged: scored and put together, once."""
+        """Return the night made ready to be merged: scored and put together, once."""
         found = Candidate.load(self.state.storage)
         if found is not None:
             return found
@@ -108,7 +108,7 @@ class Staging:
 
 
 def refresh_source(plan: RefreshPlan) -> RefreshSource:
-    """Tonight's input as the difference takes it."""
+    """Return tonight's input as the difference takes it."""
     assert plan.table is not None  # noqa: S101  (a plan without input is one of a staged night)
     return RefreshSource(
         table=plan.table,
@@ -126,7 +126,7 @@ def refresh_source(plan: RefreshPlan) -> RefreshSource:
 
 @dataclass(frozen=True)
 class StagingOptions:
-    """Who is told of a night.
+    """Options of a refresh that leave its result as it is.
 
     Attributes:
         progress: How far it is.
@@ -158,7 +158,7 @@ def begin(
 
 
 def resume(state: StoreDirectory, pointer: StorePointer, options: StagingOptions) -> Staging | None:
-    """The candidate that waits, as it was staged; its input is not needed any more."""
+    """Return the candidate that waits, as it was staged; its input is not needed any more."""
     noted = read_staged(state)
     if noted is None or pointer.waiting is None:
         return None
@@ -167,13 +167,13 @@ def resume(state: StoreDirectory, pointer: StorePointer, options: StagingOptions
 
 
 def read_staged(state: StoreDirectory) -> dict[str, Any] | None:
-    """What is staged: ``fingerprint``, ``plan`` and ``started``; ``None`` where nothing is."""
+    """Return what is staged: ``question``, ``plan`` and ``started``; ``None`` for nothing."""
     text = state.storage.get(STAGING_PATH)
     return None if text is None else checked_json.load_checked_json(text)
 
 
 def staged_plan(state: StoreDirectory) -> RefreshPlan | None:
-    """The plan of the night that is staged; ``None`` where nothing is."""
+    """Return the plan of the night that is staged; ``None`` where nothing is."""
     noted = read_staged(state)
     return None if noted is None else RefreshPlan.from_dict(noted["plan"])
 

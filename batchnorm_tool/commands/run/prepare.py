@@ -110,7 +110,7 @@ class Preparation:
         return None if name is None else features.load_transform(name).source_sha256
 
     def plan(self, choices: ResolvedOptions | None = None) -> Plan:
-        """The plan of the run.
+        """Return the plan of the run.
 
         Args:
             choices: What was chosen earlier for the same `options_fingerprint`; without it the
@@ -137,14 +137,14 @@ class Preparation:
         )
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
-        """Choices made earlier; where other low bits are welcome, on the device that is here."""
+        """Return choices made earlier; where other low bits are welcome, for the device here."""
         if not self.job.engine.mixed_bits:
             return choices
         model = self._load()
         return replace(choices, device=model.device, threads=model.threads)
 
     def _findings(self, resolved: ResolvedOptions) -> Iterator[str]:
-        """What a person should know.
+        """Yield what a person should know.
 
         It is the same whether the choices are new or from an earlier run: the manifest holds it.
         """
@@ -164,11 +164,11 @@ class Preparation:
             yield "The input has no rows: the result is valid and empty."
 
     def predictor(self) -> Predictor:
-        """The model, loaded once."""
+        """Return the model, loaded once."""
         return self._load()
 
     def independent_batch_size(self, resolved: ResolvedOptions) -> int | None:
-        """A batch size near the chosen one at which a row's bits do not depend on its place.
+        """Return a batch size near the chosen one at which a row's bits do not depend on its place.
 
         Args:
             resolved: The choices; a batch size that the job or the model fixes is only judged.
@@ -261,7 +261,7 @@ class Preparation:
     def _fields(
         self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
     ) -> tuple[Field, ...]:
-        """The inputs with every open size made known by the first rows."""
+        """Return the inputs with every open size made known by the first rows."""
         if self.job.input.transform is not None:
             return inputs
         rows = reading.head_with_lists(self.table, _names(columns), _SAMPLE_ROWS)
@@ -269,11 +269,11 @@ class Preparation:
             return features.infer_fields(rows, columns, inputs, self.job.input)
 
     def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
-        """The first rows, with the feature columns."""
+        """Return the first rows, with the feature columns."""
         return reading.head(self.table, _names(columns), min(self.rows, _SAMPLE_ROWS))
 
     def _sample(self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]) -> _Sample:
-        """The features of the first good rows; one row of filler where there is none."""
+        """Return the features of the first good rows; one row of filler where there is none."""
         reader = FeatureReader(
             columns, inputs, self.job.input, check_nonfinite=self.job.model is not None
         )
@@ -313,7 +313,7 @@ class Preparation:
         return models.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
-        """What one worker predicts in a second, at full batches."""
+        """Return what one worker predicts in a second, at full batches."""
         if self.job.model is None or model.batch_size is None:
             return math.inf
         batch = models.repeated(sample, model.batch_size)
@@ -328,7 +328,7 @@ def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _with_key(job: Job, table: Table) -> Job:
-    """The job with the columns of its keys file as the key, if it names no other."""
+    """Return the job with the columns of its keys file as the key, if it names no other."""
     if job.input.key is not None or not table.keys:
         return job
     key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
@@ -336,18 +336,18 @@ def _with_key(job: Job, table: Table) -> Job:
 
 
 def _row_bytes(outputs: tuple[Field, ...], dtype: str) -> int:
-    """Bytes of one row's vectors and norms."""
+    """Return bytes of one row's vectors and norms."""
     itemsize = np.dtype(dtype).itemsize
     return sum(itemsize * math.prod(size or 1 for size in field.shape) + 8 for field in outputs)
 
 
 def _sample_bytes(sample: _Sample) -> int:
-    """Bytes of one row's features."""
+    """Return bytes of one row's features."""
     return sum(array[:1].nbytes for array in sample.values())
 
 
 def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
-    """The largest power-of-two multiple of the batch size that fits a chunk's bytes and a part."""
+    """Return the largest power-of-two multiple of the batch size that fits a chunk and a part."""
     rows = batch_size
     while 2 * rows * row_bytes <= _CHUNK_BYTES and 2 * rows <= part_rows:
         rows *= 2
@@ -355,7 +355,7 @@ def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
 
 
 def _check_apart(job: Job, table: Table) -> None:
-    """An output inside the input would be read as input by the next run."""
+    """Refuse an output inside the input, which the next run would read."""
     output = Path(os.path.realpath(job.output.path))
     for file in table.files:
         if output in Path(os.path.realpath(file.path)).parents:

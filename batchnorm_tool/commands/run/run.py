@@ -109,7 +109,7 @@ def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
 
 
 def _alternatives(policy: str) -> str:
-    """What a policy can be instead of ``fail``: a bad input has no prediction to keep."""
+    """Return what a policy can be instead of ``fail``: a bad input has no prediction to keep."""
     actions = [a for a in _OTHER_ACTIONS if not (a == "keep" and policy == "input.invalid")]
     return f"{', '.join(actions[:-1])} or {actions[-1]}"
 
@@ -189,7 +189,7 @@ class Profile:
         return _BOTTLENECKS[max(self.stages, key=lambda stage: self.stages[stage])]
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile as plain data."""
+        """Return the profile as plain data."""
         return {
             "seconds": self.seconds,
             "workers": self.workers,
@@ -317,7 +317,7 @@ def _check_output(job: Job) -> None:
 
 
 def plan_run(job: Job, *, limit: int | None = None) -> Plan:
-    """The plan that `run` would follow, without writing anything: a dry run.
+    """Return the plan that `run` would follow, without writing anything: a dry run.
 
     Args:
         job: What to do.
@@ -420,7 +420,7 @@ def _top_level(paths: list[str]) -> list[str]:
 
 
 def _warnings(plan: Plan, totals: Totals) -> list[str]:
-    """What was found while planning, and what the statistics show."""
+    """Return what was found while planning, and what the statistics show."""
     found = list(plan.warnings)
     for name, stats in totals.statistics.items():
         lengths = stats.norms["l2"]

@@ -64,7 +64,7 @@ class Result:
         return self._only()[1]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each row: key, and for each output its vector and norm."""
+        """Return one row for each row: key, and for each output its vector and norm."""
         import pandas as pd
 
         columns: dict[str, object] = {"key": self.keys}
@@ -162,7 +162,7 @@ def _loaded(model: Any, outputs: list[str] | None) -> Predictor:
 
 
 def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
-    """The rows as the model takes them, judged as those of a file are."""
+    """Return the rows as the model takes them, judged as those of a file are."""
     table, named = _table(data, model.inputs)
     spec = spec if named is None else spec.model_copy(update={"features": named})
     carried = output_schema.carried_schema(spec, table.schema, table.num_rows)
@@ -179,7 +179,7 @@ def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
 
 
 def _table(data: Any, inputs: Sequence[Field]) -> tuple[pa.Table, dict[str, str] | None]:
-    """The rows as a table; for arrays also which column feeds which input."""
+    """Return the rows as a table; for arrays also which column feeds which input."""
     try:
         if isinstance(data, pa.Table):
             return data, None
@@ -210,7 +210,7 @@ def _only_input(inputs: Sequence[Field]) -> str:
 
 
 def _table_of_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
-    """Arrays ``[n, ...]`` as columns, numbers without a copy where they are in C order."""
+    """Return arrays ``[n, ...]`` as columns, numbers without a copy where they are in C order."""
     rows = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(rows.values())) != 1:
         counted = ", ".join(f"`{name}` {count}" for name, count in rows.items()) or "no array"

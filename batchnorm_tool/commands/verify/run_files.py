@@ -44,13 +44,13 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads eve
 
 
 def recorded_files(run: StoredRun) -> list[FileRecord]:
-    """Every file whose checksum the manifest holds."""
+    """Return every file whose checksum the manifest holds."""
     beside = [FileRecord(**file) for file in run.manifest.data["files"]]
     return [file for part in run.parts for file in part.files] + beside
 
 
 def is_as_written(run: StoredRun, file: FileRecord, findings: Findings) -> bool:
-    """Whether a file has the bytes that were written; otherwise ``findings`` says what is wrong.
+    """Tell whether a file has the bytes that were written; if not, ``findings`` says why.
 
     Returns:
         Whether it is worth decoding: a file of the right size may still tell which row is broken.
@@ -213,7 +213,7 @@ def check_keys(run: StoredRun, findings: Findings) -> None:
 
 
 def _hashed(run: StoredRun, findings: Findings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers and hashes of all rows that have a key; null keys are reported."""
+    """Yield row numbers and hashes of all rows that have a key; null keys are reported."""
     for part, first, batch in _key_batches(run, run.parts):
         null = np.zeros(batch.num_rows, bool)
         for column in batch.columns:
@@ -229,7 +229,7 @@ def _hashed(run: StoredRun, findings: Findings) -> Iterator[tuple[np.ndarray, np
 def _key_batches(
     run: StoredRun, parts: Iterable[StoredPart]
 ) -> Iterator[tuple[StoredPart, int, pa.RecordBatch]]:
-    """Key columns of ``parts``, with the number of each batch's first row in its part."""
+    """Yield the key columns of ``parts``, with the number of each batch's first row in its part."""
     for part in parts:
         first = 0
         for batch in run.read_part(part, run.keys, _KEY_BATCH_ROWS):
@@ -238,7 +238,7 @@ def _key_batches(
 
 
 def hash_keys(batch: pa.RecordBatch) -> np.ndarray:
-    """A hash of each row, over all columns; equal rows have equal ones.
+    """Return a hash of each row, over all columns; equal rows have equal ones.
 
     Args:
         batch: ``n`` rows without nulls.
@@ -294,7 +294,7 @@ class _Buckets:
                     file.write(found.tobytes())
 
     def suspects(self) -> Iterator[np.ndarray]:
-        """For each bucket, the rows whose hash another row has too: ``int64[m]``."""
+        """Yield, of each bucket, the rows whose hash another row has too: ``int64[m]``."""
         self._spill()
         for path in self._paths:
             if path.exists():
@@ -303,7 +303,7 @@ class _Buckets:
 
 
 def _rows_with_equal_hashes(entries: np.ndarray) -> np.ndarray:
-    """The first few rows of each hash that occurs more than once."""
+    """Return the first few rows of each hash that occurs more than once."""
     entries = entries[np.lexsort((entries[:, 1], entries[:, 0]))]
     _, starts, counts = np.unique(entries[:, 0], return_index=True, return_counts=True)
     rank = np.arange(len(entries)) - np.repeat(starts, counts)
@@ -312,7 +312,7 @@ def _rows_with_equal_hashes(entries: np.ndarray) -> np.ndarray:
 
 
 def _rounds(suspects: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Suspects of several buckets together, as many as may be held at a time, in row order."""
+    """Yield suspects of several buckets together, as many as fit in memory, in row order."""
     waiting: list[np.ndarray] = []
     for rows in suspects:
         waiting.append(rows)

@@ -48,7 +48,7 @@ _COMPARED = (NORM, FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
 
 @dataclass
 class StoreCheck:
-    """Looks at the live version of a store and all that belongs to it.
+    """A check of the live version of a store and all that belongs to it.
 
     Attributes:
         store: The live version.
@@ -76,14 +76,14 @@ class StoreCheck:
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """What cannot be read is a finding, and the other checks go on."""
+        """Report what cannot be read, so that the other checks go on."""
         try:
             yield
         except (Damaged, WorkFailed) as error:
             self.findings.add(error.message)
 
     def _check_records(self) -> None:
-        """Every version that is kept, waits or is live has a sound record that says so."""
+        """Check that each version kept, waiting or live has an undamaged record that says so."""
         pointer, state = self.store.pointer, self.store.state
         for path in state.documents():
             text = state.storage.get(path) or b""
@@ -129,7 +129,7 @@ class StoreCheck:
                 self.findings.add(f"`{state.root}/{path}` is no file of this store. Remove it.")
 
     def _check_tags(self) -> None:
-        """Lance's tags and newest version are those that the store says."""
+        """Check that Lance's tags and newest version are those that the store says."""
         pointer, found = self.store.pointer, tags(self.store.path)
         expected = {version_tag(version): lance for version, lance in pointer.versions.items()}
         expected[LIVE] = self.store.lance_version
@@ -148,7 +148,7 @@ class StoreCheck:
             )
 
     def _check_rows(self) -> None:
-        """Every row is sound and in the index as it is in the dataset, and the other way round."""
+        """Check that every row is undamaged, and in the index as it is in the dataset."""
         index = _Index.load(self.store)
         output = self.store.layouts[0]
         batch_rows = max(1, _BATCH_BYTES // (8 * output.width))
@@ -253,12 +253,12 @@ def _hashes(table: pa.Table) -> np.ndarray:
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    """Nulls as NaN."""
+    """Return nulls as NaN."""
     return np.ascontiguousarray(column.to_numpy(), np.float64)
 
 
 def _numbers(column: pa.ChunkedArray, words: dict[str, int]) -> np.ndarray:
-    """A number for each word, the same for the same word; ``words`` takes in new ones."""
+    """Return a number for each word, the same for the same word; ``words`` takes in new ones."""
     encoded = column.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()

@@ -28,7 +28,7 @@ _BATCH_BYTES = 16 * 2**20
 
 
 def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
-    """How far from 1 the measured length of a stored unit vector may be.
+    """Return how far from 1 the measured length of a stored unit vector may be.
 
     A component is rounded once to the stored dtype. That changes it by at most its own size times
     the unit roundoff ``u``, so that the whole vector, in any norm, changes by at most ``u``,
@@ -58,7 +58,7 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
 
 @dataclass
 class VectorCheck:
-    """Looks at every stored row of a run, batch by batch.
+    """A check of every stored row of a run, batch by batch.
 
     Attributes:
         run: The run.
@@ -114,7 +114,7 @@ class VectorCheck:
         self._zero += int((zero & ~nonfinite).sum())
 
     def _null_rows(self, batch: pa.RecordBatch, output: OutputSpec) -> np.ndarray:
-        """Rows without a vector: null, or in NPY nothing but NaN where policy made some so."""
+        """Find rows without a vector: null, or in NPY nothing but NaN where policy made some so."""
         vectors = batch[output.vector_column]
         if self.run.job.output.format != "npy" or not self._expected_null:
             return np.asarray(vectors.is_null().to_numpy(zero_copy_only=False))
@@ -145,7 +145,7 @@ class VectorCheck:
             self.findings.add(f"{numbers}.")
 
     def _compare_norms(self, output: OutputSpec) -> None:
-        """The stored norms are those that the manifest's statistics describe."""
+        """Compare the stored norms with the manifest's statistics of them."""
         data = self.run.manifest.data
         if output.name not in data["statistics"]:
             return
@@ -245,18 +245,18 @@ class CheckedRows:
         return (self.lengths if self.output.norm.name == "none" else self.norms) == 0
 
     def rows_with(self, vectors: np.ndarray) -> np.ndarray:
-        """Numbers of the rows in which any of ``bool[m, v]`` is true."""
+        """Return numbers of the rows in which any of ``bool[m, v]`` is true."""
         return self.rows[vectors.any(axis=1)]
 
 
 def _same(stored: NormStats, described: NormStats) -> bool:
-    """Whether all that does not depend on the order of adding up is the same."""
+    """Tell whether all that does not depend on the order of adding up is the same."""
     names = ("count", "zero", "nonfinite", "min", "max", "histogram")
     return all(getattr(stored, name) == getattr(described, name) for name in names)
 
 
 def _within(stored: NormStats, described: NormStats) -> bool:
-    """Whether these may be some of those."""
+    """Tell whether these may be some of those."""
     if not stored.count:
         return True
     low, high = described.min, described.max

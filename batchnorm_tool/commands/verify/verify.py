@@ -59,7 +59,7 @@ class Verification:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return all of it as plain data."""
         return asdict(self)
 
 
@@ -144,7 +144,7 @@ def _verify_store(path: str) -> Verification:
 
 
 def _refuse_if_changed(store: Snapshot) -> None:
-    """A refresh may have published, or removed old versions, while the store was read."""
+    """Refuse a store that a refresh changed while it was read."""
     if store.state.storage.is_locked() or store.state.pointer() != store.pointer:
         msg = f"`{store.path}` was changed by a refresh while it was read. Verify it again."
         raise WorkFailed(msg)
@@ -173,7 +173,7 @@ def _verify_parts(run: StoredRun, findings: Findings) -> int:
 
 
 def _quarantined(run: StoredRun, part: StoredPart) -> int:
-    """Rows of ``part`` that lie in quarantine."""
+    """Return rows of ``part`` that lie in quarantine."""
     file = run.quarantine_of(part)
     if file is None:
         return 0
@@ -203,7 +203,7 @@ def _verify_beside(run: StoredRun, findings: Findings) -> None:
 
 
 def _refuse_if_replaced(run: StoredRun) -> None:
-    """Another run may have put its result in this one's place while it was read."""
+    """Refuse a result that another run replaced while it was read."""
     try:
         success = (Path(run.path) / SUCCESS_PATH).read_text().strip()
     except OSError:

@@ -96,7 +96,7 @@ class KerasModel:
         return _inputs(self.model)[2]
 
     def compile(self, batch_size: int) -> Step:
-        """A step over batches of one size."""
+        """Return a step over batches of one size."""
         if _overrides(self.model, "predict"):
             return self._step_through_predict(batch_size)
         concrete, parts = _trace(self.model, self.structure, self.inputs, batch_size, self.chosen)
@@ -105,7 +105,7 @@ class KerasModel:
         return graph_step(concrete, self.inputs, self.outputs)
 
     def _step_through_predict(self, batch_size: int) -> Step:
-        """A step by way of a ``predict`` that the model's class defines itself."""
+        """Return a step by way of a ``predict`` that the model's class defines itself."""
         lock = threading.Lock()
 
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -131,7 +131,7 @@ def _check_stateless(model: Any) -> None:
 
 
 def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
-    """The nest of the inputs, their fields in flat order, and the batch size if one is built in."""
+    """Return the nest of the inputs, their fields in flat order, and any built-in batch size."""
     structure = _input_structure(model)
     named = _input_tensors(structure)
     if any(tensor.shape is None or tensor.sparse or tensor.ragged for _, tensor in named):
@@ -227,7 +227,7 @@ def _input_structure(model: Any) -> Any:
 
 
 def _tensors_of(shapes: Any) -> Any:
-    """Placeholders for the shapes that a subclassed model was built with, in the same nest."""
+    """Make placeholders for the shapes that a subclassed model was built with, in their nest."""
     import keras
 
     if isinstance(shapes, Mapping):
@@ -247,13 +247,13 @@ def _named_tensor(shape: Sequence[int | None], name: str) -> Any:
 
 
 def _tensor_name(tensor: Any) -> str:
-    """The name of the layer that makes a tensor: unlike the tensor's own it survives saving."""
+    """Name the layer that makes a tensor: unlike the tensor's own name it survives saving."""
     history = getattr(tensor, "_keras_history", None)
     return str(history.operation.name if history is not None else tensor.name)
 
 
 def _describe_outputs(model: Any, structure: Any, inputs: Sequence[Field]) -> list[tuple[str, Any]]:
-    """Names of all outputs, each with something that has its shape and dtype."""
+    """Return names of all outputs, each with something that has its shape and dtype."""
     own_batch_size = _inputs(model)[2]
     if _overrides(model, "predict"):
         arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
@@ -272,7 +272,7 @@ def _output_structure(model: Any) -> Any:
 
 
 def named_parts(structure: Any) -> list[tuple[str, Any]]:
-    """The parts of a model's result with their names, in the model's order.
+    """Return the parts of a model's result with their names, in the model's order.
 
     Names are the keys of a dictionary, else the names of the layers, else ``output``.
 
@@ -299,7 +299,7 @@ def _part_name(part: Any, otherwise: str) -> str:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, a number behind those that occur before."""
+    """Return the names, a number behind those that occur before."""
     distinct: list[str] = []
     for name in names:
         number = sum(name == other for other in names[: len(distinct)])
@@ -308,12 +308,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _overrides(model: Any, method: str) -> bool:
-    """Whether the model's class defines a method itself that Keras defines, too."""
+    """Tell whether the model's class defines a method itself that Keras defines, too."""
     return not getattr(type(model), method).__module__.startswith("keras.")
 
 
 def _packed(structure: Any, flat: Sequence[Any], inputs: Sequence[Field]) -> Any:
-    """Flat values in the nest in which the model wants its inputs."""
+    """Return flat values in the nest in which the model wants its inputs."""
     import keras
 
     if isinstance(structure, dict):
@@ -328,7 +328,7 @@ def _trace(
     batch_size: int | None,
     chosen: Sequence[int] | None = None,
 ) -> tuple[Any, list[tuple[str, Any]]]:
-    """``model.predict_step`` as one graph for batches of a fixed shape, and all its outputs.
+    """Return ``model.predict_step`` as one graph for batches of a fixed shape, and all its outputs.
 
     Autograph stays off as in ``model.predict``, and so does XLA: on a CPU it made a convolution 13
     times slower, and it changes the bits.
@@ -357,7 +357,7 @@ def _trace(
 
 
 def _call_predict(model: Any, structure: Any, arrays: Sequence[np.ndarray]) -> Any:
-    """The model's own ``predict`` on one batch, told to be quiet if it listens to that."""
+    """Return the model's own ``predict`` on one batch, told to be quiet if it listens to that."""
     fields = _inputs(model)[1]
     wanted = inspect.signature(model.predict).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())

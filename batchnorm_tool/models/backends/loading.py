@@ -129,7 +129,7 @@ def load_stored(model: Model, path: str) -> Any:
 
 
 def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
-    """What a failure to load a model means, and what to do.
+    """Return what a failure to load a model means, and what to do.
 
     Example:
         >>> explain("m.h5", TypeError("got 'time_major'")).startswith("m.h5: does not load.")
@@ -142,7 +142,7 @@ def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
 
 
 def describe_failure(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:
-    """What a failure in Keras means, and its own words, in one line and without colors."""
+    """Return what a failure in Keras means, and its own words, in one line and without colors."""
     said = " ".join(_COLORS.sub("", " ".join(_causes(error))).split())
     text = f"{said} Keras 2" if keras_version.startswith(("1.", "2.")) else said
     meaning = next(
@@ -188,7 +188,7 @@ def _limited_weights(shown: str, most: int) -> Iterator[None]:
 
 
 def inner_layer_model(model: Any, name: str) -> Any:
-    """The part of a model that leads to the output of one of its layers.
+    """Return the part of a model that leads to the output of one of its layers.
 
     Only the inputs that the layer needs remain: a tower of a two-tower model takes its own side.
     Of a layer that is called several times, the first call counts.
@@ -225,7 +225,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
 
 
 def _first_call(model: Any, layer: Any) -> Any:
-    """What a layer returned where the model first calls it; ``layer.output`` of a model is another.
+    """Return what a layer returned at its first call; ``layer.output`` of a model is another.
 
     A nested model has an ``output`` inside of itself, which the outer inputs do not lead to.
     """
@@ -239,7 +239,7 @@ def _first_call(model: Any, layer: Any) -> Any:
 
 
 def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
-    """The model's inputs that these tensors are computed from, in the model's order."""
+    """Return the model's inputs that these tensors are computed from, in the model's order."""
     seen: set[int] = set()
     waiting = list(outputs)
     while waiting:

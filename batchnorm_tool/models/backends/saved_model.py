@@ -90,7 +90,7 @@ class SavedModel:
     own_batch_size: int | None
 
     def compile(self, batch_size: int) -> Step:
-        """A step over batches of one size; the graph is compiled already."""
+        """Return a step over batches of one size; the graph is compiled already."""
         import tensorflow as tf
 
         dtypes = [tf.as_dtype(field.dtype).as_numpy_dtype for field in self.inputs]

@@ -79,7 +79,7 @@ def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
 
 
 def every_device(devices: Devices) -> list[DeviceName]:
-    """The devices that ``engine.devices`` stands for, one for each process.
+    """Return the devices that ``engine.devices`` stands for, one for each process.
 
     Args:
         devices: ``"cpu"``; a list of GPU numbers, or of the word ``"cpu"``; ``"gpu"`` or
@@ -97,7 +97,7 @@ def every_device(devices: Devices) -> list[DeviceName]:
 
 
 def running_tensorflow() -> TensorFlowSetup:
-    """TensorFlow as it is set up at the moment."""
+    """Return TensorFlow as it is set up at the moment."""
     tf = import_tensorflow()
     gpus = tf.config.get_visible_devices("GPU")
     threads = tf.config.threading.get_intra_op_parallelism_threads()
@@ -105,7 +105,7 @@ def running_tensorflow() -> TensorFlowSetup:
 
 
 def import_tensorflow() -> Any:
-    """The ``tensorflow`` module, imported without its log chatter unless that was asked for."""
+    """Import ``tensorflow`` without its log lines, unless they were asked for."""
     wanted = os.environ.setdefault(_LOG_LEVEL, "3")
     if "tensorflow" not in sys.modules and wanted not in ("0", "1"):
         with _without_chatter():
@@ -116,7 +116,7 @@ def import_tensorflow() -> Any:
 
 
 def _gpus(tf: Any, devices: Devices) -> list[Any]:
-    """All GPUs that are asked for."""
+    """Return all GPUs that are asked for."""
     found = list(tf.config.list_physical_devices("GPU"))
     if isinstance(devices, str):
         wanted = [] if devices == "cpu" else list(range(len(found)))
@@ -166,7 +166,7 @@ def _pass_on(held: IO[bytes]) -> None:
 
 
 def field_of(name: str, tensor: Any) -> Field:
-    """The field of something with a shape (its first axis the rows) and a dtype.
+    """Return the field of something with a shape (its first axis the rows) and a dtype.
 
     Raises:
         ModelError: It has no rows, an unknown number of axes, or is sparse or ragged.
@@ -198,7 +198,7 @@ def check_output(name: str, shape: Any, rows: int) -> None:
 
 
 def graph_step(concrete: Any, inputs: Sequence[Field], outputs: Sequence[Field]) -> Step:
-    """A step that runs a traced graph: tensors by position in, a list of tensors out."""
+    """Make a step that runs a traced graph: tensors by position in, a list of tensors out."""
     import tensorflow as tf
 
     dtypes = [tf.as_dtype(field.dtype) for field in inputs]
@@ -244,7 +244,7 @@ def run_errors() -> Iterator[None]:
 
 
 def _cause(message: str) -> str:
-    """The line that says what is wrong, of a message that shows where in the graph it was.
+    """Return the line that says what is wrong, of a message that shows where in the graph it was.
 
     Example:
         >>> _cause(chr(10).join(["Graph execution error:", "indices[0] = 9", "[[{{node x}}]]"]))
@@ -256,7 +256,7 @@ def _cause(message: str) -> str:
 
 
 def _plain_shape(shape: Any) -> tuple[int | None, ...] | None:
-    """A shape as a tuple, or ``None`` where even the number of axes is unknown."""
+    """Return a shape as a tuple, or ``None`` where even the number of axes is unknown."""
     if shape is None or getattr(shape, "rank", 0) is None:
         return None
     return tuple(None if length is None else int(length) for length in shape)

@@ -169,7 +169,7 @@ def _check_trust(model: Model, report: ModelReport) -> None:
 
 
 def _is_trusted(finding: ModelFinding, trusted: list[str]) -> bool:
-    """Whether a finding is a custom class that the job names: Keras is given that one for it."""
+    """Tell whether a finding is a custom class that the job names: Keras is given that one."""
     custom = finding.custom
     return custom is not None and any(custom.is_named_by(name) for name in trusted)
 

@@ -127,7 +127,7 @@ def read_hdf5(path: str, shown: str) -> StoredModel:
 
 
 def parse_config(text: object, shown: str) -> Any:
-    """JSON of bounded size and depth as Python data.
+    """Return JSON of bounded size and depth as Python data.
 
     Example:
         >>> parse_config('{"a": [1]}', "model.keras")
@@ -211,7 +211,7 @@ def _errors(shown: str) -> Iterator[None]:
 
 
 def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[str]:
-    """The names in the archive, once all of them are known to be harmless."""
+    """Return the names in the archive, once all of them are known to be harmless."""
     members = archive.infolist()
     names = [member.filename for member in members]
     distinct = {name.casefold() for name in names}
@@ -456,7 +456,7 @@ def _rows_at_once(dataset: h5py.Dataset) -> int:
 
 
 def _blocks(dataset: h5py.Dataset) -> Iterator[Any]:
-    """The dataset in blocks of rows of about 64 MiB."""
+    """Yield the dataset in blocks of rows of about 64 MiB."""
     if not dataset.shape:
         yield np.array([dataset[()]], dtype=dataset.dtype)
         return
@@ -466,7 +466,7 @@ def _blocks(dataset: h5py.Dataset) -> Iterator[Any]:
 
 
 def _file_bytes(item: h5py.h5.ObjectID) -> int:
-    """Size of the HDF5 file that an object lies in: no text of any length is longer."""
+    """Return the size of the HDF5 file that an object lies in: no text of any length is longer."""
     import h5py
 
     return h5py.h5i.get_file_id(item).get_filesize()

@@ -251,7 +251,7 @@ def foreign_folder(path: Path) -> str | None:
 
 
 def _held(path: Path, names: list[str]) -> str | None:
-    """What a folder without data is, by the model file in it."""
+    """Return what a folder without data is, by the model file in it."""
     for name in names:
         if name.endswith((".keras", ".h5", ".hdf5")):
             return f"a folder with the model {name} in it. Give {path / name}."

@@ -404,7 +404,7 @@ class ExaminedGraph:
         return None
 
     def _roots(self) -> Iterator[str]:
-        """Names of what is asked of the main graph: tensors of signatures, and two operations."""
+        """Yield names that are asked of the main graph: tensors of signatures, two operations."""
         for signature in self._signatures.values():
             for infos in (signature.inputs, signature.outputs):
                 for info in self._entries("TensorInfoEntry", infos).values():
@@ -424,7 +424,7 @@ class ExaminedGraph:
         ]
 
     def _called_functions(self) -> dict[str, list[_Node]]:
-        """The bodies of all functions that the kept nodes call, themselves or through others."""
+        """Return the bodies of all functions that the kept nodes call, directly or not."""
         bodies: dict[str, list[_Node]] = {}
         waiting = [name for node in self._main.values() for name in node.uses]
         while waiting:
@@ -508,7 +508,7 @@ class ExaminedGraph:
                 yield _FOREIGN_FILE[kind], _place(scope, node)
 
     def _calls(self) -> dict[str, list[tuple[str | None, _Node]] | None]:
-        """Who calls each function with its arguments in order; ``None``: others call it as well."""
+        """Return who calls each function with ordered arguments; ``None``: others do as well."""
         calls: dict[str, list[tuple[str | None, _Node]] | None]
         calls = {name: [] for name in self._bodies}
         for scope, nodes in self._scopes():
@@ -581,7 +581,7 @@ def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node
 
 
 def _node_name(tensor: str) -> str:
-    """``"^node"`` and ``"node:0"`` both mean ``"node"``."""
+    """Return the node that ``"^node"`` and ``"node:0"`` both mean."""
     return tensor.removeprefix("^").partition(":")[0]
 
 
@@ -597,7 +597,7 @@ def _place(scope: str | None, node: _Node | None = None) -> str:
 
 
 def _only_itself(function: Any) -> bytes:
-    """A function in the place of which TensorFlow runs no other: what it calls is what runs."""
+    """Remove what lets TensorFlow run another function in its place."""
     kept = message_class("FunctionDef")()
     kept.CopyFrom(function)
     kept.attr[:] = [raw for raw in function.attr if parse("Entry", raw).key != "api_implements"]

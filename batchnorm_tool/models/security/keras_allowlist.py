@@ -196,7 +196,7 @@ class ModelFinding:
 
 
 def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]:
-    """Everything in an architecture that is dangerous or worth knowing.
+    """Yield everything in an architecture that is dangerous or worth knowing.
 
     Args:
         config: What Keras serialized, without the compile settings (which are never loaded).
@@ -221,7 +221,7 @@ def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]
 
 
 def without_compile_settings(config: Any) -> Any:
-    """A copy of the outermost architecture without its compile settings, which are never loaded."""
+    """Copy the outermost architecture without its compile settings, which are never loaded."""
     if not isinstance(config, dict):
         return config
     return {key: value for key, value in config.items() if key != "compile_config"}
@@ -253,7 +253,7 @@ def _is_small_object(item: dict[str, Any]) -> bool:
 
 
 def unloadable(config: Any) -> str | None:
-    """Why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
+    """Return why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
     for _, item in _dictionaries(config):
         name, module = _text(item, "class_name"), _text(item, "module")
         if module.startswith(KERAS_2_MODULES) or name in KERAS_2_CLASSES:
@@ -270,7 +270,7 @@ def unloadable(config: Any) -> str | None:
 
 
 def _is_bare_operation(item: dict[str, Any], name: str) -> bool:
-    """Whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
+    """Tell whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
     inner = item.get("config")
     is_bare = "inbound_nodes" in item and "module" not in item and name not in LEGACY_NAMES
     return is_bare and isinstance(inner, dict) and "trainable" not in inner
@@ -296,7 +296,7 @@ def _text(item: dict[str, Any], key: str) -> str:
 
 
 def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dictionary in the architecture with the place where it is, outermost first."""
+    """Yield every dictionary in the architecture with the place where it is, outermost first."""
     waiting: list[tuple[str, Any]] = [("model", config)]
     while waiting:
         where, item = waiting.pop()
@@ -355,7 +355,7 @@ def _check_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
 def _custom(
     kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
 ) -> ModelFinding:
-    """What is not known to be harmless; only what could be somebody's own can be trusted by name.
+    """Report what is not known to be harmless; only somebody's own can be trusted by name.
 
     Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
     told to.
@@ -372,7 +372,7 @@ def _custom(
 
 
 def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
-    """Whether Keras would look this class up among its own, and it is one that only computes."""
+    """Tell whether Keras would look this class up among its own, and it only computes."""
     if item.get("registered_name") not in (None, name) or name in LOOKUPS:
         return False
     if module is None:
@@ -409,7 +409,7 @@ def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[Model
 
 
 def _check_products(item: dict[str, Any], where: str, bound: int) -> Iterator[ModelFinding]:
-    """Sizes of a layer that are small enough alone, and not together."""
+    """Find sizes of a layer that are small enough alone, and not together."""
     if _WEIGHT_KEYS.isdisjoint(item):
         return
     recurrent = [("units", "units")] if "recurrent_initializer" in item else []
@@ -433,7 +433,7 @@ def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
 
 
 def _runs_dropout(item: dict[str, Any]) -> bool:
-    """Whether the architecture calls a dropout layer with ``training=True``."""
+    """Tell whether the architecture calls a dropout layer with ``training=True``."""
     calls = item.get("inbound_nodes")
     if _text(item, "class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):
         return False
@@ -455,7 +455,7 @@ def _call_options(calls: list[Any]) -> Iterator[object]:
 
 
 def _normalizing_outputs(config: Any) -> Iterator[str]:
-    """Names of the output layers that normalize."""
+    """Yield names of the output layers that normalize."""
     inner = config.get("config") if isinstance(config, dict) else None
     layers = inner.get("layers") if isinstance(inner, dict) else None
     if not isinstance(inner, dict) or not isinstance(layers, list) or not layers:
@@ -470,7 +470,7 @@ def _normalizing_outputs(config: Any) -> Iterator[str]:
 
 
 def _names(outputs: Any) -> Iterator[str]:
-    """The layer names in a nest of ``[name, node, tensor]``."""
+    """Yield the layer names in a nest of ``[name, node, tensor]``."""
     if isinstance(outputs, dict):
         outputs = list(outputs.values())
     if isinstance(outputs, list) and outputs and isinstance(outputs[0], str):

@@ -103,7 +103,7 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
 
 
 def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
-    """The report completed by what is stored."""
+    """Return the report completed by what is stored."""
     config = without_compile_settings(stored.config)
     why = unloadable(config)
     if why is not None:
@@ -127,7 +127,7 @@ def _keras_report(report: ModelReport, stored: StoredModel) -> ModelReport:
 
 
 def _sorted(findings: Iterable[ModelFinding]) -> tuple[ModelFinding, ...]:
-    """Each finding once, the dangers first, otherwise in the order of the file."""
+    """Return each finding once, the dangers first, otherwise in the order of the file."""
     return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
 
 
@@ -181,7 +181,7 @@ def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
 
 
 def model_kind(path: str, shown: str) -> ModelKind:
-    """What a path is, by its content."""
+    """Return what a path is, by its content."""
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):

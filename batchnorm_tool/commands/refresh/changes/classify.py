@@ -64,16 +64,16 @@ class Hashes:
 
 
 class Classifier(Protocol):
-    """Tells the kinds of tonight's rows; threads share one."""
+    """A classifier of the rows of an input; threads share one."""
 
     def classify(self, hashes: Hashes) -> np.ndarray:
-        """The `ChangeType` of each row, ``uint8[n]``."""
+        """Return the `ChangeType` of each row, ``uint8[n]``."""
 
 
 def classify_rows(
     live: LiveIndex, hashes: Hashes, *, recompute: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `ChangeType` of each row, and where it lies in the live version.
+    """Return the `ChangeType` of each row, and where it lies in the live version.
 
     Args:
         live: Keys and hashes of the live version.
@@ -149,12 +149,12 @@ class MatchedRows:
         return bool((words[1:] == words[:-1]).any())
 
     def is_repeated(self) -> bool:
-        """Whether two known rows had the same key."""
+        """Tell whether two known rows had the same key."""
         return self._known != int(np.count_nonzero(self.dispositions != RowDisposition.UNMATCHED))
 
 
 class LiveClassifier:
-    """Judges with the whole live version in memory.
+    """A classifier with the whole live version in memory.
 
     Args:
         live: Keys and hashes of the live version.
@@ -166,7 +166,7 @@ class LiveClassifier:
         self._live, self._matched, self._recompute = live, matched, recompute
 
     def classify(self, hashes: Hashes) -> np.ndarray:
-        """The `ChangeType` of each row, ``uint8[n]``."""
+        """Return the `ChangeType` of each row, ``uint8[n]``."""
         kinds, positions = classify_rows(self._live, hashes, recompute=self._recompute)
         self._matched.add(hashes, kinds, positions)
         return kinds

@@ -211,7 +211,7 @@ def _empty_index() -> LiveIndex:
 
 
 def available_memory() -> int:
-    """Bytes that this machine could give to a program now."""
+    """Return bytes that this machine could give to a program now."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = next(line for line in lines if line.startswith("MemAvailable"))

@@ -35,7 +35,7 @@ class ColumnNulls:
     nulls: int
 
     def merged(self, other: ColumnNulls) -> ColumnNulls:
-        """Of two sets of rows together."""
+        """Merge those of two sets of rows."""
         return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
 
 
@@ -60,7 +60,7 @@ class ComponentStatistics:
     m2: np.ndarray
 
     def merged(self, other: ComponentStatistics) -> ComponentStatistics:
-        """Of two sets of rows together."""
+        """Merge those of two sets of rows."""
         if not (self.rows and other.rows):
             return self if self.rows else other
         return ComponentStatistics(
@@ -83,14 +83,14 @@ class ComponentStatistics:
         return np.asarray(np.sqrt(self.m2 / max(1, self.count)))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-safe data; numbers beyond float64 are its largest."""
+        """Return data that JSON can hold; numbers beyond float64 are its largest."""
         values = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
         lists = {name: np.nan_to_num(each).tolist() for name, each in values.items()}
         return {"rows": self.rows, "count": self.count, **lists}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ComponentStatistics:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` gave."""
         low, high, mean, std = (np.array(data[name]) for name in ("min", "max", "mean", "std"))
         return cls(data["rows"], data["count"], low, high, mean, std * std * data["count"])
 
@@ -108,7 +108,7 @@ class InputStatistics:
     inputs: Mapping[str, ComponentStatistics]
 
     def merged(self, other: InputStatistics) -> InputStatistics:
-        """Of two sets of rows together."""
+        """Merge those of two sets of rows."""
         columns, inputs = dict(self.columns), dict(self.inputs)
         for name, nulls in other.columns.items():
             columns[name] = columns[name].merged(nulls) if name in columns else nulls
@@ -117,7 +117,7 @@ class InputStatistics:
         return InputStatistics(columns, inputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-safe data.
+        """Return the data as JSON can hold it.
 
         Returns:
             ``columns``: for each column ``rows`` and ``nulls``. ``inputs``: for each input ``rows``
@@ -130,7 +130,7 @@ class InputStatistics:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputStatistics:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` gave."""
         return cls(
             {name: ColumnNulls(**nulls) for name, nulls in data["columns"].items()},
             {name: ComponentStatistics.from_dict(d) for name, d in data["inputs"].items()},
@@ -140,7 +140,7 @@ class InputStatistics:
 def statistics_of(
     table: pa.Table, arrays: Mapping[str, np.ndarray], valid: np.ndarray, first_row: int
 ) -> InputStatistics:
-    """Statistics of a chunk.
+    """Measure the statistics of a chunk.
 
     Args:
         table: The stored columns that feed the model, ``n`` rows.
@@ -162,7 +162,7 @@ def statistics_of(
 
 
 def nulls_in(column: pa.ChunkedArray) -> int:
-    """Nulls of a column, and of the lists in it; what lies hidden under a null does not count.
+    """Count nulls of a column, and of the lists in it; what is hidden under a null is not one.
 
     Example:
         >>> nulls_in(pa.chunked_array([[[1, None], None, []]]))
@@ -269,7 +269,7 @@ class ChangeSet:
     hash_version: str = HASH_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-safe data."""
+        """Return the data as JSON can hold it."""
         return {
             "counts": asdict(self.counts),
             "live_rows": self.live_rows,
@@ -283,7 +283,7 @@ class ChangeSet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ChangeSet:
-        """The inverse of `to_dict`."""
+        """Read what `to_dict` gave."""
         inputs = tuple(Field(f["name"], tuple(f["shape"]), f["dtype"]) for f in data["inputs"])
         changes = {
             "counts": ChangeCounts(**data["counts"]),
@@ -299,7 +299,7 @@ class ChangeSet:
 
     @classmethod
     def load(cls, storage: Storage) -> ChangeSet | None:
-        """The difference that was found; ``None`` where none was, or its document is damaged."""
+        """Return what was found; ``None`` where nothing was, or its document is damaged."""
         text = storage.get(DOCUMENT)
         data = None if text is None else checked_json.load_checked_json(text)
         try:

@@ -89,7 +89,7 @@ class RefreshSource:
         return max(1, features) + _ASSUMED_BYTES * len(self.carried)
 
     def name_of(self, wanted: str) -> str:
-        """A column name for something that is written beside the carried columns."""
+        """Return a column name for something that is written beside the carried columns."""
         while wanted in self.carried.names:
             wanted += "_"
         return wanted
@@ -171,7 +171,7 @@ class HashedChunk:
 
 
 def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
-    """The rows of a part; where chunks begin depends on the files alone.
+    """Yield the rows of a part; where chunks begin depends on the files alone.
 
     Raises:
         InputError: A key is null, or the features do not fit the model.
@@ -194,7 +194,7 @@ def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
 
 
 def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    """Some columns of a part, the keys among them, in tables of about `chunk_rows` rows.
+    """Yield some columns of a part, the keys among them, in tables of about `chunk_rows` rows.
 
     Raises:
         InputError: A key is null or NaN, or a value has no place in the store's type.
@@ -213,7 +213,7 @@ def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> 
 
 
 def locate(table: Table, row: int) -> tuple[str, int]:
-    """The path of the file that holds a global row, and the row in that file."""
+    """Return the path of the file that holds a global row, and the row in that file."""
     for file in table.files:
         if row < file.rows:
             return file.path, row
@@ -223,7 +223,7 @@ def locate(table: Table, row: int) -> tuple[str, int]:
 
 
 def describe_key(keys: pa.Table, row: int) -> str:
-    """The key of one row as messages show it.
+    """Return the key of one row as messages show it.
 
     Example:
         >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
@@ -241,7 +241,7 @@ def _batches(
 
 
 def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Batches as tables; small ones together, for each table has its cost."""
+    """Yield batches as tables; small ones together, for each table has its cost."""
     waiting: list[pa.RecordBatch] = []
     held = 0
     for batch in batches:
@@ -306,7 +306,7 @@ def _refuse_unfit(
 
 
 def _deleted(source: RefreshSource, table: pa.Table) -> np.ndarray | None:
-    """``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
+    """Return ``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
     if source.delete_column is None:
         return None
     deleted = np.asarray(table.column(source.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
@@ -316,7 +316,7 @@ def _deleted(source: RefreshSource, table: pa.Table) -> np.ndarray | None:
 def _features(
     source: RefreshSource, table: pa.Table, deleted: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Arrays and faults of all rows; the features of rows to be deleted are not looked at."""
+    """Return arrays and faults of all rows; features of rows to be deleted are not read."""
     if deleted is None:
         return source.reader.read(table)
     rest = ~deleted
@@ -326,7 +326,7 @@ def _features(
 
 
 def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """``values`` in the places that are true, zeros (``""`` for strings) in the others."""
+    """Return ``values`` in the places that are true, zeros (``""`` for strings) in the others."""
     spread = np.full((len(places), *values.shape[1:]), "" if values.dtype == object else 0)
     spread = spread.astype(values.dtype)
     spread[places] = values
@@ -334,12 +334,12 @@ def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def chunk_rows(source: RefreshSource) -> int:
-    """Rows in memory at a time."""
+    """Return how many rows are in memory at a time."""
     return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // source.row_bytes))
 
 
 def cut(source: RefreshSource) -> list[Part]:
-    """All parts of an input: the same for any number of threads."""
+    """Return all parts of an input: the same for any number of threads."""
     most = max(1, min(_MOST_PART_ROWS, _PART_BYTES // source.row_bytes))
     shared = max(1, min(most, READ_AHEAD_BYTES // source.row_bytes))
     parts: list[Part] = []
@@ -357,7 +357,7 @@ def cut(source: RefreshSource) -> list[Part]:
 
 
 def _pieces(table: Table, most: int, shared: int) -> Iterator[Slice]:
-    """Whole row groups of a Parquet file: they can be decoded at the same time.
+    """Yield whole row groups of a Parquet file: they can be decoded at the same time.
 
     Small ones go together, for each reading looks at the whole footer. A larger group is cut so
     that each piece is decoded at one go, and the next thread goes on where the reader stopped. All

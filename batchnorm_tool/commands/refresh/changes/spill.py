@@ -61,7 +61,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads eve
 
 
 class PrecomputedClassifier:
-    """A judge that found the kinds of all rows before.
+    """A classifier that found the kinds of all rows before.
 
     Args:
         classify: ``uint8[rows]``.
@@ -71,7 +71,7 @@ class PrecomputedClassifier:
         self._kinds = kinds
 
     def classify(self, hashes: Hashes) -> np.ndarray:
-        """The `Kind` of each row, ``uint8[n]``."""
+        """Return the `Kind` of each row, ``uint8[n]``."""
         return np.array(self._kinds[hashes.first_row : hashes.first_row + len(hashes)])
 
 
@@ -123,7 +123,7 @@ class BucketJoin:
         return PrecomputedClassifier(kinds), matched, repeated
 
     def _file(self, name: str, rows: int) -> np.ndarray:
-        """``uint8[rows]``, unclaimed, in a file."""
+        """Return ``uint8[rows]``, unclaimed, in a file."""
         found = np.memmap(self.directory / name, np.uint8, "w+", shape=(max(1, rows),))
         found[:] = RowDisposition.UNMATCHED
         return found[:rows]
@@ -180,14 +180,14 @@ def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
 
 
 def bucket_bits(rows: int, memory_bytes: int) -> int:
-    """The binary logarithm of the number of buckets, so that each is joined within the memory."""
+    """Choose the binary logarithm of the number of buckets: each is joined within the memory."""
     wanted = (rows * _JOIN_BYTES // max(1, memory_bytes)).bit_length()
     return min(max(1, wanted), _MOST_BITS)
 
 
 @contextlib.contextmanager
 def bucket_directory() -> Iterator[Path]:
-    """A temporary directory, gone afterwards.
+    """Make a temporary directory, and remove it afterwards.
 
     Raises:
         WorkFailed: It cannot be written.
@@ -235,7 +235,7 @@ class Buckets:
                         file.write(found.tobytes())
 
     def take(self, number: int) -> np.ndarray:
-        """The entries of one bucket in the order of their rows; they are forgotten."""
+        """Return the entries of one bucket in the order of their rows; they are forgotten."""
         path = self._paths[number]
         if not path.exists():
             return np.zeros(0, self._dtype)
@@ -277,7 +277,7 @@ def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
 
 
 def _again(entries: np.ndarray) -> np.ndarray:
-    """Rows that have the same key, ``int64[m, 2]``: one, and the next one after it."""
+    """Return rows that have the same key, ``int64[m, 2]``: one, and the next one after it."""
     order = np.lexsort((entries["row"], entries["id"][:, 1], entries["id"][:, 0]))
     ids, rows = entries["id"][order], entries["row"][order]
     equal = (ids[1:] == ids[:-1]).all(axis=1)

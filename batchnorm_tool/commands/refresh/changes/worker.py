@@ -44,7 +44,7 @@ _REASON = "reason"
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who looks on.
+    """Callbacks of the work on slices.
 
     Attributes:
         advance: Told the number of rows of each finished chunk, from several threads.
@@ -165,7 +165,7 @@ def map_in_order(
     workers: int,
     callbacks: Callbacks,
 ) -> Iterator[_Result]:
-    """What ``process`` gives for each part, in order, a few parts at a time.
+    """Yield what ``process`` gives for each part, in order, a few parts at a time.
 
     The first failure in the order of the parts is raised, whichever thread was faster.
     """
@@ -223,7 +223,7 @@ class StagingSchemas:
 
 
 def feature_field(name: str, field: Field) -> pa.Field:
-    """The column that holds what a model input sees, to the bit.
+    """Return the column that holds what a model input sees, to the bit.
 
     Example:
         >>> from batchnorm_tool.chunk import Field
@@ -235,7 +235,7 @@ def feature_field(name: str, field: Field) -> pa.Field:
 
 
 def feature_column(kind: pa.DataType, array: np.ndarray) -> pa.Array:
-    """What a model sees of some rows as a column of type ``kind``, without a copy of numbers.
+    """Return what a model sees of some rows as a column of type ``kind``; no number is copied.
 
     Args:
         kind: The type that `feature_field` gives.
