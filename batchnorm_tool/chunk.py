@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import pyarrow as pa
+
+TEXT_BYTES = 32
+"""What a value of open length is taken for where rows are counted by their bytes."""
 
 
 class Reason(IntEnum):
@@ -59,6 +64,23 @@ class Field:
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """About how many bytes a row takes: an open size counts as 1, a string as 32 bytes."""
+        digits = "".join(filter(str.isdigit, self.dtype))
+        item = int(digits) // 8 if digits else TEXT_BYTES if self.dtype == "string" else 1
+        return item * math.prod(size or 1 for size in self.shape)
+
+
+def fitting_rows(row_bytes: int, most_bytes: int, most_rows: int = sys.maxsize) -> int:
+    """Return how many rows fit, at least 1.
+
+    Example:
+        >>> fitting_rows(100, 1000), fitting_rows(100, 1000, 7), fitting_rows(5000, 1000)
+        (10, 7, 1)
+    """
+    return max(1, min(most_rows, most_bytes // max(1, row_bytes)))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,15 @@ import os
 import platform
 import sys
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
@@ -54,6 +60,39 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def map_in_order(
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    threads: int | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> Iterator[_Result]:
+    """Yield what a function makes of each item, in order; several threads work meanwhile.
+
+    Args:
+        function: Called from the threads.
+        items: Taken in the caller's thread, two for each thread ahead: memory does not depend on
+            their number.
+        threads: Default: one for each core.
+        stop: Called at the end, whatever ended it, to let go what is under way.
+
+    Raises:
+        Exception: What the function raised for the first item that it failed on, in their order.
+    """
+    count = threads or available_cores()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="in-order")
+    under_way: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > 2 * count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        stop()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def quiet_libraries() -> None:

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from batchnorm_tool.comparison.scores import Score
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import L2, Anything, Float64s, row_blocks, row_norms, widen
 
 Float32s = np.ndarray
 Int64s = np.ndarray
-Map = Callable[..., Iterable[Any]]
 # Products computed at a time: 16 MiB of them, so that memory does not grow with the queries.
 _PRODUCTS = 1 << 22
 # Of these, so many at most are looked at one by one at a time: 28 bytes each, and as many again for
@@ -72,13 +71,12 @@ class Filter:
         rows = _PRODUCTS // max(len(self._units), 1)
         return max(_ALIKE_ROWS, rows // _ALIKE_ROWS * _ALIKE_ROWS)
 
-    def expect(self, sample: Anything, rows: int, map_: Map) -> None:
+    def expect(self, sample: Anything, rows: int) -> None:
         """Set the bars by a sample: what is below them is not worth a look.
 
         Args:
             sample: Rows of the base ``[m, d]``, fairly drawn.
             rows: Rows of the base.
-            map_: Does the same for several arguments, at once if it can.
         """
         share = (_PASSING * self._k + 64) / max(rows, 1)
         rank = max(_LEAST_RANK, math.ceil(share * len(sample)))
@@ -87,7 +85,7 @@ class Filter:
         block = _Block.of(sample, [top_k.score for top_k in self._top_ks])
         starts = range(0, len(self._units), _EXPECTING_QUERIES)
         slices = [slice(start, start + _EXPECTING_QUERIES) for start in starts]
-        list(map_(lambda queries: self._expect(queries, block, rank), slices))
+        list(map_in_order(lambda queries: self._expect(queries, block, rank), slices))
 
     def _expect(self, queries: slice, block: _Block, rank: int) -> None:
         products = self._units[queries] @ block.units.T
@@ -133,10 +131,10 @@ class Filter:
             np.minimum(needed, top_k.needed(low, high), out=needed)
         return needed
 
-    def best(self, map_: Map) -> list[Best]:
+    def best(self) -> list[Best]:
         """Return what was kept for each score."""
         width = self._units.shape[1]
-        return list(map_(lambda top_k: top_k.best(width), self._top_ks))
+        return list(map_in_order(lambda top_k: top_k.best(width), self._top_ks))
 
     def _space(self, rows: int) -> tuple[Float32s, np.ndarray]:
         """Return each thread's own arrays ``[q, rows]``: new ones would be cleared page by page."""

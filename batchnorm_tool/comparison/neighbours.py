@@ -3,17 +3,16 @@
 One matrix product serves every norm: scores under another norm are the same products, scaled by
 column. They are computed in float32, of unit vectors, block by block, and a little more than the
 ``k`` best of each query are kept (`candidates`). Where rounding may have put two of these in the
-wrong order, both are scored again in float64 (`map_in_order`). Where the bound of the rounding
+wrong order, both are scored again in float64 (`in_order`). Where the bound of the rounding
 error cannot exclude that a neighbour was left out, as among many equal rows, the query is done over
 in float64 alone (`Exact`).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +27,7 @@ from batchnorm_tool.comparison.scores import (
     Sides,
     numbered,
 )
-from batchnorm_tool.environment import available_cores
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen
 
 if TYPE_CHECKING:
@@ -74,23 +73,19 @@ def neighbours(
     """
     wanted = {norm.label: Score.of(metric, norm) for norm in norms}
     scores = list(dict.fromkeys(wanted.values()))
-    with (
-        # Each thread multiplies on its own core: with two threads each, 5.0 CPU seconds became 3.5.
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(available_cores(), thread_name_prefix="neighbours") as pool,
-    ):
-        found = _Search(base, k, pool).run_in_turns(queries, scores)
+    # Each thread multiplies on its own core: with two threads each, 5.0 CPU seconds became 3.5.
+    with threadpool_limits(1, user_api="blas"):
+        found = _Search(base, k).run_in_turns(queries, scores)
     by_score = dict(zip(scores, found, strict=True))
     return {label: by_score[score] for label, score in wanted.items()}
 
 
 @dataclass(frozen=True)
 class _Search:
-    """A search for the ``k`` nearest rows of a base with the threads of a pool."""
+    """A search for the ``k`` nearest rows of a base."""
 
     base: Base
     k: int
-    pool: ThreadPoolExecutor
 
     def run_in_turns(self, queries: Queries, scores: Sequence[Score]) -> list[Int64s]:
         """Do as `run`, of so many queries at a time that what is kept for them stays small."""
@@ -123,9 +118,16 @@ class _Search:
     ) -> list[Best]:
         filter_ = Filter(queries.vectors, queries.rows, scores, self.k)
         if sample is not None:
-            filter_.expect(sample, self.base.rows, self.pool.map)
-        self._each(filter_.add, filter_.block_rows)
-        return filter_.best(self.pool.map)
+            filter_.expect(sample, self.base.rows)
+        most = filter_.block_rows
+        some = (
+            (first + start, block[start : start + most])
+            for first, block in numbered(self.base.blocks())
+            for start in range(0, len(block), most)
+        )
+        for _ in map_in_order(lambda each: filter_.add(*each), some):
+            pass
+        return filter_.best()
 
     def _exact(self, queries: Queries, score: Score) -> Int64s:
         searches = [
@@ -133,20 +135,8 @@ class _Search:
         ]
         for first, block in numbered(self.base.blocks()):
             rows = BaseRows.of(widen(block), score, first)
-            list(self.pool.map(lambda each, rows=rows: each.add(rows), searches))
+            list(map_in_order(methodcaller("add", rows), searches))
         return np.stack([each.rows for each in searches])
-
-    def _each(self, act: Callable[[int, Anything], None], most_rows: int) -> None:
-        """Act on all rows of the base, so many at a time, as many at once as there are threads."""
-        under_way: deque[Future[None]] = deque()
-        for first, block in numbered(self.base.blocks()):
-            for start in range(0, len(block), most_rows):
-                rows = block[start : start + most_rows]
-                under_way.append(self.pool.submit(act, first + start, rows))
-                if len(under_way) > 2 * available_cores():
-                    under_way.popleft().result()
-        for each in under_way:
-            each.result()
 
 
 def in_order(

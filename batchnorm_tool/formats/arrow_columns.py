@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,18 @@ def vector_field(name: str, dtype: pa.DataType, shape: tuple[int, ...]) -> pa.Fi
         return pa.field(name, dtype)
     metadata = {SHAPE: json.dumps(list(shape)).encode()}
     return pa.field(name, pa.list_(dtype, math.prod(shape)), metadata=metadata)
+
+
+def free_name(wanted: str, taken: Collection[str]) -> str:
+    """Return a name with as many ``_`` at its end as it takes to be none of those taken.
+
+    Example:
+        >>> free_name("reason", ["id", "reason"])
+        'reason_'
+    """
+    while wanted in taken:
+        wanted += "_"
+    return wanted
 
 
 def rows_of(array: pa.Array) -> np.ndarray:
@@ -259,17 +271,17 @@ def _lengths(column: pa.ChunkedArray, function: str) -> np.ndarray:
     return np.asarray(lengths.fill_null(0).to_numpy(), dtype=np.int64)
 
 
-def fixed_bytes(dtype: pa.DataType) -> int | None:
+def fixed_bytes(dtype: pa.DataType, assumed: int | None = None) -> int | None:
     """Return bytes of a value of fixed width; ``None`` where the rows decide."""
     if pa.types.is_fixed_size_list(dtype):
-        item = fixed_bytes(dtype.value_type)
+        item = fixed_bytes(dtype.value_type, assumed)
         return None if item is None else item * int(dtype.list_size)
     if pa.types.is_nested(dtype):
-        return None
+        return assumed
     try:
         return max(1, int(dtype.bit_width) // 8)
     except ValueError:
-        return None
+        return assumed
 
 
 def _is_binary(dtype: pa.DataType) -> bool:

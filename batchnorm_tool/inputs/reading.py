@@ -1,8 +1,9 @@
-"""Rows of planned input files, with partition values and row-aligned members as columns."""
+"""Rows of planned input files: where they lie, and what they hold, partition values included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,80 @@ if TYPE_CHECKING:
 
 _CHECKED_ROWS = 16_384
 _FEW_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows ``start`` to ``stop`` (exclusive) of the input file with number ``file``."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of the input: the unit of work, commit, retry and distribution.
+
+    Attributes:
+        number: Its place among the parts, from 0.
+        first_row: Global number of its first row, counted over all input files.
+        slices: Where its rows lie, in order.
+    """
+
+    number: int
+    first_row: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that go in."""
+        return sum(some.rows for some in self.slices)
+
+    @property
+    def stem(self) -> str:
+        """The name of its files without a suffix, such as ``part-000007``."""
+        return f"part-{self.number:06d}"
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the file number, and row in that file, of the global ``row``."""
+        offset = row - self.first_row
+        for some in self.slices:
+            if offset < some.rows:
+                return some.file, some.start + offset
+            offset -= some.rows
+        msg = f"row {row} does not lie in part {self.number}"
+        raise IndexError(msg)
+
+
+def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
+    """Find the file that holds a global row, and the row in that file."""
+    whole = Part(0, 0, tuple(Slice(number, 0, file.rows) for number, file in enumerate(files)))
+    number, place = whole.locate(row)
+    return files[number], place
+
+
+def describe_key(keys: pa.Table, row: int) -> str:
+    """Describe the key of one row as messages show it.
+
+    Example:
+        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
+        "`shop` 'a', `item` 17"
+    """
+    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
+
+
+def read_slices(
+    files: Sequence[InputFile], slices: Iterable[Slice], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of several slices, in their order; see `read_rows`."""
+    for some in slices:
+        yield from read_rows(files[some.file], columns, some.start, some.stop, batch_rows)
 
 
 def read_rows(

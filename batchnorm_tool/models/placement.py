@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -270,7 +270,7 @@ def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
 def _row_bytes(predictor: Predictor, sample: Mapping[str, np.ndarray]) -> int:
     """Return bytes of one row of features and predictions, these as float32."""
     given = sum(array[:1].nbytes for array in sample.values())
-    return given + sum(4 * math.prod(size or 1 for size in out.shape) for out in predictor.outputs)
+    return given + sum(replace(out, dtype="float32").row_bytes for out in predictor.outputs)
 
 
 def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:

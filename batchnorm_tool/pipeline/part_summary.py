@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from batchnorm_tool.inputs.files import InputFile
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.norms.histogram import CoarseHistogram
     from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.norms.vector_stats import VectorStats
-    from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.pipeline.scored_chunk import Scored
     from batchnorm_tool.storage import FileRecord, Storage
 

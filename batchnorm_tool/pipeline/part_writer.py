@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.formats import FORMATS, Layout
+from batchnorm_tool.formats.arrow_columns import free_name
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.scored_chunk import DROP, NULLIFY, QUARANTINE
 from batchnorm_tool.storage.checked_json import canonical_json
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from batchnorm_tool.formats import Sink
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.pipeline.output_schema import OutputSpec
-    from batchnorm_tool.pipeline.plan import Part, Plan
+    from batchnorm_tool.pipeline.plan import Plan
     from batchnorm_tool.pipeline.scored_chunk import Scored
     from batchnorm_tool.storage import FileRecord, OutputFile, Storage
 
@@ -156,18 +158,11 @@ def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
     ``NAME_prediction``. Where a carried column has that name, ours ends in ``_`` (or more of them).
     Predictions are raw: in the model's own dtype, flat, their shape in the field's metadata.
     """
-    fields = [*plan.resolved.carried]
+    schema = plan.resolved.carried
     for name, kind in _ORIGIN:
-        fields.append(pa.field(_free(name, fields), kind))
+        schema = schema.append(pa.field(free_name(name, schema.names), kind))
     for output, stored in zip(layouts, plan.resolved.outputs, strict=True):
         name = "prediction" if len(layouts) == 1 else f"{output.name}_prediction"
-        fields.append(output_schema.flat_field(_free(name, fields), stored.dtype, output.shape))
-    return pa.schema(fields)
-
-
-def _free(name: str, fields: Sequence[pa.Field]) -> str:
-    """Append as many ``_`` to ``name`` as it takes to be that of none of the ``fields``."""
-    taken = {field.name for field in fields}
-    while name in taken:
-        name += "_"
-    return name
+        free = free_name(name, schema.names)
+        schema = schema.append(output_schema.flat_field(free, stored.dtype, output.shape))
+    return schema.remove_metadata()

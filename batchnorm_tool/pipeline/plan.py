@@ -9,22 +9,21 @@ from __future__ import annotations
 import base64
 import bisect
 import itertools
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.inputs.files import InputFile
+from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.storage import checked_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 PLAN_PATH = "_state/plan.json"
 # A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.
@@ -182,55 +181,6 @@ def _short(value: object, limit: int = 60) -> str:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Rows ``start`` to ``stop`` (exclusive) of the input file with number ``file``."""
-
-    file: int
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Part:
-    """The unit of work, commit, retry and distribution: the slices that make one output file.
-
-    Attributes:
-        number: Its place in the plan, from 0.
-        first_row: Global number of its first row, counted over all input files.
-        slices: Where its rows lie, in order.
-    """
-
-    number: int
-    first_row: int
-    slices: tuple[Slice, ...]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows that go in."""
-        return sum(piece.rows for piece in self.slices)
-
-    @property
-    def stem(self) -> str:
-        """The name of its files without a suffix, such as ``part-000007``."""
-        return f"part-{self.number:06d}"
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """Return the file number, and row in that file, of the global ``row``."""
-        offset = row - self.first_row
-        for piece in self.slices:
-            if offset < piece.rows:
-                return piece.file, piece.start + offset
-            offset -= piece.rows
-        msg = f"row {row} does not lie in part {self.number}"
-        raise IndexError(msg)
-
-
-@dataclass(frozen=True)
 class ResolvedOptions:
     """Every choice that a job may leave open, made.
 
@@ -313,9 +263,7 @@ class Plan:
     @property
     def bytes_expected(self) -> int:
         """Bytes of vectors and norms before compression; what is carried along comes on top."""
-        itemsize = np.dtype(self.job.output.dtype).itemsize
-        items = sum(math.prod(size or 1 for size in field.shape) for field in self.resolved.outputs)
-        return self.rows * (items * itemsize + 8 * len(self.resolved.outputs))
+        return self.rows * written_bytes(self.resolved.outputs, self.job.output.dtype)
 
     @property
     def part_count(self) -> int:
@@ -376,6 +324,11 @@ class Plan:
             limit=data["limit"],
             warnings=tuple(data["warnings"]),
         )
+
+
+def written_bytes(outputs: Sequence[Field], dtype: str) -> int:
+    """Return the bytes of one row's vectors, in their stored dtype, and norms."""
+    return sum(replace(output, dtype=dtype).row_bytes + 8 for output in outputs)
 
 
 def choose_part_rows(

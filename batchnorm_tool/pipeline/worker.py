@@ -21,7 +21,7 @@ from batchnorm_tool.chunk import Chunk
 from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
-from batchnorm_tool.inputs import reading
+from batchnorm_tool.inputs.reading import read_slices
 from batchnorm_tool.models import security
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
@@ -34,10 +34,10 @@ from batchnorm_tool.pipeline.timing import StageTimings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.job import Engine, Model
     from batchnorm_tool.models.backends.tensorflow import DeviceName
     from batchnorm_tool.models.batching import Predictor
-    from batchnorm_tool.pipeline.plan import Part
     from batchnorm_tool.storage import Storage
 
 
@@ -141,18 +141,12 @@ class Worker:
 
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """Yield the part's rows in chunks on a grid that starts at its first row."""
-        row = part.first_row
-        for table in regrouped(self._batches(part), self.plan.resolved.chunk_rows):
+        row, most = part.first_row, self.plan.resolved.chunk_rows
+        batches = read_slices(self.plan.files, part.slices, self._columns, most)
+        for table in regrouped(batches, most):
             arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)
             row += table.num_rows
-
-    def _batches(self, part: Part) -> Iterator[pa.RecordBatch]:
-        for piece in part.slices:
-            file = self.plan.files[piece.file]
-            yield from reading.read_rows(
-                file, self._columns, piece.start, piece.stop, self.plan.resolved.chunk_rows
-            )
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:

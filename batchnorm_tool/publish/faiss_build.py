@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import OutputError
+from batchnorm_tool.formats.arrow_columns import free_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -318,9 +319,7 @@ class IdScheme:
     @property
     def file_schema(self) -> pa.Schema:
         """The columns of the file that explains ids."""
-        name = ID_COLUMN
-        while name in self.key_schema.names:
-            name += "_"
+        name = free_name(ID_COLUMN, self.key_schema.names)
         return pa.schema([pa.field(name, pa.int64()), *self.key_schema])
 
     def explained(self, batch: pa.RecordBatch, ids: np.ndarray) -> pa.Table:

@@ -29,12 +29,12 @@ from batchnorm_tool.pipeline.manifest import (
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
+from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 DATA_DIRECTORY = "vectors"
 
@@ -44,82 +44,45 @@ class StoredPart:
     """One part of a finished run.
 
     Attributes:
-        number: Its place in the plan, from 0.
         first: The number of its first row among the rows that are stored.
         rows: How many rows are stored.
         files: Its files, those of quarantined rows included.
     """
 
-    number: int
     first: int
     rows: int
     files: tuple[FileRecord, ...]
 
 
-@dataclass(frozen=True)
-class StoredRun:
+@dataclass(frozen=True, kw_only=True)
+class StoredRun(VectorSource):
     """A finished run.
 
     Attributes:
-        path: Its output directory.
         manifest: Its manifest, checked.
+        job: What was asked for.
+        parts: In plan order.
     """
 
-    path: str
     manifest: Manifest
-
-    @cached_property
-    def job(self) -> Job:
-        """What was asked for."""
-        return Job.model_validate(self.manifest.data["job"])
-
-    @cached_property
-    def layouts(self) -> tuple[OutputSpec, ...]:
-        """How each output is stored."""
-        return output_schema.output_specs(self.job, self._resolved.outputs)
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """Of the stored rows: key and passed-through columns, then vectors and norms."""
-        carried = self._resolved.carried
-        return plain_schema(
-            output_schema.output_schema(carried, self.layouts, self.job.output.dtype)
-        )
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the columns that identify a row."""
-        carried = self._resolved.carried.names
-        return tuple(name for name in carried if name not in self.job.input.passthrough)
-
-    @property
-    def document(self) -> Mapping[str, Any]:
-        """The manifest, as plain data."""
-        return self.manifest.data
-
-    @property
-    def dtype(self) -> str:
-        """NumPy's name of the type of the vectors' components."""
-        return self.job.output.dtype
+    job: Job
+    parts: tuple[StoredPart, ...]
 
     @property
     def rows(self) -> int:
         """Number of stored rows."""
         return int(self.manifest.data["rows"]["out"])
 
-    @cached_property
-    def parts(self) -> tuple[StoredPart, ...]:
-        """All parts, in plan order."""
-        parts, first = [], 0
-        for part in self.manifest.data["parts"]:
-            files = tuple(FileRecord(**file) for file in part["files"])
-            parts.append(StoredPart(part["part"], first, part["rows_out"], files))
-            first += part["rows_out"]
-        return tuple(parts)
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The manifest, as plain data."""
+        return self.manifest.data
 
     @cached_property
-    def _resolved(self) -> ResolvedOptions:
-        return ResolvedOptions.from_dict(self.manifest.data["resolved"])
+    def provenance(self) -> Mapping[str, Any]:
+        """What made the vectors of the output."""
+        model = self.job.model.path if self.job.model else None
+        return provenance_of(self, vars(self.manifest.identity), model)
 
     @cached_property
     def _directories(self) -> dict[str, tuple[str, ...]]:
@@ -127,8 +90,8 @@ class StoredRun:
         names = self.schema.names
         if self.job.output.format != "npy":
             return {DATA_DIRECTORY: tuple(names)}
-        vectors = tuple(output.vector_column for output in self.layouts)
-        norms = tuple(output.norm_column for output in self.layouts)
+        vectors = tuple(output.vector_column for output in self.outputs)
+        norms = tuple(output.norm_column for output in self.outputs)
         arrays = array_directories(vectors, norms)
         others = tuple(name for name in names if name not in arrays)
         return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
@@ -138,9 +101,11 @@ class StoredRun:
         """Names of the directories that hold rows."""
         return {*self._directories, QUARANTINE_DIRECTORY}
 
-    def locate(self, file: FileRecord) -> Path:
-        """Return where a file of the run lies."""
-        return Path(self.path) / file.path
+    def locate(self, row: int) -> str:
+        """Say where a row lies, for messages."""
+        part = next(one for one in reversed(self.parts) if one.first <= row)
+        file = self.file_of(part, self.output.vector_column)
+        return f"{self.path}/{file}, row {row - part.first}"
 
     def file_of(self, part: StoredPart, column: str) -> str:
         """Return the path, below the output, of the file that holds ``column`` of ``part``."""
@@ -179,7 +144,7 @@ class StoredRun:
             wanted = [name for name in columns if name in stored]
             if wanted:
                 sides.append(self._read_file(file, wanted, part.rows, batch_rows))
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        schema = self.schema_of(columns)
         for batches in zip(*sides, strict=True):
             found = {name: batch[name] for batch in batches for name in batch.schema.names}
             yield pa.RecordBatch.from_arrays([found[name] for name in columns], schema=schema)
@@ -187,7 +152,7 @@ class StoredRun:
     def _read_file(
         self, file: FileRecord, wanted: Sequence[str], rows: int, batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        path = str(self.locate(file))
+        path = f"{self.path}/{file.path}"
         if not Path(path).exists():
             msg = (
                 f"`{file.path}` of `{self.path}` is missing. Copy it there, or run with `--fresh`."
@@ -199,9 +164,9 @@ class StoredRun:
             inspected = form.inspect(path)
             stored = inspected.schema.names if is_npy else wanted
             check_rows(file, rows, inspected.rows)
-            schema = pa.schema([self.schema.field(name) for name in wanted])
+            schema = self.schema_of(wanted)
             for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
-                yield _one_batch(table.rename_columns(list(wanted)).cast(schema))
+                yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
 
     @property
     def _table_format(self) -> str:
@@ -231,11 +196,34 @@ def open_run(path: str) -> StoredRun:
     if manifest is None:
         raise InputError(_why_no_run(storage, str(root)))
     _check_format(manifest.data, str(root))
-    run = StoredRun(str(root), manifest)
-    # Each is made once, and from records: here is where what is odd about them is told.
-    for made in (run.schema, run.keys, run.parts, run.rows, manifest.directories):
+    job = Job.model_validate(manifest.data["job"])
+    resolved = ResolvedOptions.from_dict(manifest.data["resolved"])
+    outputs = output_schema.output_specs(job, resolved.outputs)
+    schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
+    run = StoredRun(
+        path=str(root),
+        name=path,
+        kind="run",
+        dtype=job.output.dtype,
+        schema=plain_schema(schema),
+        keys=tuple(name for name in resolved.carried.names if name not in job.input.passthrough),
+        outputs=outputs,
+        manifest=manifest,
+        job=job,
+        parts=tuple(_parts(manifest.data["parts"])),
+    )
+    # They are made from records: here is where what is odd about them is told.
+    for made in (run.rows, manifest.directories):
         del made
     return run
+
+
+def _parts(recorded: Sequence[Mapping[str, Any]]) -> Iterator[StoredPart]:
+    first = 0
+    for part in recorded:
+        files = tuple(FileRecord(**file) for file in part["files"])
+        yield StoredPart(first, part["rows_out"], files)
+        first += part["rows_out"]
 
 
 @contextlib.contextmanager
@@ -314,7 +302,3 @@ def _check_format(data: Any, path: str) -> None:
             f"format {FORMAT}. Received: format {data['format']}. Read it with that version."
         )
         raise InputError(msg)
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0]

@@ -13,14 +13,15 @@ from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
 from batchnorm_tool.store.state import StoreDirectory, StorePointer, StoreSchema, open_store
 
 
-@dataclass(frozen=True)
-class Snapshot:
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(VectorSource):
     """One kept version of a store.
 
     Attributes:
@@ -34,11 +35,6 @@ class Snapshot:
     pointer: StorePointer
     version: int
     layout: StoreSchema
-
-    @property
-    def path(self) -> str:
-        """Of the dataset."""
-        return self.state.path
 
     @property
     def lance_version(self) -> int:
@@ -61,42 +57,11 @@ class Snapshot:
             raise Damaged(msg)
         return record
 
-    @property
-    def layouts(self) -> tuple[OutputSpec, ...]:
-        """How its one output is stored."""
-        shape = shape_of(self.schema.field(self.layout.vector))
-        return (
-            OutputSpec(
-                name=self._output_name(),
-                shape=shape,
-                vectors=1,
-                width=self.layout.width,
-                norm=Norm.parse(self.layout.norm_label),
-                axis=-1 if len(shape) == 1 else "all",
-                vector_column=self.layout.vector,
-                norm_column=self.layout.norm,
-            ),
-        )
-
-    def _output_name(self) -> str:
-        """Return the output's name in the model; a store has one."""
-        outputs = (self.pointer.identity or {}).get("space", {}).get("outputs", ())
-        return str(outputs[0]) if len(outputs) == 1 else self.layout.vector
-
-    @property
-    def dtype(self) -> str:
-        """NumPy's name of the type of the vectors' components."""
-        return self.layout.dtype
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of all rows."""
-        return self.layout.schema
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the key columns."""
-        return self.layout.keys
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """What made the vectors."""
+        identity = self.pointer.identity or {"space": {}, "bits": {}}
+        return provenance_of(self, identity, (self.document["model"] or {}).get("path"))
 
     @cached_property
     def rows(self) -> int:
@@ -104,12 +69,8 @@ class Snapshot:
         return int(open_dataset(self.path, self.lance_version).count_rows())
 
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield columns of all rows, in batches of at most ``batch_rows``.
-
-        Raises:
-            Damaged: A file is missing or cannot be read.
-        """
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        """Yield columns of all rows, in batches of at most ``batch_rows``."""
+        schema = self.schema_of(columns)
         for batch in rows(self.path, self.lance_version, columns, batch_rows):
             yield batch.cast(schema)
 
@@ -138,7 +99,35 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
         )
         raise JobError(msg)
     chosen = pointer.live if version is None else version
-    return Snapshot(state, pointer, chosen, _layout_of(path, pointer.layout, pointer, chosen))
+    layout = _layout_of(path, pointer.layout, pointer, chosen)
+    return Snapshot(
+        path=state.path,
+        name=path,
+        kind="store",
+        dtype=layout.dtype,
+        schema=layout.schema,
+        keys=layout.keys,
+        outputs=(_output(layout, pointer),),
+        state=state,
+        pointer=pointer,
+        version=chosen,
+        layout=layout,
+    )
+
+
+def _output(layout: StoreSchema, pointer: StorePointer) -> OutputSpec:
+    names = (pointer.identity or {}).get("space", {}).get("outputs", ())
+    shape = shape_of(layout.schema.field(layout.vector))
+    return OutputSpec(
+        name=str(names[0]) if len(names) == 1 else layout.vector,
+        shape=shape,
+        vectors=1,
+        width=layout.width,
+        norm=Norm.parse(layout.norm_label),
+        axis=-1 if len(shape) == 1 else "all",
+        vector_column=layout.vector,
+        norm_column=layout.norm,
+    )
 
 
 def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int) -> StoreSchema:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,6 @@ import pyarrow as pa
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.pipeline.output_schema import raw_predictions
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.storage import checked_json
@@ -24,43 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.pipeline.output_schema import OutputSpec
+    from batchnorm_tool.readers.source import VectorSource
 
 _BATCH_ROWS = 65_536
-
-
-class Stored(Protocol):
-    """What `StoredVectors` reads: a finished run, or a version of a store."""
-
-    @property
-    def path(self) -> str:
-        """The run's output directory, or the store's dataset."""
-
-    @property
-    def document(self) -> Mapping[str, Any]:
-        """What is known of it, as plain data."""
-
-    @property
-    def layouts(self) -> tuple[OutputSpec, ...]:
-        """How each output is stored."""
-
-    @property
-    def dtype(self) -> str:
-        """NumPy's name of the type of the vectors' components."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of all stored rows."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the columns that identify a row."""
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-
-    def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Return columns of all rows, in batches of at most ``batch_rows``."""
 
 
 @checked_json.explain_unreadable_records
@@ -116,7 +81,7 @@ class StoredVectors:
     unless the run was written as NPY, which knows NaN alone.
     """
 
-    _stored: Stored
+    _source: VectorSource
     _raw: bool = False
 
     def __repr__(self) -> str:
@@ -125,17 +90,17 @@ class StoredVectors:
     @property
     def path(self) -> str:
         """The run's output directory, or the store's dataset."""
-        return self._stored.path
+        return self._source.path
 
     @property
     def manifest(self) -> Mapping[str, Any]:
         """The run's manifest, or the record of the night that made the version, as plain data."""
-        return self._stored.document
+        return self._source.document
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the model's outputs that are stored, in order."""
-        return tuple(output.name for output in self._stored.layouts)
+        return tuple(output.name for output in self._source.outputs)
 
     @property
     def schema(self) -> pa.Schema:
@@ -146,12 +111,12 @@ class StoredVectors:
         why: the vector is that of an earlier night), ``version`` (in which the row was written),
         then passed-through columns.
         """
-        return self._stored.schema
+        return self._source.schema
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return self._stored.rows
+        return self._source.rows
 
     def __len__(self) -> int:
         return self.rows
@@ -174,7 +139,7 @@ class StoredVectors:
         if batch_rows < 1:
             msg = f"`batch_rows` must be at least 1. Received: {batch_rows}."
             raise JobError(msg)
-        return self._batches(self._stored.schema.names, batch_rows)
+        return self._batches(self._source.schema.names, batch_rows)
 
     def to_numpy(self, output: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Load one output into memory.
@@ -192,18 +157,18 @@ class StoredVectors:
             Damaged: A file is missing, or cannot be read.
         """
         chosen = self._choose(output)
-        vectors = np.empty((self.rows, *chosen.shape), self._stored.dtype)
+        vectors = np.empty((self.rows, *chosen.shape), self._source.dtype)
         sizes = (chosen.vectors,) if chosen.norm_per_vector else ()
         norms = np.empty((self.rows, *sizes), np.float64)
         keys: list[pa.RecordBatch] = []
         row = 0
-        names = [*self._stored.keys, chosen.vector_column, chosen.norm_column]
+        names = [*self._source.keys, chosen.vector_column, chosen.norm_column]
         for batch in self._batches(names, _BATCH_ROWS):
             place = slice(row, row + batch.num_rows)
             flat = rows_of(batch[chosen.vector_column])
             vectors[place] = flat.reshape(batch.num_rows, *chosen.shape)
             norms[place] = rows_of(batch[chosen.norm_column])
-            keys.append(batch.select(list(self._stored.keys)))
+            keys.append(batch.select(list(self._source.keys)))
             row = place.stop
         return self._key_array(keys), vectors, norms
 
@@ -221,7 +186,7 @@ class StoredVectors:
 
         table = pa.Table.from_batches(self.batches(), self.schema)
         cells = {}
-        for output in self._stored.layouts:
+        for output in self._source.outputs:
             cells[output.vector_column] = _cells(table[output.vector_column], output.shape)
             if output.norm_per_vector:
                 cells[output.norm_column] = _cells(table[output.norm_column], (output.vectors,))
@@ -230,35 +195,20 @@ class StoredVectors:
         return pd.DataFrame(columns, index=rest.index)
 
     def _batches(self, names: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        wanted = [*names]
-        for output in self._stored.layouts if self._raw else ():
-            if output.vector_column in wanted and output.norm_column not in wanted:
-                wanted.append(output.norm_column)
-        for batch in self._stored.read(wanted, batch_rows):
-            yield self._restored(batch).select(list(names)) if self._raw else batch
-
-    def _restored(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the batch with predictions in the place of unit vectors."""
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        for output in self._stored.layouts:
-            if output.vector_column in columns:
-                columns[output.vector_column] = raw_predictions(
-                    columns[output.vector_column], columns[output.norm_column], output
-                )
-        return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
+        return (self._source.read_raw if self._raw else self._source.read)(names, batch_rows)
 
     def _choose(self, name: str | None) -> OutputSpec:
-        layouts = {output.name: output for output in self._stored.layouts}
-        if name is None and len(layouts) == 1:
-            return next(iter(layouts.values()))
-        if name is not None and name in layouts:
-            return layouts[name]
-        listed = ", ".join(f"`{known}`" for known in layouts)
-        msg = f"`output` must be one of {listed}. Received: {name!r}.{did_you_mean(name, layouts)}"
+        outputs = {output.name: output for output in self._source.outputs}
+        if name is None and len(outputs) == 1:
+            return next(iter(outputs.values()))
+        if name is not None and name in outputs:
+            return outputs[name]
+        listed = ", ".join(f"`{known}`" for known in outputs)
+        msg = f"`output` must be one of {listed}. Received: {name!r}.{did_you_mean(name, outputs)}"
         raise JobError(msg)
 
     def _key_array(self, batches: list[pa.RecordBatch]) -> np.ndarray:
-        schema = pa.schema([self.schema.field(name) for name in self._stored.keys])
+        schema = self._source.schema_of(self._source.keys)
         columns = pa.Table.from_batches(batches, schema).columns
         if len(columns) == 1 and not columns[0].null_count:
             return np.asarray(columns[0].to_numpy())

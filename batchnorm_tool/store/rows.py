@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.store.index import binary_rows
 from batchnorm_tool.store.lance import open_dataset, reading
@@ -29,6 +31,8 @@ NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 _ADDRESS = "_rowaddr"
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 16 * 2**20
+# What a value of open length counts.
+_OPEN_BYTES = 64
 # Batches that Lance decodes ahead: by itself it takes as many as there are cores, or 16.
 _READ_AHEAD = 2
 # Rows that are in memory at a time.
@@ -304,18 +308,9 @@ def scan(
 
 
 def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
-    """Return how many rows of these columns fit a batch; open lengths count 64 bytes."""
-    row_bytes = sum(_bytes(schema.field(name).type) for name in columns)
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
-
-
-def _bytes(kind: pa.DataType) -> int:
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size) * _bytes(kind.value_type)
-    try:
-        return max(1, kind.bit_width // 8)
-    except ValueError:  # of open length
-        return 64
+    """How many rows of these columns a batch may have; see `fixed_bytes`."""
+    sizes = [fixed_bytes(schema.field(name).type, _OPEN_BYTES) or 1 for name in columns]
+    return fitting_rows(sum(sizes), _BATCH_BYTES, _BATCH_ROWS)
 
 
 def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:

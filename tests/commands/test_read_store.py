@@ -142,7 +142,7 @@ def test_a_missing_record_is_damage(path: Path) -> None:
 
 def test_predictions_of_a_store_are_restored(path: Path) -> None:
     found = open_predictions(path)
-    assert (found.kind, found.rows, found.width, found.key) == ("store", 20, 4, ("id",))
+    assert (found.kind, found.rows, found.width, found.keys) == ("store", 20, 4, ("id",))
     assert (found.column, found.dtype) == (("embedding",), "float32")
     batches = list(found.batches(["id", "label"]))
     assert [batch.first_row for batch in batches] == [0, 18]

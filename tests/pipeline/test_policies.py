@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
+from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline.part_summary import PartSummary
-from batchnorm_tool.pipeline.plan import Part, Slice
 from batchnorm_tool.pipeline.scored_chunk import (
     ACTIONS,
     DROP,

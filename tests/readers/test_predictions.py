@@ -17,7 +17,7 @@ from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import Damaged, InputError, InputWarning
 from batchnorm_tool.job import Input, Job, Normalize, Output
 from batchnorm_tool.readers.opening import open_predictions
-from batchnorm_tool.readers.predictions import Predictions
+from batchnorm_tool.readers.source import VectorSource
 
 ROWS, WIDTH = 300, 5
 
@@ -35,11 +35,11 @@ def store(path: Path, **columns: Any) -> Path:
     return path
 
 
-def loaded(found: Predictions) -> np.ndarray:
+def loaded(found: VectorSource) -> np.ndarray:
     return np.concatenate([batch.vectors for batch in found.batches()])
 
 
-def missing(found: Predictions) -> list[int]:
+def missing(found: VectorSource) -> list[int]:
     flags = [batch.missing for batch in found.batches()]
     return np.flatnonzero(np.concatenate(flags)).tolist()
 
@@ -88,7 +88,7 @@ def test_vectors_come_as_they_are_stored(
     found = open_predictions(tmp_path / "file")
     np.testing.assert_array_equal(loaded(found), vectors(dtype=dtype), strict=True)
     assert (found.kind, found.rows, found.width, found.dtype) == ("data", ROWS, WIDTH, dtype)
-    assert (found.key, found.provenance) == ((), None)
+    assert (found.keys, found.provenance) == ((), None)
     assert missing(found) == []
 
 
@@ -156,9 +156,9 @@ def test_further_columns_come_along(tmp_path: Path) -> None:
     label = pa.array([f"class {row}" for row in range(ROWS)])
     path = store(tmp_path / "x", id=np.arange(ROWS) * 2, label=label, raw=lists(vectors()))
     found = open_predictions(path, key="id")
-    assert found.key == ("id",)
+    assert found.keys == ("id",)
     assert found.columns == ("id", "label")
-    (batch,) = found.batches(["label", *found.key])
+    (batch,) = found.batches(["label", *found.keys])
     assert batch.columns.column_names == ["label", "id"]
     assert batch.columns["id"].to_pylist() == list(range(0, 2 * ROWS, 2))
     assert batch.columns["label"].combine_chunks() == label
@@ -230,9 +230,9 @@ def test_predictions_of_a_run_are_restored(tmp_path: Path, form: str, norm: str)
     found = open_predictions(out)
     np.testing.assert_allclose(loaded(found), vectors(), rtol=2e-7)
     assert (found.kind, found.rows, found.width, found.dtype) == ("run", ROWS, WIDTH, "float32")
-    assert found.key == ("id",)
+    assert found.keys == ("id",)
     assert [batch.first_row for batch in found.batches()] == [0, 128, 256]
-    ids = [batch.columns["id"].to_numpy() for batch in found.batches(found.key)]
+    ids = [batch.columns["id"].to_numpy() for batch in found.batches(found.keys)]
     assert np.concatenate(ids).tolist() == list(range(ROWS))
 
 
@@ -242,7 +242,7 @@ def test_rows_of_a_run_without_a_key_keep_their_numbers(tmp_path: Path) -> None:
     source = store(tmp_path / "in.parquet", raw=lists(x))
     fate = {"nonfinite": "drop", "max_bad_fraction": 1}
     found = open_predictions(normalized(source, tmp_path / "out", normalize=fate))
-    assert found.key == ("row",)
+    assert found.keys == ("row",)
     first = next(found.batches(["row"]))
     assert first.columns["row"].to_pylist()[:5] == [0, 1, 2, 4, 5]
 

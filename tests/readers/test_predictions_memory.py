@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.readers.opening import open_predictions, predictions_of_array
-from batchnorm_tool.readers.predictions import Predictions
+from batchnorm_tool.readers.files import predictions_of_array
+from batchnorm_tool.readers.opening import open_predictions
+from batchnorm_tool.readers.source import VectorSource
 
 
-def loaded(found: Predictions) -> np.ndarray:
+def loaded(found: VectorSource) -> np.ndarray:
     return np.concatenate([batch.vectors for batch in found.batches()])
 
 
@@ -78,7 +79,7 @@ def test_an_array_in_c_order_is_not_copied() -> None:
 
 def test_rows_go_by_their_number_and_have_no_columns() -> None:
     found = predictions_of_array([[1, 2], [3, 4]])  # type: ignore[arg-type]
-    assert (found.key, found.columns, found.kind) == ((), (), "data")
+    assert (found.keys, found.columns, found.kind) == ((), (), "data")
     assert found.locate(1) == "array, row 1"
     with pytest.raises(InputError, match=r"array: has no column `id`\. It has vectors alone\."):
         found.read_columns(["id"])

@@ -21,12 +21,13 @@ from batchnorm_tool.commands.compare.queries import (
 from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.errors import InputError, JobError, capture_warnings
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.readers.opening import open_predictions, predictions_of_array
-from batchnorm_tool.readers.predictions import (
+from batchnorm_tool.readers.files import predictions_of_array
+from batchnorm_tool.readers.opening import (
     checked_ks,
     checked_names,
     checked_path,
     checked_whole,
+    open_predictions,
     several,
 )
 from batchnorm_tool.storage.files import save_report
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.norms.norm import Anything
-    from batchnorm_tool.readers.predictions import Predictions
+    from batchnorm_tool.readers.source import VectorSource
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
@@ -188,7 +189,7 @@ def _query_set(
 
 def _open_queries(
     path: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
-) -> Predictions:
+) -> VectorSource:
     """Open queries by the names that the base has; a file of nothing but vectors has no names."""
     try:
         return open_predictions(path, column, key)
@@ -212,7 +213,7 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     if most < 1:
         least = "two rows" if query_set.is_base else "one row"
         msg = (
-            f"{query_set.base.path}: nothing can be a neighbour. Expected: at least {least}. "
+            f"{query_set.base.name}: nothing can be a neighbour. Expected: at least {least}. "
             f"Received: {query_set.base.rows}. Name a file with more predictions."
         )
         raise InputError(msg)
@@ -222,7 +223,7 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     if numbers[-1] > most:
         others = "others" if query_set.is_base else "rows"
         msg = (
-            f"{query_set.base.path}: the base has {most:,} {others} to be neighbours. Expected: "
+            f"{query_set.base.name}: the base has {most:,} {others} to be neighbours. Expected: "
             f"`k` of at most {most:,}. Received: {numbers[-1]:,}. Ask for fewer with `k`."
         )
         raise InputError(msg)

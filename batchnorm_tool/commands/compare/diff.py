@@ -43,14 +43,19 @@ from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-from batchnorm_tool.readers.opening import open_predictions
-from batchnorm_tool.readers.predictions import Predictions, checked_ks, checked_path, checked_whole
+from batchnorm_tool.readers.opening import (
+    checked_ks,
+    checked_path,
+    checked_whole,
+    open_predictions,
+)
 from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from batchnorm_tool.norms.norm import Float64s
+    from batchnorm_tool.readers.source import VectorSource
 
 DEFAULT_K = (1, 5, 10)
 # Keys of rows that only one set has.
@@ -112,7 +117,7 @@ class Compared:
 
 
 def compare_sets(
-    a: Predictions, b: Predictions, search: NeighbourSearch
+    a: VectorSource, b: VectorSource, search: NeighbourSearch
 ) -> tuple[dict[str, Any], Compared]:
     """Hold two sets of vectors of equal width against each other.
 
@@ -136,7 +141,7 @@ def compare_sets(
     a_set = stream(a, pairs, sample, probe)
     compared = Compared.of(join, pairs, a_set)
     found = measure_overlap(StreamedBase(a, probe), sample, pairs, search)
-    spaces = compare_spaces(a, b)
+    spaces = compare_spaces(a.provenance, b.provenance)
     document: dict[str, Any] = {
         "kind": "diff",
         "version": __version__,
@@ -178,7 +183,7 @@ def _rows(join: Join, compared: Compared, identical: int) -> dict[str, Any]:
     }
 
 
-def _facts(predictions: Predictions, measured: MeasuredSet) -> dict[str, Any]:
+def _facts(predictions: VectorSource, measured: MeasuredSet) -> dict[str, Any]:
     survey = measured.survey
     counts = {"zero": survey.zero, "nonfinite": survey.nonfinite, "missing": survey.missing}
     return {**predictions.facts(), **counts}
@@ -219,10 +224,10 @@ def _dimensions(shift: Float64s) -> dict[str, Any]:
     return {"shift": [finite_or_none(value) for value in shift.tolist()], "largest": largest}
 
 
-def _joined_by_number(a: Predictions, b: Predictions) -> Iterator[str]:
+def _joined_by_number(a: VectorSource, b: VectorSource) -> Iterator[str]:
     """Tell of rows that have no key, where a column that both have may be one."""
     shared = [name for name in a.columns if name in b.columns]
-    if shared and not (a.key or b.key):
+    if shared and not (a.keys or b.keys):
         listed = ", ".join(f"`{name}`" for name in shared)
         yield f"Rows are joined by their number. If one of {listed} names a row, name it as `key`."
 
@@ -374,36 +379,36 @@ def _open(
     b: str | os.PathLike[str],
     column: str | Sequence[str] | None,
     key: str | Sequence[str] | None,
-) -> tuple[Predictions, Predictions]:
+) -> tuple[VectorSource, VectorSource]:
     a, b = checked_path("a", a), checked_path("b", b)
     one, other = open_predictions(a, column, key), open_predictions(b, column, key)
     if one.width != other.width:
         msg = (
             f"The vectors of the two sets differ in width. Expected: the same. Received: "
-            f"{one.width} in {one.path} and {other.width} in {other.path}. Name other columns with "
+            f"{one.width} in {one.name} and {other.width} in {other.name}. Name other columns with "
             "`column`."
         )
         raise InputError(msg)
-    if not one.key and _has(one, other.key):
-        one = open_predictions(a, column, other.key)
-    elif not other.key and _has(other, one.key):
-        other = open_predictions(b, column, one.key)
+    if not one.keys and _has(one, other.keys):
+        one = open_predictions(a, column, other.keys)
+    elif not other.keys and _has(other, one.keys):
+        other = open_predictions(b, column, one.keys)
     _check_keys(one, other)
     return one, other
 
 
-def _has(predictions: Predictions, key: tuple[str, ...]) -> bool:
+def _has(predictions: VectorSource, key: tuple[str, ...]) -> bool:
     return bool(key) and set(key) <= set(predictions.columns)
 
 
-def _check_keys(one: Predictions, other: Predictions) -> None:
+def _check_keys(one: VectorSource, other: VectorSource) -> None:
     # A run without a key stores row numbers, which go with those of data.
-    keys = [side.key or (ROW_COLUMN,) for side in (one, other)]
+    keys = [side.keys or (ROW_COLUMN,) for side in (one, other)]
     is_number = [key == (ROW_COLUMN,) for key in keys]
     if len(keys[0]) == len(keys[1]) and (all(is_number) or not any(is_number)):
         return
     said = " and ".join(
-        f"{', '.join(f'`{name}`' for name in side.key) or 'row numbers'} in {side.path}"
+        f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
         for side in (one, other)
     )
     msg = (
@@ -426,17 +431,17 @@ class SpaceComparison:
     words: str = ""
 
 
-def compare_spaces(a: Predictions, b: Predictions) -> SpaceComparison:
+def compare_spaces(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> SpaceComparison:
     """Tell whether two sets lie in one space.
 
     Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
     predictions that were stored already nobody knows the model.
 
     Args:
-        a: One set.
-        b: The other.
+        a: The provenance of one set.
+        b: That of the other.
     """
-    one, other = a.provenance or {}, b.provenance or {}
+    one, other = a or {}, b or {}
     if not (one.get("space") and other.get("space")):
         return SpaceComparison(None)
     if not ("made_of" in one and "made_of" in other):  # lone parts tell no more than the space's id

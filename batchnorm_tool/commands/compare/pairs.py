@@ -17,12 +17,13 @@ from batchnorm_tool.comparison.norm_survey import NormSurvey, measured
 from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
 from batchnorm_tool.comparison.verdict import bootstrap
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.inputs.reading import describe_key
 from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.scores import Base
-    from batchnorm_tool.readers.predictions import PredictionBatch, Predictions
+    from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 
 Int64s = np.ndarray
 METRIC = Metric.COSINE
@@ -72,7 +73,7 @@ class MeasuredSet:
         return NormSurvey.of(lengths, self._missing)
 
 
-def load(predictions: Predictions) -> tuple[Anything, MeasuredSet]:
+def load(predictions: VectorSource) -> tuple[Anything, MeasuredSet]:
     """Load all vectors in their own dtype ``[n, d]``, and measure them."""
     vectors = np.empty((predictions.rows, predictions.width), predictions.dtype)
     found = MeasuredSet(*vectors.shape)
@@ -137,7 +138,7 @@ class Pairs:
             self.identical += int(np.count_nonzero(equal))
 
 
-def stream(predictions: Predictions, pairs: Pairs, *samples: Sample) -> MeasuredSet:
+def stream(predictions: VectorSource, pairs: Pairs, *samples: Sample) -> MeasuredSet:
     """Let all batches of a set come by, and hold each row against its partner."""
     found = MeasuredSet(predictions.rows, predictions.width)
     for batch in predictions.batches():
@@ -163,7 +164,7 @@ class NeighbourSearch:
     seed: int
 
 
-def check_depth(search: NeighbourSearch, *sets: Predictions) -> None:
+def check_depth(search: NeighbourSearch, *sets: VectorSource) -> None:
     """Refuse to look for more neighbours than a set has.
 
     Raises:
@@ -173,7 +174,7 @@ def check_depth(search: NeighbourSearch, *sets: Predictions) -> None:
     for side in sets:
         if search.sample and most >= side.rows:
             msg = (
-                f"{side.path}: has {side.rows:,} rows, and `k` asks for the {most:,} nearest of "
+                f"{side.name}: has {side.rows:,} rows, and `k` asks for the {most:,} nearest of "
                 f"the others. Expected: `k` of at most {max(0, side.rows - 1):,}. "
                 f"Received: {most:,}. Ask for fewer with `k`, or for none with `sample` 0."
             )
@@ -204,7 +205,7 @@ class StreamedBase:
         probe: Rows of it, spread evenly.
     """
 
-    predictions: Predictions
+    predictions: VectorSource
     probe: Sample
 
     @property
@@ -221,7 +222,7 @@ class StreamedBase:
         return self.probe.vectors
 
 
-def evenly_spread(predictions: Predictions) -> Sample:
+def evenly_spread(predictions: VectorSource) -> Sample:
     """Return rows of a set at equal distances, about 4,096 of them."""
     step = -(-predictions.rows // _PROBED_ROWS)
     rows = np.arange(0, predictions.rows, max(1, step))
@@ -310,7 +311,7 @@ class Join:
         return np.flatnonzero(is_added)
 
 
-def join_keys(a: Predictions, b: Predictions) -> Join:
+def join_keys(a: VectorSource, b: VectorSource) -> Join:
     """Find the rows of two sets that have the same key.
 
     Where one of them has no key, its rows go by their number. Keys of different types are equal if
@@ -326,13 +327,13 @@ def join_keys(a: Predictions, b: Predictions) -> Join:
     Raises:
         InputError: A key is null or occurs twice in one set, or the two have none in common.
     """
-    join = _joined(a, b) if a.key or b.key else _joined_by_number(a, b)
+    join = _joined(a, b) if a.keys or b.keys else _joined_by_number(a, b)
     if not len(join.common):
         raise InputError(_nothing_in_common(a, b, join))
     return join
 
 
-def _joined(a: Predictions, b: Predictions) -> Join:
+def _joined(a: VectorSource, b: VectorSource) -> Join:
     a_keys, b_keys = _keys(a), _keys(b)
     for side, keys in ((a, a_keys), (b, b_keys)):
         _refuse_nulls(side, keys)
@@ -344,15 +345,15 @@ def _joined(a: Predictions, b: Predictions) -> Join:
     return Join(a_keys, b_keys, places[a_codes])
 
 
-def _joined_by_number(a: Predictions, b: Predictions) -> Join:
+def _joined_by_number(a: VectorSource, b: VectorSource) -> Join:
     rows = np.arange(a.rows)
     return Join(_keys(a), _keys(b), np.where(rows < b.rows, rows, -1))
 
 
-def _keys(predictions: Predictions) -> pa.Table:
-    if not predictions.key:
+def _keys(predictions: VectorSource) -> pa.Table:
+    if not predictions.keys:
         return pa.table({ROW_COLUMN: np.arange(predictions.rows)})
-    return predictions.read_columns(predictions.key)
+    return predictions.read_columns(predictions.keys)
 
 
 def _codes(a: pa.Table, b: pa.Table) -> tuple[Int64s, Int64s]:
@@ -398,7 +399,7 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([[str(value) for value in column.to_pylist()]], pa.large_string())
 
 
-def _refuse_nulls(side: Predictions, keys: pa.Table) -> None:
+def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
     for name in keys.column_names:
         if keys[name].null_count:
             row = int(keys[name].is_null().index(value=True).as_py())
@@ -410,7 +411,7 @@ def _refuse_nulls(side: Predictions, keys: pa.Table) -> None:
             raise InputError(msg)
 
 
-def _refuse_duplicates(side: Predictions, keys: pa.Table, codes: Int64s) -> None:
+def _refuse_duplicates(side: VectorSource, keys: pa.Table, codes: Int64s) -> None:
     order = np.argsort(codes, kind="stable")
     again = order[1:][codes[order[1:]] == codes[order[:-1]]]
     if not len(again):
@@ -425,9 +426,9 @@ def _refuse_duplicates(side: Predictions, keys: pa.Table, codes: Int64s) -> None
     raise InputError(msg)
 
 
-def _nothing_in_common(a: Predictions, b: Predictions, join: Join) -> str:
+def _nothing_in_common(a: VectorSource, b: VectorSource, join: Join) -> str:
     examples = [
-        f"{_example(keys)} in {side.path}" for side, keys in ((a, join.a_keys), (b, join.b_keys))
+        f"{_example(keys)} in {side.name}" for side, keys in ((a, join.a_keys), (b, join.b_keys))
     ]
     return (
         "The two sets have no key in common. Expected rows of both with the same key. "
@@ -440,16 +441,6 @@ def _example(keys: pa.Table) -> str:
         return "no rows at all"
     kinds = ", ".join(str(kind) for kind in keys.schema.types)
     return f"{describe_key(keys, 0)} ({kinds})"
-
-
-def describe_key(keys: pa.Table, row: int) -> str:
-    """Return the key of one row as messages show it.
-
-    Example:
-        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
-        "`shop` 'a', `item` 17"
-    """
-    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
 
 
 def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,7 @@ from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Queries
 from batchnorm_tool.comparison.verdict import verdict
-from batchnorm_tool.environment import available_cores
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX
 
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.comparison.judgements import Judgements
     from batchnorm_tool.comparison.scores import Metric
     from batchnorm_tool.norms.norm import Float64s, Norm
-    from batchnorm_tool.readers.predictions import PredictionBatch
+    from batchnorm_tool.readers.source import PredictionBatch
 
 Int64s = np.ndarray
 # Ranks of more rows than that tell no more: their correlation is known to 0.002.
@@ -118,7 +116,7 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
         enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
         remedy = "Ask for fewer with `k`" if most > 0 else "Mend them, or name another `column`"
         msg = (
-            f"{query_set.base.path}: only {finite:,} of {survey.rows:,} rows are finite and can be "
+            f"{query_set.base.name}: only {finite:,} of {survey.rows:,} rows are finite and can be "
             f"neighbours. Expected: {enough}. Received: `k` {k:,}. {remedy}."
         )
         raise InputError(msg)
@@ -126,7 +124,7 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
 
 def _nothing_relevant(query_set: QuerySet, queries: int) -> str:
     return (
-        f"{query_set.source.path}: no row is relevant to any of the {queries:,} queries. Expected "
+        f"{query_set.source.name}: no row is relevant to any of the {queries:,} queries. Expected "
         "classes of several rows, or judgements above 0. Received: none. Name another `label` or "
         "`relevance`."
     )
@@ -135,7 +133,7 @@ def _nothing_relevant(query_set: QuerySet, queries: int) -> str:
 def _no_queries(query_set: QuerySet, drawn: int) -> str:
     received = "null, NaN or infinity in each of them" if drawn else "a source without rows"
     return (
-        f"{query_set.source.path}: none of the {drawn:,} queries can be used. Expected vectors of "
+        f"{query_set.source.name}: none of the {drawn:,} queries can be used. Expected vectors of "
         f"finite numbers. Received: {received}. Look at the file with `batchnorm-tool show`."
     )
 
@@ -299,24 +297,9 @@ def first_pass(
     nothing = measured(np.empty((0, base.width)), norms)
     survey = NormSurvey.of(nothing, np.zeros(0, bool))
     lengths = {label: [values] for label, values in nothing.items()}
-    for found, some in _in_threads(measure, base.batches()):
+    for found, some in map_in_order(measure, base.batches()):
         survey += found
         for label, values in some.items():
             lengths[label].append(values)
     joined = {label: np.concatenate(values) for label, values in lengths.items()}
     return FirstPass(survey, samples[0], joined)
-
-
-def _in_threads(
-    act: Callable[[PredictionBatch], Any], batches: Iterator[PredictionBatch]
-) -> Iterator[Any]:
-    """Yield what ``act`` makes of each batch, in order; reading goes on meanwhile."""
-    threads = available_cores()
-    with ThreadPoolExecutor(threads, thread_name_prefix="norms") as pool:
-        under_way: deque[Future[Any]] = deque()
-        for batch in batches:
-            under_way.append(pool.submit(act, batch))
-            if len(under_way) > 2 * threads:
-                yield under_way.popleft().result()
-        for each in under_way:
-            yield each.result()

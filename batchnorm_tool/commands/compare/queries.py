@@ -16,7 +16,7 @@ from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.judgements import Judgements
-    from batchnorm_tool.readers.predictions import Predictions
+    from batchnorm_tool.readers.source import VectorSource
 
 Int64s = np.ndarray
 
@@ -50,8 +50,8 @@ class QuerySet:
         source: Where queries come from; the base itself, if it is the same object.
     """
 
-    base: Predictions
-    source: Predictions
+    base: VectorSource
+    source: VectorSource
 
     @property
     def is_base(self) -> bool:
@@ -103,17 +103,17 @@ def _as_type(
         return source.cast(kind)
     except pa.ArrowException as error:
         msg = (
-            f"{query_set.source.path}: its labels `{label}` are of another type than those of "
-            f"{query_set.base.path}. Expected: {kind}. Received: {source.type}. Store them alike."
+            f"{query_set.source.name}: its labels `{label}` are of another type than those of "
+            f"{query_set.base.name}. Expected: {kind}. Received: {source.type}. Store them alike."
         )
         raise InputError(msg) from error
 
 
-def _labels(side: Predictions, label: str) -> pa.ChunkedArray:
+def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
     column = side.read_columns([label])[label]
     if pa.types.is_nested(column.type):
         msg = (
-            f"{side.path}: the label column `{label}` holds no classes. Expected numbers or "
+            f"{side.name}: the label column `{label}` holds no classes. Expected numbers or "
             f"strings, one in each row. Received: {column.type}. Name another column."
         )
         raise InputError(msg)
@@ -145,9 +145,9 @@ def relevance_by_file(query_set: QuerySet, path: str, columns: Sequence[str] | N
     return Relevance(found, {"kind": "file", **table.facts, **facts, "clicks": clicks})
 
 
-def _check_row_numbers(side: Predictions, path: str, words: str, unknown: int) -> None:
+def _check_row_numbers(side: VectorSource, path: str, words: str, unknown: int) -> None:
     """Refuse ids that went for row numbers and are none; warn where they could be both."""
-    by_number = not side.key or (side.kind == "run" and side.key == (ROW_COLUMN,))
+    by_number = not side.keys or (side.kind == "run" and side.keys == (ROW_COLUMN,))
     # A run's norms, which name no row, are `norm`, or `NAME_norm` for each of several outputs.
     others = [name for name in side.columns if name.rpartition("_")[2] not in (ROW_COLUMN, "norm")]
     if not by_number or not others:
@@ -155,28 +155,28 @@ def _check_row_numbers(side: Predictions, path: str, words: str, unknown: int) -
     columns = ", ".join(f"`{name}`" for name in others[:_SHOWN])
     if unknown:
         msg = (
-            f"{path}: {unknown:,} of its {words} are no row numbers of {side.path}, and no key is "
+            f"{path}: {unknown:,} of its {words} are no row numbers of {side.name}, and no key is "
             f"named. Expected: ids of a column, or numbers from 0 to {side.rows - 1:,}. Received: "
             f"others. Name the column that holds these ids with `key` (`--key`): it has {columns}."
         )
         raise InputError(msg)
     warn(
-        f"{path}: its {words} were taken for row numbers of {side.path}, counted from 0, because "
+        f"{path}: its {words} were taken for row numbers of {side.name}, counted from 0, because "
         f"no key is named. If they are ids, name their column with `key` (`--key`): it has "
         f"{columns}."
     )
 
 
-def _keys(side: Predictions) -> Any:
-    if not side.key:
+def _keys(side: VectorSource) -> Any:
+    if not side.keys:
         return np.arange(side.rows)
-    if len(side.key) > 1:
+    if len(side.keys) > 1:
         msg = (
-            f"{side.path}: the key has several columns: {', '.join(side.key)}. Expected one, "
+            f"{side.name}: the key has several columns: {', '.join(side.keys)}. Expected one, "
             "because a relevance file names each item by one value. Name one with `key`."
         )
         raise JobError(msg)
-    return side.read_columns(side.key)[side.key[0]]
+    return side.read_columns(side.keys)[side.keys[0]]
 
 
 def chosen(
@@ -213,7 +213,7 @@ class Groups:
     members: Mapping[str, Int64s]
 
 
-def grouped(source: Predictions, column: str, rows: Int64s) -> Groups:
+def grouped(source: VectorSource, column: str, rows: Int64s) -> Groups:
     """Group queries by a column: by tenths of a number with many values, else by value.
 
     Null and NaN are a group of their own.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -328,9 +329,8 @@ class StagedRows:
         if not self._was_scored:
             return
         run = open_run(str(self.state.storage.root / SCORED))
-        for part in run.parts:
-            for batch in run.read_part(part, run.schema.names, BATCH_ROWS):
-                yield pa.Table.from_batches([batch])
+        for batch in run.read(run.schema.names, BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
 
     @property
     def _was_scored(self) -> bool:
@@ -360,7 +360,7 @@ class StagedRows:
             file = run.quarantine_of(part)
             if file is None:
                 continue
-            path = str(run.locate(file))
+            path = str(Path(run.path) / file.path)
             inspected = form.inspect(path)
             names = [*self._carried, inspected.schema.names[-2]]  # reason, and then the prediction
             for batch in form.read(path, names, 0, inspected.rows, BATCH_ROWS):

@@ -21,7 +21,13 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.models import security
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions, choose_part_rows, identify
+from batchnorm_tool.pipeline.plan import (
+    Plan,
+    ResolvedOptions,
+    choose_part_rows,
+    identify,
+    written_bytes,
+)
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
 
@@ -224,7 +230,7 @@ class Preparation:
                 f"whole batches in every part. Give a multiple of {batch_size}, or auto."
             )
             raise JobError(msg)
-        row_bytes = _row_bytes(outputs, self.job.output.dtype)
+        row_bytes = written_bytes(outputs, self.job.output.dtype)
         if part_rows == "auto":
             rate = self._rows_per_second(sized, sample)
             part_rows = choose_part_rows(
@@ -333,12 +339,6 @@ def _with_key(job: Job, table: Table) -> Job:
         return job
     key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
     return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
-
-
-def _row_bytes(outputs: tuple[Field, ...], dtype: str) -> int:
-    """Return bytes of one row's vectors and norms."""
-    itemsize = np.dtype(dtype).itemsize
-    return sum(itemsize * math.prod(size or 1 for size in field.shape) + 8 for field in outputs)
 
 
 def _sample_bytes(sample: _Sample) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import key_ids
@@ -150,8 +151,8 @@ class StoreCheck:
     def _check_rows(self) -> None:
         """Check that every row is undamaged, and in the index as it is in the dataset."""
         index = _Index.load(self.store)
-        output = self.store.layouts[0]
-        batch_rows = max(1, _BATCH_BYTES // (8 * output.width))
+        output = self.store.outputs[0]
+        batch_rows = fitting_rows(8 * output.width, _BATCH_BYTES)
         first = 0
         for batch in self.store.read(self._columns(), batch_rows):
             place = Place(self.findings, Path(self.store.path).name, first)

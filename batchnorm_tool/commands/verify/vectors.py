@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import Reason, fitting_rows
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
@@ -89,9 +89,9 @@ class VectorCheck:
         Raises:
             Damaged: A file cannot be read, or holds other rows than the manifest says.
         """
-        names = [n for o in self.run.layouts for n in (o.vector_column, o.norm_column)]
-        width = sum(output.vectors * output.width for output in self.run.layouts)
-        batch_rows = max(1, _BATCH_BYTES // (8 * max(1, width)))
+        names = [n for o in self.run.outputs for n in (o.vector_column, o.norm_column)]
+        width = sum(output.vectors * output.width for output in self.run.outputs)
+        batch_rows = fitting_rows(8 * width, _BATCH_BYTES)
         first = 0
         for batch in self.run.read_part(part, names, batch_rows):
             self._check_rows(batch, part, first)
@@ -100,7 +100,7 @@ class VectorCheck:
     def _check_rows(self, batch: pa.RecordBatch, part: StoredPart, first: int) -> None:
         zero = np.zeros(batch.num_rows, bool)
         nonfinite = np.zeros(batch.num_rows, bool)
-        for output in self.run.layouts:
+        for output in self.run.outputs:
             null = self._null_rows(batch, output)
             place = Place(self.findings, self.run.file_of(part, output.vector_column), first)
             checked = CheckedRows.of(batch, output, null)
@@ -133,10 +133,10 @@ class VectorCheck:
             if nonfinite:
                 self._compare("that are not finite", self._nonfinite, nonfinite)
         # Under `none` a zero cannot be told from what a narrower stored dtype rounded to zero.
-        is_none = any(output.norm.name == "none" for output in self.run.layouts)
+        is_none = any(output.norm.name == "none" for output in self.run.outputs)
         if not is_none or self._zero < self._expected_zero:
             self._compare("with a zero vector", self._zero, self._expected_zero)
-        for output in self.run.layouts:
+        for output in self.run.outputs:
             self._compare_norms(output)
 
     def _compare(self, what: str, found: int, expected: int) -> None:

@@ -178,7 +178,7 @@ def _quarantined(run: StoredRun, part: StoredPart) -> int:
     if file is None:
         return 0
     with damaged_if_unreadable(file.path):
-        return FORMATS["parquet"].inspect(str(run.locate(file))).rows
+        return FORMATS["parquet"].inspect(str(Path(run.path) / file.path)).rows
 
 
 def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:

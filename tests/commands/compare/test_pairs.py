@@ -15,16 +15,16 @@ import pytest
 from batchnorm_tool.commands.compare.pairs import Join, join_keys, keys_to_json
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.readers.opening import open_predictions
-from batchnorm_tool.readers.predictions import Predictions
+from batchnorm_tool.readers.source import VectorSource
 
-Store = Callable[..., Predictions]
+Store = Callable[..., VectorSource]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Stores keys with vectors that nobody looks at; small row groups make chunks of them."""
 
-    def make(name: str, **keys: Any) -> Predictions:
+    def make(name: str, **keys: Any) -> VectorSource:
         table = pa.table(keys)
         rows = table.num_rows
         table = table.append_column("raw", pa.array([[0.0]] * rows, pa.list_(pa.float32(), 1)))
@@ -80,8 +80,8 @@ def test_rows_without_a_key_meet_by_their_number(store: Store) -> None:
     assert join.a_keys.column_names == ["row"]
 
 
-def open_twice(predictions: Predictions) -> Predictions:
-    return open_predictions(predictions.path)
+def open_twice(predictions: VectorSource) -> VectorSource:
+    return open_predictions(predictions.name)
 
 
 def test_many_rows_meet_as_in_a_dictionary(store: Store) -> None:

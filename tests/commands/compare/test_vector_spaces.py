@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchnorm_tool.commands.compare.diff import compare_spaces
-from batchnorm_tool.readers.opening import open_predictions
-from batchnorm_tool.readers.predictions import Predictions
 
 
-@pytest.fixture
-def plain(samples: Path) -> Predictions:
-    return open_predictions(samples / "digits_predictions.parquet")
-
-
-def run(predictions: Predictions, model: str | None = "m1", **made_of: Any) -> Predictions:
+def run(model: str | None = "m1", **made_of: Any) -> dict[str, Any]:
     parts = {
         "model": model and model * 32,
         "norms": {"out": {"norm": "l2"}},
@@ -26,7 +17,7 @@ def run(predictions: Predictions, model: str | None = "m1", **made_of: Any) -> P
         "features": {"x": ["pixels"]},
         **made_of,
     }
-    provenance = {
+    return {
         "space": repr(parts),
         "model": model and f"{model}.keras",
         "model_sha256": parts["model"],
@@ -34,15 +25,14 @@ def run(predictions: Predictions, model: str | None = "m1", **made_of: Any) -> P
         "norm": "l2",
         "made_of": parts,
     }
-    return replace(predictions, provenance=provenance)
 
 
-def part(predictions: Predictions, space: str) -> Predictions:
-    return replace(predictions, provenance={"space": space, "output": "out", "norm": "l2"})
+def part(space: str) -> dict[str, Any]:
+    return {"space": space, "output": "out", "norm": "l2"}
 
 
-def test_two_models_are_two_spaces_and_named(plain: Predictions) -> None:
-    found = compare_spaces(run(plain, "m1"), run(plain, "m2"))
+def test_two_models_are_two_spaces_and_named() -> None:
+    found = compare_spaces(run("m1"), run("m2"))
     assert found.same is False
     assert found.words == (
         "These are two vector spaces, which differ in the model's content. "
@@ -51,8 +41,8 @@ def test_two_models_are_two_spaces_and_named(plain: Predictions) -> None:
     )
 
 
-def test_columns_of_another_name_are_no_other_space(plain: Predictions) -> None:
-    assert compare_spaces(run(plain), run(plain, features={"x": ["edges"]})).same is True
+def test_columns_of_another_name_are_no_other_space() -> None:
+    assert compare_spaces(run(), run(features={"x": ["edges"]})).same is True
 
 
 @pytest.mark.parametrize(
@@ -60,31 +50,27 @@ def test_columns_of_another_name_are_no_other_space(plain: Predictions) -> None:
     [{}, {"norms": {"out": {"norm": "l1"}}}, {"outputs": ["out", "more"]}],
     ids=["all equal", "another norm", "further outputs"],
 )
-def test_raw_predictions_of_one_model_are_one_space(
-    plain: Predictions, other: dict[str, Any]
-) -> None:
-    found = compare_spaces(run(plain), run(plain, **other))
+def test_raw_predictions_of_one_model_are_one_space(other: dict[str, Any]) -> None:
+    found = compare_spaces(run(), run(**other))
     assert (found.same, found.words) == (True, "")
 
 
-def test_nobody_knows_the_space_of_plain_files(plain: Predictions) -> None:
-    assert compare_spaces(plain, plain).same is None
-    assert compare_spaces(run(plain), plain).same is None
+def test_nobody_knows_the_space_of_plain_files() -> None:
+    assert compare_spaces(None, None).same is None
+    assert compare_spaces(run(), None).same is None
 
 
-def test_nobody_knows_the_model_of_predictions_that_were_stored_already(
-    plain: Predictions,
-) -> None:
-    assert compare_spaces(run(plain, None), run(plain, None)).same is None
-    renamed = run(plain, None, features={"vector": ["other"]})
-    assert compare_spaces(run(plain, None), renamed).same is None
-    found = compare_spaces(run(plain, None), run(plain))
+def test_nobody_knows_the_model_of_predictions_that_were_stored_already() -> None:
+    assert compare_spaces(run(None), run(None)).same is None
+    renamed = run(None, features={"vector": ["other"]})
+    assert compare_spaces(run(None), renamed).same is None
+    found = compare_spaces(run(None), run())
     assert found.same is False
     assert "A: predictions that were stored already, output `out`" in found.words
 
 
-def test_lone_parts_are_told_apart_by_the_id_of_their_space(plain: Predictions) -> None:
-    assert compare_spaces(part(plain, "s1"), part(plain, "s1")).same is None
-    found = compare_spaces(part(plain, "s1" * 20), part(plain, "s2" * 20))
+def test_lone_parts_are_told_apart_by_the_id_of_their_space() -> None:
+    assert compare_spaces(part("s1"), part("s1")).same is None
+    found = compare_spaces(part("s1" * 20), part("s2" * 20))
     assert found.same is False
     assert "A: space s1s1s1s1s1s1, norm l2" in found.words

@@ -38,7 +38,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
     ChangeWorker,
     PartResult,
     StagingSchemas,
-    map_in_order,
+    process_in_order,
 )
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from batchnorm_tool.commands.refresh.changes.classify import Classifier
-    from batchnorm_tool.pipeline.plan import Part
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.storage import Storage
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
@@ -134,7 +134,7 @@ class ChangeDetector:
     def _stage(self, classifier: Classifier, callbacks: Callbacks) -> PartResult:
         worker = ChangeWorker(self.source, self.storage, classifier)
         result = PartResult()
-        for found in map_in_order(self._parts, worker.process, self._workers, callbacks):
+        for found in process_in_order(self._parts, worker.process, self._workers, callbacks):
             result.merge(found)
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import TEXT_BYTES, fitting_rows
 from batchnorm_tool.commands.refresh.changes.classify import Hashes
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.base import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
-from batchnorm_tool.inputs.reading import read_rows
+from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
 from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
-from batchnorm_tool.pipeline.plan import Part, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.inputs.files import InputFile, Table
     from batchnorm_tool.store.state import Unfit
 
-# What a value of variable length is taken for; only the sizes of parts and chunks depend on it.
-_ASSUMED_BYTES = 32
 _PART_BYTES = 64 * MEBIBYTE
 _MOST_PART_ROWS = 2**18
 _CHUNK_BYTES = 8 * MEBIBYTE
@@ -82,17 +79,8 @@ class RefreshSource:
     @cached_property
     def row_bytes(self) -> int:
         """About how many bytes a row takes in memory."""
-        features = sum(
-            math.prod(size or 1 for size in field.shape) * _item_bytes(field.dtype)
-            for field in self.inputs
-        )
-        return max(1, features) + _ASSUMED_BYTES * len(self.carried)
-
-    def name_of(self, wanted: str) -> str:
-        """Return a column name for something that is written beside the carried columns."""
-        while wanted in self.carried.names:
-            wanted += "_"
-        return wanted
+        features = sum(field.row_bytes for field in self.inputs)
+        return max(1, features) + TEXT_BYTES * len(self.carried)
 
     def check(self, live_keys: pa.Schema | None) -> None:
         """Check that the columns are there and of the types that the store knows.
@@ -148,11 +136,6 @@ def _describe(columns: dict[str, str]) -> str:
     return ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
 
 
-def _item_bytes(dtype: str) -> int:
-    digits = "".join(filter(str.isdigit, dtype))
-    return int(digits) // 8 if digits else _ASSUMED_BYTES if dtype == "string" else 1
-
-
 @dataclass(frozen=True)
 class HashedChunk:
     """A run of tonight's rows.
@@ -201,7 +184,8 @@ def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> 
         WorkFailed: A file cannot be read.
     """
     most, row = chunk_rows(source), part.first_row
-    for read in _gathered(_batches(source, part, columns, most), most):
+    batches = read_slices(source.table.files, part.slices, columns, most)
+    for read in _gathered(batches, most):
         table = read
         for name in source.carried.names:
             if name in columns:
@@ -210,34 +194,6 @@ def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> 
                 table = table.set_column(place, source.carried.field(name), held)
         yield table
         row += table.num_rows
-
-
-def locate(table: Table, row: int) -> tuple[str, int]:
-    """Return the path of the file that holds a global row, and the row in that file."""
-    for file in table.files:
-        if row < file.rows:
-            return file.path, row
-        row -= file.rows
-    msg = f"row {row} lies beyond the last file"
-    raise IndexError(msg)
-
-
-def describe_key(keys: pa.Table, row: int) -> str:
-    """Return the key of one row as messages show it.
-
-    Example:
-        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
-        "`shop` 'a', `item` 17"
-    """
-    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
-
-
-def _batches(
-    source: RefreshSource, part: Part, columns: tuple[str, ...], most: int
-) -> Iterator[pa.RecordBatch]:
-    for piece in part.slices:
-        file = source.table.files[piece.file]
-        yield from read_rows(file, columns, piece.start, piece.stop, most)
 
 
 def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
@@ -266,10 +222,11 @@ def _as_stored(
     try:
         held = column.cast(kind)
     except pa.ArrowInvalid as error:
-        path, row = locate(source.table, first_row)
+        file, row = locate(source.table.files, first_row)
         msg = (
-            f"{path}, at or after row {row}, column `{name}`: a value has no place in the store. "
-            f"Expected values that {kind} holds. Received: {error}. Write the column as {kind}."
+            f"{file.path}, at or after row {row}, column `{name}`: a value has no place in the "
+            f"store. Expected values that {kind} holds. Received: {error}. Write the column as "
+            f"{kind}."
         )
         raise InputError(msg) from error
     if name not in source.keys:
@@ -277,10 +234,10 @@ def _as_stored(
     nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
     if nothing.any():
         found = int(nothing.argmax())
-        path, row = locate(source.table, first_row + found)
+        file, row = locate(source.table.files, first_row + found)
         said = "null" if held[found].as_py() is None else "NaN"
         msg = (
-            f"{path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
+            f"{file.path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
             f"row. Received: {said}. Fill it in, or leave the row out of the input."
         )
         raise InputError(msg)
@@ -297,9 +254,9 @@ def _refuse_unfit(
     carried = table.select(source.carried.names)
     unfit = source.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
     if unfit is not None:
-        path, row = locate(source.table, first_row + int(stays[unfit.row]))
+        file, row = locate(source.table.files, first_row + int(stays[unfit.row]))
         msg = (
-            f"{path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
+            f"{file.path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
             "input, or leave the column out of `input.passthrough`."
         )
         raise InputError(msg)
@@ -335,32 +292,32 @@ def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def chunk_rows(source: RefreshSource) -> int:
     """Return how many rows are in memory at a time."""
-    return max(1, min(_MOST_CHUNK_ROWS, _CHUNK_BYTES // source.row_bytes))
+    return fitting_rows(source.row_bytes, _CHUNK_BYTES, _MOST_CHUNK_ROWS)
 
 
 def cut(source: RefreshSource) -> list[Part]:
     """Return all parts of an input: the same for any number of threads."""
-    most = max(1, min(_MOST_PART_ROWS, _PART_BYTES // source.row_bytes))
-    shared = max(1, min(most, READ_AHEAD_BYTES // source.row_bytes))
+    most = fitting_rows(source.row_bytes, _PART_BYTES, _MOST_PART_ROWS)
+    shared = fitting_rows(source.row_bytes, READ_AHEAD_BYTES, most)
     parts: list[Part] = []
     waiting: list[Slice] = []
     first_row = rows = 0
-    for piece in _pieces(source.table, most, shared):
-        if waiting and rows + piece.rows > most:
+    for some in _slices(source.table, most, shared):
+        if waiting and rows + some.rows > most:
             parts.append(Part(len(parts), first_row, tuple(waiting)))
             waiting, first_row, rows = [], first_row + rows, 0
-        waiting.append(piece)
-        rows += piece.rows
+        waiting.append(some)
+        rows += some.rows
     if waiting:
         parts.append(Part(len(parts), first_row, tuple(waiting)))
     return parts
 
 
-def _pieces(table: Table, most: int, shared: int) -> Iterator[Slice]:
+def _slices(table: Table, most: int, shared: int) -> Iterator[Slice]:
     """Yield whole row groups of a Parquet file: they can be decoded at the same time.
 
     Small ones go together, for each reading looks at the whole footer. A larger group is cut so
-    that each piece is decoded at one go, and the next thread goes on where the reader stopped. All
+    that each slice is decoded at one go, and the next thread goes on where the reader stopped. All
     else is cut anywhere.
     """
     for number, file in enumerate(table.files):

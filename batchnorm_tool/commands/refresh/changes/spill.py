@@ -22,15 +22,10 @@ from batchnorm_tool.commands.refresh.changes.classify import (
     RowDisposition,
     classify_rows,
 )
-from batchnorm_tool.commands.refresh.changes.source import (
-    describe_key,
-    locate,
-    read_chunks,
-    read_tables,
-)
-from batchnorm_tool.commands.refresh.changes.worker import Callbacks, map_in_order
+from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tables
+from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
 from batchnorm_tool.errors import InputError, WorkFailed, capture_warnings
-from batchnorm_tool.inputs.reading import read_rows
+from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
@@ -39,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batchnorm_tool.commands.refresh.changes.source import RefreshSource
-    from batchnorm_tool.pipeline.plan import Part
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.storage import Storage
 
 _WRITTEN_TOGETHER = 2**18
@@ -142,7 +137,7 @@ class BucketJoin:
                 # Not chunk by chunk: each of a thousand files would get a few bytes at a time.
                 buckets.add(np.concatenate(entries))
 
-        for _ in map_in_order(self.parts, spill, workers, quiet):
+        for _ in process_in_order(self.parts, spill, workers, quiet):
             pass
 
     def _join(
@@ -285,19 +280,12 @@ def _again(entries: np.ndarray) -> np.ndarray:
 
 
 def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
-    (first_path, first), (path, row) = (locate(source.table, number) for number in pair.tolist())
+    files = source.table.files
+    (before, first), (file, row) = (locate(files, number) for number in pair.tolist())
+    keys = pa.Table.from_batches(read_rows(file, source.keys, row, row + 1, 1))
     names = ", ".join(f"`{name}`" for name in source.keys)
     return (
-        f"{path}, row {row}, column {names}: the key {_key(source, int(pair[1]))} is there "
-        f"already, in {first_path}, row {first}. Expected each key once. Received: {count:,} rows "
+        f"{file.path}, row {row}, column {names}: the key {describe_key(keys, 0)} is there "
+        f"already, in {before.path}, row {first}. Expected each key once. Received: {count:,} rows "
         "whose key another row before them has. Remove them, or name more columns in `input.key`."
     )
-
-
-def _key(source: RefreshSource, row: int) -> str:
-    for file in source.table.files:
-        if row < file.rows:
-            batches = list(read_rows(file, source.keys, row, row + 1, 1))
-            return describe_key(pa.Table.from_batches(batches), 0)
-        row -= file.rows
-    return "that it has"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -15,11 +13,13 @@ import pyarrow as pa
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, ChangeType
 from batchnorm_tool.commands.refresh.changes.result import InputStatistics, statistics_of
-from batchnorm_tool.commands.refresh.changes.source import describe_key, locate, read_chunks
+from batchnorm_tool.commands.refresh.changes.source import read_chunks
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Interrupted, capture_warnings
 from batchnorm_tool.formats.arrow import Arrow
-from batchnorm_tool.formats.arrow_columns import vector_field
+from batchnorm_tool.formats.arrow_columns import free_name, vector_field
 from batchnorm_tool.formats.base import Layout
+from batchnorm_tool.inputs.reading import describe_key, locate
 from batchnorm_tool.store.index import fixed_binary
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STAGING
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.changes.classify import Classifier
     from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
     from batchnorm_tool.formats.base import Sink
-    from batchnorm_tool.pipeline.plan import Part
+    from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.storage import OutputFile, Storage
 
 SHOWN_ROWS = 5
@@ -154,35 +154,21 @@ class ChangeWorker:
     def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self._source.keys))
         for row in rows.tolist():
-            path, place = locate(self._source.table, chunk.hashes.first_row + row)
+            file, place = locate(self._source.table.files, chunk.hashes.first_row + row)
             reason = Reason(chunk.faults[row]).label
-            yield f"{path}, row {place} ({describe_key(keys, row)}): {reason}"
+            yield f"{file.path}, row {place} ({describe_key(keys, row)}): {reason}"
 
 
-def map_in_order(
+def process_in_order(
     parts: Iterable[Part],
     process: Callable[[Part, Callbacks], _Result],
     workers: int,
     callbacks: Callbacks,
 ) -> Iterator[_Result]:
-    """Yield what ``process`` gives for each part, in order, a few parts at a time.
-
-    The first failure in the order of the parts is raised, whichever thread was faster.
-    """
+    """Yield what ``process`` gives for each part, in order; see `map_in_order`."""
     stop = threading.Event()
     stoppable = Callbacks(callbacks.advance, lambda: stop.is_set() or callbacks.stopped())
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="part")
-    waiting: deque[Future[_Result]] = deque()
-    try:
-        for part in parts:
-            waiting.append(pool.submit(process, part, stoppable))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    return map_in_order(lambda part: process(part, stoppable), parts, workers, stop.set)
 
 
 @dataclass(frozen=True)
@@ -194,13 +180,13 @@ class StagingSchemas:
     @cached_property
     def features(self) -> dict[str, str]:
         """The column of each model input."""
-        names = sorted(field.name for field in self.source.inputs)
-        return {name: self.source.name_of(f"feature_{n}") for n, name in enumerate(names)}
+        names, taken = sorted(field.name for field in self.source.inputs), self.source.carried.names
+        return {name: free_name(f"feature_{n}", taken) for n, name in enumerate(names)}
 
     @cached_property
     def reason(self) -> str:
         """The column that says why a row is bad."""
-        return self.source.name_of(_REASON)
+        return free_name(_REASON, self.source.carried.names)
 
     @cached_property
     def touched(self) -> pa.Schema:

@@ -9,7 +9,7 @@ import pytest
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
 from batchnorm_tool.commands.refresh.changes.source import cut
-from batchnorm_tool.pipeline.plan import Slice
+from batchnorm_tool.inputs.reading import Slice
 from tests.commands.refresh.changes.nights import Nights, items
 
 
