@@ -1,10 +1,13 @@
-"""Text for a person or a log: without secrets and control characters, and with hints."""
+"""Text for a person or a log: numbers, tables and hints, without secrets and control characters."""
 
 from __future__ import annotations
 
 import difflib
+import io
+import math
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 
 # Control characters and lone surrogates cannot stand in HTML; direction overrides would let a
 # column's name reorder the words around it; line separators would break a terminal's line.
@@ -33,6 +36,15 @@ _ASSIGNED = re.compile(
 )
 # There a bare name before the `@` is an account, a container or "anonymous", not a credential.
 _NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
+
+DASH = "\N{EN DASH}"
+"""What stands where there is no number."""
+
+NAME_WIDTH = 12
+"""Columns that `entry` leaves for a name."""
+
+PLAIN_FROM, PLAIN_TO = 1e-3, 1e6
+"""Numbers of this size are written without an exponent."""
 
 
 def printable(text: str) -> str:
@@ -108,3 +120,217 @@ def _nearest(name: str, choices: Iterable[str], likeness: float = 0.6) -> str | 
     spelled = {choice.casefold(): choice for choice in choices}
     near = difflib.get_close_matches(name.casefold(), spelled, n=1, cutoff=likeness)
     return spelled[near[0]] if near else None
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a measured value with so many significant digits.
+
+    Args:
+        value: The value; ``None`` where there is none.
+        digits: Significant digits, at least 1.
+
+    Returns:
+        Such as ``12.30``, ``1,797``, or ``1.230e-30`` outside of 0.001 to a million.
+
+    Example:
+        >>> number(12.3), number(123456.7), number(1.23e-30), number(0.0)
+        ('12.30', '123,457', '1.230e\u221230', '0')
+    """
+    if value is None or math.isnan(value):
+        return DASH
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if not PLAIN_FROM <= size < PLAIN_TO:
+        return typeset(f"{value:.{digits - 1}e}")
+    # Rounded first: 0.99999 becomes 1.000, as 1 does, and not 1.0000.
+    rounded = float(f"{size:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
+    return typeset(f"{value:,.{decimals}f}")
+
+
+def fixed(value: float | None, decimals: int = 4) -> str:
+    """Return a value with so many decimals, such as a share or a correlation.
+
+    Args:
+        value: The value; ``None`` or not finite where there is none.
+        decimals: Digits after the point.
+
+    Returns:
+        Such as ``0.7021``; values of one column have their points below one another.
+
+    Example:
+        >>> fixed(0.70214), fixed(-0.00001), fixed(None)
+        ('0.7021', '0.0000', '\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    # Adding zero takes the sign from a zero.
+    return typeset(f"{round(value, decimals) + 0.0:,.{decimals}f}")
+
+
+def signed(value: float | None, decimals: int = 4) -> str:
+    """Return a difference with its sign and so many decimals.
+
+    Example:
+        >>> signed(0.25), signed(-0.25, 2), signed(0.0)
+        ('+0.2500', '\u22120.25', '0.0000')
+    """
+    shown = fixed(value, decimals)
+    return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a share as a percentage with so many decimals.
+
+    Example:
+        >>> percent(0.4213), percent(None)
+        ('42.1 %', '\u2013')
+    """
+    shown = fixed(None if value is None else 100 * value, decimals)
+    return shown if shown == DASH else f"{shown} %"
+
+
+def probability(value: float | None) -> str:
+    """Return a p value with four decimals, never rounded to nothing.
+
+    Example:
+        >>> probability(0.0312), probability(0.00001)
+        ('0.0312', '<0.0001')
+    """
+    return "<0.0001" if value is not None and 0 <= value < 0.00005 else fixed(value)
+
+
+def short(value: float) -> str:
+    """Return a round value without trailing zeros.
+
+    Example:
+        >>> short(0.5), short(20.0), short(1e-30), short(200000.0)
+        ('0.5', '20', '1e\u221230', '200,000')
+    """
+    size = abs(value)
+    if value == 0 or PLAIN_FROM <= size < PLAIN_TO:
+        text = f"{value:,.6f}".rstrip("0").rstrip(".")
+        return typeset(text)
+    return typeset(f"{value:.6g}")
+
+
+def count(value: int) -> str:
+    """Return a whole number with thousands set apart.
+
+    Example:
+        >>> count(1234567)
+        '1,234,567'
+    """
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """Return a part as a percentage that is never rounded to none or all of it.
+
+    Example:
+        >>> share(1, 1_000_000), share(1, 3), share(0, 5), share(0, 0)
+        ('<0.01 %', '33.33 %', '0 %', '0 %')
+    """
+    if part == 0 or whole == 0:
+        return "0 %"
+    percent = 100 * part / whole
+    if percent < 0.005:
+        return "<0.01 %"
+    if part < whole and percent > 99.995:
+        return ">99.99 %"
+    return "100 %" if part == whole else f"{percent:.2f} %"
+
+
+def size(value: int) -> str:
+    """Return a number of bytes in binary units.
+
+    Example:
+        >>> size(900), size(1536), size(16 * 2**20)
+        ('900 B', '1.5 KiB', '16.0 MiB')
+    """
+    amount, unit = float(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{value} B" if unit == "B" else f"{amount:,.1f} {unit}"
+
+
+def typeset(text: str) -> str:
+    """Write the digits of a number with a true minus, and a short exponent."""
+    mantissa, mark, exponent = text.partition("e")
+    shown = f"{mantissa}e{int(exponent)}" if mark else text
+    return shown.replace("-", "\N{MINUS SIGN}")
+
+
+def plural(amount: int, noun: str, several: str | None = None) -> str:
+    """Return an amount with what is counted.
+
+    Example:
+        >>> plural(1, "row"), plural(2_000, "row"), plural(0, "query", "queries")
+        ('1 row', '2,000 rows', '0 queries')
+    """
+    return f"{amount:,} {noun if amount == 1 else several or f'{noun}s'}"
+
+
+def table(rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:
+    """Set cells below one another.
+
+    Args:
+        rows: As many cells each; control characters in them are shown as U+FFFD.
+        sides: For each column ``l`` or ``r``, to which side its cells go; default: all but the
+            first to the right, as numbers do.
+
+    Returns:
+        One line for each row.
+
+    Example:
+        >>> table([["norm", "value"], ["l2", "9"]])
+        ['norm  value', 'l2        9']
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[Text(visible(str(cell))) for cell in row] for row in rows]
+    if not cells:
+        return []
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for place in range(len(cells[0])):
+        right = sides[place] == "r" if sides else place > 0
+        grid.add_column(justify="right" if right else "left", no_wrap=True, overflow="crop")
+    for row in cells:
+        grid.add_row(*row)
+    # As wide as it takes: a path that is cut, or wrapped, cannot be copied.
+    width = 2 + sum(
+        max(cell.cell_len for cell in column) + 2 for column in zip(*cells, strict=True)
+    )
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(grid)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def wrapped(words: str, width: int, indent: str = "", left: int = 0) -> list[str]:
+    """Break words into lines with a margin, those after the first indented further."""
+    margin = " " * left
+    return textwrap.wrap(
+        words,
+        max(width, left + 24),
+        initial_indent=margin,
+        subsequent_indent=margin + indent,
+        break_on_hyphens=False,
+        break_long_words=False,  # a path in a command is there to be copied
+    )
+
+
+def entry(name: str, words: str, width: int) -> list[str]:
+    """Set words beside their name, broken into lines below one another."""
+    return wrapped(f"{name:<{NAME_WIDTH}}{words}", width, " " * NAME_WIDTH)
+
+
+def cut(words: object, room: int) -> str:
+    """Return the beginning of words that may take so many columns, at least eight."""
+    shown = visible(str(words))
+    return shown if len(shown) <= max(room, 8) else f"{shown[: max(room, 8) - 1]}…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from batchnorm_tool.display import short
 from batchnorm_tool.report.axes import (
     FONT,
     Axis,
@@ -13,7 +14,6 @@ from batchnorm_tool.report.axes import (
     base_line,
     pixels,
     scaffold,
-    short,
     text,
 )
 from batchnorm_tool.report.markup import Html, tag

@@ -448,9 +448,9 @@ def format_facts(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yield names and values below one another."""
-    rows = [(name, format_value(value)) for name, value in facts]
-    width = max((len(name) for name, _ in rows), default=0)
-    yield from (f"{INDENT}{name:<{width}}  {value}" for name, value in rows)
+    from batchnorm_tool.display import table as aligned
+
+    yield from indented(aligned([(name, format_value(value)) for name, value in facts], "ll"))
 
 
 def indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:

@@ -16,13 +16,12 @@ from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, populati
 from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_evaluated
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, widen
+from batchnorm_tool.norms.stats import MIDDLE_QUANTILES
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.findings import Scope
     from batchnorm_tool.job.refresh_sections import OutputLimits
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The quantiles of the norms that are compared."""
 FRECHET_WIDTH = 256
 """Dimensions that the Fréchet distance takes into account: those with the largest variance in the
 live version. A covariance of more costs seconds and needs more rows than a sample has."""
@@ -308,7 +307,7 @@ def norm_quantiles(live: Vectors, current: Vectors) -> float:
     A quantile below a quarter of the live version's median is measured against that quarter: norms
     near zero are no scale.
     """
-    before, after = (np.quantile(vectors.norms, QUANTILES) for vectors in (live, current))
+    before, after = (np.quantile(vectors.norms, MIDDLE_QUANTILES) for vectors in (live, current))
     return float(np.max(_ratio(np.abs(after - before), _norm_scale(before))))
 
 
@@ -324,10 +323,10 @@ def quantile_chance(live: Vectors, current: Vectors) -> float:
     1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
     """
     rows = 1 / (1 / len(live.norms) + 1 / len(current.norms))
-    shares, z2 = np.array(QUANTILES), _ONCE_IN_A_MILLION**2 / rows
+    shares, z2 = np.array(MIDDLE_QUANTILES), _ONCE_IN_A_MILLION**2 / rows
     middle = shares + z2 / 2
     half = np.sqrt(z2 * (shares * (1 - shares) + z2 / 4))
-    here = np.quantile(live.norms, QUANTILES)
+    here = np.quantile(live.norms, MIDDLE_QUANTILES)
     ends = np.quantile(live.norms, np.stack([middle - half, middle + half]) / (1 + z2))
     return float(np.max(_ratio(np.abs(ends - here), _norm_scale(here))))
 

@@ -24,7 +24,34 @@ if TYPE_CHECKING:
     from batchnorm_tool.norms.norm import Float64s
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""The quantiles that manifests and summaries show."""
+"""The quantiles that records keep: of chunks, runs, versions and comparisons."""
+
+MIDDLE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Those of them that tables and charts show, and that the gate compares."""
+
+
+def quantile_column(share: float) -> str:
+    """Return what a quantile is called where names are columns.
+
+    Example:
+        >>> quantile_column(0.05), quantile_column(0.999)
+        ('q05', 'q99_9')
+    """
+    whole, _, rest = f"{100 * share:.10g}".partition(".")
+    return f"q{whole:0>2}_{rest}" if rest else f"q{whole:0>2}"
+
+
+def quantile_label(share: float) -> str:
+    """Return what a quantile is called in tables.
+
+    Example:
+        >>> quantile_label(0.05), quantile_label(0.5), quantile_label(0.999)
+        ('5 %', 'median', '99.9 %')
+    """
+    return "median" if share == 0.5 else f"{100 * share:.10g} %"
+
+
+MIDDLE_COLUMNS = tuple(map(quantile_column, MIDDLE_QUANTILES))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.norms.stats import QUANTILES
+from batchnorm_tool.norms.stats import QUANTILES, quantile_column
 from batchnorm_tool.pipeline.manifest import (
     FIRST_BAD_ROWS,
     BadRow,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import FileRecord, Storage
 
 CHUNKS_PATH = "_stats/chunks.parquet"
-_QUANTILES = {q: f"q{round(q * 100):02d}" for q in QUANTILES}
 _PARQUET = {"compression": "zstd", "write_page_checksum": True}
 # A row group holds the chunks of so many parts; 62 of one part each took 0.3 s to write.
 _PARTS_AT_ONCE = 256
@@ -54,7 +53,7 @@ CHUNK_SCHEMA = pa.schema(
         ("max", pa.float64()),
         ("mean", pa.float64()),
         ("std", pa.float64()),
-        *((name, pa.float64()) for name in _QUANTILES.values()),
+        *((quantile_column(q), pa.float64()) for q in QUANTILES),
         ("histogram", pa.list_(_BUCKET)),
     ]
 )
@@ -212,7 +211,7 @@ def _distribution(lengths: NormStats) -> dict[str, Any]:
         "max": lengths.max,
         "mean": lengths.mean,
         "std": lengths.std,
-        **{_QUANTILES[q]: value for q, value in lengths.quantiles().items()},
+        **{quantile_column(q): value for q, value in lengths.quantiles().items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""The frame of a chart, its axes with their labels, and numbers as they are printed."""
+"""The frame of a chart, and its axes with round ticks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from batchnorm_tool.display import PLAIN_FROM, PLAIN_TO, short, typeset
 from batchnorm_tool.report.markup import Html, tag
 
 FONT = 12
@@ -16,10 +17,8 @@ ROW = 18
 _TICK_GAP = 6
 _RIGHT = 12
 _LABEL_GAP = 6
-_MINUS = "\N{MINUS SIGN}"
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _UNITS_FROM = 10_000
-_PLAIN_FROM, _PLAIN_TO = 1e-3, 1e6
 # Fewer round ticks of the 1-2-5 series than this do not show how an axis runs.
 _FEWEST_TICKS = 3
 _SMALLEST_STEP = 1e-300
@@ -82,141 +81,6 @@ class Axis:
         return [(value, _tick_label(value, step, self)) for value in values]
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Return a measured value with so many significant digits.
-
-    Args:
-        value: The value; ``None`` where there is none.
-        digits: Significant digits, at least 1.
-
-    Returns:
-        Such as ``12.30``, ``1,797``, or ``1.230e-30`` outside of 0.001 to a million.
-
-    Example:
-        >>> number(12.3), number(123456.7), number(1.23e-30), number(0.0)
-        ('12.30', '123,457', '1.230e\u221230', '0')
-    """
-    if value is None or math.isnan(value):
-        return "\N{EN DASH}"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if not _PLAIN_FROM <= size < _PLAIN_TO:
-        return _clean(f"{value:.{digits - 1}e}")
-    # Rounded first: 0.99999 becomes 1.000, as 1 does, and not 1.0000.
-    rounded = float(f"{size:.{digits - 1}e}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
-    return _clean(f"{value:,.{decimals}f}")
-
-
-def fixed(value: float | None, decimals: int = 4) -> str:
-    """Return a value with so many decimals, such as a share or a correlation.
-
-    Args:
-        value: The value; ``None`` or not finite where there is none.
-        decimals: Digits after the point.
-
-    Returns:
-        Such as ``0.7021``; values of one column have their points below one another.
-
-    Example:
-        >>> fixed(0.70214), fixed(-0.00001), fixed(None)
-        ('0.7021', '0.0000', '\u2013')
-    """
-    if value is None or not math.isfinite(value):
-        return "\N{EN DASH}"
-    # Adding zero takes the sign from a zero.
-    return _clean(f"{round(value, decimals) + 0.0:,.{decimals}f}")
-
-
-def signed(value: float | None, decimals: int = 4) -> str:
-    """Return a difference with its sign and so many decimals.
-
-    Example:
-        >>> signed(0.25), signed(-0.25, 2), signed(0.0)
-        ('+0.2500', '\u22120.25', '0.0000')
-    """
-    shown = fixed(value, decimals)
-    return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
-
-
-def percent(value: float | None, decimals: int = 1) -> str:
-    """Return a share as a percentage with so many decimals.
-
-    Example:
-        >>> percent(0.4213), percent(None)
-        ('42.1 %', '\u2013')
-    """
-    shown = fixed(None if value is None else 100 * value, decimals)
-    return shown if shown == "\N{EN DASH}" else f"{shown} %"
-
-
-def probability(value: float | None) -> str:
-    """Return a p value with four decimals, never rounded to nothing.
-
-    Example:
-        >>> probability(0.0312), probability(0.00001)
-        ('0.0312', '<0.0001')
-    """
-    return "<0.0001" if value is not None and 0 <= value < 0.00005 else fixed(value)
-
-
-def short(value: float) -> str:
-    """Return a round value without trailing zeros.
-
-    Example:
-        >>> short(0.5), short(20.0), short(1e-30), short(200000.0)
-        ('0.5', '20', '1e\u221230', '200,000')
-    """
-    size = abs(value)
-    if value == 0 or _PLAIN_FROM <= size < _PLAIN_TO:
-        text = f"{value:,.6f}".rstrip("0").rstrip(".")
-        return _clean(text)
-    return _clean(f"{value:.6g}")
-
-
-def count(value: int) -> str:
-    """Return a whole number with thousands set apart.
-
-    Example:
-        >>> count(1234567)
-        '1,234,567'
-    """
-    return f"{value:,}"
-
-
-def share(part: int, whole: int) -> str:
-    """Return a part as a percentage that is never rounded to none or all of it.
-
-    Example:
-        >>> share(1, 1_000_000), share(1, 3), share(0, 5), share(0, 0)
-        ('<0.01 %', '33.33 %', '0 %', '0 %')
-    """
-    if part == 0 or whole == 0:
-        return "0 %"
-    percent = 100 * part / whole
-    if percent < 0.005:
-        return "<0.01 %"
-    if part < whole and percent > 99.995:
-        return ">99.99 %"
-    return "100 %" if part == whole else f"{percent:.2f} %"
-
-
-def size(value: int) -> str:
-    """Return a number of bytes in binary units.
-
-    Example:
-        >>> size(900), size(1536), size(16 * 2**20)
-        ('900 B', '1.5 KiB', '16.0 MiB')
-    """
-    amount, unit = float(value), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{value} B" if unit == "B" else f"{amount:,.1f} {unit}"
-
-
 def _nice_step(low: float, high: float, most: int) -> float:
     raw = (high / 2 - low / 2) / (most / 2)
     if raw < _SMALLEST_STEP:
@@ -259,21 +123,15 @@ def _tick_label(value: float, step: float, axis: Axis) -> str:
     largest = max(abs(axis.low), abs(axis.high))
     if axis.kind == "whole":
         if largest < _UNITS_FROM:
-            return _clean(f"{value:,.0f}")
+            return typeset(f"{value:,.0f}")
         unit, suffix = next(pair for pair in _UNITS if largest >= pair[0])
-        return _clean(f"{value / unit:g}{suffix if value else ''}")
+        return typeset(f"{value / unit:g}{suffix if value else ''}")
     if value == 0:
         return "0"
-    if _PLAIN_FROM <= largest < _PLAIN_TO:
-        return _clean(f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}")
+    if PLAIN_FROM <= largest < PLAIN_TO:
+        return typeset(f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}")
     digits = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9)
-    return _clean(f"{value:.{max(digits, 0)}e}")
-
-
-def _clean(text: str) -> str:
-    mantissa, mark, exponent = text.partition("e")
-    shown = f"{mantissa}e{int(exponent)}" if mark else text
-    return shown.replace("-", _MINUS)
+    return typeset(f"{value:.{max(digits, 0)}e}")
 
 
 @dataclass(frozen=True)

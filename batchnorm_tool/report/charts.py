@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchnorm_tool.display import fixed
 from batchnorm_tool.report.axes import (
     FONT,
     LETTER,
@@ -15,7 +16,6 @@ from batchnorm_tool.report.axes import (
     Frame,
     Plot,
     base_line,
-    fixed,
     pixels,
     scaffold,
     text,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from batchnorm_tool.display import count, fixed, number, percent
 from batchnorm_tool.report import page, svg
-from batchnorm_tool.report.axes import count, fixed, number, percent
 from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
 from batchnorm_tool.report.figures import (
     base_name,

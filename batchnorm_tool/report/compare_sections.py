@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.display import count, fixed, percent, probability, signed
 from batchnorm_tool.report import page, svg
-from batchnorm_tool.report.axes import count, fixed, percent, probability, signed
 from batchnorm_tool.report.charts import (
     Grid,
     Interval,

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.display import count, fixed, number, percent, signed
+from batchnorm_tool.norms.stats import QUANTILES, quantile_label
 from batchnorm_tool.report import compare_page, page, svg
-from batchnorm_tool.report.axes import Axis, count, fixed, number, percent, signed
+from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
 from batchnorm_tool.report.figures import base_name, describe_key, interval
 from batchnorm_tool.report.markup import join, tag
@@ -39,8 +41,6 @@ _MOST_BARS = 512
 _NARROWEST = 0.1
 _ROOM = 0.05
 _HEADROOM = 1.04
-_QUANTILES = ("0.01", "0.05", "0.25", "0.5", "0.75", "0.95", "0.99")
-_HEADINGS = ("min", "1 %", "5 %", "25 %", "median", "75 %", "95 %", "99 %", "max")
 # Cosines of a model's two nights may differ from one in the sixth digit, or the seventh.
 _DIGITS = range(6, 17)
 
@@ -405,6 +405,7 @@ def _pair_table(pairs: _Pairs, bars: Sequence[svg.Bar]) -> Html:
 
 def _quantiles(pairs: _Pairs) -> Html:
     quantiles = pairs.figures.get("quantiles") or {}
-    inner = (quantiles.get(name) for name in _QUANTILES)
+    inner = (quantiles.get(str(q)) for q in QUANTILES)
     row = [pairs.show(value) for value in (pairs.figures["min"], *inner, pairs.figures["max"])]
-    return page.table(f"Quantiles of the {pairs.measure}", [*map(Column, _HEADINGS)], [row])
+    headings = ("min", *map(quantile_label, QUANTILES), "max")
+    return page.table(f"Quantiles of the {pairs.measure}", [*map(Column, headings)], [row])

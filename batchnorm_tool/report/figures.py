@@ -6,15 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from batchnorm_tool.report.axes import count, number
+from batchnorm_tool.display import DASH, count, number
 from batchnorm_tool.report.charts import Interval
 
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
 # The first screen of results.
 _USUAL_K = 10
 _NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
-DASH = "\N{EN DASH}"
-QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 OUTCOMES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
 """What can have become of a night, in the order in which a chart shows it."""
 _NOT_PUBLISHED = {"superseded", "discarded"}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.display import count, number
+from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.axes import (
     LETTER,
@@ -16,15 +18,12 @@ from batchnorm_tool.report.axes import (
     Frame,
     Plot,
     base_line,
-    count,
-    number,
     pixels,
     scaffold,
 )
 from batchnorm_tool.report.charts import Places
 from batchnorm_tool.report.figures import (
     OUTCOMES,
-    QUANTILES,
     base_name,
     broken_of,
     changed_rows,
@@ -322,7 +321,7 @@ def norms_chart(records: Sequence[Mapping[str, Any]], norm: str = "norm") -> Htm
     Returns:
         A figure, or a note where no night has norms.
     """
-    values = {name: [quantile(record, name) for record in records] for name in QUANTILES}
+    values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
         return page.note("No night has norms.")

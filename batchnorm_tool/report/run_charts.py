@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchnorm_tool.display import count, number
+from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, quantile_label
 from batchnorm_tool.report import page, svg
-from batchnorm_tool.report.axes import Axis, count, number
+from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_together
 from batchnorm_tool.report.charts import Outlines, outline_chart
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.text_run import spread
+from batchnorm_tool.report.text_run import SPREAD, spread
 
 if TYPE_CHECKING:
     from batchnorm_tool.report.axes import Frame
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.report.svg import SeriesStyle
 
 Values = NDArray[np.float64]
-_PART_QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 # More steps than this are thinner than two pixels of a wide chart.
 _MOST_PART_STEPS = 360
 # From this ratio on, the lower of two norms could not be told from zero on a linear axis.
@@ -35,7 +36,6 @@ _HEADROOM = 1.04
 # Norms that are nearly all the same make one bar so high that it would flatten all others: the
 # highest is cut where it is more than this many times the second.
 _TALLEST = 3.0
-_QUANTILES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
 # A wide chart has about as many pixels; more dimensions than this share a step.
 _MOST_DIMENSION_STEPS = 512
 # The y axis reaches this many times the range of all mean ± std; one runaway value in one
@@ -98,7 +98,7 @@ def _draw_parts(
 def _gather(chunks: pa.Table, output: str, norm: str) -> _Steps | None:
     wanted = pc.and_(pc.equal(chunks["output"], output), pc.equal(chunks["norm"], norm))
     rows = chunks.filter(wanted).sort_by([("first_row", "ascending"), ("part", "ascending")])
-    quantiles = {name: _floats(rows, name) for name in _PART_QUANTILES}
+    quantiles = {name: _floats(rows, name) for name in MIDDLE_COLUMNS}
     if rows.num_rows == 0 or np.isnan(quantiles["q50"]).all():
         return None
     group = -(-rows.num_rows // _MOST_PART_STEPS)
@@ -171,12 +171,12 @@ def _remark(steps: _Steps) -> list[Html]:
 
 
 def _part_table(steps: _Steps, norm: str) -> Html:
-    headings = ("first row", "vectors", "5 %", "25 %", "median", "75 %", "95 %")
+    headings = ("first row", "vectors", *map(quantile_label, MIDDLE_QUANTILES))
     rows: list[Sequence[Any]] = [
         [
             count(int(steps.edges[index])),
             count(int(steps.vectors[index])),
-            *(number(float(steps.quantiles[name][index])) for name in _PART_QUANTILES),
+            *(number(float(steps.quantiles[name][index])) for name in MIDDLE_COLUMNS),
         ]
         for index in range(len(steps.vectors))
     ]
@@ -298,7 +298,7 @@ def norm_table(norms: Mapping[str, Mapping[str, Any]], caption: str, heading: st
         A table with one row for each label.
     """
     columns = [Column(heading, numeric=False)]
-    columns += map(Column, ("vectors", *_QUANTILES, "mean", "std"))
+    columns += map(Column, ("vectors", *SPREAD, "mean", "std"))
     rows = [
         [label, count(stats["count"]), *map(number, [*spread(stats), stats["mean"], stats["std"]])]
         for label, stats in norms.items()

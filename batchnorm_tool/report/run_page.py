@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from batchnorm_tool.display import count, number, share, size
 from batchnorm_tool.report import page, svg
-from batchnorm_tool.report.axes import Axis, count, number, share, size
+from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_norms
 from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column

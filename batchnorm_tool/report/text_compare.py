@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchnorm_tool.display import visible
-from batchnorm_tool.report.axes import count, fixed, number, percent, probability, signed
+from batchnorm_tool.display import (
+    DASH,
+    count,
+    cut,
+    entry,
+    fixed,
+    number,
+    percent,
+    probability,
+    signed,
+    table,
+    visible,
+    wrapped,
+)
+from batchnorm_tool.norms.stats import quantile_label
 from batchnorm_tool.report.figures import (
     between,
     describe_key,
@@ -21,16 +33,16 @@ from batchnorm_tool.report.figures import (
     shown_k,
     tested,
 )
-from batchnorm_tool.report.text_run import aligned, quantile_table
+from batchnorm_tool.report.text_run import quantile_table
 
-_DASH = "\N{EN DASH}"
+# A cosine has no use for its upper quantiles: they crowd at 1.
+_SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95)
 # As many as fit on a screen under all else.
 _GROUPS = 10
 _WORST = 5
 _DIMENSIONS = 3
 _EXAMPLES = 3
 _KEY_WIDTH = 28
-_NARROWEST = 8
 
 
 def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
@@ -84,17 +96,13 @@ def _apart(pieces: Sequence[Sequence[str]]) -> list[str]:
     return [visible(line) for line in lines[1:]]
 
 
-def _wrapped(words: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(words, width, subsequent_indent=indent, break_on_hyphens=False)
-
-
 def _verdict(verdict: Mapping[str, Any], width: int) -> list[str]:
-    lines = _wrapped(str(verdict["words"]), width)
+    lines = wrapped(str(verdict["words"]), width)
     for heading, name in (("Why", "reason"), ("Cost", "cost")):
         if verdict.get(name):
-            lines += _wrapped(f"{heading}: {verdict[name]}", width, "  ")
+            lines += wrapped(f"{heading}: {verdict[name]}", width, "  ")
     for note in verdict.get("notes") or []:
-        lines += _wrapped(f"Note: {note}", width, "  ")
+        lines += wrapped(f"Note: {note}", width, "  ")
     return lines
 
 
@@ -112,12 +120,12 @@ def _quality(document: Mapping[str, Any], width: int) -> list[str]:
         )
         rows.append(cells)
     heading = f"retrieval quality, {count(document['queries']['judged'])} judged queries"
-    table = aligned(rows if against else [row[:3] for row in rows])
-    return [*_wrapped(heading, width), "", *table]
+    shown = table(rows if against else [row[:3] for row in rows])
+    return [*wrapped(heading, width), "", *shown]
 
 
 def _span(low: float, high: float) -> str:
-    return f"{fixed(low)}{_DASH}{fixed(high)}" if math.isfinite(low + high) else _DASH
+    return f"{fixed(low)}{DASH}{fixed(high)}" if math.isfinite(low + high) else DASH
 
 
 def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
@@ -138,7 +146,7 @@ def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
     if popularity:
         said = ", ".join(f"{norm} {fixed(real(rho))}" for norm, rho in popularity.items())
         lines.append(f"rank correlation of a row's norm with how often it is relevant: {said}")
-    return [line for text in lines for line in _wrapped(text, width)]
+    return [line for text in lines for line in wrapped(text, width)]
 
 
 def _groups(document: Mapping[str, Any], width: int) -> list[str]:
@@ -147,17 +155,17 @@ def _groups(document: Mapping[str, Any], width: int) -> list[str]:
         return []
     norms = document["compared"]
     shown = by["groups"][:_GROUPS]
-    room = max(width - len("  queries") - sum(max(len(norm), 6) + 2 for norm in norms), _NARROWEST)
+    room = width - len("  queries") - sum(max(len(norm), 6) + 2 for norm in norms)
     what = metric_name(metric) if metric else f"overlap@{shown_k(document)} with {norms[0]}"
     rows = [["group", "queries", *norms]]
     for group in shown:
         values = (_group_value(document, group, norm, metric) for norm in norms)
-        rows.append([_cut(group["group"], room), count(group["queries"]), *map(fixed, values)])
+        rows.append([cut(group["group"], room), count(group["queries"]), *map(fixed, values)])
     deciles = "deciles of " if by["kind"] == "deciles" else ""
     more = len(by["groups"]) - len(shown)
     rest = [f"… and {count(more)} more groups in the report"] if more else []
-    heading = _wrapped(f"{what} by {deciles}{by['column']}", width)
-    return [*heading, "", *aligned(rows), *rest]
+    heading = wrapped(f"{what} by {deciles}{by['column']}", width)
+    return [*heading, "", *table(rows), *rest]
 
 
 def _group_value(
@@ -172,11 +180,6 @@ def _group_value(
     return real(found.get(str(shown_k(document))))
 
 
-def _cut(name: object, room: int = _KEY_WIDTH) -> str:
-    shown = visible(str(name))
-    return shown if len(shown) <= room else f"{shown[: room - 1]}…"
-
-
 def _overlap(document: Mapping[str, Any]) -> list[str]:
     norms, k = document["compared"], shown_k(document)
     if len(norms) < 2:
@@ -186,7 +189,7 @@ def _overlap(document: Mapping[str, Any]) -> list[str]:
         found = (between(document.get("overlap"), one, other) or {} for other in norms)
         values = (fixed(entry.get(str(k)), 2) for entry in found)
         rows.append([one, *values])
-    return list(aligned(rows))
+    return table(rows)
 
 
 def _hubness(document: Mapping[str, Any]) -> list[str]:
@@ -197,10 +200,10 @@ def _hubness(document: Mapping[str, Any]) -> list[str]:
     k = next(iter(found.values()))["k"]
     rows = [[f"hubness, k = {k}", "skewness", "nobody's neighbour", "largest hub"]]
     for norm, its in found.items():
-        times = _DASH if its.get("largest") is None else count(its["largest"])
+        times = DASH if its.get("largest") is None else count(its["largest"])
         cells = [fixed(its.get("skewness"), 2), percent(its.get("antihubs")), times]
         rows.append([norm, *cells])
-    return list(aligned(rows))
+    return table(rows)
 
 
 def _norms(document: Mapping[str, Any]) -> list[str]:
@@ -215,12 +218,12 @@ def _rows(document: Mapping[str, Any], width: int) -> list[str]:
         f"{count(rows['added'])} added, {count(rows['removed'])} removed; "
         f"{count(rows['compared'])} compared, {count(rows['identical'])} identical"
     )
-    lines = _wrapped(said, width)
+    lines = wrapped(said, width)
     for name in ("added", "removed"):
         keys = (document.get("examples") or {}).get(name) or []
         if keys:
-            named = ", ".join(_cut(describe_key(key)) for key in keys[:_EXAMPLES])
-            lines += _wrapped(f"{name}, for instance: {named}", width, "  ")
+            named = ", ".join(cut(describe_key(key), _KEY_WIDTH) for key in keys[:_EXAMPLES])
+            lines += wrapped(f"{name}, for instance: {named}", width, "  ")
     return lines
 
 
@@ -232,15 +235,15 @@ def _distributions(document: Mapping[str, Any]) -> list[str]:
         "L2 norm in A": norms["a"],
         "L2 norm in B": norms["b"],
     }
-    rows = [["", "min", "1 %", "5 %", "median", "95 %", "max"]]
+    rows = [["", "min", *map(quantile_label, _SHOWN_QUANTILES), "max"]]
     for label, figures in named.items():
         quantiles = figures.get("quantiles") or {}
-        inner = (quantiles.get(name) for name in ("0.01", "0.05", "0.5", "0.95"))
+        inner = (quantiles.get(str(q)) for q in _SHOWN_QUANTILES)
         values = [figures.get("min"), *inner, figures.get("max")]
         # Cosines crowd below 1, where digits after the point tell more than significant ones.
         cells = (fixed(v, 6) if label == "cosine" else number(v, 5) for v in values)
         rows.append([label, *cells])
-    return list(aligned(rows))
+    return table(rows)
 
 
 def _shift(document: Mapping[str, Any], width: int) -> list[str]:
@@ -257,9 +260,7 @@ def _shift(document: Mapping[str, Any], width: int) -> list[str]:
     if moved:
         named = (f"{row['dimension']} by {signed(row['shift'], 3)}" for row in moved)
         rows.append(("dimension", f"{', '.join(named)} standard deviations"))
-    return [
-        line for name, words in rows for line in _wrapped(f"{name:<12}{words}", width, " " * 12)
-    ]
+    return [line for name, words in rows for line in entry(name, words, width)]
 
 
 def _kept(document: Mapping[str, Any], width: int) -> list[str]:
@@ -271,7 +272,7 @@ def _kept(document: Mapping[str, Any], width: int) -> list[str]:
         its = interval(overlap[k])
         rows.append([f"k = {k}", fixed(its.value), _span(its.low, its.high)])
     heading = f"{count(document['sample'])} rows asked, under {document['metric']}"
-    return [*aligned(rows), *_wrapped(heading, width)]
+    return [*table(rows), *wrapped(heading, width)]
 
 
 def _worst(document: Mapping[str, Any]) -> list[str]:
@@ -281,5 +282,5 @@ def _worst(document: Mapping[str, Any]) -> list[str]:
     rows = [["changed most", "cosine", "norm in A", "norm in B"]]
     for row in worst:
         norms = (number(row[name]) for name in ("norm_a", "norm_b"))
-        rows.append([_cut(describe_key(row["key"])), fixed(row["cosine"], 6), *norms])
-    return list(aligned(rows))
+        rows.append([cut(describe_key(row["key"]), _KEY_WIDTH), fixed(row["cosine"], 6), *norms])
+    return table(rows)

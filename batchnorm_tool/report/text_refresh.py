@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from batchnorm_tool.display import visible
+from batchnorm_tool.display import NAME_WIDTH, count, cut, entry, plural, table, visible, wrapped
 from batchnorm_tool.gate.findings import describe_row
-from batchnorm_tool.report.axes import count
 from batchnorm_tool.report.figures import (
     broken_of,
     changed_rows,
@@ -24,9 +22,7 @@ from batchnorm_tool.report.figures import (
     rows_of,
     when,
 )
-from batchnorm_tool.report.text_run import aligned
 
-_NAME = 12
 _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
 _OUTPUT_KINDS = ("predicted", "reused", "stale", "quarantined")
@@ -46,7 +42,10 @@ _HEADINGS = (
     "changed",
     "vanished",
     "norm median [5\N{EN DASH}95 %]",
+    "gate",
 )
+# To the left what is words, to the right what is numbers.
+_SIDES = "rllllrrrrll"
 
 
 def refresh_lines(
@@ -69,15 +68,15 @@ def refresh_lines(
         its worst rows, targets, seconds by phase, warnings, and what to do next. Control characters
         are shown as U+FFFD.
     """
-    lines = _wrapped(_headline(record), width)
+    lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
-        lines += _entry(name, words, width)
+        lines += entry(name, words, width)
     lines += _gate(record, width)
     for target in targets:
-        lines += _entry("target", _target(target), width)
+        lines += entry("target", _target(target), width)
     warned = [(target.get("facts") or {}).get("warnings") or [] for target in targets]
     for warning in [*(record.get("warnings") or []), *itertools.chain(*warned)]:
-        lines += _entry("warning", str(warning), width)
+        lines += entry("warning", str(warning), width)
     lines += _next(record, targets, store, width)
     return [visible(line) for line in lines]
 
@@ -104,7 +103,7 @@ def dry_run_lines(
     model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
     headline = f"Dry run: nothing was written; {count(model)} rows would go to the model."
     record = {"rows": rows, "gate": {"findings": findings} if findings else None}
-    lines = [*_wrapped(headline, width), *_entry("rows", _input_rows(record), width)]
+    lines = [*wrapped(headline, width), *entry("rows", _input_rows(record), width)]
     return [visible(line) for line in [*lines, *_gate(record, width)]]
 
 
@@ -161,20 +160,17 @@ def _gate(record: Mapping[str, Any], width: int) -> list[str]:
     broken, findings = broken_of(record), findings_of(record)
     judged = sum(finding["measured"] is not None or not finding["passed"] for finding in findings)
     if not broken:
-        return _entry("gate", f"passed, {_limits(judged)} judged", width)
+        return entry("gate", f"passed, {plural(judged, 'limit')} judged", width)
     warned = ", published all the same (`gate: warn`)" if gate.get("action") == "warn" else ""
-    lines = _entry("gate", f"{len(broken)} of {_limits(judged)} broken{warned}", width)
+    lines = entry("gate", f"{len(broken)} of {plural(judged, 'limit')} broken{warned}", width)
     for finding in broken:
-        lines += _wrapped(f"- {finding_name(finding)}: {finding['what']}", width, "  ", _NAME)
+        lines += wrapped(f"- {finding_name(finding)}: {finding['what']}", width, "  ", NAME_WIDTH)
         rows = (finding.get("rows") or [])[:_ROWS]
         lines += [
-            f"{' ' * (_NAME + 4)}{_cut(describe_row(row), width - _NAME - 4)}" for row in rows
+            f"{' ' * (NAME_WIDTH + 4)}{cut(describe_row(row), width - NAME_WIDTH - 4)}"
+            for row in rows
         ]
     return lines
-
-
-def _limits(amount: int) -> str:
-    return "1 limit" if amount == 1 else f"{amount} limits"
 
 
 def _target(target: Mapping[str, Any]) -> str:
@@ -202,27 +198,7 @@ def _next(
         )
     if any(target.get("error") for target in targets):
         steps.append("mend the failed target; the next run brings it up to date")
-    return [line for step in steps for line in _entry("next", step, width)]
-
-
-def _entry(name: str, words: str, width: int) -> list[str]:
-    return _wrapped(f"{name:<{_NAME}}{words}", width, " " * _NAME)
-
-
-def _wrapped(words: str, width: int, indent: str = "", left: int = 0) -> list[str]:
-    margin = " " * left
-    return textwrap.wrap(
-        words,
-        max(width, left + 24),
-        initial_indent=margin,
-        subsequent_indent=margin + indent,
-        break_on_hyphens=False,
-        break_long_words=False,  # a path in a command is there to be copied
-    )
-
-
-def _cut(words: str, room: int) -> str:
-    return words if len(words) <= max(room, 8) else f"{words[: max(room, 8) - 1]}…"
+    return [line for step in steps for line in entry("next", step, width)]
 
 
 def history_lines(document: Mapping[str, Any]) -> list[str]:
@@ -239,10 +215,8 @@ def history_lines(document: Mapping[str, Any]) -> list[str]:
     records = document["nights"]
     lines = [describe_store(document)]
     if records:
-        rows = [list(_HEADINGS), *(_cells(record, document) for record in records)]
-        gates = ["gate", *map(describe_gate, records)]
-        table = (f"{line}  {gate}" for line, gate in zip(aligned(_even(rows)), gates, strict=True))
-        lines += ["", *table]
+        rows = (_cells(record, document) for record in records)
+        lines += ["", *table([_HEADINGS, *rows], _SIDES)]
     return [visible(line) for line in lines]
 
 
@@ -277,6 +251,7 @@ def _cells(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
         counted(changed_rows(record)),
         counted(rows_of(record, "vanished")),
         describe_norms(record),
+        describe_gate(record),
     ]
 
 
@@ -286,17 +261,3 @@ def _model(record: Mapping[str, Any]) -> str:
     if not model:
         return "none"
     return f"{PurePath(model['path']).name} {str(model['content'])[:6]}"
-
-
-def _even(rows: list[list[str]]) -> list[list[str]]:
-    """Fill words up on the right and numbers on the left, to the width of their column."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    is_words = (False, *[True] * 4, *[False] * 4, True)
-    return [
-        [
-            f"{cell:<{width}}" if words else f"{cell:>{width}}"
-            for cell, width, words in zip(row, widths, is_words, strict=True)
-        ]
-        for row in rows
-    ]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchnorm_tool.display import visible
-from batchnorm_tool.report.axes import count, number, share
+from batchnorm_tool.display import (
+    count,
+    fixed,
+    number,
+    percent,
+    plural,
+    share,
+    table,
+    visible,
+    wrapped,
+)
+from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, quantile_label
 from batchnorm_tool.report.bins import bin_norms
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -15,8 +24,9 @@ _FULL = "█"
 _FEWEST_CELLS = 8
 # Asking for at most 16 makes 8 to 16 bars: enough for a shape, few enough for a terminal.
 _BARS = 16
-_QUANTILES = ("0.05", "0.25", "0.5", "0.75", "0.95")
-_QUANTILE_NAMES = ("min", "5 %", "25 %", "median", "75 %", "95 %", "max")
+SPREAD = ("min", *map(quantile_label, MIDDLE_QUANTILES), "max")
+"""What `spread` returns, in words."""
+
 _FIRST_BAD_ROWS = 5
 
 
@@ -45,11 +55,7 @@ def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
     cells = max(width - left - right - 4, _FEWEST_CELLS)
     largest = max(bins.counts)
     bars = [_bar(amount / largest, cells) for amount in bins.counts]
-    lines = [
-        f"{name:>{left}}  {bar:<{cells}}  {amount:>{right}}"
-        for name, bar, amount in zip(names, bars, amounts, strict=True)
-    ]
-    return [*lines, *outside(stats)]
+    return [*table(zip(names, bars, amounts, strict=True), "rlr"), *outside(stats)]
 
 
 def outside(stats: Mapping[str, Any]) -> list[str]:
@@ -92,14 +98,14 @@ def quantile_table(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
         norm     min    5 %   25 %  median   75 %   95 %    max
         l2    0.5000  1.000  2.000   3.000  4.000  5.000  6.000
     """
-    rows = [[label, *map(_value, spread(stats))] for label, stats in norms.items()]
-    return list(aligned([["norm", *_QUANTILE_NAMES], *rows]))
+    rows = [[label, *map(number, spread(stats))] for label, stats in norms.items()]
+    return table([["norm", *SPREAD], *rows])
 
 
 def spread(stats: Mapping[str, Any]) -> list[float | None]:
-    """Return minimum, 5, 25, 50, 75 and 95 % quantiles and maximum; ``None`` where empty."""
+    """Return minimum, quantiles and maximum, as `SPREAD` names them; ``None`` where empty."""
     quantiles = stats.get("quantiles") or {}
-    middle = [quantiles.get(name) for name in _QUANTILES]
+    middle = [quantiles.get(str(q)) for q in MIDDLE_QUANTILES]
     return [stats["min"], *middle, stats["max"]]
 
 
@@ -118,8 +124,9 @@ def rows_line(manifest: Mapping[str, Any], seconds: float | None = None) -> str:
         '2,000 rows in, 1,999 out, 1 bad (0.05 %), 500 rows/s'
     """
     rows = manifest["rows"]
-    pieces = [f"{count(rows['in'])} rows in", f"{count(rows['out'])} out"]
-    pieces.append(f"{count(rows['bad'])} bad" + _share(rows["bad"], rows["in"]))
+    pieces = [f"{plural(rows['in'], 'row')} in", f"{count(rows['out'])} out"]
+    part = f" ({share(rows['bad'], rows['in'])})" if rows["bad"] else ""
+    pieces.append(f"{count(rows['bad'])} bad{part}")
     if seconds:
         pieces.append(f"{count(round(rows['in'] / seconds))} rows/s")
     return ", ".join(pieces)
@@ -203,25 +210,24 @@ def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
         ...     "bottleneck": "Prediction is the bottleneck."}, 40), sep=chr(10))
         where the time of 2 workers went, 2.000 s each
         <BLANKLINE>
-        read           1.00 s    25 %  ██▎
-        predict        3.00 s    75 %  ██████▊
+        read     1.00 s  25 %  ████▎
+        predict  3.00 s  75 %  ████████████▊
         <BLANKLINE>
         Prediction is the bottleneck.
     """
-    left = max(map(len, profile["stages"]))
-    lines = [
-        f"{stage:<{left}}  {seconds:10.2f} s  {100 * profile['shares'][stage]:4.0f} %"
+    shares = profile["shares"]
+    rows = [
+        [stage, f"{fixed(seconds, 2)} s", percent(shares[stage], 0)]
         for stage, seconds in profile["stages"].items()
     ]
-    cells = max(0, width - len(lines[0]) - 2)
-    counted = "1 worker" if profile["workers"] == 1 else f"{profile['workers']} workers"
-    bars = [_bar(share, cells) for share in profile["shares"].values()]
+    cells = max(0, width - len(table(rows)[0]) - 2)
+    workers = plural(profile["workers"], "worker")
     return [
-        f"where the time of {counted} went, {number(profile['seconds'])} s each",
+        f"where the time of {workers} went, {number(profile['seconds'])} s each",
         "",
-        *(f"{line}  {bar}".rstrip() for line, bar in zip(lines, bars, strict=True)),
+        *table([[*row, _bar(shares[row[0]], cells)] for row in rows], "lrrl"),
         "",
-        *textwrap.wrap(profile["bottleneck"], width),
+        *wrapped(profile["bottleneck"], width),
     ]
 
 
@@ -238,13 +244,11 @@ def next_steps(place: str) -> list[str]:
         >>> next_steps("runs/a")[0]
         'batchnorm-tool verify runs/a                 re-read and check every file'
     """
-    shown = visible(place)
     rows = [
-        [f"batchnorm-tool verify {shown}", "re-read and check every file"],
-        [f"batchnorm-tool show {shown} --html run.html", "a page with plots"],
+        [f"batchnorm-tool verify {place}", "re-read and check every file"],
+        [f"batchnorm-tool show {place} --html run.html", "a page with plots"],
     ]
-    left = max(len(row[0]) for row in rows)
-    return [f"{command:<{left}}  {remark}" for command, remark in rows]
+    return table(rows, "ll")
 
 
 def _bar(part: float, cells: int) -> str:
@@ -262,33 +266,6 @@ def _edge_names(edges: Sequence[float]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _value(value: float | None) -> str:
-    return number(value)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Set rows of text below one another: the first column to the left, all others to the right.
-
-    Args:
-        rows: Rows of as many cells each, at least one row.
-
-    Yields:
-        One line for each row.
-
-    Example:
-        >>> list(aligned([["norm", "value"], ["l2", "9"]]))
-        ['norm  value', 'l2        9']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for label, *values in rows:
-        cells = (f"{value:>{width}}" for value, width in zip(values, widths[1:], strict=True))
-        yield "  ".join([f"{label:<{widths[0]}}", *cells]).rstrip()
-
-
-def _share(part: int, whole: int) -> str:
-    return f" ({share(part, whole)})" if part else ""
 
 
 def _bad_row(row: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
+from batchnorm_tool.norms.stats import QUANTILES, quantile_column
 from batchnorm_tool.storage.files import OutputFile, write_errors
 from batchnorm_tool.store.state import StoreDirectory
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "batchnorm_tool_refresh_"
 _LAST_SUCCESS = f"{_PREFIX}last_success_timestamp_seconds"
-_QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ def _record_samples(record: Mapping[str, Any]) -> Iterator[_Sample]:
     for phase, seconds in (record.get("seconds") or {}).items():
         yield _SECONDS, (phase,), _value(seconds)
     norms = record.get("norms") or {}
-    for name in _QUANTILES:
-        if norms.get(name) is not None:
-            yield _NORM, (f"0.{name[1:]}".rstrip("0"),), float(norms[name])
+    for q in QUANTILES:
+        value = norms.get(quantile_column(q))
+        if value is not None:
+            yield _NORM, (str(q),), float(value)
     for finding in (record.get("gate") or {}).get("findings") or []:
         labels = (str(finding["limit"]), str(finding["scope"]))
         yield _MEASURED, labels, _value(finding["measured"])

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.norms.stats import QUANTILES, NormStats
+from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -156,7 +156,7 @@ def counted(difference: ChangeSet) -> dict[str, int]:
 
 def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
     """Return the norms of a version as a record has them."""
-    found = {f"q{round(100 * q):02d}": norms.quantile(q) for q in QUANTILES}
+    found = {quantile_column(q): norms.quantile(q) for q in QUANTILES}
     return {
         "count": norms.count,
         "min": norms.min,
