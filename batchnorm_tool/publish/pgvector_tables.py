@@ -214,7 +214,7 @@ class Tables:
         staged = statements.text("pg_temp.tonight")
         statements.copy(staged, shape.names, shape, changes.upsert_batches())
         statements.run(
-            "INSERT INTO {table} ({names}) SELECT {names} FROM {tonight}"
+            "INSERT INTO {table} ({names}) SELECT {names} FROM {staged}"
             " ON CONFLICT ({keys}) DO UPDATE SET {updates}",
             table=table,
             staged=staged,
