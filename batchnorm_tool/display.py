@@ -55,9 +55,6 @@ def printable(text: str) -> str:
 def visible(text: str) -> str:
     r"""Return ``text`` with every control character shown as U+FFFD.
 
-    Args:
-        text: Any text, also from a hostile file.
-
     Returns:
         Text of the same length that is safe on a terminal's line and encodes as UTF-8.
 
@@ -70,12 +67,6 @@ def visible(text: str) -> str:
 
 def mask_secrets(text: str) -> str:
     """Replace passwords, user names and secret parameters of URIs by ``***``.
-
-    Args:
-        text: Any text; what is neither a URI nor a password comes back as it is.
-
-    Returns:
-        The text, fit to be printed.
 
     Example:
         >>> mask_secrets("s3://AKIA:secret@bucket/key?region=eu&session_token=abc")
@@ -281,9 +272,6 @@ def table(rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:
         rows: As many cells each; control characters in them are shown as U+FFFD.
         sides: For each column ``l`` or ``r``, to which side its cells go; default: all but the
             first to the right, as numbers do.
-
-    Returns:
-        One line for each row.
 
     Example:
         >>> table([["norm", "value"], ["l2", "9"]])

@@ -76,9 +76,6 @@ def map_in_order(
             their number.
         threads: Default: one for each core.
         stop: Called at the end, whatever ended it, to let go what is under way.
-
-    Raises:
-        Exception: What the function raised for the first item that it failed on, in their order.
     """
     count = threads or available_cores()
     pool = ThreadPoolExecutor(count, thread_name_prefix="in-order")

@@ -185,9 +185,6 @@ def is_transient(error: OSError) -> bool:
 def explained(error: BaseException) -> BatchnormToolError:
     """Say what an error of a library or of the system means, where nothing nearer to it says so.
 
-    Args:
-        error: Any but one of ours.
-
     Returns:
         `WorkFailed` where running it again may help, else `Refused`.
     """

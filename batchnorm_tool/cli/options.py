@@ -189,9 +189,6 @@ def _sample(context: click.Context, parameter: click.Parameter, text: str | None
 def overrides(options: dict[str, Any]) -> list[str]:
     """Return what the flags say, in the words of ``--set``.
 
-    Args:
-        options: All of a command's flags, as click gives them.
-
     Returns:
         ``section.key=value`` each; those of ``--set`` itself come last, and win.
 

@@ -313,11 +313,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _echo(text: str, *, err: bool = False) -> None:
-    """Write to standard output or standard error, unless nobody reads it any more.
-
-    Raises:
-        WorkFailed: The answer cannot be written.
-    """
+    """Write to standard output or standard error, unless nobody reads it any more."""
     try:
         click.echo(text, err=err)
     except OSError as error:

@@ -281,9 +281,6 @@ def store_facts(path: str) -> dict[str, Any]:
         the store), and of the live version: ``rows`` and those of them that are ``stale``,
         ``quarantined``, ``key``, ``passthrough``, ``width``, ``dtype``, ``norm``, ``space``,
         ``norms`` (their quantiles), ``published`` (when) and ``gate`` (of its night).
-
-    Raises:
-        Damaged: The store's state is not what its checksum says.
     """
     state, pointer = open_store(path)
     return {

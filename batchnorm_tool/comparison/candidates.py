@@ -72,12 +72,7 @@ class Filter:
         return max(_ALIKE_ROWS, rows // _ALIKE_ROWS * _ALIKE_ROWS)
 
     def expect(self, sample: Anything, rows: int) -> None:
-        """Set the bars by a sample: what is below them is not worth a look.
-
-        Args:
-            sample: Rows of the base ``[m, d]``, fairly drawn.
-            rows: Rows of the base.
-        """
+        """Set the bars by a sample: what is below them is not worth a look."""
         share = (_PASSING * self._k + 64) / max(rows, 1)
         rank = max(_LEAST_RANK, math.ceil(share * len(sample)))
         if rank * 4 > len(sample):
@@ -94,12 +89,7 @@ class Filter:
             top_k.expect(queries, products, ratios, rank)
 
     def add(self, first: int, rows: Anything) -> None:
-        """Look through more rows.
-
-        Args:
-            first: Number of the first of them.
-            rows: Real numbers ``[n, d]``, at most `block_rows` of them.
-        """
+        """Look through more rows."""
         block = _Block.of(rows, [top_k.score for top_k in self._top_ks])
         if not block.usable.any():
             return

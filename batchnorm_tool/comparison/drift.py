@@ -64,9 +64,6 @@ def population_stability_index(expected: Float64s, actual: Float64s) -> float:
     Returns:
         0 or more; an empty bin counts as a share of `EMPTY_SHARE`.
 
-    Raises:
-        InputError: A set is empty.
-
     Example:
         >>> population_stability_index(np.arange(100.0), np.arange(100.0))
         0.0
@@ -99,9 +96,6 @@ def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
 
     Returns:
         From 0 (the same distribution) to 1 (no overlap).
-
-    Raises:
-        InputError: A set is empty.
 
     Example:
         >>> kolmogorov_smirnov_distance(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
@@ -206,10 +200,6 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     singular values of C1^½ C2^½: unlike square roots of the eigenvalues of C1 C2, they keep their
     digits where a covariance has directions without any variance.
 
-    Args:
-        one: Fitted to one set.
-        other: Fitted to another, of the same width.
-
     Returns:
         0 or more; inf where float64 cannot hold it.
 
@@ -235,10 +225,6 @@ def _root(covariance: Float64s) -> Float64s:
 
 def dimension_shift(one: Gaussian, other: Gaussian) -> Float64s:
     """Return how far the mean of each dimension moved, in standard deviations of ``one``.
-
-    Args:
-        one: Fitted to the set that measures.
-        other: Fitted to the set that moved, of the same width.
 
     Returns:
         float64[d], signed; NaN where ``one`` does not vary and ``other`` has another mean.
@@ -289,10 +275,6 @@ def centroid_shift(one: Gaussian, other: Gaussian) -> CentroidShift:
 
 def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
     """Sum up a difference.
-
-    Args:
-        document: All else that `Difference.to_dict` gives.
-        space_words: How the two spaces differ, where they are known to.
 
     Returns:
         ``kind`` (``"same"``, ``"moved"`` or ``"other space"``), ``words`` and ``reason``.

@@ -222,10 +222,6 @@ class Hubness:
 def rank_correlation(first: Float64s, second: Float64s) -> float:
     """Return Spearman's rank correlation, equal values sharing the mean of their ranks.
 
-    Args:
-        first: ``float64[n]``, finite.
-        second: ``float64[n]``, finite.
-
     Returns:
         -1 to 1; NaN where all values of one are equal.
 

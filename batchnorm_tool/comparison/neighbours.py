@@ -144,12 +144,6 @@ def in_order(
 ) -> list[Int64s]:
     """Put what a filter kept in its exact order; of equal scores the lower row first.
 
-    Args:
-        base: The rows.
-        queries: The queries.
-        scores: What to rank by.
-        best: What the filter kept for each score.
-
     Returns:
         For each score ``int64[q, m]``, rows nearest first; -1 where there are no more.
     """

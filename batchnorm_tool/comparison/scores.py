@@ -43,9 +43,6 @@ class Metric(StrEnum):
     def parse(cls, text: str) -> Metric:
         """Return the metric of that name.
 
-        Raises:
-            JobError: There is none.
-
         Example:
             >>> Metric.parse("dot")
             <Metric.DOT: 'dot'>

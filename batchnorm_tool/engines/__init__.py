@@ -50,9 +50,6 @@ def open_engine(plan: Plan, parts: int) -> Iterator[RunningEngine]:
     Args:
         plan: What to do; it lies in the output.
         parts: How many parts there are to do.
-
-    Raises:
-        BatchnormToolError: Another process cannot load the model, or died.
     """
     from batchnorm_tool.engines.local import LocalEngine
     from batchnorm_tool.engines.processes import open_processes

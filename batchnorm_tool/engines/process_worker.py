@@ -37,13 +37,7 @@ _SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 
 
 def serve(output: str, device: DeviceName, descriptors: Sequence[int]) -> None:
-    """Do parts of the run in ``output`` until nobody asks any more; then this process ends.
-
-    Args:
-        output: The output directory, with the run's plan in it.
-        device: Where to compute.
-        descriptors: Of the connections.
-    """
+    """Do parts of the run in ``output`` until nobody asks any more; then this process ends."""
     _leave_signals_to_the_parent()
     quiet_libraries()
     connections = [Connection(descriptor) for descriptor in descriptors]

@@ -57,9 +57,6 @@ def open_processes(
         devices: This process has the first already.
         workers: How many parts are worked on at once, in all processes together; at least one each.
         output: The output directory, with the run's plan in it.
-
-    Raises:
-        BatchnormToolError: A process cannot load the model, or died.
     """
     own, *shares = shared(workers, len(devices))
     with contextlib.ExitStack() as stack:
@@ -220,11 +217,7 @@ class _Child:
         return [_RemoteWorker(self, connection, timings) for connection in self._connections]
 
     def wait_until_ready(self) -> None:
-        """Wait until its model is loaded.
-
-        Raises:
-            BatchnormToolError: It cannot be, or the process died.
-        """
+        """Wait until its model is loaded."""
         for connection in self._connections:
             with self.expected_to_live():
                 answer = _received(connection)
@@ -233,11 +226,7 @@ class _Child:
 
     @contextlib.contextmanager
     def expected_to_live(self) -> Iterator[None]:
-        """Say what became of the process where a connection to it breaks off.
-
-        Raises:
-            WorkFailed: It died.
-        """
+        """Say what became of the process where a connection to it breaks off."""
         try:
             yield
         except (EOFError, OSError) as error:  # `recv` has no class for a message cut short
@@ -261,12 +250,7 @@ class _Child:
 
 
 def _received(connection: Connection, stopped: Callable[[], bool] = lambda: False) -> Answer:
-    """Return what comes next.
-
-    Raises:
-        Interrupted: ``stopped`` said so.
-        EOFError, ConnectionError: The other end is gone.
-    """
+    """Return what comes next."""
     while not connection.poll(_STOP_POLL_SECONDS):
         if stopped():
             msg = "Stopped in the middle of a part; running it again resumes."

@@ -117,13 +117,6 @@ def to_arrays(
         input's dtype: 1e39 is infinite in float32); of several bad inputs the first one's. Bad rows
         hold zeros, or ``""``.
 
-    Raises:
-        InputError: A column does not fit its input.
-        JobError: ``spec.transform`` failed, or ``spec.fill`` does not fit the input.
-
-    Warns:
-        InputWarning: A float input rounds a column's large integers.
-
     Example:
         >>> from batchnorm_tool.job import Input
         >>> table = pa.table({"x": [[1.0, 2.0], [3.0, None]]})
@@ -141,12 +134,6 @@ def infer_fields(
     """Return the inputs with every open size made known, from a sample of the rows.
 
     Read every later table with these, and rows of another length are ragged wherever they lie.
-
-    Args:
-        table: A sample of the input.
-        columns: Stored columns by model input, as `match_features` found them.
-        inputs: The model's inputs, or none: then those of `stored_fields`.
-        spec: The job's ``input`` section.
 
     Returns:
         One field for each input, without ``None`` in its shape: the most common size instead.
@@ -178,16 +165,9 @@ class Transform:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Call the function, and check what it gives.
 
-        Args:
-            table: ``n`` rows.
-            inputs: The model's inputs.
-
         Returns:
             Arrays ``[n, *shape]`` in the inputs' dtypes, C-ordered, with zeros in bad rows; and
             ``uint8[n]``: ``NONFINITE_FEATURE`` for rows with a NaN or infinity in any.
-
-        Raises:
-            JobError: The function raised, or what it gave does not fit the inputs.
         """
         given = self._call(table)
         names = [field.name for field in inputs]
@@ -251,17 +231,7 @@ class Transform:
 
 
 def load_transform(name: str) -> Transform:
-    """Find a function by name.
-
-    Args:
-        name: ``"module:function"``, importable.
-
-    Returns:
-        The function, with the hash of its source.
-
-    Raises:
-        JobError: There is no such module or function, or its source cannot be read.
-    """
+    """Find a function by name."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)

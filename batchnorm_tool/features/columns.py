@@ -51,9 +51,6 @@ class StoredColumn:
     def of(cls, field: pa.Field) -> StoredColumn:
         """Take apart the type of one column of a schema.
 
-        Raises:
-            InputError: The column is a tensor with permuted dimensions.
-
         Example:
             >>> StoredColumn.of(pa.field("pixels", pa.list_(pa.float32(), 64))).shape
             (64,)
@@ -287,16 +284,8 @@ def stored_column(schema: pa.Schema, columns: Sequence[str]) -> StoredColumn:
 def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
     """Check that the columns hold what the input takes.
 
-    Args:
-        schema: Of a table that has the columns.
-        binding: The columns, and the input.
-
     Returns:
         The length that each list level of the stored column must have, ``None`` where rows decide.
-
-    Raises:
-        InputError: They differ in kind or in width; the message shows both.
-        ModelError: No column can feed the input.
     """
     array_dtype(binding.field)
     for name in binding.columns:
@@ -328,15 +317,8 @@ def input_bindings(
 def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tuple[Field, ...]:
     """Return stored predictions as fields: true shape, own float type (float64 for integers).
 
-    Args:
-        schema: Of a table that has the columns.
-        columns: What `match_features` found where there is no model.
-
     Returns:
         One field for each name; a size is ``None`` where lists have no fixed length.
-
-    Raises:
-        InputError: A column does not hold numbers.
 
     Example:
         >>> schema = pa.schema({"embedding": pa.list_(pa.float16(), 32)})

@@ -69,9 +69,6 @@ def decode_images(
         ``uint8[n, height, width(, channels)]``, 0 in bad rows, and the faults ``uint8[n]``:
         ``NULL_FEATURE``, ``UNDECODABLE_IMAGE``, or ``RAGGED_FEATURE`` where the size differs.
 
-    Raises:
-        JobError: Pillow is not installed.
-
     Example:
         >>> images, faults = decode_images([b"no image"], "png", (2, 2, 3))
         >>> images.shape, Reason(faults[0]).label

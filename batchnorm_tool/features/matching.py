@@ -75,15 +75,6 @@ def match_features(
         For each model input its columns in order: one, or several scalar ones to stack. With
         ``spec.transform`` each input has all columns that the function is given.
 
-    Raises:
-        InputError: A column is missing, or does not fit its input in kind or width; or what
-            belongs together is not evident. The message shows both sides.
-        JobError: ``spec.features``, ``fill`` or ``decode`` names what there is not.
-
-    Warns:
-        InputWarning: A column has an extension type that is not known here, or a pattern gives
-            columns another order than the stored one.
-
     Example:
         >>> from batchnorm_tool.chunk import Field
         >>> from batchnorm_tool.job import Input
@@ -125,16 +116,7 @@ def is_key_name(name: str) -> bool:
 
 
 def names_of(schema: pa.Schema, names: Iterable[str], key: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return names of columns, with each pattern replaced by the columns that it matches.
-
-    Args:
-        schema: All columns of the input.
-        names: Columns and patterns.
-        key: Columns that no pattern matches.
-
-    Raises:
-        InputError: A pattern matches no column, or also a key or a label.
-    """
+    """Return names of columns, with each pattern replaced by the columns that it matches."""
     given = tuple(names)
     plain = [name for name in given if not _is_pattern(schema, name)]
     found: dict[str, None] = {}

@@ -41,11 +41,7 @@ class Conversion:
     fill: float | str | None = None
 
     def filler(self) -> float | str | None:
-        """Return ``fill``, checked to be a value of the input's dtype.
-
-        Raises:
-            JobError: It is not.
-        """
+        """Return ``fill``, checked to be a value of the input's dtype."""
         if self.fill is None:
             return None
         if isinstance(self.fill, str):
@@ -65,9 +61,6 @@ class Conversion:
 
 def array_dtype(field: Field) -> np.dtype:
     """Return the NumPy dtype of the array for a model input; ``object`` for strings.
-
-    Raises:
-        ModelError: The input wants something that is neither numbers nor strings.
 
     Example:
         >>> from batchnorm_tool.chunk import Field, Reason
@@ -101,10 +94,6 @@ def is_float(dtype: np.dtype) -> bool:
 
 def numbers_of(values: pa.Array, *, whole: bool = False) -> np.ndarray:
     """Return Arrow numbers as a NumPy array, without a copy but for booleans and decimals.
-
-    Args:
-        values: Integers, floats, booleans, decimals or nothing but nulls.
-        whole: Whether whole numbers are wanted: then decimals stay what they are.
 
     Returns:
         One number for each value, read-only; an arbitrary one in the place of a null. Decimals are

@@ -32,16 +32,6 @@ FORMATS: dict[str, Format] = {
 def format_named(name: str, dtype: str | None = None) -> Format:
     """Return the format of that name.
 
-    Args:
-        name: A key of `FORMATS`.
-        dtype: How NPY files of dtype ``|V2`` are meant: ``"bfloat16"`` or nothing.
-
-    Returns:
-        The format.
-
-    Raises:
-        InputError: If there is no such format.
-
     Example:
         >>> format_named("npy", "bfloat16").name
         'npy'
@@ -56,15 +46,8 @@ def format_named(name: str, dtype: str | None = None) -> Format:
 def recognise(path: str, expected: str | None = None) -> str:
     """Tell a file's format from its first and last bytes, whatever its name ends in.
 
-    Args:
-        path: A local file.
-        expected: The format that the job names, if it does.
-
     Returns:
         A key of `FORMATS`.
-
-    Raises:
-        InputError: If the file is none of them, or not the one that was expected.
     """
     head, tail = files.edges(path)
     found = next((name for name, form in FORMATS.items() if form.recognises(head, tail)), None)

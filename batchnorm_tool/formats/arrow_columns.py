@@ -18,9 +18,6 @@ ASSUMED_BYTES = 16
 def shape_of(field: pa.Field) -> tuple[int, ...]:
     """Return the true shape of one row of a column.
 
-    Args:
-        field: A column; a list of fixed size may carry its shape in the metadata.
-
     Returns:
         Its shape without the row axis; ``()`` for a plain column, ``(size,)`` for a list of fixed
         size without metadata or with metadata that does not fit.

@@ -64,17 +64,7 @@ _MEMBERS: tuple[tuple[str, str, str], ...] = (
 
 
 def regular_file(path: str) -> os.stat_result:
-    """Stat a path that must be a regular file.
-
-    Args:
-        path: A local path; symbolic links are followed.
-
-    Returns:
-        Its status.
-
-    Raises:
-        InputError: If it is missing, unreadable, empty, a directory, a FIFO or a device.
-    """
+    """Stat a path that must be a regular file."""
     with refusing(path):
         status = os.stat(path)  # noqa: PTH116  (a Path would only be turned back into a string)
     if not stat.S_ISREG(status.st_mode):
@@ -93,11 +83,7 @@ def regular_file(path: str) -> os.stat_result:
 
 
 def edges(path: str) -> tuple[bytes, bytes]:
-    """Return the first and last 64 bytes of a regular file, as far as it has them.
-
-    Raises:
-        InputError: As `regular_file`.
-    """
+    """Return the first and last 64 bytes of a regular file, as far as it has them."""
     size = regular_file(path).st_size
     with refusing(path), Path(path).open("rb") as file:
         head = file.read(4 * EDGE_BYTES)
@@ -144,12 +130,7 @@ def refusing(path: str) -> Iterator[None]:
 
 @contextmanager
 def working(path: str, row: Callable[[], int]) -> Iterator[None]:
-    """Turn whatever a library raises while rows are read into an error that names the row.
-
-    Raises:
-        WorkFailed: The system failed, which running it again can heal.
-        Damaged: The file is, which nothing heals but another file.
-    """
+    """Turn whatever a library raises while rows are read into an error that names the row."""
     try:
         yield
     except BatchnormToolError:
@@ -174,11 +155,7 @@ def _wants_too_much(error: MemoryError) -> bool:
 
 
 def validate(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch if its values are what their types say: UTF-8, offsets within bounds.
-
-    Raises:
-        ArrowInvalid: They are not; the message names the column.
-    """
+    """Return the batch if its values are what their types say: UTF-8, offsets within bounds."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             column.validate(full=True)
@@ -188,11 +165,7 @@ def validate(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def check_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse columns that a file does not have, with near matches.
-
-    Raises:
-        InputError: Naming every missing column.
-    """
+    """Refuse columns that a file does not have, with near matches."""
     missing = [column for column in columns if column not in present]
     if not missing:
         return
@@ -203,11 +176,7 @@ def check_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> 
 
 
 def check_range(path: str, start: int, stop: int, rows: int) -> None:
-    """Refuse to read rows that a file does not have.
-
-    Raises:
-        WorkFailed: If the rows asked for go beyond the file's.
-    """
+    """Refuse to read rows that a file does not have."""
     if not 0 <= start <= stop <= rows:
         message = (
             f"{path}: has no rows {start} to {stop}. Expected: a range within its {rows} rows. "
@@ -217,12 +186,7 @@ def check_range(path: str, start: int, stop: int, rows: int) -> None:
 
 
 def check_schema(path: str, schema: pa.Schema) -> None:
-    """Refuse a schema whose names cannot be used to ask for its columns.
-
-    Raises:
-        InputError: If there is no column, a name, however deep, is not in UTF-8, or several columns
-            have the same one.
-    """
+    """Refuse a schema whose names cannot be used to ask for its columns."""
     if not len(schema):
         raise InputError(f"{path}: has no columns. Expected a table. Received: an empty schema.")
     with refusing(path):

@@ -218,13 +218,6 @@ def read_header(path: str, size: int, dtype: str | None) -> NpyHeader:
         path: A regular file.
         size: Its size in bytes, which the header must agree with exactly.
         dtype: ``"bfloat16"`` if that is how ``|V2`` is to be read.
-
-    Returns:
-        The header.
-
-    Raises:
-        InputError: If it is damaged, too long, disagrees with the file's size, or describes an
-            array that is not read: objects, structures, complex numbers, no axis at all.
     """
     with files.refusing(path), Path(path).open("rb") as file:
         raw = _raw_header(path, file, size)
@@ -393,10 +386,6 @@ def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str,
     Args:
         vectors: Names of the columns of unit vectors.
         norms: Names of those of norms.
-
-    Raises:
-        OutputError: A name cannot be that of a directory, or is taken. Those that begin with ``_``
-            or ``.`` are left to what else lies in an output.
 
     Example:
         >>> array_directories(["vector"], ["norm"])

@@ -282,9 +282,6 @@ def value_bytes(path: str) -> dict[str, int]:
     """Estimate the bytes that a row of each column takes in memory, by the first row group.
 
     A dictionary far beyond its stored size counts whole: each row may be all of it.
-
-    Raises:
-        InputError: The footer is damaged.
     """
     with files.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
@@ -470,11 +467,7 @@ def _open_writer(
 
 
 def check_storable(schema: pa.Schema) -> None:
-    """Refuse a schema with a type that Parquet does not have.
-
-    Raises:
-        OutputError: It has one; the message names the column and its type.
-    """
+    """Refuse a schema with a type that Parquet does not have."""
     for field in schema:
         one, nothing = pa.schema([field]), Layout(rows=0, vector_columns=())
         _open_writer(pa.BufferOutputStream(), one, nothing).close()

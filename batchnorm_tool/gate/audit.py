@@ -120,10 +120,6 @@ class RowAudit:
 def audit(facts: AuditFacts, rows: RowAudit) -> list[Finding]:
     """Check what no setting turns off: counts, keys, lengths, and that everything is finite.
 
-    Args:
-        facts: Counts of the version that would be published.
-        rows: Its staged rows, all of them looked at.
-
     Returns:
         A finding of scope ``"audit"`` for each check.
     """

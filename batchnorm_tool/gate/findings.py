@@ -98,9 +98,6 @@ def refusal_text(
         accept: The command that publishes the candidate; ``None`` where none waits, as before the
             model has run. What the audit found cannot be accepted.
 
-    Returns:
-        Several lines; empty where no limit is broken.
-
     Example:
         >>> finding = Finding("gate.output.bad", "whole", 0.2, 0.1, False, "2 of 10 rows are bad.")
         >>> print(refusal_text([finding], "warn"))

@@ -291,13 +291,7 @@ class Pair:
 def pairs(
     statistics: Mapping[str, Any], previous: Mapping[str, Any], *, is_delta: bool
 ) -> Iterator[Pair]:
-    """Yield the statistics of every numeric input that both nights have, of one width.
-
-    Args:
-        statistics: Tonight's, see `evaluate_input`.
-        previous: Those of the last published night.
-        is_delta: Whether tonight's are those of a few rows.
-    """
+    """Yield the statistics of every numeric input that both nights have, of one width."""
     for name, now in statistics["inputs"].items():
         before = previous["inputs"].get(name)
         if before is None or not (now["count"] and before["count"]):

@@ -45,13 +45,6 @@ def list_files(path: str | Sequence[str]) -> list[Listed]:
         path: A file, a directory, a glob pattern, or several of these. In directories, names that
             begin with ``.`` or ``_`` are left out, except partitions such as ``_day=1``.
 
-    Returns:
-        At least one file.
-
-    Raises:
-        InputError: If there is none, one is named twice, they belong to a table of another program,
-            or a partition value is not a plain name.
-
     Example:
         >>> list_files("no/such/file.npy")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
@@ -200,16 +193,9 @@ def typed_partitions(
 ) -> tuple[tuple[InputFile, ...], pa.Schema]:
     """Give partitions their types, and the schema their columns.
 
-    Args:
-        files: Of one table, their partitions as text.
-        schema: Of what the files store; a column of that name wins over the directories.
-
     Returns:
         The files with integers where all values of a partition are integers (``007`` is not: it
         would come back as ``7``), and the schema with the partitions' columns at its end.
-
-    Raises:
-        InputError: If the files differ in their partitions.
     """
     names = [partition.name for partition in files[0].partitions]
     for file in files:
@@ -356,11 +342,7 @@ class Table:
         return [name for name in self.schema.names if name not in self.unreadable]
 
     def check(self, columns: Iterable[str]) -> None:
-        """Refuse columns that cannot be read, such as those in which the files differ too much.
-
-        Raises:
-            InputError: One of them is such a column; the message says which files differ.
-        """
+        """Refuse columns that cannot be read, such as those in which the files differ too much."""
         for name in columns:
             if name in self.unreadable:
                 raise InputError(self.unreadable[name])
@@ -427,15 +409,7 @@ _FORMATS = (
 
 
 def refuse_table(directory: str, *, named: bool = True) -> None:
-    """Refuse a directory that is a table of another program.
-
-    Args:
-        directory: Of input files.
-        named: Whether it is read as a whole; otherwise single files below it are named.
-
-    Raises:
-        InputError: It is; the message says what it is, and the line that writes its rows.
-    """
+    """Refuse a directory that is a table of another program."""
     for form in _FORMATS:
         if not named and not form.hides_rows:
             continue
@@ -455,11 +429,7 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
 
 
 def refuse_files_of_tables(paths: list[str]) -> None:
-    """Refuse files that lie anywhere inside a table of another program.
-
-    Raises:
-        InputError: As `refuse_table`.
-    """
+    """Refuse files that lie anywhere inside a table of another program."""
     seen: set[Path] = set()
     for path in paths:
         for place in (Path(path), Path(os.path.realpath(path))):

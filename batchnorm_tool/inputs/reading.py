@@ -101,20 +101,8 @@ def read_rows(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows ``start`` to ``stop`` of one input file, in order.
 
-    Args:
-        file: As planned.
-        columns: Names, partition columns and members included; the order of the batches' columns.
-        start: First row of the file.
-        stop: Row after the last.
-        batch_rows: Most rows of a batch; there may be fewer.
-
     Yields:
         Batches of at least one row, ``stop - start`` rows in all.
-
-    Raises:
-        InputError: If there is no such column.
-        Damaged: If the file is damaged in these rows.
-        WorkFailed: If the file is not the one that was planned, or the system failed.
     """
     check_unchanged(file)
     rows = 0
@@ -130,11 +118,7 @@ def read_rows(
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Check that a file still has the size and fingerprint that were planned.
-
-    Raises:
-        WorkFailed: If it was replaced, damaged or removed.
-    """
+    """Check that a file still has the size and fingerprint that were planned."""
     parts = file.members or (Member("", file.path, file.bytes, file.fingerprint, file.format),)
     for part in parts:
         try:
@@ -242,16 +226,7 @@ def _with_constants(
 
 
 def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
-    """Return the first rows of ``table``, over as many of its files as that takes.
-
-    Args:
-        table: The input.
-        columns: Names of the columns wanted.
-        rows: How many rows, if there are so many.
-
-    Raises:
-        InputError: The files differ too much in one of the columns, or are damaged in these rows.
-    """
+    """Return the first rows of ``table``, over as many of its files as that takes."""
     table.check(columns)
     schema = pa.schema([table.schema.field(name) for name in columns])
     try:
@@ -269,9 +244,6 @@ def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
         table: The input.
         rows: How many rows, if there are so many.
         most_bytes: About the size that the rows may have in memory.
-
-    Returns:
-        The rows, without columns whose type or metadata says that not even a few values fit.
     """
     sizes = {field.name: fixed_bytes(field.type) or 0 for field in table.schema}
     if table.files[0].format == "parquet" and not all(sizes.values()):
@@ -292,11 +264,6 @@ def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table
     """Return the first rows; of list columns without a value in them, the first that have one.
 
     The usual length of a column's lists cannot be told from nulls and empty lists.
-
-    Args:
-        table: The input.
-        columns: Names of the columns wanted.
-        rows: How many rows in each place, if there are so many.
     """
     found = [head(table, columns, rows)]
     open_lists = [name for name in columns if _is_open(table.schema.field(name).type)]
@@ -344,11 +311,7 @@ def _first(table: Table, columns: Sequence[str], rows: int) -> Iterator[pa.Recor
 
 
 def check_all_rows(table: Table) -> None:
-    """Read every row of every column once, and keep none.
-
-    Raises:
-        InputError: A file is damaged somewhere inside.
-    """
+    """Read every row of every column once, and keep none."""
     for file in table.files:
         try:
             for _ in read_rows(file, table.columns, 0, file.rows, _CHECKED_ROWS):

@@ -50,9 +50,6 @@ def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
         types, such as int32 and int64, has the same id. Dictionaries and the two kinds of strings
         make no difference.
 
-    Raises:
-        JobError: xxhash is not installed.
-
     Example:
         >>> key_ids(pa.table({"item": [7, -1]}), ["item"]).tolist()
         [[7, 0], [18446744073709551615, 0]]
@@ -82,9 +79,6 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
         ``uint8[n, 16]``: over the inputs in the order of their names, numbers by their bits (so
         that 0.0 and -0.0 differ), strings as UTF-8 after their length.
 
-    Raises:
-        JobError: xxhash is not installed.
-
     Example:
         >>> import numpy as np
         >>> rows = feature_hashes({"x": np.array([[1.0], [2.0], [1.0]])}, np.zeros(3, np.uint8))
@@ -109,17 +103,10 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
 def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     """Return the xxh3-64 of the values of some columns, together with their names and types.
 
-    Args:
-        table: ``n`` rows.
-        columns: Which, of any Arrow type.
-
     Returns:
         ``uint8[n, 8]``; zeros where there are no columns. Another set or order of columns, another
         type or another value gives another hash; a null is no value. Chunks, dictionaries and the
         widths of offsets (string, large_string) make no difference.
-
-    Raises:
-        JobError: xxhash is not installed.
 
     Example:
         >>> table = pa.table({"shop": ["a", "b", None], "price": [1, 1, 1]})

@@ -53,17 +53,7 @@ class _Opened:
 
 
 def open_table(spec: Input) -> Table:
-    """Find and inspect the input's files; no rows are read.
-
-    Args:
-        spec: The job's ``input``: ``path``, ``format``, ``dtype``, ``keys`` and ``key`` are used.
-
-    Returns:
-        The table.
-
-    Raises:
-        InputError: If a file is missing, damaged or unlike the others.
-    """
+    """Find and inspect the input's files; no rows are read."""
     if isinstance(spec.path, Mapping):
         opened = _open_groups(spec, spec.path)
     else:

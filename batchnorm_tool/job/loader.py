@@ -71,9 +71,6 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         Its sections, with nothing expanded or checked.
-
-    Raises:
-        JobError: It cannot be read, or is not a mapping of plain values.
     """
     name = os.fspath(path)
     text = _text_of(name)
@@ -99,9 +96,6 @@ def set_values(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     Returns:
         A copy with the values set, the last one winning.
 
-    Raises:
-        JobError: An override has no ``=``, leads through a plain value, or is not YAML.
-
     Example:
         >>> set_values({"normalize": {"norm": "l2"}}, ["normalize.norm=l1", "engine.workers=4"])
         {'normalize': {'norm': 'l1'}, 'engine': {'workers': 4}}
@@ -126,17 +120,13 @@ def expand_environment(
     ``${``. A text that is one variable alone, and comes out empty, is null. What a variable holds
     is not expanded again.
 
-    Args:
-        data: Sections of a job; keys are never expanded.
-        environment: Such as ``os.environ``.
-
     Returns:
         The sections expanded, and for each dotted key that could not be, what is wrong with it.
 
     Example:
         >>> expand_environment({"path": "${ROOT:-/data}/x", "key": "${KEY}"}, {})
         ({'path': '/data/x', 'key': '${KEY}'}, {'key': 'needs the environment variable `KEY`, \
-which is not set. Set it, or give a default: `${KEY:-default}`.'})
+    which is not set. Set it, or give a default: `${KEY:-default}`.'})
     """
     complaints: dict[str, str] = {}
 

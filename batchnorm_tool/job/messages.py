@@ -45,13 +45,6 @@ class _Place:
 def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
     """Return one error for all that is wrong with a job.
 
-    Args:
-        where: The job file's path, or what else was given.
-        complaints: For each key, what is wrong with it.
-
-    Returns:
-        The error, with one line for each key.
-
     Example:
         >>> print(refusal("job.yaml", {"input.kee": "is not a key. Did you mean `key`?"}))
         job.yaml: `input.kee` is not a key. Did you mean `key`?
@@ -65,11 +58,6 @@ def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
 
 def complaints_of(error: ValidationError, model: type[BaseModel], data: object) -> dict[str, str]:
     """Return what is wrong with each key, from all errors of one validation.
-
-    Args:
-        error: What pydantic found.
-        model: The section that ``data`` was checked against.
-        data: The values given.
 
     Returns:
         For each offending key, dotted, a sentence to stand behind it. A key with a choice of

@@ -35,9 +35,6 @@ def wrong(text: str, key: str = "") -> PydanticCustomError:
     Args:
         text: What is wrong, to stand behind the key: "is …, write …".
         key: The key below the checked one that is at fault, dotted; empty for that one itself.
-
-    Returns:
-        An error that pydantic collects with the others.
     """
     return PydanticCustomError(CUSTOM, "{text}", {"text": text, "key": key})
 
@@ -254,13 +251,6 @@ def holds_secrets(uri: str) -> bool:
 def absolute(path: str, base: str) -> str:
     """Return a local path made absolute and free of ``.`` and ``..``; a URI as it is.
 
-    Args:
-        path: A path or URI; ``~`` stands for the home directory.
-        base: The directory that a relative path starts from.
-
-    Returns:
-        The path; whether anything lies there is not looked at, nor are links followed.
-
     Example:
         >>> absolute("../data/x.parquet", "/jobs/nightly")
         '/jobs/data/x.parquet'
@@ -272,10 +262,6 @@ def absolute(path: str, base: str) -> str:
 
 def is_within(inner: str, outer: str) -> bool:
     """Tell whether one absolute path is another or lies below it, as far as the text tells.
-
-    Args:
-        inner: The path in question.
-        outer: A file, a directory or a glob pattern; ``**`` matches any number of directories.
 
     Returns:
         True where reading ``outer`` whole would read ``inner`` too.

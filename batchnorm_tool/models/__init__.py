@@ -100,17 +100,7 @@ def on_good_rows(
     use: Callable[[dict[str, np.ndarray]], T],
     otherwise: dict[str, np.ndarray] | None,
 ) -> T:
-    """Return what ``use`` makes of a sample, or of those of its rows on which the model runs.
-
-    Args:
-        model: Any batch size, or none yet.
-        sample: At least one row of features.
-        use: Runs the model on rows.
-        otherwise: Rows to take where it runs on none of the sample.
-
-    Raises:
-        ModelError: It runs on none, and there are no others.
-    """
+    """Return what ``use`` makes of a sample, or of those of its rows on which the model runs."""
     try:
         return use(sample)
     except ModelFailed as error:
@@ -130,17 +120,8 @@ def on_good_rows(
 def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
     """Load an admitted model.
 
-    Args:
-        model: What to take of it: ``layer``, ``signature``, ``outputs``; and ``trust``.
-        path: The private copy that the gate admitted.
-        engine: ``devices`` and ``threads``.
-
     Returns:
         The model without a batch size: see `choose_batch_size` and `Predictor.with_batch_size`.
-
-    Raises:
-        ModelError: It does not load, or has no such layer, signature or output.
-        JobError: A GPU is asked for, and there is none.
     """
     from batchnorm_tool.models.backends.tensorflow import start_tensorflow
 
@@ -154,17 +135,8 @@ def describe_model(
 ) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """Load an admitted model to see what it takes and all that it gives.
 
-    Args:
-        model: As for `load_predictor`; ``outputs`` is not looked at.
-        path: The private copy that the gate admitted.
-        engine: ``devices`` and ``threads``.
-
     Returns:
         Its inputs and its outputs, the latter as `Predictor.predict` would give them.
-
-    Raises:
-        ModelError: It does not load, or has no such layer or signature.
-        JobError: A GPU is asked for, and there is none.
     """
     from batchnorm_tool.models.backends.tensorflow import start_tensorflow
 
@@ -179,9 +151,6 @@ def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
     Args:
         model: A ``keras.Model``, built.
         outputs: Names of the outputs to take; default: the only one.
-
-    Raises:
-        ModelError: It is not built, or has several outputs and none is chosen.
     """
     from batchnorm_tool.models.backends.keras import KerasModel
     from batchnorm_tool.models.backends.tensorflow import running_tensorflow

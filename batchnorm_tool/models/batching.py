@@ -113,11 +113,7 @@ class ModelPredictor:
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
     def failing_rows(self, features: Mapping[str, np.ndarray]) -> dict[int, str]:
-        """Return the rows on which the model fails, each alone, with what it says of it.
-
-        Raises:
-            ModelFailed: It fails on rows together, and on none of them alone.
-        """
+        """Return the rows on which the model fails, each alone, with what it says of it."""
         rows = np.arange(len(features[self.inputs[0].name]))
         size = self._search.batch_size or 1
         found: dict[int, str] = {}
@@ -185,11 +181,7 @@ def _failing(
 
 
 def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse predictions that have another shape than those before them.
-
-    Raises:
-        ModelError: The shape depends on which rows are predicted together.
-    """
+    """Refuse predictions that have another shape than those before them."""
     if predictions.shape[1:] != shape:
         raise ModelError(
             f"The shape of the model's output `{name}` depends on the rows. Expected {shape} for "
@@ -205,13 +197,6 @@ def every_output(names: Sequence[str]) -> Sequence[int]:
 
 def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
     """Return the places of the chosen outputs among all outputs.
-
-    Args:
-        names: Of all outputs of the model.
-        chosen: Names from the job, or ``None`` for the only output.
-
-    Raises:
-        ModelError: There is no such output, or there are several and none is chosen.
 
     Example:
         >>> choose_outputs(["user", "item"], ["item"])

@@ -49,11 +49,6 @@ def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[
     those, and may round otherwise. Blocks of float32 are 4 to 24 rows long on the CPUs of today, so
     that three quarters of a power of two, 48 times another power of two, leaves none over.
 
-    Args:
-        predictor: Any batch size.
-        sample: At least one row of features; repeated to fill a batch.
-        sizes: What to try; a size that the model does not take will not do.
-
     Returns:
         The size, or ``None`` where none will do. Found by trying on the sample, which is strong
         evidence and no proof.
@@ -69,13 +64,7 @@ def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[
 
 
 def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -> bool:
-    """Tell whether rows get the same bits wherever they stand in a batch, as far as a sample tells.
-
-    Args:
-        predictor: Of this batch size.
-        sample: At least one row of features; repeated to fill a batch.
-        batch_size: Rows in one call.
-    """
+    """Tell, by a sample, whether rows get the same bits wherever they stand in a batch."""
     batch = repeated(sample, batch_size)
     expected = predictor.predict(batch)
     # Every row is moved into the first block, the last one, and two between.
@@ -92,19 +81,8 @@ def examine(
 ) -> tuple[Field, ...]:
     """See what a model gives for a sample, and that each row's prediction depends on it alone.
 
-    Args:
-        model: Without a batch size, unless one is built into it.
-        sized: The same with the batch size that it will have.
-        sample: At least one row of features; repeated to fill a batch.
-        batch_dependent: Whether it may depend on the other rows of its batch.
-
     Returns:
         The outputs with their true shapes and dtypes.
-
-    Raises:
-        ModelError: An output holds no numbers; or predictions depend on earlier calls, on chance,
-            or on other rows.
-        ModelFailed: The model fails on some of the rows.
     """
     few = model if model.batch_size else model.with_batch_size(_FEW_ROWS)
     batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
@@ -226,14 +204,6 @@ def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], ro
     Tries powers of two from 32 to 8192 rows, up to the next power of two from ``rows``, for about 2
     seconds or three calls of the model, whichever is longer (compiling not counted), and within a
     quarter of the free memory. The choice depends on the machine's mood: fix it once, and keep it.
-
-    Args:
-        predictor: Without a batch size.
-        sample: At least one row of features; repeated to fill a batch.
-        rows: Rows that there will be.
-
-    Returns:
-        The batch size; the predictor's own where it has one.
     """
     if predictor.batch_size is not None:
         return predictor.batch_size

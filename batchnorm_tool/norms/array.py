@@ -112,12 +112,6 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
 def array_of(x: Any) -> Anything:
     """Read real numbers as an array: as NumPy does, or rows that are lists, stacked.
 
-    Args:
-        x: What NumPy reads, or a pandas Series, an Arrow array or a list of lists of equal length.
-
-    Raises:
-        InputError: They are no real numbers of at most 64 bits, or a row is null or ragged.
-
     Example:
         >>> import pyarrow as pa
         >>> array_of(pa.array([[1, 2], [3, 4]]))

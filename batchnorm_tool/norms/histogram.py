@@ -55,11 +55,7 @@ class Histogram(Mapping[int, int]):
 
     @classmethod
     def of(cls, values: Float64s) -> Histogram:
-        """Count values.
-
-        Args:
-            values: float64[n], finite, none of them negative, at least one.
-        """
+        """Count values."""
         buckets = (values.view(np.uint64) >> np.uint64(_SHIFT)).astype(np.int64)
         first = buckets.min()
         if buckets.max() - first < _COUNTABLE_BUCKETS:
@@ -70,11 +66,7 @@ class Histogram(Mapping[int, int]):
 
     @classmethod
     def from_pairs(cls, pairs: list[list[int]]) -> Histogram:
-        """Return the histogram of which `pairs` gave these.
-
-        Raises:
-            ValueError: They are no pairs of whole numbers, in ascending order of buckets.
-        """
+        """Return the histogram of which `pairs` gave these."""
         try:
             table = np.array([[int(bucket), int(count)] for bucket, count in pairs], np.int64)
         except OverflowError as error:

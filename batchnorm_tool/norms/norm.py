@@ -87,12 +87,6 @@ class Norm:
             text: A key of `NORM_NAMES` in any case, or ``"lp:3"`` for p = 3.
             p: The order, where ``text`` is plain ``"lp"``. ``lp`` stays ``lp`` for p = 1, 2 or inf.
 
-        Returns:
-            The norm under its canonical name.
-
-        Raises:
-            JobError: An unknown name, or a ``p`` that is missing, out of range or out of place.
-
         Example:
             >>> Norm.parse("cosine")
             Norm(name='l2', p=None)
@@ -115,11 +109,7 @@ class Norm:
 
     @property
     def order(self) -> float:
-        """The ``p`` in (sum of abs(x)**p)**(1/p): 1 for l1, 2 for l2, inf for max.
-
-        Raises:
-            JobError: The norm is ``"none"``, which has no order.
-        """
+        """The ``p`` in (sum of abs(x)**p)**(1/p): 1 for l1, 2 for l2, inf for max."""
         if self.name == "none":
             message = "The norm 'none' has no order. Expected: l1, l2, max or lp."
             raise JobError(message)
@@ -168,10 +158,6 @@ def row_blocks(rows: int, width: int) -> Iterator[slice]:
     each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead of 1.4 CPU
     seconds.
 
-    Args:
-        rows: Number of rows, 0 or more.
-        width: Values in a row.
-
     Example:
         >>> list(row_blocks(5, 65536))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -187,11 +173,7 @@ MAX = Norm("max")
 
 
 def numeric_array(x: npt.ArrayLike) -> Anything:
-    """Return real numbers of at most 64 bits as an array, in their own dtype and order.
-
-    Raises:
-        InputError: Any other dtype (complex, object, strings, wider floats), or ragged lists.
-    """
+    """Return real numbers of at most 64 bits as an array, in their own dtype and order."""
     try:
         array = np.asarray(x)
     except ValueError as error:
@@ -217,9 +199,6 @@ def widen(x: npt.ArrayLike) -> Float64s:
 
     Returns:
         float64 of the same shape. Exact, except for integers beyond 2**53, which are rounded.
-
-    Raises:
-        InputError: Any other dtype (complex, object, strings, wider floats), or ragged lists.
 
     Example:
         >>> widen([[3, 4]])

@@ -280,11 +280,7 @@ def float_or_inf(value: Any) -> float:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Say of data that is not what `to_dict` gives that it is damaged.
-
-    Raises:
-        Damaged: The body failed on the data.
-    """
+    """Say of data that is not what `to_dict` gives that it is damaged."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

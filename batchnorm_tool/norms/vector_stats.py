@@ -64,11 +64,7 @@ class DimensionStats:
         return cls(len(x64), mean, m2, smallest, largest)
 
     def merge(self, other: DimensionStats) -> DimensionStats:
-        """Return the statistics of the vectors of both.
-
-        Raises:
-            Damaged: The vectors of the two differ in width.
-        """
+        """Return the statistics of the vectors of both."""
         if len(self.mean) != len(other.mean):
             message = (
                 "Statistics of vectors of different widths cannot be merged. Expected: "
@@ -99,11 +95,7 @@ class DimensionStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DimensionStats:
-        """Return what `to_dict` was called on.
-
-        Raises:
-            Damaged: ``data`` is not what `to_dict` gives.
-        """
+        """Return what `to_dict` was called on."""
         with reading("dimension statistics"):
             values = {
                 name: np.array([float_or_inf(v) for v in data[name]], dtype=np.float64)
@@ -179,11 +171,7 @@ class VectorStats:
         )
 
     def merge(self, other: VectorStats) -> VectorStats:
-        """Return the statistics of the vectors of both.
-
-        Raises:
-            Damaged: The two measured other norms, or vectors of another width.
-        """
+        """Return the statistics of the vectors of both."""
         if self.norms.keys() != other.norms.keys():
             message = (
                 "Statistics of different norms cannot be merged. Expected: "
@@ -215,11 +203,7 @@ class VectorStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VectorStats:
-        """Return what `to_dict` was called on.
-
-        Raises:
-            Damaged: ``data`` is not what `to_dict` gives.
-        """
+        """Return what `to_dict` was called on."""
         with reading("vector statistics"):
             counts = {name: int(data[name]) for name in ("rows", "vectors", "zero", "nonfinite")}
             norms = {label: NormStats.from_dict(stats) for label, stats in data["norms"].items()}

@@ -166,11 +166,7 @@ def read_record(storage: Storage, number: int) -> PartRecord | None:
 
 
 def existing_record(storage: Storage, number: int) -> PartRecord:
-    """Return the record of a finished part.
-
-    Raises:
-        WorkFailed: It is missing or damaged; the next run makes the part again.
-    """
+    """Return the record of a finished part."""
     record = read_record(storage, number)
     if record is None:
         msg = (
@@ -182,11 +178,7 @@ def existing_record(storage: Storage, number: int) -> PartRecord:
 
 
 def read_refusals(storage: Storage) -> Iterator[PartRecord]:
-    """Yield the records of all parts in which a row broke the policy ``fail``.
-
-    Raises:
-        WorkFailed: One is damaged.
-    """
+    """Yield the records of all parts in which a row broke the policy ``fail``."""
     for name in storage.names(REFUSED):
         text = storage.get(f"{REFUSED}/{name}")
         record = None if text is None else PartRecord.from_json(text)
@@ -233,11 +225,7 @@ def _part_summary(record: PartRecord) -> dict[str, Any]:
 
 
 def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
-    """Add up the records of the parts with these ``numbers``.
-
-    Raises:
-        WorkFailed: A record is missing or unreadable; the next run makes the part again.
-    """
+    """Add up the records of the parts with these ``numbers``."""
     totals = Totals()
     for number in numbers:
         totals.add(existing_record(storage, number))
@@ -247,14 +235,7 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
 def build_manifest(
     plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the manifest of a finished run, sealed with a checksum of its own.
-
-    Args:
-        plan: The run's plan.
-        totals: What its parts come to; what they warn of comes last.
-        layouts: The outputs of the model.
-        warnings: What a person should know of the run as a whole.
-    """
+    """Return the manifest of a finished run, sealed with a checksum of its own."""
     data = {
         "format": FORMAT,
         "tool": "batchnorm_tool",
@@ -317,15 +298,7 @@ class Manifest:
 
 
 def read_manifest(storage: Storage, path: str) -> Manifest | None:
-    """Return the manifest of the finished run in ``storage``, or ``None`` where none is finished.
-
-    Args:
-        storage: The output.
-        path: Its name for error messages.
-
-    Raises:
-        Damaged: The manifest is not what its checksum or ``_SUCCESS`` says.
-    """
+    """Return the manifest of the finished run in ``storage``; ``None`` where there is none."""
     success = storage.get(SUCCESS_PATH)
     if success is None:
         return None

@@ -68,12 +68,7 @@ class OutputSpec:
 
 
 def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
-    """Return the layout of each of the model's outputs, as the job asks for it.
-
-    Raises:
-        JobError: ``normalize.outputs`` names an output that there is not.
-        ModelError: An output has no values.
-    """
+    """Return the layout of each of the model's outputs, as the job asks for it."""
     names = [output.name for output in outputs]
     for name in job.normalize.outputs:
         if name not in names:
@@ -134,12 +129,6 @@ def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
         spec: The job's input.
         schema: All columns of the input.
         rows: Its rows; without any, a key may have no type.
-
-    Returns:
-        Their schema; where no key is given, the global row number stands for it.
-
-    Raises:
-        InputError: There is no such column, or a key holds lists, structs or nothing.
     """
     keys = key_columns(spec)
     names = dict.fromkeys([*keys, *spec.passthrough])
@@ -176,11 +165,7 @@ def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
 
 
 def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str) -> pa.Schema:
-    """Return the schema of written rows: carried columns, a vector and a norm for each output.
-
-    Raises:
-        JobError: Two columns would bear the same name.
-    """
+    """Return the schema of written rows: carried columns, a vector and a norm for each output."""
     fields = list(carried)
     for layout in layouts:
         fields += [flat_field(layout.vector_column, dtype, layout.shape), _norm_field(layout)]
@@ -198,11 +183,7 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
 
 
 def check_directories(layouts: Sequence[OutputSpec], form: str) -> None:
-    """Check the outputs' names where each gets a directory of its own, as several in NPY do.
-
-    Raises:
-        OutputError: One cannot be the name of a directory, or is taken.
-    """
+    """Check the outputs' names where each gets a directory of its own, as several in NPY do."""
     if form == "npy":
         array_directories(
             [output.vector_column for output in layouts], [output.norm_column for output in layouts]

@@ -68,16 +68,7 @@ class OutputState:
 
 
 def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> OutputState:
-    """See what stands in ``storage``; a publication that was interrupted is finished first.
-
-    Args:
-        storage: The output.
-        path: Its name for error messages.
-        fresh: Whatever stands there will be replaced, even a damaged result.
-
-    Raises:
-        Damaged: The manifest of a finished run is damaged.
-    """
+    """See what stands in ``storage``; a publication that was interrupted is finished first."""
     if storage.publishing():
         finish_publishing(storage)
     text = storage.get(PLAN_PATH)
@@ -133,11 +124,7 @@ def is_finished(state: OutputState, plan: Plan) -> bool:
 
 
 def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
-    """Tell whether the run under way can go on as ``plan``; otherwise it is begun anew.
-
-    Raises:
-        OutputError: Something else stands there, and ``fresh`` does not allow to replace it.
-    """
+    """Tell whether the run under way can go on as ``plan``; otherwise it is begun anew."""
     foreign = [name for name in state.names if name != STATE]
     ours = state.plan is not None or MANIFEST_PATH in foreign
     if foreign and not ours:

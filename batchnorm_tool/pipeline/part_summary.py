@@ -226,18 +226,7 @@ def _histograms(histograms: Sequence[CoarseHistogram]) -> pa.Array:
 
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:
-    """Write the chunk statistics of all ``parts``, in order, into one staged Parquet file.
-
-    Args:
-        storage: The run's output.
-        parts: Numbers of parts, the records of which are in place.
-
-    Returns:
-        Its record, by the path that readers will see.
-
-    Raises:
-        WorkFailed: A record is missing or damaged.
-    """
+    """Write the chunk statistics of all ``parts``, in order, into one staged Parquet file."""
     file = storage.create(storage.staged(CHUNKS_PATH))
     try:
         with pq.ParquetWriter(file, CHUNK_SCHEMA, **_PARQUET) as writer:

@@ -142,13 +142,7 @@ def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, Any]:
 
 
 def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> Iterator[str]:
-    """Say in words what differs between two identities, most meaningful first.
-
-    Args:
-        old: What stands there.
-        new: What is asked for.
-        unasked: Names of details that nobody asked for, because they were left to be chosen.
-    """
+    """Say in words what differs between two identities, most meaningful first."""
     for group in ("space", "bits", "policies", "result"):
         before, after = getattr(old, group), getattr(new, group)
         for name in sorted((before.keys() | after.keys()) - set(unasked)):

@@ -59,15 +59,7 @@ def score_chunk(
     dtype: np.dtype,
     timings: StageTimings | None = None,
 ) -> Scored:
-    """Predict, normalize and measure the rows of a chunk.
-
-    Args:
-        chunk: At least one row.
-        predictor: The model.
-        layouts: How each of its outputs is normalized.
-        dtype: Floating-point dtype of the unit vectors.
-        timings: Told how long each stage takes.
-    """
+    """Predict, normalize and measure the rows of a chunk."""
     timings = timings or StageTimings()
     with timings.stage("predict"):
         chunk, predictions, causes = _predict(chunk, predictor, layouts)
@@ -118,13 +110,7 @@ def _predict(
 def warn_of_negative_ids(
     chunk: Chunk, predictor: Predictor, columns: Mapping[str, Sequence[str]]
 ) -> None:
-    """Warn of numbers below 0 that an Embedding layer silently counts from its end.
-
-    Args:
-        chunk: The rows.
-        predictor: The model.
-        columns: Stored columns by model input.
-    """
+    """Warn of numbers below 0 that an Embedding layer silently counts from its end."""
     for name, size in predictor.embedding_sizes.items():
         if (chunk.features[name] < 0).any():
             meaning = (

@@ -37,11 +37,7 @@ class StageTimings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a stage, also where it fails.
-
-        Args:
-            name: One of `STAGES`.
-        """
+        """Add what the block takes to a stage, also where it fails."""
         seconds, cpu_seconds = time.perf_counter(), time.thread_time()
         try:
             yield
@@ -49,13 +45,7 @@ class StageTimings:
             self.add(name, time.perf_counter() - seconds, time.thread_time() - cpu_seconds)
 
     def add(self, stage: str, seconds: float, cpu_seconds: float) -> None:
-        """Add to what a stage took.
-
-        Args:
-            stage: One of `STAGES`.
-            seconds: Wall time of the thread that worked on it.
-            cpu_seconds: CPU time of that thread; other threads that it waited for are not in it.
-        """
+        """Add to what a stage took."""
         with self._lock:
             before = self._totals[stage]
             self._totals[stage] = (before[0] + seconds, before[1] + cpu_seconds)
@@ -66,10 +56,6 @@ class StageTimings:
             return dict(self._totals)
 
     def merge(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        """Add the `totals` of another clock, such as that of a worker in another process.
-
-        Args:
-            totals: By the name of each stage, seconds and CPU seconds.
-        """
+        """Add the `totals` of another clock, such as that of a worker in another process."""
         for stage, (seconds, cpu_seconds) in totals.items():
             self.add(stage, seconds, cpu_seconds)

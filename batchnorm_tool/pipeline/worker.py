@@ -74,20 +74,7 @@ class Worker:
         advance: Callable[[int], None] = lambda _: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> PartRecord:
-        """Score one part and commit it, or a record of why it cannot be.
-
-        Args:
-            number: Number of the part.
-            advance: Told the number of rows of each finished chunk.
-            stopped: Asked between chunks whether to give up; the part is then dropped.
-
-        Returns:
-            The record, as it was committed.
-
-        Raises:
-            Interrupted: ``stopped`` said so.
-            WorkFailed: Reading, predicting or writing failed.
-        """
+        """Score one part and commit it, or a record of why it cannot be."""
         part = self.plan.part(number)
         summary = PartSummary(part, self.plan.files, self.policies, self._keys)
         with capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
@@ -174,17 +161,7 @@ class Worker:
 
 
 def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
-    """Load a job's model as it was when it was examined for the plan.
-
-    Args:
-        model: The job's model.
-        content: Hash of its architecture and weights, as they were examined.
-        engine: ``devices`` and ``threads``.
-
-    Raises:
-        ModelError: The gate refuses it, it does not load, or its content is another now.
-        JobError: A GPU is asked for, and there is none.
-    """
+    """Load a job's model as it was when it was examined for the plan."""
     with security.admit(model) as admitted:
         if admitted.report.content != content:
             msg = (
@@ -196,16 +173,7 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
 
 
 def open_worker(storage: Storage, device: DeviceName) -> Worker:
-    """Return a worker of the run whose plan lies in an output, its model loaded.
-
-    Args:
-        storage: The output.
-        device: Where it computes, whatever the job says: the number of a GPU, or the CPU.
-
-    Raises:
-        WorkFailed: There is no plan.
-        Refused: The model cannot be loaded on this device, or gives other low bits there.
-    """
+    """Return a worker of the run whose plan lies in an output, its model loaded."""
     text = storage.get(PLAN_PATH)
     plan = None if text is None else Plan.from_json(text)
     if plan is None:
@@ -215,12 +183,7 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
 
 
 def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
-    """Return a worker that computes with a loaded model; its batch size becomes the plan's.
-
-    Raises:
-        OutputError: A plan names the device and the threads whose bits its parts have, and the
-            model runs on others here.
-    """
+    """Return a worker that computes with a loaded model; its batch size becomes the plan's."""
     planned = (plan.resolved.device, plan.resolved.threads)
     if (model.device, model.threads) != planned:
         msg = (

@@ -39,14 +39,7 @@ TARGETS: dict[str, Callable[[TargetSection], Target]] = {
 
 
 def open_target(section: TargetSection) -> Target:
-    """Return the target of a section; its place is not touched.
-
-    Args:
-        section: An item of ``publish``.
-
-    Raises:
-        JobError: There is no such kind of target.
-    """
+    """Return the target of a section; its place is not touched."""
     if section.to not in TARGETS:
         msg = f"`publish`: expected `to` to be one of {sorted(TARGETS)}. Received: {section.to!r}."
         raise JobError(msg)
@@ -81,21 +74,13 @@ class Outcome:
 
 
 def check_targets(sections: Iterable[TargetSection]) -> None:
-    """Find what a target misses before anything is published; no place is touched.
-
-    Raises:
-        JobError: A library or a setting is missing; the message says which, and what to do.
-    """
+    """Find what a target misses before anything is published; no place is touched."""
     for section in sections:
         open_target(section).check()
 
 
 def check_layout(sections: Iterable[TargetSection], layout: StoreSchema) -> None:
-    """Find columns that a target cannot take, before anything is published.
-
-    Raises:
-        JobError: There is one; the message says which, and what to do.
-    """
+    """Find columns that a target cannot take, before anything is published."""
     for section in sections:
         open_target(section).check_layout(layout)
 
@@ -103,25 +88,13 @@ def check_layout(sections: Iterable[TargetSection], layout: StoreSchema) -> None
 def find_unfit(
     sections: Iterable[TargetSection], keys: Sequence[str], table: pa.Table
 ) -> Unfit | None:
-    """Return the first value that a target cannot take.
-
-    Args:
-        sections: The items of ``publish``.
-        keys: Names of the key columns.
-        table: Key and passed-through columns of rows that are to be published.
-    """
+    """Return the first value that a target cannot take."""
     found = (open_target(section).find_unfit(table, keys) for section in sections)
     return next(filter(None, found), None)
 
 
 def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
-    """Return the names of the targets that are not known to hold a version.
-
-    Args:
-        sections: The items of ``publish``.
-        storage: The store's state.
-        version: The live version.
-    """
+    """Return the names of the targets that are not known to hold a version."""
     targets = [open_target(section) for section in sections]
     return [target.name for target in targets if not _holds(_held(target, storage), version)]
 
@@ -136,9 +109,6 @@ def deliver(
         sections: The items of ``publish``.
         storage: The store's state, which remembers what each target holds. Whoever calls this
             holds its lock.
-
-    Returns:
-        What became of each target, in their order.
     """
     return [_deliver(publication, open_target(section), storage) for section in sections]
 

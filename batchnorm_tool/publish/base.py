@@ -72,11 +72,7 @@ class AcceptsAllRows:
     """A target that takes all that a store holds: what it is asked before a publication."""
 
     def check_layout(self, layout: StoreSchema) -> None:
-        """Refuse columns that the target cannot have.
-
-        Raises:
-            JobError: There is one.
-        """
+        """Refuse columns that the target cannot have."""
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
         """Return the first value of keys and passed-through columns that the target cannot take."""
@@ -160,11 +156,7 @@ def version_facts(publication: Publication) -> Facts:
 
 @contextlib.contextmanager
 def target_errors(name: str) -> Iterator[None]:
-    """Map what goes wrong in a target to one error that names it.
-
-    Args:
-        name: The target's name.
-    """
+    """Map what goes wrong in a target to one error that names it."""
     try:
         yield
     except Interrupted:
@@ -184,15 +176,7 @@ def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
 
 
 def check_path(section: TargetSection, *, is_file: bool = False) -> None:
-    """Refuse a path that is on no local disk, or where something else lies.
-
-    Args:
-        section: Of the target.
-        is_file: Whether the target is a file, and not a directory.
-
-    Raises:
-        JobError: It has a scheme, such as ``s3://``, or is a file instead of a directory.
-    """
+    """Refuse a path that is on no local disk, or where something else lies."""
     place = Path(str(section.path))
     if place.is_dir() if is_file else place.is_file():
         wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")

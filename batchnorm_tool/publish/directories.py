@@ -32,11 +32,7 @@ def versions_in(storage: LocalStorage, directory: str = "") -> list[int]:
 
 
 def refuse_foreign(versions: Iterable[int], publication: Publication, place: str) -> None:
-    """Refuse a place that is ahead of the store: another store writes to it.
-
-    Raises:
-        OutputError: It holds a later version.
-    """
+    """Refuse a place that is ahead of the store: another store writes to it."""
     newest = max(versions, default=0)
     if newest > publication.version:
         msg = (
@@ -66,13 +62,7 @@ def clear_staging(storage: LocalStorage) -> None:
 
 
 def manifest(publication: Publication, files: Iterable[FileRecord], root: str) -> dict[str, Any]:
-    """Return what a loader needs to know of a directory.
-
-    Args:
-        publication: What the directory holds.
-        files: Its files, by their paths below the storage.
-        root: What these paths begin with and the manifest leaves out.
-    """
+    """Return what a loader needs to know of a directory."""
     layout, record = publication.layout, publication.record
     entries = [file.to_dict() for file in files]
     return {
@@ -130,11 +120,7 @@ class PartFiles:
         self._records: list[FileRecord] = []
 
     def write(self, tables: Iterable[pa.Table]) -> list[FileRecord]:
-        """Write all rows; where there are none, one file without rows.
-
-        Returns:
-            The records of the files, by their paths below the storage.
-        """
+        """Write all rows; where there are none, one file without rows."""
         waiting = iter(tables)
         while not self._records or self._last_bytes >= PART_BYTES:
             self._write_part(waiting)

@@ -65,10 +65,6 @@ def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
 def factory_text(wanted: str, rows: int) -> str:
     """Return FAISS's text for the index.
 
-    Args:
-        wanted: ``"auto"``, a number of lists, or a text for ``faiss.index_factory``.
-        rows: Rows of the version.
-
     Example:
         >>> factory_text("auto", 1000), factory_text("auto", 1_000_000), factory_text("HNSW32", 9)
         ('Flat', 'IVF4000,Flat', 'HNSW32')
@@ -138,11 +134,7 @@ def _doubling(first: int, last: int) -> list[int]:
 
 @contextlib.contextmanager
 def mapped_errors(text: str) -> Iterator[None]:
-    """Map what FAISS says to an error of ours.
-
-    Args:
-        text: The text for its factory.
-    """
+    """Map what FAISS says to an error of ours."""
     try:
         yield
     except RuntimeError as error:
@@ -288,15 +280,8 @@ class IdScheme:
     def ids(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
         """Return the ids of rows.
 
-        Args:
-            batch: Rows with their keys.
-            first_row: The number of the first one in the version.
-
         Returns:
             ``int64[n]``.
-
-        Raises:
-            OutputError: A key is -1.
         """
         if not self.keys_are_ids:
             start = (self.version << ROW_BITS) + first_row

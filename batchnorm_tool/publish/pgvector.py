@@ -160,12 +160,7 @@ class PgvectorTable(AcceptsAllRows):
 
     @contextlib.contextmanager
     def _connected(self, **options: Any) -> Iterator[psycopg.Connection]:
-        """Connect; what psycopg says is reported without the connection string.
-
-        Raises:
-            WorkFailed: It did not work, and may the next time.
-            OutputError: It did not work, and will not the next time.
-        """
+        """Connect; what psycopg says is reported without the connection string."""
         import psycopg
 
         text = self._connection_string()

@@ -44,11 +44,7 @@ class Tables:
         self._statements, self._names, self._index = Statements(connection, names), names, index
 
     def check(self) -> None:
-        """Look for pgvector, the schema, and the rights to write there; nothing is changed.
-
-        Raises:
-            OutputError: One is missing, or somebody else's view has the name.
-        """
+        """Look for pgvector, the schema, and the rights to write there; nothing is changed."""
         schema, book = self._names.schema, self._names.bookkeeping
         found = {
             "pgvector: install the extension `vector` on the server": self._statements.value(
@@ -150,11 +146,7 @@ class Tables:
         return after, self._switch(after)
 
     def drop_all_but(self, kept: set[str]) -> list[str]:
-        """Drop the tables of older versions and of broken off ones.
-
-        Returns:
-            A warning for each that cannot be dropped.
-        """
+        """Drop the tables of older versions and of broken off ones."""
         import psycopg
 
         warnings = []

@@ -89,11 +89,7 @@ class RowShape:
         )
 
     def check(self) -> None:
-        """Refuse columns that PostgreSQL cannot have, and vectors that are too long.
-
-        Raises:
-            OutputError: There are some.
-        """
+        """Refuse columns that PostgreSQL cannot have, and vectors that are too long."""
         for name in self.names:
             if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
                 msg = (
@@ -200,10 +196,6 @@ def _of_a_family(kind: pa.DataType) -> str:
 def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, str]]:
     """Find the values of a column that PostgreSQL, or psycopg on the way there, cannot take.
 
-    Args:
-        column: Of any type that a store holds, ``n`` rows.
-        is_key: Whether it is part of the primary key.
-
     Yields:
         ``bool[n]``, and why these rows cannot be taken.
     """
@@ -250,12 +242,7 @@ def _beyond(column: pa.Array) -> np.ndarray:
 
 
 def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:
-    """Return the rows of a table as psycopg takes them for a binary ``COPY``.
-
-    Args:
-        table: Rows.
-        vector: Name of the column of vectors, which become NumPy arrays; there may be none.
-    """
+    """Return the rows of a table as psycopg takes them for a binary ``COPY``."""
     names = table.column_names
     columns = [
         _vectors(table[name]) if name == vector else _values(table[name].combine_chunks())

@@ -200,11 +200,7 @@ class ArrayVectors(RawVectors):
 
 
 def predictions_of_array(array: Anything) -> VectorSource:
-    """Take an array ``[n, d]`` of real numbers for stored predictions; integers become float64.
-
-    Raises:
-        InputError: It is no such array.
-    """
+    """Take an array ``[n, d]`` of real numbers for stored predictions; integers become float64."""
     vectors = array_of(array)
     if vectors.ndim != 2 or not vectors.shape[1]:
         msg = (

@@ -48,17 +48,6 @@ def open_predictions(
         key: The column, or columns, that name a row; default: the own key of a run or a store; of
             data none, and rows go by their number.
 
-    Returns:
-        The predictions.
-
-    Raises:
-        InputError: Nothing that can be read lies there, a column is missing or holds no vectors, or
-            it is not evident which one does.
-        Damaged: The manifest of the run, or the state of the store, is damaged.
-
-    Warns:
-        InputWarning: The path is a part of a run, which holds unit vectors.
-
     Example:
         >>> found = open_predictions("data_samples/digits_predictions.parquet", key="id")
         >>> found.rows, found.width, found.dtype, found.column, found.key
@@ -89,11 +78,7 @@ def _is_run(path: str) -> bool:
 
 
 def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str]) -> OutputSpec:
-    """Return the output that ``column`` names, by its own name or by that of its column.
-
-    Raises:
-        InputError: There is no such output, or several and none is named.
-    """
+    """Return the output that ``column`` names, by its own name or by that of its column."""
     if not column and len(layouts) == 1:
         return layouts[0]
     known = {one.vector_column: one for one in layouts} | {one.name: one for one in layouts}
@@ -116,11 +101,7 @@ def several(given: Any) -> list[Any]:
 
 
 def checked_names(argument: str, given: Any) -> tuple[str, ...]:
-    """Return names of columns, given as one or several; none for ``None``.
-
-    Raises:
-        JobError: They are no texts, or one is there twice.
-    """
+    """Return names of columns, given as one or several; none for ``None``."""
     names = [] if given is None else several(given)
     if not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
         msg = (
@@ -132,22 +113,14 @@ def checked_names(argument: str, given: Any) -> tuple[str, ...]:
 
 
 def checked_path(argument: str, given: Any) -> str:
-    """Return a path as text.
-
-    Raises:
-        JobError: It is no path.
-    """
+    """Return a path as text."""
     if not isinstance(given, (str, os.PathLike)):
         raise JobError(f"`{argument}` must be a path. Received: {given!r}.")
     return os.fspath(given)
 
 
 def checked_whole(argument: str, number: Any, least: int = 0) -> int:
-    """Return a whole number of a certain size at least.
-
-    Raises:
-        JobError: It is none.
-    """
+    """Return a whole number of a certain size at least."""
     if not _is_whole(number, least):
         msg = f"`{argument}` must be a whole number, {least} or more. Received: {number!r}."
         raise JobError(msg)
@@ -155,11 +128,7 @@ def checked_whole(argument: str, number: Any, least: int = 0) -> int:
 
 
 def checked_ks(given: Any) -> tuple[int, ...]:
-    """Return numbers of neighbours, given as one or several: ascending, each once.
-
-    Raises:
-        JobError: They are none.
-    """
+    """Return numbers of neighbours, given as one or several: ascending, each once."""
     numbers = several(given)
     if not numbers or not all(_is_whole(k, 1) for k in numbers):
         msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {given!r}."

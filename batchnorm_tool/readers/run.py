@@ -129,16 +129,7 @@ class StoredRun(VectorSource):
     def read_part(
         self, part: StoredPart, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a part in batches of ``batch_rows``, the last one shorter.
-
-        Args:
-            part: Which part.
-            columns: Names from `schema`, in the order wanted.
-            batch_rows: At least 1.
-
-        Raises:
-            Damaged: A file is missing, cannot be read, or holds other rows than the manifest says.
-        """
+        """Yield the rows of a part in batches of ``batch_rows``, the last one shorter."""
         sides = []
         for file, stored in self._data_files(part):
             wanted = [name for name in columns if name in stored]
@@ -177,15 +168,7 @@ class StoredRun(VectorSource):
 
 @checked_json.explain_unreadable_records
 def open_run(path: str) -> StoredRun:
-    """Open a finished run.
-
-    Args:
-        path: Its output directory, or the ``vectors`` directory in it.
-
-    Raises:
-        InputError: No finished run lies there.
-        Damaged: Its manifest is not what its checksum says.
-    """
+    """Open a finished run."""
     root = _root(path)
     storage = LocalStorage(root)
     try:

@@ -198,13 +198,7 @@ class VectorSource:
 def provenance_of(
     source: VectorSource, identity: Mapping[str, Any], model: str | None
 ) -> dict[str, Any]:
-    """Say what made the vectors of a run or a store; see `VectorSource.provenance`.
-
-    Args:
-        source: The run or the store.
-        identity: Its ``space`` and ``bits``.
-        model: The model's path.
-    """
+    """Say what made the vectors of a run or a store; see `VectorSource.provenance`."""
     space, bits = identity["space"], identity["bits"]
     return {
         "space": source.document["space"],
@@ -220,17 +214,7 @@ def provenance_of(
 def check_columns(
     path: str, names: Sequence[str], stored: Sequence[str], argument: str = ""
 ) -> None:
-    """Refuse names that are not among the stored columns.
-
-    Args:
-        path: Of the predictions.
-        names: The columns wanted.
-        stored: The columns that there are.
-        argument: What names them, if anything does.
-
-    Raises:
-        InputError: One of them is not there.
-    """
+    """Refuse names that are not among the stored columns."""
     for name in names:
         if name not in stored:
             named_by = f", which `{argument}` names" if argument else ""
@@ -244,11 +228,7 @@ def check_columns(
 
 
 def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
-    """Refuse a key that is not there, or that cannot name a row.
-
-    Raises:
-        InputError: It is not there, or holds lists or structs.
-    """
+    """Refuse a key that is not there, or that cannot name a row."""
     check_columns(path, key, schema.names, "key")
     for name in key:
         kind = schema.field(name).type
@@ -261,11 +241,7 @@ def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
 
 
 def check_rank(path: str, column: str, shape: Sequence[int | None]) -> None:
-    """Refuse rows that hold more than one vector.
-
-    Raises:
-        InputError: The shape of a row has several axes.
-    """
+    """Refuse rows that hold more than one vector."""
     if len(shape) > 1:
         msg = (
             f"{path}: `{column}` holds an array of shape {tuple(shape)} in each row. Expected one "

@@ -43,11 +43,7 @@ class Snapshot(VectorSource):
 
     @cached_property
     def document(self) -> Mapping[str, Any]:
-        """The record of the night that made the version.
-
-        Raises:
-            Damaged: It is missing, or not what its checksum says.
-        """
+        """The record of the night that made the version."""
         record = self.state.record(self.version)
         if record is None:
             msg = (
@@ -82,11 +78,6 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
     Args:
         path: Of the dataset.
         version: The store's number of a kept version; default: the live one.
-
-    Raises:
-        InputError: There is no store, or nothing was published yet.
-        JobError: The store does not keep that version.
-        Damaged: The store's state is not what its checksum says, or the dataset cannot be opened.
     """
     state, pointer = open_store(path)
     if pointer.live is None or pointer.layout is None:

@@ -60,12 +60,6 @@ class Axis:
     def ticks(self, most: int) -> list[tuple[float, str]]:
         """Return round values within the range with their labels, lowest first.
 
-        Args:
-            most: About how many at most, at least 2.
-
-        Returns:
-            Pairs of value and label; empty for a range too small for any.
-
         Example:
             >>> Axis("rows", 0, 1797, "whole").ticks(4)
             [(0.0, '0'), (500.0, '500'), (1000.0, '1,000'), (1500.0, '1,500')]

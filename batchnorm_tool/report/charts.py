@@ -111,13 +111,6 @@ class IntervalSeries:
 def interval_axis(label: str, series: IntervalSeries) -> Axis:
     """Return an axis from 0 to 1 at most that shows all intervals well.
 
-    Args:
-        label: What the values are.
-        series: The values, each within 0 and 1.
-
-    Returns:
-        The axis; it need not begin at zero, for nothing is drawn that stands on it.
-
     Example:
         >>> axis = interval_axis("p", IntervalSeries({"l2": [Interval(0.5, 0.4, 0.6)]}, {}))
         >>> round(axis.low, 3), round(axis.high, 3)
@@ -136,12 +129,6 @@ def interval_chart(
     words: ChartText, axes: tuple[Places, Axis], series: IntervalSeries, frame: Frame
 ) -> Html:
     """Draw values as markers, their intervals as whiskers, and a line through each series.
-
-    Args:
-        words: Title and description for screen readers.
-        axes: The named places, and the axis of the values.
-        series: What to draw.
-        frame: The size to draw for.
 
     Returns:
         One ``<svg>`` element.
@@ -253,11 +240,6 @@ class _Cells:
 def heat_map(words: ChartText, grid: Grid, frame: Frame) -> Html:
     """Draw a square of cells, of which the diagonal is left plain: nothing is to be learnt there.
 
-    Args:
-        words: Title and description for screen readers.
-        grid: What to draw.
-        frame: The width to draw for; the height follows from the number of labels.
-
     Returns:
         One ``<svg>`` element.
 
@@ -344,11 +326,6 @@ class _BarScale:
 def row_chart(words: ChartText, rows: Sequence[Row], frame: Frame) -> Html:
     """Draw a bar to the right for what is above zero, to the left for what is below.
 
-    Args:
-        words: Title and description for screen readers.
-        rows: What to draw, top to bottom.
-        frame: The width to draw for; the height follows from the number of rows.
-
     Returns:
         One ``<svg>`` element.
 
@@ -417,12 +394,6 @@ def outline_chart(
     words: ChartText, axes: tuple[Axis, Axis], outlines: Outlines, frame: Frame
 ) -> Html:
     """Draw each histogram as an outline over a light ground.
-
-    Args:
-        words: Title and description for screen readers.
-        axes: The x and the y axis. Heights above the y axis are cut at its end.
-        outlines: What to draw.
-        frame: The size to draw for.
 
     Returns:
         One ``<svg>`` element.

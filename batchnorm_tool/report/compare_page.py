@@ -65,14 +65,7 @@ _LOG_FROM = 2.0
 
 
 def verdict_panel(verdict: Mapping[str, Any]) -> Html:
-    """Show the verdict in words, with its reason, its cost and its notes where it has them.
-
-    Args:
-        verdict: ``words``, and perhaps ``reason``, ``cost`` and ``notes``.
-
-    Returns:
-        The panel as markup.
-    """
+    """Show the verdict in words, with its reason, its cost and its notes where it has them."""
     grounds = [
         tag("div", tag("dt", heading), tag("dd", page.prose(str(verdict[name]))))
         for heading, name in (("Why", "reason"), ("Cost", "cost"))
@@ -96,9 +89,6 @@ def _notes(verdict: Mapping[str, Any]) -> Iterator[Html]:
 
 def groups_section(document: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the section that breaks a comparison down, where one was asked for.
-
-    Args:
-        document: The document of a comparison.
 
     Yields:
         The section, with the headline's table open and all other tables folded.
@@ -205,9 +195,6 @@ _STYLE = svg.STYLE + VERDICT_STYLE + GROUPS_STYLE
 def comparison_page(document: Mapping[str, Any]) -> str:
     """Describe a comparison of norms on one HTML page that works offline.
 
-    Args:
-        document: What `Comparison.to_dict` gives; nothing else is read.
-
     Returns:
         An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
         the data are text in it, whatever they contain.
@@ -289,15 +276,7 @@ def _provenance(known: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def norms_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
-    """Show how the norms of the raw predictions are distributed.
-
-    Args:
-        document: The document of a comparison.
-        styles: The look of each norm.
-
-    Returns:
-        A section with one chart of all norms, their quantiles, and how they agree.
-    """
+    """Show how the norms of the raw predictions are distributed."""
     norms = measured_norms(document)
     if not norms:
         return page.section("Norms of the raw predictions", tag("p", "No rows, hence no norms."))

@@ -48,15 +48,7 @@ _WITHOUT_RELEVANCE = (
 
 
 def quality_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
-    """Show how well each norm retrieves what is relevant.
-
-    Args:
-        document: The document of a comparison.
-        styles: The look of each norm.
-
-    Returns:
-        A section with the headline's table and a chart for each family of metrics.
-    """
+    """Show how well each norm retrieves what is relevant."""
     found = families(document)
     decisive = headline(document)
     if decisive is None or not found:
@@ -199,9 +191,6 @@ def _columns(value: str, against: str | None) -> list[Column]:
 def overlap_section(document: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the section that shows how many neighbours each pair of norms shares.
 
-    Args:
-        document: The document of a comparison.
-
     Yields:
         The section; nothing where fewer than two norms were compared.
     """
@@ -232,9 +221,6 @@ def overlap_section(document: Mapping[str, Any]) -> Iterator[Html]:
 
 def hubness_section(document: Mapping[str, Any]) -> Iterator[Html]:
     """Yield the section that shows how unevenly rows are among the neighbours of others.
-
-    Args:
-        document: The document of a comparison.
 
     Yields:
         The section; nothing where the document has no hubness.

@@ -48,9 +48,6 @@ _DIGITS = range(6, 17)
 def diff_page(document: Mapping[str, Any]) -> str:
     """Describe what changed between two sets of predictions on one HTML page that works offline.
 
-    Args:
-        document: What `Difference.to_dict` gives; nothing else is read.
-
     Returns:
         An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
         the data are text in it, whatever they contain.
@@ -253,9 +250,6 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
     Args:
         id_: Identifier, unique in the page.
         shift: A number for each dimension; ``None`` where A never changes and B differs.
-
-    Returns:
-        A figure with the numbers behind it, or a note where there is nothing to draw.
     """
     values = [math.nan if value is None else float(value) for value in shift]
     known = [value for value in values if math.isfinite(value)]
@@ -338,13 +332,6 @@ def pair_histogram(
     show: Callable[[float | None, int], str],
 ) -> Html:
     """Draw how a figure is distributed over pairs of rows.
-
-    Args:
-        id_: Identifier, unique in the page.
-        measure: What is measured, such as ``"cosine"``.
-        figures: ``count``, ``mean``, ``min``, ``max``, ``quantiles`` by share, and ``histogram``,
-            a list of lower edge, upper edge and count.
-        show: Prints a value with so many digits, `axes.fixed` or `axes.number`.
 
     Returns:
         A figure with the numbers behind it, then the quantiles; a note where there are no pairs, or

@@ -48,9 +48,6 @@ def real(value: float | None) -> float:
 def measured_norms(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the statistics of every norm; ``none`` divides by one and has nothing to show.
 
-    Args:
-        document: The document of a comparison.
-
     Returns:
         Norm statistics as a run's manifest has them, by label.
     """
@@ -83,9 +80,6 @@ def metric_name(metric: str) -> str:
 
 def families(document: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the metrics of a comparison by family, the headline's family first.
-
-    Args:
-        document: The document of a comparison.
 
     Returns:
         Such as ``{"precision": ["precision@1", "precision@10"]}``, k ascending; empty where
@@ -144,23 +138,12 @@ def interval(entry: Mapping[str, Any] | None) -> Interval:
 
 
 def quality(document: Mapping[str, Any], norm: str, metric: str) -> Interval:
-    """Return a norm's value and interval at a metric; NaN where there is none.
-
-    Args:
-        document: The document of a comparison, or one of its groups.
-        norm: Label of the norm.
-        metric: Such as ``"precision@10"``.
-    """
+    """Return a norm's value and interval at a metric; NaN where there is none."""
     return interval(((document.get("quality") or {}).get(norm) or {}).get(metric))
 
 
 def tested(document: Mapping[str, Any], norm: str, metric: str) -> Mapping[str, Any]:
     """Return a norm's difference to the first norm at a metric, with interval and p values.
-
-    Args:
-        document: The document of a comparison.
-        norm: Label of the norm.
-        metric: Such as ``"precision@10"``.
 
     Returns:
         ``difference``, ``low``, ``high``, ``p`` and ``p_holm``; empty where nothing was tested.
@@ -195,10 +178,6 @@ def describe_unknown(document: Mapping[str, Any]) -> Sequence[str]:
 
 def outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """Return what became of a night, one of `OUTCOMES`.
-
-    Args:
-        record: One of the document's nights.
-        document: The whole history.
 
     Example:
         >>> nights = [{"version": v, "state": "published", "kind": "load"} for v in (1, 2)]

@@ -76,10 +76,6 @@ _SMALL = Frame(NARROW.width, 170)
 def history_page(document: Mapping[str, Any]) -> str:
     """Draw the nights of a store on one HTML page that works offline.
 
-    Args:
-        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``records``, records of
-            nights with the oldest first; nothing else is read.
-
     Returns:
         An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
         the data are text in it, whatever they contain.
@@ -266,12 +262,6 @@ def _row(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[object]
 def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:
     """Return one of several small charts that stand side by side, drawn for any window alike.
 
-    Args:
-        id_: Identifier, unique in the page.
-        title: What the chart shows.
-        said: What is to be seen in it.
-        draw: Draws the chart for given words and frame.
-
     Returns:
         A ``<figure>`` under its heading.
     """
@@ -286,12 +276,6 @@ def rows_chart(
 
     A first load, and a night in a new space, may be cut at the top: they would press every other
     night onto the axis.
-
-    Args:
-        id_: Identifier, unique in the page.
-        title: The kind of the rows.
-        records: Records of nights, the oldest first, at least one.
-        rows: Rows of each night, ``None`` where it has no such count.
 
     Returns:
         A ``<figure>`` under its heading.
@@ -312,15 +296,7 @@ def _is_whole(record: Mapping[str, Any]) -> bool:
 
 
 def norms_chart(records: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html:
-    """Draw median, middle half and middle 90 % of the norms of every night.
-
-    Args:
-        records: Records of nights, the oldest first.
-        norm: What the norms are called.
-
-    Returns:
-        A figure, or a note where no night has norms.
-    """
+    """Draw median, middle half and middle 90 % of the norms of every night."""
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
@@ -365,11 +341,6 @@ class LimitHistory:
 
 def gate_chart(id_: str, title: str, judged: LimitHistory) -> Html:
     """Draw the values of a limit against what was allowed, as one of several small charts.
-
-    Args:
-        id_: Identifier, unique in the page.
-        title: The name of the limit.
-        judged: What it measured; values beyond four times the limit are drawn at the top.
 
     Returns:
         A ``<figure>`` under its heading.
@@ -430,14 +401,7 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
 
 
 def outcomes_chart(document: Mapping[str, Any]) -> Html:
-    """Draw what became of every night: a row for each fate, a bar for each night.
-
-    Args:
-        document: The history, at least one night.
-
-    Returns:
-        A figure.
-    """
+    """Draw what became of every night: a row for each fate, a bar for each night."""
     outcomes = [outcome(record, document) for record in document["nights"]]
     said = ". ".join(
         f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes

@@ -18,9 +18,6 @@ class Html(str):
 def escape(value: object) -> Html:
     """Return a value as text for an element's content.
 
-    Args:
-        value: Anything; `Html` is returned as it is.
-
     Returns:
         Markup in which ``value`` is only text.
 
@@ -43,9 +40,6 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
             ``None`` and ``False`` leave the attribute out, ``True`` writes its bare name. Values
             are always escaped.
 
-    Returns:
-        The element as markup.
-
     Example:
         >>> tag("td", "a < b", class_="name", title='"x"')
         '<td class="name" title="&quot;x&quot;">a &lt; b</td>'
@@ -58,12 +52,6 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
 
 def join(*children: object) -> Html:
     """Return several pieces after one another, each escaped unless it is markup.
-
-    Args:
-        children: The pieces; ``None`` is left out.
-
-    Returns:
-        One piece of markup.
 
     Example:
         >>> join("a&", tag("br"), None)

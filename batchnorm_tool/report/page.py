@@ -112,13 +112,6 @@ def document(
 ) -> str:
     """Put a whole page together.
 
-    Args:
-        title: What the browser's tab says.
-        header: What stands above the first section, heading included.
-        sections: The sections in order.
-        footer: The last line.
-        style: Rules of this kind of page, after those that all pages share.
-
     Returns:
         An HTML document that needs no other file, to be written as UTF-8.
 
@@ -160,14 +153,7 @@ def identity(value: str) -> Html:
 
 
 def figures(pairs: Iterable[tuple[str, object, bool]]) -> Html:
-    """Return a few large numbers side by side.
-
-    Args:
-        pairs: Name, number as text, and whether it should worry the reader.
-
-    Returns:
-        A description list.
-    """
+    """Return a few large numbers side by side."""
     entries = (
         tag("div", tag("dt", label), tag("dd", value), class_="alarm" if worry else None)
         for label, value, worry in pairs
@@ -191,9 +177,6 @@ def table(
         columns: Its columns.
         rows: One value for each column, already as text or markup.
         shown: Rows at most; a last line says how many are left out.
-
-    Returns:
-        The table as markup.
     """
     every = list(rows)
     head = tag("tr", *(tag("th", c.heading, scope="col", class_=_align(c)) for c in columns))
@@ -210,11 +193,6 @@ def table(
 
 def chart(words: ChartText, draw: Callable[[ChartText, Frame], Html], *after: object) -> Html:
     """Return a figure that is drawn twice, for wide and for narrow windows.
-
-    Args:
-        words: Title and description; the page's identifiers are made from its ``id``.
-        draw: Draws the chart for given words and frame.
-        after: What stands below the drawing: notes, the numbers behind it.
 
     Returns:
         A ``<figure>`` of which the style sheet shows one drawing at a time.

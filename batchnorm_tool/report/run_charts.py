@@ -63,17 +63,7 @@ class _Steps:
 
 
 def part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
-    """Draw median, middle half and middle 90 % of a norm along the rows of a run.
-
-    Args:
-        id_: Identifier, unique in the page.
-        chunks: The table of chunk statistics.
-        output: The model output to show.
-        norm: Label of the norm to show.
-
-    Returns:
-        A figure with the numbers behind it, or a note where there is nothing to draw.
-    """
+    """Draw median, middle half and middle 90 % of a norm along the rows of a run."""
     steps = _gather(chunks, output, norm)
     if steps is None:
         return page.note("No chunk holds a finite vector.")
@@ -201,16 +191,7 @@ class Overlay:
 
 
 def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
-    """Draw several norms' histograms over one another, in shares, so that counts may differ.
-
-    Args:
-        id_: Identifier, unique in the page.
-        title: What the chart shows.
-        overlay: What to draw.
-
-    Returns:
-        A figure with the numbers behind it, or a note where no norm is above zero.
-    """
+    """Draw several norms' histograms over one another, in shares, so that counts may differ."""
     bins = bin_together(overlay.norms, log_from=overlay.log_from)
     if not bins:
         return page.note("No norm is finite and above zero.")
@@ -287,16 +268,7 @@ def _overlay_table(title: str, bins: Mapping[str, NormBins]) -> Html:
 
 
 def norm_table(norms: Mapping[str, Mapping[str, Any]], caption: str, heading: str = "norm") -> Html:
-    """Show count, quantiles, mean and standard deviation of several norms.
-
-    Args:
-        norms: Norm statistics as the manifest has them, by label such as ``"l2"``.
-        caption: What the table holds.
-        heading: What the labels are.
-
-    Returns:
-        A table with one row for each label.
-    """
+    """Show count, quantiles, mean and standard deviation of several norms."""
     columns = [Column(heading, numeric=False)]
     columns += map(Column, ("vectors", *SPREAD, "mean", "std"))
     rows = [
@@ -320,16 +292,7 @@ class _Spread:
 
 
 def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
-    """Draw mean, mean ± standard deviation and extremes of each dimension.
-
-    Args:
-        id_: Identifier, unique in the page.
-        statistics: Dimension statistics as the manifest has them: ``count`` and, for each
-            dimension, ``mean``, ``m2``, ``min`` and ``max``.
-
-    Returns:
-        A figure with the numbers behind it, or a note where there is nothing to draw.
-    """
+    """Draw mean, mean ± standard deviation and extremes of each dimension."""
     if not statistics["count"] or not len(statistics["mean"]):
         return page.note("No prediction is finite.")
     spread = _spread(statistics)

@@ -26,11 +26,6 @@ _HEADROOM = 1.04
 def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
     """Describe a finished run on one HTML page that works offline.
 
-    Args:
-        manifest: The content of ``_manifest.json``.
-        chunks: The table of ``_stats/chunks.parquet``: one row for each part, chunk, output and
-            norm.
-
     Returns:
         An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
         the data are text in it, whatever they contain.

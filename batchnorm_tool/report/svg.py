@@ -128,12 +128,6 @@ class Steps:
 def bar_chart(words: ChartText, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
     """Draw bars that stand on zero.
 
-    Args:
-        words: Title and description for screen readers.
-        axes: The x and the y axis.
-        bars: In ascending order; heights in units of the y axis, below zero only where that is.
-        frame: The size to draw for.
-
     Returns:
         One ``<svg>`` element.
 
@@ -153,12 +147,6 @@ def bar_chart(words: ChartText, axes: tuple[Axis, Axis], bars: Sequence[Bar], fr
 
 def band_chart(words: ChartText, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
     """Draw lines and bands that hold one value for each step along the x axis.
-
-    Args:
-        words: Title and description for screen readers.
-        axes: The x and the y axis. Values outside of the y axis are cut at its edge.
-        steps: What to draw.
-        frame: The size to draw for.
 
     Returns:
         One ``<svg>`` element.
@@ -187,11 +175,6 @@ def band_chart(words: ChartText, axes: tuple[Axis, Axis], steps: Steps, frame: F
 
 def drawing(words: ChartText, frame: Frame, pieces: Sequence[Html]) -> Html:
     """Put the pieces of a chart into one element that says what it shows.
-
-    Args:
-        words: Title and description for screen readers.
-        frame: The size of the drawing.
-        pieces: Markup, in the order in which it is painted.
 
     Returns:
         One ``<svg>`` element.
@@ -357,16 +340,7 @@ def legend_rows(labels: Iterable[str], frame: Frame) -> int:
 
 
 def legend(shown: Mapping[str, SeriesStyle], frame: Frame, *, marked: bool) -> Html:
-    """Draw the key of each series above a chart, in as many rows as `legend_rows` says.
-
-    Args:
-        shown: The look of each label.
-        frame: The size of the drawing.
-        marked: Whether values have markers in this chart.
-
-    Returns:
-        Markup to be put into a drawing.
-    """
+    """Draw the key of each series above a chart, in as many rows as `legend_rows` says."""
     pieces = []
     for label, x, row in _places(shown, frame):
         y = ROW * (1 + row) + 8

@@ -48,10 +48,6 @@ _KEY_WIDTH = 28
 def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
     """Summarize a comparison of norms.
 
-    Args:
-        document: What `Comparison.to_dict` gives; nothing else is read.
-        width: Columns that a line may take. Tables of very many norms take more.
-
     Returns:
         Lines with an empty one between the pieces: the verdict with its grounds, quality at the
         headline's metric, overlap, hubness, and the norms' quantiles. Control characters in names
@@ -71,10 +67,6 @@ def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
 
 def difference_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
     """Summarize what changed between two sets of predictions.
-
-    Args:
-        document: What `Difference.to_dict` gives; nothing else is read.
-        width: Columns that a line may take.
 
     Returns:
         Lines with an empty one between the pieces: the verdict, rows, cosines and norms, shift,

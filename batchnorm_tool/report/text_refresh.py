@@ -86,14 +86,6 @@ def dry_run_lines(
 ) -> list[str]:
     """Say what a night would change.
 
-    Args:
-        rows: Rows by kind, as a record has them.
-        findings: What the gate found in the input.
-        width: Columns that a line may take.
-
-    Returns:
-        Lines; control characters are shown as U+FFFD.
-
     Example:
         >>> print(*dry_run_lines({"in": 100, "new": 2, "changed": 1, "same": 97, "vanished": 0}),
         ...       sep=chr(10))
@@ -203,10 +195,6 @@ def _next(
 
 def history_lines(document: Mapping[str, Any]) -> list[str]:
     """Summarize the nights of a store, one line each, the oldest first.
-
-    Args:
-        document: ``path``, ``live``, ``hold``, ``waiting``, ``kept`` and ``records``, records of
-            nights with the oldest first.
 
     Returns:
         Lines: where the store stands, then a table whose last column, the gate, may be long.

@@ -33,10 +33,6 @@ _FIRST_BAD_ROWS = 5
 def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
     """Draw a histogram of norms with block characters.
 
-    Args:
-        stats: Norm statistics as the manifest has them: ``zero`` and ``histogram``.
-        width: Columns that a line may take.
-
     Returns:
         One line for each bar, lowest norms first, then a line for norms that no bar holds. Each
         bar reaches from its own norm up to the next line's.
@@ -61,9 +57,6 @@ def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
 def outside(stats: Mapping[str, Any]) -> list[str]:
     """Say which norms the bars of a histogram leave out.
 
-    Args:
-        stats: Norm statistics as the manifest has them.
-
     Returns:
         One line such as ``not shown: 3 zero, 1 above``, or none.
 
@@ -84,12 +77,6 @@ def outside(stats: Mapping[str, Any]) -> list[str]:
 
 def quantile_table(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     r"""Set the quantiles of several norms below one another.
-
-    Args:
-        norms: Norm statistics as the manifest has them, by label such as ``"l2"``.
-
-    Returns:
-        A line of headings and a line for each norm, columns aligned.
 
     Example:
         >>> quantiles = {"0.05": 1.0, "0.25": 2.0, "0.5": 3.0, "0.75": 4.0, "0.95": 5.0}
@@ -112,13 +99,6 @@ def spread(stats: Mapping[str, Any]) -> list[float | None]:
 def rows_line(manifest: Mapping[str, Any], seconds: float | None = None) -> str:
     """Say how many rows came in, went out and how fast.
 
-    Args:
-        manifest: The manifest of a run.
-        seconds: Wall time of the work, where it is known.
-
-    Returns:
-        One line.
-
     Example:
         >>> rows_line({"rows": {"in": 2000, "out": 1999, "bad": 1}}, 4.0)
         '2,000 rows in, 1,999 out, 1 bad (0.05 %), 500 rows/s'
@@ -134,9 +114,6 @@ def rows_line(manifest: Mapping[str, Any], seconds: float | None = None) -> str:
 
 def bad_row_lines(manifest: Mapping[str, Any]) -> list[str]:
     """Say why rows are bad and where the first ones are.
-
-    Args:
-        manifest: The manifest of a run.
 
     Returns:
         A line with the count of each reason, then a line for each of the first five bad rows;
@@ -162,15 +139,7 @@ def bad_row_lines(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def norm_lines(manifest: Mapping[str, Any], width: int = 72) -> list[str]:
-    """Show the norms of every output: quantiles of each norm, a histogram of the one in use.
-
-    Args:
-        manifest: The manifest of a run.
-        width: Columns that a line may take.
-
-    Returns:
-        Lines, with an empty one between the pieces.
-    """
+    """Show the norms of every output: quantiles of each norm, a histogram of the one in use."""
     lines: list[str] = []
     for output in manifest["outputs"]:
         statistics = manifest["statistics"].get(output["name"])
@@ -195,10 +164,6 @@ def norm_shown(label: str) -> str:
 
 def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
     """Show where the time of a run went.
-
-    Args:
-        profile: ``seconds``, ``workers``, ``stages``, ``shares`` and ``bottleneck`` of a profile.
-        width: Columns that a line may take.
 
     Returns:
         A line for each stage with the workers' seconds and share, then the bottleneck in words.
@@ -233,12 +198,6 @@ def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
 
 def next_steps(place: str) -> list[str]:
     """Return the commands worth trying on a finished run, with what each does.
-
-    Args:
-        place: The output directory, as the user would type it.
-
-    Returns:
-        Lines with commands and remarks aligned.
 
     Example:
         >>> next_steps("runs/a")[0]

@@ -31,11 +31,7 @@ __all__ = [
 
 
 def open_storage(path: str) -> Storage:
-    """Return the storage for an ``output.path``.
-
-    Raises:
-        OutputError: The path is on an object store, or is a file.
-    """
+    """Return the storage for an ``output.path``."""
     if "://" in path:
         msg = (
             f"`output.path` must be a local directory in this version. Received: `{path}`. "

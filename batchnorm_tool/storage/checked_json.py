@@ -54,9 +54,6 @@ def dump_checked_json(data: dict[str, Any]) -> bytes:
 def load_checked_json(text: bytes) -> dict[str, Any] | None:
     """Read back what `dump_checked_json` wrote.
 
-    Args:
-        text: A whole file.
-
     Returns:
         The data, or ``None`` where the checksum disagrees or there is none.
     """
@@ -89,9 +86,6 @@ def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     Their checksums agree: another version or program wrote them. What goes wrong with them is
     mapped here, once, because they are looked at in so many places.
-
-    Args:
-        function: Reads the run or store at the path that it gets first, or as ``path``.
 
     Returns:
         The function, which raises `Damaged` instead of what Python says of the records.

@@ -78,11 +78,6 @@ def describe_error(error: OSError) -> str:
 def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None, bool]:
     """Say what is wrong with a committed file, if anything is.
 
-    Args:
-        root: What its path is below; nothing below it may be a link.
-        expected: What was written.
-        source: Who says so, such as ``manifest``.
-
     Returns:
         A sentence, and whether it is worth decoding: a file of the right size may still tell which
         row is broken.
@@ -115,13 +110,7 @@ def record_of(root: Path, path: str) -> FileRecord:
 
 
 def unknown_files(root: Path, known: Collection[str], directory: str = "") -> Iterator[str]:
-    """Yield what a directory holds and is not known: files, links, directories of no such file.
-
-    Args:
-        root: What paths are below.
-        known: Paths of files.
-        directory: Below ``root``; what is beside it is not looked at.
-    """
+    """Yield what a directory holds and is not known: files, links, directories of no such file."""
     parents = {str(parent) for path in known for parent in Path(path).parents}
     for folder, folders, names in os.walk(root / directory):
         for name in sorted([*names, *folders]):
@@ -262,11 +251,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def make_directories(directory: Path) -> list[Path]:
-    """Make ``directory`` and its parents, each entry synced in the directory above it.
-
-    Returns:
-        Those that this call has made, outermost first; another process may make some meanwhile.
-    """
+    """Make ``directory`` and its parents, each entry synced in the directory above it."""
     if directory.is_dir():
         return []
     made = make_directories(directory.parent)
@@ -286,10 +271,6 @@ def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     Args:
         directory: Where to.
         files: Content by name. Files of these names are replaced, each in one step.
-
-    Raises:
-        OutputError: They cannot be written there at all.
-        WorkFailed: The disk is full, for example; a directory that was made for them is gone again.
     """
     target, made = Path(directory).absolute(), list[Path]()
     with _errors(directory, "directory"):
@@ -305,12 +286,7 @@ def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
 
 
 def save_page(path: str | os.PathLike[str], content: str) -> None:
-    """Write one page; a file of that name is replaced in one step.
-
-    Raises:
-        OutputError: It cannot be written there at all.
-        WorkFailed: The disk is full, for example.
-    """
+    """Write one page; a file of that name is replaced in one step."""
     with _errors(path, "file"):
         place = Path(os.path.realpath(path))  # a link stays one
         if place.exists() and not place.is_file():
@@ -320,14 +296,7 @@ def save_page(path: str | os.PathLike[str], content: str) -> None:
 
 
 def check_directory(directory: str | os.PathLike[str]) -> None:
-    """Refuse a place where no report can be written, before the work; nothing is written.
-
-    Args:
-        directory: Where the report is to go; it need not exist.
-
-    Raises:
-        OutputError: It, or the nearest directory above that exists, cannot be written to.
-    """
+    """Refuse a place where no report can be written, before the work; nothing is written."""
     if not os.fspath(directory):
         raise _refusal(Path(), "it has no name")
     place = Path(directory).absolute()

@@ -24,12 +24,7 @@ _OFTEN_GONE = 100
 
 @contextlib.contextmanager
 def acquire_lock(root: Path, wait_seconds: float) -> Iterator[None]:
-    """Hold ``root`` alone: ``flock`` on the directory, which dies with its process.
-
-    Raises:
-        Busy: Another run still holds it after ``wait_seconds``.
-        OutputError: The directory cannot be made, written or locked.
-    """
+    """Hold ``root`` alone: ``flock`` on the directory, which dies with its process."""
     deadline = time.monotonic() + max(wait_seconds, _LOCK_PATIENCE_SECONDS)
     descriptor, made = _lock_root(root, deadline)
     try:

@@ -25,17 +25,7 @@ _LEFT_EMPTY = ("_deletions/file", "_refs/tags/file", "_transactions/file", "data
 
 
 def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
-    """Take the checksums of all files of these versions that have none yet; forget other files.
-
-    Args:
-        path: Of the dataset.
-        storage: The store's state.
-        lance_versions: Lance's numbers of the kept versions.
-
-    Raises:
-        Damaged: The dataset cannot be read, or the ledger is not what its checksum says.
-        WorkFailed: A file cannot be read, or the ledger not be written.
-    """
+    """Take the checksums of all files of these versions that have none yet; forget other files."""
     known = _records(path, storage)
     files = [*_files_of(path, set(lance_versions)), *_tags(path)]
     known_still = {name: each for name, each in known.items() if not name.startswith(_TAGS)}
@@ -47,27 +37,16 @@ def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> 
 
 
 def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
-    """Return the files whose checksums are known, by path.
-
-    Raises:
-        Damaged: The ledger is not what its checksum says.
-    """
+    """Return the files whose checksums are known, by path."""
     return sorted(_records(path, storage).values(), key=lambda record: record.path)
 
 
 def check_files(path: str, storage: Storage) -> Iterator[str]:
     """Say what is wrong with the files of the dataset; nothing, where they are as written.
 
-    Args:
-        path: Of the dataset.
-        storage: The store's state.
-
     Returns:
         One sentence for each file that is missing, has other bytes, or is none of the store's; a
         tag that somebody else has made is none of them.
-
-    Raises:
-        Damaged: The ledger is not what its checksum says.
     """
     records = recorded_files(path, storage)
     for record in records:
@@ -116,11 +95,7 @@ def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
 
 
 def tracked_files(path: str) -> pa.Table:
-    """Return the files of every version that there is: columns ``version`` (in Lance) and ``path``.
-
-    Raises:
-        Damaged: The dataset cannot be read.
-    """
+    """Return the files of all versions: columns ``version`` (in Lance) and ``path``."""
     with reading(path):
         return open_dataset(path).tracked_files().read_all()
 

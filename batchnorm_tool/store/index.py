@@ -61,11 +61,7 @@ class LiveIndex:
 
     @classmethod
     def load(cls, storage: Storage, path: str) -> LiveIndex:
-        """Read an index into memory.
-
-        Raises:
-            WorkFailed: It cannot be read.
-        """
+        """Read an index into memory."""
         rows = index_rows(storage, path)
         ids = np.empty((rows, 16), np.uint8)
         _fill(storage, path, {KEY_ID: ids})
@@ -85,14 +81,7 @@ class LiveIndex:
         passthrough_hash: np.ndarray,
         quarantined: np.ndarray,
     ) -> LiveIndex:
-        """Return the same from arrays.
-
-        Args:
-            ids: ``uint64[n, 2]``, each once.
-            feature_hash: ``uint8[n, 16]``.
-            passthrough_hash: ``uint8[n, 8]``.
-            quarantined: ``bool[n]``.
-        """
+        """Return the same from arrays."""
         return cls(feature_hash, passthrough_hash, quarantined, *_sorted_ids(ids))
 
     def __len__(self) -> int:
@@ -100,9 +89,6 @@ class LiveIndex:
 
     def lookup(self, ids: np.ndarray) -> np.ndarray:
         """Return the position of each key.
-
-        Args:
-            ids: ``uint64[m, 2]``, of `key_ids`.
 
         Returns:
             ``int64[m]``: the row of the index that has this key; -1 for none.
@@ -181,11 +167,7 @@ def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
 
 
 def index_schema(keys: pa.Schema) -> pa.Schema:
-    """Return the schema of an index.
-
-    Args:
-        keys: The key columns; dictionary-encoded ones are stored decoded.
-    """
+    """Return the schema of an index."""
     plain = [field.remove_metadata() for field in plain_schema(keys)]
     return pa.schema([*plain, *INDEX_FIELDS])
 
@@ -255,18 +237,8 @@ def read_index(
 ) -> Iterator[pa.Table]:
     """Stream some columns of an index, in its order.
 
-    Args:
-        storage: The state of the store.
-        path: The index.
-        columns: Key columns, or of `INDEX_FIELDS`.
-        batch_rows: Most rows of a table.
-
     Yields:
         Tables of at least one row; ``status`` is dictionary-encoded.
-
-    Raises:
-        Damaged: The index is missing or cannot be read.
-        OutputError: It was made with hashes of another version.
     """
     names = list(columns)
     with _opened(storage, path) as file:

@@ -28,11 +28,7 @@ _RAISED = (OSError, RuntimeError, ValueError, KeyError, NotImplementedError, pa.
 
 
 def lance() -> Any:
-    """Return the library itself.
-
-    Raises:
-        JobError: It is not installed.
-    """
+    """Return the library itself."""
     # Lance writes its warnings to standard error itself; what matters comes as an exception, too.
     os.environ.setdefault("LANCE_LOG", "error")
     try:
@@ -47,11 +43,7 @@ def lance() -> Any:
 
 
 def check_installed() -> None:
-    """Find out that a library is missing before anything is written; none is imported.
-
-    Raises:
-        JobError: One is; the message says what to install.
-    """
+    """Find out that a library is missing before anything is written; none is imported."""
     missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
     if missing:
         msg = (
@@ -70,24 +62,14 @@ def _is_installed(name: str) -> bool:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Map what Lance says while it reads: what cannot be read is damaged.
-
-    Raises:
-        Damaged: A file is missing or is not what was written.
-        WorkFailed: The system does not let it read.
-    """
+    """Map what Lance says while it reads: what cannot be read is damaged."""
     with _mapped(path, "Reading", Damaged):
         yield
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Map what Lance says while it writes.
-
-    Raises:
-        WorkFailed: It cannot be written.
-        Damaged: A file that is there already is missing or is not what was written.
-    """
+    """Map what Lance says while it writes."""
     with _mapped(path, "Writing", WorkFailed):
         yield
 
@@ -132,11 +114,7 @@ def _error(
 
 
 def newest_version(path: str) -> int | None:
-    """Return `latest_version` from the names of the files alone, without importing Lance.
-
-    Raises:
-        OutputError: Something else lies there.
-    """
+    """Return `latest_version` from the names of the files alone, without importing Lance."""
     manifests = list((Path(path) / "_versions").glob("*.manifest"))
     if not manifests:
         _refuse_foreign(path)
@@ -150,15 +128,7 @@ def _version_of(manifest: Path) -> int:
 
 
 def latest_version(path: str) -> int | None:
-    """Return Lance's number of the version that readers get, or ``None`` where no dataset is.
-
-    Args:
-        path: Of the dataset.
-
-    Raises:
-        OutputError: Something else lies there.
-        Damaged: The dataset cannot be opened.
-    """
+    """Return Lance's number of the version that readers get, or ``None`` where no dataset is."""
     if not any((Path(path) / "_versions").glob("*.manifest")):
         _refuse_foreign(path)
         return None
@@ -181,11 +151,7 @@ def _refuse_foreign(path: str) -> None:
 
 
 def open_dataset(path: str, lance_version: int | None = None) -> Any:
-    """Open a version of the dataset; the newest where none is named.
-
-    Raises:
-        Damaged: There is none, or it cannot be opened.
-    """
+    """Open a version of the dataset; the newest where none is named."""
     with reading(path):
         return lance().dataset(path, version=lance_version)
 
@@ -193,21 +159,7 @@ def open_dataset(path: str, lance_version: int | None = None) -> Any:
 def write_fragments(
     place: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch], mode: str = "append"
 ) -> list[Any]:
-    """Write rows as new fragments of a dataset, which nobody sees before a commit names them.
-
-    Args:
-        place: The dataset, or the path where one is to be.
-        schema: Of the rows.
-        batches: The rows; they are streamed, and cast to the schema.
-
-        mode: ``append`` to the dataset's other rows, or ``overwrite`` or ``create`` it.
-
-    Returns:
-        What Lance calls them; none where there are no rows.
-
-    Raises:
-        WorkFailed: They cannot be written.
-    """
+    """Write rows as new fragments of a dataset, which nobody sees before a commit names them."""
     path = place if isinstance(place, str) else place.uri
     filled = (batch for batch in batches if batch.num_rows)
     rows = (_aligned(batch.select(schema.names).cast(schema)) for batch in filled)

@@ -61,9 +61,6 @@ class IdLookup:
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Look ids up.
 
-        Args:
-            ids: ``uint64[n, 2]``.
-
         Returns:
             ``int64[n]``, the place of each in the list, the first of several; -1: it is not there.
         """
@@ -108,9 +105,6 @@ def rows(
         columns: Names of the columns, in the order wanted; at least one.
         batch_rows: A batch has at most so many rows, fewer where they are wide.
         filter: An SQL condition in Lance's dialect that rows must meet.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
     """
     dataset = open_dataset(path, lance_version)
     yield from scan(path, dataset, columns, batch_rows, filter=filter)
@@ -119,11 +113,7 @@ def rows(
 def key_batches(
     path: str, lance_version: int | None, keys: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stream where rows lie and the ids of their keys: ``uint64[n]`` and ``uint64[n, 2]``.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Stream where rows lie and the ids of their keys: ``uint64[n]`` and ``uint64[n, 2]``."""
     for addresses, table in addressed(path, lance_version, keys):
         yield addresses, key_ids(table, keys)
 
@@ -131,11 +121,7 @@ def key_batches(
 def addressed(
     path: str, lance_version: int | None, columns: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """Stream narrow columns with the address of each row, which `at_addresses` takes.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Stream narrow columns with the address of each row, which `at_addresses` takes."""
     dataset = open_dataset(path, lance_version)
     for batch in scan(path, dataset, columns, with_row_address=True):
         table = pa.Table.from_batches([batch])
@@ -145,11 +131,7 @@ def addressed(
 def at_addresses(
     path: str, lance_version: int | None, addresses: np.ndarray, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Stream the rows at addresses ``uint64[n]``, in their order.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Stream the rows at addresses ``uint64[n]``, in their order."""
     dataset = open_dataset(path, lance_version)
     most = _fitting_rows(dataset.schema, columns)
     for start in range(0, len(addresses), most):
@@ -182,34 +164,14 @@ class Addresses:
 def addresses_of_keys(
     path: str, lance_version: int | None, ids: np.ndarray, keys: Sequence[str]
 ) -> Addresses:
-    """Find the rows that have certain keys.
-
-    Args:
-        path: Of the dataset.
-        lance_version: Lance's number of the version; ``None``: the newest.
-        ids: ``uint64[m, 2]``, the ids of the keys.
-        keys: Names of the key columns.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Find the rows that have certain keys."""
     return _addresses(ids, key_batches(path, lance_version, keys))
 
 
 def addresses_of_hashes(
     path: str, lance_version: int | None, hashes: np.ndarray, columns: Sequence[str]
 ) -> Addresses:
-    """Find a good row for each feature hash that the version has: its vector can be reused.
-
-    Args:
-        path: Of the dataset.
-        lance_version: Lance's number of the version; ``None``: the newest.
-        hashes: ``uint8[m, 16]``.
-        columns: What the columns of feature hashes and of status are called there.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Find a good row for each feature hash that the version has: its vector can be reused."""
     return _addresses(as_ids(hashes), _good_hashes(path, lance_version, columns))
 
 
@@ -237,18 +199,7 @@ def take_by_key(
     keys: Sequence[str],
     columns: Sequence[str],
 ) -> Iterator[pa.Table]:
-    """Stream the rows that have certain keys, in the order of these.
-
-    Args:
-        path: Of the dataset.
-        lance_version: Lance's number of the version; ``None``: the newest.
-        wanted: The key columns, each key at most once.
-        keys: Their names.
-        columns: Names of the columns wanted.
-
-    Raises:
-        Damaged: A key is not there, or a file is missing or cannot be read.
-    """
+    """Stream the rows that have certain keys, in the order of these."""
     ids = key_ids(wanted, keys)
     found = addresses_of_keys(path, lance_version, ids, keys).find(ids)
     check_found(path, wanted.select(list(keys)), found)
@@ -256,11 +207,7 @@ def take_by_key(
 
 
 def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
-    """Check that every row that the index knows is in the dataset.
-
-    Raises:
-        Damaged: One is not.
-    """
+    """Check that every row that the index knows is in the dataset."""
     missing = np.flatnonzero(addresses == NOWHERE)
     if len(missing):
         raise Damaged(_missing_key(path, wanted, missing))
@@ -283,18 +230,7 @@ def scan(
     batch_rows: int = _BATCH_ROWS,
     **choices: Any,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream rows of an open dataset.
-
-    Args:
-        path: Of the dataset.
-        dataset: As `open_dataset` gave it.
-        columns: Names of the columns, in the order wanted.
-        batch_rows: A batch has at most so many rows, fewer where they are wide.
-        choices: What else Lance's ``scanner`` takes, such as ``filter``.
-
-    Raises:
-        Damaged: A file is missing or cannot be read.
-    """
+    """Stream rows of an open dataset."""
     with reading(path):
         scanner = dataset.scanner(
             columns=list(columns),
@@ -326,17 +262,7 @@ def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
 def write_rows(
     storage: LocalStorage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]
 ) -> int:
-    """Write tables into one Arrow file, which appears whole and synced.
-
-    Args:
-        storage: The state of a store.
-        path: Below its root.
-        schema: Of every table.
-        tables: The rows, in order.
-
-    Returns:
-        Number of rows.
-    """
+    """Write tables into one Arrow file, which appears whole and synced."""
     rows = 0
     file = storage.create(path)
     try:
@@ -351,11 +277,7 @@ def write_rows(
 
 
 def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
-    """Yield the rows of a file that `write_rows` wrote, batch by batch.
-
-    Raises:
-        WorkFailed: It is damaged; the next run makes it anew.
-    """
+    """Yield the rows of a file that `write_rows` wrote, batch by batch."""
     try:
         with pa.memory_map(str(storage.root / path)) as source:
             reader = pa.ipc.open_file(source)

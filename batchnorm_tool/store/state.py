@@ -216,11 +216,7 @@ class StoreDirectory:
         return self.storage.lock(wait_seconds)
 
     def pointer(self) -> StorePointer:
-        """Return what ``store.json`` says; where there is none, what holds of a new store.
-
-        Raises:
-            Damaged: It is not what its checksum says.
-        """
+        """Return what ``store.json`` says; where there is none, what holds of a new store."""
         text = self.storage.get(STORE_PATH)
         if text is None:
             return StorePointer()
@@ -231,11 +227,7 @@ class StoreDirectory:
         self.storage.put(STORE_PATH, checked_json.dump_checked_json(pointer.to_dict()))
 
     def record(self, version: int) -> dict[str, Any] | None:
-        """Return the record of a night, or ``None`` where there is none.
-
-        Raises:
-            Damaged: It is not what its checksum says.
-        """
+        """Return the record of a night, or ``None`` where there is none."""
         path = record_path(version)
         text = self.storage.get(path)
         return None if text is None else _opened(text, f"{self.root}/{path}")
@@ -284,12 +276,7 @@ def is_store(path: str) -> bool:
 
 @checked_json.explain_unreadable_records
 def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
-    """Return the state of an existing store, and what it says.
-
-    Raises:
-        InputError: No store lies there.
-        Damaged: Its ``store.json`` is not what its checksum says.
-    """
+    """Return the state of an existing store, and what it says."""
     state = StoreDirectory(path)
     if not is_store(path):
         msg = (
@@ -343,9 +330,6 @@ class Unfit:
 
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
     """Return the type in which a store keeps the values of a column.
-
-    Args:
-        kind: Of the column in the input.
 
     Returns:
         A type that holds the same values; ``None`` where neither Lance nor Parquet has one.

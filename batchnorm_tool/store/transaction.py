@@ -47,17 +47,8 @@ _DEAD_IN_FRAGMENT = 0.1
 def prepare_whole(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Prepared:
     """Write all rows of a new version, in the place of whatever rows there are.
 
-    Args:
-        path: Of the dataset, which need not exist.
-        schema: Of the rows; it may differ from what was there before.
-        batches: The rows; they are streamed.
-
     Returns:
         The change; nobody sees it before `commit`.
-
-    Raises:
-        WorkFailed: It cannot be written.
-        OutputError: Something else lies at ``path``.
     """
     base = latest_version(path) or 0
     builder = TransactionBuilder(path, base)
@@ -90,10 +81,6 @@ def prepare_merge(
 
     Returns:
         The change; nobody sees it before `commit`.
-
-    Raises:
-        WorkFailed: It cannot be written, or two rows of ``batches`` have the same key.
-        Damaged: The dataset cannot be read.
     """
     dataset = open_dataset(path)
     builder = TransactionBuilder(path, dataset.version)
@@ -113,26 +100,14 @@ def prepare_merge(
 
 
 def prepare_restore(path: str, lance_version: int) -> Prepared:
-    """Prepare that an older version becomes the newest; no rows are written.
-
-    Raises:
-        Damaged: The dataset cannot be read, or has no such version.
-    """
+    """Prepare that an older version becomes the newest; no rows are written."""
     open_dataset(path, lance_version)
     base = open_dataset(path).version
     return TransactionBuilder(path, base).finish(lance().LanceOperation.Restore(lance_version))
 
 
 def restore(path: str, lance_version: int) -> int:
-    """Make an older version the newest, in one commit.
-
-    Returns:
-        Lance's number of the new version, synced.
-
-    Raises:
-        Damaged: The dataset cannot be read, or has no such version.
-        WorkFailed: It cannot be written.
-    """
+    """Make an older version the newest, in one commit."""
     return commit(prepare_restore(path, lance_version))
 
 
@@ -201,11 +176,7 @@ class Prepared:
     _transaction: Any = field(repr=False)
 
     def sync(self) -> None:
-        """Make sure that the new files, and their names, outlive a power cut.
-
-        Raises:
-            WorkFailed: They cannot be synced.
-        """
+        """Make sure that the new files, and their names, outlive a power cut."""
         _sync(self.path, self.files)
 
 
@@ -233,16 +204,9 @@ class TransactionBuilder:
 def commit(prepared: Prepared) -> int:
     """Let readers see a prepared change, as a new version.
 
-    Args:
-        prepared: The change; its files are synced first.
-
     Returns:
         Lance's number of the new version, which is synced. Not promised: that a power cut between
         the commit and the sync leaves either version whole.
-
-    Raises:
-        OutputError: The newest version is not the one that the change builds on.
-        WorkFailed: It cannot be written.
     """
     path = prepared.path
     prepared.sync()
@@ -269,15 +233,8 @@ def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
 def committed_version(path: str, uuid: str) -> int | None:
     """Tell whether a transaction was committed: what to ask after a crash.
 
-    Args:
-        path: Of the dataset.
-        uuid: Of the transaction, from `Prepared`.
-
     Returns:
         Lance's number of its version, synced; ``None``: it was not, and may be prepared again.
-
-    Raises:
-        Damaged: The dataset cannot be read.
     """
     if latest_version(path) is None:
         return None
@@ -328,34 +285,17 @@ def version_tag(version: int) -> str:
 
 
 def tag(path: str, version: int, lance_version: int) -> None:
-    """Protect a version from clean-up; harmless where it is so tagged already.
-
-    Args:
-        path: Of the dataset.
-        version: Its number in the store: the tag is ``night-<version>``.
-        lance_version: Its number in Lance.
-
-    Raises:
-        WorkFailed: The tag cannot be written.
-    """
+    """Protect a version from clean-up; harmless where it is so tagged already."""
     _put_tag(path, version_tag(version), lance_version)
 
 
 def move_live_tag(path: str, lance_version: int) -> None:
-    """Let the tag ``live`` name a version.
-
-    Raises:
-        WorkFailed: The tag cannot be written.
-    """
+    """Let the tag ``live`` name a version."""
     _put_tag(path, LIVE, lance_version)
 
 
 def tags(path: str) -> dict[str, int]:
-    """Return Lance's number of the version that each tag names.
-
-    Raises:
-        WorkFailed: They cannot be read.
-    """
+    """Return Lance's number of the version that each tag names."""
     with writing(path):
         return {name: each["version"] for name, each in open_dataset(path).tags.list().items()}
 
@@ -378,18 +318,6 @@ def clean_up(path: str, keep: Collection[int]) -> int:
     """Remove all versions but some, and what killed nights left behind.
 
     Whoever calls this holds the store's lock: files of a commit under way would be removed too.
-
-    Args:
-        path: Of the dataset.
-        keep: The versions to keep, by their numbers in the store. The live one and the newest in
-            Lance stay in any case; what `compact` replaced stays until the next commit.
-
-    Returns:
-        Bytes that were freed.
-
-    Raises:
-        WorkFailed: Files cannot be removed.
-        Damaged: The dataset cannot be read.
     """
     dataset = open_dataset(path)
     with writing(path):
@@ -422,17 +350,9 @@ def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
     fragments. Older versions go on needing their own files until they are cleaned up, and so does
     the one that is replaced, which readers may have open since its publication.
 
-    Args:
-        path: Of the dataset.
-        versions: Lance's number of each kept version.
-
     Returns:
         The same, where those that were the newest in Lance have the number of the compacted one,
         which holds the same rows, though maybe in another order.
-
-    Raises:
-        WorkFailed: It cannot be written.
-        OutputError: Somebody else has written to the store.
     """
     dataset = open_dataset(path)
     scattered = _scattered(dataset)

@@ -35,19 +35,11 @@ class Changes:
     _gone: _Rows = field(repr=False)
 
     def upsert_batches(self) -> Iterator[pa.RecordBatch]:
-        """Stream the rows to add or replace, with all columns; every call starts over.
-
-        Raises:
-            Damaged: A file is missing or cannot be read.
-        """
+        """Stream the rows to add or replace, with all columns; every call starts over."""
         return self._new.read(self._layout.schema)
 
     def delete_batches(self) -> Iterator[pa.RecordBatch]:
-        """Stream the key columns of the rows to remove; every call starts over.
-
-        Raises:
-            Damaged: A file is missing or cannot be read.
-        """
+        """Stream the key columns of the rows to remove; every call starts over."""
         return self._gone.read(self._layout.key_schema)
 
 
@@ -80,14 +72,7 @@ class Publication:
         return self.records[self.version]
 
     def can_start_from(self, base: int | None) -> bool:
-        """Tell whether `changes` since ``base`` is known: kept, of the same space and layout.
-
-        Args:
-            base: A version, or ``None``, which nothing can start from.
-
-        Raises:
-            Damaged: The dataset cannot be read.
-        """
+        """Tell whether `changes` since ``base`` is known: kept, of the same space and layout."""
         if base is None or base not in self.versions or base not in self.records:
             return False
         if self.records[base]["space"] != self.record["space"]:
@@ -99,12 +84,6 @@ class Publication:
         """Return what turns the version ``base`` into this one.
 
         Takes 40 bytes for each row of ``base`` while it is found out.
-
-        Args:
-            base: A version that `can_start_from` accepts.
-
-        Raises:
-            Damaged: A file is missing or cannot be read.
         """
         before, after = self.versions[base], self.versions[self.version]
         old = _Versioned.load(self._keyed(before), self.layout.keys)
@@ -127,11 +106,7 @@ class Publication:
         )
 
     def all_batches(self) -> Iterator[pa.RecordBatch]:
-        """Stream all rows, with all columns; every call starts over.
-
-        Raises:
-            Damaged: A file is missing or cannot be read.
-        """
+        """Stream all rows, with all columns; every call starts over."""
         schema = self.layout.schema
         for batch in rows(self.path, self.versions[self.version], schema.names):
             yield batch.cast(schema)

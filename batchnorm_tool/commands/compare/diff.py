@@ -121,17 +121,8 @@ def compare_sets(
 ) -> tuple[dict[str, Any], Compared]:
     """Hold two sets of vectors of equal width against each other.
 
-    Args:
-        a: What was before; streamed three to four times.
-        b: What is now; held in memory.
-        search: Which neighbours are looked for.
-
     Returns:
         The document of a difference, and the rows that were compared.
-
-    Raises:
-        InputError: A key is null or occurs twice, no row is in both, or a file cannot be read.
-        Damaged: A file of a run is missing, or cannot be read.
     """
     join = join_keys(a, b)
     vectors, b_set = load(b)
@@ -436,10 +427,6 @@ def compare_spaces(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> 
 
     Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
     predictions that were stored already nobody knows the model.
-
-    Args:
-        a: The provenance of one set.
-        b: That of the other.
     """
     one, other = a or {}, b or {}
     if not (one.get("space") and other.get("space")):

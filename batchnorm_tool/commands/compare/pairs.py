@@ -165,11 +165,7 @@ class NeighbourSearch:
 
 
 def check_depth(search: NeighbourSearch, *sets: VectorSource) -> None:
-    """Refuse to look for more neighbours than a set has.
-
-    Raises:
-        InputError: It has too few rows.
-    """
+    """Refuse to look for more neighbours than a set has."""
     most = search.ks[-1]
     for side in sets:
         if search.sample and most >= side.rows:
@@ -182,13 +178,7 @@ def check_depth(search: NeighbourSearch, *sets: VectorSource) -> None:
 
 
 def draw(join: Join, pairs: Pairs, search: NeighbourSearch) -> Sample:
-    """Draw common rows whose neighbours are looked for.
-
-    Args:
-        join: The common rows.
-        pairs: B's vectors; only rows that are finite there are drawn. About A nothing is known yet.
-        search: How many, and the seed.
-    """
+    """Draw common rows whose neighbours are looked for."""
     common = join.common
     candidates = common[np.isfinite(pairs.norms[join.partners[common]])]
     size = min(search.sample, len(candidates))
@@ -244,14 +234,7 @@ class Overlap:
 
 
 def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: NeighbourSearch) -> Overlap:
-    """Measure how many nearest neighbours a row has in common within A and within B.
-
-    Args:
-        base: All rows of A.
-        sample: The rows that are asked for; those that are not finite are left out.
-        pairs: Which row of A is which of B, and all rows of B.
-        search: How many neighbours.
-    """
+    """Measure how many nearest neighbours a row has in common within A and within B."""
     is_finite = np.isfinite(sample.vectors).all(axis=1)
     rows, queries, most = sample.rows[is_finite], sample.vectors[is_finite], search.ks[-1]
     if not len(rows):
@@ -316,16 +299,6 @@ def join_keys(a: VectorSource, b: VectorSource) -> Join:
 
     Where one of them has no key, its rows go by their number. Keys of different types are equal if
     their texts are: 17 and "17".
-
-    Args:
-        a: The first set; its key has as many parts as that of ``b``.
-        b: The second set.
-
-    Returns:
-        Which row is which. Needs the keys of both in memory.
-
-    Raises:
-        InputError: A key is null or occurs twice in one set, or the two have none in common.
     """
     join = _joined(a, b) if a.keys or b.keys else _joined_by_number(a, b)
     if not len(join.common):

@@ -61,19 +61,7 @@ def document_of(
     groups: Groups | None,
     options: Options,
 ) -> dict[str, Any]:
-    """Measure everything, and put it into the document of a comparison.
-
-    Args:
-        query_set: The base, and where queries come from.
-        relevance: What is relevant to whom, if that is known.
-        rows: ``int64[q]``, the queries' rows in their source.
-        groups: The queries by a column, if that is asked for.
-        options: What is asked.
-
-    Raises:
-        InputError: No query can be used, or an input cannot be read.
-        Damaged: A file of a run is missing, or cannot be read.
-    """
+    """Measure everything, and put it into the document of a comparison."""
     if query_set.source.width == 1:
         warn("The vectors have one component: under every norm but none they become 1 or -1.")
     sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
@@ -272,14 +260,7 @@ class FirstPass:
 def first_pass(
     query_set: QuerySet, sampled: Sample, compared: Sequence[Norm], *, all_lengths: bool
 ) -> FirstPass:
-    """Measure all rows of the base once; reading goes on meanwhile.
-
-    Args:
-        query_set: The base, and where queries come from.
-        sampled: The queries; picked up here, where they are rows of the base.
-        compared: Norms that are compared; L1, L2 and max are measured in any case.
-        all_lengths: Whether the norms of every row are wanted, 8 bytes each.
-    """
+    """Measure all rows of the base once; reading goes on meanwhile."""
     base = query_set.base
     norms = norms_to_measure(compared)
     samples = [evenly_spread(base), *([sampled] if query_set.is_base else [])]

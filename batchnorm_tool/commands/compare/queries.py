@@ -65,11 +65,7 @@ class QuerySet:
         return rows if self.is_base else np.full(self.source.rows, -1)
 
     def check_width(self) -> None:
-        """Refuse queries of another width than the base.
-
-        Raises:
-            InputError: They differ.
-        """
+        """Refuse queries of another width than the base."""
         if self.source.width != self.base.width:
             msg = (
                 f"{self.source.path}: its vectors have another width than those of "
@@ -80,11 +76,7 @@ class QuerySet:
 
 
 def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
-    """Take rows of the same class as relevant to one another.
-
-    Raises:
-        InputError: There is no such column, it holds nulls, or no plain values.
-    """
+    """Take rows of the same class as relevant to one another."""
     base = _labels(query_set.base, label)
     source = base if query_set.is_base else _labels(query_set.source, label)
     chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, query_set, label).chunks])
@@ -129,12 +121,7 @@ def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
 
 
 def relevance_by_file(query_set: QuerySet, path: str, columns: Sequence[str] | None) -> Relevance:
-    """Read relevance from a file, which names queries and rows by their keys.
-
-    Raises:
-        InputError: The file cannot be read, or its keys are not those of queries and base.
-        JobError: A key of several columns, which no relevance file has.
-    """
+    """Read relevance from a file, which names queries and rows by their keys."""
     table = read_relevance(path, columns)
     base_keys = _keys(query_set.base)
     query_keys = base_keys if query_set.is_base else _keys(query_set.source)
@@ -182,14 +169,7 @@ def _keys(side: VectorSource) -> Any:
 def chosen(
     query_set: QuerySet, relevance: Relevance | None, sample: int | None, seed: int
 ) -> Int64s:
-    """Draw the queries, ``int64[q]``, ascending rows of their source.
-
-    Args:
-        query_set: Who could be asked about.
-        relevance: If a file judges: only queries that it judges are drawn.
-        sample: How many at most; ``None`` for all.
-        seed: Of the draw.
-    """
+    """Draw the queries, ``int64[q]``, ascending rows of their source."""
     rows = np.arange(query_set.source.rows)
     if relevance is not None and isinstance(relevance.judgements, GradedJudgements):
         rows = rows[relevance.judgements.judged]
@@ -217,14 +197,6 @@ def grouped(source: VectorSource, column: str, rows: Int64s) -> Groups:
     """Group queries by a column: by tenths of a number with many values, else by value.
 
     Null and NaN are a group of their own.
-
-    Args:
-        source: Where the queries come from.
-        column: A stored column.
-        rows: ``int64[q]``, the queries' rows in it.
-
-    Raises:
-        InputError: There is no such column, or it holds lists.
     """
     values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
     if pa.types.is_nested(values.type):

@@ -65,12 +65,6 @@ def parse_relevance(path: str, content: bytes, columns: Sequence[str] | None) ->
         columns: Names of the query, item and (with three of them) grade columns; ``None`` for
             `COLUMNS`. Without a grade column every row has grade 1.
 
-    Returns:
-        The rows; none where there is only a header.
-
-    Raises:
-        InputError: No format fits, a column is missing, or a row has no id or no grade.
-
     Example:
         >>> rows = parse_relevance("clicks.csv", b"user,film\n7,12\n7,30\n", ("user", "film"))
         >>> rows.format, rows.items.to_pylist(), rows.grades
@@ -231,14 +225,8 @@ def _ids(column: _Column, place: _Place) -> _Column:
 def key_texts(column: _Column) -> _Column:
     """Return keys or ids as text, by which they are matched.
 
-    Args:
-        column: Text, numbers or whatever else Arrow writes as text.
-
     Returns:
         large_string of the same length, null where ``column`` is.
-
-    Raises:
-        pyarrow.ArrowException: Arrow does not write this type as text.
 
     Example:
         >>> key_texts(pa.array([17, None])).to_pylist()
@@ -333,14 +321,6 @@ def read_relevance(path: str, columns: Sequence[str] | None = None) -> Relevance
             names every row has grade 1. ``None`` means ``query``, ``item`` and, if it is there,
             ``grade``.
 
-    Returns:
-        The judgements, each pair of query and item once, in the order of the file.
-
-    Raises:
-        JobError: ``columns`` are not two or three different names.
-        InputError: The file cannot be read, has no rows or not these columns, or a row has no id
-            or no grade.
-
     Example:
         >>> table = read_relevance("clicks.csv", ("user", "film"))  # doctest: +SKIP
         >>> table.facts  # doctest: +SKIP
@@ -420,10 +400,6 @@ def judgements_of(
         Judgements of the q queries, and counts: ``judged_queries``, ``unknown_queries`` (ids in the
         file that are no query's key), ``unknown_items`` (that are no base row's), and ``pairs``,
         the judgements that are kept.
-
-    Raises:
-        InputError: No query or no item of the file is known, a key names two rows, or nothing but
-            judgements of queries about themselves is left.
 
     Example:
         >>> queries, items = (pa.array(ids, pa.large_string()) for ids in (["7", "9"], ["8", "8"]))

@@ -124,9 +124,6 @@ def make_candidate(
         difference: What differs from the live version.
         result: What the model's run came to; ``None`` where it had nothing to do.
         reused: Rows whose vectors an older version had.
-
-    Returns:
-        The candidate, which is staged whole now.
     """
     storage, schema = staged.state.storage, staged.schema
     write_rows(storage, PREDICTED, schema, staged.predicted())

@@ -46,12 +46,7 @@ INTENT = f"{STAGING}/intent.json"
 
 
 def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
-    """Check that the dataset is the one that the state describes.
-
-    Raises:
-        OutputError: Somebody else has written to it, or it belongs to no store.
-        Damaged: It is gone.
-    """
+    """Check that the dataset is the one that the state describes."""
     newest = newest_version(state.path)
     if newest == pointer.lance_version:
         return
@@ -83,18 +78,7 @@ def merge(
     *,
     whole: bool,
 ) -> StorePointer:
-    """Publish the staged rows as one new version.
-
-    Args:
-        state: The store; the caller holds its lock.
-        pointer: What stands in it.
-        after: The same when the version is live, but for Lance's number of it.
-        record: The record of the night.
-        whole: Whether the dataset is written anew, rather than merged into.
-
-    Returns:
-        What stands in the store now.
-    """
+    """Publish the staged rows as one new version."""
     check_dataset(state, pointer)
     layout = after.layout
     assert layout is not None  # noqa: S101  (a version has a layout)
@@ -252,11 +236,7 @@ def now() -> str:
 
 
 def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> StorePointer:
-    """Remove what ``store.keep`` does not keep; the live version always stays.
-
-    Returns:
-        What stands in the store now.
-    """
+    """Remove what ``store.keep`` does not keep; the live version always stays."""
     kept = {version: pointer.versions[version] for version in kept_versions(state, pointer, keep)}
     state.storage.put(INTENT, checked_json.dump_checked_json({"compacts": pointer.lance_version}))
     if kept != pointer.versions:

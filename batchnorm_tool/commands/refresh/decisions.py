@@ -221,11 +221,7 @@ def _is_broken_off(
 
 
 def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int:
-    """Return the version to go back to.
-
-    Raises:
-        InputError: It is not kept, or is the live one.
-    """
+    """Return the version to go back to."""
     wanted = _before_live(state, pointer) if to is None else to
     if wanted in pointer.versions and wanted != pointer.live:
         return wanted

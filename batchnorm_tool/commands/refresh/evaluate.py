@@ -66,13 +66,7 @@ _NORMS = 100_000
 def evaluate_input(
     plan: RefreshPlan, difference: ChangeSet, last: dict[str, Any] | None
 ) -> list[Finding]:
-    """Hold tonight's input against the limits of the job.
-
-    Args:
-        plan: What the night is asked to do.
-        difference: What differs from the live version.
-        last: What the record of the live version says of its input.
-    """
+    """Hold tonight's input against the limits of the job."""
     counts = difference.counts
     return gate.evaluate_input(
         plan.job.gate.input.limits(),
@@ -270,18 +264,7 @@ def _reference(staging: Staging) -> dict[str, Any] | None:
 def conclude(
     staging: Staging, difference: ChangeSet, record: dict[str, Any], *, accepted: bool = False
 ) -> RefreshResult:
-    """Judge a night, and publish it or let it wait.
-
-    Args:
-        staging: The night under way.
-        difference: What differs from the live version.
-        record: What is known of it.
-        accepted: Whether a person has said that it is right, broken limits or not.
-
-    Raises:
-        Held: It waits for a person.
-        TargetFailed: It is published, and a target is behind.
-    """
+    """Judge a night, and publish it or let it wait."""
     findings = _input_findings(staging, difference)
     record = _evaluated(staging, record, findings)
     if _stops(staging, findings) and not accepted:
@@ -339,11 +322,7 @@ def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str
 def await_approval(
     staging: Staging, record: dict[str, Any], reason: str, findings: list[Finding]
 ) -> Held:
-    """Let a night wait: its record says why, and its version is given away.
-
-    Returns:
-        The outcome, to be raised.
-    """
+    """Let a night wait: its record says why, and its version is given away."""
     state, facts, version = staging.state, staging.pointer, record["version"]
     record = {
         **record,
@@ -445,11 +424,7 @@ def deliver_live(
 
 
 def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
-    """End what a kill broke off after the live version was published, old versions included.
-
-    Raises:
-        TargetFailed: A target is behind.
-    """
+    """End what a kill broke off after the live version was published, old versions included."""
     record = state.record(facts.live or 0) or {"publish": [], "keep": None}
     targets = published_to(record)
     check_targets(targets)
@@ -467,16 +442,7 @@ def published_to(record: Mapping[str, Any]) -> list[Publish]:
 def finish_refresh(
     staged: RefreshResult, state: StoreDirectory | None = None, keep: Keep | None = None
 ) -> RefreshResult:
-    """Remove old versions, and say of targets that failed.
-
-    Args:
-        staged: What was published, or not.
-        state: The store, where versions are to be removed.
-        keep: Which versions stay.
-
-    Raises:
-        TargetFailed: A target is behind; all else is done.
-    """
+    """Remove old versions, and say of targets that failed."""
     if state is not None and keep is not None:
         facts = state.pointer()
         if staged.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):

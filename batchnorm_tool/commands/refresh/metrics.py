@@ -102,10 +102,6 @@ def write_metrics(
             command, ``live`` and ``waiting`` (versions), ``hold`` (true or false), ``targets``
             (``name``, and ``error`` where it failed), and ``last_success``, a Unix time. Without
             that, the one in the file is kept, where it is of the same store.
-
-    Raises:
-        JobError: prometheus_client is not installed.
-        WorkFailed: The file cannot be written.
     """
     _check_installed()
     store = str(outcome.get("store") or "")
@@ -175,10 +171,6 @@ def _gauge(metric: _Metric, registry: CollectorRegistry) -> Any:
 def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
     """Return when the last refresh succeeded, as a metrics file has it.
 
-    Args:
-        path: The file; it may be missing, or hold anything.
-        store: The store that is meant.
-
     Returns:
         Unix time; ``None`` where the file has none of this store.
     """
@@ -205,11 +197,7 @@ def _check_installed() -> None:
 
 
 def check_metrics_file(path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be replaced by a file, before any work is done.
-
-    Raises:
-        JobError: A directory or a device lies there.
-    """
+    """Refuse what cannot be replaced by a file, before any work is done."""
     place = Path(path)
     if place.exists() and not place.is_file():
         msg = (

@@ -138,16 +138,7 @@ class RefreshPlan:
 
 
 def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None) -> RefreshPlan:
-    """Look at input and model; TensorFlow is imported only where a choice is still to be made.
-
-    Args:
-        job: What was asked for.
-        pointer: What stands in the store.
-        staged: The plan of a night that is staged: a choice that was measured for it stays.
-
-    Raises:
-        Refused: The job cannot be done as asked.
-    """
+    """Look at input and model; TensorFlow is imported only where a choice is still to be made."""
     _check_job(job)
     preparation = Preparation(job, least_rows=_LEAST_ROWS)
     resolved, request, notes = _choices(preparation, pointer, staged)
@@ -189,11 +180,7 @@ def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[st
 
 
 def store_of(job: Job) -> Store:
-    """Return the job's store.
-
-    Raises:
-        JobError: It has none.
-    """
+    """Return the job's store."""
     if job.store is None:
         msg = (
             "`store` is missing: a refresh keeps its vectors in a store. Add "
@@ -353,10 +340,6 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
         resolved: Every open choice, made.
         before: The columns of the live version. A column that holds the same values in another
             encoding, as another program writes it, keeps its type.
-
-    Raises:
-        JobError: A row would have several vectors, or two columns one name.
-        InputError: The key is another, or a column of a delta has another type.
     """
     output = _only_output(output_schema.output_specs(job, resolved.outputs))
     carried = [_as_before(_kept(field), before) for field in resolved.carried]
@@ -389,11 +372,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
 
 
 def _kept(field: pa.Field) -> pa.Field:
-    """Return a column as a store keeps it.
-
-    Raises:
-        InputError: It cannot.
-    """
+    """Return a column as a store keeps it."""
     kind = stored_type(field.type)
     if kind is None:
         msg = (

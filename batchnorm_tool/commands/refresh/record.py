@@ -93,14 +93,7 @@ class PhaseTimings:
 def begin_record(
     plan: RefreshPlan, pointer: StorePointer, version: int, started: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what is known of a night before anything of it is judged.
-
-    Args:
-        plan: What it is asked to do.
-        pointer: What stands in the store.
-        version: The number that it will have.
-        started: ``run_id`` and ``started``.
-    """
+    """Return what is known of a night before anything of it is judged."""
     model, job = plan.job.model, plan.job
     files = plan.identity.result["input"]
     return {

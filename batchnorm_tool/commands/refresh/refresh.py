@@ -113,16 +113,9 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
 def plan_refresh(job: Job) -> dict[str, Any]:
     """Return what `refresh` would change, without the model and without writing to the store.
 
-    Args:
-        job: What to do.
-
     Returns:
         ``rows`` by kind, ``gate`` with what the limits on the input say, ``new_space`` and
         ``notes``, as plain data.
-
-    Raises:
-        Refused: The job cannot be done as asked.
-        BadRows: The data breaks a row policy.
     """
     state = StoreDirectory(store_of(job).path)
     check_installed()

@@ -116,15 +116,7 @@ class Preparation:
         return None if name is None else features.load_transform(name).source_sha256
 
     def plan(self, choices: ResolvedOptions | None = None) -> Plan:
-        """Return the plan of the run.
-
-        Args:
-            choices: What was chosen earlier for the same `options_fingerprint`; without it the
-                model is loaded, and the choices are made.
-
-        Raises:
-            Refused: The job cannot be done as asked.
-        """
+        """Return the plan of the run."""
         with capture_warnings(
             lambda _: None
         ):  # they are found again below, whoever made the choices
@@ -175,9 +167,6 @@ class Preparation:
 
     def independent_batch_size(self, resolved: ResolvedOptions) -> int | None:
         """Return a batch size near the chosen one at which a row's bits do not depend on its place.
-
-        Args:
-            resolved: The choices; a batch size that the job or the model fixes is only judged.
 
         Returns:
             The size; ``None`` where bits depend on the place.
@@ -295,11 +284,7 @@ class Preparation:
         inputs: tuple[Field, ...],
         use: Callable[[_Sample], T],
     ) -> T:
-        """Return what ``use`` makes of the sample, or of those of its rows on which the model runs.
-
-        Raises:
-            ModelError: It runs on none, and such rows are not welcome or not the cause.
-        """
+        """Return what ``use`` makes of the sample, or of the rows in it on which the model runs."""
         filler = None if self.job.input.invalid == "fail" else models.filler(inputs)
         return models.on_good_rows(self._load(), self._sample(columns, inputs), use, filler)
 

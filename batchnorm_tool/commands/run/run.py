@@ -67,17 +67,7 @@ _BOTTLENECKS = {
 
 
 def check_policies(storage: Storage, plan: Plan) -> Totals:
-    """Add up the records of all parts, and let the policies have their say on the whole.
-
-    Args:
-        storage: The run's output, every part of it worked on.
-        plan: The run's plan.
-
-    Raises:
-        BadRows: A row met the policy ``fail``, or more rows are bad than the job allows.
-        WorkFailed: A record is missing or damaged.
-        Damaged: The records do not count all rows.
-    """
+    """Add up the records of all parts, and let the policies have their say on the whole."""
     refused = list(read_refusals(storage))
     if refused:
         raise BadRows(_broken_policy(refused, plan))
@@ -317,15 +307,7 @@ def _check_output(job: Job) -> None:
 
 
 def plan_run(job: Job, *, limit: int | None = None) -> Plan:
-    """Return the plan that `run` would follow, without writing anything: a dry run.
-
-    Args:
-        job: What to do.
-        limit: Only the first so many rows; ``None`` for all.
-
-    Raises:
-        Refused: The job cannot be done as asked.
-    """
+    """Return the plan that `run` would follow, without writing anything: a dry run."""
     _check_output(job)
     return _planned(Preparation(job, limit))
 

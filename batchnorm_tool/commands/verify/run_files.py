@@ -163,13 +163,7 @@ class Findings:
             self.texts.append(text)
 
     def add_rows(self, file: str, rows: np.ndarray, text: str) -> None:
-        """Take in one finding that several rows of a file share.
-
-        Args:
-            file: Path below the output.
-            rows: ``int[n]``, row numbers in that file; nothing is found where there are none.
-            text: What is wrong with each.
-        """
+        """Take in one finding that several rows of a file share."""
         if not len(rows):
             return
         named = ", ".join(f"{int(row):,}" for row in rows[:_NAMED_ROWS])
@@ -190,9 +184,6 @@ def check_keys(run: StoredRun, findings: Findings) -> None:
     """Find null keys, and keys that several rows have.
 
     Needs 16 bytes for each row in the system's directory for temporary files.
-
-    Raises:
-        WorkFailed: The temporary files cannot be written.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="batchnorm-tool-keys-") as directory:
@@ -239,9 +230,6 @@ def _key_batches(
 
 def hash_keys(batch: pa.RecordBatch) -> np.ndarray:
     """Return a hash of each row, over all columns; equal rows have equal ones.
-
-    Args:
-        batch: ``n`` rows without nulls.
 
     Returns:
         ``uint64[n]``.

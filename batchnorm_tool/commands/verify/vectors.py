@@ -38,11 +38,6 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     most about ``width`` of its roundoffs (Higham, Accuracy and Stability of Numerical Algorithms,
     section 3.1); powers and roots add a few hundred more for ``lp``.
 
-    Args:
-        norm: Any but ``none``.
-        width: Components of a vector.
-        dtype: The stored dtype.
-
     Example:
         >>> from batchnorm_tool.norms.norm import Norm
         >>> round(length_tolerance(Norm("l2"), 32, np.dtype("float32")) * 2**24, 3)
@@ -84,11 +79,7 @@ class VectorCheck:
         self._expected_zero = rows["zero"] if policies.zero == "keep" else 0
 
     def check_part(self, part: StoredPart) -> None:
-        """Look at all rows of a part.
-
-        Raises:
-            Damaged: A file cannot be read, or holds other rows than the manifest says.
-        """
+        """Look at all rows of a part."""
         names = [n for o in self.run.outputs for n in (o.vector_column, o.norm_column)]
         width = sum(output.vectors * output.width for output in self.run.outputs)
         batch_rows = fitting_rows(8 * width, _BATCH_BYTES)

@@ -32,16 +32,7 @@ _TRACE_FAILURES = (
 
 
 def load_keras_model(model: Model, path: str, choose: OutputChoice) -> KerasModel:
-    """Load a ``.keras`` or ``.h5`` file that the gate admitted.
-
-    Args:
-        model: ``layer`` and ``trust`` are read.
-        path: The private copy.
-        choose: Which outputs to take.
-
-    Raises:
-        ModelError: It does not load, or has no such layer or output.
-    """
+    """Load a ``.keras`` or ``.h5`` file that the gate admitted."""
     loaded = load_stored(model, path)
     if model.layer is not None:
         loaded = inner_layer_model(loaded, model.layer)
@@ -70,12 +61,7 @@ class KerasModel:
 
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
-        """Look at a model, and choose among its outputs.
-
-        Raises:
-            ModelError: It is not built, keeps state from call to call, or there is no such output,
-                or no choice where one is needed.
-        """
+        """Look at a model, and choose among its outputs."""
         _check_stateless(model)
         structure, inputs, _ = _inputs(model)
         if not getattr(model, "inputs", None):
@@ -157,9 +143,6 @@ def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> 
 
     They are floats, unless the model cannot be traced with those (its ``input_spec`` may say so)
     or first of all casts them to integers or strings, as an Embedding and a StringLookup do.
-
-    Raises:
-        ModelError: It can be traced neither with floats nor with integers nor with strings.
     """
     refusal: ModelError | None = None
     choices = itertools.product((inputs[0].dtype, "int64", "string"), repeat=len(inputs))

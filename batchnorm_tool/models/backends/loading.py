@@ -113,10 +113,6 @@ def load_stored(model: Model, path: str) -> Any:
         model: ``trust`` tells which classes to import; with the file's hash in it, the gate let
             exactly this file past, Python code included.
         path: The private copy that the gate admitted.
-
-    Raises:
-        ModelError: A trusted class is not what the file asks for, or sizes are absurd. Whatever
-            else comes out is for `load_errors` to map.
     """
     import keras
 
@@ -192,13 +188,6 @@ def inner_layer_model(model: Any, name: str) -> Any:
 
     Only the inputs that the layer needs remain: a tower of a two-tower model takes its own side.
     Of a layer that is called several times, the first call counts.
-
-    Args:
-        model: A functional or sequential ``keras.Model``.
-        name: Of a layer of it.
-
-    Raises:
-        ModelError: There is no such layer, or its output is not reachable.
     """
     import keras
 
@@ -254,12 +243,7 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
 
 
 def _custom_objects(model: Model, path: str) -> dict[str, Any]:
-    """Return the classes that the job trusts, imported, by every name under which Keras may ask.
-
-    Raises:
-        ModelError: One cannot be imported, or the file asks for one under another name: what Keras
-            found under that would be somebody else's.
-    """
+    """Return the classes that the job trusts, imported, by every name under which Keras may ask."""
     import keras
 
     if model.trust is None or isinstance(model.trust, str):

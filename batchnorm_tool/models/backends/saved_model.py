@@ -30,16 +30,7 @@ _LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
 
 def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
-    """Load a SavedModel directory that the gate admitted.
-
-    Args:
-        model: ``signature`` is read; ``layer`` must not be set.
-        path: The private copy, of which the gate wrote the graph.
-        choose: Which outputs to take.
-
-    Raises:
-        ModelError: It does not load, or has no such signature or output.
-    """
+    """Load a SavedModel directory that the gate admitted."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 

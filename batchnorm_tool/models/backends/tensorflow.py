@@ -43,18 +43,7 @@ class TensorFlowSetup:
 
 
 def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
-    """Import TensorFlow and set it up, as far as it is not running already.
-
-    Args:
-        devices: As in `every_device`; all must be there, and this process computes on the first.
-        threads: Threads within one operation.
-
-    Returns:
-        What is in force; other than asked for if TensorFlow ran before (a warning says so).
-
-    Raises:
-        JobError: A GPU is asked for, and there is none.
-    """
+    """Import TensorFlow and set it up, as far as it is not running already."""
     tf = import_tensorflow()
     # The others are for other processes; one that is visible would have memory taken on it.
     gpus = _gpus(tf, devices)[:1]
@@ -166,11 +155,7 @@ def _pass_on(held: IO[bytes]) -> None:
 
 
 def field_of(name: str, tensor: Any) -> Field:
-    """Return the field of something with a shape (its first axis the rows) and a dtype.
-
-    Raises:
-        ModelError: It has no rows, an unknown number of axes, or is sparse or ragged.
-    """
+    """Return the field of something with a shape (its first axis the rows) and a dtype."""
     shape = None if hasattr(tensor, "indices") else _plain_shape(getattr(tensor, "shape", None))
     if shape is None or not shape or hasattr(tensor, "row_splits"):
         raise ModelError(
@@ -182,11 +167,7 @@ def field_of(name: str, tensor: Any) -> Field:
 
 
 def check_output(name: str, shape: Any, rows: int) -> None:
-    """Refuse an output of which the rows are not the input's.
-
-    Raises:
-        ModelError: The model changes the number of rows, or returns one value for all of them.
-    """
+    """Refuse an output of which the rows are not the input's."""
     plain = _plain_shape(shape)
     if plain is not None and (not plain or plain[0] not in (None, rows)):
         received = f"{plain[0]} rows" if plain else "one value for all rows"
@@ -218,12 +199,7 @@ def graph_step(concrete: Any, inputs: Sequence[Field], outputs: Sequence[Field])
 
 @contextlib.contextmanager
 def run_errors() -> Iterator[None]:
-    """Map what TensorFlow raises while a model runs to errors of ours, or to MemoryError.
-
-    Raises:
-        ModelFailed: The same rows will fail again.
-        WorkFailed: The device or the system failed, which another try may heal.
-    """
+    """Map what TensorFlow raises while a model runs to errors of ours, or to MemoryError."""
     import tensorflow as tf
 
     lasting = (

@@ -62,14 +62,7 @@ class ModelCopy:
         self.close()
 
     def check(self, model: Model) -> None:
-        """Let a job load it, or refuse it.
-
-        Args:
-            model: The job's model: ``sha256`` and ``trust`` are read.
-
-        Raises:
-            ModelError: Not the pinned file, or dangerous and not trusted.
-        """
+        """Let a job load it, or refuse it."""
         _check_pin(model, self.report)
         _check_trust(model, self.report)
 
@@ -81,15 +74,9 @@ class ModelCopy:
 def examine_copy(path: str) -> ModelCopy:
     """Copy a model to a private place, and examine the copy: what is reported is what lies there.
 
-    Args:
-        path: As for `examine`.
-
     Returns:
         The copy, which may be dangerous to load. Use it as a context manager, or call its
         ``close``.
-
-    Raises:
-        ModelError: It cannot be read as a model at all.
     """
     directory = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
     try:
@@ -105,14 +92,8 @@ def examine_copy(path: str) -> ModelCopy:
 def admit(model: Model) -> ModelCopy:
     """Copy a model to a private place, examine the copy, and let it pass or refuse it.
 
-    Args:
-        model: The job's model: ``path``, ``sha256`` and ``trust`` are read.
-
     Returns:
         The copy, which may be loaded. Use it as a context manager, or call its ``close``.
-
-    Raises:
-        ModelError: Unreadable, not the pinned file, or dangerous and not trusted.
     """
     copied = examine_copy(model.path)
     try:

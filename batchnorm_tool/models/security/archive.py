@@ -80,15 +80,7 @@ class StoredModel:
 
 
 def read_keras_archive(path: str, shown: str) -> StoredModel:
-    """Read a ``.keras`` archive.
-
-    Args:
-        path: The file.
-        shown: How messages call it.
-
-    Raises:
-        ModelError: Truncated, hostile, or no Keras model.
-    """
+    """Read a ``.keras`` archive."""
     with _errors(shown), zipfile.ZipFile(path) as archive:
         file_bytes = Path(path).stat().st_size
         names = _safe_names(archive, file_bytes, shown)
@@ -103,15 +95,7 @@ def read_keras_archive(path: str, shown: str) -> StoredModel:
 
 
 def read_hdf5(path: str, shown: str) -> StoredModel:
-    """Read an ``.h5`` file that holds a whole model.
-
-    Args:
-        path: The file.
-        shown: How messages call it.
-
-    Raises:
-        ModelError: Damaged, hostile, weights only, or no Keras model.
-    """
+    """Read an ``.h5`` file that holds a whole model."""
     import h5py
 
     with _errors(shown), h5py.File(path, "r") as file:
@@ -357,21 +341,13 @@ class Weights:
         _walk_hdf5(file, "", self)
 
     def count(self, pieces: int) -> None:
-        """Count what takes time, whatever its size.
-
-        Raises:
-            ImplausibleError: There are too many.
-        """
+        """Count what takes time, whatever its size."""
         self.pieces += pieces
         if self.pieces > _MAX_PIECES:
             raise ImplausibleError(f"holds more than {_MAX_PIECES:,} groups, data and attributes")
 
     def warn_of(self, what: str, where: str) -> None:
-        """Note a danger.
-
-        Raises:
-            ImplausibleError: There are too many.
-        """
+        """Note a danger."""
         self.dangers.append((what, where))
         if len(self.dangers) > _MAX_DANGERS:
             raise ImplausibleError(f"holds {what} and more of its kind")
@@ -488,11 +464,7 @@ def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weigh
 def read_attribute(
     attributes: h5py.AttributeManager, name: str, limit: int = _MAX_ATTRIBUTE_BYTES
 ) -> Any:
-    """Return an attribute of an HDF5 object, of which it is known that it is not too large.
-
-    Raises:
-        ImplausibleError: It takes more bytes than the limit.
-    """
+    """Return an attribute of an HDF5 object, of which it is known that it is not too large."""
     claimed = _attribute_bytes(attributes, name)
     if claimed > limit:
         raise ImplausibleError(f"its attribute `{name}` would take {claimed:,} bytes")

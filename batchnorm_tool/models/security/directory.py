@@ -92,13 +92,7 @@ class ModelDirectory:
 
     @classmethod
     def of(cls, path: str, shown: str) -> ModelDirectory:
-        """List a directory. Links within it are followed.
-
-        Raises:
-            ModelError: A link leads out of it or in a circle, something in it is neither a file
-                nor a directory, or there is too much of it.
-            OSError: It cannot be read.
-        """
+        """List a directory. Links within it are followed."""
         root = os.path.realpath(path)
         entries = dict(sorted(_entries(root, shown)))
         if GRAPH in entries and entries[GRAPH].size > MAX_GRAPH_BYTES:
@@ -106,11 +100,7 @@ class ModelDirectory:
         return cls(root, shown, entries)
 
     def open(self, name: str) -> BufferedReader:
-        """Open a file, by the directories that it was found in: no link is followed any more.
-
-        Raises:
-            OSError: It is not there any more, or something else is.
-        """
+        """Open a file, by the directories that it was found in: no link is followed any more."""
         *folders, last = self.entries[name].parts
         folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -129,21 +119,12 @@ class ModelDirectory:
         return opened
 
     def sha256(self, name: str) -> str:
-        """Return the SHA-256 of a file's bytes.
-
-        Raises:
-            OSError: It cannot be read.
-        """
+        """Return the SHA-256 of a file's bytes."""
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def copy(self, target: Path) -> None:
-        """Copy what was listed, and no byte more, into a new directory.
-
-        Raises:
-            ModelError: There is no room for it, or it changes meanwhile.
-            OSError: It cannot be read or written.
-        """
+        """Copy what was listed, and no byte more, into a new directory."""
         target.mkdir()
         check_room(self.shown, sum(entry.size for entry in self.entries.values()), target)
         for name, entry in self.entries.items():
@@ -160,11 +141,7 @@ class ModelDirectory:
 
 
 def check_room(shown: str, size: int, target: Path) -> None:
-    """Refuse a copy for which there is no room.
-
-    Raises:
-        ModelError: It has more bytes than are free, or than any model has.
-    """
+    """Refuse a copy for which there is no room."""
     free = shutil.disk_usage(target.parent).free
     if size > min(free, _MAX_BYTES):
         raise ModelError(

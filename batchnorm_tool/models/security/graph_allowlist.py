@@ -299,11 +299,7 @@ class ExaminedGraph:
         return sorted({file.path for file in self._files.values() if file.kind == "asset"})
 
     def content(self, directory: Path) -> bytes:
-        """Return the bytes of a ``saved_model.pb`` that holds what was examined, and nothing else.
-
-        Args:
-            directory: Where the model lies; the files that the graph reads are those in there.
-        """
+        """Return the bytes of a ``saved_model.pb`` that holds what was examined, and no more."""
         graph = message_class("GraphDef")()
         graph.versions = self._meta.graph_def.versions
         for node in self._main.values():

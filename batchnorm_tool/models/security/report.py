@@ -85,9 +85,6 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
     Returns:
         What it is, and what speaks against loading it. A report is no permission: see
         `batchnorm_tool.models.security.admit`.
-
-    Raises:
-        ModelError: It cannot be read as a model at all.
     """
     shown = shown or path
     kind = model_kind(path, shown)

@@ -79,14 +79,6 @@ def parse(name: str, content: bytes) -> Any:
 
     Protobuf merges what is given twice and keeps what it does not know. Neither survives being
     written again, so that the size tells.
-
-    Args:
-        name: One of the messages above.
-        content: Its bytes.
-
-    Raises:
-        ValueError: It is cut short, is no such message, or something in it is given twice or
-            unknown.
     """
     try:
         message = message_class(name).FromString(content)
@@ -99,15 +91,8 @@ def parse(name: str, content: bytes) -> Any:
 
 
 def parse_all(name: str, pieces: Sequence[bytes]) -> Iterator[Any]:
-    """Yield messages of one kind, many at a time: parsing them one by one takes five times as long.
-
-    Args:
-        name: One of the messages above.
-        pieces: The bytes of each.
-
-    Raises:
-        ValueError: As for `parse`.
-    """
+    """Yield messages of one kind."""
+    # Many at a time: parsing them one by one takes five times as long.
     batch: list[bytes] = []
     size = 0
     for piece in pieces:

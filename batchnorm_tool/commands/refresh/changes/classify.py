@@ -75,11 +75,6 @@ def classify_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the `ChangeType` of each row, and where it lies in the live version.
 
-    Args:
-        live: Keys and hashes of the live version.
-        hashes: Of ``n`` rows.
-        recompute: Rows with the same features are to be predicted again.
-
     Returns:
         ``uint8[n]`` and ``int64[n]``, a position in the live index or -1.
     """

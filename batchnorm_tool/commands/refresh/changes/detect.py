@@ -252,13 +252,6 @@ def detect_changes(  # noqa: PLR0913  (what to compare, and how to go about it)
 
     Returns:
         What was found, as `ChangeSet.load` reads it back.
-
-    Raises:
-        InputError: A key is null or occurs twice, or columns do not fit the store.
-        BadRows: The model cannot take some rows that are new or changed, and ``source.invalid`` is
-            ``"fail"``. Rows that are as they were do not count, whatever is wrong with them.
-        Interrupted: ``stopped`` said so.
-        WorkFailed: Reading or writing failed.
     """
     detector = ChangeDetector(source, storage, index_path, recompute, memory_bytes, workers)
     return detector.run(Callbacks(advance, stopped))

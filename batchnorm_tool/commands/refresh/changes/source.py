@@ -83,14 +83,7 @@ class RefreshSource:
         return max(1, features) + TEXT_BYTES * len(self.carried)
 
     def check(self, live_keys: pa.Schema | None) -> None:
-        """Check that the columns are there and of the types that the store knows.
-
-        Args:
-            live_keys: The key columns of the live version, if there is one.
-
-        Raises:
-            InputError: They are not.
-        """
+        """Check that the columns are there and of the types that the store knows."""
         self._check_names()
         self._check_delete_column()
         if live_keys is not None:
@@ -154,12 +147,7 @@ class HashedChunk:
 
 
 def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
-    """Yield the rows of a part; where chunks begin depends on the files alone.
-
-    Raises:
-        InputError: A key is null, or the features do not fit the model.
-        WorkFailed: A file cannot be read.
-    """
+    """Yield the rows of a part; where chunks begin depends on the files alone."""
     row = part.first_row
     for table in read_tables(source, part, source.columns):
         deleted = _deleted(source, table)
@@ -177,12 +165,7 @@ def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
 
 
 def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    """Yield some columns of a part, the keys among them, in tables of about `chunk_rows` rows.
-
-    Raises:
-        InputError: A key is null or NaN, or a value has no place in the store's type.
-        WorkFailed: A file cannot be read.
-    """
+    """Yield some columns of a part, the keys among them, in tables of about `chunk_rows` rows."""
     most, row = chunk_rows(source), part.first_row
     batches = read_slices(source.table.files, part.slices, columns, most)
     for read in _gathered(batches, most):
@@ -213,11 +196,7 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
 def _as_stored(
     source: RefreshSource, column: pa.ChunkedArray, name: str, first_row: int
 ) -> pa.ChunkedArray:
-    """Return a column as the store keeps it; of a key every value names a row.
-
-    Raises:
-        InputError: A key is null or NaN, or a value has no place in the store's type.
-    """
+    """Return a column as the store keeps it; of a key every value names a row."""
     kind = source.carried.field(name).type
     try:
         held = column.cast(kind)

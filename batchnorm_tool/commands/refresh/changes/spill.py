@@ -182,11 +182,7 @@ def bucket_bits(rows: int, memory_bytes: int) -> int:
 
 @contextlib.contextmanager
 def bucket_directory() -> Iterator[Path]:
-    """Make a temporary directory, and remove it afterwards.
-
-    Raises:
-        WorkFailed: It cannot be written.
-    """
+    """Make a temporary directory, and remove it afterwards."""
     try:
         with tempfile.TemporaryDirectory(prefix="batchnorm-tool-difference-") as directory:
             yield Path(directory)
@@ -240,18 +236,7 @@ class Buckets:
 
 
 def refuse_duplicates(source: RefreshSource, parts: Sequence[Part], memory_bytes: int) -> None:
-    """Look for keys that two rows have; reads the keys once more.
-
-    Args:
-        source: The input.
-        parts: All of it.
-        memory_bytes: About how much memory to use.
-
-    Raises:
-        InputError: There are some; it names the first row that has a key again, and the one that
-            had it before.
-        WorkFailed: A file cannot be read or written.
-    """
+    """Look for keys that two rows have; reads the keys once more."""
     with bucket_directory() as directory:
         bits = bucket_bits(source.table.rows, memory_bytes)
         buckets = Buckets(directory, "keys", bits, KEY_ENTRY)

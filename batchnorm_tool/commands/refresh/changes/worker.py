@@ -55,11 +55,7 @@ class Callbacks:
     stopped: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
-        """Give up if asked to.
-
-        Raises:
-            Interrupted: It is so.
-        """
+        """Give up if asked to."""
         if self.stopped():
             msg = "Stopped while tonight's input was compared; running it again starts that anew."
             raise Interrupted(msg)
@@ -106,13 +102,7 @@ class ChangeWorker:
         self._schemas = StagingSchemas(source)
 
     def process(self, part: Part, callbacks: Callbacks) -> PartResult:
-        """Do one part, and commit its files.
-
-        Raises:
-            InputError: A key is null, or the features do not fit the model.
-            Interrupted: ``callbacks`` said so.
-            WorkFailed: Reading or writing failed.
-        """
+        """Do one part, and commit its files."""
         result = PartResult()
         with (
             capture_warnings(result.warnings.add),
