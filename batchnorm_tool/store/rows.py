@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.store.index import binary_rows
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import GOOD
@@ -37,57 +37,6 @@ _OPEN_BYTES = 64
 _READ_AHEAD = 2
 # Rows that are in memory at a time.
 BATCH_ROWS = 65_536
-
-
-class IdLookup:
-    """Places of ids in a list of them; takes 24 bytes for each beside the list.
-
-    Args:
-        ids: ``uint64[m, 2]``.
-
-    Example:
-        >>> places = IdLookup(np.array([[7, 1], [5, 0], [7, 0]], np.uint64))
-        >>> places.find(np.array([[7, 0], [5, 1], [5, 0]], np.uint64))
-        array([ 2, -1,  1])
-    """
-
-    def __init__(self, ids: np.ndarray) -> None:
-        self._order = np.argsort(ids[:, 0], kind="stable")
-        if _has_repetitions(ids[self._order, 0]):  # otherwise the second words decide nothing
-            self._order = np.lexsort((ids[:, 1], ids[:, 0]))
-        self._first = ids[self._order, 0]
-        self._second = ids[self._order, 1]
-
-    def find(self, ids: np.ndarray) -> np.ndarray:
-        """Look ids up.
-
-        Returns:
-            ``int64[n]``, the place of each in the list, the first of several; -1: it is not there.
-        """
-        found = np.full(len(ids), -1, np.int64)
-        place = np.searchsorted(self._first, ids[:, 0])
-        wanted = np.arange(len(ids))
-        while len(wanted):  # once, but where two ids begin alike
-            at = place[wanted]
-            inside = at < len(self._first)
-            wanted, at = wanted[inside], at[inside]
-            begins = self._first[at] == ids[wanted, 0]
-            wanted, at = wanted[begins], at[begins]
-            same = self._second[at] == ids[wanted, 1]
-            found[wanted[same]] = self._order[at[same]]
-            wanted = wanted[~same]
-            place[wanted] += 1
-        return found
-
-    def repeated(self) -> np.ndarray:
-        """Return ``int64[r]``: places of ids that stand further ahead in the list too, in order."""
-        same = self._first[1:] == self._first[:-1]
-        same &= self._second[1:] == self._second[:-1]
-        return np.sort(self._order[1:][same])
-
-
-def _has_repetitions(ascending: np.ndarray) -> bool:
-    return bool((ascending[1:] == ascending[:-1]).any())
 
 
 def rows(

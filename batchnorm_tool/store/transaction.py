@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import OutputError, WorkFailed
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.storage.files import make_directories, sync_directory, write_errors
 from batchnorm_tool.store.checksums import tracked_files
 from batchnorm_tool.store.lance import (
@@ -24,7 +24,7 @@ from batchnorm_tool.store.lance import (
     write_fragments,
     writing,
 )
-from batchnorm_tool.store.rows import IdLookup, key_batches, scan
+from batchnorm_tool.store.rows import key_batches, scan
 
 # The number of a row is that of its fragment, followed by 32 bits for its place in it.
 _PLACE_BITS = np.uint64(32)

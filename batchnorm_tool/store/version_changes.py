@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.store.lance import open_dataset
-from batchnorm_tool.store.rows import IdLookup, addressed, at_addresses, rows
+from batchnorm_tool.store.rows import addressed, at_addresses, rows
 from batchnorm_tool.store.state import VERSION, StoreSchema
 
 

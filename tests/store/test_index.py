@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.errors import Damaged, OutputError
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (
@@ -98,7 +98,7 @@ def test_many_rows_over_several_row_groups(
 def test_ids_with_the_same_first_word_are_told_apart() -> None:
     ids = np.array([[7, 3], [5, 1], [7, 1], [7, 2], [9, 0]], np.uint64)
     hashes = np.zeros((5, 16), np.uint8), np.zeros((5, 8), np.uint8)
-    live = LiveIndex.of(ids, *hashes, np.zeros(5, bool))
+    live = LiveIndex(*hashes, np.zeros(5, bool), IdLookup(ids))
     assert live.lookup(ids).tolist() == [0, 1, 2, 3, 4]
     unknown = np.array([[7, 4], [7, 0], [5, 0], [5, 2], [9, 1], [10, 0], [0, 0]], np.uint64)
     assert live.lookup(unknown).tolist() == [-1] * 7
@@ -106,7 +106,7 @@ def test_ids_with_the_same_first_word_are_told_apart() -> None:
 
 def test_a_hash_is_not_found_among_whole_numbers() -> None:
     hashes = np.zeros((1, 16), np.uint8), np.zeros((1, 8), np.uint8)
-    live = LiveIndex.of(np.array([[7, 0]], np.uint64), *hashes, np.zeros(1, bool))
+    live = LiveIndex(*hashes, np.zeros(1, bool), IdLookup(np.array([[7, 0]], np.uint64)))
     assert live.lookup(np.array([[7, 1], [7, 0]], np.uint64)).tolist() == [-1, 0]
 
 
@@ -123,8 +123,8 @@ def test_a_row_takes_at_most_45_bytes(storage: LocalStorage) -> None:
     live = LiveIndex.load(storage, PATH)
     held = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    arrays = [live.feature_hash, live.passthrough_hash, live.quarantined, live.first]
-    assert sum(array.nbytes for array in (*arrays, live.second, live.order)) == 45 * count
+    held_by = [*vars(live).values(), *vars(live.places).values()]
+    assert sum(each.nbytes for each in held_by if isinstance(each, np.ndarray)) == 45 * count
     assert held[0] < 46 * count
     assert held[1] < 64 * count
 

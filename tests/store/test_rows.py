@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import Damaged
+from batchnorm_tool.inputs.row_hash import IdLookup
 from batchnorm_tool.store import rows
-from batchnorm_tool.store.rows import IdLookup
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
 
 NAMES = ["feature_hash", "status"]

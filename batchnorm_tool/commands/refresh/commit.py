@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED
 from batchnorm_tool.errors import Damaged, OutputError
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.storage import TEMPORARY, checked_json
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.lance import newest_version
-from batchnorm_tool.store.rows import IdLookup, read_rows
+from batchnorm_tool.store.rows import read_rows
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import RECORDS, STAGING, StorePointer, index_path, replaced_path
 from batchnorm_tool.store.transaction import (

@@ -16,13 +16,13 @@ from batchnorm_tool.commands.refresh.changes.worker import CHANGED
 from batchnorm_tool.commands.refresh.plan import ALLOWED
 from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.inputs.row_hash import IdLookup
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.pipeline.manifest import read_refusals
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.rows import (
     NOWHERE,
     Addresses,
-    IdLookup,
     addresses_of_hashes,
     as_ids,
     at_addresses,

@@ -18,14 +18,14 @@ import pyarrow as pa
 from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
 from batchnorm_tool.errors import Damaged, WorkFailed
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.storage import FileRecord, checked_json
 from batchnorm_tool.storage.base import STATE, TEMPORARY
 from batchnorm_tool.storage.files import fault_in, unknown_files
 from batchnorm_tool.store.checksums import check_files
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.lance import latest_version
-from batchnorm_tool.store.rows import IdLookup, as_ids, bytes_of
+from batchnorm_tool.store.rows import as_ids, bytes_of
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
     NORM,

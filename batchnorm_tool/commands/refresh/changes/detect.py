@@ -42,6 +42,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
 )
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
+from batchnorm_tool.inputs.row_hash import IdLookup
 from batchnorm_tool.store.index import (
     LiveIndex,
     index_rows,
@@ -207,7 +208,7 @@ class ChangeDetector:
 
 def _empty_index() -> LiveIndex:
     hashes = np.zeros((0, 16), np.uint8), np.zeros((0, 8), np.uint8)
-    return LiveIndex.of(np.zeros((0, 2), np.uint64), *hashes, np.zeros(0, bool))
+    return LiveIndex(*hashes, np.zeros(0, bool), IdLookup(np.zeros((0, 2), np.uint64)))
 
 
 def available_memory() -> int:

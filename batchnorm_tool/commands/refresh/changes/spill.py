@@ -26,7 +26,7 @@ from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tab
 from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
 from batchnorm_tool.errors import InputError, WorkFailed, capture_warnings
 from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 
@@ -143,7 +143,9 @@ class BucketJoin:
     def _join(
         self, ours: np.ndarray, theirs: np.ndarray, kinds: np.ndarray, matched: MatchedRows
     ) -> None:
-        live = LiveIndex.of(theirs["id"], theirs["features"], theirs["passthrough"], theirs["mark"])
+        live = LiveIndex(
+            theirs["features"], theirs["passthrough"], theirs["mark"], IdLookup(theirs["id"])
+        )
         hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"])
         found, positions = classify_rows(live, hashes, recompute=self.recompute)
         kinds[ours["row"]] = found
