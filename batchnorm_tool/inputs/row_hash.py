@@ -114,6 +114,20 @@ class IdLookup:
         return again if self._order is None else np.sort(self._order[again]).astype(np.int64)
 
 
+def repeated_rows(entries: np.ndarray) -> np.ndarray:
+    """Find rows with the same id in a structured array, ascending by ``row``.
+
+    Returns:
+        ``int64[m, 2]``: the first row of an id, and each further one.
+    """
+    ids = np.zeros((len(entries), 2), np.uint64)
+    ids[:, : entries["id"].shape[1]] = entries["id"]
+    lookup = IdLookup(ids)
+    again = lookup.repeated()
+    first = lookup.find(ids[again])
+    return np.column_stack((entries["row"][first], entries["row"][again]))
+
+
 def _ascends(words: np.ndarray) -> bool:
     return bool((words[1:] >= words[:-1]).all())
 

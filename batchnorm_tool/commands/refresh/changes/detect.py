@@ -26,7 +26,6 @@ from batchnorm_tool.commands.refresh.changes.result import (
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource, cut
 from batchnorm_tool.commands.refresh.changes.spill import (
     BucketJoin,
-    bucket_directory,
     refuse_duplicates,
 )
 from batchnorm_tool.commands.refresh.changes.worker import (
@@ -43,6 +42,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
 from batchnorm_tool.inputs.row_hash import IdLookup
+from batchnorm_tool.storage.buckets import bucket_directory
 from batchnorm_tool.store.index import (
     LiveIndex,
     index_rows,
@@ -124,7 +124,7 @@ class ChangeDetector:
     ) -> tuple[Classifier, MatchedRows, bool]:
         path, rows = self.index_path, self._index_rows
         if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
-            directory = stack.enter_context(bucket_directory())
+            directory = stack.enter_context(bucket_directory("run it"))
             join = BucketJoin(self.source, self._parts, directory, self._memory, self.recompute)
             live = None if path is None else (self.storage, path, rows)
             return join.run(live, self._workers, callbacks)

@@ -6,9 +6,6 @@ share of the live version, and the kinds go to a file, from which the second pas
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,20 +21,20 @@ from batchnorm_tool.commands.refresh.changes.classify import (
 )
 from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tables
 from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
-from batchnorm_tool.errors import InputError, WorkFailed, capture_warnings
+from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, key_ids, repeated_rows
+from batchnorm_tool.storage.buckets import Buckets, bucket_bits, bucket_directory
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from batchnorm_tool.commands.refresh.changes.source import RefreshSource
     from batchnorm_tool.inputs.reading import Part
     from batchnorm_tool.storage import Storage
 
-_WRITTEN_TOGETHER = 2**18
 ENTRY = np.dtype(
     [
         ("row", np.int64),
@@ -49,10 +46,6 @@ ENTRY = np.dtype(
 )
 """A row of tonight's (``mark``: to be deleted) or of the live version (quarantined)."""
 KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, 2)])
-# Of both sides together: an entry, its sorted copies, and what is found.
-_JOIN_BYTES = 200
-_MOST_BITS = 10
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
 
 
 class PrecomputedClassifier:
@@ -111,9 +104,9 @@ class BucketJoin:
         kinds = self._file("kinds", self.source.table.rows)
         matched = MatchedRows(self._file("fates", live_rows))
         repeated = False
-        for number in range(len(ours)):
+        for mine, known in zip(ours.take(), theirs.take(), strict=True):
             callbacks.check()
-            self._join(ours.take(number), theirs.take(number), kinds, matched)
+            self._join(mine, known, kinds, matched)
             repeated |= matched.clear_new()
         return PrecomputedClassifier(kinds), matched, repeated
 
@@ -124,19 +117,14 @@ class BucketJoin:
         return found[:rows]
 
     def _add_source(self, buckets: Buckets, workers: int, callbacks: Callbacks) -> None:
-        quiet = Callbacks(
-            stopped=callbacks.stopped
-        )  # the second pass tells of progress and warnings
-
         def spill(part: Part, stoppable: Callbacks) -> None:
             with capture_warnings(lambda _: None):
-                entries = []
                 for chunk in read_chunks(self.source, part):
                     stoppable.check()
-                    entries.append(_entries(chunk.hashes))
-                # Not chunk by chunk: each of a thousand files would get a few bytes at a time.
-                buckets.add(np.concatenate(entries))
+                    buckets.add(_entries(chunk.hashes))
 
+        # The second pass tells of progress and warnings.
+        quiet = Callbacks(stopped=callbacks.stopped)
         for _ in process_in_order(self.parts, spill, workers, quiet):
             pass
 
@@ -165,7 +153,7 @@ def _entries(hashes: Hashes) -> np.ndarray:
 def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
     row = 0
     names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
-    for table in read_index(storage, path, names, _WRITTEN_TOGETHER):
+    for table in read_index(storage, path, names):
         columns = [column.combine_chunks() for column in table.columns]
         entries = np.zeros(table.num_rows, ENTRY)
         entries["row"] = np.arange(row, row + table.num_rows)
@@ -176,94 +164,26 @@ def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
         row += table.num_rows
 
 
-def bucket_bits(rows: int, memory_bytes: int) -> int:
-    """Choose the binary logarithm of the number of buckets: each is joined within the memory."""
-    wanted = (rows * _JOIN_BYTES // max(1, memory_bytes)).bit_length()
-    return min(max(1, wanted), _MOST_BITS)
-
-
-@contextlib.contextmanager
-def bucket_directory() -> Iterator[Path]:
-    """Make a temporary directory, and remove it afterwards."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="batchnorm-tool-difference-") as directory:
-            yield Path(directory)
-    except OSError as error:
-        msg = (
-            f"Writing the keys' hashes to `{tempfile.gettempdir()}` failed: {error.strerror}. "
-            "Free some space, or set TMPDIR to another directory, and run it again."
-        )
-        raise WorkFailed(msg) from error
-
-
-class Buckets:
-    """Entries in files, by what their ids begin with; threads may share it.
-
-    Args:
-        directory: Where the files lie.
-        name: What their names begin with.
-        bits: Binary logarithm of their number.
-        dtype: `ENTRY` or `KEY_ENTRY`.
-    """
-
-    def __init__(self, directory: Path, name: str, bits: int, dtype: np.dtype) -> None:
-        self._paths = [directory / f"{name}-{number:04d}" for number in range(1 << bits)]
-        self._shift = np.uint64(64 - bits)
-        self._dtype = dtype
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def add(self, entries: np.ndarray) -> None:
-        """Take in entries, in any order."""
-        mixed = (entries["id"][:, 0] * _MULTIPLIER) ^ entries["id"][:, 1]
-        numbers = mixed * _MULTIPLIER >> self._shift
-        order = np.argsort(numbers, kind="stable")
-        ends = np.searchsorted(numbers[order], np.arange(len(self._paths)), side="right")
-        with self._lock:
-            for path, found in zip(self._paths, np.split(entries[order], ends[:-1]), strict=True):
-                if len(found):
-                    with path.open("ab") as file:
-                        file.write(found.tobytes())
-
-    def take(self, number: int) -> np.ndarray:
-        """Return the entries of one bucket in the order of their rows; they are forgotten."""
-        path = self._paths[number]
-        if not path.exists():
-            return np.zeros(0, self._dtype)
-        entries = np.fromfile(path, self._dtype)
-        path.unlink()
-        return entries[np.argsort(entries["row"])]
-
-
 def refuse_duplicates(source: RefreshSource, parts: Sequence[Part], memory_bytes: int) -> None:
     """Look for keys that two rows have; reads the keys once more."""
-    with bucket_directory() as directory:
+    with bucket_directory("run it") as directory:
         bits = bucket_bits(source.table.rows, memory_bytes)
         buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
         for part in parts:
             _add_keys(source, part, buckets)
-        again = [_again(buckets.take(number)) for number in range(len(buckets))]
-    pairs = np.concatenate(again)
+        pairs = np.concatenate([repeated_rows(entries) for entries in buckets.take()])
     if len(pairs):
         raise InputError(_refusal(source, pairs[pairs[:, 1].argmin()], len(pairs)))
 
 
 def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
-    ids = [key_ids(table, source.keys) for table in read_tables(source, part, source.keys)]
-    entries = np.zeros(part.rows, KEY_ENTRY)
-    entries["row"] = np.arange(part.first_row, part.first_row + part.rows)
-    entries["id"] = np.concatenate(ids)
-    buckets.add(entries)
-
-
-def _again(entries: np.ndarray) -> np.ndarray:
-    """Return rows that have the same key, ``int64[m, 2]``: one, and the next one after it."""
-    order = np.lexsort((entries["row"], entries["id"][:, 1], entries["id"][:, 0]))
-    ids, rows = entries["id"][order], entries["row"][order]
-    equal = (ids[1:] == ids[:-1]).all(axis=1)
-    return np.column_stack((rows[:-1][equal], rows[1:][equal]))
+    row = part.first_row
+    for table in read_tables(source, part, source.keys):
+        entries = np.zeros(table.num_rows, KEY_ENTRY)
+        entries["row"] = np.arange(row, row + table.num_rows)
+        entries["id"] = key_ids(table, source.keys)
+        buckets.add(entries)
+        row += table.num_rows
 
 
 def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
