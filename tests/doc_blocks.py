@@ -167,13 +167,15 @@ def keys_page() -> str:
     before, begin, rest = KEYS_PAGE.read_text().partition(KEYS_BEGIN)
     after = rest.partition(KEYS_END)[2]
     head = ["| Key | Values | Default | What it is |", "|---|---|---|---|"]
-    table = "\n".join([*head, *_key_rows(job_schema(), "Job", "")])
+    rows = dict.fromkeys(_key_rows(job_schema(), "Job", ""))  # targets have keys in common
+    table = "\n".join([*head, *rows])
     return f"{before}{begin}{table}\n{KEYS_END}{after}"
 
 
 def _key_rows(schema: dict[str, Any], section: str, prefix: str) -> Iterator[str]:
-    found = schema["$defs"].get(section, schema)["properties"]
-    for name, key in found.items():
+    found = schema["$defs"].get(section, schema)
+    variants = found.get("anyOf", [found])
+    for name, key in (item for one in variants for item in one["properties"].items()):
         kinds = [key, *key.get("anyOf", [])]
         inner = [kind.get("items", kind).get("$ref") for kind in kinds]
         [*nested] = [reference.rpartition("/")[2] for reference in inner if reference]

@@ -21,6 +21,8 @@ from batchnorm_tool.cli.options import (
     COLUMN_FLAG,
     JOB_FLAGS,
     MODEL_FLAGS,
+    NORM_LIST,
+    any_of,
     common_flags,
     comparing_flags,
     flags_of_job,
@@ -33,6 +35,7 @@ from batchnorm_tool.cli.output import Terminal
 from batchnorm_tool.display import printable
 from batchnorm_tool.environment import quiet_libraries
 from batchnorm_tool.errors import JobError
+from batchnorm_tool.registry import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +82,10 @@ def refresh_command(job_file: str, **options: Any) -> None:
                 run_id=run_id,
             )
             terminal.print_refresh(result.to_dict())
+
+
+_TARGETS = f"What is published also goes to each target under `publish`: {any_of(TARGETS)}."
+refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
 
 
 @click.command("accept", epilog=EPILOG)
@@ -225,9 +232,7 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
 
 @cli.command("compare", epilog=EPILOG)
 @click.argument("source", metavar="IN")
-@click.option(
-    "--norms", callback=parse_names, metavar="NORM,...", help="Of none, l1, l2, max, lp:3."
-)
+@click.option("--norms", callback=parse_names, metavar="NORM,...", help=f"Of {NORM_LIST}, lp:3.")
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
 @click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchnorm_tool.registry import ENGINES, FORMATS, NORMS, spellings
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _UNLISTED = (
     "Expected names separated by commas, and double quotes around a name that holds a comma or a "
@@ -40,12 +42,21 @@ def _parse_names_several(
     return tuple(names)
 
 
+def any_of(names: Iterable[str]) -> str:
+    """Join names as in "parquet, npy or arrow"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+# Every norm but `lp`, which takes a number.
+NORM_LIST = ", ".join(name for name in spellings(NORMS) if name != "lp")
+
 # Several names, by commas or by repetition.
 _NAMES: dict[str, Any] = {"multiple": True, "callback": _parse_names_several}
 
 # Each flag and the key of the job file that it sets.
 JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("--norm", "normalize.norm", {"help": "none, l1, l2, max, or lp with --p."}),
+    ("--norm", "normalize.norm", {"help": f"{NORM_LIST}, or lp with --p."}),
     ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
     (
         "--axis",
@@ -58,7 +69,7 @@ JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
     ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
     ("--max-bad-fraction", "normalize.max_bad_fraction", {"type": float, "help": "0 to 1."}),
-    ("--format", "output.format", {"help": "parquet, npy or arrow."}),
+    ("--format", "output.format", {"help": f"{any_of(FORMATS)}."}),
     ("--dtype", "output.dtype", {"help": "float32, float16 or float64."}),
     ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
     ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
@@ -69,7 +80,7 @@ MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--outputs", "model.outputs", {**_NAMES, "help": "Outputs to normalize, as a,b."}),
     ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
     ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
-    ("--engine", "engine.kind", {"help": "local."}),
+    ("--engine", "engine.kind", {"help": f"{any_of(ENGINES)}."}),
 )
 # Flags that take a number as well as a word.
 _NOT_TEXT = (

@@ -7,13 +7,15 @@ carries no data, so that a retry, a late worker or a lost driver harms nothing.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+from batchnorm_tool.registry import ENGINES, load
 
-    from batchnorm_tool.models.backends.tensorflow import DeviceName
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from contextlib import AbstractContextManager
+
+    from batchnorm_tool import job
     from batchnorm_tool.pipeline.plan import Plan
     from batchnorm_tool.pipeline.worker import Worker
 
@@ -43,33 +45,26 @@ class RunningEngine(Protocol):
         """
 
 
-@contextlib.contextmanager
-def open_engine(plan: Plan, parts: int) -> Iterator[RunningEngine]:
-    """Start the engine that the job's ``engine`` asks for, with all that it needs running.
+class NamedEngine(Protocol):
+    """What a name in `batchnorm_tool.registry.ENGINES` stands for."""
 
-    Args:
-        plan: What to do; it lies in the output.
-        parts: How many parts there are to do.
-    """
-    from batchnorm_tool.engines.local import LocalEngine
-    from batchnorm_tool.engines.processes import open_processes
-    from batchnorm_tool.environment import available_cores
+    @property
+    def section(self) -> type[job.Engine]:
+        """The class of its section of the job."""
 
-    job = plan.job
-    workers = available_cores() if job.engine.workers == "auto" else job.engine.workers
-    devices = _devices(plan)[:parts] if parts > 1 else []
-    if len(devices) > 1:
-        with open_processes(devices, workers, job.output.path) as engine:
-            yield engine
-    else:
-        yield LocalEngine(workers)
+    def open(self, plan: Plan, parts: int) -> AbstractContextManager[RunningEngine]:
+        """Return an engine, for a `with` statement that ends all that it started.
+
+        Args:
+            plan: What to do; it lies in the output.
+            parts: How many parts there are to do.
+
+        Raises:
+            BatchnormToolError: Another process cannot load the model, or died.
+        """
 
 
-def _devices(plan: Plan) -> list[DeviceName]:
-    """Return a device for each process; a run that was planned on the CPU needs no GPU."""
-    from batchnorm_tool.models.backends.tensorflow import every_device
-
-    engine = plan.job.engine
-    if plan.resolved.device == "cpu" and engine.device != "cpu":
-        return ["cpu"]
-    return every_device(engine.devices)
+def open_engine(plan: Plan, parts: int) -> AbstractContextManager[RunningEngine]:
+    """Return the engine that the job's ``engine`` asks for; see `NamedEngine.open`."""
+    engine: NamedEngine = load(ENGINES, plan.job.engine.kind)
+    return engine.open(plan, parts)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
+from batchnorm_tool import job
+from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BatchnormToolError, Refused, WorkFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from batchnorm_tool.engines import RunningEngine
+    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.pipeline.plan import Plan
 
 
 class PartWorker(Protocol):
@@ -28,8 +35,25 @@ class LocalEngine:
         workers: How many parts are worked on at once.
     """
 
+    section = job.Engine
+
     def __init__(self, workers: int) -> None:
         self.workers = workers
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, plan: Plan, parts: int) -> Iterator[RunningEngine]:
+        """Start a process for each device but the first; see `NamedEngine.open`."""
+        from batchnorm_tool.engines.processes import open_processes
+
+        engine = plan.job.engine
+        workers = available_cores() if engine.workers == "auto" else engine.workers
+        devices = _devices(plan)[:parts] if parts > 1 else []
+        if len(devices) > 1:
+            with open_processes(devices, workers, plan.job.output.path) as processes:
+                yield processes
+        else:
+            yield cls(workers)
 
     def run(
         self, worker: PartWorker, numbers: Sequence[int], advance: Callable[[int], None]
@@ -44,6 +68,16 @@ class LocalEngine:
             # next chunk, and nothing else begins.
             shared.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _devices(plan: Plan) -> list[DeviceName]:
+    """A device for each process; a run that was planned on the CPU needs no GPU."""
+    from batchnorm_tool.models.backends.tensorflow import every_device
+
+    engine = plan.job.engine
+    if plan.resolved.device == "cpu" and engine.device != "cpu":
+        return ["cpu"]
+    return every_device(engine.devices)
 
 
 def _results(

@@ -1,18 +1,16 @@
-"""File formats: one module each, one line each in the registry."""
+"""File formats: one module each, one line each in `batchnorm_tool.registry.FORMATS`."""
 
 from __future__ import annotations
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import files
-from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.base import Format, Inspected, Layout, Sink
 from batchnorm_tool.formats.files import unrecognised
-from batchnorm_tool.formats.npy import Npy
-from batchnorm_tool.formats.parquet import Parquet, close_cached_files
+from batchnorm_tool.formats.parquet import close_cached_files
+from batchnorm_tool.registry import FORMATS, load
 
 __all__ = [
-    "FORMATS",
     "Format",
     "Inspected",
     "Layout",
@@ -22,25 +20,20 @@ __all__ = [
     "recognise",
 ]
 
-FORMATS: dict[str, Format] = {
-    "parquet": Parquet(),
-    "arrow": Arrow(),
-    "npy": Npy(),
-}
-
 
 def format_named(name: str, dtype: str | None = None) -> Format:
     """Return the format of that name.
 
     Example:
-        >>> format_named("npy", "bfloat16").name
-        'npy'
+        >>> format_named("npy", "bfloat16")
+        Npy(dtype='bfloat16')
     """
     if name not in FORMATS:
         hint = near_matches(name, FORMATS)
         message = f"`input.format`: expected one of {sorted(FORMATS)}. Received: {name!r}{hint}."
         raise InputError(message)
-    return Npy(dtype=dtype) if name == "npy" else FORMATS[name]
+    form: Format = load(FORMATS, name)(dtype) if name == "npy" else load(FORMATS, name)()
+    return form
 
 
 def recognise(path: str, expected: str | None = None) -> str:
@@ -50,7 +43,7 @@ def recognise(path: str, expected: str | None = None) -> str:
         A key of `FORMATS`.
     """
     head, tail = files.edges(path)
-    found = next((name for name, form in FORMATS.items() if form.recognises(head, tail)), None)
+    found = next((name for name in FORMATS if format_named(name).recognises(head, tail)), None)
     if found is None:
         raise unrecognised(path, head, tail)
     if expected is not None and found != expected:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import RowGroups, holds, plain_batch, plain_schema
-from batchnorm_tool.formats.base import Inspected, Layout
+from batchnorm_tool.formats.base import Format, Inspected, Layout
 
 if TYPE_CHECKING:
     from batchnorm_tool.storage import OutputFile
@@ -28,7 +28,7 @@ _MOST_HEADER_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Arrow:
+class Arrow(Format):
     """The Arrow IPC file format, which is also Feather version 2, and the stream format.
 
     A stream, such as Hugging Face datasets keep, has no index of its batches: one is made.
@@ -37,8 +37,6 @@ class Arrow:
         >>> Arrow().recognises(b"ARROW1", b"ARROW1")
         True
     """
-
-    name: str = "arrow"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
         """Tell whether a file begins (or, damaged in front, ends) as Arrow files or streams do."""

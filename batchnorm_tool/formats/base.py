@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.storage import OutputFile
 
 MEBIBYTE = 1 << 20
+DATA_DIRECTORY = "vectors"
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,24 @@ class Sink(Protocol):
         """Write what is held back and the footer; the files stay open and uncommitted."""
 
 
-class Format(Protocol):
-    """One file format: recognise, inspect, read, write."""
+class Format(ABC):
+    """One file format: recognise, inspect, read, write.
 
-    @property
-    def name(self) -> str:
-        """The name in a job file, such as ``parquet``."""
+    Attributes:
+        is_table: Whether a file holds named columns, which may have nulls; otherwise one array.
+    """
 
+    is_table: ClassVar[bool] = True
+
+    @abstractmethod
     def recognises(self, head: bytes, tail: bytes) -> bool:
         """Tell whether a file with these first and last 16 bytes is of this format."""
 
+    @abstractmethod
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Return size in bytes, and SHA-256 of footer or header: the identity of the content."""
 
+    @abstractmethod
     def inspect(self, path: str) -> Inspected:
         """Read the header or footer.
 
@@ -85,6 +92,7 @@ class Format(Protocol):
             InputError: If the file is missing, damaged or of a kind that is not read.
         """
 
+    @abstractmethod
     def read(
         self, path: str, columns: Sequence[str], start: int, stop: int, batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
@@ -96,7 +104,34 @@ class Format(Protocol):
             WorkFailed: If the system failed, or the file has no such rows any more.
         """
 
+    @abstractmethod
     def open_sink(
         self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
     ) -> Sink:
-        """Open the files of one part; ``stem`` is such as ``vectors/part-000000``."""
+        """Open the files of one part; ``stem`` is such as ``vectors/part-000000``.
+
+        What they are called ends in the name of their format.
+        """
+
+    def check_storable(self, schema: pa.Schema) -> None:  # noqa: B027  (most have every type)
+        """Refuse key and passed-through columns of a type that the format does not have.
+
+        Raises:
+            OutputError: There is one; the message names it.
+        """
+
+    def directories(
+        self, names: Sequence[str], vectors: Sequence[str], norms: Sequence[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """Return which columns the files in each directory of a result hold.
+
+        Args:
+            names: All columns.
+            vectors: Those of unit vectors.
+            norms: Those of norms, in the same order.
+
+        Raises:
+            OutputError: A column's name cannot be that of a directory, or is taken.
+        """
+        del vectors, norms
+        return {DATA_DIRECTORY: tuple(names)}

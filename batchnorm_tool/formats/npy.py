@@ -25,8 +25,8 @@ from batchnorm_tool.errors import InputError, OutputError
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
-from batchnorm_tool.formats.base import Inspected, Layout, Sink
-from batchnorm_tool.formats.parquet import ParquetSink
+from batchnorm_tool.formats.base import DATA_DIRECTORY, Format, Inspected, Layout, Sink
+from batchnorm_tool.formats.parquet import Parquet, ParquetSink
 
 if TYPE_CHECKING:
     from batchnorm_tool.storage import OutputFile
@@ -58,7 +58,7 @@ _LONGEST_NAME = 255  # bytes in the name of a directory, on every file system in
 
 
 @dataclass(frozen=True)
-class Npy:
+class Npy(Format):
     r"""The NPY format: one file is one column, called ``data``.
 
     Attributes:
@@ -70,7 +70,7 @@ class Npy:
     """
 
     dtype: str | None = None
-    name: str = "npy"
+    is_table = False
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
         """Tell whether a file begins as an NPY file does."""
@@ -115,6 +115,18 @@ class Npy:
     ) -> NpySink:
         """Open an array for each vector and norm column, and Parquet for the others."""
         return NpySink(files, stem, schema, layout)
+
+    def check_storable(self, schema: pa.Schema) -> None:
+        """Refuse a type that Parquet does not have, in which keys lie beside the arrays."""
+        Parquet().check_storable(schema)
+
+    def directories(
+        self, names: Sequence[str], vectors: Sequence[str], norms: Sequence[str]
+    ) -> dict[str, tuple[str, ...]]:
+        """Return one for each array, and one for the other columns."""
+        arrays = array_directories(vectors, norms)
+        others = tuple(name for name in names if name not in arrays)
+        return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
 
     def _header(self, path: str) -> tuple[int, NpyHeader]:
         size = formats_files.regular_file(path).st_size
@@ -395,7 +407,7 @@ def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str,
     """
     columns = (*vectors, *norms)
     if len(vectors) == 1:
-        return dict(zip(columns, ("vectors", *("norms" for _ in norms)), strict=True))
+        return dict(zip(columns, (DATA_DIRECTORY, *("norms" for _ in norms)), strict=True))
     directories = {column: quote(column, safe=" ") for column in columns}
     for column, directory in directories.items():
         if _is_unfit(column, directory):

@@ -21,7 +21,7 @@ from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, Outpu
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_batch, plain_schema
-from batchnorm_tool.formats.base import MEBIBYTE, Inspected, Layout
+from batchnorm_tool.formats.base import MEBIBYTE, Format, Inspected, Layout
 
 if TYPE_CHECKING:
     from batchnorm_tool.storage import OutputFile
@@ -345,15 +345,13 @@ def close_cached_files() -> None:
 
 
 @dataclass(frozen=True)
-class Parquet:
+class Parquet(Format):
     """The Parquet format.
 
     Example:
         >>> Parquet().recognises(b"PAR1", b"PAR1")
         True
     """
-
-    name: str = "parquet"
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
         """Tell whether a file begins (or, damaged in front, ends) as Parquet does."""
@@ -411,6 +409,12 @@ class Parquet:
         """Open ``STEM.parquet``."""
         return ParquetSink(files(f"{stem}.parquet"), schema, layout)
 
+    def check_storable(self, schema: pa.Schema) -> None:
+        """Refuse a type that Parquet does not have."""
+        for field in schema:
+            one, nothing = pa.schema([field]), Layout(rows=0, vector_columns=())
+            _open_writer(pa.BufferOutputStream(), one, nothing).close()
+
 
 class ParquetSink:
     """A writer of one Parquet file: PLAIN, zstd level 1, page checksums, groups of equal bytes."""
@@ -464,13 +468,6 @@ def _open_writer(
             "Leave it out of `input.passthrough`, or write `output.format: arrow`."
         )
         raise OutputError(message) from error
-
-
-def check_storable(schema: pa.Schema) -> None:
-    """Refuse a schema with a type that Parquet does not have."""
-    for field in schema:
-        one, nothing = pa.schema([field]), Layout(rows=0, vector_columns=())
-        _open_writer(pa.BufferOutputStream(), one, nothing).close()
 
 
 def _leaf(field: pa.Field) -> str:

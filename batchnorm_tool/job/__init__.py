@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.loader import (
@@ -88,7 +88,9 @@ class Job(Section):
         default_factory=Normalize, description="What becomes of each prediction."
     )
     output: Output = Field(description="What is written.")
-    engine: Engine = Field(default_factory=Engine, description="Where the work is done.")
+    engine: SerializeAsAny[Engine] = Field(
+        default_factory=Engine, description="Where the work is done."
+    )
     store: Store | None = Field(
         default=None, description="For refresh: where embeddings are kept from night to night."
     )
@@ -209,8 +211,9 @@ class Job(Section):
         store = self.store.path.rstrip("/")
         is_named = self.output.path != store + STAGED_OUTPUT
         written = {"output.path": self.output.path} if is_named else {}
-        targets = {f"publish.{at}.path": one.path for at, one in enumerate(self.publish)}
-        return {**written, "store.path": store, **{k: v for k, v in targets.items() if v}}
+        paths = [getattr(target, "path", None) for target in self.publish]
+        targets = {f"publish.{at}.path": path for at, path in enumerate(paths) if path}
+        return {**written, "store.path": store, **targets}
 
     def _check_apart(self, written: Mapping[str, str], kept: Sequence[str]) -> None:
         """Refuse places of a refresh that would overwrite one another, or what is read."""

@@ -65,7 +65,7 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
     """
     complaints: dict[str, str] = {}
     for details in error.errors():
-        place = _place(model, details["loc"])
+        place = _place(model, details["loc"], data)
         if details["type"] == CUSTOM:
             context = details["ctx"]
             key = ".".join((*place.keys, *([context["key"]] if context["key"] else [])))
@@ -118,6 +118,10 @@ def _kind(value: object) -> str:
 
 
 def _complaint(place: _Place, details: ErrorDetails, model: type[BaseModel], data: object) -> str:
+    own_words = getattr(place.section, "complaint", None)
+    beside = _value_at(data, place.keys[:-1], {})
+    if own_words and (told := own_words(details["type"], place.keys[-1], beside)):
+        return str(told)
     if details["type"] in ("extra_forbidden", "invalid_key"):
         return f"is not a key.{_nearest_key(place, model)}"
     expected = _expected(place)
@@ -127,13 +131,15 @@ def _complaint(place: _Place, details: ErrorDetails, model: type[BaseModel], dat
     return f"must be {expected}. Received: {format_value(value)}.{_hint(place, value)}"
 
 
-def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
+def _place(model: type[BaseModel], loc: tuple[int | str, ...], data: object) -> _Place:
     """Follow pydantic's location as long as it names keys, and stop at its tags for types."""
     place = _Place((), None, model, model)
     for step in loc:
         inner = _alone(place.annotation)
         section = _section_in(inner)
         if section is not None:
+            if hasattr(section, "class_for"):
+                section = section.class_for(_value_at(data, place.keys, None))
             field = section.model_fields.get(str(step))
             annotation = field.annotation if field else None
             place = _Place((*place.keys, str(step)), field, annotation, section)
@@ -215,9 +221,12 @@ def _join_names(names: list[str], last: str = "and") -> str:
 
 def _value_at(data: object, keys: tuple[str, ...], otherwise: object) -> object:
     for key in keys:
-        if not isinstance(data, Mapping) or key not in data:
+        if isinstance(data, list) and key.isdigit():
+            data = dict(enumerate(data)).get(int(key), otherwise)
+        elif isinstance(data, Mapping) and key in data:
+            data = data[key]
+        else:
             return otherwise
-        data = data[key]
     return data
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from batchnorm_tool.job.messages import Expects
-from batchnorm_tool.job.sections import Section
-from batchnorm_tool.job.types import Count, Fraction, LocalOrUri, Name, NotNegative, Text, wrong
+from batchnorm_tool.job.sections import Section, TaggedSection
+from batchnorm_tool.job.types import (
+    Count,
+    Fraction,
+    LocalOrUri,
+    Name,
+    NotNegative,
+    TargetName,
+    wrong,
+)
+from batchnorm_tool.registry import TARGETS
 
 _LIMIT = Expects("a number of 0 or more, or null for no limit")
 Limit = Annotated[NotNegative | None, _LIMIT]
-Rows = Annotated[Count, Expects("a whole number above 0")]
 MIN_ROWS = 200
 """Rows below which moments and distributions say too little about the data to judge them."""
 
@@ -100,7 +109,7 @@ class StoreColumns(Section):
 class Store(Section):
     """Where embeddings are kept from night to night: the ``store`` section."""
 
-    path: Annotated[LocalOrUri, Expects("a path")] = Field(
+    path: LocalOrUri = Field(
         description="The Lance dataset; what belongs to it lies beside it in PATH.state."
     )
     mode: Literal["full", "delta"] = Field(
@@ -151,7 +160,7 @@ class InputGate(Section):
         default=InputLimits.deviation_ratio,
         description="Factor by which a feature's standard deviation grew or shrank.",
     )
-    min_rows: Rows = Field(
+    min_rows: Count = Field(
         default=InputLimits.min_rows, description="Fewer rows say nothing of moments."
     )
 
@@ -182,7 +191,7 @@ class OutputGate(Section):
     frechet: Limit = Field(
         default=OutputLimits.frechet, description="Fréchet distance over the total variance."
     )
-    min_rows: Rows = Field(
+    min_rows: Count = Field(
         default=OutputLimits.min_rows, description="Fewer changed rows are not judged alone."
     )
 
@@ -207,85 +216,29 @@ class Gate(Section):
         return {"action": data} if isinstance(data, str) else data
 
 
-# Which keys each kind of target takes, the first ones it must have.
-_KEYS = {
-    "changes": ("path", "keep"),
-    "parquet": ("path", "keep"),
-    "pgvector": ("table", "dsn_env", "rebuild_above", "index"),
-    "faiss": ("path", "index", "sample"),
-}
+class Publish(TaggedSection):
+    """One target beside the store that gets each published version: an item of ``publish``.
 
+    A target's own keys are those of a class derived from this one, its ``section``; what it writes
+    is at ``path``, if it has such a key.
+    """
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "changes": {"keep": 30},
-    "parquet": {"keep": 3},
-    "pgvector": {
-        "dsn_env": "BATCHNORM_TOOL_PGVECTOR_DSN",
-        "rebuild_above": 0.02,
-        "index": "hnsw",
-    },
-    "faiss": {"index": "auto", "sample": 1000},
-}
+    tag = "to"
+    registry = TARGETS
 
-
-_PGVECTOR_INDEXES = ("hnsw", "ivfflat", "none")
-
-
-Target = Literal["changes", "parquet", "pgvector", "faiss"]
-
-
-class Publish(Section):
-    """One target beside the store that gets each published version: an item of ``publish``."""
-
-    to: Target = Field(description="The kind of target.")
+    to: TargetName = Field(description="The kind of target.")
     name: Annotated[Name | None, Expects("a name")] = Field(
         default=None, description="How reports call it; default: its kind."
-    )
-    path: Annotated[LocalOrUri | None, Expects("a path")] = Field(
-        default=None, description="Directory (changes, parquet) or file (faiss)."
-    )
-    keep: Annotated[Count | None, Expects("a whole number above 0")] = Field(
-        default=None, description="Versions that stay (changes: 30, parquet: 3)."
-    )
-    table: Annotated[Name | None, Expects("a table's name, such as items or public.items")] = Field(
-        default=None, description="pgvector: the view that readers use, SCHEMA.NAME or NAME."
-    )
-    dsn_env: Annotated[Text | None, Expects("the name of an environment variable")] = Field(
-        default=None, description="pgvector: the variable that holds the connection string."
-    )
-    rebuild_above: Annotated[Fraction | None, Expects("a fraction from 0 to 1")] = Field(
-        default=None, description="pgvector: share of changed rows that makes a new table."
-    )
-    index: Annotated[Text | None, Expects("the kind of an index")] = Field(
-        default=None, description="pgvector: hnsw, ivfflat or none; faiss: auto or a factory text."
-    )
-    sample: Annotated[Count | None, Expects("a whole number above 0")] = Field(
-        default=None, description="faiss: queries with which the recall is measured."
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_defaults(cls, data: Any) -> Any:
-        kind = data.get("to") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind in _DEFAULTS:
-            return {**_DEFAULTS[kind], **data}
-        return data
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> Self:
-        needed, *others = _KEYS[self.to]
-        if getattr(self, needed) is None:
-            raise wrong(f"is missing: `to: {self.to}` needs it.", needed)
-        foreign = self.model_fields_set - {"to", "name", needed, *others}
-        for key in sorted(key for key in foreign if getattr(self, key) is not None):
-            known = ", ".join(f"`{name}`" for name in (needed, *others))
-            raise wrong(f"is not for `to: {self.to}`, which takes {known}.", key)
-        if self.dsn_env is not None and not self.dsn_env.isidentifier():
-            text = "must be the name of an environment variable, not the connection string itself."
-            raise wrong(text, "dsn_env")
-        if self.to == "pgvector" and self.index not in _PGVECTOR_INDEXES:
-            raise wrong(f"must be one of {', '.join(_PGVECTOR_INDEXES)}.", "index")
-        return self
+    def _leave_out(cls, data: Any) -> Any:
+        """Leave out empty keys, and where no target is named all that belong to one."""
+        if not isinstance(data, Mapping):
+            return data
+        known = Publish.model_fields if cls is Publish else data
+        return {key: value for key, value in data.items() if value is not None and key in known}
 
     @property
     def label(self) -> str:
@@ -305,5 +258,7 @@ def check_labels(targets: list[Publish]) -> list[Publish]:
 
 
 Publishes = Annotated[
-    list[Publish], AfterValidator(check_labels), Expects("a list of targets, each with `to`")
+    list[SerializeAsAny[Publish]],
+    AfterValidator(check_labels),
+    Expects("a list of targets, each with `to`"),
 ]

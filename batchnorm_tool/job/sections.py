@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -11,11 +11,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.messages import Expects, complaints_of, refusal
@@ -25,9 +29,11 @@ from batchnorm_tool.job.types import (
     ClassName,
     Count,
     CountOrAuto,
+    EngineName,
     Exponent,
     Finite,
     Flag,
+    FormatName,
     Fraction,
     FunctionName,
     GpuNumber,
@@ -40,10 +46,12 @@ from batchnorm_tool.job.types import (
     TrustedHash,
     available_engine,
     fits_norm,
+    or_variable,
     repeated,
     wrong,
 )
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.registry import ENGINES, NORMS, load, spellings
 
 
 class Section(BaseModel):
@@ -73,6 +81,79 @@ class Section(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
+class TaggedSection(Section):
+    """A section whose keys depend on one of them, its tag: those of ``to: parquet``, say.
+
+    A class that derives from this one directly has the keys that all have in common. Whatever the
+    registry loads for a value of the tag names the class of its own section as ``section``: that
+    one, or one that derives from it and adds keys.
+    """
+
+    tag: ClassVar[str]
+    registry: ClassVar[Mapping[str, str]]
+
+    def __new__(cls, /, **data: Any) -> Self:
+        """Make an object of the class that the tag stands for."""
+        return super().__new__(cls.class_for(data))
+
+    @classmethod
+    def class_for(cls, data: object) -> type[Self]:
+        """Return the class of a section with these values."""
+        name = data.get(cls.tag) if isinstance(data, Mapping) else None
+        if cls is cls._common() and isinstance(name, str) and name in cls.registry:
+            return cls._class_of(name)
+        return cls
+
+    @classmethod
+    def complaint(cls, error: str, key: str, data: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with a key, where the tag has to do with it.
+
+        Args:
+            error: What pydantic calls it.
+            key: A key of this section, or of none.
+            data: The section's values.
+        """
+        chosen = f"`{cls.tag}: {data.get(cls.tag)}`"
+        if error == "missing" and key != cls.tag:
+            return f"is missing: {chosen} needs it."
+        everywhere = {name for one in cls.registry for name in cls._class_of(one).model_fields}
+        if error == "extra_forbidden" and key in everywhere:
+            own = [name for name in cls.model_fields if name not in cls._common().model_fields]
+            return f"is not for {chosen}, which takes {', '.join(f'`{name}`' for name in own)}."
+        return None
+
+    @classmethod
+    def _common(cls) -> type[Self]:
+        return next(one for one in cls.__mro__ if TaggedSection in one.__bases__)
+
+    @classmethod
+    def _class_of(cls, name: str) -> type[Self]:
+        section: type[Self] = load(cls.registry, name).section
+        return section
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_as_named(
+        cls, data: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        own = cls.class_for(data)
+        return check(data) if own is cls else own.model_validate(data, context=info.context)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        if cls is not cls._common():
+            return handler(core_schema)
+        found = []
+        for name in cls.registry:
+            own = cls._class_of(name)
+            schema = handler(core_schema if own is cls else own.__pydantic_core_schema__)
+            tag = schema["properties"][cls.tag] | or_variable({"const": name, "type": "string"})
+            found.append({**schema, "properties": {**schema["properties"], cls.tag: tag}})
+        return {"anyOf": found} if len(found) > 1 else found[0]
+
+
 class Input(Section):
     """What is read: the ``input`` section."""
 
@@ -80,7 +161,7 @@ class Input(Section):
         LocalOrUri | LocalOrUris | Annotated[dict[Name, LocalOrUri], Field(min_length=1)],
         Expects("a path, a list of paths, or {column: path} for several NPY files side by side"),
     ] = Field(description="File, directory, glob, list of them, or {column: path of an NPY file}.")
-    format: Literal["parquet", "npy", "arrow"] | None = Field(
+    format: FormatName | None = Field(
         default=None, description="Default: recognised by content, not by suffix."
     )
     key: Annotated[Name | Names | None, Expects("a column name, or a list of column names")] = (
@@ -121,7 +202,7 @@ class Input(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.format in ("parquet", "arrow"):
+        if self.format not in (None, "npy"):
             self._refuse_keys_for_npy()
         self._refuse_features_twice()
         twice = repeated([*_as_list(self.key), *self.passthrough])
@@ -163,9 +244,7 @@ class Trust(Section):
 class Model(Section):
     """What predicts: the ``model`` section."""
 
-    path: Annotated[LocalOrUri, Expects("a path")] = Field(
-        description="A .keras file, an .h5 file or a SavedModel directory."
-    )
+    path: LocalOrUri = Field(description="A .keras file, an .h5 file or a SavedModel directory.")
     layer: Annotated[Name | None, Expects("the name of a layer")] = Field(
         default=None, description="Take the output of this inner layer."
     )
@@ -201,6 +280,15 @@ class Model(Section):
         return outputs
 
 
+def _norms_in_words() -> str:
+    words = [
+        f"{name} ({', '.join(others)})" if others else name
+        for name, others in spellings(NORMS).items()
+        if name != "lp"
+    ]
+    return f"{', '.join(words)}, or lp with p."
+
+
 class OutputNorm(Section):
     """How one model output is normalized where several differ; what is left out is as common."""
 
@@ -214,9 +302,7 @@ class OutputNorm(Section):
 class Normalize(Section):
     """What becomes of each prediction: the ``normalize`` section."""
 
-    norm: NormName = Field(
-        default="l2", description="none, l1, l2 (cosine, euclidean), max (linf), or lp with p."
-    )
+    norm: NormName = Field(default="l2", description=_norms_in_words())
     p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
         Field(default=None, description="The p of `norm: lp`.")
     )
@@ -287,12 +373,10 @@ class OutputColumns(Section):
 class Output(Section):
     """What is written: the ``output`` section."""
 
-    path: Annotated[LocalOrUri, Expects("a path")] = Field(
+    path: LocalOrUri = Field(
         description="Directory of the result; it is made, and belongs to this job alone."
     )
-    format: Literal["parquet", "npy", "arrow"] = Field(
-        default="parquet", description="How vectors and norms are stored."
-    )
+    format: FormatName = Field(default="parquet", description="How vectors and norms are stored.")
     dtype: Literal["float32", "float16", "float64"] = Field(
         default="float32", description="Of the vectors; norms are always float64."
     )
@@ -322,10 +406,16 @@ def _as_list(names: str | Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-class Engine(Section):
-    """Where the work is done: the ``engine`` section."""
+class Engine(TaggedSection):
+    """Where the work is done: the ``engine`` section.
 
-    kind: Annotated[Literal["local"], BeforeValidator(available_engine)] = Field(
+    An engine's own keys are those of a class derived from this one, its ``section``.
+    """
+
+    tag = "kind"
+    registry = ENGINES
+
+    kind: Annotated[EngineName, BeforeValidator(available_engine)] = Field(
         default="local", description="What carries parts to workers."
     )
     devices: Annotated[
@@ -343,7 +433,7 @@ class Engine(Section):
         default="auto",
         description="Parts that are worked on at the same time, by all processes together.",
     )
-    threads: Annotated[Count, Expects("a whole number above 0")] = Field(
+    threads: Count = Field(
         default=1, description="Threads inside one call of the model; they change low bits."
     )
     mixed_bits: Flag = Field(

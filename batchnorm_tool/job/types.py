@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from batchnorm_tool.display import mask_secrets
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.messages import CUSTOM, Expects
 from batchnorm_tool.norms.norm import NORM_NAMES, Norm
+from batchnorm_tool.registry import ENGINES, FORMATS, TARGETS
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
@@ -135,7 +136,7 @@ def fits_norm(p: float | None, info: ValidationInfo) -> float | None:
 
 def available_engine(value: Any) -> Any:
     """Check that this version has the engine."""
-    if value in ("ray", "spark"):
+    if value in ("ray", "spark") and value not in ENGINES:
         raise wrong(f"is `{value}`, an engine that this version does not have. Write `local`.")
     return value
 
@@ -145,22 +146,23 @@ class JobSchema(GenerateJsonSchema):
 
     def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
         """Return a whole number, or a variable."""
-        return _or_variable(super().int_schema(schema))
+        return or_variable(super().int_schema(schema))
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
         """Return a number, or a variable."""
-        return _or_variable(super().float_schema(schema))
+        return or_variable(super().float_schema(schema))
 
     def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
         """Return a truth value, or a variable."""
-        return _or_variable(super().bool_schema(schema))
+        return or_variable(super().bool_schema(schema))
 
     def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
         """Return one of several words, or a variable."""
-        return _or_variable(super().literal_schema(schema))
+        return or_variable(super().literal_schema(schema))
 
 
-def _or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
+def or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return the schema of a value that may also be an environment variable."""
     return {"anyOf": [schema, {"type": "string", "pattern": r"^\$\{.+\}$"}]}
 
 
@@ -173,7 +175,7 @@ Name = Annotated[Text, Expects("a name")]
 Names = Annotated[list[Name], Field(min_length=1)]
 
 
-LocalOrUri = Annotated[Text, BeforeValidator(_as_text), AfterValidator(_located)]
+LocalOrUri = Annotated[Text, BeforeValidator(_as_text), AfterValidator(_located), Expects("a path")]
 
 
 LocalOrUris = Annotated[list[LocalOrUri], Field(min_length=1)]
@@ -195,7 +197,9 @@ Exponent = Annotated[
 ]
 
 
-Count = Annotated[int, Field(gt=0), BeforeValidator(_as_whole_number)]
+Count = Annotated[
+    int, Field(gt=0), BeforeValidator(_as_whole_number), Expects("a whole number above 0")
+]
 
 
 GpuNumber = Annotated[int, Field(ge=0), BeforeValidator(_as_whole_number)]
@@ -279,3 +283,13 @@ def is_within(inner: str, outer: str) -> bool:
 
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
+
+
+if TYPE_CHECKING:
+    EngineName: TypeAlias = str
+    FormatName: TypeAlias = str
+    TargetName: TypeAlias = str
+else:
+    EngineName = Literal[tuple(ENGINES)]
+    FormatName = Literal[tuple(FORMATS)]
+    TargetName = Literal[tuple(TARGETS)]

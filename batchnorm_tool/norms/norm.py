@@ -4,6 +4,11 @@ A norm is accumulated in float64 by `numpy.linalg.norm`, a component is divided 
 quotient is rounded once. The squares of float32 and narrower numbers never leave float64's range.
 Rows of float64 whose squares do are first scaled by a power of two, as LAPACK's ``nrm2`` does; an
 ``lp`` norm is always taken of the row divided by its largest component.
+
+A norm is a function in `batchnorm_tool.registry.NORMS`. It takes ``float64[n, d]``, C order, with
+at least one component, and returns ``float64[n, 1]``: 0 for zeros alone, NaN for a row with NaN,
+else inf for a row with inf, each from its own row, and twice as much for twice the row. Where its
+powers or sums leave float64's range, `row_norms` scales the row and asks it again.
 """
 
 from __future__ import annotations
@@ -19,29 +24,20 @@ import numpy.typing as npt
 
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.registry import NORMS, load
 
 Float64s: TypeAlias = npt.NDArray[np.float64]
 Anything: TypeAlias = npt.NDArray[Any]
 
 NORM_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "none": "none",
-        "l1": "l1",
-        "l2": "l2",
-        "cosine": "l2",
-        "euclidean": "l2",
-        "max": "max",
-        "linf": "max",
-        "lp": "lp",
-    }
+    {name: name if ":" in place else place for name, place in NORMS.items()}
 )
 """Every accepted spelling of a norm, with the name that it goes by."""
 
-_ORDERS = {"l1": 1.0, "l2": 2.0, "max": math.inf}
 _SMALLEST_NORMAL = float(np.finfo(np.float64).smallest_normal)
 # Squares that add up to at least 2**-960 lose nothing to underflow: float64's smallest number is
 # 2**-1074, which leaves 114 bits between them for rounding (53) and for the number of components.
-_SAFE_L2 = 2.0**-480
+_SURELY_RIGHT = 2.0**-480
 _BLOCK_VALUES = 131072  # 1 MiB of float64
 # bfloat16 keeps 7 bits after the point; 10 leave room for a rounding and a sticky bit.
 _BFLOAT16_DROPPED_BITS = np.uint64(52 - 10)
@@ -106,14 +102,6 @@ class Norm:
     def label(self) -> str:
         """The name in statistics, such as ``l2`` or ``lp:3``; `parse` reads it back."""
         return self.name if self.p is None else f"lp:{repr(self.p).removesuffix('.0')}"
-
-    @property
-    def order(self) -> float:
-        """The ``p`` in (sum of abs(x)**p)**(1/p): 1 for l1, 2 for l2, inf for max."""
-        if self.name == "none":
-            message = "The norm 'none' has no order. Expected: l1, l2, max or lp."
-            raise JobError(message)
-        return _ORDERS[self.name] if self.p is None else self.p
 
 
 def _unknown_norm(received: object) -> str:
@@ -227,22 +215,41 @@ def row_norms(x64: Float64s, norm: Norm) -> Float64s:
         array([[5.],
                [0.]])
     """
-    if norm.name == "none":
-        return np.ones((len(x64), 1))
     if not x64.size:  # numpy.linalg.norm knows no maximum of nothing
-        return np.zeros((len(x64), 1))
+        return np.full((len(x64), 1), float(norm.name == "none"))
+    measure = load(NORMS, norm.name)
     with np.errstate(all="ignore"):
-        if norm.name == "lp":
-            return _lp_norms(x64, norm.order)
-        norms: Float64s = np.linalg.norm(x64, norm.order, axis=1, keepdims=True)
-        unsure = ~((norms >= _SAFE_L2) & (norms < math.inf))
-        if norm.name == "l2" and unsure.any():
+        if norm.p is not None:
+            return measure(x64, norm.p)
+        norms: Float64s = measure(x64)
+        unsure = ~((norms >= _SURELY_RIGHT) & (norms < math.inf))
+        if unsure.any():
             rows, scaled, exponents = _scaled_rows(x64, np.flatnonzero(unsure))
-            norms[rows] = np.ldexp(np.linalg.norm(scaled, axis=1, keepdims=True), exponents)
+            norms[rows] = np.ldexp(measure(scaled), exponents)
     return norms
 
 
-def _lp_norms(x64: Float64s, p: float) -> Float64s:
+def ones(x64: Float64s) -> Float64s:
+    """Return 1 for each row: ``none`` divides by nothing."""
+    return np.ones((len(x64), 1))
+
+
+def l1_norms(x64: Float64s) -> Float64s:
+    """Add up the sizes of each row's components."""
+    return np.linalg.norm(x64, 1, axis=1, keepdims=True)
+
+
+def l2_norms(x64: Float64s) -> Float64s:
+    """Return the root of the sum of each row's squares."""
+    return np.linalg.norm(x64, 2, axis=1, keepdims=True)
+
+
+def max_norms(x64: Float64s) -> Float64s:
+    """Return the size of each row's largest component."""
+    return np.linalg.norm(x64, math.inf, axis=1, keepdims=True)
+
+
+def lp_norms(x64: Float64s, p: float) -> Float64s:
     """Measure rows divided by their peaks: then no power overflows and the largest cannot vanish.
 
     It also keeps the root exact: a sum far from 1 would multiply the rounding error of ``1 / p``

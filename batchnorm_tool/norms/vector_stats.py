@@ -151,7 +151,8 @@ class VectorStats:
             {'l1': 7.0, 'l2': 5.0, 'max': 4.0}
         """
         known = {} if in_use_norms is None else {in_use: in_use_norms}
-        measured = (L1, L2, MAX, in_use) if in_use.name == "lp" else (L1, L2, MAX)
+        own = () if in_use.name == "none" else (in_use,)
+        measured = tuple(dict.fromkeys((L1, L2, MAX, *own)))
         lengths = {norm: known.get(norm, np.empty((len(vectors), 1))) for norm in measured}
         dimensions = DimensionStats.of(np.zeros((0, vectors.shape[1])))
         for block in row_blocks(*vectors.shape):

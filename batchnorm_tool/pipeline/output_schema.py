@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError, ModelError
+from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.formats.npy import array_directories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -182,12 +182,12 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
     return pa.schema(fields)
 
 
-def check_directories(layouts: Sequence[OutputSpec], form: str) -> None:
-    """Check the outputs' names where each gets a directory of its own, as several in NPY do."""
-    if form == "npy":
-        array_directories(
-            [output.vector_column for output in layouts], [output.norm_column for output in layouts]
-        )
+def directories(
+    names: Sequence[str], layouts: Sequence[OutputSpec], form: str
+) -> dict[str, tuple[str, ...]]:
+    """Return which columns the files in each directory hold; refuse outputs that can have none."""
+    vectors = [output.vector_column for output in layouts]
+    return format_named(form).directories(names, vectors, [one.norm_column for one in layouts])
 
 
 def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:

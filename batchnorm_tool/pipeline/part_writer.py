@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
-from batchnorm_tool.formats import FORMATS, Layout
+from batchnorm_tool.formats import Layout, format_named
 from batchnorm_tool.formats.arrow_columns import free_name
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.scored_chunk import DROP, NULLIFY, QUARANTINE
@@ -96,7 +96,7 @@ class PartWriter:
         return file
 
     def _open(self, kind: str, directory: str, schema: pa.Schema, shape: Layout) -> Sink:
-        sink = FORMATS[kind].open_sink(
+        sink = format_named(kind).open_sink(
             self._create, f"{directory}/{self._part.stem}", schema, shape
         )
         self._sinks.append(sink)

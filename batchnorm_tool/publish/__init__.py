@@ -10,40 +10,29 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
-from batchnorm_tool.publish.changes import ChangeFeed
-from batchnorm_tool.publish.faiss import FaissIndex
-from batchnorm_tool.publish.parquet import ParquetSnapshot
-from batchnorm_tool.publish.pgvector import PgvectorTable
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, WorkFailed
+from batchnorm_tool.registry import TARGETS, load
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import TARGETS_DIRECTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Facts, Target, TargetSection
+    from batchnorm_tool.job import Publish
+    from batchnorm_tool.publish.base import Facts, Target
     from batchnorm_tool.storage import Storage
     from batchnorm_tool.store.state import StoreSchema, Unfit
     from batchnorm_tool.store.version_changes import Publication
 
-__all__ = ["TARGETS", "open_target"]
-
-TARGETS: dict[str, Callable[[TargetSection], Target]] = {
-    "changes": ChangeFeed,
-    "parquet": ParquetSnapshot,
-    "pgvector": PgvectorTable,
-    "faiss": FaissIndex,
-}
+__all__ = ["open_target"]
 
 
-def open_target(section: TargetSection) -> Target:
+def open_target(section: Publish) -> Target:
     """Return the target of a section; its place is not touched."""
-    if section.to not in TARGETS:
-        msg = f"`publish`: expected `to` to be one of {sorted(TARGETS)}. Received: {section.to!r}."
-        raise JobError(msg)
-    return TARGETS[section.to](section)
+    target: Target = load(TARGETS, section.to)(section)
+    return target
 
 
 @dataclass(frozen=True)
@@ -73,34 +62,32 @@ class Outcome:
         return asdict(self)
 
 
-def check_targets(sections: Iterable[TargetSection]) -> None:
+def check_targets(sections: Iterable[Publish]) -> None:
     """Find what a target misses before anything is published; no place is touched."""
     for section in sections:
         open_target(section).check()
 
 
-def check_layout(sections: Iterable[TargetSection], layout: StoreSchema) -> None:
+def check_layout(sections: Iterable[Publish], layout: StoreSchema) -> None:
     """Find columns that a target cannot take, before anything is published."""
     for section in sections:
         open_target(section).check_layout(layout)
 
 
-def find_unfit(
-    sections: Iterable[TargetSection], keys: Sequence[str], table: pa.Table
-) -> Unfit | None:
+def find_unfit(sections: Iterable[Publish], keys: Sequence[str], table: pa.Table) -> Unfit | None:
     """Return the first value that a target cannot take."""
     found = (open_target(section).find_unfit(table, keys) for section in sections)
     return next(filter(None, found), None)
 
 
-def lagging(sections: Iterable[TargetSection], storage: Storage, version: int) -> list[str]:
+def lagging(sections: Iterable[Publish], storage: Storage, version: int) -> list[str]:
     """Return the names of the targets that are not known to hold a version."""
     targets = [open_target(section) for section in sections]
     return [target.name for target in targets if not _holds(_held(target, storage), version)]
 
 
 def deliver(
-    publication: Publication, sections: Iterable[TargetSection], storage: Storage
+    publication: Publication, sections: Iterable[Publish], storage: Storage
 ) -> list[Outcome]:
     """Bring every target to a version; one that fails does not keep the others from it.
 

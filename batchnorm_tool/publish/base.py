@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -17,6 +18,7 @@ from batchnorm_tool.errors import (
     WorkFailed,
     explained,
 )
+from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 if TYPE_CHECKING:
@@ -28,89 +30,45 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 
 
-class TargetSection(Protocol):
-    """An item of ``publish`` in a job; each kind of target looks at its own keys alone."""
-
-    @property
-    def to(self) -> str:
-        """The kind of target, a key of `TARGETS`."""
-
-    @property
-    def label(self) -> str:
-        """The name of the target, which no other target of the job has."""
-
-    @property
-    def path(self) -> str | None:
-        """A directory, or the file of an index."""
-
-    @property
-    def keep(self) -> int | None:
-        """How many versions stay."""
-
-    @property
-    def table(self) -> str | None:
-        """The view that readers use: ``NAME`` or ``SCHEMA.NAME``."""
-
-    @property
-    def dsn_env(self) -> str | None:
-        """The environment variable that holds a connection string."""
-
-    @property
-    def rebuild_above(self) -> float | None:
-        """Share of changed rows above which everything is written anew."""
-
-    @property
-    def index(self) -> str | None:
-        """The kind of index."""
-
-    @property
-    def sample(self) -> int | None:
-        """Queries with which an index is measured."""
-
-
-class AcceptsAllRows:
-    """A target that takes all that a store holds: what it is asked before a publication."""
-
-    def check_layout(self, layout: StoreSchema) -> None:
-        """Refuse columns that the target cannot have."""
-
-    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
-        """Return the first value of keys and passed-through columns that the target cannot take."""
-        return None
-
-
-class Target(Protocol):
+class Target(ABC):
     """A place outside the store that is brought to each published version.
 
     `publish` may be killed at any point and called again, with the same or a later version: it
     ends in the same state as if nothing had happened. Its readers see one version or the other.
+
+    Args:
+        section: What the job says of it.
+
+    Attributes:
+        section: The class of ``section``.
+        name: The target's name in the job.
+        kind: Its key in `batchnorm_tool.registry.TARGETS`.
+        place: Where it is, without anything secret: another place holds nothing yet.
     """
 
-    @property
-    def name(self) -> str:
-        """The target's name in the job."""
+    section: ClassVar[type[Publish]] = Publish
+    name: str
+    kind: str
+    place: str
 
-    @property
-    def kind(self) -> str:
-        """Its key in `TARGETS`."""
+    def __init__(self, section: Publish) -> None:
+        self.name, self.kind = section.label, section.to
 
-    @property
-    def place(self) -> str:
-        """Where it is, without anything secret: another place holds nothing yet."""
-
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (most need nothing)
         """Look for what `publish` will need, without touching the place.
 
         Raises:
             JobError: A library, a setting or a right is missing.
         """
 
-    def check_layout(self, layout: StoreSchema) -> None:
-        """Refuse columns that the target cannot have; see `AcceptsAllRows`."""
+    def check_layout(self, layout: StoreSchema) -> None:  # noqa: B027
+        """Refuse columns that the target cannot have."""
 
-    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
-        """Return the first value that the target cannot take; see `AcceptsAllRows`."""
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
+        """Return the first value of keys and passed-through columns that the target cannot take."""
+        return None
 
+    @abstractmethod
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Bring the target to a version.
 
@@ -175,20 +133,20 @@ def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
     return WorkFailed(msg) if isinstance(error, WorkFailed | Busy) else OutputError(msg)
 
 
-def check_path(section: TargetSection, *, is_file: bool = False) -> None:
+def check_path(name: str, path: str, *, is_file: bool = False) -> None:
     """Refuse a path that is on no local disk, or where something else lies."""
-    place = Path(str(section.path))
+    place = Path(path)
     if place.is_dir() if is_file else place.is_file():
         wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")
         msg = (
-            f"`publish`: target `{section.label}` needs {wanted} in `path`. Received: "
-            f"`{section.path}`, which is {found}. Choose another path."
+            f"`publish`: target `{name}` needs {wanted} in `path`. Received: "
+            f"`{path}`, which is {found}. Choose another path."
         )
         raise JobError(msg)
-    if "://" in str(section.path):
+    if "://" in path:
         msg = (
-            f"`publish`: target `{section.label}` writes to a local path in this version. "
-            f"Expected `path` without a scheme. Received: `{section.path}`. Write to a local path "
+            f"`publish`: target `{name}` writes to a local path in this version. "
+            f"Expected `path` without a scheme. Received: `{path}`. Write to a local path "
             "and copy it from there."
         )
         raise JobError(msg)

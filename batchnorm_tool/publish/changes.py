@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from pydantic import Field
 
+from batchnorm_tool.job.refresh_sections import Publish
+from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
-    AcceptsAllRows,
+    Target,
     check_path,
     published_batches,
     published_schema,
@@ -39,7 +42,7 @@ from batchnorm_tool.storage import LocalStorage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.store.version_changes import Changes, Publication
 
 MANIFEST = "manifest.json"
@@ -70,23 +73,25 @@ class FullSet:
         return iter(())
 
 
-class ChangeFeed(AcceptsAllRows):
-    """The target ``changes``: a directory of change sets.
+class PublishChanges(Publish):
+    """The keys of ``to: changes``."""
 
-    Args:
-        section: ``path`` and ``keep`` are looked at.
-    """
+    path: LocalOrUri = Field(description="Directory of the change sets.")
+    keep: Count = Field(default=30, description="Versions that stay.")
 
-    kind = "changes"
 
-    def __init__(self, section: TargetSection) -> None:
-        self.name = section.label
-        self.place = str(section.path)
-        self._section, self._keep = section, section.keep or 1
+class ChangeFeed(Target):
+    """The target ``changes``: a directory of change sets."""
+
+    section = PublishChanges
+
+    def __init__(self, section: PublishChanges) -> None:
+        super().__init__(section)
+        self.place, self._keep = section.path, section.keep
 
     def check(self) -> None:
         """Refuse a path that is not local."""
-        check_path(self._section)
+        check_path(self.name, self.place)
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
         """Add the directory of a version, and remove those that are too old."""

@@ -28,15 +28,19 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
+from batchnorm_tool.job.messages import Expects
+from batchnorm_tool.job.refresh_sections import Publish
+from batchnorm_tool.job.types import Count, LocalOrUri, Text
 from batchnorm_tool.publish import directories, faiss_build
-from batchnorm_tool.publish.base import AcceptsAllRows, check_path, target_errors, version_facts
+from batchnorm_tool.publish.base import Target, check_path, target_errors, version_facts
 from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, RecallSample
 from batchnorm_tool.storage import OutputFile
 from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
@@ -46,7 +50,7 @@ from batchnorm_tool.store.state import Unfit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.publish.faiss_build import RecallQueries
     from batchnorm_tool.storage import FileRecord
     from batchnorm_tool.store.state import StoreSchema
@@ -57,24 +61,29 @@ if TYPE_CHECKING:
 KEPT_KEYS = 3
 
 
-class FaissIndex(AcceptsAllRows):
-    """The target ``faiss``.
+class PublishFaiss(Publish):
+    """The keys of ``to: faiss``."""
 
-    Args:
-        section: ``path``, ``index`` and ``sample`` are looked at.
-    """
+    path: LocalOrUri = Field(description="The file of the index.")
+    index: Annotated[Text, Expects("the kind of an index")] = Field(
+        default="auto", description="auto, or a text for FAISS's index factory."
+    )
+    sample: Count = Field(default=1000, description="Queries with which the recall is measured.")
 
-    kind = "faiss"
 
-    def __init__(self, section: TargetSection) -> None:
-        self.name = section.label
-        self.place = str(section.path)
-        self._section, self._files = section, IndexFiles(Path(self.place))
-        self._wanted, self._sample = str(section.index), section.sample or 1
+class FaissIndex(Target):
+    """The target ``faiss``."""
+
+    section = PublishFaiss
+
+    def __init__(self, section: PublishFaiss) -> None:
+        super().__init__(section)
+        self.place, self._files = section.path, IndexFiles(Path(section.path))
+        self._wanted, self._sample = section.index, section.sample
 
     def check(self) -> None:
         """Look for FAISS, and refuse a path that is not local."""
-        check_path(self._section, is_file=True)
+        check_path(self.name, self.place, is_file=True)
         if importlib.util.find_spec("faiss") is None:
             msg = (
                 f"`publish`: target `{self.name}` needs faiss, which cannot be imported. Install "

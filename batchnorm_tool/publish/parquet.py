@@ -15,9 +15,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from batchnorm_tool.job.refresh_sections import Publish
+from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
-    AcceptsAllRows,
+    Target,
     check_path,
     published_batches,
     published_schema,
@@ -30,30 +34,32 @@ from batchnorm_tool.storage import LocalStorage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.store.version_changes import Publication
 
 VERSIONS = "versions"
 POINTER = "current"
 
 
-class ParquetSnapshot(AcceptsAllRows):
-    """The target ``parquet``: a directory of snapshots.
+class PublishParquet(Publish):
+    """The keys of ``to: parquet``."""
 
-    Args:
-        section: ``path`` and ``keep`` are looked at.
-    """
+    path: LocalOrUri = Field(description="Directory of the snapshots.")
+    keep: Count = Field(default=3, description="Versions that stay.")
 
-    kind = "parquet"
 
-    def __init__(self, section: TargetSection) -> None:
-        self.name = section.label
-        self.place = str(section.path)
-        self._section, self._keep = section, section.keep or 1
+class ParquetSnapshot(Target):
+    """The target ``parquet``: a directory of snapshots."""
+
+    section = PublishParquet
+
+    def __init__(self, section: PublishParquet) -> None:
+        super().__init__(section)
+        self.place, self._keep = section.path, section.keep
 
     def check(self) -> None:
         """Refuse a path that is not local."""
-        check_path(self._section)
+        check_path(self.name, self.place)
 
     def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Write the snapshot of a version, point to it, and remove those that are too old."""

@@ -22,10 +22,15 @@ import contextlib
 import importlib.util
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
 
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish.base import AcceptsAllRows, target_errors, version_facts
+from batchnorm_tool.job.messages import Expects
+from batchnorm_tool.job.refresh_sections import Publish
+from batchnorm_tool.job.types import Fraction, Name, Text, wrong
+from batchnorm_tool.publish.base import Target, target_errors, version_facts
 from batchnorm_tool.publish.pgvector_tables import Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
 from batchnorm_tool.store.state import Unfit
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     import psycopg
     import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Facts, TargetSection
+    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.publish.pgvector_tables import Bookkeeping
     from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Changes, Publication
@@ -55,22 +60,43 @@ _ENDS = re.compile("[/?#]")
 _GRANTS = "The view was made anew for other columns: grant privileges on it again."
 
 
-class PgvectorTable(AcceptsAllRows):
-    """The target ``pgvector``.
+class PublishPgvector(Publish):
+    """The keys of ``to: pgvector``."""
 
-    Args:
-        section: ``table``, ``dsn_env``, ``rebuild_above`` and ``index`` are looked at.
-    """
+    table: Annotated[Name, Expects("a table's name, such as items or public.items")] = Field(
+        description="The view that readers use, SCHEMA.NAME or NAME."
+    )
+    dsn_env: Annotated[Text, Expects("the name of an environment variable")] = Field(
+        default="BATCHNORM_TOOL_PGVECTOR_DSN",
+        description="The environment variable that holds the connection string.",
+    )
+    rebuild_above: Fraction = Field(
+        default=0.02, description="Share of changed rows that makes a new table."
+    )
+    index: Literal["hnsw", "ivfflat", "none"] = Field(
+        default="hnsw", description="Of the vectors, by which PostgreSQL finds the nearest."
+    )
 
-    kind = "pgvector"
+    @field_validator("dsn_env")
+    @classmethod
+    def _check_variable(cls, name: str) -> str:
+        if not name.isidentifier():
+            text = "must be the name of an environment variable, not the connection string itself."
+            raise wrong(text)
+        return name
 
-    def __init__(self, section: TargetSection) -> None:
-        self.name = section.label
-        self._names = Names.parse(str(section.table))
+
+class PgvectorTable(Target):
+    """The target ``pgvector``."""
+
+    section = PublishPgvector
+
+    def __init__(self, section: PublishPgvector) -> None:
+        super().__init__(section)
+        self._names = Names.parse(section.table)
         self.place = f"{self._names.schema}.{self._names.view}"
-        self._variable = str(section.dsn_env)
-        self._rebuild_above = float(section.rebuild_above or 0.0)
-        self._index = str(section.index)
+        self._variable, self._index = section.dsn_env, section.index
+        self._rebuild_above = section.rebuild_above
 
     def check(self) -> None:
         """Look for psycopg and pgvector, the connection string, and a name that is too long."""

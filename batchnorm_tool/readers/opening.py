@@ -16,10 +16,11 @@ import numpy as np
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError
+from batchnorm_tool.formats.base import DATA_DIRECTORY
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.readers.files import open_files
-from batchnorm_tool.readers.run import DATA_DIRECTORY, open_run
+from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.readers.source import VectorSource, check_key, check_rank
 from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.store.state import is_store

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
-from batchnorm_tool.formats.npy import KEYS, array_directories
+from batchnorm_tool.formats.base import DATA_DIRECTORY
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import (
@@ -34,9 +34,6 @@ from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-
-DATA_DIRECTORY = "vectors"
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,8 @@ class StoredRun(VectorSource):
     @cached_property
     def _directories(self) -> dict[str, tuple[str, ...]]:
         """Which columns the files of each directory hold."""
-        names = self.schema.names
-        if self.job.output.format != "npy":
-            return {DATA_DIRECTORY: tuple(names)}
-        vectors = tuple(output.vector_column for output in self.outputs)
-        norms = tuple(output.norm_column for output in self.outputs)
-        arrays = array_directories(vectors, norms)
-        others = tuple(name for name in names if name not in arrays)
-        return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
+        form = self.job.output.format
+        return output_schema.directories(self.schema.names, self.outputs, form)
 
     @property
     def directories(self) -> set[str]:
@@ -150,20 +141,14 @@ class StoredRun(VectorSource):
             )
             raise Damaged(msg)
         with damaged_if_unreadable(file.path):
-            is_npy = path.endswith(".npy")
-            form = FORMATS["npy" if is_npy else self._table_format]
+            # Beside arrays in NPY, the other columns lie in Parquet.
+            form = format_named(path.rpartition(".")[2])
             inspected = form.inspect(path)
-            stored = inspected.schema.names if is_npy else wanted
+            stored = wanted if form.is_table else inspected.schema.names
             check_rows(file, rows, inspected.rows)
             schema = self.schema_of(wanted)
             for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
                 yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
-
-    @property
-    def _table_format(self) -> str:
-        """Beside arrays in NPY, the other columns lie in Parquet."""
-        name = self.job.output.format
-        return "parquet" if name == "npy" else name
 
 
 @checked_json.explain_unreadable_records

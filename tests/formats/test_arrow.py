@@ -11,10 +11,10 @@ import pytest
 from pyarrow import feather
 
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import FORMATS, Layout, recognise
+from batchnorm_tool.formats import Layout, format_named, recognise
 from batchnorm_tool.storage import LocalStorage
 
-ARROW = FORMATS["arrow"]
+ARROW = format_named("arrow")
 
 
 def table_of(rows: int) -> pa.Table:

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm_tool.errors import Damaged, InputError, OutputError
-from batchnorm_tool.formats import FORMATS, Layout, recognise
+from batchnorm_tool.formats import Layout, format_named, recognise
 from batchnorm_tool.formats.npy import Npy
 from batchnorm_tool.storage import LocalStorage
 
-NPY = FORMATS["npy"]
+NPY = format_named("npy")
 
 
 def store(path: Path, array: np.ndarray) -> str:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow.parquet import encryption
 
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats import FORMATS, Layout, recognise
+from batchnorm_tool.formats import Layout, format_named, recognise
 from batchnorm_tool.formats import parquet as rows_module
 from batchnorm_tool.formats.parquet import (
     Cursor,
@@ -32,7 +32,7 @@ from batchnorm_tool.formats.parquet import (
 )
 from batchnorm_tool.storage import LocalStorage
 
-PARQUET = FORMATS["parquet"]
+PARQUET = format_named("parquet")
 LAYOUT = Layout(100, ("vector",), ("norm",), row_group_bytes=4096, metadata={"who": "test"})
 
 

@@ -324,7 +324,7 @@ KEPT = f"{COUNT}, or null"
         ),
         (
             {"publish": [{"to": "pgvector", "table": "items", "index": "flat"}]},
-            "`publish.0.index` must be one of hnsw, ivfflat, none.",
+            "`publish.0.index` must be `hnsw`, `ivfflat` or `none`. Received: 'flat' (text).",
         ),
         (
             {"publish": [{"to": "changes", "path": "/f", "keep": 0}]},

@@ -19,7 +19,7 @@ from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS
 from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
-from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.norms.stats import NormStats
@@ -352,7 +352,7 @@ class StagedRows:
     def _quarantined_by_run(self) -> Iterator[pa.Table]:
         if not self._was_scored:
             return
-        run, form = open_run(str(self.state.storage.root / SCORED)), FORMATS["parquet"]
+        run, form = open_run(str(self.state.storage.root / SCORED)), format_named("parquet")
         for part in run.parts:
             file = run.quarantine_of(part)
             if file is None:

@@ -123,7 +123,7 @@ class Preparation:
             resolved = self._resolve() if choices is None else self._confirmed(choices)
         layouts = output_schema.output_specs(self.job, resolved.outputs)
         output_schema.output_schema(resolved.carried, layouts, self.job.output.dtype)
-        output_schema.check_directories(layouts, self.job.output.format)
+        output_schema.directories((), layouts, self.job.output.format)  # refuses unfit names
         return Plan(
             job=self.job,
             files=self.table.files,

@@ -12,8 +12,7 @@ from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
-from batchnorm_tool.formats import close_cached_files
-from batchnorm_tool.formats.parquet import check_storable
+from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import STAGED_OUTPUT
 from batchnorm_tool.pipeline import output_state, part_summary
@@ -314,8 +313,7 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
 
 def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -> Plan:
     plan = preparation.plan(choices)
-    if plan.job.output.format != "arrow":
-        check_storable(plan.resolved.carried)
+    format_named(plan.job.output.format).check_storable(plan.resolved.carried)
     return plan
 
 

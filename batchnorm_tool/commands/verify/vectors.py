@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchnorm_tool.chunk import Reason, fitting_rows
+from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
@@ -33,10 +34,10 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     A component is rounded once to the stored dtype. That changes it by at most its own size times
     the unit roundoff ``u``, so that the whole vector, in any norm, changes by at most ``u``,
     however wide it is. Below the smallest normal number it is by at most half the smallest
-    subnormal ``s`` instead, and ``width`` such errors have the norm ``width**(1/p) * s/2``. The
-    length before and the one measured here are sums of ``width`` terms in float64, each off by at
-    most about ``width`` of its roundoffs (Higham, Accuracy and Stability of Numerical Algorithms,
-    section 3.1); powers and roots add a few hundred more for ``lp``.
+    subnormal ``s`` instead, and ``width`` such errors have the norm of ``width`` ones times
+    ``s/2``. The length before and the one measured here are sums of ``width`` terms in float64,
+    each off by at most about ``width`` of its roundoffs (Higham, Accuracy and Stability of
+    Numerical Algorithms, section 3.1); powers and roots add a few hundred more for ``lp``.
 
     Example:
         >>> from batchnorm_tool.norms.norm import Norm
@@ -47,7 +48,8 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     """
     stored = np.finfo(dtype)
     roundoff = float(stored.eps) / 2
-    floor = width ** (1 / norm.order) * float(stored.smallest_subnormal) / 2
+    ones = float(row_norms(np.ones((1, width)), norm)[0, 0])
+    floor = ones * float(stored.smallest_subnormal) / 2
     return roundoff + floor + (2 * width + 1024) * float(np.finfo(np.float64).eps) / 2
 
 
@@ -74,6 +76,7 @@ class VectorCheck:
         reasons = self.run.manifest.data["reasons"]
         policies = self.run.job.normalize
         overflow = reasons[Reason.NONFINITE_PREDICTION.label] + reasons[Reason.NORM_OVERFLOW.label]
+        self._is_table = format_named(self.run.job.output.format).is_table
         self._expected_null = rows["nullified"]
         self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0
         self._expected_zero = rows["zero"] if policies.zero == "keep" else 0
@@ -107,7 +110,7 @@ class VectorCheck:
     def _null_rows(self, batch: pa.RecordBatch, output: OutputSpec) -> np.ndarray:
         """Find rows without a vector: null, or in NPY nothing but NaN where policy made some so."""
         vectors = batch[output.vector_column]
-        if self.run.job.output.format != "npy" or not self._expected_null:
+        if self._is_table or not self._expected_null:
             return np.asarray(vectors.is_null().to_numpy(zero_copy_only=False))
         blank = np.isnan(rows_of(vectors)).all(axis=1)
         norms = rows_of(batch[output.norm_column]).reshape(len(blank), -1)
@@ -116,7 +119,7 @@ class VectorCheck:
     def conclude(self) -> None:
         """Compare what was counted with the manifest, once all parts have been looked at."""
         null, nonfinite = self._expected_null, self._expected_nonfinite
-        if self.run.job.output.format == "npy" and null and nonfinite:
+        if not self._is_table and null and nonfinite:
             # A kept row of nothing but NaN looks like a nullified one there.
             self._compare("without a vector", self._null + self._nonfinite, null + nonfinite)
         else:

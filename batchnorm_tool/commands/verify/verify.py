@@ -19,7 +19,7 @@ from batchnorm_tool.commands.verify.run_files import (
 from batchnorm_tool.commands.verify.store import StoreCheck
 from batchnorm_tool.commands.verify.vectors import VectorCheck
 from batchnorm_tool.errors import Damaged, WorkFailed
-from batchnorm_tool.formats import FORMATS
+from batchnorm_tool.formats import format_named
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
 from batchnorm_tool.readers.run import StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import open_snapshot
@@ -178,7 +178,7 @@ def _quarantined(run: StoredRun, part: StoredPart) -> int:
     if file is None:
         return 0
     with damaged_if_unreadable(file.path):
-        return FORMATS["parquet"].inspect(str(Path(run.path) / file.path)).rows
+        return format_named("parquet").inspect(str(Path(run.path) / file.path)).rows
 
 
 def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:
