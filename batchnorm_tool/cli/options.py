@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -105,80 +106,52 @@ def flags_of_job(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any
     return add
 
 
-def common_flags(command: Any) -> Any:
-    """Add the flags that every command has."""
-    for option in (
-        click.option(
-            "--log-format",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            help="How messages on standard error look.",
-        ),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    ):
-        command = option(command)
-    return command
+def _flags(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what adds several flags to a command; its help shows the last one first."""
+    return lambda command: functools.reduce(lambda done, option: option(done), options, command)
 
 
-def running_flags(command: Any) -> Any:
-    """Add the flags of the commands that do a job."""
-    for option in (
-        click.option(
-            "--progress",
-            type=click.Choice(["auto", "bar", "plain", "none"]),
-            default="auto",
-            help="How to show how far it is.",
-        ),
-        click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
-        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
-        click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
-        click.option("--check-input", is_flag=True, help="Read all of the input first."),
-        click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
-        click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
-        click.option("--profile", is_flag=True, help="Say where the time went."),
-        click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
-    ):
-        command = option(command)
-    return command
+_PROGRESS = click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "plain", "none"]),
+    default="auto",
+    help="How to show how far it is.",
+)
+_WAIT = click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
 
+common_flags = _flags(
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="How messages on standard error look.",
+    ),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+)
+"""The flags that every command has."""
 
-def waiting_flags(command: Any) -> Any:
-    """Add the flags of the commands that change a store."""
-    for option in (
-        click.option(
-            "--progress",
-            type=click.Choice(["auto", "bar", "plain", "none"]),
-            default="auto",
-            help="How to show how far it is.",
-        ),
-        click.option("--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE."),
-        click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h."),
-    ):
-        command = option(command)
-    return command
+running_flags = _flags(
+    _PROGRESS,
+    click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
+    _WAIT,
+    click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
+    click.option("--check-input", is_flag=True, help="Read all of the input first."),
+    click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
+    click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
+    click.option("--profile", is_flag=True, help="Say where the time went."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
+)
+"""The flags of the commands that do a job."""
 
-
-def comparing_flags(command: Any) -> Any:
-    """Add the flags of the commands that compare stored predictions."""
-    for option in (
-        click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
-        click.option(
-            "--seed", type=int, default=0, show_default=True, help="Of all that is drawn."
-        ),
-        click.option(
-            "--sample", callback=_sample, metavar="N", help="Rows to ask with at most, or all."
-        ),
-        click.option(
-            "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, such as 1,5,10."
-        ),
-        click.option("--key", **_NAMES, help="Columns that name a row, as a,b."),
-        click.option("--column", **_NAMES, help="Columns of the vectors, as a,b or 'emb_*'."),
-    ):
-        command = option(command)
-    return command
+waiting_flags = _flags(
+    _PROGRESS,
+    click.option("--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE."),
+    _WAIT,
+)
+"""The flags of the commands that change a store."""
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
@@ -195,6 +168,21 @@ def _sample(context: click.Context, parameter: click.Parameter, text: str | None
     except ValueError as error:
         msg = f"Expected a whole number, or all. Received: {text}."
         raise click.BadParameter(msg, context, parameter) from error
+
+
+comparing_flags = _flags(
+    click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn."),
+    click.option(
+        "--sample", callback=_sample, metavar="N", help="Rows to ask with at most, or all."
+    ),
+    click.option(
+        "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, such as 1,5,10."
+    ),
+    click.option("--key", **_NAMES, help="Columns that name a row, as a,b."),
+    click.option("--column", **_NAMES, help="Columns of the vectors, as a,b or 'emb_*'."),
+)
+"""The flags of the commands that compare stored predictions."""
 
 
 def overrides(options: dict[str, Any]) -> list[str]:

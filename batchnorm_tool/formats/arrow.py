@@ -45,7 +45,7 @@ class Arrow(Format):
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Return size in bytes, and SHA-256 of the footer, if any, with samples of the data."""
         size = formats_files.regular_file(path).st_size
-        start = size if _is_stream(path) else _footer_start(path, size)
+        start = size if _begins_stream(formats_files.edges(path)[0]) else _footer_start(path, size)
         with formats_files.refusing(path), Path(path).open("rb") as file:
             footer = formats_files.read_exactly(file, start, size - start)
             return size, formats_files.sampled_sha256(file, footer, 0, start)
@@ -203,10 +203,6 @@ def _stream_batches(
         )
         raise InputError(message)
     return tuple(lengths), tuple(starts[:-1])
-
-
-def _is_stream(path: str) -> bool:
-    return _begins_stream(formats_files.edges(path)[0])
 
 
 def _begins_stream(head: bytes) -> bool:

@@ -13,7 +13,7 @@ from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
 from batchnorm_tool.formats.parquet import value_bytes
-from batchnorm_tool.inputs.files import InputFile, Member, Partition
+from batchnorm_tool.inputs.files import InputFile, Member
 
 if TYPE_CHECKING:
     from batchnorm_tool.inputs.files import Table
@@ -138,7 +138,7 @@ def check_unchanged(file: InputFile) -> None:
 def _joined(
     file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    constants = {p.name: _scalar(p) for p in file.partitions}
+    constants = {p.name: pa.scalar(p.value, pa.type_for_alias(p.dtype)) for p in file.partitions}
     stored = [name for name in columns if name not in constants]
     row = rows[0]
     for batch in _stored(file, stored, rows, batch_rows):
@@ -165,10 +165,6 @@ def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch
             )
             raise InputError(message) from error
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
-
-
-def _scalar(partition: Partition) -> pa.Scalar:
-    return pa.scalar(partition.value, pa.type_for_alias(partition.dtype))
 
 
 def _stored(

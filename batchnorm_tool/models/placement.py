@@ -249,7 +249,8 @@ def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
         return 1, 0
     wanted = 1 << (rows - 1).bit_length()
     row_bytes = sum(array.nbytes // max(1, len(array)) for array in sample.values())
-    fitting = _free_bytes() // 4 // max(1, row_bytes * _WORKING_FACTOR)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fitting = free // 4 // max(1, row_bytes * _WORKING_FACTOR)
     in_memory = 1 << max(0, fitting.bit_length() - 1)
     return min(SMALLEST, wanted), min(LARGEST, wanted, max(SMALLEST, in_memory))
 
@@ -266,7 +267,3 @@ def _seconds(
         predictor.predict(batch)
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

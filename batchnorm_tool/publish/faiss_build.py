@@ -13,7 +13,7 @@ from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats.arrow_columns import free_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from batchnorm_tool.store.version_changes import Publication
 
@@ -247,11 +247,7 @@ class Neighbours:
         least = scores[wanted - 1]
         right = self.ids[query][scores >= least - _TOLERANCE * max(1.0, abs(least))]
         others = found[found != self.queries.ids[query]][:NEIGHBOURS]
-        return min(wanted, _overlap(others, right)) / wanted
-
-
-def _overlap(first: Iterable[int], second: Iterable[int]) -> int:
-    return len(set(first) & set(second))
+        return min(wanted, len(set(others) & set(right))) / wanted
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,9 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         inside = [value for value in values if low <= value <= high and math.isfinite(value)]
         if len(inside) <= most:
             break
-    thirds = [value for value in _thirds(decades) if low <= value <= high]
+    thirds = [float(f"{factor}e{power}") for power in decades for factor in (1, 3)]
+    thirds = [value for value in thirds if low <= value <= high]
     return thirds if len(inside) < _FEWEST_TICKS <= len(thirds) <= most else inside
-
-
-def _thirds(decades: range) -> list[float]:
-    return [float(f"{factor}e{power}") for power in decades for factor in (1, 3)]
 
 
 def _tick_label(value: float, step: float, axis: Axis) -> str:

@@ -126,12 +126,9 @@ def interval_axis(label: str, series: IntervalSeries) -> Axis:
 
 
 def interval_chart(
-    words: ChartText, axes: tuple[Places, Axis], series: IntervalSeries, frame: Frame
+    words: ChartText, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
 ) -> Html:
     """Draw values as markers, their intervals as whiskers, and a line through each series.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
@@ -139,7 +136,7 @@ def interval_chart(
         >>> values = {"none": [Interval(0.7, 0.68, 0.72)], "l2": [Interval(0.9, 0.88, 0.92)]}
         >>> series = IntervalSeries(values, series_styles(values))
         >>> axes = Places.of("k", [10]), interval_axis("precision@k", series)
-        >>> interval_chart(ChartText("a", "Quality", "Two."), axes, series, NARROW).count("whisker")
+        >>> interval_chart(ChartText("a", "Quality", "Two."), NARROW, axes, series).count("whisker")
         2
     """
     # A series that stands alone needs no key: the title names it.
@@ -237,16 +234,13 @@ class _Cells:
     staggered: bool
 
 
-def heat_map(words: ChartText, grid: Grid, frame: Frame) -> Html:
+def heat_map(words: ChartText, frame: Frame, grid: Grid) -> Html:
     """Draw a square of cells, of which the diagonal is left plain: nothing is to be learnt there.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> grid = Grid(["a", "b"], {("a", "a"): 1, ("b", "b"): 1, ("a", "b"): 0.31})
-        >>> drawing = heat_map(ChartText("m", "Overlap", "One pair."), grid, NARROW)
+        >>> drawing = heat_map(ChartText("m", "Overlap", "One pair."), NARROW, grid)
         >>> drawing.count('class="cell"'), ">0.31<" in drawing
         (1, True)
     """
@@ -323,16 +317,13 @@ class _BarScale:
     scale: float
 
 
-def row_chart(words: ChartText, rows: Sequence[Row], frame: Frame) -> Html:
+def row_chart(words: ChartText, frame: Frame, rows: Sequence[Row]) -> Html:
     """Draw a bar to the right for what is above zero, to the left for what is below.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> rows = [Row("none", 5.0, "5.0"), Row("l2", 0.5, "0.5")]
-        >>> row_chart(ChartText("h", "Hubness", "Two."), rows, NARROW).count('"bar"')
+        >>> row_chart(ChartText("h", "Hubness", "Two."), NARROW, rows).count('"bar"')
         2
     """
     lanes = _lanes(rows, frame)
@@ -391,12 +382,9 @@ class Outlines:
 
 
 def outline_chart(
-    words: ChartText, axes: tuple[Axis, Axis], outlines: Outlines, frame: Frame
+    words: ChartText, frame: Frame, axes: tuple[Axis, Axis], outlines: Outlines
 ) -> Html:
     """Draw each histogram as an outline over a light ground.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
@@ -405,12 +393,14 @@ def outline_chart(
         >>> heights = {"l1": [0, 1, 2], "l2": [2, 1, 0]}
         >>> axes = Axis("norm", 1, 4), Axis("vectors, %", 0, 2)
         >>> outlines = Outlines([1, 2, 3, 4], heights, series_styles(heights))
-        >>> outline_chart(ChartText("n", "Norm", "Two."), axes, outlines, NARROW).count('"outline"')
+        >>> outline_chart(ChartText("n", "Norm", "Two."), NARROW, axes, outlines).count('"outline"')
         2
     """
     plot = Plot(axes[0], axes[1], frame, legend_rows(outlines.heights, frame))
     shown = {label: outlines.styles[label] for label in outlines.heights}
-    places = {label: _outline(plot, outlines, label) for label in shown if _any(outlines, label)}
+    places = {
+        label: _outline(plot, outlines, label) for label in shown if any(outlines.heights[label])
+    }
     depth = f"{min(_FILL, _ALL_FILLS / max(len(places), 1)):.3f}"
     grounds = [
         path(place + "Z", "ground", fill=shown[label].colour, fill_opacity=depth)
@@ -422,10 +412,6 @@ def outline_chart(
     ]
     pieces = (*scaffold(plot), *grounds, *lines, base_line(plot))
     return drawing(words, frame, (*pieces, legend(shown, frame, marked=False)))
-
-
-def _any(outlines: Outlines, label: str) -> bool:
-    return any(outlines.heights[label])
 
 
 def _outline(plot: Plot, outlines: Outlines, label: str) -> str:

@@ -210,17 +210,16 @@ def comparison_page(document: Mapping[str, Any]) -> str:
         norms_section(document, styles),
         *groups_section(document),
     ]
-    footer = f"batchnorm_tool {document['version']}. This page loads nothing and runs no script."
-    return page.document(title, _header(document), sections, footer, _STYLE)
+    return page.document(title, _header(document), sections, document["version"], _STYLE)
 
 
 def _header(document: Mapping[str, Any]) -> Html:
     *norms, last = document["compared"]
     said = f"{', '.join(norms)} and {last}" if norms else last
     metric = _METRICS.get(document["metric"], document["metric"])
-    return join(
-        tag("p", f"Norms compared under {metric}: {said}", class_="quiet"),
-        tag("h1", page.name(base_name(document["source"]["path"]))),
+    return page.header(
+        f"Norms compared under {metric}: {said}",
+        page.name(base_name(document["source"]["path"])),
         verdict_panel(document["verdict"]),
         page.figures(_figures(document)),
         page.facts(_facts(document)),

@@ -37,7 +37,6 @@ from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.axes import Axis, Frame
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -52,13 +51,11 @@ def quality_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyl
     found = families(document)
     decisive = headline(document)
     if decisive is None or not found:
-        return page.section(
-            "Retrieval quality", tag("p", page.prose(_WITHOUT_RELEVANCE), class_="quiet")
-        )
+        return page.section("Retrieval quality", page.quiet(page.prose(_WITHOUT_RELEVANCE)))
     first, *others = _charts(document, styles)
     return page.section(
         "Retrieval quality",
-        tag("p", _queries(document), class_="quiet"),
+        page.quiet(_queries(document)),
         _decisive_table(document, decisive),
         first,
         tag("div", *(tag("div", other) for other in others), class_="trio") if others else None,
@@ -151,15 +148,9 @@ def _chart(
     id_ = f"quality-{shown.metrics[0].replace('@', '-')}"
     said = " ".join(_seen(shown.metrics, values))
     words = svg.ChartText(id_, f"{shown.name} by norm", said)
-    draw = partial(_draw, axes=axes, series=series)
+    draw = partial(interval_chart, axes=axes, series=series)
     data = page.behind("The numbers behind this chart", _table(document, shown))
     return join(heading, page.chart(words, draw, data))
-
-
-def _draw(
-    words: svg.ChartText, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
-) -> Html:
-    return interval_chart(words, axes, series, frame)
 
 
 def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[Interval]]) -> Iterator[str]:
@@ -267,12 +258,8 @@ def _map(
         for one, other in itertools.combinations(norms, 2)
     )
     words = svg.ChartText(id_, f"{name} of each pair of norms", said)
-    draw = partial(_draw_map, grid=Grid(norms, known))
+    draw = partial(heat_map, grid=Grid(norms, known))
     return tag("div", tag("h3", name), page.chart(words, draw))
-
-
-def _draw_map(words: svg.ChartText, frame: Frame, grid: Grid) -> Html:
-    return heat_map(words, grid, frame)
 
 
 def _pair_table(document: Mapping[str, Any]) -> Html:
@@ -301,11 +288,7 @@ def _nobody(hubness: Mapping[str, Any]) -> str:
 def _bars(id_: str, heading: str, rows: Sequence[Row]) -> Html:
     said = " ".join(f"{row.label}: {row.shown}." for row in rows)
     words = svg.ChartText(f"hubness-{id_}", f"{heading} by norm", said)
-    return tag("div", tag("h3", heading), page.chart(words, partial(_draw_rows, rows=rows)))
-
-
-def _draw_rows(words: svg.ChartText, frame: Frame, rows: Sequence[Row]) -> Html:
-    return row_chart(words, rows, frame)
+    return tag("div", tag("h3", heading), page.chart(words, partial(row_chart, rows=rows)))
 
 
 def _hubness_table(found: Mapping[str, Mapping[str, Any]]) -> Html:

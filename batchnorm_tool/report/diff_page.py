@@ -19,7 +19,6 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.axes import Frame
     from batchnorm_tool.report.markup import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
@@ -61,8 +60,9 @@ def diff_page(document: Mapping[str, Any]) -> str:
         *_neighbours(document),
         _sets(document),
     ]
-    footer = f"batchnorm_tool {document['version']}. This page loads nothing and runs no script."
-    return page.document(f"{one} and {other}", _header(document), sections, footer, _STYLE)
+    return page.document(
+        f"{one} and {other}", _header(document), sections, document["version"], _STYLE
+    )
 
 
 def _names(document: Mapping[str, Any]) -> tuple[str, str]:
@@ -76,9 +76,9 @@ def _names(document: Mapping[str, Any]) -> tuple[str, str]:
 
 def _header(document: Mapping[str, Any]) -> Html:
     one, other = _names(document)
-    return join(
-        tag("p", "What changed from one set of predictions, A, to another, B", class_="quiet"),
-        tag("h1", page.name(one), " \N{RIGHTWARDS ARROW} ", page.name(other)),
+    return page.header(
+        "What changed from one set of predictions, A, to another, B",
+        join(page.name(one), " \N{RIGHTWARDS ARROW} ", page.name(other)),
         compare_page.verdict_panel(document["verdict"]),
         page.figures(_figures(document["rows"])),
         *_examples(document),
@@ -199,15 +199,9 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
             f"B, under {document['metric']}; {count(document['sample'])} rows were asked. Whiskers "
             "are 95 % bootstrap intervals over them."
         ),
-        page.chart(words, partial(_draw, axes=axes, shown=series_)),
+        page.chart(words, partial(interval_chart, axes=axes, series=series_)),
         page.table("overlap@k", columns, rows),
     )
-
-
-def _draw(
-    words: svg.ChartText, frame: Frame, axes: tuple[Places, Axis], shown: IntervalSeries
-) -> Html:
-    return interval_chart(words, axes, shown, frame)
 
 
 def _span(entry: Mapping[str, Any]) -> str:
@@ -222,7 +216,7 @@ def _sets(document: Mapping[str, Any]) -> Html:
     rows = [[label, one, other] for (label, one), (_, other) in pairs]
     return page.section(
         "What was compared",
-        tag("p", f"Vector spaces: {_SPACES[document.get('same_space')]}.", class_="quiet"),
+        page.quiet(f"Vector spaces: {_SPACES[document.get('same_space')]}."),
         page.table("The two sets", columns, rows),
     )
 
@@ -262,15 +256,9 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
         f"{count(len(values))} dimensions; shifts from {signed(min(known))} to "
         f"{signed(max(known))} standard deviations of A.",
     )
-    draw = partial(_draw_shifts, axes=axes, bars=list(_bars(values)))
+    draw = partial(svg.bar_chart, axes=axes, bars=list(_bars(values)))
     data = page.behind("The numbers behind this chart", _shift_table(values))
     return page.chart(words, draw, *map(page.note, _remarks(values)), data)
-
-
-def _draw_shifts(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
-) -> Html:
-    return svg.bar_chart(words, axes, bars, frame)
 
 
 def _y_axis(known: Sequence[float]) -> Axis:
@@ -352,7 +340,7 @@ def pair_histogram(
     )
     words = svg.ChartText(id_, f"Histogram of the {measure}", _description(pairs))
     data = page.behind("The numbers behind this chart", _pair_table(pairs, bars))
-    drawn = page.chart(words, partial(_draw_pairs, axes=axes, bars=bars), data)
+    drawn = page.chart(words, partial(svg.bar_chart, axes=axes, bars=bars), data)
     return join(drawn, page.note(f"{said}."), _quantiles(pairs))
 
 
@@ -365,12 +353,6 @@ def _digits(histogram: Sequence[Sequence[float]], show: Callable[[float | None, 
 def _bar(pairs: _Pairs, lower: float, upper: float, amount: int) -> svg.Bar:
     words = f"{pairs.show(lower)} to {pairs.show(upper)}: {count(amount)}"
     return svg.Bar(lower, upper, amount, words)
-
-
-def _draw_pairs(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
-) -> Html:
-    return svg.bar_chart(words, axes, bars, frame)
 
 
 def _description(pairs: _Pairs) -> str:

@@ -86,21 +86,20 @@ def history_page(document: Mapping[str, Any]) -> str:
         sections = [
             _outcomes(document),
             _rows(records),
-            _norms(records),
+            page.section("Norms before normalization", norms_chart(records)),
             *_gates(records),
             *sections,
         ]
     title = f"Nights of {base_name(document['path'])}"
-    footer = "batchnorm_tool. This page loads nothing and runs no script."
-    return page.document(title, _header(document), sections, footer, STYLE)
+    return page.document(title, _header(document), sections, style=STYLE)
 
 
 def _header(document: Mapping[str, Any]) -> Html:
     hold = document.get("hold")
     why = f"Nothing is published: on hold since {hold['since']} ({hold['reason']})." if hold else ""
-    return join(
-        tag("p", "The nights of an embedding store", class_="quiet"),
-        tag("h1", page.name(base_name(document["path"]))),
+    return page.header(
+        "The nights of an embedding store",
+        page.name(base_name(document["path"])),
         tag("p", page.code(document["path"])),
         page.figures(_figures(document)),
         page.note(why) if hold else None,
@@ -120,7 +119,7 @@ def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
 def _outcomes(document: Mapping[str, Any]) -> Html:
     return page.section(
         "What became of every night",
-        tag("p", f"{describe_store(document)}.", class_="quiet"),
+        page.quiet(f"{describe_store(document)}."),
         outcomes_chart(document),
     )
 
@@ -137,10 +136,6 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> Html:
         ),
         tag("div", *charts, class_="pair"),
     )
-
-
-def _norms(records: Sequence[Mapping[str, Any]]) -> Html:
-    return page.section("Norms before normalization", norms_chart(records))
 
 
 def _gates(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
@@ -288,7 +283,7 @@ def rows_chart(
         for place, (record, amount) in enumerate(zip(records, rows, strict=True))
     ]
     said = f"{count(len(records))} nights, {count(most)} rows in the largest ordinary one."
-    return small(id_, title, said, lambda words, frame: svg.bar_chart(words, axes, bars, frame))
+    return small(id_, title, said, lambda words, frame: svg.bar_chart(words, frame, axes, bars))
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
@@ -315,11 +310,7 @@ def norms_chart(records: Sequence[Mapping[str, Any]], norm: str = "norm") -> Htm
     middles = [value for value in values["q50"] if math.isfinite(value)]
     said = f"Medians from {number(min(middles))} to {number(max(middles))}."
     words = svg.ChartText("norms", "Norm quantiles of every night", said)
-    return page.chart(words, partial(_bands, axes=axes, steps=steps))
-
-
-def _bands(words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps) -> Html:
-    return svg.band_chart(words, axes, steps, frame)
+    return page.chart(words, partial(svg.band_chart, axes=axes, steps=steps))
 
 
 @dataclass(frozen=True)

@@ -108,15 +108,19 @@ class Column:
 
 
 def document(
-    title: str, header: Html, sections: Iterable[Html], footer: object, style: str = ""
+    title: str, header: Html, sections: Iterable[Html], version: str = "", style: str = ""
 ) -> str:
-    """Put a whole page together.
+    """Put a whole page together, which needs no other file and is to be written as UTF-8.
 
-    Returns:
-        An HTML document that needs no other file, to be written as UTF-8.
+    Args:
+        title: What the browser's tab says.
+        header: What stands above the first section, see `header`.
+        sections: The sections in order.
+        version: Of the program that found what the page tells, if that is known.
+        style: Rules of this kind of page, after those that all pages share.
 
     Example:
-        >>> document("A run", tag("h1", "A run"), [], "batchnorm_tool").splitlines()[0]
+        >>> document("A run", header("A finished run", "digits"), []).splitlines()[0]
         '<!doctype html>'
     """
     head = tag(
@@ -128,8 +132,20 @@ def document(
         tag("link", rel="icon", href="data:,"),
         tag("style", Html(_STYLE + style)),
     )
-    body = tag("body", tag("header", header), tag("main", *sections), tag("footer", footer))
+    program = f"batchnorm_tool {version}".rstrip()
+    footer = tag("footer", f"{program}. This page loads nothing and runs no script.")
+    body = tag("body", tag("header", header), tag("main", *sections), footer)
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def header(said: object, heading: object, *about: object) -> Html:
+    """Return what a page begins with: what it is, of what, and the figures that count most."""
+    return join(quiet(said), tag("h1", heading), *about)
+
+
+def quiet(*words: object) -> Html:
+    """Return a paragraph that explains what stands around it."""
+    return tag("p", *words, class_="quiet")
 
 
 def section(heading: object, *children: object) -> Html:

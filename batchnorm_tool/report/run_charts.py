@@ -23,7 +23,6 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.text_run import SPREAD, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.axes import Frame
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -74,15 +73,9 @@ def part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
         f"{number(float(np.nanmin(steps.quantiles['q50'])))} and "
         f"{number(float(np.nanmax(steps.quantiles['q50'])))}.",
     )
-    draw = partial(_draw_parts, axes=_axes(steps, norm), steps=_part_series(steps))
+    draw = partial(svg.band_chart, axes=_axes(steps, norm), steps=_part_series(steps))
     data = page.behind("The numbers behind this chart", _part_table(steps, norm))
     return page.chart(words, draw, *_remark(steps), data)
-
-
-def _draw_parts(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps
-) -> Html:
-    return svg.band_chart(words, axes, steps, frame)
 
 
 def _gather(chunks: pa.Table, output: str, norm: str) -> _Steps | None:
@@ -196,7 +189,10 @@ def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
     if not bins:
         return page.note("No norm is finite and above zero.")
     first = next(iter(bins.values()))
-    shares = {label: _shares(overlay.norms[label], its) for label, its in bins.items()}
+    shares = {
+        label: [100 * amount / overlay.norms[label]["count"] for amount in its.counts]
+        for label, its in bins.items()
+    }
     top = _top(shares)
     scale = " (log scale)" if first.kind == "log" else ""
     axes = (
@@ -204,22 +200,10 @@ def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
         Axis("vectors, %", 0, top * _HEADROOM),
     )
     words = svg.ChartText(id_, title, " ".join(_descriptions(overlay.norms)))
-    draw = partial(
-        _draw_overlays, axes=axes, outlines=Outlines(first.edges, shares, overlay.styles)
-    )
+    draw = partial(outline_chart, axes=axes, outlines=Outlines(first.edges, shares, overlay.styles))
     notes = [*_cut(shares, top), *_outside(overlay.norms, bins)]
     data = page.behind("The numbers behind this chart", _overlay_table(title, bins))
     return page.chart(words, draw, *map(page.note, notes), data)
-
-
-def _draw_overlays(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], outlines: Outlines
-) -> Html:
-    return outline_chart(words, axes, outlines, frame)
-
-
-def _shares(stats: Mapping[str, Any], bins: NormBins) -> list[float]:
-    return [100 * amount / stats["count"] for amount in bins.counts]
 
 
 def _top(shares: Mapping[str, list[float]]) -> float:
@@ -305,16 +289,10 @@ def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
         f"{number(float(spread.high.max()))}.",
     )
     across, up = Axis("dimension", 0, dimensions, "whole"), _y_axis(spread)
-    draw = partial(_draw_dimensions, axes=(across, up), steps=_dimension_series(spread))
+    draw = partial(svg.band_chart, axes=(across, up), steps=_dimension_series(spread))
     notes = map(page.note, _remarks(spread, dimensions, up))
     data = page.behind("The numbers behind this chart", _dimension_table(spread))
     return page.chart(words, draw, *notes, data)
-
-
-def _draw_dimensions(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: svg.Steps
-) -> Html:
-    return svg.band_chart(words, axes, steps, frame)
 
 
 def _spread(statistics: Mapping[str, Any]) -> _Spread:

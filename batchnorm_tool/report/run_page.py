@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,13 +12,11 @@ from batchnorm_tool.display import count, number, share, size
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_norms
+from batchnorm_tool.report.figures import base_name
 from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_chart
 from batchnorm_tool.report.text_run import norm_shown, outside, spread
-
-if TYPE_CHECKING:
-    from batchnorm_tool.report.axes import Frame
 
 _HEADROOM = 1.04
 
@@ -38,14 +36,13 @@ def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
         _inputs(manifest),
         _parts(manifest),
     ]
-    footer = f"batchnorm_tool {manifest['version']}. This page loads nothing and runs no script."
-    return page.document(title, _header(manifest, title), sections, footer)
+    return page.document(title, _header(manifest, title), sections, manifest["version"])
 
 
 def _title(manifest: Mapping[str, Any]) -> str:
-    source = _base_name(_first_path(manifest["job"]["input"]["path"]))
+    source = base_name(_first_path(manifest["job"]["input"]["path"]))
     model = manifest["job"].get("model")
-    through = f" through {_base_name(model['path'])}" if model else ""
+    through = f" through {base_name(model['path'])}" if model else ""
     return f"{source}{through}"
 
 
@@ -56,9 +53,9 @@ def _header(manifest: Mapping[str, Any], title: str) -> Html:
         if norms == ["none"]
         else f"vectors normalized by {' and '.join(norms)}"
     )
-    return join(
-        tag("p", f"A finished run: {outcome}", class_="quiet"),
-        tag("h1", page.name(title)),
+    return page.header(
+        f"A finished run: {outcome}",
+        page.name(title),
         page.figures(_figures(manifest)),
         page.facts(_facts(manifest)),
     )
@@ -110,7 +107,7 @@ def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
     others = [label for label in norms if label != shown]
     return page.section(
         heading,
-        tag("p", _vectors(statistics), class_="quiet"),
+        page.quiet(_vectors(statistics)),
         tag("h3", f"{shown} norm before normalization"),
         _histogram(f"{prefix}-norm", shown, norms[shown]),
         norm_table(norms, "Norms before normalization"),
@@ -121,7 +118,10 @@ def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
         tag("h3", "Other norms"),
         tag(
             "div",
-            *(_other(f"{prefix}-other-{n}", label, norms) for n, label in enumerate(others)),
+            *(
+                _histogram(f"{prefix}-other-{n}", label, norms[label])
+                for n, label in enumerate(others)
+            ),
             class_="trio",
         ),
     )
@@ -134,10 +134,6 @@ def _vectors(statistics: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _other(id_: str, label: str, norms: Mapping[str, Any]) -> Html:
-    return _histogram(id_, label, norms[label])
-
-
 def _histogram(id_: str, label: str, stats: Mapping[str, Any]) -> Html:
     bins = bin_norms(stats)
     if bins is None:
@@ -148,15 +144,9 @@ def _histogram(id_: str, label: str, stats: Mapping[str, Any]) -> Html:
         Axis("vectors", 0, max(bins.counts) * _HEADROOM, "whole"),
     )
     words = svg.ChartText(id_, f"Histogram of {label} norms", _description(label, stats))
-    draw = partial(_draw_bars, axes=axes, bars=_bars(bins))
+    draw = partial(svg.bar_chart, axes=axes, bars=_bars(bins))
     data = page.behind("The numbers behind this chart", _bin_table(label, bins))
     return page.chart(words, draw, *map(page.note, outside(stats)), data)
-
-
-def _draw_bars(
-    words: svg.ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[svg.Bar]
-) -> Html:
-    return svg.bar_chart(words, axes, bars, frame)
 
 
 def _bars(bins: NormBins) -> list[svg.Bar]:
@@ -202,7 +192,7 @@ def _bad_rows(manifest: Mapping[str, Any]) -> Html:
     ]
     return page.section(
         "Bad rows",
-        tag("p", _bad_row_counts(manifest["rows"]), class_="quiet"),
+        page.quiet(_bad_row_counts(manifest["rows"])),
         by_reason,
         page.table("The first bad rows", [*headings, *where], rows),
     )
@@ -254,10 +244,6 @@ def _first_path(path: object) -> str:
         return str(several)
     more = f" and {len(several) - 1} more" if len(several) > 1 else ""
     return f"{several[0]}{more}" if several else "no files"
-
-
-def _base_name(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1] or path
 
 
 def _format_value(value: object) -> str:

@@ -125,18 +125,15 @@ class Steps:
     lines: Sequence[Line]
 
 
-def bar_chart(words: ChartText, axes: tuple[Axis, Axis], bars: Sequence[Bar], frame: Frame) -> Html:
+def bar_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[Bar]) -> Html:
     """Draw bars that stand on zero.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> from batchnorm_tool.report.axes import Axis
         >>> axes = Axis("norm", 0, 2), Axis("vectors", 0, 5)
         >>> bars = [Bar(0, 1, 5, "5 vectors"), Bar(1, 2, 2, "2 vectors")]
-        >>> drawing = bar_chart(ChartText("a", "Norms", "Two bars."), axes, bars, NARROW)
+        >>> drawing = bar_chart(ChartText("a", "Norms", "Two bars."), NARROW, axes, bars)
         >>> drawing.count('class="bar"')
         2
     """
@@ -145,18 +142,15 @@ def bar_chart(words: ChartText, axes: tuple[Axis, Axis], bars: Sequence[Bar], fr
     return drawing(words, plot.frame, (*scaffold(plot), *shapes, base_line(plot)))
 
 
-def band_chart(words: ChartText, axes: tuple[Axis, Axis], steps: Steps, frame: Frame) -> Html:
+def band_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: Steps) -> Html:
     """Draw lines and bands that hold one value for each step along the x axis.
-
-    Returns:
-        One ``<svg>`` element.
 
     Example:
         >>> from batchnorm_tool.report.axes import NARROW
         >>> from batchnorm_tool.report.axes import Axis
         >>> axes = Axis("row", 0, 2), Axis("norm", 0, 5)
         >>> steps = Steps([0, 1, 2], [Band("range", [1, 1], [3, 4])], [Line("median", [2, 3])])
-        >>> drawing = band_chart(ChartText("b", "Norms", "Rising."), axes, steps, NARROW)
+        >>> drawing = band_chart(ChartText("b", "Norms", "Rising."), NARROW, axes, steps)
         >>> drawing.count('class="band"'), drawing.count('class="line"')
         (1, 1)
     """
@@ -174,11 +168,7 @@ def band_chart(words: ChartText, axes: tuple[Axis, Axis], steps: Steps, frame: F
 
 
 def drawing(words: ChartText, frame: Frame, pieces: Sequence[Html]) -> Html:
-    """Put the pieces of a chart into one element that says what it shows.
-
-    Returns:
-        One ``<svg>`` element.
-    """
+    """Put the pieces of a chart into one element that says what it shows."""
     return tag(
         "svg",
         tag("title", words.title, id=f"{words.id}-title"),

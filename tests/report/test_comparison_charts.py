@@ -50,7 +50,7 @@ def classed(svg: ET.Element, name: str) -> list[ET.Element]:
 def intervals(frame: Frame, *, joined: bool = True) -> tuple[ET.Element, Plot]:
     series = IntervalSeries(VALUES, series_styles(VALUES), joined)
     axes = Places.of("k", [1, 10, 100]), interval_axis("value", series)
-    svg = drawn(interval_chart(WORDS, axes, series, frame))
+    svg = drawn(interval_chart(WORDS, frame, axes, series))
     return svg, Plot(axes[0], axes[1], frame, 1)
 
 
@@ -124,21 +124,21 @@ def grid(labels: list[str]) -> Grid:
 
 
 def test_cells_are_darker_for_larger_values_and_print_them() -> None:
-    svg = drawn(heat_map(WORDS, Grid(["a", "b"], {("a", "b"): 0.25, ("b", "a"): 0.75}), NARROW))
+    svg = drawn(heat_map(WORDS, NARROW, Grid(["a", "b"], {("a", "b"): 0.25, ("b", "a"): 0.75})))
     depths = [float(cell.get("fill-opacity", "")) for cell in classed(svg, "cell")]
     assert depths == [pytest.approx(0.1875, abs=0.001), pytest.approx(0.4625, abs=0.001)]
     assert {"0.25", "0.75"} <= {text.text for text in svg.iter(f"{SVG}text")}
 
 
 def test_a_pair_without_a_value_stays_empty() -> None:
-    svg = drawn(heat_map(WORDS, Grid(["a", "b"], {("a", "b"): 0.25}), NARROW))
+    svg = drawn(heat_map(WORDS, NARROW, Grid(["a", "b"], {("a", "b"): 0.25})))
     assert len(classed(svg, "cell")) == 1
 
 
 @pytest.mark.parametrize("norms", [2, 4, 8, 10])
 def test_names_above_cells_do_not_touch_however_many_there_are(norms: int) -> None:
     labels = [f"lp:{n}.5" for n in range(1, norms + 1)]
-    svg = drawn(heat_map(WORDS, grid(labels), NARROW))
+    svg = drawn(heat_map(WORDS, NARROW, grid(labels)))
     heads = [
         t for t in svg.iter(f"{SVG}text") if t.text in labels and t.get("text-anchor") != "end"
     ]
@@ -151,7 +151,7 @@ def test_names_above_cells_do_not_touch_however_many_there_are(norms: int) -> No
 @FRAMES
 def test_bars_go_both_ways_from_zero_and_stay_inside(frame: Frame) -> None:
     rows = [Row("none", 4.0, "4.0"), Row("l2", -2.0, "\u22122.0"), Row("max", NAN, "\u2013")]
-    svg = drawn(row_chart(WORDS, rows, frame))
+    svg = drawn(row_chart(WORDS, frame, rows))
     up, down = classed(svg, "bar")
     assert float(up.get("width", "")) == pytest.approx(2 * float(down.get("width", "")), abs=0.2)
     zero = float(up.get("x", ""))
@@ -166,7 +166,7 @@ def test_outlines_stand_on_the_axis_and_are_as_high_as_their_values(frame: Frame
     heights = {"l1": [0.0, 2.0, 4.0, 0.0], "l2": [1.0, 0.0, 3.0, 0.0], "none": [0.0] * 4}
     axes = Axis("norm", 1.0, 16.0, "log"), Axis("vectors, %", 0, 4)
     outlines = Outlines([1, 2, 4, 8, 16], heights, series_styles(heights))
-    svg = drawn(outline_chart(WORDS, axes, outlines, frame))
+    svg = drawn(outline_chart(WORDS, frame, axes, outlines))
     plot = Plot(*axes, frame, 1)
     one, other = classed(svg, "outline")
     ups = [float(y) for y in re.findall(r"V([\d.]+)", one.get("d", ""))]
@@ -187,7 +187,7 @@ def test_a_legend_that_is_too_long_takes_more_rows_and_stays_inside() -> None:
     values = {label: [Interval(0.5, 0.4, 0.6)] for label in labels}
     series = IntervalSeries(values, series_styles(labels))
     axes = Places.of("k", [10]), interval_axis("value", series)
-    svg = drawn(interval_chart(WORDS, axes, series, NARROW))
+    svg = drawn(interval_chart(WORDS, NARROW, axes, series))
     names = [text for text in svg.iter(f"{SVG}text") if text.text in labels]
     assert len(names) == 6
     assert len({name.get("y") for name in names}) == 3
@@ -199,7 +199,7 @@ def test_a_legend_that_is_too_long_takes_more_rows_and_stays_inside() -> None:
 
 def test_bars_below_zero_hang_from_it() -> None:
     axes = Axis("dimension", 0, 2), Axis("shift", -1, 1)
-    svg = drawn(bar_chart(WORDS, axes, [Bar(0, 1, 0.5, "up"), Bar(1, 2, -0.5, "down")], WIDE))
+    svg = drawn(bar_chart(WORDS, WIDE, axes, [Bar(0, 1, 0.5, "up"), Bar(1, 2, -0.5, "down")]))
     up, down = classed(svg, "bar")
     zero = Plot(*axes, WIDE, 0).down(0)
     assert float(up.get("y", "")) + float(up.get("height", "")) == pytest.approx(zero, abs=0.2)

@@ -27,7 +27,7 @@ def drawn(markup: str) -> ET.Element:
 
 def bars(frame: Frame) -> ET.Element:
     axes = Axis("norm", 0.0, 4.0), Axis("vectors", 0, 10, "whole")
-    return drawn(bar_chart(WORDS, axes, [Bar(0, 2, 10, "ten"), Bar(2, 4, 5, "five")], frame))
+    return drawn(bar_chart(WORDS, frame, axes, [Bar(0, 2, 10, "ten"), Bar(2, 4, 5, "five")]))
 
 
 def bands(
@@ -39,7 +39,7 @@ def bands(
 ) -> ET.Element:
     axes = Axis("row", 0, 3, "whole"), Axis("norm", 0.0, 4.0)
     steps = Steps([0, 1, 2, 3], [Band("range", low, high)], [Line("median", middle)])
-    return drawn(band_chart(WORDS, axes, steps, frame))
+    return drawn(band_chart(WORDS, frame, axes, steps))
 
 
 @FRAMES
@@ -75,7 +75,7 @@ def test_labels_stay_inside_and_apart(draw: Make, frame: Frame) -> None:
 
 def test_labels_that_would_touch_are_left_out() -> None:
     axes = Axis("norm", 1234567.0, 1234567.01), Axis("vectors", 0, 1)
-    svg = drawn(bar_chart(WORDS, axes, [], NARROW))
+    svg = drawn(bar_chart(WORDS, NARROW, axes, []))
     ticks = [t for t in svg.iter(f"{SVG}text") if t.get("text-anchor") == "middle"]
     spans = [(float(t.get("x", "")), len(t.text or "") * 7) for t in ticks]
     assert len(spans) >= 2
@@ -99,7 +99,7 @@ def test_a_missing_value_is_a_gap_and_no_zero() -> None:
 
 def test_a_hostile_label_is_text() -> None:
     axes = Axis("<script>", 0, 1), Axis("y", 0, 1)
-    markup = bar_chart(WORDS, axes, [Bar(0, 1, 1, "</title><script>")], WIDE)
+    markup = bar_chart(WORDS, WIDE, axes, [Bar(0, 1, 1, "</title><script>")])
     assert "<script>" not in markup
     assert "<script>" in [element.text for element in drawn(markup).iter(f"{SVG}text")]
 

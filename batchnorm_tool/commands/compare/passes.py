@@ -65,7 +65,8 @@ def document_of(
     if query_set.source.width == 1:
         warn("The vectors have one component: under every norm but none they become 1 or -1.")
     sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
-    passed = first_pass(query_set, sampled, options.norms, all_lengths=_is_graded(relevance))
+    is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
+    passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
     if not query_set.is_base:
         for batch in query_set.source.batches():
             sampled.add(batch)
@@ -90,10 +91,6 @@ def document_of(
         "warnings": _warnings(rows, usable, relevance, rankings.judgements),
     }
     return {**document, "verdict": verdict(document).to_dict()}
-
-
-def _is_graded(relevance: Relevance | None) -> bool:
-    return relevance is not None and isinstance(relevance.judgements, GradedJudgements)
 
 
 def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:

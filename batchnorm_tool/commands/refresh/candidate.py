@@ -18,6 +18,7 @@ import pyarrow as pa
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS
 from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
+from batchnorm_tool.commands.refresh.record import counted
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.output_limits import key_to_json
@@ -132,16 +133,8 @@ def make_candidate(
     norms, statuses = _write_index(staged, removed)
     write_rows(storage, REMOVED, staged.plan.layout.key_schema, [*removed.rows, staged.unfit()])
     put_array(storage, replaced_path(staged.version), removed.good_hashes())
-    counts = difference.counts
     remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
-    rows = {
-        "in": counts.rows_in,
-        "new": counts.new,
-        "changed": counts.changed,
-        "touched": counts.touched,
-        "same": counts.same,
-        "vanished": counts.vanished,
-        "recomputed": counts.recomputed,
+    rows = counted(difference) | {
         "predicted": result.rows["in"] if result else 0,
         "reused": reused,
         "stale": stale,

@@ -220,6 +220,7 @@ class Preparation:
             )
             raise JobError(msg)
         row_bytes = written_bytes(outputs, self.job.output.dtype)
+        sample_bytes = sum(array[:1].nbytes for array in sample.values())
         if part_rows == "auto":
             rate = self._rows_per_second(sized, sample)
             part_rows = choose_part_rows(
@@ -227,7 +228,7 @@ class Preparation:
             )
         return ResolvedOptions(
             batch_size=batch_size,
-            chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + _sample_bytes(sample)),
+            chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + sample_bytes),
             part_rows=part_rows,
             inputs=inputs,
             outputs=outputs,
@@ -324,11 +325,6 @@ def _with_key(job: Job, table: Table) -> Job:
         return job
     key = table.keys[0] if len(table.keys) == 1 else list(table.keys)
     return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
-
-
-def _sample_bytes(sample: _Sample) -> int:
-    """Return bytes of one row's features."""
-    return sum(array[:1].nbytes for array in sample.values())
 
 
 def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:

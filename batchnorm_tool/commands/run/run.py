@@ -328,7 +328,7 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     resumes = output_state.check_may_begin(there, plan, fresh=options.fresh)
     kept = _begin(storage, plan, there.plan if resumes else None)
     numbers = [number for number in range(plan.part_count) if number not in kept]
-    worker = _worker(preparation, storage, plan) if numbers else None
+    worker = make_worker(storage, plan, preparation.predictor()) if numbers else None
     with open_engine(plan, len(numbers)) as engine:
         started = time.perf_counter()
         rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
@@ -360,10 +360,6 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
     return set(kept)
 
 
-def _worker(preparation: Preparation, storage: Storage, plan: Plan) -> Worker:
-    return make_worker(storage, plan, preparation.predictor())
-
-
 def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: Progress) -> int:
     """Let the engine do the parts with these ``numbers``; returns their rows."""
     plan = worker.plan
@@ -389,14 +385,10 @@ def _publish(
     storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest))
     storage.put(storage.staged(SUCCESS_PATH), (manifest["checksum"] + "\n").encode())
     paths = [file["path"] for part in totals.parts for file in part["files"]]
-    directories = _top_level([*paths, part_summary.CHUNKS_PATH])
+    directories = sorted({path.partition("/")[0] for path in [*paths, part_summary.CHUNKS_PATH]})
     storage.begin_publish(directories, sorted(before.directories - set(directories)))
     output_state.finish_publishing(storage)
     return manifest
-
-
-def _top_level(paths: list[str]) -> list[str]:
-    return sorted({path.partition("/")[0] for path in paths})
 
 
 def _warnings(plan: Plan, totals: Totals) -> list[str]:
