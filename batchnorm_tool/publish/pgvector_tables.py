@@ -202,8 +202,8 @@ class Tables:
 
     def _upsert(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
         statements = self._statements
-        statements.run("CREATE TEMP TABLE tonight (LIKE {table}) ON COMMIT DROP", table=table)
-        staged = statements.text("pg_temp.tonight")
+        statements.run("CREATE TEMP TABLE staged (LIKE {table}) ON COMMIT DROP", table=table)
+        staged = statements.text("pg_temp.staged")
         statements.copy(staged, shape.names, shape, changes.upsert_batches())
         statements.run(
             "INSERT INTO {table} ({names}) SELECT {names} FROM {staged}"
