@@ -8,14 +8,14 @@ from batchnorm_tool.gate.audit import AuditFacts, RowAudit, audit
 from batchnorm_tool.gate.findings import Finding, broken, passed, refusal_text
 from batchnorm_tool.gate.input_limits import RowChanges, evaluate_input
 from batchnorm_tool.gate.output_limits import BadCounts, Vectors, evaluate_output
-from batchnorm_tool.job.refresh_sections import InputLimits, OutputLimits
+from batchnorm_tool.job.refresh_sections import InputGate, OutputGate
 
 __all__ = [
     "AuditFacts",
     "BadCounts",
     "Finding",
-    "InputLimits",
-    "OutputLimits",
+    "InputGate",
+    "OutputGate",
     "RowAudit",
     "RowChanges",
     "Vectors",

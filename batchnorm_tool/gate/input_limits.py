@@ -14,7 +14,7 @@ from batchnorm_tool.gate.findings import Finding, not_evaluated
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from batchnorm_tool.job.refresh_sections import InputLimits
+    from batchnorm_tool.job.refresh_sections import InputGate
     from batchnorm_tool.norms.norm import Float64s
 
 _SHARES = {
@@ -60,7 +60,7 @@ class RowChanges:
 
 
 def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
-    limits: InputLimits,
+    limits: InputGate,
     counts: RowChanges,
     statistics: Mapping[str, Any] | None,
     previous: Mapping[str, Any] | None,
@@ -101,9 +101,7 @@ def _incomparable(counts: RowChanges, *, new_space: bool) -> str:
     return _NEW_SPACE if new_space else ""
 
 
-def _share_findings(
-    limits: InputLimits, counts: RowChanges, *, new_space: bool
-) -> Iterator[Finding]:
+def _share_findings(limits: InputGate, counts: RowChanges, *, new_space: bool) -> Iterator[Finding]:
     for name in _SHARES:
         allowed = getattr(limits, name)
         if allowed is None:
@@ -126,7 +124,7 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
 
 
 def feature_findings(
-    limits: InputLimits,
+    limits: InputGate,
     statistics: Mapping[str, Any],
     previous: Mapping[str, Any],
     mode: Literal["full", "delta"],
@@ -160,7 +158,7 @@ def feature_findings(
             yield _finding(name, allowed, [measure(pair, allowed) for pair in enough])
 
 
-def unevaluated_features(limits: InputLimits, why: str) -> Iterator[Finding]:
+def unevaluated_features(limits: InputGate, why: str) -> Iterator[Finding]:
     """Say of each limit on features that it was not judged, and why."""
     for name in ("null_shift", *MEASURES):
         allowed = _allowed(limits, name)
@@ -168,7 +166,7 @@ def unevaluated_features(limits: InputLimits, why: str) -> Iterator[Finding]:
             yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
 
 
-def _allowed(limits: InputLimits, name: str) -> float | None:
+def _allowed(limits: InputGate, name: str) -> float | None:
     if name == "constant_feature":
         return 0.0 if limits.constant_feature == "fail" else None
     allowed: float | None = getattr(limits, name)

@@ -20,7 +20,7 @@ from batchnorm_tool.norms.stats import MIDDLE_QUANTILES
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.findings import Scope
-    from batchnorm_tool.job.refresh_sections import OutputLimits
+    from batchnorm_tool.job.refresh_sections import OutputGate
 
 FRECHET_WIDTH = 256
 """Dimensions that the Fréchet distance takes into account: those with the largest variance in the
@@ -147,7 +147,7 @@ class BadCounts:
 class _OutputGate:
     """One scope against the live version."""
 
-    limits: OutputLimits
+    limits: OutputGate
     live: Vectors
     scope: Scope
     current: Vectors
@@ -184,7 +184,7 @@ class _OutputGate:
 
 
 def evaluate_output(
-    limits: OutputLimits,
+    limits: OutputGate,
     changed: Vectors,
     whole: Vectors,
     live: Vectors | None,
@@ -220,7 +220,7 @@ def _scopes(changed: Vectors, whole: Vectors) -> Iterator[tuple[Scope, Vectors]]
     yield "whole", whole
 
 
-def _bad_findings(limits: OutputLimits, bad: BadCounts) -> Iterator[Finding]:
+def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
     allowed, name = limits.bad, "gate.output.bad"
     if allowed is None:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
@@ -25,63 +24,6 @@ _LIMIT = Expects("a number of 0 or more, or null for no limit")
 Limit = Annotated[NotNegative | None, _LIMIT]
 MIN_ROWS = 200
 """Rows below which moments and distributions say too little about the data to judge them."""
-
-
-@dataclass(frozen=True)
-class InputLimits:
-    """Limits on tonight's input, judged before the model runs.
-
-    Attributes:
-        new: New rows, as a share of the live rows.
-        changed: Rows with other features, as a share of the live rows.
-        vanished: Live rows that are gone, as a share of the live rows.
-        null_shift: How far the share of nulls of a column may move.
-        constant_feature: What a component that varied last night and is constant tonight does.
-        mean_shift: How far the mean of a component may move, in last night's standard deviations.
-        deviation_ratio: How many times a component's standard deviation may grow or shrink.
-        min_rows: Fewer rows in a delta are not judged by their nulls, constancy and moments.
-    """
-
-    new: float | None = None
-    changed: float | None = 0.2
-    vanished: float | None = 0.02
-    null_shift: float | None = 0.01
-    constant_feature: Literal["fail", "ignore"] = "fail"
-    mean_shift: float | None = 1.0
-    deviation_ratio: float | None = 4.0
-    min_rows: int = MIN_ROWS
-
-
-@dataclass(frozen=True)
-class OutputLimits:
-    """Limits on tonight's vectors against those of the live version.
-
-    The defaults leave room for what a night of ordinary changes does, and stop what a broken model
-    or feature does; ``tests/gate/test_output_limits.py`` shows which shifts each of them stops.
-
-    Attributes:
-        bad: Bad rows, as a share of the rows.
-        norm_psi: Population stability index of the norms; below 0.1 is taken for stable, above
-            0.25 for a shift (Siddiqi, "Credit Risk Scorecards", 2006).
-        norm_quantiles: Largest relative shift of the norms' 5, 25, 50, 75 and 95 % quantiles.
-        centroid_shift: How far the mean vector moved, relative to the root mean square distance of
-            the live vectors from theirs.
-        dimension_shift: Largest shift of a dimension's mean, in its standard deviations.
-        frechet: Fréchet distance of the fitted normal distributions (squared, as in the FID) over
-            the live vectors' total variance. So measured, a centroid shift of ``s`` alone gives
-            ``s**2``, and a spread that grows by a factor ``f`` gives ``(f - 1)**2``, whatever the
-            width and the scale: 0.3 is a shift by 0.55 of the spread, or a spread half as large
-            again.
-        min_rows: Fewer rows are not judged by their distribution, nor changed rows on their own.
-    """
-
-    bad: float | None = 0.001
-    norm_psi: float | None = 0.2
-    norm_quantiles: float | None = 0.2
-    centroid_shift: float | None = 0.3
-    dimension_shift: float | None = 1.5
-    frechet: float | None = 0.3
-    min_rows: int = MIN_ROWS
 
 
 class Keep(Section):
@@ -143,61 +85,43 @@ class Store(Section):
 class InputGate(Section):
     """Limits that are checked before the model runs; null for no limit."""
 
-    new: Limit = Field(default=InputLimits.new, description="Share of new rows.")
-    changed: Limit = Field(default=InputLimits.changed, description="Share of changed rows.")
-    vanished: Limit = Field(default=InputLimits.vanished, description="Share of vanished rows.")
-    null_shift: Limit = Field(
-        default=InputLimits.null_shift, description="Change of a column's share of nulls."
-    )
+    new: Limit = Field(default=None, description="Share of new rows.")
+    changed: Limit = Field(default=0.2, description="Share of changed rows.")
+    vanished: Limit = Field(default=0.02, description="Share of vanished rows.")
+    null_shift: Limit = Field(default=0.01, description="Change of a column's share of nulls.")
     constant_feature: Literal["fail", "ignore"] = Field(
         default="fail", description="A feature that varied, and is constant tonight."
     )
     mean_shift: Limit = Field(
-        default=InputLimits.mean_shift,
-        description="Shift of a feature's mean, in standard deviations.",
+        default=1.0, description="Shift of a feature's mean, in standard deviations."
     )
     deviation_ratio: Limit = Field(
-        default=InputLimits.deviation_ratio,
-        description="Factor by which a feature's standard deviation grew or shrank.",
+        default=4.0, description="Factor by which a feature's standard deviation grew or shrank."
     )
-    min_rows: Count = Field(
-        default=InputLimits.min_rows, description="Fewer rows say nothing of moments."
-    )
-
-    def limits(self) -> InputLimits:
-        """Return the limits as the gate takes them."""
-        return InputLimits(**self.model_dump())
+    min_rows: Count = Field(default=MIN_ROWS, description="Fewer rows say nothing of moments.")
 
 
 class OutputGate(Section):
     """Limits on what the model made of the rows; null for no limit."""
 
-    bad: Annotated[Fraction | None, _LIMIT] = Field(
-        default=OutputLimits.bad, description="Share of bad rows."
-    )
-    norm_psi: Limit = Field(
-        default=OutputLimits.norm_psi, description="Population stability index of the norms."
-    )
-    norm_quantiles: Limit = Field(
-        default=OutputLimits.norm_quantiles, description="Relative shift of a quantile of norms."
-    )
-    centroid_shift: Limit = Field(
-        default=OutputLimits.centroid_shift, description="Shift of the mean, over the spread."
-    )
+    # The defaults leave room for what a night of ordinary changes does, and stop what a broken
+    # model or feature does; `tests/gate/test_output_limits.py` shows which shifts each stops.
+    bad: Annotated[Fraction | None, _LIMIT] = Field(default=0.001, description="Share of bad rows.")
+    # Below 0.1 is taken for stable, above 0.25 for a shift: Siddiqi, "Credit Risk Scorecards"
+    # (2006).
+    norm_psi: Limit = Field(default=0.2, description="Population stability index of the norms.")
+    norm_quantiles: Limit = Field(default=0.2, description="Relative shift of a quantile of norms.")
+    centroid_shift: Limit = Field(default=0.3, description="Shift of the mean, over the spread.")
     dimension_shift: Limit = Field(
-        default=OutputLimits.dimension_shift,
-        description="Shift of a dimension's mean, in standard deviations.",
+        default=1.5, description="Shift of a dimension's mean, in standard deviations."
     )
-    frechet: Limit = Field(
-        default=OutputLimits.frechet, description="Fréchet distance over the total variance."
-    )
+    # So measured, a centroid shift of `s` alone gives `s**2`, and a spread that grows by a factor
+    # `f` gives `(f - 1)**2`, whatever the width and the scale: 0.3 is a shift by 0.55 of the
+    # spread, or a spread half as large again.
+    frechet: Limit = Field(default=0.3, description="Fréchet distance over the total variance.")
     min_rows: Count = Field(
-        default=OutputLimits.min_rows, description="Fewer changed rows are not judged alone."
+        default=MIN_ROWS, description="Fewer changed rows are not judged alone."
     )
-
-    def limits(self) -> OutputLimits:
-        """Return the limits as the gate takes them."""
-        return OutputLimits(**self.model_dump())
 
 
 class Gate(Section):

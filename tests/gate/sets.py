@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.gate import BadCounts, Finding, OutputLimits, Vectors, evaluate_output
+from batchnorm_tool.gate import BadCounts, Finding, OutputGate, Vectors, evaluate_output
 
 NO_BAD = BadCounts(changed_rows=1000, changed_bad=0, whole_rows=10_000, whole_bad=0)
 
@@ -47,11 +47,11 @@ POPULATIONS = {f.__name__: f for f in (gaussian, sparse, heavy, one_direction)}
 
 
 def judged(
-    changed: np.ndarray, live: np.ndarray | None, limits: OutputLimits | None = None
+    changed: np.ndarray, live: np.ndarray | None, limits: OutputGate | None = None
 ) -> dict[tuple[str, str], Finding]:
     """Judge changed rows, the whole being the live set, and give findings by limit and scope."""
     old = None if live is None else vectors_of(live)
     whole = vectors_of(changed) if old is None else old
-    limits = limits or OutputLimits()
+    limits = limits or OutputGate()
     findings = evaluate_output(limits, vectors_of(changed, 10**6), whole, old, NO_BAD)
     return {(f.limit.rpartition(".")[2], f.scope): f for f in findings}

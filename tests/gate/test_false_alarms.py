@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool.gate import Finding, OutputLimits, evaluate_output
+from batchnorm_tool.gate import Finding, OutputGate, evaluate_output
 from tests.gate.sets import NO_BAD, POPULATIONS, gaussian, vectors_of
 
 NIGHTS = 200
@@ -35,7 +35,7 @@ def night(population: Population, size: tuple[int, int, int], seed: int) -> list
     before = vectors_of(population(generator, live, width))
     tonight = vectors_of(population(generator, changed, width))
     nothing = vectors_of(np.zeros((0, width)))
-    findings = evaluate_output(OutputLimits(), tonight, nothing, before, NO_BAD)
+    findings = evaluate_output(OutputGate(), tonight, nothing, before, NO_BAD)
     return [f for f in findings if f.measured is not None]
 
 
@@ -58,7 +58,7 @@ def test_large_samples_of_the_same_distribution_pass_without_raised_limits(
 
 
 def test_chance_hardly_breaks_even_a_limit_of_nothing() -> None:
-    nothing = OutputLimits(norm_psi=0, norm_quantiles=0, centroid_shift=0, dimension_shift=0)
+    nothing = OutputGate(norm_psi=0, norm_quantiles=0, centroid_shift=0, dimension_shift=0)
     broken = 0
     for seed in range(NIGHTS):
         generator = np.random.default_rng(seed)

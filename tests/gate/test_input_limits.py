@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.gate import Finding, InputLimits, RowChanges, evaluate_input
+from batchnorm_tool.gate import Finding, InputGate, RowChanges, evaluate_input
 
 COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)
 FEATURES = ("null_shift", "constant_feature", "mean_shift", "deviation_ratio")
@@ -35,14 +35,14 @@ def drawn(seed: int = 0, rows: int = 1_000, width: int = 4) -> np.ndarray:
 def judged(  # noqa: PLR0913
     tonight: dict[str, Any] | None,
     last: dict[str, Any] | None,
-    limits: InputLimits | None = None,
+    limits: InputGate | None = None,
     counts: RowChanges = COUNTS,
     mode: str = "full",
     *,
     new_space: bool = False,
 ) -> dict[str, Finding]:
     found = evaluate_input(
-        limits or InputLimits(new=0.5), counts, tonight, last, mode=mode, new_space=new_space
+        limits or InputGate(new=0.5), counts, tonight, last, mode=mode, new_space=new_space
     )
     assert all(f.limit.startswith("gate.input.") and f.scope == "input" for f in found)
     return {f.limit.removeprefix("gate.input."): f for f in found}
@@ -74,7 +74,7 @@ def test_the_numbers_are_said() -> None:
 
 
 def test_any_number_of_new_rows_is_allowed_by_default() -> None:
-    assert set(judged(None, None, InputLimits())) == {"changed", "vanished", *FEATURES}
+    assert set(judged(None, None, InputGate())) == {"changed", "vanished", *FEATURES}
 
 
 def test_a_delta_is_held_to_shares_of_the_live_rows_too() -> None:
@@ -106,7 +106,7 @@ def test_in_a_new_space_vanished_rows_alone_are_judged() -> None:
 @pytest.mark.parametrize("name", ["new", "changed", "vanished", *FEATURES])
 def test_a_limit_of_none_is_not_judged(name: str) -> None:
     off = "ignore" if name == "constant_feature" else None
-    limits = replace(InputLimits(new=0.5), **{name: off})
+    limits = InputGate(new=0.5).model_copy(update={name: off})
     for last in (None, statistics(drawn())):
         findings = judged(statistics(drawn()), last, limits)
         assert set(findings) == {"new", "changed", "vanished", *FEATURES} - {name}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import linalg
 
-from batchnorm_tool.gate import BadCounts, Finding, OutputLimits, Vectors, evaluate_output
+from batchnorm_tool.gate import BadCounts, Finding, OutputGate, Vectors, evaluate_output
 from batchnorm_tool.gate.output_limits import FRECHET_WIDTH, frechet
 from tests.gate.sets import NO_BAD, gaussian, heavy, judged, sparse, vectors_of
 
@@ -28,10 +27,10 @@ def of_unit(unit: np.ndarray, norms: np.ndarray | None = None, first_key: int = 
     return Vectors(unit, lengths, lengths, pa.table({"id": np.arange(len(unit)) + first_key}))
 
 
-def shifted(unit: np.ndarray, limits: OutputLimits | None = None) -> dict[str, Finding]:
+def shifted(unit: np.ndarray, limits: OutputGate | None = None) -> dict[str, Finding]:
     """Judge changed rows that differ from the live ones by a known shift."""
     live = of_unit(UNIT)
-    findings = evaluate_output(limits or OutputLimits(), of_unit(unit), live, live, NO_BAD)
+    findings = evaluate_output(limits or OutputGate(), of_unit(unit), live, live, NO_BAD)
     return {f.limit.rpartition(".")[2]: f for f in findings if f.scope == "changed"}
 
 
@@ -72,7 +71,7 @@ def test_the_spread_may_grow_by_half(factor: float, *, broken: bool) -> None:
 def test_norms_may_grow_by_a_fifth(factor: float, *, broken: bool) -> None:
     live = of_unit(UNIT, np.linalg.norm(LIVE, axis=1))
     scaled = of_unit(UNIT, np.linalg.norm(LIVE, axis=1) * factor)
-    limits = OutputLimits(norm_psi=None)
+    limits = OutputGate(norm_psi=None)
     findings = evaluate_output(limits, scaled, scaled, live, NO_BAD)
     measured = [f for f in findings if f.limit == "gate.output.norm_quantiles"]
     assert [f.measured for f in measured] == pytest.approx([factor - 1] * 2)
@@ -84,7 +83,7 @@ def test_norms_that_move_by_half_their_deviation_break_the_psi() -> None:
     for share in (0.3, 0.6):
         norms = generator.normal(10, 1, 10_000)
         live, tonight = of_unit(UNIT, norms), of_unit(UNIT, norms + share)
-        found = evaluate_output(OutputLimits(norm_quantiles=None), tonight, tonight, live, NO_BAD)
+        found = evaluate_output(OutputGate(norm_quantiles=None), tonight, tonight, live, NO_BAD)
         findings[share] = [f.passed for f in found if f.limit == "gate.output.norm_psi"]
     assert findings == {0.3: [True, True], 0.6: [False, False]}
 
@@ -99,7 +98,7 @@ def test_another_model_breaks_everything() -> None:
 
 def test_a_drift_of_all_rows_breaks_the_whole_too() -> None:
     live, tonight = vectors_of(LIVE), vectors_of(LIVE * 1.5)
-    findings = evaluate_output(OutputLimits(), tonight, tonight, live, NO_BAD)
+    findings = evaluate_output(OutputGate(), tonight, tonight, live, NO_BAD)
     broken = {(f.limit, f.scope) for f in findings if not f.passed}
     names = ("gate.output.norm_psi", "gate.output.norm_quantiles")
     assert broken == {(name, scope) for name in names for scope in ("changed", "whole")}
@@ -116,7 +115,7 @@ def test_a_broken_half_of_few_rows_is_seen() -> None:
 
 def test_the_same_vectors_have_no_shift() -> None:
     live = vectors_of(LIVE)
-    findings = evaluate_output(OutputLimits(), live, live, live, NO_BAD)
+    findings = evaluate_output(OutputGate(), live, live, live, NO_BAD)
     assert [f.measured for f in findings] == pytest.approx([0.0] * 12, abs=1e-9)
 
 
@@ -128,7 +127,7 @@ def test_a_dimension_that_never_varied_counts_by_a_tenth_of_a_typical_deviation(
     for moved in (1e-9, 0.1 * typical, 0.2 * typical):
         tonight[:, 3] = moved
         found = evaluate_output(
-            OutputLimits(), of_unit(tonight), of_unit(live), of_unit(live), NO_BAD
+            OutputGate(), of_unit(tonight), of_unit(live), of_unit(live), NO_BAD
         )
         measured += [
             f.measured for f in found if (f.limit[12:], f.scope) == ("dimension_shift", "changed")
@@ -139,14 +138,14 @@ def test_a_dimension_that_never_varied_counts_by_a_tenth_of_a_typical_deviation(
 def test_live_vectors_that_are_all_equal_allow_no_shift() -> None:
     same = np.tile(UNIT[:1], (500, 1))
     live = of_unit(same)
-    findings = evaluate_output(OutputLimits(), of_unit(UNIT[:500]), live, live, NO_BAD)
+    findings = evaluate_output(OutputGate(), of_unit(UNIT[:500]), live, live, NO_BAD)
     broken = {f.limit[12:]: f.to_dict()["measured"] for f in findings if not f.passed}
     assert broken == {"centroid_shift": None, "dimension_shift": None, "frechet": None}
 
 
 def test_norms_of_none_never_move() -> None:
     live = of_unit(UNIT)
-    findings = evaluate_output(OutputLimits(), live, live, live, NO_BAD)
+    findings = evaluate_output(OutputGate(), live, live, live, NO_BAD)
     measured = {f.limit[12:]: f.measured for f in findings}
     assert measured["norm_psi"] == measured["norm_quantiles"] == 0
 
@@ -155,7 +154,7 @@ def test_a_quantile_near_zero_is_measured_against_a_quarter_of_the_median() -> N
     norms = np.concatenate([np.zeros(2_000), np.full(8_000, 4.0)])
     moved = np.where(norms == 0, 0.5, norms)
     live, tonight = of_unit(UNIT, norms), of_unit(UNIT, moved)
-    found = evaluate_output(OutputLimits(), tonight, tonight, live, NO_BAD)
+    found = evaluate_output(OutputGate(), tonight, tonight, live, NO_BAD)
     assert [f.measured for f in found if f.limit.endswith("quantiles")] == [0.5, 0.5]
 
 
@@ -202,13 +201,13 @@ def test_a_small_live_version_is_no_measure() -> None:
 
 
 def test_min_rows_is_a_setting() -> None:
-    findings = judged(TONIGHT[:30] + 9, LIVE, OutputLimits(min_rows=20))
+    findings = judged(TONIGHT[:30] + 9, LIVE, OutputGate(min_rows=20))
     assert not findings["centroid_shift", "changed"].passed
 
 
 @pytest.mark.parametrize("name", [*MEASURES, "bad"])
 def test_a_limit_of_none_is_not_judged(name: str) -> None:
-    findings = judged(TONIGHT, LIVE, replace(OutputLimits(), **{name: None}))
+    findings = judged(TONIGHT, LIVE, OutputGate().model_copy(update={name: None}))
     assert {limit for limit, _ in findings} == {*MEASURES, "bad"} - {name}
 
 
@@ -221,7 +220,7 @@ def test_values_within_their_limits_are_reported_with_their_numbers() -> None:
 
 
 def test_a_limit_that_chance_would_break_is_raised_and_says_so() -> None:
-    tight = OutputLimits(centroid_shift=0.001)
+    tight = OutputGate(centroid_shift=0.001)
     finding = judged(TONIGHT, LIVE, tight)["centroid_shift", "changed"]
     assert finding.passed
     assert finding.allowed > finding.measured > 0.001
@@ -229,7 +228,7 @@ def test_a_limit_that_chance_would_break_is_raised_and_says_so() -> None:
 
 
 def test_the_same_vectors_give_the_same_findings() -> None:
-    tight = OutputLimits(norm_psi=0.0, centroid_shift=0.0, frechet=0.0)
+    tight = OutputGate(norm_psi=0.0, centroid_shift=0.0, frechet=0.0)
     assert judged(TONIGHT, LIVE, tight) == judged(TONIGHT, LIVE, tight)
 
 
@@ -238,7 +237,7 @@ def test_the_same_vectors_give_the_same_findings() -> None:
 
 def bad_findings(bad: BadCounts, limit: float | None = 0.001) -> dict[str, Finding]:
     sets = vectors_of(TONIGHT)
-    return {f.scope: f for f in evaluate_output(OutputLimits(bad=limit), sets, sets, None, bad)}
+    return {f.scope: f for f in evaluate_output(OutputGate(bad=limit), sets, sets, None, bad)}
 
 
 def test_the_share_of_bad_rows_is_limited_for_changed_rows_and_for_all() -> None:
@@ -286,7 +285,7 @@ def test_the_most_extreme_norms_are_named() -> None:
     moved = norms * 1.5
     moved[[40, 7, 99]] = [0.0, 1e6, 1e-3]
     live, tonight = of_unit(UNIT, norms), of_unit(UNIT, moved, 1000)
-    found = evaluate_output(OutputLimits(), tonight, tonight, live, NO_BAD)
+    found = evaluate_output(OutputGate(), tonight, tonight, live, NO_BAD)
     finding = next(f for f in found if f.limit.endswith("norm_psi"))
     assert worst(finding)[:3] == [1040, 1007, 1099]
     assert [row["value"] for row in finding.rows[:3]] == [0.0, 1e6, 1e-3]

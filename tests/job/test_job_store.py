@@ -13,7 +13,7 @@ import pytest
 from batchnorm_tool import run
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Gate, Job, Keep, Publish, Store, job_schema
-from batchnorm_tool.job.refresh_sections import InputLimits, OutputLimits
+from batchnorm_tool.job.refresh_sections import InputGate, OutputGate
 from tests.job.job_texts import job_of, refusal_of
 
 BASE = {"input": {"path": "/data/in"}, "store": {"path": "/stores/items.lance"}}
@@ -123,8 +123,8 @@ def test_defaults() -> None:
         "bad_rows": "keep",
     }
     assert found.gate.action == "hold"
-    assert found.gate.input.limits() == InputLimits()
-    assert found.gate.output.limits() == OutputLimits()
+    assert found.gate.input == InputGate()
+    assert found.gate.output == OutputGate()
     assert found.gate.input.model_dump() == {
         "new": None,
         "changed": 0.2,
@@ -200,7 +200,7 @@ def test_any_limit_may_be_left_out(section: str) -> None:
         if name not in ("constant_feature", "min_rows")
     ]
     found = getattr(job(gate={section: dict.fromkeys(names)}).gate, section)
-    assert {getattr(found.limits(), name) for name in names} == {None}
+    assert {getattr(found, name) for name in names} == {None}
 
 
 NUMBER = "a number of 0 or more, or null for no limit"

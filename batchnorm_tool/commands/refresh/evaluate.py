@@ -69,7 +69,7 @@ def evaluate_input(
     """Hold tonight's input against the limits of the job."""
     counts = difference.counts
     return gate.evaluate_input(
-        plan.job.gate.input.limits(),
+        plan.job.gate.input,
         gate.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics.to_dict(),
         last["reference"] if last else None,
@@ -91,7 +91,7 @@ def evaluate_output(
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
-    limits = staged.plan.job.gate.output.limits()
+    limits = staged.plan.job.gate.output
     step = max(1, written // _SAMPLE_ROWS)
     changed = _staged(staged, [PREDICTED], step).vectors()
     if staged.pointer.live is None or staged.plan.new_space:
