@@ -16,12 +16,12 @@ from batchnorm_tool.errors import Lines, WorkFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.commands.show import Description
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.plan import Plan
-    from batchnorm_tool.progress import Progress
 
 # What JSON leaves as it is, besides the line breaks of its layout.
 _UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
@@ -56,7 +56,7 @@ class Terminal:
 
     def progress(self, kind: str) -> Progress:
         """Choose how progress is shown."""
-        from batchnorm_tool.progress import PlainProgress, ProgressBar, SilentProgress
+        from batchnorm_tool.commands.progress import PlainProgress, ProgressBar, SilentProgress
 
         if self._quiet or kind == "none":
             return SilentProgress()

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.cli.output import Terminal
+from batchnorm_tool.commands.progress import PlainProgress, SilentProgress
 from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.commands.show import Description
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.vector_stats import VectorStats
-from batchnorm_tool.progress import PlainProgress, SilentProgress
 
 
 def result(**changes: Any) -> RunResult:

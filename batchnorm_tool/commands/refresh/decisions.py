@@ -51,7 +51,7 @@ from batchnorm_tool.store.state import (
 from batchnorm_tool.store.transaction import prepare_restore
 
 if TYPE_CHECKING:
-    from batchnorm_tool.progress import Progress
+    from batchnorm_tool.commands.progress import Progress
 
 
 def accept(

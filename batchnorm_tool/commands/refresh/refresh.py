@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import evaluate
 from batchnorm_tool.commands.refresh.changes.detect import detect_changes
 from batchnorm_tool.commands.refresh.commit import check_dataset, discard_uncommitted, now, recover
@@ -36,7 +37,6 @@ from batchnorm_tool.commands.refresh.staging import (
 )
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats import close_cached_files
-from batchnorm_tool.progress import Progress, SilentProgress
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.lance import check_installed

@@ -43,10 +43,10 @@ from batchnorm_tool.store.state import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.progress import Progress
     from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 REUSED = f"{STAGING}/reused"

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows, make_candidate
 from batchnorm_tool.commands.refresh.changes.detect import detect_changes
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
@@ -22,7 +23,6 @@ from batchnorm_tool.commands.refresh.scoring import (
     rows_in,
     score,
 )
-from batchnorm_tool.progress import Progress, SilentProgress
 from batchnorm_tool.publish import find_unfit
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import STAGING, STAGING_PATH, index_path

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.chunk import INPUT_REASONS
+from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
@@ -32,7 +33,6 @@ from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
 from batchnorm_tool.pipeline.timing import STAGES
 from batchnorm_tool.pipeline.worker import make_worker
-from batchnorm_tool.progress import Progress, SilentProgress
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
 

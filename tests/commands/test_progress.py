@@ -5,7 +5,12 @@ import threading
 
 import pytest
 
-from batchnorm_tool.progress import PlainProgress, ProgressBar, SilentProgress, format_duration
+from batchnorm_tool.commands.progress import (
+    PlainProgress,
+    ProgressBar,
+    SilentProgress,
+    format_duration,
+)
 
 
 def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
