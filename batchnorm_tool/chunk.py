@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+_Rows = TypeVar("_Rows", bound=Sized)
 TEXT_BYTES = 32
 """What a value of open length is taken for where rows are counted by their bytes."""
 
@@ -71,6 +74,18 @@ class Field:
         digits = "".join(filter(str.isdigit, self.dtype))
         item = int(digits) // 8 if digits else TEXT_BYTES if self.dtype == "string" else 1
         return item * math.prod(size or 1 for size in self.shape)
+
+
+def numbered(blocks: Iterable[_Rows], first: int = 0) -> Iterator[tuple[int, _Rows]]:
+    """Yield arrays, batches or tables of rows with the number of their first row.
+
+    Example:
+        >>> list(numbered(["ab", "cde"], 7))
+        [(7, 'ab'), (9, 'cde')]
+    """
+    for block in blocks:
+        yield first, block
+        first += len(block)
 
 
 def fitting_rows(row_bytes: int, most_bytes: int, most_rows: int = sys.maxsize) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.comparison.candidates import Filter
 from batchnorm_tool.comparison.scores import (
     Base,
@@ -25,7 +26,6 @@ from batchnorm_tool.comparison.scores import (
     Queries,
     Score,
     Sides,
-    numbered,
 )
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen

@@ -14,7 +14,7 @@ stored as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -180,16 +180,3 @@ class Queries:
     def take(self, places: Int64s) -> Queries:
         """Return some of the queries, ``int64[m]``."""
         return Queries(self.vectors[places], self.rows[places])
-
-
-def numbered(blocks: Iterable[Anything]) -> Iterator[tuple[int, Anything]]:
-    """Yield blocks with the number of their first row.
-
-    Example:
-        >>> [first for first, _ in numbered([np.zeros((2, 1)), np.zeros((3, 1))])]
-        [0, 2]
-    """
-    first = 0
-    for block in blocks:
-        yield first, block
-        first += len(block)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
@@ -140,10 +141,8 @@ def _joined(
 ) -> Iterator[pa.RecordBatch]:
     constants = {p.name: pa.scalar(p.value, pa.type_for_alias(p.dtype)) for p in file.partitions}
     stored = [name for name in columns if name not in constants]
-    row = rows[0]
-    for batch in _stored(file, stored, rows, batch_rows):
+    for row, batch in numbered(_stored(file, stored, rows, batch_rows), rows[0]):
         yield _with_constants(_read_as(file, batch, row), columns, constants)
-        row += batch.num_rows
 
 
 def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:

@@ -154,7 +154,7 @@ def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
     arrays = [plain_array(table.column(name)) for name in keys]
     ids = np.zeros((table.num_rows, 2), np.uint64)
     if len(arrays) == 1 and is_exact(arrays[0].type):
-        values = fixed_bytes(arrays[0])
+        values = bytes_of(arrays[0])
         ids.view(np.uint8)[:, : values.shape[1]] = values
         return ids
     digest = load_xxhash().xxh3_128_digest
@@ -364,8 +364,14 @@ def binary_values(array: pa.Array) -> np.ndarray:
     return values
 
 
-def fixed_bytes(array: pa.Array) -> np.ndarray:
+def as_ids(hashes: np.ndarray) -> np.ndarray:
+    """Return hashes ``uint8[n, 16]`` as ids ``uint64[n, 2]``."""
+    return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
+
+
+def bytes_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return the bytes of values of fixed width, ``uint8[n, w]``, possibly a read-only view."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     width = _width(array.type)
@@ -393,7 +399,7 @@ def _values(array: pa.Array) -> np.ndarray:
     if pa.types.is_null(kind):
         return np.zeros((len(array), 0), np.uint8)
     if _width(kind):
-        return fixed_bytes(array)
+        return bytes_of(array)
     if is_any(kind, BINARY):
         return _hashed(binary_values(array))
     return _nested_values(array)

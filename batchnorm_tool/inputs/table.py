@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.formats import Inspected, format_named, recognise
 from batchnorm_tool.formats import files as formats_files
@@ -94,8 +94,7 @@ def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -
             )
             raise InputError(message)
     read = format_named(formats[0], dtype).inspect
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        inspected = list(pool.map(read, [item.path for item in listed]))
+    inspected = list(map_in_order(read, [item.path for item in listed], FOOTER_THREADS))
     return [
         _Opened(_input_file(item, formats[0], found, dtype), found.schema)
         for item, found in zip(listed, inspected, strict=True)

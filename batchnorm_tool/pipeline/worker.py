@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import models
-from batchnorm_tool.chunk import Chunk
+from batchnorm_tool.chunk import Chunk, numbered
 from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
@@ -128,12 +128,11 @@ class Worker:
 
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """Yield the part's rows in chunks on a grid that starts at its first row."""
-        row, most = part.first_row, self.plan.resolved.chunk_rows
+        most = self.plan.resolved.chunk_rows
         batches = read_slices(self.plan.files, part.slices, self._columns, most)
-        for table in regrouped(batches, most):
+        for row, table in numbered(regrouped(batches, most), part.first_row):
             arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)
-            row += table.num_rows
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:

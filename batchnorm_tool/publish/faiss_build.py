@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats.arrow_columns import free_name
 
@@ -53,13 +54,12 @@ class IndexBatch:
 
 def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
     """Yield all rows of a version, batch by batch."""
-    first_row, vector = 0, publication.layout.vector
-    for batch in publication.all_batches():
+    vector = publication.layout.vector
+    for first_row, batch in numbered(publication.all_batches()):
         if batch.num_rows:
             flat = batch.column(vector).flatten().to_numpy(zero_copy_only=False)
             vectors = np.ascontiguousarray(flat.reshape(batch.num_rows, -1), np.float32)
             yield IndexBatch(batch, first_row, vectors, scheme.ids(batch, first_row))
-            first_row += batch.num_rows
 
 
 def factory_text(wanted: str, rows: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import fitting_rows
+from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.arrow_columns import rows_of
@@ -157,12 +157,11 @@ class VectorSource:
     def _batches(self, columns: list[str]) -> Iterator[PredictionBatch]:
         row_bytes = self.width * np.dtype(self.dtype).itemsize
         most = fitting_rows(row_bytes, _BATCH_BYTES, _BATCH_ROWS)
-        first_row, vector = 0, self.output.vector_column
-        for batch in self.read_raw([vector, *columns], most):
+        vector = self.output.vector_column
+        for first_row, batch in numbered(self.read_raw([vector, *columns], most)):
             missing = batch[vector].is_null().to_numpy(zero_copy_only=False)
             others = pa.Table.from_batches([batch]).select(columns)
             yield PredictionBatch(first_row, rows_of(batch[vector]), missing, others)
-            first_row += batch.num_rows
 
     def read_columns(self, columns: Sequence[str]) -> pa.Table:
         """Load columns without vectors: keys, labels; at least one.

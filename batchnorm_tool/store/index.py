@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
 from batchnorm_tool.formats.base import MEBIBYTE
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, bytes_of, key_ids
 from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, QUARANTINED, STATUS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
         stop = row + table.num_rows
         for name, array in columns.items():
             column = table.column(name).combine_chunks()
-            array[row:stop] = is_quarantined(column) if name == STATUS else binary_rows(column)
+            array[row:stop] = is_quarantined(column) if name == STATUS else bytes_of(column)
         row = stop
 
 
@@ -232,11 +232,3 @@ def fixed_binary(rows: np.ndarray) -> pa.Array:
     count, width = rows.shape
     data = pa.py_buffer(np.ascontiguousarray(rows))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, data])
-
-
-def binary_rows(array: pa.Array) -> np.ndarray:
-    """Return a column of binary values of fixed width, without nulls, as ``uint8[n, w]``."""
-    width = array.type.byte_width
-    data = array.buffers()[1] or b""
-    found = np.frombuffer(data, np.uint8, len(array) * width, array.offset * width)
-    return found.reshape(len(array), width)

@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
-from batchnorm_tool.store.index import binary_rows
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import GOOD
 
@@ -44,7 +43,6 @@ def rows(
     lance_version: int | None,
     columns: Sequence[str],
     batch_rows: int = _BATCH_ROWS,
-    filter: str | None = None,  # noqa: A002  (Lance's own word for it)
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows in the order in which they are stored.
 
@@ -53,10 +51,9 @@ def rows(
         lance_version: Lance's number of the version; ``None``: the newest.
         columns: Names of the columns, in the order wanted; at least one.
         batch_rows: A batch has at most so many rows, fewer where they are wide.
-        filter: An SQL condition in Lance's dialect that rows must meet.
     """
     dataset = open_dataset(path, lance_version)
-    yield from scan(path, dataset, columns, batch_rows, filter=filter)
+    yield from scan(path, dataset, columns, batch_rows)
 
 
 def key_batches(
@@ -160,16 +157,6 @@ def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
     missing = np.flatnonzero(addresses == NOWHERE)
     if len(missing):
         raise Damaged(_missing_key(path, wanted, missing))
-
-
-def as_ids(hashes: np.ndarray) -> np.ndarray:
-    """Return hashes ``uint8[n, 16]`` as ids ``uint64[n, 2]``."""
-    return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
-
-
-def bytes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of ``size`` bytes in each row, none of them null, as ``uint8[n, size]``."""
-    return binary_rows(column.combine_chunks())
 
 
 def scan(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.inputs.row_hash import IdLookup
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids
 from batchnorm_tool.store import rows
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
 
@@ -33,12 +33,6 @@ def test_wide_rows_come_in_smaller_batches(path: str, monkeypatch: pytest.Monkey
     assert max(batch.num_rows for batch in rows.rows(path, None, ["vector"])) == 10
     taken = rows.at_addresses(path, None, np.arange(25, dtype=np.uint64), ["vector"])
     assert [table.num_rows for table in taken] == [10, 10, 5]
-
-
-def test_rows_can_be_filtered(path: str) -> None:
-    write(path, [item(1), {**item(2), "status": "stale: missing"}])
-    (batch,) = rows.rows(path, None, ["id"], filter="status != 'good'")
-    assert batch["id"].to_pylist() == [2]
 
 
 @pytest.mark.parametrize("most", [65_536, 3])
@@ -87,7 +81,7 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
     held[6]["feature_hash"] = held[5]["feature_hash"]
     write(path, held)
     asked = hashes_of([held[12], held[4], held[5], item(99)])
-    places = rows.addresses_of_hashes(path, None, asked, NAMES).find(rows.as_ids(asked))
+    places = rows.addresses_of_hashes(path, None, asked, NAMES).find(as_ids(asked))
     known = np.unique(places[places != rows.NOWHERE])
     found = pa.concat_tables(rows.at_addresses(path, None, known, ["id", "feature_hash", "vector"]))
     assert found["id"].to_pylist() in ([5, 12], [6, 12])
@@ -98,7 +92,7 @@ def test_no_hash_finds_no_row(path: str) -> None:
     write(path, [item(1)])
     none = np.empty((0, 16), np.uint8)
     found = rows.addresses_of_hashes(path, None, none, NAMES)
-    assert found.find(rows.as_ids(none)).tolist() == []
+    assert found.find(as_ids(none)).tolist() == []
     assert found.find(np.ones((2, 2), np.uint64)).tolist() == [rows.NOWHERE] * 2
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS
 from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
@@ -22,7 +23,7 @@ from batchnorm_tool.commands.refresh.record import counted
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.output_limits import key_to_json
-from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.storage import checked_json
@@ -31,7 +32,6 @@ from batchnorm_tool.store.index import (
     KEY_ID,
     IndexWriter,
     LiveIndex,
-    binary_rows,
     read_index,
 )
 from batchnorm_tool.store.rows import (
@@ -187,7 +187,7 @@ class _RemovedRows:
             )
         )
         good = rows_with_status(table[STATUS], lambda status: status == GOOD)
-        found = binary_rows(table[FEATURE_HASH].combine_chunks())
+        found = bytes_of(table[FEATURE_HASH])
         self.hashes.append(found[(dispositions != RowDisposition.SAME) & good])
 
     def good_hashes(self) -> np.ndarray:
@@ -206,10 +206,9 @@ def indexed(staged: StagedRows, columns: list[str]) -> Iterator[tuple[pa.Table, 
     if staged.pointer.live is None:
         return
     dispositions = read_dispositions(staged)
-    first = 0
-    for table in read_index(staged.state.storage, index_path(staged.pointer.live), columns):
+    tables = read_index(staged.state.storage, index_path(staged.pointer.live), columns)
+    for first, table in numbered(tables):
         yield table, dispositions[first : first + table.num_rows]
-        first += table.num_rows
 
 
 def rows_with_status(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:

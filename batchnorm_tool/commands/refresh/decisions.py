@@ -32,10 +32,11 @@ from batchnorm_tool.commands.refresh.record import (
 )
 from batchnorm_tool.commands.refresh.staging import StagingOptions, discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
+from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.files import save_page
-from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, binary_rows, read_index
+from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_index
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -327,7 +328,7 @@ class _Rollback:
         path = index_path(self.pointer.live or 0)
         for table in read_index(self.state.storage, path, [FEATURE_HASH, STATUS]):
             good = rows_with_status(table[STATUS], lambda status: status == GOOD)
-            hashes.append(binary_rows(table[FEATURE_HASH].combine_chunks())[good])
+            hashes.append(bytes_of(table[FEATURE_HASH])[good])
         place = replaced_path(self.pointer.next_version)
         put_array(self.state.storage, place, np.concatenate(hashes))
 

@@ -37,13 +37,13 @@ from batchnorm_tool.commands.refresh.record import (
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.errors import Held, Lines, TargetFailed
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Publish
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.publish import check_targets, deliver, lagging
-from batchnorm_tool.store.index import KEY_ID, binary_rows, read_index
-from batchnorm_tool.store.rows import as_ids, read_rows, take_by_key
+from batchnorm_tool.store.index import KEY_ID, read_index
+from batchnorm_tool.store.rows import read_rows, take_by_key
 from batchnorm_tool.store.state import NORM, QUARANTINED, STATUS, index_path
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _audit_facts(
     staged: StagedRows, candidate: Candidate, difference: ChangeSet
 ) -> gate.AuditFacts:
     index = read_index(staged.state.storage, index_path(staged.version), [KEY_ID])
-    ids = (as_ids(binary_rows(table[KEY_ID].combine_chunks())) for table in index)
+    ids = (as_ids(bytes_of(table[KEY_ID])) for table in index)
     every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
     dispositions = read_dispositions(staged)
     return gate.AuditFacts(

@@ -16,7 +16,7 @@ from batchnorm_tool.commands.refresh.changes.worker import CHANGED
 from batchnorm_tool.commands.refresh.plan import ALLOWED
 from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
-from batchnorm_tool.inputs.row_hash import IdLookup
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.pipeline.manifest import read_refusals
 from batchnorm_tool.storage import LocalStorage
@@ -24,9 +24,7 @@ from batchnorm_tool.store.rows import (
     NOWHERE,
     Addresses,
     addresses_of_hashes,
-    as_ids,
     at_addresses,
-    bytes_of,
     read_directory,
     read_rows,
     write_rows,

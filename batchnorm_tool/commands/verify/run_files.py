@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.inputs.row_hash import repeated_rows
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
@@ -218,10 +219,8 @@ def _key_batches(
 ) -> Iterator[tuple[StoredPart, int, pa.RecordBatch]]:
     """Yield the key columns of ``parts``, with the number of each batch's first row in its part."""
     for part in parts:
-        first = 0
-        for batch in run.read_part(part, run.keys, _KEY_BATCH_ROWS):
+        for first, batch in numbered(run.read_part(part, run.keys, _KEY_BATCH_ROWS)):
             yield part, first, batch
-            first += batch.num_rows
 
 
 def hash_keys(batch: pa.RecordBatch) -> np.ndarray:

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import fitting_rows
+from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
 from batchnorm_tool.errors import Damaged, WorkFailed
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
 from batchnorm_tool.storage import FileRecord, checked_json
 from batchnorm_tool.storage.base import STATE, TEMPORARY
 from batchnorm_tool.storage.files import fault_in, unknown_files
 from batchnorm_tool.store.checksums import check_files
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.lance import latest_version
-from batchnorm_tool.store.rows import as_ids, bytes_of
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
     NORM,
@@ -153,8 +152,7 @@ class StoreCheck:
         index = _Index.load(self.store)
         output = self.store.outputs[0]
         batch_rows = fitting_rows(8 * output.width, _BATCH_BYTES)
-        first = 0
-        for batch in self.store.read(self._columns(), batch_rows):
+        for first, batch in numbered(self.store.read(self._columns(), batch_rows)):
             place = Place(self.findings, Path(self.store.path).name, first)
             checked = CheckedRows.of(batch, output, self._nulls(batch, place))
             check_vectors(checked, place)
@@ -162,7 +160,6 @@ class StoreCheck:
             table = pa.Table.from_batches([batch]).drop_columns([self.store.layout.vector])
             index.compare(table.rename_columns([*keys, *_COMPARED]), place)
             self.vectors += len(checked.rows)
-            first += batch.num_rows
         index.report_unseen(self.findings)
 
     def _columns(self) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchnorm_tool.chunk import Reason, fitting_rows
+from batchnorm_tool.chunk import Reason, fitting_rows, numbered
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
@@ -86,10 +86,8 @@ class VectorCheck:
         names = [n for o in self.run.outputs for n in (o.vector_column, o.norm_column)]
         width = sum(output.vectors * output.width for output in self.run.outputs)
         batch_rows = fitting_rows(8 * width, _BATCH_BYTES)
-        first = 0
-        for batch in self.run.read_part(part, names, batch_rows):
+        for first, batch in numbered(self.run.read_part(part, names, batch_rows)):
             self._check_rows(batch, part, first)
-            first += batch.num_rows
 
     def _check_rows(self, batch: pa.RecordBatch, part: StoredPart, first: int) -> None:
         zero = np.zeros(batch.num_rows, bool)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchnorm_tool import formats
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import (
     ChangeType,
     LiveClassifier,
@@ -154,11 +155,11 @@ class ChangeDetector:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
         file = self.storage.create(DISPOSITIONS)
-        live_rows = vanished = forgotten = row = 0
+        live_rows = vanished = forgotten = 0
         try:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for quarantined in self._quarantined():
+            for row, quarantined in numbered(self._quarantined()):
                 block = np.array(dispositions[row : row + len(quarantined)])
                 block[block == RowDisposition.UNMATCHED] = absent
                 gone = block == RowDisposition.DELETED
@@ -166,7 +167,6 @@ class ChangeDetector:
                 vanished += int(np.count_nonzero(gone & ~quarantined))
                 forgotten += int(np.count_nonzero(gone & quarantined))
                 file.write(block)
-                row += len(block)
             file.commit()
         finally:
             file.discard()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import TEXT_BYTES, fitting_rows
+from batchnorm_tool.chunk import TEXT_BYTES, fitting_rows, numbered
 from batchnorm_tool.commands.refresh.changes.classify import Hashes
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.base import MEBIBYTE
@@ -148,8 +148,7 @@ class HashedChunk:
 
 def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
     """Yield the rows of a part; where chunks begin depends on the files alone."""
-    row = part.first_row
-    for table in read_tables(source, part, source.columns):
+    for row, table in numbered(read_tables(source, part, source.columns), part.first_row):
         deleted = _deleted(source, table)
         _refuse_unfit(source, table, deleted, row)
         arrays, faults = _features(source, table, deleted)
@@ -161,14 +160,13 @@ def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
             deleted,
         )
         yield HashedChunk(table, arrays, faults, hashes)
-        row += table.num_rows
 
 
 def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
     """Yield some columns of a part, the keys among them, in tables of about `chunk_rows` rows."""
-    most, row = chunk_rows(source), part.first_row
+    most = chunk_rows(source)
     batches = read_slices(source.table.files, part.slices, columns, most)
-    for read in _gathered(batches, most):
+    for row, read in numbered(_gathered(batches, most), part.first_row):
         table = read
         for name in source.carried.names:
             if name in columns:
@@ -176,7 +174,6 @@ def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> 
                 held = _as_stored(source, table.column(name), name, row)
                 table = table.set_column(place, source.carried.field(name), held)
         yield table
-        row += table.num_rows
 
 
 def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:

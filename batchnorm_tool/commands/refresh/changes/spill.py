@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import (
     Hashes,
     MatchedRows,
@@ -23,9 +24,9 @@ from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tab
 from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids, repeated_rows
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids, repeated_rows
 from batchnorm_tool.storage.buckets import Buckets, bucket_bits, bucket_directory
-from batchnorm_tool.store.index import KEY_ID, LiveIndex, binary_rows, is_quarantined, read_index
+from batchnorm_tool.store.index import KEY_ID, LiveIndex, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 
 if TYPE_CHECKING:
@@ -151,17 +152,15 @@ def _entries(hashes: Hashes) -> np.ndarray:
 
 
 def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
-    row = 0
     names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
-    for table in read_index(storage, path, names):
-        columns = [column.combine_chunks() for column in table.columns]
+    for row, table in numbered(read_index(storage, path, names)):
         entries = np.zeros(table.num_rows, ENTRY)
         entries["row"] = np.arange(row, row + table.num_rows)
-        entries["id"] = np.ascontiguousarray(binary_rows(columns[0])).view(np.uint64)
-        entries["features"], entries["passthrough"] = map(binary_rows, columns[1:3])
-        entries["mark"] = is_quarantined(columns[3])
+        entries["id"] = as_ids(bytes_of(table[KEY_ID]))
+        entries["features"] = bytes_of(table[FEATURE_HASH])
+        entries["passthrough"] = bytes_of(table[PASSTHROUGH_HASH])
+        entries["mark"] = is_quarantined(table[STATUS].combine_chunks())
         buckets.add(entries)
-        row += table.num_rows
 
 
 def refuse_duplicates(source: RefreshSource, parts: Sequence[Part], memory_bytes: int) -> None:
@@ -177,13 +176,11 @@ def refuse_duplicates(source: RefreshSource, parts: Sequence[Part], memory_bytes
 
 
 def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
-    row = part.first_row
-    for table in read_tables(source, part, source.keys):
+    for row, table in numbered(read_tables(source, part, source.keys), part.first_row):
         entries = np.zeros(table.num_rows, KEY_ENTRY)
         entries["row"] = np.arange(row, row + table.num_rows)
         entries["id"] = key_ids(table, source.keys)
         buckets.add(entries)
-        row += table.num_rows
 
 
 def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
