@@ -248,13 +248,14 @@ def test_a_format(extended: Extended) -> None:
     extended.add("formats/json_lines.py", JSON_LINES, "FORMATS", f'"jsonl": "{place}"')
     job = extended.job(output={"path": "out", "format": "jsonl"})
     flags = ["--column", "vector", "--key", "id"]
-    ran, verified, read_again, schema, help_, wrong = extended.run(
+    ran, verified, read_again, schema, help_, wrong, unknown = extended.run(
         ["run", job],
         ["verify", "out"],
         ["normalize", "out/vectors", "again", *flags],
         ["schema"],
         ["run", "--help"],
         ["run", job, "--format", "jsonlines"],
+        ["normalize", job, "never"],
     )
     assert [code for code, _ in (ran, verified, read_again)] == [0, 0, 0], ran
     [file] = (extended.folder / "out" / "vectors").iterdir()
@@ -263,7 +264,8 @@ def test_a_format(extended: Extended) -> None:
     assert extended.vectors("again")[0] == pytest.approx([0.6, 0.8, 0.0])
     assert "jsonl" in choices(schema[1], "Output", "format")
     assert "jsonl, parquet, npy or arrow" in help_[1]
-    assert wrong[0] == 2
+    assert [wrong[0], unknown[0]] == [2, 2]
+    assert "is none of jsonl, parquet, npy, arrow" in unknown[1]
     assert "must be `jsonl`, `parquet`, `npy` or `arrow`" in wrong[1]
 
 

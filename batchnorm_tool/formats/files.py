@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, WorkFailed
+from batchnorm_tool.registry import FORMATS
 
 # pyarrow raises every one of these for damaged files; an OSError does not mean "try again".
 FOREIGN_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError, OverflowError)
@@ -75,8 +76,7 @@ def regular_file(path: str) -> os.stat_result:
         raise InputError(message)
     if status.st_size == 0:
         message = (
-            f"{path}: the file is empty. Expected Parquet, Arrow or NPY content. "
-            "Received: 0 bytes. Write or copy it again."
+            f"{path}: the file is empty. Expected rows. Received: 0 bytes. Write or copy it again."
         )
         raise InputError(message)
     return status
@@ -235,7 +235,7 @@ def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
     what, convert = _known(path, head, tail)
     advice = f", with `{convert.replace('PATH', repr(path))}` in Python" if convert else ""
     message = (
-        f"{path}: is neither Parquet nor Arrow nor NPY{what and ', but ' + what}. Expected content "
+        f"{path}: is none of {', '.join(FORMATS)}{what and ', but ' + what}. Expected content "
         f"of one of these, whatever its name ends in. Received: a file that begins with "
         f"{head[:24]!r}. Convert it{advice}, or leave it out with a glob such as `DIR/*.parquet`."
     )

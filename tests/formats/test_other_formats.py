@@ -199,7 +199,7 @@ def test_other_formats_are_refused_with_the_line_that_converts_them(
 ) -> None:
     path = tmp_path / "a.parquet"
     write(path)
-    with pytest.raises(InputError, match=f"neither Parquet nor Arrow nor NPY.*{words}") as told:
+    with pytest.raises(InputError, match=f"none of parquet, npy, arrow.*{words}") as told:
         inputs_table.open_table(Input(path=str(path)))
     assert str(path) in told.value.message
 

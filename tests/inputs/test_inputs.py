@@ -105,7 +105,7 @@ def test_format_is_recognised_by_content(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (b"id,x\n1,2\n", "neither Parquet nor Arrow nor NPY"),
+        (b"id,x\n1,2\n", "none of parquet, npy, arrow"),
         (b"\x1f\x8b\x08data", "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"FEA1....", "Feather version 1"),
