@@ -38,16 +38,7 @@ _NAME = "array"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawVectors(VectorSource):
-    """Vectors as they were predicted, one of them in each row."""
-
-    def read_raw(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield as `read` does: these are predictions."""
-        return self.read(columns, batch_rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileVectors(RawVectors):
+class FileVectors(VectorSource):
     """Vectors in data files.
 
     Attributes:
@@ -182,7 +173,7 @@ def _check_holds_vectors(sample: pa.Table, columns: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayVectors(RawVectors):
+class ArrayVectors(VectorSource):
     """Vectors of an array ``[n, d]``."""
 
     array: Anything

@@ -128,7 +128,7 @@ class VectorSource:
 
     def read_raw(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield as `read` does, with predictions in the place of unit vectors."""
-        outputs = [output for output in self.outputs if output.vector_column in columns]
+        outputs = [o for o in self.outputs if o.norm_column and o.vector_column in columns]
         wanted = dict.fromkeys([*columns, *(output.norm_column for output in outputs)])
         schema = self.schema_of(columns)
         for batch in self.read(tuple(wanted), batch_rows):

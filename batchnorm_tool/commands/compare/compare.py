@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.commands.compare.pairs import Figures
 from batchnorm_tool.commands.compare.passes import Options, document_of
 from batchnorm_tool.commands.compare.queries import (
     QuerySet,
@@ -30,7 +30,6 @@ from batchnorm_tool.readers.opening import (
     open_predictions,
     several,
 )
-from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,23 +43,12 @@ DEFAULT_SAMPLE = 2000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Figures):
     """What several norms make of the same predictions."""
-
-    _document: Mapping[str, Any] = field(repr=False)
 
     def __repr__(self) -> str:
         norms = ", ".join(self._document["compared"])
         return f"Comparison({norms}; {self._document['verdict']['kind']})"
-
-    @property
-    def verdict(self) -> str:
-        """The verdict in words."""
-        return str(self._document["verdict"]["words"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain data, fit for JSON."""
-        return dict(self._document)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the figures one below the other.
@@ -85,9 +73,7 @@ class Comparison:
         """
         from batchnorm_tool.report.compare_page import comparison_page
 
-        text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
-        page = comparison_page(self._document)
-        save_report(directory, {"comparison.json": f"{text}\n", "comparison.html": page})
+        self._save(directory, "comparison", comparison_page(self._document))
 
 
 def compare(  # noqa: PLR0913  (each is a flag of the command)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from batchnorm_tool._version import __version__
 from batchnorm_tool.commands.compare.pairs import (
     METRIC,
+    Figures,
     Join,
     MeasuredSet,
     NeighbourSearch,
@@ -49,7 +49,6 @@ from batchnorm_tool.readers.opening import (
     checked_whole,
     open_predictions,
 )
-from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,24 +248,14 @@ def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Figures):
     """What changed between two sets of predictions, A and B."""
 
-    _document: Mapping[str, Any] = field(repr=False)
-    _compared: Compared = field(repr=False)
+    _compared: Compared
 
     def __repr__(self) -> str:
         rows = self._document["rows"]
         return f"Difference({self._document['verdict']['kind']}, {rows['common']:,} common rows)"
-
-    @property
-    def verdict(self) -> str:
-        """The verdict in words."""
-        return str(self._document["verdict"]["words"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain data, fit for JSON."""
-        return dict(self._document)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row for each row that was compared, in the order of A.
@@ -291,9 +280,7 @@ class Difference:
         """
         from batchnorm_tool.report.diff_page import diff_page
 
-        text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
-        page = diff_page(self._document)
-        save_report(directory, {"diff.json": f"{text}\n", "diff.html": page})
+        self._save(directory, "diff", diff_page(self._document))
 
 
 def diff(  # noqa: PLR0913  (each is a flag of the command)

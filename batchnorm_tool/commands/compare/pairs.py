@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from batchnorm_tool.errors import InputError
 from batchnorm_tool.inputs.reading import describe_key
 from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
+from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.scores import Base
@@ -31,6 +34,26 @@ METRIC = Metric.COSINE
 _NONE = Norm("none")
 # What a search in memory looks at first; more of them make it no faster.
 _PROBED_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The document of a comparison or a difference, as the caller gets it."""
+
+    _document: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return str(self._document["verdict"]["words"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as plain data, fit for JSON."""
+        return dict(self._document)
+
+    def _save(self, directory: str | os.PathLike[str], name: str, page: str) -> None:
+        text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
+        save_report(directory, {f"{name}.json": f"{text}\n", f"{name}.html": page})
 
 
 class MeasuredSet:
