@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.commands.show import Description
+    from batchnorm_tool.commands.show import (
+        ColumnDescription,
+        DataDescription,
+        Description,
+        ModelDescription,
+        UnfinishedRun,
+    )
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.job import Job
+    from batchnorm_tool.pipeline.manifest import Manifest
     from batchnorm_tool.pipeline.plan import Plan
 
 # What JSON leaves as it is, besides the line breaks of its layout.
@@ -121,7 +128,7 @@ class Terminal:
             "parts_kept": result.parts_kept,
             "rows_done": result.rows_done,
             "seconds": round(result.seconds, 3),
-            "manifest": dict(result.manifest),
+            "manifest": result.manifest,
         }
         if profile:
             document["profile"] = None if result.profile is None else result.profile.to_dict()
@@ -134,11 +141,12 @@ class Terminal:
 
     def print_description(self, shown: Description, html: str | None) -> None:
         """Print what a path is."""
+        details: Any = shown.details
         if shown.kind == "data":
-            self.warn(*shown.facts.get("warnings", ()))
+            self.warn(*details.warnings)
         self._print(shown.to_dict(), lambda: self._description_lines(shown, html))
-        if shown.facts.get("load_error"):
-            self._log("error", shown.facts["load_error"], error="ModelError", exit_code=2)
+        if shown.kind == "model" and details.load_error:
+            self._log("error", details.load_error, error="ModelError", exit_code=2)
             sys.exit(2)
 
     def print_comparison(self, document: Mapping[str, Any], directory: str | None) -> None:
@@ -189,15 +197,15 @@ class Terminal:
         from batchnorm_tool.report import text_run
 
         seconds = result.seconds if result.rows_done == result.rows["in"] else None
-        yield _HeadedLine("Done. ", text_run.rows_line(result.manifest, seconds))
+        yield _HeadedLine("Done. ", text_run.rows_line(result.record.rows, seconds))
         if result.parts_kept:
-            total = len(result.manifest["parts"])
+            total = len(result.record.parts)
             yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
-        yield from indented(text_run.bad_row_lines(result.manifest))
-        yield from indented(["", *text_run.norm_lines(result.manifest, WIDTH), ""])
+        yield from indented(text_run.bad_row_lines(result.record))
+        yield from indented(["", *text_run.norm_lines(result.record, WIDTH), ""])
         yield from table(places(result))
         if profile and result.profile is not None:
-            yield from indented(["", *text_run.profile_lines(result.profile.to_dict(), WIDTH)])
+            yield from indented(["", *text_run.profile_lines(result.profile, WIDTH)])
         yield from indented(["", "What to try next:"])
         yield from indented(text_run.next_steps(display_path(result.path)), 2)
         if shorthand is not None:
@@ -210,55 +218,55 @@ class Terminal:
         yield from table(format_facts({**facts, "path": display_path(facts["path"]), "keys": keys}))
 
     def _description_lines(self, shown: Description, html: str | None) -> Iterator[str]:
-        lines = {
+        lines: dict[str, Callable[[Any], Iterator[str]]] = {
             "run": self._finished_lines,
             "unfinished run": self._unfinished_lines,
             "model": self._model_lines,
             "data": self._data_lines,
             "store": self._store_lines,
         }
-        yield from lines[shown.kind](shown.facts)
+        yield from lines[shown.kind](shown.details)
         if html is not None:
             yield from table([("page", html)])
 
-    def _finished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
+    def _finished_lines(self, manifest: Manifest) -> Iterator[str]:
         from batchnorm_tool.report import text_run
 
-        yield _HeadedLine("A finished run. ", text_run.rows_line(facts))
-        yield from indented(text_run.bad_row_lines(facts))
-        yield from indented(["", *text_run.norm_lines(facts, WIDTH), ""])
-        yield from table((name, facts[name]) for name in ("space", "bits", "result"))
+        yield _HeadedLine("A finished run. ", text_run.rows_line(manifest.rows))
+        yield from indented(text_run.bad_row_lines(manifest))
+        yield from indented(["", *text_run.norm_lines(manifest, WIDTH), ""])
+        yield from table((name, getattr(manifest, name)) for name in ("space", "bits", "result"))
 
-    def _unfinished_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("An unfinished run, ", describe_state(facts))
+    def _unfinished_lines(self, run: UnfinishedRun) -> Iterator[str]:
+        yield _HeadedLine("An unfinished run, ", describe_state(run))
         done = {
-            "parts": f"{facts['parts_done']:,} of {facts['parts']:,}",
-            "rows": f"{facts['rows_done']:,} of {facts['rows']:,}",
-            "bad rows": facts["bad_rows"],
+            "parts": f"{run.parts_done:,} of {run.parts:,}",
+            "rows": f"{run.rows_done:,} of {run.rows:,}",
+            "bad rows": run.bad_rows,
         }
         yield from table(done.items())
 
-    def _model_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("A model, ", str(facts["format"]))
-        rows = [(name, facts[name]) for name in ("sha256", "content")]
-        found_in = facts["findings"]
-        for end in ("inputs", "outputs"):
-            for field in facts[end] or ():
-                kind = f"{describe_shape(field['shape'])} {field['dtype']}"
-                rows.append((end[:-1], f"{field['name']}: {kind}"))
-        rows += [(found["severity"], f"{found['what']} ({found['where']})") for found in found_in]
+    def _model_lines(self, model: ModelDescription) -> Iterator[str]:
+        yield _HeadedLine("A model, ", model.format)
+        rows = [("sha256", model.sha256), ("content", model.content)]
+        for end, fields in (("input", model.inputs), ("output", model.outputs)):
+            for field in fields or ():
+                kind = f"{describe_shape(field.shape)} {field.dtype}"
+                rows.append((end, f"{field.name}: {kind}"))
+        rows += [(found.severity, f"{found.what} ({found.where})") for found in model.findings]
         yield from table(rows)
 
     def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
         yield _HeadedLine("A store, ", describe_store(facts))
         yield from table(store_rows(facts))
 
-    def _data_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("Data, ", f"{facts['format']}, {facts['rows']:,} rows")
-        names = ("files", "bytes", "likely_key", "likely_features")
-        yield from table(format_facts({name: facts[name] or "none found" for name in names}))
-        yield f"{INDENT}columns, over the first {facts['rows_sampled']:,} rows:"
-        yield from indented(table(map(column_row, facts["columns"])))
+    def _data_lines(self, data: DataDescription) -> Iterator[str]:
+        yield _HeadedLine("Data, ", f"{data.format}, {data.rows:,} rows")
+        found = {"likely_key": data.likely_key, "likely_features": [*data.likely_features]}
+        told = {name: value or "none found" for name, value in found.items()}
+        yield from table(format_facts({"files": data.files, "bytes": data.bytes, **told}))
+        yield f"{INDENT}columns, over the first {data.rows_sampled:,} rows:"
+        yield from indented(table(map(column_row, data.columns)))
 
     def _print(self, document: Mapping[str, Any], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
@@ -393,11 +401,11 @@ def display_path(path: str) -> str:
     return path if beside.startswith(os.pardir) else beside
 
 
-def describe_state(facts: Mapping[str, Any]) -> str:
+def describe_state(run: UnfinishedRun) -> str:
     """Tell whether an unfinished run is under way, or why it stopped."""
-    if facts["running"]:
+    if run.running:
         return "under way"
-    if facts["parts_refused"]:
+    if run.parts_refused:
         return "stopped by bad rows: mend the input, or choose another row policy"
     return "stopped: the same command resumes"
 
@@ -422,19 +430,19 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 def places(result: RunResult) -> Iterator[tuple[str, str]]:
     """Yield where the files are: each directory of a part's files, then the manifest."""
-    paths = [file["path"] for part in result.manifest["parts"] for file in part["files"]]
+    paths = [file.path for part in result.record.parts for file in part.files]
     for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
         yield directory.removeprefix("_"), f"{display_path(result.path)}/{directory}"
     yield "manifest", f"{display_path(result.path)}/_manifest.json"
 
 
-def column_row(column: Mapping[str, Any]) -> tuple[str, str]:
+def column_row(column: ColumnDescription) -> tuple[str, str]:
     """Return a column of data: its name, and its type, range and nulls."""
-    ends = "" if column["min"] is None else f", {column['min']} to {column['max']}"
-    nulls = f", {column['nulls']:,} nulls" if column["nulls"] else ""
-    if column["nulls"] is None:
+    ends = "" if column.min is None else f", {column.min} to {column.max}"
+    nulls = f", {column.nulls:,} nulls" if column.nulls else ""
+    if column.nulls is None:
         nulls = ", values too large to look at"
-    return column["name"], f"{column['type']}{ends}{nulls}"
+    return column.name, f"{column.type}{ends}{nulls}"
 
 
 def format_facts(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -6,39 +6,103 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnorm_tool.chunk import Field  # noqa: TC001  (pydantic reads it)
 from batchnorm_tool.errors import InputError, ModelError, capture_warnings
 from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.formats.arrow_columns import is_list
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
-from batchnorm_tool.job import Engine, Input, Model
+from batchnorm_tool.job import Engine, Input, Job, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.pipeline.manifest import read_manifest, read_record, read_refusals
+from batchnorm_tool.models.security.keras_allowlist import ModelFinding  # noqa: TC001  (likewise)
+from batchnorm_tool.pipeline.manifest import Manifest, read_manifest, read_record, read_refusals
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.storage import STATE, LocalStorage, checked_json
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import read_index
 from batchnorm_tool.store.state import GOOD, STALE, STATUS, index_path, is_store, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.models.security import ModelCopy
     from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that has not come to its end; of one that stopped before it was planned, little."""
+
+    running: bool
+    parts: int
+    parts_done: int
+    rows: int
+    rows_done: int
+    bad_rows: int
+    parts_refused: int
+    job: Annotated[Job | None, LEFT_OUT_IF_NONE] = None
+    resolved: Annotated[ResolvedOptions | None, LEFT_OUT_IF_NONE] = None
+    space: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model: inputs and outputs where the safety gate lets it load, else ``load_error``."""
+
+    format: str
+    sha256: str
+    content: str
+    keras_version: str | None
+    classes: tuple[str, ...]
+    findings: tuple[ModelFinding, ...]
+    inputs: tuple[Field, ...] | None
+    outputs: tuple[Field, ...] | None
+    load_error: str | None = None
+
+
+@dataclass(frozen=True)
+class ColumnDescription:
+    """A column of data; what is not known of it is ``None``."""
+
+    name: str
+    type: str
+    width: int | None = None
+    nulls: int | None = None
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+    distinct: int | None = None
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """Files of rows."""
+
+    format: str | None
+    files: int
+    bytes: int
+    rows: int
+    rows_sampled: int
+    columns: tuple[ColumnDescription, ...]
+    likely_key: str | None
+    likely_features: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+Details = Manifest | UnfinishedRun | ModelDescription | DataDescription | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,12 +112,17 @@ class Description:
     Attributes:
         kind: ``run``, ``unfinished run``, ``store``, ``data`` or ``model``.
         path: The path.
-        facts: What is known of it, as plain data.
+        details: What is known of it.
     """
 
     kind: str
     path: str
-    facts: dict[str, Any] = field(repr=False)
+    details: Details = field(repr=False)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of it, as plain data."""
+        return self.details if isinstance(self.details, dict) else plain(self.details)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -107,100 +176,87 @@ def _result(path: str) -> Description | None:
     if directory.is_dir():
         manifest = read_manifest(storage, path)
         if manifest is not None:
-            return Description("run", path, dict(manifest.data))
+            return Description("run", path, manifest)
         if STATE in storage.names():
             return Description("unfinished run", path, _unfinished(storage))
     return None
 
 
-def _unfinished(storage: LocalStorage) -> dict[str, Any]:
-    text = storage.get(PLAN_PATH)
-    plan = None if text is None else Plan.from_json(text)
+def _unfinished(storage: LocalStorage) -> UnfinishedRun:
+    plan = Plan.from_json(storage.get(PLAN_PATH))
     numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
     records = [record for number in numbers if (record := read_record(storage, number))]
     refused = list(read_refusals(storage))
-    pointer = {
-        "running": storage.is_locked(),
-        "parts": plan.part_count if plan else 0,
-        "parts_done": len(records),
-        "rows": plan.rows if plan else 0,
-        "rows_done": sum(record.counts.rows_in for record in records),
-        "bad_rows": sum(record.counts.bad for record in [*records, *refused]),
-        "parts_refused": len(refused),
-    }
-    if plan is None:  # it stopped before it was planned
-        return pointer
-    known = {"job": plan.job.to_dict(), "resolved": plan.resolved.to_dict()}
-    return {**pointer, **known, "space": plan.identity.space_id}
+    return UnfinishedRun(
+        running=storage.is_locked(),
+        parts=plan.part_count if plan else 0,
+        parts_done=len(records),
+        rows=plan.rows if plan else 0,
+        rows_done=sum(record.counts.rows_in for record in records),
+        bad_rows=sum(record.counts.bad for record in [*records, *refused]),
+        parts_refused=len(refused),
+        job=plan.job if plan else None,
+        resolved=plan.resolved if plan else None,
+        space=plan.identity.space_id if plan else None,
+    )
 
 
-def _model(path: str) -> dict[str, Any]:
+def _model(path: str) -> ModelDescription:
     with security.examine_copy(path) as copied:
         report = copied.report
-        pointer = {
-            "format": report.kind,
-            "sha256": report.sha256,
-            "content": report.content,
-            "keras_version": report.keras_version,
-            "classes": list(report.classes),
-            "findings": [
-                {"severity": found.severity, "what": found.what, "where": found.where}
-                for found in report.findings
-            ],
-        }
-        return {**pointer, **_ends(path, copied)}
+        return ModelDescription(
+            report.kind,
+            report.sha256,
+            report.content,
+            report.keras_version,
+            tuple(report.classes),
+            tuple(report.findings),
+            *_ends(path, copied),
+        )
 
 
-def _ends(path: str, copied: ModelCopy) -> dict[str, Any]:
-    """Return the model's inputs and outputs, where the gate lets it load."""
+def _ends(
+    path: str, copied: ModelCopy
+) -> tuple[tuple[Field, ...] | None, tuple[Field, ...] | None, str | None]:
+    """Return the model's inputs and outputs where the gate lets it load, and why it does not."""
     model = Model(path=path)
     try:
         copied.check(model)
         inputs, outputs = describe_model(model, copied.path, Engine())
     except ModelError as error:
-        return {"inputs": None, "outputs": None, "load_error": error.message}
-    return {
-        "inputs": [_field(field) for field in inputs],
-        "outputs": [_field(field) for field in outputs],
-        "load_error": None,
-    }
+        return None, None, error.message
+    return tuple(inputs), tuple(outputs), None
 
 
-def _field(field: Field) -> dict[str, Any]:
-    return {"name": field.name, "shape": list(field.shape), "dtype": field.dtype}
-
-
-def _data(path: str) -> dict[str, Any]:
+def _data(path: str) -> DataDescription:
     warnings: list[str] = []
     with capture_warnings(warnings.append):
         table = inputs_table.open_table(Input(path=path))
     sample = reading.head_within(table, _SAMPLE_ROWS, _SAMPLE_BYTES)
     schema = pa.schema([table.schema.field(name) for name in table.columns])
-    columns = [_column(field, sample) for field in schema]
-    key = next(_keys(columns, sample.num_rows), None)
-    return {
-        "format": table.files[0].format if table.files else None,
-        "files": len(table.files),
-        "bytes": sum(file.bytes for file in table.files),
-        "rows": table.rows,
-        "rows_sampled": sample.num_rows,
-        "columns": columns,
-        "likely_key": key,
-        "likely_features": _likely_features(columns, schema),
-        "warnings": [*warnings, *table.unreadable.values()],
-    }
+    columns = tuple(_column(field, sample) for field in schema)
+    return DataDescription(
+        format=table.files[0].format if table.files else None,
+        files=len(table.files),
+        bytes=sum(file.bytes for file in table.files),
+        rows=table.rows,
+        rows_sampled=sample.num_rows,
+        columns=columns,
+        likely_key=next(_keys(columns, sample.num_rows), None),
+        likely_features=_likely_features(columns, schema),
+        warnings=(*warnings, *table.unreadable.values()),
+    )
 
 
-def _likely_features(columns: list[dict[str, Any]], schema: pa.Schema) -> list[str]:
+def _likely_features(columns: Sequence[ColumnDescription], schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns that hold vectors; where there are none, the scalar columns of floats."""
-    vectors = [column["name"] for column in columns if column["width"]]
-    return vectors or [field.name for field in schema if pa.types.is_floating(field.type)]
+    vectors = tuple(column.name for column in columns if column.width)
+    return vectors or tuple(each.name for each in schema if pa.types.is_floating(each.type))
 
 
-def _column(field: pa.Field, sample: pa.Table) -> dict[str, Any]:
+def _column(field: pa.Field, sample: pa.Table) -> ColumnDescription:
     if field.name not in sample.column_names:
-        unknown = dict.fromkeys(("width", "nulls", "min", "max", "distinct"))
-        return {"name": field.name, "type": str(field.type), **unknown}
+        return ColumnDescription(field.name, str(field.type))
     values = sample[field.name]
     flat, width, nulls = values, None, values.null_count
     while is_list(flat.type):
@@ -211,15 +267,15 @@ def _column(field: pa.Field, sample: pa.Table) -> dict[str, Any]:
         flat = flat.cast(pa.float32())  # Arrow compares no halves
     is_number = pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)
     ends = pc.min_max(flat).as_py() if is_number and len(flat) else {"min": None, "max": None}
-    return {
-        "name": field.name,
-        "type": str(field.type),
-        "width": width if is_number else None,
-        "nulls": nulls,
-        "min": _to_json_value(ends["min"]),
-        "max": _to_json_value(ends["max"]),
-        "distinct": _distinct(values),
-    }
+    return ColumnDescription(
+        name=field.name,
+        type=str(field.type),
+        width=width if is_number else None,
+        nulls=nulls,
+        min=_to_json_value(ends["min"]),
+        max=_to_json_value(ends["max"]),
+        distinct=_distinct(values),
+    )
 
 
 def _usual_length(lists: pa.ChunkedArray) -> int:
@@ -242,14 +298,14 @@ def _distinct(values: pa.ChunkedArray) -> int | None:
         return None
 
 
-def _keys(columns: list[dict[str, Any]], rows: int) -> Iterator[str]:
+def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
     """Yield columns that could name a row: without nulls or repetitions, the best name first."""
     unique = [
-        column["name"]
+        column.name
         for column in columns
-        if column["distinct"] == rows
-        and not column["nulls"]
-        and not column["type"].startswith(("float", "double", "halffloat"))
+        if column.distinct == rows
+        and not column.nulls
+        and not column.type.startswith(("float", "double", "halffloat"))
     ]
     yield from sorted(unique, key=lambda name: not is_key_name(name))
 
@@ -261,14 +317,14 @@ def _write_page(shown: Description, html: str) -> None:
             f"Draw its nights with `batchnorm-tool history {shown.path} --html {html}`."
         )
         raise InputError(msg)
-    if shown.kind != "run":
+    if not isinstance(shown.details, Manifest):
         msg = (
             f"`--html` shows a finished run. Received: `{shown.path}` ({shown.kind}). Name the "
             "output directory of a run that has come to its end."
         )
         raise InputError(msg)
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
-    save_page(html, run_page(shown.facts, chunks))
+    save_page(html, run_page(shown.details, chunks))
 
 
 def store_facts(path: str) -> dict[str, Any]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import glob
 import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.formats import files as formats_files
+from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
+    ArrowSchema,
+    Count,
+    FileName,
+    Record,
+)
 
 # What Hive, Spark and pyarrow write for a null partition value.
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -238,7 +244,7 @@ def _is_integer(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Record):
     """One of several row-aligned files that make one input file together.
 
     Attributes:
@@ -247,15 +253,15 @@ class Member:
     """
 
     column: str
-    path: str
-    bytes: int
+    path: FileName
+    bytes: Count
     fingerprint: str
     format: str = "npy"
-    first_row: int = 0
+    first_row: Count = 0
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Record):
     """A column that has one value in all rows of a file, from a ``name=value`` directory.
 
     Attributes:
@@ -263,13 +269,13 @@ class Partition:
         dtype: ``"int64"`` where the values of all files are integers, else ``"string"``.
     """
 
-    name: str
-    value: str | int | None
+    name: FileName
+    value: FileName | int | None
     dtype: str = "string"
 
 
 @dataclass(frozen=True)
-class InputFile:
+class InputFile(Record):
     """One input file as it was planned; for NPY groups, several files side by side.
 
     Attributes:
@@ -285,34 +291,16 @@ class InputFile:
             the files of a table differ.
     """
 
-    path: str
+    path: FileName
     format: str
-    bytes: int
-    rows: int
+    bytes: Count
+    rows: Count
     fingerprint: str
     partitions: tuple[Partition, ...] = ()
     members: tuple[Member, ...] = ()
     dtype: str | None = None
-    read_as: pa.Schema | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-safe data for plan and manifest; ``read_as`` as Arrow message in base 64."""
-        data = asdict(replace(self, read_as=None))
-        data |= {"partitions": [*data["partitions"]], "members": [*data["members"]]}
-        del data["read_as"]
-        if self.read_as is not None:
-            data["read_as"] = base64.b64encode(self.read_as.serialize()).decode()
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> InputFile:
-        """Read what `to_dict` gave."""
-        partitions = tuple(Partition(**partition) for partition in data["partitions"])
-        members = tuple(Member(**member) for member in data["members"])
-        stored = data.get("read_as")
-        read_as = stored and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
-        known = {"partitions": partitions, "members": members, "read_as": read_as}
-        return cls(**{**data, **known})
+    # Written only where there is one: it is in identities, which stay what they are.
+    read_as: Annotated[ArrowSchema | None, LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import CoreSchema, core_schema
 
 from batchnorm_tool.errors import Damaged, JobError
 from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments
@@ -54,8 +56,36 @@ def quantile_label(share: float) -> str:
 MIDDLE_COLUMNS = tuple(map(quantile_column, MIDDLE_QUANTILES))
 
 
+class JsonStats:
+    """Statistics that write and read their JSON by hand, which records may hold all the same.
+
+    They are mostly arrays, and are read for every part of a run.
+    """
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return these statistics as JSON data; what float64 cannot hold is None there."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` was called on; `Damaged` where ``data`` is not what it gives."""
+
+    @classmethod
+    def _of_record(cls, data: Any) -> Self:
+        try:
+            return data if isinstance(data, cls) else cls.from_dict(data)
+        except Damaged as error:
+            raise ValueError(error.message) from error
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        writing = core_schema.plain_serializer_function_ser_schema(cls.to_dict)
+        return core_schema.no_info_plain_validator_function(cls._of_record, serialization=writing)
+
+
 @dataclass(frozen=True)
-class NormStats:
+class NormStats(JsonStats):
     """Statistics of norms; without arguments, of no norms at all.
 
     Args:
@@ -256,6 +286,8 @@ class NormStats:
             )
             if stats.histogram.counts.sum() != stats.count:
                 raise ValueError("the histogram does not add up to the count")
+            if stats.count and None in (stats.min, stats.max, stats.mean):
+                raise ValueError("norms were counted, and there is no min, max or mean")
             return stats
 
 
@@ -283,7 +315,7 @@ def reading(what: str) -> Iterator[None]:
     """Say of data that is not what `to_dict` gives that it is damaged."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         message = (
             f"The stored {what} cannot be read. Expected: what this version writes. Received: "
             f"{type(error).__name__}: {error}. Run the job again with --fresh."

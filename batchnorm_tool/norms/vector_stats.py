@@ -22,7 +22,7 @@ from batchnorm_tool.norms.norm import (
     row_norms,
     widen,
 )
-from batchnorm_tool.norms.stats import NormStats, finite_or_none, float_or_inf, reading
+from batchnorm_tool.norms.stats import JsonStats, NormStats, finite_or_none, float_or_inf, reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class DimensionStats:
 
 
 @dataclass(frozen=True)
-class VectorStats:
+class VectorStats(JsonStats):
     """Statistics of the vectors of one output of a model, before normalization.
 
     Args:
@@ -208,6 +208,8 @@ class VectorStats:
         with reading("vector statistics"):
             counts = {name: int(data[name]) for name in ("rows", "vectors", "zero", "nonfinite")}
             norms = {label: NormStats.from_dict(stats) for label, stats in data["norms"].items()}
+            if not {"l1", "l2", "max"} <= norms.keys():
+                raise ValueError(f"norms are measured of {', '.join(norms)} alone")
             return cls(
                 **counts, norms=norms, dimensions=DimensionStats.from_dict(data["dimensions"])
             )

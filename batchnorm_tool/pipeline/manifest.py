@@ -7,16 +7,29 @@ killed and resumed leaves the same bytes as one that was not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import PlainSerializer
 
 from batchnorm_tool._version import __version__
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.inputs.files import InputFile
+from batchnorm_tool.job import Job
 from batchnorm_tool.norms.vector_stats import VectorStats
-from batchnorm_tool.pipeline.plan import Identity
+from batchnorm_tool.pipeline.output_schema import StoredOutput
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
+from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
+    Count,
+    FileName,
+    Record,
+    SealedRecord,
+    stored_as,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -24,19 +37,19 @@ if TYPE_CHECKING:
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 # Enough to see a pattern; the rest is counted, and lies in `_quarantine` where policy says so.
 FIRST_BAD_ROWS = 10
 _CHECKSUM_DIGITS = 64  # SHA-256, hexadecimal
 
 
 @dataclass(frozen=True)
-class BadRow:
+class BadRow(Record):
     """Where a bad row lies, and what is wrong with it."""
 
-    row: int
-    file: str
-    file_row: int
+    row: Count
+    file: FileName
+    file_row: Count
     key: str
     reason: str
 
@@ -45,38 +58,26 @@ class BadRow:
 
 
 @dataclass
-class RowCounts:
+class RowCounts(Record):
     """Rows by what became of them."""
 
-    rows_in: int = 0
-    rows_out: int = 0
-    bad: int = 0
-    zero: int = 0
-    nullified: int = 0
-    dropped: int = 0
-    quarantined: int = 0
-    failed: int = 0
+    rows_in: Annotated[Count, stored_as("in")] = 0
+    rows_out: Annotated[Count, stored_as("out")] = 0
+    bad: Count = 0
+    zero: Count = 0
+    nullified: Count = 0
+    dropped: Count = 0
+    quarantined: Count = 0
+    failed: Count = 0
 
     def __add__(self, other: RowCounts) -> RowCounts:
         # `asdict` copies deeply, which takes as long as all the rest of counting a chunk.
         mine, theirs = vars(self), vars(other)
         return RowCounts(**{name: mine[name] + theirs[name] for name in mine})
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the counts as plain data, rows in and out as ``in`` and ``out``."""
-        return {name.removeprefix("rows_"): count for name, count in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, int]) -> RowCounts:
-        """Return the counts that `to_dict` gave."""
-        if not all(type(count) is int for count in data.values()):
-            raise TypeError(f"counts that are not whole numbers: {data}")
-        names = {"in": "rows_in", "out": "rows_out"}
-        return cls(**{names.get(name, name): count for name, count in data.items()})
-
 
 @dataclass(frozen=True)
-class PartRecord:
+class PartRecord(SealedRecord):
     """The commit record of a part, written once by its worker, after its files.
 
     Attributes:
@@ -92,58 +93,16 @@ class PartRecord:
         chunks: The statistics of each chunk: an Arrow IPC stream in base 64.
     """
 
-    part: int
-    first_row: int
+    part: Count
+    first_row: Count
     bits: str
     counts: RowCounts
-    reasons: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, Count] = field(default_factory=dict)
     first_bad_rows: tuple[BadRow, ...] = ()
     files: tuple[FileRecord, ...] = ()
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     chunks: str = ""
-
-    def to_json(self) -> bytes:
-        """Return the record as a sealed JSON document."""
-        data = {
-            "part": self.part,
-            "first_row": self.first_row,
-            "bits": self.bits,
-            "counts": self.counts.to_dict(),
-            "reasons": self.reasons,
-            "first_bad_rows": [asdict(row) for row in self.first_bad_rows],
-            "files": [file.to_dict() for file in self.files],
-            "statistics": {name: stats.to_dict() for name, stats in self.statistics.items()},
-            "warnings": self.warnings,
-            "chunks": self.chunks,
-        }
-        return checked_json.dump_checked_json(data)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> PartRecord | None:
-        """Read what `to_json` gave; ``None`` where it is damaged or of another version."""
-        data = checked_json.load_checked_json(text)
-        try:
-            return None if data is None else cls._from_dict(data)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    @classmethod
-    def _from_dict(cls, data: Mapping[str, Any]) -> PartRecord:
-        return cls(
-            part=data["part"],
-            first_row=data["first_row"],
-            bits=data["bits"],
-            counts=RowCounts.from_dict(data["counts"]),
-            reasons=data["reasons"],
-            first_bad_rows=tuple(BadRow(**row) for row in data["first_bad_rows"]),
-            files=tuple(FileRecord(**file) for file in data["files"]),
-            statistics={
-                name: VectorStats.from_dict(stats) for name, stats in data["statistics"].items()
-            },
-            warnings=tuple(data["warnings"]),
-            chunks=data["chunks"] + "",  # a text, or no record of ours
-        )
 
 
 REFUSED = "_state/refused"
@@ -161,8 +120,7 @@ def refusal_path(number: int) -> str:
 
 def read_record(storage: Storage, number: int) -> PartRecord | None:
     """Return the record of a finished part, or ``None`` where it is missing or damaged."""
-    text = storage.get(record_path(number))
-    return None if text is None else PartRecord.from_json(text)
+    return PartRecord.from_json(storage.get(record_path(number)))
 
 
 def existing_record(storage: Storage, number: int) -> PartRecord:
@@ -180,12 +138,23 @@ def existing_record(storage: Storage, number: int) -> PartRecord:
 def read_refusals(storage: Storage) -> Iterator[PartRecord]:
     """Yield the records of all parts in which a row broke the policy ``fail``."""
     for name in storage.names(REFUSED):
-        text = storage.get(f"{REFUSED}/{name}")
-        record = None if text is None else PartRecord.from_json(text)
+        record = PartRecord.from_json(storage.get(f"{REFUSED}/{name}"))
         if record is None:
             msg = f"The record `{REFUSED}/{name}` is damaged. Run it again: it is made anew."
             raise WorkFailed(msg)
         yield record
+
+
+@dataclass(frozen=True)
+class PartEntry(Record):
+    """A part as the manifest lists it."""
+
+    part: Count
+    first_row: Count
+    rows_in: Count
+    rows_out: Count
+    bits: str
+    files: tuple[FileRecord, ...]
 
 
 @dataclass
@@ -196,7 +165,7 @@ class Totals:
     reasons: Counter[str] = field(default_factory=Counter)
     first_bad_rows: list[BadRow] = field(default_factory=list)
     statistics: dict[str, VectorStats] = field(default_factory=dict)
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[PartEntry] = field(default_factory=list)
     files: list[FileRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -210,18 +179,9 @@ class Totals:
             known = self.statistics.get(name)
             self.statistics[name] = stats if known is None else known.merge(stats)
         self.warnings += [text for text in record.warnings if text not in self.warnings]
-        self.parts.append(_part_summary(record))
-
-
-def _part_summary(record: PartRecord) -> dict[str, Any]:
-    return {
-        "part": record.part,
-        "first_row": record.first_row,
-        "rows_in": record.counts.rows_in,
-        "rows_out": record.counts.rows_out,
-        "bits": record.bits,
-        "files": [file.to_dict() for file in record.files],
-    }
+        counts = record.counts
+        entry = (record.part, record.first_row, counts.rows_in, counts.rows_out, record.bits)
+        self.parts.append(PartEntry(*entry, record.files))
 
 
 def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
@@ -232,69 +192,109 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
     return totals
 
 
-def build_manifest(
-    plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
-) -> dict[str, Any]:
-    """Return the manifest of a finished run, sealed with a checksum of its own."""
-    data = {
-        "format": FORMAT,
-        "tool": "batchnorm_tool",
-        "version": __version__,
-        "job": _without_engine(plan.job.to_dict()),
-        "limit": plan.limit,
-        "request": plan.options_fingerprint,
-        "resolved": plan.resolved.to_dict(),
-        "space": plan.identity.space_id,
-        "bits": plan.identity.bits_id,
-        "result": plan.identity.result_id,
-        "identity": plan.identity.to_dict(),
-        "inputs": [file.to_dict() for file in plan.files],
-        "rows": totals.counts.to_dict(),
-        "reasons": {reason.label: totals.reasons[reason.label] for reason in list(Reason)[1:]},
-        "first_bad_rows": [asdict(row) for row in totals.first_bad_rows],
-        "outputs": [{**layout.to_dict(), "dtype": plan.job.output.dtype} for layout in layouts],
-        "parts": totals.parts,
-        "files": [file.to_dict() for file in totals.files],
-        "statistics": {name: stats.to_dict() for name, stats in totals.statistics.items()},
-        "warnings": list(dict.fromkeys([*warnings, *totals.warnings])),
-    }
-    return checked_json.with_checksum(data)
-
-
 _OF_REFRESH = ("store", "gate", "publish")
 
 
-def _without_engine(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the job without who did it, and what a run has no part in.
+def _without_engine(job: Job) -> dict[str, Any]:
+    """Leave out of a job who did it, and what a run has no part in.
 
     Of its engine only what the bits depend on stays.
     """
-    own = {name: section for name, section in job.items() if name not in _OF_REFRESH}
-    return {**own, "engine": {"threads": job["engine"]["threads"]}}
+    data = job.to_dict()
+    own = {name: section for name, section in data.items() if name not in _OF_REFRESH}
+    return {**own, "engine": {"threads": data["engine"]["threads"]}}
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The manifest of a finished run, read back and checked.
+class Manifest(Record):
+    """The manifest of a finished run.
 
     Attributes:
-        data: All of it, as plain data.
-        checksum: SHA-256 over ``data``, as ``_SUCCESS`` holds it.
+        format: The version of its form.
+        tool: Who wrote it.
+        version: The version of who wrote it.
+        job: What was asked for.
+        limit: Only so many rows from the start were read; ``None`` for all.
+        options_fingerprint: `Plan.options_fingerprint`.
+        resolved: What the job left open.
+        space: `Identity.space_id`.
+        bits: `Identity.bits_id`.
+        result: `Identity.result_id`.
+        identity: What the result is made of.
+        inputs: The input files, in order.
+        rows: Rows by what became of them.
+        reasons: Bad rows for each reason's label.
+        first_bad_rows: The first few bad rows.
+        outputs: How each output is stored.
+        parts: The parts, in order.
+        files: What was committed besides.
+        statistics: Statistics of each output; none without rows.
+        warnings: What a person should know of the run.
+        checksum: SHA-256 over all the rest, as ``_SUCCESS`` holds it.
     """
 
-    data: Mapping[str, Any]
-    checksum: str
+    format: Literal[1]
+    tool: str
+    version: str
+    job: Annotated[Job, PlainSerializer(_without_engine)]
+    limit: Count | None
+    options_fingerprint: Annotated[str, stored_as("request")]
+    resolved: ResolvedOptions
+    space: str
+    bits: str
+    result: str
+    identity: Identity
+    inputs: tuple[InputFile, ...]
+    rows: RowCounts
+    reasons: dict[str, Count]
+    first_bad_rows: tuple[BadRow, ...]
+    outputs: tuple[StoredOutput, ...]
+    parts: tuple[PartEntry, ...]
+    files: tuple[FileRecord, ...]
+    statistics: dict[str, VectorStats]
+    warnings: tuple[str, ...]
+    checksum: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+
+    def __post_init__(self) -> None:
+        """Check that the statistics are those of the outputs."""
+        for output in self.outputs:
+            measured = self.statistics.get(output.name)
+            if measured and output.norm != "none" and output.norm not in measured.norms:
+                raise ValueError(f"`statistics.{output.name}` has no norm {output.norm}")
 
     @property
     def directories(self) -> set[str]:
         """The directories that hold the files of its parts."""
-        paths = [file["path"] for part in self.data["parts"] for file in part["files"]]
-        return {path.partition("/")[0] for path in paths}
+        return {file.path.partition("/")[0] for part in self.parts for file in part.files}
 
-    @property
-    def identity(self) -> Identity:
-        """What the result was made of."""
-        return Identity.from_dict(self.data["identity"])
+
+def build_manifest(
+    plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
+) -> Manifest:
+    """Return the manifest of a finished run, sealed with a checksum of its own."""
+    manifest = Manifest(
+        format=FORMAT,
+        tool="batchnorm_tool",
+        version=__version__,
+        job=plan.job,
+        limit=plan.limit,
+        options_fingerprint=plan.options_fingerprint,
+        resolved=plan.resolved,
+        space=plan.identity.space_id,
+        bits=plan.identity.bits_id,
+        result=plan.identity.result_id,
+        identity=plan.identity,
+        inputs=plan.files,
+        rows=totals.counts,
+        reasons={reason.label: totals.reasons[reason.label] for reason in list(Reason)[1:]},
+        first_bad_rows=tuple(totals.first_bad_rows),
+        outputs=tuple(layout.stored(plan.job.output.dtype) for layout in layouts),
+        parts=tuple(totals.parts),
+        files=tuple(totals.files),
+        statistics=totals.statistics,
+        warnings=tuple(dict.fromkeys([*warnings, *totals.warnings])),
+    )
+    return replace(manifest, checksum=checked_json.sha256(manifest.to_dict()))
 
 
 def read_manifest(storage: Storage, path: str) -> Manifest | None:
@@ -305,11 +305,18 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     text = storage.get(MANIFEST_PATH)
     if text is None and len(success.strip()) != _CHECKSUM_DIGITS:
         return None  # somebody else's: Spark and Hadoop leave an empty one
-    data = None if text is None else checked_json.verified_json(text)
-    if data is None or checked_json.sha256(data) != success.decode(errors="replace").strip():
+    data = checked_json.verified_json(text or b"")
+    told = success.decode(errors="replace").strip()
+    if text is None or data is None or checked_json.sha256(data) != told:
         msg = (
             f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum disagrees. "
             "Make the result again with `--fresh`."
         )
         raise Damaged(msg)
-    return Manifest(data, checked_json.sha256(data))
+    if data.get("format") != FORMAT:
+        msg = (
+            f"`{path}` was written by batchnorm_tool {data.get('version')}. Expected: a result in "
+            f"format {FORMAT}. Received: format {data.get('format')}. Read it with that version."
+        )
+        raise InputError(msg)
+    return Manifest.decoded(text, f"{path}/{MANIFEST_PATH}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 
 ROW_COLUMN = "row"
 ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
+
+
+@dataclass(frozen=True)
+class StoredOutput(Record):
+    """How one output is stored, as manifests and footers have it.
+
+    Attributes:
+        dtype: NumPy's name of the type of the vectors' components; not in footers.
+    """
+
+    name: str
+    shape: tuple[Count, ...]
+    norm: str
+    axis: int | str
+    vector_column: str
+    norm_column: str
+    dtype: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +73,10 @@ class OutputSpec:
         """Whether a row has a list of norms, rather than one."""
         return self.axis == -1 and len(self.shape) > 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layout as plain data."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "norm": self.norm.label,
-            "axis": self.axis,
-            "vector_column": self.vector_column,
-            "norm_column": self.norm_column,
-        }
+    def stored(self, dtype: str | None = None) -> StoredOutput:
+        """Return what is told of it where it is stored."""
+        columns = (self.vector_column, self.norm_column)
+        return StoredOutput(self.name, self.shape, self.norm.label, self.axis, *columns, dtype)
 
 
 def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:

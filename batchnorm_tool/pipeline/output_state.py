@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import Damaged, OutputError
+from batchnorm_tool.errors import Damaged, InputError, OutputError
 from batchnorm_tool.pipeline.manifest import (
     MANIFEST_PATH,
     SUCCESS_PATH,
@@ -62,8 +62,8 @@ class OutputState:
         """Return the choices that were made here for the same ``request``, so that they stay."""
         if self.plan is not None and self.plan.options_fingerprint == request:
             return self.plan.resolved
-        if self.manifest is not None and self.manifest.data["request"] == request:
-            return ResolvedOptions.from_dict(self.manifest.data["resolved"])
+        if self.manifest is not None and self.manifest.options_fingerprint == request:
+            return self.manifest.resolved
         return None
 
 
@@ -71,11 +71,10 @@ def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> Outpu
     """See what stands in ``storage``; a publication that was interrupted is finished first."""
     if storage.publishing():
         finish_publishing(storage)
-    text = storage.get(PLAN_PATH)
     return OutputState(
         path=path,
         manifest=_manifest(storage, path, fresh=fresh),
-        plan=None if text is None else Plan.from_json(text),
+        plan=Plan.from_json(storage.get(PLAN_PATH)),
         names=tuple(storage.names()),
         parts_done=len(storage.names(RECORDS)),
     )
@@ -84,7 +83,7 @@ def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> Outpu
 def _manifest(storage: Storage, path: str, *, fresh: bool) -> Manifest | None:
     try:
         return read_manifest(storage, path)
-    except Damaged:
+    except (Damaged, InputError):
         if not fresh:
             raise
         return None
@@ -118,7 +117,7 @@ def discard_state(storage: Storage) -> None:
 def is_finished(state: OutputState, plan: Plan) -> bool:
     """Tell whether the very result of ``plan`` stands there, finished, its directories in place."""
     manifest = state.manifest
-    if manifest is None or manifest.data["result"] != plan.identity.result_id:
+    if manifest is None or manifest.result != plan.identity.result_id:
         return False
     return manifest.directories <= set(state.names)
 
@@ -185,19 +184,14 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
 
 def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
     """Return what both jobs left open: no person can tell why one choice came out as it did."""
-    before = state.plan.job.to_dict() if state.plan else _job_of(state.manifest)
-    jobs = (before, plan.job.to_dict())
+    before = state.plan or state.manifest
+    jobs = [plan.job] if before is None else [before.job, plan.job]
     chosen = {"chunk_rows"}
-    if all((job["model"] or {}).get("batch_size") == "auto" for job in jobs):
+    if all(job.model is not None and job.model.batch_size == "auto" for job in jobs):
         chosen.add("batch_size")
-    if all(job["output"]["part_rows"] == "auto" for job in jobs):
+    if all(job.output.part_rows == "auto" for job in jobs):
         chosen.add("part_rows")
     return chosen
-
-
-def _job_of(manifest: Manifest | None) -> Mapping[str, Any]:
-    """Return the job of a finished run, as plain data."""
-    return {} if manifest is None else manifest.data["job"]
 
 
 def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:

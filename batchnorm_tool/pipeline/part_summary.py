@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Reason
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.norms.stats import QUANTILES, quantile_column
 from batchnorm_tool.pipeline.manifest import (
     FIRST_BAD_ROWS,
@@ -19,6 +20,7 @@ from batchnorm_tool.pipeline.manifest import (
     PartRecord,
     RowCounts,
     existing_record,
+    record_path,
 )
 from batchnorm_tool.pipeline.scored_chunk import DROP, FAIL, NULLIFY, QUARANTINE, Policies
 
@@ -239,5 +241,13 @@ def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:
 
 
 def _read(storage: Storage, part: int) -> pa.Table:
-    stream = base64.b64decode(existing_record(storage, part).chunks)
-    return pa.ipc.open_stream(stream).read_all()
+    text = existing_record(storage, part).chunks
+    try:
+        stream = base64.b64decode(text)
+        return pa.ipc.open_stream(stream).read_all().cast(CHUNK_SCHEMA)
+    except (OSError, ValueError) as error:
+        msg = (
+            f"`{record_path(part)}` is not as this version writes it: `chunks`: {error}. Run the "
+            "same command again with `--fresh`."
+        )
+        raise Damaged(msg) from error

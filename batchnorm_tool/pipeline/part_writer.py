@@ -123,7 +123,7 @@ class PartWriter:
             "bits": self._plan.identity.bits_id,
             "part": self._part.number,
             "first_row": self._part.first_row,
-            "outputs": [output.to_dict() for output in self._layouts],
+            "outputs": [output.stored().to_dict() for output in self._layouts],
         }
         return {"batchnorm_tool": canonical_json(provenance).decode()}
 

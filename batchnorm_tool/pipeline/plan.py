@@ -6,14 +6,11 @@ reads it from there. Nothing here reads or writes a file.
 
 from __future__ import annotations
 
-import base64
 import bisect
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Annotated
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
@@ -21,9 +18,17 @@ from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import (
+    ArrowSchema,
+    Count,
+    Positive,
+    Record,
+    SealedRecord,
+    stored_as,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 PLAN_PATH = "_state/plan.json"
 # A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.
@@ -37,7 +42,7 @@ _VERSIONED_WITH_MODEL = ("tensorflow", "keras", *_VERSIONED)
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Record):
     """What a result is made of, as plain data.
 
     Attributes:
@@ -47,10 +52,16 @@ class Identity:
         result: All the rest: the input files, the columns that are carried, the layout.
     """
 
-    space: dict[str, Any]
-    bits: dict[str, Any]
-    policies: dict[str, Any]
-    result: dict[str, Any]
+    space: dict[str, object]
+    bits: dict[str, object]
+    policies: dict[str, object]
+    result: dict[str, object]
+
+    @property
+    def versions(self) -> dict[str, object]:
+        """The versions of what computed and wrote it, by name."""
+        versions = self.bits.get("versions")
+        return versions if isinstance(versions, dict) else {}
 
     @property
     def space_id(self) -> str:
@@ -66,15 +77,6 @@ class Identity:
     def result_id(self) -> str:
         """The whole result: decides between "nothing to do" and a refusal."""
         return checked_json.sha256(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the identity as plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Identity:
-        """Return the identity that `to_dict` gave."""
-        return cls(**data)
 
 
 def identify(
@@ -109,7 +111,7 @@ def identify(
     )
 
 
-def _space(job: Job, resolved: ResolvedOptions) -> dict[str, Any]:
+def _space(job: Job, resolved: ResolvedOptions) -> dict[str, object]:
     norms = {}
     for output in resolved.outputs:
         norm, axis = job.normalize.for_output(output.name)
@@ -131,7 +133,7 @@ def _space(job: Job, resolved: ResolvedOptions) -> dict[str, Any]:
     }
 
 
-def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, Any]:
+def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, object]:
     return {
         "batch_size": resolved.batch_size,
         "threads": resolved.threads,
@@ -175,7 +177,7 @@ def _short(value: object, limit: int = 60) -> str:
 
 
 @dataclass(frozen=True)
-class ResolvedOptions:
+class ResolvedOptions(Record):
     """Every choice that a job may leave open, made.
 
     Attributes:
@@ -192,41 +194,21 @@ class ResolvedOptions:
         transform: SHA-256 of the source of ``input.transform``; ``None`` without one.
     """
 
-    batch_size: int
-    chunk_rows: int
-    part_rows: int
+    batch_size: Positive
+    chunk_rows: Positive
+    part_rows: Positive
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     features: dict[str, tuple[str, ...]]
-    carried: pa.Schema
+    carried: ArrowSchema
     device: str
-    threads: int
+    threads: Positive
     model_content: str | None
     transform: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the choices as plain data, the schema as its Arrow IPC message in base 64."""
-        schema = base64.b64encode(self.carried.serialize()).decode()
-        return {**asdict(replace(self, carried=None)), "carried": schema}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ResolvedOptions:
-        """Return the choices that `to_dict` gave."""
-        features = {name: tuple(columns) for name, columns in data["features"].items()}
-        fields = {side: tuple(map(_field, data[side])) for side in ("inputs", "outputs")}
-        try:
-            carried = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["carried"])))
-        except OSError as error:
-            raise ValueError(f"carried: {error}") from error
-        return cls(**{**data, **fields, "features": features, "carried": carried})
-
-
-def _field(data: Mapping[str, Any]) -> Field:
-    return Field(data["name"], tuple(data["shape"]), data["dtype"])
-
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(SealedRecord):
     """All that a worker needs to know of a run; picklable, and the same for every worker.
 
     Attributes:
@@ -244,8 +226,8 @@ class Plan:
     files: tuple[InputFile, ...]
     resolved: ResolvedOptions
     identity: Identity
-    options_fingerprint: str
-    limit: int | None = None
+    options_fingerprint: Annotated[str, stored_as("request")]
+    limit: Count | None = None
     warnings: tuple[str, ...] = ()
 
     @cached_property
@@ -284,40 +266,6 @@ class Plan:
                 slices.append(Slice(number, row - starts[number], stop - starts[number]))
             row, number = stop, number + 1
         return slices
-
-    def to_json(self) -> bytes:
-        """Return the plan as a sealed JSON document."""
-        data = {
-            "job": self.job.to_dict(),
-            "files": [file.to_dict() for file in self.files],
-            "resolved": self.resolved.to_dict(),
-            "identity": self.identity.to_dict(),
-            "request": self.options_fingerprint,
-            "limit": self.limit,
-            "warnings": list(self.warnings),
-        }
-        return checked_json.dump_checked_json(data)
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Plan | None:
-        """Read what `to_json` gave; ``None`` where it is damaged or of another version."""
-        data = checked_json.load_checked_json(text)
-        try:
-            return None if data is None else cls._from_dict(data)
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    @classmethod
-    def _from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        return cls(
-            job=Job.model_validate(data["job"]),
-            files=tuple(map(InputFile.from_dict, data["files"])),
-            resolved=ResolvedOptions.from_dict(data["resolved"]),
-            identity=Identity.from_dict(data["identity"]),
-            options_fingerprint=data["request"],
-            limit=data["limit"],
-            warnings=tuple(data["warnings"]),
-        )
 
 
 def written_bytes(outputs: Sequence[Field], dtype: str) -> int:

@@ -5,11 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+WAIT = "wait"
+_BOTTLENECKS = {
+    "read": "Reading is the bottleneck: fewer columns, lists of fixed size or a faster disk help.",
+    "predict": (
+        "Prediction is the bottleneck, and the rest hides behind it: a smaller model, another "
+        "`model.batch_size` or a GPU helps."
+    ),
+    "normalize": "Normalization is the bottleneck: the vectors are long beside the model's work.",
+    "statistics": "Statistics are the bottleneck: the vectors are long beside the model's work.",
+    "write": (
+        "Writing is the bottleneck: a faster disk, `output.dtype: float16` or fewer passed-through "
+        "columns help."
+    ),
+    WAIT: (
+        "Waiting is the bottleneck: for the disk, a free core, or the last part to end. Larger "
+        "`output.part_rows`, more `engine.workers` or a faster disk help."
+    ),
+}
 # The stages of a worker, in the order in which data travels.
 STAGES = ("read", "predict", "normalize", "statistics", "write")
 
@@ -59,3 +78,61 @@ class StageTimings:
         """Add the `totals` of another clock, such as that of a worker in another process."""
         for stage, (seconds, cpu_seconds) in totals.items():
             self.add(stage, seconds, cpu_seconds)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a run went.
+
+    Attributes:
+        seconds: Wall time of the work, without imports, planning and loading the model.
+        workers: Parts that were worked on at once.
+        stages: Seconds of all workers together by stage, in the order in which data travels; last
+            ``wait``. Of a prediction it is wall time, since the model computes in threads of its
+            own; of the others it is CPU time, and what they waited besides is in ``wait``.
+    """
+
+    seconds: float
+    workers: int
+    stages: Mapping[str, float]
+
+    @classmethod
+    def of(cls, seconds: float, workers: int, totals: Mapping[str, tuple[float, float]]) -> Profile:
+        """Make a profile.
+
+        Args:
+            seconds: Wall time of the work.
+            workers: Parts that were worked on at once.
+            totals: What a `StageTimings` gives: seconds and CPU seconds by stage.
+
+        Example:
+            >>> totals = {stage: (1.0, 0.75) for stage in STAGES}
+            >>> Profile.of(3.0, 2, totals).stages["wait"]
+            2.0
+        """
+        stages = {
+            stage: totals[stage][0] if stage == "predict" else totals[stage][1] for stage in STAGES
+        }
+        wait = max(0.0, seconds * workers - sum(stages.values()))
+        return cls(seconds, workers, {**stages, WAIT: wait})
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Each stage's share of the workers' time, from 0 to 1."""
+        whole = sum(self.stages.values()) or 1.0
+        return {stage: seconds / whole for stage, seconds in self.stages.items()}
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that took the most time, in a sentence that says what helps."""
+        return _BOTTLENECKS[max(self.stages, key=lambda stage: self.stages[stage])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as plain data."""
+        return {
+            "seconds": self.seconds,
+            "workers": self.workers,
+            "stages": dict(self.stages),
+            "shares": dict(self.shares),
+            "bottleneck": self.bottleneck,
+        }

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.errors import Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
 from batchnorm_tool.formats.base import DATA_DIRECTORY
-from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import (
-    FORMAT,
     MANIFEST_PATH,
     SUCCESS_PATH,
     Manifest,
@@ -28,12 +26,15 @@ from batchnorm_tool.pipeline.manifest import (
 )
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from batchnorm_tool.job import Job
+    from batchnorm_tool.pipeline.manifest import PartEntry
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ class StoredRun(VectorSource):
     @property
     def rows(self) -> int:
         """Number of stored rows."""
-        return int(self.manifest.data["rows"]["out"])
+        return self.manifest.rows.rows_out
 
     @property
-    def document(self) -> Mapping[str, Any]:
+    def document(self) -> dict[str, Any]:
         """The manifest, as plain data."""
-        return self.manifest.data
+        return self.manifest.to_dict()
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
@@ -163,12 +164,14 @@ def open_run(path: str) -> StoredRun:
         raise InputError(msg) from error
     if manifest is None:
         raise InputError(_why_no_run(storage, str(root)))
-    _check_format(manifest.data, str(root))
-    job = Job.model_validate(manifest.data["job"])
-    resolved = ResolvedOptions.from_dict(manifest.data["resolved"])
-    outputs = output_schema.output_specs(job, resolved.outputs)
-    schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
-    run = StoredRun(
+    job, resolved = manifest.job, manifest.resolved
+    try:
+        outputs = output_schema.output_specs(job, resolved.outputs)
+        schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
+    except Refused as error:
+        msg = f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}"
+        raise Damaged(msg) from error
+    return StoredRun(
         path=str(root),
         name=path,
         kind="run",
@@ -178,20 +181,15 @@ def open_run(path: str) -> StoredRun:
         outputs=outputs,
         manifest=manifest,
         job=job,
-        parts=tuple(_parts(manifest.data["parts"])),
+        parts=tuple(_parts(manifest.parts)),
     )
-    # They are made from records: here is where what is odd about them is told.
-    for made in (run.rows, manifest.directories):
-        del made
-    return run
 
 
-def _parts(recorded: Sequence[Mapping[str, Any]]) -> Iterator[StoredPart]:
+def _parts(recorded: Iterable[PartEntry]) -> Iterator[StoredPart]:
     first = 0
     for part in recorded:
-        files = tuple(FileRecord(**file) for file in part["files"])
-        yield StoredPart(first, part["rows_out"], files)
-        first += part["rows_out"]
+        yield StoredPart(first, part.rows_out, part.files)
+        first += part.rows_out
 
 
 @contextlib.contextmanager
@@ -253,20 +251,10 @@ def _why_no_run(storage: LocalStorage, path: str) -> str:
 
 
 def _under_way(storage: LocalStorage, path: str) -> str:
-    text = storage.get(PLAN_PATH)
-    plan = None if text is None else Plan.from_json(text)
+    plan = Plan.from_json(storage.get(PLAN_PATH))
     done = len(storage.names(RECORDS))
     share = f"{done:,} of {plan.part_count:,}" if plan else f"{done:,}"
     begin = f"`{path}` holds a run that is not finished: {share} parts are done."
     if storage.is_locked():
         return f"{begin} It is under way right now; wait for it to end."
     return f"{begin} Run the same command again: it goes on where it stopped."
-
-
-def _check_format(data: Any, path: str) -> None:
-    if data["format"] != FORMAT:
-        msg = (
-            f"`{path}` was written by batchnorm_tool {data['version']}. Expected: a result in "
-            f"format {FORMAT}. Received: format {data['format']}. Read it with that version."
-        )
-        raise InputError(msg)

@@ -9,7 +9,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from batchnorm_tool.norms.stats import NormStats
 
 # Statistics count norms by ``float64.view(uint64) >> 43``: 512 buckets to the octave.
 _SHIFT = 43
@@ -47,23 +50,23 @@ class NormBins:
     zero: int
 
 
-def bin_norms(stats: Mapping[str, Any], most: int = 48) -> NormBins | None:
+def bin_norms(stats: NormStats, most: int = 48) -> NormBins | None:
     """Gather the buckets of norm statistics into few bars with exact counts.
 
     Every edge of a bar is an edge of a bucket, so that no norm is split or guessed: bars of a
     linear histogram are a power of two wide, at least as much as the widest bucket.
 
     Args:
-        stats: Norm statistics as the manifest has them: ``zero`` and ``histogram``, pairs of
-            bucket and count in ascending order.
+        stats: Of the norms.
         most: Bars at most, at least 16.
 
     Returns:
         The bars, or ``None`` where no norm is finite and above zero.
 
     Example:
-        >>> one = (1023 * 512, 5)  # the bucket that begins at 1.0
-        >>> bins = bin_norms({"zero": 2, "histogram": [[0, 2], one]}, most=16)
+        >>> import numpy as np
+        >>> from batchnorm_tool.norms.stats import NormStats
+        >>> bins = bin_norms(NormStats.of(np.array([0.0, 0, 1, 1, 1, 1, 1])), most=16)
         >>> sum(bins.counts), bins.zero, 1.0 in bins.edges
         (5, 2, True)
     """
@@ -76,16 +79,16 @@ def bin_norms(stats: Mapping[str, Any], most: int = 48) -> NormBins | None:
     )
     first, last = _window(pairs, inner, kind)
     edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
-    return _counted(pairs, edges, kind, int(stats["zero"]))
+    return _counted(pairs, edges, kind, stats.zero)
 
 
 def bin_together(
-    several: Mapping[str, Mapping[str, Any]], most: int = 64, log_from: float = _LOG_FROM
+    several: Mapping[str, NormStats], most: int = 64, log_from: float = _LOG_FROM
 ) -> dict[str, NormBins]:
     """Gather the buckets of several norm statistics into the same bars, for drawing over another.
 
     Args:
-        several: Norm statistics as the manifest has them, by label.
+        several: Norm statistics by label.
         most: Bars at most, at least 16.
         log_from: Bars are equally wide on a logarithmic axis where the largest norm of all is at
             least this many times the smallest, outliers aside; at least 2.
@@ -94,9 +97,11 @@ def bin_together(
         The bars of each label that has a norm above zero, all with the same edges.
 
     Example:
-        >>> one, four = ([[bucket * 512, 5]] for bucket in (1023, 1025))
-        >>> bins = bin_together({"a": {"zero": 0, "histogram": one},
-        ...     "b": {"zero": 1, "histogram": four}, "c": {"zero": 0, "histogram": []}}, log_from=2)
+        >>> import numpy as np
+        >>> from batchnorm_tool.norms.stats import NormStats
+        >>> stats = {"a": np.full(5, 1.0), "b": np.array([0, 4.0]), "c": np.array([])}
+        >>> several = {label: NormStats.of(norms) for label, norms in stats.items()}
+        >>> bins = bin_together(several, log_from=2)
         >>> bins.keys() == {"a", "b"}, bins["a"].edges == bins["b"].edges, bins["b"].zero
         (True, True, 1)
     """
@@ -111,7 +116,7 @@ def bin_together(
     first, last = min(low for low, _ in windows), max(high for _, high in windows)
     edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
     return {
-        label: _counted(buckets, edges, kind, int(several[label]["zero"]))
+        label: _counted(buckets, edges, kind, several[label].zero)
         for label, buckets in pairs.items()
     }
 
@@ -129,9 +134,8 @@ def _counted(
     return NormBins(edges, tuple(inside), kind, below, above, zero)
 
 
-def _without_zeros(stats: Mapping[str, Any]) -> list[tuple[int, int]]:
-    zero = int(stats["zero"])
-    pairs = ((int(bucket), int(amount)) for bucket, amount in stats["histogram"])
+def _without_zeros(stats: NormStats) -> list[tuple[int, int]]:
+    zero, pairs = stats.zero, stats.histogram.items()
     # Zeros share the first bucket with the smallest subnormal numbers.
     kept = ((bucket, amount - zero if bucket == 0 else amount) for bucket, amount in pairs)
     return [(bucket, amount) for bucket, amount in kept if amount > 0]

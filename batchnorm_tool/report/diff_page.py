@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import count, fixed, number, percent, signed
-from batchnorm_tool.norms.stats import QUANTILES, quantile_label
+from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
 from batchnorm_tool.report import compare_page, page, svg
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
@@ -138,7 +138,7 @@ def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
 
 def _norms(document: Mapping[str, Any]) -> Html:
     norms = document["norms"]
-    both = {"A": norms["a"], "B": norms["b"]}
+    both = {side: NormStats.from_dict(norms[side.lower()]) for side in "AB"}
     overlay = Overlay(both, svg.series_styles(both), "L2 norm", _LOG_FROM)
     return page.section(
         "L2 norms of A and B",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from batchnorm_tool.display import DASH, count, number
+from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
@@ -45,14 +46,18 @@ def real(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def measured_norms(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def measured_norms(document: Mapping[str, Any]) -> dict[str, NormStats]:
     """Return the statistics of every norm; ``none`` divides by one and has nothing to show.
 
     Returns:
-        Norm statistics as a run's manifest has them, by label.
+        Norm statistics by label.
     """
     norms = document.get("norms") or {}
-    return {label: stats for label, stats in norms.items() if stats and label != "none"}
+    return {
+        label: NormStats.from_dict(stats)
+        for label, stats in norms.items()
+        if stats and label != "none"
+    }
 
 
 def between(matrix: Mapping[str, Any] | None, one: str, other: str) -> Any:

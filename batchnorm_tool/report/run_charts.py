@@ -23,6 +23,8 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.text_run import SPREAD, spread
 
 if TYPE_CHECKING:
+    from batchnorm_tool.norms.stats import NormStats
+    from batchnorm_tool.norms.vector_stats import DimensionStats
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -171,13 +173,13 @@ class Overlay:
     """What is drawn over one another.
 
     Attributes:
-        norms: Norm statistics as the manifest has them, by label.
+        norms: Norm statistics by label.
         styles: The look of each label.
         measure: What is measured, such as ``"norm"``.
         log_from: See `bin_together`.
     """
 
-    norms: Mapping[str, Mapping[str, Any]]
+    norms: Mapping[str, NormStats]
     styles: Mapping[str, SeriesStyle]
     measure: str
     log_from: float
@@ -190,7 +192,7 @@ def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
         return page.note("No norm is finite and above zero.")
     first = next(iter(bins.values()))
     shares = {
-        label: [100 * amount / overlay.norms[label]["count"] for amount in its.counts]
+        label: [100 * amount / overlay.norms[label].count for amount in its.counts]
         for label, its in bins.items()
     }
     top = _top(shares)
@@ -217,19 +219,19 @@ def _cut(shares: Mapping[str, list[float]], top: float) -> Iterator[str]:
             yield f"Cut at the top: the highest bar of {label} holds {max(values):.1f} %."
 
 
-def _descriptions(norms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _descriptions(norms: Mapping[str, NormStats]) -> Iterator[str]:
     for label, stats in norms.items():
         low, _, _, median, _, _, high = map(number, spread(stats))
-        yield f"{label}: {count(stats['count'])} norms from {low} to {high}, median {median}."
+        yield f"{label}: {count(stats.count)} norms from {low} to {high}, median {median}."
 
 
-def _outside(norms: Mapping[str, Mapping[str, Any]], bins: Mapping[str, NormBins]) -> Iterator[str]:
+def _outside(norms: Mapping[str, NormStats], bins: Mapping[str, NormBins]) -> Iterator[str]:
     left_out: dict[str, list[str]] = {}
     for label, stats in norms.items():
         its = bins.get(label)
         kinds = {
-            "zero": int(stats["zero"]),
-            "not finite": int(stats.get("nonfinite", 0)),
+            "zero": stats.zero,
+            "not finite": stats.nonfinite,
             "below": its.below if its else 0,
             "above": its.above if its else 0,
         }
@@ -251,12 +253,12 @@ def _overlay_table(title: str, bins: Mapping[str, NormBins]) -> Html:
     return page.table(title, columns, rows)
 
 
-def norm_table(norms: Mapping[str, Mapping[str, Any]], caption: str, heading: str = "norm") -> Html:
+def norm_table(norms: Mapping[str, NormStats], caption: str, heading: str = "norm") -> Html:
     """Show count, quantiles, mean and standard deviation of several norms."""
     columns = [Column(heading, numeric=False)]
     columns += map(Column, ("vectors", *SPREAD, "mean", "std"))
     rows = [
-        [label, count(stats["count"]), *map(number, [*spread(stats), stats["mean"], stats["std"]])]
+        [label, count(stats.count), *map(number, [*spread(stats), stats.mean, stats.std])]
         for label, stats in norms.items()
     ]
     return page.table(caption, columns, rows)
@@ -275,12 +277,12 @@ class _Spread:
     constant: int
 
 
-def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
+def dimension_chart(id_: str, statistics: DimensionStats) -> Html:
     """Draw mean, mean ± standard deviation and extremes of each dimension."""
-    if not statistics["count"] or not len(statistics["mean"]):
+    if not statistics.count or not len(statistics.mean):
         return page.note("No prediction is finite.")
     spread = _spread(statistics)
-    dimensions = len(statistics["mean"])
+    dimensions = len(statistics.mean)
     words = svg.ChartText(
         id_,
         "Spread of each dimension",
@@ -295,12 +297,10 @@ def dimension_chart(id_: str, statistics: Mapping[str, Any]) -> Html:
     return page.chart(words, draw, *notes, data)
 
 
-def _spread(statistics: Mapping[str, Any]) -> _Spread:
-    mean, m2, low, high = (
-        np.asarray(statistics[name], dtype=np.float64) for name in ("mean", "m2", "min", "max")
-    )
-    std = np.sqrt(m2 / statistics["count"])
-    # Squares beyond float64 are null in the manifest: there the extremes stand in.
+def _spread(statistics: DimensionStats) -> _Spread:
+    mean, low, high = statistics.mean, statistics.min, statistics.max
+    std = np.sqrt(statistics.variance)
+    # Where squares are beyond float64, the extremes stand in.
     under, over = (
         np.where(np.isfinite(edge), edge, extreme)
         for edge, extreme in ((mean - std, low), (mean + std, high))

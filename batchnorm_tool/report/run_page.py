@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -18,10 +18,15 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_chart
 from batchnorm_tool.report.text_run import norm_shown, outside, spread
 
+if TYPE_CHECKING:
+    from batchnorm_tool.norms.stats import NormStats
+    from batchnorm_tool.norms.vector_stats import VectorStats
+    from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
+    from batchnorm_tool.pipeline.output_schema import StoredOutput
 _HEADROOM = 1.04
 
 
-def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
+def run_page(manifest: Manifest, chunks: pa.Table) -> str:
     """Describe a finished run on one HTML page that works offline.
 
     Returns:
@@ -30,24 +35,24 @@ def run_page(manifest: Mapping[str, Any], chunks: pa.Table) -> str:
     """
     title = _title(manifest)
     sections = [
-        *page.warnings(manifest.get("warnings") or []),
-        *(_output(manifest, index, chunks) for index in range(len(manifest["outputs"]))),
+        *page.warnings(manifest.warnings),
+        *(_output(manifest, index, chunks) for index in range(len(manifest.outputs))),
         _bad_rows(manifest),
         _inputs(manifest),
         _parts(manifest),
     ]
-    return page.document(title, _header(manifest, title), sections, manifest["version"])
+    return page.document(title, _header(manifest, title), sections, manifest.version)
 
 
-def _title(manifest: Mapping[str, Any]) -> str:
-    source = base_name(_first_path(manifest["job"]["input"]["path"]))
-    model = manifest["job"].get("model")
-    through = f" through {base_name(model['path'])}" if model else ""
+def _title(manifest: Manifest) -> str:
+    source = base_name(_first_path(manifest.job.input.path))
+    model = manifest.job.model
+    through = f" through {base_name(model.path)}" if model else ""
     return f"{source}{through}"
 
 
-def _header(manifest: Mapping[str, Any], title: str) -> Html:
-    norms = sorted({output["norm"] for output in manifest["outputs"]})
+def _header(manifest: Manifest, title: str) -> Html:
+    norms = sorted({output.norm for output in manifest.outputs})
     outcome = (
         "predictions kept as they are"
         if norms == ["none"]
@@ -61,48 +66,47 @@ def _header(manifest: Mapping[str, Any], title: str) -> Html:
     )
 
 
-def _figures(manifest: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
-    rows = manifest["rows"]
-    bad = rows["bad"]
-    yield "rows in", count(rows["in"]), False
-    yield "rows out", count(rows["out"]), False
-    yield f"bad rows, {share(bad, rows['in'])}" if bad else "bad rows", count(bad), bad > 0
-    yield "zero vectors", count(rows["zero"]), False
-    yield "parts", count(len(manifest["parts"])), False
+def _figures(manifest: Manifest) -> Iterator[tuple[str, object, bool]]:
+    rows = manifest.rows
+    bad = rows.bad
+    yield "rows in", count(rows.rows_in), False
+    yield "rows out", count(rows.rows_out), False
+    yield f"bad rows, {share(bad, rows.rows_in)}" if bad else "bad rows", count(bad), bad > 0
+    yield "zero vectors", count(rows.zero), False
+    yield "parts", count(len(manifest.parts)), False
 
 
-def _facts(manifest: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    job, resolved = manifest["job"], manifest["resolved"]
-    model = job.get("model")
-    yield "input", page.code(_paths(job["input"]["path"]))
-    yield "model", page.code(model["path"]) if model else "none: predictions were stored already"
-    if job.get("output"):
-        yield "output", page.code(job["output"]["path"])
-    for output in manifest["outputs"]:
-        yield "column", join(page.code(output["vector_column"]), f" {_kind(output)}")
+def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
+    job, resolved = manifest.job, manifest.resolved
+    model = job.model
+    yield "input", page.code(_paths(job.input.path))
+    yield "model", page.code(model.path) if model else "none: predictions were stored already"
+    yield "output", page.code(job.output.path)
+    for output in manifest.outputs:
+        yield "column", join(page.code(output.vector_column), f" {_kind(output)}")
     for name in ("space", "bits", "result"):
-        yield name, page.identity(str(manifest[name]))
-    yield "batch size", _format_value(resolved.get("batch_size"))
-    yield "device", _format_value(resolved.get("device"))
-    yield "threads", f"{_format_value(resolved.get('threads'))} for each model"
-    versions = manifest.get("identity", {}).get("bits", {}).get("versions", {})
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield "versions", page.name(said or f"batchnorm_tool {manifest['version']}")
+        yield name, page.identity(getattr(manifest, name))
+    yield "batch size", str(resolved.batch_size)
+    yield "device", str(resolved.device)
+    yield "threads", f"{resolved.threads} for each model"
+    versions = manifest.identity.versions.items()
+    said = ", ".join(f"{name} {version}" for name, version in versions)
+    yield "versions", page.name(said or f"batchnorm_tool {manifest.version}")
 
 
-def _kind(output: Mapping[str, Any]) -> str:
-    shape = " \N{MULTIPLICATION SIGN} ".join(str(length) for length in output["shape"]) or "1"
-    return f"{shape} {output['dtype']}, {output['norm']}"
+def _kind(output: StoredOutput) -> str:
+    shape = " \N{MULTIPLICATION SIGN} ".join(str(length) for length in output.shape) or "1"
+    return f"{shape} {output.dtype}, {output.norm}"
 
 
-def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
-    output = manifest["outputs"][index]
-    statistics = manifest["statistics"].get(output["name"])
-    heading = join("Norms of ", page.code(output["name"]))
+def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
+    output = manifest.outputs[index]
+    statistics = manifest.statistics.get(output.name)
+    heading = join("Norms of ", page.code(output.name))
     if statistics is None:
         return page.section(heading, tag("p", "No rows, hence no norms."))
-    norms = statistics["norms"]
-    shown = norm_shown(output["norm"])
+    norms = statistics.norms
+    shown = norm_shown(output.norm)
     prefix = f"output-{index}"
     others = [label for label in norms if label != shown]
     return page.section(
@@ -112,9 +116,9 @@ def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
         _histogram(f"{prefix}-norm", shown, norms[shown]),
         norm_table(norms, "Norms before normalization"),
         tag("h3", f"{shown} norm along the run"),
-        part_chart(f"{prefix}-run", chunks, output["name"], shown),
+        part_chart(f"{prefix}-run", chunks, output.name, shown),
         tag("h3", "Spread of each dimension, before normalization"),
-        dimension_chart(f"{prefix}-dimensions", statistics["dimensions"]),
+        dimension_chart(f"{prefix}-dimensions", statistics.dimensions),
         tag("h3", "Other norms"),
         tag(
             "div",
@@ -127,14 +131,14 @@ def _output(manifest: Mapping[str, Any], index: int, chunks: pa.Table) -> Html:
     )
 
 
-def _vectors(statistics: Mapping[str, Any]) -> str:
-    said = [f"{count(statistics['vectors'])} vectors in {count(statistics['rows'])} rows"]
-    said.append(f"{count(statistics['zero'])} of them zero")
-    said.append(f"{count(statistics['nonfinite'])} not finite")
+def _vectors(statistics: VectorStats) -> str:
+    said = [f"{count(statistics.vectors)} vectors in {count(statistics.rows)} rows"]
+    said.append(f"{count(statistics.zero)} of them zero")
+    said.append(f"{count(statistics.nonfinite)} not finite")
     return ", ".join(said)
 
 
-def _histogram(id_: str, label: str, stats: Mapping[str, Any]) -> Html:
+def _histogram(id_: str, label: str, stats: NormStats) -> Html:
     bins = bin_norms(stats)
     if bins is None:
         return page.note(f"No {label} norm is finite and above zero.")
@@ -157,9 +161,9 @@ def _bars(bins: NormBins) -> list[svg.Bar]:
     ]
 
 
-def _description(label: str, stats: Mapping[str, Any]) -> str:
+def _description(label: str, stats: NormStats) -> str:
     low, _, _, median, _, _, high = map(number, spread(stats))
-    return f"{count(stats['count'])} {label} norms from {low} to {high}, median {median}."
+    return f"{count(stats.count)} {label} norms from {low} to {high}, median {median}."
 
 
 def _bin_table(label: str, bins: NormBins) -> Html:
@@ -169,8 +173,8 @@ def _bin_table(label: str, bins: NormBins) -> Html:
     return page.table(f"Vectors by {label} norm", columns, rows)
 
 
-def _bad_rows(manifest: Mapping[str, Any]) -> Html:
-    reasons = {reason: amount for reason, amount in manifest["reasons"].items() if amount}
+def _bad_rows(manifest: Manifest) -> Html:
+    reasons = {reason: amount for reason, amount in manifest.reasons.items() if amount}
     if not reasons:
         return page.section("Bad rows", tag("p", "None."))
     by_reason = page.table(
@@ -182,52 +186,51 @@ def _bad_rows(manifest: Mapping[str, Any]) -> Html:
     where = [Column("file", numeric=False), Column("row in file")]
     rows = [
         [
-            count(row["row"]),
-            page.name(_format_value(row.get("key"))),
-            row["reason"],
-            page.code(row["file"]),
-            count(row["file_row"]),
+            count(row.row),
+            page.name(row.key),
+            row.reason,
+            page.code(row.file),
+            count(row.file_row),
         ]
-        for row in manifest["first_bad_rows"]
+        for row in manifest.first_bad_rows
     ]
     return page.section(
         "Bad rows",
-        page.quiet(_bad_row_counts(manifest["rows"])),
+        page.quiet(_bad_row_counts(manifest.rows)),
         by_reason,
         page.table("The first bad rows", [*headings, *where], rows),
     )
 
 
-def _bad_row_counts(rows: Mapping[str, Any]) -> str:
+def _bad_row_counts(rows: RowCounts) -> str:
     actions = ("quarantined", "dropped", "nullified")
-    said = [f"{count(rows[action])} {action}" for action in actions if rows.get(action)]
+    amounts = {action: getattr(rows, action) for action in actions}
+    said = [f"{count(amount)} {action}" for action, amount in amounts.items() if amount]
     return ", ".join(said) if said else "All were kept."
 
 
-def _inputs(manifest: Mapping[str, Any]) -> Html:
+def _inputs(manifest: Manifest) -> Html:
     columns = [Column("file", numeric=False), Column("rows"), Column("size")]
     rows = [
-        [page.code(entry["path"]), count(entry["rows"]), size(entry["bytes"])]
-        for entry in manifest["inputs"]
+        [page.code(entry.path), count(entry.rows), size(entry.bytes)] for entry in manifest.inputs
     ]
     return page.section("Input files", page.table("Files in the order read", columns, rows))
 
 
-def _parts(manifest: Mapping[str, Any]) -> Html:
+def _parts(manifest: Manifest) -> Html:
     columns = [Column("part"), Column("first row"), Column("rows in"), Column("rows out")]
     columns += [Column("size"), Column("files, with their SHA-256", numeric=False)]
     rows = [
-        [count(part[name]) for name in ("part", "first_row", "rows_in", "rows_out")]
-        + [size(sum(file["bytes"] for file in part["files"])), _files(part["files"])]
-        for part in manifest["parts"]
+        [count(getattr(part, name)) for name in ("part", "first_row", "rows_in", "rows_out")]
+        + [size(sum(file.bytes for file in part.files)), _files(part)]
+        for part in manifest.parts
     ]
     return page.section("Parts", page.table("Parts in order", columns, rows))
 
 
-def _files(files: Sequence[Mapping[str, Any]]) -> Html:
+def _files(part: PartEntry) -> Html:
     lines = (
-        tag("div", page.code(file["path"]), " ", page.identity(str(file["sha256"])))
-        for file in files
+        tag("div", page.code(file.path), " ", page.identity(file.sha256)) for file in part.files
     )
     return join(*lines)
 

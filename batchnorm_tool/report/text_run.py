@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import (
     count,
@@ -19,6 +19,11 @@ from batchnorm_tool.display import (
 from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, quantile_label
 from batchnorm_tool.report.bins import bin_norms
 
+if TYPE_CHECKING:
+    from batchnorm_tool.norms.stats import NormStats
+    from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
+    from batchnorm_tool.pipeline.timing import Profile
+
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
 _FEWEST_CELLS = 8
@@ -30,7 +35,7 @@ SPREAD = ("min", *map(quantile_label, MIDDLE_QUANTILES), "max")
 _FIRST_BAD_ROWS = 5
 
 
-def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
+def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
     """Draw a histogram of norms with block characters.
 
     Returns:
@@ -38,7 +43,9 @@ def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
         bar reaches from its own norm up to the next line's.
 
     Example:
-        >>> stats = {"zero": 0, "histogram": [[1023 * 512, 4], [1023 * 512 + 1, 1]]}
+        >>> import numpy as np
+        >>> from batchnorm_tool.norms.stats import NormStats
+        >>> stats = NormStats.of(np.array([1.0, 1, 1, 1, 1.0025]))
         >>> norm_histogram(stats, 30)[2:4]
         [' 1.000  ███████████████████  4', ' 1.002  ████▊                1']
     """
@@ -54,20 +61,22 @@ def norm_histogram(stats: Mapping[str, Any], width: int = 72) -> list[str]:
     return [*table(zip(names, bars, amounts, strict=True), "rlr"), *outside(stats)]
 
 
-def outside(stats: Mapping[str, Any]) -> list[str]:
+def outside(stats: NormStats) -> list[str]:
     """Say which norms the bars of a histogram leave out.
 
     Returns:
         One line such as ``not shown: 3 zero, 1 above``, or none.
 
     Example:
-        >>> outside({"zero": 3, "nonfinite": 0, "histogram": [[0, 3], [1023 * 512, 1]]})
+        >>> import numpy as np
+        >>> from batchnorm_tool.norms.stats import NormStats
+        >>> outside(NormStats.of(np.array([0.0, 0, 0, 1])))
         ['not shown: 3 zero']
     """
     bins = bin_norms(stats, _BARS)
     kinds = {
-        "zero": int(stats["zero"]),
-        "not finite": int(stats.get("nonfinite", 0)),
+        "zero": stats.zero,
+        "not finite": stats.nonfinite,
         "below": bins.below if bins else 0,
         "above": bins.above if bins else 0,
     }
@@ -75,80 +84,72 @@ def outside(stats: Mapping[str, Any]) -> list[str]:
     return [f"not shown: {said}"] if said else []
 
 
-def quantile_table(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def quantile_table(norms: Mapping[str, NormStats]) -> list[str]:
     r"""Set the quantiles of several norms below one another.
 
     Example:
-        >>> quantiles = {"0.05": 1.0, "0.25": 2.0, "0.5": 3.0, "0.75": 4.0, "0.95": 5.0}
-        >>> print("\n".join(quantile_table({"l2": {"min": 0.5, "max": 6.0,
-        ...     "quantiles": quantiles}})))
-        norm     min    5 %   25 %  median   75 %   95 %    max
-        l2    0.5000  1.000  2.000   3.000  4.000  5.000  6.000
+        >>> import numpy as np
+        >>> from batchnorm_tool.norms.stats import NormStats
+        >>> print("\n".join(quantile_table({"l2": NormStats.of(np.array([0.5, 3, 3, 6]))})))
+        norm     min     5 %    25 %  median   75 %   95 %    max
+        l2    0.5000  0.5000  0.5000   3.002  3.002  6.000  6.000
     """
     rows = [[label, *map(number, spread(stats))] for label, stats in norms.items()]
     return table([["norm", *SPREAD], *rows])
 
 
-def spread(stats: Mapping[str, Any]) -> list[float | None]:
+def spread(stats: NormStats) -> list[float | None]:
     """Return minimum, quantiles and maximum, as `SPREAD` names them; ``None`` where empty."""
-    quantiles = stats.get("quantiles") or {}
-    middle = [quantiles.get(str(q)) for q in MIDDLE_QUANTILES]
-    return [stats["min"], *middle, stats["max"]]
+    return [stats.min, *map(stats.quantile, MIDDLE_QUANTILES), stats.max]
 
 
-def rows_line(manifest: Mapping[str, Any], seconds: float | None = None) -> str:
+def rows_line(rows: RowCounts, seconds: float | None = None) -> str:
     """Say how many rows came in, went out and how fast.
 
     Example:
-        >>> rows_line({"rows": {"in": 2000, "out": 1999, "bad": 1}}, 4.0)
+        >>> from batchnorm_tool.pipeline.manifest import RowCounts
+        >>> rows_line(RowCounts(2000, 1999, 1), 4.0)
         '2,000 rows in, 1,999 out, 1 bad (0.05 %), 500 rows/s'
     """
-    rows = manifest["rows"]
-    pieces = [f"{plural(rows['in'], 'row')} in", f"{count(rows['out'])} out"]
-    part = f" ({share(rows['bad'], rows['in'])})" if rows["bad"] else ""
-    pieces.append(f"{count(rows['bad'])} bad{part}")
+    pieces = [f"{plural(rows.rows_in, 'row')} in", f"{count(rows.rows_out)} out"]
+    part = f" ({share(rows.bad, rows.rows_in)})" if rows.bad else ""
+    pieces.append(f"{count(rows.bad)} bad{part}")
     if seconds:
-        pieces.append(f"{count(round(rows['in'] / seconds))} rows/s")
+        pieces.append(f"{count(round(rows.rows_in / seconds))} rows/s")
     return ", ".join(pieces)
 
 
-def bad_row_lines(manifest: Mapping[str, Any]) -> list[str]:
+def bad_row_lines(manifest: Manifest) -> list[str]:
     """Say why rows are bad and where the first ones are.
 
     Returns:
         A line with the count of each reason, then a line for each of the first five bad rows;
         none where no row is bad. Zero vectors that are kept are no bad rows, and have a line of
         their own. Control characters in keys and paths are shown as U+FFFD.
-
-    Example:
-        >>> first = {"row": 7, "file": "a.npy", "file_row": 7, "key": "x", "reason": "null_feature"}
-        >>> reasons = {"null_feature": 1}
-        >>> bad_row_lines({"rows": {"bad": 1}, "reasons": reasons, "first_bad_rows": [first]})
-        ['bad rows: null_feature 1', '  row 7 (key x) is row 7 of a.npy: null_feature']
     """
-    reasons = {reason: amount for reason, amount in manifest["reasons"].items() if amount}
+    reasons = {reason: amount for reason, amount in manifest.reasons.items() if amount}
     # Of all reasons, only a zero vector that is kept does not make a bad row.
-    kept_zeros = sum(reasons.values()) - manifest["rows"]["bad"]
+    kept_zeros = sum(reasons.values()) - manifest.rows.bad
     if kept_zeros:
-        reasons.pop("zero_vector")
-    lines = [_bad_row(row) for row in manifest["first_bad_rows"][:_FIRST_BAD_ROWS]]
+        reasons.pop("zero_vector", None)
+    lines = [_bad_row(row) for row in manifest.first_bad_rows[:_FIRST_BAD_ROWS]]
     if reasons:
         said = ", ".join(f"{reason} {count(amount)}" for reason, amount in reasons.items())
         lines.insert(0, f"bad rows: {said}")
     return [*lines, f"zero vectors, kept: {count(kept_zeros)}"] if kept_zeros else lines
 
 
-def norm_lines(manifest: Mapping[str, Any], width: int = 72) -> list[str]:
+def norm_lines(manifest: Manifest, width: int = 72) -> list[str]:
     """Show the norms of every output: quantiles of each norm, a histogram of the one in use."""
     lines: list[str] = []
-    for output in manifest["outputs"]:
-        statistics = manifest["statistics"].get(output["name"])
+    for output in manifest.outputs:
+        statistics = manifest.statistics.get(output.name)
         if statistics is None:  # no rows
             continue
-        label = norm_shown(output["norm"])
-        lines += ["", f"norms of {visible(str(output['name']))} before normalization", ""]
-        lines += [*quantile_table(statistics["norms"]), "", f"{label} norm", ""]
-        lines += norm_histogram(statistics["norms"][label], width)
+        label = norm_shown(output.norm)
+        lines += ["", f"norms of {visible(output.name)} before normalization", ""]
+        lines += [*quantile_table(statistics.norms), "", f"{label} norm", ""]
+        lines += norm_histogram(statistics.norms[label], width)
     return lines[1:]
 
 
@@ -162,37 +163,33 @@ def norm_shown(label: str) -> str:
     return "l2" if label == "none" else label
 
 
-def profile_lines(profile: Mapping[str, Any], width: int = 72) -> list[str]:
+def profile_lines(profile: Profile, width: int = 72) -> list[str]:
     """Show where the time of a run went.
 
     Returns:
         A line for each stage with the workers' seconds and share, then the bottleneck in words.
 
     Example:
-        >>> stages = {"read": 1.0, "predict": 3.0}
-        >>> shares = {"read": 0.25, "predict": 0.75}
-        >>> print(*profile_lines({"seconds": 2.0, "workers": 2, "stages": stages, "shares": shares,
-        ...     "bottleneck": "Prediction is the bottleneck."}, 40), sep=chr(10))
+        >>> from batchnorm_tool.pipeline.timing import Profile
+        >>> profile = Profile(2.0, 2, {"read": 1.0, "write": 3.0})
+        >>> print(*profile_lines(profile, 40)[:4], sep=chr(10))
         where the time of 2 workers went, 2.000 s each
         <BLANKLINE>
-        read     1.00 s  25 %  ████▎
-        predict  3.00 s  75 %  ████████████▊
-        <BLANKLINE>
-        Prediction is the bottleneck.
+        read   1.00 s  25 %  ████▊
+        write  3.00 s  75 %  ██████████████▎
     """
-    shares = profile["shares"]
     rows = [
-        [stage, f"{fixed(seconds, 2)} s", percent(shares[stage], 0)]
-        for stage, seconds in profile["stages"].items()
+        [stage, f"{fixed(seconds, 2)} s", percent(profile.shares[stage], 0)]
+        for stage, seconds in profile.stages.items()
     ]
     cells = max(0, width - len(table(rows)[0]) - 2)
-    workers = plural(profile["workers"], "worker")
+    workers = plural(profile.workers, "worker")
     return [
-        f"where the time of {workers} went, {number(profile['seconds'])} s each",
+        f"where the time of {workers} went, {number(profile.seconds)} s each",
         "",
-        *table([[*row, _bar(shares[row[0]], cells)] for row in rows], "lrrl"),
+        *table([[*row, _bar(profile.shares[row[0]], cells)] for row in rows], "lrrl"),
         "",
-        *wrapped(profile["bottleneck"], width),
+        *wrapped(profile.bottleneck, width),
     ]
 
 
@@ -227,7 +224,6 @@ def _edge_names(edges: Sequence[float]) -> list[str]:
     return names
 
 
-def _bad_row(row: Mapping[str, Any]) -> str:
-    key = "" if row.get("key") is None else f" (key {row['key']})"
-    where = f"row {row['row']}{key} is row {row['file_row']} of {row['file']}: {row['reason']}"
+def _bad_row(row: BadRow) -> str:
+    where = f"row {row.row} (key {row.key}) is row {row.file_row} of {row.file}: {row.reason}"
     return visible(f"  {where}")

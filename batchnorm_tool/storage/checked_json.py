@@ -1,12 +1,25 @@
-"""Plain data as bytes that are the same every time, and their hash: what identities are made of."""
+"""Records as JSON: the same bytes every time, a checksum over them, and the declared types back."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ClassVar, ParamSpec, Self, TypeVar
+
+import pyarrow as pa
+from pydantic import (
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from batchnorm_tool.errors import Damaged
 
@@ -36,6 +49,123 @@ def canonical_json(data: Any) -> bytes:
 def sha256(data: Any) -> str:
     """Return SHA-256 of the canonical JSON of ``data``, in hexadecimal digits."""
     return hashlib.sha256(canonical_json(data)).hexdigest()
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """Turn a dataclass into plain data, as JSON has it; a number that is not finite is None."""
+    kind: Any = type(record)
+    data: dict[str, Any] = _adapter(kind).dump_python(record, mode="json", by_alias=True)
+    return data
+
+
+@functools.cache  # most commands meet few kinds of records, and an adapter takes 3 ms to make
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+class Record:
+    """A dataclass that is kept as JSON: its fields are the keys, and unknown keys are refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read plain data, as `to_dict` gives it; see `decoded`."""
+        text = json.dumps(data, ensure_ascii=False).encode(errors="surrogatepass")
+        return cls.decoded(text, cls.__name__)
+
+    @classmethod
+    def decoded(cls, text: bytes, path: str) -> Self:
+        """Read a record.
+
+        Args:
+            text: JSON.
+            path: Where it lies, for the message.
+
+        Raises:
+            Damaged: It is not what this version writes; the message names the field.
+        """
+        kind: Any = cls
+        adapter: TypeAdapter[Self] = _adapter(kind)
+        try:
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                # Only `json` reads file names that are no text, and they are in few records.
+                return adapter.validate_python(json.loads(text), strict=False)
+            return adapter.validate_json(text)
+        except ValidationError as error:
+            raise Damaged(_complaint(error, path)) from error
+
+
+def _complaint(error: ValidationError, path: str) -> str:
+    first = error.errors(include_url=False)[0]
+    # Behind a key of several kinds, pydantic names the kind that it tried last.
+    keys = itertools.takewhile(lambda key: "[" not in key, map(str, first["loc"]))
+    field = ".".join(keys) or "the whole"
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    shown = "" if first["type"] == "missing" else f" Received: {_short(first['input'])}."
+    return (
+        f"`{path}` is not as this version writes it: `{field}`: {said}.{shown} Read it with the "
+        "version that wrote it, restore it from a copy, or make it again."
+    )
+
+
+def _short(value: object, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class SealedRecord(Record):
+    """A record that lies in a file of its own, with a checksum over all the rest in front.
+
+    Read back without encoding it again, which matters where there are many.
+    """
+
+    def to_json(self) -> bytes:
+        """Return the file's content."""
+        body = canonical_json(self.to_dict())
+        return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
+
+    @classmethod
+    def opened(cls, text: bytes, path: str) -> Self:
+        """Read what `to_json` gave.
+
+        Args:
+            text: A whole file.
+            path: Where it lies, for the message.
+
+        Raises:
+            Damaged: The checksum disagrees, or a field is not as this version writes it.
+        """
+        if not is_sealed(text):
+            msg = (
+                f"`{path}` is damaged: its checksum disagrees. Restore it from a backup, or make "
+                "it again."
+            )
+            raise Damaged(msg)
+        return cls.decoded(b"{" + text[_DIGEST.stop + 2 :], path)
+
+    @classmethod
+    def from_json(cls, text: bytes | None) -> Self | None:
+        """Read what `to_json` gave; ``None`` where it is missing, damaged or of another version."""
+        try:
+            return None if text is None else cls.opened(text, "")
+        except Damaged:
+            return None
+
+
+def is_sealed(text: bytes) -> bool:
+    """Tell whether a file is as `SealedRecord.to_json` wrote it, whatever record it holds."""
+    digest, body = text[_DIGEST], b"{" + text[_DIGEST.stop + 2 :]
+    is_framed = text == _SEAL % (digest, body[1:])
+    return is_framed and hashlib.sha256(body).hexdigest().encode() == digest
 
 
 def dump_checked_json(data: dict[str, Any]) -> bytes:
@@ -73,12 +203,10 @@ def verified_json(text: bytes) -> dict[str, Any] | None:
     """Return the data without its checksum, or ``None`` where the checksum disagrees."""
     try:
         data = json.loads(text)
-    except ValueError:
+        checksum = data.pop("checksum") if isinstance(data, dict) else None
+        return data if checksum is not None and checksum == sha256(data) else None
+    except (ValueError, KeyError):
         return None
-    if not isinstance(data, dict):
-        return None
-    checksum = data.pop("checksum", None)
-    return data if checksum == sha256(data) else None
 
 
 def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -106,3 +234,30 @@ def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise Damaged(msg) from error
 
     return wrapper
+
+
+def _encoded(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def _decoded(text: object) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(text), validate=True)))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from error
+
+
+# What is counted: more than NumPy's int64 holds is nothing that we have counted.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+# A text in which bytes of a file name may stand that are no text.
+FileName = InstanceOf[str]
+# Marks a field that is not written where it is None.
+LEFT_OUT_IF_NONE = Field(exclude_if=lambda value: value is None)
+# An Arrow schema; in JSON its IPC message in base 64.
+ArrowSchema = Annotated[pa.Schema, PlainValidator(_decoded), PlainSerializer(_encoded)]
+
+
+def stored_as(key: str) -> Any:
+    """Mark a field that has another name in JSON."""
+    return Field(alias=key)

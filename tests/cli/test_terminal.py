@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,40 +10,28 @@ import pytest
 from batchnorm_tool.cli.output import Terminal
 from batchnorm_tool.commands.progress import PlainProgress, SilentProgress
 from batchnorm_tool.commands.run.run import RunResult
-from batchnorm_tool.commands.show import Description
+from batchnorm_tool.commands.show import ColumnDescription, DataDescription, Description
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.vector_stats import VectorStats
+from tests.manifests import manifest_of
 
 
 def result(**changes: Any) -> RunResult:
     """A run of no rows, with three parts."""
-    files = [{"path": f"vectors/part-{n:06d}.parquet"} for n in range(3)]
-    manifest = {
-        "rows": {"in": 0, "out": 0, "bad": 0, "zero": 0},
-        "reasons": {},
-        "first_bad_rows": [],
-        "outputs": [{"name": "dense", "norm": "l2", "shape": [4]}],
-        "statistics": {},
-        "parts": [{"files": [file]} for file in files],
-        "warnings": ["nothing to score"],
-    }
-    return RunResult(**{"path": "/out", "manifest": manifest, **changes})
+    paths = [f"vectors/part-{n:06d}.parquet" for n in range(3)]
+    parts = [{"files": [{"path": path}]} for path in paths]
+    manifest = {"outputs": [{"name": "dense"}], "parts": parts, "warnings": ["nothing to score"]}
+    manifest |= changes.pop("manifest", {})
+    return RunResult(**{"path": "/out", "record": manifest_of(**manifest), **changes})
 
 
 def data(**changes: Any) -> Description:
-    column = {"name": "id", "type": "int64", "min": 0, "max": 9, "nulls": 0}
-    facts = {
-        "format": "parquet",
-        "files": 1,
-        "bytes": 2_000,
-        "rows": 10,
-        "rows_sampled": 10,
-        "columns": [{**column, **changes}],
-        "likely_key": None,
-        "likely_features": [],
-    }
-    return Description("data", "a.parquet", facts)
+    given = {"name": "id", "type": "int64", "min": 0, "max": 9, "nulls": 0, **changes}
+    columns = (ColumnDescription(**given),)
+    return Description(
+        "data", "a.parquet", DataDescription("parquet", 1, 2_000, 10, 10, columns, None, (), ())
+    )
 
 
 def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
@@ -69,7 +58,7 @@ def test_names_that_data_bears_are_shown_as_they_are(capsys: pytest.CaptureFixtu
 
 def test_directories_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [{"files": [{"path": "vectors/my_tower/part-000000.npy"}]}]
-    Terminal().print_run(result(manifest={**result().manifest, "parts": parts}), None)
+    Terminal().print_run(result(manifest={"parts": parts}), None)
     assert "  vectors/my_tower  /out/vectors/my_tower\n" in capsys.readouterr().out
 
 
@@ -151,7 +140,7 @@ def test_what_was_not_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_without_statistics_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     identities = dict.fromkeys(("space", "bits", "result"), "abc")
     Terminal().print_description(
-        Description("run", "/out", {**result().manifest, **identities}), "page.html"
+        Description("run", "/out", replace(result().record, **identities)), "page.html"
     )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["space", "abc"] in lines
@@ -162,7 +151,7 @@ def test_norms_are_shown_for_each_output(capsys: pytest.CaptureFixture[str]) -> 
     vectors = np.array([[3.0, 4.0], [6.0, 8.0]])
     norm = Norm.parse("l2")
     stats = VectorStats.of(vectors, rows=2, in_use=norm, in_use_norms=np.array([[5.0], [10.0]]))
-    manifest = {**result().manifest, "statistics": {"dense": stats.to_dict()}}
+    manifest = {"statistics": {"dense": stats.to_dict()}}
     Terminal().print_run(result(manifest=manifest), None)
     out = capsys.readouterr().out
     assert "norms of dense before normalization" in out

@@ -102,7 +102,7 @@ def test_totals_add_up_in_the_order_of_the_parts(tmp_path: Path) -> None:
     assert totals.counts == RowCounts(rows_in=36, rows_out=27, bad=9, dropped=9)
     assert totals.reasons == {"null_feature": 9}
     assert [row.row for row in totals.first_bad_rows] == [4, 8, 9, 16, 20, 21, 28, 32, 33]
-    assert [part["part"] for part in totals.parts] == list(range(9))
+    assert [part.part for part in totals.parts] == list(range(9))
     stats = totals.statistics["vector"]
     assert stats.rows == 36
     vectors = np.concatenate([np.random.default_rng(part).normal(size=(4, 3)) for part in range(9)])
@@ -167,16 +167,16 @@ def test_the_manifest_describes_the_run(tmp_path: Path) -> None:
         "bits", "first_bad_rows", "format", "identity", "inputs", "job", "limit", "outputs",
         "parts", "reasons", "request", "resolved", "result", "rows", "space", "statistics", "tool",
         "version", "warnings",
-    } <= set(manifest.data)  # fmt: skip
-    assert manifest.data["space"] == manifest.identity.space_id
-    assert manifest.data["bits"] == manifest.identity.bits_id
-    assert manifest.data["result"] == manifest.identity.result_id
-    assert [part["rows_in"] for part in manifest.data["parts"]] == [5, 5, 2]
-    assert set(manifest.data["reasons"].values()) == {0}
+    } <= set(manifest.to_dict())  # fmt: skip
+    assert manifest.space == manifest.identity.space_id
+    assert manifest.bits == manifest.identity.bits_id
+    assert manifest.result == manifest.identity.result_id
+    assert [part.rows_in for part in manifest.parts] == [5, 5, 2]
+    assert set(manifest.reasons.values()) == {0}
     assert manifest.checksum == (out / "_SUCCESS").read_text().strip()
-    lengths = manifest.data["statistics"]["vector"]["norms"]["l2"]
-    assert lengths["min"] == pytest.approx(5**0.5)
-    assert lengths["max"] == pytest.approx((23**2 + 24**2) ** 0.5)
+    lengths = manifest.statistics["vector"].norms["l2"]
+    assert lengths.min == pytest.approx(5**0.5)
+    assert lengths.max == pytest.approx((23**2 + 24**2) ** 0.5)
 
 
 def test_the_manifest_does_not_say_who_did_it(tmp_path: Path) -> None:

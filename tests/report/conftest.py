@@ -14,15 +14,17 @@ import pytest
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.pipeline.manifest import Manifest
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA
+from tests.manifests import manifest_of
 from tests.report.browser import Browser, opened
 
 QUANTILES = ("q01", "q05", "q25", "q50", "q75", "q95", "q99")
 L2 = Norm.parse("l2")
 
 
-def norm_stats(norms: np.ndarray) -> dict[str, Any]:
-    return NormStats.of(norms.astype(np.float64)).to_dict()
+def norm_stats(norms: np.ndarray) -> NormStats:
+    return NormStats.of(norms.astype(np.float64))
 
 
 def chunk_table(outputs: dict[str, np.ndarray], chunk_rows: int) -> pa.Table:
@@ -57,6 +59,11 @@ class Run:
     chunks: pa.Table
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def record(self) -> Manifest:
+        """The manifest as a page takes it."""
+        return manifest_of(**self.manifest)
+
 
 def build_run(predictions: dict[str, np.ndarray], chunk_rows: int = 128, norm: str = "l2") -> Run:
     rows = len(next(iter(predictions.values())))
@@ -78,7 +85,7 @@ def build_run(predictions: dict[str, np.ndarray], chunk_rows: int = 128, norm: s
         **{name: hashlib.sha256(name.encode()).hexdigest() for name in ("space", "bits", "result")},
         "identity": {"bits": {"versions": {"tensorflow": "2.21.0", "keras": "3.15.1"}}},
         "inputs": [{"path": "digits.parquet", "format": "parquet", "rows": rows, "bytes": 460123}],
-        "rows": {"in": rows, "out": rows - 3, "bad": 3, "zero": 1, "quarantined": 3}
+        "rows": {"in": rows, "out": max(0, rows - 3), "bad": 3, "zero": 1, "quarantined": 3}
         | {"dropped": 0, "nullified": 0},
         "reasons": {"null_feature": 1, "nonfinite_prediction": 2, "zero_vector": 0},
         "first_bad_rows": [
@@ -131,7 +138,7 @@ def _make_run() -> Callable[..., Run]:
 
 
 @pytest.fixture(name="make_stats")
-def _make_stats() -> Callable[[np.ndarray], dict[str, Any]]:
+def _make_stats() -> Callable[[np.ndarray], NormStats]:
     return norm_stats
 
 

@@ -24,7 +24,7 @@ def _page(tmp_path: Path, make_run: Make, make_predictions: Make) -> Path:
     run.manifest["first_bad_rows"][0]["key"] = "k" * 300
     run.manifest["warnings"] = ["`" + "w" * 200 + "` <script>console.error('ran')</script>"]
     path = tmp_path / "run.html"
-    path.write_text(run_page(run.manifest, run.chunks), encoding="utf-8")
+    path.write_text(run_page(run.record, run.chunks), encoding="utf-8")
     return path
 
 

@@ -59,7 +59,7 @@ def test_the_norms_of_every_output_are_shown(
     sample: Any, make_run: Make, make_predictions: Make
 ) -> None:
     two = make_run({"image": make_predictions(300), "text": make_predictions(300)}, norm="none")
-    lines = text_run.norm_lines(two.manifest)
+    lines = text_run.norm_lines(two.record)
     assert [line for line in lines if line.startswith("norms of")] == [
         "norms of image before normalization",
         "norms of text before normalization",
@@ -68,7 +68,7 @@ def test_the_norms_of_every_output_are_shown(
 
 
 def test_bad_rows_are_counted_by_reason_and_located(sample: Any) -> None:
-    assert text_run.bad_row_lines(sample.manifest) == [
+    assert text_run.bad_row_lines(sample.record) == [
         "bad rows: null_feature 1, nonfinite_prediction 2",
         "  row 130 (key a-130) is row 130 of digits.parquet: null_feature",
         "  row 700 (key a-700) is row 700 of digits.parquet: nonfinite_prediction",
@@ -77,13 +77,13 @@ def test_bad_rows_are_counted_by_reason_and_located(sample: Any) -> None:
 
 def test_a_hostile_key_cannot_steer_the_terminal(sample: Any) -> None:
     sample.manifest["first_bad_rows"][0]["key"] = "\x1b[2J\nrow"
-    lines = text_run.bad_row_lines(sample.manifest)
+    lines = text_run.bad_row_lines(sample.record)
     assert lines[1].startswith("  row 130 (key \ufffd[2J\ufffdrow) is row 130")
 
 
 def test_a_run_without_rows_has_nothing_to_show(sample: Any) -> None:
     sample.manifest["statistics"] = {}
-    assert text_run.norm_lines(sample.manifest) == []
+    assert text_run.norm_lines(sample.record) == []
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_a_run_without_rows_has_nothing_to_show(sample: Any) -> None:
 def test_the_rows_line_says_how_many_and_how_fast(
     seconds: float | None, line: str, sample: Any
 ) -> None:
-    assert text_run.rows_line(sample.manifest, seconds) == line
+    assert text_run.rows_line(sample.record.rows, seconds) == line

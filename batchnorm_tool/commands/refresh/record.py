@@ -95,7 +95,7 @@ def begin_record(
 ) -> dict[str, Any]:
     """Return what is known of a night before anything of it is judged."""
     model, job = plan.job.model, plan.job
-    files = plan.identity.result["input"]
+    files: Any = plan.identity.result["input"]
     return {
         "format": RECORD_FORMAT,
         "version": version,

@@ -170,7 +170,7 @@ def score(
         result = run(scoring_job(state, plan, difference), progress=progress)
     except BadRows as error:
         raise BadRows(_broken_policy(state.storage.root / SCORED, plan.job)) from error
-    content = result.manifest["identity"]["space"]["model"]
+    content = result.record.identity.space["model"]
     if content != plan.resolved.model_content:
         msg = (
             "The model file changed while the night was under way. Expected the content "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.chunk import INPUT_REASONS
@@ -31,7 +31,7 @@ from batchnorm_tool.pipeline.manifest import (
 from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
-from batchnorm_tool.pipeline.timing import STAGES
+from batchnorm_tool.pipeline.timing import Profile
 from batchnorm_tool.pipeline.worker import make_worker
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
@@ -39,30 +39,13 @@ from batchnorm_tool.storage.checked_json import canonical_json
 if TYPE_CHECKING:
     from batchnorm_tool.engines import RunningEngine
     from batchnorm_tool.job import Job
+    from batchnorm_tool.pipeline.manifest import Manifest
     from batchnorm_tool.pipeline.plan import ResolvedOptions
     from batchnorm_tool.pipeline.worker import Worker
 
 _NAMED_ROWS = 5
 _OF_FEATURES = {reason.label for reason in INPUT_REASONS}
 _OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
-WAIT = "wait"
-_BOTTLENECKS = {
-    "read": "Reading is the bottleneck: fewer columns, lists of fixed size or a faster disk help.",
-    "predict": (
-        "Prediction is the bottleneck, and the rest hides behind it: a smaller model, another "
-        "`model.batch_size` or a GPU helps."
-    ),
-    "normalize": "Normalization is the bottleneck: the vectors are long beside the model's work.",
-    "statistics": "Statistics are the bottleneck: the vectors are long beside the model's work.",
-    "write": (
-        "Writing is the bottleneck: a faster disk, `output.dtype: float16` or fewer passed-through "
-        "columns help."
-    ),
-    WAIT: (
-        "Waiting is the bottleneck: for the disk, a free core, or the last part to end. Larger "
-        "`output.part_rows`, more `engine.workers` or a faster disk help."
-    ),
-}
 
 
 def check_policies(storage: Storage, plan: Plan) -> Totals:
@@ -131,70 +114,12 @@ def _named(rows: list[BadRow]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Where the time of a run went.
-
-    Attributes:
-        seconds: Wall time of the work, without imports, planning and loading the model.
-        workers: Parts that were worked on at once.
-        stages: Seconds of all workers together by stage, in the order in which data travels; last
-            ``wait``. Of a prediction it is wall time, since the model computes in threads of its
-            own; of the others it is CPU time, and what they waited besides is in ``wait``.
-    """
-
-    seconds: float
-    workers: int
-    stages: Mapping[str, float]
-
-    @classmethod
-    def of(cls, seconds: float, workers: int, totals: Mapping[str, tuple[float, float]]) -> Profile:
-        """Make a profile.
-
-        Args:
-            seconds: Wall time of the work.
-            workers: Parts that were worked on at once.
-            totals: What a `StageTimings` gives: seconds and CPU seconds by stage.
-
-        Example:
-            >>> totals = {stage: (1.0, 0.75) for stage in STAGES}
-            >>> Profile.of(3.0, 2, totals).stages["wait"]
-            2.0
-        """
-        stages = {
-            stage: totals[stage][0] if stage == "predict" else totals[stage][1] for stage in STAGES
-        }
-        wait = max(0.0, seconds * workers - sum(stages.values()))
-        return cls(seconds, workers, {**stages, WAIT: wait})
-
-    @property
-    def shares(self) -> Mapping[str, float]:
-        """Each stage's share of the workers' time, from 0 to 1."""
-        whole = sum(self.stages.values()) or 1.0
-        return {stage: seconds / whole for stage, seconds in self.stages.items()}
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that took the most time, in a sentence that says what helps."""
-        return _BOTTLENECKS[max(self.stages, key=lambda stage: self.stages[stage])]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the profile as plain data."""
-        return {
-            "seconds": self.seconds,
-            "workers": self.workers,
-            "stages": dict(self.stages),
-            "shares": dict(self.shares),
-            "bottleneck": self.bottleneck,
-        }
-
-
-@dataclass(frozen=True)
 class RunResult:
     """What a run came to.
 
     Attributes:
         path: The output directory.
-        manifest: The manifest of the finished run, as plain data.
+        record: The manifest of the finished run.
         nothing_to_do: Whether the very same result stood there already.
         parts_kept: Parts that an earlier attempt had finished.
         rows_done: Rows that were worked on this time.
@@ -203,23 +128,27 @@ class RunResult:
     """
 
     path: str
-    manifest: Mapping[str, Any] = field(repr=False)
+    record: Manifest = field(repr=False)
     nothing_to_do: bool = False
     parts_kept: int = 0
     rows_done: int = 0
     seconds: float = 0.0
     profile: Profile | None = field(default=None, repr=False)
 
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the finished run, as plain data."""
+        return self.record.to_dict()
+
     @property
-    def rows(self) -> Mapping[str, int]:
+    def rows(self) -> dict[str, int]:
         """Rows ``in``, ``out``, ``bad``, ``zero``, ``nullified``, ``dropped``, ``quarantined``."""
-        counts: Mapping[str, int] = self.manifest["rows"]
-        return counts
+        return self.record.rows.to_dict()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should know of this result."""
-        return tuple(self.manifest["warnings"])
+        return self.record.warnings
 
 
 @dataclass(frozen=True)
@@ -324,7 +253,7 @@ def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions)
     if there.manifest and output_state.is_finished(there, plan) and not options.fresh:
         if there.plan is None or there.plan.identity == plan.identity:
             output_state.discard_state(storage)  # what a kill left after the last step
-        return RunResult(path, there.manifest.data, nothing_to_do=True)
+        return RunResult(path, there.manifest, nothing_to_do=True)
     resumes = output_state.check_may_begin(there, plan, fresh=options.fresh)
     kept = _begin(storage, plan, there.plan if resumes else None)
     numbers = [number for number in range(plan.part_count) if number not in kept]
@@ -377,14 +306,14 @@ def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: P
 
 def _publish(
     storage: Storage, plan: Plan, totals: Totals, before: output_state.OutputState
-) -> dict[str, Any]:
+) -> Manifest:
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
     totals.files.append(part_summary.gather(storage, range(plan.part_count)))
     manifest = build_manifest(plan, totals, layouts, _warnings(plan, totals))
-    storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest))
-    storage.put(storage.staged(SUCCESS_PATH), (manifest["checksum"] + "\n").encode())
-    paths = [file["path"] for part in totals.parts for file in part["files"]]
+    storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest.to_dict()))
+    storage.put(storage.staged(SUCCESS_PATH), f"{manifest.checksum}\n".encode())
+    paths = [file.path for part in totals.parts for file in part.files]
     directories = sorted({path.partition("/")[0] for path in [*paths, part_summary.CHUNKS_PATH]})
     storage.begin_publish(directories, sorted(before.directories - set(directories)))
     output_state.finish_publishing(storage)

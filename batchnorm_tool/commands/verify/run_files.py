@@ -18,12 +18,15 @@ from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.inputs.row_hash import repeated_rows
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
-from batchnorm_tool.storage import FileRecord
 from batchnorm_tool.storage.buckets import Buckets, bucket_bits, bucket_directory
 from batchnorm_tool.storage.files import fault_in, unknown_files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from batchnorm_tool.norms.vector_stats import VectorStats
     from batchnorm_tool.readers.run import StoredPart, StoredRun
+    from batchnorm_tool.storage import FileRecord
 
 _COLUMNS = ("output", "norm", "rows", "vectors", "zero", "nonfinite", "min", "max", "mean")
 _HISTOGRAM = "histogram"
@@ -44,8 +47,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads eve
 
 def recorded_files(run: StoredRun) -> list[FileRecord]:
     """Return every file whose checksum the manifest holds."""
-    beside = [FileRecord(**file) for file in run.manifest.data["files"]]
-    return [file for part in run.parts for file in part.files] + beside
+    return [*(file for part in run.parts for file in part.files), *run.manifest.files]
 
 
 def is_as_written(run: StoredRun, file: FileRecord, findings: Findings) -> bool:
@@ -107,8 +109,8 @@ def check_statistics(run: StoredRun, findings: Findings) -> None:
         words = " ".join(str(error).split())
         findings.add(f"`{CHUNKS_PATH}` cannot be read as it was written: {words}.")
         return
-    described = run.manifest.data["statistics"]
-    names = [(output, norm) for output in described for norm in described[output]["norms"]]
+    described = run.manifest.statistics
+    names = [(output, norm) for output in described for norm in described[output].norms]
     for name in sorted({*names, *totals}):
         _compare(name, totals.get(name, _Total()), described, findings)
 
@@ -123,22 +125,25 @@ def _chunks(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _compare(
-    name: tuple[str, str], total: _Total, described: dict[str, Any], findings: Findings
+    name: tuple[str, str],
+    total: _Total,
+    described: Mapping[str, VectorStats],
+    findings: Findings,
 ) -> None:
     output, norm = name
-    vectors = described.get(output, {})
-    lengths = vectors.get("norms", {}).get(norm)
+    vectors = described.get(output)
+    lengths = None if vectors is None else vectors.norms.get(norm)
     where = f"`{CHUNKS_PATH}`, output `{output}`, norm {norm}"
-    if lengths is None:
+    if vectors is None or lengths is None:
         findings.add(f"{where}: the manifest knows of no such statistics.")
         return
     # Of vectors: rows, zero ones and ones that are not finite. Of their norms: the others.
-    expected = {**lengths, **{key: vectors[key] for key in _OF_VECTORS}}
     for key in (*_OF_VECTORS, "count", "min", "max"):
-        if getattr(total, key) != expected[key]:
-            found = f"{getattr(total, key)}, and {expected[key]} by the manifest"
-            findings.add(f"{where}: `{key}` of all chunks comes to {found}.")
-    mean = expected["mean"]
+        expected = getattr(vectors if key in _OF_VECTORS else lengths, key)
+        if (found := getattr(total, key)) != expected:
+            said = f"{found}, and {expected} by the manifest"
+            findings.add(f"{where}: `{key}` of all chunks comes to {said}.")
+    mean = lengths.mean
     if total.mean is not None and not math.isclose(total.mean, mean or 0.0, rel_tol=1e-9):
         findings.add(f"{where}: `mean` comes to {total.mean}, and {mean} by the manifest.")
 

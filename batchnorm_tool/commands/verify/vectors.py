@@ -14,7 +14,6 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.norms.vector_stats import VectorStats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,14 +71,13 @@ class VectorCheck:
     _norms: dict[str, NormStats] = field(default_factory=lambda: defaultdict(NormStats))
 
     def __post_init__(self) -> None:
-        rows = self.run.manifest.data["rows"]
-        reasons = self.run.manifest.data["reasons"]
+        rows, reasons = self.run.manifest.rows, self.run.manifest.reasons
         policies = self.run.job.normalize
         overflow = reasons[Reason.NONFINITE_PREDICTION.label] + reasons[Reason.NORM_OVERFLOW.label]
         self._is_table = format_named(self.run.job.output.format).is_table
-        self._expected_null = rows["nullified"]
+        self._expected_null = rows.nullified
         self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0
-        self._expected_zero = rows["zero"] if policies.zero == "keep" else 0
+        self._expected_zero = rows.zero if policies.zero == "keep" else 0
 
     def check_part(self, part: StoredPart) -> None:
         """Look at all rows of a part."""
@@ -138,16 +136,15 @@ class VectorCheck:
 
     def _compare_norms(self, output: OutputSpec) -> None:
         """Compare the stored norms with the manifest's statistics of them."""
-        data = self.run.manifest.data
-        if output.name not in data["statistics"]:
+        described = self.run.manifest.statistics.get(output.name)
+        if described is None:
             return
-        described = VectorStats.from_dict(data["statistics"][output.name])
         norms = described.norms.get(output.norm.label)
         if norms is None:
             return
         stored = self._norms[output.name]
-        rows = data["rows"]
-        is_all = rows["in"] == rows["out"] and not rows["nullified"]
+        rows = self.run.manifest.rows
+        is_all = rows.rows_in == rows.rows_out and not rows.nullified
         if not (_same(stored, norms) if is_all else _within(stored, norms)):
             self.findings.add(
                 f"The stored norms of `{output.name}` are not those that the manifest's statistics "

@@ -182,11 +182,11 @@ def _quarantined(run: StoredRun, part: StoredPart) -> int:
 
 
 def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:
-    rows = run.manifest.data["rows"]
+    rows = run.manifest.rows
     stored = sum(part.rows for part in run.parts)
     for what, found, expected in (
-        ("are stored", stored, rows["out"]),
-        ("lie in quarantine", quarantined, rows["quarantined"]),
+        ("are stored", stored, rows.rows_out),
+        ("lie in quarantine", quarantined, rows.quarantined),
     ):
         if found != expected:
             findings.add(f"{found:,} rows {what}, and {expected:,} by the manifest.")
