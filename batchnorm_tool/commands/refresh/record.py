@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_column
+from batchnorm_tool.norms.stats import QUANTILES, NormStats, finite_or_none, quantile_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +155,7 @@ def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
         "min": norms.min,
         "max": norms.max,
         "mean": norms.mean,
-        "std": norms.std,
+        "std": None if norms.std is None else finite_or_none(norms.std),
         **found,
     }
 

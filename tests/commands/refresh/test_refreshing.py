@@ -335,6 +335,19 @@ def test_other_norms(nightly: Nightly, norm: str) -> None:
     assert verify(nightly.store).rows == 31
 
 
+def test_features_whose_variance_is_beyond_float64(tmp_path: Path) -> None:
+    rows = {"id": [1, 2], "x": pa.array([[1e200, 1.0], [-3e200, 2.0]], pa.list_(pa.float64(), 2))}
+    pq.write_table(pa.table(rows), tmp_path / "in.parquet")
+    sections = {
+        "input": {"path": "in.parquet", "key": "id", "features": "x"},
+        "store": {"path": "s.lance"},
+    }
+    night = refresh(Job.from_dict(sections, tmp_path))
+    assert night.record["norms"]["max"] == 3e200
+    assert night.record["norms"]["std"] is None
+    assert verify(tmp_path / "s.lance").rows == 2
+
+
 @pytest.mark.parametrize("names", [("embedding", "length"), ("label", "norm"), ("norm", "vector")])
 def test_columns_of_results_may_be_renamed(nightly: Nightly, names: tuple[str, str]) -> None:
     nightly.night(FIRST)
