@@ -171,6 +171,11 @@ def signed(value: float | None, decimals: int = 4) -> str:
     return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
 
 
+def span(low: float, high: float) -> str:
+    """Return an interval; a dash where an end is unknown."""
+    return f"{fixed(low)}{DASH}{fixed(high)}" if math.isfinite(low + high) else DASH
+
+
 def percent(value: float | None, decimals: int = 1) -> str:
     """Return a share as a percentage with so many decimals.
 

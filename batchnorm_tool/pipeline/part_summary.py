@@ -229,15 +229,12 @@ def _histograms(histograms: Sequence[CoarseHistogram]) -> pa.Array:
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:
     """Write the chunk statistics of all ``parts``, in order, into one staged Parquet file."""
-    file = storage.create(storage.staged(CHUNKS_PATH))
-    try:
+    with storage.create(storage.staged(CHUNKS_PATH)) as file:
         with pq.ParquetWriter(file, CHUNK_SCHEMA, **_PARQUET) as writer:
             for start in range(0, len(parts), _PARTS_AT_ONCE):
                 tables = [_read(storage, part) for part in parts[start : start + _PARTS_AT_ONCE]]
                 writer.write_table(pa.concat_tables(tables).combine_chunks())
         return replace(file.commit(), path=CHUNKS_PATH)
-    finally:
-        file.discard()
 
 
 def _read(storage: Storage, part: int) -> pa.Table:

@@ -17,7 +17,6 @@ from batchnorm_tool.storage.checked_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from batchnorm_tool.formats import Sink
     from batchnorm_tool.inputs.reading import Part
@@ -56,12 +55,7 @@ class PartWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._discard()
 
     def _discard(self) -> None:

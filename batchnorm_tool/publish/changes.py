@@ -19,7 +19,6 @@ What is *not* promised: that a full set is always among the versions that stay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,41 +35,15 @@ from batchnorm_tool.publish.base import (
     target_errors,
     version_facts,
 )
-from batchnorm_tool.publish.directories import PartFiles, write_table
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from batchnorm_tool.publish.base import Facts
-    from batchnorm_tool.store.version_changes import Changes, Publication
+    from batchnorm_tool.store.version_changes import Publication
 
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class FullSet:
-    """All rows of a version, for a loader that starts from nothing."""
-
-    publication: Publication
-
-    @property
-    def upserts(self) -> int:
-        """Every row."""
-        return self.publication.rows
-
-    @property
-    def deletes(self) -> int:
-        """None: there is nothing to remove from."""
-        return 0
-
-    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
-        """Return every row."""
-        return self.publication.all_batches()
-
-    def delete_batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield nothing."""
-        return iter(())
 
 
 class PublishChanges(Publish):
@@ -129,27 +102,29 @@ class ChangeFeed(Target):
 
 def _write(storage: LocalStorage, publication: Publication, base: int | None) -> dict[str, Any]:
     """Write the directory of a version; its manifest."""
-    changes = FullSet(publication) if base is None else publication.changes(base)
     directories.clear_staging(storage)
-    directory = str(publication.version)
-    document = _write_files(storage, publication, changes)
-    document["builds_on"] = base
+    document = _write_files(storage, publication, base) | {"builds_on": base}
     directories.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
-    directories.publish_directory(storage, directory)
+    directories.publish_directory(storage, str(publication.version))
     return document
 
 
 def _write_files(
-    storage: LocalStorage, publication: Publication, changes: Changes | FullSet
+    storage: LocalStorage, publication: Publication, base: int | None
 ) -> dict[str, Any]:
     layout, root = publication.layout, storage.staged(str(publication.version))
-    schema = published_schema(layout)
-    upserts = PartFiles(storage, f"{root}/upserts", schema, layout)
-    records = upserts.write(published_batches(changes.upsert_batches(), schema))
-    keys = layout.key_schema
-    deletes = published_batches(changes.delete_batches(), keys)
-    records.append(write_table(storage, f"{root}/deletes.parquet", keys, deletes))
-    counts = {"upserts": changes.upserts, "deletes": changes.deletes}
+    rows: Iterator[pa.RecordBatch] = publication.all_batches()
+    gone: Iterator[pa.RecordBatch] = iter(())
+    counts = {"upserts": publication.rows, "deletes": 0}
+    if base is not None:
+        changes = publication.changes(base)
+        rows, gone = changes.upsert_batches(), changes.delete_batches()
+        counts = {"upserts": changes.upserts, "deletes": changes.deletes}
+    upserts = published_batches(rows, published_schema(layout))
+    records = directories.write_parts(storage, f"{root}/upserts", layout, upserts)
+    deletes = published_batches(gone, layout.key_schema)
+    path = f"{root}/deletes.parquet"
+    records.append(directories.write_table(storage, path, layout.key_schema, deletes))
     return directories.manifest(publication, records, root) | counts
 
 

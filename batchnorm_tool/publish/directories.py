@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
+from batchnorm_tool.publish.base import published_schema
 from batchnorm_tool.storage.base import STATE
 from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
 from batchnorm_tool.storage.files import make_directories, write_errors
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from batchnorm_tool.storage import FileRecord, LocalStorage, OutputFile, Storage
+    from batchnorm_tool.storage import FileRecord, LocalStorage, Storage
     from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Publication
 
@@ -102,61 +103,42 @@ def holds(found: dict[str, Any] | None, publication: Publication) -> bool:
     return found is not None and (found["version"], found["run_id"]) == wanted
 
 
-class PartFiles:
-    """A writer of tables into ``DIRECTORY/part-000000.parquet`` and so on.
+def write_parts(
+    storage: Storage, directory: str, layout: StoreSchema, tables: Iterable[pa.Table]
+) -> list[FileRecord]:
+    """Write published rows into ``DIRECTORY/part-000000.parquet`` and so on, at least one file."""
+    schema, waiting = published_schema(layout), iter(tables)
+    columns = Layout(rows=0, vector_columns=(layout.vector,), norm_columns=(layout.norm,))
+    records: list[FileRecord] = []
+    first = next(waiting, None)
+    while first is not None or not records:
+        path = f"{directory}/part-{len(records):06d}.parquet"
+        filling = () if first is None else _fill_part(first, waiting)
+        records.append(write_table(storage, path, schema, filling, columns))
+        first = next(waiting, None)
+    return records
 
-    Args:
-        storage: Where to.
-        directory: Below it.
-        schema: Of the rows.
-        layout: Which columns are vectors and norms.
-    """
 
-    def __init__(
-        self, storage: Storage, directory: str, schema: pa.Schema, layout: StoreSchema
-    ) -> None:
-        self._storage, self._directory, self._schema = storage, directory, schema
-        self._layout = Layout(rows=0, vector_columns=(layout.vector,), norm_columns=(layout.norm,))
-        self._records: list[FileRecord] = []
-
-    def write(self, tables: Iterable[pa.Table]) -> list[FileRecord]:
-        """Write all rows; where there are none, one file without rows."""
-        waiting = iter(tables)
-        while not self._records or self._last_bytes >= PART_BYTES:
-            self._write_part(waiting)
-        return self._records
-
-    def _write_part(self, waiting: Iterator[pa.Table]) -> None:
-        path = f"{self._directory}/part-{len(self._records):06d}.parquet"
-        with _open_table(self._storage, path, self._schema, self._layout) as (file, sink):
-            self._last_bytes = 0
-            for table in waiting:
-                sink.write(table)
-                self._last_bytes += table.nbytes
-                if self._last_bytes >= PART_BYTES:
-                    break
-            sink.close()
-            self._records.append(file.commit())
+def _fill_part(first: pa.Table, waiting: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    size = 0
+    for table in itertools.chain([first], waiting):
+        yield table
+        size += table.nbytes
+        if size >= PART_BYTES:
+            return
 
 
 def write_table(
-    storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]
+    storage: Storage,
+    path: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    columns: Layout | None = None,
 ) -> FileRecord:
-    """Write one Parquet file without vectors."""
-    with _open_table(storage, path, schema, Layout(rows=0, vector_columns=())) as (file, sink):
+    """Write one Parquet file; without ``columns`` it holds no vectors."""
+    with storage.create(path) as file:
+        sink = ParquetSink(file, schema, columns or Layout(rows=0, vector_columns=()))
         for table in tables:
             sink.write(table)
         sink.close()
         return file.commit()
-
-
-@contextlib.contextmanager
-def _open_table(
-    storage: Storage, path: str, schema: pa.Schema, layout: Layout
-) -> Iterator[tuple[OutputFile, ParquetSink]]:
-    """Open a Parquet file, and discard it unless it is committed."""
-    file = storage.create(path)
-    try:
-        yield file, ParquetSink(file, schema, layout)
-    finally:
-        file.discard()

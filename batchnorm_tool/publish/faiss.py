@@ -230,15 +230,10 @@ class IndexFiles:
                 self.keys_path(version).unlink()
 
 
-@contextlib.contextmanager
-def _created(path: Path) -> Iterator[OutputFile]:
-    """Create a file, and discard it unless it is committed."""
+def _created(path: Path) -> OutputFile:
+    """Create a file that a block discards unless it commits it."""
     aside = path.with_name(f".{path.name}.new")
     with write_errors(path):
         make_directories(path.parent)
         aside.unlink(missing_ok=True)  # a killed publication's
-    file = OutputFile(path, aside, path.name)
-    try:
-        yield file
-    finally:
-        file.discard()
+    return OutputFile(path, aside, path.name)

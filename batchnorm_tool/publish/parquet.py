@@ -28,7 +28,6 @@ from batchnorm_tool.publish.base import (
     target_errors,
     version_facts,
 )
-from batchnorm_tool.publish.directories import PartFiles
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -89,9 +88,9 @@ def _is_here(storage: LocalStorage, publication: Publication) -> bool:
 def _write(storage: LocalStorage, publication: Publication) -> None:
     directories.clear_staging(storage)
     directory = _directory(publication.version)
-    staged, schema = storage.staged(directory), published_schema(publication.layout)
-    parts = PartFiles(storage, staged, schema, publication.layout)
-    records = parts.write(published_batches(publication.all_batches(), schema))
+    staged, layout = storage.staged(directory), publication.layout
+    rows = published_batches(publication.all_batches(), published_schema(layout))
+    records = directories.write_parts(storage, staged, layout, rows)
     directories.publish_directory(storage, directory)
     document = directories.manifest(publication, records, staged)
     directories.put_manifest(storage, _manifest_path(publication.version), document)

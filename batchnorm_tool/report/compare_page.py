@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from batchnorm_tool.display import count, fixed, number, percent
+from batchnorm_tool.display import count, fixed, number, percent, span
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
 from batchnorm_tool.report.figures import (
@@ -154,10 +154,9 @@ def _table(caption: str, norms: Sequence[str], groups: Sequence[Group], cell: Ce
 def _quality_cell(metric: str) -> Cell:
     def cell(group: Group, norm: str) -> Html:
         its = quality(group, norm, metric)
-        if not math.isfinite(its.low + its.high):
-            return join(fixed(its.value))
-        ends = f"{fixed(its.low)}\N{EN DASH}{fixed(its.high)}"
-        return join(fixed(its.value), tag("span", ends, class_="interval"))
+        known = math.isfinite(its.low + its.high)
+        ends = tag("span", span(its.low, its.high), class_="interval") if known else None
+        return join(fixed(its.value), ends)
 
     return cell
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.display import count, fixed, percent, probability, signed
+from batchnorm_tool.display import count, fixed, percent, probability, signed, span
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.charts import (
     Grid,
@@ -104,17 +104,12 @@ def _decisive_row(document: Mapping[str, Any], norm: str, metric: str) -> list[o
 
 def _cells(document: Mapping[str, Any], norm: str, metric: str) -> list[str]:
     its, test = quality(document, norm, metric), tested(document, norm, metric)
-    cells = [fixed(its.value), _span(its.low, its.high)]
+    cells = [fixed(its.value), span(its.low, its.high)]
     if not test:
         return [*cells, "", "", "", ""]
     low, high = real(test.get("low")), real(test.get("high"))
     cells += [signed(real(test.get("difference"))), _signed_span(low, high)]
     return [*cells, *(probability(test.get(name)) for name in ("p", "p_holm"))]
-
-
-def _span(low: float, high: float) -> str:
-    dash = "\N{EN DASH}"
-    return f"{fixed(low)}{dash}{fixed(high)}" if math.isfinite(low + high) else dash
 
 
 def _signed_span(low: float, high: float) -> str:

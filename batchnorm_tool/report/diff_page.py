@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.display import count, fixed, number, percent, signed
+from batchnorm_tool.display import count, fixed, number, percent, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
 from batchnorm_tool.report import compare_page, page, svg
 from batchnorm_tool.report.axes import Axis
@@ -191,7 +191,11 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
     said = " ".join(f"overlap@{k}: {fixed(overlap[k].get('value'))}." for k in ks)
     words = svg.ChartText("overlap", "Neighbours that rows keep", said)
     columns = [Column("k"), Column("overlap@k"), Column("95 % interval")]
-    rows = [[k, fixed(overlap[k].get("value")), _span(overlap[k])] for k in ks]
+    rows = [
+        [k, fixed(overlap[k].get("value")), span(its.low, its.high)]
+        for k in ks
+        for its in [interval(overlap[k])]
+    ]
     yield page.section(
         "Neighbours that rows keep",
         page.note(
@@ -202,12 +206,6 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
         page.chart(words, partial(interval_chart, axes=axes, series=series_)),
         page.table("overlap@k", columns, rows),
     )
-
-
-def _span(entry: Mapping[str, Any]) -> str:
-    its = interval(entry)
-    dash = "\N{EN DASH}"
-    return f"{fixed(its.low)}{dash}{fixed(its.high)}" if math.isfinite(its.low + its.high) else dash
 
 
 def _sets(document: Mapping[str, Any]) -> Html:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from batchnorm_tool.display import (
     percent,
     probability,
     signed,
+    span,
     table,
     visible,
     wrapped,
@@ -106,7 +106,7 @@ def _quality(document: Mapping[str, Any], width: int) -> list[str]:
     rows = [["norm", metric_name(metric), "95 % interval", f"vs {against}", "p (Holm)"]]
     for norm in document["compared"]:
         its, test = quality(document, norm, metric), tested(document, norm, metric)
-        cells = [norm, fixed(its.value), _span(its.low, its.high)]
+        cells = [norm, fixed(its.value), span(its.low, its.high)]
         cells += (
             [signed(real(test["difference"])), probability(test["p_holm"])] if test else ["", ""]
         )
@@ -114,10 +114,6 @@ def _quality(document: Mapping[str, Any], width: int) -> list[str]:
     heading = f"retrieval quality, {count(document['queries']['judged'])} judged queries"
     shown = table(rows if against else [row[:3] for row in rows])
     return [*wrapped(heading, width), "", *shown]
-
-
-def _span(low: float, high: float) -> str:
-    return f"{fixed(low)}{DASH}{fixed(high)}" if math.isfinite(low + high) else DASH
 
 
 def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
@@ -262,7 +258,7 @@ def _kept(document: Mapping[str, Any], width: int) -> list[str]:
     rows = [["neighbours kept", "overlap", "95 % interval"]]
     for k in sorted(overlap, key=int):
         its = interval(overlap[k])
-        rows.append([f"k = {k}", fixed(its.value), _span(its.low, its.high)])
+        rows.append([f"k = {k}", fixed(its.value), span(its.low, its.high)])
     heading = f"{count(document['sample'])} rows asked, under {document['metric']}"
     return [*table(rows), *wrapped(heading, width)]
 

@@ -68,9 +68,6 @@ class Storage(ABC):
 
     def put(self, path: str, data: bytes) -> FileRecord:
         """Write a small file whole."""
-        file = self.create(path)
-        try:
+        with self.create(path) as file:
             file.write(data)
             return file.commit()
-        finally:
-            file.discard()

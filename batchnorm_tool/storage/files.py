@@ -189,6 +189,9 @@ class OutputFile(io.RawIOBase):
         self._committed = True
         return FileRecord(self._name, self._size, digest)
 
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
     def discard(self) -> None:
         """Throw the file away; harmless after `commit`."""
         if self._committed or self._discarded:

@@ -200,15 +200,12 @@ def write_rows(
 ) -> int:
     """Write tables into one Arrow file, which appears whole and synced."""
     rows = 0
-    file = storage.create(path)
-    try:
+    with storage.create(path) as file:
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
             for table in tables:
                 writer.write_table(table.select(schema.names).cast(schema))
                 rows += table.num_rows
         file.commit()
-    finally:
-        file.discard()
     return rows
 
 

@@ -197,7 +197,7 @@ def test_snapshots_keep_the_newest_versions_and_hold_data_alone(tmp_path: Path) 
 def test_many_rows_become_several_files(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directories, "PART_BYTES", 1500)
+    monkeypatch.setattr(directories, "PART_BYTES", 700)
     _, nights = a_month()
     target(kind, tmp_path).publish(nights[0], None)
     assert len([*tmp_path.rglob("part-*.parquet")]) > 2

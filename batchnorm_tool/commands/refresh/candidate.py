@@ -257,12 +257,9 @@ def _next_index(staged: StagedRows, keys: list[str], removed: _RemovedRows) -> I
 
 def put_array(storage: LocalStorage, path: str, array: np.ndarray) -> None:
     """Write an array as a ``.npy`` file, which appears whole and synced."""
-    file = storage.create(path)
-    try:
+    with storage.create(path) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
         file.commit()
-    finally:
-        file.discard()
 
 
 def _beginning(statuses: Counter[str], start: str) -> int:

@@ -216,14 +216,11 @@ def _replace(path: Path, text: bytes) -> None:
     path = Path(os.path.realpath(path))  # a link stays one
     # A name that does not end in `.prom`, which a collector would read.
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    file = OutputFile(path, aside, path.name)
-    try:
+    with OutputFile(path, aside, path.name) as file:
         file.write(text)
         with write_errors(path):
             aside.chmod(0o644)  # whatever the umask: the node exporter runs as another user
         file.commit()
-    finally:
-        file.discard()
 
 
 def measured(

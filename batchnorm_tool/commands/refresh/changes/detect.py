@@ -154,9 +154,8 @@ class ChangeDetector:
     def _write_dispositions(self, dispositions: np.ndarray) -> tuple[int, int, int]:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
-        file = self.storage.create(DISPOSITIONS)
         live_rows = vanished = forgotten = 0
-        try:
+        with self.storage.create(DISPOSITIONS) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
             for row, quarantined in numbered(self._quarantined()):
@@ -168,8 +167,6 @@ class ChangeDetector:
                 forgotten += int(np.count_nonzero(gone & quarantined))
                 file.write(block)
             file.commit()
-        finally:
-            file.discard()
         return live_rows, vanished, forgotten
 
     def _quarantined(self) -> Iterator[np.ndarray]:
