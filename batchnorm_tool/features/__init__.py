@@ -157,7 +157,7 @@ class Transform:
     """
 
     name: str
-    function: Callable[[pa.Table], Mapping[str, Any]]
+    function: Callable[[pa.Table], Mapping[str, object]]
     source_sha256: str
 
     def apply(
@@ -184,7 +184,7 @@ class Transform:
                 arrays[name] = arrays[name].astype(array.dtype, copy=False)
         return arrays, faults
 
-    def _call(self, table: pa.Table) -> Mapping[str, Any]:
+    def _call(self, table: pa.Table) -> Mapping[str, object]:
         try:
             given = self.function(table)
         except BatchnormToolError:

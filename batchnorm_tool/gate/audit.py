@@ -16,6 +16,7 @@ from batchnorm_tool.norms.norm import row_norms, widen
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from batchnorm_tool.gate.findings import NamedRow
     from batchnorm_tool.norms.norm import Float64s, Norm
 
 
@@ -57,8 +58,8 @@ class RowAudit:
     norm: Norm
     tolerance: float
     rows: int = 0
-    _nonfinite: list[dict[str, Any]] = field(default_factory=list)
-    _wrong: list[dict[str, Any]] = field(default_factory=list)
+    _nonfinite: list[NamedRow] = field(default_factory=list)
+    _wrong: list[NamedRow] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=lambda: {"finite": 0, "lengths": 0})
 
     def add(self, vectors: npt.NDArray[Any], norms: Float64s, keys: pa.Table) -> None:
@@ -88,7 +89,7 @@ class RowAudit:
     def _note(
         self,
         name: str,
-        rows: list[dict[str, Any]],
+        rows: list[NamedRow],
         wrong: npt.NDArray[np.bool_],
         named: tuple[pa.Table, Float64s],
     ) -> None:
@@ -144,8 +145,6 @@ def _keys(facts: AuditFacts) -> Finding:
     return _finding("keys", abs(rows - facts.distinct_keys), what)
 
 
-def _finding(
-    check: str, wrong: int, what: str, rows: list[dict[str, Any]] | None = None
-) -> Finding:
+def _finding(check: str, wrong: int, what: str, rows: list[NamedRow] | None = None) -> Finding:
     passed = wrong == 0
     return Finding(f"audit.{check}", "audit", float(wrong), 0.0, passed, what, tuple(rows or ()))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from batchnorm_tool.errors import Lines
-from batchnorm_tool.norms.stats import finite_or_none, float_or_none
+from batchnorm_tool.norms.stats import finite_or_none
 
 Scope = Literal["input", "changed", "whole", "audit"]
 SHOWN_ROWS = 5
 """Rows that a finding names, at most."""
+
+
+class NamedRow(TypedDict):
+    """A row by its key, with what was measured of it or the reason why it is bad."""
+
+    key: dict[str, str | int]
+    value: NotRequired[float | None]
+    reason: NotRequired[str]
+
 
 _SCOPES = {
     "input": "tonight's input",
@@ -37,7 +46,7 @@ class Finding:
         allowed: The largest value that passes.
         passed: Whether the value is within the limit, or was not judged.
         what: One sentence with the numbers.
-        rows: The worst rows: ``{"key": {column: value, …}}`` with a ``value`` or a ``reason``.
+        rows: The worst rows.
     """
 
     limit: str
@@ -46,7 +55,7 @@ class Finding:
     allowed: float | None
     passed: bool
     what: str
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: tuple[NamedRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data that JSON can hold."""
@@ -55,19 +64,6 @@ class Finding:
             for name, value in (("measured", self.measured), ("allowed", self.allowed))
         }
         return {**asdict(self), **numbers, "rows": [dict(row) for row in self.rows]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Finding:
-        """Make a finding of what `to_dict` gives."""
-        return cls(
-            limit=data["limit"],
-            scope=data["scope"],
-            measured=float_or_none(data["measured"]),
-            allowed=float_or_none(data["allowed"]),
-            passed=data["passed"],
-            what=data["what"],
-            rows=tuple(dict(row) for row in data["rows"]),
-        )
 
 
 def not_evaluated(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
@@ -129,7 +125,7 @@ def _ways_on(accept: str | None) -> str:
     return f"Next: if these values are right, `{accept}` publishes this night; if not, {again}."
 
 
-def describe_row(row: Mapping[str, Any]) -> str:
+def describe_row(row: NamedRow) -> str:
     """Name one of a finding's rows, with its value or the reason why it is bad.
 
     Example:

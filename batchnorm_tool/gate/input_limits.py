@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
@@ -42,6 +42,21 @@ _FEWEST_FOR_MEANS = 20
 _FEWEST_FOR_DEVIATIONS = 100
 
 
+class FeatureStatistics(TypedDict):
+    """Statistics of an input.
+
+    Attributes:
+        columns: ``rows`` and ``nulls`` of each.
+        inputs: Of each, ``min`` and ``max`` of each component over ``rows``, and ``mean`` and
+            ``std`` over ``count`` sampled rows.
+        sampled_every: Of so many rows, one is in the sample.
+    """
+
+    columns: Mapping[str, Mapping[str, int]]
+    inputs: Mapping[str, Mapping[str, int | list[float]]]
+    sampled_every: int
+
+
 @dataclass(frozen=True)
 class RowChanges:
     """How many rows change, and of how many.
@@ -62,8 +77,8 @@ class RowChanges:
 def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     limits: InputGate,
     counts: RowChanges,
-    statistics: Mapping[str, Any] | None,
-    previous: Mapping[str, Any] | None,
+    statistics: FeatureStatistics | None,
+    previous: FeatureStatistics | None,
     *,
     mode: Literal["full", "delta"] = "full",
     new_space: bool = False,
@@ -76,10 +91,8 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     Args:
         limits: The job's ``gate.input``.
         counts: What the difference counted.
-        statistics: ``InputStatistics.to_dict()`` of tonight: ``columns`` with ``rows`` and
-            ``nulls`` of each; ``inputs`` with ``min`` and ``max`` of each component over ``rows``,
-            and ``mean`` and ``std`` over ``count`` sampled rows.
-        previous: The same of the last published night.
+        statistics: Tonight's.
+        previous: Those of the last published night.
         mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
             and nulls only beyond what chance makes of so few rows.
         new_space: New and changed rows and features are not judged: every row is computed again,
@@ -125,8 +138,8 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
 
 def feature_findings(
     limits: InputGate,
-    statistics: Mapping[str, Any],
-    previous: Mapping[str, Any],
+    statistics: FeatureStatistics,
+    previous: FeatureStatistics,
     mode: Literal["full", "delta"],
 ) -> Iterator[Finding]:
     """Judge the features of tonight's input.
@@ -187,7 +200,7 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
 
 
 def _columns(
-    statistics: Mapping[str, Any], previous: Mapping[str, Any], least: int
+    statistics: FeatureStatistics, previous: FeatureStatistics, least: int
 ) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
     """Yield the nulls, then and now, of every column that has rows enough in both."""
     both = {
@@ -287,7 +300,7 @@ class Pair:
 
 
 def pairs(
-    statistics: Mapping[str, Any], previous: Mapping[str, Any], *, is_delta: bool
+    statistics: FeatureStatistics, previous: FeatureStatistics, *, is_delta: bool
 ) -> Iterator[Pair]:
     """Yield the statistics of every numeric input that both nights have, of one width."""
     for name, now in statistics["inputs"].items():
@@ -299,7 +312,7 @@ def pairs(
             yield pair
 
 
-def _arrays(side: Mapping[str, Any]) -> dict[str, Float64s]:
+def _arrays(side: Mapping[str, int | list[float]]) -> dict[str, Float64s]:
     names = ("rows", "count", "min", "max", "mean", "std")
     # None, where a moment is beyond float64, becomes NaN, which no limit is broken by.
     return {name: np.ravel(np.asarray(side[name], dtype=np.float64)) for name in names}

@@ -19,7 +19,9 @@ from batchnorm_tool.norms.norm import Float64s, widen
 from batchnorm_tool.norms.stats import MIDDLE_QUANTILES
 
 if TYPE_CHECKING:
-    from batchnorm_tool.gate.findings import Scope
+    from collections.abc import Mapping
+
+    from batchnorm_tool.gate.findings import NamedRow, Scope
     from batchnorm_tool.job.refresh_sections import OutputGate
 
 FRECHET_WIDTH = 256
@@ -93,7 +95,7 @@ class Vectors:
             )
         )
 
-    def worst(self, badness: Float64s, values: Float64s) -> tuple[dict[str, Any], ...]:
+    def worst(self, badness: Float64s, values: Float64s) -> tuple[NamedRow, ...]:
         """Name the sample's rows that are largest by one measure.
 
         Args:
@@ -112,7 +114,7 @@ class Vectors:
         )
 
 
-def key_to_json(key: dict[str, Any]) -> dict[str, Any]:
+def key_to_json(key: Mapping[str, object]) -> dict[str, str | int]:
     """Return key values as JSON can hold them: numbers and text as they are, all else as text.
 
     Example:
@@ -133,14 +135,14 @@ class BadCounts:
         changed_bad: The bad ones among them.
         whole_rows: All rows of the night.
         whole_bad: The bad ones among them, those remembered from earlier nights included.
-        rows: Some of them: ``{"key": {column: value, …}, "reason": label}``.
+        rows: Some of them, with their reasons.
     """
 
     changed_rows: int
     changed_bad: int
     whole_rows: int
     whole_bad: int
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: tuple[NamedRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
 
 
 def _bad(
-    scope: Scope, counts: tuple[int, int], allowed: float, rows: tuple[dict[str, Any], ...]
+    scope: Scope, counts: tuple[int, int], allowed: float, rows: tuple[NamedRow, ...]
 ) -> Finding:
     share = counts[0] / max(counts[1], 1)
     what = (
@@ -277,7 +279,7 @@ class Measure:
     limit: str
     label: str
     shift: Callable[[Vectors, Vectors], float]
-    worst: Callable[[Vectors, Vectors], tuple[dict[str, Any], ...]]
+    worst: Callable[[Vectors, Vectors], tuple[NamedRow, ...]]
     exact_chance: Callable[[Vectors, Vectors], float] | None = None
 
     def chance(self, live: Vectors, current: Vectors) -> float:
@@ -367,28 +369,28 @@ def _ratio(part: Any, whole: Any) -> Any:
         return np.where(part == 0, 0.0, part / whole)
 
 
-def _extreme_norms(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+def _extreme_norms(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
     middle = np.median(live.norms)
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = np.abs(np.log(current.sample_norms / middle))
     return current.worst(np.nan_to_num(factors, nan=math.inf), current.sample_norms)
 
 
-def _farthest_along(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+def _farthest_along(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
     direction = current.mean - live.mean
     length = np.linalg.norm(direction) * (live.spread or 1.0)
     along = (current.wide - live.mean) @ direction / (length or 1.0)
     return current.worst(along, along)
 
 
-def _farthest_in_dimension(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+def _farthest_in_dimension(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
     shifts = _dimension_shifts(live, current)
     dimension = int(np.argmax(np.abs(shifts)))
     values = current.wide[:, dimension]
     return current.worst(values * np.sign(shifts[dimension]), values)
 
 
-def _farthest_away(live: Vectors, current: Vectors) -> tuple[dict[str, Any], ...]:
+def _farthest_away(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
     distances = np.linalg.norm(current.wide - live.mean, axis=1) / (live.spread or 1.0)
     return current.worst(distances, distances)
 

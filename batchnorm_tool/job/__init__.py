@@ -123,7 +123,7 @@ class Job(Section):
         return cls._checked(expanded, os.fspath(path), base, unset)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Self:
+    def from_dict(cls, data: Mapping[str, object], base: str | os.PathLike[str] = ".") -> Self:
         """Return a job from plain values, such as those of `to_dict`; no variables are expanded.
 
         Args:
@@ -160,13 +160,13 @@ class Job(Section):
         values = self.model_dump(exclude_defaults=not defaults)
         return yaml.safe_dump(escape_variables(values), sort_keys=False, allow_unicode=True)
 
-    def masked(self) -> dict[str, Any]:
+    def masked(self) -> dict[str, object]:
         """Return `to_dict` with whatever looks like a secret in a URI replaced by ``***``."""
         return {key: mask_values(value) for key, value in self.to_dict().items()}
 
     @classmethod
     def _checked(
-        cls, data: dict[str, Any], where: str, base: Path, unset: Mapping[str, str]
+        cls, data: dict[str, object], where: str, base: Path, unset: Mapping[str, str]
     ) -> Self:
         try:
             job = cls.model_validate(data, context={"base": str(base)})
@@ -232,7 +232,7 @@ class Job(Section):
                 raise wrong(f"lies where `{key}` does. Choose another place.", other)
 
 
-def _with_output_of_store(data: dict[str, Any]) -> dict[str, Any]:
+def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:
     """Fill in ``output.path`` where a job has a store: it stages its vectors there."""
     store, output = data.get("store"), data["output"]
     path = store.get("path") if isinstance(store, Mapping) else None
@@ -241,7 +241,7 @@ def _with_output_of_store(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def job_schema() -> dict[str, Any]:
+def job_schema() -> dict[str, object]:
     """Return the JSON Schema of a job file, for editors that complete and check YAML.
 
     Returns:

@@ -63,7 +63,7 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def read_job_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
     """Read a job file: TOML where it is named ``.toml``, otherwise YAML (and so JSON, too).
 
     Args:
@@ -86,7 +86,7 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     raise JobError(msg)
 
 
-def set_values(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def set_values(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
     """Set single values as though they stood in the job file.
 
     Args:
@@ -112,8 +112,8 @@ def set_values(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 
 def expand_environment(
-    data: Mapping[str, Any], environment: Mapping[str, str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+    data: Mapping[str, object], environment: Mapping[str, str]
+) -> tuple[dict[str, object], dict[str, str]]:
     """Put environment variables where texts name them: ``${NAME}`` or ``${NAME:-default}``.
 
     A default stands in for a variable that is unset or empty, as in a shell; ``$${`` is a plain
@@ -193,7 +193,7 @@ def _value_of(match: re.Match[str], environment: Mapping[str, str]) -> str:
     return value
 
 
-def _set(data: dict[str, Any], keys: list[str], value: object) -> None:
+def _set(data: dict[str, object], keys: list[str], value: object) -> None:
     for depth, key in enumerate(keys[:-1], start=1):
         inner = data.setdefault(key, {})
         if inner is None:

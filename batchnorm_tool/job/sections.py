@@ -105,7 +105,7 @@ class TaggedSection(Section):
         return cls
 
     @classmethod
-    def complaint(cls, error: str, key: str, data: Mapping[str, Any]) -> str | None:
+    def complaint(cls, error: str, key: str, data: Mapping[str, object]) -> str | None:
         """Say what is wrong with a key, where the tag has to do with it.
 
         Args:

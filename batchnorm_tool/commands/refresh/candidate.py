@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.commands.run.run import RunResult
+    from batchnorm_tool.gate.findings import NamedRow
     from batchnorm_tool.storage import LocalStorage
     from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
@@ -95,7 +96,7 @@ class Candidate:
     rows: dict[str, int]
     norms: NormStats
     bad: tuple[int, int]
-    bad_rows: tuple[dict[str, Any], ...]
+    bad_rows: tuple[NamedRow, ...]
     whole: bool
     warnings: tuple[str, ...] = ()
 
@@ -266,7 +267,7 @@ def _beginning(statuses: Counter[str], start: str) -> int:
     return sum(count for status, count in statuses.items() if status.startswith(start))
 
 
-def _first_bad(staged: StagedRows) -> tuple[dict[str, Any], ...]:
+def _first_bad(staged: StagedRows) -> tuple[NamedRow, ...]:
     rows = staged.bad.slice(0, _NAMED_ROWS)
     keys = rows.select(list(staged.plan.layout.keys)).to_pylist()
     reasons = rows[staged.reason].to_pylist()

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.record import PhaseTimings
     from batchnorm_tool.commands.refresh.staging import Staging
     from batchnorm_tool.gate import Finding
+    from batchnorm_tool.gate.input_limits import FeatureStatistics
     from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 # Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
@@ -252,12 +253,12 @@ def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
     return {**record, "rows": counted(difference), "norms": None}
 
 
-def _reference(staging: Staging) -> dict[str, Any] | None:
+def _reference(staging: Staging) -> FeatureStatistics | None:
     """Return what a later delta is compared with: the last input that had all rows."""
     if staging.plan.store.mode == "full" or staging.pointer.live is None:
         return None
     live = staging.state.record(staging.pointer.live)
-    reference: dict[str, Any] | None = live["input"]["reference"] if live else None
+    reference: FeatureStatistics | None = live["input"]["reference"] if live else None
     return reference
 
 

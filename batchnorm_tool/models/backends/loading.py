@@ -242,13 +242,13 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
     return [tensor for tensor in model.inputs if id(tensor) in seen]
 
 
-def _custom_objects(model: Model, path: str) -> dict[str, Any]:
+def _custom_objects(model: Model, path: str) -> dict[str, object]:
     """Return the classes that the job trusts, imported, by every name under which Keras may ask."""
     import keras
 
     if model.trust is None or isinstance(model.trust, str):
         return {}
-    objects: dict[str, Any] = {}
+    objects: dict[str, object] = {}
     for name in model.trust.classes:
         found = _imported(name)
         objects[getattr(found, "__name__", name)] = found

@@ -107,7 +107,7 @@ def _looks_up(stored: Any) -> bool:
     return any(node.op in _LOOKUPS for node in chain(graph.node, *functions))
 
 
-def _signature(model: Model, signatures: Mapping[str, Any]) -> Any:
+def _signature(model: Model, signatures: Mapping[str, object]) -> Any:
     wanted = model.signature or _DEFAULT_SIGNATURE
     if wanted not in signatures or wanted == _INIT_OP:
         listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none at all"

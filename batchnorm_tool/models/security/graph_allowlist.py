@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from batchnorm_tool.models.security.saved_model_proto import message_class, parse, parse_all
 
+_T = TypeVar("_T")
 # Inputs, attributes and the like that are looked at one by one, at about 2 microseconds each; a
 # node or a function takes as long as several of them.
 _MAX_PIECES = 1_000_000
@@ -551,9 +552,9 @@ class ExaminedGraph:
         return bytes(kept.SerializeToString())
 
 
-def _unique(what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(what: str, items: Iterable[tuple[str, _T]]) -> dict[str, _T]:
     """Return a dictionary of things that must not have the same name."""
-    found: dict[str, Any] = {}
+    found: dict[str, _T] = {}
     for name, item in items:
         if name in found:
             raise ValueError(f"it holds the {what} {name} twice")

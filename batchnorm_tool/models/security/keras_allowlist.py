@@ -248,7 +248,7 @@ def canonical_architecture(config: Any) -> Any:
     return config
 
 
-def _is_small_object(item: dict[str, Any]) -> bool:
+def _is_small_object(item: dict[str, object]) -> bool:
     return _text(item, "class_name") in POLICIES or _text(item, "module") in HARMLESS_MODULES
 
 
@@ -269,7 +269,7 @@ def unloadable(config: Any) -> str | None:
     return None
 
 
-def _is_bare_operation(item: dict[str, Any], name: str) -> bool:
+def _is_bare_operation(item: dict[str, object], name: str) -> bool:
     """Tell whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
     inner = item.get("config")
     is_bare = "inbound_nodes" in item and "module" not in item and name not in LEGACY_NAMES
@@ -289,13 +289,13 @@ def short(value: object) -> str:
     return value if is_plain else _SHORT.repr(value)[1:-1]
 
 
-def _text(item: dict[str, Any], key: str) -> str:
+def _text(item: dict[str, object], key: str) -> str:
     """Return what stands under a key if it is text; in a hostile file it may be anything."""
     value = item.get(key)
     return value if isinstance(value, str) else ""
 
 
-def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield every dictionary in the architecture with the place where it is, outermost first."""
     waiting: list[tuple[str, Any]] = [("model", config)]
     while waiting:
@@ -315,7 +315,7 @@ def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             ]
 
 
-def _named(where: str, item: dict[str, Any]) -> str:
+def _named(where: str, item: dict[str, object]) -> str:
     if "class_name" not in item:
         return where
     inner = item.get("config")
@@ -323,7 +323,7 @@ def _named(where: str, item: dict[str, Any]) -> str:
     return f"{short(item['class_name'])} `{short(name)}`" if name else where
 
 
-def _check_class(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
+def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
     name, module = item["class_name"], item.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         yield ModelFinding(
@@ -337,7 +337,7 @@ def _check_class(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
         yield _custom("class", name, item, where)
 
 
-def _check_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
+def _check_function(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
     name, module = item.get("config"), _text(item, "module")
     if not isinstance(name, str):
         yield ModelFinding(
@@ -353,7 +353,7 @@ def _check_function(item: dict[str, Any], where: str) -> Iterator[ModelFinding]:
 
 
 def _custom(
-    kind: Literal["class", "function"], name: str, item: dict[str, Any], where: str
+    kind: Literal["class", "function"], name: str, item: dict[str, object], where: str
 ) -> ModelFinding:
     """Report what is not known to be harmless; only somebody's own can be trusted by name.
 
@@ -371,7 +371,7 @@ def _custom(
     return ModelFinding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
 
 
-def _is_harmless(item: dict[str, Any], name: str, module: str | None) -> bool:
+def _is_harmless(item: dict[str, object], name: str, module: str | None) -> bool:
     """Tell whether Keras would look this class up among its own, and it only computes."""
     if item.get("registered_name") not in (None, name) or name in LOOKUPS:
         return False
@@ -408,7 +408,7 @@ def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[Model
             yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
 
 
-def _check_products(item: dict[str, Any], where: str, bound: int) -> Iterator[ModelFinding]:
+def _check_products(item: dict[str, object], where: str, bound: int) -> Iterator[ModelFinding]:
     """Find sizes of a layer that are small enough alone, and not together."""
     if _WEIGHT_KEYS.isdisjoint(item):
         return
@@ -432,7 +432,7 @@ def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
     return False
 
 
-def _runs_dropout(item: dict[str, Any]) -> bool:
+def _runs_dropout(item: dict[str, object]) -> bool:
     """Tell whether the architecture calls a dropout layer with ``training=True``."""
     calls = item.get("inbound_nodes")
     if _text(item, "class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):

@@ -17,6 +17,7 @@ from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import STAGING
 
 if TYPE_CHECKING:
+    from batchnorm_tool.gate.input_limits import FeatureStatistics
     from batchnorm_tool.storage import Storage
 
 DOCUMENT = f"{STAGING}/difference.json"
@@ -116,20 +117,14 @@ class InputStatistics:
             inputs[name] = inputs[name].merged(found) if name in inputs else found
         return InputStatistics(columns, inputs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the data as JSON can hold it.
-
-        Returns:
-            ``columns``: for each column ``rows`` and ``nulls``. ``inputs``: for each input ``rows``
-            and, over all of them, lists ``min`` and ``max``; ``count`` and, over so many sampled
-            rows (one in `SAMPLED_EVERY`), lists ``mean`` and ``std``.
-        """
+    def to_dict(self) -> FeatureStatistics:
+        """Return the data as JSON can hold it."""
         columns = {n: {"rows": c.rows, "nulls": c.nulls} for n, c in self.columns.items()}
         inputs = {name: found.to_dict() for name, found in self.inputs.items()}
         return {"columns": columns, "inputs": inputs, "sampled_every": SAMPLED_EVERY}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> InputStatistics:
+    def from_dict(cls, data: FeatureStatistics) -> InputStatistics:
         """Read what `to_dict` gave."""
         return cls(
             {name: ColumnNulls(**nulls) for name, nulls in data["columns"].items()},
