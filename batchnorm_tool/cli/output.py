@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.manifest import Manifest
     from batchnorm_tool.pipeline.plan import Plan
+    from batchnorm_tool.report.documents import EitherDocument, HistoryDocument, ShownRecord
 
 # What JSON leaves as it is, besides the line breaks of its layout.
 _UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
@@ -72,7 +73,7 @@ class Terminal:
         return PlainProgress(write=lambda text: self._log("info", text))
 
     def print_error(
-        self, error: str, message: str, exit_code: int, record: Mapping[str, Any] | None = None
+        self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
     ) -> None:
         """Say what went wrong; the report of a night that waits, or that a target missed, too."""
         self._log("error", message, error=error, exit_code=exit_code)
@@ -82,7 +83,7 @@ class Terminal:
             self._lines(refresh_lines(record))
 
     def print_error_document(
-        self, error: str, message: str, exit_code: int, record: Mapping[str, Any] | None = None
+        self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
     ) -> None:
         """Print the document that says what went wrong, and nothing else."""
         status = {"status": "failed", "error": error, "message": mask_secrets(message)}
@@ -108,7 +109,7 @@ class Terminal:
             text = yaml.safe_dump(values, sort_keys=False)
         _echo(text.rstrip("\n"))
 
-    def print_schema(self, schema: Mapping[str, Any]) -> None:
+    def print_schema(self, schema: Mapping[str, object]) -> None:
         """Print a JSON Schema."""
         self._document(schema)
 
@@ -122,7 +123,7 @@ class Terminal:
     def print_run(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
         self.warn(*result.warnings)
-        document: dict[str, Any] = {
+        document: dict[str, object] = {
             "status": "nothing to do" if result.nothing_to_do else "done",
             "path": result.path,
             "parts_kept": result.parts_kept,
@@ -152,14 +153,15 @@ class Terminal:
     def print_comparison(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
         self.warn(*document["warnings"])
-        self._print({"status": "done", **document}, lambda: compared_lines(document, directory))
+        compared = cast("EitherDocument", document)
+        self._print({"status": "done", **document}, lambda: compared_lines(compared, directory))
 
     def announce(self, text: str) -> None:
         """Say what a person should know before, or while, work goes on."""
         if not self._quiet:
             self._log("info", text)
 
-    def print_refresh(self, document: Mapping[str, Any]) -> None:
+    def print_refresh(self, document: Mapping[str, object]) -> None:
         """Print what a refresh, an acceptance or a rollback came to."""
         status = "done" if document["outcome"] == "published" else document["outcome"]
         self._print({"status": status, **document}, lambda: refresh_lines(document))
@@ -174,7 +176,7 @@ class Terminal:
         lines = dry_run_lines(document["rows"], findings, WIDTH)
         self._print({"status": "planned", **document}, lambda: lines)
 
-    def print_release(self, document: Mapping[str, Any]) -> None:
+    def print_release(self, document: Mapping[str, object]) -> None:
         """Print that a hold is over."""
         self._print({"status": "done", **document}, lambda: released_lines(document))
 
@@ -183,7 +185,7 @@ class Terminal:
         from batchnorm_tool.report.text_refresh import history_lines
 
         page = [] if html is None else ["", *table([("page", html)])]
-        self._print(document, lambda: [*history_lines(document), *page])
+        self._print(document, lambda: [*history_lines(cast("HistoryDocument", document)), *page])
 
     def _run_lines(
         self, result: RunResult, shorthand: Job | None, *, profile: bool
@@ -268,7 +270,7 @@ class Terminal:
         yield f"{INDENT}columns, over the first {data.rows_sampled:,} rows:"
         yield from indented(table(map(column_row, data.columns)))
 
-    def _print(self, document: Mapping[str, Any], lines: Callable[[], Iterable[str]]) -> None:
+    def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
             self._document(document)
         elif not self._quiet:
@@ -279,7 +281,7 @@ class Terminal:
             head = line.bold if isinstance(line, _HeadedLine) and self._color else ""
             _echo(click.style(head, bold=True) * bool(head) + printable(line[len(head) :]))
 
-    def _document(self, document: Mapping[str, Any]) -> None:
+    def _document(self, document: Mapping[str, object]) -> None:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         _echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
@@ -336,7 +338,7 @@ def _echo(text: str, *, err: bool = False) -> None:
             raise WorkFailed(msg) from error
 
 
-def describe_store(facts: Mapping[str, Any]) -> str:
+def describe_store(facts: Mapping[str, object]) -> str:
     """Return which version of a store is live."""
     live = "no version is live yet" if facts["version"] is None else f"version {facts['version']}"
     return f"{live}, {facts['rows']:,} rows"
@@ -358,34 +360,36 @@ def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "kept versions", [int(version) for version in facts["versions"]]
 
 
-def compared_lines(document: Mapping[str, Any], directory: str | None) -> Iterator[str]:
+def compared_lines(document: EitherDocument, directory: str | None) -> Iterator[str]:
     """Yield a comparison or a difference, and where its report is."""
     from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 
-    is_comparison = document["kind"] == "comparison"
-    yield from (comparison_lines if is_comparison else difference_lines)(document, WIDTH)
+    if document["kind"] == "comparison":
+        yield from comparison_lines(document, WIDTH)
+    else:
+        yield from difference_lines(document, WIDTH)
     if directory is not None:
-        name = "comparison" if is_comparison else "diff"
         yield ""
-        yield from table([("report", f"{display_path(directory)}/{name}.html")])
+        yield from table([("report", f"{display_path(directory)}/{document['kind']}.html")])
 
 
 def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
+    record = cast("ShownRecord", document)
     store = display_path(document["store"])
     if document["outcome"] == "nothing to do":
         rows = document["rows"]
         yield f"Nothing to do: version {document['version']} of {store} is up to date."
         yield f"{INDENT}{rows['in']:,} rows in, {rows['live']:,} live"
         return
-    yield from text_refresh.refresh_lines(document, WIDTH, document["targets"], store)
+    yield from text_refresh.refresh_lines(record, WIDTH, document["targets"], store)
 
 
-def released_lines(document: Mapping[str, Any]) -> Iterator[str]:
+def released_lines(document: Mapping[str, object]) -> Iterator[str]:
     """Yield what became of a hold."""
-    store = display_path(document["store"])
+    store = display_path(str(document["store"]))
     if not document["released"]:
         yield f"There was no hold on {store}: version {document['live']} is live."
         return
@@ -410,7 +414,7 @@ def describe_state(run: UnfinishedRun) -> str:
     return "stopped: the same command resumes"
 
 
-def plan_facts(plan: Plan) -> dict[str, Any]:
+def plan_facts(plan: Plan) -> dict[str, object]:
     """Return what a plan says, by name."""
     resolved = plan.resolved
     return {

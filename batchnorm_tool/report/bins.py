@@ -93,9 +93,6 @@ def bin_together(
         log_from: Bars are equally wide on a logarithmic axis where the largest norm of all is at
             least this many times the smallest, outliers aside; at least 2.
 
-    Returns:
-        The bars of each label that has a norm above zero, all with the same edges.
-
     Example:
         >>> import numpy as np
         >>> from batchnorm_tool.norms.stats import NormStats

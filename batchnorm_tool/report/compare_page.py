@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from batchnorm_tool.display import count, fixed, number, percent, span
 from batchnorm_tool.report import page, svg
@@ -28,6 +28,13 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import (
+        ByNorm,
+        ComparisonDocument,
+        GroupEntry,
+        PredictionSet,
+        VerdictEntry,
+    )
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -50,8 +57,7 @@ VERDICT_STYLE = """
 @media print { .verdict { break-inside: avoid; } }
 """
 """The rules for the panel, for the style sheet of a page."""
-Group: TypeAlias = Mapping[str, Any]
-Cell: TypeAlias = Callable[[Group, str], object]
+Cell: TypeAlias = Callable[["GroupEntry", str], object]
 # A column of thousands of values makes thousands of groups, in dozens of tables; the document of
 # the comparison has them all.
 _MOST_ROWS = 100
@@ -64,12 +70,12 @@ GROUPS_STYLE = """
 _LOG_FROM = 2.0
 
 
-def verdict_panel(verdict: Mapping[str, Any]) -> Html:
+def verdict_panel(verdict: VerdictEntry) -> Html:
     """Show the verdict in words, with its reason, its cost and its notes where it has them."""
     grounds = [
-        tag("div", tag("dt", heading), tag("dd", page.prose(str(verdict[name]))))
-        for heading, name in (("Why", "reason"), ("Cost", "cost"))
-        if verdict.get(name)
+        tag("div", tag("dt", heading), tag("dd", page.prose(said)))
+        for heading, said in (("Why", verdict.get("reason")), ("Cost", verdict.get("cost")))
+        if said
     ]
     return tag(
         "div",
@@ -81,18 +87,14 @@ def verdict_panel(verdict: Mapping[str, Any]) -> Html:
     )
 
 
-def _notes(verdict: Mapping[str, Any]) -> Iterator[Html]:
+def _notes(verdict: VerdictEntry) -> Iterator[Html]:
     notes = verdict.get("notes") or []
     if notes:
         yield tag("ul", *(tag("li", page.prose(str(note))) for note in notes))
 
 
-def groups_section(document: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the section that breaks a comparison down, where one was asked for.
-
-    Yields:
-        The section, with the headline's table open and all other tables folded.
-    """
+def groups_section(document: ComparisonDocument) -> Iterator[Html]:
+    """Yield the section that breaks a comparison down, where one was asked for."""
     by = document.get("by")
     if not by or not by["groups"]:
         return
@@ -105,7 +107,7 @@ def groups_section(document: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def _tables(document: Mapping[str, Any], groups: Sequence[Group]) -> Iterator[Html]:
+def _tables(document: ComparisonDocument, groups: Sequence[GroupEntry]) -> Iterator[Html]:
     norms: Sequence[str] = document["compared"]
     for metric in _metrics(document):
         caption = f"{metric_name(metric)}, with 95 % intervals"
@@ -121,24 +123,24 @@ def _tables(document: Mapping[str, Any], groups: Sequence[Group]) -> Iterator[Ht
         yield _table("Rows that are nobody's neighbour", norms, groups, _antihubs)
 
 
-def _metrics(document: Mapping[str, Any]) -> list[str]:
+def _metrics(document: ComparisonDocument) -> list[str]:
     if not document.get("quality"):
         return []
     every = [metric for metrics in families(document).values() for metric in metrics]
     return sorted(every, key=lambda metric: metric != headline(document))
 
 
-def _ks(document: Mapping[str, Any]) -> list[int]:
+def _ks(document: ComparisonDocument) -> list[int]:
     if not _any(document["by"]["groups"], "overlap"):
         return []
     return sorted(document["k"], key=lambda k: k != shown_k(document))
 
 
-def _any(groups: Sequence[Group], name: str) -> bool:
+def _any(groups: Sequence[GroupEntry], name: str) -> bool:
     return any(group.get(name) for group in groups)
 
 
-def _table(caption: str, norms: Sequence[str], groups: Sequence[Group], cell: Cell) -> Html:
+def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupEntry], cell: Cell) -> Html:
     columns = [Column("group", numeric=False), Column("queries"), *map(Column, norms)]
     rows = [
         [
@@ -152,7 +154,7 @@ def _table(caption: str, norms: Sequence[str], groups: Sequence[Group], cell: Ce
 
 
 def _quality_cell(metric: str) -> Cell:
-    def cell(group: Group, norm: str) -> Html:
+    def cell(group: GroupEntry, norm: str) -> Html:
         its = quality(group, norm, metric)
         known = math.isfinite(its.low + its.high)
         ends = tag("span", span(its.low, its.high), class_="interval") if known else None
@@ -162,7 +164,7 @@ def _quality_cell(metric: str) -> Cell:
 
 
 def _overlap_cell(first: str, k: int) -> Cell:
-    def cell(group: Group, norm: str) -> str:
+    def cell(group: GroupEntry, norm: str) -> str:
         found = between(group.get("overlap"), first, norm) or {}
         return fixed(found.get(str(k)))
 
@@ -170,34 +172,29 @@ def _overlap_cell(first: str, k: int) -> Cell:
 
 
 def _rbo_cell(first: str) -> Cell:
-    def cell(group: Group, norm: str) -> str:
+    def cell(group: GroupEntry, norm: str) -> str:
         return fixed(between(group.get("rbo"), first, norm))
 
     return cell
 
 
-def _skewness(group: Group, norm: str) -> str:
+def _skewness(group: GroupEntry, norm: str) -> str:
     return fixed(_hubness(group, norm, "skewness"), 2)
 
 
-def _antihubs(group: Group, norm: str) -> str:
+def _antihubs(group: GroupEntry, norm: str) -> str:
     return percent(_hubness(group, norm, "antihubs"))
 
 
-def _hubness(group: Group, norm: str, name: str) -> float:
+def _hubness(group: GroupEntry, norm: str, name: str) -> float:
     return real(((group.get("hubness") or {}).get(norm) or {}).get(name))
 
 
 _STYLE = svg.STYLE + VERDICT_STYLE + GROUPS_STYLE
 
 
-def comparison_page(document: Mapping[str, Any]) -> str:
-    """Describe a comparison of norms on one HTML page that works offline.
-
-    Returns:
-        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
-        the data are text in it, whatever they contain.
-    """
+def comparison_page(document: ComparisonDocument) -> str:
+    """Describe a comparison of norms on one HTML page that works offline."""
     title = f"Norms for {base_name(document['source']['path'])}"
     # One look for a norm in all charts, also for norms that were measured but not compared.
     styles = svg.series_styles([*document["compared"], *measured_norms(document)])
@@ -212,7 +209,7 @@ def comparison_page(document: Mapping[str, Any]) -> str:
     return page.document(title, _header(document), sections, document["version"], _STYLE)
 
 
-def _header(document: Mapping[str, Any]) -> Html:
+def _header(document: ComparisonDocument) -> Html:
     *norms, last = document["compared"]
     said = f"{', '.join(norms)} and {last}" if norms else last
     metric = _METRICS.get(document["metric"], document["metric"])
@@ -225,24 +222,26 @@ def _header(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
+def _figures(document: ComparisonDocument) -> Iterator[tuple[str, object, bool]]:
     source, queries = document["source"], document["queries"]
     yield "rows", count(source["rows"]), False
     yield "dimensions", count(source["width"]), False
     yield "queries", count(queries["used"]), False
     if document.get("relevance"):
         yield "judged queries", count(queries["judged"]), False
-    for name, label in (("missing", "rows without vector"), ("nonfinite", "not finite")):
-        if source.get(name):
-            yield label, count(source[name]), True
+    lost = {"rows without vector": source.get("missing"), "not finite": source.get("nonfinite")}
+    for label, rows in lost.items():
+        if rows:
+            yield label, count(rows), True
     yield "zero vectors", count(source.get("zero") or 0), False
 
 
-def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _facts(document: ComparisonDocument) -> Iterator[tuple[str, object]]:
     source = document["source"]
     yield "vectors", _origin(source)
-    if document.get("queries_from"):
-        yield "queries", _origin(document["queries_from"])
+    queries = document.get("queries_from")
+    if queries:
+        yield "queries", _origin(queries)
     relevance = describe_relevance(document)
     yield "relevant", page.prose(", ".join([relevance or "not given", *describe_unknown(document)]))
     yield "sample", _sample(document)
@@ -252,28 +251,28 @@ def _facts(document: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "took", f"{number(document['seconds'], 3)} s"
 
 
-def _origin(facts: Mapping[str, Any]) -> Html:
+def _origin(facts: PredictionSet) -> Html:
     kind = ", a finished run" if facts.get("kind") == "run" else ""
     column = facts.get("column")
     named = join(", column ", page.code(describe_key(column))) if column else None
     return join(page.code(facts["path"]), kind, named)
 
 
-def _sample(document: Mapping[str, Any]) -> str:
+def _sample(document: ComparisonDocument) -> str:
     queries = document["queries"]
     lost = queries.get("nonfinite")
     said = f"{count(queries['used'])} queries, seed {document['seed']}"
     return f"{said}; {count(lost)} not finite were left out" if lost else said
 
 
-def _provenance(known: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _provenance(known: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     if known.get("model"):
         yield "model", page.code(known["model"])
     if known.get("space"):
         yield "space", page.identity(str(known["space"]))
 
 
-def norms_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
+def norms_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
     """Show how the norms of the raw predictions are distributed."""
     norms = measured_norms(document)
     if not norms:
@@ -287,7 +286,7 @@ def norms_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]
     )
 
 
-def _agreement(document: Mapping[str, Any], norms: Mapping[str, Any]) -> Iterator[Html]:
+def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Iterator[Html]:
     correlation, popularity = document.get("rank_correlation"), document.get("popularity")
     columns = [Column("norm", numeric=False)]
     columns += [Column(f"with {label}") for label in norms]
@@ -308,12 +307,12 @@ def _agreement(document: Mapping[str, Any], norms: Mapping[str, Any]) -> Iterato
     yield page.note(_explanation(document))
 
 
-def _correlation(correlation: Mapping[str, Any] | None, one: str, other: str) -> float | None:
+def _correlation(correlation: ByNorm | None, one: str, other: str) -> float | None:
     found = between(correlation, one, other)
     return 1.0 if one == other else found
 
 
-def _explanation(document: Mapping[str, Any]) -> str:
+def _explanation(document: ComparisonDocument) -> str:
     ranked = document.get("ranked_rows")
     words = "Rank correlations are Spearman's"
     words += f", of {count(ranked)} rows." if ranked else "."

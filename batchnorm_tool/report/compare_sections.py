@@ -37,6 +37,7 @@ from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 
 if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import ComparisonDocument, Numbers
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -46,7 +47,7 @@ _WITHOUT_RELEVANCE = (
 )
 
 
-def quality_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Html:
+def quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
     """Show how well each norm retrieves what is relevant."""
     found = families(document)
     decisive = headline(document)
@@ -62,7 +63,7 @@ def quality_section(document: Mapping[str, Any], styles: Mapping[str, SeriesStyl
     )
 
 
-def _charts(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> Iterator[Html]:
+def _charts(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Iterator[Html]:
     found = families(document)
     if not _relevance(document, found):
         yield page.note("No query is judged: there is nothing to draw.")
@@ -79,7 +80,7 @@ def _charts(document: Mapping[str, Any], styles: Mapping[str, SeriesStyle]) -> I
     yield _chart(document, styles, _QualityChart(f"Metrics at k = {k_of(every[0])}", places, every))
 
 
-def _queries(document: Mapping[str, Any]) -> str:
+def _queries(document: ComparisonDocument) -> str:
     queries = document["queries"]
     said = f"Means over {count(queries['judged'])} judged queries"
     lacking = queries.get("without_relevant")
@@ -88,7 +89,7 @@ def _queries(document: Mapping[str, Any]) -> str:
     return f"{said}. Intervals hold the true mean in 95 % of samples (bootstrap over queries)."
 
 
-def _decisive_table(document: Mapping[str, Any], metric: str) -> Html:
+def _decisive_table(document: ComparisonDocument, metric: str) -> Html:
     against = (document.get("tests") or {}).get("against")
     columns = [Column("norm", numeric=False), *_columns(metric_name(metric), against)]
     rows = [_decisive_row(document, norm, metric) for norm in document["compared"]]
@@ -96,13 +97,13 @@ def _decisive_table(document: Mapping[str, Any], metric: str) -> Html:
     return page.table(caption, columns, [row[: len(columns)] for row in rows])
 
 
-def _decisive_row(document: Mapping[str, Any], norm: str, metric: str) -> list[object]:
+def _decisive_row(document: ComparisonDocument, norm: str, metric: str) -> list[object]:
     chosen = document["verdict"].get("norm") == norm
     label = tag("strong", norm) if chosen else norm
     return [label, *_cells(document, norm, metric)]
 
 
-def _cells(document: Mapping[str, Any], norm: str, metric: str) -> list[str]:
+def _cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
     its, test = quality(document, norm, metric), tested(document, norm, metric)
     cells = [fixed(its.value), span(its.low, its.high)]
     if not test:
@@ -116,7 +117,7 @@ def _signed_span(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "\N{EN DASH}"
 
 
-def _relevance(document: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> bool:
+def _relevance(document: ComparisonDocument, found: Mapping[str, Sequence[str]]) -> bool:
     every = itertools.product(document["compared"], itertools.chain(*found.values()))
     return any(math.isfinite(quality(document, norm, metric).value) for norm, metric in every)
 
@@ -131,7 +132,7 @@ class _QualityChart:
 
 
 def _chart(
-    document: Mapping[str, Any], styles: Mapping[str, SeriesStyle], shown: _QualityChart
+    document: ComparisonDocument, styles: Mapping[str, SeriesStyle], shown: _QualityChart
 ) -> Html:
     values = {
         norm: [quality(document, norm, metric) for metric in shown.metrics]
@@ -154,7 +155,7 @@ def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[Interval]]) -> I
         yield f"{metric_name(metric)}: {each}."
 
 
-def _table(document: Mapping[str, Any], shown: _QualityChart) -> Html:
+def _table(document: ComparisonDocument, shown: _QualityChart) -> Html:
     against = (document.get("tests") or {}).get("against")
     columns = [Column("norm", numeric=False), Column("metric", numeric=False)]
     columns += _columns("mean", against)
@@ -174,12 +175,8 @@ def _columns(value: str, against: str | None) -> list[Column]:
     return columns
 
 
-def overlap_section(document: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the section that shows how many neighbours each pair of norms shares.
-
-    Yields:
-        The section; nothing where fewer than two norms were compared.
-    """
+def overlap_section(document: ComparisonDocument) -> Iterator[Html]:
+    """Yield the section that shows how many neighbours two norms share, where there are two."""
     norms = document["compared"]
     if len(norms) < 2:
         return
@@ -205,12 +202,8 @@ def overlap_section(document: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def hubness_section(document: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the section that shows how unevenly rows are among the neighbours of others.
-
-    Yields:
-        The section; nothing where the document has no hubness.
-    """
+def hubness_section(document: ComparisonDocument) -> Iterator[Html]:
+    """Yield the section that shows how unevenly rows are neighbours, where that was measured."""
     hubness = document.get("hubness") or {}
     found = {norm: hubness[norm] for norm in document["compared"] if hubness.get(norm)}
     if not found:
@@ -235,12 +228,12 @@ def hubness_section(document: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def _overlap(document: Mapping[str, Any], pair: tuple[str, str], k: int) -> float:
+def _overlap(document: ComparisonDocument, pair: tuple[str, str], k: int) -> float:
     entry = between(document.get("overlap"), *pair) or {}
     return 1.0 if pair[0] == pair[1] else real(entry.get(str(k)))
 
 
-def _rbo(document: Mapping[str, Any], pair: tuple[str, str]) -> float:
+def _rbo(document: ComparisonDocument, pair: tuple[str, str]) -> float:
     return 1.0 if pair[0] == pair[1] else real(between(document.get("rbo"), *pair))
 
 
@@ -257,7 +250,7 @@ def _map(
     return tag("div", tag("h3", name), page.chart(words, draw))
 
 
-def _pair_table(document: Mapping[str, Any]) -> Html:
+def _pair_table(document: ComparisonDocument) -> Html:
     ks = document["k"]
     columns = [Column("norms", numeric=False), *(Column(f"overlap@{k}") for k in ks)]
     columns.append(Column("rank-biased overlap"))
@@ -272,11 +265,11 @@ def _pair_table(document: Mapping[str, Any]) -> Html:
     return page.table("Agreement of each pair of norms", columns, rows)
 
 
-def _skew(hubness: Mapping[str, Any]) -> str:
+def _skew(hubness: Numbers) -> str:
     return fixed(hubness.get("skewness"), 2)
 
 
-def _nobody(hubness: Mapping[str, Any]) -> str:
+def _nobody(hubness: Numbers) -> str:
     return percent(hubness.get("antihubs"))
 
 
@@ -286,7 +279,7 @@ def _bars(id_: str, heading: str, rows: Sequence[Row]) -> Html:
     return tag("div", tag("h3", heading), page.chart(words, partial(row_chart, rows=rows)))
 
 
-def _hubness_table(found: Mapping[str, Mapping[str, Any]]) -> Html:
+def _hubness_table(found: Mapping[str, Any]) -> Html:
     headings = ("k", "skewness", "nobody's neighbour", "most often a neighbour")
     columns = [Column("norm", numeric=False), *map(Column, headings)]
     rows = [

@@ -19,6 +19,12 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import (
+        Counts,
+        DifferenceDocument,
+        PairFigures,
+        PredictionSet,
+    )
     from batchnorm_tool.report.markup import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
@@ -44,13 +50,8 @@ _HEADROOM = 1.04
 _DIGITS = range(6, 17)
 
 
-def diff_page(document: Mapping[str, Any]) -> str:
-    """Describe what changed between two sets of predictions on one HTML page that works offline.
-
-    Returns:
-        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
-        the data are text in it, whatever they contain.
-    """
+def diff_page(document: DifferenceDocument) -> str:
+    """Describe what changed between two sets of predictions on one HTML page that works offline."""
     one, other = _names(document)
     sections = [
         *page.warnings(document.get("warnings") or []),
@@ -65,7 +66,7 @@ def diff_page(document: Mapping[str, Any]) -> str:
     )
 
 
-def _names(document: Mapping[str, Any]) -> tuple[str, str]:
+def _names(document: DifferenceDocument) -> tuple[str, str]:
     paths = str(document["a"]["path"]), str(document["b"]["path"])
     one, other = (path.rstrip("/").split("/") for path in paths)
     # As much of the end of both paths as tells them apart: `monday/vectors`, `tuesday/vectors`.
@@ -74,7 +75,7 @@ def _names(document: Mapping[str, Any]) -> tuple[str, str]:
     return next(different, (base_name(paths[0]), base_name(paths[1])))
 
 
-def _header(document: Mapping[str, Any]) -> Html:
+def _header(document: DifferenceDocument) -> Html:
     one, other = _names(document)
     return page.header(
         "What changed from one set of predictions, A, to another, B",
@@ -85,7 +86,7 @@ def _header(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _figures(rows: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
+def _figures(rows: Counts) -> Iterator[tuple[str, object, bool]]:
     for name, label in (
         ("common", "rows in both"),
         ("identical", "identical"),
@@ -99,7 +100,7 @@ def _figures(rows: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
         yield "not comparable", count(lost), True
 
 
-def _examples(document: Mapping[str, Any]) -> Iterator[Html]:
+def _examples(document: DifferenceDocument) -> Iterator[Html]:
     examples = document.get("examples") or {}
     for name, label in (("added", "Only in B, for instance: "), ("removed", "Only in A: ")):
         keys = examples.get(name)
@@ -108,7 +109,7 @@ def _examples(document: Mapping[str, Any]) -> Iterator[Html]:
             yield page.note(label, named[0], *(join(", ", key) for key in named[1:]))
 
 
-def _pairs(document: Mapping[str, Any]) -> Html:
+def _pairs(document: DifferenceDocument) -> Html:
     return page.section(
         "Rows that are in both",
         tag("h3", "Cosine of each pair"),
@@ -119,7 +120,7 @@ def _pairs(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
+def _worst(document: DifferenceDocument) -> Iterator[Html]:
     if not document.get("worst"):
         return
     columns = [Column("key", numeric=False), Column("cosine")]
@@ -136,7 +137,7 @@ def _worst(document: Mapping[str, Any]) -> Iterator[Html]:
     yield page.table("The rows that changed direction most", columns, rows)
 
 
-def _norms(document: Mapping[str, Any]) -> Html:
+def _norms(document: DifferenceDocument) -> Html:
     norms = document["norms"]
     both = {side: NormStats.from_dict(norms[side.lower()]) for side in "AB"}
     overlay = Overlay(both, svg.series_styles(both), "L2 norm", _LOG_FROM)
@@ -154,7 +155,7 @@ def _norms(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _shift(document: Mapping[str, Any]) -> Html:
+def _shift(document: DifferenceDocument) -> Html:
     centroid, dimensions = document.get("centroid") or {}, document.get("dimensions") or {}
     figures = [
         ("centroid moved", number(centroid.get("shift")), False),
@@ -179,7 +180,7 @@ def _largest(dimensions: Mapping[str, Any]) -> Iterator[Html]:
         yield page.table("The dimensions that moved most", columns, rows)
 
 
-def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
+def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
     overlap = document.get("overlap")
     if not overlap:
         return
@@ -208,7 +209,7 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def _sets(document: Mapping[str, Any]) -> Html:
+def _sets(document: DifferenceDocument) -> Html:
     columns = [Column("", numeric=False), Column("A", numeric=False), Column("B", numeric=False)]
     pairs = zip(_facts(document["a"]), _facts(document["b"]), strict=True)
     rows = [[label, one, other] for (label, one), (_, other) in pairs]
@@ -219,7 +220,7 @@ def _sets(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _facts(facts: PredictionSet) -> Iterator[tuple[str, object]]:
     provenance = facts.get("provenance") or {}
     yield "path", page.code(facts["path"])
     yield "kind", "a finished run" if facts.get("kind") == "run" else "stored vectors"
@@ -307,22 +308,17 @@ class _Pairs:
     """What is shown: the name of the figure, its distribution, and how a value is printed."""
 
     measure: str
-    figures: Mapping[str, Any]
+    figures: PairFigures
     show: Callable[[float | None], str]
 
 
 def pair_histogram(
     id_: str,
     measure: str,
-    figures: Mapping[str, Any],
+    figures: PairFigures,
     show: Callable[[float | None, int], str],
 ) -> Html:
-    """Draw how a figure is distributed over pairs of rows.
-
-    Returns:
-        A figure with the numbers behind it, then the quantiles; a note where there are no pairs, or
-        where all are alike.
-    """
+    """Draw how a figure is distributed over pairs of rows."""
     histogram = figures.get("histogram") or []
     if not histogram or not figures.get("count"):
         return page.note("No pair of rows is finite in both.")

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from batchnorm_tool.display import DASH, count, number
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
+if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import (
+        ComparisonDocument,
+        FindingEntry,
+        HistoryDocument,
+        Measured,
+        Numbers,
+        ShownRecord,
+    )
+
+_T = TypeVar("_T")
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
 # The first screen of results.
 _USUAL_K = 10
@@ -46,12 +57,8 @@ def real(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def measured_norms(document: Mapping[str, Any]) -> dict[str, NormStats]:
-    """Return the statistics of every norm; ``none`` divides by one and has nothing to show.
-
-    Returns:
-        Norm statistics by label.
-    """
+def measured_norms(document: ComparisonDocument) -> dict[str, NormStats]:
+    """Return the statistics of every norm; ``none`` divides by one and has nothing to show."""
     norms = document.get("norms") or {}
     return {
         label: NormStats.from_dict(stats)
@@ -60,7 +67,7 @@ def measured_norms(document: Mapping[str, Any]) -> dict[str, NormStats]:
     }
 
 
-def between(matrix: Mapping[str, Any] | None, one: str, other: str) -> Any:
+def between(matrix: Mapping[str, Mapping[str, _T]] | None, one: str, other: str) -> _T | None:
     """Return the entry of two labels from a symmetric matrix of which one half may be missing.
 
     Example:
@@ -83,7 +90,7 @@ def metric_name(metric: str) -> str:
     return f"{_FAMILIES.get(family, family)}{at}{k}"
 
 
-def families(document: Mapping[str, Any]) -> dict[str, list[str]]:
+def families(document: ComparisonDocument) -> dict[str, list[str]]:
     """Return the metrics of a comparison by family, the headline's family first.
 
     Returns:
@@ -111,7 +118,7 @@ def k_of(metric: str) -> int:
     return int(metric.partition("@")[2] or 0)
 
 
-def headline(document: Mapping[str, Any]) -> str | None:
+def headline(document: ComparisonDocument) -> str | None:
     """Return the metric that the verdict is about, the first one where it names none."""
     named = document.get("headline")
     if named:
@@ -120,7 +127,7 @@ def headline(document: Mapping[str, Any]) -> str | None:
     return every[0] if every else None
 
 
-def shown_k(document: Mapping[str, Any]) -> int:
+def shown_k(document: ComparisonDocument) -> int:
     """Return the k that stands for all: the headline's, or the largest up to ten.
 
     Example:
@@ -135,30 +142,26 @@ def shown_k(document: Mapping[str, Any]) -> int:
     return int(max((k for k in document["k"] if k <= _USUAL_K), default=min(document["k"])))
 
 
-def interval(entry: Mapping[str, Any] | None) -> Interval:
+def interval(entry: Numbers | None) -> Interval:
     """Return ``value``, ``low`` and ``high`` of an entry; NaN for those that it lacks."""
     if not entry:
         return _NO_INTERVAL
     return Interval(*(real(entry.get(name)) for name in ("value", "low", "high")))
 
 
-def quality(document: Mapping[str, Any], norm: str, metric: str) -> Interval:
+def quality(document: Measured, norm: str, metric: str) -> Interval:
     """Return a norm's value and interval at a metric; NaN where there is none."""
     return interval(((document.get("quality") or {}).get(norm) or {}).get(metric))
 
 
-def tested(document: Mapping[str, Any], norm: str, metric: str) -> Mapping[str, Any]:
-    """Return a norm's difference to the first norm at a metric, with interval and p values.
-
-    Returns:
-        ``difference``, ``low``, ``high``, ``p`` and ``p_holm``; empty where nothing was tested.
-    """
+def tested(document: ComparisonDocument, norm: str, metric: str) -> Numbers:
+    """Return a norm's difference to the first norm at a metric, with interval and p values."""
     tests = document.get("tests") or {}
     entry = tests.get(norm)
     return (entry.get(metric) or {}) if isinstance(entry, Mapping) else {}
 
 
-def describe_relevance(document: Mapping[str, Any]) -> str | None:
+def describe_relevance(document: ComparisonDocument) -> str | None:
     """Say who is relevant to whom.
 
     Example:
@@ -174,14 +177,14 @@ def describe_relevance(document: Mapping[str, Any]) -> str | None:
     return f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"
 
 
-def describe_unknown(document: Mapping[str, Any]) -> Sequence[str]:
+def describe_unknown(document: ComparisonDocument) -> Sequence[str]:
     """Say how many queries and items of the relevance file are not among the vectors."""
     relevance = document.get("relevance") or {}
     pairs = [("unknown_queries", "queries"), ("unknown_items", "items")]
     return [f"{relevance[key]:,} unknown {what}" for key, what in pairs if relevance.get(key)]
 
 
-def outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+def outcome(record: ShownRecord, document: HistoryDocument) -> str:
     """Return what became of a night, one of `OUTCOMES`.
 
     Example:
@@ -203,13 +206,13 @@ def outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     return "kept" if version in document["kept"] else "removed"
 
 
-def _rollbacks(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+def _rollbacks(document: HistoryDocument) -> Iterator[tuple[int, int]]:
     for record in document["nights"]:
         if record["kind"] == "rollback":
             yield record["restores"], record["version"]
 
 
-def describe_outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+def describe_outcome(record: ShownRecord, document: HistoryDocument) -> str:
     """Return what became of a night, with the reason where it waits or never was published."""
     its = outcome(record, document)
     if its == "waiting" and record.get("reason"):
@@ -219,7 +222,7 @@ def describe_outcome(record: Mapping[str, Any], document: Mapping[str, Any]) -> 
     return str(record["state"]) if its == "not published" else its
 
 
-def describe_kind(record: Mapping[str, Any]) -> str:
+def describe_kind(record: ShownRecord) -> str:
     """Return the kind of a night.
 
     Example:
@@ -233,7 +236,7 @@ def describe_kind(record: Mapping[str, Any]) -> str:
     return f"{record['kind']}, new space" if record.get("new_space") else str(record["kind"])
 
 
-def when(record: Mapping[str, Any]) -> str:
+def when(record: ShownRecord) -> str:
     """Return when a night began, to the minute, in UTC.
 
     Example:
@@ -243,7 +246,7 @@ def when(record: Mapping[str, Any]) -> str:
     return str(record["started"])[:16].replace("T", " ")
 
 
-def rows_of(record: Mapping[str, Any], name: str) -> int | None:
+def rows_of(record: ShownRecord, name: str) -> int | None:
     """Return a count of a night's rows; ``None`` where it has none."""
     found: int | None = (record.get("rows") or {}).get(name)
     return found
@@ -254,20 +257,20 @@ def counted(value: int | None) -> str:
     return DASH if value is None else count(value)
 
 
-def changed_rows(record: Mapping[str, Any]) -> int | None:
+def changed_rows(record: ShownRecord) -> int | None:
     """Return how many rows a night computed again: changed ones and all others that it had to."""
     found = [rows_of(record, name) for name in ("changed", "recomputed")]
     known = [rows for rows in found if rows is not None]
     return sum(known) if known else None
 
 
-def quantile(record: Mapping[str, Any], name: str) -> float:
+def quantile(record: ShownRecord, name: str) -> float:
     """Return a quantile of a night's norms; NaN where there is none."""
     value = (record.get("norms") or {}).get(name)
     return math.nan if value is None else float(value)
 
 
-def describe_norms(record: Mapping[str, Any]) -> str:
+def describe_norms(record: ShownRecord) -> str:
     """Return the median of a night's norms, and what 90 % of them lie between.
 
     Example:
@@ -280,17 +283,17 @@ def describe_norms(record: Mapping[str, Any]) -> str:
     return f"{number(middle)} [{number(low)}{DASH}{number(high)}]"
 
 
-def findings_of(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def findings_of(record: ShownRecord) -> Sequence[FindingEntry]:
     """Return what the gate found in a night."""
     return (record.get("gate") or {}).get("findings") or []
 
 
-def broken_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def broken_of(record: ShownRecord) -> list[FindingEntry]:
     """Return the findings of a night that are beyond their limits."""
     return [finding for finding in findings_of(record) if not finding["passed"]]
 
 
-def finding_name(finding: Mapping[str, Any]) -> str:
+def finding_name(finding: FindingEntry) -> str:
     """Name a limit and what it was held against, as short as can be.
 
     Example:
@@ -301,7 +304,7 @@ def finding_name(finding: Mapping[str, Any]) -> str:
     return f"{str(finding['limit']).rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
 
 
-def describe_gate(record: Mapping[str, Any]) -> str:
+def describe_gate(record: ShownRecord) -> str:
     """Return what the gate said of a night.
 
     Example:

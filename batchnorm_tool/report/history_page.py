@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import count, number
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
@@ -48,6 +48,8 @@ from batchnorm_tool.report.text_refresh import describe_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
+
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {
     "input": "Tonight's input",
@@ -73,13 +75,8 @@ _LINE = "var(--line, #1d4f86)"
 _SMALL = Frame(NARROW.width, 170)
 
 
-def history_page(document: Mapping[str, Any]) -> str:
-    """Draw the nights of a store on one HTML page that works offline.
-
-    Returns:
-        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
-        the data are text in it, whatever they contain.
-    """
+def history_page(document: HistoryDocument) -> str:
+    """Draw the nights of a store on one HTML page that works offline."""
     records = document["nights"]
     sections = [_table(document)]
     if records:
@@ -94,7 +91,7 @@ def history_page(document: Mapping[str, Any]) -> str:
     return page.document(title, _header(document), sections, style=STYLE)
 
 
-def _header(document: Mapping[str, Any]) -> Html:
+def _header(document: HistoryDocument) -> Html:
     hold = document.get("hold")
     why = f"Nothing is published: on hold since {hold['since']} ({hold['reason']})." if hold else ""
     return page.header(
@@ -106,17 +103,17 @@ def _header(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _figures(document: Mapping[str, Any]) -> Iterator[tuple[str, object, bool]]:
-    records = {record["version"]: record for record in document["nights"]}
+def _figures(document: HistoryDocument) -> Iterator[tuple[str, object, bool]]:
     live, waiting = document["live"], document.get("waiting")
+    rows = [rows_of(record, "live") for record in document["nights"] if record["version"] == live]
     yield "live version", "none" if live is None else str(live), live is None
-    yield "live rows", counted(rows_of(records.get(live, {}), "live")), False
+    yield "live rows", counted(rows[-1] if rows else None), False
     yield "waiting", "none" if waiting is None else str(waiting), waiting is not None
     yield "on hold", "yes" if document.get("hold") else "no", bool(document.get("hold"))
     yield "versions kept", counted(len(document["kept"])), False
 
 
-def _outcomes(document: Mapping[str, Any]) -> Html:
+def _outcomes(document: HistoryDocument) -> Html:
     return page.section(
         "What became of every night",
         page.quiet(f"{describe_store(document)}."),
@@ -124,7 +121,7 @@ def _outcomes(document: Mapping[str, Any]) -> Html:
     )
 
 
-def _rows(records: Sequence[Mapping[str, Any]]) -> Html:
+def _rows(records: Sequence[ShownRecord]) -> Html:
     amounts = {kind: [rows_of(record, kind) for record in records] for kind in _KINDS}
     amounts["changed"] = [changed_rows(record) for record in records]
     charts = [rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
@@ -138,7 +135,7 @@ def _rows(records: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
-def _gates(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
+def _gates(records: Sequence[ShownRecord]) -> Iterator[Html]:
     every = _gate_series(records)
     charts = []
     for scope, heading in _SCOPES.items():
@@ -162,7 +159,7 @@ def _gates(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
         )
 
 
-def _gate_series(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], LimitHistory]:
+def _gate_series(records: Sequence[ShownRecord]) -> dict[tuple[str, str], LimitHistory]:
     """Return every limit that was ever measured, but for the audit's, by name and scope."""
     found = [{(f["limit"], f["scope"]): f for f in findings_of(record)} for record in records]
     names = dict.fromkeys(
@@ -175,7 +172,7 @@ def _gate_series(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], 
     return {name: _values(versions, [record.get(name) for record in found]) for name in names}
 
 
-def _values(versions: Sequence[int], findings: Sequence[Mapping[str, Any] | None]) -> LimitHistory:
+def _values(versions: Sequence[int], findings: Sequence[FindingEntry | None]) -> LimitHistory:
     return LimitHistory(
         versions,
         [math.nan if f is None else real(f["measured"]) for f in findings],
@@ -196,7 +193,7 @@ def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
     return page.table("What the gate measured, the newest first", columns, rows[::-1])
 
 
-def _broken(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
+def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
     told = [(record, finding) for record in records for finding in broken_of(record)]
     if not told:
         return
@@ -217,7 +214,7 @@ def _broken(records: Sequence[Mapping[str, Any]]) -> Iterator[Html]:
     yield page.table("Broken limits, the newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
 
 
-def _worst(finding: Mapping[str, Any]) -> Html:
+def _worst(finding: FindingEntry) -> Html:
     rows = finding.get("rows") or []
     pieces = [
         join(", " if place else "", page.code(describe_key(list(row["key"].values()))))
@@ -226,7 +223,7 @@ def _worst(finding: Mapping[str, Any]) -> Html:
     return join(*pieces)
 
 
-def _table(document: Mapping[str, Any]) -> Html:
+def _table(document: HistoryDocument) -> Html:
     columns = [Column("version")]
     columns += [Column(name, numeric=False) for name in ("when (UTC)", "state", "kind")]
     columns += [Column(name) for name in ("live rows", "new", "changed", "vanished")]
@@ -238,7 +235,7 @@ def _table(document: Mapping[str, Any]) -> Html:
     return page.section("Nights", page.table("Every night, the newest first", columns, rows))
 
 
-def _row(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[object]:
+def _row(record: ShownRecord, document: HistoryDocument) -> list[object]:
     model = record.get("model")
     return [
         str(record["version"]),
@@ -255,25 +252,18 @@ def _row(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[object]
 
 
 def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:
-    """Return one of several small charts that stand side by side, drawn for any window alike.
-
-    Returns:
-        A ``<figure>`` under its heading.
-    """
+    """Return one of several small charts that stand side by side, drawn for any window alike."""
     drawn = draw(svg.ChartText(id_, title, said), _SMALL)
     return tag("div", tag("h3", title), tag("figure", tag("div", drawn, class_="narrow")))
 
 
 def rows_chart(
-    id_: str, title: str, records: Sequence[Mapping[str, Any]], rows: Sequence[int | None]
+    id_: str, title: str, records: Sequence[ShownRecord], rows: Sequence[int | None]
 ) -> Html:
     """Draw how many rows of one kind every night had, as one of several small charts.
 
     A first load, and a night in a new space, may be cut at the top: they would press every other
     night onto the axis.
-
-    Returns:
-        A ``<figure>`` under its heading.
     """
     ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
     most = max(ordinary or [n for n in rows if n] or [1])
@@ -286,11 +276,11 @@ def rows_chart(
     return small(id_, title, said, lambda words, frame: svg.bar_chart(words, frame, axes, bars))
 
 
-def _is_whole(record: Mapping[str, Any]) -> bool:
+def _is_whole(record: ShownRecord) -> bool:
     return record["kind"] == "load" or bool(record.get("new_space"))
 
 
-def norms_chart(records: Sequence[Mapping[str, Any]], norm: str = "norm") -> Html:
+def norms_chart(records: Sequence[ShownRecord], norm: str = "norm") -> Html:
     """Draw median, middle half and middle 90 % of the norms of every night."""
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
@@ -331,11 +321,7 @@ class LimitHistory:
 
 
 def gate_chart(id_: str, title: str, judged: LimitHistory) -> Html:
-    """Draw the values of a limit against what was allowed, as one of several small charts.
-
-    Returns:
-        A ``<figure>`` under its heading.
-    """
+    """Draw the values of a limit against what was allowed, as one of several small charts."""
     broken = [v for v, is_kept in zip(judged.versions, judged.passed, strict=True) if not is_kept]
     said = f"Broken in versions {', '.join(map(str, broken))}." if broken else "Never broken."
     return small(id_, title, said, partial(_gate, judged=judged))
@@ -391,7 +377,7 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
         )
 
 
-def outcomes_chart(document: Mapping[str, Any]) -> Html:
+def outcomes_chart(document: HistoryDocument) -> Html:
     """Draw what became of every night: a row for each fate, a bar for each night."""
     outcomes = [outcome(record, document) for record in document["nights"]]
     said = ". ".join(
@@ -404,7 +390,7 @@ def outcomes_chart(document: Mapping[str, Any]) -> Html:
 def _draw_outcomes(
     words: svg.ChartText,
     frame: Frame,
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[ShownRecord],
     outcomes: Sequence[str],
 ) -> Html:
     lanes = [name for name in OUTCOMES if name in outcomes]
@@ -457,5 +443,5 @@ class _Versions(Places):
         ]
 
 
-def _versions(records: Sequence[Mapping[str, Any]]) -> Places:
+def _versions(records: Sequence[ShownRecord]) -> Places:
     return _Versions.of("version", [record["version"] for record in records])

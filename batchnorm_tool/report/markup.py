@@ -18,9 +18,6 @@ class Html(str):
 def escape(value: object) -> Html:
     """Return a value as text for an element's content.
 
-    Returns:
-        Markup in which ``value`` is only text.
-
     Example:
         >>> escape("<b>") + escape(Html("<b>"))
         '&lt;b&gt;<b>'

@@ -208,11 +208,7 @@ def table(
 
 
 def chart(words: ChartText, draw: Callable[[ChartText, Frame], Html], *after: object) -> Html:
-    """Return a figure that is drawn twice, for wide and for narrow windows.
-
-    Returns:
-        A ``<figure>`` of which the style sheet shows one drawing at a time.
-    """
+    """Return a figure that is drawn twice, for wide and for narrow windows."""
     wide = draw(ChartText(f"{words.id}-wide", words.title, words.description), WIDE)
     narrow = draw(ChartText(f"{words.id}-narrow", words.title, words.description), NARROW)
     both = join(tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))

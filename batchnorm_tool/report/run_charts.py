@@ -20,7 +20,7 @@ from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_together
 from batchnorm_tool.report.charts import Outlines, outline_chart
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.text_run import SPREAD, spread
+from batchnorm_tool.report.text_run import SPREAD, left_out, spread
 
 if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import NormStats
@@ -226,19 +226,12 @@ def _descriptions(norms: Mapping[str, NormStats]) -> Iterator[str]:
 
 
 def _outside(norms: Mapping[str, NormStats], bins: Mapping[str, NormBins]) -> Iterator[str]:
-    left_out: dict[str, list[str]] = {}
+    labels_by_text: dict[str, list[str]] = {}
     for label, stats in norms.items():
-        its = bins.get(label)
-        kinds = {
-            "zero": stats.zero,
-            "not finite": stats.nonfinite,
-            "below": its.below if its else 0,
-            "above": its.above if its else 0,
-        }
-        said = ", ".join(f"{count(amount)} {kind}" for kind, amount in kinds.items() if amount)
+        said = left_out(stats, bins.get(label))
         if said:
-            left_out.setdefault(said, []).append(label)
-    for said, labels in left_out.items():
+            labels_by_text.setdefault(said, []).append(label)
+    for said, labels in labels_by_text.items():
         yield f"Not shown of {', '.join(labels)}: {said}."
 
 

@@ -27,12 +27,7 @@ _HEADROOM = 1.04
 
 
 def run_page(manifest: Manifest, chunks: pa.Table) -> str:
-    """Describe a finished run on one HTML page that works offline.
-
-    Returns:
-        An HTML document without scripts that loads nothing, to be written as UTF-8. Names from
-        the data are text in it, whatever they contain.
-    """
+    """Describe a finished run on one HTML page that works offline."""
     title = _title(manifest)
     sections = [
         *page.warnings(manifest.warnings),

@@ -286,9 +286,6 @@ def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     Args:
         labels: Labels in order; the first has the neutral colour.
 
-    Returns:
-        A look for each label, the same for the same place in the order.
-
     Example:
         >>> look = series_styles(["none", "l2"])["l2"]
         >>> look.colour, look.dashes

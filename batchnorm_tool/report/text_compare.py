@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import (
     DASH,
@@ -35,6 +35,14 @@ from batchnorm_tool.report.figures import (
 )
 from batchnorm_tool.report.text_run import quantile_table
 
+if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import (
+        ComparisonDocument,
+        DifferenceDocument,
+        GroupEntry,
+        VerdictEntry,
+    )
+
 # A cosine has no use for its upper quantiles: they crowd at 1.
 _SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95)
 # As many as fit on a screen under all else.
@@ -45,14 +53,8 @@ _EXAMPLES = 3
 _KEY_WIDTH = 28
 
 
-def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
-    """Summarize a comparison of norms.
-
-    Returns:
-        Lines with an empty one between the pieces: the verdict with its grounds, quality at the
-        headline's metric, overlap, hubness, and the norms' quantiles. Control characters in names
-        are shown as U+FFFD.
-    """
+def comparison_lines(document: ComparisonDocument, width: int = 72) -> list[str]:
+    """Summarize a comparison of norms."""
     pieces = [
         _verdict(document["verdict"], width),
         _quality(document, width),
@@ -65,13 +67,8 @@ def comparison_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
     return _apart(pieces)
 
 
-def difference_lines(document: Mapping[str, Any], width: int = 72) -> list[str]:
-    """Summarize what changed between two sets of predictions.
-
-    Returns:
-        Lines with an empty one between the pieces: the verdict, rows, cosines and norms, shift,
-        neighbours, and the rows that changed most. Control characters in keys are shown as U+FFFD.
-    """
+def difference_lines(document: DifferenceDocument, width: int = 72) -> list[str]:
+    """Summarize what changed between two sets of predictions."""
     pieces = [
         _verdict(document["verdict"], width),
         _rows(document, width),
@@ -88,17 +85,17 @@ def _apart(pieces: Sequence[Sequence[str]]) -> list[str]:
     return [visible(line) for line in lines[1:]]
 
 
-def _verdict(verdict: Mapping[str, Any], width: int) -> list[str]:
+def _verdict(verdict: VerdictEntry, width: int) -> list[str]:
     lines = wrapped(str(verdict["words"]), width)
-    for heading, name in (("Why", "reason"), ("Cost", "cost")):
-        if verdict.get(name):
-            lines += wrapped(f"{heading}: {verdict[name]}", width, "  ")
+    for heading, said in (("Why", verdict.get("reason")), ("Cost", verdict.get("cost"))):
+        if said:
+            lines += wrapped(f"{heading}: {said}", width, "  ")
     for note in verdict.get("notes") or []:
         lines += wrapped(f"Note: {note}", width, "  ")
     return lines
 
 
-def _quality(document: Mapping[str, Any], width: int) -> list[str]:
+def _quality(document: ComparisonDocument, width: int) -> list[str]:
     metric = headline(document)
     if metric is None:
         return []
@@ -116,7 +113,7 @@ def _quality(document: Mapping[str, Any], width: int) -> list[str]:
     return [*wrapped(heading, width), "", *shown]
 
 
-def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
+def _rows_and_ranks(document: ComparisonDocument, width: int) -> list[str]:
     """Return what the norms are of, and how far they and relevance agree."""
     source = document["source"]
     bad = [f"{count(source[name])} {name}" for name in ("zero", "nonfinite", "missing")]
@@ -137,7 +134,7 @@ def _rows_and_ranks(document: Mapping[str, Any], width: int) -> list[str]:
     return [line for text in lines for line in wrapped(text, width)]
 
 
-def _groups(document: Mapping[str, Any], width: int) -> list[str]:
+def _groups(document: ComparisonDocument, width: int) -> list[str]:
     by, metric = document.get("by"), headline(document)
     if not by or not by["groups"]:
         return []
@@ -157,7 +154,7 @@ def _groups(document: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _group_value(
-    document: Mapping[str, Any], group: Mapping[str, Any], norm: str, metric: str | None
+    document: ComparisonDocument, group: GroupEntry, norm: str, metric: str | None
 ) -> float:
     if metric:
         return quality(group, norm, metric).value
@@ -168,7 +165,7 @@ def _group_value(
     return real(found.get(str(shown_k(document))))
 
 
-def _overlap(document: Mapping[str, Any]) -> list[str]:
+def _overlap(document: ComparisonDocument) -> list[str]:
     norms, k = document["compared"], shown_k(document)
     if len(norms) < 2:
         return []
@@ -180,7 +177,7 @@ def _overlap(document: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-def _hubness(document: Mapping[str, Any]) -> list[str]:
+def _hubness(document: ComparisonDocument) -> list[str]:
     hubness = document.get("hubness") or {}
     found = {norm: hubness[norm] for norm in document["compared"] if hubness.get(norm)}
     if not found:
@@ -194,12 +191,12 @@ def _hubness(document: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-def _norms(document: Mapping[str, Any]) -> list[str]:
+def _norms(document: ComparisonDocument) -> list[str]:
     norms = measured_norms(document)
     return ["norms of the raw predictions", "", *quantile_table(norms)] if norms else []
 
 
-def _rows(document: Mapping[str, Any], width: int) -> list[str]:
+def _rows(document: DifferenceDocument, width: int) -> list[str]:
     rows = document["rows"]
     said = (
         f"{count(rows['a'])} rows in A, {count(rows['b'])} in B: {count(rows['common'])} in both, "
@@ -215,7 +212,7 @@ def _rows(document: Mapping[str, Any], width: int) -> list[str]:
     return lines
 
 
-def _distributions(document: Mapping[str, Any]) -> list[str]:
+def _distributions(document: DifferenceDocument) -> list[str]:
     norms = document["norms"]
     named = {
         "cosine": document["cosine"],
@@ -234,7 +231,7 @@ def _distributions(document: Mapping[str, Any]) -> list[str]:
     return table(rows)
 
 
-def _shift(document: Mapping[str, Any], width: int) -> list[str]:
+def _shift(document: DifferenceDocument, width: int) -> list[str]:
     centroid, norms = document.get("centroid") or {}, document["norms"]
     relative = centroid.get("relative")
     share = "" if relative is None else f", {percent(relative, 2)} of A's spread"
@@ -251,7 +248,7 @@ def _shift(document: Mapping[str, Any], width: int) -> list[str]:
     return [line for name, words in rows for line in entry(name, words, width)]
 
 
-def _kept(document: Mapping[str, Any], width: int) -> list[str]:
+def _kept(document: DifferenceDocument, width: int) -> list[str]:
     overlap = document.get("overlap") or {}
     if not overlap:
         return []
@@ -263,7 +260,7 @@ def _kept(document: Mapping[str, Any], width: int) -> list[str]:
     return [*table(rows), *wrapped(heading, width)]
 
 
-def _worst(document: Mapping[str, Any]) -> list[str]:
+def _worst(document: DifferenceDocument) -> list[str]:
     worst = (document.get("worst") or [])[:_WORST]
     if not worst:
         return []

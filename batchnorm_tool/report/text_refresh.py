@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import NAME_WIDTH, count, cut, entry, plural, table, visible, wrapped
 from batchnorm_tool.gate.findings import describe_row
@@ -22,6 +22,9 @@ from batchnorm_tool.report.figures import (
     rows_of,
     when,
 )
+
+if TYPE_CHECKING:
+    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
 
 _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
@@ -49,12 +52,12 @@ _SIDES = "rllllrrrrll"
 
 
 def refresh_lines(
-    record: Mapping[str, Any],
+    record: ShownRecord,
     width: int = 72,
     targets: Sequence[Mapping[str, Any]] = (),
     store: str = "STORE",
 ) -> list[str]:
-    """Summarize a night, a rollback or a candidate.
+    """Summarize a night, a rollback or a candidate; control characters are shown as U+FFFD.
 
     Args:
         record: The record of the night.
@@ -62,11 +65,6 @@ def refresh_lines(
         targets: What became of each publish target: ``name``, ``seconds``, and ``error`` or
             ``facts``.
         store: The path of the store, as the user would type it.
-
-    Returns:
-        Lines: what became of the night, rows by kind, norms, the gate with each broken limit and
-        its worst rows, targets, seconds by phase, warnings, and what to do next. Control characters
-        are shown as U+FFFD.
     """
     lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
@@ -82,7 +80,7 @@ def refresh_lines(
 
 
 def dry_run_lines(
-    rows: Mapping[str, int], findings: Sequence[Mapping[str, Any]] = (), width: int = 72
+    rows: Mapping[str, int], findings: Sequence[FindingEntry] = (), width: int = 72
 ) -> list[str]:
     """Say what a night would change.
 
@@ -94,12 +92,12 @@ def dry_run_lines(
     """
     model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
     headline = f"Dry run: nothing was written; {count(model)} rows would go to the model."
-    record = {"rows": rows, "gate": {"findings": findings} if findings else None}
+    record: ShownRecord = {"rows": rows, "gate": {"findings": findings} if findings else None}
     lines = [*wrapped(headline, width), *entry("rows", _input_rows(record), width)]
     return [visible(line) for line in [*lines, *_gate(record, width)]]
 
 
-def _headline(record: Mapping[str, Any]) -> str:
+def _headline(record: ShownRecord) -> str:
     version, state = record["version"], record["state"]
     if state == "waiting":
         why = _WHY.get(str(record.get("reason")), "it needs a decision")
@@ -113,7 +111,7 @@ def _headline(record: Mapping[str, Any]) -> str:
     return f"Version {version} is live{rows}."
 
 
-def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(record: ShownRecord) -> Iterator[tuple[str, str]]:
     rows = "" if record["kind"] == "rollback" else _input_rows(record)
     if rows:
         yield "rows", rows
@@ -128,13 +126,13 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "time", ", ".join(spent)
 
 
-def _input_rows(record: Mapping[str, Any]) -> str:
+def _input_rows(record: ShownRecord) -> str:
     rows_in = rows_of(record, "in")
     kinds = _kinds(record, _INPUT_KINDS, zeros=True)
     return f"{count(rows_in)} in: {kinds}" if rows_in is not None else kinds
 
 
-def _kinds(record: Mapping[str, Any], kinds: Sequence[str], *, zeros: bool) -> str:
+def _kinds(record: ShownRecord, kinds: Sequence[str], *, zeros: bool) -> str:
     found = ((kind, rows_of(record, kind)) for kind in kinds)
     # Kinds that are rare are named only where there are any.
     rare = {"recomputed", "touched"}
@@ -145,7 +143,7 @@ def _kinds(record: Mapping[str, Any], kinds: Sequence[str], *, zeros: bool) -> s
     )
 
 
-def _gate(record: Mapping[str, Any], width: int) -> list[str]:
+def _gate(record: ShownRecord, width: int) -> list[str]:
     gate = record.get("gate")
     if not gate:
         return []
@@ -175,7 +173,7 @@ def _target(target: Mapping[str, Any]) -> str:
 
 
 def _next(
-    record: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], store: str, width: int
+    record: ShownRecord, targets: Sequence[Mapping[str, Any]], store: str, width: int
 ) -> list[str]:
     version, steps = record["version"], []
     if record["state"] == "waiting":
@@ -193,13 +191,8 @@ def _next(
     return [line for step in steps for line in entry("next", step, width)]
 
 
-def history_lines(document: Mapping[str, Any]) -> list[str]:
-    """Summarize the nights of a store, one line each, the oldest first.
-
-    Returns:
-        Lines: where the store stands, then a table whose last column, the gate, may be long.
-        Control characters are shown as U+FFFD.
-    """
+def history_lines(document: HistoryDocument) -> list[str]:
+    """Summarize the nights of a store, one line each, the oldest first."""
     records = document["nights"]
     lines = [describe_store(document)]
     if records:
@@ -208,7 +201,7 @@ def history_lines(document: Mapping[str, Any]) -> list[str]:
     return [visible(line) for line in lines]
 
 
-def describe_store(document: Mapping[str, Any]) -> str:
+def describe_store(document: HistoryDocument) -> str:
     """Say which version is live, which waits, and whether the store is on hold.
 
     Example:
@@ -216,7 +209,7 @@ def describe_store(document: Mapping[str, Any]) -> str:
         ...           "hold": {"since": "2026-03-01T02:00:00+00:00", "reason": "rollback"}})
         'items.lance: version 3 is live, 4 waits, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
     """
-    live, waiting, hold = (document.get(name) for name in ("live", "waiting", "hold"))
+    live, waiting, hold = document["live"], document.get("waiting"), document.get("hold")
     said = [f"version {live} is live" if live is not None else "no version is live"]
     if waiting is not None:
         said.append(f"{waiting} waits")
@@ -227,7 +220,7 @@ def describe_store(document: Mapping[str, Any]) -> str:
     return f"{document['path']}: {', '.join(said)}{on_hold}"
 
 
-def _cells(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+def _cells(record: ShownRecord, document: HistoryDocument) -> list[str]:
     return [
         str(record["version"]),
         when(record),
@@ -243,7 +236,7 @@ def _cells(record: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _model(record: Mapping[str, Any]) -> str:
+def _model(record: ShownRecord) -> str:
     """Return the file of the model, and the beginning of its content's hash."""
     model = record.get("model")
     if not model:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
     from batchnorm_tool.pipeline.timing import Profile
+    from batchnorm_tool.report.bins import NormBins
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"
@@ -64,24 +65,25 @@ def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
 def outside(stats: NormStats) -> list[str]:
     """Say which norms the bars of a histogram leave out.
 
-    Returns:
-        One line such as ``not shown: 3 zero, 1 above``, or none.
-
     Example:
         >>> import numpy as np
         >>> from batchnorm_tool.norms.stats import NormStats
         >>> outside(NormStats.of(np.array([0.0, 0, 0, 1])))
         ['not shown: 3 zero']
     """
-    bins = bin_norms(stats, _BARS)
+    said = left_out(stats, bin_norms(stats, _BARS))
+    return [f"not shown: {said}"] if said else []
+
+
+def left_out(stats: NormStats, bins: NormBins | None) -> str:
+    """Count the norms that no bar holds, with the reason."""
     kinds = {
         "zero": stats.zero,
         "not finite": stats.nonfinite,
         "below": bins.below if bins else 0,
         "above": bins.above if bins else 0,
     }
-    said = ", ".join(f"{count(amount)} {kind}" for kind, amount in kinds.items() if amount)
-    return [f"not shown: {said}"] if said else []
+    return ", ".join(f"{count(amount)} {kind}" for kind, amount in kinds.items() if amount)
 
 
 def quantile_table(norms: Mapping[str, NormStats]) -> list[str]:
@@ -165,9 +167,6 @@ def norm_shown(label: str) -> str:
 
 def profile_lines(profile: Profile, width: int = 72) -> list[str]:
     """Show where the time of a run went.
-
-    Returns:
-        A line for each stage with the workers' seconds and share, then the bottleneck in words.
 
     Example:
         >>> from batchnorm_tool.pipeline.timing import Profile

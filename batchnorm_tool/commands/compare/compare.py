@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from batchnorm_tool.commands.compare.pairs import Figures
 from batchnorm_tool.commands.compare.passes import Options, document_of
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.norms.norm import Anything
     from batchnorm_tool.readers.source import VectorSource
+    from batchnorm_tool.report.documents import ComparisonDocument
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
@@ -73,7 +74,8 @@ class Comparison(Figures):
         """
         from batchnorm_tool.report.compare_page import comparison_page
 
-        self._save(directory, "comparison", comparison_page(self._document))
+        document = cast("ComparisonDocument", self._document)
+        self._save(directory, "comparison", comparison_page(document))
 
 
 def compare(  # noqa: PLR0913  (each is a flag of the command)

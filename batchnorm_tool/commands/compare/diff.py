@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.norms.norm import Float64s
     from batchnorm_tool.readers.source import VectorSource
+    from batchnorm_tool.report.documents import DifferenceDocument
 
 DEFAULT_K = (1, 5, 10)
 # Keys of rows that only one set has.
@@ -280,7 +281,7 @@ class Difference(Figures):
         """
         from batchnorm_tool.report.diff_page import diff_page
 
-        self._save(directory, "diff", diff_page(self._document))
+        self._save(directory, "diff", diff_page(cast("DifferenceDocument", self._document)))
 
 
 def diff(  # noqa: PLR0913  (each is a flag of the command)

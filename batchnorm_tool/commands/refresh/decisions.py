@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,7 @@ from batchnorm_tool.store.transaction import prepare_restore
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.progress import Progress
+    from batchnorm_tool.report.documents import HistoryDocument
 
 
 def accept(
@@ -368,5 +369,5 @@ def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[st
     if html is not None:
         from batchnorm_tool.report.history_page import history_page
 
-        save_page(html, history_page(document))
+        save_page(html, history_page(cast("HistoryDocument", document)))
     return document
