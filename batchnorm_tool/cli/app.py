@@ -10,6 +10,7 @@ import contextlib
 import io
 import secrets
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,16 +254,9 @@ def compare_command(source: str, **options: Any) -> None:
     with Command(options, keeps=False) as terminal:
         from batchnorm_tool.commands.compare.compare import compare
 
-        _check_report(options)
         names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
-        comparison = compare(
-            source,
-            **{name: options[name] for name in names},
-            **_given(options, "norms", "sample"),
-            **_of_both(options),
-        )
-        _save(comparison, options)
-        terminal.print_comparison(comparison.to_dict(), options["output"])
+        settings = {name: options[name] for name in names} | _given(options, "norms")
+        _report(terminal, options, partial(compare, source, **settings))
 
 
 @cli.command("diff", epilog=EPILOG)
@@ -278,34 +272,29 @@ def diff_command(a: str, b: str, **options: Any) -> None:
     with Command(options, keeps=False) as terminal:
         from batchnorm_tool.commands.compare.diff import diff
 
-        _check_report(options)
-        difference = diff(a, b, **_given(options, "sample"), **_of_both(options))
-        _save(difference, options)
-        terminal.print_comparison(difference.to_dict(), options["output"])
+        _report(terminal, options, partial(diff, a, b))
 
 
-def _of_both(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what `compare` and `diff` take alike."""
+def _report(
+    terminal: Terminal, options: dict[str, Any], make: Callable[..., Comparison | Difference]
+) -> None:
+    """Compare, write the report where one is asked for, and print it."""
+    from batchnorm_tool.storage.files import check_directory
+
+    directory = options["output"]
+    if directory is not None:
+        check_directory(directory)
     named = {name: options[name] or None for name in ("column", "key")}
-    return {**named, **_given(options, "k"), "seed": options["seed"]}
+    report = make(**named, **_given(options, "k", "sample"), seed=options["seed"])
+    if directory is not None:
+        report.save(directory)
+    terminal.print_comparison(report.to_dict(), directory)
 
 
 def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return those flags that were given; ``all`` stands for no limit."""
     values = {name: options[name] for name in names if options[name] is not None}
     return {name: None if value == "all" else value for name, value in values.items()}
-
-
-def _check_report(options: dict[str, Any]) -> None:
-    from batchnorm_tool.storage.files import check_directory
-
-    if options["output"] is not None:
-        check_directory(options["output"])
-
-
-def _save(report: Comparison | Difference, options: dict[str, Any]) -> None:
-    if options["output"] is not None:
-        report.save(options["output"])
 
 
 for _command in STORE_COMMANDS:

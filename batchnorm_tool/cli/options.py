@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -55,8 +55,9 @@ NORM_LIST = ", ".join(name for name in spellings(NORMS) if name != "lp")
 # Several names, by commas or by repetition.
 _NAMES: dict[str, Any] = {"multiple": True, "callback": _parse_names_several}
 
-# Each flag and the key of the job file that it sets.
-JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+# A flag, the key of the job file that it sets, and what click is told of it.
+Flag: TypeAlias = tuple[str, str, dict[str, Any]]
+JOB_FLAGS: tuple[Flag, ...] = (
     ("--norm", "normalize.norm", {"help": f"{NORM_LIST}, or lp with --p."}),
     ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
     (
@@ -75,7 +76,7 @@ JOB_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
     ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
 )
-MODEL_FLAGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+MODEL_FLAGS: tuple[Flag, ...] = (
     ("--features", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."}),
     ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
     ("--outputs", "model.outputs", {**_NAMES, "help": "Outputs to normalize, as a,b."}),
@@ -94,7 +95,7 @@ _NOT_TEXT = (
 COLUMN_FLAG = ("--column", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."})
 
 
-def flags_of_job(*specs: tuple[str, str, dict[str, Any]]) -> Callable[[Any], Any]:
+def flags_of_job(*specs: Flag) -> Callable[[Any], Any]:
     """Add the flags to a command; each sets one key of the job."""
 
     def add(command: Any) -> Any:

@@ -54,14 +54,8 @@ def bin_norms(stats: NormStats, most: int = 48) -> NormBins | None:
     """Gather the buckets of norm statistics into few bars with exact counts.
 
     Every edge of a bar is an edge of a bucket, so that no norm is split or guessed: bars of a
-    linear histogram are a power of two wide, at least as much as the widest bucket.
-
-    Args:
-        stats: Of the norms.
-        most: Bars at most, at least 16.
-
-    Returns:
-        The bars, or ``None`` where no norm is finite and above zero.
+    linear histogram are a power of two wide, at least as much as the widest bucket. There are
+    ``most`` bars at most, which is 16 or more; none where no norm is finite and above zero.
 
     Example:
         >>> import numpy as np
@@ -87,11 +81,8 @@ def bin_together(
 ) -> dict[str, NormBins]:
     """Gather the buckets of several norm statistics into the same bars, for drawing over another.
 
-    Args:
-        several: Norm statistics by label.
-        most: Bars at most, at least 16.
-        log_from: Bars are equally wide on a logarithmic axis where the largest norm of all is at
-            least this many times the smallest, outliers aside; at least 2.
+    The bars are equally wide on a logarithmic axis where the largest norm of all, outliers aside,
+    is at least ``log_from`` times the smallest. A label without a norm above zero has none.
 
     Example:
         >>> import numpy as np

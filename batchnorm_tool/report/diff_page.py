@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -168,12 +168,12 @@ def _shift(document: DifferenceDocument) -> Html:
         page.figures(figures),
         page.note(_SHIFT),
         shift_chart("shift", dimensions.get("shift") or []),
-        *_largest(dimensions),
+        *_largest(dimensions.get("largest") or []),
     )
 
 
-def _largest(dimensions: Mapping[str, Any]) -> Iterator[Html]:
-    largest = [row for row in dimensions.get("largest") or [] if round(row["shift"], 4)]
+def _largest(dimensions: Sequence[Any]) -> Iterator[Html]:
+    largest = [row for row in dimensions if round(row["shift"], 4)]
     if largest:
         columns = [Column("dimension"), Column("shift, standard deviations of A")]
         rows = [[count(row["dimension"]), signed(row["shift"])] for row in largest]
@@ -240,9 +240,7 @@ def _coded(value: object) -> object:
 def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
     """Draw the shift of each dimension in standard deviations, as bars from zero.
 
-    Args:
-        id_: Identifier, unique in the page.
-        shift: A number for each dimension; ``None`` where A never changes and B differs.
+    It is ``None`` where A never changes and B differs.
     """
     values = [math.nan if value is None else float(value) for value in shift]
     known = [value for value in values if math.isfinite(value)]

@@ -43,7 +43,7 @@ class Measured(TypedDict, total=False):
     quality: Mapping[str, ByNorm] | None
     overlap: Mapping[str, ByNorm] | None
     rbo: ByNorm | None
-    hubness: Mapping[str, Any] | None
+    hubness: Any
 
 
 class GroupEntry(Measured):
@@ -72,7 +72,7 @@ class ComparisonDocument(Measured, total=False):
     unit_share: Numbers
     rbo_p: float
     popularity: Numbers | None
-    tests: Mapping[str, Any] | None
+    tests: Any
     by: Any
     verdict: VerdictEntry
     headline: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -93,24 +94,17 @@ def metric_name(metric: str) -> str:
 def families(document: ComparisonDocument) -> dict[str, list[str]]:
     """Return the metrics of a comparison by family, the headline's family first.
 
-    Returns:
-        Such as ``{"precision": ["precision@1", "precision@10"]}``, k ascending; empty where
-        nothing was judged.
-
     Example:
         >>> quality = {"none": {"map@10": {}, "precision@10": {}, "precision@1": {}}}
         >>> families({"quality": quality, "headline": "precision@1"})
         {'precision': ['precision@1', 'precision@10'], 'map': ['map@10']}
     """
+    every = dict.fromkeys(itertools.chain(*(document.get("quality") or {}).values()))
+    decisive = str(document.get("headline")).partition("@")[0]
     found: dict[str, list[str]] = {}
-    for metrics in (document.get("quality") or {}).values():
-        for metric in metrics:
-            known = found.setdefault(metric.partition("@")[0], [])
-            if metric not in known:
-                known.append(metric)
-    headline = str(document.get("headline")).partition("@")[0]
-    order = sorted(found, key=lambda family: family != headline)
-    return {family: sorted(found[family], key=k_of) for family in order}
+    for metric in sorted(every, key=lambda name: name.partition("@")[0] != decisive):
+        found.setdefault(metric.partition("@")[0], []).append(metric)
+    return {family: sorted(metrics, key=k_of) for family, metrics in found.items()}
 
 
 def k_of(metric: str) -> int:

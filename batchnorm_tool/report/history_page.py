@@ -28,22 +28,17 @@ from batchnorm_tool.report.figures import (
     broken_of,
     changed_rows,
     counted,
-    describe_gate,
     describe_key,
-    describe_kind,
-    describe_norms,
-    describe_outcome,
     finding_name,
     findings_of,
     outcome,
     quantile,
     real,
     rows_of,
-    when,
 )
 from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.text_refresh import describe_store
+from batchnorm_tool.report.text_refresh import describe_store, table_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +51,7 @@ _SCOPES = {
     "changed": "Vectors of the changed rows alone",
     "whole": "Vectors of all rows",
 }
+_NUMBERS = {"version", "live", "new", "changed", "vanished"}
 _MOST_OUTCOMES_SHOWN = 50
 STYLE = """
 .limit { stroke: var(--alarm, #a3341f); }
@@ -224,31 +220,18 @@ def _worst(finding: FindingEntry) -> Html:
 
 
 def _table(document: HistoryDocument) -> Html:
-    columns = [Column("version")]
-    columns += [Column(name, numeric=False) for name in ("when (UTC)", "state", "kind")]
-    columns += [Column(name) for name in ("live rows", "new", "changed", "vanished")]
-    columns += [Column("norm median [5\N{EN DASH}95 %]", numeric=False)]
-    columns += [Column("gate", numeric=False), Column("model", numeric=False)]
     rows = [_row(record, document) for record in reversed(document["nights"])]
     if not rows:
         return page.section("Nights", page.note("No night has reached the gate yet."))
-    return page.section("Nights", page.table("Every night, the newest first", columns, rows))
+    columns = [Column(name, name in _NUMBERS) for name in rows[0]]
+    table = page.table("Every night, the newest first", columns, [[*row.values()] for row in rows])
+    return page.section("Nights", table)
 
 
-def _row(record: ShownRecord, document: HistoryDocument) -> list[object]:
-    model = record.get("model")
-    return [
-        str(record["version"]),
-        when(record),
-        describe_outcome(record, document),
-        describe_kind(record),
-        *(counted(rows_of(record, name)) for name in ("live", "new")),
-        counted(changed_rows(record)),
-        counted(rows_of(record, "vanished")),
-        describe_norms(record),
-        describe_gate(record),
-        page.code(base_name(model["path"])) if model else "\N{EN DASH}",
-    ]
+def _row(record: ShownRecord, document: HistoryDocument) -> dict[str, object]:
+    model, shown = record.get("model"), table_row(record, document)
+    del shown["model"]
+    return {**shown, "model": page.code(base_name(model["path"])) if model else "\N{EN DASH}"}
 
 
 def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:

@@ -112,13 +112,6 @@ def document(
 ) -> str:
     """Put a whole page together, which needs no other file and is to be written as UTF-8.
 
-    Args:
-        title: What the browser's tab says.
-        header: What stands above the first section, see `header`.
-        sections: The sections in order.
-        version: Of the program that found what the page tells, if that is known.
-        style: Rules of this kind of page, after those that all pages share.
-
     Example:
         >>> document("A run", header("A finished run", "digits"), []).splitlines()[0]
         '<!doctype html>'
@@ -188,11 +181,7 @@ def table(
 ) -> Html:
     """Return a table that scrolls by itself where it is wider than the page.
 
-    Args:
-        caption: What the table holds; screen readers announce it.
-        columns: Its columns.
-        rows: One value for each column, already as text or markup.
-        shown: Rows at most; a last line says how many are left out.
+    Screen readers announce the caption. Rows beyond ``shown`` are counted in a last line.
     """
     every = list(rows)
     head = tag("tr", *(tag("th", c.heading, scope="col", class_=_align(c)) for c in columns))

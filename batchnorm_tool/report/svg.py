@@ -281,10 +281,7 @@ class SeriesStyle:
 
 
 def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
-    """Give every label a look of its own.
-
-    Args:
-        labels: Labels in order; the first has the neutral colour.
+    """Give every label a look of its own, the first one the neutral colour.
 
     Example:
         >>> look = series_styles(["none", "l2"])["l2"]

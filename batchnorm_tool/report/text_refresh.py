@@ -34,19 +34,6 @@ _WHY = {
     "hold": "the store is on hold",
     "new space": "its vectors are of a new space, and the query side must change with them",
 }
-_HEADINGS = (
-    "version",
-    "when (UTC)",
-    "state",
-    "kind",
-    "model",
-    "live",
-    "new",
-    "changed",
-    "vanished",
-    "norm median [5\N{EN DASH}95 %]",
-    "gate",
-)
 # To the left what is words, to the right what is numbers.
 _SIDES = "rllllrrrrll"
 
@@ -57,15 +44,7 @@ def refresh_lines(
     targets: Sequence[Mapping[str, Any]] = (),
     store: str = "STORE",
 ) -> list[str]:
-    """Summarize a night, a rollback or a candidate; control characters are shown as U+FFFD.
-
-    Args:
-        record: The record of the night.
-        width: Columns that a line may take.
-        targets: What became of each publish target: ``name``, ``seconds``, and ``error`` or
-            ``facts``.
-        store: The path of the store, as the user would type it.
-    """
+    """Summarize a night, a rollback or a candidate; control characters are shown as U+FFFD."""
     lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
         lines += entry(name, words, width)
@@ -196,8 +175,8 @@ def history_lines(document: HistoryDocument) -> list[str]:
     records = document["nights"]
     lines = [describe_store(document)]
     if records:
-        rows = (_cells(record, document) for record in records)
-        lines += ["", *table([_HEADINGS, *rows], _SIDES)]
+        rows = [table_row(record, document) for record in records]
+        lines += ["", *table([list(rows[0]), *(list(row.values()) for row in rows)], _SIDES)]
     return [visible(line) for line in lines]
 
 
@@ -220,20 +199,21 @@ def describe_store(document: HistoryDocument) -> str:
     return f"{document['path']}: {', '.join(said)}{on_hold}"
 
 
-def _cells(record: ShownRecord, document: HistoryDocument) -> list[str]:
-    return [
-        str(record["version"]),
-        when(record),
-        describe_outcome(record, document),
-        describe_kind(record),
-        _model(record),
-        counted(rows_of(record, "live")),
-        counted(rows_of(record, "new")),
-        counted(changed_rows(record)),
-        counted(rows_of(record, "vanished")),
-        describe_norms(record),
-        describe_gate(record),
-    ]
+def table_row(record: ShownRecord, document: HistoryDocument) -> dict[str, str]:
+    """Return what a table says of a night, by the headings of its columns."""
+    return {
+        "version": str(record["version"]),
+        "when (UTC)": when(record),
+        "state": describe_outcome(record, document),
+        "kind": describe_kind(record),
+        "model": _model(record),
+        "live": counted(rows_of(record, "live")),
+        "new": counted(rows_of(record, "new")),
+        "changed": counted(changed_rows(record)),
+        "vanished": counted(rows_of(record, "vanished")),
+        "norm median [5\N{EN DASH}95 %]": describe_norms(record),
+        "gate": describe_gate(record),
+    }
 
 
 def _model(record: ShownRecord) -> str:

@@ -39,9 +39,7 @@ _FIRST_BAD_ROWS = 5
 def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
     """Draw a histogram of norms with block characters.
 
-    Returns:
-        One line for each bar, lowest norms first, then a line for norms that no bar holds. Each
-        bar reaches from its own norm up to the next line's.
+    A bar reaches from its own norm up to the next line's.
 
     Example:
         >>> import numpy as np
@@ -122,13 +120,7 @@ def rows_line(rows: RowCounts, seconds: float | None = None) -> str:
 
 
 def bad_row_lines(manifest: Manifest) -> list[str]:
-    """Say why rows are bad and where the first ones are.
-
-    Returns:
-        A line with the count of each reason, then a line for each of the first five bad rows;
-        none where no row is bad. Zero vectors that are kept are no bad rows, and have a line of
-        their own. Control characters in keys and paths are shown as U+FFFD.
-    """
+    """Say why rows are bad and where the first ones are."""
     reasons = {reason: amount for reason, amount in manifest.reasons.items() if amount}
     # Of all reasons, only a zero vector that is kept does not make a bad row.
     kept_zeros = sum(reasons.values()) - manifest.rows.bad
