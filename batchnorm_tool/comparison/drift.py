@@ -9,13 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.norm_survey import Distribution
+    from batchnorm_tool.comparison.verdict import VerdictEntry
+    from batchnorm_tool.readers.source import SetFacts
 
 PSI_BINS = 10
 """Bins of the population stability index: the deciles of the first set."""
@@ -273,7 +278,67 @@ def centroid_shift(one: Gaussian, other: Gaussian) -> CentroidShift:
     return CentroidShift(moved, relative, float(cosine))
 
 
-def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
+class RowFigures(TypedDict):
+    """How many rows two sets have, and the keys of some that only one has."""
+
+    rows: dict[str, int]
+    examples: dict[str, list[Any]]
+
+
+class NormFigures(TypedDict):
+    """How the norms of two sets are distributed."""
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+    psi: float | None
+    ks: float | None
+
+
+class DriftFigures(TypedDict):
+    """How two sets differ as distributions; ``None`` where one has no finite vector."""
+
+    norms: NormFigures
+    centroid: dict[str, float | None]
+    dimensions: dict[str, list[Any]]
+    frechet: float | None
+
+
+class TurnedRow(TypedDict):
+    """A row whose vector turned, and its lengths."""
+
+    key: object
+    cosine: float
+    norm_a: float
+    norm_b: float
+
+
+class DifferenceFigures(RowFigures, DriftFigures):
+    """A difference without its verdict."""
+
+    kind: Literal["diff"]
+    version: str
+    a: SetFacts
+    b: SetFacts
+    same_space: bool | None
+    cosine: Distribution
+    worst: list[TurnedRow]
+    norm_ratio: Distribution
+    overlap: dict[str, dict[str, float]] | None
+    sample: int
+    k: list[int]
+    seed: int
+    metric: str
+
+
+class DifferenceDocument(DifferenceFigures):
+    """A difference, as it is written to ``diff.json``."""
+
+    verdict: VerdictEntry
+    warnings: list[str]
+    seconds: float
+
+
+def verdict_of(document: DifferenceFigures, space_words: str) -> VerdictEntry:
     """Sum up a difference.
 
     Returns:
@@ -297,7 +362,7 @@ def verdict_of(document: Mapping[str, Any], space_words: str) -> dict[str, str]:
     }
 
 
-def _same_words(document: Mapping[str, Any]) -> str:
+def _same_words(document: DifferenceFigures) -> str:
     """Return how equal the rows that were compared are; empty where they are not."""
     rows = document["rows"]
     if not rows["compared"]:
@@ -311,7 +376,7 @@ def _same_words(document: Mapping[str, Any]) -> str:
     return f"The same vectors, to rounding, in {which}." if _within_rounding(document) else ""
 
 
-def _moved_words(document: Mapping[str, Any]) -> str:
+def _moved_words(document: DifferenceFigures) -> str:
     if not document["rows"]["compared"]:
         return "No row can be compared: of every pair one is missing or not finite."
     if _is_aligned(document):
@@ -333,18 +398,20 @@ def _mostly_identical(rows: Mapping[str, int]) -> bool:
     return 2 * rows["identical"] > rows["compared"]
 
 
-def _within_rounding(document: Mapping[str, Any]) -> bool:
+def _within_rounding(document: DifferenceFigures) -> bool:
     if not _is_aligned(document):
         return False
-    ratio = document["norm_ratio"]
-    return bool(ratio["min"] >= 1 - _NORM_ROUNDING and ratio["max"] <= 1 + _NORM_ROUNDING)
+    low, high = document["norm_ratio"]["min"], document["norm_ratio"]["max"]
+    if low is None or high is None:
+        return False
+    return low >= 1 - _NORM_ROUNDING and high <= 1 + _NORM_ROUNDING
 
 
-def _is_aligned(document: Mapping[str, Any]) -> bool:
+def _is_aligned(document: DifferenceFigures) -> bool:
     """Tell whether every row that was compared kept its direction."""
     cosine = document["cosine"]
-    has_all = bool(document["rows"]["compared"] == cosine["count"])  # else one side is zero
-    return has_all and cosine["min"] >= 1 - _ROUNDING
+    has_all = document["rows"]["compared"] == cosine["count"]  # else one side is zero
+    return has_all and cosine["min"] is not None and cosine["min"] >= 1 - _ROUNDING
 
 
 def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:
@@ -358,7 +425,7 @@ def _are(count: int) -> str:
     return "row is" if count == 1 else "rows are"
 
 
-def _neighbours(document: Mapping[str, Any]) -> Iterator[str]:
+def _neighbours(document: DifferenceFigures) -> Iterator[str]:
     overlap = document["overlap"]
     if overlap:
         k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
@@ -368,7 +435,7 @@ def _neighbours(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{shown} of a row's {k} nearest neighbours stayed"
 
 
-def _figures(document: Mapping[str, Any]) -> Iterator[str]:
+def _figures(document: DifferenceFigures) -> Iterator[str]:
     cosine, ratio, norms = document["cosine"], document["norm_ratio"], document["norms"]
     if cosine["count"]:
         middle, least = cosine["quantiles"]["0.5"], cosine["min"]

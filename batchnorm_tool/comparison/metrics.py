@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
+from batchnorm_tool.comparison.verdict import (
+    Numbers,
+    Quality,
+    RankingFigures,
+    Tests,
+    bootstrap,
+    holm,
+    paired_randomization,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.judgements import Judgements
@@ -300,23 +308,21 @@ class Rankings:
         norms = self.norms
         return [(one, other) for at, one in enumerate(norms) for other in norms[at + 1 :]]
 
-    def figures(self, queries: Int64s | None = None) -> dict[str, Any]:
-        """Return all figures, as plain data.
+    def figures(self, queries: Int64s | None = None) -> RankingFigures:
+        """Return all figures.
 
         Args:
             queries: ``int64[m]``, which queries, at least one; default: all.
-
-        Returns:
-            ``overlap``, ``rbo``, ``hubness``, ``quality`` and ``tests`` as the document of a
-            comparison has them; the last two are ``None`` without judgements.
         """
         everyone = np.arange(len(self.rows[self.norms[0]]))
         chosen = everyone if queries is None else queries
+        quality, tests = self._quality_and_tests(chosen)
         return {
             "overlap": self._overlap(chosen),
             "rbo": self._rbo(chosen),
             "hubness": self._hubness(chosen),
-            **self._quality_and_tests(chosen),
+            "quality": quality,
+            "tests": tests,
         }
 
     def _overlap(self, queries: Int64s) -> dict[str, dict[str, dict[str, float]]]:
@@ -333,7 +339,7 @@ class Rankings:
         }
         return _mirrored(self.norms, means, 1.0)
 
-    def _hubness(self, queries: Int64s) -> dict[str, dict[str, Any]]:
+    def _hubness(self, queries: Int64s) -> dict[str, Numbers]:
         found = {
             norm: Hubness.of(rows[queries], self.headline_k, self.base_rows)
             for norm, rows in self.rows.items()
@@ -348,9 +354,9 @@ class Rankings:
             for norm, one in found.items()
         }
 
-    def _quality_and_tests(self, queries: Int64s) -> dict[str, Any]:
+    def _quality_and_tests(self, queries: Int64s) -> tuple[Quality | None, Tests | None]:
         if self.quality is None or self.judgements is None:
-            return {"quality": None, "tests": None}
+            return None, None
         judged = queries[self.judgements.judged[queries]]
         metrics = list(self.quality[self.norms[0]])
         values = {
@@ -359,17 +365,11 @@ class Rankings:
         }
         first, *others = self.norms
         differences = {norm: values[norm] - values[first] for norm in others}
-        return {
-            "quality": {
-                norm: _intervals(metrics, each, self.seed) for norm, each in values.items()
-            },
-            "tests": {"against": first, **_tests(metrics, differences, self.seed)},
-        }
+        intervals = {norm: _intervals(metrics, each, self.seed) for norm, each in values.items()}
+        return intervals, {"against": first, **_tests(metrics, differences, self.seed)}
 
 
-def _intervals(
-    metrics: Sequence[str], values: Float64s, seed: int
-) -> dict[str, dict[str, float | None]]:
+def _intervals(metrics: Sequence[str], values: Float64s, seed: int) -> dict[str, Numbers]:
     if not len(values):
         return {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
     figures = zip(values.mean(axis=0), *bootstrap(values, seed), strict=True)
@@ -381,14 +381,14 @@ def _intervals(
 
 def _tests(
     metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
-) -> dict[str, dict[str, dict[str, float | None]]]:
+) -> dict[str, dict[str, Numbers]]:
     """Return differences from the first norm, p-values corrected for the number of norms."""
     if not all(len(each) for each in differences.values()):
-        untested = {metric: dict.fromkeys(_TESTED) for metric in metrics}
+        untested: dict[str, Numbers] = {metric: dict.fromkeys(_TESTED) for metric in metrics}
         return dict.fromkeys(differences, untested)
     p = {norm: paired_randomization(each, seed) for norm, each in differences.items()}
     corrected = [holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    found: dict[str, dict[str, Numbers]] = {}
     for place, (norm, each) in enumerate(differences.items()):
         p_holm = [of_norms[place] for of_norms in corrected]
         figures = zip(each.mean(axis=0), *bootstrap(each, seed), p[norm], p_holm, strict=True)

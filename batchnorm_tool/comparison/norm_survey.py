@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -123,18 +123,29 @@ def _near_one(lengths: Float64s) -> int:
     return int(np.count_nonzero(np.abs(lengths - 1) <= UNIT_TOLERANCE))
 
 
-def describe(values: Float64s, most: float = math.inf) -> dict[str, Any]:
-    """Describe numbers as plain data.
+class Distribution(TypedDict):
+    """Numbers that are finite: how many, and where they lie; ``None`` where there is none.
+
+    Attributes:
+        quantiles: Of `stats.QUANTILES`, each the number of rank ``ceil(q * count)``.
+        histogram: Low edge, high edge and count of each of 40 bars, all but the last without their
+            high edge; where all numbers agree to six digits, one bar around them.
+    """
+
+    count: int
+    mean: float | None
+    min: float | None
+    max: float | None
+    quantiles: dict[str, float | None]
+    histogram: list[list[float]]
+
+
+def describe(values: Float64s, most: float = math.inf) -> Distribution:
+    """Describe numbers.
 
     Args:
         values: float64[n]; what is not finite is left out.
         most: What no number can exceed, such as 1 for cosines: no bar reaches further.
-
-    Returns:
-        ``count`` (of the finite ones), ``mean``, ``min`` and ``max`` (``None`` where there is
-        none), ``quantiles`` (of `stats.QUANTILES`, each the number of rank ``ceil(q * count)``),
-        and ``histogram``: low edge, high edge and count of each of 40 bars, all but the last
-        without their high edge; where all numbers agree to six digits, one bar around them.
 
     Example:
         >>> found = describe(np.array([1.0, 2.0, 4.0, np.nan]))
@@ -143,9 +154,8 @@ def describe(values: Float64s, most: float = math.inf) -> dict[str, Any]:
     """
     finite = np.sort(values[np.isfinite(values)])
     if not len(finite):
-        nothing = dict.fromkeys(map(str, QUANTILES))
-        ends = {"mean": None, "min": None, "max": None}
-        return {"count": 0, **ends, "quantiles": nothing, "histogram": []}
+        none = dict.fromkeys(map(str, QUANTILES))
+        return Distribution(count=0, mean=None, min=None, max=None, quantiles=none, histogram=[])
     ranks = np.maximum(np.ceil(np.array(QUANTILES) * len(finite)).astype(int), 1) - 1
     return {
         "count": len(finite),

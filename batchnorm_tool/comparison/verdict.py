@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
@@ -12,7 +12,12 @@ from batchnorm_tool.comparison.scores import Metric
 
 if TYPE_CHECKING:
     from batchnorm_tool.norms.norm import Float64s
+    from batchnorm_tool.readers.source import SetFacts, SourceFacts
 
+Numbers = Mapping[str, float | None]
+"""The ends of an interval, or the result of a test; all ``None`` where no query is judged."""
+Quality = dict[str, dict[str, Numbers]]
+Tests = dict[str, str | dict[str, Numbers]]
 VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
@@ -25,6 +30,86 @@ FLIPS = 10_000
 _BLOCK_VALUES = 1 << 20
 # A sum of 10,000 terms is off by less than this, relative to the sum of their sizes.
 _ROUNDING = 1e-12
+
+
+class VerdictEntry(TypedDict, total=False):
+    """A verdict as documents have it; that of a difference has no norm."""
+
+    norm: str | None
+    kind: str
+    words: str
+    reason: str
+    cost: str
+    notes: list[str]
+
+
+class RankingFigures(TypedDict):
+    """What rankings by several norms have in common, and how good they are.
+
+    Attributes:
+        overlap: By two norms and the number of neighbours.
+        rbo: By two norms.
+        hubness: By norm, `metrics.Hubness`.
+        quality: By norm and metric; ``None`` without judgements, as are the tests.
+        tests: Likewise, of all norms but the first one, which is ``against``.
+    """
+
+    overlap: dict[str, dict[str, dict[str, float]]]
+    rbo: dict[str, dict[str, float]]
+    hubness: dict[str, Numbers]
+    quality: Quality | None
+    tests: Tests | None
+
+
+class GroupFigures(RankingFigures):
+    """Rankings of some queries."""
+
+    group: str
+    queries: int
+
+
+class GroupedFigures(TypedDict):
+    """Rankings by the values of a column."""
+
+    column: str
+    kind: str
+    groups: list[GroupFigures]
+
+
+class SurveyFigures(TypedDict):
+    """What was asked of a comparison, and what its vectors' norms are."""
+
+    kind: Literal["comparison"]
+    version: str
+    source: SetFacts
+    queries_from: SourceFacts | None
+    metric: str
+    compared: list[str]
+    k: list[int]
+    seed: int
+    relevance: Mapping[str, str | int] | None
+    norms: dict[str, dict[str, object]]
+    rank_correlation: dict[str, Numbers]
+    ranked_rows: int
+    unit_share: dict[str, float]
+    rbo_p: float
+
+
+class ComparisonFigures(SurveyFigures, RankingFigures):
+    """A comparison without its verdict."""
+
+    queries: Mapping[str, int | None]
+    by: GroupedFigures | None
+    popularity: Numbers | None
+    headline: str | None
+    warnings: list[str]
+
+
+class ComparisonDocument(ComparisonFigures):
+    """A comparison, as it is written to ``comparison.json``."""
+
+    verdict: VerdictEntry
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +133,7 @@ class Verdict:
     cost: str = ""
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> VerdictEntry:
         """Return the verdict as plain data."""
         return {
             "norm": self.norm,
@@ -60,12 +145,11 @@ class Verdict:
         }
 
 
-def verdict(document: Mapping[str, Any]) -> Verdict:
+def verdict(document: ComparisonFigures) -> Verdict:
     """Judge a comparison.
 
     Args:
-        document: Its figures: ``metric``, ``compared``, ``headline``, ``queries``, ``quality``,
-            ``tests``, ``overlap``, ``unit_share`` and ``relevance``, see `commands.compare`.
+        document: Its figures.
 
     Returns:
         The verdict. A norm is called better than the first one where the paired randomization test
@@ -93,7 +177,7 @@ def _cosine(notes: tuple[str, ...]) -> Verdict:
     )
 
 
-def _notes(document: Mapping[str, Any]) -> list[str]:
+def _notes(document: ComparisonFigures) -> list[str]:
     notes = []
     if document["metric"] == Metric.DOT:
         notes.append(
@@ -114,7 +198,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _without_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
+def _without_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> Verdict:
     first, k = document["compared"][0], _headline_k(document)
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
@@ -137,27 +221,28 @@ def _without_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> V
     )
 
 
-def _unit(document: Mapping[str, Any]) -> str:
+def _unit(document: ComparisonFigures) -> str:
     share = document["unit_share"]["l2"]
     return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
 
 
-def _with_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verdict:
-    headline, norms = document["headline"], document["compared"]
-    values = {norm: document["quality"][norm][headline]["value"] for norm in norms}
-    if any(value is None for value in values.values()):
+def _with_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> Verdict:
+    norms = document["compared"]
+    values = {norm: _quality(document, norm)["value"] for norm in norms if _quality(document, norm)}
+    if len(values) < len(norms):
         words = "No query is judged, so that nothing tells which norm is right."
         return Verdict(None, "not judged", words, "No judgement belongs to a query.", notes=notes)
-    first, tests = norms[0], document["tests"]
-    better = [norm for norm in norms[1:] if _shown(tests[norm][headline], 1)]
-    worse = [norm for norm in norms[1:] if _shown(tests[norm][headline], -1)]
+    first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
+    better = [norm for norm, test in tests.items() if _shown(test, 1)]
+    worse = [norm for norm, test in tests.items() if _shown(test, -1)]
     if better:
         best = max(better, key=lambda norm: values[norm])
         return Verdict(best, "better", *_choice(document, best, first), notes=notes)
     if worse:
         return _keep(document, worse, notes)
     spread = max(values.values()) - min(values.values())
-    p = min(tests[norm][headline]["p_holm"] for norm in norms[1:])
+    p = min(test["p_holm"] for test in tests.values())
+    headline = document["headline"]
     return Verdict(
         None,
         "no difference",
@@ -168,17 +253,32 @@ def _with_relevance(document: Mapping[str, Any], notes: tuple[str, ...]) -> Verd
     )
 
 
+def _quality(document: ComparisonFigures, norm: str) -> dict[str, float]:
+    """Return the headline metric of a norm; nothing where no query is judged."""
+    quality, headline = document["quality"], document["headline"]
+    return _known(quality[norm][headline]) if quality and headline else {}
+
+
+def _test(document: ComparisonFigures, norm: str) -> dict[str, float]:
+    """Return the test of a norm against the first one at the headline metric."""
+    of_norm, headline = (document["tests"] or {}).get(norm), document["headline"]
+    return _known(of_norm[headline]) if isinstance(of_norm, dict) and headline else {}
+
+
+def _known(numbers: Numbers) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 def _shown(test: Mapping[str, float], sign: int) -> bool:
     return test["p_holm"] < _SIGNIFICANCE and sign * test["difference"] > 0
 
 
-def _choice(document: Mapping[str, Any], best: str, first: str) -> tuple[str, str, str]:
-    headline = document["headline"]
-    test = document["tests"][best][headline]
-    quality = {norm: _interval(document["quality"][norm][headline]) for norm in (best, first)}
+def _choice(document: ComparisonFigures, best: str, first: str) -> tuple[str, str, str]:
+    test = _test(document, best)
+    quality = {norm: _interval(_quality(document, norm)) for norm in (best, first)}
     words = (
-        f"{_advice(document, best)}: {headline} is {quality[best]}, against {quality[first]} with "
-        f"{first}."
+        f"{_advice(document, best)}: {document['headline']} is {quality[best]}, against "
+        f"{quality[first]} with {first}."
     )
     reason = (
         f"The difference of {test['difference']:+.3f} (95 % interval {test['low']:+.3f} to "
@@ -193,13 +293,12 @@ def _chance(p: float) -> str:
     return f"hardly chance ({shown}, corrected for the number of norms)."
 
 
-def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
+def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
     """Return how far the next best norm is behind, if there is another one than the first."""
-    headline = document["headline"]
     others = [norm for norm in document["compared"] if norm not in {best, first}]
     if not others:
         return ""
-    values = {norm: document["quality"][norm][headline] for norm in [best, *others]}
+    values = {norm: _quality(document, norm) for norm in [best, *others]}
     second = max(others, key=lambda norm: values[norm]["value"])
     behind = values[best]["value"] - values[second]["value"]
     apart = values[second]["high"] < values[best]["low"]
@@ -207,7 +306,7 @@ def _runner_up(document: Mapping[str, Any], best: str, first: str) -> str:
     return f" Next is {second}, {behind:.3f} behind{hint}."
 
 
-def _cost(document: Mapping[str, Any], best: str) -> str:
+def _cost(document: ComparisonFigures, best: str) -> str:
     if best == _stored(document):
         return "Nothing: it is what is stored."
     k = _headline_k(document)
@@ -223,29 +322,27 @@ def _cost(document: Mapping[str, Any], best: str) -> str:
     )
 
 
-def _keep(document: Mapping[str, Any], worse: Sequence[str], notes: tuple[str, ...]) -> Verdict:
-    first, headline = document["compared"][0], document["headline"]
-    losses = ", ".join(
-        f"{norm} {document['tests'][norm][headline]['difference']:+.3f}" for norm in worse
-    )
+def _keep(document: ComparisonFigures, worse: Sequence[str], notes: tuple[str, ...]) -> Verdict:
+    first = document["compared"][0]
+    losses = ", ".join(f"{norm} {_test(document, norm)['difference']:+.3f}" for norm in worse)
     return Verdict(
         first,
         "better",
-        f"{_advice(document, first)}: {headline} is "
-        f"{_interval(document['quality'][first][headline])}, and no other norm does better.",
+        f"{_advice(document, first)}: {document['headline']} is "
+        f"{_interval(_quality(document, first))}, and no other norm does better.",
         f"Shown to be worse over {_queries(document)}: {losses}.",
         _cost(document, first),
         notes,
     )
 
 
-def _stored(document: Mapping[str, Any]) -> str:
+def _stored(document: ComparisonFigures) -> str:
     """Return the norm that stored vectors are divided by: a run's own, and none in other files."""
     provenance = document.get("source", {}).get("provenance") or {}
     return str(provenance.get("norm", "none"))
 
 
-def _advice(document: Mapping[str, Any], norm: str) -> str:
+def _advice(document: ComparisonFigures, norm: str) -> str:
     if norm == _stored(document):
         return f"Stay with {norm}, which is what is stored"
     return f"Normalize by {norm}" if norm != "none" else "Store them as they are, with none"
@@ -255,11 +352,11 @@ def _interval(figure: Mapping[str, float]) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
-def _queries(document: Mapping[str, Any]) -> str:
+def _queries(document: ComparisonFigures) -> str:
     return f"{document['queries']['judged']:,} judged queries"
 
 
-def _headline_k(document: Mapping[str, Any]) -> str:
+def _headline_k(document: ComparisonFigures) -> str:
     return str(next(iter(document["hubness"].values()))["k"])
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,13 @@ from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec, fixed_size_list, flat_field
-from batchnorm_tool.readers.source import VectorSource, check_columns, check_key, check_rank
+from batchnorm_tool.readers.source import (
+    Provenance,
+    VectorSource,
+    check_columns,
+    check_key,
+    check_rank,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.chunk import Field
@@ -63,14 +69,14 @@ class FileVectors(VectorSource):
         return self.stored
 
     @cached_property
-    def provenance(self) -> Mapping[str, Any] | None:
+    def provenance(self) -> Provenance | None:
         """What the footer of a lone part of a run tells of these vectors."""
         text = (self.table.schema.metadata or {}).get(_PROVENANCE)
         try:
             written = json.loads(text or b"null")
             outputs = {one["vector_column"]: one for one in written["outputs"]}
             made = outputs[self.column[0]]
-            found = {"space": written["space"], "output": made["name"], "norm": made["norm"]}
+            found = Provenance(space=written["space"], output=made["name"], norm=made["norm"])
         except (ValueError, TypeError, KeyError):  # another program's metadata, or another column
             return None
         if found["norm"] != "none":

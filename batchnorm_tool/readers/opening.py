@@ -51,7 +51,7 @@ def open_predictions(
 
     Example:
         >>> found = open_predictions("data_samples/digits_predictions.parquet", key="id")
-        >>> found.rows, found.width, found.dtype, found.column, found.key
+        >>> found.rows, found.width, found.dtype, found.column, found.keys
         (1797, 32, 'float32', ('prediction',), ('id',))
     """
     name = os.fspath(path)

@@ -27,11 +27,11 @@ from batchnorm_tool.pipeline.manifest import (
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
-from batchnorm_tool.readers.source import VectorSource, provenance_of
+from batchnorm_tool.readers.source import Provenance, VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.manifest import PartEntry
@@ -77,7 +77,7 @@ class StoredRun(VectorSource):
         return self.manifest.to_dict()
 
     @cached_property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Provenance:
         """What made the vectors of the output."""
         model = self.job.model.path if self.job.model else None
         return provenance_of(self, vars(self.manifest.identity), model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,49 @@ _BATCH_ROWS = 16_384
 _BATCH_BYTES = 8 * 2**20
 # Rows of scalar columns, without vectors.
 _COLUMN_ROWS = 65_536
+
+
+class Provenance(TypedDict, total=False):
+    """What made vectors. Of a lone part of a run: ``space``, ``output`` and ``norm``.
+
+    Attributes:
+        space: The id of their vector space.
+        model: Its path; ``None`` where predictions were stored already.
+        model_sha256: Of its architecture and weights.
+        output: The model's output.
+        norm: What they were divided by.
+        versions: Of the libraries.
+        made_of: All that the space is made of.
+    """
+
+    space: str
+    model: str | None
+    model_sha256: str | None
+    output: str
+    norm: str
+    versions: Mapping[str, str]
+    made_of: Mapping[str, object]
+
+
+class SourceFacts(TypedDict):
+    """What is known of stored vectors without reading rows."""
+
+    path: str
+    kind: Literal["run", "store", "data"]
+    rows: int
+    width: int
+    dtype: str
+    key: list[str]
+    column: str | list[str]
+    provenance: Provenance | None
+
+
+class SetFacts(SourceFacts):
+    """What is known of stored vectors, with the rows that have no direction."""
+
+    zero: int
+    nonfinite: int
+    missing: int
 
 
 @dataclass(frozen=True)
@@ -86,14 +129,8 @@ class VectorSource:
         raise NotImplementedError
 
     @cached_property
-    def provenance(self) -> Mapping[str, Any] | None:
-        """What made the vectors of `output`; ``None`` where nothing tells.
-
-        Of a run or a store: ``space`` (the id of its vector space), ``model`` (path, ``None`` where
-        predictions were stored already), ``model_sha256`` (of architecture and weights),
-        ``output``, ``norm``, ``versions``, and ``made_of`` (all that the space is made of). Of a
-        lone part of a run: ``space``, ``output`` and ``norm``.
-        """
+    def provenance(self) -> Provenance | None:
+        """What made the vectors of `output`; ``None`` where nothing tells."""
         return None
 
     @property
@@ -180,8 +217,8 @@ class VectorSource:
         """Say where a row lies, such as ``data/a.parquet, row 7``: its number in the file."""
         return f"{self.name}, row {row}"
 
-    def facts(self) -> dict[str, Any]:
-        """What is known without reading rows, as plain data."""
+    def facts(self) -> SourceFacts:
+        """What is known without reading rows."""
         return {
             "path": self.name,
             "kind": self.kind,
@@ -190,13 +227,13 @@ class VectorSource:
             "dtype": self.dtype,
             "key": list(self.keys),
             "column": self.column[0] if len(self.column) == 1 else list(self.column),
-            "provenance": None if self.provenance is None else dict(self.provenance),
+            "provenance": self.provenance,
         }
 
 
 def provenance_of(
     source: VectorSource, identity: Mapping[str, Any], model: str | None
-) -> dict[str, Any]:
+) -> Provenance:
     """Say what made the vectors of a run or a store; see `VectorSource.provenance`."""
     space, bits = identity["space"], identity["bits"]
     return {

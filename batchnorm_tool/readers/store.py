@@ -13,7 +13,7 @@ from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec
-from batchnorm_tool.readers.source import VectorSource, provenance_of
+from batchnorm_tool.readers.source import Provenance, VectorSource, provenance_of
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
@@ -54,7 +54,7 @@ class Snapshot(VectorSource):
         return record
 
     @cached_property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Provenance:
         """What made the vectors."""
         identity = self.pointer.identity or {"space": {}, "bits": {}}
         return provenance_of(self, identity, (self.document["model"] or {}).get("path"))

@@ -28,13 +28,13 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import (
-        ByNorm,
+    from batchnorm_tool.comparison.verdict import (
         ComparisonDocument,
-        GroupEntry,
-        PredictionSet,
+        GroupFigures,
+        Numbers,
         VerdictEntry,
     )
+    from batchnorm_tool.readers.source import SourceFacts
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -57,7 +57,7 @@ VERDICT_STYLE = """
 @media print { .verdict { break-inside: avoid; } }
 """
 """The rules for the panel, for the style sheet of a page."""
-Cell: TypeAlias = Callable[["GroupEntry", str], object]
+Cell: TypeAlias = Callable[["GroupFigures", str], object]
 # A column of thousands of values makes thousands of groups, in dozens of tables; the document of
 # the comparison has them all.
 _MOST_ROWS = 100
@@ -107,7 +107,7 @@ def groups_section(document: ComparisonDocument) -> Iterator[Html]:
     )
 
 
-def _tables(document: ComparisonDocument, groups: Sequence[GroupEntry]) -> Iterator[Html]:
+def _tables(document: ComparisonDocument, groups: Sequence[GroupFigures]) -> Iterator[Html]:
     norms: Sequence[str] = document["compared"]
     for metric in _metrics(document):
         caption = f"{metric_name(metric)}, with 95 % intervals"
@@ -131,16 +131,16 @@ def _metrics(document: ComparisonDocument) -> list[str]:
 
 
 def _ks(document: ComparisonDocument) -> list[int]:
-    if not _any(document["by"]["groups"], "overlap"):
+    if document["by"] is None or not _any(document["by"]["groups"], "overlap"):
         return []
     return sorted(document["k"], key=lambda k: k != shown_k(document))
 
 
-def _any(groups: Sequence[GroupEntry], name: str) -> bool:
+def _any(groups: Sequence[GroupFigures], name: str) -> bool:
     return any(group.get(name) for group in groups)
 
 
-def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupEntry], cell: Cell) -> Html:
+def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupFigures], cell: Cell) -> Html:
     columns = [Column("group", numeric=False), Column("queries"), *map(Column, norms)]
     rows = [
         [
@@ -154,7 +154,7 @@ def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupEntry], cel
 
 
 def _quality_cell(metric: str) -> Cell:
-    def cell(group: GroupEntry, norm: str) -> Html:
+    def cell(group: GroupFigures, norm: str) -> Html:
         its = quality(group, norm, metric)
         known = math.isfinite(its.low + its.high)
         ends = tag("span", span(its.low, its.high), class_="interval") if known else None
@@ -164,7 +164,7 @@ def _quality_cell(metric: str) -> Cell:
 
 
 def _overlap_cell(first: str, k: int) -> Cell:
-    def cell(group: GroupEntry, norm: str) -> str:
+    def cell(group: GroupFigures, norm: str) -> str:
         found = between(group.get("overlap"), first, norm) or {}
         return fixed(found.get(str(k)))
 
@@ -172,21 +172,21 @@ def _overlap_cell(first: str, k: int) -> Cell:
 
 
 def _rbo_cell(first: str) -> Cell:
-    def cell(group: GroupEntry, norm: str) -> str:
+    def cell(group: GroupFigures, norm: str) -> str:
         return fixed(between(group.get("rbo"), first, norm))
 
     return cell
 
 
-def _skewness(group: GroupEntry, norm: str) -> str:
+def _skewness(group: GroupFigures, norm: str) -> str:
     return fixed(_hubness(group, norm, "skewness"), 2)
 
 
-def _antihubs(group: GroupEntry, norm: str) -> str:
+def _antihubs(group: GroupFigures, norm: str) -> str:
     return percent(_hubness(group, norm, "antihubs"))
 
 
-def _hubness(group: GroupEntry, norm: str, name: str) -> float:
+def _hubness(group: GroupFigures, norm: str, name: str) -> float:
     return real(((group.get("hubness") or {}).get(norm) or {}).get(name))
 
 
@@ -226,9 +226,9 @@ def _figures(document: ComparisonDocument) -> Iterator[tuple[str, object, bool]]
     source, queries = document["source"], document["queries"]
     yield "rows", count(source["rows"]), False
     yield "dimensions", count(source["width"]), False
-    yield "queries", count(queries["used"]), False
+    yield "queries", count(queries["used"] or 0), False
     if document.get("relevance"):
-        yield "judged queries", count(queries["judged"]), False
+        yield "judged queries", count(queries["judged"] or 0), False
     lost = {"rows without vector": source.get("missing"), "not finite": source.get("nonfinite")}
     for label, rows in lost.items():
         if rows:
@@ -251,7 +251,7 @@ def _facts(document: ComparisonDocument) -> Iterator[tuple[str, object]]:
     yield "took", f"{number(document['seconds'], 3)} s"
 
 
-def _origin(facts: PredictionSet) -> Html:
+def _origin(facts: SourceFacts) -> Html:
     kind = ", a finished run" if facts.get("kind") == "run" else ""
     column = facts.get("column")
     named = join(", column ", page.code(describe_key(column))) if column else None
@@ -261,7 +261,7 @@ def _origin(facts: PredictionSet) -> Html:
 def _sample(document: ComparisonDocument) -> str:
     queries = document["queries"]
     lost = queries.get("nonfinite")
-    said = f"{count(queries['used'])} queries, seed {document['seed']}"
+    said = f"{count(queries['used'] or 0)} queries, seed {document['seed']}"
     return f"{said}; {count(lost)} not finite were left out" if lost else said
 
 
@@ -307,7 +307,7 @@ def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Iterator
     yield page.note(_explanation(document))
 
 
-def _correlation(correlation: ByNorm | None, one: str, other: str) -> float | None:
+def _correlation(correlation: Mapping[str, Numbers] | None, one: str, other: str) -> float | None:
     found = between(correlation, one, other)
     return 1.0 if one == other else found
 

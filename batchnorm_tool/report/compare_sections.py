@@ -37,7 +37,7 @@ from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import ComparisonDocument, Numbers
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers
     from batchnorm_tool.report.markup import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
@@ -82,7 +82,7 @@ def _charts(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> 
 
 def _queries(document: ComparisonDocument) -> str:
     queries = document["queries"]
-    said = f"Means over {count(queries['judged'])} judged queries"
+    said = f"Means over {count(queries['judged'] or 0)} judged queries"
     lacking = queries.get("without_relevant")
     if lacking:
         said += f"; {count(lacking)} of them have nothing relevant and count as 0"
@@ -167,7 +167,7 @@ def _table(document: ComparisonDocument, shown: _QualityChart) -> Html:
     return page.table(f"{shown.name} by norm", columns, rows)
 
 
-def _columns(value: str, against: str | None) -> list[Column]:
+def _columns(value: str, against: object) -> list[Column]:
     columns = [Column(value), Column("95 % interval")]
     if against:
         columns += [Column(f"difference from {against}"), Column("95 % interval")]

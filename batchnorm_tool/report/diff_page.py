@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,9 @@ from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import (
-        Counts,
-        DifferenceDocument,
-        PairFigures,
-        PredictionSet,
-    )
+    from batchnorm_tool.comparison.drift import DifferenceDocument
+    from batchnorm_tool.comparison.norm_survey import Distribution
+    from batchnorm_tool.readers.source import SetFacts
     from batchnorm_tool.report.markup import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
@@ -86,7 +83,7 @@ def _header(document: DifferenceDocument) -> Html:
     )
 
 
-def _figures(rows: Counts) -> Iterator[tuple[str, object, bool]]:
+def _figures(rows: Mapping[str, int]) -> Iterator[tuple[str, object, bool]]:
     for name, label in (
         ("common", "rows in both"),
         ("identical", "identical"),
@@ -139,7 +136,7 @@ def _worst(document: DifferenceDocument) -> Iterator[Html]:
 
 def _norms(document: DifferenceDocument) -> Html:
     norms = document["norms"]
-    both = {side: NormStats.from_dict(norms[side.lower()]) for side in "AB"}
+    both = {"A": NormStats.from_dict(norms["a"]), "B": NormStats.from_dict(norms["b"])}
     overlay = Overlay(both, svg.series_styles(both), "L2 norm", _LOG_FROM)
     return page.section(
         "L2 norms of A and B",
@@ -220,7 +217,7 @@ def _sets(document: DifferenceDocument) -> Html:
     )
 
 
-def _facts(facts: PredictionSet) -> Iterator[tuple[str, object]]:
+def _facts(facts: SetFacts) -> Iterator[tuple[str, object]]:
     provenance = facts.get("provenance") or {}
     yield "path", page.code(facts["path"])
     yield "kind", "a finished run" if facts.get("kind") == "run" else "stored vectors"
@@ -306,14 +303,14 @@ class _Pairs:
     """What is shown: the name of the figure, its distribution, and how a value is printed."""
 
     measure: str
-    figures: PairFigures
+    figures: Distribution
     show: Callable[[float | None], str]
 
 
 def pair_histogram(
     id_: str,
     measure: str,
-    figures: PairFigures,
+    figures: Distribution,
     show: Callable[[float | None, int], str],
 ) -> Html:
     """Draw how a figure is distributed over pairs of rows."""
@@ -325,7 +322,7 @@ def pair_histogram(
     said = f"{count(figures['count'])} pairs, mean {pairs.show(figures['mean'])}"
     if len(histogram) == 1:
         return page.note(f"{said}: all are alike to six digits.")
-    bars = [_bar(pairs, *bar) for bar in histogram]
+    bars = [_bar(pairs, low, high, int(rows)) for low, high, rows in histogram]
     axes = (
         Axis(measure, bars[0].lower, bars[-1].upper),
         Axis("pairs", 0, max(bar.height for bar in bars) * _HEADROOM, "whole"),

@@ -3,119 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-Counts: TypeAlias = Mapping[str, int]
-Numbers: TypeAlias = Mapping[str, float | None]
-"""Numbers by name; None where there was nothing to measure."""
-ByNorm: TypeAlias = Mapping[str, Numbers]
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.drift import DifferenceDocument
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers
 
-
-class PredictionSet(TypedDict, total=False):
-    """Predictions that were compared: where they lie, and what is known of them."""
-
-    path: str
-    kind: str
-    rows: int
-    width: int
-    dtype: str
-    key: Sequence[str]
-    column: Sequence[str] | str | None
-    zero: int
-    nonfinite: int
-    missing: int
-    provenance: Mapping[str, object] | None
-
-
-class VerdictEntry(TypedDict, total=False):
-    """A verdict in words, and the norm that it is for."""
-
-    norm: str | None
-    words: str
-    reason: str
-    cost: str
-    notes: Sequence[str]
-
-
-class Measured(TypedDict, total=False):
-    """What is measured over all queries, or those of a group; by norm, or by pair of norms."""
-
-    quality: Mapping[str, ByNorm] | None
-    overlap: Mapping[str, ByNorm] | None
-    rbo: ByNorm | None
-    hubness: Any
-
-
-class GroupEntry(Measured):
-    """A group of queries."""
-
-    group: str
-    queries: int
-
-
-class ComparisonDocument(Measured, total=False):
-    """What `compare` found."""
-
-    kind: Literal["comparison"]
-    version: str
-    source: PredictionSet
-    queries_from: PredictionSet | None
-    metric: str
-    compared: Sequence[str]
-    k: Sequence[int]
-    seed: int
-    queries: Counts
-    relevance: Any
-    norms: Mapping[str, Mapping[str, object]]
-    rank_correlation: ByNorm
-    ranked_rows: int
-    unit_share: Numbers
-    rbo_p: float
-    popularity: Numbers | None
-    tests: Any
-    by: Any
-    verdict: VerdictEntry
-    headline: str | None
-    warnings: Sequence[str]
-    seconds: float
-
-
-class PairFigures(TypedDict, total=False):
-    """How a figure is distributed over pairs of rows; a bar is its two ends and its count."""
-
-    count: int
-    mean: float | None
-    min: float | None
-    max: float | None
-    quantiles: Numbers
-    histogram: Sequence[tuple[float, float, int]]
-
-
-class DifferenceDocument(TypedDict, total=False):
-    """What `diff` found between two sets of predictions."""
-
-    kind: Literal["diff"]
-    version: str
-    a: PredictionSet
-    b: PredictionSet
-    same_space: bool | None
-    rows: Counts
-    examples: Mapping[str, Sequence[object]]
-    cosine: PairFigures
-    norm_ratio: PairFigures
-    norms: Any
-    worst: Sequence[Any]
-    centroid: Numbers
-    dimensions: Any
-    frechet: float | None
-    overlap: ByNorm | None
-    sample: int
-    metric: str
-    verdict: VerdictEntry
-    warnings: Sequence[str]
-
-
-EitherDocument: TypeAlias = ComparisonDocument | DifferenceDocument
+EitherDocument: TypeAlias = "ComparisonDocument | DifferenceDocument"
 
 
 class FindingEntry(TypedDict, total=False):

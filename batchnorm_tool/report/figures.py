@@ -12,14 +12,8 @@ from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import (
-        ComparisonDocument,
-        FindingEntry,
-        HistoryDocument,
-        Measured,
-        Numbers,
-        ShownRecord,
-    )
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
+    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
 
 _T = TypeVar("_T")
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
@@ -143,7 +137,7 @@ def interval(entry: Numbers | None) -> Interval:
     return Interval(*(real(entry.get(name)) for name in ("value", "low", "high")))
 
 
-def quality(document: Measured, norm: str, metric: str) -> Interval:
+def quality(document: RankingFigures, norm: str, metric: str) -> Interval:
     """Return a norm's value and interval at a metric; NaN where there is none."""
     return interval(((document.get("quality") or {}).get(norm) or {}).get(metric))
 

@@ -36,10 +36,10 @@ from batchnorm_tool.report.figures import (
 from batchnorm_tool.report.text_run import quantile_table
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import (
+    from batchnorm_tool.comparison.drift import DifferenceDocument
+    from batchnorm_tool.comparison.verdict import (
         ComparisonDocument,
-        DifferenceDocument,
-        GroupEntry,
+        GroupFigures,
         VerdictEntry,
     )
 
@@ -108,7 +108,7 @@ def _quality(document: ComparisonDocument, width: int) -> list[str]:
             [signed(real(test["difference"])), probability(test["p_holm"])] if test else ["", ""]
         )
         rows.append(cells)
-    heading = f"retrieval quality, {count(document['queries']['judged'])} judged queries"
+    heading = f"retrieval quality, {count(document['queries']['judged'] or 0)} judged queries"
     shown = table(rows if against else [row[:3] for row in rows])
     return [*wrapped(heading, width), "", *shown]
 
@@ -154,7 +154,7 @@ def _groups(document: ComparisonDocument, width: int) -> list[str]:
 
 
 def _group_value(
-    document: ComparisonDocument, group: GroupEntry, norm: str, metric: str | None
+    document: ComparisonDocument, group: GroupFigures, norm: str, metric: str | None
 ) -> float:
     if metric:
         return quality(group, norm, metric).value
@@ -185,7 +185,7 @@ def _hubness(document: ComparisonDocument) -> list[str]:
     k = next(iter(found.values()))["k"]
     rows = [[f"hubness, k = {k}", "skewness", "nobody's neighbour", "largest hub"]]
     for norm, its in found.items():
-        times = DASH if its.get("largest") is None else count(its["largest"])
+        times = DASH if its.get("largest") is None else count(int(its["largest"] or 0))
         cells = [fixed(its.get("skewness"), 2), percent(its.get("antihubs")), times]
         rows.append([norm, *cells])
     return table(rows)
@@ -266,6 +266,6 @@ def _worst(document: DifferenceDocument) -> list[str]:
         return []
     rows = [["changed most", "cosine", "norm in A", "norm in B"]]
     for row in worst:
-        norms = (number(row[name]) for name in ("norm_a", "norm_b"))
+        norms = number(row["norm_a"]), number(row["norm_b"])
         rows.append([cut(describe_key(row["key"]), _KEY_WIDTH), fixed(row["cosine"], 6), *norms])
     return table(rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.commands.compare.pairs import Figures
 from batchnorm_tool.commands.compare.passes import Options, document_of
@@ -34,9 +34,9 @@ from batchnorm_tool.readers.opening import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, RankingFigures
     from batchnorm_tool.norms.norm import Anything
     from batchnorm_tool.readers.source import VectorSource
-    from batchnorm_tool.report.documents import ComparisonDocument
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
@@ -46,6 +46,8 @@ DEFAULT_SAMPLE = 2000
 @dataclass(frozen=True)
 class Comparison(Figures):
     """What several norms make of the same predictions."""
+
+    _document: ComparisonDocument
 
     def __repr__(self) -> str:
         norms = ", ".join(self._document["compared"])
@@ -74,8 +76,7 @@ class Comparison(Figures):
         """
         from batchnorm_tool.report.compare_page import comparison_page
 
-        document = cast("ComparisonDocument", self._document)
-        self._save(directory, "comparison", comparison_page(document))
+        self._save(directory, "comparison", comparison_page(self._document))
 
 
 def compare(  # noqa: PLR0913  (each is a flag of the command)
@@ -250,7 +251,7 @@ def _one(argument: str, name: str) -> str:
     return name
 
 
-def _rows(group: str, figures: Mapping[str, Any], first: str) -> list[tuple[Any, ...]]:
+def _rows(group: str, figures: RankingFigures, first: str) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for norm in figures["hubness"]:
         for metric, one in (figures["quality"] or {}).get(norm, {}).items():

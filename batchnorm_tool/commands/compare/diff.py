@@ -6,9 +6,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from batchnorm_tool.commands.compare.pairs import (
     keys_to_json,
     load,
     measure_overlap,
+    set_facts,
     stream,
 )
 from batchnorm_tool.comparison.drift import (
@@ -53,9 +54,15 @@ from batchnorm_tool.readers.opening import (
 if TYPE_CHECKING:
     import pandas as pd
 
+    from batchnorm_tool.comparison.drift import (
+        DifferenceDocument,
+        DifferenceFigures,
+        DriftFigures,
+        RowFigures,
+        TurnedRow,
+    )
     from batchnorm_tool.norms.norm import Float64s
-    from batchnorm_tool.readers.source import VectorSource
-    from batchnorm_tool.report.documents import DifferenceDocument
+    from batchnorm_tool.readers.source import Provenance, VectorSource
 
 DEFAULT_K = (1, 5, 10)
 # Keys of rows that only one set has.
@@ -93,7 +100,7 @@ class Compared:
         b_norms = pairs.norms[join.partners[rows]]
         return cls(join, rows, pairs.cosines[rows], a.norms[rows], b_norms)
 
-    def worst(self) -> list[dict[str, Any]]:
+    def worst(self) -> list[TurnedRow]:
         """Return the rows that turned most, as plain data; none that did not turn at all."""
         order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
         chosen = order[self.cosines[order] < 1]
@@ -118,7 +125,7 @@ class Compared:
 
 def compare_sets(
     a: VectorSource, b: VectorSource, search: NeighbourSearch
-) -> tuple[dict[str, Any], Compared]:
+) -> tuple[DifferenceDocument, Compared]:
     """Hold two sets of vectors of equal width against each other.
 
     Returns:
@@ -133,11 +140,11 @@ def compare_sets(
     compared = Compared.of(join, pairs, a_set)
     found = measure_overlap(StreamedBase(a, probe), sample, pairs, search)
     spaces = compare_spaces(a.provenance, b.provenance)
-    document: dict[str, Any] = {
+    figures: DifferenceFigures = {
         "kind": "diff",
         "version": __version__,
-        "a": _facts(a, a_set),
-        "b": _facts(b, b_set),
+        "a": set_facts(a, a_set.survey),
+        "b": set_facts(b, b_set.survey),
         "same_space": spaces.same,
         **_rows(join, compared, pairs.identical),
         "cosine": describe(compared.cosines, most=1.0),
@@ -150,12 +157,12 @@ def compare_sets(
         "seed": search.seed,
         "metric": str(METRIC),
     }
-    document["verdict"] = verdict_of(document, spaces.words)
-    document["warnings"] = [*_joined_by_number(a, b), *_warnings(document, compared)]
-    return document, compared
+    verdict = verdict_of(figures, spaces.words)
+    warnings = [*_joined_by_number(a, b), *_warnings(figures, compared)]
+    return {**figures, "verdict": verdict, "warnings": warnings, "seconds": 0.0}, compared
 
 
-def _rows(join: Join, compared: Compared, identical: int) -> dict[str, Any]:
+def _rows(join: Join, compared: Compared, identical: int) -> RowFigures:
     added, removed = join.added, join.removed
     return {
         "rows": {
@@ -174,13 +181,7 @@ def _rows(join: Join, compared: Compared, identical: int) -> dict[str, Any]:
     }
 
 
-def _facts(predictions: VectorSource, measured: MeasuredSet) -> dict[str, Any]:
-    survey = measured.survey
-    counts = {"zero": survey.zero, "nonfinite": survey.nonfinite, "missing": survey.missing}
-    return {**predictions.facts(), **counts}
-
-
-def _drift(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
+def _drift(a: MeasuredSet, b: MeasuredSet) -> DriftFigures:
     """Return how the two sets differ as distributions; nothing where one has no finite vector."""
     norms = [side.survey.norms[L2.label].to_dict() for side in (a, b)]
     lengths = [side.norms[side.finite] for side in (a, b)]
@@ -205,7 +206,7 @@ def _drift(a: MeasuredSet, b: MeasuredSet) -> dict[str, Any]:
     }
 
 
-def _dimensions(shift: Float64s) -> dict[str, Any]:
+def _dimensions(shift: Float64s) -> dict[str, list[Any]]:
     order = np.argsort(-np.abs(shift), kind="stable")[:_WORST]  # NaN last
     largest = [
         {"dimension": int(at), "shift": float(shift[at])}
@@ -223,7 +224,7 @@ def _joined_by_number(a: VectorSource, b: VectorSource) -> Iterator[str]:
         yield f"Rows are joined by their number. If one of {listed} names a row, name it as `key`."
 
 
-def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:
+def _warnings(document: DifferenceFigures, compared: Compared) -> Iterator[str]:
     rows = document["rows"]
     lost = rows["common"] - rows["compared"]
     if lost:
@@ -235,7 +236,7 @@ def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:
     if directionless:
         yield f"{directionless:,} compared rows have no cosine: a vector is zero on one side."
     sides = document["a"], document["b"]
-    norms = [side["provenance"]["norm"] for side in sides if side["kind"] == "run"]
+    norms = [p["norm"] for side in sides if side["kind"] == "run" and (p := side["provenance"])]
     if len(set(norms)) > 1:
         yield (
             f"A was normalized by {norms[0]} and B by {norms[1]}; what is compared are their raw "
@@ -252,6 +253,7 @@ def _warnings(document: Mapping[str, Any], compared: Compared) -> Iterator[str]:
 class Difference(Figures):
     """What changed between two sets of predictions, A and B."""
 
+    _document: DifferenceDocument
     _compared: Compared
 
     def __repr__(self) -> str:
@@ -281,7 +283,7 @@ class Difference(Figures):
         """
         from batchnorm_tool.report.diff_page import diff_page
 
-        self._save(directory, "diff", diff_page(cast("DifferenceDocument", self._document)))
+        self._save(directory, "diff", diff_page(self._document))
 
 
 def diff(  # noqa: PLR0913  (each is a flag of the command)
@@ -410,7 +412,7 @@ class SpaceComparison:
     words: str = ""
 
 
-def compare_spaces(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> SpaceComparison:
+def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceComparison:
     """Tell whether two sets lie in one space.
 
     Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
@@ -440,7 +442,7 @@ def compare_spaces(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> 
 _PARTS = {"model": "the model's content", "output": "the output"}
 
 
-def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _raw_space(provenance: Provenance) -> dict[str, object]:
     """Return what the raw predictions of one output are made of."""
     made_of = dict(provenance["made_of"])
     # Columns may be called otherwise, and the model be fed the same.
@@ -449,13 +451,13 @@ def _raw_space(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**made_of, "output": provenance["output"]}
 
 
-def _describe(provenance: Mapping[str, Any]) -> str:
+def _describe(provenance: Provenance) -> str:
     if "made_of" not in provenance:
         return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
     model = provenance["model"]
     named = (
         "predictions that were stored already"
         if model is None
-        else f"model `{model}` ({provenance['model_sha256'][:_DIGITS]})"
+        else f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
     )
     return f"{named}, output `{provenance['output']}`, norm {provenance['norm']}"

@@ -26,7 +26,7 @@ from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.scores import Base
-    from batchnorm_tool.readers.source import PredictionBatch, VectorSource
+    from batchnorm_tool.readers.source import PredictionBatch, SetFacts, VectorSource
 
 Int64s = np.ndarray
 METRIC = Metric.COSINE
@@ -54,6 +54,16 @@ class Figures:
     def _save(self, directory: str | os.PathLike[str], name: str, page: str) -> None:
         text = json.dumps(self._document, indent=2, allow_nan=False, ensure_ascii=False)
         save_report(directory, {f"{name}.json": f"{text}\n", f"{name}.html": page})
+
+
+def set_facts(source: VectorSource, survey: NormSurvey) -> SetFacts:
+    """Return what is known of a set once its norms are measured."""
+    return {
+        **source.facts(),
+        "zero": survey.zero,
+        "nonfinite": survey.nonfinite,
+        "missing": survey.missing,
+    }
 
 
 class MeasuredSet:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchnorm_tool._version import __version__
-from batchnorm_tool.commands.compare.pairs import Sample, StreamedBase, evenly_spread
+from batchnorm_tool.commands.compare.pairs import Sample, StreamedBase, evenly_spread, set_facts
 from batchnorm_tool.comparison.judgements import GradedJudgements
 from batchnorm_tool.comparison.metrics import (
     RBO_PERSISTENCE,
@@ -20,7 +20,15 @@ from batchnorm_tool.comparison.metrics import (
 from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Queries
-from batchnorm_tool.comparison.verdict import verdict
+from batchnorm_tool.comparison.verdict import (
+    ComparisonDocument,
+    ComparisonFigures,
+    GroupedFigures,
+    GroupFigures,
+    Numbers,
+    SurveyFigures,
+    verdict,
+)
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX
@@ -60,7 +68,7 @@ def document_of(
     rows: Int64s,
     groups: Groups | None,
     options: Options,
-) -> dict[str, Any]:
+) -> ComparisonDocument:
     """Measure everything, and put it into the document of a comparison."""
     if query_set.source.width == 1:
         warn("The vectors have one component: under every norm but none they become 1 or -1.")
@@ -81,7 +89,7 @@ def document_of(
     if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
         raise InputError(_nothing_relevant(query_set, len(usable)))
     rankings = Rankings(found, options.ks, query_set.base.rows, judgements, options.seed)
-    document = {
+    document: ComparisonFigures = {
         **_facts(query_set, relevance, passed, options),
         "queries": _query_facts(rows, usable, rankings.judgements),
         **rankings.figures(),
@@ -90,7 +98,7 @@ def document_of(
         "headline": None if relevance is None else f"precision@{rankings.headline_k}",
         "warnings": _warnings(rows, usable, relevance, rankings.judgements),
     }
-    return {**document, "verdict": verdict(document).to_dict()}
+    return {**document, "verdict": verdict(document).to_dict(), "seconds": 0.0}
 
 
 def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
@@ -125,23 +133,18 @@ def _no_queries(query_set: QuerySet, drawn: int) -> str:
 
 def _facts(
     query_set: QuerySet, relevance: Relevance | None, passed: FirstPass, options: Options
-) -> dict[str, Any]:
+) -> SurveyFigures:
     survey, ranked = passed.survey, _ranked(passed.lengths)
     return {
         "kind": "comparison",
         "version": __version__,
-        "source": {
-            **query_set.base.facts(),
-            "zero": survey.zero,
-            "nonfinite": survey.nonfinite,
-            "missing": survey.missing,
-        },
+        "source": set_facts(query_set.base, survey),
         "queries_from": None if query_set.is_base else query_set.source.facts(),
         "metric": str(options.metric),
         "compared": [norm.label for norm in options.norms],
         "k": list(options.ks),
         "seed": options.seed,
-        "relevance": None if relevance is None else dict(relevance.facts),
+        "relevance": None if relevance is None else relevance.facts,
         "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
         "rank_correlation": _correlations(ranked),
         "ranked_rows": len(ranked[MAX.label]),
@@ -157,7 +160,7 @@ def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
     return {label: values[some] for label, values in lengths.items() if label != "none"}
 
 
-def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, dict[str, float | None]]:
+def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, Numbers]:
     return {
         one: {
             other: 1.0
@@ -201,10 +204,10 @@ def _query_facts(
     }
 
 
-def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> dict[str, Any] | None:
+def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> GroupedFigures | None:
     if groups is None:
         return None
-    found = []
+    found: list[GroupFigures] = []
     for name, members in groups.members.items():
         queries = np.flatnonzero(np.isin(usable, members))
         if len(queries):

@@ -38,7 +38,7 @@ class Relevance:
     """
 
     judgements: Judgements
-    facts: Mapping[str, Any]
+    facts: Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,15 @@ def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
     codes = chunks.combine_chunks().dictionary_encode()
     numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
     of_base = numbers[: len(base)]
-    facts = {"kind": "labels", "column": label, "classes": len(np.unique(of_base))}
+    classes = len(np.unique(of_base))
     found = LabelJudgements(numbers[len(base) :], of_base, query_set.own_rows)
-    return Relevance(found, {**facts, "clicks": False})
+    facts: dict[str, str | int] = {
+        "kind": "labels",
+        "column": label,
+        "classes": classes,
+        "clicks": False,
+    }
+    return Relevance(found, facts)
 
 
 def _as_type(
