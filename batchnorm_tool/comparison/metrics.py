@@ -345,12 +345,7 @@ class Rankings:
             for norm, rows in self.rows.items()
         }
         return {
-            norm: {
-                "k": one.k,
-                "skewness": to_json_value(one.skewness),
-                "antihubs": one.antihubs,
-                "largest": one.largest,
-            }
+            norm: {**vars(one), "skewness": to_json_value(one.skewness)}
             for norm, one in found.items()
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
@@ -87,7 +87,7 @@ class SurveyFigures(TypedDict):
     compared: list[str]
     k: list[int]
     seed: int
-    relevance: Mapping[str, str | int] | None
+    relevance: Mapping[str, object] | None
     norms: dict[str, dict[str, object]]
     rank_correlation: dict[str, Numbers]
     ranked_rows: int
@@ -155,50 +155,44 @@ def verdict(document: ComparisonFigures) -> Verdict:
         The verdict. A norm is called better than the first one where the paired randomization test
         at the headline metric, corrected for the number of norms, gives a p below 0.05.
     """
-    notes = tuple(_notes(document))
+    return replace(_judged(document), notes=tuple(_notes(document)))
+
+
+def _judged(document: ComparisonFigures) -> Verdict:
     if document["metric"] == Metric.COSINE:
-        return _cosine(notes)
+        return Verdict(
+            None,
+            "cannot matter",
+            "No norm can change anything: the serving system ranks by cosine.",
+            "Cosine divides every vector by its L2 norm before it compares, so that whatever "
+            "positive number a row was divided by beforehand cancels out, and every norm ranks "
+            "alike.",
+        )
     if len(document["compared"]) < 2:
         words = "One norm alone leaves nothing to compare. Name several with `--norms`."
-        return Verdict(None, "not judged", words, "Only one norm was asked for.", notes=notes)
-    if document["quality"] is None:
-        return _without_relevance(document, notes)
-    return _with_relevance(document, notes)
+        return Verdict(None, "not judged", words, "Only one norm was asked for.")
+    return (_without_relevance if document["quality"] is None else _with_relevance)(document)
 
 
-def _cosine(notes: tuple[str, ...]) -> Verdict:
-    return Verdict(
-        None,
-        "cannot matter",
-        "No norm can change anything: the serving system ranks by cosine.",
-        "Cosine divides every vector by its L2 norm before it compares, so that whatever positive "
-        "number a row was divided by beforehand cancels out, and every norm ranks alike.",
-        notes=notes,
-    )
-
-
-def _notes(document: ComparisonFigures) -> list[str]:
-    notes = []
+def _notes(document: ComparisonFigures) -> Iterator[str]:
     if document["metric"] == Metric.DOT:
-        notes.append(
+        yield (
             "Under dot product the query's own norm cannot change a ranking: it multiplies all "
             "scores of that query alike. Only the norms of the stored rows matter."
         )
     if document["unit_share"]["l2"] > _ALIKE:
-        notes.append(
+        yield (
             "The rows have unit L2 length already, so that none and l2 rank alike, and what their "
             "lengths were is lost."
         )
-    relevance = document["relevance"] or {}
-    if relevance.get("clicks"):
-        notes.append(
+    if (document["relevance"] or {}).get("clicks"):
+        yield (
             "Relevance counts several events for one query and item, as logged clicks do. Clicks "
             "favour the ranking that produced them: rows which it never showed cannot be clicked."
         )
-    return notes
 
 
-def _without_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> Verdict:
+def _without_relevance(document: ComparisonFigures) -> Verdict:
     first, k = document["compared"][0], _headline_k(document)
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
@@ -208,7 +202,6 @@ def _without_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> V
             f"No difference that matters: all norms find the same {k} nearest rows.",
             f"The overlap with {first} is at least {min(overlaps.values()):.3f} at {k}"
             f"{_unit(document)}.",
-            notes=notes,
         )
     said = ", ".join(f"{norm} {share:.2f}" for norm, share in overlaps.items())
     return Verdict(
@@ -217,7 +210,6 @@ def _without_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> V
         "The norm changes the neighbours, but nothing here tells which ones are right. Give "
         "classes with `--label`, or judgements with `--relevance`.",
         f"Share of the {k} nearest rows in common with {first}: {said}.",
-        notes=notes,
     )
 
 
@@ -226,20 +218,20 @@ def _unit(document: ComparisonFigures) -> str:
     return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
 
 
-def _with_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> Verdict:
+def _with_relevance(document: ComparisonFigures) -> Verdict:
     norms = document["compared"]
     values = {norm: _quality(document, norm)["value"] for norm in norms if _quality(document, norm)}
     if len(values) < len(norms):
         words = "No query is judged, so that nothing tells which norm is right."
-        return Verdict(None, "not judged", words, "No judgement belongs to a query.", notes=notes)
+        return Verdict(None, "not judged", words, "No judgement belongs to a query.")
     first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
     better = [norm for norm, test in tests.items() if _shown(test, 1)]
     worse = [norm for norm, test in tests.items() if _shown(test, -1)]
     if better:
         best = max(better, key=lambda norm: values[norm])
-        return Verdict(best, "better", *_choice(document, best, first), notes=notes)
+        return Verdict(best, "better", *_choice(document, best, first))
     if worse:
-        return _keep(document, worse, notes)
+        return _keep(document, worse)
     spread = max(values.values()) - min(values.values())
     p = min(test["p_holm"] for test in tests.values())
     headline = document["headline"]
@@ -249,7 +241,6 @@ def _with_relevance(document: ComparisonFigures, notes: tuple[str, ...]) -> Verd
         f"No difference that this sample can show: at {headline} every norm is as good as {first}.",
         f"The values lie within {spread:.4f} of one another over {_queries(document)}, and the "
         f"smallest corrected p is {p:.3f}.",
-        notes=notes,
     )
 
 
@@ -322,7 +313,7 @@ def _cost(document: ComparisonFigures, best: str) -> str:
     )
 
 
-def _keep(document: ComparisonFigures, worse: Sequence[str], notes: tuple[str, ...]) -> Verdict:
+def _keep(document: ComparisonFigures, worse: Sequence[str]) -> Verdict:
     first = document["compared"][0]
     losses = ", ".join(f"{norm} {_test(document, norm)['difference']:+.3f}" for norm in worse)
     return Verdict(
@@ -332,7 +323,6 @@ def _keep(document: ComparisonFigures, worse: Sequence[str], notes: tuple[str, .
         f"{_interval(_quality(document, first))}, and no other norm does better.",
         f"Shown to be worse over {_queries(document)}: {losses}.",
         _cost(document, first),
-        notes,
     )
 
 

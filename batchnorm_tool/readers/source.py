@@ -28,16 +28,10 @@ _COLUMN_ROWS = 65_536
 
 
 class Provenance(TypedDict, total=False):
-    """What made vectors. Of a lone part of a run: ``space``, ``output`` and ``norm``.
+    """What made vectors; of a lone part of a run, ``space``, ``output`` and ``norm`` are known.
 
-    Attributes:
-        space: The id of their vector space.
-        model: Its path; ``None`` where predictions were stored already.
-        model_sha256: Of its architecture and weights.
-        output: The model's output.
-        norm: What they were divided by.
-        versions: Of the libraries.
-        made_of: All that the space is made of.
+    ``model`` is a path, ``None`` where predictions were stored already; ``model_sha256`` is of its
+    architecture and weights; ``made_of`` is all that the space, whose id is ``space``, is made of.
     """
 
     space: str

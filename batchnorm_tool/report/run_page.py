@@ -242,7 +242,3 @@ def _first_path(path: object) -> str:
         return str(several)
     more = f" and {len(several) - 1} more" if len(several) > 1 else ""
     return f"{several[0]}{more}" if several else "no files"
-
-
-def _format_value(value: object) -> str:
-    return "\N{EN DASH}" if value is None else str(value)

@@ -38,7 +38,7 @@ class Relevance:
     """
 
     judgements: Judgements
-    facts: Mapping[str, str | int]
+    facts: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,9 @@ def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
     codes = chunks.combine_chunks().dictionary_encode()
     numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
     of_base = numbers[: len(base)]
-    classes = len(np.unique(of_base))
     found = LabelJudgements(numbers[len(base) :], of_base, query_set.own_rows)
-    facts: dict[str, str | int] = {
-        "kind": "labels",
-        "column": label,
-        "classes": classes,
-        "clicks": False,
-    }
+    classes = len(np.unique(of_base))
+    facts = {"kind": "labels", "column": label, "classes": classes, "clicks": False}
     return Relevance(found, facts)
 
 
