@@ -17,8 +17,11 @@ from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
 
 # Whatever is imported while the watch runs all the same is told as ``imported``. pyarrow imports
-# pandas at its first conversion to an array.
-_WITHOUT_A_MODEL = ("lance", "xxhash", "pandas", "pyarrow.parquet", "pyarrow.compute")
+# pandas at its first conversion to an array, pydantic its dataclasses at the first record.
+_WITHOUT_A_MODEL = (
+    *("lance", "xxhash", "pandas", "pyarrow.parquet", "pyarrow.compute"),
+    "pydantic.dataclasses",
+)
 _WITH_A_MODEL = (
     "tensorflow",
     "keras",
