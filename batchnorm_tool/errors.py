@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_RESUMES = "What is finished is kept: the same command resumes."
+_RESUMES = "Finished work is kept: run the same command again to resume."
 # What may be gone the next time, where other errors say that a path is no good.
 _TRANSIENT = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETXTBSY),
@@ -106,8 +106,8 @@ class ModelFailed(ModelError):
     def message(self) -> str:
         """The same in a sentence."""
         return (
-            f"The model fails on rows of the input: {self}. Check that the features are what it "
-            "was trained on."
+            f"The model fails on rows of the input: {self}. Check that the features match the "
+            "model's training data."
         )
 
 
@@ -126,7 +126,7 @@ class TargetFailed(WorkFailed):
 
     Attributes:
         night: The night's report, as plain data.
-        exit_code: 1; 2 where running it again will not help before a person has mended the cause.
+        exit_code: 1; 2 where running it again will not help before a person has fixed the cause.
     """
 
     def __init__(
@@ -188,23 +188,23 @@ def explained(error: BaseException) -> BatchnormToolError:
     Returns:
         `WorkFailed` where running it again may help, else `Refused`.
     """
-    said = " ".join(str(error).split()) or "no more is said"
+    said = " ".join(str(error).split()) or "no details"
     if isinstance(error, MemoryError):
         return WorkFailed(
-            f"Memory ran out: {said}. Lower `model.batch_size` or `engine.workers`, or leave it "
-            f"more memory. {_RESUMES}"
+            f"Memory ran out: {said}. Lower `model.batch_size` or `engine.workers`, or free some "
+            f"memory. {_RESUMES}"
         )
     if isinstance(error, RuntimeError) and "can't start new thread" in said:
         return WorkFailed(f"{said}. Lower `engine.workers`, or raise `ulimit -u`. {_RESUMES}")
     if isinstance(error, OSError):
         return _explained_by_system(error, said)
     if isinstance(error, ValueError) and "null byte" in said:
-        return Refused("A path holds a NUL character, which no path can. Name another one.")
+        return Refused("A path contains a NUL character. Use another path.")
     if isinstance(error, RecursionError):
-        return Refused("What was read is nested too deeply to be understood. Make it flatter.")
+        return Refused("The content is nested too deeply. Use fewer levels.")
     return Refused(
-        f"This cannot be done: {type(error).__name__}: {said}. Running it again will not help. "
-        "`--debug` shows where; please report it."
+        f"Unexpected error: {type(error).__name__}: {said}. Running again will not help. "
+        "`--debug` shows where it arose; please report it."
     )
 
 
@@ -212,8 +212,8 @@ def _explained_by_system(error: OSError, said: str) -> BatchnormToolError:
     place = "" if error.filename is None else f"`{error.filename}`: "
     said = error.strerror or said
     if is_transient(error):
-        return WorkFailed(f"{place}{said}. Mend the cause. {_RESUMES}")
-    return Refused(f"{place}{said}. Expected a path that this user may use. Name another one.")
+        return WorkFailed(f"{place}{said}. Fix the cause. {_RESUMES}")
+    return Refused(f"{place}{said}. Expected a path that this user may access. Use another path.")
 
 
 class InputWarning(UserWarning):

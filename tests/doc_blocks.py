@@ -70,7 +70,7 @@ _VARIES = re.compile(
 _COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)$", re.MULTILINE)
 _TYPES = {
     "string": ["text"],
-    "integer": ["whole number"],
+    "integer": ["integer"],
     "number": ["number"],
     "boolean": ["`true`", "`false`"],
     "array": ["list"],

@@ -108,7 +108,7 @@ def test_a_signal_stops_the_run_and_it_goes_on(
     _, said = process.communicate(timeout=30)
     assert process.returncode == code
     assert words in said
-    assert "the same command resumes" in said
+    assert "the same command again to resume" in said
     assert "Traceback" not in said
     assert not (command.out / "vectors").exists()
     assert os.listdir(command.out / "_state" / "tmp") == [], "what was under way is thrown away"
@@ -124,7 +124,7 @@ def test_a_killed_run_leaves_no_lock(command: Command, whole: dict[str, bytes]) 
     command.wait_for_parts(2)
     code, said = command.run()
     assert code == 5
-    assert said.startswith("error: Another run holds")
+    assert said.startswith("error: Another run is using")
     assert process.poll() is None, "the first run works on"
     process.kill()
     process.communicate()

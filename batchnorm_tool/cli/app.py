@@ -48,17 +48,17 @@ if TYPE_CHECKING:
 
 @click.command("refresh", epilog=EPILOG)
 @click.argument("job_file", metavar="JOB.yaml")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key.")
-@click.option("--dry-run", is_flag=True, help="Say what would change and stop.")
-@click.option("--print-config", is_flag=True, help="Print the resolved job and stop.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a job key.")
+@click.option("--dry-run", is_flag=True, help="Report what would change, and exit.")
+@click.option("--print-config", is_flag=True, help="Print the resolved job, and exit.")
 @waiting_flags
 @common_flags
 def refresh_command(job_file: str, **options: Any) -> None:
-    """Bring a store of vectors up to date with tonight's input.
+    """Bring a store of vectors up to date with its input.
 
-    Only new and changed rows meet the model. A night that breaks a limit of the gate publishes
-    nothing and waits (exit 3) for `accept`; readers of the store see last night or tonight, never
-    half of it.
+    Only new and changed rows go through the model. A refresh that breaks a limit of the gate
+    publishes nothing and waits (exit 3) for `accept`; readers of the store see the previous version
+    or the new one, never half of it.
     """
     run_id = secrets.token_hex(8)
     with Command(options, run_id=run_id) as terminal:
@@ -95,9 +95,9 @@ refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
 @waiting_flags
 @common_flags
 def accept_command(store: str, version: int, **options: Any) -> None:
-    """Publish the candidate that waits, without computing it again.
+    """Publish the candidate that is waiting, without recomputing it.
 
-    VERSION is its number: one that a later night has superseded is not published.
+    VERSION is its number; a candidate that a later refresh has superseded cannot be published.
     """
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import accept
@@ -114,14 +114,14 @@ def accept_command(store: str, version: int, **options: Any) -> None:
 
 @click.command("rollback", epilog=EPILOG)
 @click.argument("store", metavar="STORE")
-@click.option("--to", type=int, metavar="VERSION", help="Default: the one before the live one.")
+@click.option("--to", type=int, metavar="VERSION", help="Default: the previous version.")
 @waiting_flags
 @common_flags
 def rollback_command(store: str, to: int | None, **options: Any) -> None:
-    """Make an older version the live one, and put the store on hold.
+    """Make an older version live again, and put the store on hold.
 
-    Every publish target is brought back as well. Until `release` or `accept`, nights are staged
-    and judged, and not published.
+    Every publish target is rolled back as well. Until `release` or `accept`, later refreshes are
+    staged and checked, but not published.
     """
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import rollback
@@ -140,7 +140,7 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
 @click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
 @common_flags
 def release_command(store: str, **options: Any) -> None:
-    """End the hold that a rollback began: the next refresh publishes again."""
+    """End the hold after a rollback: the next refresh publishes again."""
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
         from batchnorm_tool.commands.refresh.decisions import release
 
@@ -149,10 +149,10 @@ def release_command(store: str, **options: Any) -> None:
 
 @click.command("history", epilog=EPILOG)
 @click.argument("store", metavar="STORE")
-@click.option("--html", metavar="FILE", help="Draw the nights over time on a page.")
+@click.option("--html", metavar="FILE", help="Write an HTML page with the versions over time.")
 @common_flags
 def history_command(store: str, html: str | None, **options: Any) -> None:
-    """List the nights of a store: versions, rows, norms, and what the gate said."""
+    """List the versions of a store: rows, norms, and what the gate found."""
     with Command(options, keeps=False) as terminal:
         from batchnorm_tool.commands.refresh.decisions import history
 
@@ -226,7 +226,7 @@ def run_command(arguments: tuple[str, ...], **options: Any) -> None:
 @running_flags
 @common_flags
 def normalize_command(source: str, output: str, **options: Any) -> None:
-    """Normalize predictions that are stored already, without a model."""
+    """Normalize predictions that are already stored, without a model."""
     data = {"input": {"path": source}, "output": {"path": output}}
     _work(lambda: _job_of_paths(data, options), options, shorthand=True)
 
@@ -236,20 +236,20 @@ def normalize_command(source: str, output: str, **options: Any) -> None:
 @click.option("--norms", callback=parse_names, metavar="NORM,...", help=f"Of {NORM_LIST}, lp:3.")
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
-@click.option("--queries", metavar="FILE", help="Vectors to ask with; default: rows of IN.")
+@click.option("--queries", metavar="FILE", help="Query vectors; default: rows of IN.")
 @click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
 @click.option(
-    "--relevance-columns", callback=parse_names, metavar="QUERY,ITEM[,GRADE]", help="Columns of it."
+    "--relevance-columns", callback=parse_names, metavar="QUERY,ITEM[,GRADE]", help="Columns in it."
 )
-@click.option("--by", metavar="COLUMN", help="Every figure for each value, or tenth, of a column.")
+@click.option("--by", metavar="COLUMN", help="Figures for each value, or decile, of a column.")
 @comparing_flags
 @common_flags
 def compare_command(source: str, **options: Any) -> None:
-    """Tell which normalization serves stored predictions, and how sure that is.
+    """Find the best normalization for stored predictions, and how sure that is.
 
     IN is a Parquet, Arrow or NPY file, a directory of them, or a finished run, whose raw
-    predictions are restored. Rows ask for their nearest neighbours under every norm; what is
-    relevant, --label or --relevance say.
+    predictions are restored. Rows are queried for their nearest neighbours under every norm;
+    --label or --relevance says which are relevant.
     """
     with Command(options, keeps=False) as terminal:
         from batchnorm_tool.commands.compare.compare import compare
@@ -265,7 +265,7 @@ def compare_command(source: str, **options: Any) -> None:
 @comparing_flags
 @common_flags
 def diff_command(a: str, b: str, **options: Any) -> None:
-    """Tell what changed between two sets of predictions: two models, two nights.
+    """Report what changed between two sets of predictions: two models, two dates.
 
     A and B are files, directories or finished runs, as for compare; their rows are joined by key.
     """
@@ -303,10 +303,10 @@ for _command in STORE_COMMANDS:
 
 @cli.command("verify", epilog=EPILOG)
 @click.argument("path", metavar="PATH")
-@click.option("--keys", is_flag=True, help="Also look for keys that are null or there twice.")
+@click.option("--keys", is_flag=True, help="Also check for null and duplicate keys.")
 @common_flags
 def verify_command(path: str, *, keys: bool, **options: Any) -> None:
-    """Read a finished run again: checksums, counts, lengths, finiteness."""
+    """Check a finished run or a store: checksums, counts, lengths, finiteness."""
     with Command(options) as terminal:
         from batchnorm_tool.commands.verify.verify import verify
 
@@ -315,10 +315,10 @@ def verify_command(path: str, *, keys: bool, **options: Any) -> None:
 
 @cli.command("show", epilog=EPILOG)
 @click.argument("path", metavar="PATH")
-@click.option("--html", metavar="FILE", help="Write a page about a finished run.")
+@click.option("--html", metavar="FILE", help="Write an HTML report of a finished run.")
 @common_flags
 def show_command(path: str, html: str | None, **options: Any) -> None:
-    """Say what a path is: a run, one under way, data, or a model."""
+    """Describe a path: a run, a store, data, or a model."""
     with Command(options) as terminal:
         from batchnorm_tool.commands.show import show
 
@@ -342,7 +342,7 @@ def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
         return Job.load(arguments[0], overrides(options))
     if len(arguments) != 3:
         msg = (
-            "`run` takes one job file, or a model, an input and an output directory. "
+            "`run` takes one job file; or a model, an input and an output directory. "
             f"Received: {len(arguments)} arguments: {', '.join(arguments)}."
         )
         raise JobError(msg)

@@ -23,9 +23,9 @@ from batchnorm_tool.errors import (
 )
 
 EPILOG = (
-    "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done as asked; "
-    "3 waits for a person; 4 the data broke a row policy, or damage was found; 5 busy; "
-    "130 and 143 interrupted, running it again resumes."
+    "Exit codes: 0 done; 1 failed, run again to resume; 2 refused, cannot be done as asked; 3 "
+    "waiting for approval; 4 bad rows, or damaged files; 5 busy; 130 and 143 interrupted, run "
+    "again to resume."
 )
 
 
@@ -100,7 +100,7 @@ class Command:
         return error.exit_code
 
 
-_KEPT = "What is finished is kept: the same command resumes."
+_KEPT = "Finished work is kept: run the same command again to resume."
 
 
 class _Terminated(Interrupted):

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _UNLISTED = (
-    "Expected names separated by commas, and double quotes around a name that holds a comma or a "
-    "line break. Received: "
+    "Expected names separated by commas, with double quotes around a name that contains a comma "
+    "or a line break. Received: "
 )
 
 
@@ -59,28 +59,36 @@ _NAMES: dict[str, Any] = {"multiple": True, "callback": _parse_names_several}
 Flag: TypeAlias = tuple[str, str, dict[str, Any]]
 JOB_FLAGS: tuple[Flag, ...] = (
     ("--norm", "normalize.norm", {"help": f"{NORM_LIST}, or lp with --p."}),
-    ("--p", "normalize.p", {"type": float, "help": "The order of --norm lp."}),
+    ("--p", "normalize.p", {"type": float, "help": "The p of --norm lp."}),
     (
         "--axis",
         "normalize.axis",
-        {"type": click.Choice(["-1", "all"]), "help": "One vector, or all."},
+        {"type": click.Choice(["-1", "all"]), "help": "Each vector, or a row's whole output."},
     ),
-    ("--key", "input.key", {**_NAMES, "help": "Columns that name a row, as a,b."}),
+    ("--key", "input.key", {**_NAMES, "help": "Key columns, as a,b."}),
     ("--passthrough", "input.passthrough", {**_NAMES, "help": "Columns to copy, as a,b."}),
     ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
     ("--zero", "normalize.zero", {"help": "keep, nullify, drop, quarantine or fail zero vectors."}),
-    ("--nonfinite", "normalize.nonfinite", {"help": "The same for NaN and inf in predictions."}),
-    ("--max-bad-fraction", "normalize.max_bad_fraction", {"type": float, "help": "0 to 1."}),
+    ("--nonfinite", "normalize.nonfinite", {"help": "As --zero, for NaN and inf in predictions."}),
+    (
+        "--max-bad-fraction",
+        "normalize.max_bad_fraction",
+        {"type": float, "help": "Limit, Limit, 0 to 1."},
+    ),
     ("--format", "output.format", {"help": f"{any_of(FORMATS)}."}),
-    ("--dtype", "output.dtype", {"help": "float32, float16 or float64."}),
-    ("--part-rows", "output.part_rows", {"help": "Rows of an output file, or auto."}),
-    ("--workers", "engine.workers", {"help": "Parts worked on at once, or auto."}),
+    (
+        "--dtype",
+        "output.dtype",
+        {"help": "Type of the vectors: Type of the vectors: float32, float16 or float64."},
+    ),
+    ("--part-rows", "output.part_rows", {"help": "Rows per output file, or auto."}),
+    ("--workers", "engine.workers", {"help": "Parts processed in parallel, or auto."}),
 )
 MODEL_FLAGS: tuple[Flag, ...] = (
     ("--features", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."}),
-    ("--layer", "model.layer", {"help": "Take this inner layer's output."}),
+    ("--layer", "model.layer", {"help": "Use the output of this inner layer."}),
     ("--outputs", "model.outputs", {**_NAMES, "help": "Outputs to normalize, as a,b."}),
-    ("--batch-size", "model.batch_size", {"help": "Rows in one call of the model, or auto."}),
+    ("--batch-size", "model.batch_size", {"help": "Rows per model call, or auto."}),
     ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
     ("--engine", "engine.kind", {"help": f"{any_of(ENGINES)}."}),
 )
@@ -116,7 +124,7 @@ _PROGRESS = click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "plain", "none"]),
     default="auto",
-    help="How to show how far it is.",
+    help="How to show progress.",
 )
 _WAIT = click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
 
@@ -125,25 +133,25 @@ common_flags = _flags(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
-        help="How messages on standard error look.",
+        help="Format of messages on standard error.",
     ),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", is_flag=True, help="Print errors only."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout."),
 )
 """The flags that every command has."""
 
 running_flags = _flags(
     _PROGRESS,
-    click.option("--print-config", is_flag=True, help="Print the resolved job and stop."),
+    click.option("--print-config", is_flag=True, help="Print the resolved job, and exit."),
     _WAIT,
-    click.option("--mixed-bits", is_flag=True, help="Resume with other low bits."),
-    click.option("--check-input", is_flag=True, help="Read all of the input first."),
-    click.option("--fresh", is_flag=True, help="Replace the result that stands there."),
-    click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows."),
-    click.option("--profile", is_flag=True, help="Say where the time went."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key."),
+    click.option("--mixed-bits", is_flag=True, help="Resume with other low-order bits."),
+    click.option("--check-input", is_flag=True, help="Validate all of the input first."),
+    click.option("--fresh", is_flag=True, help="Replace the existing result."),
+    click.option("--limit", type=click.IntRange(min=1), help="Process only the first N rows."),
+    click.option("--profile", is_flag=True, help="Report where the time went."),
+    click.option("--dry-run", is_flag=True, help="Print the plan, and exit."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a job key."),
 )
 """The flags of the commands that do a job."""
 
@@ -159,7 +167,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError as error:
-        msg = f"Expected whole numbers separated by commas, such as 1,5,10. Received: {text}."
+        msg = f"Expected integers separated by commas, such as 1,5,10. Received: {text}."
         raise click.BadParameter(msg, context, parameter) from error
 
 
@@ -167,21 +175,23 @@ def _sample(context: click.Context, parameter: click.Parameter, text: str | None
     try:
         return text if text in (None, "all") else int(text)
     except ValueError as error:
-        msg = f"Expected a whole number, or all. Received: {text}."
+        msg = f"Expected an integer, or all. Received: {text}."
         raise click.BadParameter(msg, context, parameter) from error
 
 
 comparing_flags = _flags(
     click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn."),
     click.option(
-        "--sample", callback=_sample, metavar="N", help="Rows to ask with at most, or all."
+        "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
     ),
     click.option(
-        "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, such as 1,5,10."
+        "--sample", callback=_sample, metavar="N", help="Most rows to use as queries, or all."
     ),
-    click.option("--key", **_NAMES, help="Columns that name a row, as a,b."),
-    click.option("--column", **_NAMES, help="Columns of the vectors, as a,b or 'emb_*'."),
+    click.option(
+        "--k", callback=_numbers, metavar="K,...", help="Numbers of neighbours, as 1,5,10."
+    ),
+    click.option("--key", **_NAMES, help="Key columns, as a,b."),
+    click.option("--column", **_NAMES, help="Vector columns, as a,b or 'emb_*'."),
 )
 """The flags of the commands that compare stored predictions."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
-from batchnorm_tool.display import INVISIBLE, mask_secrets, printable
+from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable
 from batchnorm_tool.errors import Lines, WorkFailed
 
 if TYPE_CHECKING:
@@ -192,9 +192,9 @@ class Terminal:
     ) -> Iterator[str]:
         if result.nothing_to_do:
             yield _HeadedLine(
-                "Nothing to do: ", f"this very result stands in {display_path(result.path)}"
+                "Up to date: ", f"`{display_path(result.path)}` already holds this result"
             )
-            yield f"{INDENT}{result.rows['out']:,} rows; `--fresh` makes it again"
+            yield f"{INDENT}{plural(result.rows['out'], 'row')}; use `--fresh` to recompute"
             return
         from batchnorm_tool.report import text_run
 
@@ -202,21 +202,23 @@ class Terminal:
         yield _HeadedLine("Done. ", text_run.rows_line(result.record.rows, seconds))
         if result.parts_kept:
             total = len(result.record.parts)
-            yield f"{INDENT}resumed: {result.parts_kept} of {total} parts were finished already"
+            yield (
+                f"{INDENT}resumed: {result.parts_kept} of {plural(total, 'part')} already finished"
+            )
         yield from indented(text_run.bad_row_lines(result.record))
         yield from indented(["", *text_run.norm_lines(result.record, WIDTH), ""])
         yield from table(places(result))
         if profile and result.profile is not None:
             yield from indented(["", *text_run.profile_lines(result.profile, WIDTH)])
-        yield from indented(["", "What to try next:"])
+        yield from indented(["", "Next steps:"])
         yield from indented(text_run.next_steps(display_path(result.path)), 2)
         if shorthand is not None:
-            yield from indented(["", "The same as a job file:"])
+            yield from indented(["", "Equivalent job file:"])
             yield from indented(shorthand.to_yaml().splitlines(), 2)
 
     def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("Sound. ", "Checksums, counts, lengths and finiteness all agree.")
-        keys = "all different, none null" if facts["keys"] else "not looked at (`--keys` does)"
+        yield _HeadedLine("OK. ", "All checksums, counts, lengths and values match.")
+        keys = "no duplicates, no nulls" if facts["keys"] else "not checked (use `--keys`)"
         yield from table(format_facts({**facts, "path": display_path(facts["path"]), "keys": keys}))
 
     def _description_lines(self, shown: Description, html: str | None) -> Iterator[str]:
@@ -263,11 +265,11 @@ class Terminal:
         yield from table(store_rows(facts))
 
     def _data_lines(self, data: DataDescription) -> Iterator[str]:
-        yield _HeadedLine("Data, ", f"{data.format}, {data.rows:,} rows")
+        yield _HeadedLine("Data, ", f"{data.format}, {plural(data.rows, 'row')}")
         found = {"likely_key": data.likely_key, "likely_features": [*data.likely_features]}
         told = {name: value or "none found" for name, value in found.items()}
         yield from table(format_facts({"files": data.files, "bytes": data.bytes, **told}))
-        yield f"{INDENT}columns, over the first {data.rows_sampled:,} rows:"
+        yield f"{INDENT}columns, over the first {plural(data.rows_sampled, 'row')}:"
         yield from indented(table(map(column_row, data.columns)))
 
     def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
@@ -332,16 +334,16 @@ def _echo(text: str, *, err: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not err and not isinstance(error, BrokenPipeError):
             msg = (
-                f"Standard output cannot be written: {error.strerror}. Mend the cause and run the "
-                "same command again: what is finished is kept."
+                f"Cannot write to standard output: {error.strerror}. Fix the cause and run the "
+                "same command again: finished work is kept."
             )
             raise WorkFailed(msg) from error
 
 
 def describe_store(facts: Mapping[str, object]) -> str:
     """Return which version of a store is live."""
-    live = "no version is live yet" if facts["version"] is None else f"version {facts['version']}"
-    return f"{live}, {facts['rows']:,} rows"
+    live = "no live version yet" if facts["version"] is None else f"version {facts['version']}"
+    return f"{live}, {plural(cast('int', facts['rows']), 'row')}"
 
 
 def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -381,8 +383,8 @@ def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
     store = display_path(document["store"])
     if document["outcome"] == "nothing to do":
         rows = document["rows"]
-        yield f"Nothing to do: version {document['version']} of {store} is up to date."
-        yield f"{INDENT}{rows['in']:,} rows in, {rows['live']:,} live"
+        yield f"Up to date: version {document['version']} of `{store}` matches the input."
+        yield f"{INDENT}{plural(rows['in'], 'row')} in, {rows['live']:,} live"
         return
     yield from text_refresh.refresh_lines(record, WIDTH, document["targets"], store)
 
@@ -391,11 +393,11 @@ def released_lines(document: Mapping[str, object]) -> Iterator[str]:
     """Yield what became of a hold."""
     store = display_path(str(document["store"]))
     if not document["released"]:
-        yield f"There was no hold on {store}: version {document['live']} is live."
+        yield f"`{store}` was not on hold: version {document['live']} is live."
         return
-    yield f"The hold on {store} is over: the next refresh publishes again."
+    yield f"Released `{store}`: the next refresh publishes again."
     if document["waiting"] is not None:
-        yield f"{INDENT}version {document['waiting']} waits; it is published by the next refresh"
+        yield f"{INDENT}version {document['waiting']} is waiting; the next refresh publishes it"
         yield f"{INDENT}with the same input, or by `accept`"
 
 
@@ -408,10 +410,10 @@ def display_path(path: str) -> str:
 def describe_state(run: UnfinishedRun) -> str:
     """Tell whether an unfinished run is under way, or why it stopped."""
     if run.running:
-        return "under way"
+        return "running"
     if run.parts_refused:
-        return "stopped by bad rows: mend the input, or choose another row policy"
-    return "stopped: the same command resumes"
+        return "stopped by bad rows: fix the input, or choose another row policy"
+    return "stopped: run the same command to resume"
 
 
 def plan_facts(plan: Plan) -> dict[str, object]:
@@ -443,9 +445,9 @@ def places(result: RunResult) -> Iterator[tuple[str, str]]:
 def column_row(column: ColumnDescription) -> tuple[str, str]:
     """Return a column of data: its name, and its type, range and nulls."""
     ends = "" if column.min is None else f", {column.min} to {column.max}"
-    nulls = f", {column.nulls:,} nulls" if column.nulls else ""
+    nulls = f", {plural(column.nulls, 'null')}" if column.nulls else ""
     if column.nulls is None:
-        nulls = ", values too large to look at"
+        nulls = ", values too large to inspect"
     return column.name, f"{column.type}{ends}{nulls}"
 
 

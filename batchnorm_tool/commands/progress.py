@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from batchnorm_tool.display import percent
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -76,8 +78,8 @@ class PlainProgress:
         rate = _rate(self._done - self._begun_with, now - self._started)
         left = format_duration((self._rows - self._done) / rate)
         return (
-            f"{self._done:,} of {self._rows:,} rows ({self._done / self._rows:.0%}), "
-            f"{rate:,.0f} rows/s, {left} left"
+            f"{self._done:,} of {self._rows:,} rows "
+            f"({percent(self._done / self._rows, 0)}), {rate:,.0f} rows/s, {left} left"
         )
 
 

@@ -313,14 +313,14 @@ def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
 def _write_page(shown: Description, html: str) -> None:
     if shown.kind == "store":
         msg = (
-            f"`--html` shows a finished run. Received: `{shown.path}` (store). "
-            f"Draw its nights with `batchnorm-tool history {shown.path} --html {html}`."
+            f"`--html` needs a finished run. Received: `{shown.path}` (store). Use "
+            f"`batchnorm-tool history {shown.path} --html {html}`."
         )
         raise InputError(msg)
     if not isinstance(shown.details, Manifest):
         msg = (
-            f"`--html` shows a finished run. Received: `{shown.path}` ({shown.kind}). Name the "
-            "output directory of a run that has come to its end."
+            f"`--html` needs a finished run. Received: `{shown.path}` ({shown.kind}). Give the "
+            "output directory of a finished run."
         )
         raise InputError(msg)
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
+from batchnorm_tool.display import percent, plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
@@ -117,8 +118,8 @@ def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
 def _check_filled(one: Float64s, other: Float64s) -> None:
     if not (len(one) and len(other)):
         msg = (
-            "Two distributions are compared by their values. Expected: at least one value in each. "
-            f"Received: {len(one)} and {len(other)}."
+            "Two distributions cannot be compared without values. Expected: at least one value in "
+            f"each. Received: {len(one)} and {len(other)}."
         )
         raise InputError(msg)
 
@@ -347,7 +348,9 @@ def verdict_of(document: DifferenceFigures, space_words: str) -> VerdictEntry:
     if document["same_space"] is False and not _mostly_identical(document["rows"]):
         return {
             "kind": "other space",
-            "words": f"Two vector spaces. {_sentence(_neighbours(document))}".strip(),
+            "words": (
+                f"The sets are in two vector spaces. {_sentence(_neighbours(document))}"
+            ).strip(),
             "reason": space_words,
         }
     rows = document["rows"]
@@ -367,29 +370,30 @@ def _same_words(document: DifferenceFigures) -> str:
     rows = document["rows"]
     if not rows["compared"]:
         return ""
-    which = f"all {rows['common']:,} common rows"
+    which = plural(rows["common"], "common row")
     lost = rows["common"] - rows["compared"]
     if lost:
-        which += f" but {lost:,}, where one of the two is missing or not finite"
+        which += f" except {lost:,}, where a vector is missing or not finite"
     if rows["identical"] == rows["compared"]:
-        return f"The same vectors, bit for bit, in {which}."
-    return f"The same vectors, to rounding, in {which}." if _within_rounding(document) else ""
+        return f"Identical vectors, bit for bit, in {which}."
+    return f"Identical vectors, up to rounding, in {which}." if _within_rounding(document) else ""
 
 
 def _moved_words(document: DifferenceFigures) -> str:
     if not document["rows"]["compared"]:
-        return "No row can be compared: of every pair one is missing or not finite."
+        return "No row can be compared: in every pair a vector is missing or not finite."
     if _is_aligned(document):
         middle = document["norm_ratio"]["quantiles"]["0.5"]
         return (
-            f"The vectors kept their directions, not their lengths: B over A, median {middle:.4g}."
+            "The vectors kept their directions, but not their lengths: median ratio of B to "
+            f"A {middle:.4g}."
         )
     rows = document["rows"]
     if _mostly_identical(rows):
         changed = rows["compared"] - rows["identical"]
         return (
-            f"{changed:,} of {rows['compared']:,} common rows changed, the others are the same bit "
-            f"for bit. {_sentence(_neighbours(document))}".strip()
+            f"{changed:,} of {plural(rows['compared'], 'common row')} changed, the others are "
+            f"identical bit for bit. {_sentence(_neighbours(document))}".strip()
         )
     return f"The vectors moved. {_sentence(_neighbours(document))}".strip()
 
@@ -416,13 +420,9 @@ def _is_aligned(document: DifferenceFigures) -> bool:
 
 def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:
     if rows["added"]:
-        yield f"{rows['added']:,} {_are(rows['added'])} only in B"
+        yield f"{plural(rows['added'], 'row')} only in B"
     if rows["removed"]:
-        yield f"{rows['removed']:,} {_are(rows['removed'])} only in A"
-
-
-def _are(count: int) -> str:
-    return "row is" if count == 1 else "rows are"
+        yield f"{plural(rows['removed'], 'row')} only in A"
 
 
 def _neighbours(document: DifferenceFigures) -> Iterator[str]:
@@ -431,7 +431,7 @@ def _neighbours(document: DifferenceFigures) -> Iterator[str]:
         k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
         share = overlap[k]["value"]
         # Not all and not none are never rounded to all or none.
-        shown = f"{share:.0%}" if share in (0, 1) else f"{min(max(share, 0.001), 0.999):.1%}"
+        shown = percent(min(max(share, 0.001), 0.999)) if 0 < share < 1 else percent(share, 0)
         yield f"{shown} of a row's {k} nearest neighbours stayed"
 
 
@@ -439,11 +439,11 @@ def _figures(document: DifferenceFigures) -> Iterator[str]:
     cosine, ratio, norms = document["cosine"], document["norm_ratio"], document["norms"]
     if cosine["count"]:
         middle, least = cosine["quantiles"]["0.5"], cosine["min"]
-        yield f"Cosine of a pair: median {middle:.6f}, lowest {least:.6f}"
+        yield f"Cosine per pair: median {middle:.6f}, lowest {least:.6f}"
     if ratio["count"]:
-        yield f"length in B over A: median {ratio['quantiles']['0.5']:.4g}"
+        yield f"length ratio of B to A: median {ratio['quantiles']['0.5']:.4g}"
     if norms["psi"] is not None:
-        yield f"stability index of the norms {norms['psi']:.3f}"
+        yield f"PSI of the norms {norms['psi']:.3f}"
 
 
 def _sentence(pieces: Iterator[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import numpy as np
 
 from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.display import percent, plural
 
 if TYPE_CHECKING:
     from batchnorm_tool.norms.norm import Float64s
@@ -163,32 +164,32 @@ def _judged(document: ComparisonFigures) -> Verdict:
         return Verdict(
             None,
             "cannot matter",
-            "No norm can change anything: the serving system ranks by cosine.",
-            "Cosine divides every vector by its L2 norm before it compares, so that whatever "
-            "positive number a row was divided by beforehand cancels out, and every norm ranks "
-            "alike.",
+            "The norm makes no difference: the serving system ranks by cosine.",
+            "Cosine divides every vector by its L2 norm before comparing, so that any earlier "
+            "scaling of a row cancels out and every norm gives the same ranking.",
         )
     if len(document["compared"]) < 2:
-        words = "One norm alone leaves nothing to compare. Name several with `--norms`."
-        return Verdict(None, "not judged", words, "Only one norm was asked for.")
+        words = "A single norm leaves nothing to compare. Choose several with `--norms`."
+        return Verdict(None, "not judged", words, "Only one norm was given.")
     return (_without_relevance if document["quality"] is None else _with_relevance)(document)
 
 
 def _notes(document: ComparisonFigures) -> Iterator[str]:
     if document["metric"] == Metric.DOT:
         yield (
-            "Under dot product the query's own norm cannot change a ranking: it multiplies all "
-            "scores of that query alike. Only the norms of the stored rows matter."
+            "Under dot product the query's own norm cannot change a ranking: it scales all scores "
+            "of that query equally. Only the norms of the stored rows matter."
         )
     if document["unit_share"]["l2"] > _ALIKE:
         yield (
-            "The rows have unit L2 length already, so that none and l2 rank alike, and what their "
-            "lengths were is lost."
+            "The rows already have unit L2 length, so that none and l2 give the same ranking, and "
+            "their original lengths are lost."
         )
     if (document["relevance"] or {}).get("clicks"):
         yield (
-            "Relevance counts several events for one query and item, as logged clicks do. Clicks "
-            "favour the ranking that produced them: rows which it never showed cannot be clicked."
+            "The relevance file counts several events per query and item, as click logs do. "
+            "Clicks favour the ranking that produced them: rows that it never showed cannot be "
+            "clicked."
         )
 
 
@@ -199,7 +200,7 @@ def _without_relevance(document: ComparisonFigures) -> Verdict:
         return Verdict(
             None,
             "no difference",
-            f"No difference that matters: all norms find the same {k} nearest rows.",
+            f"No relevant difference: all norms find the same {k} nearest rows.",
             f"The overlap with {first} is at least {min(overlaps.values()):.3f} at {k}"
             f"{_unit(document)}.",
         )
@@ -207,23 +208,23 @@ def _without_relevance(document: ComparisonFigures) -> Verdict:
     return Verdict(
         None,
         "not judged",
-        "The norm changes the neighbours, but nothing here tells which ones are right. Give "
-        "classes with `--label`, or judgements with `--relevance`.",
+        "The norm changes the neighbours, but there is no ground truth to say which are right. "
+        "Add classes with `--label`, or judgements with `--relevance`.",
         f"Share of the {k} nearest rows in common with {first}: {said}.",
     )
 
 
 def _unit(document: ComparisonFigures) -> str:
     share = document["unit_share"]["l2"]
-    return f"; {share:.0%} of the rows have unit length already" if share > 0.5 else ""
+    return f"; {percent(share)} of the rows already have unit length" if share > 0.5 else ""
 
 
 def _with_relevance(document: ComparisonFigures) -> Verdict:
     norms = document["compared"]
     values = {norm: _quality(document, norm)["value"] for norm in norms if _quality(document, norm)}
     if len(values) < len(norms):
-        words = "No query is judged, so that nothing tells which norm is right."
-        return Verdict(None, "not judged", words, "No judgement belongs to a query.")
+        words = "No query is judged, so that no norm can be shown to be right."
+        return Verdict(None, "not judged", words, "No judgement matches a query.")
     first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
     better = [norm for norm, test in tests.items() if _shown(test, 1)]
     worse = [norm for norm, test in tests.items() if _shown(test, -1)]
@@ -238,7 +239,8 @@ def _with_relevance(document: ComparisonFigures) -> Verdict:
     return Verdict(
         None,
         "no difference",
-        f"No difference that this sample can show: at {headline} every norm is as good as {first}.",
+        f"No significant difference in this sample: by {headline}, every norm is as good "
+        f"as {first}.",
         f"The values lie within {spread:.4f} of one another over {_queries(document)}, and the "
         f"smallest corrected p is {p:.3f}.",
     )
@@ -281,7 +283,7 @@ def _choice(document: ComparisonFigures, best: str, first: str) -> tuple[str, st
 
 def _chance(p: float) -> str:
     shown = "p below 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"hardly chance ({shown}, corrected for the number of norms)."
+    return f"significant ({shown}, corrected for the number of norms)."
 
 
 def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
@@ -293,23 +295,23 @@ def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
     second = max(others, key=lambda norm: values[norm]["value"])
     behind = values[best]["value"] - values[second]["value"]
     apart = values[second]["high"] < values[best]["low"]
-    hint = "" if apart else "; their intervals overlap, so that either may do"
-    return f" Next is {second}, {behind:.3f} behind{hint}."
+    hint = "" if apart else "; their intervals overlap, so that either may be used"
+    return f" Next best is {second}, {behind:.3f} lower{hint}."
 
 
 def _cost(document: ComparisonFigures, best: str) -> str:
     if best == _stored(document):
-        return "Nothing: it is what is stored."
+        return "Nothing: the vectors are stored that way."
     k = _headline_k(document)
     share = document["overlap"].get(_stored(document), {}).get(best, {}).get(k)
-    anew = "Stored vectors and index are built anew"
+    anew = "Stored vectors and the index must be rebuilt"
     if share is not None:
-        anew += f"; {share:.0%} of the {k} nearest rows stay what they were"
+        anew += f"; {percent(share)} of the {k} nearest rows stay the same"
     if best == "none":
-        return f"{anew}. Long rows then rank above short ones."
+        return f"{anew}. Long rows then rank higher than short ones."
     return (
-        f"{anew}. A row's length then no longer raises its rank, and is kept only in the norm "
-        "beside it."
+        f"{anew}. A row's length then no longer affects its rank; it is kept only in the norm "
+        "column."
     )
 
 
@@ -319,8 +321,8 @@ def _keep(document: ComparisonFigures, worse: Sequence[str]) -> Verdict:
     return Verdict(
         first,
         "better",
-        f"{_advice(document, first)}: {document['headline']} is "
-        f"{_interval(_quality(document, first))}, and no other norm does better.",
+        f"{_advice(document, first)}: {document['headline']} "
+        f"is {_interval(_quality(document, first))}, and no other norm is better.",
         f"Shown to be worse over {_queries(document)}: {losses}.",
         _cost(document, first),
     )
@@ -334,8 +336,8 @@ def _stored(document: ComparisonFigures) -> str:
 
 def _advice(document: ComparisonFigures, norm: str) -> str:
     if norm == _stored(document):
-        return f"Stay with {norm}, which is what is stored"
-    return f"Normalize by {norm}" if norm != "none" else "Store them as they are, with none"
+        return f"Keep {norm}, as stored"
+    return f"Normalize by {norm}" if norm != "none" else "Store the vectors unnormalized (none)"
 
 
 def _interval(figure: Mapping[str, float]) -> str:
@@ -343,7 +345,7 @@ def _interval(figure: Mapping[str, float]) -> str:
 
 
 def _queries(document: ComparisonFigures) -> str:
-    return f"{document['queries']['judged']:,} judged queries"
+    return plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
 
 
 def _headline_k(document: ComparisonFigures) -> str:

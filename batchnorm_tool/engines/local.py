@@ -130,14 +130,14 @@ def _explained(error: BaseException, number: int) -> BaseException:
     failure: BatchnormToolError
     if isinstance(error, MemoryError):
         failure = WorkFailed(
-            f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, "
-            "then run it again: finished parts are kept."
+            f"Part {number} ran out of memory. Lower `model.batch_size` or `engine.workers`, and "
+            "run again: finished parts are kept."
         )
     elif isinstance(error, Refused):
         # Running it again would find the same, so that it stays a refusal.
         failure = type(error)(
-            f"{error.message} This was found in the middle of part {number}; finished parts are "
-            "kept. Mend it and run the same command again."
+            f"{error.message} This occurred in part {number}; finished parts are kept. Fix it and "
+            "run the same command again."
         )
     else:
         return error

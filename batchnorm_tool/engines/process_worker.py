@@ -81,7 +81,7 @@ def _process(worker: Worker, number: int, connection: Connection) -> Answer:
 def _portable(error: BaseException) -> BaseException:
     """Return an error that survives the way to another process, with the traceback as a note."""
     where = "".join(traceback.format_exception(error))
-    error.add_note(f"In another process of the run:\n{where}")
+    error.add_note(f"In a worker process:\n{where}")
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
     except Exception:  # noqa: BLE001  (whatever a foreign class does when it is copied)

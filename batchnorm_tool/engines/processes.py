@@ -236,16 +236,16 @@ class _Child:
         try:
             code = self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            how = "does not answer any more"
+            how = "no longer responds"
         else:
             how = f"ended with exit code {code}"
             if code < 0:
                 how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
             if code == -signal.SIGKILL:
-                how += ", as the system does where memory is short (then lower `engine.workers`)"
+                how += ", which the system does when memory runs out (then lower `engine.workers`)"
         return WorkFailed(
             f"The {self._name} (number {self.pid}) {how}. Finished parts are kept: run the same "
-            "command again, and it resumes."
+            "command again to resume."
         )
 
 
@@ -253,7 +253,7 @@ def _received(connection: Connection, stopped: Callable[[], bool] = lambda: Fals
     """Return what comes next."""
     while not connection.poll(_STOP_POLL_SECONDS):
         if stopped():
-            msg = "Stopped in the middle of a part; running it again resumes."
+            msg = "Stopped during a part; run the same command again to resume."
             raise Interrupted(msg)
     answer: Answer = connection.recv()
     return answer

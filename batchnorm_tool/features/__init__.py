@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BatchnormToolError, InputError, JobError
 from batchnorm_tool.features.arrays import read_input
 from batchnorm_tool.features.columns import input_bindings, stored_fields
@@ -172,7 +173,7 @@ class Transform:
         given = self._call(table)
         names = [field.name for field in inputs]
         if sorted(given, key=str) != sorted(names):
-            raise self._refusal("has the wrong names", _join_names(names), _join_names(given))
+            raise self._refusal("has wrong names", _join_names(names), _join_names(given))
         arrays = {field.name: self._checked(given[field.name], table, field) for field in inputs}
         faults = np.zeros(table.num_rows, np.uint8)
         for name, array in arrays.items():
@@ -191,12 +192,13 @@ class Transform:
             raise
         except Exception as error:
             raise JobError(
-                f"`input.transform` ({self.name}) failed on a table of {table.num_rows} rows with "
-                f"the columns {_join_names(table.column_names)}. Expected an array for each model "
-                f"input. Received: {type(error).__name__}: {error}. Mend the function."
+                f"`input.transform` ({self.name}) failed on a table "
+                f"of {plural(table.num_rows, 'row')} with the "
+                f"columns {_join_names(table.column_names)}. Expected an array for each model "
+                f"input. Received: {type(error).__name__}: {error}. Fix the function."
             ) from error
         if not isinstance(given, Mapping):
-            raise self._refusal("is of the wrong kind", "a dict of arrays", type(given).__name__)
+            raise self._refusal("has the wrong type", "a dict of arrays", type(given).__name__)
         return given
 
     def _checked(self, value: Any, table: pa.Table, field: Field) -> np.ndarray:
@@ -220,13 +222,13 @@ class Transform:
         texts = array.astype(object)
         wrong = [text for text in texts.flat if not isinstance(text, str)]
         if wrong:
-            raise self._refusal(f"{what}holds more than strings", "str", repr(wrong[0]))
+            raise self._refusal(f"{what}contains values other than strings", "str", repr(wrong[0]))
         return texts
 
     def _refusal(self, what: str, expected: str, received: str) -> JobError:
         return JobError(
-            f"What `input.transform` ({self.name}) gives {what}. Expected {expected}. "
-            f"Received: {received}. Mend the function."
+            f"The result of `input.transform` ({self.name}) {what}. Expected {expected}. "
+            f"Received: {received}. Fix the function."
         )
 
 
@@ -237,14 +239,14 @@ def load_transform(name: str) -> Transform:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise JobError(
-            f"`input.transform` names `{name}`, whose module does not import. Expected an installed"
-            f" module, or one on PYTHONPATH. Received: {type(error).__name__}: {error}."
+            f"`input.transform` names `{name}`, whose module cannot be imported. Expected an "
+            f"installed module, or one on PYTHONPATH. Received: {type(error).__name__}: {error}."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise JobError(
             f"`input.transform` names `{name}`, but the module has no such function. Expected a "
-            f"function of {module_name}. Received: `{attribute}`. Its name goes after the colon."
+            f"function of {module_name}. Received: `{attribute}`. Put its name after the colon."
         )
     return Transform(name, function, _source_hash(name, function, module_name))
 
@@ -259,9 +261,9 @@ def _source_hash(name: str, function: Any, module_name: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise JobError(
-            f"The source of `input.transform` ({name}) cannot be read, so that a change of it would"
-            f" go unseen. Expected a function in a Python file. Received: {path or home}. Put a "
-            "function of your own around it."
+            f"The source of `input.transform` ({name}) cannot be read, so that a change of it "
+            f"would go unnoticed. Expected a function in a Python file. Received: {path or home}. "
+            "Wrap it in a function of your own."
         ) from error
 
 

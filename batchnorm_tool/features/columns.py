@@ -223,9 +223,9 @@ def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:
         permutation = field.type.permutation
         if permutation is not None and list(permutation) != sorted(permutation):
             msg = (
-                f"The column `{field.name}` is a tensor with permuted dimensions, which is not "
-                f"supported. Expected its dimensions in C order. Received: permutation "
-                f"{list(permutation)}. Store it without, or reorder it with `input.transform`."
+                f"The column `{field.name}` is a tensor with permuted dimensions. Expected "
+                f"dimensions in C order. Received: permutation {list(permutation)}. Store it "
+                "without a permutation, or reorder it with `input.transform`."
             )
             raise InputError(msg)
         return tuple(field.type.shape)
@@ -331,9 +331,9 @@ def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tu
         for column in stored:
             if not column.is_numeric or 0 in column.lengths:
                 raise InputError(
-                    f"The column {describe(column)} holds no vectors. Expected lists of numbers, "
-                    f"or scalar columns of numbers. Received: {column.kind}. Name another column."
-                    f"{conversion(column)}"
+                    f"The column {describe(column)} does not hold vectors. Expected lists of "
+                    f"numbers, or scalar columns of numbers. Received: {column.kind}. Choose "
+                    f"another column.{conversion(column)}"
                 )
         shape = stored[0].shape if len(stored) == 1 and stored[0].shape else (len(stored),)
         fields.append(Field(name, shape, _float_name([column.leaf for column in stored])))
@@ -355,8 +355,8 @@ def _check_kind(stored: StoredColumn, binding: InputBinding) -> None:
     if len(binding.columns) > 1 and stored.lengths:
         raise InputError(
             f"The column {describe(stored)} is one of several that feed `{binding.field.name}`. "
-            "Expected one list column alone, or scalar columns to stack. Received: a list among "
-            f"{len(binding.columns)} columns. Name one of the two in `input.features`."
+            "Expected a single list column, or scalar columns to stack. Received: a list "
+            f"among {len(binding.columns)} columns. Use one or the other in `input.features`."
         )
     wanted = _wanted_kind(stored, binding)
     if wanted is not None:
@@ -380,18 +380,18 @@ def _wanted_kind(stored: StoredColumn, binding: InputBinding) -> str | None:
 
 def _next_step(stored: StoredColumn, binding: InputBinding) -> str:
     if stored.name in binding.decode:
-        return f"Take `{stored.name}` out of `input.decode`, or name another column."
+        return f"Remove `{stored.name}` from `input.decode`, or choose another column."
     if stored.is_bytes:
-        return f"If it holds images, add `decode: {{{stored.name}: jpeg}}` to `input`."
-    return "Name another column in `input.features`, or convert this one with `input.transform`."
+        return f"If it contains images, add `decode: {{{stored.name}: jpeg}}` to `input`."
+    return "Choose another column in `input.features`, or convert this one with `input.transform`."
 
 
 def _width_differs(stored: StoredColumn, field: Field) -> str:
     return (
         f"The column {describe(stored)} does not fit the model input {describe_input(field)}: its "
         f"width differs from the model's input. Expected {_describe_count(field.shape)} in each "
-        f"row. Received: {_describe_count(stored.shape)}. Name other columns in `input.features`, "
-        "or reshape this one with `input.transform`."
+        f"row. Received: {_describe_count(stored.shape)}. Choose other columns in "
+        "`input.features`, or reshape this one with `input.transform`."
     )
 
 

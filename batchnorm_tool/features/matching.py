@@ -137,23 +137,23 @@ def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
     if not stored:
         near = did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
         raise InputError(
-            f"The input has no column that `{pattern}` matches.{near} Expected one of: "
-            f"{_join_names(schema.names)}. Received: `{pattern}`."
+            f"No column of the input matches `{pattern}`.{near} Expected one "
+            f"of: {_join_names(schema.names)}. Received: `{pattern}`."
         )
     names = [name for name in stored if name not in taken]
     apart = sorted(_set_apart(schema).intersection(names))
     if apart and len(apart) < len(names):
         raise InputError(
             f"`{pattern}` also matches `{apart[0]}`, which looks like a key, a label or an index. "
-            f"Expected features alone. Received: {_join_names(names)}. Name it beside the pattern "
-            "if it is a feature; if not, write a narrower pattern, such as `emb_[0-9]*`."
+            f"Expected features only. Received: {_join_names(names)}. If it is a feature, list it "
+            "next to the pattern; otherwise use a narrower pattern, such as `emb_[0-9]*`."
         )
     ordered = _by_number(names)
     if ordered != names:
         warn(
-            f"The columns that `{pattern}` matches are stored in another order than that of their "
-            f"numbers, in which they are taken: {_join_names(ordered)}. Name them one by one if "
-            "the model was trained on another order."
+            f"The columns that `{pattern}` matches are not stored in numeric order. They are used "
+            f"in this order: {_join_names(ordered)}. List them one by one if the model was "
+            "trained on another order."
         )
     return ordered
 
@@ -189,8 +189,8 @@ def _as_named(inputs: Sequence[Field], features: _Named) -> Columns:
     if len(inputs) > 1:
         listed = ", ".join(describe_input(field) for field in inputs)
         raise JobError(
-            "`input.features` names columns, but not for which of the model's inputs. "
-            f"Expected {{model input: column or [columns]}} for {listed}. Received: {features!r}."
+            "`input.features` lists columns without the model inputs that they are for. Expected "
+            f"{{model input: column or [columns]}} for {listed}. Received: {features!r}."
         )
     return {inputs[0].name if inputs else VECTOR: _tuple(features)}
 
@@ -200,14 +200,15 @@ def _check_names(features: Iterable[str], inputs: Sequence[str]) -> None:
     for name in given:
         if name not in inputs:
             raise JobError(
-                f"`input.features.{name}` names no input of the model.{did_you_mean(name, inputs)}"
-                f" Expected: {_join_names(inputs)}. Received: `{name}`."
+                f"`input.features.{name}` is not an input of the "
+                f"model.{did_you_mean(name, inputs)} Expected: {_join_names(inputs)}. Received: "
+                f"`{name}`."
             )
     missing = [name for name in inputs if name not in given]
     if missing:
         raise JobError(
-            f"`input.features` says nothing of the model input `{missing[0]}`. Expected columns "
-            f"for each of: {_join_names(inputs)}. Received: {_join_names(given)}."
+            f"`input.features` lacks the model input `{missing[0]}`. Expected columns for each "
+            f"of: {_join_names(inputs)}. Received: {_join_names(given)}."
         )
 
 
@@ -215,13 +216,13 @@ def _for_transform(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
     """Return all columns for every input, because only the user's function knows which it needs."""
     if not inputs:
         raise JobError(
-            "`input.transform` makes the inputs of a model, and this job has none. "
-            "Take it out, or name a model."
+            "`input.transform` prepares a model's inputs, and this job has no model. Remove it, "
+            "or add a model."
         )
     if spec.fill or spec.decode:
         raise JobError(
-            "`input.transform` takes the place of `input.fill` and `input.decode`. Expected one or "
-            "the other. Received: both. Fill and decode in your function, or take it out."
+            "`input.transform` replaces `input.fill` and `input.decode`. Expected one or the "
+            "other. Received: both. Fill and decode in your function, or remove it."
         )
     features = spec.features
     if features is None:
@@ -351,10 +352,9 @@ def _refuse_unique_numbers(
         for column in whole:
             if _LEAST_ROWS <= rows.num_rows == len(rows[column].unique()):
                 raise InputError(
-                    f"Whether the column `{column}` feeds the model input `{name}` is not evident: "
-                    f"no two of its first {rows.num_rows} whole numbers are equal, as in a key. "
-                    "Expected features alone where nothing but their number speaks for them. "
-                    f"Received: {_join_names(names)}. {_naming(names)}"
+                    f"Cannot tell whether the column `{column}` feeds the model input `{name}`: "
+                    f"its first {rows.num_rows:,} integers are all different, as in a key. "
+                    f"Expected features only. Received: {_join_names(names)}. {_naming(names)}"
                 )
 
 
@@ -380,11 +380,11 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) 
     if len(vectors) != 1:
         kept = "" if vectors else _conversions(schema, free)
         raise InputError(
-            "Which column holds the predictions is not evident. Expected one column with lists of "
-            f"numbers. Received: {_join_names(vectors) if vectors else 'none'} among "
-            f"{_describe_columns(schema, free)}. Name it with `input.features` (on the command "
-            "line: `--column`, which also takes several scalar columns: `--column a,b,c`)."
-            f"{kept}"
+            "Cannot tell which column holds the predictions. Expected one column with lists of "
+            f"numbers. Received: {_join_names(vectors) if vectors else 'none'} "
+            f"among {_describe_columns(schema, free)}. Set it with `input.features` (on the "
+            "command line: `--column`, which also takes several scalar columns: `--column "
+            f"a,b,c`).{kept}"
         )
     return vectors[0]
 
@@ -397,8 +397,8 @@ def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]
     wanted = ", ".join(describe_input(field) for field in inputs)
     candidates = _scalars(schema, inputs[0], free) if len(inputs) == 1 else []
     return (
-        "Which columns feed the model is not evident from names and widths. Expected columns for "
-        f"{wanted}. Received: {_describe_columns(schema, free)}. {_naming(candidates)}"
+        "Cannot tell from names and widths which columns feed the model. Expected columns "
+        f"for {wanted}. Received: {_describe_columns(schema, free)}. {_naming(candidates)}"
         f"{_conversions(schema, free)}"
     )
 
@@ -412,8 +412,8 @@ def _naming(candidates: Sequence[str]) -> str:
     names = [f'"{name}"' if "," in name else name for name in candidates[:_SHOWN]]
     flag = ",".join(names or ["a", "b", "c"]) + (",…" if len(candidates) > _SHOWN else "")
     return (
-        f"Name them with `input.features`: a column, a list of scalar columns (on the command "
-        f"line: `--features {flag}`), or {{model input: columns}}; and what is no feature with "
+        "Set them with `input.features`: a column, a list of scalar columns (on the command line: "
+        f"`--features {flag}`), or {{model input: columns}}; and list other columns in "
         "`input.key` or `input.passthrough`."
     )
 
@@ -423,8 +423,8 @@ def _describe_columns(schema: pa.Schema, names: Sequence[str]) -> str:
     shown = ", ".join(describe(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     apart = sorted(_set_apart(schema).difference(names))
-    none = "no column that is neither key nor passed through"
-    beside = f" ({_join_names(apart)}: taken for a key, a label or an index)" if apart else ""
+    none = "no column besides keys and passed-through columns"
+    beside = f" ({_join_names(apart)}: treated as a key, a label or an index)" if apart else ""
     return (shown or none) + more + beside
 
 
@@ -432,8 +432,8 @@ def _refuse_duplicates(schema: pa.Schema) -> None:
     for name, count in Counter(schema.names).items():
         if count > 1:
             raise InputError(
-                f"The input has {count} columns called `{name}`. Expected different "
-                f"names. Received: {_join_names(schema.names)}. Rename one of them."
+                f"The input has {count} columns named `{name}`. Expected unique names. "
+                f"Received: {_join_names(schema.names)}. Rename one of them."
             )
 
 
@@ -441,7 +441,7 @@ def _require_columns(schema: pa.Schema, matched: Columns) -> None:
     stored = set(schema.names)
     for name in dict.fromkeys(name for names in matched.values() for name in names):
         if name not in stored:
-            several = f" Write a list for several: [{name}]." if "," in name else ""
+            several = f" For several columns, write a list: [{name}]." if "," in name else ""
             raise InputError(
                 f"The input has no column `{name}`, which `input.features` names."
                 f"{did_you_mean(name, schema.names)} Expected one of: {_join_names(schema.names)}. "
@@ -455,8 +455,8 @@ def _refuse_unused(matched: Columns, spec: Input) -> None:
         for name in names:
             if name not in used:
                 raise JobError(
-                    f"`input.{key}.{name}` names a column that is no feature."
-                    f"{did_you_mean(name, used)} Expected one of: {_join_names(used)}. "
+                    f"`input.{key}.{name}` names a column that is not a "
+                    f"feature.{did_you_mean(name, used)} Expected one of: {_join_names(used)}. "
                     f"Received: `{name}`."
                 )
 
@@ -469,8 +469,9 @@ def _warn_of_extension(field: pa.Field) -> None:
         unknown = field.type.extension_name.encode()
     if unknown is not None:
         msg = (
-            f"The column `{field.name}` has the extension type {unknown.decode(errors='replace')}, "
-            "which is not known here: the values stored under it are read as they are."
+            f"The column `{field.name}` has the extension "
+            f"type {unknown.decode(errors='replace')}, which is not known here: its storage "
+            "values are read as they are."
         )
         warn(msg)
 

@@ -79,9 +79,9 @@ def array_dtype(field: Field) -> np.dtype:
         dtype = np.dtype(np.void)
     if dtype.kind not in "fiub":
         msg = (
-            f"The model input `{field.name}` wants values that no column can feed. Expected a type "
-            f"of integers, floats, booleans or strings. Received: {field.dtype}. Choose another "
-            "signature or layer, or put a cast in front of the model."
+            f"The model input `{field.name}` needs a type that no column can provide. Expected "
+            f"integers, floats, booleans or strings. Received: {field.dtype}. Choose another "
+            "signature or layer, or add a cast in front of the model."
         )
         raise ModelError(msg)
     return dtype
@@ -204,9 +204,9 @@ def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversio
     lowest_bit = sizes & (~sizes + sizes.dtype.type(1))
     if (sizes // np.maximum(lowest_bit, 1) > limit).any():
         warn(
-            f"The column `{conversion.column}` holds whole numbers beyond {limit}, which the model "
-            f"input `{conversion.field.name}` of type {dtype.name} cannot tell apart: they are "
-            "rounded. If they are identifiers, they are no feature."
+            f"The column `{conversion.column}` contains integers beyond {limit}, which the model "
+            f"input `{conversion.field.name}` of type {dtype.name} rounds to the same values. If "
+            "they are identifiers, do not use them as a feature."
         )
 
 

@@ -48,8 +48,8 @@ def recognise(path: str, expected: str | None = None) -> str:
         raise unrecognised(path, head, tail)
     if expected is not None and found != expected:
         message = (
-            f"{path}: is not of the format that `input.format` names. Expected: {expected}. "
-            f"Received: {found}. Leave `input.format` out, or correct it."
+            f"{path}: is not in the format given by `input.format`. Expected: {expected}. "
+            f"Received: {found}. Remove `input.format`, or correct it."
         )
         raise InputError(message)
     return found

@@ -197,9 +197,9 @@ def _stream_batches(
     # Whether a stream is whole shows in its end alone.
     if source.tell() != size or starts[-1] != size - len(END_OF_STREAM):
         message = (
-            f"{path}: the Arrow stream has no end, or bytes beyond it. Expected the mark that "
-            f"closing a stream writes. Received: {size} bytes, of which {starts[-1]} are batches. "
-            "The file is truncated or still being written: write or copy it again."
+            f"{path}: the Arrow stream has no end marker, or bytes after it. Expected the end "
+            f"marker of a closed stream. Received: {size} bytes, of which {starts[-1]} are "
+            "batches. The file is truncated, or still being written: write or copy it again."
         )
         raise InputError(message)
     return tuple(lengths), tuple(starts[:-1])

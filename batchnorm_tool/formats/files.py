@@ -28,7 +28,7 @@ _ARRAY = 'numpy.save("rows.npy", {})'
 _TABLE = 'pyarrow.parquet.write_table({}, "rows.parquet")'
 _FRAME = '{}.to_parquet("rows.parquet")'
 _UNPACKED = 'open("unpacked", "wb").write({}.open(PATH).read())'
-_PICKLE = "a pickle, which can run code when it is loaded and is never read"
+_PICKLE = "a pickle, which can run code when loaded and is never read"
 # Bytes at a place, what the file is, and what converts it; PATH stands for its path in quotes.
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _ARRAY.format('h5py.File(PATH)["NAME"][:]')),
@@ -119,10 +119,10 @@ def refusing(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        message = f"{path}: there is no such file. Received: {error.strerror}. Check `input.path`."
+        message = f"{path}: file not found. Received: {error.strerror}. Check `input.path`."
         raise InputError(message) from error
     except PermissionError as error:
-        message = f"{path}: may not be read. Received: {error.strerror}. Change its permissions."
+        message = f"{path}: permission denied. Received: {error.strerror}. Change its permissions."
         raise InputError(message) from error
     except FOREIGN_ERRORS as error:
         raise InputError(_unreadable(path, error)) from error
@@ -138,7 +138,7 @@ def working(path: str, row: Callable[[], int]) -> Iterator[None]:
     except FOREIGN_ERRORS as error:
         message = _unreadable(f"{path}, at or soon after row {row()}", error)
         kind = WorkFailed if _is_transient(error) else Damaged
-        raise kind(f"{message} What is finished is kept.") from error
+        raise kind(f"{message} Finished work is kept.") from error
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -180,7 +180,7 @@ def check_range(path: str, start: int, stop: int, rows: int) -> None:
     if not 0 <= start <= stop <= rows:
         message = (
             f"{path}: has no rows {start} to {stop}. Expected: a range within its {rows} rows. "
-            f"Received: {start} to {stop}. The file was replaced; plan the run anew with `--fresh`."
+            f"Received: {start} to {stop}. The file was replaced; start over with `--fresh`."
         )
         raise WorkFailed(message)
 
@@ -196,7 +196,7 @@ def check_schema(path: str, schema: pa.Schema) -> None:
     if twice:
         message = (
             f"{path}: several columns have the same name. Expected unique names. "
-            f"Received: {twice} more than once. Rename them where the file is written."
+            f"Received: {twice} more than once. Rename them."
         )
         raise InputError(message)
 
@@ -207,8 +207,8 @@ def _unreadable(where: str, error: BaseException) -> str:
         return f"{where}: is encrypted. Expected a plain file. Received: {words}. Decrypt it first."
     if isinstance(error, MemoryError) and not _wants_too_much(error):
         return (
-            f"{where}: reading needs more memory than there is. Received: {words}. "
-            "Give fewer workers, or write the file anew if it is damaged."
+            f"{where}: not enough memory to read it. Received: {words}. Use fewer workers, or "
+            "write the file again if it is damaged."
         )
     return (
         f"{where}: cannot be read; the file is damaged or truncated. "
@@ -229,15 +229,16 @@ def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
     """Return the refusal of a file that no format recognises, with the way on where it is known."""
     if head.startswith(b"version https://git-lfs"):
         return InputError(
-            f"{path}: is a Git LFS pointer, not the data itself. Fetch the data with "
-            f"`git lfs pull`. Received: {head[:24]!r}."
+            f"{path}: is a Git LFS pointer, not the data. Fetch the data with `git lfs pull`. "
+            f"Received: {head[:24]!r}."
         )
     what, convert = _known(path, head, tail)
     advice = f", with `{convert.replace('PATH', repr(path))}` in Python" if convert else ""
     message = (
-        f"{path}: is none of {', '.join(FORMATS)}{what and ', but ' + what}. Expected content "
-        f"of one of these, whatever its name ends in. Received: a file that begins with "
-        f"{head[:24]!r}. Convert it{advice}, or leave it out with a glob such as `DIR/*.parquet`."
+        f"{path}: is none of {', '.join(FORMATS)}{what and ', but ' + what}. Expected one of "
+        "these formats; the file name does not matter. Received: a file that begins "
+        f"with {head[:24]!r}. Convert it{advice}, or exclude it with a glob such as "
+        "`DIR/*.parquet`."
     )
     return InputError(message)
 

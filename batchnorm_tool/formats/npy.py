@@ -274,13 +274,13 @@ def _check_dtype(path: str, header: NpyHeader) -> None:
     dtype = header.dtype
     if dtype.hasobject:
         message = (
-            f"{path}: holds Python objects, which can run code when they are loaded and are never "
-            f"read. Expected numbers or strings. Received: dtype {dtype}. "
-            "Save it as an array of numbers."
+            f"{path}: contains Python objects, which can run code when loaded and are never read. "
+            f"Expected numbers or strings. Received: dtype {dtype}. Save it as an array of "
+            "numbers."
         )
         raise InputError(message)
     if dtype == np.dtype("V2") and not header.bfloat16:
-        expected = "a dtype with a meaning; set `input.dtype: bfloat16` if it is that"
+        expected = "a known dtype; set `input.dtype: bfloat16` if it is bfloat16"
         raise _refusal(path, expected, "dtype |V2")
     is_number = dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8)
     is_string = dtype.kind in "SU" and dtype.itemsize > 0
@@ -307,8 +307,8 @@ def _check_shape(path: str, header: NpyHeader, size: int) -> None:
 
 def _refusal(path: str, expected: str, received: str) -> InputError:
     message = (
-        f"{path}: is not an NPY array that can be read. Expected {expected}. "
-        f"Received: {received}. Save the array again with `numpy.save`."
+        f"{path}: cannot be read as an NPY array. Expected {expected}. Received: {received}. Save "
+        "the array again with `numpy.save`."
     )
     return InputError(message)
 
@@ -412,10 +412,10 @@ def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str,
     for column, directory in directories.items():
         if _is_unfit(column, directory):
             message = (
-                f"An output of the model is called {column!r}, and with several outputs NPY needs "
-                f"a directory of that name. Expected 1 to {_LONGEST_NAME} bytes, no `/`, no `_` or "
-                f"`.` at the beginning, and not `{KEYS}`. Received: {column!r}. Write Parquet, or "
-                "leave it out of `model.outputs`."
+                f"The model's output {column!r} cannot be stored as NPY, where each of several "
+                f"outputs needs a directory of its name. Expected 1 to {_LONGEST_NAME} bytes, no "
+                f"`/`, no `_` or `.` at the beginning, and not `{KEYS}`. Received: {column!r}. "
+                "Write Parquet, or remove it from `model.outputs`."
             )
             raise OutputError(message)
     return directories

@@ -158,9 +158,9 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
     message = (
-        f"{spec.path}, row group {numbers[0]} or one up to {numbers[-1]}: holds other rows than "
-        f"the footer claims. Expected: {groups.rows} rows. Received: {rows}. "
-        "The file is damaged: write or copy it again."
+        f"{spec.path}, row group {numbers[0]} or one up to {numbers[-1]}: its rows differ from "
+        f"those in the footer. Expected: {groups.rows} rows. Received: {rows}. The file is "
+        "damaged: write or copy it again."
     )
     raise Damaged(message)
 
@@ -464,8 +464,8 @@ def _open_writer(
     except pa.ArrowNotImplementedError as error:
         names = "`, `".join(schema.names)
         message = (
-            f"output: `{names}` cannot be stored in Parquet. Received: {error}. "
-            "Leave it out of `input.passthrough`, or write `output.format: arrow`."
+            f"output: `{names}` cannot be stored in Parquet. Received: {error}. Remove it from "
+            "`input.passthrough`, or set `output.format: arrow`."
         )
         raise OutputError(message) from error
 
@@ -478,7 +478,7 @@ def _check_trailer(path: str, size: int) -> None:
     head, tail = formats_files.edges(path)
     if ENCRYPTED_MAGIC in (head[:4], tail[-4:]):
         message = (
-            f"{path}: is an encrypted Parquet file. Expected a plain one. "
+            f"{path}: is an encrypted Parquet file. Expected an unencrypted one. "
             f"Received: {ENCRYPTED_MAGIC!r} at its end. Decrypt it first."
         )
         raise InputError(message)
@@ -495,7 +495,7 @@ def _check_trailer(path: str, size: int) -> None:
 def _check_rows(path: str, rows: int, sizes: Sequence[int]) -> None:
     if rows != sum(sizes) or min(sizes, default=0) < 0:
         message = (
-            f"{path}: its footer contradicts itself. Expected as many rows as its row groups "
-            f"have: {sum(sizes)}. Received: {rows}. Write or copy the file again."
+            f"{path}: its footer is inconsistent. Expected the total of its row "
+            f"groups: {sum(sizes)} rows. Received: {rows}. Write or copy the file again."
         )
         raise InputError(message)

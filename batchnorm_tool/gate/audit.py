@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.norms.norm import row_norms, widen
@@ -105,14 +106,14 @@ class RowAudit:
         yield _finding(
             "finite",
             self._counts["finite"],
-            f"{self._counts['finite']:,} of {self.rows:,} staged rows hold NaN or inf.",
+            f"{self._counts['finite']:,} of {self.rows:,} staged rows contain NaN or inf.",
             self._nonfinite,
         )
         yield _finding(
             "lengths",
             self._counts["lengths"],
-            f"{self._counts['lengths']:,} of {self.rows:,} staged vectors are not of length 1 "
-            f"under {self.norm.label} (within {self.tolerance:.2g}), or all zeros beside a norm "
+            f"{self._counts['lengths']:,} of {self.rows:,} staged vectors do not have length 1 "
+            f"under {self.norm.label} (within {self.tolerance:.2g}), and are not zero with a norm "
             "of 0.",
             self._wrong,
         )
@@ -130,18 +131,18 @@ def audit(facts: AuditFacts, rows: RowAudit) -> list[Finding]:
 def _counts(facts: AuditFacts) -> Finding:
     kept = facts.live + facts.quarantined
     if facts.mode == "full":
-        expected, said = facts.rows_in, f"{facts.rows_in:,} rows in"
+        expected, said = facts.rows_in, f"{plural(facts.rows_in, 'row')} in"
     else:
         expected = facts.before + facts.new - facts.gone
         said = f"{facts.before:,} before + {facts.new:,} new - {facts.gone:,} gone"
     sign = "=" if kept == expected else "is not"
-    what = f"{said} {sign} {facts.live:,} live + {facts.quarantined:,} quarantined rows."
+    what = f"{said} {sign} {facts.live:,} live + {facts.quarantined:,} quarantined."
     return _finding("counts", abs(kept - expected), what)
 
 
 def _keys(facts: AuditFacts) -> Finding:
     rows = facts.live + facts.quarantined
-    what = f"{facts.distinct_keys:,} different keys among {rows:,} rows."
+    what = f"{plural(facts.distinct_keys, 'distinct key')} in {plural(rows, 'row')}."
     return _finding("keys", abs(rows - facts.distinct_keys), what)
 
 

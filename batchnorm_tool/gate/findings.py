@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Lines
 from batchnorm_tool.norms.stats import finite_or_none
 
@@ -23,14 +24,14 @@ class NamedRow(TypedDict):
 
 
 _SCOPES = {
-    "input": "tonight's input",
+    "input": "the input",
     "changed": "the changed rows",
     "whole": "all rows",
     "audit": "the staged rows",
 }
 _AUDIT = (
-    "Next: what the audit found cannot be accepted; mend the cause and run the same command again. "
-    "If the input is right, this is a bug in batchnorm_tool: please report it."
+    "Next: audit findings cannot be accepted; fix the cause and run the same command again. If "
+    "the input is right, this is a bug in batchnorm_tool: please report it."
 )
 
 
@@ -68,7 +69,7 @@ class Finding:
 
 def not_evaluated(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
     """Return the finding of a limit that could not be judged, and passes."""
-    return Finding(limit, scope, None, allowed, passed=True, what=f"Not judged: {why}.")
+    return Finding(limit, scope, None, allowed, passed=True, what=f"Not checked: {why}.")
 
 
 def broken(findings: Iterable[Finding]) -> list[Finding]:
@@ -97,17 +98,17 @@ def refusal_text(
     Example:
         >>> finding = Finding("gate.output.bad", "whole", 0.2, 0.1, False, "2 of 10 rows are bad.")
         >>> print(refusal_text([finding], "warn"))
-        1 limit is broken; published all the same, because the job says `gate: warn`.
+        1 limit is broken; published anyway, because of `gate.action: warn`.
         - gate.output.bad over all rows: 2 of 10 rows are bad.
     """
     wrong = broken(findings)
     if not wrong:
         return ""
-    amount = "1 limit is broken" if len(wrong) == 1 else f"{len(wrong)} limits are broken"
+    amount = f"{plural(len(wrong), 'limit')} broken"
     named = [line for finding in wrong for line in _finding_lines(finding)]
     is_audit = any(finding.scope == "audit" for finding in wrong)
     if action == "warn" and not is_audit:
-        outcome = "published all the same, because the job says `gate: warn`"
+        outcome = "published anyway, because of `gate.action: warn`"
         return Lines(f"{amount}; {outcome}.", *named)
     next_step = _AUDIT if is_audit else _ways_on(accept)
     return Lines(f"{amount}; nothing was published.", *named, next_step)
@@ -119,10 +120,10 @@ def _finding_lines(finding: Finding) -> list[str]:
 
 
 def _ways_on(accept: str | None) -> str:
-    again = "mend the input or the model, or change the limit, and run the same command again"
+    again = "fix the input or the model, or change the limit, and run the same command again"
     if accept is None:
         return f"Next: {again}."
-    return f"Next: if these values are right, `{accept}` publishes this night; if not, {again}."
+    return f"Next: if these values are right, `{accept}` publishes this version; if not, {again}."
 
 
 def describe_row(row: NamedRow) -> str:

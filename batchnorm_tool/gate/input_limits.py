@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 
+from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate.findings import Finding, not_evaluated
 
 if TYPE_CHECKING:
@@ -17,12 +18,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.job.refresh_sections import InputGate
     from batchnorm_tool.norms.norm import Float64s
 
-_SHARES = {
-    "new": "rows are new",
-    "changed": "rows have other features",
-    "vanished": "live rows are gone",
-}
-_NEW_SPACE = "in a new space every row is computed again"
+_SHARES = ("new", "changed", "vanished")
+_NEW_SPACE = "in a new space every row is recomputed"
 _FIRST = "there are no live rows to compare with"
 _NO_STATISTICS = "there are no statistics of an earlier input to compare with"
 CHANCE = 4.9
@@ -130,8 +127,8 @@ def _share_findings(limits: InputGate, counts: RowChanges, *, new_space: bool) -
 def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Finding:
     share = rows / live_rows
     what = (
-        f"{rows:,} {_SHARES[name]}, {share:.2%} of {live_rows:,} live rows; at most "
-        f"{allowed:.2%} allowed."
+        f"{plural(rows, f'{name} row')}, {percent(share, 2)} of {plural(live_rows, 'live row')}; "
+        f"at most {percent(allowed, 2)} allowed."
     )
     return Finding(f"gate.input.{name}", "input", share, allowed, share <= allowed, what)
 
@@ -190,11 +187,13 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
     limit = f"gate.input.{name}"
     known = [score for score in scores if not np.isnan(score.measured).all()]
     if not known:
-        return not_evaluated(limit, "input", allowed, "no feature can be compared with last night")
+        return not_evaluated(
+            limit, "input", allowed, "no feature can be compared with the previous version"
+        )
     first = max(known, key=lambda score: score.measured[score.worst] - score.allowed[score.worst])
     measured, most = (float(x[first.worst]) for x in (first.measured, first.allowed))
     others = sum(score.beyond for score in known) - 1
-    more = f" {others:,} more are beyond their limit." if others > 0 else ""
+    more = f" {others:,} more exceed their limit." if others > 0 else ""
     what = f"{first.words(first.worst)}.{more}"
     return Finding(limit, "input", measured, most, measured <= most, what)
 
@@ -223,8 +222,8 @@ def _null_shifts(
     def words(place: int) -> str:
         before, now = shares[place]
         return (
-            f"Column `{list(columns)[place]}`: {now:.2%} nulls, {before:.2%} last night; a "
-            f"difference of at most {allowed[place]:.2%} allowed"
+            f"Column `{list(columns)[place]}`: {percent(now, 2)} nulls, {percent(before, 2)} in "
+            f"the previous version; a difference of at most {percent(allowed[place], 2)} allowed"
         )
 
     return Scores(np.abs(shares[:, 1] - shares[:, 0]), allowed, words)
@@ -324,9 +323,12 @@ def _constants(pair: Pair, allowed: float) -> Scores:
 
     def words(place: int) -> str:
         if not broken[place]:
-            return "No feature that varied last night is constant tonight"
+            return "No feature that varied in the previous version is constant in this refresh"
         value = pair.current["min"][place]
-        return f"{pair.label(place)} varied last night and is {value:.6g} in every row tonight"
+        return (
+            f"{pair.label(place)} varied in the previous version and is {value:.6g} in every row "
+            "of this refresh"
+        )
 
     return pair.scores(broken.astype(np.float64), allowed, words)
 
@@ -352,9 +354,9 @@ def _mean_shifts(pair: Pair, allowed: float) -> Scores:
     def words(place: int) -> str:
         before, now = (side["mean"][place] for side in (pair.previous, pair.current))
         return (
-            f"{pair.label(place)}: the mean moved from {before:.4g} to {now:.4g}, by "
-            f"{shifts[place]:.4g} of last night's standard deviations; at most {most[place]:.4g} "
-            "allowed"
+            f"{pair.label(place)}: the mean moved from {before:.4g} to {now:.4g}, "
+            f"by {shifts[place]:.4g} of the previous version's standard deviations; at "
+            f"most {most[place]:.4g} allowed"
         )
 
     known = (pair.previous["std"] > 0) & (min(pair.counts) >= _FEWEST_FOR_MEANS)

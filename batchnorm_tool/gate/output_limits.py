@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
+from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_evaluated
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, widen
@@ -171,7 +172,7 @@ class _OutputGate:
         passed = measured <= most
         rows = () if passed else measure.worst(self.live, self.current)
         raised = (
-            f" ({allowed:g}, raised to what chance makes of so few rows)" if chance == most else ""
+            f" ({allowed:g}, raised to what chance gives for so few rows)" if chance == most else ""
         )
         what = f"{measure.label}: {measured:.4g}; at most {most:.4g} allowed{raised}."
         return Finding(name, self.scope, measured, most, passed, what, rows)
@@ -181,7 +182,7 @@ class _OutputGate:
         for vectors, of in ((self.current, ""), (self.live, " in the live version")):
             rows = min(len(vectors.unit), len(vectors.norms))
             if rows < max(least, 1):
-                return f"{rows:,} good rows{of}, fewer than `gate.output.min_rows: {least}`"
+                return f"{plural(rows, 'good row')}{of}, fewer than `gate.output.min_rows: {least}`"
         return ""
 
 
@@ -227,7 +228,7 @@ def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
     if allowed is None:
         return
     if bad.changed_rows < limits.min_rows:
-        few = f"{bad.changed_rows:,} changed rows, fewer than `gate.output.min_rows`"
+        few = f"{plural(bad.changed_rows, 'changed row')}, fewer than `gate.output.min_rows`"
         yield not_evaluated(name, "changed", allowed, f"{few}: {limits.min_rows}")
     else:
         # A share of less than one row would forbid what the limit allows in a larger night.
@@ -241,7 +242,8 @@ def _bad(
 ) -> Finding:
     share = counts[0] / max(counts[1], 1)
     what = (
-        f"{counts[0]:,} of {counts[1]:,} rows are bad ({share:.4%}); at most {allowed:.4%} allowed."
+        f"{counts[0]:,} bad of {plural(counts[1], 'row')} ({percent(share, 4)}); at "
+        f"most {percent(allowed, 4)} allowed."
     )
     passed = share <= allowed
     return Finding(

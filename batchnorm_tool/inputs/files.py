@@ -63,7 +63,7 @@ def list_files(path: str | Sequence[str]) -> list[Listed]:
     for before, after in itertools.pairwise(listed):
         if before.path == after.path:
             message = (
-                f"{after.path}: is named twice in `input.path`. Expected each file once. "
+                f"{after.path}: occurs twice in `input.path`. Expected each file once. "
                 f"Received: {paths}. Remove one of the paths."
             )
             raise InputError(message)
@@ -87,15 +87,15 @@ def _local(path: str) -> str:
         path = unquote(path.removeprefix("file://"))
     elif _SCHEME.match(path):
         message = (
-            f"`input.path`: object stores are not read by this version. Expected a local path. "
-            f"Received: a path that begins with {_SCHEME.findall(path)[0]!r}. "
-            "Copy the files to a local disk, or mount the store."
+            "`input.path`: this version cannot read object stores. Expected a local path. "
+            f"Received: a path that begins with {_SCHEME.findall(path)[0]!r}. Copy the files to a "
+            "local disk, or mount the store."
         )
         raise InputError(message)
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        message = f"`input.path`: expected a name in UTF-8. Received: {path!r}. Rename the file."
+        message = f"`input.path`: expected a UTF-8 name. Received: {path!r}. Rename the file."
         raise InputError(message) from error
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps `..`)
 
@@ -111,8 +111,8 @@ def _in_glob(pattern: str) -> Iterator[Listed]:
         found.update(_in_directory(match, root) if is_directory else [_listed(match, root)])
     if not found:
         message = (
-            f"{pattern}: matches no file. Expected at least one. Received: none. "
-            "Check the pattern, and quote it in a shell."
+            f"{pattern}: matches no file. Expected at least one. Received: none. Check the "
+            "pattern, and quote it in the shell."
         )
         raise InputError(message)
     yield from found
@@ -122,8 +122,8 @@ def _in_directory(directory: str, root: str) -> Iterator[Listed]:
     files = [_listed(path, root) for path in _walk(directory, root, ())]
     if not files:
         message = (
-            f"{directory}: holds no files. Expected at least one; names that begin with `.` or "
-            "`_` are left out. Received: none. Check `input.path`."
+            f"{directory}: contains no files. Expected at least one; names that begin with `.` or "
+            "`_` are ignored. Received: none. Check `input.path`."
         )
         raise InputError(message)
     yield from files
@@ -134,8 +134,8 @@ def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
     real = os.path.realpath(directory)
     if real in above:
         message = (
-            f"{directory}: is a symbolic link to a directory above it. Expected a tree. "
-            f"Received: a loop to {real}. Remove the link."
+            f"{directory}: is a symbolic link to a parent directory. Expected a tree. Received: a "
+            f"loop to {real}. Remove the link."
         )
         raise InputError(message)
     refuse_table(directory)
@@ -155,7 +155,7 @@ def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
 def _warn_if_outside(path: str, root: str) -> None:
     target, inside = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath([target, inside]) != inside:
-        message = f"{path}: is a symbolic link out of {root}, to {target}; it is read all the same."
+        message = f"{path}: is a symbolic link out of {root}, to {target}; it is read anyway."
         warn(message)
 
 
@@ -179,8 +179,8 @@ def _partition(path: str, directory: str) -> tuple[str, str]:
     is_step = value in ("", ".") or ".." in value.split("/")
     if is_step or not name or not value.isprintable():
         message = (
-            f"{path}: a partition's value is not a plain name. Expected `name=value` without "
-            f"a step `..`. Received: {directory!r}. Rename the directory."
+            f"{path}: the value of a partition is not a plain name. Expected `name=value` without "
+            f"`..`. Received: {directory!r}. Rename the directory."
         )
         raise InputError(message)
     return name, value
@@ -222,8 +222,9 @@ def _check_names(file: InputFile, first_path: str, expected: Sequence[str]) -> N
     received = [partition.name for partition in file.partitions]
     if received != expected:
         message = (
-            f"{file.path}: has other partitions than {first_path}. Expected: {expected}. "
-            f"Received: {received}. Move it, or name the files with a glob."
+            f"{file.path}: its partitions differ from those of {first_path}. "
+            f"Expected: {expected}. Received: {received}. Move it, or select the files with a "
+            "glob."
         )
         raise InputError(message)
 
@@ -407,11 +408,11 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
         if marks and Path(directory, form.beside).exists():
             newest = max(marks, key=os.path.getmtime)
             convert = form.convert.format(directory, newest)
-            hidden = "; its files may also hold rows that it has deleted or replaced"
+            hidden = "; its files may also contain deleted or replaced rows"
             message = (
                 f"{directory}: is {form.name}{hidden if form.hides_rows else ''}. Expected plain "
-                f"files. Received: {os.path.relpath(newest, directory)}. "
-                f"Write its rows into a file first, with `{convert}` in Python."
+                f"files. Received: {os.path.relpath(newest, directory)}. Export its rows to a "
+                f"file first, with `{convert}` in Python."
             )
             raise InputError(message)
 

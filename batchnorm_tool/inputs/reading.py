@@ -112,7 +112,7 @@ def read_rows(
         yield batch
     if rows != stop - start:
         message = (
-            f"{file.path}, rows {start} to {stop}: yields fewer rows than its footer claims. "
+            f"{file.path}, rows {start} to {stop}: has fewer rows than its footer says. "
             f"Expected: {stop - start}. Received: {rows}. The file is damaged: copy it again."
         )
         raise Damaged(message)
@@ -125,13 +125,13 @@ def check_unchanged(file: InputFile) -> None:
         try:
             now = format_named(part.format, file.dtype).fingerprint(part.path)
         except InputError as error:
-            message = f"file replaced during the run: {error.message} What is finished is kept."
+            message = f"file replaced during the run: {error.message} Finished work is kept."
             raise WorkFailed(message) from error
         if now != (part.bytes, part.fingerprint):
             message = (
-                f"{part.path}: file replaced during the run. Expected: {part.bytes} bytes with "
-                f"fingerprint {part.fingerprint[:16]}. Received: {now[0]} bytes, {now[1][:16]}. "
-                "Put the former file back, or start over with `--fresh`."
+                f"{part.path}: file replaced during the run. Expected: {part.bytes:,} bytes with "
+                f"fingerprint {part.fingerprint[:16]}. Received: {now[0]:,} bytes, {now[1][:16]}. "
+                "Restore the former file, or start over with `--fresh`."
             )
             raise WorkFailed(message)
 
@@ -159,8 +159,9 @@ def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch
         except pa.ArrowInvalid as error:
             message = (
                 f"{file.path}, row {row} or one of the {batch.num_rows - 1} after it, column "
-                f"`{stored.name}`: a value does not fit the type as which all files are read. "
-                f"Expected: {fields[place].type}. Received: {error}. Write all files with one type."
+                f"`{stored.name}`: a value does not fit the column type of the other files. "
+                f"Expected: {fields[place].type}. Received: {error}. Write all files with the "
+                "same type."
             )
             raise InputError(message) from error
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))

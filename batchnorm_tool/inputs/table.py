@@ -77,8 +77,10 @@ def open_table(spec: Input) -> Table:
 def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
     """Name lists of width 0, which Arrow writes into Parquet and cannot read from it."""
     return {
-        field.name: f"{first.path}, column `{field.name}`: cannot be read from Parquet. Expected "
-        f"values. Received: {field.type}, lists of width 0. Leave the column out."
+        field.name: (
+            f"{first.path}, column `{field.name}`: cannot be read from Parquet. Expected values. "
+            f"Received: {field.type}, lists of width 0. Remove the column."
+        )
         for field in schema
         if first.format == "parquet" and holds(field.type, is_empty_list)
     }
@@ -89,8 +91,8 @@ def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -
     for item, name in zip(listed, formats, strict=True):
         if name != formats[0]:
             message = (
-                f"{item.path}: is of another format than {listed[0].path}. Expected: {formats[0]}. "
-                f"Received: {name}. Give one of them, with a glob such as `DIR/*.parquet`."
+                f"{item.path}: differs in format from {listed[0].path}. Expected: {formats[0]}. "
+                f"Received: {name}. Select one format, with a glob such as `DIR/*.parquet`."
             )
             raise InputError(message)
     read = format_named(formats[0], dtype).inspect
@@ -130,8 +132,8 @@ def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
 def _check_npy(key: str, file: InputFile) -> None:
     if file.format != "npy":
         message = (
-            f"`{key}`: {file.path} cannot stand beside other files. Expected: NPY. "
-            f"Received: {file.format}. Give NPY files, or one table with all columns."
+            f"`{key}`: {file.path} cannot be combined with other files. Expected: NPY. "
+            f"Received: {file.format}. Use NPY files, or one table with all columns."
         )
         raise InputError(message)
 
@@ -160,8 +162,9 @@ def _check_aligned(
     expected, received = ([one.file.rows for one in side] for side in (first, other))
     if expected != received:
         message = (
-            f"`input.path.{name}`: does not line up with `{first_name}`. Expected: files of "
-            f"{expected[:8]} rows. Received: {received[:8]}. Give arrays with the same rows."
+            f"`input.path.{name}`: does not match the rows of `{first_name}`. Expected: files "
+            f"of {expected[:8]} rows. Received: {received[:8]}. Use arrays with equal numbers of "
+            "rows."
         )
         raise InputError(message)
 
@@ -171,7 +174,7 @@ def _with_keys(opened: list[_Opened], spec: Input) -> tuple[list[_Opened], tuple
     first = opened[0].file
     if first.format != "npy":
         message = (
-            "`input.keys` is a file of keys for NPY input. Expected: NPY files in `input.path`. "
+            "`input.keys` is a key file for NPY input. Expected: NPY files in `input.path`. "
             f"Received: {first.path} ({first.format}). Did you mean `input.key`, which names a "
             "column?"
         )
@@ -180,8 +183,8 @@ def _with_keys(opened: list[_Opened], spec: Input) -> tuple[list[_Opened], tuple
     rows = sum(one.file.rows for one in opened)
     if keys.file.rows != rows:
         message = (
-            f"{keys.file.path}: does not line up with `input.path`. Expected: {rows} keys. "
-            f"Received: {keys.file.rows}. Give one key for each row."
+            f"{keys.file.path}: does not match the rows of `input.path`. Expected: {rows} keys. "
+            f"Received: {keys.file.rows}. Provide one key per row."
         )
         raise InputError(message)
     is_npy = keys.file.format == "npy"
@@ -203,8 +206,8 @@ def _only_keys_file(path: str) -> _Opened:
     opened = _open_files(list_files(path), None, None)
     if len(opened) != 1 or opened[0].file.format == "arrow":
         message = (
-            "`input.keys`: expected one NPY or Parquet file. "
-            f"Received: {len(opened)} of format {opened[0].file.format}. Write the keys into one."
+            f"`input.keys`: expected one NPY or Parquet file. Received: {len(opened)} of "
+            f"format {opened[0].file.format}. Write all keys to one file."
         )
         raise InputError(message)
     return opened[0]
@@ -233,9 +236,9 @@ def _difference(name: str, schema: pa.Schema, first: _Opened, other: _Opened) ->
     is_first = name in first.schema.names
     expected = _described(schema if is_first else first.schema, name)
     return (
-        f"{other.file.path}, column `{name}`: has another type than in {first.file.path}. "
-        f"Expected: {expected}. Received: {_described(other.schema, name)}. "
-        "Write both with the same schema."
+        f"{other.file.path}, column `{name}`: differs in type from {first.file.path}. "
+        f"Expected: {expected}. Received: {_described(other.schema, name)}. Write both with the "
+        "same schema."
     )
 
 

@@ -65,11 +65,11 @@ class Job(Section):
     current directory where a job is built in Python.
 
     Attributes:
-        input: What is read.
+        input: What to read.
         model: What predicts; ``None`` where the predictions are stored already.
-        normalize: What becomes of each prediction.
-        output: What is written.
-        engine: Where the work is done.
+        normalize: How to normalize the predictions.
+        output: What to write.
+        engine: Where and how to run.
         store: Where a refresh keeps its embeddings; ``None`` in a job that is only run.
         gate: What a refresh may not publish without a person.
         publish: What gets each version that a refresh publishes.
@@ -80,25 +80,23 @@ class Job(Section):
         ('l2', None)
     """
 
-    input: Input = Field(description="What is read.")
+    input: Input = Field(description="What to read.")
     model: Model | None = Field(
-        default=None, description="What predicts; left out where predictions are stored already."
+        default=None, description="What predicts; omit it for stored predictions."
     )
     normalize: Normalize = Field(
-        default_factory=Normalize, description="What becomes of each prediction."
+        default_factory=Normalize, description="How to normalize the predictions."
     )
-    output: Output = Field(description="What is written.")
+    output: Output = Field(description="What to write.")
     engine: SerializeAsAny[Engine] = Field(
-        default_factory=Engine, description="Where the work is done."
+        default_factory=Engine, description="Where and how to run."
     )
-    store: Store | None = Field(
-        default=None, description="For refresh: where embeddings are kept from night to night."
-    )
+    store: Store | None = Field(default=None, description="For refresh: where vectors are kept.")
     gate: Gate = Field(
-        default_factory=Gate, description="For refresh: limits that nothing passes unseen."
+        default_factory=Gate, description="For refresh: limits for publishing a version."
     )
     publish: Publishes = Field(
-        default_factory=list, description="For refresh: what gets each published version."
+        default_factory=list, description="For refresh: targets of each published version."
     )
 
     @classmethod
@@ -137,7 +135,7 @@ class Job(Section):
             JobError: The values do not make a job; all that is wrong with them is named at once.
         """
         if not isinstance(data, Mapping):
-            raise JobError(f"A job is a mapping of sections. Received: {format_value(data)}.")
+            raise JobError(f"A job must be a mapping of sections. Received: {format_value(data)}.")
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,12 +192,15 @@ class Job(Section):
         written = self._written()
         for key, place in itertools.product(written, places):
             if is_within(written[key], place):
-                text = f"lies inside the input, {place}, and would be read. Choose another place."
+                text = (
+                    f"is inside the input, {place}, and would be read as input. Choose another "
+                    "path."
+                )
                 raise wrong(text, key)
         others = (self.input.keys, self.model.path if self.model else None)
         for kept in (*places, *others):
             if kept is not None and is_within(kept, output):
-                text = f"holds {kept}, which a new result would replace. Choose another place."
+                text = f"contains {kept}, which a new result would replace. Choose another path."
                 raise wrong(text, "output.path")
         self._check_apart(written, [kept for kept in (*places, *others) if kept is not None])
         return self
@@ -222,14 +223,14 @@ class Job(Section):
         store = written["store.path"]
         for path, place in itertools.product(kept, (store, store + STATE_SUFFIX)):
             if is_within(path, place):
-                text = f"holds {path}, which the job reads. Choose another place."
+                text = f"contains {path}, which the job reads. Choose another path."
                 raise wrong(text, "store.path")
         places = {key: [path] for key, path in written.items()}
         places["store.path"] = [store, store + STATE_SUFFIX]
         for (key, ones), (other, twos) in itertools.combinations(places.items(), 2):
             pairs = itertools.product(ones, twos)
             if any(is_within(one, two) or is_within(two, one) for one, two in pairs):
-                raise wrong(f"lies where `{key}` does. Choose another place.", other)
+                raise wrong(f"is the same path as `{key}`. Choose another path.", other)
 
 
 def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:

@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(f"the alias *{event.anchor} is not allowed: write its value out", event)
+            raise _refused(f"the alias *{event.anchor} is not allowed: write the value out", event)
         if getattr(event, "tag", None) is not None:
             raise _refused(f"the tag {event.tag} is not allowed: write a plain value", event)
         if self.depth >= _DEEPEST:
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         values: dict[Hashable, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _refused("a key must be text", key)
+                raise _refused("a key must be a string", key)
             # Keys are names: `on` and `1` are not a truth value and a number here.
             if key.value in values:
                 raise _refused(f"the key `{key.value}` is given twice", key)
@@ -80,7 +80,7 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
         return data
     received = "nothing" if data is None else type(data).__name__
     msg = (
-        f"{name}: a job file is a mapping with the sections `input`, `model`, `normalize`, "
+        f"{name}: a job file must be a mapping with the sections `input`, `model`, `normalize`, "
         f"`output` and `engine`. Received: {received}. See configs/quickstart.yaml for one."
     )
     raise JobError(msg)
@@ -186,8 +186,8 @@ def _value_of(match: re.Match[str], environment: Mapping[str, str]) -> str:
         return value or default
     if value is None:
         msg = (
-            f"needs the environment variable `{name}`, which is not set. "
-            f"Set it, or give a default: `${{{name}:-default}}`."
+            f"needs the environment variable `{name}`, which is not set. Set it, or add a "
+            f"default: `${{{name}:-default}}`."
         )
         raise JobError(msg)
     return value
@@ -200,7 +200,7 @@ def _set(data: dict[str, object], keys: list[str], value: object) -> None:
             inner = data[key] = {}
         if not isinstance(inner, dict):
             at = ".".join(keys[:depth])
-            msg = f"--set {'.'.join(keys)}: `{at}` holds one value, and no keys below it."
+            msg = f"--set {'.'.join(keys)}: `{at}` is a single value, and has no keys."
             raise JobError(msg)
         data = inner
     data[keys[-1]] = value
@@ -215,7 +215,7 @@ def _text_of(name: str) -> str:
         with open(name, "rb") as file:  # noqa: PTH123
             raw = file.read(_LARGEST_BYTES + 1)
         if len(raw) > _LARGEST_BYTES:
-            msg = f"{name}: a job file has at most {_LARGEST_BYTES} bytes. Received: more."
+            msg = f"{name}: a job file may have at most {_LARGEST_BYTES:,} bytes. Received: more."
             raise JobError(msg)
         return raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -241,6 +241,6 @@ def _parse_yaml(text: str, name: str) -> Any:
         # PyYAML's own text would quote the lines around it, and with them perhaps a secret.
         problem = getattr(error, "problem", None) or "a value or character cannot be read"
         in_braces = mark is not None and "${" in text.split("\n")[mark.line]
-        hint = " Inside {…} and […] put a text with `${` into quotes." if in_braces else ""
+        hint = " Inside {…} and […], quote strings that contain `${`." if in_braces else ""
         msg = f"{name}{at}: {problem}. Expected: YAML of plain values.{hint}"
         raise JobError(msg) from error

@@ -52,7 +52,7 @@ def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
     lines = [f"`{key}` {text}" for key, text in complaints.items()]
     if len(lines) == 1:
         return JobError(f"{where}: {lines[0]}")
-    head = f"{where}: {len(lines)} things need correcting:"
+    head = f"{where}: {len(lines)} errors:"
     return JobError(Lines(head, *(f"  {line}" for line in lines)))
 
 
@@ -80,7 +80,7 @@ def format_value(value: object) -> str:
 
     Example:
         >>> format_value("s3://me:secret@bucket"), format_value(False)
-        ("'s3://***@bucket' (text)", 'false (a truth value)')
+        ("'s3://***@bucket' (text)", 'false (a boolean)')
     """
     if isinstance(value, (bool, type(None))):
         text = {True: "true", False: "false", None: "null"}[value]
@@ -106,8 +106,8 @@ def mask_values(value: Any) -> Any:
 def _kind(value: object) -> str:
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (type(None), "nothing"),
-        (bool, "a truth value"),
-        (int, "a whole number"),
+        (bool, "a boolean"),
+        (int, "an integer"),
         (float, "a number"),
         (str, "text"),
         (list, "a list"),
@@ -176,7 +176,7 @@ def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
     slip = did_you_mean(place.keys[-1], own, likeness=0.85)
     if elsewhere and not slip:
         return f" Did you mean `{elsewhere[0]}`?"
-    return slip or did_you_mean(place.keys[-1], own) or f" Known here: {_join_names(own)}."
+    return slip or did_you_mean(place.keys[-1], own) or f" Known keys: {_join_names(own)}."
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -196,7 +196,7 @@ def _expected(place: _Place) -> str:
         if isinstance(note, Expects):
             return note.text
     choices = [str(each) for each in _choices(place.annotation)]
-    return _join_names(choices, "or") if choices else "text that is not empty"
+    return _join_names(choices, "or") if choices else "a non-empty string"
 
 
 def _notes(place: _Place) -> tuple[Any, ...]:
@@ -233,9 +233,11 @@ def _value_at(data: object, keys: tuple[str, ...], otherwise: object) -> object:
 def _hint(place: _Place, value: object) -> str:
     """Return the next step for the mistakes that are made most."""
     expected = _expected(place)
-    takes_no_words = expected.startswith(("a number", "a whole number", "a fraction", "`sha256"))
+    takes_no_words = expected.startswith(
+        ("a number", "an integer", "a positive integer", "a fraction", "`sha256")
+    )
     if isinstance(value, (bool, dt.date)) and not takes_no_words:
-        return " YAML reads yes, no, on, off and dates by rules of its own: put text in quotes."
+        return " YAML converts yes, no, on, off and dates: quote strings."
     if isinstance(value, str) and expected.startswith("a list"):
         return f" Write `[{mask_secrets(value)}]` for a list{'' if ',' in value else ' of one'}."
     if place.keys == ("input", "keys"):

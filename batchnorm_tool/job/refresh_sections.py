@@ -23,17 +23,17 @@ from batchnorm_tool.registry import TARGETS
 _LIMIT = Expects("a number of 0 or more, or null for no limit")
 Limit = Annotated[NotNegative | None, _LIMIT]
 MIN_ROWS = 200
-"""Rows below which moments and distributions say too little about the data to judge them."""
+"""Fewest rows of which moments and distributions are judged."""
 
 
 class Keep(Section):
     """Which versions stay: both limits hold, and the live version always stays."""
 
-    count: Annotated[Count | None, Expects("a whole number above 0, or null")] = Field(
-        default=14, description="At most so many versions; null: any number."
+    count: Annotated[Count | None, Expects("a positive integer, or null")] = Field(
+        default=14, description="Most versions to keep; null: no limit."
     )
-    days: Annotated[Count | None, Expects("a whole number above 0, or null")] = Field(
-        default=30, description="None older than this; null: of any age."
+    days: Annotated[Count | None, Expects("a positive integer, or null")] = Field(
+        default=30, description="Greatest age in days; null: no limit."
     )
 
 
@@ -44,7 +44,7 @@ class StoreColumns(Section):
     passthrough_hash: Name = Field(
         default="passthrough_hash", description="Hash of the passed-through values."
     )
-    status: Name = Field(default="status", description="good, or stale and why.")
+    status: Name = Field(default="status", description="good, or stale with the reason.")
     version: Name = Field(default="version", description="The version that wrote the row.")
 
 
@@ -52,32 +52,32 @@ class Store(Section):
     """Where embeddings are kept from night to night: the ``store`` section."""
 
     path: LocalOrUri = Field(
-        description="The Lance dataset; what belongs to it lies beside it in PATH.state."
+        description="The Lance dataset; its state is kept next to it, in PATH.state."
     )
     mode: Literal["full", "delta"] = Field(
-        default="full", description="full: the input holds every row; delta: only changed ones."
+        default="full", description="full: the input has every row; delta: only changed rows."
     )
     delete_column: Annotated[Name | None, Expects("a column name")] = Field(
-        default=None, description="In delta mode: a true value in it deletes the row."
+        default=None, description="In delta mode: rows with true in this column are deleted."
     )
     columns: StoreColumns = Field(
         default_factory=StoreColumns, description="Names of the store's own columns."
     )
-    keep: Keep = Field(default_factory=Keep, description="Which versions stay.")
+    keep: Keep = Field(default_factory=Keep, description="Which versions to keep.")
     on_new_space: Literal["hold", "publish"] = Field(
-        default="hold", description="Another model, norm or features: wait for accept, or not."
+        default="hold", description="Another model, norm or features: wait for accept, or publish."
     )
     on_new_bits: Literal["keep", "recompute"] = Field(
-        default="keep", description="Another TensorFlow, CPU or batch size: recompute, or not."
+        default="keep", description="Another TensorFlow, CPU or batch size: keep, or recompute."
     )
     bad_rows: Literal["keep", "remove"] = Field(
-        default="keep", description="keep: a row that is bad tonight keeps its last good vector."
+        default="keep", description="keep: a row that turns bad keeps its last good vector."
     )
 
     @model_validator(mode="after")
     def _check_delete_column(self) -> Self:
         if self.delete_column is not None and self.mode == "full":
-            text = "is for `mode: delta`: in a full input a row that is missing is deleted."
+            text = "is for `mode: delta`: with a full input, missing rows are deleted."
             raise wrong(text, "delete_column")
         return self
 
@@ -90,7 +90,7 @@ class InputGate(Section):
     vanished: Limit = Field(default=0.02, description="Share of vanished rows.")
     null_shift: Limit = Field(default=0.01, description="Change of a column's share of nulls.")
     constant_feature: Literal["fail", "ignore"] = Field(
-        default="fail", description="A feature that varied, and is constant tonight."
+        default="fail", description="A feature that varied and is now constant."
     )
     mean_shift: Limit = Field(
         default=1.0, description="Shift of a feature's mean, in standard deviations."
@@ -98,7 +98,7 @@ class InputGate(Section):
     deviation_ratio: Limit = Field(
         default=4.0, description="Factor by which a feature's standard deviation grew or shrank."
     )
-    min_rows: Count = Field(default=MIN_ROWS, description="Fewer rows say nothing of moments.")
+    min_rows: Count = Field(default=MIN_ROWS, description="Fewest rows to judge moments by.")
 
 
 class OutputGate(Section):
@@ -111,7 +111,9 @@ class OutputGate(Section):
     # (2006).
     norm_psi: Limit = Field(default=0.2, description="Population stability index of the norms.")
     norm_quantiles: Limit = Field(default=0.2, description="Relative shift of a quantile of norms.")
-    centroid_shift: Limit = Field(default=0.3, description="Shift of the mean, over the spread.")
+    centroid_shift: Limit = Field(
+        default=0.3, description="Shift of the centroid, over the spread."
+    )
     dimension_shift: Limit = Field(
         default=1.5, description="Shift of a dimension's mean, in standard deviations."
     )
@@ -119,9 +121,7 @@ class OutputGate(Section):
     # `f` gives `(f - 1)**2`, whatever the width and the scale: 0.3 is a shift by 0.55 of the
     # spread, or a spread half as large again.
     frechet: Limit = Field(default=0.3, description="Fréchet distance over the total variance.")
-    min_rows: Count = Field(
-        default=MIN_ROWS, description="Fewer changed rows are not judged alone."
-    )
+    min_rows: Count = Field(default=MIN_ROWS, description="Fewest changed rows to judge alone.")
 
 
 class Gate(Section):
@@ -130,8 +130,8 @@ class Gate(Section):
     action: Literal["hold", "warn"] = Field(
         default="hold", description="hold: a broken limit publishes nothing; warn: it is reported."
     )
-    input: InputGate = Field(default_factory=InputGate, description="Before the model runs.")
-    output: OutputGate = Field(default_factory=OutputGate, description="After it ran.")
+    input: InputGate = Field(default_factory=InputGate, description="Limits before the model runs.")
+    output: OutputGate = Field(default_factory=OutputGate, description="Limits after it ran.")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,9 +150,9 @@ class Publish(TaggedSection):
     tag = "to"
     registry = TARGETS
 
-    to: TargetName = Field(description="The kind of target.")
+    to: TargetName = Field(description="Kind of target.")
     name: Annotated[Name | None, Expects("a name")] = Field(
-        default=None, description="How reports call it; default: its kind."
+        default=None, description="Name in reports; default: the kind."
     )
 
     @model_validator(mode="before")
@@ -175,9 +175,9 @@ def check_labels(targets: list[Publish]) -> list[Publish]:
     labels = [target.label for target in targets]
     for label in labels:
         if labels.count(label) > 1:
-            raise wrong(f"names two targets `{label}`. Give each its own `name`.")
+            raise wrong(f"has two targets named `{label}`. Give each its own `name`.")
         if not label.replace("-", "").replace("_", "").isalnum():
-            raise wrong(f"names a target `{label}`. Expected letters, digits, `-` and `_` alone.")
+            raise wrong(f"names a target `{label}`. Expected only letters, digits, `-` and `_`.")
     return targets
 
 

@@ -162,37 +162,37 @@ class Input(Section):
         Expects("a path, a list of paths, or {column: path} for several NPY files side by side"),
     ] = Field(description="File, directory, glob, list of them, or {column: path of an NPY file}.")
     format: FormatName | None = Field(
-        default=None, description="Default: recognised by content, not by suffix."
+        default=None, description="Default: detected from the content, not the suffix."
     )
     key: Annotated[Name | Names | None, Expects("a column name, or a list of column names")] = (
-        Field(default=None, description="Passed through; default: the global row number.")
+        Field(default=None, description="Key columns; default: the global row number.")
     )
     keys: Annotated[LocalOrUri | None, Expects("the path of an NPY or Parquet file")] = Field(
-        default=None, description="File of keys for NPY input, in the order of its rows."
+        default=None, description="Key file for NPY input, in row order."
     )
     features: Annotated[
         Name | Names | Annotated[dict[Name, Name | Names], Field(min_length=1)] | None,
         Expects("a column name, a list of them, or {model input: column or list of columns}"),
-    ] = Field(default=None, description="Default: matched to the model's inputs.")
+    ] = Field(default=None, description="Feature columns; default: matched to the model's inputs.")
     passthrough: Annotated[list[Name], Expects("a list of column names")] = Field(
-        default_factory=list, description="Columns that are copied to the output."
+        default_factory=list, description="Columns to copy to the output."
     )
     invalid: Literal["fail", "quarantine", "nullify", "drop"] = Field(
-        default="fail", description="Fate of a row with a null, ragged or non-finite feature."
+        default="fail", description="Policy for rows with null, ragged or non-finite features."
     )
     fill: Annotated[
         dict[Name, Annotated[int | Finite | str, Expects("text or a finite number")]],
         Expects("{column: text or a finite number}"),
-    ] = Field(default_factory=dict, description="What a null in a column becomes instead.")
+    ] = Field(default_factory=dict, description="Replacement for nulls, per column.")
     decode: Annotated[dict[Name, Literal["jpeg", "png"]], Expects("{column: `jpeg` or `png`}")] = (
-        Field(default_factory=dict, description="Columns that hold encoded images.")
+        Field(default_factory=dict, description="Columns with encoded images.")
     )
     transform: Annotated[
         FunctionName | None,
         Expects("`module:function`, such as `my_package.features:prepare`"),
-    ] = Field(default=None, description="Your function from an Arrow table to named arrays.")
+    ] = Field(default=None, description="A function from an Arrow table to named arrays.")
     dtype: Literal["bfloat16"] | None = Field(
-        default=None, description="How to read NPY items of two bytes without a type (|V2)."
+        default=None, description="Type of NPY arrays stored as |V2."
     )
 
     @property
@@ -207,7 +207,7 @@ class Input(Section):
         self._refuse_features_twice()
         twice = repeated([*_as_list(self.key), *self.passthrough])
         if twice is not None:
-            text = f"names the column `{twice}` twice (the key counts, too). Name each column once."
+            text = f"lists the column `{twice}` twice (keys included). List each column once."
             raise wrong(text, "passthrough" if twice in self.passthrough else "key")
         return self
 
@@ -216,7 +216,7 @@ class Input(Section):
         for names in given.values() if isinstance(given, dict) else [given]:
             twice = repeated(_as_list(names))
             if twice is not None:
-                text = f"names the column `{twice}` twice for one input. Name each column once."
+                text = f"lists the column `{twice}` twice for one input. List each column once."
                 raise wrong(text, "features")
 
     def _refuse_keys_for_npy(self) -> None:
@@ -238,7 +238,7 @@ class Trust(Section):
     classes: Annotated[
         Annotated[list[ClassName], Field(min_length=1)],
         Expects("a list of installed classes, such as [my_package.layers.L2Distance]"),
-    ] = Field(description="Installed classes, each as module.Class.")
+    ] = Field(description="Trusted installed classes, as module.Class.")
 
 
 class Model(Section):
@@ -246,36 +246,40 @@ class Model(Section):
 
     path: LocalOrUri = Field(description="A .keras file, an .h5 file or a SavedModel directory.")
     layer: Annotated[Name | None, Expects("the name of a layer")] = Field(
-        default=None, description="Take the output of this inner layer."
+        default=None, description="Use the output of this inner layer."
     )
     signature: Annotated[Name | None, Expects("the name of a signature")] = Field(
-        default=None, description="Of a SavedModel; default: serving_default."
+        default=None, description="Signature of a SavedModel; default: serving_default."
     )
     outputs: Annotated[Names | None, Expects("a list of output names")] = Field(
-        default=None, description="Default: the only output; several are each normalized."
+        default=None, description="Outputs, each normalized; default: the only output."
     )
     batch_size: CountOrAuto = Field(
-        default="auto", description="Rows in one call, or auto: measured once, then fixed."
+        default="auto", description="Rows per model call; auto: measured once, then fixed."
     )
     batch_dependent: Literal["refuse", "accept"] = Field(
         default="refuse",
-        description="A model whose predictions depend on the other rows of their batch; accepted, "
-        "it gets batches of `batch_size` rows in stored order, the last one as short as it is.",
+        description=(
+            "Whether to accept a model whose predictions depend on the other rows of their batch: "
+            "batches are then of `batch_size` rows in stored order."
+        ),
     )
     sha256: Annotated[ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = Field(
-        default=None, description="Refuse any other model file."
+        default=None, description="Expected SHA-256; any other model file is refused."
     )
     trust: Annotated[
         TrustedHash | Trust | None,
         Expects("`sha256:` and 64 hexadecimal digits, or {classes: [module.Class]}"),
-    ] = Field(default=None, description="Lets one exact file, or classes, past the safety gate.")
+    ] = Field(
+        default=None, description="One exact file, or classes, that may pass the safety gate."
+    )
 
     @field_validator("outputs")
     @classmethod
     def _check_repeated(cls, outputs: list[str] | None) -> list[str] | None:
         twice = repeated(outputs or [])
         if twice is not None:
-            text = f"names `{twice}` twice. Name each output once."
+            text = f"lists `{twice}` twice. List each output once."
             raise wrong(text)
         return outputs
 
@@ -292,11 +296,11 @@ def _norms_in_words() -> str:
 class OutputNorm(Section):
     """How one model output is normalized where several differ; what is left out is as common."""
 
-    norm: NormName | None = Field(default=None, description="Default: the common norm.")
+    norm: NormName | None = Field(default=None, description="Norm; default: the common norm.")
     p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
         Field(default=None, description="The p of `norm: lp`.")
     )
-    axis: AxisValue | None = Field(default=None, description="Default: the common axis.")
+    axis: AxisValue | None = Field(default=None, description="Axis; default: the common axis.")
 
 
 class Normalize(Section):
@@ -307,19 +311,19 @@ class Normalize(Section):
         Field(default=None, description="The p of `norm: lp`.")
     )
     outputs: Annotated[dict[Name, OutputNorm], Expects("{output: {norm: …, p: …, axis: …}}")] = (
-        Field(default_factory=dict, description="Per output, where several differ.")
+        Field(default_factory=dict, description="Settings per output, where they differ.")
     )
     axis: AxisValue = Field(
-        default=-1, description="-1: each vector; all: the whole output tensor of a row."
+        default=-1, description="-1: each vector; all: the whole output of a row."
     )
     zero: Literal["keep", "nullify", "drop", "quarantine", "fail"] = Field(
-        default="keep", description="Fate of a zero vector; a kept one is not a bad row."
+        default="keep", description="Policy for zero vectors; a kept one is not a bad row."
     )
     nonfinite: Literal["quarantine", "fail", "nullify", "keep", "drop"] = Field(
-        default="quarantine", description="Fate of a row with NaN or inf in its prediction."
+        default="quarantine", description="Policy for rows with NaN or inf in their prediction."
     )
     max_bad_fraction: Fraction = Field(
-        default=0.001, description="More bad rows than this: nothing is published."
+        default=0.001, description="Largest share of bad rows; above it nothing is published."
     )
 
     def for_output(self, name: str) -> tuple[Norm, Axis]:
@@ -358,14 +362,14 @@ class OutputColumns(Section):
         default="vector", description="Column of the vectors."
     )
     norm: Annotated[Name, Expects("a column name")] = Field(
-        default="norm", description="Column of their lengths before normalization."
+        default="norm", description="Column of the norms before normalization."
     )
 
     @field_validator("norm")
     @classmethod
     def _check_different(cls, norm: str, info: ValidationInfo) -> str:
         if norm == info.data.get("vector"):
-            text = f"is `{norm}`, the name of the vector column. Give it another name."
+            text = f"is `{norm}`, the name of the vector column. Use another name."
             raise wrong(text)
         return norm
 
@@ -374,20 +378,20 @@ class Output(Section):
     """What is written: the ``output`` section."""
 
     path: LocalOrUri = Field(
-        description="Directory of the result; it is made, and belongs to this job alone."
+        description="Directory of the result; it is created, and used by this job only."
     )
-    format: FormatName = Field(default="parquet", description="How vectors and norms are stored.")
+    format: FormatName = Field(default="parquet", description="Format of vectors and norms.")
     dtype: Literal["float32", "float16", "float64"] = Field(
-        default="float32", description="Of the vectors; norms are always float64."
+        default="float32", description="Type of the vectors; norms are always float64."
     )
     columns: OutputColumns = Field(
         default_factory=OutputColumns, description="Names of the vector and the norm column."
     )
     part_rows: CountOrAuto = Field(
-        default="auto", description="Rows of one file, the unit of work, commit and retry."
+        default="auto", description="Rows per file, which is the unit of work, commit and retry."
     )
     byte_stream_split: Flag = Field(
-        default=False, description="A tenth smaller Parquet, unreadable for Spark before 4.3."
+        default=False, description="About 10 % smaller Parquet, unreadable for Spark before 4.3."
     )
 
     @field_validator("byte_stream_split")
@@ -395,7 +399,7 @@ class Output(Section):
     def _check_format(cls, wanted: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
         chosen = info.data.get("format", "parquet")
         if wanted and chosen != "parquet":
-            text = f"is for Parquet, but `output.format` is `{chosen}`. Leave it out."
+            text = f"is for Parquet, but `output.format` is `{chosen}`. Remove it."
             raise wrong(text)
         return wanted
 
@@ -416,7 +420,7 @@ class Engine(TaggedSection):
     registry = ENGINES
 
     kind: Annotated[EngineName, BeforeValidator(available_engine)] = Field(
-        default="local", description="What carries parts to workers."
+        default="local", description="What distributes parts to workers."
     )
     devices: Annotated[
         Literal["auto", "cpu", "gpu"]
@@ -427,17 +431,17 @@ class Engine(TaggedSection):
         ),
     ] = Field(
         default="auto",
-        description="auto, cpu, gpu, or a list with a GPU number or `cpu` for each process.",
+        description="auto, cpu, gpu, or a list with a GPU number or `cpu` per process.",
     )
     workers: CountOrAuto = Field(
         default="auto",
-        description="Parts that are worked on at the same time, by all processes together.",
+        description="Parts processed in parallel, over all processes.",
     )
     threads: Count = Field(
-        default=1, description="Threads inside one call of the model; they change low bits."
+        default=1, description="Threads within one model call; they affect low-order bits."
     )
     mixed_bits: Flag = Field(
-        default=False, description="Resume although low bits of new parts may differ."
+        default=False, description="Resume even if low-order bits of new parts may differ."
     )
 
     @property
@@ -456,7 +460,7 @@ class Engine(TaggedSection):
     @classmethod
     def _check_threads(cls, threads: int) -> int:
         if threads > 1024:  # with 2**31 - 1 TensorFlow takes the process down
-            raise wrong(f"must be at most 1,024. Received: {threads}. One for each core is enough.")
+            raise wrong(f"must be at most 1,024. Received: {threads}. One per core is enough.")
         return threads
 
     @field_validator("devices")
@@ -465,13 +469,13 @@ class Engine(TaggedSection):
         numbers = [] if isinstance(devices, str) else [each for each in devices if each != "cpu"]
         if numbers and len(numbers) < len(devices):
             text = (
-                f"names the CPU beside GPUs, which give other low bits. Expected GPU numbers alone,"
-                f" or `cpu` alone. Received: {devices}."
+                "mixes the CPU with GPUs, whose low-order bits differ. Expected only GPU numbers, "
+                f"or only `cpu`. Received: {devices}."
             )
             raise wrong(text)
         if len(set(numbers)) < len(numbers):
             text = (
-                "names a GPU twice, and one process computes on each. Name each once. "
+                "lists a GPU twice, but each GPU is used by one process. List each once. "
                 f"Received: {devices}."
             )
             raise wrong(text)

@@ -83,12 +83,12 @@ def _as_text(value: Any) -> Any:
 def _located(path: str, info: ValidationInfo) -> str:
     """Make a path absolute from the job file's directory, or from the current one in Python."""
     if "\0" in path:
-        raise wrong("holds a NUL character, which no path can")
+        raise wrong("contains a NUL character")
     if is_uri(path) and holds_secrets(path):
         raise wrong(
-            f"holds credentials, which would end up in logs and manifests. Received: "
-            f"{mask_secrets(path)!r}. Put them into the environment or a profile of the cloud "
-            "client, and leave the URI without them."
+            "contains credentials, which would end up in logs and manifests. "
+            f"Received: {mask_secrets(path)!r}. Put them in the environment or a profile of the "
+            "cloud client, and remove them from the URI."
         )
     base = (info.context or {}).get("base", ".")
     return absolute(path, str(base))
@@ -98,13 +98,12 @@ def known_norm(value: Any) -> Any:
     """Check the name of a norm; what `p` it takes is checked with `p`."""
     if value is False:
         raise wrong(
-            "is false: YAML reads an unquoted `no`, `off` or `false` as that. "
-            "Write `norm: none` to leave the vectors as long as they are."
+            "is false: YAML reads an unquoted `no`, `off` or `false` that way. Write `norm: none` "
+            "to keep the vectors' lengths."
         )
     if value is None:
         raise wrong(
-            "is empty. Write `norm: none` to leave the vectors as long as they are, "
-            "or leave the key out for `l2`."
+            "is empty. Write `norm: none` to keep the vectors' lengths, or remove the key for `l2`."
         )
     if not isinstance(value, str):
         raise wrong(f"must be one of {_NAMES_OF_NORMS}. Received: {value!r}.{_numbered(value)}")
@@ -137,7 +136,7 @@ def fits_norm(p: float | None, info: ValidationInfo) -> float | None:
 def available_engine(value: Any) -> Any:
     """Check that this version has the engine."""
     if value in ("ray", "spark") and value not in ENGINES:
-        raise wrong(f"is `{value}`, an engine that this version does not have. Write `local`.")
+        raise wrong(f"is `{value}`, which this version does not support. Use `local`.")
     return value
 
 
@@ -198,14 +197,14 @@ Exponent = Annotated[
 
 
 Count = Annotated[
-    int, Field(gt=0), BeforeValidator(_as_whole_number), Expects("a whole number above 0")
+    int, Field(gt=0), BeforeValidator(_as_whole_number), Expects("a positive integer")
 ]
 
 
 GpuNumber = Annotated[int, Field(ge=0), BeforeValidator(_as_whole_number)]
 
 
-CountOrAuto = Annotated[Count | Literal["auto"], Expects("a whole number above 0, or `auto`")]
+CountOrAuto = Annotated[Count | Literal["auto"], Expects("a positive integer, or `auto`")]
 
 
 Flag = Annotated[bool, BeforeValidator(_as_flag), Expects("true or false")]

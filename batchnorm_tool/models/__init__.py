@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import (
     Device,
@@ -109,8 +110,9 @@ def on_good_rows(
         good = [row for row in range(rows) if row not in failing]
         if not good and otherwise is None:
             raise ModelError(
-                f"The model fails on each of the first {rows} rows: {error}. Check that the "
-                "features are what it was trained on, and that model.predict() works for them."
+                f"The model fails on each of the first {plural(rows, 'row')}: {error}. Check that "
+                "the features match the model's training data, and that model.predict() works for "
+                "them."
             ) from error
     if not good and otherwise is not None:
         return use(otherwise)

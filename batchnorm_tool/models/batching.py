@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
-from batchnorm_tool.display import did_you_mean
+from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class ModelPredictor:
         own = self.model.own_batch_size
         if own not in (None, batch_size):
             raise ModelError(
-                f"The model takes exactly {own} rows in one call. Received: `model.batch_size` = "
-                f"{batch_size}. Set it to {own} or to auto."
+                f"The model takes exactly {plural(own, 'row')} per call. Received: "
+                f"`model.batch_size` = {batch_size}. Set it to {own} or to auto."
             )
         return replace(self, batch_size=batch_size, step=self.model.compile(batch_size))
 
@@ -184,9 +184,9 @@ def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> N
     """Refuse predictions that have another shape than those before them."""
     if predictions.shape[1:] != shape:
         raise ModelError(
-            f"The shape of the model's output `{name}` depends on the rows. Expected {shape} for "
-            f"each row, as before. Received: {predictions.shape[1:]}. Take an output of fixed "
-            "size, with `model.outputs` or `model.layer`."
+            f"The shape of the model's output `{name}` varies. Expected {shape} for each row, as "
+            f"before. Received: {predictions.shape[1:]}. Choose an output of fixed size, with "
+            "`model.outputs` or `model.layer`."
         )
 
 
@@ -268,7 +268,7 @@ def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
 def _rows(arrays: Sequence[np.ndarray]) -> int:
     counts = {len(array) for array in arrays}
     if len(counts) != 1:
-        raise InputError(f"The model's inputs differ in rows: {sorted(counts)}.")
+        raise InputError(f"The model's inputs differ in their numbers of rows: {sorted(counts)}.")
     return counts.pop()
 
 

@@ -93,18 +93,18 @@ def examine(
     )
     if _distances(expected, few.predict(batch)).max() > _NOISE_AGAIN:
         raise ModelError(
-            "The model gave other predictions for the same rows when it was called again: it keeps "
-            "state from call to call, or draws random numbers. Expected predictions that depend on "
-            "the row alone. Save it without that (stateful=False; no dropout, noise or sampling "
-            "with training=True), or take another output or `model.layer`."
+            "The model's predictions for the same rows differ from call to call: it keeps state, "
+            "or draws random numbers. Expected predictions that depend on the row alone. Save it "
+            "without that (stateful=False; no dropout, noise or sampling with training=True), or "
+            "choose another output or `model.layer`."
         )
     if mixed:
         raise ModelError(
-            "The model gave other predictions for the same row among other rows: it computes over "
-            "the batch (such as BatchNormalization with training=True, or a mean or softmax over "
-            "axis 0). Expected predictions that depend on the row alone. Change the model, or set "
-            "`model.batch_dependent: accept` and `model.batch_size`: the rows that are predicted "
-            "together are then those of model.predict with this batch size."
+            "The model's predictions for a row depend on the other rows of its batch: it computes "
+            "over the batch (such as BatchNormalization with training=True, or a mean or softmax "
+            "over axis 0). Expected predictions that depend on the row alone. Change the model, "
+            "or set `model.batch_dependent: accept` and `model.batch_size`: rows are then "
+            "predicted in the same batches as by model.predict with this batch size."
         )
     return outputs
 
@@ -113,8 +113,8 @@ def _true_field(name: str, predictions: np.ndarray) -> Field:
     shape, dtype = predictions.shape[1:], predictions.dtype
     if dtype.kind in "OSUc" or 0 in shape:
         raise ModelError(
-            f"The output `{name}` cannot be normalized. Expected real numbers, at least one for "
-            f"each row. Received: dtype {dtype}, shape {('rows', *shape)}. Choose another with "
+            f"The output `{name}` cannot be normalized. Expected real numbers, at least one per "
+            f"row. Received: dtype {dtype}, shape {('rows', *shape)}. Choose another with "
             "`model.outputs` or `model.layer`."
         )
     return Field(name, shape, str(dtype))

@@ -145,12 +145,12 @@ def _stacked(column: Any) -> Anything:
         values = values.storage if isinstance(values, pa.ExtensionArray) else values
         if pa.types.is_dictionary(values.type):
             values = values.dictionary.take(values.indices)
-        _refuse_rows(column, values.is_null(), shape, "is null, or holds a null")
+        _refuse_rows(column, values.is_null(), shape, "is null, or contains a null")
         if not hasattr(values, "flatten") or not hasattr(values.type, "value_field"):
             break
         lengths = pc.list_value_length(values)
         usual = _most_common(lengths.to_numpy())
-        words = f"has another length than most, which is {usual}"
+        words = f"differs in length from most, which have {usual}"
         _refuse_rows(column, pc.not_equal(lengths, usual), shape, words)
         values = values.flatten()
         shape.append(usual)
@@ -172,7 +172,7 @@ def _refuse_rows(column: Any, bad: Any, shape: list[int], words: str) -> None:
         row = at // math.prod(shape[1:])
         msg = (
             f"Row {row} {words}. Expected: vectors of equal length, without nulls. "
-            f"Received: {str(column[row].as_py())[:80]}. Mend it, or leave it out."
+            f"Received: {str(column[row].as_py())[:80]}. Fix it, or remove it."
         )
         raise InputError(msg)
 
@@ -236,7 +236,7 @@ class _RowPolicies:
         peaks = row_norms(x64, MAX)[:, 0]
         for name, policy, bad, words in (
             ("zero", self.zero, peaks == 0, "is zero"),
-            ("nonfinite", self.nonfinite, ~np.isfinite(peaks), "holds NaN or inf"),
+            ("nonfinite", self.nonfinite, ~np.isfinite(peaks), "contains NaN or inf"),
         ):
             if policy == "raise" and bad.any():
                 self._fail(start + int(bad.argmax()), name, words)
@@ -246,8 +246,8 @@ class _RowPolicies:
     def _fail(self, row: int, name: str, words: str) -> None:
         index = tuple(int(i) for i in np.unravel_index(row, self.lead)) if self.lead else ()
         message = (
-            f"The vector at index {index} {words}. Expected: none such, because {name}='raise'. "
-            f"Received: an array of vectors of shape {self.lead}. "
-            f"Mend it, or choose {name}='keep' or 'nan'."
+            f"The vector at index {index} {words}. Expected: no such vector, "
+            f"because {name}='raise'. Received: an array of vectors of shape {self.lead}. Fix it, "
+            f"or choose {name}='keep' or 'nan'."
         )
         raise BadRows(message)

@@ -70,8 +70,8 @@ class Norm:
             _check_order(self.p)
         elif self.p is not None:
             message = (
-                f"`p` belongs to the norm 'lp' alone. Received: p={self.p!r} with norm "
-                f"{self.name!r}. Remove `p`, or choose the norm 'lp'."
+                f"`p` is only for the norm 'lp'. Received: p={self.p!r} with norm {self.name!r}. "
+                "Remove `p`, or choose the norm 'lp'."
             )
             raise JobError(message)
 
@@ -113,7 +113,7 @@ def _unknown_norm(received: object) -> str:
 
 def _check_order(p: float | None) -> None:
     if p is None:
-        message = "The norm 'lp' needs its order. Expected: `p: 3`, or 'lp:3'. Received: no `p`."
+        message = "The norm 'lp' needs `p`. Expected: `p: 3`, or 'lp:3'. Received: no `p`."
         raise JobError(message)
     if not p >= 1:  # also refuses NaN
         message = f"`p` must be a number of 1 or more (below 1 there is no norm). Received: {p!r}."
@@ -132,8 +132,8 @@ def _written_order(text: str, order: str, p: float | None) -> float:
     written = _as_float(order)
     if p is not None and _as_float(p) != written:
         message = (
-            f"The norm's order is given twice, and differs. Received: norm {text!r} with p={p!r}. "
-            f"Remove one of them."
+            f"The norm's order is given twice, with different values. Received: norm {text!r} "
+            f"with p={p!r}. Remove one of them."
         )
         raise JobError(message)
     return written
@@ -165,14 +165,14 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
     try:
         array = np.asarray(x)
     except ValueError as error:
-        message = f"The values are no array: {error}. Expected: vectors of equal length."
+        message = f"The values are not an array: {error}. Expected: vectors of equal length."
         raise InputError(message) from error
     narrow_float = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
     if narrow_float or array.dtype.kind in "iub" or array.dtype.name == "bfloat16":
         return array
     message = (
-        "Norms are defined here for real numbers of at most 64 bits. Expected: float16, bfloat16, "
-        f"float32, float64, integers or bool. Received: dtype {array.dtype}. Convert it first."
+        "Norms need real numbers of at most 64 bits. Expected: float16, bfloat16, float32, "
+        f"float64, integers or bool. Received: dtype {array.dtype}. Convert it first."
     )
     raise InputError(message)
 

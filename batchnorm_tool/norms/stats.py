@@ -196,7 +196,7 @@ class NormStats(JsonStats):
     def _quantiles(self, shares: Sequence[float]) -> list[float | None]:
         for q in shares:
             if not 0 <= q <= 1:
-                message = f"A quantile is asked for by a number from 0 to 1. Received: {q!r}."
+                message = f"A quantile must be a number from 0 to 1. Received: {q!r}."
                 raise JobError(message)
         if self.min is None or self.max is None:
             return [None] * len(shares)

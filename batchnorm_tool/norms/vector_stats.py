@@ -67,9 +67,9 @@ class DimensionStats:
         """Return the statistics of the vectors of both."""
         if len(self.mean) != len(other.mean):
             message = (
-                "Statistics of vectors of different widths cannot be merged. Expected: "
-                f"{len(self.mean)} dimensions. Received: {len(other.mean)}. They are records of "
-                "different runs; start afresh."
+                "Statistics of vectors of different widths cannot be merged. "
+                f"Expected: {len(self.mean)} dimensions. Received: {len(other.mean)}. They come "
+                "from different runs; start over."
             )
             raise Damaged(message)
         if not (self.count and other.count):
@@ -175,9 +175,9 @@ class VectorStats(JsonStats):
         """Return the statistics of the vectors of both."""
         if self.norms.keys() != other.norms.keys():
             message = (
-                "Statistics of different norms cannot be merged. Expected: "
-                f"{', '.join(self.norms)}. Received: {', '.join(other.norms)}. They are records of "
-                "different runs; start afresh."
+                "Statistics of different norms cannot be merged. "
+                f"Expected: {', '.join(self.norms)}. Received: {', '.join(other.norms)}. They "
+                "come from different runs; start over."
             )
             raise Damaged(message)
         return VectorStats(

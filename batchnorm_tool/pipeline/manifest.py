@@ -128,8 +128,8 @@ def existing_record(storage: Storage, number: int) -> PartRecord:
     record = read_record(storage, number)
     if record is None:
         msg = (
-            f"The commit record `{record_path(number)}` is missing or damaged. "
-            "Run the same command again: it does that part anew."
+            f"The commit record `{record_path(number)}` is missing or damaged. Run the same "
+            "command again to redo that part."
         )
         raise WorkFailed(msg)
     return record
@@ -140,7 +140,7 @@ def read_refusals(storage: Storage) -> Iterator[PartRecord]:
     for name in storage.names(REFUSED):
         record = PartRecord.from_json(storage.get(f"{REFUSED}/{name}"))
         if record is None:
-            msg = f"The record `{REFUSED}/{name}` is damaged. Run it again: it is made anew."
+            msg = f"The record `{REFUSED}/{name}` is damaged. Run again to recreate it."
             raise WorkFailed(msg)
         yield record
 
@@ -309,8 +309,8 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     told = success.decode(errors="replace").strip()
     if text is None or data is None or checked_json.sha256(data) != told:
         msg = (
-            f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum disagrees. "
-            "Make the result again with `--fresh`."
+            f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum does not match. "
+            "Recreate the result with `--fresh`."
         )
         raise Damaged(msg)
     if data.get("format") != FORMAT:

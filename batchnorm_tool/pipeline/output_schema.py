@@ -85,8 +85,8 @@ def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
     for name in job.normalize.outputs:
         if name not in names:
             msg = (
-                f"`normalize.outputs.{name}` names no output of this run. "
-                f"Expected one of: {', '.join(names)}. Received: {name}."
+                f"`normalize.outputs.{name}` is not an output of this run. Expected one "
+                f"of: {', '.join(names)}. Received: {name}."
             )
             raise JobError(msg)
     return tuple(_output_spec(job, output, alone=len(outputs) == 1) for output in outputs)
@@ -97,8 +97,8 @@ def _output_spec(job: Job, output: Field, *, alone: bool) -> OutputSpec:
     shape = tuple(size or 0 for size in output.shape)
     if 0 in shape:  # and Arrow would divide by it
         msg = (
-            f"The output `{output.name}` holds no values. Expected at least one in each row. "
-            f"Received: shape {shape}. Name another one with `model.outputs`."
+            f"The output `{output.name}` has no values. Expected at least one per row. Received: "
+            f"shape {shape}. Choose another one with `model.outputs`."
         )
         raise ModelError(msg)
     vectors = math.prod(shape[:-1]) if axis == -1 else 1
@@ -125,12 +125,12 @@ def single_number_warnings(layouts: Sequence[OutputSpec]) -> Iterator[str]:
             yield (
                 f"The last axis of `{layout.name}` has one component (shape {layout.shape}), so "
                 f"that each of a row's {layout.vectors:,} numbers becomes 1 or -1. To make one "
-                "vector of a row, take `normalize.axis: all` (`--axis all`)."
+                "vector per row, set `normalize.axis: all` (`--axis all`)."
             )
         else:
             yield (
-                f"`{layout.name}` is one number for each row, which becomes 1 or -1. To keep the "
-                "numbers, take `normalize.norm: none` (`--norm none`)."
+                f"`{layout.name}` is one number per row, which becomes 1 or -1. To keep the "
+                "numbers, set `normalize.norm: none` (`--norm none`)."
             )
 
 
@@ -163,8 +163,8 @@ def key_columns(spec: Input) -> tuple[str, ...]:
 
 def _not_a_key(field: pa.Field) -> str:
     return (
-        f"`input.key` names the column `{field.name}`, which cannot name a row. Expected numbers, "
-        f"strings or dates. Received: {field.type}. Take it into `input.passthrough` instead."
+        f"`input.key` names the column `{field.name}`, which cannot be a key. Expected numbers, "
+        f"strings or dates. Received: {field.type}. Put it in `input.passthrough` instead."
     )
 
 
@@ -184,11 +184,11 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
-            way = "Rename the result with `output.columns`, or leave the other one"
-            several = "Leave one of the two out of `model.outputs`, or"
+            way = "Rename the result with `output.columns`, or remove the other one"
+            several = "Remove one of the two from `model.outputs`, or the other one"
             msg = (
-                f"Two columns of the output would be called `{name}`. "
-                f"{way if len(layouts) == 1 else several} out of `input.passthrough`."
+                "Two columns of the output would be named "
+                f"`{name}`. {way if len(layouts) == 1 else several} from `input.passthrough`."
             )
             raise JobError(msg)
     return pa.schema(fields)

@@ -94,7 +94,7 @@ def finish_publishing(storage: Storage) -> None:
     text = storage.get(storage.staged(MANIFEST_PATH))
     success = storage.get(storage.staged(SUCCESS_PATH))
     if text is None or success is None:
-        msg = "Nothing is staged that could be published."
+        msg = "Nothing is staged for publication."
         raise OutputError(msg)
     storage.remove(SUCCESS_PATH)
     storage.finish_publish()
@@ -128,7 +128,7 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
     ours = state.plan is not None or MANIFEST_PATH in foreign
     if foreign and not ours:
         msg = (
-            f"The output directory `{state.path}` holds something that is no run of "
+            f"The output directory `{state.path}` contains files that are not part of a run of "
             f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
         )
         raise OutputError(msg)
@@ -154,8 +154,8 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
         other, what = state.manifest.identity, "the result"
     elif MANIFEST_PATH in state.names:
         msg = (
-            f"The output directory `{state.path}` holds a result without `{SUCCESS_PATH}`: "
-            "somebody has removed it. Replace it whole with `--fresh`, or choose another "
+            f"The output directory `{state.path}` contains a result without `{SUCCESS_PATH}`, "
+            "which has been removed. Replace the result with `--fresh`, or choose another "
             "`output.path`."
         )
         raise OutputError(msg)
@@ -164,17 +164,17 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     if other == plan.identity:
         gone = sorted(state.directories - set(state.names))
         msg = (
-            f"The result in `{state.path}` is finished, but somebody has removed "
-            f"{', '.join(f'`{name}`' for name in gone)}. Make it again with `--fresh`."
+            f"The result in `{state.path}` is finished, but these files have been "
+            f"removed: {', '.join(f'`{name}`' for name in gone)}. Recreate it with `--fresh`."
         )
         raise OutputError(msg)
     unasked = _chosen_in_both(state, plan)
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
     listed = ", ".join(found)
     only_bits = other.space == plan.identity.space and other.result == plan.identity.result
-    advice = "Replace it whole with `--fresh`, or choose another `output.path`."
+    advice = "Replace it with `--fresh`, or choose another `output.path`."
     if state.plan is not None and only_bits:
-        advice += " `--mixed-bits` goes on all the same; the low bits of its parts then differ."
+        advice += " `--mixed-bits` resumes anyway; low-order bits of its parts may then differ."
     msg = (
         f"The output directory `{state.path}` holds {what} of another job or input. "
         f"What differs: {listed}. {advice}"

@@ -114,7 +114,7 @@ def warn_of_negative_ids(
     for name, size in predictor.embedding_sizes.items():
         if (chunk.features[name] < 0).any():
             meaning = (
-                "which the model may count from the end of what it looks up: -1 is the last row."
+                "which the model may count from the end of its lookup table: -1 is the last row."
                 if size is None
                 else f"which the model's Embedding layer of {size} rows counts from its end: -1 is "
                 "its last row."

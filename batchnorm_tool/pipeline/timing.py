@@ -15,17 +15,16 @@ WAIT = "wait"
 _BOTTLENECKS = {
     "read": "Reading is the bottleneck: fewer columns, lists of fixed size or a faster disk help.",
     "predict": (
-        "Prediction is the bottleneck, and the rest hides behind it: a smaller model, another "
-        "`model.batch_size` or a GPU helps."
+        "Prediction is the bottleneck: a smaller model, another `model.batch_size` or a GPU helps."
     ),
-    "normalize": "Normalization is the bottleneck: the vectors are long beside the model's work.",
-    "statistics": "Statistics are the bottleneck: the vectors are long beside the model's work.",
+    "normalize": "Normalization is the bottleneck: the vectors are long for the model's work.",
+    "statistics": "Statistics are the bottleneck: the vectors are long for the model's work.",
     "write": (
         "Writing is the bottleneck: a faster disk, `output.dtype: float16` or fewer passed-through "
         "columns help."
     ),
     WAIT: (
-        "Waiting is the bottleneck: for the disk, a free core, or the last part to end. Larger "
+        "Waiting is the bottleneck: for the disk, a free core, or the last part. Larger "
         "`output.part_rows`, more `engine.workers` or a faster disk help."
     ),
 }

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, numbered
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
@@ -80,7 +81,7 @@ class Worker:
         with capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
             for chunk in self._timed(self._chunks(part)):
                 if stopped():
-                    msg = "Stopped between two chunks; running it again resumes."
+                    msg = "Stopped between two chunks; run the same command again to resume."
                     raise Interrupted(msg)
                 self._process_chunk(chunk, summary, writer)
                 advance(chunk.rows)
@@ -164,8 +165,8 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
     with security.admit(model) as admitted:
         if admitted.report.content != content:
             msg = (
-                f"{model.path}: the model file changed since the run was planned. "
-                "Run it again when nothing writes to it any more."
+                f"{model.path}: the model file has changed since the run was planned. Run again "
+                "once it no longer changes."
             )
             raise ModelError(msg)
         return models.load_predictor(model, admitted.path, engine)
@@ -176,7 +177,7 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
     text = storage.get(PLAN_PATH)
     plan = None if text is None else Plan.from_json(text)
     if plan is None:
-        msg = "The plan of this run is gone from its output. Run it again: it resumes."
+        msg = "The plan of this run is missing from its output. Run again to resume."
         raise WorkFailed(msg)
     return make_worker(storage, plan, _load(plan, device))
 
@@ -186,10 +187,11 @@ def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
     planned = (plan.resolved.device, plan.resolved.threads)
     if (model.device, model.threads) != planned:
         msg = (
-            f"The run in `{plan.job.output.path}` was planned on the {planned[0]} with "
-            f"{planned[1]} thread(s) in an operation, and here the model runs on the "
-            f"{model.device} with {model.threads}, which gives other low bits. Go on where "
-            "it was begun, begin anew with `--fresh`, or accept both with `--mixed-bits`."
+            f"The run in `{plan.job.output.path}` was planned on the {planned[0]} "
+            f"with {plural(planned[1], 'thread')} per operation, and here the model runs on "
+            f"the {model.device} with {model.threads}, which gives different low-order bits. "
+            "Resume on the original machine, start over with `--fresh`, or accept both with "
+            "`--mixed-bits`."
         )
         raise OutputError(msg)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size))

@@ -45,7 +45,7 @@ class Outcome:
         seconds: How long it took.
         facts: What the target holds now, if it was brought to the version.
         error: Why it was not, otherwise.
-        passing: Whether the next run may bring it to the version without anything being mended.
+        passing: Whether the next run may bring it to the version without anything being fixed.
         skipped: Whether it held the version already.
     """
 

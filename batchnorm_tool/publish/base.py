@@ -127,8 +127,8 @@ def target_errors(name: str) -> Iterator[None]:
 def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
     """Return the error of a target: one that running it again may heal, or another."""
     msg = (
-        f"publish target `{name}`: {error.message} The store itself is published; the next "
-        "`refresh` brings this target up to date once the cause is mended."
+        f"publish target `{name}`: {error.message} The store itself is published; once the cause "
+        "is fixed, the next `refresh` updates this target."
     )
     return WorkFailed(msg) if isinstance(error, WorkFailed | Busy) else OutputError(msg)
 

@@ -37,9 +37,9 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
     newest = max(versions, default=0)
     if newest > publication.version:
         msg = (
-            f"`{place}` holds version {newest}, and this store publishes version "
-            f"{publication.version}: another store wrote there. Choose another `path`, or remove "
-            "that directory if nobody reads it any more."
+            f"`{place}` holds version {newest}, and this store publishes "
+            f"version {publication.version}: another store has written there. Choose another "
+            "`path`, or remove that directory if it is no longer used."
         )
         raise OutputError(msg)
 

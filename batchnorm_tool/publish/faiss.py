@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
+from batchnorm_tool.display import percent, plural
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
@@ -147,7 +148,7 @@ class FaissIndex(Target):
                 if sink is not None:
                     sink.write(scheme.explained(rows.batch, rows.ids))
         if index.ntotal != publication.rows:
-            msg = f"the version has {publication.rows} rows, and {index.ntotal} were read."
+            msg = f"the version has {plural(publication.rows, 'row')}; {index.ntotal:,} were read."
             raise WorkFailed(msg)
         return sample.queries()
 
@@ -165,8 +166,8 @@ def _warnings(document: Facts) -> list[str]:
     if recall is None or recall >= wanted:
         return []
     msg = (
-        f"`{document['index']}` finds {recall:.1%} of the true neighbours, and {wanted:.0%} is "
-        "wanted. Choose another `index`."
+        f"`{document['index']}` finds {percent(recall)} of the true "
+        f"neighbours; {percent(wanted, 0)} is required. Choose another `index`."
     )
     return [msg]
 

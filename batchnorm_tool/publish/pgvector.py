@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
@@ -57,7 +58,7 @@ _LASTING = re.compile(
     r"|invalid|Name or service not known|nodename nor servname|does not support SSL"
 )
 _ENDS = re.compile("[/?#]")
-_GRANTS = "The view was made anew for other columns: grant privileges on it again."
+_GRANTS = "The view was recreated with other columns: grant privileges on it again."
 
 
 class PublishPgvector(Publish):
@@ -202,16 +203,17 @@ class PgvectorTable(Target):
         said = error.diag.message_primary or str(error).partition("\n")[0]
         hint = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
         return (
-            f"PostgreSQL refused: {_without_secrets(said + hint, text)}. Look at the server that "
-            f"`{self._variable}` names."
+            f"PostgreSQL refused: {_without_secrets(said + hint, text)}. Check the server given "
+            f"by `{self._variable}`."
         )
 
     def _check_name(self) -> None:
         name, schema = self._names.view.encode(), self._names.schema.encode()
         if not 0 < len(name) <= LONGEST_NAME or len(schema) > 63 or b"\0" in name + schema:
             msg = (
-                f"`publish`: target `{self.name}`: `table` is empty, too long, or has a NUL in it. "
-                f"Expected at most {LONGEST_NAME} bytes. Received: `{self.place}`. Choose another."
+                f"`publish`: target `{self.name}`: `table` is empty, too long, or contains NUL. "
+                f"Expected at most {LONGEST_NAME} bytes. Received: `{self.place}`. Choose another "
+                "name."
             )
             raise JobError(msg)
 
@@ -219,9 +221,9 @@ class PgvectorTable(Target):
         text = os.environ.get(self._variable)
         if not text:
             msg = (
-                f"`publish`: target `{self.name}` takes its connection string from the environment "
-                f"variable `{self._variable}`, which is not set. Set it, such as to "
-                "`postgresql://user@host/database`, or name another one with `dsn_env`."
+                f"`publish`: target `{self.name}` takes its connection string from the "
+                f"environment variable `{self._variable}`, which is not set. Set it, for example "
+                "to `postgresql://user@host/database`, or use another one with `dsn_env`."
             )
             raise JobError(msg)
         if _hides_secrets(text):
@@ -271,6 +273,7 @@ def _counts(changes: Changes) -> Facts:
 
 def _strayed(before: Bookkeeping, publication: Publication) -> str:
     return (
-        f"`{before.built}` did not hold the {publication.rows} rows of version "
-        f"{publication.version} after its changes: somebody else wrote to it. It was built anew."
+        f"`{before.built}` did not contain the {plural(publication.rows, 'row')} of "
+        f"version {publication.version} after its changes: another program has written to it. It "
+        "was rebuilt."
     )

@@ -70,7 +70,7 @@ class Tables:
             )
         missing = [what for what, is_there in found.items() if not is_there]
         if missing:
-            msg = f"Something is missing in the database. Expected {missing[0]}."
+            msg = f"The database is not ready. Expected {missing[0]}."
             raise OutputError(msg)
         self._check_view(self.bookkeeping() if self._exists(book) else None)
 
@@ -172,8 +172,8 @@ class Tables:
     def _check_view(self, before: Bookkeeping | None) -> None:
         if before is None and self._exists(self._names.view):
             msg = (
-                f"`{self._names.schema}.{self._names.view}` exists, and "
-                f"`{self._names.bookkeeping}` does not know it. Choose another `table`, or drop it."
+                f"`{self._names.schema}.{self._names.view}` exists, but is not recorded in "
+                f"`{self._names.bookkeeping}`. Choose another `table`, or drop it."
             )
             raise OutputError(msg)
 
@@ -243,9 +243,9 @@ class Tables:
             with contextlib.suppress(LockNotAvailable):
                 return self._try_to_switch(after)
         msg = (
-            f"`{self._names.schema}.{self._names.view}` is in use without a pause: the view could "
-            f"not be switched in {SWITCH_TRIES} tries of {SWITCH_SECONDS} s. Look for a "
-            "transaction in `pg_stat_activity` that stays open."
+            f"`{self._names.schema}.{self._names.view}` is in constant use: the view could not be "
+            f"switched in {SWITCH_TRIES} tries of {SWITCH_SECONDS} s. Look for an open "
+            "transaction in `pg_stat_activity`."
         )
         raise WorkFailed(msg)
 

@@ -31,7 +31,10 @@ _MOST_COLUMNS = 1600
 JSON = "jsonb"
 LONGEST_KEY = 2600  # bytes; a page of an index takes 2,704 for a whole row
 # Seconds since 1970: a year within what Python has, for whatever time zone; and 2**63 microseconds.
-_TIMES = "Expected the years 2 to 9998, or a span within 292,000 years. Received: one beyond."
+_TIMES = (
+    "Expected the years 2 to 9998, or a span within 292,000 years. Received: one outside that "
+    "range."
+)
 _YEAR_2, _YEAR_9998, _SPAN = -62_104_060_800, 253_370_764_800, 2**63 / 10**6 - 1
 _SIMPLE = {
     pa.bool_(): "boolean",
@@ -93,10 +96,10 @@ class RowShape:
         for name in self.names:
             if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
                 msg = (
-                    f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of at "
-                    f"most {_LONGEST_NAME} bytes, and none of {', '.join(_SYSTEM_COLUMNS)}. Rename "
-                    "it in the input (the store's own: `store.columns`, `output.columns`), or "
-                    "leave it out of `input.passthrough`."
+                    f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of "
+                    f"at most {_LONGEST_NAME} bytes, and not one of {', '.join(_SYSTEM_COLUMNS)}. "
+                    "Rename it in the input (the store's own: `store.columns`, `output.columns`), "
+                    "or remove it from `input.passthrough`."
                 )
                 raise OutputError(msg)
         if self.width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
@@ -154,12 +157,14 @@ class RowShape:
         """Return what a reader should know of precision and of the index."""
         told = []
         if self.dtype == "float64":
-            told.append("pgvector stores float32: the vectors' float64 was rounded.")
+            told.append("pgvector stores float32: the float64 vectors were rounded.")
         if index != "none" and self.indexed() is None:
-            told.append(f"{self.width} components are too many for an index: none was built.")
+            told.append(f"{self.width} components are too many for an index; none was built.")
         elif index != "none" and self.cast:
             cast = f"{self.vector}::{self.cast}"
-            told.append(f"The index is over `{cast}`: queries must cast likewise to use it.")
+            told.append(
+                f"The index is over `{cast}`: queries must use the same cast to benefit from it."
+            )
         return told
 
 
@@ -206,7 +211,7 @@ def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, 
         yield _beyond(column), _TIMES
     if is_key and getattr(kind, "unit", "") == "ns":
         parts = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False) % 1000 != 0
-        yield parts, "Expected whole microseconds in a key. Received: a part of one."
+        yield parts, "Expected whole microseconds in a key. Received: a fraction."
     if is_key and sql_type(kind) in {"text", "bytea"}:
         sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         yield (

@@ -81,8 +81,8 @@ class FileVectors(VectorSource):
             return None
         if found["norm"] != "none":
             warn(
-                f"{self.name}: is a part of a finished run, and holds unit vectors (norm "
-                f"{found['norm']}). Name the directory of the run to get its raw predictions."
+                f"{self.name}: is a part of a finished run, and contains unit vectors "
+                f"(norm {found['norm']}). Use the directory of the run to get its raw predictions."
             )
         return found
 
@@ -172,8 +172,8 @@ def _check_holds_vectors(sample: pa.Table, columns: Sequence[str]) -> None:
     for name in columns:
         if sample.num_rows and reading.first_list(sample[name]) is None:
             msg = (
-                f"The column `{name}` holds no vectors. Expected lists of numbers. Received: "
-                "nothing but nulls and empty lists. Name another column with `column`."
+                f"The column `{name}` does not contain vectors. Expected lists of numbers. "
+                "Received: only nulls and empty lists. Choose another column with `column`."
             )
             raise InputError(msg)
 
@@ -201,8 +201,8 @@ def predictions_of_array(array: Anything) -> VectorSource:
     vectors = array_of(array)
     if vectors.ndim != 2 or not vectors.shape[1]:
         msg = (
-            "An array of predictions has one row for each vector. Expected the shape (rows, width)."
-            f" Received: {vectors.shape}. Reshape it."
+            "An array of predictions must have one row per vector. Expected the shape (rows, "
+            f"width). Received: {vectors.shape}. Reshape it."
         )
         raise InputError(msg)
     if vectors.dtype not in (np.float16, np.float32, np.float64):

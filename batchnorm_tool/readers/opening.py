@@ -88,7 +88,7 @@ def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str
     received = ", ".join(f"`{name}`" for name in column)
     hint = near_matches(column[0], known) if column else ""
     msg = (
-        f"{path}: which output of this run is meant is not evident. Expected `column` to be one "
+        f"{path}: this run has several outputs. Expected `column` to be one "
         f"of: {', '.join(f'`{one.name}`' for one in layouts)}. "
         f"Received: {received or 'none'}{hint}."
     )
@@ -106,7 +106,7 @@ def checked_names(argument: str, given: Any) -> tuple[str, ...]:
     names = [] if given is None else several(given)
     if not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
         msg = (
-            f"`{argument}` must be the name of a column, or a list of different names. "
+            f"`{argument}` must be the name of a column, or a list of distinct names. "
             f"Received: {given!r}."
         )
         raise JobError(msg)
@@ -123,7 +123,7 @@ def checked_path(argument: str, given: Any) -> str:
 def checked_whole(argument: str, number: Any, least: int = 0) -> int:
     """Return a whole number of a certain size at least."""
     if not _is_whole(number, least):
-        msg = f"`{argument}` must be a whole number, {least} or more. Received: {number!r}."
+        msg = f"`{argument}` must be an integer, {least} or more. Received: {number!r}."
         raise JobError(msg)
     return int(number)
 

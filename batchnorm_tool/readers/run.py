@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
@@ -138,7 +139,8 @@ class StoredRun(VectorSource):
         path = f"{self.path}/{file.path}"
         if not Path(path).exists():
             msg = (
-                f"`{file.path}` of `{self.path}` is missing. Copy it there, or run with `--fresh`."
+                f"`{file.path}` of `{self.path}` is missing. Restore it, or recreate the result "
+                "with `--fresh`."
             )
             raise Damaged(msg)
         with damaged_if_unreadable(file.path):
@@ -203,14 +205,14 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
         pa.ArrowException,
         *checked_json.UNREADABLE_RECORD_ERRORS,
     ) as error:
-        msg = f"`{path}` cannot be read as it was written: {error}"
+        msg = f"`{path}` cannot be read: {error}"
         raise Damaged(msg) from error
 
 
 def check_rows(file: FileRecord, expected: int, received: int) -> None:
     """Raise `Damaged` where a file has another number of rows than the manifest says."""
     if expected != received:
-        msg = f"`{file.path}` has {received:,} rows, and {expected:,} by the manifest."
+        msg = f"`{file.path}` has {plural(received, 'row')}; the manifest has {expected:,}."
         raise Damaged(msg)
 
 
@@ -220,7 +222,7 @@ def _directory(file: FileRecord) -> str:
 
 def _root(path: str) -> Path:
     if "://" in path:
-        msg = f"Runs are read from local directories in this version. Received: `{path}`."
+        msg = f"This version reads runs from local directories only. Received: `{path}`."
         raise InputError(msg)
     root = Path(path)
     if not root.is_dir():
@@ -238,23 +240,25 @@ def _why_no_run(storage: LocalStorage, path: str) -> str:
         return _under_way(storage, path)
     if MANIFEST_PATH in names:
         return (
-            f"`{path}` lacks `{SUCCESS_PATH}`, which every finished run has. If it is a copy, copy "
-            "all of it; otherwise run the same command again."
+            f"`{path}` lacks `{SUCCESS_PATH}`, which every finished run has. If it is a copy, "
+            "copy all files; otherwise run the same command again."
         )
     if "_versions" in names:
         return (
-            f"`{path}` is a Lance dataset, and no store: `{path}.state` is missing, which "
-            "`batchnorm-tool refresh` writes beside it. If it is a copy of a store, copy both."
+            f"`{path}` is a Lance dataset, but not a store: `{path}.state` is missing, which "
+            "`batchnorm-tool refresh` writes next to it. If it is a copy of a store, copy both."
         )
     held = f"Received: {', '.join(names[:5])}" if names else "Received: an empty directory"
-    return f"`{path}` holds no run. Expected the output directory of a finished run. {held}."
+    return (
+        f"`{path}` does not contain a run. Expected the output directory of a finished run. {held}."
+    )
 
 
 def _under_way(storage: LocalStorage, path: str) -> str:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     done = len(storage.names(RECORDS))
     share = f"{done:,} of {plan.part_count:,}" if plan else f"{done:,}"
-    begin = f"`{path}` holds a run that is not finished: {share} parts are done."
+    begin = f"`{path}` contains an unfinished run: {share} finished."
     if storage.is_locked():
-        return f"{begin} It is under way right now; wait for it to end."
-    return f"{begin} Run the same command again: it goes on where it stopped."
+        return f"{begin} It is still running; wait for it to finish."
+    return f"{begin} Run the same command again to resume."

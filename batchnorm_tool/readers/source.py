@@ -249,7 +249,7 @@ def check_columns(
         if name not in stored:
             named_by = f", which `{argument}` names" if argument else ""
             known = ", ".join(f"`{each}`" for each in stored)
-            expected = f"Expected one of: {known}." if stored else "It has vectors alone."
+            expected = f"Expected one of: {known}." if stored else "It has only vectors."
             msg = (
                 f"{path}: has no column `{name}`{named_by}{near_matches(name, stored)}. {expected} "
                 f"Received: `{name}`."
@@ -264,8 +264,8 @@ def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
         kind = schema.field(name).type
         if pa.types.is_nested(kind) or pa.types.is_null(kind):
             msg = (
-                f"{path}: `key` names the column `{name}`, which cannot name a row. Expected "
-                f"numbers, strings or dates. Received: {kind}. Name another column."
+                f"{path}: `key` names the column `{name}`, which cannot be a key. Expected "
+                f"numbers, strings or dates. Received: {kind}. Choose another column."
             )
             raise InputError(msg)
 
@@ -275,7 +275,7 @@ def check_rank(path: str, column: str, shape: Sequence[int | None]) -> None:
     if len(shape) > 1:
         msg = (
             f"{path}: `{column}` holds an array of shape {tuple(shape)} in each row. Expected one "
-            "vector in each row. Received: several. Store them flat, or name another column with "
+            "vector per row. Received: several. Store them flat, or choose another column with "
             "`column`."
         )
         raise InputError(msg)

@@ -129,9 +129,9 @@ def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int
     known = (*live.keys, live.vector, live.norm)
     if any(name not in schema.names for name in known):
         msg = (
-            f"Version {version} of the store `{path}` has other columns than the live one. "
-            f"Expected: {', '.join(known)}. Received: {', '.join(schema.names)}. Open it with Lance"
-            f" (`lance.dataset(..., version={pointer.versions[version]})`)."
+            f"Version {version} of the store `{path}` has different columns from the live "
+            f"version. Expected: {', '.join(known)}. Received: {', '.join(schema.names)}. Open it "
+            f"with Lance (`lance.dataset(..., version={pointer.versions[version]})`)."
         )
         raise InputError(msg)
     passthrough = tuple(name for name in live.passthrough if name in schema.names)
@@ -140,8 +140,11 @@ def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int
 
 def _nothing_live(path: str, pointer: StorePointer) -> str:
     if pointer.waiting is None:
-        return f"Nothing was published in the store `{path}` yet. Run `batchnorm-tool refresh`."
+        return (
+            f"Nothing has been published in the store `{path}` yet. Run `batchnorm-tool refresh`."
+        )
     return (
-        f"Nothing was published in the store `{path}` yet: version {pointer.waiting} waits. See "
-        f"`batchnorm-tool history {path}`, then `batchnorm-tool accept {path} {pointer.waiting}`."
+        f"Nothing has been published in the store `{path}` yet: version {pointer.waiting} is "
+        f"waiting. See `batchnorm-tool history {path}`, then `batchnorm-tool "
+        f"accept {path} {pointer.waiting}`."
     )

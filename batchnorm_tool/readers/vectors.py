@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.display import did_you_mean
+from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.readers.run import open_run
@@ -66,7 +66,7 @@ def read(
     if version is not None:
         msg = (
             f"`version` names a version of a store, and `{name}` is a run, which has no versions. "
-            f"Received: {version}. Leave it out."
+            f"Received: {version}. Omit it."
         )
         raise JobError(msg)
     return StoredVectors(run, raw)
@@ -85,7 +85,9 @@ class StoredVectors:
     _raw: bool = False
 
     def __repr__(self) -> str:
-        return f"StoredVectors({self.path!r}: {self.rows:,} rows of {', '.join(self.outputs)})"
+        return (
+            f"StoredVectors({self.path!r}: {plural(self.rows, 'row')} of {', '.join(self.outputs)})"
+        )
 
     @property
     def path(self) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchnorm_tool.display import count, fixed, number, percent, span
+from batchnorm_tool.display import count, fixed, number, percent, plural, span
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
 from batchnorm_tool.report.figures import (
@@ -103,7 +103,7 @@ def groups_section(document: ComparisonDocument) -> Iterator[Html]:
     yield page.section(
         join(f"By {kind}", page.code(by["column"])),
         first,
-        page.behind(f"{len(others)} more tables", join(*others)) if others else None,
+        page.behind(plural(len(others), "more table"), join(*others)) if others else None,
     )
 
 
@@ -120,7 +120,7 @@ def _tables(document: ComparisonDocument, groups: Sequence[GroupFigures]) -> Ite
         yield _table(f"Rank-biased overlap with {first}", others, groups, _rbo_cell(first))
     if _any(groups, "hubness"):
         yield _table("Skewness of the k-occurrence", norms, groups, _skewness)
-        yield _table("Rows that are nobody's neighbour", norms, groups, _antihubs)
+        yield _table("Rows that are no query's neighbour", norms, groups, _antihubs)
 
 
 def _metrics(document: ComparisonDocument) -> list[str]:
@@ -229,7 +229,7 @@ def _figures(document: ComparisonDocument) -> Iterator[tuple[str, object, bool]]
     yield "queries", count(queries["used"] or 0), False
     if document.get("relevance"):
         yield "judged queries", count(queries["judged"] or 0), False
-    lost = {"rows without vector": source.get("missing"), "not finite": source.get("nonfinite")}
+    lost = {"rows without a vector": source.get("missing"), "not finite": source.get("nonfinite")}
     for label, rows in lost.items():
         if rows:
             yield label, count(rows), True
@@ -261,8 +261,8 @@ def _origin(facts: SourceFacts) -> Html:
 def _sample(document: ComparisonDocument) -> str:
     queries = document["queries"]
     lost = queries.get("nonfinite")
-    said = f"{count(queries['used'] or 0)} queries, seed {document['seed']}"
-    return f"{said}; {count(lost)} not finite were left out" if lost else said
+    said = f"{plural(queries['used'] or 0, 'query', 'queries')}, seed {document['seed']}"
+    return f"{said}; {count(lost)} not finite were ignored" if lost else said
 
 
 def _provenance(known: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -276,7 +276,9 @@ def norms_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle
     """Show how the norms of the raw predictions are distributed."""
     norms = measured_norms(document)
     if not norms:
-        return page.section("Norms of the raw predictions", tag("p", "No rows, hence no norms."))
+        return page.section(
+            "Norms of the raw predictions", tag("p", "No rows, so there are no norms.")
+        )
     overlay = Overlay(norms, styles, "norm", _LOG_FROM)
     return page.section(
         "Norms of the raw predictions",
@@ -292,7 +294,7 @@ def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Iterator
     columns += [Column(f"with {label}") for label in norms]
     if popularity:
         columns.append(Column("with popularity"))
-    columns.append(Column("rows at unit length"))
+    columns.append(Column("rows of unit length"))
     rows = [
         [
             label,
@@ -315,10 +317,10 @@ def _correlation(correlation: Mapping[str, Numbers] | None, one: str, other: str
 def _explanation(document: ComparisonDocument) -> str:
     ranked = document.get("ranked_rows")
     words = "Rank correlations are Spearman's"
-    words += f", of {count(ranked)} rows." if ranked else "."
+    words += f", of {plural(ranked, 'row')}." if ranked else "."
     if document.get("popularity"):
         words += (
-            " Popularity is how often a row is relevant: where a norm goes with it, dividing by "
-            "the norm takes popularity out of the score."
+            " Popularity is how often a row is relevant: where a norm correlates with it, "
+            "dividing by the norm removes popularity from the score."
         )
     return words

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.display import count, fixed, percent, probability, signed, span
+from batchnorm_tool.display import count, fixed, percent, plural, probability, signed, span
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.charts import (
     Grid,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from batchnorm_tool.report.svg import SeriesStyle
 
 _WITHOUT_RELEVANCE = (
-    "Nothing says which neighbours are right. With `--label COLUMN`, or `--queries` and "
-    "`--relevance FILE`, this section shows which norm finds them."
+    "There is no ground truth for neighbours. With `--label COLUMN`, or `--queries` and "
+    "`--relevance FILE`, this section shows which norm finds relevant rows."
 )
 
 
@@ -82,10 +82,10 @@ def _charts(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> 
 
 def _queries(document: ComparisonDocument) -> str:
     queries = document["queries"]
-    said = f"Means over {count(queries['judged'] or 0)} judged queries"
+    said = f"Means over {plural(queries['judged'] or 0, 'judged query', 'judged queries')}"
     lacking = queries.get("without_relevant")
     if lacking:
-        said += f"; {count(lacking)} of them have nothing relevant and count as 0"
+        said += f"; {count(lacking)} of them have no relevant row and count as 0"
     return f"{said}. Intervals hold the true mean in 95 % of samples (bootstrap over queries)."
 
 
@@ -185,12 +185,12 @@ def overlap_section(document: ComparisonDocument) -> Iterator[Html]:
     rbo = {pair: _rbo(document, pair) for pair in itertools.product(norms, norms)}
     p = document.get("rbo_p", 0.9)
     yield page.section(
-        "Neighbours that norms share",
+        "Neighbours shared by norms",
         page.note(
             f"overlap@{k} is the share of the {k} nearest neighbours that two norms have in "
-            "common, on average over queries. Rank-biased overlap (Webber et al. 2010) compares "
-            f"whole rankings; with p = {p} early ranks weigh most. 1 is the same, 0 is nothing in "
-            "common."
+            "common, averaged over queries. Rank-biased overlap (Webber et al. 2010) compares "
+            f"whole rankings; with p = {p} top ranks weigh most. 1 means identical rankings, 0 "
+            "nothing in common."
         ),
         tag(
             "div",
@@ -215,13 +215,13 @@ def hubness_section(document: ComparisonDocument) -> Iterator[Html]:
         "Hubness",
         page.note(
             f"How often each row is among the {k} nearest neighbours of a query. A large positive "
-            "skewness means that few rows (hubs) are near to everything; rows that are nobody's "
-            "neighbour are never found."
+            "skewness means that a few rows (hubs) are neighbours of many; rows that are no "
+            "query's neighbour are never found."
         ),
         tag(
             "div",
             _bars("skewness", "Skewness of the k-occurrence", skewness),
-            _bars("antihubs", "Rows that are nobody's neighbour", antihubs),
+            _bars("antihubs", "Rows that are no query's neighbour", antihubs),
             class_="trio",
         ),
         _hubness_table(found),
@@ -280,7 +280,7 @@ def _bars(id_: str, heading: str, rows: Sequence[Row]) -> Html:
 
 
 def _hubness_table(found: Mapping[str, Any]) -> Html:
-    headings = ("k", "skewness", "nobody's neighbour", "most often a neighbour")
+    headings = ("k", "skewness", "no query's neighbour", "most often a neighbour")
     columns = [Column("norm", numeric=False), *map(Column, headings)]
     rows = [
         [norm, count(its["k"]), _skew(its), _nobody(its), _times(its.get("largest"))]
@@ -291,4 +291,4 @@ def _hubness_table(found: Mapping[str, Any]) -> Html:
 
 
 def _times(largest: int | None) -> str:
-    return "\N{EN DASH}" if largest is None else f"{count(largest)} times"
+    return "\N{EN DASH}" if largest is None else plural(largest, "time")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.display import count, fixed, number, percent, signed, span
+from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
 from batchnorm_tool.report import compare_page, page, svg
 from batchnorm_tool.report.axes import Axis
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.report.markup import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
-_SPACES = {True: "the same", False: "different", None: "not known of both"}
+_SPACES = {True: "the same", False: "different", None: "unknown"}
 _LOG_FROM = 32.0
 _PSI = (
     "Population stability index (PSI) of the norms: below 0.1 is taken for stable, above 0.25 for "
@@ -75,7 +75,7 @@ def _names(document: DifferenceDocument) -> tuple[str, str]:
 def _header(document: DifferenceDocument) -> Html:
     one, other = _names(document)
     return page.header(
-        "What changed from one set of predictions, A, to another, B",
+        "What changed between two sets of predictions, A and B",
         join(page.name(one), " \N{RIGHTWARDS ARROW} ", page.name(other)),
         compare_page.verdict_panel(document["verdict"]),
         page.figures(_figures(document["rows"])),
@@ -112,8 +112,8 @@ def _pairs(document: DifferenceDocument) -> Html:
         tag("h3", "Cosine of each pair"),
         pair_histogram("cosine", "cosine", document["cosine"], fixed),
         *_worst(document),
-        tag("h3", "Length of B's vector over A's"),
-        pair_histogram("ratio", "ratio of L2 norms, B over A", document["norm_ratio"], number),
+        tag("h3", "Length of B's vector relative to A's"),
+        pair_histogram("ratio", "ratio of L2 norms, B to A", document["norm_ratio"], number),
     )
 
 
@@ -131,7 +131,7 @@ def _worst(document: DifferenceDocument) -> Iterator[Html]:
         ]
         for row in document["worst"]
     ]
-    yield page.table("The rows that changed direction most", columns, rows)
+    yield page.table("Rows whose direction changed most", columns, rows)
 
 
 def _norms(document: DifferenceDocument) -> Html:
@@ -174,7 +174,7 @@ def _largest(dimensions: Sequence[Any]) -> Iterator[Html]:
     if largest:
         columns = [Column("dimension"), Column("shift, standard deviations of A")]
         rows = [[count(row["dimension"]), signed(row["shift"])] for row in largest]
-        yield page.table("The dimensions that moved most", columns, rows)
+        yield page.table("Dimensions that moved most", columns, rows)
 
 
 def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
@@ -187,7 +187,7 @@ def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
     )
     axes = Places.of("k", ks), interval_axis("overlap@k", series_)
     said = " ".join(f"overlap@{k}: {fixed(overlap[k].get('value'))}." for k in ks)
-    words = svg.ChartText("overlap", "Neighbours that rows keep", said)
+    words = svg.ChartText("overlap", "Neighbours kept", said)
     columns = [Column("k"), Column("overlap@k"), Column("95 % interval")]
     rows = [
         [k, fixed(overlap[k].get("value")), span(its.low, its.high)]
@@ -195,11 +195,12 @@ def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
         for its in [interval(overlap[k])]
     ]
     yield page.section(
-        "Neighbours that rows keep",
+        "Neighbours kept",
         page.note(
-            f"The share of a row's k nearest neighbours within A that are also its nearest within "
-            f"B, under {document['metric']}; {count(document['sample'])} rows were asked. Whiskers "
-            "are 95 % bootstrap intervals over them."
+            "The share of a row's k nearest neighbours within A that are also its nearest within "
+            f"B, under {document['metric']}; "
+            f"over {plural(document['sample'], 'query', 'queries')}. Whiskers are 95 % bootstrap "
+            "intervals over them."
         ),
         page.chart(words, partial(interval_chart, axes=axes, series=series_)),
         page.table("overlap@k", columns, rows),
@@ -247,8 +248,8 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
     words = svg.ChartText(
         id_,
         "Shift of each dimension",
-        f"{count(len(values))} dimensions; shifts from {signed(min(known))} to "
-        f"{signed(max(known))} standard deviations of A.",
+        f"{plural(len(values), 'dimension')}; shifts from {signed(min(known))} "
+        f"to {signed(max(known))} standard deviations of A.",
     )
     draw = partial(svg.bar_chart, axes=axes, bars=list(_bars(values)))
     data = page.behind("The numbers behind this chart", _shift_table(values))
@@ -283,12 +284,12 @@ def _label(first: int, last: int) -> str:
 def _remarks(values: Sequence[float]) -> Iterator[str]:
     group = _group(values)
     if group > 1:
-        yield f"Each bar gathers {group} dimensions and reaches to their extremes."
+        yield f"Each bar groups {group} dimensions and reaches to their extremes."
     lacking = sum(map(math.isnan, values))
     if lacking:
         yield (
-            f"{count(lacking)} dimensions never change in A and differ in B: their shift has no "
-            "unit and is left out."
+            f"Omitted: {plural(lacking, 'dimension')} constant in A and different in B, whose "
+            "shift has no unit."
         )
 
 
@@ -316,10 +317,10 @@ def pair_histogram(
     """Draw how a figure is distributed over pairs of rows."""
     histogram = figures.get("histogram") or []
     if not histogram or not figures.get("count"):
-        return page.note("No pair of rows is finite in both.")
+        return page.note("No pair of rows is finite in both sets.")
     digits = _digits(histogram, show)
     pairs = _Pairs(measure, figures, lambda value: show(value, digits))
-    said = f"{count(figures['count'])} pairs, mean {pairs.show(figures['mean'])}"
+    said = f"{plural(figures['count'], 'pair')}, mean {pairs.show(figures['mean'])}"
     if len(histogram) == 1:
         return page.note(f"{said}: all are alike to six digits.")
     bars = [_bar(pairs, low, high, int(rows)) for low, high, rows in histogram]
@@ -348,7 +349,7 @@ def _description(pairs: _Pairs) -> str:
     figures = pairs.figures
     low, high = pairs.show(figures["min"]), pairs.show(figures["max"])
     median = pairs.show((figures.get("quantiles") or {}).get("0.5"))
-    return f"{count(figures['count'])} pairs from {low} to {high}, median {median}."
+    return f"{plural(figures['count'], 'pair')} from {low} to {high}, median {median}."
 
 
 def _pair_table(pairs: _Pairs, bars: Sequence[svg.Bar]) -> Html:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from batchnorm_tool.display import DASH, count, number
+from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
@@ -160,7 +160,10 @@ def describe_relevance(document: ComparisonDocument) -> str | None:
     if not relevance:
         return None
     if relevance["kind"] == "labels":
-        return f"rows of the same `{relevance['column']}` ({relevance['classes']:,} classes)"
+        return (
+            f"rows of the same `{relevance['column']}` "
+            f"({plural(cast('int', relevance['classes']), 'class', 'classes')})"
+        )
     kind = "clicks" if relevance.get("clicks") else "judgements"
     return f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.display import count, number
+from batchnorm_tool.display import count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.axes import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {
-    "input": "Tonight's input",
+    "input": "The input",
     "changed": "Vectors of the changed rows alone",
     "whole": "Vectors of all rows",
 }
@@ -83,15 +83,15 @@ def history_page(document: HistoryDocument) -> str:
             *_gates(records),
             *sections,
         ]
-    title = f"Nights of {base_name(document['path'])}"
+    title = f"History of {base_name(document['path'])}"
     return page.document(title, _header(document), sections, style=STYLE)
 
 
 def _header(document: HistoryDocument) -> Html:
     hold = document.get("hold")
-    why = f"Nothing is published: on hold since {hold['since']} ({hold['reason']})." if hold else ""
+    why = f"Publication is on hold since {hold['since']} ({hold['reason']})." if hold else ""
     return page.header(
-        "The nights of an embedding store",
+        "Versions of an embedding store",
         page.name(base_name(document["path"])),
         tag("p", page.code(document["path"])),
         page.figures(_figures(document)),
@@ -111,7 +111,7 @@ def _figures(document: HistoryDocument) -> Iterator[tuple[str, object, bool]]:
 
 def _outcomes(document: HistoryDocument) -> Html:
     return page.section(
-        "What became of every night",
+        "Outcome of every refresh",
         page.quiet(f"{describe_store(document)}."),
         outcomes_chart(document),
     )
@@ -124,8 +124,8 @@ def _rows(records: Sequence[ShownRecord]) -> Html:
     return page.section(
         "Rows by kind",
         page.note(
-            "Changed rows include those that were computed again with the same features. A first "
-            "load or a new space may reach beyond the top of its chart."
+            "Changed rows include rows with unchanged features that were recomputed. A first load "
+            "or a new space may exceed the top of its chart."
         ),
         tag("div", *charts, class_="pair"),
     )
@@ -146,8 +146,8 @@ def _gates(records: Sequence[ShownRecord]) -> Iterator[Html]:
         yield page.section(
             "What the gate measured",
             page.note(
-                "Line: the value of each night. Dashes: the most that was allowed. A diamond marks "
-                "a night beyond its limit; values beyond four times the limit are cut at the top."
+                "Line: the value of each refresh. Dashes: the maximum allowed. A diamond marks a "
+                "refresh beyond its limit; values beyond four times the limit are cut at the top."
             ),
             *charts,
             page.behind("The numbers behind these charts", _numbers(every)),
@@ -186,7 +186,7 @@ def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
         for version, values in zip(versions, measured, strict=True)
     ]
     columns = [Column("version"), *map(Column, names)]
-    return page.table("What the gate measured, the newest first", columns, rows[::-1])
+    return page.table("What the gate measured, newest first", columns, rows[::-1])
 
 
 def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
@@ -207,7 +207,7 @@ def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
         ]
         for record, finding in reversed(told)
     ]
-    yield page.table("Broken limits, the newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
+    yield page.table("Broken limits, newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
 
 
 def _worst(finding: FindingEntry) -> Html:
@@ -222,10 +222,10 @@ def _worst(finding: FindingEntry) -> Html:
 def _table(document: HistoryDocument) -> Html:
     rows = [_row(record, document) for record in reversed(document["nights"])]
     if not rows:
-        return page.section("Nights", page.note("No night has reached the gate yet."))
+        return page.section("Refreshes", page.note("No refresh has reached the gate yet."))
     columns = [Column(name, name in _NUMBERS) for name in rows[0]]
-    table = page.table("Every night, the newest first", columns, [[*row.values()] for row in rows])
-    return page.section("Nights", table)
+    table = page.table("Every refresh, newest first", columns, [[*row.values()] for row in rows])
+    return page.section("Refreshes", table)
 
 
 def _row(record: ShownRecord, document: HistoryDocument) -> dict[str, object]:
@@ -255,7 +255,10 @@ def rows_chart(
         svg.Bar(place, place + 1, amount or 0, f"version {record['version']}: {count(amount or 0)}")
         for place, (record, amount) in enumerate(zip(records, rows, strict=True))
     ]
-    said = f"{count(len(records))} nights, {count(most)} rows in the largest ordinary one."
+    said = (
+        f"{plural(len(records), 'refresh', 'refreshes')}, {plural(most, 'row')} in the largest "
+        "ordinary one."
+    )
     return small(id_, title, said, lambda words, frame: svg.bar_chart(words, frame, axes, bars))
 
 
@@ -268,7 +271,7 @@ def norms_chart(records: Sequence[ShownRecord], norm: str = "norm") -> Html:
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
-        return page.note("No night has norms.")
+        return page.note("No refresh has norms.")
     low, high = min(known), max(known)
     room = (high - low) / 5 or high / 20 or 1.0
     axes = _versions(records), Axis(norm, max(low - room, 0.0), high + room)
@@ -282,7 +285,7 @@ def norms_chart(records: Sequence[ShownRecord], norm: str = "norm") -> Html:
     )
     middles = [value for value in values["q50"] if math.isfinite(value)]
     said = f"Medians from {number(min(middles))} to {number(max(middles))}."
-    words = svg.ChartText("norms", "Norm quantiles of every night", said)
+    words = svg.ChartText("norms", "Norm quantiles of every refresh", said)
     return page.chart(words, partial(svg.band_chart, axes=axes, steps=steps))
 
 
@@ -366,7 +369,7 @@ def outcomes_chart(document: HistoryDocument) -> Html:
     said = ". ".join(
         f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
     )
-    words = svg.ChartText("fates", "What became of every night", f"{said}.")
+    words = svg.ChartText("outcomes", "Outcome of every refresh", f"{said}.")
     return page.chart(words, partial(_draw_outcomes, records=document["nights"], outcomes=outcomes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.report.axes import NARROW, WIDE, Frame
 from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.svg import ChartText
@@ -192,7 +193,7 @@ def table(
     inner = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
     scroll = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
     hidden = len(every) - shown
-    more = tag("p", f"… and {hidden:,} more rows.", class_="note") if hidden > 0 else None
+    more = tag("p", f"… and {plural(hidden, 'more row')}.", class_="note") if hidden > 0 else None
     return join(scroll, more)
 
 

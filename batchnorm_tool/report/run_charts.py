@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchnorm_tool.display import count, number
+from batchnorm_tool.display import count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, quantile_label
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.axes import Axis
@@ -67,13 +67,13 @@ def part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
     """Draw median, middle half and middle 90 % of a norm along the rows of a run."""
     steps = _gather(chunks, output, norm)
     if steps is None:
-        return page.note("No chunk holds a finite vector.")
+        return page.note("No chunk has a finite vector.")
     words = svg.ChartText(
         id_,
         f"Quantiles of the {norm} norm along the run",
-        f"{count(steps.chunks)} chunks; the median lies between "
-        f"{number(float(np.nanmin(steps.quantiles['q50'])))} and "
-        f"{number(float(np.nanmax(steps.quantiles['q50'])))}.",
+        f"{plural(steps.chunks, 'chunk')}; the median lies "
+        f"between {number(float(np.nanmin(steps.quantiles['q50'])))} "
+        f"and {number(float(np.nanmax(steps.quantiles['q50'])))}.",
     )
     draw = partial(svg.band_chart, axes=_axes(steps, norm), steps=_part_series(steps))
     data = page.behind("The numbers behind this chart", _part_table(steps, norm))
@@ -149,8 +149,8 @@ def _remark(steps: _Steps) -> list[Html]:
         return []
     return [
         page.note(
-            f"Each step gathers {steps.gathered} chunks: median and middle half are their means, "
-            "the outer band reaches over all of their 5\N{EN DASH}95 % ranges."
+            f"Each step groups {steps.gathered} chunks: median and middle half are their means, "
+            "the outer band spans all of their 5\N{EN DASH}95 % ranges."
         )
     ]
 
@@ -189,7 +189,7 @@ def norm_overlay(id_: str, title: str, overlay: Overlay) -> Html:
     """Draw several norms' histograms over one another, in shares, so that counts may differ."""
     bins = bin_together(overlay.norms, log_from=overlay.log_from)
     if not bins:
-        return page.note("No norm is finite and above zero.")
+        return page.note("No norm is finite and positive.")
     first = next(iter(bins.values()))
     shares = {
         label: [100 * amount / overlay.norms[label].count for amount in its.counts]
@@ -222,7 +222,7 @@ def _cut(shares: Mapping[str, list[float]], top: float) -> Iterator[str]:
 def _descriptions(norms: Mapping[str, NormStats]) -> Iterator[str]:
     for label, stats in norms.items():
         low, _, _, median, _, _, high = map(number, spread(stats))
-        yield f"{label}: {count(stats.count)} norms from {low} to {high}, median {median}."
+        yield f"{label}: {plural(stats.count, 'norm')} from {low} to {high}, median {median}."
 
 
 def _outside(norms: Mapping[str, NormStats], bins: Mapping[str, NormBins]) -> Iterator[str]:
@@ -279,9 +279,9 @@ def dimension_chart(id_: str, statistics: DimensionStats) -> Html:
     words = svg.ChartText(
         id_,
         "Spread of each dimension",
-        f"{count(dimensions)} dimensions; means from {number(float(spread.mean.min()))} to "
-        f"{number(float(spread.mean.max()))}, values from {number(float(spread.low.min()))} to "
-        f"{number(float(spread.high.max()))}.",
+        f"{plural(dimensions, 'dimension')}; means from {number(float(spread.mean.min()))} "
+        f"to {number(float(spread.mean.max()))}, values from {number(float(spread.low.min()))} "
+        f"to {number(float(spread.high.max()))}.",
     )
     across, up = Axis("dimension", 0, dimensions, "whole"), _y_axis(spread)
     draw = partial(svg.band_chart, axes=(across, up), steps=_dimension_series(spread))
@@ -337,13 +337,13 @@ def _remarks(spread: _Spread, dimensions: int, up: Axis) -> list[str]:
     group = -(-dimensions // _MOST_DIMENSION_STEPS)
     if group > 1:
         remarks.append(
-            f"Each step gathers {group} dimensions: the mean of their means, and the widest reach "
+            f"Each step groups {group} dimensions: the mean of their means, and the widest range "
             "of each band."
         )
     if spread.low.min() < up.low or spread.high.max() > up.high:
         remarks.append(
-            f"Cut at the edges: values reach from {number(float(spread.low.min()))} to "
-            f"{number(float(spread.high.max()))}."
+            f"Cut at the edges: values range from {number(float(spread.low.min()))} "
+            f"to {number(float(spread.high.max()))}."
         )
     if spread.constant:
         remarks.append(f"{count(spread.constant)} of {count(dimensions)} never change.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from batchnorm_tool.display import count, number, share, size
+from batchnorm_tool.display import count, number, plural, share, size
 from batchnorm_tool.report import page, svg
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_norms
@@ -49,7 +49,7 @@ def _title(manifest: Manifest) -> str:
 def _header(manifest: Manifest, title: str) -> Html:
     norms = sorted({output.norm for output in manifest.outputs})
     outcome = (
-        "predictions kept as they are"
+        "predictions not normalized"
         if norms == ["none"]
         else f"vectors normalized by {' and '.join(norms)}"
     )
@@ -75,7 +75,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     job, resolved = manifest.job, manifest.resolved
     model = job.model
     yield "input", page.code(_paths(job.input.path))
-    yield "model", page.code(model.path) if model else "none: predictions were stored already"
+    yield "model", page.code(model.path) if model else "none: predictions were already stored"
     yield "output", page.code(job.output.path)
     for output in manifest.outputs:
         yield "column", join(page.code(output.vector_column), f" {_kind(output)}")
@@ -99,7 +99,7 @@ def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
     statistics = manifest.statistics.get(output.name)
     heading = join("Norms of ", page.code(output.name))
     if statistics is None:
-        return page.section(heading, tag("p", "No rows, hence no norms."))
+        return page.section(heading, tag("p", "No rows, so there are no norms."))
     norms = statistics.norms
     shown = norm_shown(output.norm)
     prefix = f"output-{index}"
@@ -127,7 +127,7 @@ def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
 
 
 def _vectors(statistics: VectorStats) -> str:
-    said = [f"{count(statistics.vectors)} vectors in {count(statistics.rows)} rows"]
+    said = [f"{plural(statistics.vectors, 'vector')} in {plural(statistics.rows, 'row')}"]
     said.append(f"{count(statistics.zero)} of them zero")
     said.append(f"{count(statistics.nonfinite)} not finite")
     return ", ".join(said)
@@ -136,7 +136,7 @@ def _vectors(statistics: VectorStats) -> str:
 def _histogram(id_: str, label: str, stats: NormStats) -> Html:
     bins = bin_norms(stats)
     if bins is None:
-        return page.note(f"No {label} norm is finite and above zero.")
+        return page.note(f"No {label} norm is finite and positive.")
     scale = " (log scale)" if bins.kind == "log" else ""
     axes = (
         Axis(f"{label} norm{scale}", bins.edges[0], bins.edges[-1], bins.kind),
@@ -158,7 +158,7 @@ def _bars(bins: NormBins) -> list[svg.Bar]:
 
 def _description(label: str, stats: NormStats) -> str:
     low, _, _, median, _, _, high = map(number, spread(stats))
-    return f"{count(stats.count)} {label} norms from {low} to {high}, median {median}."
+    return f"{plural(stats.count, f'{label} norm')} from {low} to {high}, median {median}."
 
 
 def _bin_table(label: str, bins: NormBins) -> Html:
@@ -209,7 +209,7 @@ def _inputs(manifest: Manifest) -> Html:
     rows = [
         [page.code(entry.path), count(entry.rows), size(entry.bytes)] for entry in manifest.inputs
     ]
-    return page.section("Input files", page.table("Files in the order read", columns, rows))
+    return page.section("Input files", page.table("Files in reading order", columns, rows))
 
 
 def _parts(manifest: Manifest) -> Html:

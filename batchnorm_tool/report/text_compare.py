@@ -13,6 +13,7 @@ from batchnorm_tool.display import (
     fixed,
     number,
     percent,
+    plural,
     probability,
     signed,
     span,
@@ -108,7 +109,8 @@ def _quality(document: ComparisonDocument, width: int) -> list[str]:
             [signed(real(test["difference"])), probability(test["p_holm"])] if test else ["", ""]
         )
         rows.append(cells)
-    heading = f"retrieval quality, {count(document['queries']['judged'] or 0)} judged queries"
+    judged = plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
+    heading = f"retrieval quality, {judged}"
     shown = table(rows if against else [row[:3] for row in rows])
     return [*wrapped(heading, width), "", *shown]
 
@@ -123,14 +125,14 @@ def _rows_and_ranks(document: ComparisonDocument, width: int) -> list[str]:
     ranks = (document.get("rank_correlation") or {}).get("l1", {}).get("l2")
     lines = [
         (
-            f"of {count(source['rows'])} rows {', '.join(bad)}; of unit length already: {unit}; "
-            f"rank correlation of l1 and l2 norms: {fixed(real(ranks))}"
+            f"of {plural(source['rows'], 'row')} {', '.join(bad)}; already of unit "
+            f"length: {unit}; rank correlation of l1 and l2 norms: {fixed(real(ranks))}"
         )
     ]
     popularity = document.get("popularity") or {}
     if popularity:
         said = ", ".join(f"{norm} {fixed(real(rho))}" for norm, rho in popularity.items())
-        lines.append(f"rank correlation of a row's norm with how often it is relevant: {said}")
+        lines.append(f"rank correlation of a row's norm with how often the row is relevant: {said}")
     return [line for text in lines for line in wrapped(text, width)]
 
 
@@ -148,7 +150,7 @@ def _groups(document: ComparisonDocument, width: int) -> list[str]:
         rows.append([cut(group["group"], room), count(group["queries"]), *map(fixed, values)])
     deciles = "deciles of " if by["kind"] == "deciles" else ""
     more = len(by["groups"]) - len(shown)
-    rest = [f"… and {count(more)} more groups in the report"] if more else []
+    rest = [f"… and {plural(more, 'more group')} in the report"] if more else []
     heading = wrapped(f"{what} by {deciles}{by['column']}", width)
     return [*heading, "", *table(rows), *rest]
 
@@ -183,7 +185,7 @@ def _hubness(document: ComparisonDocument) -> list[str]:
     if not found:
         return []
     k = next(iter(found.values()))["k"]
-    rows = [[f"hubness, k = {k}", "skewness", "nobody's neighbour", "largest hub"]]
+    rows = [[f"hubness, k = {k}", "skewness", "no query's neighbour", "largest hub"]]
     for norm, its in found.items():
         times = DASH if its.get("largest") is None else count(int(its["largest"] or 0))
         cells = [fixed(its.get("skewness"), 2), percent(its.get("antihubs")), times]
@@ -208,7 +210,7 @@ def _rows(document: DifferenceDocument, width: int) -> list[str]:
         keys = (document.get("examples") or {}).get(name) or []
         if keys:
             named = ", ".join(cut(describe_key(key), _KEY_WIDTH) for key in keys[:_EXAMPLES])
-            lines += wrapped(f"{name}, for instance: {named}", width, "  ")
+            lines += wrapped(f"{name}, for example: {named}", width, "  ")
     return lines
 
 
@@ -256,7 +258,7 @@ def _kept(document: DifferenceDocument, width: int) -> list[str]:
     for k in sorted(overlap, key=int):
         its = interval(overlap[k])
         rows.append([f"k = {k}", fixed(its.value), span(its.low, its.high)])
-    heading = f"{count(document['sample'])} rows asked, under {document['metric']}"
+    heading = f"{plural(document['sample'], 'query', 'queries')}, under {document['metric']}"
     return [*table(rows), *wrapped(heading, width)]
 
 

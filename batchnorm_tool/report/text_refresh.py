@@ -30,9 +30,9 @@ _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
 _OUTPUT_KINDS = ("predicted", "reused", "stale", "quarantined")
 _WHY = {
-    "gate": "the gate held it",
+    "gate": "the gate rejected it",
     "hold": "the store is on hold",
-    "new space": "its vectors are of a new space, and the query side must change with them",
+    "new space": "its vectors are in a new space, and queries must switch to the new model",
 }
 # To the left what is words, to the right what is numbers.
 _SIDES = "rllllrrrrll"
@@ -70,7 +70,7 @@ def dry_run_lines(
         rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
     """
     model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
-    headline = f"Dry run: nothing was written; {count(model)} rows would go to the model."
+    headline = f"Dry run: nothing was written; {plural(model, 'row')} would go through the model."
     record: ShownRecord = {"rows": rows, "gate": {"findings": findings} if findings else None}
     lines = [*wrapped(headline, width), *entry("rows", _input_rows(record), width)]
     return [visible(line) for line in [*lines, *_gate(record, width)]]
@@ -80,11 +80,11 @@ def _headline(record: ShownRecord) -> str:
     version, state = record["version"], record["state"]
     if state == "waiting":
         why = _WHY.get(str(record.get("reason")), "it needs a decision")
-        return f"Version {version} waits, nothing was published: {why}."
+        return f"Version {version} is waiting and was not published: {why}."
     if state != "published":
         return f"Version {version} was {state}; it was never published."
     live = rows_of(record, "live")
-    rows = "" if live is None else f" with {count(live)} rows"
+    rows = "" if live is None else f" with {plural(live, 'row')}"
     if record["kind"] == "rollback":
         return f"Version {version} is live{rows}: it restores version {record['restores']}."
     return f"Version {version} is live{rows}."
@@ -129,8 +129,8 @@ def _gate(record: ShownRecord, width: int) -> list[str]:
     broken, findings = broken_of(record), findings_of(record)
     judged = sum(finding["measured"] is not None or not finding["passed"] for finding in findings)
     if not broken:
-        return entry("gate", f"passed, {plural(judged, 'limit')} judged", width)
-    warned = ", published all the same (`gate: warn`)" if gate.get("action") == "warn" else ""
+        return entry("gate", f"passed, {plural(judged, 'limit')} checked", width)
+    warned = ", published anyway (`gate.action: warn`)" if gate.get("action") == "warn" else ""
     lines = entry("gate", f"{len(broken)} of {plural(judged, 'limit')} broken{warned}", width)
     for finding in broken:
         lines += wrapped(f"- {finding_name(finding)}: {finding['what']}", width, "  ", NAME_WIDTH)
@@ -156,9 +156,9 @@ def _next(
 ) -> list[str]:
     version, steps = record["version"], []
     if record["state"] == "waiting":
-        steps.append(f"`batchnorm-tool accept {store} {version}` publishes it as it is")
+        steps.append(f"`batchnorm-tool accept {store} {version}` publishes it unchanged")
         if record.get("reason") == "gate":
-            steps.append("mend the input or the model and run the same command again to replace it")
+            steps.append("to replace it, fix the input or the model and run the same command again")
         elif record.get("reason") == "hold":
             steps.append(f"`batchnorm-tool release {store}` ends the hold")
     elif record["kind"] == "rollback" and record["state"] == "published":
@@ -166,7 +166,7 @@ def _next(
             f"nothing is published until `batchnorm-tool release {store}`, or `accept` of a version"
         )
     if any(target.get("error") for target in targets):
-        steps.append("mend the failed target; the next run brings it up to date")
+        steps.append("fix the failed target; the next refresh updates it")
     return [line for step in steps for line in entry("next", step, width)]
 
 
@@ -191,7 +191,7 @@ def describe_store(document: HistoryDocument) -> str:
     live, waiting, hold = document["live"], document.get("waiting"), document.get("hold")
     said = [f"version {live} is live" if live is not None else "no version is live"]
     if waiting is not None:
-        said.append(f"{waiting} waits")
+        said.append(f"{waiting} is waiting")
     said.append(f"{len(document['kept'])} kept")
     on_hold = ""
     if hold:

@@ -50,7 +50,7 @@ def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
     """
     bins = bin_norms(stats, _BARS)
     if bins is None:
-        return ["no norm is finite and above zero"]
+        return ["no norm is finite and positive"]
     names = _edge_names(bins.edges[:-1])
     amounts = [count(amount) for amount in bins.counts]
     left, right = max(map(len, names)), max(map(len, amounts))
@@ -193,7 +193,7 @@ def next_steps(place: str) -> list[str]:
     """
     rows = [
         [f"batchnorm-tool verify {place}", "re-read and check every file"],
-        [f"batchnorm-tool show {place} --html run.html", "a page with plots"],
+        [f"batchnorm-tool show {place} --html run.html", "write a report with charts"],
     ]
     return table(rows, "ll")
 

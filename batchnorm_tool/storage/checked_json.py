@@ -146,8 +146,8 @@ class SealedRecord(Record):
         """
         if not is_sealed(text):
             msg = (
-                f"`{path}` is damaged: its checksum disagrees. Restore it from a backup, or make "
-                "it again."
+                f"`{path}` is damaged: its checksum does not match. Restore it from a backup, or "
+                "recreate it."
             )
             raise Damaged(msg)
         return cls.decoded(b"{" + text[_DIGEST.stop + 2 :], path)
@@ -227,9 +227,9 @@ def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
             said = " ".join(str(error).split())[:200]
             path = arguments[0] if arguments else named["path"]
             msg = (
-                f"`{path}`: what it keeps of itself is not as this version writes it "
+                f"`{path}`: its content is not what this version writes "
                 f"({type(error).__name__}: {said}). Read it with the version that wrote it, "
-                "restore it from a copy, or make it again."
+                "restore it from a copy, or recreate it."
             )
             raise Damaged(msg) from error
 

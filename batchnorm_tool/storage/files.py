@@ -38,16 +38,16 @@ def write_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"Writing `{path}` failed: {describe_error(error)}."
+        message = f"Cannot write `{path}`: {describe_error(error)}."
         if not is_worth_retrying(error):
-            message += " Choose an `output.path` that this user may write."
+            message += " Choose an `output.path` that this user may write to."
             raise OutputError(message) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            message += " Free some space, then run the same command again: it resumes."
+            message += " Free some space, then run the same command again to resume."
         elif error.errno in {errno.EMFILE, errno.ENFILE}:
-            message += " Raise the limit on open files (`ulimit -n`), then run it again."
+            message += " Raise the limit on open files (`ulimit -n`), then run again."
         else:
-            message += " What is finished is kept; mend the cause and run the same command again."
+            message += " Finished work is kept: fix the cause and run the same command again."
         raise WorkFailed(message) from error
 
 
@@ -59,8 +59,8 @@ def read_errors(path: object) -> Iterator[None]:
     except OSError as error:
         kind = WorkFailed if is_worth_retrying(error) else OutputError
         msg = (
-            f"Reading `{path}` failed: {describe_error(error)}. What is finished is kept; mend "
-            "the cause and run the same command again."
+            f"Cannot read `{path}`: {describe_error(error)}. Finished work is kept: fix the cause "
+            "and run the same command again."
         )
         raise kind(msg) from error
 
@@ -87,9 +87,9 @@ def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None,
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or any(folder.is_symlink() for folder in above):
-            return f"`{expected.path}` is no regular file.", False
+            return f"`{expected.path}` is not a regular file.", False
         if status.st_size != expected.bytes:
-            sizes = f"{status.st_size:,} bytes, and {expected.bytes:,} by the {source}"
+            sizes = f"{status.st_size:,} bytes; the {source} has {expected.bytes:,}"
             return f"`{expected.path}` has {sizes}.", False
         digest = record_of(root, expected.path).sha256
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None,
     except OSError as error:
         return f"`{expected.path}` cannot be read: {error.strerror}.", False
     if digest != expected.sha256:
-        digests = f"SHA-256 {digest[:16]}…, and {expected.sha256[:16]}… by the {source}"
+        digests = f"SHA-256 {digest[:16]}…; the {source} has {expected.sha256[:16]}…"
         return f"`{expected.path}` is not what was written: {digests}.", True
     return None, True
 
@@ -210,7 +210,7 @@ class OutputFile(io.RawIOBase):
         if self._failure is not None:
             raise self._failure
         if self._descriptor is None:
-            msg = f"`{self._path}` is committed or discarded already"
+            msg = f"`{self._path}` is already committed or discarded"
             raise ValueError(msg)
         try:
             with write_errors(self._path):

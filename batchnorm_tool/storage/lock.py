@@ -107,15 +107,15 @@ def _errors_of_making(root: Path) -> Iterator[None]:
 
 def _not_made(root: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"The output directory `{root}` cannot be made: {describe_error(error)}. "
-        "Choose an `output.path` that this user may write."
+        f"The output directory `{root}` cannot be created: {describe_error(error)}. Choose an "
+        "`output.path` that this user may write to."
     )
 
 
 def _acquire(root: Path, descriptor: int, deadline: float) -> None:
     while not _lock(root, descriptor):
         if time.monotonic() >= deadline:
-            msg = f"Another run holds `{root}`. Let it finish, or wait for it with `--wait 10m`."
+            msg = f"Another run is using `{root}`. Let it finish, or wait for it with `--wait 10m`."
             raise Busy(msg)
         time.sleep(_LOCK_POLL_SECONDS)
 
@@ -128,8 +128,8 @@ def _lock(root: Path, descriptor: int) -> bool:
         return False
     except OSError as error:
         msg = (
-            f"The output directory `{root}` cannot be locked: {describe_error(error)}. "
-            "Choose an `output.path` on a file system that knows `flock`."
+            f"The output directory `{root}` cannot be locked: {describe_error(error)}. Choose an "
+            "`output.path` on a file system that supports `flock`."
         )
         raise OutputError(msg) from error
     return True

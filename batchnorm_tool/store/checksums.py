@@ -50,14 +50,17 @@ def check_files(path: str, storage: Storage) -> Iterator[str]:
     """
     records = recorded_files(path, storage)
     for record in records:
-        finding, _ = fault_in(Path(path), record, "ledger")
+        finding, _ = fault_in(Path(path), record, "checksum file")
         if finding:
             yield finding
     known = {record.path for record in records}
     for file in unknown_files(Path(path), {*known, _HINT, *_LEFT_EMPTY}):
         is_tag = file.startswith(f"{_TAGS}/") and file.endswith(".json")
         if not is_tag or file in _tags(path):
-            yield f"`{file}` is no file of a kept version. The next refresh or you may remove it."
+            yield (
+                f"`{file}` does not belong to a kept version. It can be removed; the next refresh "
+                "also does so."
+            )
     yield from _check_hint(path)
 
 
@@ -77,7 +80,7 @@ def _check_hint(path: str) -> Iterator[str]:
         hint = None
     newest = newest_version(path)
     if hint != newest:
-        yield f"`{_HINT}` names version {hint}, and the newest is {newest}."
+        yield f"`{_HINT}` names version {hint}, but the newest is {newest}."
 
 
 def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
@@ -87,8 +90,9 @@ def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
     data = checked_json.load_checked_json(text)
     if data is None:
         msg = (
-            f"The ledger `{CHECKSUMS_PATH}` beside `{path}` is damaged: its checksum disagrees. "
-            "Restore it from a backup; without one nobody can tell damaged files from sound ones."
+            f"The checksum file `{CHECKSUMS_PATH}` next to `{path}` is damaged: its own checksum "
+            "does not match. Restore it from a backup; without it, damaged files cannot be told "
+            "from intact ones."
         )
         raise Damaged(msg)
     return {name: FileRecord(name, *entry) for name, entry in data["files"].items()}

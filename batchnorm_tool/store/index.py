@@ -189,8 +189,8 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
 
     if storage.size(path) is None:
         msg = (
-            f"The index `{path}` of the store is missing. Put it back from a backup of the store's "
-            "state, or begin a new store with another `store.path`."
+            f"The index `{path}` of the store is missing. Restore it from a backup of the store's "
+            "state, or start a new store with another `store.path`."
         )
         raise Damaged(msg)
     with storage.open(path) as binary:
@@ -215,8 +215,9 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
     found = (metadata or {}).get(_VERSION_KEY.encode(), b"unknown").decode()
     if found != HASH_VERSION:
         msg = (
-            f"The index `{path}` of the store was made with other hashes. Expected: "
-            f"{HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that made it."
+            f"The index `{path}` of the store was written with other hashes. "
+            f"Expected: {HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that "
+            "wrote it."
         )
         raise OutputError(msg)
 

@@ -47,8 +47,8 @@ def check_installed() -> None:
     missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
     if missing:
         msg = (
-            f"A store needs what is not installed: {' and '.join(missing)}. "
-            "Run: pip install 'batchnorm-tool[refresh]'"
+            f"A store needs packages that are not installed: {' and '.join(missing)}. Run: pip "
+            "install 'batchnorm-tool[refresh]'"
         )
         raise JobError(msg)
 
@@ -101,13 +101,13 @@ def _error(
         otherwise = Damaged
     if otherwise is Damaged:
         msg = (
-            f"The store `{path}` cannot be read as it was written: {cause}. If a refresh removed "
-            "this version meanwhile, read again; otherwise `batchnorm-tool verify` names the "
-            "damaged files, which only a backup brings back."
+            f"The store `{path}` cannot be read: {cause}. If a refresh has removed this version "
+            "meanwhile, read again; otherwise find the damaged files with `batchnorm-tool "
+            "verify`, and restore them from a backup."
         )
         return Damaged(msg)
     msg = (
-        f"{doing} the store `{path}` failed: {cause}. The live version is untouched; mend the "
+        f"{doing} the store `{path}` failed: {cause}. The live version is unchanged; fix the "
         "cause and run the same command again."
     )
     return WorkFailed(msg)
@@ -144,7 +144,7 @@ def _refuse_foreign(path: str) -> None:
     strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
     if strangers:
         msg = (
-            f"`{path}` holds something else. Expected: a Lance dataset, or nothing. "
+            f"`{path}` is not a Lance dataset. Expected: a Lance dataset, or nothing. "
             f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
         )
         raise OutputError(msg)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnorm_tool.chunk import fitting_rows
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
@@ -189,9 +190,9 @@ def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
     first = wanted.slice(int(missing[0]), 1).to_pylist()[0]
     key = ", ".join(f"`{name}` = {value!r}" for name, value in first.items())
     return (
-        f"The store `{path}` has no row with the key {key}, which its index says it has. Expected: "
-        f"{len(wanted):,} rows. Received: {len(wanted) - len(missing):,}. Run `batchnorm-tool "
-        "verify` on the store."
+        f"The store `{path}` has no row with the key {key}, which is in its index. "
+        f"Expected: {plural(len(wanted), 'row')}. Received: {len(wanted) - len(missing):,}. Run "
+        "`batchnorm-tool verify` on the store."
     )
 
 
@@ -221,7 +222,7 @@ def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
     except (pa.ArrowException, OSError) as error:
         msg = (
             f"`{storage.root / path}` cannot be read: {error}. Run the same command again; if it "
-            "fails again, remove the directory that holds this file."
+            "fails again, remove the directory of this file."
         )
         raise WorkFailed(msg) from error
 

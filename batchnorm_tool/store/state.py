@@ -280,8 +280,8 @@ def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
     state = StoreDirectory(path)
     if not is_store(path):
         msg = (
-            f"`{path}` is no store of batchnorm_tool. Expected `{state.root}/{STORE_PATH}`, which "
-            "`batchnorm-tool refresh` writes. Name the path that the job has in `store.path`."
+            f"`{path}` is not a store of batchnorm_tool. Expected `{state.root}/{STORE_PATH}`, "
+            "which `batchnorm-tool refresh` writes. Use the path in the job's `store.path`."
         )
         raise InputError(msg)
     return state, state.pointer()
@@ -306,8 +306,8 @@ def _opened(text: bytes, path: str) -> dict[str, Any]:
     data = checked_json.load_checked_json(text)
     if data is None:
         msg = (
-            f"`{path}` is damaged: its checksum disagrees. Restore it from a backup of the store, "
-            "or begin a new store with another `store.path`."
+            f"`{path}` is damaged: its checksum does not match. Restore it from a backup of the "
+            "store, or start a new store with another `store.path`."
         )
         raise Damaged(msg)
     return data

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.storage.files import make_directories, sync_directory, write_errors
@@ -124,8 +125,9 @@ def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
     if len(repeated):
         msg = (
             f"Writing the store `{path}` was stopped: row {repeated[0]:,} of the rows to be "
-            f"written has the key of an earlier one. Expected: each key once. Received: "
-            f"{len(repeated):,} repetitions. Nothing was published; run the command again."
+            "written repeats the key of an earlier one. Expected: unique keys. "
+            f"Received: {plural(len(repeated), 'duplicate')}. Nothing was published; run the "
+            "command again."
         )
         raise WorkFailed(msg)
 
@@ -223,9 +225,10 @@ def commit(prepared: Prepared) -> int:
 def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
     if newest != base:
         msg = (
-            f"Somebody else has written to the store `{path}`: its newest version in Lance is "
-            f"{newest}. Expected: {base}, as this night found it. Nothing but batchnorm-tool may "
-            "write there. See who did, undo it (`rollback` restores a version), and run again."
+            f"Another program has written to the store `{path}`: its newest version in Lance "
+            f"is {newest}. Expected: {base}, as at the start of this refresh. Only batchnorm-tool "
+            "may write there. Find out what wrote to it, undo that (`rollback` restores a "
+            "version), and run again."
         )
         raise OutputError(msg)
 

@@ -48,10 +48,10 @@ def test_the_job_file_that_a_shorthand_amounts_to_gives_the_same(tmp_path: Path,
     flags = ["--key", "id", "--norm", "lp", "--p", 3, "--batch-size", 256, "--part-rows", 1024]
     result = invoke("run", ENCODER, DIGITS, out, *flags)
     assert result.exit_code == 0, result.stderr
-    text = textwrap.dedent(result.stdout.partition("The same as a job file:\n")[2])
+    text = textwrap.dedent(result.stdout.partition("Equivalent job file:\n")[2])
     (tmp_path / "job.yaml").write_text(text)
     again = invoke("run", tmp_path / "job.yaml")
-    assert again.stdout.startswith("Nothing to do: ")
+    assert again.stdout.startswith("Up to date: ")
     other = invoke("run", tmp_path / "job.yaml", "--set", f"output.path={tmp_path / 'other'}")
     assert other.exit_code == 0, other.stderr
     assert "job file" not in other.stdout
@@ -74,7 +74,7 @@ def test_warnings_go_to_standard_error(tmp_path: Path, out: Path) -> None:
     table = pa.table({"x": fixed_size_list(np.float32([[0.6, 0.8]] * 3))})
     pq.write_table(table, tmp_path / "a.parquet")
     result = invoke("normalize", tmp_path / "a.parquet", out)
-    assert result.stderr.startswith("warning: The predictions of `vector` are of unit length")
+    assert result.stderr.startswith("warning: The predictions of `vector` already have unit length")
     assert "unit length" not in result.stdout
 
 
@@ -136,7 +136,7 @@ def test_show_of_an_unfinished_run(out: Path) -> None:
     assert invoke("run", ENCODER, BAD_ROWS, out, "--part-rows", 8, "--batch-size", 8).exit_code == 4
     result = invoke("show", out)
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert result.stdout.startswith("An unfinished run, stopped by bad rows: mend the input")
+    assert result.stdout.startswith("An unfinished run, stopped by bad rows: fix the input")
     assert ["parts", "1", "of", "3"] in lines
     assert ["bad", "rows", "8"] in lines
 
@@ -188,8 +188,8 @@ print("LOADED", *{{name.partition(".")[0] for name in sys.modules}})
     assert done.returncode == 0, done.stderr
     said, _, loaded = done.stdout.partition("LOADED")
     assert said.splitlines() == [
-        f"Nothing to do: this very result stands in {out}",
-        "  1,797 rows; `--fresh` makes it again",
+        f"Up to date: `{out}` already holds this result",
+        "  1,797 rows; use `--fresh` to recompute",
     ]
     assert "pyarrow" in loaded.split()
     assert {"tensorflow", "keras"}.isdisjoint(loaded.split())
@@ -228,7 +228,7 @@ def test_every_command_has_help_and_the_common_flags(command: str) -> None:
 
 def test_help_names_the_exit_codes() -> None:
     text = " ".join(invoke("--help").stdout.split())
-    assert "Exit codes: 0 done; 1 failed, running it again resumes; 2 cannot be done" in text
+    assert "Exit codes: 0 done; 1 failed, run again to resume; 2 refused" in text
     assert "it has nothing to do with the BatchNormalization layer" in text
 
 

@@ -163,9 +163,7 @@ def test_warnings_go_to_standard_error(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     result = invoke("compare", tmp_path / "x.npy", "--k", "3")
     assert result.exit_code == 0
-    assert result.stderr == (
-        "warning: Queries that hold null, NaN or infinity, and are left out: 1 of 40.\n"
-    )
+    assert result.stderr == ("warning: Queries with null, NaN or infinity, ignored: 1 of 40.\n")
     assert "left out" not in result.stdout
 
 
@@ -175,19 +173,19 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such norm": (["--norms", "l2,coisne"], "Did you mean `cosine`?"),
     "no norm": (["--norms", ""], "Unknown norm"),
     "no such metric": (["--metric", "dott"], "Did you mean `dot`?"),
-    "k beyond the base": (["--k", "1797"], "the base has 1,796 others to be neighbours"),
+    "k beyond the base": (["--k", "1797"], "the base has only 1,796 others that can be neighbours"),
     "k of 0": (["--k", "0"], "`k` must be numbers of neighbours"),
-    "words for k": (["--k", "1,ten"], "whole numbers separated by commas"),
-    "words for sample": (["--sample", "half"], "a whole number, or all"),
-    "sample of 0": (["--sample", "0"], "`sample` must be a whole number, 1 or more"),
-    "seed below 0": (["--seed", "-1"], "`seed` must be a whole number"),
+    "words for k": (["--k", "1,ten"], "integers separated by commas"),
+    "words for sample": (["--sample", "half"], "an integer, or all"),
+    "sample of 0": (["--sample", "0"], "`sample` must be an integer, 1 or more"),
+    "seed below 0": (["--seed", "-1"], "`seed` must be an integer"),
     "words for seed": (["--seed", "x"], "is not a valid integer"),
     "no such column": (["--label", "lable"], "did you mean `label`?"),
     "no such key": (["--key", "idd"], "did you mean `id`?"),
     "no such file": (["--relevance", "gone.csv"], "gone.csv: the relevance file cannot be read"),
     "no queries": (["--queries", "gone.npy"], "gone.npy"),
     "label and relevance": (["--label", "a", "--relevance", "b"], "Received: a and b"),
-    "columns alone": (["--relevance-columns", "a,b"], "Expected `relevance` with it"),
+    "columns alone": (["--relevance-columns", "a,b"], "Expected `relevance` as well"),
     "unknown flag": (["--norm", "l2"], "No such option"),
 }
 
@@ -221,7 +219,7 @@ UNFIT: dict[str, tuple[list[str], str]] = {
     "another width": (["--queries", "narrow.npy"], "Expected: 4. Received: 3"),
     "keys of nobody": (
         ["--relevance", "clicks.csv", "--key", "id"],
-        "none of its queries is known",
+        "none of its queries matches a row",
     ),
     "a grade below 0": (["--relevance", "grades.csv"], "grades.csv, column `grade`, row 1"),
 }
@@ -241,9 +239,9 @@ def test_files_that_do_not_fit_exit_with_2_and_nothing_is_written(
 
 
 DIFFERENT: dict[str, tuple[list[str], str]] = {
-    "words for k": (["--k", "1;2"], "whole numbers separated by commas"),
+    "words for k": (["--k", "1;2"], "integers separated by commas"),
     "k beyond the rows": (["--k", "40"], "`k` of at most 39"),
-    "sample below 0": (["--sample", "-1"], "`sample` must be a whole number, 0 or more"),
+    "sample below 0": (["--sample", "-1"], "`sample` must be an integer, 0 or more"),
     "no such key": (["--key", "id"], "no column `id`"),
     "a norm": (["--norms", "l2"], "No such option"),
 }

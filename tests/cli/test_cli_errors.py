@@ -97,7 +97,7 @@ def test_damage_inside_the_input_is_found_while_reading_or_before(
 def test_verify_finds_damage(out: Path) -> None:
     stored(out)
     sound = invoke("verify", out)
-    assert (sound.exit_code, sound.stdout[:7]) == (0, "Sound. ")
+    assert (sound.exit_code, sound.stdout[:7]) == (0, "OK. All")
     part = out / "vectors" / "part-000000.parquet"
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1

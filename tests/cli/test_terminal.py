@@ -43,7 +43,7 @@ def test_a_finished_run_says_where_its_files_are_and_what_comes_next(
     assert lines[0][:2] == ["Done.", "0"]
     assert ["vectors", "/out/vectors"] in lines
     assert ["manifest", "/out/_manifest.json"] in lines
-    assert "resumed: 2 of 3 parts were finished already" in out
+    assert "resumed: 2 of 3 parts already finished" in out
     assert "batchnorm-tool verify /out" in out
     assert "job file" not in out
     assert err == "warning: nothing to score\n"
@@ -71,8 +71,8 @@ def test_a_shorthand_is_printed_as_a_job_file(capsys: pytest.CaptureFixture[str]
 def test_nothing_to_do_is_said_shortly(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal().print_run(result(nothing_to_do=True), None)
     assert capsys.readouterr().out.splitlines() == [
-        "Nothing to do: this very result stands in /out",
-        "  0 rows; `--fresh` makes it again",
+        "Up to date: `/out` already holds this result",
+        "  0 rows; use `--fresh` to recompute",
     ]
 
 

@@ -65,7 +65,7 @@ def test_a_column_without_vectors_is_not_compared(
     other = [source] if command == "diff" else []
     done = invoke(command, source, *other)
     assert done.exit_code == 2
-    assert "The column `emb` holds no vectors" in done.stderr
+    assert "The column `emb` does not contain vectors" in done.stderr
     assert str(source) in done.stderr
 
 
@@ -85,5 +85,5 @@ def test_lists_of_width_0_are_no_vectors(tmp_path: Path, command: str, *, named:
 
 def test_an_output_without_values_is_refused() -> None:
     job = Job(input=Input(path="a.npy"), output=Output(path="out"))
-    with pytest.raises(ModelError, match=r"`embedding` holds no values.*shape \(0,\)"):
+    with pytest.raises(ModelError, match=r"`embedding` has no values.*shape \(0,\)"):
         output_specs(job, [Field("embedding", (0,), "float32")])

@@ -19,7 +19,7 @@ def test_plain_lines_say_rows_share_rate_and_time_left() -> None:
     with progress.work(2_000, 500):
         progress.advance(500)
     (line,) = lines
-    pattern = r"1,000 of 2,000 rows \(50%\), [\d,]+ rows/s, \d+ \w+( \d+ \w+)? left"
+    pattern = r"1,000 of 2,000 rows \(50 %\), [\d,]+ rows/s, \d+ \w+( \d+ \w+)? left"
     assert re.fullmatch(pattern, line)
 
 
@@ -40,7 +40,7 @@ def test_plain_lines_go_to_standard_error_unless_told_otherwise(
         progress.advance(1)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("1 of 4 rows (25%), ")
+    assert captured.err.startswith("1 of 4 rows (25 %), ")
 
 
 def test_rows_are_counted_from_several_threads() -> None:
@@ -55,7 +55,7 @@ def test_rows_are_counted_from_several_threads() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert lines[-1].startswith("8,000 of 8,000 rows (100%)")
+    assert lines[-1].startswith("8,000 of 8,000 rows (100 %)")
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

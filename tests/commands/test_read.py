@@ -311,8 +311,8 @@ def foreign(path: Path) -> Path:
     [
         (missing, "does not exist"),
         (a_file, "is a file"),
-        (empty, "holds no run.*an empty directory"),
-        (foreign, r"holds no run.*notes\.txt"),
+        (empty, "does not contain a run.*an empty directory"),
+        (foreign, r"does not contain a run.*notes\.txt"),
     ],
     ids=["missing", "file", "empty", "foreign"],
 )
@@ -335,7 +335,7 @@ def unfinished(workshop: Workshop) -> Path:
 
 def test_an_unfinished_run_says_how_to_finish_it(workshop: Workshop) -> None:
     path = unfinished(workshop)
-    with pytest.raises(InputError, match=r"not finished: 3 of 3 parts are done\. Run the same"):
+    with pytest.raises(InputError, match=r"unfinished run: 3 of 3 parts finished\. Run the same"):
         read(path)
 
 
@@ -343,7 +343,7 @@ def test_a_run_under_way_says_so(workshop: Workshop) -> None:
     path = unfinished(workshop)
     with (
         LocalStorage(path).lock(),
-        pytest.raises(InputError, match="under way right now; wait for it to end"),
+        pytest.raises(InputError, match="still running; wait for it to finish"),
     ):
         read(path)
 
@@ -358,7 +358,7 @@ def test_a_copy_without_its_end_mark_is_refused(workshop: Workshop) -> None:
 def test_an_altered_manifest_is_damage(workshop: Workshop) -> None:
     path = one_output(workshop, "parquet") / "_manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"out":300', b'"out":301'))
-    with pytest.raises(Damaged, match="checksum disagrees"):
+    with pytest.raises(Damaged, match="checksum does not match"):
         read(path.parent)
 
 
@@ -383,5 +383,5 @@ def test_a_file_with_other_rows_is_damage(workshop: Workshop, form: str) -> None
     vectors = one_output(workshop, form) / "vectors"
     first, *_, last = sorted(vectors.iterdir())
     shutil.copy(first, last)
-    with pytest.raises(Damaged, match=f"`vectors/{last.name}` has 128 rows, and 44 by"):
+    with pytest.raises(Damaged, match=f"`vectors/{last.name}` has 128 rows; the manifest has 44"):
         read(vectors).to_numpy()

@@ -119,17 +119,19 @@ def test_a_run_has_no_versions(workshop: Workshop) -> None:
 
 def test_a_dataset_without_state_is_no_store(tmp_path: Path) -> None:
     lance.write_dataset(pa.table({"id": [1]}), tmp_path / "mine.lance")
-    with pytest.raises(InputError, match=r"is a Lance dataset, and no store: .*\.state` is missin"):
+    with pytest.raises(
+        InputError, match=r"is a Lance dataset, but not a store: .*\.state` is missin"
+    ):
         read(tmp_path / "mine.lance")
 
 
 def test_a_store_with_nothing_published_says_so(tmp_path: Path) -> None:
     state = StoreDirectory(str(tmp_path / "new.lance"))
     state.put_pointer(StorePointer())
-    with pytest.raises(InputError, match=r"Nothing was published in .* yet\. Run"):
+    with pytest.raises(InputError, match=r"Nothing has been published in .* yet\. Run"):
         read(state.path)
     state.put_pointer(StorePointer(waiting=1))
-    with pytest.raises(InputError, match=r"yet: version 1 waits.*accept .*new\.lance 1"):
+    with pytest.raises(InputError, match=r"yet: version 1 is waiting.*accept .*new\.lance 1"):
         read(state.path)
 
 

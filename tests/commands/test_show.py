@@ -164,7 +164,7 @@ def test_an_unfinished_run_says_how_far_it_is(
     assert facts["running"] is False
     with LocalStorage(out).lock():
         assert show(str(out)).facts["running"] is True
-    with pytest.raises(InputError, match="`--html` shows a finished run"):
+    with pytest.raises(InputError, match="`--html` needs a finished run"):
         show(str(out), html=str(tmp_path / "page.html"))
     assert not (tmp_path / "page.html").exists()
 
@@ -246,7 +246,7 @@ def test_values_too_large_to_look_at_are_not_read(
     assert {*map(tuple, read)} == {("id",)}
     assert columns["id"]["min"] == 0
     assert columns["large"]["nulls"] is columns["large"]["distinct"] is None
-    assert "values too large to look at" in invoke("show", path).output
+    assert "values too large to inspect" in invoke("show", path).output
 
 
 def test_as_many_rows_are_looked_at_as_fit(tmp_path: Path) -> None:

@@ -37,29 +37,37 @@ def document(**given: Any) -> dict[str, Any]:
         (
             {"rows": {"identical": 90}},
             "same",
-            "The same vectors, bit for bit, in all 90 common rows.",
+            "Identical vectors, bit for bit, in 90 common rows.",
         ),
         (
             {"rows": {"identical": 90, "added": 1, "removed": 12}},
             "same",
-            "The same vectors, bit for bit, in all 90 common rows. 1 row is only in B; 12 rows are",
+            "Identical vectors, bit for bit, in 90 common rows. 1 row only in B; 12 rows only",
         ),
         (
             {"cosine": 1 - 1e-7, "ratio": 1.0005},
             "same",
-            "The same vectors, to rounding, in all 90 common rows.",
+            "Identical vectors, up to rounding, in 90 common rows.",
         ),
         (
             {"cosine": 1 - 1e-5},
             "moved",
-            "The vectors moved. 62.5% of a row's 10 nearest neighbours",
+            "The vectors moved. 62.5 % of a row's 10 nearest neighbours",
         ),
-        ({"cosine": 1.0, "ratio": 1.01}, "moved", "The vectors kept their directions, not their"),
-        ({"cosine": 1.0, "ratio": 0.99}, "moved", "The vectors kept their directions, not their"),
+        (
+            {"cosine": 1.0, "ratio": 1.01},
+            "moved",
+            "The vectors kept their directions, but not their",
+        ),
+        (
+            {"cosine": 1.0, "ratio": 0.99},
+            "moved",
+            "The vectors kept their directions, but not their",
+        ),
         (
             {"overlap": {"50": {"value": 0.5}}},
             "moved",
-            "The vectors moved. 50.0% of a row's 50 near",
+            "The vectors moved. 50.0 % of a row's 50 near",
         ),
         ({"overlap": None}, "moved", "The vectors moved."),
         ({"rows": {"compared": 0}}, "moved", "No row can be compared"),
@@ -84,13 +92,15 @@ def test_verdict(given: dict[str, Any], kind: str, words: str) -> None:
 
 def test_the_reason_holds_the_figures() -> None:
     assert verdict_of(document(), "")["reason"] == (
-        "Cosine of a pair: median 0.500000, lowest 0.500000; length in B over A: median 1; "
-        "stability index of the norms 0.250."
+        "Cosine per pair: median 0.500000, lowest 0.500000; length ratio of B to A: median 1; PSI "
+        "of the norms 0.250."
     )
 
 
 def test_another_space_is_said_first() -> None:
     verdict = verdict_of(document() | {"same_space": False}, "They differ in the model.")
     assert verdict["kind"] == "other space"
-    assert verdict["words"].startswith("Two vector spaces. 62.5% of a row's 10 nearest neighbours")
+    assert verdict["words"].startswith(
+        "The sets are in two vector spaces. 62.5 % of a row's 10 nearest neighbours"
+    )
     assert verdict["reason"] == "They differ in the model."

@@ -60,19 +60,22 @@ def test_the_best_of_those_that_are_shown_to_be_better_is_named() -> None:
     )
     assert found.reason.startswith(
         "The difference of +0.261 (95 % interval +0.241 to +0.281) over 1,234 judged queries is "
-        "hardly chance (p below 0.001, corrected for the number of norms)."
+        "significant (p below 0.001, corrected for the number of norms)."
     )
-    assert "38% of the 10 nearest rows stay" in found.cost
-    assert "no longer raises its rank" in found.cost
+    assert "38.0 % of the 10 nearest rows stay" in found.cost
+    assert "no longer affects its rank" in found.cost
     assert found.notes == ()
 
 
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        (0.89, " Next is l1, 0.073 behind."),
-        (0.95, " Next is l1, 0.013 behind; their intervals overlap, so that either may do."),
-        (0.6, " Next is max, 0.263 behind."),
+        (0.89, " Next best is l1, 0.073 lower."),
+        (
+            0.95,
+            " Next best is l1, 0.013 lower; their intervals overlap, so that either may be used.",
+        ),
+        (0.6, " Next best is max, 0.263 lower."),
     ],
     ids=["apart", "overlapping", "third"],
 )
@@ -90,15 +93,15 @@ def test_of_two_norms_none_is_next() -> None:
 def test_leaving_vectors_as_they_are_can_be_better() -> None:
     found = verdict(document({"l2": 0.7, "none": 0.8}, {"none": 0.001}))
     assert (found.norm, found.kind) == ("none", "better")
-    assert found.words.startswith("Stay with none, which is what is stored: precision@10")
-    assert found.cost == "Nothing: it is what is stored."
+    assert found.words.startswith("Keep none, as stored: precision@10")
+    assert found.cost == "Nothing: the vectors are stored that way."
 
 
 @pytest.mark.parametrize(
     ("stored", "words", "cost"),
     [
-        ("l2", "Stay with l2, which is what is stored:", "Nothing: it is what is stored."),
-        ("l1", "Normalize by l2:", "Stored vectors and index are built anew"),
+        ("l2", "Keep l2, as stored:", "Nothing: the vectors are stored that way."),
+        ("l1", "Normalize by l2:", "Stored vectors and the index must be rebuilt"),
     ],
 )
 def test_what_a_run_stores_decides_what_a_choice_costs(stored: str, words: str, cost: str) -> None:
@@ -112,22 +115,20 @@ def test_what_a_run_stores_decides_what_a_choice_costs(stored: str, words: str, 
 def test_of_a_run_of_unit_vectors_leaving_them_as_they_were_has_a_cost() -> None:
     figures = document({"l2": 0.7, "none": 0.8}, {"none": 0.001})
     found = verdict({**figures, "source": {"provenance": {"norm": "l2"}}})
-    assert "Long rows then rank above short ones." in found.cost
+    assert "Long rows then rank higher than short ones." in found.cost
 
 
 def test_rows_of_unit_length_are_noted() -> None:
     figures = document({"none": 0.7, "l2": 0.7}, {"l2": 1.0})
     found = verdict({**figures, "unit_share": {"l1": 0.0, "l2": 1.0, "max": 0.0}})
-    assert found.notes[-1].startswith("The rows have unit L2 length already")
+    assert found.notes[-1].startswith("The rows already have unit L2 length")
 
 
 def test_where_the_others_are_worse_it_stays_with_the_first() -> None:
     values = {"none": 0.8, "l1": 0.6, "l2": 0.79, "max": 0.7}
     found = verdict(document(values, {"l1": 0.001, "l2": 0.3, "max": 0.049}))
     assert (found.norm, found.kind) == ("none", "better")
-    assert found.words.startswith(
-        "Stay with none, which is what is stored: precision@10 is 0.800 (0.790 to 0.810)"
-    )
+    assert found.words.startswith("Keep none, as stored: precision@10 is 0.800 (0.790 to 0.810)")
     assert found.reason == "Shown to be worse over 1,234 judged queries: l1 -0.200, max -0.100."
     assert found.cost.startswith("Nothing")
 
@@ -136,7 +137,7 @@ def test_where_the_others_are_worse_it_stays_with_the_first() -> None:
 def test_chance_is_no_difference(l2: float) -> None:
     found = verdict(document({"none": 0.7, "l1": 0.71, "l2": l2}, {"l1": 0.8, "l2": 0.05}))
     assert (found.norm, found.kind, found.cost) == (None, "no difference", "")
-    assert found.words.startswith("No difference that this sample can show: at precision@10")
+    assert found.words.startswith("No significant difference in this sample: by precision@10")
     assert "1,234 judged queries" in found.reason
     assert "smallest corrected p is 0.050" in found.reason
 
@@ -152,7 +153,7 @@ def test_one_norm_is_no_comparison(judged: bool) -> None:  # noqa: FBT001
     changes = {} if judged else {"quality": None, "tests": None, "headline": None}
     found = verdict(document({"l2": 0.7}, {}, **changes))
     assert (found.norm, found.kind) == (None, "not judged")
-    assert "One norm alone" in found.words
+    assert "A single norm" in found.words
 
 
 def unjudged(share: float, **changes: Any) -> dict[str, Any]:
@@ -172,13 +173,13 @@ def test_other_neighbours_without_judgements_are_not_judged() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "words"),
-    [(0.2, "at 10."), (1.0, "at 10; 100% of the rows have unit length already.")],
+    [(0.2, "at 10."), (1.0, "at 10; 100.0 % of the rows already have unit length.")],
     ids=["lengths", "unit rows"],
 )
 def test_the_same_neighbours_are_no_difference(unit: float, words: str) -> None:
     found = verdict(unjudged(0.995, unit_share={"l2": unit}))
     assert (found.norm, found.kind) == (None, "no difference")
-    assert found.words == "No difference that matters: all norms find the same 10 nearest rows."
+    assert found.words == "No relevant difference: all norms find the same 10 nearest rows."
     assert found.reason == f"The overlap with none is at least 0.995 {words}"
 
 
@@ -186,7 +187,7 @@ def test_under_cosine_no_norm_can_matter() -> None:
     values = {"none": 0.7, "l2": 0.9}
     found = verdict(document(values, {"l2": 0.001}, metric="cosine"))
     assert (found.norm, found.kind, found.cost, found.notes) == (None, "cannot matter", "", ())
-    assert found.words.startswith("No norm can change anything")
+    assert found.words.startswith("The norm makes no difference")
     assert "divides every vector by its L2 norm" in found.reason
 
 

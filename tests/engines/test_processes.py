@@ -199,10 +199,10 @@ def test_a_failure_in_another_process_arrives_as_it_is_and_stops_all(
     monkeypatch.setattr(Worker, "process_part", idle)
     before_each(monkeypatch, lambda remote: (tmp_path / "in.npy").unlink())
     with pytest.raises(
-        WorkFailed, match=r"in\.npy: there is no such file.*finished is kept"
+        WorkFailed, match=r"in\.npy: file not found.*Finished work is kept"
     ) as caught:
         run(job_on(TWO))
-    assert "In another process of the run:" in "".join(notes(caught.value))
+    assert "In a worker process:" in "".join(notes(caught.value))
 
 
 def notes(error: BaseException | None) -> list[str]:
@@ -230,7 +230,7 @@ def test_an_error_that_cannot_travel_is_told_in_words() -> None:
     [
         (
             "import os; os.kill(os.getpid(), 9)",
-            r"killed by signal 9 \(Killed\), as the system does",
+            r"killed by signal 9 \(Killed\), which the system does",
         ),
         ("raise SystemExit(3)", "ended with exit code 3"),
     ],
@@ -249,7 +249,7 @@ def test_a_process_that_dies_as_it_starts_is_named(
 
 def test_what_a_process_cannot_do_it_says_in_its_own_words(tmp_path: Path) -> None:
     with (
-        pytest.raises(WorkFailed, match="plan of this run is gone"),
+        pytest.raises(WorkFailed, match="plan of this run is missing"),
         open_processes(TWO, 2, str(tmp_path)),
     ):
         pass

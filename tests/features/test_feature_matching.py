@@ -199,7 +199,7 @@ NOT_FEATURES = [
 @pytest.mark.parametrize("name", NOT_FEATURES)
 def test_what_is_called_so_is_no_feature_unless_named(name: str) -> None:
     columns = {name: pa.int64(), "f0": pa.float32(), "f1": pa.float32()}
-    with pytest.raises(InputError, match=r"taken for a key.*--features f0,f1`"):
+    with pytest.raises(InputError, match=r"treated as a key.*--features f0,f1`"):
         match(columns, THREE)
     assert match(columns, THREE, features=[*columns]) == {"x": (name, "f0", "f1")}
 
@@ -210,7 +210,7 @@ def test_what_pandas_wrote_as_its_index_is_no_feature() -> None:
     )
     assert match_features(schema, [THREE], Input(path="x")) == {"x": ("f0", "f1", "f2")}
     garbled = schema.with_metadata({"pandas": "[" * 99_999})
-    with pytest.raises(InputError, match="not evident"):
+    with pytest.raises(InputError, match="Cannot tell"):
         match_features(garbled, [THREE], Input(path="x"))
 
 
@@ -317,7 +317,7 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
         pytest.param(
             {f"c{place}": pa.int8() for place in range(99)}, [THREE], {}, ["and 87 more"], id="wide"
         ),
-        pytest.param({"id": pa.int64()}, [FLAT], {"key": "id"}, ["no column that is"], id="none"),
+        pytest.param({"id": pa.int64()}, [FLAT], {"key": "id"}, ["no column besides"], id="none"),
         pytest.param(
             {"u": PIXELS},
             [Field("a", (64,), "float32"), Field("b", (64,), "float32")],
@@ -368,7 +368,7 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
             {"emb_0": pa.int8()},
             [THREE],
             {"features": "embed_*"},
-            ["no column that `embed_*` matches", "Did you mean `emb_0`?"],
+            ["No column of the input matches `embed_*`", "Did you mean `emb_0`?"],
             id="pattern without a match",
         ),
         pytest.param(
@@ -382,7 +382,7 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
             SCALARS,
             [THREE],
             {"features": "f0,f1,f2"},
-            ["no column `f0,f1,f2`", "Write a list for several: [f0,f1,f2]."],
+            ["no column `f0,f1,f2`", "For several columns, write a list: [f0,f1,f2]."],
             id="commas in a job file",
         ),
         pytest.param(
@@ -393,7 +393,11 @@ def test_stored_predictions_are_the_only_list_of_numbers() -> None:
             id="time",
         ),
         pytest.param(
-            {"t": pa.string()}, [], {"features": "t"}, ["holds no vectors"], id="text for a vector"
+            {"t": pa.string()},
+            [],
+            {"features": "t"},
+            ["does not hold vectors"],
+            id="text for a vector",
         ),
         pytest.param(
             {"png": pa.binary()},
@@ -427,9 +431,7 @@ def test_doubt_is_refused_showing_both_sides(
         pytest.param(
             {"features": {"x": "f0", "imag": "u"}}, ["Did you mean `image`?"], id="unknown input"
         ),
-        pytest.param(
-            {"features": {"image": "u"}}, ["nothing of the model input `x`"], id="left out"
-        ),
+        pytest.param({"features": {"image": "u"}}, ["lacks the model input `x`"], id="left out"),
         pytest.param(
             {"features": {"x": [*SCALARS], "image": "u"}, "fill": {"f": 0}},
             ["`input.fill.f`", "Did you mean `f2`"],
@@ -451,7 +453,7 @@ def test_job_that_names_what_there_is_not_is_refused(keys: dict, words: list[str
 
 def test_columns_of_one_name_are_refused() -> None:
     schema = pa.schema([("a", pa.int8()), ("a", pa.int8())])
-    with pytest.raises(InputError, match="2 columns called `a`"):
+    with pytest.raises(InputError, match="2 columns named `a`"):
         match_features(schema, [Field("a", (1,), "float32")], Input(path="x"))
 
 
@@ -516,8 +518,8 @@ def test_transform_gets_all_columns_unless_some_are_named() -> None:
 @pytest.mark.parametrize(
     ("inputs", "keys", "error", "message"),
     [
-        pytest.param([], {}, JobError, "needs|makes the inputs of a model", id="no model"),
-        pytest.param([FLAT], {"fill": {"f0": 1}}, JobError, "takes the place", id="fill beside it"),
+        pytest.param([], {}, JobError, "needs|prepares a model's inputs", id="no model"),
+        pytest.param([FLAT], {"fill": {"f0": 1}}, JobError, "replaces", id="fill beside it"),
         pytest.param([FLAT], {"features": "g0"}, InputError, "no column `g0`", id="missing column"),
     ],
 )

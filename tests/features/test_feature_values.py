@@ -202,7 +202,7 @@ def test_warnings_go_to_whoever_collects_them() -> None:
     with capture_warnings(told.append):
         reader.read(table)
         reader.read(table.slice(1))
-    assert [text.partition(" holds ")[0] for text in told] == [
+    assert [text.partition(" contains ")[0] for text in told] == [
         "The column `a`",
         "The column `b`",
     ] * 2

@@ -73,7 +73,7 @@ def test_hash_is_that_of_the_modules_source(module: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module:f", "does not import.*PYTHONPATH"),
+        ("no_such_module:f", "cannot be imported.*PYTHONPATH"),
         ("{module}:prepared", "no such function"),
         ("{module}:NUMBER", "no such function"),
         ("math:sqrt", "source .* cannot be read"),
@@ -115,7 +115,9 @@ X, T = np.zeros((3, 2)), np.array(["a", "b", "c"])
         pytest.param({"x": X[:2], "t": T}, r"\(3, 2\). Received: \(2, 2\)", id="rows"),
         pytest.param({"x": X[:, :1], "t": T}, r"\(3, 2\). Received: \(3, 1\)", id="width"),
         pytest.param({"x": X.astype(complex), "t": T}, "float32. Received: complex128", id="dtype"),
-        pytest.param({"x": X, "t": np.arange(3)}, "more than strings", id="numbers for text"),
+        pytest.param(
+            {"x": X, "t": np.arange(3)}, "values other than strings", id="numbers for text"
+        ),
         pytest.param({"x": X, "t": np.array(["a", None, "c"])}, "Received: None", id="no text"),
     ],
 )

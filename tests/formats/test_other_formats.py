@@ -152,7 +152,7 @@ def test_a_stream_without_its_end_is_refused(tmp_path: Path, cut: int) -> None:
 def test_bytes_beyond_a_stream_are_refused(tmp_path: Path) -> None:
     path = stream(tmp_path / "a.arrow", ROWS)
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(InputError, match="bytes beyond it"):
+    with pytest.raises(InputError, match="bytes after it"):
         inputs_table.open_table(Input(path=str(path)))
 
 
@@ -189,7 +189,7 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "Lance file": (content(bytes(60) + b"LANC"), "file of a Lance dataset.*lance.dataset"),
     "gzip": (content(b"\x1f\x8b\x08data"), "compressed with gzip.*gzip.open"),
     "zstd": (content(b"\x28\xb5\x2f\xfd"), "compressed with zstd"),
-    "noise": (content(b"\xff\x00\x17"), "Convert it, or leave it out"),
+    "noise": (content(b"\xff\x00\x17"), "Convert it, or exclude it"),
 }
 
 

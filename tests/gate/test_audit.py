@@ -62,16 +62,16 @@ def test_rows_that_do_not_add_up_are_found(facts: AuditFacts, wrong: int) -> Non
 
 
 def test_the_sum_is_said_in_words() -> None:
-    assert counts(FULL).what == "100 rows in = 97 live + 3 quarantined rows."
+    assert counts(FULL).what == "100 rows in = 97 live + 3 quarantined."
     assert counts(replace(DELTA, gone=7)).what == (
-        "90 before + 15 new - 7 gone is not 97 live + 3 quarantined rows."
+        "90 before + 15 new - 7 gone is not 97 live + 3 quarantined."
     )
 
 
 def test_a_key_that_two_rows_have_is_found() -> None:
     finding = audit(replace(FULL, distinct_keys=99), RowAudit(L2, 1e-6))[1]
     assert not finding.passed
-    assert finding.what == "99 different keys among 100 rows."
+    assert finding.what == "99 distinct keys in 100 rows."
 
 
 def test_vectors_of_another_length_are_found_with_their_keys() -> None:
@@ -81,7 +81,7 @@ def test_vectors_of_another_length_are_found_with_their_keys() -> None:
     assert finding.measured == 2
     assert [row["key"]["id"] for row in finding.rows] == [2, 7]
     assert [row["value"] for row in finding.rows] == pytest.approx([1.00001, 0.5])
-    assert "2 of 10 staged vectors are not of length 1 under l2 (within 1e-06)" in finding.what
+    assert "2 of 10 staged vectors do not have length 1 under l2 (within 1e-06)" in finding.what
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)

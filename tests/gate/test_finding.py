@@ -26,12 +26,11 @@ BAD = Finding(
     what="5 are bad.",
     rows=({"key": {}, "reason": "null"},),
 )
-AUDIT = Finding(
-    "audit.keys", "audit", 1.0, 0.0, passed=False, what="9 different keys among 10 rows."
-)
+AUDIT = Finding("audit.keys", "audit", 1.0, 0.0, passed=False, what="9 distinct keys in 10 rows.")
 NEXT = (
-    "Next: if these values are right, `batchnorm-tool accept items.lance 12` publishes this night; "
-    "if not, mend the input or the model, or change the limit, and run the same command again."
+    "Next: if these values are right, `batchnorm-tool accept items.lance 12` publishes this "
+    "version; if not, fix the input or the model, or change the limit, and run the same command "
+    "again."
 )
 
 
@@ -44,7 +43,7 @@ def test_only_broken_limits_are_told_in_order() -> None:
 def test_the_refusal_names_limits_rows_and_both_ways_on() -> None:
     command = "batchnorm-tool accept items.lance 12"
     assert refusal_text([GOOD, PSI, BAD], accept=command).splitlines() == [
-        "2 limits are broken; nothing was published.",
+        "2 limits broken; nothing was published.",
         "- gate.output.norm_psi over the changed rows: PSI: 0.9.",
         *(f"    shop a, id {n}: {n}" for n in range(5)),
         "- gate.output.bad over all rows: 5 are bad.",
@@ -55,30 +54,26 @@ def test_the_refusal_names_limits_rows_and_both_ways_on() -> None:
 
 def test_before_the_model_has_run_there_is_nothing_to_accept() -> None:
     finding = Finding(
-        "gate.input.changed", "input", 0.5, 0.2, passed=False, what="50 rows have other features."
+        "gate.input.changed", "input", 0.5, 0.2, passed=False, what="50 rows have changed features."
     )
     text = refusal_text([finding], accept=None)
     assert "accept" not in text
-    assert text.splitlines()[1].startswith("- gate.input.changed over tonight's input: 50 rows")
-    assert text.splitlines()[-1].startswith(
-        "Next: mend the input or the model, or change the limit"
-    )
+    assert text.splitlines()[1].startswith("- gate.input.changed over the input: 50 rows")
+    assert text.splitlines()[-1].startswith("Next: fix the input or the model, or change the limit")
 
 
 def test_what_the_audit_found_cannot_be_accepted_nor_only_warned_of() -> None:
     for action in ("hold", "warn"):
         text = refusal_text([PSI, AUDIT], action)
-        assert text.startswith("2 limits are broken; nothing was published.")
-        assert "- audit.keys over the staged rows: 9 different keys" in text
+        assert text.startswith("2 limits broken; nothing was published.")
+        assert "- audit.keys over the staged rows: 9 distinct keys" in text
         assert "`batchnorm-tool accept" not in text
         assert "cannot be accepted" in text
 
 
 def test_a_warning_says_that_it_was_published_all_the_same() -> None:
     lines = refusal_text([PSI], "warn").splitlines()
-    assert lines[0] == (
-        "1 limit is broken; published all the same, because the job says `gate: warn`."
-    )
+    assert lines[0] == ("1 limit broken; published anyway, because of `gate.action: warn`.")
     assert len(lines) == 7
 
 
@@ -90,7 +85,7 @@ def test_what_was_not_judged_passes_and_says_why() -> None:
     finding = not_evaluated("gate.output.frechet", "whole", 0.3, "too few rows")
     assert finding.passed
     assert finding.measured is None
-    assert finding.what == "Not judged: too few rows."
+    assert finding.what == "Not checked: too few rows."
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)

@@ -68,9 +68,7 @@ def test_a_share_of_the_live_rows_is_limited(kind: str, most: int) -> None:
 
 def test_the_numbers_are_said() -> None:
     said = of_counts(changed=412)["changed"].what
-    assert (
-        said == "412 rows have other features, 41.20% of 1,000 live rows; at most 20.00% allowed."
-    )
+    assert said == "412 changed rows, 41.20 % of 1,000 live rows; at most 20.00 % allowed."
 
 
 def test_any_number_of_new_rows_is_allowed_by_default() -> None:
@@ -89,7 +87,7 @@ def test_a_first_load_has_nothing_to_be_compared_with() -> None:
     for finding in findings.values():
         assert finding.passed
         assert finding.measured is None
-        assert finding.what == "Not judged: there are no live rows to compare with."
+        assert finding.what == "Not checked: there are no live rows to compare with."
 
 
 def test_in_a_new_space_vanished_rows_alone_are_judged() -> None:
@@ -99,7 +97,7 @@ def test_in_a_new_space_vanished_rows_alone_are_judged() -> None:
     assert not findings.pop("vanished").passed
     assert set(findings) == {"new", "changed", *FEATURES}
     assert {f.what for f in findings.values()} == {
-        "Not judged: in a new space every row is computed again."
+        "Not checked: in a new space every row is recomputed."
     }
 
 
@@ -132,7 +130,8 @@ def test_the_share_of_nulls_may_move_a_little_either_way() -> None:
         assert not finding.passed
         assert finding.measured == pytest.approx(0.011)
     assert finding.what == (
-        "Column `price`: 8.90% nulls, 10.00% last night; a difference of at most 1.00% allowed."
+        "Column `price`: 8.90 % nulls, 10.00 % in the previous version; a difference of at most "
+        "1.00 % allowed."
     )
 
 
@@ -144,15 +143,15 @@ def test_the_worst_column_is_named_and_the_others_counted() -> None:
         "inputs": {},
     }
     said = judged(tonight, last)["null_shift"].what
-    assert said.startswith("Column `c`: 9.00% nulls")
-    assert said.endswith(" 2 more are beyond their limit.")
+    assert said.startswith("Column `c`: 9.00 % nulls")
+    assert said.endswith(" 2 more exceed their limit.")
 
 
 def test_columns_that_a_night_lacks_are_left_out() -> None:
     tonight = {"columns": {"new": {"rows": 10, "nulls": 10}}, "inputs": {}}
     finding = judged(tonight, statistics())["null_shift"]
     assert finding.passed
-    assert finding.what == "Not judged: no feature can be compared with last night."
+    assert finding.what == "Not checked: no feature can be compared with the previous version."
 
 
 def test_an_input_without_rows_is_left_out() -> None:
@@ -196,14 +195,15 @@ def test_a_component_that_became_constant_is_named_with_its_value() -> None:
     finding = judged(statistics(tonight), statistics(drawn()))["constant_feature"]
     assert not finding.passed
     assert finding.what == (
-        "Component 2 of input `x` varied last night and is 0 in every row tonight."
+        "Component 2 of input `x` varied in the previous version and is 0 in every row of this "
+        "refresh."
     )
 
 
 def test_a_scalar_input_has_no_components() -> None:
     tonight = statistics(np.zeros((9, 1)))
     said = judged(tonight, statistics(drawn(width=1)))["constant_feature"].what
-    assert said.startswith("Input `x` varied last night")
+    assert said.startswith("Input `x` varied in the previous version")
 
 
 def test_what_never_varied_may_be_constant() -> None:
@@ -215,7 +215,7 @@ def test_what_never_varied_may_be_constant() -> None:
         findings = judged(statistics(tonight), statistics(last))
         assert all(finding.passed for finding in findings.values())
     said = findings["constant_feature"].what
-    assert said == "No feature that varied last night is constant tonight."
+    assert said == "No feature that varied in the previous version is constant in this refresh."
 
 
 def test_a_single_row_is_constant_by_nature() -> None:
@@ -269,7 +269,7 @@ def test_a_mean_may_move_by_one_deviation(shift: float, *, broken: bool) -> None
     before, now = last[:, 3].mean(), tonight[:, 3].mean()
     assert finding.what.startswith(
         f"Component 3 of input `x`: the mean moved from {before:.4g} to {now:.4g}, by {shift:.4g} "
-        "of last night's standard deviations; at most 1 allowed"
+        "of the previous version's standard deviations; at most 1 allowed"
     )
 
 
@@ -358,7 +358,7 @@ def test_the_worst_of_several_inputs_is_named() -> None:
     last["inputs"]["y"], tonight["inputs"]["y"] = moments(drawn()), moments(drawn() - 9)
     finding = judged(tonight, last)["mean_shift"]
     assert "of input `y`: the mean moved" in finding.what
-    assert finding.what.endswith(" 7 more are beyond their limit.")
+    assert finding.what.endswith(" 7 more exceed their limit.")
 
 
 def test_the_same_input_passes_with_its_values() -> None:

@@ -224,7 +224,7 @@ def test_a_limit_that_chance_would_break_is_raised_and_says_so() -> None:
     finding = judged(TONIGHT, LIVE, tight)["centroid_shift", "changed"]
     assert finding.passed
     assert finding.allowed > finding.measured > 0.001
-    assert "(0.001, raised to what chance makes of so few rows)" in finding.what
+    assert "(0.001, raised to what chance gives for so few rows)" in finding.what
 
 
 def test_the_same_vectors_give_the_same_findings() -> None:
@@ -246,9 +246,7 @@ def test_the_share_of_bad_rows_is_limited_for_changed_rows_and_for_all() -> None
     assert not findings["changed"].passed
     assert findings["changed"].measured == 0.0015
     assert findings["changed"].rows == rows[:5]
-    assert findings["changed"].what == (
-        "3 of 2,000 rows are bad (0.1500%); at most 0.1000% allowed."
-    )
+    assert findings["changed"].what == ("3 bad of 2,000 rows (0.1500 %); at most 0.1000 % allowed.")
     assert findings["whole"].passed
     assert findings["whole"].measured == 0.001
     assert findings["whole"].rows == ()

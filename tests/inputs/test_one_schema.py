@@ -232,7 +232,7 @@ def test_columns_that_the_job_does_not_use_may_differ(tmp_path: Path, column: st
     write(source / "1.parquet", table(**{column: [1, 2]}))
     used = invoke("normalize", source, tmp_path / "out", "--passthrough", column)
     assert used.exit_code == 2
-    assert f"{source}/1.parquet, column `{column}`: has another type than in" in used.stderr
+    assert f"{source}/1.parquet, column `{column}`: differs in type from" in used.stderr
     assert not (tmp_path / "out").exists()
     done = invoke("normalize", source, tmp_path / "out", "--key", "id")
     assert done.exit_code == 0, done.stderr
@@ -280,7 +280,7 @@ def test_a_key_of_nothing_but_nulls_is_refused_and_passed_through_it_is_null(
     for command in (["normalize", source, tmp_path / "no"], ["diff", source, source]):
         done = invoke(*command, "--key", "x")
         assert done.exit_code == 2
-        assert "names the column `x`, which cannot name a row" in done.stderr
+        assert "names the column `x`, which cannot be a key" in done.stderr
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])

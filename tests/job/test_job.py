@@ -182,7 +182,7 @@ def test_a_job_is_frozen() -> None:
 # Each: key, value, what stands after the key in backticks.
 WRONG_VALUES = [
     ("inputs", {}, "is not a key. Did you mean `input`?"),
-    ("featurs", 1, "is not a key. Known here: `input`, `model`, `normalize`, `output`"),
+    ("featurs", 1, "is not a key. Known keys: `input`, `model`, `normalize`, `output`"),
     ("norm", "l1", "is not a key. Did you mean `normalize.norm`?"),
     ("input.featurs", "x", "is not a key. Did you mean `features`?"),
     ("input.batch_size", 3, "is not a key. Did you mean `model.batch_size`?"),
@@ -198,25 +198,25 @@ WRONG_VALUES = [
     ("input.path", None, "must be a path, a list of paths, or {column: path}"),
     ("input.path", "", "Received: '' (text)."),
     ("input.path", [], "Received: [] (a list)."),
-    ("input.path", "a\0b", "holds a NUL character"),
+    ("input.path", "a\0b", "contains a NUL character"),
     ("input.format", "parqet", "Did you mean `parquet`?"),
-    ("input.key", 3, "must be a column name, or a list of column names. Received: 3 (a whole"),
-    ("input.key", False, "YAML reads yes, no, on, off and dates by rules of its own"),
-    ("input.key", ["id", "id"], "names the column `id` twice"),
+    ("input.key", 3, "must be a column name, or a list of column names. Received: 3 (an integer"),
+    ("input.key", False, "YAML converts yes, no, on, off and dates"),
+    ("input.key", ["id", "id"], "lists the column `id` twice"),
     ("input.features", {}, "or {model input: column or list of columns}. Received: {}"),
     (
         "input.passthrough",
         "label",
         "must be a list of column names. Received: 'label' (text). Write `[label]` for a list of",
     ),
-    ("input.passthrough", ["a", "b", "a"], "names the column `a` twice"),
+    ("input.passthrough", ["a", "b", "a"], "lists the column `a` twice"),
     (
         "input.invalid",
         "quarantin",
         "or `drop`. Received: 'quarantin' (text). Did you mean `quarantine`?",
     ),
     ("input.fill.price", float("nan"), "must be text or a finite number. Received: nan"),
-    ("input.fill.price", True, "Received: true (a truth value)."),
+    ("input.fill.price", True, "Received: true (a boolean)."),
     (
         "input.decode.image",
         "jpg",
@@ -226,12 +226,12 @@ WRONG_VALUES = [
     ("input.transform", "os;x:y", "must be `module:function`"),
     ("input.dtype", "bf16", "must be `bfloat16`. Received: 'bf16'"),
     ("model", "m.keras", "must be a section with the keys `path`, `layer`"),
-    ("model.path", 5, "must be a path. Received: 5 (a whole number)."),
+    ("model.path", 5, "must be a path. Received: 5 (an integer)."),
     ("model.outputs", "embedding", "Write `[embedding]` for a list of one."),
-    ("model.outputs", ["a", "a"], "names `a` twice"),
-    ("model.batch_size", 0, "must be a whole number above 0, or `auto`. Received: 0"),
+    ("model.outputs", ["a", "a"], "lists `a` twice"),
+    ("model.batch_size", 0, "must be a positive integer, or `auto`. Received: 0"),
     ("model.batch_size", 1.5, "Received: 1.5 (a number)."),
-    ("model.batch_size", True, "Received: true (a truth value)."),
+    ("model.batch_size", True, "Received: true (a boolean)."),
     ("model.batch_size", "aut", "Received: 'aut' (text). Did you mean `auto`?"),
     ("model.sha256", "abc", "must be a SHA-256 of 64 hexadecimal digits. Received: 'abc'"),
     ("model.trust", True, "must be `sha256:` and 64 hexadecimal digits, or {classes: "),
@@ -241,7 +241,7 @@ WRONG_VALUES = [
     (
         "normalize.norm",
         False,
-        "is false: YAML reads an unquoted `no`, `off` or `false` as that. Write `norm: none`",
+        "is false: YAML reads an unquoted `no`, `off` or `false` that way. Write `norm: none`",
     ),
     ("normalize.norm", None, "is empty. Write `norm: none`"),
     ("normalize.norm", 2, "Received: 2. Did you mean `l2`?"),
@@ -251,34 +251,34 @@ WRONG_VALUES = [
     ("normalize.p", -2, "must be a number of at least 1. Received: -2"),
     ("normalize.p", float("nan"), "must be a number of at least 1. Received: nan"),
     ("normalize.p", "three", "must be a number of at least 1. Received: 'three'"),
-    ("normalize.p", 3, "belongs to the norm 'lp' alone"),
-    ("normalize.axis", 1, "must be `-1` or `all`. Received: 1 (a whole number). -1 is the last"),
+    ("normalize.p", 3, "is only for the norm 'lp'"),
+    ("normalize.axis", 1, "must be `-1` or `all`. Received: 1 (an integer). -1 is the last"),
     ("normalize.zero", "quarantined", "Did you mean `quarantine`?"),
     ("normalize.nonfinite", "raise", "must be `quarantine`, `fail`, `nullify`, `keep` or `drop`"),
     ("normalize.max_bad_fraction", 1.01, "must be a fraction from 0 to 1. Received: 1.01"),
     ("normalize.max_bad_fraction", float("nan"), "must be a fraction from 0 to 1. Received: nan"),
     ("normalize.max_bad_fraction", "1%", "must be a fraction from 0 to 1. Received: '1%'"),
     ("normalize.outputs.e.norm", "l7", "Unknown norm"),
-    ("normalize.outputs.e.p", 3, "belongs to the norm 'lp' alone"),
+    ("normalize.outputs.e.p", 3, "is only for the norm 'lp'"),
     ("output.format", "feather", "must be `parquet`, `npy` or `arrow`. Received: 'feather'"),
     ("output.dtype", "bfloat16", "must be `float32`, `float16` or `float64`."),
     ("output.columns.norm", "vector", "is `vector`, the name of the vector column."),
-    ("output.part_rows", -1, "must be a whole number above 0, or `auto`. Received: -1"),
-    ("engine.kind", "ray", "is `ray`, an engine that this version does not have. Write `local`."),
-    ("engine.kind", "spark", "is `spark`, an engine that this version does not have."),
-    ("engine.devices", 0, "Received: 0 (a whole number). Write `[0]` for the first GPU alone."),
-    ("engine.devices", [0, "cpu"], "names the CPU beside GPUs, which give other low bits."),
-    ("engine.devices", [1, 0, 1], "names a GPU twice, and one process computes on each."),
+    ("output.part_rows", -1, "must be a positive integer, or `auto`. Received: -1"),
+    ("engine.kind", "ray", "is `ray`, which this version does not support. Use `local`."),
+    ("engine.kind", "spark", "is `spark`, which this version does not support."),
+    ("engine.devices", 0, "Received: 0 (an integer). Write `[0]` for the first GPU alone."),
+    ("engine.devices", [0, "cpu"], "mixes the CPU with GPUs, whose low-order bits differ."),
+    ("engine.devices", [1, 0, 1], "lists a GPU twice, but each GPU is used by one process."),
     ("engine.devices", ["gpu"], "or a list of GPU numbers, such as [0, 1], or of processes on"),
     ("engine.devices", "tpu", "must be `auto`, `cpu`, `gpu`, or a list of GPU numbers"),
-    ("engine.threads", "auto", "must be a whole number above 0. Received: 'auto' (text)."),
-    ("engine.mixed_bits", 1, "must be true or false. Received: 1 (a whole number)."),
+    ("engine.threads", "auto", "must be a positive integer. Received: 'auto' (text)."),
+    ("engine.mixed_bits", 1, "must be true or false. Received: 1 (an integer)."),
 ]
 
 
 @pytest.mark.parametrize("data", [None, 3, "job.yaml", ["input"]], ids=repr)
 def test_what_is_no_mapping_is_no_job(data: object) -> None:
-    with pytest.raises(JobError, match="A job is a mapping of sections"):
+    with pytest.raises(JobError, match="A job must be a mapping of sections"):
         Job.from_dict(data)  # type: ignore[arg-type]
 
 
@@ -300,8 +300,8 @@ def test_a_wrong_value_is_named_by_its_key_alone(key: str, value: object, text: 
 @pytest.mark.parametrize(
     ("section", "values", "key", "text"),
     [
-        ("normalize", {"norm": "lp"}, "normalize.p", "needs its order"),
-        ("normalize", {"norm": "max", "p": 3}, "normalize.p", "belongs to the norm 'lp' alone"),
+        ("normalize", {"norm": "lp"}, "normalize.p", "needs `p`"),
+        ("normalize", {"norm": "max", "p": 3}, "normalize.p", "is only for the norm 'lp'"),
         ("input", {"path": "x", "format": "parquet", "keys": "k"}, "input.keys", "is for NPY"),
         ("input", {"path": "x", "features": ["a", "a"]}, "input.features", "column `a` twice"),
         ("input", {"path": "x", "features": {"i": ["a", "b", "a"]}}, "input.features", "`a` twice"),
@@ -352,7 +352,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         "normalize.norm",
         "output.part_rows",
     ]
-    assert message.startswith(f"{tmp_path / 'job.yaml'}: 10 things need correcting:")
+    assert message.startswith(f"{tmp_path / 'job.yaml'}: 10 errors:")
 
 
 @pytest.mark.parametrize("key", ["input.path", "output.path"])
@@ -368,9 +368,9 @@ def test_a_missing_key_says_what_belongs_there(key: str) -> None:
 def test_sections_built_in_python_refuse_with_the_same_words() -> None:
     with pytest.raises(JobError, match=r"^Input: `featurs` is not a key. Did you mean `features`"):
         Input(path="x", featurs="y")  # type: ignore[call-arg]
-    with pytest.raises(JobError, match=r"^Engine: `threads` must be a whole number above 0"):
+    with pytest.raises(JobError, match=r"^Engine: `threads` must be a positive integer"):
         Engine(threads=0)
-    with pytest.raises(JobError, match=r"^Job: `output.path` lies inside the input"):
+    with pytest.raises(JobError, match=r"^Job: `output.path` is inside the input"):
         Job(input=Input(path="/data"), output=Output(path="/data/out"))
 
 

@@ -34,8 +34,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
         ("a: !x 1\n", "the tag !x is not allowed"),
         ("input: {a: b}\ninput: {a: b}\n", "line 2, column 1: the key `input` is given twice"),
         ("input: {path: a, path: b}\n", "line 1, column 18: the key `path` is given twice"),
-        ("input: {key: ${ID}}\n", "put a text with `${` into quotes"),
-        ("? [a]\n: 1\n", "a key must be text"),
+        ("input: {key: ${ID}}\n", "quote strings that contain `${`"),
+        ("? [a]\n: 1\n", "a key must be a string"),
         ("a: 2001-99-99\n", "the value of `a` is not a date or number"),
         ("a: " + "[" * 5000, "more than 20 levels are nested"),
         ("a: 1\n---\na: 2\n", "line 2, column 1: "),
@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         "fifo": "must be a regular file",
         ".": "must be a regular file",
         "latin": "it is not UTF-8 text",
-        "large": "has at most 1048576 bytes",
+        "large": "at most 1,048,576 bytes",
     }.items():
         with pytest.raises(JobError, match=words):
             read_job_file(tmp_path / name)
@@ -145,7 +145,7 @@ def test_overrides_are_read_as_yaml_and_the_last_one_wins(tmp_path: Path) -> Non
         ("norm", "--set takes `section.key=value`. Received: 'norm'."),
         ("=l1", "Received: '=l1'."),
         ("a..b=l1", "Received: 'a..b=l1'."),
-        ("input.path.x=1", "--set input.path.x: `input.path` holds one value"),
+        ("input.path.x=1", "--set input.path.x: `input.path` is a single value"),
         ("input.key=[a", "--set input.key, line 1, column 3: "),
         ("input.key=!!str a", "the tag tag:yaml.org,2002:str is not allowed"),
         ("normalize.nrom=l1", "`normalize.nrom` is not a key. Did you mean `norm`?"),

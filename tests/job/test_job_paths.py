@@ -51,14 +51,14 @@ def test_paths_given_in_python_start_from_the_current_directory(
 @pytest.mark.parametrize(
     ("given", "output", "text"),
     [
-        ("/data", "/data", "lies inside the input"),
-        ("/data", "/data/out", "lies inside the input"),
-        (["/other", "/data"], "/data/../data/out/x", "lies inside the input"),
-        ("/data/*", "/data/out", "lies inside the input"),
-        ("/data/**/*.parquet", "/data/deep/out", "lies inside the input"),
-        ("/runs/in.npy", "/runs", "holds /runs/in.npy, which a new result would replace"),
-        ({"a": "/runs/in.npy"}, "/runs", "holds /runs/in.npy"),
-        ("s3://bucket/data", "s3://bucket/data/out", "lies inside the input"),
+        ("/data", "/data", "is inside the input"),
+        ("/data", "/data/out", "is inside the input"),
+        (["/other", "/data"], "/data/../data/out/x", "is inside the input"),
+        ("/data/*", "/data/out", "is inside the input"),
+        ("/data/**/*.parquet", "/data/deep/out", "is inside the input"),
+        ("/runs/in.npy", "/runs", "contains /runs/in.npy, which a new result would replace"),
+        ({"a": "/runs/in.npy"}, "/runs", "contains /runs/in.npy"),
+        ("s3://bucket/data", "s3://bucket/data/out", "is inside the input"),
     ],
 )
 def test_input_and_output_lie_apart(given: Any, output: str, text: str) -> None:
@@ -71,7 +71,7 @@ def test_input_and_output_lie_apart(given: Any, output: str, text: str) -> None:
 def test_an_output_does_not_hold_the_model() -> None:
     model = {"path": "/runs/x/model.keras"}
 
-    with pytest.raises(JobError, match=r"holds /runs/x/model\.keras"):
+    with pytest.raises(JobError, match=r"contains /runs/x/model\.keras"):
         Job.from_dict({**MINIMAL, "model": model, "output": {"path": "/runs/x"}})
 
 
@@ -100,7 +100,7 @@ SECRET_URIS = [
 @pytest.mark.parametrize("uri", SECRET_URIS)
 @pytest.mark.parametrize("key", ["input.path", "input.keys", "model.path", "output.path"])
 def test_credentials_in_a_uri_are_refused_and_never_shown(key: str, uri: str) -> None:
-    with pytest.raises(JobError, match=rf"`{key}` holds credentials") as caught:
+    with pytest.raises(JobError, match=rf"`{key}` contains credentials") as caught:
         Job.from_dict(with_value(key, uri))
 
     assert "s3cr3t" not in caught.value.message

@@ -204,14 +204,14 @@ def test_any_limit_may_be_left_out(section: str) -> None:
 
 
 NUMBER = "a number of 0 or more, or null for no limit"
-COUNT = "a whole number above 0"
+COUNT = "a positive integer"
 KEPT = f"{COUNT}, or null"
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        (store(path=3), "`store.path` must be a path. Received: 3 (a whole number)."),
+        (store(path=3), "`store.path` must be a path. Received: 3 (an integer)."),
         ({"store": {}}, "`store.path` is missing. Expected: a path."),
         (
             store(mode="partial"),
@@ -225,25 +225,25 @@ KEPT = f"{COUNT}, or null"
         (
             store(delete_column="gone"),
             (
-                "`store.delete_column` is for `mode: delta`: in a full input a row that is "
-                "missing is deleted."
+                "`store.delete_column` is for `mode: delta`: with a full input, missing rows are "
+                "deleted."
             ),
         ),
         (
             store(keep=3),
             (
-                "`store.keep` must be a section with the keys `count` and `days`. Received: 3 (a "
-                "whole number)."
+                "`store.keep` must be a section with the keys `count` and `days`. Received: 3 (an "
+                "integer)."
             ),
         ),
         (
             store(keep={"count": 0}),
-            f"`store.keep.count` must be {KEPT}. Received: 0 (a whole number).",
+            f"`store.keep.count` must be {KEPT}. Received: 0 (an integer).",
         ),
         (store(keep={"days": 1.5}), f"`store.keep.days` must be {KEPT}. Received: 1.5 (a number)."),
         (
             store(keep={"versions": 1}),
-            "`store.keep.versions` is not a key. Known here: `count` and `days`.",
+            "`store.keep.versions` is not a key. Known keys: `count` and `days`.",
         ),
         (
             store(on_new_space="wait"),
@@ -251,7 +251,7 @@ KEPT = f"{COUNT}, or null"
         ),
         (
             store(on_new_bits=True),
-            "`store.on_new_bits` must be `keep` or `recompute`. Received: true (a truth value).",
+            "`store.on_new_bits` must be `keep` or `recompute`. Received: true (a boolean).",
         ),
         (
             store(bad_rows="drop"),
@@ -264,7 +264,7 @@ KEPT = f"{COUNT}, or null"
         ),
         (
             {"gate": {"input": {"changed": -1}}},
-            f"`gate.input.changed` must be {NUMBER}. Received: -1 (a whole number).",
+            f"`gate.input.changed` must be {NUMBER}. Received: -1 (an integer).",
         ),
         (
             {"gate": {"input": {"vanished": "many"}}},
@@ -328,7 +328,7 @@ KEPT = f"{COUNT}, or null"
         ),
         (
             {"publish": [{"to": "changes", "path": "/f", "keep": 0}]},
-            f"`publish.0.keep` must be {COUNT}. Received: 0 (a whole number).",
+            f"`publish.0.keep` must be {COUNT}. Received: 0 (an integer).",
         ),
         (
             {"publish": [{"to": "pgvector", "table": "items", "rebuild_above": 2}]},
@@ -341,11 +341,11 @@ KEPT = f"{COUNT}, or null"
         ({"publish": [{"to": "faiss", "file": "/f"}]}, "`publish.0.file` is not a key."),
         (
             {"publish": [{"to": "parquet", "path": "/a"}, {"to": "parquet", "path": "/b"}]},
-            "`publish` names two targets `parquet`. Give each its own `name`.",
+            "`publish` has two targets named `parquet`. Give each its own `name`.",
         ),
         (
             {"publish": [{"to": "parquet", "path": "/a", "name": "x/y"}]},
-            "`publish` names a target `x/y`. Expected letters, digits, `-` and `_` alone.",
+            "`publish` names a target `x/y`. Expected only letters, digits, `-` and `_`.",
         ),
     ],
 )
@@ -366,7 +366,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     )
     for key in ("store.mode", "store.keep.count", "gate.input.new", "publish.1.to"):
         assert f"`{key}`" in found
-    assert "4 things need correcting" in found
+    assert "4 errors" in found
 
 
 def test_the_output_of_a_store_may_be_left_out() -> None:
@@ -402,12 +402,13 @@ def test_without_a_store_the_output_is_missing(tmp_path: Path) -> None:
 )
 def test_places_inside_the_input_are_refused(sections: dict[str, Any], key: str) -> None:
     assert refusal(**sections) == (
-        f"job: `{key}` lies inside the input, /data/in, and would be read. Choose another place."
+        f"job: `{key}` is inside the input, /data/in, and would be read as input. Choose another "
+        "path."
     )
 
 
 def test_a_store_inside_the_input_is_refused_without_an_output_too() -> None:
-    text = "lies inside the input, /data/in, and would be read. Choose another place."
+    text = "is inside the input, /data/in, and would be read as input. Choose another path."
     assert text in refusal(**store(path="/data/in/items.lance"))
 
 

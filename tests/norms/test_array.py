@@ -100,11 +100,11 @@ def test_lists_of_lists_are_axes() -> None:
     ("lists", "words"),
     [
         ([[1.0, 2.0], None], "Row 1 is null"),
-        ([[1.0, 2.0], [3.0, 4.0], [5.0, None]], r"Row 2 .*holds a null.*\[5.0, None\]"),
-        ([[1.0, 2.0], [3.0], [4.0, 5.0]], r"Row 1 has another length than most, which is 2"),
-        ([[1.0], [2.0, 3.0]], "Row 1 has another length than most, which is 1"),
-        ([[], [], [1.0, 2.0]], "Row 0 has another length than most, which is 2"),
-        ([[[1.0], [2.0]], [[3.0], [4.0, 5.0]]], "Row 1 has another length"),
+        ([[1.0, 2.0], [3.0, 4.0], [5.0, None]], r"Row 2 .*contains a null.*\[5.0, None\]"),
+        ([[1.0, 2.0], [3.0], [4.0, 5.0]], r"Row 1 differs in length from most, which have 2"),
+        ([[1.0], [2.0, 3.0]], "Row 1 differs in length from most, which have 1"),
+        ([[], [], [1.0, 2.0]], "Row 0 differs in length from most, which have 2"),
+        ([[[1.0], [2.0]], [[3.0], [4.0, 5.0]]], "Row 1 differs in length"),
     ],
     ids=["null", "null inside", "ragged", "the first counts", "empty", "ragged inside"],
 )
@@ -120,7 +120,7 @@ def test_a_row_that_does_not_stack_is_named(lists: list, words: str, kind: Any) 
     ids=["none", "text", "mapping", "too large", "texts", "mappings", "Arrow texts", "structs"],
 )
 def test_what_holds_no_numbers_is_refused(other: Any) -> None:
-    with pytest.raises(InputError, match="Norms are defined here for real numbers"):
+    with pytest.raises(InputError, match="Norms need real numbers"):
         normalize(other)
 
 
@@ -166,7 +166,7 @@ def test_bad_vectors_are_kept_by_default() -> None:
     ("policy", "words"),
     [
         ({"zero": "raise"}, r"index \(0, 1\) is zero.*zero='raise'"),
-        ({"nonfinite": "raise"}, r"index \(1, 0\) holds NaN or inf.*nonfinite='raise'"),
+        ({"nonfinite": "raise"}, r"index \(1, 0\) contains NaN or inf.*nonfinite='raise'"),
     ],
     ids=["zero", "nonfinite"],
 )
@@ -198,8 +198,8 @@ def test_an_overflowing_norm_is_not_a_vector_that_is_not_finite() -> None:
         ({"zero": "drop"}, "`zero` must be one of keep, nan, raise. Received: 'drop'"),
         ({"nonfinite": None}, "`nonfinite`"),
         ({"norm": "l4"}, "Unknown norm"),
-        ({"p": 3}, "belongs to the norm 'lp'"),
-        ({"norm": Norm("l1"), "p": 3}, "belongs to the norm 'lp'"),
+        ({"p": 3}, "is only for the norm 'lp'"),
+        ({"norm": Norm("l1"), "p": 3}, "is only for the norm 'lp'"),
     ],
     ids=str,
 )

@@ -113,15 +113,15 @@ def test_a_label_is_short_and_reads_back(text: str, p: float | None, label: str)
         ("eucledian", None, "Did you mean `euclidean`"),
         ("l3", None, "Received: 'l3'"),
         (False, None, "Received: False"),
-        ("lp", None, "needs its order"),
+        ("lp", None, "needs `p`"),
         ("lp:", None, "number of 1 or more"),
         ("lp:three", None, "Received: 'three'"),
         ("lp", 0.5, "Received: 0.5"),
         ("lp", math.nan, "Received: nan"),
         ("lp", -math.inf, "Received: -inf"),
         ("lp:3", 4, "given twice"),
-        ("l2", 2, "belongs to the norm 'lp' alone"),
-        ("l2:3", None, "belongs to the norm 'lp' alone"),
+        ("l2", 2, "is only for the norm 'lp'"),
+        ("l2:3", None, "is only for the norm 'lp'"),
     ],
 )
 def test_what_is_no_norm_is_refused_with_a_reason(text: Any, p: float | None, words: str) -> None:

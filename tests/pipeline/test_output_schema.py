@@ -104,7 +104,7 @@ def test_a_missing_column_is_refused(spec: dict[str, object], words: str) -> Non
 
 
 def test_a_key_of_lists_is_refused() -> None:
-    with pytest.raises(InputError, match=r"`x`, which cannot name a row.* Received: list<"):
+    with pytest.raises(InputError, match=r"`x`, which cannot be a key.* Received: list<"):
         carried_schema(Input(path="in", key=["id", "x"]), SCHEMA)
 
 
@@ -123,7 +123,7 @@ def test_schema_of_vectors_and_norms() -> None:
 def test_two_columns_of_one_name_are_refused(clash: str) -> None:
     columns = job()
     outputs = output_specs(columns, [Field("dense", (4,), "float32")])
-    with pytest.raises(JobError, match=f"would be called `{clash}`"):
+    with pytest.raises(JobError, match=f"would be named `{clash}`"):
         output_schema(pa.schema({clash: pa.int64()}), outputs, "float32")
 
 

@@ -163,7 +163,9 @@ def test_a_foreign_directory_is_refused(bench: Bench, name: str, *, fresh: bool)
     path = bench.out / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(OutputError, match=f"no run of batchnorm_tool: {name.partition('/')[0]}"):
+    with pytest.raises(
+        OutputError, match=f"not part of a run of batchnorm_tool: {name.partition('/')[0]}"
+    ):
         bench.run(fresh=fresh)
     assert tree(bench.out) == {name: b"mine"}
 
@@ -172,7 +174,7 @@ def test_a_foreign_directory_is_not_ours_because_of_a_state(bench: Bench) -> Non
     (bench.out / "_state").mkdir(parents=True)
     (bench.out / "vectors").mkdir()
     (bench.out / "vectors" / "mine").write_text("x")
-    with pytest.raises(OutputError, match="no run of batchnorm_tool: vectors"):
+    with pytest.raises(OutputError, match="not part of a run of batchnorm_tool: vectors"):
         bench.run(fresh=True)
     assert (bench.out / "vectors" / "mine").exists()
 
@@ -249,7 +251,7 @@ def test_a_damaged_part_is_made_again(bench: Bench, damage: Callable[[Path], obj
 def test_policy_fail_keeps_the_parts_without_bad_rows(bench: Bench) -> None:
     with pytest.raises(BadRows) as failure:
         bench.run(normalize={"nonfinite": "fail", "zero": "fail"})
-    assert "2 rows of 23 broke a row policy" in str(failure.value)
+    assert "2 of 23 rows broke a row policy" in str(failure.value)
     assert f"in.parquet, row {NAN_ROW}, key 107: nonfinite_prediction" in str(failure.value)
     assert f"in.parquet, row {ZERO_ROW}, key 116: zero_vector" in str(failure.value)
     assert sorted(os.listdir(bench.out)) == ["_state"]
@@ -265,7 +267,7 @@ def test_policy_fail_keeps_the_parts_without_bad_rows(bench: Bench) -> None:
 
 def test_the_same_policy_fails_again_without_doing_the_good_parts_again(bench: Bench) -> None:
     for _ in range(2):
-        with pytest.raises(BadRows, match="1 rows of 23"):
+        with pytest.raises(BadRows, match="1 of 23 rows"):
             bench.run(normalize={"nonfinite": "fail"})
     kept = bench.inodes()
     with pytest.raises(BadRows):
@@ -274,7 +276,7 @@ def test_the_same_policy_fails_again_without_doing_the_good_parts_again(bench: B
 
 
 def test_a_higher_limit_only_publishes(bench: Bench) -> None:
-    with pytest.raises(BadRows, match=r"1 rows of 23 are bad \(1 nonfinite_prediction"):
+    with pytest.raises(BadRows, match=r"1 bad of 23 rows \(1 nonfinite_prediction"):
         bench.run(normalize={"max_bad_fraction": 0.01})
     assert not (bench.out / "vectors").exists()
     kept = bench.inodes()
@@ -393,7 +395,7 @@ def test_a_part_that_cannot_be_written_leaves_the_others(
 
     def fail(file: OutputFile, data: Any) -> int:
         if "part-000003" in str(file._path):
-            message = f"Writing `{file._path}` failed."
+            message = f"Cannot write `{file._path}` failed."
             raise WorkFailed(message)
         return write(file, data)
 
@@ -454,7 +456,7 @@ def test_another_format_replaces_the_directories_of_the_former(bench: Bench) -> 
 def test_a_result_without_its_vectors_is_not_finished(bench: Bench) -> None:
     bench.run()
     shutil.rmtree(bench.out / "vectors")
-    with pytest.raises(OutputError, match="somebody has removed `vectors`"):
+    with pytest.raises(OutputError, match="have been removed: `vectors`"):
         bench.run()
     assert bench.run(fresh=True).rows_done == ROWS
 

@@ -272,7 +272,7 @@ def test_a_factory_text_that_faiss_does_not_know_is_refused(tmp_path: Path) -> N
 def test_rows_that_are_missing_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, nights = a_month()
     monkeypatch.setattr(Publication, "rows", property(lambda self: 41))
-    with pytest.raises(WorkFailed, match="has 41 rows, and 40 were read"):
+    with pytest.raises(WorkFailed, match="has 41 rows; 40 were read"):
         target(tmp_path / "x").publish(nights[0], None)
 
 

@@ -157,7 +157,7 @@ def test_rows_that_somebody_else_removed_come_back(
     held = place.publish(nights[0], None)
     database.execute("DELETE FROM items_v1 WHERE id = 20")
     held = place.publish(nights[1], held)
-    assert "`items_v1` did not hold the 43 rows of version 2" in held["warnings"][0]
+    assert "`items_v1` did not contain the 43 rows of version 2" in held["warnings"][0]
     # Nothing of the merge was kept while the new table was built.
     assert seen == [(False,), (None,), (True,), (1,)]
     check(database, nights[1])
@@ -263,7 +263,7 @@ def test_a_search_uses_the_index(database: psycopg.Connection) -> None:
 def test_float64_vectors_are_rounded_with_a_warning(database: psycopg.Connection) -> None:
     table = rows(integers(1, 2), 1, dtype="f8")
     facts = target().publish(Store(["id"]).put(1, table), None)
-    assert facts["warnings"] == ["pgvector stores float32: the vectors' float64 was rounded."]
+    assert facts["warnings"] == ["pgvector stores float32: the float64 vectors were rounded."]
     found = database.execute("SELECT vector FROM items ORDER BY id").fetchall()
     wanted = np.array(table["vector"].to_pylist(), "f4")
     np.testing.assert_array_equal([vector(text) for (text,) in found], wanted)
@@ -380,7 +380,7 @@ def test_other_columns_make_the_view_anew_and_say_so(database: psycopg.Connectio
     held = place.publish(nights[5], None)
     told = place.publish(nights[6], held)
     assert told["warnings"] == [
-        "The view was made anew for other columns: grant privileges on it again."
+        "The view was recreated with other columns: grant privileges on it again."
     ]
 
 
@@ -401,7 +401,9 @@ def test_a_table_or_view_that_is_not_ours_is_left_alone(
 ) -> None:
     database.execute(f"CREATE {what}")
     _, nights = a_month()
-    with pytest.raises(OutputError, match=r"`public\.items` exists, and `items_batchnorm_tool`"):
+    with pytest.raises(
+        OutputError, match=r"`public\.items` exists, but is not recorded in `items_batchnorm_tool`"
+    ):
         target().publish(nights[0], None)
     database.execute("SELECT id FROM items")
 
@@ -548,7 +550,7 @@ def test_a_reader_that_never_pauses_stops_the_switch_with_a_message(
     held = place.publish(nights[0], None)
     with database.transaction():
         database.execute("SELECT count(*) FROM items")
-        with pytest.raises(WorkFailed, match=r"in use without a pause.*2 tries of 0\.05 s"):
+        with pytest.raises(WorkFailed, match=r"in constant use.*2 tries of 0\.05 s"):
             place.publish(nights[1], held)
     check(database, nights[0])
     place.publish(nights[1], held)

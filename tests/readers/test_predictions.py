@@ -304,7 +304,7 @@ def test_a_lone_part_tells_where_it_came_from(tmp_path: Path) -> None:
     source = store(tmp_path / "in.parquet", raw=lists(vectors()))
     out = normalized(source, tmp_path / "out")
     space = (open_predictions(out).provenance or {})["space"]
-    with pytest.warns(InputWarning, match="holds unit vectors"):
+    with pytest.warns(InputWarning, match="contains unit vectors"):
         found = open_predictions(out / "vectors" / "part-000001.parquet")
     assert found.provenance == {"space": space, "output": "vector", "norm": "l2"}
     np.testing.assert_allclose(np.linalg.norm(loaded(found), axis=1), 1, rtol=1e-6)
@@ -346,15 +346,15 @@ def tables(path: Path) -> dict[str, Path]:
         ),
         ("one", {"key": "ids"}, r"no column `ids`, which `key` names \(did you mean `id`\?\)"),
         ("one", {"column": ("id", "nothing")}, "no column `nothing`"),
-        ("one", {"column": "predicton*"}, "one: The input has no column that `predicton.` matches"),
-        ("two", {}, r"not evident.*Received: `a`, `b`.*--column"),
-        ("none", {}, "not evident.*Received: none among"),
-        ("none", {"column": "text"}, "`text` .string. holds no vectors"),
-        ("nested", {"key": "id", "column": "id"}, "`id`, which cannot name a row"),
+        ("one", {"column": "predicton*"}, "one: No column of the input matches `predicton.`"),
+        ("two", {}, r"Cannot tell.*Received: `a`, `b`.*--column"),
+        ("none", {}, "Cannot tell.*Received: none among"),
+        ("none", {"column": "text"}, "`text` .string. does not hold vectors"),
+        ("nested", {"key": "id", "column": "id"}, "`id`, which cannot be a key"),
         ("nested", {"column": "raw"}, r"`raw` holds an array of shape \(None, None\) in each row"),
         ("cube", {}, r"`data` holds an array of shape \(2, 3\) in each row"),
-        ("empty", {}, "holds no files"),
-        ("gone", {}, "there is no such file"),
+        ("empty", {}, "contains no files"),
+        ("gone", {}, "file not found"),
     ],
     ids=lambda value: str(value)[:30],
 )

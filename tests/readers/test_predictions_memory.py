@@ -81,7 +81,7 @@ def test_rows_go_by_their_number_and_have_no_columns() -> None:
     found = predictions_of_array([[1, 2], [3, 4]])  # type: ignore[arg-type]
     assert (found.keys, found.columns, found.kind) == ((), (), "data")
     assert found.locate(1) == "array, row 1"
-    with pytest.raises(InputError, match=r"array: has no column `id`\. It has vectors alone\."):
+    with pytest.raises(InputError, match=r"array: has no column `id`\. It has only vectors\."):
         found.read_columns(["id"])
 
 

@@ -153,14 +153,14 @@ def _better() -> dict[str, Any]:
         "words": "Normalize by l2: precision@10 is 0.963 (0.955 to 0.970), against 0.702 (0.690 to "
         "0.714) with none.",
         "reason": "The difference of +0.261 (95 % interval +0.249 to +0.273) over 1,797 judged "
-        "queries is hardly chance (p below 0.001, corrected for the number of norms). Next is l1, "
-        "0.073 behind.",
-        "cost": "Stored vectors and index are built anew; 38 % of the 10 nearest rows stay what "
-        "they were. A row's length then no longer raises its rank.",
+        "queries is significant (p below 0.001, corrected for the number of norms). Next best is "
+        "l1, 0.073 lower.",
+        "cost": "Stored vectors and the index must be rebuilt; 38.0 % of the 10 nearest rows stay "
+        "the same. A row's length then no longer affects its rank.",
         "notes": [
             (
-                "Under dot product the query's own norm cannot change a ranking: it multiplies all "
-                "scores of that query alike. Only the norms of the stored rows matter."
+                "Under dot product the query's own norm cannot change a ranking: it scales all "
+                "scores of that query equally. Only the norms of the stored rows matter."
             )
         ],
     }
@@ -170,8 +170,8 @@ def _unjudged() -> dict[str, Any]:
     return {
         "norm": None,
         "kind": "not judged",
-        "words": "The norm changes the neighbours, but nothing here tells which ones are right. "
-        "Give classes with `--label`, or judgements with `--relevance`.",
+        "words": "The norm changes the neighbours, but there is no ground truth to say which are "
+        "right. Add classes with `--label`, or judgements with `--relevance`.",
         "reason": "Share of the 10 nearest rows in common with none: l1 0.52, l2 0.38, max 0.89.",
         "cost": "",
         "notes": [],
@@ -192,7 +192,7 @@ def under_cosine() -> dict[str, Any]:
     document["verdict"] = {
         "norm": None,
         "kind": "cannot matter",
-        "words": "No norm can change anything: the serving system ranks by cosine.",
+        "words": "The norm makes no difference: the serving system ranks by cosine.",
         "reason": "Cosine divides every vector by its L2 norm before it compares.",
         "cost": "",
         "notes": [],

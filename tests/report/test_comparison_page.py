@@ -60,9 +60,9 @@ def test_rows_that_are_lost_are_counted_in_the_figures() -> None:
     document["source"] |= {"missing": 7, "nonfinite": 5}
     document["queries"] |= {"nonfinite": 3, "used": 1794}
     texts = page_of(document).texts
-    assert texts[texts.index("rows without vector") + 1] == "7"
+    assert texts[texts.index("rows without a vector") + 1] == "7"
     assert texts[texts.index("not finite") + 1] == "5"
-    assert "1,794 queries, seed 0; 3 not finite were left out" in texts
+    assert "1,794 queries, seed 0; 3 not finite were ignored" in texts
 
 
 def test_the_headline_table_holds_value_interval_difference_and_corrected_p() -> None:
@@ -120,7 +120,7 @@ def test_without_judgements_the_page_says_how_to_give_some() -> None:
 
 def test_queries_without_anything_relevant_are_counted() -> None:
     words = page_of(documents.comparison()).under("Retrieval quality")[1]
-    assert words.startswith("Means over 1,797 judged queries; 3 of them have nothing relevant")
+    assert words.startswith("Means over 1,797 judged queries; 3 of them have no relevant row")
 
 
 def test_the_overlap_matrix_prints_every_pair_once_from_either_side() -> None:
@@ -179,7 +179,7 @@ def test_quantiles_and_agreement_of_norms_are_listed() -> None:
     assert (row[0], row[1]) == ("l2", "1,797")
     assert float(row[5]) == pytest.approx(l2["quantiles"]["0.5"], rel=1e-3)
     rows = tables["Rank correlation of each norm with others"]
-    assert rows[0][-2:] == ["with popularity", "rows at unit length"]
+    assert rows[0][-2:] == ["with popularity", "rows of unit length"]
     assert rows[2] == ["l2", "0.9400", "1.0000", "0.9300", "0.9200", "0.3300", "25.0 %"]
 
 

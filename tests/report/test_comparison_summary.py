@@ -85,7 +85,7 @@ def test_a_diff_shows_counts_quantiles_shift_and_neighbours() -> None:
     assert any(
         line.startswith("1,797 rows in A, 1,801 in B: 1,797 in both, 4 added") for line in lines
     )
-    assert "added, for instance: a-1797, a-1798, a-1799" in lines
+    assert "added, for example: a-1797, a-1798, a-1799" in lines
     rows = {row[0]: row[1:] for row in table(lines, "  ")}
     assert float(rows["cosine"][3]) == pytest.approx(
         document["cosine"]["quantiles"]["0.5"], rel=1e-4

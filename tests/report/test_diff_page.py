@@ -81,14 +81,14 @@ def test_keys_of_several_parts_are_one_text() -> None:
     document["worst"][0]["key"] = ["shop", 17]
     document["examples"]["added"] = [["shop", 18]]
     reader = page_of(document)
-    assert reader.tables["The rows that changed direction most"][1][0] == "shop, 17"
+    assert reader.tables["Rows whose direction changed most"][1][0] == "shop, 17"
     assert "shop, 18" in reader.texts
 
 
 @pytest.mark.parametrize("name", ["cosine", "norm_ratio"])
 def test_the_histograms_hold_every_pair(name: str) -> None:
     document = differences.difference()
-    measure = {"cosine": "cosine", "norm_ratio": "ratio of L2 norms, B over A"}[name]
+    measure = {"cosine": "cosine", "norm_ratio": "ratio of L2 norms, B to A"}[name]
     tables = page_of(document).tables
     bars = tables[f"Pairs by {measure}"]
     assert sum(int(row[2].replace(",", "")) for row in bars[1:]) == document[name]["count"]
@@ -98,7 +98,7 @@ def test_the_histograms_hold_every_pair(name: str) -> None:
 
 def test_the_rows_that_changed_most_come_with_key_and_norms() -> None:
     document = differences.difference()
-    rows = page_of(document).tables["The rows that changed direction most"]
+    rows = page_of(document).tables["Rows whose direction changed most"]
     worst = document["worst"][0]
     assert rows[1][:2] == [worst["key"], f"{worst['cosine']:.6f}"]
     assert float(rows[1][3]) == pytest.approx(worst["norm_b"], rel=1e-3)
@@ -123,14 +123,14 @@ def test_the_shift_of_the_set_and_of_each_dimension() -> None:
     rows = reader.tables["Shift of each dimension"]
     assert rows[4] == ["3", f"{document['dimensions']['shift'][3]:+.4f}"]
     assert len(rows) == 65
-    assert reader.tables["The dimensions that moved most"][1][0] == "3"
+    assert reader.tables["Dimensions that moved most"][1][0] == "3"
 
 
 def test_a_dimension_without_a_unit_is_left_out_and_said() -> None:
     document = differences.difference()
     document["dimensions"]["shift"][5] = None
     reader = page_of(document)
-    assert any(text.startswith("1 dimensions never change in A") for text in reader.texts)
+    assert any(text.startswith("Omitted: 1 dimension constant in A") for text in reader.texts)
     assert reader.tables["Shift of each dimension"][6] == ["5", "\u2013"]
 
 
@@ -151,7 +151,7 @@ def test_neighbours_that_rows_keep_have_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("same", "words"), [(True, "the same"), (False, "different"), (None, "not known of both")]
+    ("same", "words"), [(True, "the same"), (False, "different"), (None, "unknown")]
 )
 def test_the_spaces_are_told_apart(*, same: bool | None, words: str) -> None:
     document = differences.difference()
@@ -168,9 +168,9 @@ def test_what_was_compared_is_listed_side_by_side() -> None:
 
 def test_nothing_in_common_is_said_where_there_would_be_charts() -> None:
     texts = page_of(differences.nothing_in_common()).texts
-    assert texts.count("No pair of rows is finite in both.") == 2
+    assert texts.count("No pair of rows is finite in both sets.") == 2
     assert "No dimension has a shift." in texts
-    assert "Neighbours that rows keep" not in texts
+    assert "Neighbours kept" not in texts
 
 
 @ANY

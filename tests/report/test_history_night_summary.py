@@ -24,14 +24,14 @@ def test_a_published_night() -> None:
         f"vectors     {rows['predicted']:,} predicted, 12 reused, 3 stale, 1 quarantined",
         f"norms       median {norms['q50']:.3f} [{norms['q05']:.4f}\N{EN DASH}{norms['q95']:.3f}]",
         "time        difference 1.2 s, prediction 3.4 s, gate 0.5 s, merge 0.8 s",
-        "gate        passed, 9 limits judged",
+        "gate        passed, 9 limits checked",
     ]
 
 
 def test_a_night_that_the_gate_holds_says_why_and_how_to_go_on() -> None:
     record = histories.broken(9, "waiting")
     lines = lines_of(record)
-    assert lines[0] == "Version 9 waits, nothing was published: the gate held it."
+    assert lines[0] == "Version 9 is waiting and was not published: the gate rejected it."
     start = lines.index("gate        3 of 9 limits broken")
     assert lines[start + 1 : start + 5] == [
         "            - norm_psi (changed rows): Measured 0.9; at most 0.2 allowed.",
@@ -40,8 +40,8 @@ def test_a_night_that_the_gate_holds_says_why_and_how_to_go_on() -> None:
         "                id 19: 11.25",
     ]
     assert lines[-2:] == [
-        "next        `batchnorm-tool accept items.lance 9` publishes it as it is",
-        "next        mend the input or the model and run the same command again to replace it",
+        "next        `batchnorm-tool accept items.lance 9` publishes it unchanged",
+        "next        to replace it, fix the input or the model and run the same command again",
     ]
 
 
@@ -49,14 +49,14 @@ def test_a_night_that_the_gate_holds_says_why_and_how_to_go_on() -> None:
     ("reason", "why", "steps"),
     [
         ("hold", "the store is on hold", ["accept items.lance 9", "release items.lance"]),
-        ("new space", "its vectors are of a new space", ["accept items.lance 9"]),
+        ("new space", "its vectors are in a new space", ["accept items.lance 9"]),
         (None, "it needs a decision", ["accept items.lance 9"]),
     ],
     ids=["hold", "new space", "unknown"],
 )
 def test_why_a_candidate_waits(reason: str | None, why: str, steps: list[str]) -> None:
     lines = lines_of(histories.night(9, state="waiting", reason=reason))
-    assert f"nothing was published: {why}" in lines[0]
+    assert f"was not published: {why}" in lines[0]
     said = [line for line in lines if line.startswith("next ")]
     assert len(said) == len(steps)
     assert all(step in line for step, line in zip(steps, said, strict=True))
@@ -79,7 +79,7 @@ def test_a_gate_that_only_warns_says_that_it_was_published() -> None:
     record = histories.broken(9, "published")
     record["gate"]["action"] = "warn"
     lines = lines_of(record)
-    assert "gate        3 of 9 limits broken, published all the same (`gate: warn`)" in lines
+    assert "gate        3 of 9 limits broken, published anyway (`gate.action: warn`)" in lines
     assert lines[0].startswith("Version 9 is live")
 
 
@@ -89,7 +89,7 @@ def test_limits_that_were_not_judged_are_not_counted() -> None:
         histories.finding("gate.output.frechet", "whole", None, 0.3),
         histories.finding("gate.output.bad", "whole", 0.0, 0.1),
     ]
-    assert "gate        passed, 1 limit judged" in lines_of(record)
+    assert "gate        passed, 1 limit checked" in lines_of(record)
 
 
 def test_targets_and_warnings_are_told() -> None:
@@ -104,7 +104,7 @@ def test_targets_and_warnings_are_told() -> None:
         "target      pg: failed: the server is away",
         "target      snapshot is up to date",
         "warning     one thread",
-        "next        mend the failed target; the next run brings it up to date",
+        "next        fix the failed target; the next refresh updates it",
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_dry_run_counts_and_judges() -> None:
     rows = {"in": 100, "new": 2, "changed": 41, "recomputed": 3, "same": 54, "vanished": 1}
     findings = [histories.finding("gate.input.changed", "input", 0.41, 0.2)]
     assert dry_run_lines(rows, findings, 100) == [
-        "Dry run: nothing was written; 46 rows would go to the model.",
+        "Dry run: nothing was written; 46 rows would go through the model.",
         "rows        100 in: 2 new, 41 changed, 3 recomputed, 54 same, 1 vanished",
         "gate        1 of 1 limit broken",
         "            - changed (input): Measured 0.41; at most 0.2 allowed.",

@@ -12,9 +12,9 @@ from batchnorm_tool.report.history_page import history_page
 from tests.report import history_documents as histories
 from tests.report.page_reader import HOSTILE, Reader, shown
 
-EVERY = "Every night, the newest first"
-BROKEN = "Broken limits, the newest first"
-VALUES = "What the gate measured, the newest first"
+EVERY = "Every refresh, newest first"
+BROKEN = "Broken limits, newest first"
+VALUES = "What the gate measured, newest first"
 
 
 def page_of(document: dict[str, Any]) -> Reader:
@@ -42,9 +42,7 @@ def test_a_hold_is_said_with_its_reason() -> None:
     hold = {"since": "2026-03-20T02:00:00+00:00", "reason": "rollback to 17"}
     texts = page_of(histories.history(hold=hold)).texts
     assert texts[texts.index("on hold") + 1] == "yes"
-    assert (
-        "Nothing is published: on hold since 2026-03-20T02:00:00+00:00 (rollback to 17)." in texts
-    )
+    assert "Publication is on hold since 2026-03-20T02:00:00+00:00 (rollback to 17)." in texts
 
 
 def test_every_night_has_a_row_the_newest_first() -> None:
@@ -83,7 +81,7 @@ def test_what_became_of_each_night_is_told() -> None:
 
 def test_what_became_of_each_night_is_drawn() -> None:
     document = histories.history()
-    chart = drawing(history_page(document), "fates-wide")
+    chart = drawing(history_page(document), "outcomes-wide")
     told = dict(re.findall(r"<title>version (\d+): ([a-z ]+)</title>", chart))
     assert len(told) == 30
     assert told["30"] == "waiting"
@@ -143,7 +141,7 @@ def test_without_norms_the_page_says_so() -> None:
     document = histories.history(3)
     for night in document["nights"]:
         night["norms"] = {"count": 0, **dict.fromkeys(("q05", "q25", "q50", "q75", "q95"))}
-    assert "No night has norms." in page_of(document).texts
+    assert "No refresh has norms." in page_of(document).texts
 
 
 def test_gate_values_are_drawn_against_their_limits() -> None:
@@ -166,7 +164,7 @@ def test_gate_charts_stand_under_what_they_are_about() -> None:
     page = history_page(histories.history())
     headings = re.findall(r"<h3>([^<]+)</h3>", page[page.index("What the gate measured") :])
     assert headings == [
-        "Tonight&#x27;s input",
+        "The input",
         "changed",
         "vanished",
         "mean_shift",
@@ -247,7 +245,7 @@ def test_any_number_of_nights(nights: int) -> None:
 
 def test_a_store_without_nights() -> None:
     reader = page_of(histories.history(0, live=None))
-    assert "No night has reached the gate yet." in reader.texts
+    assert "No refresh has reached the gate yet." in reader.texts
     assert reader.texts[reader.texts.index("live version") + 1] == "none"
 
 

@@ -10,7 +10,7 @@ from tests.report import history_documents as histories
 def test_the_first_line_says_where_the_store_stands() -> None:
     hold = {"since": "2026-03-20T02:00:00+00:00", "reason": "rollback"}
     assert history_lines(histories.history(hold=hold))[0] == (
-        "/stores/items.lance: version 29 is live, 30 waits, 14 kept; on hold since "
+        "/stores/items.lance: version 29 is live, 30 is waiting, 14 kept; on hold since "
         "2026-03-20 02:00 (rollback)"
     )
 

@@ -33,7 +33,7 @@ def test_stored_predictions_need_no_model(sample: Any) -> None:
     sample.manifest["job"]["model"] = None
     texts = page_of(sample).texts
     assert "digits.parquet" in texts
-    assert "none: predictions were stored already" in texts
+    assert "none: predictions were already stored" in texts
 
 
 def test_the_histogram_holds_every_vector(sample: Any) -> None:
@@ -71,7 +71,7 @@ def test_many_chunks_are_gathered_and_keep_their_extremes(make_run: Make) -> Non
     vectors[4000:4010] *= 100
     run = make_run({"vector": vectors}, chunk_rows=10)
     texts = page_of(run).texts
-    assert any(text.startswith("Each step gathers 3 chunks") for text in texts)
+    assert any(text.startswith("Each step groups 3 chunks") for text in texts)
     # The one odd chunk of ten rows, with norms near 200, is still to be seen in the outer band.
     rows = page_of(run).under("Quantiles of the l2 norm")[8:]
     highest = max(float(text) for text in rows[6 : 267 * 7 : 7])
@@ -90,7 +90,7 @@ def test_each_dimension_has_its_mean_and_extremes(sample: Any) -> None:
 
 def test_more_than_512_dimensions_share_steps(make_run: Make, make_predictions: Make) -> None:
     texts = page_of(make_run({"vector": make_predictions(200, 1100)})).texts
-    assert any(text.startswith("Each step gathers 3 dimensions") for text in texts)
+    assert any(text.startswith("Each step groups 3 dimensions") for text in texts)
     assert "1,098\u20131,099" in texts
 
 
@@ -166,7 +166,7 @@ def test_a_run_without_rows_has_a_page(sample: Any) -> None:
     sample.manifest["rows"] = dict.fromkeys(sample.manifest["rows"], 0)
     sample.manifest["reasons"] = {}
     sample.chunks = sample.chunks.slice(0, 0)
-    assert "No rows, hence no norms." in page_of(sample).texts
+    assert "No rows, so there are no norms." in page_of(sample).texts
 
 
 EXTREME = {

@@ -42,7 +42,7 @@ def test_edges_of_narrow_bars_are_told_apart(make_stats: Make) -> None:
 @pytest.mark.parametrize("norms", [[], [0.0], [np.nan]], ids=str)
 def test_without_norms_the_histogram_says_so(norms: Any, make_stats: Make) -> None:
     lines = text_run.norm_histogram(make_stats(np.array(norms)), 60)
-    assert lines[0] == "no norm is finite and above zero"
+    assert lines[0] == "no norm is finite and positive"
 
 
 def test_the_quantile_table_is_aligned_and_shows_empty_norms(make_stats: Make) -> None:

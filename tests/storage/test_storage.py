@@ -127,8 +127,8 @@ def test_what_is_short_is_written_on(output: LocalStorage, monkeypatch: pytest.M
     ("call", "error", "advice"),
     [
         ("write", errno.ENOSPC, "Free some space"),
-        ("write", errno.EIO, "mend the cause"),
-        ("fsync", errno.EIO, "mend the cause"),
+        ("write", errno.EIO, "fix the cause"),
+        ("fsync", errno.EIO, "fix the cause"),
         ("fsync", errno.EDQUOT, "Free some space"),
         ("replace", errno.EMFILE, "ulimit -n"),
     ],
@@ -140,7 +140,7 @@ def test_a_failure_throws_the_file_away(
         patched.setattr(os, call, failing(error))
         with pytest.raises(WorkFailed, match=advice) as failure:
             output.put("a", b"data")
-    assert f"Writing `{output.root / 'a'}` failed: {os.strerror(error)}" in str(failure.value)
+    assert f"Cannot write `{output.root / 'a'}`: {os.strerror(error)}" in str(failure.value)
     assert isinstance(failure.value.__cause__, OSError)
     assert names(output) == []
     output.put("a", b"data")
@@ -210,9 +210,9 @@ def test_what_is_not_there(output: LocalStorage) -> None:
 
 def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
     (output.root / "a").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"Reading `.*/a` failed: Is a directory"):
+    with pytest.raises(OutputError, match=r"Cannot read `.*/a`: Is a directory"):
         output.get("a")
-    with pytest.raises(WorkFailed, match=r"Reading `.*/b` failed: No such file"):
+    with pytest.raises(WorkFailed, match=r"Cannot read `.*/b`: No such file"):
         output.open("b")
 
 
@@ -326,7 +326,7 @@ def test_a_second_run_is_turned_away_and_a_dead_one_holds_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(lock.time, "sleep", lambda seconds: naps.append(seconds) or real(seconds))
             with (
-                pytest.raises(Busy, match=r"Another run holds `.*/out`.*--wait 10m"),
+                pytest.raises(Busy, match=r"Another run is using `.*/out`.*--wait 10m"),
                 output.lock(),
             ):
                 pass
@@ -475,7 +475,7 @@ def test_a_parent_that_another_takes_back_on_the_way_is_made_again(
 
 def test_a_place_that_stays_missing_is_refused() -> None:
     nowhere = LocalStorage("/proc/no/such/place")
-    with pytest.raises(OutputError, match="cannot be made: No such file"), nowhere.lock(600):
+    with pytest.raises(OutputError, match="cannot be created: No such file"), nowhere.lock(600):
         pass
 
 
@@ -530,7 +530,7 @@ def test_a_read_only_directory_is_refused(open_folder: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_refused(open_folder: Path) -> None:
     said = in_child_without_rights(enter(open_folder / "new" / "out"))
     assert said.startswith("OutputError: The output directory")
-    assert "cannot be made: Permission denied" in said
+    assert "cannot be created: Permission denied" in said
 
 
 def test_a_full_disk_where_the_directory_is_made_is_no_refusal(

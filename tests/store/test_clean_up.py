@@ -160,5 +160,5 @@ def test_compacting_refuses_what_somebody_else_wrote(
         return really(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(transaction, "write_fragments", writing)
-    with pytest.raises(OutputError, match="Somebody else"):
+    with pytest.raises(OutputError, match="Another program"):
         transaction.compact(path, versions)

@@ -95,7 +95,9 @@ def test_a_key_that_is_written_and_deleted_is_written(path: str) -> None:
 
 def test_a_key_twice_in_one_night_is_refused(path: str) -> None:
     write(path, [item(1)])
-    with pytest.raises(WorkFailed, match="row 1 of the rows to be written has the key of an earl"):
+    with pytest.raises(
+        WorkFailed, match="row 1 of the rows to be written repeats the key of an earl"
+    ):
         merge(path, [item(5, 2), item(5, 3)])
     assert stored(path) == [item(1)]
 
@@ -210,7 +212,7 @@ def test_a_store_that_somebody_else_wrote_to_is_refused(path: str) -> None:
     write(path, [item(1)])
     night = a_night(path)
     appended_behind_our_back(path)
-    with pytest.raises(OutputError, match=r"Somebody else.*in Lance is 2\. Expected: 1"):
+    with pytest.raises(OutputError, match=r"Another program.*in Lance is 2\. Expected: 1"):
         transaction.commit(night)
     assert stored(path) == [item(1), item(9, 9)]
 
@@ -227,7 +229,7 @@ def test_a_writer_in_between_is_noticed(path: str, monkeypatch: pytest.MonkeyPat
         return opened
 
     monkeypatch.setattr(transaction, "open_dataset", opening)
-    with pytest.raises(OutputError, match="Somebody else has written"):
+    with pytest.raises(OutputError, match="Another program has written"):
         transaction.commit(night)
 
 
@@ -278,7 +280,7 @@ def test_a_path_that_holds_something_else_is_refused(
     path: str, make: Callable[[Path], None], received: str
 ) -> None:
     make(Path(path))
-    with pytest.raises(OutputError, match=f"holds something else.*Received: {received}"):
+    with pytest.raises(OutputError, match=f"is not a Lance dataset.*Received: {received}"):
         write(path, [item(1)])
 
 

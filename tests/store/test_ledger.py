@@ -94,7 +94,7 @@ KINDS = ["_deletions", "_transactions", "_versions", "data"]
     ("damage", "words"),
     [
         (flipped, "is not what was written: SHA-256"),
-        (cut, "bytes by|bytes, and"),
+        (cut, "bytes; the"),
         (Path.unlink, "is missing"),
     ],
     ids=["flipped", "cut", "missing"],
@@ -114,14 +114,14 @@ def test_damage_is_found(
 def test_foreign_files_are_found(path: str, storage: LocalStorage, directory: str) -> None:
     (Path(path) / directory / "notes.txt").write_text("mine")
     (found,) = checksums.check_files(path, storage)
-    assert f"`{directory}/notes.txt` is no file of a kept version" in found
+    assert f"`{directory}/notes.txt` does not belong to a kept version" in found
 
 
 def test_a_wrong_hint_is_found(path: str, storage: LocalStorage) -> None:
     hint = Path(path) / "_versions" / "latest_version_hint.json"
     hint.write_text('{"version":1}')
     assert list(checksums.check_files(path, storage)) == [
-        "`_versions/latest_version_hint.json` names version 1, and the newest is 2."
+        "`_versions/latest_version_hint.json` names version 1, but the newest is 2."
     ]
     hint.write_text("{")
     assert len(list(checksums.check_files(path, storage))) == 1
@@ -134,5 +134,7 @@ def test_a_damaged_ledger_is_refused(path: str, storage: LocalStorage) -> None:
     assert content is not None
     assert checked_json.load_checked_json(content) is not None
     storage.put("files.json", content.replace(b'"format":1', b'"format":2'))
-    with pytest.raises(Damaged, match=r"ledger `files\.json` beside .* its checksum disagrees"):
+    with pytest.raises(
+        Damaged, match=r"checksum file `files\.json` next to .* its own checksum does not match"
+    ):
         list(checksums.check_files(path, storage))

@@ -100,7 +100,7 @@ def test_a_missing_file_is_damage(path: str) -> None:
     write(path, [item(1)])
     (file,) = (Path(path) / "data").iterdir()
     file.unlink()
-    with pytest.raises(Damaged, match=r"items\.lance` cannot be read as it was written.*ot found"):
+    with pytest.raises(Damaged, match=r"items\.lance` cannot be read: .*ot found"):
         list(rows.rows(path, None, ["id"]))
 
 

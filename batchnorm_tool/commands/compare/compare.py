@@ -95,7 +95,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     sample: int | None = DEFAULT_SAMPLE,
     seed: int = 0,
 ) -> Comparison:
-    """Tell which normalization serves stored predictions, and how sure that is.
+    """Find the best normalization for stored predictions, and how sure that is.
 
     The base is always whole. It is read in blocks and never held in memory: three times, or more
     often where there are thousands of queries.
@@ -165,7 +165,7 @@ def _query_set(
     given = [source] if queries is None else [source, queries]
     files = [isinstance(each, (str, os.PathLike)) for each in given]
     if not any(files) and (column or key):
-        msg = "`column` and `key` name columns of a file. Received: an array. Leave them out."
+        msg = "`column` and `key` name columns of a file. Received: an array. Omit them."
         raise JobError(msg)
     base = open_predictions(source, column, key) if files[0] else predictions_of_array(source)
     if queries is None:
@@ -202,8 +202,8 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     if most < 1:
         least = "two rows" if query_set.is_base else "one row"
         msg = (
-            f"{query_set.base.name}: nothing can be a neighbour. Expected: at least {least}. "
-            f"Received: {query_set.base.rows}. Name a file with more predictions."
+            f"{query_set.base.name}: there are too few rows for neighbours. Expected: at "
+            f"least {least}. Received: {query_set.base.rows}. Use a file with more predictions."
         )
         raise InputError(msg)
     if ks is None:
@@ -212,8 +212,8 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     if numbers[-1] > most:
         others = "others" if query_set.is_base else "rows"
         msg = (
-            f"{query_set.base.name}: the base has {most:,} {others} to be neighbours. Expected: "
-            f"`k` of at most {most:,}. Received: {numbers[-1]:,}. Ask for fewer with `k`."
+            f"{query_set.base.name}: the base has only {most:,} {others} that can be neighbours. "
+            f"Expected: `k` of at most {most:,}. Received: {numbers[-1]:,}. Use a smaller `k`."
         )
         raise InputError(msg)
     return numbers
@@ -227,13 +227,13 @@ def _relevance(
 ) -> Relevance | None:
     if label is not None and relevance is not None:
         msg = (
-            "`label` and `relevance` both say what is relevant. Expected one of them. "
-            f"Received: {label} and {relevance}. Leave one out."
+            "`label` and `relevance` both define what is relevant. Expected only one of them. "
+            f"Received: {label} and {relevance}. Omit one of them."
         )
         raise JobError(msg)
     if columns is not None and relevance is None:
         msg = (
-            "`relevance_columns` names columns of a relevance file. Expected `relevance` with it. "
+            "`relevance_columns` names columns of a relevance file. Expected `relevance` as well. "
             f"Received: {', '.join(map(str, several(columns)))} alone."
         )
         raise JobError(msg)

@@ -40,6 +40,7 @@ from batchnorm_tool.comparison.drift import (
     verdict_of,
 )
 from batchnorm_tool.comparison.norm_survey import describe
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2
 from batchnorm_tool.norms.stats import finite_or_none
@@ -221,7 +222,7 @@ def _joined_by_number(a: VectorSource, b: VectorSource) -> Iterator[str]:
     shared = [name for name in a.columns if name in b.columns]
     if shared and not (a.keys or b.keys):
         listed = ", ".join(f"`{name}`" for name in shared)
-        yield f"Rows are joined by their number. If one of {listed} names a row, name it as `key`."
+        yield f"Rows are joined by number. If one of {listed} identifies them, pass it as `key`."
 
 
 def _warnings(document: DifferenceFigures, compared: Compared) -> Iterator[str]:
@@ -229,23 +230,23 @@ def _warnings(document: DifferenceFigures, compared: Compared) -> Iterator[str]:
     lost = rows["common"] - rows["compared"]
     if lost:
         yield (
-            f"{lost:,} common rows are not compared: on one side at least, the vector is missing "
-            "or holds NaN or infinity."
+            f"Not compared: {plural(lost, 'common row')} whose vector is missing or not finite on "
+            "at least one side."
         )
     directionless = int(np.count_nonzero(np.isnan(compared.cosines)))
     if directionless:
-        yield f"{directionless:,} compared rows have no cosine: a vector is zero on one side."
+        yield f"Without a cosine: {plural(directionless, 'compared row')} with a zero vector."
     sides = document["a"], document["b"]
     norms = [p["norm"] for side in sides if side["kind"] == "run" and (p := side["provenance"])]
     if len(set(norms)) > 1:
         yield (
-            f"A was normalized by {norms[0]} and B by {norms[1]}; what is compared are their raw "
-            "predictions, which no norm changes."
+            f"A was normalized by {norms[0]} and B by {norms[1]}; the comparison uses their raw "
+            "predictions."
         )
     if document["same_space"] is False:
         yield (
-            "Cosines between two vector spaces mean little: read the overlap of neighbours, which "
-            "is taken within each set."
+            "Cosines between two vector spaces mean little: use the overlap of neighbours, which "
+            "is computed within each set."
         )
 
 
@@ -257,8 +258,8 @@ class Difference(Figures):
     _compared: Compared
 
     def __repr__(self) -> str:
-        rows = self._document["rows"]
-        return f"Difference({self._document['verdict']['kind']}, {rows['common']:,} common rows)"
+        rows = self._document["rows"]["common"]
+        return f"Difference({self._document['verdict']['kind']}, {plural(rows, 'common row')})"
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row for each row that was compared, in the order of A.
@@ -365,9 +366,9 @@ def _open(
     one, other = open_predictions(a, column, key), open_predictions(b, column, key)
     if one.width != other.width:
         msg = (
-            f"The vectors of the two sets differ in width. Expected: the same. Received: "
-            f"{one.width} in {one.name} and {other.width} in {other.name}. Name other columns with "
-            "`column`."
+            "The vectors of the two sets differ in width. Expected: equal widths. "
+            f"Received: {one.width} in {one.name} and {other.width} in {other.name}. Name other "
+            "columns with `column`."
         )
         raise InputError(msg)
     if not one.keys and _has(one, other.keys):
@@ -393,8 +394,8 @@ def _check_keys(one: VectorSource, other: VectorSource) -> None:
         for side in (one, other)
     )
     msg = (
-        f"The rows of the two sets are named in different ways. Expected: the same key in both. "
-        f"Received: {said}. Name the key with `key`."
+        f"The two sets have different keys. Expected: the same key in both. Received: {said}. Set "
+        "it with `key`."
     )
     raise InputError(msg)
 
@@ -416,14 +417,14 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
     """Tell whether two sets lie in one space.
 
     Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
-    predictions that were stored already nobody knows the model.
+    stored predictions nobody knows the model.
     """
     one, other = a or {}, b or {}
     if not (one.get("space") and other.get("space")):
         return SpaceComparison(None)
     if not ("made_of" in one and "made_of" in other):  # lone parts tell no more than the space's id
         same = None if one["space"] == other["space"] else False
-        parts = ["the space that their files name"]
+        parts = ["the vector space recorded in their files"]
     else:
         before, after = _raw_space(one), _raw_space(other)
         parts = [name for name in before | after if before.get(name) != after.get(name)]
@@ -434,8 +435,8 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
     listed = ", ".join(_PARTS.get(name, f"`{name}`") for name in parts)
     return SpaceComparison(
         same,
-        f"These are two vector spaces, which differ in {listed}. A: {_describe(one)}. "
-        f"B: {_describe(other)}.",
+        f"The two sets are in different vector spaces, which differ in {listed}. "
+        f"A: {_describe(one)}. B: {_describe(other)}.",
     )
 
 
@@ -456,7 +457,7 @@ def _describe(provenance: Provenance) -> str:
         return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
     model = provenance["model"]
     named = (
-        "predictions that were stored already"
+        "stored predictions"
         if model is None
         else f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
     )

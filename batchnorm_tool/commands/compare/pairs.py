@@ -18,6 +18,7 @@ from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured
 from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
 from batchnorm_tool.comparison.verdict import bootstrap
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.inputs.reading import describe_key
 from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Int64s = np.ndarray
 METRIC = Metric.COSINE
-"""Whatever norm a set is served with, its raw vectors have these neighbours by direction."""
+"""Neighbours of the raw vectors by direction, which do not depend on the norm."""
 _NONE = Norm("none")
 # What a search in memory looks at first; more of them make it no faster.
 _PROBED_ROWS = 4096
@@ -203,9 +204,9 @@ def check_depth(search: NeighbourSearch, *sets: VectorSource) -> None:
     for side in sets:
         if search.sample and most >= side.rows:
             msg = (
-                f"{side.name}: has {side.rows:,} rows, and `k` asks for the {most:,} nearest of "
-                f"the others. Expected: `k` of at most {max(0, side.rows - 1):,}. "
-                f"Received: {most:,}. Ask for fewer with `k`, or for none with `sample` 0."
+                f"{side.name}: has {plural(side.rows, 'row')}, too few for the {most:,} nearest "
+                f"neighbours of each. Expected: `k` of at most {max(0, side.rows - 1):,}. "
+                f"Received: {most:,}. Use a smaller `k`, or skip neighbours with `sample` 0."
             )
             raise InputError(msg)
 
@@ -411,8 +412,8 @@ def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
             row = int(keys[name].is_null().index(value=True).as_py())
             msg = (
                 f"{side.locate(row)}: the key `{name}` is null. Expected a key in every row. "
-                f"Received: {keys[name].null_count:,} rows without. Fill them in, or name another "
-                "column with `key`."
+                f"Received: {plural(keys[name].null_count, 'null key')}. Fill them in, or choose "
+                "another column with `key`."
             )
             raise InputError(msg)
 
@@ -425,9 +426,9 @@ def _refuse_duplicates(side: VectorSource, keys: pa.Table, codes: Int64s) -> Non
     row = int(again.min())
     first = int(np.flatnonzero(codes == codes[row])[0])
     msg = (
-        f"{side.locate(row)}: the key {describe_key(keys, row)} is there already, in "
-        f"{side.locate(first)}. Expected each key once. Received: {len(again):,} rows whose key "
-        "another row before them has. Remove them, or name more columns with `key`."
+        f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
+        f"of {side.locate(first)}. Expected unique keys. "
+        f"Received: {plural(len(again), 'duplicate')}. Remove them, or add columns to `key`."
     )
     raise InputError(msg)
 
@@ -438,13 +439,13 @@ def _nothing_in_common(a: VectorSource, b: VectorSource, join: Join) -> str:
     ]
     return (
         "The two sets have no key in common. Expected rows of both with the same key. "
-        f"Received: {' and '.join(examples)}. Name the columns that identify a row with `key`."
+        f"Received: {' and '.join(examples)}. Choose the columns that identify a row with `key`."
     )
 
 
 def _example(keys: pa.Table) -> str:
     if not keys.num_rows:
-        return "no rows at all"
+        return "no rows"
     kinds = ", ".join(str(kind) for kind in keys.schema.types)
     return f"{describe_key(keys, 0)} ({kinds})"
 

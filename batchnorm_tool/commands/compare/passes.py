@@ -71,7 +71,7 @@ def document_of(
 ) -> ComparisonDocument:
     """Measure everything, and put it into the document of a comparison."""
     if query_set.source.width == 1:
-        warn("The vectors have one component: under every norm but none they become 1 or -1.")
+        warn("The vectors have a single component: every norm except none makes them 1 or -1.")
     sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
     is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
     passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
@@ -107,27 +107,27 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
     most = finite - query_set.is_base
     if k > most and finite < survey.rows:
         enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
-        remedy = "Ask for fewer with `k`" if most > 0 else "Mend them, or name another `column`"
+        remedy = "Use a smaller `k`" if most > 0 else "Fix them, or choose another `column`"
         msg = (
-            f"{query_set.base.name}: only {finite:,} of {survey.rows:,} rows are finite and can be "
-            f"neighbours. Expected: {enough}. Received: `k` {k:,}. {remedy}."
+            f"{query_set.base.name}: only finite rows can be neighbours, {finite:,} "
+            f"of {survey.rows:,}. Expected: {enough}. Received: `k` {k:,}. {remedy}."
         )
         raise InputError(msg)
 
 
 def _nothing_relevant(query_set: QuerySet, queries: int) -> str:
     return (
-        f"{query_set.source.name}: no row is relevant to any of the {queries:,} queries. Expected "
-        "classes of several rows, or judgements above 0. Received: none. Name another `label` or "
-        "`relevance`."
+        f"{query_set.source.name}: no row is relevant to any query of {queries:,}. Expected "
+        "classes with several rows, or judgements above 0. Received: none. Choose another `label` "
+        "or `relevance`."
     )
 
 
 def _no_queries(query_set: QuerySet, drawn: int) -> str:
-    received = "null, NaN or infinity in each of them" if drawn else "a source without rows"
+    received = "null, NaN or infinity in every one" if drawn else "a source without rows"
     return (
-        f"{query_set.source.name}: none of the {drawn:,} queries can be used. Expected vectors of "
-        f"finite numbers. Received: {received}. Look at the file with `batchnorm-tool show`."
+        f"{query_set.source.name}: no query of {drawn:,} can be used. Expected finite vectors. "
+        f"Received: {received}. Inspect the file with `batchnorm-tool show`."
     )
 
 
@@ -223,20 +223,18 @@ def _warnings(
     if judgements is not None:
         barren = int(np.count_nonzero(judgements.judged & (judgements.relevant == 0)))
         if barren:
-            warnings.append(f"Judged queries without a relevant row, which count as 0: {barren:,}.")
+            warnings.append(f"Judged queries without a relevant row, counted as 0: {barren:,}.")
     if facts.get("unknown_queries"):
         warnings.append(
-            "Queries of the relevance file that are not among the queries, and left out: "
-            f"{facts['unknown_queries']:,}."
+            "Queries of the relevance file that are not among the queries, "
+            f"ignored: {facts['unknown_queries']:,}."
         )
     lost = len(rows) - len(usable)
     if lost:
-        warnings.append(
-            f"Queries that hold null, NaN or infinity, and are left out: {lost:,} of {len(rows):,}."
-        )
+        warnings.append(f"Queries with null, NaN or infinity, ignored: {lost:,} of {len(rows):,}.")
     if facts.get("unknown_items"):
         warnings.append(
-            "Items of the relevance file that are not in the base, and count as relevant rows that "
+            "Items of the relevance file that are not in the base, counted as relevant rows that "
             f"no norm can find: {facts['unknown_items']:,}."
         )
     return warnings

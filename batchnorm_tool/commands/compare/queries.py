@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batchnorm_tool.commands.compare.relevance import judgements_of, read_relevance
 from batchnorm_tool.comparison.judgements import GradedJudgements, LabelJudgements
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 
@@ -68,9 +69,9 @@ class QuerySet:
         """Refuse queries of another width than the base."""
         if self.source.width != self.base.width:
             msg = (
-                f"{self.source.path}: its vectors have another width than those of "
-                f"{self.base.path}. Expected: {self.base.width}. Received: {self.source.width}. "
-                "Queries and base must come from the same space."
+                f"{self.source.path}: its vectors differ in width from those of {self.base.path}. "
+                f"Expected: {self.base.width}. Received: {self.source.width}. Use queries from "
+                "the same vector space as the base."
             )
             raise InputError(msg)
 
@@ -96,8 +97,9 @@ def _as_type(
         return source.cast(kind)
     except pa.ArrowException as error:
         msg = (
-            f"{query_set.source.name}: its labels `{label}` are of another type than those of "
-            f"{query_set.base.name}. Expected: {kind}. Received: {source.type}. Store them alike."
+            f"{query_set.source.name}: its labels `{label}` differ in type from those "
+            f"of {query_set.base.name}. Expected: {kind}. Received: {source.type}. Store both "
+            "with the same type."
         )
         raise InputError(msg) from error
 
@@ -106,16 +108,16 @@ def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
     column = side.read_columns([label])[label]
     if pa.types.is_nested(column.type):
         msg = (
-            f"{side.name}: the label column `{label}` holds no classes. Expected numbers or "
-            f"strings, one in each row. Received: {column.type}. Name another column."
+            f"{side.name}: the label column `{label}` does not hold classes. Expected one number "
+            f"or string per row. Received: {column.type}. Choose another column."
         )
         raise InputError(msg)
     nulls = np.flatnonzero(column.is_null(nan_is_null=True).to_numpy())
     if len(nulls):
         msg = (
-            f"{side.locate(int(nulls[0]))}: the label `{label}` is null. Expected a class in every "
-            f"row. Received: {len(nulls):,} nulls among {len(column):,} rows. Fill them, or leave "
-            "those rows out."
+            f"{side.locate(int(nulls[0]))}: the label `{label}` is null. Expected a class in each "
+            f"row. Received: {plural(len(nulls), 'null')} in {plural(len(column), 'row')}. Fill "
+            "them in, or remove those rows."
         )
         raise InputError(msg)
     return column
@@ -143,15 +145,16 @@ def _check_row_numbers(side: VectorSource, path: str, words: str, unknown: int) 
     columns = ", ".join(f"`{name}`" for name in others[:_SHOWN])
     if unknown:
         msg = (
-            f"{path}: {unknown:,} of its {words} are no row numbers of {side.name}, and no key is "
-            f"named. Expected: ids of a column, or numbers from 0 to {side.rows - 1:,}. Received: "
-            f"others. Name the column that holds these ids with `key` (`--key`): it has {columns}."
+            f"{path}: {unknown:,} of its {words} are not row numbers of {side.name}, and no key "
+            "is given. Expected: values of a key column, or row numbers from 0 "
+            f"to {side.rows - 1:,}. Received: other values. Choose the column that holds these "
+            f"ids with `key` (`--key`), one of: {columns}."
         )
         raise InputError(msg)
     warn(
-        f"{path}: its {words} were taken for row numbers of {side.name}, counted from 0, because "
-        f"no key is named. If they are ids, name their column with `key` (`--key`): it has "
-        f"{columns}."
+        f"{path}: its {words} were read as row numbers of {side.name}, counted from 0, because no "
+        "key is given. If they are ids, choose their column with `key` (`--key`), one "
+        f"of: {columns}."
     )
 
 
@@ -160,8 +163,9 @@ def _keys(side: VectorSource) -> Any:
         return np.arange(side.rows)
     if len(side.keys) > 1:
         msg = (
-            f"{side.name}: the key has several columns: {', '.join(side.keys)}. Expected one, "
-            "because a relevance file names each item by one value. Name one with `key`."
+            f"{side.name}: the key has several columns: {', '.join(side.keys)}. Expected one "
+            "column, because a relevance file identifies each item by a single value. Choose one "
+            "with `key`."
         )
         raise JobError(msg)
     return side.read_columns(side.keys)[side.keys[0]]
@@ -202,8 +206,8 @@ def grouped(source: VectorSource, column: str, rows: Int64s) -> Groups:
     values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
     if pa.types.is_nested(values.type):
         msg = (
-            f"{source.path}: `by` names the column `{column}`, which is no plain value. Expected "
-            f"numbers, strings or dates. Received: {values.type}. Name another column."
+            f"{source.path}: `by` names the column `{column}`, which does not hold plain values. "
+            f"Expected numbers, strings or dates. Received: {values.type}. Choose another column."
         )
         raise InputError(msg)
     is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
@@ -245,10 +249,10 @@ def _by_value(values: pa.Array) -> dict[str, Int64s]:
     members = {names[code]: np.flatnonzero(numbers == code) for code in by_name}
     rest = np.flatnonzero((numbers >= 0) & ~np.isin(numbers, most))
     if len(rest):
-        members[f"{len(names) - len(most)} other values"] = rest
+        members[plural(len(names) - len(most), "other value")] = rest
     return _with_unknown(members, np.flatnonzero(numbers < 0))
 
 
 def _with_unknown(members: dict[str, Int64s], unknown: Int64s) -> dict[str, Int64s]:
-    name = "null (no value)" if "null" in members else "null"
+    name = "null (missing)" if "null" in members else "null"
     return {**members, name: unknown} if len(unknown) else members

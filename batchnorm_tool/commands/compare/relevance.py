@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from batchnorm_tool.comparison.judgements import GradedJudgements, Int64s
-from batchnorm_tool.display import near_matches
+from batchnorm_tool.display import near_matches, plural
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats.parquet import Parquet
@@ -80,9 +80,9 @@ def parse_relevance(path: str, content: bytes, columns: Sequence[str] | None) ->
     if columns is None:
         return _from_trec(path, text)
     raise InputError(
-        f"{path}: looks like TREC qrels, whose columns have no names. Expected: Parquet or CSV "
-        f"with the columns {list(columns)}. Received: {first.strip()!r} as the first line. "
-        "Leave out `--relevance-columns`, or write a header with commas or tabs."
+        f"{path}: looks like TREC qrels, which has no column names. Expected: Parquet or CSV with "
+        f"the columns {list(columns)}. Received: {first.strip()!r} as the first line. Omit "
+        "`--relevance-columns`, or add a header separated by commas or tabs."
     )
 
 
@@ -93,8 +93,8 @@ def _text(path: str, content: bytes) -> str:
         text = "\0"
     if "\0" in text:
         raise InputError(
-            f"{path}: is neither Parquet nor text. {EXPECTED}. Received: a file that begins with "
-            f"{content[:24]!r}. Unpack it if it is compressed, or write it in one of these formats."
+            f"{path}: is neither Parquet nor text. {EXPECTED}. Received: a file that begins "
+            f"with {content[:24]!r}. Decompress it, or convert it to one of these formats."
         )
     return text
 
@@ -125,10 +125,10 @@ def _check_fields(path: str, fields: pa.ListArray, lines: np.ndarray) -> None:
     if wrong.size:
         row = int(wrong[0])
         raise InputError(
-            f"{path}, line {lines[row] + 1}: is no judgement. Expected: {_TREC_FIELDS} fields, "
-            f"`query 0 item grade`, as in TREC qrels. Received: {lengths[row]}, "
-            f"{' '.join(fields[row].as_py())!r}. Correct the line; if this is a CSV file, give it "
-            "a header with commas or tabs."
+            f"{path}, line {lines[row] + 1}: is not a judgement. Expected: {_TREC_FIELDS} fields, "
+            "`query 0 item grade`, as in TREC qrels. "
+            f"Received: {lengths[row]}, {' '.join(fields[row].as_py())!r}. Correct the line; if "
+            "this is a CSV file, add a header separated by commas or tabs."
         )
 
 
@@ -152,8 +152,8 @@ def _from_csv(
         )
     except pa.ArrowException as error:
         raise InputError(
-            f"{path}: is not well-formed CSV. Expected: as many fields in every row as in its "
-            f"header, which is row 1. Received: {' '.join(str(error).split())}. Correct the row."
+            f"{path}: is not well-formed CSV. Expected: the same number of fields in every row as "
+            f"in the header, row 1. Received: {' '.join(str(error).split())}. Correct the row."
         ) from error
     return _of_columns(path, "csv", table)
 
@@ -178,9 +178,9 @@ def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) ->
             words = "several columns" if name in present else "no column"
             hint = "" if name in present else near_matches(name, present)
             raise InputError(
-                f"{path}: has {words} `{name}`{hint}. Expected: one of each of {names}. "
-                f"Received: columns {list(present)}. "
-                "Name the right ones with `--relevance-columns QUERY,ITEM,GRADE`."
+                f"{path}: has {words} `{name}`{hint}. Expected: {names}, each once. Received: "
+                f"columns {list(present)}. Choose the columns with `--relevance-columns "
+                "QUERY,ITEM,GRADE`."
             )
     return names
 
@@ -207,17 +207,17 @@ def _ids(column: _Column, place: _Place) -> _Column:
         texts = key_texts(column)
     except pa.ArrowException as error:
         raise InputError(
-            f"{place(0)}: is no id. Expected: text or whole numbers. Received: {column.type}. "
-            "Name another column with `--relevance-columns`."
+            f"{place(0)}: is not an id. Expected: text or integers. Received: {column.type}. "
+            "Choose another column with `--relevance-columns`."
         ) from error
     lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy()
     missing = np.flatnonzero(lengths == 0)
     if missing.size:
         row = int(missing[0])
         raise InputError(
-            f"{place(row)}: the id is missing, as in {missing.size} of {len(texts)} rows. "
-            f"Expected: an id in every row. Received: {column[row].as_py()!r}. "
-            "Leave these rows out."
+            f"{place(row)}: the id is missing, as in {missing.size:,} "
+            f"of {plural(len(texts), 'row')}. Expected: an id in every row. "
+            f"Received: {column[row].as_py()!r}. Remove these rows."
         )
     return texts
 
@@ -258,8 +258,8 @@ def _grades(column: _Column, place: _Place, least: float) -> Float64s:
 
 def _refuse_grade(column: _Column, place: _Place, row: int) -> None:
     raise InputError(
-        f"{place(row)}: is no grade. Expected: a finite number, 0 or more. "
-        f"Received: {column[row].as_py()!r}. Correct it, or leave the row out."
+        f"{place(row)}: is not a grade. Expected: a finite number, 0 or more. "
+        f"Received: {column[row].as_py()!r}. Correct it, or remove the row."
     )
 
 
@@ -335,7 +335,7 @@ def _check_names(columns: Sequence[str] | None) -> None:
         return
     raise JobError(
         "`--relevance-columns`: expected two or three different names, `QUERY,ITEM` or "
-        f"`QUERY,ITEM,GRADE`. Received: {','.join(columns)!r}. Name the columns in this order."
+        f"`QUERY,ITEM,GRADE`. Received: {','.join(columns)!r}. List the columns in this order."
     )
 
 
@@ -361,7 +361,7 @@ def _may_be_read(path: str) -> bool:
 
 def _summed(path: str, rows: RelevanceRows) -> RelevanceTable:
     if not len(rows.grades):
-        raise _nothing_in(path, "a header without rows")
+        raise _nothing_in(path, "only a header")
     table = pa.table({"query": rows.queries, "item": rows.items, "grade": rows.grades})
     # One thread adds in the order of the file: the same bits every time.
     pairs = table.group_by(["query", "item"], use_threads=False).aggregate([("grade", "sum")])
@@ -373,8 +373,8 @@ def _summed(path: str, rows: RelevanceRows) -> RelevanceTable:
 
 def _nothing_in(path: str, received: str) -> InputError:
     return InputError(
-        f"{path}: holds no judgements. {EXPECTED}, with at least one row. Received: {received}. "
-        "Write it again, or leave out `--relevance`."
+        f"{path}: contains no judgements. {EXPECTED}, with at least one row. "
+        f"Received: {received}. Write it again, or omit `--relevance`."
     )
 
 
@@ -414,9 +414,9 @@ def judgements_of(
     kept = np.flatnonzero((queries >= 0) & ~own)
     if not kept.size:
         raise InputError(
-            f"{table.path}: judges queries about themselves alone. Expected: judgements of other "
-            f"rows. Received: {len(queries)} pairs, none of another row. Check which columns "
-            "`--relevance-columns` names."
+            f"{table.path}: judges every query against itself only. Expected: judgements of other "
+            f"rows. Received: {plural(len(queries), 'pair')}, none with another row. Check the "
+            "columns given by `--relevance-columns`."
         )
     kept = kept[np.argsort(queries[kept], kind="stable")]
     offsets = np.searchsorted(queries[kept], np.arange(len(query_rows) + 1))
@@ -439,9 +439,10 @@ def _rows_of_keys(
     rows = pc.fill_null(pc.index_in(ids, value_set=texts), -1).to_numpy().astype(np.int64)
     if (rows < 0).all():
         raise InputError(
-            f"{path}: none of its {words} is known. Expected: keys such as {texts[0].as_py()!r}. "
-            f"Received: ids such as {ids[0].as_py()!r}. Name the column that holds these ids with "
-            "`--key`, or the right columns of the file with `--relevance-columns`."
+            f"{path}: none of its {words} matches a row. Expected: keys such "
+            f"as {texts[0].as_py()!r}. Received: ids such as {ids[0].as_py()!r}. Choose the "
+            "column that holds these ids with `--key`, or the columns of the relevance file with "
+            "`--relevance-columns`."
         )
     return rows
 
@@ -452,9 +453,9 @@ def _check_unique(words: str, texts: pa.Array | pa.ChunkedArray) -> None:
     counts = pc.value_counts(pc.drop_null(texts))
     twice = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()
     raise InputError(
-        f"The key {twice['values']!r} names {twice['counts']} rows of the {words}. Expected: "
-        "every key once, where a relevance file names rows by it. Received: several rows with one "
-        "key. Give `--key` a column that tells rows apart."
+        f"The key {twice['values']!r} identifies {twice['counts']:,} rows of the {words}. "
+        "Expected: unique keys, because the relevance file refers to rows by key. Received: "
+        "duplicate keys. Choose a unique column with `--key`."
     )
 
 

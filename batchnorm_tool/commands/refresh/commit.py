@@ -52,20 +52,21 @@ def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
         return
     if newest is None:
         msg = (
-            f"The dataset `{state.path}` is gone, and `{state.root}` says that version "
-            f"{pointer.live} lies there. Put it back, or remove the state as well to begin anew."
+            f"The dataset `{state.path}` is missing, but `{state.root}` records "
+            f"version {pointer.live} there. Restore it, or remove the state as well to start over."
         )
         raise Damaged(msg)
     if pointer.live is None:
         msg = (
-            f"`{state.path}` holds a Lance dataset that no refresh has made. Choose another "
-            "`store.path`."
+            f"`{state.path}` holds a Lance dataset that `batchnorm-tool refresh` did not create. "
+            "Choose another `store.path`."
         )
         raise OutputError(msg)
     msg = (
-        f"Somebody else has written to `{state.path}`. Expected Lance's version "
-        f"{pointer.lance_version} to be the newest. Received: {newest}. Restore version "
-        f"{pointer.lance_version} with Lance, and let nobody but `batchnorm-tool` write to a store."
+        f"Another program has written to `{state.path}`. Expected Lance "
+        f"version {pointer.lance_version} to be the newest. Received: {newest}. Restore "
+        f"version {pointer.lance_version} with Lance, and let only `batchnorm-tool` write to a "
+        "store."
     )
     raise OutputError(msg)
 

@@ -110,8 +110,8 @@ def _accept_locked(state: StoreDirectory, version: int, options: StagingOptions)
     staging = resume(state, pointer, options)
     if staging is None:
         msg = (
-            f"What was staged of version {version} in `{state.root}` is damaged. Run "
-            "`batchnorm-tool refresh` again: it stages the night anew."
+            f"The staged files of version {version} in `{state.root}` are damaged. Run "
+            "`batchnorm-tool refresh` again to stage them again."
         )
         raise WorkFailed(msg)
     check_targets(staging.plan.job.publish)
@@ -124,18 +124,18 @@ def _accept_locked(state: StoreDirectory, version: int, options: StagingOptions)
 def _check_waits(state: StoreDirectory, pointer: StorePointer, version: int) -> None:
     if pointer.waiting == version:
         return
-    waits = "no version waits" if pointer.waiting is None else f"version {pointer.waiting} waits"
+    one = "no version" if pointer.waiting is None else f"version {pointer.waiting}"
     record = state.record(version)
     outcome = f", and version {version} is {record['state']}" if record else ""
     msg = (
-        f"Version {version} of `{state.path}` cannot be accepted: {waits}{outcome}. "
+        f"Version {version} of `{state.path}` cannot be accepted: {one} is waiting{outcome}. "
         f"`batchnorm-tool history {state.path}` lists all versions."
     )
     raise JobError(msg)
 
 
 def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[str, Any]:
-    """End the hold that a rollback began: the next refresh publishes again.
+    """End the hold after a rollback: the next refresh publishes again.
 
     Args:
         path: The store.
@@ -176,7 +176,7 @@ def rollback(
 ) -> RefreshResult:
     """Make an older version the live one, bring every target to it, and put the store on hold.
 
-    Until `release` or `accept`, nights are staged and judged, and not published.
+    Until `release` or `accept`, later refreshes are staged and checked, but not published.
 
     Args:
         path: The store.
@@ -230,13 +230,12 @@ def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int
     kept = ", ".join(
         str(version) for version in sorted(pointer.versions) if version != pointer.live
     )
-    what = "is the live one" if wanted == pointer.live else "is not kept"
-    named = (
-        "No version before the live one is kept" if wanted is None else f"Version {wanted} {what}"
-    )
+    what = "is already live" if wanted == pointer.live else "is not kept"
+    named = "No earlier version is kept" if wanted is None else f"Version {wanted} {what}"
     msg = (
-        f"`{state.path}`: {named}. Expected one of: {kept or 'none, the live one is alone'}. "
-        f"Received: {wanted}. `batchnorm-tool history {state.path}` lists all versions."
+        f"`{state.path}`: {named}. Expected one "
+        f"of: {kept or 'none, only the live version is kept'}. Received: {wanted}. "
+        f"`batchnorm-tool history {state.path}` lists all versions."
     )
     raise InputError(msg)
 

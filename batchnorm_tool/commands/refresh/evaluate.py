@@ -35,6 +35,7 @@ from batchnorm_tool.commands.refresh.record import (
     norm_figures,
 )
 from batchnorm_tool.commands.verify.vectors import length_tolerance
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines, TargetFailed
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
@@ -249,7 +250,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
     record["warnings"] += difference.warnings
     unknown = difference.counts.unknown_deletes
     if unknown:
-        record["warnings"].append(f"{unknown:,} rows to be deleted are not in the store.")
+        record["warnings"].append(f"Not in the store: {plural(unknown, 'row')} to be deleted.")
     return {**record, "rows": counted(difference), "norms": None}
 
 
@@ -349,18 +350,19 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
     accept = f"batchnorm-tool accept {store} {version}"
     if reason in {"gate", "audit"}:
         first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
-        return Lines(f"Version {version} of `{store}` waits: {first}", *more)
+        return Lines(f"Version {version} of `{store}` is waiting: {first}", *more)
     if reason == "hold":
         since = staging.pointer.hold or {}
         return (
-            f"Version {version} of `{store}` is ready and waits: the store is on hold since "
-            f"{since.get('since')} ({since.get('reason')}). Publish it with `{accept}`, or end the "
-            f"hold with `batchnorm-tool release {store}`: the next refresh then publishes."
+            f"Version {version} of `{store}` is ready but was not published: the store has been "
+            f"on hold since {since.get('since')} ({since.get('reason')}). Publish it with "
+            f"`{accept}`, or run `batchnorm-tool release {store}` so that the next refresh "
+            "publishes."
         )
     return (
-        f"Version {version} of `{store}` is ready and waits: its space is new, and whoever asks "
-        "the store must ask with the new model from the same moment on. Publish it with "
-        f"`{accept}` when they do; `store.on_new_space: publish` does not wait."
+        f"Version {version} of `{store}` is ready but was not published: its vector space is new, "
+        f"and queries must switch to the new model at the same time. Publish it with `{accept}` "
+        "when they do; `store.on_new_space: publish` skips this step."
     )
 
 

@@ -40,13 +40,13 @@ class _Metric:
 _Sample = tuple[_Metric, tuple[str, ...], float]
 
 
-_ROWS = _Metric("rows", "Rows of the night by kind.", ("kind",))
+_ROWS = _Metric("rows", "Rows of the refresh by kind.", ("kind",))
 
 
-_SECONDS = _Metric("phase_seconds", "Seconds of the night by phase.", ("phase",))
+_SECONDS = _Metric("phase_seconds", "Duration of the refresh by phase, in seconds.", ("phase",))
 
 
-_ALL_SECONDS = _Metric("duration_seconds", "Seconds of the whole command.")
+_ALL_SECONDS = _Metric("duration_seconds", "Duration of the whole command, in seconds.")
 
 
 _NORM = _Metric("norm", "Quantiles of the norms before normalization.", ("quantile",))
@@ -55,16 +55,16 @@ _NORM = _Metric("norm", "Quantiles of the norms before normalization.", ("quanti
 _GATE = ("limit", "scope")
 
 
-_MEASURED = _Metric("gate_value", "What a limit of the gate measured.", _GATE)
+_MEASURED = _Metric("gate_value", "Value measured for a limit of the gate.", _GATE)
 
 
-_ALLOWED = _Metric("gate_limit", "The most that a limit of the gate allows.", _GATE)
+_ALLOWED = _Metric("gate_limit", "Maximum that a limit of the gate allows.", _GATE)
 
 
-_PASSED = _Metric("gate_passed", "1 where a limit of the gate is kept, 0 where broken.", _GATE)
+_PASSED = _Metric("gate_passed", "1 if a limit of the gate is kept, 0 if it is broken.", _GATE)
 
 
-_TARGET = _Metric("target_up_to_date", "1 where a publish target took the night.", ("target",))
+_TARGET = _Metric("target_up_to_date", "1 if a publish target holds the version.", ("target",))
 
 
 _EXIT = _Metric("exit_code", "Exit code of the last refresh.")
@@ -75,16 +75,16 @@ _SUCCESS = _Metric(
 )
 
 
-_VERSION = _Metric("version", "Version of the night that this file is about.")
+_VERSION = _Metric("version", "Version that the refresh made.")
 
 
-_LIVE = _Metric("live_version", "Version that readers get.")
+_LIVE = _Metric("live_version", "Version that readers see.")
 
 
-_WAITING = _Metric("waiting_version", "Version that waits for a decision, 0 where none does.")
+_WAITING = _Metric("waiting_version", "Version that is waiting for a decision, 0 if none.")
 
 
-_HOLD = _Metric("on_hold", "1 where nothing is published until `release` or `accept`.")
+_HOLD = _Metric("on_hold", "1 if nothing is published until `release` or `accept`.")
 
 
 def write_metrics(
@@ -191,7 +191,7 @@ def _check_installed() -> None:
     except ImportError as error:
         msg = (
             "`--metrics-file` needs prometheus_client, which is not installed. Install it with "
-            "`pip install 'batchnorm-tool[refresh]'`, or leave the flag out."
+            "`pip install 'batchnorm-tool[refresh]'`, or omit the flag."
         )
         raise JobError(msg) from error
 

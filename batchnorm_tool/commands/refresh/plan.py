@@ -172,9 +172,9 @@ def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[st
     )
     for name in sorted(old.keys() | new.keys()):
         if name not in new:
-            yield f"The passed-through column `{name}` leaves the store."
+            yield f"The passed-through column `{name}` is removed from the store."
         elif name not in old:
-            yield f"The passed-through column `{name}` is new in the store."
+            yield f"The passed-through column `{name}` is added to the store."
         elif old[name] != new[name]:
             yield f"The passed-through column `{name}` was {old[name]} and is {new[name]} now."
 
@@ -183,8 +183,8 @@ def store_of(job: Job) -> Store:
     """Return the job's store."""
     if job.store is None:
         msg = (
-            "`store` is missing: a refresh keeps its vectors in a store. Add "
-            "`store: {path: ../stores/items.lance}` to the job, or use `batchnorm-tool run`."
+            "`store` is missing: a refresh needs a store for its vectors. Add `store: {path: "
+            "../stores/items.lance}` to the job, or use `batchnorm-tool run`."
         )
         raise JobError(msg)
     if is_uri(job.store.path):
@@ -200,14 +200,14 @@ def _check_job(job: Job) -> None:
     store_of(job)
     if job.input.key is None and job.input.keys is None:
         msg = (
-            "`input.key` is missing: from one night to the next, rows are told apart by their key. "
-            "Expected a column name, or a list of them. Name the column in `input.key`."
+            "`input.key` is missing: a refresh identifies rows by their key. Expected a column "
+            "name, or a list of them. Set `input.key`."
         )
         raise JobError(msg)
     if job.model is not None and job.model.batch_dependent == "accept":
         msg = (
-            "`model.batch_dependent` cannot be `accept` in a store, where only changed rows are "
-            "predicted, each night others together. Score all rows with `batchnorm-tool run`."
+            "`model.batch_dependent: accept` cannot be used with a store: only changed rows are "
+            "predicted, in different batches each time. Score all rows with `batchnorm-tool run`."
         )
         raise JobError(msg)
     for (section, key), allowed in ALLOWED.items():
@@ -216,8 +216,8 @@ def _check_job(job: Job) -> None:
             choices = ", ".join(f"`{choice}`" for choice in allowed)
             msg = (
                 f"`{section}.{key}` cannot be `{value}` in a store, where every row has a finite "
-                f"vector. Expected {choices}. What becomes of a bad row that had a good vector, "
-                "`store.bad_rows` says."
+                f"vector. Expected {choices}. `store.bad_rows` decides what happens to a bad row "
+                "that had a good vector."
             )
             raise JobError(msg)
 
@@ -251,9 +251,9 @@ def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOpt
 
 def _place_matters(batch_size: int) -> str:
     return (
-        f"With a batch size of {batch_size:,} the low bits of a prediction depend on the row's "
-        "place in its batch: a row that is predicted again may differ in the last digits. A "
-        "`model.batch_size` that is a multiple of 48 mostly helps."
+        f"With a batch size of {batch_size:,} the low-order bits of a prediction depend on the "
+        "row's position in its batch: a row that is predicted again may differ in the last "
+        "digits. A `model.batch_size` that is a multiple of 48 usually avoids this."
     )
 
 
@@ -299,9 +299,10 @@ def _compared(
 
 def _needs_every_row(notes: tuple[str, ...]) -> str:
     return (
-        f"`store.mode: delta` cannot do this night: {' '.join(notes) or 'rows are hashed anew.'} "
-        "Expected an input that holds every row. Received: one that holds only what changed. Give "
-        "all rows once, with `--set store.mode=full --set store.delete_column=null`."
+        "`store.mode: delta` cannot be used for this "
+        f"refresh: {' '.join(notes) or 'all rows must be hashed again.'} Expected an input with "
+        "every row. Received: an input with changes only. Provide all rows once, with `--set "
+        "store.mode=full --set store.delete_column=null`."
     )
 
 
@@ -309,21 +310,23 @@ def _retyped(before: StoreSchema | None, rows: StoreSchema) -> tuple[str, ...]:
     """Say that the vectors get another type: rounded twice, they would not be the same."""
     if before is None or before.dtype == rows.dtype:
         return ()
-    return (f"Vectors were {before.dtype} and become {rows.dtype}: every row is computed anew.",)
+    return (
+        f"The vector type changes from {before.dtype} to {rows.dtype}: every row is recomputed.",
+    )
 
 
 def _new_space(live: Identity, current: Identity) -> str:
-    found = ", ".join(_of_group(live, current, "space")) or "how the features are read"
+    found = ", ".join(_of_group(live, current, "space")) or "the way features are read"
     return (
-        f"A new space: every row is computed anew, because vectors of two spaces are never mixed. "
-        f"What differs: {found}."
+        "A new vector space: every row is recomputed, because vectors of two spaces are never "
+        f"mixed. What differs: {found}."
     )
 
 
 def _new_bits(live: Identity, current: Identity, *, recompute: bool) -> str:
     found = ", ".join(_of_group(live, current, "bits"))
-    consequence = "every row is computed anew" if recompute else "only changed rows are computed"
-    return f"Low bits may differ from those of the live version ({found}): {consequence}."
+    consequence = "every row is recomputed" if recompute else "only changed rows are recomputed"
+    return f"Low-order bits may differ from those of the live version ({found}): {consequence}."
 
 
 def _of_group(live: Identity, current: Identity, group: str) -> list[str]:
@@ -376,9 +379,9 @@ def _kept(field: pa.Field) -> pa.Field:
     kind = stored_type(field.type)
     if kind is None:
         msg = (
-            f"The column `{field.name}` cannot be kept in a store. Expected a type that Lance and "
-            f"Parquet have. Received: {field.type}. Write it as numbers, text or lists, or leave "
-            "it out of `input.passthrough`."
+            f"The column `{field.name}` cannot be stored. Expected a type that Lance and Parquet "
+            f"support. Received: {field.type}. Write it as numbers, text or lists, or remove it "
+            "from `input.passthrough`."
         )
         raise InputError(msg)
     return pa.field(field.name, kind)
@@ -398,8 +401,8 @@ def _only_output(outputs: Sequence[OutputSpec]) -> OutputSpec:
     if len(outputs) > 1 or output.vectors > 1 or output.norm_per_vector:
         shapes = "; ".join(f"`{one.name}` of shape {one.shape}" for one in outputs)
         msg = (
-            "A store holds one vector for each row. Expected one output with one axis. Received: "
-            f"{shapes}. Name one in `model.outputs`, or take `normalize.axis: all`."
+            "A store holds one vector for each row. Expected one output with one axis. "
+            f"Received: {shapes}. Choose one with `model.outputs`, or set `normalize.axis: all`."
         )
         raise JobError(msg)
     return output
@@ -410,18 +413,18 @@ def _check_names(names: list[str], ours: dict[str, str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         msg = (
-            f"Two columns of the store would be called `{twice}`. Expected: each name once. "
+            f"Two columns of the store would be named `{twice}`. Expected: unique names. "
             f"Received: {', '.join(names)}. Rename the store's own with "
-            f"`--set {ours[twice]}=NAME`, or leave the other out of `input.passthrough`."
+            f"`--set {ours[twice]}=NAME`, or remove the other from `input.passthrough`."
         )
         raise JobError(msg)
     wrong = next((name for name in names if name in _OF_LANCE or not _NAME.fullmatch(name)), None)
     if wrong is not None:
         msg = (
-            f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that is none "
-            f"of Lance's own ({', '.join(_OF_LANCE)}), without a dot, which leads into a nested "
-            f"column, a backtick or NUL. Received: {', '.join(names)}. Rename the column in the "
-            "input, or leave it out of `input.passthrough`."
+            f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that Lance "
+            f"does not reserve ({', '.join(_OF_LANCE)}), without a dot, backtick or NUL. "
+            f"Received: {', '.join(names)}. Rename the column in the input, or remove it from "
+            "`input.passthrough`."
         )
         raise JobError(msg)
 
@@ -433,9 +436,9 @@ def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
             for schema in (before.key_schema, rows.key_schema)
         )
         msg = (
-            "`input.key`: the store knows its rows by another key. "
-            f"Expected {expected}. Received: {received}. "
-            "Give the input the same key, or begin a new store with another `store.path`."
+            f"`input.key`: the store has a different key. Expected {expected}. "
+            f"Received: {received}. Use the same key, or start a new store with another "
+            "`store.path`."
         )
         raise InputError(msg)
 
@@ -446,8 +449,8 @@ def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
         expected, received = (each.schema.field(name).type for each in (before, rows))
         if not holds(received, expected):
             msg = (
-                f"`store.mode: delta`, column `{name}`: rows that the input lacks keep what they "
-                f"have. Expected: {expected}. Received: {received}. Write the column with the type "
-                "that it has, or give all rows once, with `--set store.mode=full`."
+                f"`store.mode: delta`, column `{name}`: rows that are not in the input keep their "
+                f"values. Expected: {expected}. Received: {received}. Write the column with its "
+                "type in the store, or provide all rows once, with `--set store.mode=full`."
             )
             raise InputError(msg)

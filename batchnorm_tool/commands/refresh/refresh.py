@@ -35,6 +35,7 @@ from batchnorm_tool.commands.refresh.staging import (
     refresh_source,
     staged_plan,
 )
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats import close_cached_files
 from batchnorm_tool.publish import check_layout, check_targets
@@ -173,8 +174,8 @@ def _refresh_locked(
 def _describe(difference: ChangeSet) -> str:
     counts = difference.counts
     return (
-        f"{counts.rows_in:,} rows in: {counts.new:,} new, {counts.changed:,} changed, "
-        f"{counts.vanished:,} vanished; {counts.for_the_model:,} need a vector."
+        f"{plural(counts.rows_in, 'row')} in: {counts.new:,} new, {counts.changed:,} "
+        f"changed, {counts.vanished:,} vanished; {counts.for_the_model:,} to predict."
     )
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchnorm_tool.commands.refresh.changes.worker import CHANGED
 from batchnorm_tool.commands.refresh.plan import ALLOWED
 from batchnorm_tool.commands.run.run import run
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Input, Job, Output
@@ -173,8 +174,9 @@ def score(
     content = result.record.identity.space["model"]
     if content != plan.resolved.model_content:
         msg = (
-            "The model file changed while the night was under way. Expected the content "
-            f"{plan.resolved.model_content}. Received: {content}. Run the same command again."
+            "The model file changed during the refresh. Expected the "
+            f"content {plan.resolved.model_content}. Received: {content}. Run the same command "
+            "again."
         )
         raise WorkFailed(msg)
     return result
@@ -190,10 +192,10 @@ def _broken_policy(scored: Path, job: Job) -> str:
         if getattr(getattr(job, section), key) == "fail"
     ]
     return Lines(
-        f"{sum(record.counts.failed for record in refused):,} rows broke a row policy, and nothing "
-        "was published. The first are:",
+        f"{plural(sum(record.counts.failed for record in refused), 'row')} broke a row policy; "
+        "nothing was published. The first are:",
         *(f"  key {row.key}: {row.reason}" for row in rows),
-        f"Mend the input, or {'; or '.join(choices)}.",
+        f"Fix the input, or {'; or '.join(choices)}.",
     )
 
 

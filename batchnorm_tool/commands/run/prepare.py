@@ -159,7 +159,7 @@ class Preparation:
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
         if not self.rows:
-            yield "The input has no rows: the result is valid and empty."
+            yield "The input has no rows: the result is valid, but empty."
 
     def predictor(self) -> Predictor:
         """Return the model, loaded once."""
@@ -216,7 +216,7 @@ class Preparation:
         if accepted and part_rows != "auto" and part_rows % batch_size:
             msg = (
                 f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
-                f"whole batches in every part. Give a multiple of {batch_size}, or auto."
+                f"whole batches in every part. Set it to a multiple of {batch_size}, or to auto."
             )
             raise JobError(msg)
         row_bytes = written_bytes(outputs, self.job.output.dtype)
@@ -298,8 +298,9 @@ class Preparation:
             return model.batch_size
         if self.job.model.batch_dependent == "accept":
             msg = (
-                "`model.batch_size` is missing: with `model.batch_dependent: accept` it decides "
-                "which rows are predicted together. Name the one that model.predict() gets."
+                "`model.batch_size` is missing: with `model.batch_dependent: accept` it "
+                "determines which rows are predicted together. Set it to the batch size that "
+                "model.predict() uses."
             )
             raise JobError(msg)
         return models.choose_batch_size(model, sample, max(self.rows, self.least_rows))
@@ -341,7 +342,7 @@ def _check_apart(job: Job, table: Table) -> None:
     for file in table.files:
         if output in Path(os.path.realpath(file.path)).parents:
             msg = (
-                f"`output.path` is `{job.output.path}`, and the input file `{file.path}` lies "
-                "inside it. Choose an output directory apart from the input."
+                f"`output.path` is `{job.output.path}`, and the input file `{file.path}` is "
+                "inside it. Choose an output directory outside the input."
             )
             raise OutputError(msg)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.display import plural
 from batchnorm_tool.engines import open_engine
 from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
@@ -56,8 +57,9 @@ def check_policies(storage: Storage, plan: Plan) -> Totals:
     totals = total(storage, range(plan.part_count))
     if totals.counts.rows_in != plan.rows:
         msg = (
-            f"The records of finished parts count {totals.counts.rows_in:,} rows of {plan.rows:,}: "
-            "they are not as this version writes them. Run it again with `--fresh`."
+            f"The records of finished parts cover {totals.counts.rows_in:,} "
+            f"of {plural(plan.rows, 'row')}: this version does not write such records. Run again "
+            "with `--fresh`."
         )
         raise Damaged(msg)
     most = plan.job.normalize.max_bad_fraction
@@ -72,10 +74,10 @@ def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
     policies = [name for name, value in plan.identity.policies.items() if value == "fail"]
     choices = "; or ".join(f"set `{name}` to {_alternatives(name)}" for name in policies)
     return Lines(
-        f"{failed:,} rows of {plan.rows:,} broke a row policy, and nothing was published. "
-        "The first are:",
+        f"{failed:,} of {plural(plan.rows, 'row')} broke a row policy; nothing was published. The "
+        "first are:",
         *_named(rows),
-        f"Mend {_input(rows, plan)}, or {choices}. Parts without bad rows are kept for the next "
+        f"Fix {_input(rows, plan)}, or {choices}. Parts without bad rows are kept for the next "
         "run.",
     )
 
@@ -90,12 +92,11 @@ def _too_many(totals: Totals, plan: Plan) -> str:
     most = plan.job.normalize.max_bad_fraction
     counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
     return Lines(
-        f"{totals.counts.bad:,} rows of {plan.rows:,} are bad ({counted}), more than "
-        f"`normalize.max_bad_fraction: {most:g}` allows, and nothing was published. "
-        "The first are:",
+        f"{totals.counts.bad:,} bad of {plural(plan.rows, 'row')} ({counted}), more than "
+        f"`normalize.max_bad_fraction: {most:g}` allows; nothing was published. The first are:",
         *_named(totals.first_bad_rows),
-        f"Mend {_input(totals.first_bad_rows, plan)}, or raise the limit: the next run keeps all "
-        "parts and only publishes.",
+        f"Fix {_input(totals.first_bad_rows, plan)}, or raise the limit: the next run then keeps "
+        "all parts and only publishes.",
     )
 
 
@@ -210,7 +211,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         raise JobError(msg)
     _check_output(job)
     if limit is not None and limit < 1:
-        msg = f"`limit` must be a number of rows above 0, or None. Received: {limit}."
+        msg = f"`limit` must be a positive number of rows, or None. Received: {limit}."
         raise JobError(msg)
     options = RunOptions(fresh, limit, progress or SilentProgress())
     preparation = Preparation(job, limit)
@@ -228,8 +229,8 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
 def _check_output(job: Job) -> None:
     if job.store is not None and job.output.path == job.store.path.rstrip("/") + STAGED_OUTPUT:
         msg = (
-            "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` keeps. "
-            "Run that, or name a directory in `output.path`."
+            "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` "
+            "updates. Run that, or set `output.path` to a directory."
         )
         raise JobError(msg)
 
@@ -299,7 +300,10 @@ def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: P
     ):
         finished = sum(1 for _ in done)
     if finished != len(numbers):
-        msg = f"The engine finished {finished} of {len(numbers)} parts. Run it again: it resumes."
+        msg = (
+            f"The engine finished {finished:,} of {plural(len(numbers), 'part')}. Run again to "
+            "resume."
+        )
         raise WorkFailed(msg)
     return rows
 
@@ -327,8 +331,8 @@ def _warnings(plan: Plan, totals: Totals) -> list[str]:
         lengths = stats.norms["l2"]
         if lengths.count and lengths.max is not None and _is_unit(lengths.min, lengths.max):
             found.append(
-                f"The predictions of `{name}` are of unit length already (L2): the norms say "
-                "nothing, and the model normalizes by itself."
+                f"The predictions of `{name}` already have unit length (L2): the model normalizes "
+                "its output, so that the norms carry no information."
             )
     return found
 

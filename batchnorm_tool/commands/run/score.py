@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchnorm_tool import features as batchnorm_tool_features
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, Field, Reason
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
@@ -51,7 +52,7 @@ class Result:
     statistics: Mapping[str, VectorStats]
 
     def __repr__(self) -> str:
-        return f"Result({len(self.keys):,} rows of {', '.join(self.results)})"
+        return f"Result({plural(len(self.keys), 'row')} of {', '.join(self.results)})"
 
     @property
     def vectors(self) -> np.ndarray:
@@ -77,8 +78,8 @@ class Result:
     def _only(self) -> tuple[np.ndarray, np.ndarray]:
         if len(self.results) != 1:
             msg = (
-                f"The model has several outputs: {', '.join(self.results)}. "
-                "Take one of them from `results`."
+                f"The model has several outputs: {', '.join(self.results)}. Choose one from "
+                "`results`."
             )
             raise JobError(msg)
         return next(iter(self.results.values()))
@@ -130,7 +131,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         ((1000, 64), dtype('float64'))
     """
     if data is None or isinstance(data, str | os.PathLike):
-        msg = f"`score` takes rows in memory. Received: {data!r}. For files there is `run`."
+        msg = f"`score` takes rows in memory. Received: {data!r}. Use `run` for files."
         raise InputError(msg)
     if bad not in ("raise", "nan"):
         msg = f"`bad` must be `raise` or `nan`. Received: {bad!r}."
@@ -214,7 +215,7 @@ def _table_of_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
     rows = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(rows.values())) != 1:
         counted = ", ".join(f"`{name}` {count}" for name, count in rows.items()) or "no array"
-        msg = f"The arrays must have the same number of rows. Received: {counted}."
+        msg = f"The arrays must have equal numbers of rows. Received: {counted}."
         raise InputError(msg)
     fields = [_array_field(name, array) for name, array in arrays.items()]
     columns = [_column(array, field) for array, field in zip(arrays.values(), fields, strict=True)]
@@ -262,8 +263,8 @@ def _check_policies(scored: Scored, bad: str) -> None:
     if bad == "raise":
         named = ", ".join(f"{row} ({scored.reason(int(row))})" for row in rows[:_NAMED_ROWS])
         msg = (
-            f"{len(rows)} rows of {scored.chunk.rows} are bad, the first of them: {named}. "
-            "Mend them, or pass `bad='nan'` to make their vectors NaN."
+            f"{len(rows):,} bad of {plural(scored.chunk.rows, 'row')}, the first of "
+            f"them: {named}. Fix them, or pass `bad='nan'` to make their vectors NaN."
         )
         raise BadRows(msg)
     for result in scored.results.values():

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import numbered
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.inputs.row_hash import repeated_rows
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
@@ -34,7 +35,7 @@ _BATCH_ROWS = 1024
 _OF_VECTORS = ("rows", "vectors", "zero", "nonfinite")
 _NAMED = 20
 _NAMED_ROWS = 3
-_REMEDY = "Restore it from a copy, or make it again with `--fresh`."
+_REMEDY = "Restore it from a copy, or recreate it with `--fresh`."
 _KEY_BATCH_ROWS = 65_536
 _KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, (1,))])
 _KEY_MEMORY_BYTES = 512 * 2**20
@@ -67,7 +68,7 @@ def find_foreign_files(run: StoredRun, findings: Findings) -> None:
     known = {file.path for file in recorded_files(run)}
     for directory in sorted({*run.directories, CHUNKS_PATH.partition("/")[0]}):
         for path in unknown_files(Path(run.path), known, directory):
-            findings.add(f"`{path}` is no file of this run. Remove it, or put it elsewhere.")
+            findings.add(f"`{path}` does not belong to this run. Remove it, or move it elsewhere.")
 
 
 @dataclass
@@ -107,7 +108,7 @@ def check_statistics(run: StoredRun, findings: Findings) -> None:
         return  # the check of the files says so already
     except (OSError, pa.ArrowException, UnicodeDecodeError, TypeError) as error:
         words = " ".join(str(error).split())
-        findings.add(f"`{CHUNKS_PATH}` cannot be read as it was written: {words}.")
+        findings.add(f"`{CHUNKS_PATH}` cannot be read: {words}.")
         return
     described = run.manifest.statistics
     names = [(output, norm) for output in described for norm in described[output].norms]
@@ -135,17 +136,17 @@ def _compare(
     lengths = None if vectors is None else vectors.norms.get(norm)
     where = f"`{CHUNKS_PATH}`, output `{output}`, norm {norm}"
     if vectors is None or lengths is None:
-        findings.add(f"{where}: the manifest knows of no such statistics.")
+        findings.add(f"{where}: the manifest has no such statistics.")
         return
     # Of vectors: rows, zero ones and ones that are not finite. Of their norms: the others.
     for key in (*_OF_VECTORS, "count", "min", "max"):
         expected = getattr(vectors if key in _OF_VECTORS else lengths, key)
         if (found := getattr(total, key)) != expected:
-            said = f"{found}, and {expected} by the manifest"
-            findings.add(f"{where}: `{key}` of all chunks comes to {said}.")
+            said = f"{found}; the manifest has {expected}"
+            findings.add(f"{where}: `{key}` over all chunks is {said}.")
     mean = lengths.mean
     if total.mean is not None and not math.isclose(total.mean, mean or 0.0, rel_tol=1e-9):
-        findings.add(f"{where}: `mean` comes to {total.mean}, and {mean} by the manifest.")
+        findings.add(f"{where}: `mean` is {total.mean}; the manifest has {mean}.")
 
 
 @dataclass
@@ -180,7 +181,7 @@ class Findings:
             return
         more = self.count - len(self.texts)
         listed = [*self.texts, *([f"… and {more:,} more"] if more else [])]
-        head = f"`{path}` is damaged; {self.count:,} finding{'s' * (self.count > 1)}:"
+        head = f"`{path}` is damaged; {plural(self.count, 'finding')}:"
         raise Damaged(Lines(head, *(f"  {text}" for text in listed), remedy))
 
 
@@ -199,7 +200,7 @@ def check_keys(run: StoredRun, findings: Findings) -> None:
                 if _report_duplicates(run, suspects, findings):
                     return
     except Damaged as error:
-        findings.add(f"Keys were not all looked at: {error.message}")
+        findings.add(f"Not all keys were checked: {error.message}")
 
 
 def _hashed(run: StoredRun, findings: Findings) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
 from batchnorm_tool.storage import FileRecord, checked_json
@@ -88,9 +89,9 @@ class StoreCheck:
         for path in state.documents():
             text = state.storage.get(path) or b""
             if (Path(state.root) / path).is_symlink():
-                self.findings.add(f"`{state.root}/{path}` is no regular file.")
+                self.findings.add(f"`{state.root}/{path}` is not a regular file.")
             elif checked_json.load_checked_json(text) is None:
-                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum disagrees.")
+                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum does not match.")
         missing = {*range(1, pointer.next_version)} - {*state.recorded()}
         for version in sorted(missing):
             self.findings.add(f"`{record_path(version)}` is missing.")
@@ -101,7 +102,9 @@ class StoreCheck:
             record = state.record(version)
             found = None if record is None else record["state"]
             if found != word:
-                self.findings.add(f"Version {version} should be {word}. Its record says: {found}.")
+                self.findings.add(
+                    f"Version {version} should be {word}, but its record says: {found}."
+                )
 
     def _check_state(self) -> None:
         """Check that every other file of the state is as its record says, and there are no more."""
@@ -126,7 +129,9 @@ class StoreCheck:
             left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")
         for path in unknown_files(root, known):
             if not left.fullmatch(path):
-                self.findings.add(f"`{state.root}/{path}` is no file of this store. Remove it.")
+                self.findings.add(
+                    f"`{state.root}/{path}` does not belong to this store. Remove it."
+                )
 
     def _check_tags(self) -> None:
         """Check that Lance's tags and newest version are those that the store says."""
@@ -136,15 +141,15 @@ class StoreCheck:
         for name, lance_version in expected.items():
             if found.get(name) != lance_version:
                 self.findings.add(
-                    f"The tag `{name}` names version {found.get(name)} in Lance, and "
-                    f"{lance_version} by the store."
+                    f"The tag `{name}` names version {found.get(name)} in Lance, "
+                    f"and {lance_version} in the store's records."
                 )
         newest = latest_version(self.store.path)
         if newest != self.store.lance_version:
             self.findings.add(
-                f"Readers get version {newest} in Lance, and {self.store.lance_version} is live "
-                "by the store: somebody else wrote there, or a night was killed. The next "
-                "`refresh` settles a killed night."
+                f"Readers see version {newest} in Lance, but {self.store.lance_version} is live "
+                "in the store's records: another program wrote to it, or a refresh was killed. "
+                "The next `refresh` completes or undoes a killed one."
             )
 
     def _check_rows(self) -> None:
@@ -225,7 +230,7 @@ class _Index:
         place.report(rows[repeated], "an earlier row has the same key.")
         self.seen[at] = True
         for what, same in self._agreement(table, rows, at).items():
-            place.report(rows[~same], f"its {what} is not the one in `{self.path}`.")
+            place.report(rows[~same], f"its {what} differs from the one in `{self.path}`.")
 
     def _agreement(
         self, table: pa.Table, rows: np.ndarray, at: np.ndarray
@@ -243,7 +248,7 @@ class _Index:
         """Report the rows of the index that are not in the dataset."""
         missing = int((~self.seen).sum())
         if missing:
-            findings.add(f"{missing:,} rows of `{self.path}` are not in the dataset.")
+            findings.add(f"Not in the dataset: {plural(missing, 'row')} of `{self.path}`.")
 
 
 def _hashes(table: pa.Table) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchnorm_tool.chunk import Reason, fitting_rows, numbered
+from batchnorm_tool.display import plural
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import row_norms, widen
@@ -131,7 +132,7 @@ class VectorCheck:
 
     def _compare(self, what: str, found: int, expected: int) -> None:
         if found != expected:
-            numbers = f"{found:,} rows {what} are stored, and {expected:,} by the manifest"
+            numbers = f"{plural(found, 'row')} {what} stored; the manifest has {expected:,}"
             self.findings.add(f"{numbers}.")
 
     def _compare_norms(self, output: OutputSpec) -> None:
@@ -147,8 +148,8 @@ class VectorCheck:
         is_all = rows.rows_in == rows.rows_out and not rows.nullified
         if not (_same(stored, norms) if is_all else _within(stored, norms)):
             self.findings.add(
-                f"The stored norms of `{output.name}` are not those that the manifest's statistics "
-                f"describe: {_described(stored)}, and {_described(norms)} by the manifest."
+                f"The stored norms of `{output.name}` do not match the "
+                f"manifest: {_described(stored)}; the manifest has {_described(norms)}."
             )
 
 
@@ -167,15 +168,17 @@ def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool =
     output = checked.output
     if output.norm.name == "none":
         wrong = checked.norms != 1
-        place.report(checked.rows_with(wrong), "a norm is not 1, though `none` was asked for.")
+        place.report(
+            checked.rows_with(wrong), "a norm is not 1, although the job's norm is `none`."
+        )
         return
     tolerance = length_tolerance(output.norm, output.width, checked.dtype)
     with np.errstate(invalid="ignore"):
         off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
     place.report(
         checked.rows_with(off & np.isfinite(checked.lengths)),
-        f"a vector is not of length 1 under {output.norm.label} (within {tolerance:.2g}), "
-        "or not all zeros beside a norm of 0.",
+        f"a vector does not have length 1 under {output.norm.label} (within {tolerance:.2g}), or "
+        "is not zero where its norm is 0.",
     )
 
 
@@ -256,5 +259,5 @@ def _within(stored: NormStats, described: NormStats) -> bool:
 
 def _described(norms: NormStats) -> str:
     if norms.min is None or norms.max is None or math.isnan(norms.min):
-        return f"{norms.count:,} norms"
-    return f"{norms.count:,} norms from {norms.min:.6g} to {norms.max:.6g}"
+        return plural(norms.count, "norm")
+    return f"{plural(norms.count, 'norm')} from {norms.min:.6g} to {norms.max:.6g}"

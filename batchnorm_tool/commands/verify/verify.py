@@ -18,6 +18,7 @@ from batchnorm_tool.commands.verify.run_files import (
 )
 from batchnorm_tool.commands.verify.store import StoreCheck
 from batchnorm_tool.commands.verify.vectors import VectorCheck
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.readers.run import StoredPart
     from batchnorm_tool.readers.store import Snapshot
 
-_RESTORE = "Restore the dataset and its state together from a backup, or make a new store."
+_RESTORE = "Restore the dataset and its state together from a backup, or create a new store."
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _verify_store(path: str) -> Verification:
 def _refuse_if_changed(store: Snapshot) -> None:
     """Refuse a store that a refresh changed while it was read."""
     if store.state.storage.is_locked() or store.state.pointer() != store.pointer:
-        msg = f"`{store.path}` was changed by a refresh while it was read. Verify it again."
+        msg = f"`{store.path}` was changed by a refresh during verification. Verify it again."
         raise WorkFailed(msg)
 
 
@@ -185,11 +186,11 @@ def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:
     rows = run.manifest.rows
     stored = sum(part.rows for part in run.parts)
     for what, found, expected in (
-        ("are stored", stored, rows.rows_out),
-        ("lie in quarantine", quarantined, rows.quarantined),
+        ("stored", stored, rows.rows_out),
+        ("in quarantine", quarantined, rows.quarantined),
     ):
         if found != expected:
-            findings.add(f"{found:,} rows {what}, and {expected:,} by the manifest.")
+            findings.add(f"{plural(found, 'row')} {what}; the manifest has {expected:,}.")
 
 
 def _verify_beside(run: StoredRun, findings: Findings) -> None:
@@ -209,5 +210,5 @@ def _refuse_if_replaced(run: StoredRun) -> None:
     except OSError:
         success = ""
     if success != run.manifest.checksum:
-        msg = f"`{run.path}` was replaced by another run while it was read. Verify it again."
+        msg = f"`{run.path}` was replaced by another run during verification. Verify it again."
         raise WorkFailed(msg)

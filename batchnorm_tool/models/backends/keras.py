@@ -111,8 +111,8 @@ def _check_stateless(model: Any) -> None:
     if names:
         raise ModelError(
             f"The model keeps state from call to call: its layer `{names[0]}` has stateful=True. "
-            "Expected predictions that depend on the row alone, and not on the rows before it. "
-            "Build it with stateful=False, give it these weights, and save that."
+            "Expected predictions that depend on the row alone, and not on earlier rows. Rebuild "
+            "it with stateful=False, set the same weights, and save that."
         )
 
 
@@ -122,7 +122,7 @@ def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
     named = _input_tensors(structure)
     if any(tensor.shape is None or tensor.sparse or tensor.ragged for _, tensor in named):
         raise ModelError(
-            "The model takes sparse or ragged input, which is not supported. Give a model with "
+            "The model takes sparse or ragged input, which is not supported. Use a model with "
             "dense inputs."
         )
     sizes = {tensor.shape[0] for _, tensor in named} - {None}
@@ -203,8 +203,8 @@ def _input_structure(model: Any) -> Any:
         shapes = next(iter(shapes.values()))
     if not shapes:
         raise ModelError(
-            "The model has not been built: its inputs are unknown. Call it once on a batch, and "
-            "save it again."
+            "The model is not built: its inputs are unknown. Call it once on a batch, and save it "
+            "again."
         )
     return _tensors_of(shapes)
 

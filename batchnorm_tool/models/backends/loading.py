@@ -33,35 +33,35 @@ _COLORS = re.compile(r"\x1b\[[\d;]*m")
 # The first pattern that is found in Keras's message explains it.
 _EXPLANATIONS = {
     r"Could not locate function": (
-        "It needs a function of somebody's own, which cannot be named in `model.trust`. Export the "
-        "model where it was made, with model.export(): a SavedModel needs no Python code."
+        "It needs a custom function, which `model.trust` cannot allow. Export the model where it "
+        "was created, with model.export(): a SavedModel needs no Python code."
     ),
     r"Could not locate class|Unknown (layer|object|loss|metric)|is a custom class": (
-        "It needs a custom class. Install the package that defines it, and name the class in "
+        "It needs a custom class. Install the package that defines it, and list the class in "
         "`model.trust: {classes: [package.module.Class]}`."
     ),
     r"name '\w+' is not defined": (
-        "Its own Python code (a Lambda layer, for instance) uses a name that only the program had "
-        "that saved it. Replace that layer by one of Keras or by a class of yours, and save the "
-        "model again."
+        "Its own Python code (a Lambda layer, for instance) uses a name that is only defined in "
+        "the program that saved it. Replace that layer with a Keras layer or a class of your own, "
+        "and save the model again."
     ),
     r"bad marshal data|unknown opcode|code\(\) (argument|takes)": (
-        "It holds Python code that another version of Python compiled. Use that version, or save "
+        "It contains Python code compiled by another version of Python. Use that version, or save "
         "the model again with this one."
     ),
     r"Keras 2\b|time_major|'groups'|batch_input_shape|keras\.src\.engine|'lr'"
     r"|pop expected at most 1 argument": _KERAS_2,
     r"[Uu]nrecognized keyword arguments|unexpected keyword argument": (
-        "Another version of Keras wrote it, with settings that this one does not know. Install "
+        "It was written by another version of Keras, with settings unknown to this one. Install "
         "that version, or save the model again with this one."
     ),
     r"lambda|Lambda|safe_mode|unsafe": (
-        "It holds Python code. If you know where it comes from, let exactly this file pass with "
+        "It contains Python code. If you trust its source, allow exactly this file with "
         "`model.trust: sha256:…` (`batchnorm-tool show` prints the hash)."
     ),
     r"too many positional arguments": (
-        "An .h5 file does not keep an operation such as `a + b`. Save the model as .keras where it "
-        "was made."
+        "An .h5 file cannot store operations such as `a + b`. Save the model as .keras where it "
+        "was created."
     ),
     r"expected \d+ variables|variables to be loaded|was never built|weight count"
     r"|[Uu]nable to (synchronously )?open object|doesn't exist|axes don't match": (
@@ -69,7 +69,7 @@ _EXPLANATIONS = {
         "with model.save()."
     ),
     r"signature not found|truncated file|bad magic|[Uu]nable to (synchronously )?open file": (
-        "The file is damaged. Copy it again from where it comes from."
+        "The file is damaged. Copy it again from its source."
     ),
 }
 
@@ -199,8 +199,8 @@ def inner_layer_model(model: Any, name: str) -> Any:
         )
     if not getattr(model, "inputs", None):
         raise ModelError(
-            f"The layer `{name}` cannot be taken out of a {type(model).__name__}, which is written "
-            "as Python code. Save that layer as a model of its own."
+            f"The layer `{name}` cannot be extracted from a {type(model).__name__}, which is "
+            "defined by Python code. Save that layer as a model of its own."
         )
     outputs = _first_call(model, model.get_layer(name))
     needed = _needed_inputs(model, keras.tree.flatten(outputs))
@@ -208,8 +208,8 @@ def inner_layer_model(model: Any, name: str) -> Any:
         return keras.Model(needed[0] if len(needed) == 1 else needed, outputs)
     except (LookupError, TypeError, ValueError) as error:
         raise ModelError(
-            f"The output of the layer `{name}` (`model.layer`) does not follow from the model's "
-            f"inputs ({error}). Name another layer: {', '.join(names)}."
+            f"The output of the layer `{name}` (`model.layer`) cannot be computed from the "
+            f"model's inputs ({error}). Choose another layer: {', '.join(names)}."
         ) from error
 
 
@@ -256,9 +256,9 @@ def _custom_objects(model: Model, path: str) -> dict[str, object]:
     for wanted in security.examine(path, model.path).classes:
         if wanted not in objects:
             raise ModelError(
-                f"{model.path}: asks for the class `{wanted}`, and the classes that "
-                f"`model.trust.classes` names are registered as {', '.join(objects)}. Name the "
-                "class that is registered under that name."
+                f"{model.path}: needs the class `{wanted}`, but the classes in "
+                f"`model.trust.classes` are registered as {', '.join(objects)}. List the class "
+                "that is registered under that name."
             )
     return objects
 
@@ -269,6 +269,6 @@ def _imported(name: str) -> Any:
         return getattr(importlib.import_module(module), class_name)
     except (AttributeError, ImportError, ValueError) as error:
         raise ModelError(
-            f"`model.trust.classes` names {name}, which cannot be imported ({error}). Install the "
+            f"`model.trust.classes` lists {name}, which cannot be imported ({error}). Install the "
             "package that defines it, and write it as package.module.Class."
         ) from error

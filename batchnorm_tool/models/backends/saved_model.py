@@ -37,7 +37,7 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
     if model.layer is not None:
         raise ModelError(
             f"{model.path}: `model.layer` works for .keras and .h5 files; a SavedModel has no "
-            "layers any more. Choose with `model.signature` and `model.outputs`."
+            "layers. Choose with `model.signature` and `model.outputs`."
         )
     content = Path(path, "saved_model.pb").read_bytes()
     stored = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
@@ -110,7 +110,7 @@ def _looks_up(stored: Any) -> bool:
 def _signature(model: Model, signatures: Mapping[str, object]) -> Any:
     wanted = model.signature or _DEFAULT_SIGNATURE
     if wanted not in signatures or wanted == _INIT_OP:
-        listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none at all"
+        listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none"
         raise ModelError(
             f"{model.path}: has no signature `{wanted}`. Received: {listed}. Choose one with "
             "`model.signature`, or export the model with model.export()."
@@ -143,7 +143,7 @@ def _tensors(session: Any, infos: Mapping[str, Any]) -> dict[str, tuple[Any, Any
     found = {}
     for name, info in sorted(infos.items()):
         if info.WhichOneof("encoding") != "name":
-            raise ValueError(f"the signature's {name} is no dense tensor")
+            raise ValueError(f"the signature's {name} is not a dense tensor")
         tensor = session.graph.as_graph_element(info.name, allow_operation=False)
         found[name] = tensor, tf.TensorSpec(tf.TensorShape(info.tensor_shape), tensor.dtype, name)
     return found
@@ -153,10 +153,11 @@ def _explain(path: str, error: Exception) -> str:
     said = " ".join(str(error).split())
     if "not registered" in said or "Op type" in said:
         meaning = (
-            "It needs an operation that this TensorFlow lacks. Install the package that adds it."
+            "It needs an operation that this TensorFlow does not have. Install the package that "
+            "adds it."
         )
     elif "variables" in said or "checkpoint" in said:
         meaning = "Its variables are missing or damaged. Copy the whole directory again."
     else:
-        meaning = "Check that TensorFlow Serving takes it, and export the model again."
+        meaning = "Check that TensorFlow Serving can load it, and export the model again."
     return f"{path}: does not load. {meaning} TensorFlow says: {type(error).__name__}: {said[:400]}"

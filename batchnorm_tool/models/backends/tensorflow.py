@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import JobError, ModelError, ModelFailed, WorkFailed
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
     except RuntimeError:
         setup = running_tensorflow()
         warnings.warn(
-            "TensorFlow was in use before this run, so that `engine.devices` and `engine.threads` "
-            f"cannot be set any more: it computes on the {setup.device} with {setup.threads} "
-            "thread(s) in an operation. Start the run first, or in a process of its own.",
+            "TensorFlow was already initialized, so that `engine.devices` and `engine.threads` "
+            f"have no effect: it computes on the {setup.device} "
+            f"with {plural(setup.threads, 'thread')} per operation. Start the run first, or in a "
+            "separate process.",
             stacklevel=2,
         )
         return setup
@@ -119,8 +121,9 @@ def _gpus(tf: Any, devices: Devices) -> list[Any]:
     missing = [number for number in wanted if number >= len(found)]
     if missing:
         raise JobError(
-            f"`engine.devices` names GPU {missing[0]}, but TensorFlow sees {len(found)} on this "
-            "machine, counted from 0. Name others, or set it to auto."
+            f"`engine.devices` lists GPU {missing[0]}, but TensorFlow "
+            f"sees {plural(len(found), 'GPU')} on this machine, counted from 0. Choose others, or "
+            "set it to auto."
         )
     return [found[number] for number in wanted]
 
@@ -172,9 +175,9 @@ def check_output(name: str, shape: Any, rows: int) -> None:
     if plain is not None and (not plain or plain[0] not in (None, rows)):
         received = f"{plain[0]} rows" if plain else "one value for all rows"
         raise ModelError(
-            f"The model changes the number of rows: for {rows} rows of input, its output `{name}` "
-            f"has {received}. Expected one entry for each row. Choose another output with "
-            "`model.outputs` or another layer with `model.layer`."
+            f"The model changes the number of rows: for {plural(rows, 'row')} of input, its "
+            f"output `{name}` has {received}. Expected one entry for each row. Choose another "
+            "output with `model.outputs` or another layer with `model.layer`."
         )
 
 
@@ -215,7 +218,7 @@ def run_errors() -> Iterator[None]:
     except tf.errors.OpError as error:
         raise WorkFailed(
             f"The model failed on a batch ({type(error).__name__}: {_cause(error.message)}). Run "
-            "it again: it resumes. If it fails again, try `engine.devices: cpu`."
+            "again to resume. If it fails again, try `engine.devices: cpu`."
         ) from error
 
 

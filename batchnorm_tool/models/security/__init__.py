@@ -118,8 +118,8 @@ def _copy(path: str, target: Path) -> Path:
 def _check_pin(model: Model, report: ModelReport) -> None:
     if model.sha256 is not None and model.sha256 != report.sha256:
         raise ModelError(
-            f"{report.path}: not the model that `model.sha256` asks for. Expected {model.sha256}. "
-            f"Received: {report.sha256}. Give the right file, or change `model.sha256`."
+            f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
+            f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
         )
 
 
@@ -127,8 +127,8 @@ def _check_trust(model: Model, report: ModelReport) -> None:
     if isinstance(model.trust, str):
         if model.trust != f"sha256:{report.sha256}":
             raise ModelError(
-                f"{report.path}: not the file that `model.trust` names. Expected {model.trust}. "
-                f"Received: sha256:{report.sha256}. Look at the file again before you trust it."
+                f"{report.path}: not the file given by `model.trust`. Expected {model.trust}. "
+                f"Received: sha256:{report.sha256}. Inspect the file again before you trust it."
             )
         return
     trusted = [] if model.trust is None else list(model.trust.classes)
@@ -154,10 +154,10 @@ def _refusal(report: ModelReport, refused: list[ModelFinding], absent: list[str]
     more = len(refused) - len(shown)
     listed = "; ".join(shown) + (f"; and {more} more" if more else "")
     steps = [
-        *(f"`model.trust.classes` names {name}, which cannot be imported." for name in absent),
+        *(f"`model.trust.classes` lists {name}, which cannot be imported." for name in absent),
         *_next_steps(report, refused),
     ]
-    return f"{report.path}: refused by the safety gate. It holds {listed}. {' '.join(steps)}"
+    return f"{report.path}: refused by the safety gate. It contains {listed}. {' '.join(steps)}"
 
 
 def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[str]:
@@ -166,11 +166,10 @@ def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[st
         names = {f"{item.module or 'my_package.layers'}.{item.name}" for item in custom}
         listed = ", ".join(sorted(names)[:_SHOWN_FINDINGS])
         yield (
-            "If these classes are installed here, name them: "
-            f"`model.trust: {{classes: [{listed}]}}`."
+            f"If these classes are installed, list them: `model.trust: {{classes: [{listed}]}}`."
         )
     yield (
-        "If you know where this file comes from, let exactly this file pass with "
-        f"`model.trust: sha256:{report.sha256}` in the job file, or with "
-        f"`--set model.trust=sha256:{report.sha256}`."
+        "If you trust the source of this file, allow exactly this file with `model.trust: "
+        f"sha256:{report.sha256}` in the job file, or with `--set "
+        f"model.trust=sha256:{report.sha256}`."
     )

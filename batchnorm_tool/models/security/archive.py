@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.security.directory import foreign_file
 from batchnorm_tool.models.security.keras_allowlist import short
@@ -119,12 +120,13 @@ def parse_config(text: object, shown: str) -> Any:
     """
     if not isinstance(text, str | bytes):
         raise ModelError(
-            f"{shown}: its architecture is {short(text)}, where text belongs. Use another file."
+            f"{shown}: its architecture is {short(text)}, where a string is expected. Use another "
+            "file."
         )
     if len(text) > MAX_CONFIG_BYTES:
         raise ModelError(
-            f"{shown}: its architecture takes {len(text):,} bytes, more than the "
-            f"{MAX_CONFIG_BYTES:,} that any real model needs. Use another file."
+            f"{shown}: its architecture takes {len(text):,} bytes, more than "
+            f"the {MAX_CONFIG_BYTES:,} that real models need at most. Use another file."
         )
     data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     if any(sum(map(data.count, marks)) > most for marks, most in _MOST.items()):
@@ -182,15 +184,14 @@ def _errors(shown: str) -> Iterator[None]:
     try:
         yield
     except ImplausibleError as error:
-        raise ModelError(f"{shown}: {error}, as no real model does. Use another file.") from error
+        raise ModelError(f"{shown}: {error}, unlike any real model. Use another file.") from error
     except (
         *(EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
         *(TypeError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile),
     ) as error:
         raise ModelError(
             f"{shown}: damaged or cut short ({type(error).__name__}: {error}). Expected a whole "
-            "Keras model. Copy it again from where it comes from, or save it again with "
-            "model.save()."
+            "Keras model. Copy it again from its source, or save it again with model.save()."
         ) from error
 
 
@@ -201,15 +202,15 @@ def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[st
     distinct = {name.casefold() for name in names}
     if len(names) > _MAX_MEMBERS or len(distinct) < len(names):
         raise ModelError(
-            f"{shown}: its archive holds {len(names):,} members, {len(distinct):,} of them "
-            "different; Keras writes few, each once. Use another file."
+            f"{shown}: its archive holds {plural(len(names), 'member')}, {len(distinct):,} of "
+            "them distinct; Keras writes few, each once. Use another file."
         )
     for member in members:
         fault = _member_fault(member)
         if fault is not None:
             raise ModelError(
-                f"{shown}: its archive member `{short(member.filename)}` {fault}; Keras writes "
-                "none like it. Use another file."
+                f"{shown}: its archive member `{short(member.filename)}` {fault}, which Keras "
+                "never writes. Use another file."
             )
     size = sum(member.file_size for member in members)
     if size > may_grow_to(file_bytes):
@@ -226,7 +227,7 @@ def _member_fault(member: zipfile.ZipInfo) -> str | None:
     if member.flag_bits & 1:
         return "is encrypted"
     if path.suffix == ".npz":
-        return "is an archive of its own"
+        return "is itself an archive"
     return None
 
 
@@ -275,9 +276,9 @@ def _no_config(shown: str, names: set[str]) -> str:
     if any(name.endswith("/data.pkl") for name in names):
         return f"{shown}: {foreign_file(Path('model.pt'), b'')}"
     return (
-        f"{shown}: a zip archive, but no Keras model: `config.json` is missing. Received: "
-        f"{', '.join(map(short, sorted(names)[:5])) or 'an empty archive'}. Give a file written by "
-        "model.save('….keras')."
+        f"{shown}: a ZIP archive, but not a Keras model: `config.json` is missing. "
+        f"Received: {', '.join(map(short, sorted(names)[:5])) or 'an empty archive'}. Use a file "
+        "written by model.save('….keras')."
     )
 
 
@@ -286,13 +287,13 @@ def _weights_only(shown: str, groups: Iterable[str], attributes: Container[str])
     names = list(itertools.islice(groups, 1000))
     if any(mark in names or mark in attributes for mark in marks):
         return (
-            f"{shown}: holds weights only, without the architecture. Expected a whole model. "
+            f"{shown}: contains weights only, without the architecture. Expected a whole model. "
             "Build the model in Python, call model.load_weights() with this file, and save it "
             "whole with model.save('model.keras')."
         )
     return (
-        f"{shown}: an HDF5 file, but no Keras model: `model_config` is missing. Received: "
-        f"{', '.join(map(short, names[:5])) or 'an empty file'}. Give a file written by "
+        f"{shown}: an HDF5 file, but not a Keras model: `model_config` is missing. "
+        f"Received: {', '.join(map(short, names[:5])) or 'an empty file'}. Use a file written by "
         "model.save()."
     )
 

@@ -20,12 +20,12 @@ _MAX_BYTES = 64 << 30
 MAX_GRAPH_BYTES = 2 << 30  # protobuf's own limit
 GRAPH = "saved_model.pb"
 _ELSEWHERE = (
-    "predict with the program that it is made for, and give the stored predictions to "
+    "predict with the framework that it is made for, and normalize the stored predictions with "
     "`batchnorm-tool normalize`."
 )
-_TFLITE = f"a TFLite (LiteRT) model. Give the Keras model that it was made from. Or {_ELSEWHERE}"
-_ONNX = f"an ONNX model. Give the Keras model that it was made from, or {_ELSEWHERE}"
-_PYTORCH = f"a PyTorch model. Give a Keras model, or {_ELSEWHERE}"
+_TFLITE = f"a TFLite (LiteRT) model. Use the original Keras model. Or {_ELSEWHERE}"
+_ONNX = f"an ONNX model. Use the original Keras model, or {_ELSEWHERE}"
+_PYTORCH = f"a PyTorch model. Use a Keras model, or {_ELSEWHERE}"
 _TENSORFLOW_JS = (
     "a TensorFlow.js model. Convert it back: `tensorflowjs_converter "
     "--input_format=tfjs_layers_model --output_format=keras model.json model.h5`."
@@ -39,8 +39,8 @@ _SAFETENSORS = (
     f"or {_ELSEWHERE}"
 )
 _GRAPH_JS = (
-    "a TensorFlow.js model of the format graph-model, which cannot be converted back. Give the "
-    f"model that it was made from, or {_ELSEWHERE}"
+    "a TensorFlow.js model of the format graph-model, which cannot be converted back. Use the "
+    f"original model, or {_ELSEWHERE}"
 )
 # By what the first bytes hold; the first pattern that is found counts.
 _HEADS = {
@@ -59,7 +59,7 @@ _SUFFIXES = {
     ".pth": _PYTORCH,
     ".tflite": _TFLITE,
     ".pb": (
-        "one file of a TensorFlow model. Give the directory of a SavedModel, which holds "
+        "one file of a TensorFlow model. Use the SavedModel's directory, which contains "
         "saved_model.pb and the folder variables."
     ),
 }
@@ -115,7 +115,7 @@ class ModelDirectory:
         opened = os.fdopen(file, "rb")
         if not stat.S_ISREG(os.fstat(file).st_mode):
             opened.close()
-            raise OSError(f"`{name}` is no file any more")
+            raise OSError(f"`{name}` is no longer a file")
         return opened
 
     def sha256(self, name: str) -> str:
@@ -135,8 +135,8 @@ class ModelDirectory:
                     left -= copied.write(block)
                 if left or source.read(1):
                     raise ModelError(
-                        f"{self.shown}: `{name}` in it changed while it was copied. Wait until the "
-                        "model is written, and try again."
+                        f"{self.shown}: `{name}` in it changed while it was copied. Wait until "
+                        "the model is complete, and try again."
                     )
 
 
@@ -145,10 +145,10 @@ def check_room(shown: str, size: int, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if size > min(free, _MAX_BYTES):
         raise ModelError(
-            f"{shown}: holds {size:,} bytes, of which a private copy is made in "
-            f"{target.parent}. Expected at most {min(free, _MAX_BYTES):,} bytes "
-            f"({'what is free there' if free < _MAX_BYTES else 'the limit for a model'}). "
-            "Remove what does not belong to the model, or set TMPDIR to a larger disk."
+            f"{shown}: holds {size:,} bytes, of which a private copy is made in {target.parent}. "
+            f"Expected at most {min(free, _MAX_BYTES):,} bytes "
+            f"({'the free space there' if free < _MAX_BYTES else 'the limit for a model'}). "
+            "Remove files that do not belong to the model, or set TMPDIR to a larger disk."
         )
 
 
@@ -173,9 +173,7 @@ def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:
                 elif stat.S_ISREG(found.st_mode):
                     yield name, _Entry(Path(place).relative_to(root).parts, found.st_size)
                 else:
-                    what = (
-                        "a link in a circle" if item.is_symlink() else "neither a file nor a link"
-                    )
+                    what = "a circular link" if item.is_symlink() else "neither a file nor a link"
                     raise ModelError(f"{shown}: `{name}` in it is {what}. Export the model again.")
 
 
@@ -186,8 +184,8 @@ def _inside(root: str, item: os.DirEntry[str], words: str) -> str:
     place = os.path.realpath(item.path)
     if os.path.commonpath([root, place]) != root:
         raise ModelError(
-            f"{words} in it leads out of it, to {place}. Copy the model with its files in place of "
-            "the links (cp -rL), and give the copy."
+            f"{words} in it points outside it, to {place}. Copy the model with its links resolved "
+            "(cp -rL), and use the copy."
         )
     return place
 
@@ -218,7 +216,7 @@ def foreign_folder(path: Path) -> str | None:
     if versions:
         latest = max(versions, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         listed = ", ".join(versions[:5])
-        return f"a folder of SavedModels: {listed}. Give one of them, such as {path / latest}."
+        return f"a folder of SavedModels: {listed}. Use one of them, such as {path / latest}."
     if "checkpoint" in names and any(name.endswith(".index") for name in names):
         return (
             "a checkpoint: weights only, without the architecture. Load it in Python with "
@@ -231,7 +229,7 @@ def _held(path: Path, names: list[str]) -> str | None:
     """Return what a folder without data is, by the model file in it."""
     for name in names:
         if name.endswith((".keras", ".h5", ".hdf5")):
-            return f"a folder with the model {name} in it. Give {path / name}."
+            return f"a folder with the model {name} in it. Use {path / name}."
     for name in names:
         words = _SUFFIXES.get(Path(name).suffix.lower())
         if name == "model.json" and any(other.endswith(".bin") for other in names):

@@ -36,10 +36,10 @@ _OPERATION_NAME = re.compile(r"_*[A-Z][A-Za-z0-9]*(>.*)?")
 _DT_STRING = 7
 _NONE: frozenset[str] = frozenset()
 FileKind = Literal["checkpoint", "asset"]
-_STRAY_CHECKPOINT = "a checkpoint operation outside of the saver"
+_STRAY_CHECKPOINT = "a checkpoint operation outside the saver"
 _FOREIGN_FILE = {
     "checkpoint": _STRAY_CHECKPOINT,
-    "asset": "an operation that reads a vocabulary from a file that is no asset of the model",
+    "asset": "an operation that reads a vocabulary from a file that is not an asset of the model",
 }
 ALLOWED_OPS = frozenset(
     """
@@ -283,7 +283,7 @@ class ExaminedGraph:
         """What may do more than compute, and where it is."""
         found = [*self._named_like_operations(), *self._forbidden(), *self._foreign_files()]
         found += [
-            ("an asset outside of the model", path)
+            ("an asset outside the model", path)
             for path in self._assets.values()
             if _leads_out(path)
         ]
@@ -322,7 +322,7 @@ class ExaminedGraph:
     def _take(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise ValueError("it holds too many nodes, attributes and functions to be examined")
+            raise ValueError("it has too many nodes, attributes and functions to examine")
 
     def _parsed(self, kind: str, pieces: Sequence[bytes]) -> Iterator[Any]:
         self._take(len(pieces) * _COST.get(kind, 1))
@@ -338,7 +338,7 @@ class ExaminedGraph:
         tagged = _unique("tag", ((" ".join(sorted(g.meta_info_def.tags)), g) for g in graphs))
         if "serve" not in tagged and len(graphs) != 1:
             listed = ", ".join(tagged) or "none"
-            raise ValueError(f"it holds no graph with the tag `serve`, but {listed}")
+            raise ValueError(f"it has no graph with the tag `serve`, but {listed}")
         return tagged.get("serve", graphs[0])
 
     def _asset_files(self) -> dict[str, str]:
@@ -364,7 +364,7 @@ class ExaminedGraph:
         for piece in (piece for piece in pieces if len(piece) > _LARGE_NODE):
             node = parse("LargeNode", piece)
             if node.op != "Const":
-                raise ValueError(f"a node in it takes {len(piece):,} bytes and is no constant")
+                raise ValueError(f"a node in it takes {len(piece):,} bytes and is not a constant")
             yield _Node(node.name, node.op, _NONE, node, piece)
 
     def _functions_in(self, attributes: Sequence[Any], depth: int = 0) -> frozenset[str]:
@@ -377,13 +377,13 @@ class ExaminedGraph:
             keys.add(entry.key)
             kind = entry.value.WhichOneof("kind")
             if kind == "placeholder":
-                raise ValueError("it leaves an attribute of an operation to a function's caller")
+                raise ValueError("it takes an attribute of an operation from a function's caller")
             if kind == "func":
                 functions.append(entry.value.func)
             elif kind == "list":
                 functions += entry.value.list.func
         if len(keys) != len(attributes):
-            raise ValueError("it holds an attribute of an operation twice")
+            raise ValueError("it has a duplicate attribute of an operation")
         if not functions:
             return _NONE
         self._take(len(functions) * _COST["NameAttrList"])
@@ -463,7 +463,7 @@ class ExaminedGraph:
     def _named_like_operations(self) -> Iterator[tuple[str, str]]:
         for name in self._functions:
             if _OPERATION_NAME.fullmatch(name):
-                yield f"a function that is named like an operation, {name}", "the function library"
+                yield f"a function named like an operation, {name}", "the function library"
 
     def _forbidden(self) -> Iterator[tuple[str, str]]:
         known = ALLOWED_OPS | self._bodies.keys()
@@ -557,7 +557,7 @@ def _unique(what: str, items: Iterable[tuple[str, _T]]) -> dict[str, _T]:
     found: dict[str, _T] = {}
     for name, item in items:
         if name in found:
-            raise ValueError(f"it holds the {what} {name} twice")
+            raise ValueError(f"it has the {what} {name} twice")
         found[name] = item
     return found
 
@@ -571,7 +571,7 @@ def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node
         if name in needed:
             continue
         if name not in nodes:
-            raise ValueError(f"the node {name}, which it asks for, is not in it")
+            raise ValueError(f"the node {name}, which it needs, is missing")
         needed.add(name)
         waiting += map(_node_name, nodes[name].inputs)
     return {name: node for name, node in nodes.items() if name in needed}

@@ -38,13 +38,13 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
 _UNCHECKED_UNITS = 2**20  # a model without stored weights (never built) may still have units
 UNSAFE_CLASSES = {
-    "Lambda": "a Lambda layer, which runs Python code that lies in the file",
-    "__lambda__": "a Python lambda, which runs code that lies in the file",
+    "Lambda": "a Lambda layer, which runs Python code stored in the file",
+    "__lambda__": "a Python lambda, which runs code stored in the file",
     "__typespec__": "a serialized type of TensorFlow",
-    "TFSMLayer": "a TFSMLayer, which loads a SavedModel from somewhere else",
+    "TFSMLayer": "a TFSMLayer, which loads a SavedModel from another place",
     "TorchModuleWrapper": "a TorchModuleWrapper, which unpickles code",
-    "FlaxLayer": "a FlaxLayer, which runs Python code that lies in the file",
-    "JaxLayer": "a JaxLayer, which runs Python code that lies in the file",
+    "FlaxLayer": "a FlaxLayer, which runs Python code stored in the file",
+    "JaxLayer": "a JaxLayer, which runs Python code stored in the file",
 }
 DROPOUT_CLASSES = frozenset(
     {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"}
@@ -205,7 +205,7 @@ def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]
     Example:
         >>> layer = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
         >>> [finding.what for finding in check_architecture(layer, 0)]
-        ['a Lambda layer, which runs Python code that lies in the file']
+        ['a Lambda layer, which runs Python code stored in the file']
     """
     bound = max(8 * weight_bytes, _UNCHECKED_UNITS)
     for where, item in _dictionaries(config):
@@ -217,7 +217,7 @@ def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]
             yield from _check_value(key, value, where, bound)
         yield from _check_products(item, where, bound)
     for name in _normalizing_outputs(config):
-        yield ModelFinding("warn", "an output that is normalized already", name)
+        yield ModelFinding("warn", "an output that is already normalized", name)
 
 
 def without_compile_settings(config: Any) -> Any:
@@ -263,8 +263,8 @@ def unloadable(config: Any) -> str | None:
             )
         if _is_bare_operation(item, name):
             return (
-                f"holds an operation of Keras, `{short(name)}`, which Keras cannot load from an "
-                ".h5 file. Save the model as .keras where it was made."
+                f"contains a Keras operation, `{short(name)}`, which Keras cannot load from an "
+                ".h5 file. Save the model as .keras where it was created."
             )
     return None
 
@@ -327,7 +327,7 @@ def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
     name, module = item["class_name"], item.get("module")
     if not isinstance(name, str) or not isinstance(module, str | None):
         yield ModelFinding(
-            "refuse", f"a class named by {short([name, module])}, where text belongs", where
+            "refuse", f"a class named by {short([name, module])}, where a string is expected", where
         )
     elif name == "function":
         yield from _check_function(item, where)
@@ -341,7 +341,7 @@ def _check_function(item: dict[str, object], where: str) -> Iterator[ModelFindin
     name, module = item.get("config"), _text(item, "module")
     if not isinstance(name, str):
         yield ModelFinding(
-            "refuse", f"a function named by {short(name)}, where text belongs", where
+            "refuse", f"a function named by {short(name)}, where a string is expected", where
         )
     elif (
         module not in FUNCTION_MODULES
@@ -401,11 +401,11 @@ def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[Model
     elif isinstance(value, int):
         largest = bound if key in _WEIGHT_KEYS else _LARGEST
         if value > largest and key not in _FREE_KEYS:
-            yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield ModelFinding("refuse", f"the huge size `{short(key)}` = {short(value)}", where)
     elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
         shapes = [value, *(inner for inner in value if isinstance(inner, list))]
         if any(_exceeds(_LARGEST, shape) for shape in shapes):
-            yield ModelFinding("refuse", f"the absurd size `{short(key)}` = {short(value)}", where)
+            yield ModelFinding("refuse", f"the huge size `{short(key)}` = {short(value)}", where)
 
 
 def _check_products(item: dict[str, object], where: str, bound: int) -> Iterator[ModelFinding]:
@@ -418,7 +418,7 @@ def _check_products(item: dict[str, object], where: str, bound: int) -> Iterator
         flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
         if None not in sizes and _exceeds(bound, flat):
             words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
-            yield ModelFinding("refuse", f"the absurd size of {words}", where)
+            yield ModelFinding("refuse", f"the huge size of {words}", where)
 
 
 def _exceeds(bound: int, sizes: Iterable[object]) -> bool:

@@ -136,7 +136,7 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
     for name in ("saved_model.pbtxt", "saved_model.cpb"):
         if name in files.entries:
             raise ModelError(
-                f"{shown}: holds {name}, a form of graph that is not supported. Save the model "
+                f"{shown}: contains {name}, a graph format that is not supported. Save the model "
                 f"again as a binary {GRAPH}."
             )
     with files.open(GRAPH) as file:
@@ -164,7 +164,7 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
 
 def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
     """Refuse a directory that lacks files which its graph reads."""
-    again = "Copy the whole directory again from where it comes from."
+    again = "Copy the whole directory again from its source."
     stored = [name for name in files.entries if name.startswith("variables/variables")]
     whole = _INDEX in stored or not any(".data-" in name for name in stored)
     if graph.restores and not (whole and {*stored} - {_INDEX}):
@@ -184,7 +184,7 @@ def model_kind(path: str, shown: str) -> ModelKind:
         if stat.S_ISDIR(mode):
             return _directory_kind(path, shown)
         if not stat.S_ISREG(mode):
-            raise ModelError(f"{shown}: neither a file nor a directory. Give a stored model.")
+            raise ModelError(f"{shown}: not a file or directory. Use a saved model.")
         with Path(path).open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
@@ -226,14 +226,13 @@ def _directory_kind(path: str, shown: str) -> ModelKind:
 
 def _unknown_words(head: bytes) -> str:
     if not head:
-        return "an empty file. Copy the model again from where it comes from."
+        return "an empty file. Copy the model again from its source."
     if head.startswith(b"version https://git-lfs"):
         return (
-            "a Git LFS pointer, not the model itself. Fetch the model with `git lfs pull`, and "
-            "try again."
+            "a Git LFS pointer, not the model. Fetch the model with `git lfs pull`, and try again."
         )
     return (
-        f"no Keras model. Expected a .keras archive, an .h5 file or a SavedModel directory. "
+        "not a Keras model. Expected a .keras archive, an .h5 file or a SavedModel directory. "
         f"Received: a file that begins with {head[:8]!r}. Save the model with "
         "model.save('model.keras')."
     )

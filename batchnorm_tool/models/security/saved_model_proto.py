@@ -83,10 +83,10 @@ def parse(name: str, content: bytes) -> Any:
     try:
         message = message_class(name).FromString(content)
     except DecodeError as error:
-        raise ValueError(f"it is cut short, or its {name} is damaged") from error
+        raise ValueError(f"it is truncated, or its {name} is damaged") from error
     message.DiscardUnknownFields()
     if message.ByteSize() != len(content):
-        raise ValueError(f"its {name} holds something twice, or something unknown")
+        raise ValueError(f"its {name} has duplicate or unknown fields")
     return message
 
 

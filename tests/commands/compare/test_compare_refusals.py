@@ -27,7 +27,11 @@ def labelled(tmp_path: Path) -> Path:
         ({"norms": [3]}, JobError, "Unknown norm"),
         ({"norms": 3}, JobError, "Unknown norm"),
         ({"metric": "cosin"}, JobError, r"`metric` must be.*'cosin'\. Did you mean `cosine`\?"),
-        ({"k": 200}, InputError, r"base\.parquet: the base has 199 others.*Received: 200\. Ask"),
+        (
+            {"k": 200},
+            InputError,
+            r"base\.parquet: the base has only 199 others.*Received: 200\. Use",
+        ),
         ({"k": [1, 500]}, InputError, "`k` of at most 199. Received: 500"),
         (
             {"k": []},
@@ -38,9 +42,9 @@ def labelled(tmp_path: Path) -> Path:
         ({"k": 1.5}, JobError, r"`k` must be.*Received: 1\.5"),
         ({"k": [True]}, JobError, "`k` must be"),
         ({"k": "10"}, JobError, "`k` must be"),
-        ({"sample": 0}, JobError, r"`sample` must be a whole number, 1 or more\. Received: 0"),
+        ({"sample": 0}, JobError, r"`sample` must be an integer, 1 or more\. Received: 0"),
         ({"sample": 1.5}, JobError, "`sample` must be"),
-        ({"seed": -1}, JobError, r"`seed` must be a whole number, 0 or more\. Received: -1"),
+        ({"seed": -1}, JobError, r"`seed` must be an integer, 0 or more\. Received: -1"),
         ({"seed": True}, JobError, "`seed` must be"),
         (
             {"label": "label", "relevance": "clicks.csv"},
@@ -57,7 +61,7 @@ def labelled(tmp_path: Path) -> Path:
         ({"label": "labl"}, InputError, r"no column `labl` \(did you mean `label`\?\)"),
         ({"column": 3}, JobError, "`column` must be the name of a column, or a list.*Received: 3"),
         ({"column": ["raw", None]}, JobError, "`column` must be"),
-        ({"column": ["raw", "raw"]}, JobError, "`column` must be.*a list of different names"),
+        ({"column": ["raw", "raw"]}, JobError, "`column` must be.*a list of distinct names"),
         ({"key": np.array("id")}, JobError, "`key` must be"),
         ({"label": 3}, JobError, "`label` must be the name of a column. Received: 3"),
         ({"by": ["label"]}, JobError, "`by` must be the name of a column"),
@@ -82,10 +86,18 @@ def test_what_cannot_be_compared_is_refused(
 @pytest.mark.parametrize(
     ("rows", "queries", "words"),
     [
-        (0, None, "nothing can be a neighbour. Expected: at least two rows. Received: 0"),
-        (1, None, "nothing can be a neighbour. Expected: at least two rows. Received: 1"),
-        (0, 3, "nothing can be a neighbour. Expected: at least one row. Received: 0"),
-        (3, 0, "none of the 0 queries can be used.*Received: a source without rows"),
+        (
+            0,
+            None,
+            "there are too few rows for neighbours. Expected: at least two rows. Received: 0",
+        ),
+        (
+            1,
+            None,
+            "there are too few rows for neighbours. Expected: at least two rows. Received: 1",
+        ),
+        (0, 3, "there are too few rows for neighbours. Expected: at least one row. Received: 0"),
+        (3, 0, "no query of 0 can be used.*Received: a source without rows"),
     ],
     ids=str,
 )
@@ -96,14 +108,14 @@ def test_nothing_to_compare_is_refused(rows: int, queries: int | None, words: st
 
 def test_queries_of_which_none_is_finite_are_refused() -> None:
     queries = np.full((2, WIDTH), np.nan)
-    with pytest.raises(InputError, match=r"array: none of the 2 queries.*Received: null, NaN"):
+    with pytest.raises(InputError, match=r"array: no query of 2.*Received: null, NaN"):
         compare(draw(), queries=queries)
 
 
 def test_an_array_has_no_columns() -> None:
     with pytest.raises(JobError, match=r"name columns of a file\. Received: an array"):
         compare(draw(), key="id")
-    with pytest.raises(InputError, match=r"array: has no column `label`\. It has vectors alone"):
+    with pytest.raises(InputError, match=r"array: has no column `label`\. It has only vectors"):
         compare(draw(), label="label")
 
 

@@ -132,9 +132,9 @@ def test_quality_of_a_second_file_equals_ir_measures(
     assert found["relevance"]["unknown_items"] == 2 + len(ASKING[:40:3])
     assert (found["relevance"]["unknown_queries"], found["relevance"]["clicks"]) == (1, False)
     barren, queries, items = found["warnings"]
-    assert barren == "Judged queries without a relevant row, which count as 0: 1."
-    assert queries.endswith("are not among the queries, and left out: 1.")
-    assert items.endswith("count as relevant rows that no norm can find: 16.")
+    assert barren == "Judged queries without a relevant row, counted as 0: 1."
+    assert queries.endswith("are not among the queries, ignored: 1.")
+    assert items.endswith("counted as relevant rows that no norm can find: 16.")
 
 
 def test_quality_of_rows_of_the_base_equals_ir_measures(tmp_path: Path) -> None:
@@ -222,11 +222,11 @@ def test_ids_without_a_key_are_row_numbers_with_a_warning(tmp_path: Path) -> Non
     first, second = (
         warning
         for warning in figures(compare(named, **given))["warnings"]
-        if "taken for" in warning
+        if "were read as" in warning
     )
-    assert "its items were taken for row numbers of" in first
+    assert "its items were read as row numbers of" in first
     assert "its queries" in second
-    assert "`key` (`--key`): it has `item`" in first
+    assert "`key` (`--key`), one of: `item`" in first
     assert not figures(compare(bare, **given))["warnings"]  # nothing there could be a key
     assert not figures(compare(named, key="item", queries=bare, **swap(tmp_path)))["warnings"]
 
@@ -240,7 +240,7 @@ def swap(tmp_path: Path) -> dict[str, Any]:
 def test_ids_that_are_no_row_numbers_need_a_key(tmp_path: Path, query: int) -> None:
     source = store(tmp_path / "base.parquet", draw(), item=np.arange(ROWS) + 1)
     write_csv(tmp_path / "judged.csv", {"1": {"7": 1, str(ROWS - query): 1}, str(query): {"3": 1}})
-    with pytest.raises(InputError, match=r"no key is named.*numbers from 0 to 199.*it has `item`"):
+    with pytest.raises(InputError, match=r"no key is given.*numbers from 0 to 199.*one of: `item`"):
         compare(source, relevance=tmp_path / "judged.csv", k=5)
     normalized = tmp_path / "out"
     run(
@@ -251,19 +251,19 @@ def test_ids_that_are_no_row_numbers_need_a_key(tmp_path: Path, query: int) -> N
             }
         )
     )
-    with pytest.raises(InputError, match=r"no key is named.*it has `item`"):
+    with pytest.raises(InputError, match=r"no key is given.*one of: `item`"):
         compare(normalized, relevance=tmp_path / "judged.csv", k=5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "content", "words"),
     [
-        ({}, "query,item\nitem 1,item 2\n", "none of its queries is known.*'0'.*'item"),
-        ({"key": "id"}, "query,item\nitem 1,x\n", "none of its items is known"),
-        ({"key": "label"}, "query,item\n1,1\n", "names [0-9]+ rows of the queries"),
+        ({}, "query,item\nitem 1,item 2\n", "none of its queries matches a row.*'0'.*'item"),
+        ({"key": "id"}, "query,item\nitem 1,x\n", "none of its items matches a row"),
+        ({"key": "label"}, "query,item\n1,1\n", "identifies [0-9]+ rows of the queries"),
         ({"key": ["id", "label"]}, "query,item\n1,1\n", "key has several columns: id, l"),
         ({"key": "id"}, "query,film\n1,1\n", "no column `item`"),
-        ({"key": "id"}, "query,item\nitem 1,item 1\n", "about themselves alone"),
+        ({"key": "id"}, "query,item\nitem 1,item 1\n", "against itself only"),
         (
             {"key": "id", "relevance_columns": ["a"]},
             "query,item\n1,1\n",

@@ -47,7 +47,7 @@ def test_where_lengths_tell_it_stays_with_none(tmp_path: Path) -> None:
     source = store(tmp_path / "x", x, label=label)
     found = figures(compare(source, label="label", k=5, metric="euclidean", **EVERYONE))
     assert (found["verdict"]["norm"], found["verdict"]["kind"]) == ("none", "better")
-    assert found["verdict"]["words"].startswith("Stay with none, which is what is stored: prec")
+    assert found["verdict"]["words"].startswith("Keep none, as stored: prec")
     assert found["verdict"]["notes"] == []
 
 
@@ -56,14 +56,14 @@ def test_classes_at_random_show_no_difference(tmp_path: Path) -> None:
     source = store(tmp_path / "x", draw(), label=label)
     verdict = figures(compare(source, label="label", k=5, **EVERYONE))["verdict"]
     assert (verdict["norm"], verdict["kind"]) == (None, "no difference")
-    assert verdict["words"].startswith("No difference that this sample can show")
+    assert verdict["words"].startswith("No significant difference in this sample")
 
 
 def test_unit_rows_have_the_same_neighbours(tmp_path: Path) -> None:
     found = figures(compare(divided(draw(), "l2"), norms=["none", "l2"], k=5))
     assert found["unit_share"]["l2"] == 1
     assert found["verdict"]["kind"] == "no difference"
-    assert "100% of the rows have unit length already" in found["verdict"]["reason"]
+    assert "100.0 % of the rows already have unit length" in found["verdict"]["reason"]
 
 
 def test_without_judgements_other_neighbours_are_not_judged(labelled: Path) -> None:
@@ -78,7 +78,7 @@ def test_without_judgements_other_neighbours_are_not_judged(labelled: Path) -> N
 
 def test_one_norm_is_no_comparison(labelled: Path) -> None:
     found = figures(compare(labelled, norms="l2", label="label", k=5))
-    assert found["verdict"]["words"].startswith("One norm alone")
+    assert found["verdict"]["words"].startswith("A single norm")
     assert found["tests"] == {"against": "l2"}
 
 

@@ -99,7 +99,7 @@ def test_rows_are_counted(moved: tuple[Any, ...]) -> None:
     assert len(found["examples"]["added"]) == 5
     assert set(found["examples"]["added"]) <= set(range(1000, 1020))
     assert found["verdict"]["kind"] == "moved"
-    assert "20 rows are only in B; 20 rows are only in A." in found["verdict"]["words"]
+    assert "20 rows only in B; 20 rows only in A." in found["verdict"]["words"]
 
 
 def test_pairs_agree_with_scipy(moved: tuple[Any, ...]) -> None:
@@ -187,13 +187,13 @@ def test_rows_that_are_not_finite_are_counted_and_not_compared(tmp_path: Path) -
     assert found["rows"]["compared"] == found["rows"]["identical"] == ROWS - 3
     counts = {name: (found["a"][name], found["b"][name]) for name in ("nonfinite", "missing")}
     assert counts == {"nonfinite": (1, 1), "missing": (0, 1)}
-    assert any("3 common rows are not compared" in words for words in found["warnings"])
+    assert any("Not compared: 3 common rows" in words for words in found["warnings"])
     assert not {3, 5, 7} & set(difference.to_pandas()["row"])
     assert found["sample"] == ROWS - 3
     assert found["verdict"]["kind"] == "moved"
     assert found["verdict"]["words"] == (
-        "The same vectors, bit for bit, in all 300 common rows but 3, where one of the two is "
-        "missing or not finite."
+        "Identical vectors, bit for bit, in 300 common rows except 3, where a vector is missing "
+        "or not finite."
     )
 
 
@@ -206,7 +206,7 @@ def test_zero_vectors_have_no_cosine(tmp_path: Path) -> None:
     assert found["cosine"]["count"] == ROWS - 2
     assert found["norm_ratio"]["count"] == ROWS - 1
     assert (found["a"]["zero"], found["b"]["zero"]) == (1, 1)
-    assert any("2 compared rows have no cosine" in words for words in found["warnings"])
+    assert any("Without a cosine: 2 compared rows" in words for words in found["warnings"])
 
 
 def test_nothing_finite_leaves_no_figures(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_rounding_is_told_from_movement(tmp_path: Path, dtype: str) -> None:
     other = store(tmp_path / "b.parquet", draw().astype(dtype) * np.dtype(dtype).type(1.00001))
     found = figures(diff(one, other))
     assert found["verdict"]["kind"] == "same"
-    assert found["verdict"]["words"].startswith("The same vectors, to rounding")
+    assert found["verdict"]["words"].startswith("Identical vectors, up to rounding")
     assert found["rows"]["identical"] == 0
 
 
@@ -310,7 +310,7 @@ def test_results_are_saved(moved: tuple[Any, ...], tmp_path: Path) -> None:
     [
         ({"k": (0,)}, r"`k` must be numbers of neighbours, 1 or more each\. Received: \(0,\)"),
         ({"k": ()}, "`k` must be"),
-        ({"sample": -1}, r"`sample` must be a whole number, 0 or more\. Received: -1"),
+        ({"sample": -1}, r"`sample` must be an integer, 0 or more\. Received: -1"),
         ({"sample": 1.5}, "`sample` must be"),
         ({"seed": -1}, "`seed` must be"),
         ({"k": 1.5}, "`k` must be"),
@@ -358,5 +358,5 @@ def test_warnings_are_collected(workshop: Workshop) -> None:
     raw = predictions()
     out = workshop.run({"raw": lists(raw)})
     found = figures(diff(out / "vectors" / "part-000000.parquet", out, sample=0))
-    assert any("holds unit vectors" in words for words in found["warnings"])
+    assert any("contains unit vectors" in words for words in found["warnings"])
     assert math.isclose(found["norms"]["a"]["mean"], 1, rel_tol=1e-6)

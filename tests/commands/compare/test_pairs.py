@@ -97,9 +97,12 @@ def test_many_rows_meet_as_in_a_dictionary(store: Store) -> None:
     ("a", "words"),
     [
         ([1, 2, None, 3], "a, row 2: the key `id` is null"),
-        ([1, 2, 3, 2, 1], r"a, row 3: the key `id` 2 is there already, in .*a, row 1\. .*: 2 rows"),
+        (
+            [1, 2, 3, 2, 1],
+            r"a, row 3: the key `id` 2 is a duplicate of .*a, row 1\. .*: 2 duplicates",
+        ),
         ([1, 2, 3], r"no key in common.*`id` 1 \(int64\) in .*a and `id` 'x' \(string\) in .*b"),
-        (pa.array([], pa.int64()), "Received: no rows at all in .*a and `id` 'x'"),
+        (pa.array([], pa.int64()), "Received: no rows in .*a and `id` 'x'"),
     ],
     ids=["null", "twice", "nothing in common", "no rows"],
 )

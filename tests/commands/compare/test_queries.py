@@ -112,7 +112,7 @@ def test_queries_that_are_not_finite_are_counted_and_left_out(tmp_path: Path, ba
 
 def test_another_width_is_refused(base: Path, tmp_path: Path) -> None:
     asking = store(tmp_path / "asking", np.ones((3, 4), np.float32))
-    with pytest.raises(InputError, match=r"asking: .* another width .*base\.parquet.*6.*ed: 4"):
+    with pytest.raises(InputError, match=r"asking: .* differ in width .*base\.parquet.*6.*ed: 4"):
         compare(base, queries=asking)
 
 
@@ -157,14 +157,14 @@ def test_a_query_of_a_class_that_no_row_has_counts_as_zero(tmp_path: Path, base:
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        (pa.array([None, *range(ROWS - 1)]), "row 0: the label `label` is null.*1 nulls among 200"),
+        (pa.array([None, *range(ROWS - 1)]), "row 0: the label `label` is null.*1 null in 200"),
         (
             pa.array([*range(150), *[None] * 50]),
-            r"base/b, row 50: the label `label` is null.*Received: 50 nulls among 200 rows",
+            r"base/b, row 50: the label `label` is null.*Received: 50 nulls in 200 rows",
         ),
         (pa.array([0.0] * 120 + [np.nan] * 80), "base/b, row 20: the label `label` is null"),
         (pa.nulls(ROWS), "row 0: the label `label` is null"),
-        (pa.array([[1]] * ROWS), r"label column `label` holds no classes.*list<"),
+        (pa.array([[1]] * ROWS), r"label column `label` does not hold classes.*list<"),
     ],
     ids=["first", "second file", "nan", "all", "lists"],
 )
@@ -182,7 +182,7 @@ def test_classes_of_queries_are_looked_at_too(base: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="null, row 1: the label `label` is null"):
         compare(base, queries=null, label="label")
     texts = store(tmp_path / "texts", y, label=pa.array(["a", "b", "c"]))
-    with pytest.raises(InputError, match=r"another type.*Expected: int64\. Received: string"):
+    with pytest.raises(InputError, match=r"differ in type.*Expected: int64\. Received: string"):
         compare(base, queries=texts, label="label")
 
 
@@ -233,7 +233,7 @@ def groups_of(tmp_path: Path, column: pa.Array) -> Groups:
         (pa.array(["b", "a", "b"]).dictionary_encode(), {"a": [1], "b": [0, 2]}),
         (pa.array([True, False, None]), {"False": [1], "True": [0], "null": [2]}),
         (pa.array([2.5, float("nan"), 1.5, None]), {"1.5": [2], "2.5": [0], "null": [1, 3]}),
-        (pa.array(["null", None]), {"null": [0], "null (no value)": [1]}),
+        (pa.array(["null", None]), {"null": [0], "null (missing)": [1]}),
         (pa.nulls(2), {"null": [0, 1]}),
         (pa.array([86_400_000], pa.date64()), {"1970-01-02": [0]}),
     ],
@@ -305,5 +305,5 @@ def test_what_is_no_number_and_what_is_infinite_has_a_place(tmp_path: Path) -> N
 
 def test_a_column_of_lists_makes_no_groups(base: Path, tmp_path: Path) -> None:
     source = store(tmp_path / "x", draw(3), tags=pa.array([["a"], [], ["b"]]))
-    with pytest.raises(InputError, match=r"`tags`, which is no plain value.*list<"):
+    with pytest.raises(InputError, match=r"`tags`, which does not hold plain values.*list<"):
         compare(source, by="tags", column="raw")

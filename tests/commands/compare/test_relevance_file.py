@@ -119,7 +119,7 @@ def test_ids_that_nobody_has_are_refused_with_an_example_of_either_side(
 ) -> None:
     with pytest.raises(InputError) as caught:
         judgements_of(table(("a", "1", 1)), queries, base, OUTSIDE)
-    assert caught.value.message.startswith(f"clicks.csv: none of its {words} is known.")
+    assert caught.value.message.startswith(f"clicks.csv: none of its {words} matches a row.")
     assert f"keys such as {key}" in caught.value.message
     assert f"ids such as {given}" in caught.value.message
 
@@ -127,7 +127,7 @@ def test_ids_that_nobody_has_are_refused_with_an_example_of_either_side(
 @pytest.mark.parametrize("side", ["queries", "items"])
 def test_a_key_of_two_rows_is_refused(side: str) -> None:
     keys = {"queries": ["a", "b", "c"], "items": ["1", "2"], side: [None, None, "1", "a", "1"]}
-    with pytest.raises(InputError, match=f"'1' names 2 rows of the {side}"):
+    with pytest.raises(InputError, match=f"'1' identifies 2 rows of the {side}"):
         judgements_of(table(("a", "1", 1), ("1", "a", 1)), keys["queries"], keys["items"], OUTSIDE)
 
 
@@ -139,5 +139,5 @@ def test_rows_without_a_key_are_nobodys() -> None:
 
 
 def test_nothing_but_judgements_of_oneself_is_refused() -> None:
-    with pytest.raises(InputError, match="about themselves alone"):
+    with pytest.raises(InputError, match="against itself only"):
         judgements_of(table(("a", "a", 1)), ["a", "b", "c"], ["a", "b"], np.array([0, 1, -1]))

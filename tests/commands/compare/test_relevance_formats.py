@@ -205,9 +205,9 @@ def test_qrels_have_no_names(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "holds no judgements"),
-        (b"\xef\xbb\xbf \n\n", "holds no judgements"),
-        (b"query,item,grade\n", "a header without rows"),
+        (b"", "contains no judgements"),
+        (b"\xef\xbb\xbf \n\n", "contains no judgements"),
+        (b"query,item,grade\n", "only a header"),
         (gzip.compress(TREC.encode()), "neither Parquet nor text"),
         ("query,item\nä,b\n".encode("latin-1"), "neither Parquet nor text"),
         (CSV.encode("utf-16"), "neither Parquet nor text"),
@@ -239,7 +239,7 @@ def test_what_is_no_relevance_file_is_refused(write: Write, content: bytes, word
 
 def test_a_table_without_rows_is_refused(write: Write) -> None:
     nothing = pa.array([], pa.string())
-    assert "holds no judgements" in refusal(write(table_of(query=nothing, item=nothing)))
+    assert "contains no judgements" in refusal(write(table_of(query=nothing, item=nothing)))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_line_of_qrels_with_other_fields_is_named(
 ) -> None:
     path = write(f"{before}{line}\nq9 0 d9 1\n")
     message = refusal(path)
-    assert f"{path}, line {before.count(chr(10)) + 1}: is no judgement" in message
+    assert f"{path}, line {before.count(chr(10)) + 1}: is not a judgement" in message
     assert (
         f"Expected: 4 fields, `query 0 item grade`, as in TREC qrels. Received: {count}" in message
     )
@@ -274,7 +274,7 @@ def test_a_line_of_qrels_with_other_fields_is_named(
 def test_a_grade_of_qrels_that_is_no_number_is_named(write: Write, grade: str) -> None:
     path = write(f"q1 0 d1 1\n\nq1 0 d2 {grade}\nq1 0 d3 1\n")
     message = refusal(path)
-    assert message.startswith(f"{path}, line 3: is no grade. Expected: a finite number")
+    assert message.startswith(f"{path}, line 3: is not a grade. Expected: a finite number")
     assert f"Received: {grade!r}" in message
 
 
@@ -297,20 +297,20 @@ def test_a_wrong_grade_is_named_with_column_and_row(
 ) -> None:
     path = write(table_of(query=[1, 1, 1], item=[1, 2, 3], clicks=grades))
     message = refusal(path, ("query", "item", "clicks"))
-    assert message.startswith(f"{path}, column `clicks`, row 1 (the first is 0): is no grade.")
+    assert message.startswith(f"{path}, column `clicks`, row 1 (the first is 0): is not a grade.")
     assert f"Received: {received}. Correct it" in message
 
 
 @pytest.mark.parametrize("cell", ["", "x", "-1"], ids=["empty", "text", "negative"])
 def test_a_wrong_grade_in_csv_is_named_with_column_and_row(write: Write, cell: str) -> None:
     message = refusal(write(f"query,item,grade\n1,1,1\n1,2,{cell}\n"))
-    assert "column `grade`, row 1 (the first is 0): is no grade" in message
+    assert "column `grade`, row 1 (the first is 0): is not a grade" in message
     assert f"Received: {cell!r}" in message
 
 
 def test_a_grade_of_another_kind_is_refused(write: Write) -> None:
     path = write(table_of(query=[1], item=[1], grade=[[1.0]]))
-    assert "column `grade`, row 0 (the first is 0): is no grade" in refusal(path)
+    assert "column `grade`, row 0 (the first is 0): is not a grade" in refusal(path)
 
 
 @pytest.mark.parametrize("column", ["query", "item"])
@@ -336,5 +336,5 @@ def test_a_missing_id_in_csv_is_refused(write: Write) -> None:
 def test_ids_of_another_kind_are_refused(write: Write) -> None:
     message = refusal(write(table_of(query=[[1]], item=[1])))
     assert "column `query`" in message
-    assert "is no id" in message
+    assert "is not an id" in message
     assert "list" in message

@@ -35,9 +35,9 @@ def test_two_models_are_two_spaces_and_named() -> None:
     found = compare_spaces(run("m1"), run("m2"))
     assert found.same is False
     assert found.words == (
-        "These are two vector spaces, which differ in the model's content. "
-        "A: model `m1.keras` (m1m1m1m1m1m1), output `out`, norm l2. "
-        "B: model `m2.keras` (m2m2m2m2m2m2), output `out`, norm l2."
+        "The two sets are in different vector spaces, which differ in the model's content. A: "
+        "model `m1.keras` (m1m1m1m1m1m1), output `out`, norm l2. B: model `m2.keras` "
+        "(m2m2m2m2m2m2), output `out`, norm l2."
     )
 
 
@@ -66,7 +66,7 @@ def test_nobody_knows_the_model_of_predictions_that_were_stored_already() -> Non
     assert compare_spaces(run(None), renamed).same is None
     found = compare_spaces(run(None), run())
     assert found.same is False
-    assert "A: predictions that were stored already, output `out`" in found.words
+    assert "A: stored predictions, output `out`" in found.words
 
 
 def test_lone_parts_are_told_apart_by_the_id_of_their_space() -> None:

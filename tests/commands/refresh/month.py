@@ -85,7 +85,7 @@ class Shop:
         return self.random.permutation(keys)[: self.random.integers(0, most + 1)].tolist()
 
     def change(self) -> None:
-        """What happens on any day: items come, change, go, and are spoilt or mended."""
+        """What happens on any day: items come, change, go, and are spoilt or fixed."""
         for key in self.some(4):
             del self.items[key]
         self.add(int(self.random.integers(0, 6)))

@@ -177,7 +177,7 @@ def test_what_a_store_cannot_hold_is_refused_before_anything_is_written(
     nightly: Nightly, name: str
 ) -> None:
     put(nightly, edited({"id": numbers(pa.int64()), "c": REFUSED[name]}, 0, 0, 8))
-    with pytest.raises(InputError, match=r"The column `c` cannot be kept in a store.*Received: "):
+    with pytest.raises(InputError, match=r"The column `c` cannot be stored.*Received: "):
         refresh(nightly.job({"input": spec(["id"], ["c"])}))
     assert not (nightly.path / "items.lance").exists()
 
@@ -211,7 +211,7 @@ def test_a_column_may_be_all_null_one_night(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ([0.0, -0.0], "row 1, column `id`: the key `id` -0.0 is there already, in .*row 0"),
+        ([0.0, -0.0], "row 1, column `id`: the key `id` -0.0 is a duplicate of .*row 0"),
         ([1.0, float("nan")], "row 1, column `id`: the key is NaN"),
         ([1.0, None], "row 1, column `id`: the key is null"),
     ],
@@ -237,7 +237,7 @@ def test_minus_zero_is_zero_the_next_night(nightly: Nightly) -> None:
 def test_a_value_that_the_stores_type_does_not_hold_is_named(nightly: Nightly) -> None:
     column = pa.array([1, 2**60], pa.int64()).cast(pa.timestamp("s"))
     put(nightly, pa.table({"id": [1, 2], "c": column, "x": lists([features(1), features(2)])}))
-    with pytest.raises(InputError, match=r"column `c`: a value has no place.*timestamp.ms"):
+    with pytest.raises(InputError, match=r"column `c`: a value does not fit.*timestamp.ms"):
         refresh(nightly.job({"input": spec(["id"], ["c"])}))
 
 
@@ -259,7 +259,7 @@ def test_the_remedy_for_a_name_of_the_stores_own_works(
             "input": spec([names[0]], [names[1]]),
             "publish": [{"to": "parquet", "path": "pq"}],
         }
-        with pytest.raises(JobError, match=f"would be called `{name}`") as caught:
+        with pytest.raises(JobError, match=f"would be named `{name}`") as caught:
             nightly.night(None, sections)
         remedy = f"{'store' if name in NAMES else 'output'}.columns.{name}"
         assert remedy.removesuffix(f".{name}") in caught.value.message

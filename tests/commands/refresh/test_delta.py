@@ -149,8 +149,11 @@ def test_a_delete_column_holds_booleans(nightly: Nightly) -> None:
 @pytest.mark.parametrize(
     ("values", "what"),
     [
-        ({"normalize": {"norm": "l1"}}, r"A new space: .*`norms\.x\.norm` \(l2 there, l1 now\)"),
-        ({"output": {"dtype": "float16"}}, "Vectors were float32 and become float16"),
+        (
+            {"normalize": {"norm": "l1"}},
+            r"A new vector space: .*`norms\.x\.norm` \(l2 there, l1 now\)",
+        ),
+        ({"output": {"dtype": "float16"}}, "The vector type changes from float32 to float16"),
     ],
     ids=["space", "type"],
 )
@@ -159,7 +162,9 @@ def test_a_delta_cannot_compute_every_row_anew(
 ) -> None:
     nightly.night(FIRST)
     before = nightly.rows()
-    with pytest.raises(InputError, match=f"`store.mode: delta` cannot do this night: {what}"):
+    with pytest.raises(
+        InputError, match=f"`store.mode: delta` cannot be used for this refresh: {what}"
+    ):
         nightly.night({3: 1}, **values, **DELTA)
     assert nightly.rows() == before
     assert nightly.staged() == []

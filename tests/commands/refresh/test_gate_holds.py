@@ -56,9 +56,9 @@ def test_an_input_beyond_a_limit_stops_before_the_model(nightly: Nightly, seen: 
     (finding,) = broken(held).values()
     assert (finding["limit"], finding["allowed"]) == ("gate.input.changed", 0.2)
     assert finding["measured"] == pytest.approx(1 / 3)
-    assert "1 limit is broken; nothing was published." in held["message"]
-    assert "10 rows have other features, 33.33% of 30 live rows" in held["message"]
-    assert f"`batchnorm-tool accept {nightly.store} 2` publishes this night" in held["message"]
+    assert "1 limit broken; nothing was published." in held["message"]
+    assert "10 changed rows, 33.33 % of 30 live rows" in held["message"]
+    assert f"`batchnorm-tool accept {nightly.store} 2` publishes this version" in held["message"]
 
 
 def broken_features(kind: str) -> tuple[str, dict[str, pa.Array]]:
@@ -96,7 +96,7 @@ def test_vanished_and_new_rows_have_limits(nightly: Nightly) -> None:
     limits = {"gate": {"input": {**LOOSE["input"], "vanished": 0.05, "new": 0.1}}}
     held = nightly.held(dict.fromkeys(range(2, 34), 0), limits)
     assert {*broken(held)} == {"gate.input.vanished", "gate.input.new"}
-    assert "2 limits are broken" in held["message"]
+    assert "2 limits broken" in held["message"]
 
 
 def test_a_night_that_its_input_stopped_is_scored_by_accept(
@@ -285,7 +285,7 @@ def test_the_next_candidate_replaces_the_waiting_one(nightly: Nightly) -> None:
     before = nightly.rows()
     with pytest.raises(
         JobError,
-        match=r"Version 2 of .* cannot be accepted: version 3 waits, and version 2 is superseded",
+        match=r"Version 2 of .* accepted: version 3 is waiting, and version 2 is superseded",
     ):
         accept(nightly.store, 2)
     assert nightly.rows() == before
@@ -298,7 +298,7 @@ def test_what_does_not_wait_cannot_be_accepted(nightly: Nightly, version: int) -
     nightly.night(FIRST)
     nightly.night({**FIRST, 3: 1})
     before = nightly.rows()
-    with pytest.raises(JobError, match=f"Version {version} .* be accepted: no version waits"):
+    with pytest.raises(JobError, match=f"Version {version} .* be accepted: no version is waiting"):
         accept(nightly.store, version)
     assert nightly.rows() == before
 

@@ -168,7 +168,7 @@ def test_the_file_is_replaced_whole_and_synced(
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WorkFailed, match=r"Writing `.*missing/refresh\.prom` failed"):
+    with pytest.raises(WorkFailed, match=r"Cannot write `.*missing/refresh\.prom`"):
         write_metrics(tmp_path / "missing" / "refresh.prom", None, OUTCOME)
 
 

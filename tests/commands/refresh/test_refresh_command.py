@@ -42,12 +42,12 @@ def test_a_night_in_words(nightly: Nightly, job: Path) -> None:
     nightly.put(SECOND)
     result = invoke("refresh", job)
     assert result.exit_code == 0
-    assert "21 rows in: 1 new, 1 changed, 0 vanished; 2 need a vector." in result.stderr
+    assert "21 rows in: 1 new, 1 changed, 0 vanished; 2 to predict." in result.stderr
     assert "1 new" in result.stdout
     assert nightly.vectors() == units(SECOND)
     again = invoke("refresh", job)
     assert again.exit_code == 0
-    assert "Nothing to do: version 2 of" in again.stdout
+    assert "Up to date: version 2 of" in again.stdout
     assert "21 rows in, 21 live" in again.stdout
 
 
@@ -86,7 +86,7 @@ def test_json_of_a_night_that_waits(nightly: Nightly, job: Path) -> None:
     assert (found["outcome"], found["version"], found["reason"]) == ("waiting", 2, "gate")
     (broken,) = [each for each in found["gate"]["findings"] if not each["passed"]]
     assert (broken["limit"], broken["allowed"]) == ("gate.input.changed", 0.01)
-    assert "1 limit is broken; nothing was published." in found["message"]
+    assert "1 limit broken; nothing was published." in found["message"]
     assert "error: Version 2 of" in result.stderr
 
 
@@ -96,11 +96,11 @@ def test_words_of_a_night_that_waits(nightly: Nightly, job: Path) -> None:
     result = invoke("refresh", job, "--set", STRICT)
     assert result.exit_code == 3
     words = " ".join(result.stdout.split())
-    assert "gate 1 of 1 limit broken - changed (input): 1 rows have other features" in words
+    assert "gate 1 of 1 limit broken - changed (input): 1 changed row" in words
     assert f"`batchnorm-tool accept {nightly.store} 2`" in words
     quiet = invoke("refresh", job, "--set", STRICT, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (3, "")
-    assert "1 limit is broken" in quiet.stderr
+    assert "1 limit broken" in quiet.stderr
 
 
 def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
@@ -204,9 +204,9 @@ def test_words_of_decisions(nightly: Nightly, job: Path) -> None:
     assert f"`batchnorm-tool release {nightly.store}`" in " ".join(result.stdout.split())
     assert invoke("refresh", job).exit_code == 3
     result = invoke("release", nightly.store)
-    assert f"The hold on {nightly.store} is over" in result.stdout
-    assert "version 4 waits" in result.stdout
-    assert "There was no hold on" in invoke("release", nightly.store).stdout
+    assert f"Released `{nightly.store}`: " in result.stdout
+    assert "version 4 is waiting" in result.stdout
+    assert "was not on hold" in invoke("release", nightly.store).stdout
     assert invoke("refresh", job).exit_code == 0
     result = invoke("history", nightly.store)
     assert result.exit_code == 0
@@ -232,8 +232,8 @@ def test_a_dry_run_says_what_would_change_and_writes_nothing(
     result = invoke("refresh", job, "--dry-run", "--set", STRICT)
     assert result.exit_code == 0
     words = " ".join(result.stdout.split())
-    assert "2 rows would go to the model" in words
-    assert "- changed (input): 1 rows have other features, 5.00% of 20 live rows" in words
+    assert "2 rows would go through the model" in words
+    assert "- changed (input): 1 changed row, 5.00 % of 20 live rows" in words
     assert tree(nightly.path) == before
 
 
@@ -259,7 +259,7 @@ def test_a_dry_run_announces_a_new_space(nightly: Nightly, job: Path) -> None:
     nightly.night(FIRST)
     found = document(invoke("refresh", job, "--dry-run", "--json", "--set", "normalize.norm=none"))
     assert found["new_space"]
-    assert found["notes"][0].startswith("A new space: every row is computed anew")
+    assert found["notes"][0].startswith("A new vector space: every row is recomputed")
     assert found["rows"]["recomputed"] == 20
 
 

@@ -202,7 +202,7 @@ def test_a_new_passed_through_column_is_taken_up(nightly: Nightly, seen: set[flo
     wanted = ["price", "label"]
     night = nightly.night(items(FIRST, price=prices), input__passthrough=wanted)
     assert (night.state, night.version) == ("published", 2)
-    assert night.record["warnings"] == ["The passed-through column `price` is new in the store."]
+    assert night.record["warnings"] == ["The passed-through column `price` is added to the store."]
     assert seen == set()
     assert nightly.vectors() == before
     assert [nightly.rows()[key]["price"] for key in FIRST] == prices
@@ -225,7 +225,9 @@ def test_a_removed_passed_through_column_goes(nightly: Nightly, seen: set[float]
     seen.clear()
     night = nightly.night({**FIRST, 40: 0}, input__passthrough=[])
     assert night.state == "published"
-    assert night.record["warnings"] == ["The passed-through column `label` leaves the store."]
+    assert night.record["warnings"] == [
+        "The passed-through column `label` is removed from the store."
+    ]
     assert seen == firsts({40: 0})
     assert "label" not in lance.dataset(nightly.store).schema.names
     assert nightly.vectors() == before | units({40: 0})
@@ -385,7 +387,7 @@ def test_another_type_of_vectors_recomputes_all_of_them(nightly: Nightly, seen: 
     night = nightly.night({**FIRST, 3: 1}, **half)
     assert (night.state, night.record["new_space"]) == ("published", False)
     assert night.record["warnings"] == [
-        "Vectors were float32 and become float16: every row is computed anew."
+        "The vector type changes from float32 to float16: every row is recomputed."
     ]
     assert seen == firsts({**FIRST, 3: 1})
     expected = {key: unit(features(key, edit), "float16") for key, edit in FIRST.items()}
@@ -428,12 +430,12 @@ RANK_3 = {"input": {"path": "cube.npy", "keys": "keys.npy"}}
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
-        pytest.param(NO_KEY, JobError, "`input.key` is missing: from one night", id="no key"),
+        pytest.param(NO_KEY, JobError, "`input.key` is missing: a refresh identifies", id="no key"),
         pytest.param(
             {"normalize": {"nonfinite": "nullify"}},
             JobError,
             "`normalize.nonfinite` cannot be `nullify` in a store, where every row has a finite "
-            "vector. Expected `quarantine`, `fail`. What becomes",
+            "vector. Expected `quarantine`, `fail`. `store.bad_rows`",
             id="nullify",
         ),
         pytest.param(
@@ -458,7 +460,7 @@ RANK_3 = {"input": {"path": "cube.npy", "keys": "keys.npy"}}
             TWO,
             JobError,
             "A store holds one vector for each row. Expected one output with one axis. Received: "
-            "`x` of shape (8,); `y` of shape (8,). Name one in `model.outputs`",
+            "`x` of shape (8,); `y` of shape (8,). Choose one with `model.outputs`",
             id="two outputs",
         ),
         pytest.param(
@@ -470,7 +472,7 @@ RANK_3 = {"input": {"path": "cube.npy", "keys": "keys.npy"}}
         pytest.param(
             {"output": {"columns": {"vector": "status"}}},
             JobError,
-            "Two columns of the store would be called `status`.",
+            "Two columns of the store would be named `status`.",
             id="a name of the store",
         ),
         pytest.param(
@@ -483,7 +485,7 @@ RANK_3 = {"input": {"path": "cube.npy", "keys": "keys.npy"}}
                 }
             },
             JobError,
-            "Two columns of the store would be called `version`",
+            "Two columns of the store would be named `version`",
             id="a passed-through column of the store's name",
         ),
         pytest.param(
@@ -510,7 +512,7 @@ def test_refused_jobs(
 
 def test_a_job_without_a_store_is_refused(nightly: Nightly) -> None:
     job = Job.from_dict({"input": {"path": "in"}, "output": {"path": "out"}}, nightly.path)
-    with pytest.raises(JobError, match="`store` is missing: a refresh keeps its vectors in a st"):
+    with pytest.raises(JobError, match="`store` is missing: a refresh needs a store"):
         refresh(job)
     assert tree(nightly.path) == {}
 
@@ -525,8 +527,8 @@ def test_another_type_of_key_is_refused(nightly: Nightly) -> None:
     table = items(FIRST).set_column(0, "id", pa.array(range(30), pa.int32()))
     with pytest.raises(
         InputError,
-        match=r"`input\.key`: the store knows its rows by another key\. Expected `id` \(int64\)\. "
-        r"Received: `id` \(int32\)\. Give the input the same key",
+        match=r"`input\.key`: the store has a different key\. Expected `id` \(int64\)\. "
+        r"Received: `id` \(int32\)\. Use the same key",
     ):
         nightly.night(table)
     assert (without_lock(tree(nightly.path / "items.lance")), nightly.state.pointer()) == before
@@ -534,14 +536,16 @@ def test_another_type_of_key_is_refused(nightly: Nightly) -> None:
 
 def test_another_key_column_is_refused(nightly: Nightly) -> None:
     nightly.night(FIRST)
-    with pytest.raises(InputError, match="another key"):
+    with pytest.raises(InputError, match="a different key"):
         nightly.night(None, input__key="label", input__passthrough=[])
 
 
 def test_a_dataset_of_somebody_else_is_refused(nightly: Nightly) -> None:
     lance.write_dataset(pa.table({"a": [1, 2]}), nightly.store)
     before = tree(Path(nightly.store))
-    with pytest.raises(OutputError, match="holds a Lance dataset that no refresh has made"):
+    with pytest.raises(
+        OutputError, match="holds a Lance dataset that `batchnorm-tool refresh` did not create"
+    ):
         nightly.night(FIRST)
     assert tree(Path(nightly.store)) == before
 
@@ -550,7 +554,7 @@ def test_a_store_that_somebody_else_wrote_to_is_refused(nightly: Nightly) -> Non
     nightly.night(FIRST)
     lance.dataset(nightly.store).delete("id = 3")
     before = tree(Path(nightly.store))
-    with pytest.raises(OutputError, match="Somebody else has written to"):
+    with pytest.raises(OutputError, match="Another program has written to"):
         nightly.night({**FIRST, 4: 1})
     assert tree(Path(nightly.store)) == before
 
@@ -558,7 +562,7 @@ def test_a_store_that_somebody_else_wrote_to_is_refused(nightly: Nightly) -> Non
 def test_a_null_key_and_a_key_twice_are_refused(nightly: Nightly) -> None:
     nightly.night(FIRST)
     before = nightly.rows()
-    for keys, message in (([1, None], "the key is null"), ([1, 1], "Expected each key once")):
+    for keys, message in (([1, None], "the key is null"), ([1, 1], "Expected unique keys")):
         table = items({1: 0, 2: 0}).set_column(0, "id", pa.array(keys, pa.int64()))
         with pytest.raises(InputError, match=message):
             nightly.night(table)

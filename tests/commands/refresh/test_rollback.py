@@ -56,7 +56,7 @@ def test_nights_on_hold_are_staged_and_wait(nightly: Nightly, seen: set[float]) 
     assert (held["reason"], held["version"], held["rows"]["predicted"]) == ("hold", 4, 1)
     assert held["gate"]["passed"]
     assert seen == firsts({7: 1})
-    assert "the store is on hold since" in held["message"]
+    assert "the store has been on hold since" in held["message"]
     assert f"`batchnorm-tool release {nightly.store}`" in held["message"]
     seen.clear()
     again = nightly.held()
@@ -131,7 +131,7 @@ def test_a_second_rollback_goes_further_back(nightly: Nightly) -> None:
     assert nightly.rows() == first
     before = tree(Path(nightly.store)), nightly.state.pointer()
     with pytest.raises(
-        InputError, match=r"No version before the live one is kept\. Expected one of: 1, 2, 3, 4\."
+        InputError, match=r"No earlier version is kept\. Expected one of: 1, 2, 3, 4\."
     ):
         rollback(nightly.store)
     assert (tree(Path(nightly.store)), nightly.state.pointer()) == before
@@ -139,12 +139,12 @@ def test_a_second_rollback_goes_further_back(nightly: Nightly) -> None:
 
 def test_a_store_of_one_version_has_nothing_to_go_back_to(nightly: Nightly) -> None:
     nightly.night(FIRST)
-    with pytest.raises(InputError, match="Expected one of: none, the live one is alone"):
+    with pytest.raises(InputError, match="Expected one of: none, only the live version is kept"):
         rollback(nightly.store)
     assert nightly.state.pointer().hold is None
 
 
-@pytest.mark.parametrize(("version", "why"), [(2, "is the live one"), (7, "is not kept")])
+@pytest.mark.parametrize(("version", "why"), [(2, "is already live"), (7, "is not kept")])
 def test_where_there_is_nothing_to_go_to(nightly: Nightly, version: int, why: str) -> None:
     nights(nightly, FIRST, SECOND)
     before = nightly.rows()
@@ -157,7 +157,7 @@ def test_where_there_is_nothing_to_go_to(nightly: Nightly, version: int, why: st
 
 @pytest.mark.parametrize("function", [rollback, release, history, lambda path: accept(path, 1)])
 def test_what_is_no_store_is_refused(nightly: Nightly, function: Any) -> None:
-    with pytest.raises(InputError, match="is no store of batchnorm_tool"):
+    with pytest.raises(InputError, match="is not a store of batchnorm_tool"):
         function(nightly.store)
     assert tree(nightly.path) == {}
 
@@ -172,7 +172,7 @@ def test_a_rollback_discards_the_waiting_night(nightly: Nightly) -> None:
     assert record is not None
     assert record["state"] == "discarded"
     assert nightly.staged() == []
-    with pytest.raises(JobError, match="no version waits, and version 3 is discarded"):
+    with pytest.raises(JobError, match="no version is waiting, and version 3 is discarded"):
         accept(nightly.store, 3)
 
 
@@ -277,7 +277,7 @@ def test_the_live_version_is_kept_whatever_its_age(nightly: Nightly) -> None:
     assert versions(nightly)[0] == [1]
     nights(nightly, SECOND, **keep)
     assert versions(nightly)[0] == [2]
-    rollback_is_refused = pytest.raises(InputError, match="the live one is alone")
+    rollback_is_refused = pytest.raises(InputError, match="only the live version is kept")
     with rollback_is_refused:
         rollback(nightly.store)
 

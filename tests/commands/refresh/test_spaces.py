@@ -14,7 +14,9 @@ from batchnorm_tool import accept, diff, environment, read, refresh, rollback
 from batchnorm_tool.errors import Held
 from tests.commands.refresh.nightly import Nightly, features, firsts, items, unit, units
 
-ANEW = "A new space: every row is computed anew, because vectors of two spaces are never mixed. "
+ANEW = (
+    "A new vector space: every row is recomputed, because vectors of two spaces are never mixed. "
+)
 FIRST = dict.fromkeys(range(30), 0)
 
 
@@ -269,8 +271,8 @@ def test_other_bits_are_recorded_and_recompute_nothing(
     assert first["space"] == second["space"]
     assert first["bits"] != second["bits"]
     (note,) = second["warnings"]
-    assert note.startswith("Low bits may differ from those of the live version (`")
-    assert note.endswith("only changed rows are computed.")
+    assert note.startswith("Low-order bits may differ from those of the live version (`")
+    assert note.endswith("only changed rows are recomputed.")
     assert {key: bits for key, bits in encoded.vectors().items() if key != 3} == {
         key: bits for key, bits in before.items() if key != 3
     }

@@ -105,7 +105,7 @@ def test_what_does_not_belong_there_is_found(
 ) -> None:
     for directory in list(directories(nightly)):
         make(directory / "extra")
-        with pytest.raises(Damaged, match=r"extra` is no file of"):
+        with pytest.raises(Damaged, match=r"extra` does not belong to"):
             verify(nightly.store)
         (directory / "extra").rmdir() if make is Path.mkdir else (directory / "extra").unlink()
     verify(nightly.store)

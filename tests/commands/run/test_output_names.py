@@ -41,7 +41,7 @@ def test_a_name_that_can_be_no_directory_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("form", ["npy", "parquet", "arrow"])
 def test_two_outputs_that_would_share_a_name_are_refused(tmp_path: Path, form: str) -> None:
-    with pytest.raises(JobError, match=r"would be called `a_norm`\. .* out of `model\.outputs`"):
+    with pytest.raises(JobError, match=r"would be named `a_norm`\. .* from `model\.outputs`"):
         run_with(tmp_path, ["a", "a_norm"], form)
     assert not (tmp_path / "out").exists()
 

@@ -52,7 +52,7 @@ def test_the_command_shows_where_the_time_went(tmp_path: Path) -> None:
     flags = ["--key", "id", "--batch-size", 256, "--profile"]
     shown = invoke("run", ENCODER, DIGITS, tmp_path / "out", *flags)
     assert shown.exit_code == 0, shown.stderr
-    table = shown.stdout.partition("where the time of ")[2].partition("What to try next")[0]
+    table = shown.stdout.partition("where the time of ")[2].partition("Next steps")[0]
     assert [line.split()[0] for line in table.splitlines()[2:8]] == SHOWN
     assert " bottleneck" in table
 

@@ -195,7 +195,7 @@ def test_a_dry_run_plans_and_writes_nothing(samples: Path, tmp_path: Path) -> No
         (
             {"input": {"passthrough": ["label"]}, "output": {"columns": {"vector": "label"}}},
             JobError,
-            "would be called `label`",
+            "would be named `label`",
         ),
         ({"normalize": {"outputs": {"embeding": {"norm": "l1"}}}}, JobError, "embeding"),
         ({"model": {"outputs": ["embeding"]}}, ModelError, "Did you mean `embedding`?"),

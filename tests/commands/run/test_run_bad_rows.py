@@ -144,7 +144,7 @@ def test_policy_fail_publishes_nothing_and_names_the_rows(
 def test_too_many_bad_rows_publish_nothing_until_they_are_allowed(
     encode_bad: Callable[..., RunResult], tmp_path: Path
 ) -> None:
-    with pytest.raises(BadRows, match=r"8 rows of 19 are bad.*max_bad_fraction: 0.42` allows"):
+    with pytest.raises(BadRows, match=r"8 bad of 19 rows.*max_bad_fraction: 0.42` allows"):
         encode_bad(max_bad_fraction=0.42)
     assert not (tmp_path / "out" / "vectors").exists()
     result = encode_bad(max_bad_fraction=0.4211)  # 8 / 19 = 0.42105

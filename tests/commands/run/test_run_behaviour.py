@@ -121,7 +121,7 @@ def test_what_changes_from_call_to_call_is_found_on_a_sample(
     model = model_of(lambda x: make()(x + 0))
     done = run(tmp_path, exported(tmp_path, model), NUMBERS)
     assert done.exit_code == 2
-    assert "keeps state from call to call, or draws random numbers" in done.stderr
+    assert "differ from call to call: it keeps state, or draws random numbers" in done.stderr
     assert not (tmp_path / "out").exists()
     with pytest.raises(ModelError, match="random numbers"):
         score(model, NUMBERS)
@@ -149,7 +149,7 @@ MIXING: dict[str, Make] = {
 def test_a_model_that_mixes_rows_is_refused(tmp_path: Path, make: Make) -> None:
     done = run(tmp_path, model_of(make), NUMBERS)
     assert done.exit_code == 2
-    assert "the same row among other rows" in done.stderr
+    assert "depend on the other rows of its batch" in done.stderr
     assert "`model.batch_dependent: accept`" in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -157,8 +157,8 @@ def test_a_model_that_mixes_rows_is_refused(tmp_path: Path, make: Make) -> None:
 def test_batch_statistics_are_found_in_a_saved_model_and_in_memory(tmp_path: Path) -> None:
     model = model_of(lambda x: Always(layers.BatchNormalization())(x + 0))
     done = run(tmp_path, exported(tmp_path, model), NUMBERS)
-    assert (done.exit_code, "among other rows" in done.stderr) == (2, True)
-    with pytest.raises(ModelError, match="among other rows"):
+    assert (done.exit_code, "depend on the other rows" in done.stderr) == (2, True)
+    with pytest.raises(ModelError, match="depend on the other rows"):
         score(model, NUMBERS)
 
 
@@ -220,7 +220,7 @@ def test_an_accepted_model_gets_the_batches_of_predict(tmp_path: Path, rows: int
     ("flags", "words"),
     [
         ((), "`model.batch_size` is missing"),
-        (("--batch-size", 16, "--part-rows", 40), "Give a multiple of 16"),
+        (("--batch-size", 16, "--part-rows", 40), "Set it to a multiple of 16"),
     ],
     ids=["no batch size", "parts that cut a batch"],
 )
@@ -240,7 +240,10 @@ def test_a_store_takes_no_model_that_depends_on_the_batch(tmp_path: Path) -> Non
         "model: {path: model.keras, batch_size: 16, batch_dependent: accept}\n"
     )
     done = invoke("refresh", tmp_path / "job.yaml")
-    assert (done.exit_code, "cannot be `accept` in a store" in done.stderr) == (2, True)
+    assert (
+        done.exit_code,
+        "`model.batch_dependent: accept` cannot be used with a store" in done.stderr,
+    ) == (2, True)
 
 
 # ---- rows on which the model fails
@@ -358,7 +361,7 @@ def test_what_stands_in_for_a_bad_row_may_make_the_model_fail_itself(tmp_path: P
 
 def test_rows_in_memory_fail_as_stored_ones_do() -> None:
     model = model_of(embedding, (3,), dtype="int32")
-    with pytest.raises(BadRows, match=r"3 rows of 50 are bad.*7 \(model_failure \(indices"):
+    with pytest.raises(BadRows, match=r"3 bad of 50 rows.*7 \(model_failure \(indices"):
         score(model, with_bad_ids())
     result = score(model, with_bad_ids(), bad="nan")
     expected = score(model, IDS)
@@ -456,7 +459,7 @@ def test_an_output_without_a_vector_for_each_row_is_refused(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((), "each of a row's 4 numbers becomes 1 or -1. To make one vector of a row"),
+        ((), "each of a row's 4 numbers becomes 1 or -1. To make one vector per row"),
         (("--axis", "all"), None),
         (("--norm", "none"), None),
     ],
@@ -475,16 +478,16 @@ def test_stored_numbers_that_become_one_are_warned_of(tmp_path: Path) -> None:
     source = write(tmp_path, NUMBERS[:, :1])
     assert invoke("normalize", source, tmp_path / "out", "--column", "x").exit_code == 0
     (warning,) = read(tmp_path / "out").manifest["warnings"]
-    assert warning.startswith("`vector` is one number for each row, which becomes 1 or -1.")
+    assert warning.startswith("`vector` is one number per row, which becomes 1 or -1.")
     done = invoke("compare", source, "--column", "x", "--key", "id", "--json")
     assert done.exit_code == 0, done.stderr
-    assert "The vectors have one component" in json.loads(done.stdout)["warnings"][0]
+    assert "The vectors have a single component" in json.loads(done.stdout)["warnings"][0]
 
 
 def test_another_batch_size_than_the_one_built_in_is_refused(tmp_path: Path) -> None:
     model = model_of(layers.Identity(), batch_size=8)
     done = run(tmp_path, model, NUMBERS, "--batch-size", 16)
-    assert (done.exit_code, "takes exactly 8 rows in one call" in done.stderr) == (2, True)
+    assert (done.exit_code, "takes exactly 8 rows per call" in done.stderr) == (2, True)
 
 
 def test_a_shape_that_depends_on_the_rows_is_refused(tmp_path: Path) -> None:
@@ -497,8 +500,8 @@ def test_a_shape_that_depends_on_the_rows_is_refused(tmp_path: Path) -> None:
     array[40] = 3
     flags = ("--set", "model.batch_dependent=accept", "--batch-size", 16)
     for more, words in (
-        ((), "among other rows"),
-        (flags, "shape of the model's output `y` depends"),
+        ((), "depend on the other rows"),
+        (flags, "shape of the model's output `y` varies"),
     ):
         done = run(tmp_path, tmp_path / "saved", array, *more)
         assert (done.exit_code, words in done.stderr) == (2, True), done.stderr

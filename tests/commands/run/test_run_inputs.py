@@ -224,5 +224,5 @@ def test_no_rows_give_a_valid_empty_result(
     result = encode("a.parquet", output={"format": form})
     keys, vectors, norms = read(result.path).to_numpy()
     assert (keys.shape, vectors.shape, norms.shape) == ((0,), (0, 32), (0,))
-    assert result.warnings == ("The input has no rows: the result is valid and empty.",)
+    assert result.warnings == ("The input has no rows: the result is valid, but empty.",)
     assert verify(result.path).rows == 0

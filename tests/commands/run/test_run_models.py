@@ -100,4 +100,4 @@ def test_models_that_normalize_themselves_are_pointed_out(
     keras.Model(inputs, outputs).save(tmp_path / "unit.keras")
     np.save(tmp_path / "a.npy", np.ones((5, 4), np.float32))
     result = encode("a.npy", model={"path": "unit.keras", "batch_size": 4})
-    assert [warning for warning in result.warnings if "unit length already" in warning]
+    assert [warning for warning in result.warnings if "already have unit length" in warning]

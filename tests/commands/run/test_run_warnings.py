@@ -32,7 +32,7 @@ def test_rounded_integers_are_said_once_wherever_they_lie(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], rows: list[int]
 ) -> None:
     (warning,) = run_over(tmp_path, rows).warnings
-    assert warning.startswith("The column `data` holds whole numbers beyond 9007199254740992")
+    assert warning.startswith("The column `data` contains integers beyond 9007199254740992")
     assert capfd.readouterr().err == ""
 
 

@@ -138,7 +138,7 @@ def test_bad_rows_raise_or_become_nan(
 ) -> None:
     array = pixels[:5].astype(np.float64)
     array[3, 3] = value
-    with pytest.raises(BadRows, match=r"1 rows of 5 are bad, .*: 3 \(nonfinite_feature\)"):
+    with pytest.raises(BadRows, match=r"1 bad of 5 rows, .*: 3 \(nonfinite_feature\)"):
         score(encoder, array)
     result = score(encoder, array, bad="nan")
     good = score(encoder, pixels[:5])

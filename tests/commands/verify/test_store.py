@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_the_state_is_found(path: str, name: str) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert "its checksum disagrees" in found(path)
+    assert "its checksum does not match" in found(path)
 
 
 def test_a_flipped_bit_in_the_switch_is_found(path: str) -> None:
@@ -98,18 +98,18 @@ def record_says(path: str, version: int, **facts: Any) -> None:
 
 def test_records_agree_with_the_switch(path: str) -> None:
     record_says(path, 1, state="discarded")
-    assert "Version 1 should be published. Its record says: discarded." in found(path)
+    assert "Version 1 should be published, but its record says: discarded." in found(path)
 
 
 def test_a_missing_record_is_found(path: str) -> None:
     StoreDirectory(path).storage.remove("nights/000001.json")
-    assert "Version 1 should be published. Its record says: None." in found(path)
+    assert "Version 1 should be published, but its record says: None." in found(path)
 
 
 def test_a_candidate_has_a_record(path: str) -> None:
     state = StoreDirectory(path)
     state.put_pointer(state.pointer().with_changes(waiting=3))
-    assert "Version 3 should be waiting. Its record says: None." in found(path)
+    assert "Version 3 should be waiting, but its record says: None." in found(path)
     state.put_record({"version": 3, "state": "waiting"})
     assert verify(path).rows == 20
 
@@ -118,15 +118,15 @@ def test_a_wrong_tag_is_found(path: str) -> None:
     transaction.tag(path, 1, 2)
     transaction.move_live_tag(path, 1)
     message = found(path)
-    assert "The tag `night-1` names version 2 in Lance, and 1 by the store." in message
-    assert "The tag `live` names version 1 in Lance, and 2 by the store." in message
+    assert "The tag `night-1` names version 2 in Lance, and 1 in the store's records." in message
+    assert "The tag `live` names version 1 in Lance, and 2 in the store's records." in message
 
 
 def test_what_somebody_else_wrote_is_found(path: str) -> None:
     lance.dataset(path).delete("id = 3")
     message = found(path)
-    assert "Readers get version 3 in Lance, and 2 is live by the store" in message
-    assert "is no file of a kept version" in message
+    assert "Readers see version 3 in Lance, but 2 is live in the store's records" in message
+    assert "does not belong to a kept version" in message
 
 
 def rewritten(path: str, change: Callable[[list[Row]], None]) -> None:
@@ -150,13 +150,16 @@ def put(name: str, value: Any) -> Callable[[list[Row]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("vector", [0.5, 0.5, 0.5, 0.6]), "a vector is not of length 1 under l2"),
+        (put("vector", [0.5, 0.5, 0.5, 0.6]), "a vector does not have length 1 under l2"),
         (put("vector", [float("nan"), 0, 0, 1]), "a vector or norm is not finite"),
         (put("norm", -1.0), "a norm is negative"),
-        (put("norm", 9.0), "its norm is not the one in `index/000002.parquet`"),
-        (put("feature_hash", bytes(16)), "its hash of the features is not the one"),
-        (put("passthrough_hash", bytes(8)), "its hash of the passed-through values is not the"),
-        (put("status", "stale: other"), "its status is not the one"),
+        (put("norm", 9.0), "its norm differs from the one in `index/000002.parquet`"),
+        (put("feature_hash", bytes(16)), "its hash of the features differs from the one"),
+        (
+            put("passthrough_hash", bytes(8)),
+            "its hash of the passed-through values differs from the",
+        ),
+        (put("status", "stale: other"), "its status differs from the one"),
         (put("id", 77), "its key is not in `index/000002.parquet`"),
         (put("id", None), "`id` is null"),
         (put("vector", None), "`vector` is null"),
@@ -190,7 +193,7 @@ def test_a_key_repeated_in_another_batch_is_found(
 
 def test_rows_that_are_in_the_index_alone_are_found(path: str) -> None:
     rewritten(path, lambda held: held.__delitem__(slice(3, 5)))
-    assert "2 rows of `index/000002.parquet` are not in the dataset" in found(path)
+    assert "Not in the dataset: 2 rows of `index/000002.parquet`" in found(path)
 
 
 def test_quarantined_rows_are_in_the_index_alone(path: str) -> None:
@@ -216,7 +219,7 @@ def test_a_store_that_is_refreshed_meanwhile_is_not_called_damaged(
         return opened
 
     monkeypatch.setattr(verify_verify, "open_snapshot", opening)
-    with pytest.raises(WorkFailed, match="was changed by a refresh while it was read"):
+    with pytest.raises(WorkFailed, match="was changed by a refresh during verification"):
         verify(path)
 
 
@@ -224,6 +227,6 @@ def test_a_store_under_a_refresh_is_not_called_damaged(path: str) -> None:
     merge(path, [item(8, 3)])
     with (
         StoreDirectory(path).lock(),
-        pytest.raises(WorkFailed, match="was changed by a refresh while it was read"),
+        pytest.raises(WorkFailed, match="was changed by a refresh during verification"),
     ):
         verify(path)

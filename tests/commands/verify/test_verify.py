@@ -166,7 +166,7 @@ def test_one_flipped_bit_is_found_in_the_manifest(workshop: Workshop, name: str)
     size = (path / name).stat().st_size
     for bit in range(3, 8 * (size - 1), 8 * max(1, size // 40)):
         flip(path / name, bit)
-        with pytest.raises(Damaged, match="checksum disagrees"):
+        with pytest.raises(Damaged, match="checksum does not match"):
             verify(path)
         flip(path / name, bit)
     verify(path)
@@ -188,7 +188,7 @@ def test_a_truncated_file_is_found(workshop: Workshop, form: str) -> None:
     path = plain(workshop, form)
     file = next(iter((path / "vectors").glob("part-000001.*")))
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(Damaged, match=rf"`vectors/{file.name}` has [\d,]+ bytes, and"):
+    with pytest.raises(Damaged, match=rf"`vectors/{file.name}` has [\d,]+ bytes; the"):
         verify(path)
 
 
@@ -196,7 +196,7 @@ def test_a_directory_in_the_place_of_a_file_is_found(workshop: Workshop) -> None
     path = plain(workshop)
     (path / "vectors/part-000001.parquet").unlink()
     (path / "vectors/part-000001.parquet").mkdir()
-    with pytest.raises(Damaged, match=r"`vectors/part-000001.parquet` is no regular file"):
+    with pytest.raises(Damaged, match=r"`vectors/part-000001.parquet` is not a regular file"):
         verify(path)
 
 
@@ -205,7 +205,7 @@ def test_a_link_in_the_place_of_a_file_or_directory_is_found(workshop: Workshop,
     path = plain(workshop)
     elsewhere = (path / name).rename(path.parent / "elsewhere")
     (path / name).symlink_to(elsewhere)
-    with pytest.raises(Damaged, match=rf"`{name}\S*` is no regular file"):
+    with pytest.raises(Damaged, match=rf"`{name}\S*` is not a regular file"):
         verify(path)
 
 
@@ -213,7 +213,7 @@ def test_a_link_in_the_place_of_a_file_or_directory_is_found(workshop: Workshop,
 def test_a_directory_that_does_not_belong_there_is_found(workshop: Workshop, name: str) -> None:
     path = plain(workshop)
     (path / name).mkdir()
-    with pytest.raises(Damaged, match=f"`{name}` is no file of this run"):
+    with pytest.raises(Damaged, match=f"`{name}` does not belong to this run"):
         verify(path)
 
 
@@ -231,7 +231,7 @@ def test_a_foreign_file_is_found(workshop: Workshop, name: str) -> None:
     path = plain(workshop)
     (path / name).parent.mkdir(exist_ok=True)
     (path / name).write_bytes(b"")
-    with pytest.raises(Damaged, match=f"`{name}` is no file of this run"):
+    with pytest.raises(Damaged, match=f"`{name}` does not belong to this run"):
         verify(path)
 
 
@@ -247,7 +247,7 @@ def test_many_findings_are_counted_and_some_named(workshop: Workshop) -> None:
         (path / f"vectors/more-{number:02d}").touch()
     with pytest.raises(Damaged, match="50 findings") as caught:
         verify(path)
-    assert caught.value.message.count("is no file of this run") == 20
+    assert caught.value.message.count("does not belong to this run") == 20
     assert "and 30 more" in caught.value.message
 
 
@@ -270,13 +270,13 @@ def zero(rows: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("column", "change", "words"),
     [
-        ("vector", lengthen, "row 5: a vector is not of length 1 under l2"),
-        ("vector", zero, "row 5: a vector is not of length 1 under l2"),
+        ("vector", lengthen, "row 5: a vector does not have length 1 under l2"),
+        ("vector", zero, "row 5: a vector does not have length 1 under l2"),
         ("vector", one_is_nan, "row 5: a vector or norm is not finite"),
         ("norm", one_is_nan, "row 5: a vector or norm is not finite"),
         ("norm", negate, "row 5: a norm is negative"),
-        ("norm", zero, "row 5: a vector is not of length 1 .* beside a norm of 0"),
-        ("norm", zero, "1 rows with a zero vector are stored, and 0 by the manifest"),
+        ("norm", zero, "row 5: a vector does not have length 1 .* where its norm is 0"),
+        ("norm", zero, "1 row with a zero vector stored; the manifest has 0"),
     ],
     ids=["too long", "zeros", "NaN", "NaN norm", "negative norm", "norm 0", "zero counted"],
 )
@@ -293,7 +293,7 @@ def test_wrong_rows_are_named_even_where_checksums_agree(
 def test_norms_other_than_the_measured_ones_are_found(workshop: Workshop) -> None:
     path = plain(workshop)
     rewrite(path, "norm", lambda rows: rows.__imul__(2))
-    with pytest.raises(Damaged, match=r"stored norms of `.*` are not those that the manifest's"):
+    with pytest.raises(Damaged, match=r"stored norms of `.*` do not match the manifest"):
         verify(path)
 
 
@@ -316,10 +316,10 @@ def one_more_quarantined(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (drop_a_row, r"`vectors/part-000001.parquet` has 128 rows, and 127 by the manifest"),
-        (one_more_null, "0 rows without a vector are stored, and 1 by the manifest"),
-        (one_more_zero, "0 rows with a zero vector are stored, and 1 by the manifest"),
-        (one_more_quarantined, "0 rows lie in quarantine, and 1 by the manifest"),
+        (drop_a_row, r"`vectors/part-000001.parquet` has 128 rows; the manifest has 127"),
+        (one_more_null, "0 rows without a vector stored; the manifest has 1"),
+        (one_more_zero, "0 rows with a zero vector stored; the manifest has 1"),
+        (one_more_quarantined, "0 rows in quarantine; the manifest has 1"),
     ],
     ids=["rows", "nulls", "zeros", "quarantined"],
 )
@@ -354,7 +354,7 @@ def test_unreadable_chunk_statistics_are_found(workshop: Workshop) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="does not contain a run"):
         verify(tmp_path)
 
 

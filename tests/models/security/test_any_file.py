@@ -299,7 +299,7 @@ class Twice(keras.layers.Layer):  # type: ignore[misc]
 def test_a_trusted_class_stands_for_no_other_name(
     stored: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for registered, words in (("corpus>Twice", None), ("x>Twice", "asks for the class `x>Twice`")):
+    for registered, words in (("corpus>Twice", None), ("x>Twice", "needs the class `x>Twice`")):
         layer = {**item("Twice", None), "registered_name": registered}
         path = stored(archive(with_layer(layer)))
         trust = {"classes": [f"{Twice.__module__}.Twice"]}
@@ -407,18 +407,21 @@ def onnx(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (tflite, "a TFLite (LiteRT) model. Give the Keras model"),
-        (folder_of_tflite, "a folder with m.tflite in it, a TFLite (LiteRT) model. Give the Keras"),
+        (tflite, "a TFLite (LiteRT) model. Use the original Keras model"),
+        (
+            folder_of_tflite,
+            "a folder with m.tflite in it, a TFLite (LiteRT) model. Use the original Keras",
+        ),
         (tensorflow_js, "a TensorFlow.js model. Convert it back: `tensorflowjs_converter"),
         (tensorflow_js_graph, "a TensorFlow.js model of the format graph-model, which cannot be"),
         (tensorflow_js_file, "a TensorFlow.js model. Convert it back: `tensorflowjs_converter"),
-        (versions, "a folder of SavedModels: 10, 2. Give one of them, such as {path}/10"),
-        (folder_of_models, "a folder with the model best.keras in it. Give {path}/best.keras"),
+        (versions, "a folder of SavedModels: 10, 2. Use one of them, such as {path}/10"),
+        (folder_of_models, "a folder with the model best.keras in it. Use {path}/best.keras"),
         (checkpoint, "a checkpoint: weights only"),
         (pytorch, "a PyTorch model"),
         (safetensors, "a safetensors file: weights only"),
         (architecture_alone, "an architecture without weights"),
-        (onnx, "an ONNX model. Give the Keras model that it was made from, or predict with"),
+        (onnx, "an ONNX model. Use the original Keras model, or predict with"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -463,9 +466,12 @@ def test_a_call_in_a_file_of_keras_2_is_no_class_to_trust(stored: Callable[[byte
 
 
 OPERATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "mean": (lambda x: keras.ops.mean(x, axis=-1, keepdims=True), "holds an operation.*`Mean`"),
-    "part": (lambda x: x[:, :1], "holds an operation of Keras, `GetItem`"),
-    "sum": (lambda x: x + x, "does not keep an operation such as `a \\+ b`"),
+    "mean": (
+        lambda x: keras.ops.mean(x, axis=-1, keepdims=True),
+        "contains a Keras operation.*`Mean`",
+    ),
+    "part": (lambda x: x[:, :1], "contains a Keras operation, `GetItem`"),
+    "sum": (lambda x: x + x, "cannot store operations such as `a \\+ b`"),
 }
 
 
@@ -505,7 +511,7 @@ def test_layers_inside_of_what_keras_offers_are_its_own(
 def test_a_function_that_is_missing_is_told(stored: Callable[[bytes], str]) -> None:
     function_of_theirs = function("theirs", "builtins")
     path = stored(archive(with_dense(activation=function_of_theirs)))
-    with pytest.raises(ModelError, match=r"a function of somebody's own.*model\.export\(\)"):
+    with pytest.raises(ModelError, match=r"a custom function.*model\.export\(\)"):
         load(path, trust=f"sha256:{examine(path).sha256}")
 
 
@@ -522,7 +528,7 @@ def test_the_end_of_what_keras_says_is_quoted(stored: Callable[[bytes], str]) ->
         load(path)
 
 
-@pytest.mark.parametrize("shape", [None, (2,)], ids=["when it is loaded", "when it is called"])
+@pytest.mark.parametrize("shape", [None, (2,)], ids=["when loaded", "when it is called"])
 def test_a_trusted_lambda_that_lacks_a_name_is_refused(
     tmp_path: Path, rows: Path, shape: tuple[int, ...] | None
 ) -> None:

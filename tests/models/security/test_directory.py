@@ -74,13 +74,13 @@ def many_folders(model: Path) -> None:
 
 
 TRICKS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "link to a folder outside": (to_a_folder, "the link `assets` in it leads out of it"),
-    "link to a file outside": (to_a_file, "the link `secret` in it leads out of it"),
-    "link to a link outside": (through_a_link, "in it leads out of it, to /etc/passwd"),
-    "link to a device": (device, "the link `zero` in it leads out of it"),
-    "link to the model": (to_the_model, "`again` in it is a link in a circle"),
-    "links to each other": (to_each_other, "in it is a link in a circle"),
-    "link to itself": (to_itself, "`self` in it is a link in a circle"),
+    "link to a folder outside": (to_a_folder, "the link `assets` in it points outside it"),
+    "link to a file outside": (to_a_file, "the link `secret` in it points outside it"),
+    "link to a link outside": (through_a_link, "in it points outside it, to /etc/passwd"),
+    "link to a device": (device, "the link `zero` in it points outside it"),
+    "link to the model": (to_the_model, "`again` in it is a circular link"),
+    "links to each other": (to_each_other, "in it is a circular link"),
+    "link to itself": (to_itself, "`self` in it is a circular link"),
     "pipe": (pipe, "`variables/pipe` in it is neither a file nor a link"),
     "links that multiply": (many_folders, "holds more than 10,000 files"),
 }
@@ -156,7 +156,7 @@ def test_a_copy_without_room_names_the_numbers(
     with (model / "sparse").open("wb") as file:
         file.truncate(1 << 43)
     monkeypatch.setattr(directory, "_MAX_BYTES", 1 << 50)
-    with pytest.raises(ModelError, match=r"holds 8,796,093,022,218 bytes.*what is free there"):
+    with pytest.raises(ModelError, match=r"holds 8,796,093,022,218 bytes.*the free space there"):
         ModelDirectory.of(str(model), "model").copy(tmp_path / "other")
 
 

@@ -358,7 +358,7 @@ def save_a_checkpoint(x: Any) -> Any:
         (write_file, "the operation WriteFile"),
         (print_to_a_file, "the operation PrintV2"),
         (python_function, "the operation PyFunc"),
-        (save_a_checkpoint, "a checkpoint operation outside of the saver"),
+        (save_a_checkpoint, "a checkpoint operation outside the saver"),
     ],
 )
 def test_a_graph_that_does_more_than_compute_is_refused(
@@ -411,7 +411,7 @@ def test_an_asset_path_that_leads_out_is_refused(stored: Path, tmp_path: Path) -
     graph = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     graph.meta_graphs[0].asset_file_def.add().filename = "../../etc/passwd"
     path.write_bytes(graph.SerializeToString())
-    with pytest.raises(ModelError, match="an asset outside of the model"):
+    with pytest.raises(ModelError, match="an asset outside the model"):
         admit(Model(path=str(tmp_path / "saved")))
 
 
@@ -425,7 +425,7 @@ def test_a_saver_that_a_signature_runs_is_refused(stored: Path, tmp_path: Path) 
     saver = graph.saver_def.save_tensor_name.partition(":")[0]
     next(node for node in graph.graph_def.node if node.name == "NoOp").input.append(f"^{saver}")
     path.write_bytes(content.SerializeToString())
-    with pytest.raises(ModelError, match="a checkpoint operation outside of the saver"):
+    with pytest.raises(ModelError, match="a checkpoint operation outside the saver"):
         admit(Model(path=str(tmp_path / "saved")))
 
 
@@ -513,16 +513,16 @@ def something_else(stored: Path, tmp_path: Path) -> Path:
 UNREADABLE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "truncated archive": (truncated, "damaged or cut short"),
     "truncated hdf5": (truncated_h5, "damaged or cut short"),
-    "truncated graph": (truncated_graph, "saved_model.pb is damaged: it is cut short"),
+    "truncated graph": (truncated_graph, "saved_model.pb is damaged: it is truncated"),
     "path traversal": (traversal, r"`\.\./\.\./evil` leads out of the archive"),
     "zip bomb": (bomb, "would grow from"),
     "deeply nested": (deep, "nested more than 100 levels deep"),
     "nested beyond Python": (deeper_than_python, "nested more than 100 levels deep"),
-    "weights only": (lambda stored, _: stored / "only.weights.h5", "holds weights only"),
+    "weights only": (lambda stored, _: stored / "only.weights.h5", "contains weights only"),
     "Keras 2": (keras_2, "written by Keras 2"),
     "LFS pointer": (lfs_pointer, "git lfs pull"),
-    "named pipe": (named_pipe, "neither a file nor a directory"),
-    "another kind of file": (something_else, "no Keras model"),
+    "named pipe": (named_pipe, "not a file or directory"),
+    "another kind of file": (something_else, "not a Keras model"),
     "empty directory": (lambda _, tmp_path: tmp_path, "a directory without saved_model.pb"),
     "unpacked archive": (unpacked, "an unpacked .keras archive"),
     "missing": (lambda _, tmp_path: tmp_path / "no.keras", "No such file"),
@@ -575,14 +575,14 @@ def test_trust_by_hash_lets_exactly_that_file_pass(edited: Callable[[Edit], str]
     digest = examine(path).sha256
     with admit(Model(path=path, trust=f"sha256:{digest}")) as admitted:
         assert admitted.report.dangers
-    with pytest.raises(ModelError, match=r"not the file that `model\.trust` names"):
+    with pytest.raises(ModelError, match=r"not the file given by `model\.trust`"):
         admit(Model(path=path, trust="sha256:" + "0" * 64))
 
 
 def test_a_pinned_hash_refuses_any_other_file(stored: Path) -> None:
     path = str(stored / "model.keras")
     admit(Model(path=path, sha256=examine(path).sha256)).close()
-    with pytest.raises(ModelError, match=r"`model\.sha256` asks for"):
+    with pytest.raises(ModelError, match=r"given by `model\.sha256`"):
         admit(Model(path=path, sha256="0" * 64))
 
 
@@ -617,7 +617,7 @@ def test_an_output_that_is_normalized_already_is_worth_a_warning(tmp_path: Path)
     model = keras.Sequential([keras.Input((4,)), keras.layers.UnitNormalization()])
     model.save(tmp_path / "model.keras")
     assert [item.what for item in examine(str(tmp_path / "model.keras")).findings] == [
-        "an output that is normalized already"
+        "an output that is already normalized"
     ]
 
 

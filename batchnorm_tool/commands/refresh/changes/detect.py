@@ -40,6 +40,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
     StagingSchemas,
     process_in_order,
 )
+from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
 from batchnorm_tool.inputs.row_hash import IdLookup
@@ -145,9 +146,9 @@ class ChangeDetector:
             shown = "; ".join(result.bad_rows)
             more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
             msg = (
-                f"{result.bad:,} rows are bad by their input: {shown}{more}. Expected features "
-                "that the model can take, in every row. Mend the input, or set "
-                "`input.invalid: quarantine`, which sets such rows aside."
+                f"{plural(result.bad, 'row')} with features that the model cannot "
+                f"take: {shown}{more}. Expected valid features in every row. Fix the input, or "
+                "set `input.invalid: quarantine` to set such rows aside."
             )
             raise BadRows(msg)
 

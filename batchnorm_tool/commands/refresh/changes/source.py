@@ -105,9 +105,9 @@ class RefreshSource:
         kind = self.table.schema.field(self.delete_column).type
         if not pa.types.is_boolean(kind):
             msg = (
-                f"{self.table.files[0].path}, column `{self.delete_column}`: `store.delete_column` "
-                f"names it. Expected booleans. Received: {kind}. Write true where a row is to be "
-                "deleted."
+                f"{self.table.files[0].path}, column `{self.delete_column}`: "
+                f"`store.delete_column` names it. Expected booleans. Received: {kind}. Write true "
+                "for rows to be deleted."
             )
             raise InputError(msg)
 
@@ -118,9 +118,10 @@ class RefreshSource:
         )
         if list(expected.items()) != list(received.items()):
             msg = (
-                f"{self.table.files[0].path}: its key is not that of the store. Expected: "
-                f"{_describe(expected)}. Received: {_describe(received)}. Write the columns with "
-                "the same types as before, or begin a new store with another `store.path`."
+                f"{self.table.files[0].path}: its key differs from the store's. "
+                f"Expected: {_describe(expected)}. Received: {_describe(received)}. Write the "
+                "columns with the same types as before, or start a new store with another "
+                "`store.path`."
             )
             raise InputError(msg)
 
@@ -200,9 +201,9 @@ def _as_stored(
     except pa.ArrowInvalid as error:
         file, row = locate(source.table.files, first_row)
         msg = (
-            f"{file.path}, at or after row {row}, column `{name}`: a value has no place in the "
-            f"store. Expected values that {kind} holds. Received: {error}. Write the column as "
-            f"{kind}."
+            f"{file.path}, at or after row {row}, column `{name}`: a value does not fit the "
+            f"store. Expected values that fit {kind}. Received: {error}. Write the column "
+            f"as {kind}."
         )
         raise InputError(msg) from error
     if name not in source.keys:
@@ -214,7 +215,7 @@ def _as_stored(
         said = "null" if held[found].as_py() is None else "NaN"
         msg = (
             f"{file.path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
-            f"row. Received: {said}. Fill it in, or leave the row out of the input."
+            f"row. Received: {said}. Fill it in, or remove the row from the input."
         )
         raise InputError(msg)
     if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
@@ -232,8 +233,8 @@ def _refuse_unfit(
     if unfit is not None:
         file, row = locate(source.table.files, first_row + int(stays[unfit.row]))
         msg = (
-            f"{file.path}, row {row}, column `{unfit.column}`: {unfit.reason} Mend the "
-            "input, or leave the column out of `input.passthrough`."
+            f"{file.path}, row {row}, column `{unfit.column}`: {unfit.reason} Fix the input, or "
+            "remove the column from `input.passthrough`."
         )
         raise InputError(msg)
 

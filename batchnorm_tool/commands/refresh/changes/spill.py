@@ -22,6 +22,7 @@ from batchnorm_tool.commands.refresh.changes.classify import (
 )
 from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tables
 from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids, repeated_rows
@@ -189,7 +190,7 @@ def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
     keys = pa.Table.from_batches(read_rows(file, source.keys, row, row + 1, 1))
     names = ", ".join(f"`{name}`" for name in source.keys)
     return (
-        f"{file.path}, row {row}, column {names}: the key {describe_key(keys, 0)} is there "
-        f"already, in {before.path}, row {first}. Expected each key once. Received: {count:,} rows "
-        "whose key another row before them has. Remove them, or name more columns in `input.key`."
+        f"{file.path}, row {row}, column {names}: the key {describe_key(keys, 0)} is a "
+        f"duplicate of {before.path}, row {first}. Expected unique keys. "
+        f"Received: {plural(count, 'duplicate')}. Remove them, or add columns to `input.key`."
     )

@@ -57,7 +57,7 @@ class Callbacks:
     def check(self) -> None:
         """Give up if asked to."""
         if self.stopped():
-            msg = "Stopped while tonight's input was compared; running it again starts that anew."
+            msg = "Stopped while comparing the input; run again to restart that step."
             raise Interrupted(msg)
 
 

@@ -29,9 +29,8 @@ def test_a_key_twice(nights: Nights, known: list[int], memory: int | None) -> No
     nights.publish(items(known) if known else items([99]))
     message = refusal(nights, items([1, 5, 2]), items([3, 5]), memory=memory)
     assert message == (
-        "01.parquet, row 1, column `id`: the key `id` 5 is there already, in 00.parquet, row 1. "
-        "Expected each key once. Received: 1 rows whose key another row before them has. Remove "
-        "them, or name more columns in `input.key`."
+        "01.parquet, row 1, column `id`: the key `id` 5 is a duplicate of 00.parquet, row 1. "
+        "Expected unique keys. Received: 1 duplicate. Remove them, or add columns to `input.key`."
     )
 
 
@@ -41,9 +40,9 @@ def test_the_first_repetition_is_named_and_all_are_counted(
 ) -> None:
     keys = ["b", "a", "a", "b", "a", "c"]
     message = refusal(nights, items(keys), memory=memory)
-    assert message.startswith("00.parquet, row 2, column `id`: the key `id` 'a' is there already")
+    assert message.startswith("00.parquet, row 2, column `id`: the key `id` 'a' is a duplicate")
     assert "in 00.parquet, row 1." in message
-    assert "Received: 3 rows" in message
+    assert "Received: 3 duplicates" in message
 
 
 @both
@@ -60,7 +59,7 @@ def test_a_key_twice_in_different_parts(
 def test_a_composite_key_twice(nights: Nights) -> None:
     pairs = replace(nights, keys=("shop", "id"), passthrough=())
     message = refusal(pairs, items([1, 1, 1], shops=["a", "b", "a"]))
-    assert "row 2, column `shop`, `id`: the key `shop` 'a', `id` 1 is there already" in message
+    assert "row 2, column `shop`, `id`: the key `shop` 'a', `id` 1 is a duplicate" in message
 
 
 def test_a_deleted_row_and_another_with_its_key(nights: Nights) -> None:
@@ -68,7 +67,7 @@ def test_a_deleted_row_and_another_with_its_key(nights: Nights) -> None:
     for key in (1, 2):
         table = items([key, key]).append_column("gone", pa.array([True, False]))
         tonight = replace(nights.tonight(table), mode="delta", delete_column="gone")
-        with pytest.raises(InputError, match="is there already"):
+        with pytest.raises(InputError, match="is a duplicate"):
             nights.find(tonight)
 
 
@@ -76,8 +75,8 @@ def test_a_deleted_row_and_another_with_its_key(nights: Nights) -> None:
 def test_a_null_key(nights: Nights, memory: int | None) -> None:
     message = refusal(nights, items([1, 2]), items([3, None, None]), memory=memory)
     assert message == (
-        "01.parquet, row 1, column `id`: the key is null. Expected a key in every row. "
-        "Received: null. Fill it in, or leave the row out of the input."
+        "01.parquet, row 1, column `id`: the key is null. Expected a key in every row. Received: "
+        "null. Fill it in, or remove the row from the input."
     )
 
 
