@@ -6,17 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from batchnorm_tool.display import short
-from batchnorm_tool.report.axes import (
-    FONT,
-    Axis,
-    Frame,
-    Plot,
-    base_line,
-    pixels,
-    scaffold,
-    text,
-)
-from batchnorm_tool.report.markup import Html, tag
+from batchnorm_tool.report import Html, tag
+from batchnorm_tool.report.axes import FONT, Axis, Frame, Plot, base_line, pixels, scaffold, text
 
 Points = Sequence[tuple[float, float]]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.manifest import Manifest
     from batchnorm_tool.pipeline.plan import Plan
-    from batchnorm_tool.report.documents import EitherDocument, HistoryDocument, ShownRecord
+    from batchnorm_tool.report.figures import EitherDocument, HistoryDocument, ShownRecord
 
 # What JSON leaves as it is, besides the line breaks of its layout.
 _UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")

@@ -20,13 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.comparison.candidates import Filter
-from batchnorm_tool.comparison.scores import (
-    Base,
-    Metric,
-    Queries,
-    Score,
-    Sides,
-)
+from batchnorm_tool.comparison.scores import Base, Metric, Queries, Score, Sides
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen
 

@@ -22,7 +22,6 @@ import pyarrow as pa
 from numpy.lib import format as npy_format
 
 from batchnorm_tool.errors import InputError, OutputError
-from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
 from batchnorm_tool.formats.base import DATA_DIRECTORY, Format, Inspected, Layout, Sink
@@ -231,7 +230,7 @@ def read_header(path: str, size: int, dtype: str | None) -> NpyHeader:
         size: Its size in bytes, which the header must agree with exactly.
         dtype: ``"bfloat16"`` if that is how ``|V2`` is to be read.
     """
-    with files.refusing(path), Path(path).open("rb") as file:
+    with formats_files.refusing(path), Path(path).open("rb") as file:
         raw = _raw_header(path, file, size)
     shape, fortran, stored = _parse(path, raw)
     is_bfloat16 = dtype == "bfloat16" and stored == np.dtype("V2")

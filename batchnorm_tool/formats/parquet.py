@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, OutputError
-from batchnorm_tool.formats import files
 from batchnorm_tool.formats import files as formats_files
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_batch, plain_schema
 from batchnorm_tool.formats.base import MEBIBYTE, Format, Inspected, Layout
@@ -78,7 +77,7 @@ class Footer:
 def read_footer(path: str, identity: tuple[int, ...]) -> Footer:
     """Read the footer, once for all parts of a file as it is now: ``identity`` tells that."""
     del identity
-    with files.refusing(path), open_parquet(path) as file:
+    with formats_files.refusing(path), open_parquet(path) as file:
         starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
         return Footer(file.metadata, tuple(file.schema_arrow.names), starts)
 
@@ -129,7 +128,7 @@ class Cursor:
             pass
 
     def _next(self, most_rows: int) -> pa.RecordBatch:
-        with files.working(self._stretch.path, self._unread):
+        with formats_files.working(self._stretch.path, self._unread):
             batch = self._rest if self._rest is not None else next(self._batches)
         self._rest = batch.slice(most_rows) if batch.num_rows > most_rows else None
         return batch.slice(0, most_rows)
@@ -154,7 +153,7 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
         for batch in file.iter_batches(spec.batch_rows, numbers, columns, use_threads=False):
             rows += batch.num_rows
             if batch.num_rows:
-                yield files.validate(batch.select(columns))
+                yield formats_files.validate(batch.select(columns))
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
     message = (
@@ -283,7 +282,7 @@ def value_bytes(path: str) -> dict[str, int]:
 
     A dictionary far beyond its stored size counts whole: each row may be all of it.
     """
-    with files.refusing(path), open_parquet(path) as file:
+    with formats_files.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
     if not metadata.num_row_groups:
         return {}

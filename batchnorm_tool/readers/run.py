@@ -19,12 +19,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
 from batchnorm_tool.formats.base import DATA_DIRECTORY
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.manifest import (
-    MANIFEST_PATH,
-    SUCCESS_PATH,
-    Manifest,
-    read_manifest,
-)
+from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan

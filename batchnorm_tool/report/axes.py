@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchnorm_tool.display import PLAIN_FROM, PLAIN_TO, short, typeset
-from batchnorm_tool.report.markup import Html, tag
+from batchnorm_tool.report import Html, tag
 
 FONT = 12
 # Widest digit of the usual system fonts at 12 px, rounded down: labels are mostly digits and dots.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import fixed
+from batchnorm_tool.report import Html, tag
 from batchnorm_tool.report.axes import (
     FONT,
     LETTER,
@@ -20,7 +21,6 @@ from batchnorm_tool.report.axes import (
     scaffold,
     text,
 )
-from batchnorm_tool.report.markup import Html, tag
 from batchnorm_tool.report.svg import (
     ChartText,
     SeriesStyle,

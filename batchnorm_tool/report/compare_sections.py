@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import count, fixed, percent, plural, probability, signed, span
-from batchnorm_tool.report import page, svg
+from batchnorm_tool.report import join, page, svg, tag
 from batchnorm_tool.report.charts import (
     Grid,
     Interval,
@@ -33,12 +33,11 @@ from batchnorm_tool.report.figures import (
     shown_k,
     tested,
 )
-from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers
-    from batchnorm_tool.report.markup import Html
+    from batchnorm_tool.report import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
 _WITHOUT_RELEVANCE = (

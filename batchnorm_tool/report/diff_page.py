@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
-from batchnorm_tool.report import compare_page, page, svg
+from batchnorm_tool.report import compare_page, join, page, svg, tag
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
 from batchnorm_tool.report.figures import base_name, describe_key, interval
-from batchnorm_tool.report.markup import join, tag
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.norm_survey import Distribution
     from batchnorm_tool.readers.source import SetFacts
-    from batchnorm_tool.report.markup import Html
+    from batchnorm_tool.report import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "unknown"}

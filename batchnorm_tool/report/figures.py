@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 
 from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
 if TYPE_CHECKING:
+    from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
-    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
 
 _T = TypeVar("_T")
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
@@ -24,6 +24,7 @@ OUTCOMES = ("live", "kept", "rolled back", "removed", "waiting", "not published"
 """What can have become of a night, in the order in which a chart shows it."""
 _NOT_PUBLISHED = {"superseded", "discarded"}
 _SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
+EitherDocument: TypeAlias = "ComparisonDocument | DifferenceDocument"
 
 
 def base_name(path: object) -> str:
@@ -312,3 +313,44 @@ def describe_gate(record: ShownRecord) -> str:
         return "passed"
     verb = "warned" if record["gate"].get("action") == "warn" else "held"
     return f"{verb}: {', '.join(names)}"
+
+
+class FindingEntry(TypedDict, total=False):
+    """What one limit of the gate measured."""
+
+    limit: str
+    scope: str
+    measured: float | None
+    allowed: float | None
+    passed: bool
+    what: str
+    rows: Sequence[Any]
+
+
+class ShownRecord(TypedDict, total=False):
+    """What a refresh, a rollback or a candidate that waits says of itself."""
+
+    version: int
+    kind: str
+    new_space: bool
+    state: str
+    reason: str | None
+    started: str
+    restores: int
+    rows: Mapping[str, int | None]
+    model: Any
+    norms: Numbers | None
+    gate: Any
+    seconds: Numbers
+    warnings: Sequence[str]
+
+
+class HistoryDocument(TypedDict, total=False):
+    """The refreshes of a store, and where it stands."""
+
+    path: str
+    live: int | None
+    hold: Any
+    waiting: int | None
+    kept: Sequence[int]
+    nights: Sequence[ShownRecord]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
-from batchnorm_tool.report import page, svg
+from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.axes import (
     LETTER,
     NARROW,
@@ -36,14 +36,13 @@ from batchnorm_tool.report.figures import (
     real,
     rows_of,
 )
-from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.text_refresh import describe_store, table_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
+    from batchnorm_tool.report.figures import FindingEntry, HistoryDocument, ShownRecord
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from batchnorm_tool.display import plural
+from batchnorm_tool.report import Html, join, tag
 from batchnorm_tool.report.axes import NARROW, WIDE, Frame
-from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.svg import ChartText
 
 _STYLE = """

@@ -25,7 +25,7 @@ from batchnorm_tool.report.text_run import SPREAD, left_out, spread
 if TYPE_CHECKING:
     from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.norms.vector_stats import DimensionStats
-    from batchnorm_tool.report.markup import Html
+    from batchnorm_tool.report import Html
     from batchnorm_tool.report.svg import SeriesStyle
 
 Values = NDArray[np.float64]

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.display import count, number, plural, share, size
-from batchnorm_tool.report import page, svg
+from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_norms
 from batchnorm_tool.report.figures import base_name
-from batchnorm_tool.report.markup import Html, join, tag
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_chart
 from batchnorm_tool.report.text_run import norm_shown, outside, spread

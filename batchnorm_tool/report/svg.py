@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchnorm_tool.report import Html, join, tag
 from batchnorm_tool.report.axes import (
     FONT,
     LETTER,
@@ -24,7 +25,6 @@ from batchnorm_tool.report.axes import (
     scaffold,
     text,
 )
-from batchnorm_tool.report.markup import Html, join, tag
 
 if TYPE_CHECKING:
     from batchnorm_tool.report.axes import Axis

@@ -38,11 +38,7 @@ from batchnorm_tool.report.text_run import quantile_table
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
-    from batchnorm_tool.comparison.verdict import (
-        ComparisonDocument,
-        GroupFigures,
-        VerdictEntry,
-    )
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, VerdictEntry
 
 # A cosine has no use for its upper quantiles: they crowd at 1.
 _SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95)

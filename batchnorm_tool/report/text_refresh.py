@@ -24,7 +24,7 @@ from batchnorm_tool.report.figures import (
 )
 
 if TYPE_CHECKING:
-    from batchnorm_tool.report.documents import FindingEntry, HistoryDocument, ShownRecord
+    from batchnorm_tool.report.figures import FindingEntry, HistoryDocument, ShownRecord
 
 _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")

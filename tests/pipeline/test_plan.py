@@ -15,12 +15,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.inputs.files import InputFile, Member, Partition
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
-from batchnorm_tool.pipeline.plan import (
-    Identity,
-    Plan,
-    ResolvedOptions,
-    choose_part_rows,
-)
+from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions, choose_part_rows
 from batchnorm_tool.storage import checked_json
 
 RESOLVED = ResolvedOptions(

@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET  # our own markup, not a stranger's
 import pytest
 
 from batchnorm_tool.display import number
+from batchnorm_tool.report import Html, escape, tag
 from batchnorm_tool.report.axes import NARROW, WIDE, Axis, Frame
-from batchnorm_tool.report.markup import Html, escape, tag
 from batchnorm_tool.report.svg import Band, Bar, ChartText, Line, Steps, band_chart, bar_chart
 
 Make = Callable[..., Any]

@@ -27,13 +27,7 @@ from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.store.index import (
-    INDEX_FIELDS,
-    KEY_ID,
-    IndexWriter,
-    LiveIndex,
-    read_index,
-)
+from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, LiveIndex, read_index
 from batchnorm_tool.store.rows import (
     BATCH_ROWS,
     Addresses,

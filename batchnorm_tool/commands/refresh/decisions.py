@@ -53,7 +53,7 @@ from batchnorm_tool.store.transaction import prepare_restore
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.progress import Progress
-    from batchnorm_tool.report.documents import HistoryDocument
+    from batchnorm_tool.report.figures import HistoryDocument
 
 
 def accept(

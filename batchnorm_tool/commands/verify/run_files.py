@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, Lines
-from batchnorm_tool.inputs.row_hash import repeated_rows
+from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
-from batchnorm_tool.storage.buckets import Buckets, bucket_bits, bucket_directory
 from batchnorm_tool.storage.files import fault_in, unknown_files
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from batchnorm_tool.commands.compare import passes
 from batchnorm_tool.commands.compare.compare import Comparison, compare
 from batchnorm_tool.comparison import neighbours as neighbours_module
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.readers import source
+from batchnorm_tool.readers import source as readers_source
 from tests.commands.compare.compared import (
     EVERYONE,
     NORMS,
@@ -156,7 +156,7 @@ def test_ranks_of_many_rows_are_those_of_some(
 ) -> None:
     monkeypatch.setattr(passes, "RANKED_ROWS", 50)
     monkeypatch.setattr(passes, "RANKED_ROWS", 50)
-    monkeypatch.setattr(source, "_BATCH_ROWS", 30)
+    monkeypatch.setattr(readers_source, "_BATCH_ROWS", 30)
     (tmp_path / "clicks.csv").write_text("query,item\n1,2\n1,150\n3,2\n")
     relevance = tmp_path / "clicks.csv" if judged else None
     found = figures(compare(labelled, key="id", relevance=relevance, k=3, sample=5))
@@ -213,7 +213,7 @@ def test_files_and_blocks_change_nothing(
     for first, length in ((0, 90), (90, 1), (91, 109)):
         pq.write_table(table.slice(first, length), tmp_path / "parts" / f"{first:03}.parquet")
     whole = figures(compare(labelled, label="label", sample=70))
-    monkeypatch.setattr(source, "_BATCH_ROWS", 16)
+    monkeypatch.setattr(readers_source, "_BATCH_ROWS", 16)
     parts = figures(compare(tmp_path / "parts", label="label", sample=70))
     assert whole.pop("source")["rows"] == parts.pop("source")["rows"] == ROWS
     assert_close(parts, whole, 1e-12)

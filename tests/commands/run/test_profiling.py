@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm_tool.commands.run.run import Profile
-from batchnorm_tool.pipeline.timing import STAGES
+from batchnorm_tool.pipeline.timing import STAGES, Profile
 from tests.command_line import DIGITS, ENCODER, invoke
 
 pytestmark = pytest.mark.usefixtures("tensorflow")

@@ -9,7 +9,7 @@ import pytest
 from batchnorm_tool.commands.verify import run_files
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.storage import buckets
+from batchnorm_tool.inputs import row_hash
 from tests.commands.workshop import FORMATS, ROWS, Workshop, lists, predictions
 
 
@@ -78,7 +78,7 @@ def test_many_buckets_and_rounds_find_what_one_does(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_files, "_KEY_MEMORY_BYTES", 800)
-    monkeypatch.setattr(buckets, "_BUFFERED_ROWS", 50)
+    monkeypatch.setattr(row_hash, "_BUFFERED_ROWS", 50)
     names = [f"item {row}" for row in range(ROWS)]
     verify(workshop.run_keys(pa.array(names)), keys=True)
     path = workshop.run_keys(pa.array([*names[:-1], names[0]]), "arrow")

@@ -25,10 +25,7 @@ from batchnorm_tool.commands.refresh.changes.result import (
     ChangeSet,
 )
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource, cut
-from batchnorm_tool.commands.refresh.changes.spill import (
-    BucketJoin,
-    refuse_duplicates,
-)
+from batchnorm_tool.commands.refresh.changes.spill import BucketJoin, refuse_duplicates
 from batchnorm_tool.commands.refresh.changes.worker import (
     BAD,
     CHANGED,
@@ -43,8 +40,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
-from batchnorm_tool.inputs.row_hash import IdLookup
-from batchnorm_tool.storage.buckets import bucket_directory
+from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
 from batchnorm_tool.store.index import (
     LiveIndex,
     index_rows,

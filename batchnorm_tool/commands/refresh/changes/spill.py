@@ -25,8 +25,16 @@ from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
-from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids, repeated_rows
-from batchnorm_tool.storage.buckets import Buckets, bucket_bits, bucket_directory
+from batchnorm_tool.inputs.row_hash import (
+    Buckets,
+    IdLookup,
+    as_ids,
+    bucket_bits,
+    bucket_directory,
+    bytes_of,
+    key_ids,
+    repeated_rows,
+)
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
 
