@@ -1,7 +1,5 @@
 """Rows in memory: the fields of a model, the chunk that travels, and why a row is bad."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sized

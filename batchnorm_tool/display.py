@@ -1,7 +1,5 @@
 """Text for a person or a log: numbers, tables and hints, without secrets and control characters."""
 
-from __future__ import annotations
-
 import difflib
 import io
 import math

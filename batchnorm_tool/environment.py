@@ -1,7 +1,5 @@
 """What this machine and installation are: cores, versions, and libraries that speak unasked."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

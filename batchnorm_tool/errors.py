@@ -27,12 +27,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 _RESUMES = "Finished work is kept: run the same command again to resume."
 # What may be gone the next time, where other errors say that a path is no good.

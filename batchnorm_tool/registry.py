@@ -4,14 +4,10 @@ A line says where to find what bears the name, as ``module:object``, or which na
 spelling of. To list the names imports nothing, so that ``--help`` can do it.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Any
 
 # A function from rows to their lengths, as `batchnorm_tool.norms.norm` describes it.
 NORMS = {

@@ -10,6 +10,7 @@ import contextlib
 import io
 import secrets
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,6 @@ from batchnorm_tool.errors import JobError
 from batchnorm_tool.registry import TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from batchnorm_tool.commands.compare.compare import Comparison
     from batchnorm_tool.commands.compare.diff import Difference
     from batchnorm_tool.job import Job

@@ -1,7 +1,5 @@
 """What surrounds every command: exit codes, and what is said when it fails or is stopped."""
 
-from __future__ import annotations
-
 import math
 import signal
 import sys

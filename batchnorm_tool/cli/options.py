@@ -1,18 +1,14 @@
 """The flags of the command line, and the job that they make."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import json
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import click
 
 from batchnorm_tool.registry import ENGINES, FORMATS, NORMS, spellings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 _UNLISTED = (
     "Expected names separated by commas, with double quotes around a name that contains a comma "

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
@@ -14,8 +15,6 @@ from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable
 from batchnorm_tool.errors import Lines, WorkFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
     from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.commands.show import (

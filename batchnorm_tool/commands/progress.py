@@ -6,13 +6,12 @@ import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from batchnorm_tool.display import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich import progress
 
 _PLAIN_SECONDS = 5.0

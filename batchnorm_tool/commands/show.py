@@ -1,19 +1,18 @@
 """What a path is: a run, one under way, a store, a data file, or a model."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnorm_tool.chunk import Field  # noqa: TC001  (pydantic reads it)
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, ModelError, capture_warnings
 from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.formats.arrow_columns import is_list
@@ -21,7 +20,8 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.job import Engine, Input, Job, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.models.security.keras_allowlist import ModelFinding  # noqa: TC001  (likewise)
+from batchnorm_tool.models.security import ModelCopy
+from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.pipeline.manifest import Manifest, read_manifest, read_record, read_refusals
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
@@ -31,13 +31,16 @@ from batchnorm_tool.storage import STATE, LocalStorage, checked_json
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import read_index
-from batchnorm_tool.store.state import GOOD, STALE, STATUS, index_path, is_store, open_store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from batchnorm_tool.models.security import ModelCopy
-    from batchnorm_tool.store.state import StoreDirectory, StorePointer
+from batchnorm_tool.store.state import (
+    GOOD,
+    STALE,
+    STATUS,
+    StoreDirectory,
+    StorePointer,
+    index_path,
+    is_store,
+    open_store,
+)
 
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20

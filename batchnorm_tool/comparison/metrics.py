@@ -23,10 +23,10 @@ from batchnorm_tool.comparison.verdict import (
     holm,
     paired_randomization,
 )
+from batchnorm_tool.norms.norm import Float64s
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.judgements import Judgements
-    from batchnorm_tool.norms.norm import Float64s
 
 Int64s = np.ndarray
 # A reader looks at rank r + 1 with this probability: the first ten ranks weigh 86 %.

@@ -13,19 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import methodcaller
-from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.chunk import numbered
-from batchnorm_tool.comparison.candidates import Filter
+from batchnorm_tool.comparison.candidates import Best, Filter
 from batchnorm_tool.comparison.scores import Base, Metric, Queries, Score, Sides
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.candidates import Best
 
 Int64s = np.ndarray
 # With half as many, a bar is too high for one query in a thousand, and all rows are read again.

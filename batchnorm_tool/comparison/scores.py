@@ -17,16 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import JobError
-from batchnorm_tool.norms.norm import L2, Float64s, Norm, row_norms, widen
-
-if TYPE_CHECKING:
-    from batchnorm_tool.norms.norm import Anything
+from batchnorm_tool.norms.norm import L2, Anything, Float64s, Norm, row_norms, widen
 
 Int64s = np.ndarray
 _BLOCK_ROWS = 8192

@@ -10,9 +10,9 @@ import numpy as np
 
 from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.display import percent, plural
+from batchnorm_tool.norms.norm import Float64s
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.norm import Float64s
     from batchnorm_tool.readers.source import SetFacts, SourceFacts
 
 Numbers = Mapping[str, float | None]

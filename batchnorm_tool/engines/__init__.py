@@ -7,14 +7,13 @@ carries no data, so that a retry, a late worker or a lost driver harms nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 from batchnorm_tool.registry import ENGINES, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
-    from contextlib import AbstractContextManager
-
     from batchnorm_tool import job
     from batchnorm_tool.pipeline.plan import Plan
     from batchnorm_tool.pipeline.worker import Worker

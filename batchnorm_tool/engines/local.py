@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
 from batchnorm_tool import job
+from batchnorm_tool.engines import RunningEngine
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BatchnormToolError, Refused, WorkFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-
-    from batchnorm_tool.engines import RunningEngine
     from batchnorm_tool.models.backends.tensorflow import DeviceName
     from batchnorm_tool.pipeline.plan import Plan
 

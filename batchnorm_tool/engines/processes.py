@@ -20,18 +20,16 @@ import queue
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Self
 
-from batchnorm_tool.engines.local import LocalEngine
+from batchnorm_tool.engines.local import LocalEngine, PartWorker
 from batchnorm_tool.errors import Interrupted, WorkFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-    from multiprocessing.connection import Connection
-
-    from batchnorm_tool.engines.local import PartWorker
     from batchnorm_tool.engines.process_worker import Answer
     from batchnorm_tool.models.backends.tensorflow import DeviceName
     from batchnorm_tool.pipeline.timing import StageTimings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.features.columns import (
@@ -25,7 +26,6 @@ from batchnorm_tool.features.columns import (
 from batchnorm_tool.features.values import STRING
 
 if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Input
 
 VECTOR = "vector"

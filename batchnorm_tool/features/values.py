@@ -4,21 +4,15 @@ Rounding to a narrower float is what a model asks for. Everything else that woul
 refused, or (whole numbers that a float cannot hold) warned of.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import JobError, ModelError, warn
-
-if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
 
 STRING = "string"
 

@@ -1,7 +1,5 @@
 """File formats: one module each, one line each in `batchnorm_tool.registry.FORMATS`."""
 
-from __future__ import annotations
-
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats import files

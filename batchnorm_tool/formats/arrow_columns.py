@@ -1,7 +1,5 @@
 """Lists of fixed size as NumPy arrays, and the true shape of a flat column."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

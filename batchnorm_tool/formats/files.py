@@ -1,7 +1,5 @@
 """Local files as input: which may be read, and what those are that no format reads."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import os

@@ -1,24 +1,17 @@
 """What must hold of every night that is published, whatever the job says."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchnorm_tool.display import plural
-from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, NamedRow
 from batchnorm_tool.gate.output_limits import key_to_json
-from batchnorm_tool.norms.norm import row_norms, widen
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from batchnorm_tool.gate.findings import NamedRow
-    from batchnorm_tool.norms.norm import Float64s, Norm
+from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """What one limit measured, and what a person reads when a limit is broken."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NotRequired, TypedDict

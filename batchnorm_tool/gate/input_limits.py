@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate.findings import Finding, not_evaluated
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from batchnorm_tool.job.refresh_sections import InputGate
-    from batchnorm_tool.norms.norm import Float64s
+from batchnorm_tool.job.refresh_sections import InputGate
+from batchnorm_tool.norms.norm import Float64s
 
 _SHARES = ("new", "changed", "vanished")
 _NEW_SPACE = "in a new space every row is recomputed"

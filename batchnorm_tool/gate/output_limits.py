@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,11 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, not_evaluated
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, NamedRow, Scope, not_evaluated
+from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, widen
 from batchnorm_tool.norms.stats import MIDDLE_QUANTILES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from batchnorm_tool.gate.findings import NamedRow, Scope
-    from batchnorm_tool.job.refresh_sections import OutputGate
 
 FRECHET_WIDTH = 256
 """Dimensions that the Fréchet distance takes into account: those with the largest variance in the

@@ -1,10 +1,7 @@
 """Rows of planned input files: where they lie, and what they hold, partition values included."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +11,7 @@ from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
 from batchnorm_tool.formats.parquet import value_bytes
-from batchnorm_tool.inputs.files import InputFile, Member
-
-if TYPE_CHECKING:
-    from batchnorm_tool.inputs.files import Table
+from batchnorm_tool.inputs.files import InputFile, Member, Table
 
 _CHECKED_ROWS = 16_384
 _FEW_ROWS = 16

@@ -5,25 +5,20 @@ or compressed. They are stored, and compared with those of other nights; `HASH_V
 whenever the hash of any row would.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import JobError, WorkFailed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HASH_VERSION = "xxh3-128/1"
 _KEY_BYTES = 16

@@ -1,7 +1,5 @@
 """The job: the frozen, picklable *what* of a run, read from a job file or built in Python."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Mapping, Sequence

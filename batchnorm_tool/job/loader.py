@@ -4,8 +4,6 @@ YAML is read without tags (nothing in a file can make Python objects), without a
 can expand), and with every key given once.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import re

@@ -1,21 +1,16 @@
 """What is wrong with a job, in words: each key in backticks, what it takes, what it got."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from batchnorm_tool.display import did_you_mean, mask_secrets
 from batchnorm_tool.errors import JobError, Lines
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-    from pydantic.fields import FieldInfo
-    from pydantic_core import ErrorDetails
 
 _LONGEST_SHOWN = 80
 CUSTOM = "job"

@@ -1,7 +1,5 @@
 """What a refresh adds to a job: the ``store``, ``gate`` and ``publish`` sections."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """The sections of a job: each class is one section of the job file, each attribute one key."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 

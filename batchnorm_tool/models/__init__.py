@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import (
@@ -33,7 +34,6 @@ from batchnorm_tool.models.placement import (
 )
 
 if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Engine, Model
     from batchnorm_tool.models.backends.tensorflow import TensorFlowSetup
 

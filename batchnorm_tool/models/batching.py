@@ -8,20 +8,16 @@ the same bits in every run. Only a model that may depend on the other rows of a 
 one as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
-
-if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]

@@ -1,21 +1,16 @@
 """What a prediction depends on beside its row, and the batch size that is chosen for it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
-
-if TYPE_CHECKING:
-    from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.batching import Predictor
 
 _Rows = Mapping[str, np.ndarray]
 # Rows that are predicted to learn what the model does: a slow one takes seconds for each.

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from batchnorm_tool.errors import Damaged, JobError
 from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments
-
-if TYPE_CHECKING:
-    from batchnorm_tool.norms.norm import Float64s
+from batchnorm_tool.norms.norm import Float64s
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """The quantiles that records keep: of chunks, runs, versions and comparisons."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer
 
@@ -19,8 +19,8 @@ from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.vector_stats import VectorStats
-from batchnorm_tool.pipeline.output_schema import StoredOutput
-from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
+from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
+from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
 from batchnorm_tool.storage.checked_json import (
     LEFT_OUT_IF_NONE,
@@ -30,10 +30,6 @@ from batchnorm_tool.storage.checked_json import (
     SealedRecord,
     stored_as,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
-    from batchnorm_tool.pipeline.plan import Plan
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"

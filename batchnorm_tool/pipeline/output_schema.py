@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,6 @@ from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Input, Job
     from batchnorm_tool.norms.norm import Norm

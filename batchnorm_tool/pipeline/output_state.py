@@ -1,9 +1,7 @@
 """What stands in an output before a run: nothing, a finished result, one under way, or neither."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import Damaged, InputError, OutputError
@@ -16,15 +14,9 @@ from batchnorm_tool.pipeline.manifest import (
     read_record,
     record_path,
 )
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions, differences
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions, differences
 from batchnorm_tool.pipeline.scored_chunk import Policies
-from batchnorm_tool.storage import STATE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from batchnorm_tool.pipeline.plan import Identity
-    from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage import STATE, Storage
 
 RECORDS = f"{STATE}/records"
 _STATISTICS = "_stats"

@@ -1,11 +1,10 @@
 """What is counted and measured of a part: rows by what became of them, statistics of its chunks."""
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,11 @@ import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.norms.stats import QUANTILES, quantile_column
+from batchnorm_tool.inputs.files import InputFile
+from batchnorm_tool.inputs.reading import Part
+from batchnorm_tool.norms.histogram import CoarseHistogram
+from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_column
+from batchnorm_tool.norms.vector_stats import VectorStats
 from batchnorm_tool.pipeline.manifest import (
     FIRST_BAD_ROWS,
     BadRow,
@@ -22,18 +25,8 @@ from batchnorm_tool.pipeline.manifest import (
     existing_record,
     record_path,
 )
-from batchnorm_tool.pipeline.scored_chunk import DROP, FAIL, NULLIFY, QUARANTINE, Policies
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from batchnorm_tool.inputs.files import InputFile
-    from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.norms.histogram import CoarseHistogram
-    from batchnorm_tool.norms.stats import NormStats
-    from batchnorm_tool.norms.vector_stats import VectorStats
-    from batchnorm_tool.pipeline.scored_chunk import Scored
-    from batchnorm_tool.storage import FileRecord, Storage
+from batchnorm_tool.pipeline.scored_chunk import DROP, FAIL, NULLIFY, QUARANTINE, Policies, Scored
+from batchnorm_tool.storage import FileRecord, Storage
 
 CHUNKS_PATH = "_stats/chunks.parquet"
 _PARQUET = {"compression": "zstd", "write_page_checksum": True}

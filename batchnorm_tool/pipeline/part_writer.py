@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -9,21 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
-from batchnorm_tool.formats import Layout, format_named
+from batchnorm_tool.formats import Layout, Sink, format_named
 from batchnorm_tool.formats.arrow_columns import free_name
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.scored_chunk import DROP, NULLIFY, QUARANTINE
+from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.pipeline.scored_chunk import DROP, NULLIFY, QUARANTINE, Scored
+from batchnorm_tool.storage import FileRecord, OutputFile, Storage
 from batchnorm_tool.storage.checked_json import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from batchnorm_tool.formats import Sink
     from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.pipeline.plan import Plan
-    from batchnorm_tool.pipeline.scored_chunk import Scored
-    from batchnorm_tool.storage import FileRecord, OutputFile, Storage
 
 QUARANTINE_DIRECTORY = "_quarantine"
 _ORIGIN = (("file", pa.string()), ("file_row", pa.int64()), ("reason", pa.string()))

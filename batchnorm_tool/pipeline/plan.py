@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
@@ -26,9 +27,6 @@ from batchnorm_tool.storage.checked_json import (
     SealedRecord,
     stored_as,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
 
 PLAN_PATH = "_state/plan.json"
 # A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,14 @@ import numpy as np
 
 from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.errors import ModelFailed, warn
-from batchnorm_tool.models.batching import check_shape
+from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.norms.vector_stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
 from batchnorm_tool.pipeline.timing import StageTimings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from batchnorm_tool.job import Job
-    from batchnorm_tool.models.batching import Predictor
 
 ACTIONS = ("keep", "nullify", "drop", "quarantine", "fail")
 KEEP, NULLIFY, DROP, QUARANTINE, FAIL = range(len(ACTIONS))

@@ -10,6 +10,7 @@ whoever calls it, in whatever order, leaves the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
-from batchnorm_tool.inputs.reading import read_slices
+from batchnorm_tool.inputs.reading import Part, read_slices
+from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import security
+from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_summary import PartSummary
@@ -31,15 +34,10 @@ from batchnorm_tool.pipeline.part_writer import PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
 from batchnorm_tool.pipeline.timing import StageTimings
+from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.job import Engine, Model
     from batchnorm_tool.models.backends.tensorflow import DeviceName
-    from batchnorm_tool.models.batching import Predictor
-    from batchnorm_tool.storage import Storage
 
 
 class Worker:

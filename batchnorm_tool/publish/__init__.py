@@ -7,23 +7,20 @@ A target is a class that is made of its section of the job and keeps the promise
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, WorkFailed
+from batchnorm_tool.job import Publish
 from batchnorm_tool.registry import TARGETS, load
-from batchnorm_tool.storage import checked_json
-from batchnorm_tool.store.state import TARGETS_DIRECTORY
+from batchnorm_tool.storage import Storage, checked_json
+from batchnorm_tool.store.state import TARGETS_DIRECTORY, StoreSchema, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import pyarrow as pa
-
-    from batchnorm_tool.job import Publish
     from batchnorm_tool.publish.base import Facts, Target
-    from batchnorm_tool.storage import Storage
-    from batchnorm_tool.store.state import StoreSchema, Unfit
     from batchnorm_tool.store.version_changes import Publication
 
 __all__ = ["open_target"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,12 +20,9 @@ from batchnorm_tool.errors import (
     explained,
 )
 from batchnorm_tool.job.refresh_sections import Publish
-from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, StoreSchema, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from batchnorm_tool.store.state import StoreSchema, Unfit
     from batchnorm_tool.store.version_changes import Publication
 
 Facts = dict[str, Any]

@@ -19,6 +19,7 @@ What is *not* promised: that a full set is always among the versions that stay.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
+    Facts,
     Target,
     check_path,
     published_batches,
@@ -38,9 +40,6 @@ from batchnorm_tool.publish.base import (
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.store.version_changes import Publication
 
 MANIFEST = "manifest.json"

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.publish.base import published_schema
+from batchnorm_tool.storage import FileRecord, LocalStorage, Storage
 from batchnorm_tool.storage.base import STATE
 from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
 from batchnorm_tool.storage.files import make_directories, write_errors
+from batchnorm_tool.store.state import StoreSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    import pyarrow as pa
-
-    from batchnorm_tool.storage import FileRecord, LocalStorage, Storage
-    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Publication
 
 FORMAT = 1

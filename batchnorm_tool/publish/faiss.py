@@ -26,6 +26,7 @@ import contextlib
 import hashlib
 import importlib.util
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,20 +42,20 @@ from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri, Text
 from batchnorm_tool.publish import directories, faiss_build
-from batchnorm_tool.publish.base import Target, check_path, target_errors, version_facts
-from batchnorm_tool.publish.faiss_build import NO_RESULT, IdScheme, Neighbours, RecallSample
-from batchnorm_tool.storage import OutputFile
+from batchnorm_tool.publish.base import Facts, Target, check_path, target_errors, version_facts
+from batchnorm_tool.publish.faiss_build import (
+    NO_RESULT,
+    IdScheme,
+    Neighbours,
+    RecallQueries,
+    RecallSample,
+)
+from batchnorm_tool.storage import FileRecord, OutputFile
 from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
 from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
-from batchnorm_tool.store.state import Unfit
+from batchnorm_tool.store.state import StoreSchema, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from batchnorm_tool.publish.base import Facts
-    from batchnorm_tool.publish.faiss_build import RecallQueries
-    from batchnorm_tool.storage import FileRecord
-    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Publication
 
 # The version that is published, the one that readers may still have open, and one more, which a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats.arrow_columns import free_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from batchnorm_tool.store.version_changes import Publication
 
 # Below this, looking at every row takes about a millisecond a query.

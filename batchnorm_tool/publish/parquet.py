@@ -13,6 +13,7 @@ number of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import directories
 from batchnorm_tool.publish.base import (
+    Facts,
     Target,
     check_path,
     published_batches,
@@ -31,9 +33,6 @@ from batchnorm_tool.publish.base import (
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from batchnorm_tool.publish.base import Facts
     from batchnorm_tool.store.version_changes import Publication
 
 VERSIONS = "versions"

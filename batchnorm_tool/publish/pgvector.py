@@ -22,8 +22,10 @@ import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from batchnorm_tool.display import plural
@@ -31,20 +33,14 @@ from batchnorm_tool.errors import JobError, OutputError, WorkFailed
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Fraction, Name, Text, wrong
-from batchnorm_tool.publish.base import Target, target_errors, version_facts
-from batchnorm_tool.publish.pgvector_tables import Names, Tables
+from batchnorm_tool.publish.base import Facts, Target, target_errors, version_facts
+from batchnorm_tool.publish.pgvector_tables import Bookkeeping, Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
-from batchnorm_tool.store.state import Unfit
+from batchnorm_tool.store.state import StoreSchema, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     import psycopg
-    import pyarrow as pa
 
-    from batchnorm_tool.publish.base import Facts
-    from batchnorm_tool.publish.pgvector_tables import Bookkeeping
-    from batchnorm_tool.store.state import StoreSchema
     from batchnorm_tool.store.version_changes import Changes, Publication
 
 _LIBRARIES = ("psycopg", "pgvector")

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.publish.base import published_batches
-from batchnorm_tool.publish.pgvector_types import rows_of
+from batchnorm_tool.publish.pgvector_types import RowShape, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     import psycopg
-    import pyarrow as pa
     from psycopg import sql
 
-    from batchnorm_tool.publish.pgvector_types import RowShape
     from batchnorm_tool.store.version_changes import Changes, Publication
 
 # How long another publisher, or a server that has not noticed a killed one, is waited for.

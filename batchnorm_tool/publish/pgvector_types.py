@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,7 @@ import pyarrow.compute as pc
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.publish.base import published_schema
 from batchnorm_tool.storage.checked_json import sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from batchnorm_tool.store.state import StoreSchema
+from batchnorm_tool.store.state import StoreSchema
 
 # The limits of pgvector 0.8: columns, and the two types that an index takes.
 LONGEST_VECTOR = 16000

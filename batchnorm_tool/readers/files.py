@@ -1,27 +1,25 @@
 """Vectors in data files, read as a run without a model reads them, and in arrays."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import features
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed, warn
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import VECTOR, names_of
 from batchnorm_tool.inputs import reading
+from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
-from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.norm import Anything, Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec, fixed_size_list, flat_field
 from batchnorm_tool.readers.source import (
     Provenance,
@@ -30,11 +28,6 @@ from batchnorm_tool.readers.source import (
     check_key,
     check_rank,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
-    from batchnorm_tool.inputs.files import Table
-    from batchnorm_tool.norms.norm import Anything
 
 # Rows by which the width of lists of open length is told, as a run does.
 _SAMPLE_ROWS = 256

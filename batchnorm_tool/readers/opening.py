@@ -4,13 +4,11 @@ A run or a store holds unit vectors; here they come as the predictions that they
 vector times norm.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +16,13 @@ from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.base import DATA_DIRECTORY
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
+from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.readers.files import open_files
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.readers.source import VectorSource, check_key, check_rank
 from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.store.state import is_store
-
-if TYPE_CHECKING:
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 # A run has one of these: finished, under way, or damaged.
 _MARKS = (MANIFEST_PATH, PLAN_PATH)

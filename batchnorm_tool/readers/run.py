@@ -3,13 +3,12 @@
 Whatever format was written, rows come with the schema that Parquet has.
 """
 
-from __future__ import annotations
-
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,19 +17,20 @@ from batchnorm_tool.errors import Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
 from batchnorm_tool.formats.base import DATA_DIRECTORY
+from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
+from batchnorm_tool.pipeline.manifest import (
+    MANIFEST_PATH,
+    SUCCESS_PATH,
+    Manifest,
+    PartEntry,
+    read_manifest,
+)
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.readers.source import Provenance, VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from batchnorm_tool.job import Job
-    from batchnorm_tool.pipeline.manifest import PartEntry
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Vectors that are stored, and what can be asked of them wherever they lie."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +12,7 @@ from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.pipeline.output_schema import raw_predictions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.pipeline.output_schema import OutputSpec, raw_predictions
 
 # Rows of a batch of vectors: as many as a core's cache holds, and at most so many.
 _BATCH_ROWS = 16_384

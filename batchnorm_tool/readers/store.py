@@ -1,7 +1,5 @@
 """One version of a store, read as a finished run is read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

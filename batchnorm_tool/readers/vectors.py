@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,16 @@ import pyarrow as pa
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.run import open_run
+from batchnorm_tool.readers.source import VectorSource
 from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import is_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     import pandas as pd
 
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
-    from batchnorm_tool.readers.source import VectorSource
 
 _BATCH_ROWS = 65_536
 

@@ -1,7 +1,5 @@
 """The frame of a chart, and its axes with round ticks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import fixed
 from batchnorm_tool.report import Html, tag
@@ -31,9 +30,6 @@ from batchnorm_tool.report.svg import (
     marker,
     path,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # Series stand beside one another at a place; farther apart they would no longer belong to it.
 _WIDEST_STEP = 16.0

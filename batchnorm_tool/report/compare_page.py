@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from batchnorm_tool.display import count, fixed, number, percent, plural, span
-from batchnorm_tool.report import join, page, svg, tag
+from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
 from batchnorm_tool.report.figures import (
     base_name,
@@ -25,6 +25,7 @@ from batchnorm_tool.report.figures import (
 )
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
+from batchnorm_tool.report.svg import SeriesStyle
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.verdict import (
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
         VerdictEntry,
     )
     from batchnorm_tool.readers.source import SourceFacts
-    from batchnorm_tool.report import Html
-    from batchnorm_tool.report.svg import SeriesStyle
 
 _METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
 VERDICT_STYLE = """

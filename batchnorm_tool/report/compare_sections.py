@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import count, fixed, percent, plural, probability, signed, span
-from batchnorm_tool.report import join, page, svg, tag
+from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.charts import (
     Grid,
     Interval,
@@ -34,11 +34,10 @@ from batchnorm_tool.report.figures import (
     tested,
 )
 from batchnorm_tool.report.page import Column
+from batchnorm_tool.report.svg import SeriesStyle
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers
-    from batchnorm_tool.report import Html
-    from batchnorm_tool.report.svg import SeriesStyle
 
 _WITHOUT_RELEVANCE = (
     "There is no ground truth for neighbours. With `--label COLUMN`, or `--queries` and "

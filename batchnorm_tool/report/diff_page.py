@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
-from batchnorm_tool.report import compare_page, join, page, svg, tag
+from batchnorm_tool.report import Html, compare_page, join, page, svg, tag
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
 from batchnorm_tool.report.figures import base_name, describe_key, interval
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.norm_survey import Distribution
     from batchnorm_tool.readers.source import SetFacts
-    from batchnorm_tool.report import Html
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "unknown"}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
@@ -24,6 +23,9 @@ from batchnorm_tool.report.axes import (
 from batchnorm_tool.report.charts import Places
 from batchnorm_tool.report.figures import (
     OUTCOMES,
+    FindingEntry,
+    HistoryDocument,
+    ShownRecord,
     base_name,
     broken_of,
     changed_rows,
@@ -38,11 +40,6 @@ from batchnorm_tool.report.figures import (
 )
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.text_refresh import describe_store, table_row
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from batchnorm_tool.report.figures import FindingEntry, HistoryDocument, ShownRecord
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {

@@ -1,7 +1,5 @@
 """One self-contained HTML document: no script, no request, dark and light, screen and paper."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -14,19 +14,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from batchnorm_tool.display import count, number, plural
-from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, quantile_label
-from batchnorm_tool.report import page, svg
+from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, NormStats, quantile_label
+from batchnorm_tool.report import Html, page, svg
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_together
 from batchnorm_tool.report.charts import Outlines, outline_chart
 from batchnorm_tool.report.page import Column
+from batchnorm_tool.report.svg import SeriesStyle
 from batchnorm_tool.report.text_run import SPREAD, left_out, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.norms.vector_stats import DimensionStats
-    from batchnorm_tool.report import Html
-    from batchnorm_tool.report.svg import SeriesStyle
 
 Values = NDArray[np.float64]
 # More steps than this are thinner than two pixels of a wide chart.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from batchnorm_tool.display import count, number, plural, share, size
+from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.axes import Axis
 from batchnorm_tool.report.bins import NormBins, bin_norms
@@ -18,7 +19,6 @@ from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_c
 from batchnorm_tool.report.text_run import norm_shown, outside, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.norms.vector_stats import VectorStats
     from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
     from batchnorm_tool.pipeline.output_schema import StoredOutput

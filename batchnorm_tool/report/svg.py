@@ -5,19 +5,17 @@ one drawing serves dark and light. Text keeps its size only where the drawing is
 chart for `axes.WIDE` and for `axes.NARROW` and let the page choose.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.report import Html, join, tag
 from batchnorm_tool.report.axes import (
     FONT,
     LETTER,
     ROW,
+    Axis,
     Frame,
     Plot,
     base_line,
@@ -25,9 +23,6 @@ from batchnorm_tool.report.axes import (
     scaffold,
     text,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.report.axes import Axis
 
 _MARK = "var(--mark, #4a86c5)"
 _LINE = "var(--line, #1d4f86)"

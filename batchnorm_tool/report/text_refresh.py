@@ -1,15 +1,16 @@
 """The terminal's summary of one night: its rows, norms, gate and targets, and what to do next."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.display import NAME_WIDTH, count, cut, entry, plural, table, visible, wrapped
 from batchnorm_tool.gate.findings import describe_row
 from batchnorm_tool.report.figures import (
+    FindingEntry,
+    HistoryDocument,
+    ShownRecord,
     broken_of,
     changed_rows,
     counted,
@@ -22,9 +23,6 @@ from batchnorm_tool.report.figures import (
     rows_of,
     when,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.report.figures import FindingEntry, HistoryDocument, ShownRecord
 
 _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")

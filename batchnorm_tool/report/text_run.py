@@ -16,14 +16,12 @@ from batchnorm_tool.display import (
     visible,
     wrapped,
 )
-from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, quantile_label
-from batchnorm_tool.report.bins import bin_norms
+from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, NormStats, quantile_label
+from batchnorm_tool.report.bins import NormBins, bin_norms
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
     from batchnorm_tool.pipeline.timing import Profile
-    from batchnorm_tool.report.bins import NormBins
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _FULL = "█"

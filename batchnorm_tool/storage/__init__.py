@@ -10,8 +10,6 @@ everything else relies on:
 - what is published appears directory by directory, each in one rename.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from batchnorm_tool.errors import OutputError

@@ -1,15 +1,11 @@
 """What an output is written through, wherever it lies."""
 
-from __future__ import annotations
-
 import contextlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Sequence
+from typing import BinaryIO
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from batchnorm_tool.storage.files import FileRecord, OutputFile
+from batchnorm_tool.storage.files import FileRecord, OutputFile
 
 STATE = "_state"
 TEMPORARY = f"{STATE}/tmp"  # noqa: S108  (a folder inside the output, not the system's)

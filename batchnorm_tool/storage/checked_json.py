@@ -1,7 +1,5 @@
 """Records as JSON: the same bytes every time, a checksum over them, and the declared types back."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

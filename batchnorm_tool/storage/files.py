@@ -1,22 +1,17 @@
 """Files that appear whole and synced, or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.errors import BatchnormToolError, OutputError, WorkFailed, is_transient
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 
 @dataclass(frozen=True)

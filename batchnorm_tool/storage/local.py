@@ -1,7 +1,5 @@
 """An output in a local directory."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno
@@ -11,8 +9,9 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from batchnorm_tool.storage import lock
 from batchnorm_tool.storage.base import STATE, TEMPORARY, Storage
@@ -23,9 +22,6 @@ from batchnorm_tool.storage.files import (
     sync_directory,
     write_errors,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _PUBLISHING = f"{STATE}/publishing.json"
 _RENAME_EXCHANGE = 2  # linux/fs.h

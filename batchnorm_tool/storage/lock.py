@@ -1,19 +1,14 @@
 """One run at a time in an output directory."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.errors import Busy, OutputError, is_transient
 from batchnorm_tool.storage.files import describe_error, make_directories, write_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 _LOCK_POLL_SECONDS = 0.05
 # `show` looks whether an output is locked by locking it for a moment.

@@ -1,7 +1,5 @@
 """The checksums of the dataset's files, because Lance does not notice a flipped bit."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -6,8 +6,9 @@ A night with nothing to do needs nothing else of the store. Readers of the store
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,8 @@ from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
 from batchnorm_tool.formats.base import MEBIBYTE
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, bytes_of, key_ids
+from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, QUARANTINED, STATUS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from batchnorm_tool.storage import FileRecord, Storage
 
 KEY_ID = ".key_id"
 INDEX_FIELDS = (

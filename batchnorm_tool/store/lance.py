@@ -1,7 +1,5 @@
 """The only door to Lance: importing it, opening datasets, and what it says as errors of ours."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

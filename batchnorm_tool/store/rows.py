@@ -3,11 +3,9 @@
 Memory is bounded by batches, and 40 bytes for each row that is asked for by key or hash.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +16,9 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
+from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import GOOD
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from batchnorm_tool.storage import LocalStorage
 
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""

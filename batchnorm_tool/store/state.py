@@ -18,10 +18,12 @@ rollback. Lance counts otherwise: `StorePointer.versions` tells which of its ver
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,10 +33,6 @@ from batchnorm_tool.inputs.row_hash import is_any, type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.storage import LocalStorage, checked_json
 from batchnorm_tool.storage.files import read_errors, record_of
-
-if TYPE_CHECKING:
-    import contextlib
-    from collections.abc import Mapping
 
 STORE_PATH = "store.json"
 RECORDS = "nights"

@@ -19,8 +19,9 @@ from batchnorm_tool.commands.compare.queries import (
     relevance_by_label,
 )
 from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.comparison.verdict import ComparisonDocument, RankingFigures
 from batchnorm_tool.errors import InputError, JobError, capture_warnings
-from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.norm import Anything, Norm
 from batchnorm_tool.readers.files import predictions_of_array
 from batchnorm_tool.readers.opening import (
     checked_ks,
@@ -30,13 +31,11 @@ from batchnorm_tool.readers.opening import (
     open_predictions,
     several,
 )
+from batchnorm_tool.readers.source import VectorSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from batchnorm_tool.comparison.verdict import ComparisonDocument, RankingFigures
-    from batchnorm_tool.norms.norm import Anything
-    from batchnorm_tool.readers.source import VectorSource
 
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)

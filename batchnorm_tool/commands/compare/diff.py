@@ -32,6 +32,11 @@ from batchnorm_tool.commands.compare.pairs import (
     stream,
 )
 from batchnorm_tool.comparison.drift import (
+    DifferenceDocument,
+    DifferenceFigures,
+    DriftFigures,
+    RowFigures,
+    TurnedRow,
     centroid_shift,
     dimension_shift,
     frechet_distance,
@@ -42,23 +47,15 @@ from batchnorm_tool.comparison.drift import (
 from batchnorm_tool.comparison.norm_survey import describe
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
-from batchnorm_tool.norms.norm import L2
+from batchnorm_tool.norms.norm import L2, Float64s
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.readers.opening import checked_ks, checked_path, checked_whole, open_predictions
+from batchnorm_tool.readers.source import Provenance, VectorSource
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from batchnorm_tool.comparison.drift import (
-        DifferenceDocument,
-        DifferenceFigures,
-        DriftFigures,
-        RowFigures,
-        TurnedRow,
-    )
-    from batchnorm_tool.norms.norm import Float64s
-    from batchnorm_tool.readers.source import Provenance, VectorSource
 
 DEFAULT_K = (1, 5, 10)
 # Keys of rows that only one set has.

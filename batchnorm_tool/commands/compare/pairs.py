@@ -16,7 +16,7 @@ from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
 from batchnorm_tool.comparison.metrics import overlap
 from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured
-from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
+from batchnorm_tool.comparison.scores import ArrayBase, Base, Metric, Queries
 from batchnorm_tool.comparison.verdict import bootstrap
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError
@@ -26,7 +26,6 @@ from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
-    from batchnorm_tool.comparison.scores import Base
     from batchnorm_tool.readers.source import PredictionBatch, SetFacts, VectorSource
 
 Int64s = np.ndarray

@@ -10,7 +10,7 @@ import numpy as np
 
 from batchnorm_tool._version import __version__
 from batchnorm_tool.commands.compare.pairs import Sample, StreamedBase, evenly_spread, set_facts
-from batchnorm_tool.comparison.judgements import GradedJudgements
+from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements
 from batchnorm_tool.comparison.metrics import (
     RBO_PERSISTENCE,
     Rankings,
@@ -19,7 +19,7 @@ from batchnorm_tool.comparison.metrics import (
 )
 from batchnorm_tool.comparison.neighbours import neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
-from batchnorm_tool.comparison.scores import Queries
+from batchnorm_tool.comparison.scores import Metric, Queries
 from batchnorm_tool.comparison.verdict import (
     ComparisonDocument,
     ComparisonFigures,
@@ -31,13 +31,10 @@ from batchnorm_tool.comparison.verdict import (
 )
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, warn
-from batchnorm_tool.norms.norm import L1, L2, MAX
+from batchnorm_tool.norms.norm import L1, L2, MAX, Float64s, Norm
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.compare.queries import Groups, QuerySet, Relevance
-    from batchnorm_tool.comparison.judgements import Judgements
-    from batchnorm_tool.comparison.scores import Metric
-    from batchnorm_tool.norms.norm import Float64s, Norm
     from batchnorm_tool.readers.source import PredictionBatch
 
 Int64s = np.ndarray

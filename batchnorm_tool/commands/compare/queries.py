@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.commands.compare.relevance import judgements_of, read_relevance
-from batchnorm_tool.comparison.judgements import GradedJudgements, LabelJudgements
+from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements, LabelJudgements
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 
 if TYPE_CHECKING:
-    from batchnorm_tool.comparison.judgements import Judgements
     from batchnorm_tool.readers.source import VectorSource
 
 Int64s = np.ndarray

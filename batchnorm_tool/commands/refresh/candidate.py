@@ -7,26 +7,29 @@ computing anything again.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
-from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS
+from batchnorm_tool.commands.refresh.changes.result import DISPOSITIONS, ChangeSet
 from batchnorm_tool.commands.refresh.changes.worker import BAD, CHANGED, TOUCHED
+from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.record import counted
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
+from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.formats import format_named
+from batchnorm_tool.gate.findings import NamedRow
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
-from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage import LocalStorage, checked_json
 from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, LiveIndex, read_index
 from batchnorm_tool.store.rows import (
     BATCH_ROWS,
@@ -49,19 +52,11 @@ from batchnorm_tool.store.state import (
     STALE,
     STATUS,
     VERSION,
+    StoreDirectory,
+    StorePointer,
     index_path,
     replaced_path,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import RefreshPlan
-    from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.gate.findings import NamedRow
-    from batchnorm_tool.storage import LocalStorage
-    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 CANDIDATE = f"{STAGING}/candidate.json"
 PREDICTED = f"{STAGING}/predicted.arrow"

@@ -6,10 +6,9 @@ happen, so that it finishes what a kill left half done::
     rows written and synced -> intent.json -> commit -> checksums, tags, record -> store.json
 """
 
-from __future__ import annotations
-
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +16,23 @@ import pyarrow as pa
 from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.storage import TEMPORARY, checked_json
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.lance import newest_version
 from batchnorm_tool.store.rows import read_rows
 from batchnorm_tool.store.rows import rows as stored_rows
-from batchnorm_tool.store.state import RECORDS, STAGING, StorePointer, index_path, replaced_path
+from batchnorm_tool.store.state import (
+    RECORDS,
+    STAGING,
+    StoreDirectory,
+    StorePointer,
+    StoreSchema,
+    index_path,
+    replaced_path,
+)
 from batchnorm_tool.store.transaction import (
+    Prepared,
     clean_up,
     commit,
     committed_version,
@@ -34,13 +43,6 @@ from batchnorm_tool.store.transaction import (
     tag,
     tags,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from batchnorm_tool.job.refresh_sections import Keep
-    from batchnorm_tool.store.state import StoreDirectory, StoreSchema
-    from batchnorm_tool.store.transaction import Prepared
 
 INTENT = f"{STAGING}/intent.json"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.commands.refresh.candidate import put_array, rows_with_status
 from batchnorm_tool.commands.refresh.commit import check_dataset, now, recover, switch
 from batchnorm_tool.commands.refresh.evaluate import (
@@ -52,7 +53,6 @@ from batchnorm_tool.store.state import (
 from batchnorm_tool.store.transaction import prepare_restore
 
 if TYPE_CHECKING:
-    from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.report.figures import HistoryDocument
 
 

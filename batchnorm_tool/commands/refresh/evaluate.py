@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ from batchnorm_tool import gate
 from batchnorm_tool.commands.refresh.candidate import (
     KEPT,
     PREDICTED,
+    Candidate,
+    StagedRows,
     indexed,
     read_dispositions,
     rows_with_status,
 )
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.commit import (
     discard_uncommitted,
     kept_versions,
@@ -25,9 +29,11 @@ from batchnorm_tool.commands.refresh.commit import (
     now,
     remove_old_versions,
 )
+from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.record import (
     PUBLISHED,
     WAITING,
+    PhaseTimings,
     RefreshResult,
     begin_record,
     counted,
@@ -38,6 +44,8 @@ from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines, TargetFailed
 from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.gate import Finding
+from batchnorm_tool.gate.input_limits import FeatureStatistics
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Publish
 from batchnorm_tool.job.refresh_sections import Keep
@@ -45,19 +53,17 @@ from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.publish import check_targets, deliver, lagging
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.rows import read_rows, take_by_key
-from batchnorm_tool.store.state import NORM, QUARANTINED, STATUS, index_path
+from batchnorm_tool.store.state import (
+    NORM,
+    QUARANTINED,
+    STATUS,
+    StoreDirectory,
+    StorePointer,
+    index_path,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows
-    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import RefreshPlan
-    from batchnorm_tool.commands.refresh.record import PhaseTimings
     from batchnorm_tool.commands.refresh.staging import Staging
-    from batchnorm_tool.gate import Finding
-    from batchnorm_tool.gate.input_limits import FeatureStatistics
-    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 # Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
 _SAMPLE_ROWS = 10_000

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
-from batchnorm_tool.job import Job
+from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from batchnorm_tool.inputs.files import Table
-    from batchnorm_tool.job import Store
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
 
 # A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
 # What a store needs of these keys: no row without a vector.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, finite_or_none, quantile_column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
     from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.gate import Finding

@@ -6,18 +6,17 @@
          -> merge -> targets -> old versions removed
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import evaluate
 from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.commit import check_dataset, discard_uncommitted, now, recover
 from batchnorm_tool.commands.refresh.evaluate import (
     conclude,
@@ -29,6 +28,7 @@ from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
 from batchnorm_tool.commands.refresh.record import NOTHING, RefreshResult, counted, gate_figures
 from batchnorm_tool.commands.refresh.staging import (
+    Staging,
     StagingOptions,
     begin,
     discard_staged,
@@ -38,15 +38,11 @@ from batchnorm_tool.commands.refresh.staging import (
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats import close_cached_files
+from batchnorm_tool.job import Job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.lance import check_installed
 from batchnorm_tool.store.state import StoreDirectory, index_path
-
-if TYPE_CHECKING:
-    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.staging import Staging
-    from batchnorm_tool.job import Job
 
 
 def _ignore(text: str) -> None:

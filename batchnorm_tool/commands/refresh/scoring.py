@@ -4,17 +4,17 @@ The rows travel the line of every run, from the spooled features to staged vecto
 commit records and resuming are those of `run`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.commands.progress import Progress
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.changes.worker import CHANGED
-from batchnorm_tool.commands.refresh.plan import ALLOWED
-from batchnorm_tool.commands.run.run import run
+from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
+from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
@@ -35,18 +35,11 @@ from batchnorm_tool.store.state import (
     PASSTHROUGH_HASH,
     STAGING,
     STATUS,
+    StoreDirectory,
+    StorePointer,
     StoreSchema,
     replaced_path,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from batchnorm_tool.commands.progress import Progress
-    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import RefreshPlan
-    from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 REUSED = f"{STAGING}/reused"
 SCORED = f"{STAGING}/scored"

@@ -1,10 +1,8 @@
 """A night on its way to a candidate, in steps that are each kept: a killed one goes on."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows, make_candidate
@@ -25,10 +23,13 @@ from batchnorm_tool.commands.refresh.scoring import (
 )
 from batchnorm_tool.publish import find_unfit
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.store.state import STAGING, STAGING_PATH, index_path
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.state import StoreDirectory, StorePointer
+from batchnorm_tool.store.state import (
+    STAGING,
+    STAGING_PATH,
+    StoreDirectory,
+    StorePointer,
+    index_path,
+)
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """From a job to its plan: look at input and model, and make every choice that is left open."""
 
-from __future__ import annotations
-
 import math
 import os
 import time
@@ -9,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from batchnorm_tool import features, models
 from batchnorm_tool.chunk import Field, Reason
@@ -19,7 +18,11 @@ from batchnorm_tool.errors import InputError, JobError, OutputError, capture_war
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
+from batchnorm_tool.inputs.files import Table
+from batchnorm_tool.job import Job
 from batchnorm_tool.models import security
+from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.security import ModelReport
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.plan import (
     Plan,
@@ -30,14 +33,6 @@ from batchnorm_tool.pipeline.plan import (
 )
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from batchnorm_tool.inputs.files import Table
-    from batchnorm_tool.job import Job
-    from batchnorm_tool.models.batching import Predictor
-    from batchnorm_tool.models.security import ModelReport
 
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256

@@ -1,28 +1,27 @@
 """Run a job: plan it, let an engine work through its parts, publish the result."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
-from batchnorm_tool.engines import open_engine
+from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.inputs.reading import check_all_rows
-from batchnorm_tool.job import STAGED_OUTPUT
+from batchnorm_tool.job import STAGED_OUTPUT, Job
 from batchnorm_tool.pipeline import output_state, part_summary
 from batchnorm_tool.pipeline.manifest import (
     MANIFEST_PATH,
     REFUSED,
     SUCCESS_PATH,
     BadRow,
+    Manifest,
     PartRecord,
     Totals,
     build_manifest,
@@ -30,19 +29,12 @@ from batchnorm_tool.pipeline.manifest import (
     total,
 )
 from batchnorm_tool.pipeline.output_schema import output_specs
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
 from batchnorm_tool.pipeline.timing import Profile
-from batchnorm_tool.pipeline.worker import make_worker
+from batchnorm_tool.pipeline.worker import Worker, make_worker
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
-
-if TYPE_CHECKING:
-    from batchnorm_tool.engines import RunningEngine
-    from batchnorm_tool.job import Job
-    from batchnorm_tool.pipeline.manifest import Manifest
-    from batchnorm_tool.pipeline.plan import ResolvedOptions
-    from batchnorm_tool.pipeline.worker import Worker
 
 _NAMED_ROWS = 5
 _OF_FEATURES = {reason.label for reason in INPUT_REASONS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,13 @@ from batchnorm_tool.chunk import numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
+from batchnorm_tool.norms.vector_stats import VectorStats
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
+from batchnorm_tool.storage import FileRecord
 from batchnorm_tool.storage.files import fault_in, unknown_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from batchnorm_tool.norms.vector_stats import VectorStats
     from batchnorm_tool.readers.run import StoredPart, StoredRun
-    from batchnorm_tool.storage import FileRecord
 
 _COLUMNS = ("output", "norm", "rows", "vectors", "zero", "nonfinite", "min", "max", "mean")
 _HISTOGRAM = "histogram"

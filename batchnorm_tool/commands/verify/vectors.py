@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason, fitting_rows, numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.norms.norm import row_norms, widen
+from batchnorm_tool.norms.norm import Norm, row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from batchnorm_tool.commands.verify.run_files import Findings
-    from batchnorm_tool.norms.norm import Norm
     from batchnorm_tool.pipeline.output_schema import OutputSpec
     from batchnorm_tool.readers.run import StoredPart, StoredRun
 

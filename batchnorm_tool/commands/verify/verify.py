@@ -1,12 +1,10 @@
 """Verify a finished run or a store: read all of it again, and compare it with what it says."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.commands.verify.run_files import (
     Findings,
@@ -22,15 +20,11 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
-from batchnorm_tool.readers.run import StoredRun, damaged_if_unreadable, open_run
-from batchnorm_tool.readers.store import open_snapshot
+from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
+from batchnorm_tool.readers.store import Snapshot, open_snapshot
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store import checksums
 from batchnorm_tool.store.state import is_store
-
-if TYPE_CHECKING:
-    from batchnorm_tool.readers.run import StoredPart
-    from batchnorm_tool.readers.store import Snapshot
 
 _RESTORE = "Restore the dataset and its state together from a backup, or create a new store."
 

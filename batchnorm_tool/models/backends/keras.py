@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.backends.loading import describe_failure, inner_layer_model, load_stored
 from batchnorm_tool.models.backends.tensorflow import check_output, field_of, graph_step, run_errors
-from batchnorm_tool.models.batching import filler
+from batchnorm_tool.models.batching import OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
 
 if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Model
-    from batchnorm_tool.models.batching import OutputChoice, Step
 
 # What a model makes of a float, and of nothing else, is what it wants; see `_uses`.
 _MOST_TRACES = 81

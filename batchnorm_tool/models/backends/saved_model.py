@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.backends.loading import LOAD_FAILURES
 from batchnorm_tool.models.backends.tensorflow import check_output, field_of, run_errors
+from batchnorm_tool.models.batching import OutputChoice, Step
 
 if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.job import Model
-    from batchnorm_tool.models.batching import OutputChoice, Step
 
 _DEFAULT_SIGNATURE = "serving_default"
 _INIT_OP = "__saved_model_init_op"

@@ -1,7 +1,5 @@
 """How TensorFlow is started: quietly, on the right device, with a fixed number of threads."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -10,16 +8,14 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import JobError, ModelError, ModelFailed, WorkFailed
-
-if TYPE_CHECKING:
-    from batchnorm_tool.models.batching import Step
+from batchnorm_tool.models.batching import Step
 
 # The number of a GPU, or the CPU.
 DeviceName = int | Literal["cpu"]

@@ -6,8 +6,6 @@ left out of what TensorFlow sees. What is written is what was parsed, so that th
 TensorFlow cannot read two different graphs.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ would look it up under. (Keras's own ``safe_mode`` is no boundary: it lets a Lam
 names another loading class.)
 """
 
-from __future__ import annotations
-
 import builtins
 import reprlib
 import sys

@@ -7,8 +7,6 @@ every list of messages: they are counted before they are parsed one by one, beca
 file become a hundred in memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any

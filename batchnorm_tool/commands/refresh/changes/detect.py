@@ -1,12 +1,10 @@
 """The pass over tonight's input that finds the difference."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from batchnorm_tool import formats
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import (
     ChangeType,
+    Classifier,
     LiveClassifier,
     MatchedRows,
     RowDisposition,
@@ -40,7 +39,9 @@ from batchnorm_tool.commands.refresh.changes.worker import (
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
+from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import (
     LiveIndex,
     index_rows,
@@ -49,13 +50,6 @@ from batchnorm_tool.store.index import (
     read_key_schema,
 )
 from batchnorm_tool.store.state import STATUS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from batchnorm_tool.commands.refresh.changes.classify import Classifier
-    from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.storage import Storage
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64

@@ -13,12 +13,11 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.formats.arrow_columns import is_list
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
-from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage import Storage, checked_json
 from batchnorm_tool.store.state import STAGING
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.input_limits import FeatureStatistics
-    from batchnorm_tool.storage import Storage
 
 DOCUMENT = f"{STAGING}/difference.json"
 DISPOSITIONS = f"{STAGING}/fates.npy"

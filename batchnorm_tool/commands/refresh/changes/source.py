@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import TEXT_BYTES, fitting_rows, numbered
+from batchnorm_tool.chunk import TEXT_BYTES, Field, fitting_rows, numbered
 from batchnorm_tool.commands.refresh.changes.classify import Hashes
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.base import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
+from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
 from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from batchnorm_tool.chunk import Field
     from batchnorm_tool.features import FeatureReader
-    from batchnorm_tool.inputs.files import InputFile, Table
     from batchnorm_tool.store.state import Unfit
 
 _PART_BYTES = 64 * MEBIBYTE

@@ -4,11 +4,9 @@ The first pass writes the hashes of tonight's rows to bucket files; each bucket 
 share of the live version, and the kinds go to a file, from which the second pass reads them.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +18,11 @@ from batchnorm_tool.commands.refresh.changes.classify import (
     RowDisposition,
     classify_rows,
 )
-from batchnorm_tool.commands.refresh.changes.source import read_chunks, read_tables
+from batchnorm_tool.commands.refresh.changes.source import RefreshSource, read_chunks, read_tables
 from batchnorm_tool.commands.refresh.changes.worker import Callbacks, process_in_order
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
-from batchnorm_tool.inputs.reading import describe_key, locate, read_rows
+from batchnorm_tool.inputs.reading import Part, describe_key, locate, read_rows
 from batchnorm_tool.inputs.row_hash import (
     Buckets,
     IdLookup,
@@ -35,15 +33,9 @@ from batchnorm_tool.inputs.row_hash import (
     key_ids,
     repeated_rows,
 )
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, is_quarantined, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from batchnorm_tool.commands.refresh.changes.source import RefreshSource
-    from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.storage import Storage
 
 ENTRY = np.dtype(
     [

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Reason
-from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, ChangeType
+from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.commands.refresh.changes.classify import FOR_THE_MODEL, ChangeType, Classifier
 from batchnorm_tool.commands.refresh.changes.result import InputStatistics, statistics_of
-from batchnorm_tool.commands.refresh.changes.source import read_chunks
+from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource, read_chunks
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Interrupted, capture_warnings
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, vector_field
-from batchnorm_tool.formats.base import Layout
-from batchnorm_tool.inputs.reading import describe_key, locate
+from batchnorm_tool.formats.base import Layout, Sink
+from batchnorm_tool.inputs.reading import Part, describe_key, locate
+from batchnorm_tool.storage import OutputFile, Storage
 from batchnorm_tool.store.index import fixed_binary
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STAGING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Self
-
-    from batchnorm_tool.chunk import Field
-    from batchnorm_tool.commands.refresh.changes.classify import Classifier
-    from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
-    from batchnorm_tool.formats.base import Sink
-    from batchnorm_tool.inputs.reading import Part
-    from batchnorm_tool.storage import OutputFile, Storage
 
 SHOWN_ROWS = 5
 _Result = TypeVar("_Result")
