@@ -96,7 +96,7 @@ def refusal_text(
     Example:
         >>> finding = Finding("gate.output.bad", "whole", 0.2, 0.1, False, "2 of 10 rows are bad.")
         >>> print(refusal_text([finding], "warn"))
-        1 limit is broken; published anyway, because of `gate.action: warn`.
+        1 limit broken; published anyway, because of `gate.action: warn`.
         - gate.output.bad over all rows: 2 of 10 rows are bad.
     """
     wrong = broken(findings)

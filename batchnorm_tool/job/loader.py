@@ -124,7 +124,7 @@ def expand_environment(
     Example:
         >>> expand_environment({"path": "${ROOT:-/data}/x", "key": "${KEY}"}, {})
         ({'path': '/data/x', 'key': '${KEY}'}, {'key': 'needs the environment variable `KEY`, \
-    which is not set. Set it, or give a default: `${KEY:-default}`.'})
+    which is not set. Set it, or add a default: `${KEY:-default}`.'})
     """
     complaints: dict[str, str] = {}
 

@@ -64,7 +64,7 @@ def dry_run_lines(
     Example:
         >>> print(*dry_run_lines({"in": 100, "new": 2, "changed": 1, "same": 97, "vanished": 0}),
         ...       sep=chr(10))
-        Dry run: nothing was written; 3 rows would go to the model.
+        Dry run: nothing was written; 3 rows would go through the model.
         rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
     """
     model = sum(rows.get(kind, 0) for kind in ("new", "changed", "recomputed"))
@@ -182,9 +182,9 @@ def describe_store(document: HistoryDocument) -> str:
     """Say which version is live, which waits, and whether the store is on hold.
 
     Example:
-        >>> describe_store({"path": "items.lance", "live": 3, "waiting": 4, "kept": [2, 3],
+        >>> describe_store({"path": "items", "live": 3, "waiting": 4, "kept": [2, 3],
         ...           "hold": {"since": "2026-03-01T02:00:00+00:00", "reason": "rollback"}})
-        'items.lance: version 3 is live, 4 waits, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
+        'items: version 3 is live, 4 is waiting, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
     """
     live, waiting, hold = document["live"], document.get("waiting"), document.get("hold")
     said = [f"version {live} is live" if live is not None else "no version is live"]

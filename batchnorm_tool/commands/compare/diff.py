@@ -321,7 +321,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     Example:
         >>> path = "data_samples/digits_predictions.parquet"
         >>> diff(path, path, key="id", sample=100).verdict
-        'The same vectors, bit for bit, in all 1,797 common rows.'
+        'Identical vectors, bit for bit, in 1,797 common rows.'
     """
     started = time.perf_counter()
     size = sys.maxsize if sample is None else checked_whole("sample", sample)
