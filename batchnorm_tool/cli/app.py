@@ -67,9 +67,9 @@ def refresh_command(job_file: str, **options: Any) -> None:
         if options["print_config"]:
             terminal.print_config(job)
         elif options["dry_run"]:
-            from batchnorm_tool.commands.refresh.refresh import plan_refresh
+            from batchnorm_tool.commands.refresh.refresh import planned_refresh
 
-            terminal.print_refresh_plan(plan_refresh(job))
+            terminal.print_refresh_plan(planned_refresh(job))
         else:
             from batchnorm_tool.commands.refresh.refresh import refresh
 
@@ -81,7 +81,7 @@ def refresh_command(job_file: str, **options: Any) -> None:
                 announce=terminal.announce,
                 run_id=run_id,
             )
-            terminal.print_refresh(result.to_dict())
+            terminal.print_refresh(result)
 
 
 _TARGETS = f"What is published also goes to each target under `publish`: {any_of(TARGETS)}."
@@ -108,7 +108,7 @@ def accept_command(store: str, version: int, **options: Any) -> None:
             metrics_file=options["metrics_file"],
             progress=terminal.progress(options["progress"]),
         )
-        terminal.print_refresh(result.to_dict())
+        terminal.print_refresh(result)
 
 
 @click.command("rollback", epilog=EPILOG)
@@ -131,7 +131,7 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
             wait_seconds=seconds_of(options["wait"]),
             metrics_file=options["metrics_file"],
         )
-        terminal.print_refresh(result.to_dict())
+        terminal.print_refresh(result)
 
 
 @click.command("release", epilog=EPILOG)
@@ -141,9 +141,9 @@ def rollback_command(store: str, to: int | None, **options: Any) -> None:
 def release_command(store: str, **options: Any) -> None:
     """End the hold after a rollback: the next refresh publishes again."""
     with Command(options, run_id=secrets.token_hex(8)) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import release
+        from batchnorm_tool.commands.refresh.decisions import end_hold
 
-        terminal.print_release(release(store, wait_seconds=seconds_of(options["wait"])))
+        terminal.print_release(end_hold(store, wait_seconds=seconds_of(options["wait"])))
 
 
 @click.command("history", epilog=EPILOG)
@@ -153,9 +153,9 @@ def release_command(store: str, **options: Any) -> None:
 def history_command(store: str, html: str | None, **options: Any) -> None:
     """List the versions of a store: rows, norms, and what the gate found."""
     with Command(options, keeps=False) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import history
+        from batchnorm_tool.commands.refresh.decisions import read_history
 
-        terminal.print_history(history(store, html=html), html)
+        terminal.print_history(read_history(store, html=html), html)
 
 
 STORE_COMMANDS = (

@@ -16,19 +16,28 @@ from batchnorm_tool.errors import Lines, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.progress import Progress
+    from batchnorm_tool.commands.refresh.record import (
+        PlannedRefresh,
+        RefreshDocument,
+        RefreshResult,
+        Released,
+    )
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.commands.show import (
         ColumnDescription,
         DataDescription,
         Description,
         ModelDescription,
+        StoreDescription,
         UnfinishedRun,
     )
     from batchnorm_tool.commands.verify.verify import Verification
+    from batchnorm_tool.comparison.drift import DifferenceDocument
+    from batchnorm_tool.comparison.verdict import ComparisonDocument
+    from batchnorm_tool.gate.record import History
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.manifest import Manifest
     from batchnorm_tool.pipeline.plan import Plan
-    from batchnorm_tool.report.figures import EitherDocument, HistoryDocument, ShownRecord
 
 # What JSON leaves as it is, besides the line breaks of its layout.
 _UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
@@ -79,7 +88,9 @@ class Terminal:
         if self._as_json:
             self.print_error_document(error, message, exit_code, record or {})
         elif record is not None and not self._quiet:
-            self._lines(refresh_lines(record))
+            from batchnorm_tool.commands.refresh.record import RefreshDocument
+
+            self._lines(refresh_lines(RefreshDocument.from_dict(record)))
 
     def print_error_document(
         self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
@@ -152,7 +163,7 @@ class Terminal:
     def print_comparison(self, document: Mapping[str, Any], directory: str | None) -> None:
         """Print a comparison or a difference, and where its report is."""
         self.warn(*document["warnings"])
-        compared = cast("EitherDocument", document)
+        compared = cast("ComparisonDocument | DifferenceDocument", document)
         self._print({"status": "done", **document}, lambda: compared_lines(compared, directory))
 
     def announce(self, text: str) -> None:
@@ -160,31 +171,32 @@ class Terminal:
         if not self._quiet:
             self._log("info", text)
 
-    def print_refresh(self, document: Mapping[str, object]) -> None:
+    def print_refresh(self, result: RefreshResult) -> None:
         """Print what a refresh, an acceptance or a rollback came to."""
-        status = "done" if document["outcome"] == "published" else document["outcome"]
-        self._print({"status": status, **document}, lambda: refresh_lines(document))
+        document = result.document
+        status = "done" if document.outcome == "published" else document.outcome
+        self._print({"status": status, **document.to_dict()}, lambda: refresh_lines(document))
 
-    def print_refresh_plan(self, document: Mapping[str, Any]) -> None:
+    def print_refresh_plan(self, planned: PlannedRefresh) -> None:
         """Print what a refresh would change."""
         from batchnorm_tool.report.text_refresh import dry_run_lines
 
-        for note in document["notes"]:
+        for note in planned.notes:
             self.announce(note)
-        findings = document["gate"]["findings"]
-        lines = dry_run_lines(document["rows"], findings, WIDTH)
-        self._print({"status": "planned", **document}, lambda: lines)
+        lines = dry_run_lines(planned.rows, planned.gate, WIDTH)
+        self._print({"status": "planned", **planned.to_dict()}, lambda: lines)
 
-    def print_release(self, document: Mapping[str, object]) -> None:
+    def print_release(self, released: Released) -> None:
         """Print that a hold is over."""
-        self._print({"status": "done", **document}, lambda: released_lines(document))
+        self._print({"status": "done", **released.to_dict()}, lambda: released_lines(released))
 
-    def print_history(self, document: Mapping[str, Any], html: str | None) -> None:
+    def print_history(self, history: History, html: str | None) -> None:
         """Print the nights of a store."""
         from batchnorm_tool.report.text_refresh import history_lines
+        from batchnorm_tool.storage.checked_json import plain
 
         page = [] if html is None else ["", *table([("page", html)])]
-        self._print(document, lambda: [*history_lines(cast("HistoryDocument", document)), *page])
+        self._print(plain(history), lambda: [*history_lines(history), *page])
 
     def _run_lines(
         self, result: RunResult, shorthand: Job | None, *, profile: bool
@@ -259,9 +271,9 @@ class Terminal:
         rows += [(found.severity, f"{found.what} ({found.where})") for found in model.findings]
         yield from table(rows)
 
-    def _store_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("A store, ", describe_store(facts))
-        yield from table(store_rows(facts))
+    def _store_lines(self, store: StoreDescription) -> Iterator[str]:
+        yield _HeadedLine("A store, ", describe_store(store))
+        yield from table(store_rows(store))
 
     def _data_lines(self, data: DataDescription) -> Iterator[str]:
         yield _HeadedLine("Data, ", f"{data.format}, {plural(data.rows, 'row')}")
@@ -339,29 +351,31 @@ def _echo(text: str, *, err: bool = False) -> None:
             raise WorkFailed(msg) from error
 
 
-def describe_store(facts: Mapping[str, object]) -> str:
+def describe_store(store: StoreDescription) -> str:
     """Return which version of a store is live."""
-    live = "no live version yet" if facts["version"] is None else f"version {facts['version']}"
-    return f"{live}, {plural(cast('int', facts['rows']), 'row')}"
+    live = "no live version yet" if store.version is None else f"version {store.version}"
+    return f"{live}, {plural(store.rows, 'row')}"
 
 
-def store_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def store_rows(store: StoreDescription) -> Iterator[tuple[str, object]]:
     """Yield what else there is to say of a store: names and values."""
-    hold, waiting, gate = facts["hold"], facts["waiting"], facts.get("gate")
-    if facts["version"] is not None:
-        yield "stale rows", facts["stale"]
-        yield "quarantined", facts["quarantined"]
-        yield "vectors", f"{facts['width']} x {facts['dtype']}, {facts['norm']}"
-        yield "published", facts["published"]
-        yield "space", facts["space"]
-    if gate is not None:
-        yield "gate", "passed" if gate["passed"] else "broken"
-    yield "waiting", f"version {waiting['version']} ({waiting['reason']})" if waiting else "none"
-    yield "hold", f"since {hold['since']}, {hold['reason']}" if hold else "none"
-    yield "kept versions", [int(version) for version in facts["versions"]]
+    hold, waiting = store.hold, store.waiting
+    if store.version is not None:
+        yield "stale rows", store.stale
+        yield "quarantined", store.quarantined
+        yield "vectors", f"{store.width} x {store.dtype}, {store.norm}"
+        yield "published", store.published
+        yield "space", store.space
+    if store.gate is not None:
+        yield "gate", "passed" if store.gate.passed else "broken"
+    yield "waiting", f"version {waiting.version} ({waiting.reason})" if waiting else "none"
+    yield "hold", f"since {hold.since}, {hold.reason}" if hold else "none"
+    yield "kept versions", [*store.versions]
 
 
-def compared_lines(document: EitherDocument, directory: str | None) -> Iterator[str]:
+def compared_lines(
+    document: ComparisonDocument | DifferenceDocument, directory: str | None
+) -> Iterator[str]:
     """Yield a comparison or a difference, and where its report is."""
     from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 
@@ -374,29 +388,27 @@ def compared_lines(document: EitherDocument, directory: str | None) -> Iterator[
         yield from table([("report", f"{display_path(directory)}/{document['kind']}.html")])
 
 
-def refresh_lines(document: Mapping[str, Any]) -> Iterator[str]:
+def refresh_lines(document: RefreshDocument) -> Iterator[str]:
     """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
-    record = cast("ShownRecord", document)
-    store = display_path(document["store"])
-    if document["outcome"] == "nothing to do":
-        rows = document["rows"]
-        yield f"Up to date: version {document['version']} of `{store}` matches the input."
-        yield f"{INDENT}{plural(rows['in'], 'row')} in, {rows['live']:,} live"
+    store, rows = display_path(document.store), document.rows
+    if document.outcome == "nothing to do":
+        yield f"Up to date: version {document.version} of `{store}` matches the input."
+        yield f"{INDENT}{plural(rows.rows_in, 'row')} in, {rows.live:,} live"
         return
-    yield from text_refresh.refresh_lines(record, WIDTH, document["targets"], store)
+    yield from text_refresh.refresh_lines(document, WIDTH, document.targets, store)
 
 
-def released_lines(document: Mapping[str, object]) -> Iterator[str]:
+def released_lines(released: Released) -> Iterator[str]:
     """Yield what became of a hold."""
-    store = display_path(str(document["store"]))
-    if not document["released"]:
-        yield f"`{store}` was not on hold: version {document['live']} is live."
+    store = display_path(released.store)
+    if not released.released:
+        yield f"`{store}` was not on hold: version {released.live} is live."
         return
     yield f"Released `{store}`: the next refresh publishes again."
-    if document["waiting"] is not None:
-        yield f"{INDENT}version {document['waiting']} is waiting; the next refresh publishes it"
+    if released.waiting is not None:
+        yield f"{INDENT}version {released.waiting} is waiting; the next refresh publishes it"
         yield f"{INDENT}with the same input, or by `accept`"
 
 

@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Field
+
+# pydantic reads these annotations at run time.
 from batchnorm_tool.errors import InputError, ModelError, capture_warnings
 from batchnorm_tool.features.matching import is_key_name
 from batchnorm_tool.formats.arrow_columns import is_list
+from batchnorm_tool.gate.record import GateRecord, Hold
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.job import Engine, Input, Job, Model
@@ -27,7 +30,7 @@ from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
-from batchnorm_tool.storage import STATE, LocalStorage, checked_json
+from batchnorm_tool.storage import STATE, LocalStorage
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import read_index
@@ -36,7 +39,6 @@ from batchnorm_tool.store.state import (
     STALE,
     STATUS,
     StoreDirectory,
-    StorePointer,
     index_path,
     is_store,
     open_store,
@@ -105,7 +107,54 @@ class DataDescription:
     warnings: tuple[str, ...]
 
 
-Details = Manifest | UnfinishedRun | ModelDescription | DataDescription | dict[str, Any]
+@dataclass(frozen=True)
+class WaitingVersion:
+    """The candidate that waits for a decision, in short."""
+
+    version: int
+    reason: str | None
+    started: str
+    gate: GateRecord | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreDescription:
+    """A store, without its dataset being opened.
+
+    Attributes:
+        version: The live one; ``None`` before the first, and then little is known.
+        lance_version: Lance's number of it.
+        hold: Since when and why nothing is published.
+        waiting: The candidate that waits.
+        versions: The kept ones, with Lance's numbers.
+        running: Whether a refresh holds the store.
+        rows: Rows of the live version; ``stale`` ones are among them, ``quarantined`` ones not.
+        norms: Quantiles of its norms.
+        gate: What the gate found.
+        published: When it was.
+    """
+
+    version: int | None
+    lance_version: int | None
+    hold: Hold | None
+    waiting: WaitingVersion | None
+    versions: dict[int, int]
+    running: bool
+    rows: int = 0
+    stale: Annotated[int | None, LEFT_OUT_IF_NONE] = None
+    quarantined: Annotated[int | None, LEFT_OUT_IF_NONE] = None
+    key: Annotated[tuple[str, ...] | None, LEFT_OUT_IF_NONE] = None
+    passthrough: Annotated[tuple[str, ...] | None, LEFT_OUT_IF_NONE] = None
+    width: Annotated[int | None, LEFT_OUT_IF_NONE] = None
+    dtype: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    norm: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    space: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    norms: Annotated[dict[str, int | float | None] | None, LEFT_OUT_IF_NONE] = None
+    gate: Annotated[GateRecord | None, LEFT_OUT_IF_NONE] = None
+    published: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+
+
+Details = Manifest | UnfinishedRun | ModelDescription | DataDescription | StoreDescription
 
 
 @dataclass(frozen=True)
@@ -125,7 +174,7 @@ class Description:
     @property
     def facts(self) -> dict[str, Any]:
         """What is known of it, as plain data."""
-        return self.details if isinstance(self.details, dict) else plain(self.details)
+        return plain(self.details)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -169,13 +218,12 @@ def _show(path: str) -> Description:
     return Description("data", path, _data(path))
 
 
-@checked_json.explain_unreadable_records
 def _result(path: str) -> Description | None:
     """Return a store, or a run: finished or not."""
     directory = Path(path)
     storage = LocalStorage(directory)
     if is_store(path):
-        return Description("store", path, store_facts(path))
+        return Description("store", path, _store(path))
     if directory.is_dir():
         manifest = read_manifest(storage, path)
         if manifest is not None:
@@ -330,61 +378,46 @@ def _write_page(shown: Description, html: str) -> None:
     save_page(html, run_page(shown.details, chunks))
 
 
-def store_facts(path: str) -> dict[str, Any]:
-    """Return what `show` tells of a store, as plain data.
-
-    Returns:
-        ``version`` (the live one, ``None`` before the first), ``lance_version``, ``hold`` (since
-        when and why nothing is published), ``waiting`` (the candidate's record in short),
-        ``versions`` (the kept ones, with Lance's numbers), ``running`` (whether a refresh holds
-        the store), and of the live version: ``rows`` and those of them that are ``stale``,
-        ``quarantined``, ``key``, ``passthrough``, ``width``, ``dtype``, ``norm``, ``space``,
-        ``norms`` (their quantiles), ``published`` (when) and ``gate`` (of its night).
-    """
+def _store(path: str) -> StoreDescription:
     state, pointer = open_store(path)
-    return {
-        "version": pointer.live,
-        "lance_version": pointer.lance_version,
-        "hold": pointer.hold,
-        "waiting": _waiting(state, pointer),
-        "versions": {str(version): lance for version, lance in sorted(pointer.versions.items())},
-        "running": state.storage.is_locked(),
-        **(_live(state, pointer) if pointer.live is not None else {"rows": 0}),
-    }
-
-
-def _waiting(state: StoreDirectory, pointer: StorePointer) -> dict[str, Any] | None:
-    record = None if pointer.waiting is None else state.record(pointer.waiting)
-    return None if record is None else _picked(record, "version", "reason", "started", "gate")
-
-
-def _picked(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: record.get(name) for name in names}
-
-
-def _live(state: StoreDirectory, pointer: StorePointer) -> dict[str, Any]:
-    """Return what holds of the live version."""
+    waiting = None if pointer.waiting is None else state.record(pointer.waiting)
+    store = StoreDescription(
+        version=pointer.live,
+        lance_version=pointer.lance_version,
+        hold=pointer.hold,
+        waiting=WaitingVersion(waiting.version, waiting.reason, waiting.started, waiting.gate)
+        if waiting
+        else None,
+        versions=dict(sorted(pointer.versions.items())),
+        running=state.storage.is_locked(),
+    )
     layout = pointer.layout
-    assert pointer.live is not None  # noqa: S101  (whoever calls this has looked)
-    assert layout is not None  # noqa: S101  (a live version has one)
-    record = state.record(pointer.live) or {}
-    return {
-        **_counts(state, pointer.live),
-        "key": list(layout.keys),
-        "passthrough": list(layout.passthrough),
-        "width": layout.width,
-        "dtype": layout.dtype,
-        "norm": layout.norm_label,
-        **_picked(record, "space", "norms", "gate"),
-        "published": record.get("finished"),
-    }
+    if pointer.live is None or layout is None:
+        return store
+    record, statuses = state.existing_record(pointer.live), _statuses(state, pointer.live)
+    stale = sum(count for word, count in statuses.items() if word.startswith(STALE))
+    rows = stale + statuses[GOOD]
+    return replace(
+        store,
+        rows=rows,
+        stale=stale,
+        quarantined=statuses.total() - rows,
+        key=layout.keys,
+        passthrough=layout.passthrough,
+        width=layout.width,
+        dtype=layout.dtype,
+        norm=layout.norm_label,
+        space=record.space,
+        norms=record.norms,
+        gate=record.gate,
+        published=record.finished,
+    )
 
 
-def _counts(state: StoreDirectory, version: int) -> dict[str, int]:
+def _statuses(state: StoreDirectory, version: int) -> Counter[str]:
+    """Count the rows of a version's index by their status."""
     counts: Counter[str] = Counter()
     for table in read_index(state.storage, index_path(version), [STATUS]):
         for each in table[STATUS].value_counts().to_pylist():
             counts[each["values"]] += each["counts"]
-    stale = sum(count for word, count in counts.items() if word.startswith(STALE))
-    live = stale + counts[GOOD]
-    return {"rows": live, "stale": stale, "quarantined": counts.total() - live}
+    return counts

@@ -19,9 +19,8 @@ from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
 
 if TYPE_CHECKING:
-    from batchnorm_tool.comparison.norm_survey import Distribution
+    from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
     from batchnorm_tool.comparison.verdict import VerdictEntry
-    from batchnorm_tool.readers.source import SetFacts
 
 PSI_BINS = 10
 """Bins of the population stability index: the deciles of the first set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -28,6 +28,43 @@ UNIT_TOLERANCE = 1e-3
 BARS = 40
 # Closer together than an axis could tell apart.
 _ALIKE = 1e-6
+
+
+class Provenance(TypedDict, total=False):
+    """What made vectors; of a lone part of a run, ``space``, ``output`` and ``norm`` are known.
+
+    ``model`` is a path, ``None`` where predictions were stored already; ``model_sha256`` is of its
+    architecture and weights; ``made_of`` is all that the space, whose id is ``space``, is made of.
+    """
+
+    space: str
+    model: str | None
+    model_sha256: str | None
+    output: str
+    norm: str
+    versions: Mapping[str, object]
+    made_of: Mapping[str, object]
+
+
+class SourceFacts(TypedDict):
+    """What is known of stored vectors without reading rows."""
+
+    path: str
+    kind: Literal["run", "store", "data"]
+    rows: int
+    width: int
+    dtype: str
+    key: list[str]
+    column: str | list[str]
+    provenance: Provenance | None
+
+
+class SetFacts(SourceFacts):
+    """What is known of stored vectors, with the rows that have no direction."""
+
+    zero: int
+    nonfinite: int
+    missing: int
 
 
 @dataclass(frozen=True)

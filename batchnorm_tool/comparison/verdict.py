@@ -13,7 +13,7 @@ from batchnorm_tool.display import percent, plural
 from batchnorm_tool.norms.norm import Float64s
 
 if TYPE_CHECKING:
-    from batchnorm_tool.readers.source import SetFacts, SourceFacts
+    from batchnorm_tool.comparison.norm_survey import SetFacts, SourceFacts
 
 Numbers = Mapping[str, float | None]
 """The ends of an interval, or the result of a test; all ``None`` where no query is judged."""

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchnorm_tool.display import plural
-from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, NamedRow
+from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, MeasuredRow
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
+from batchnorm_tool.norms.stats import finite_or_none
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class RowAudit:
     norm: Norm
     tolerance: float
     rows: int = 0
-    _nonfinite: list[NamedRow] = field(default_factory=list)
-    _wrong: list[NamedRow] = field(default_factory=list)
+    _nonfinite: list[MeasuredRow] = field(default_factory=list)
+    _wrong: list[MeasuredRow] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=lambda: {"finite": 0, "lengths": 0})
 
     def add(self, vectors: npt.NDArray[Any], norms: Float64s, keys: pa.Table) -> None:
@@ -83,16 +84,14 @@ class RowAudit:
     def _note(
         self,
         name: str,
-        rows: list[NamedRow],
+        rows: list[MeasuredRow],
         wrong: npt.NDArray[np.bool_],
         named: tuple[pa.Table, Float64s],
     ) -> None:
         self._counts[name] += int(wrong.sum())
         first = np.flatnonzero(wrong)[: SHOWN_ROWS - len(rows)]
         for key, value in zip(named[0].take(first).to_pylist(), named[1][first], strict=True):
-            rows.append(
-                {"key": key_to_json(key), "value": float(value) if np.isfinite(value) else None}
-            )
+            rows.append(MeasuredRow(key_to_json(key), finite_or_none(float(value))))
 
     def findings(self) -> Iterator[Finding]:
         """Say what was found of all rows so far."""
@@ -139,6 +138,6 @@ def _keys(facts: AuditFacts) -> Finding:
     return _finding("keys", abs(rows - facts.distinct_keys), what)
 
 
-def _finding(check: str, wrong: int, what: str, rows: list[NamedRow] | None = None) -> Finding:
+def _finding(check: str, wrong: int, what: str, rows: list[MeasuredRow] | None = None) -> Finding:
     passed = wrong == 0
     return Finding(f"audit.{check}", "audit", float(wrong), 0.0, passed, what, tuple(rows or ()))

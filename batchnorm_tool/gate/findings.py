@@ -1,24 +1,21 @@
 """What one limit measured, and what a person reads when a limit is broken."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import PlainSerializer
 
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Lines
 from batchnorm_tool.norms.stats import finite_or_none
 
 Scope = Literal["input", "changed", "whole", "audit"]
+Key = dict[str, bool | int | str]
+# What JSON has no number for is None there.
+Number = Annotated[float | None, PlainSerializer(finite_or_none)]
 SHOWN_ROWS = 5
 """Rows that a finding names, at most."""
-
-
-class NamedRow(TypedDict):
-    """A row by its key, with what was measured of it or the reason why it is bad."""
-
-    key: dict[str, str | int]
-    value: NotRequired[float | None]
-    reason: NotRequired[str]
 
 
 _SCOPES = {
@@ -31,6 +28,22 @@ _AUDIT = (
     "Next: audit findings cannot be accepted; fix the cause and run the same command again. If "
     "the input is right, this is a bug in batchnorm_tool: please report it."
 )
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """A row that a finding names, and what was measured of it; ``None`` where it is not finite."""
+
+    key: Key
+    value: float | None
+
+
+@dataclass(frozen=True)
+class FaultyRow:
+    """A row that a finding names, and why it is bad."""
+
+    key: Key
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,19 +63,11 @@ class Finding:
 
     limit: str
     scope: Scope
-    measured: float | None
-    allowed: float | None
+    measured: Number
+    allowed: Number
     passed: bool
     what: str
-    rows: tuple[NamedRow, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as plain data that JSON can hold."""
-        numbers = {
-            name: None if value is None else finite_or_none(value)
-            for name, value in (("measured", self.measured), ("allowed", self.allowed))
-        }
-        return {**asdict(self), **numbers, "rows": [dict(row) for row in self.rows]}
+    rows: tuple[MeasuredRow | FaultyRow, ...] = ()
 
 
 def not_evaluated(limit: str, scope: Scope, allowed: float | None, why: str) -> Finding:
@@ -124,16 +129,14 @@ def _ways_on(accept: str | None) -> str:
     return f"Next: if these values are right, `{accept}` publishes this version; if not, {again}."
 
 
-def describe_row(row: NamedRow) -> str:
+def describe_row(row: MeasuredRow | FaultyRow) -> str:
     """Name one of a finding's rows, with its value or the reason why it is bad.
 
     Example:
-        >>> describe_row({"key": {"id": 7}, "value": 0.123456})
+        >>> describe_row(MeasuredRow({"id": 7}, 0.123456))
         'id 7: 0.1235'
     """
-    key = ", ".join(f"{column} {value}" for column, value in row.get("key", {}).items())
-    value = row.get("reason")
-    if value is None:
-        measured = row.get("value")
-        value = "not finite" if measured is None else f"{measured:.4g}"
-    return f"{key or 'a row'}: {value}"
+    key = ", ".join(f"{column} {value}" for column, value in row.key.items())
+    if isinstance(row, FaultyRow):
+        return f"{key or 'a row'}: {row.reason}"
+    return f"{key or 'a row'}: {'not finite' if row.value is None else f'{row.value:.4g}'}"

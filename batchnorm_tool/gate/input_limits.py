@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,18 +36,47 @@ _FEWEST_FOR_MEANS = 20
 _FEWEST_FOR_DEVIATIONS = 100
 
 
-class FeatureStatistics(TypedDict):
-    """Statistics of an input.
+@dataclass(frozen=True)
+class ColumnNulls:
+    """Rows of a stored column, and the nulls in it, those inside of lists included."""
+
+    rows: int
+    nulls: int
+
+    def merged(self, other: ColumnNulls) -> ColumnNulls:
+        """Merge those of two sets of rows."""
+        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
+
+
+@dataclass(frozen=True)
+class ComponentSummary:
+    """What is kept of one numeric input: a number for each component.
 
     Attributes:
-        columns: ``rows`` and ``nulls`` of each.
-        inputs: Of each, ``min`` and ``max`` of each component over ``rows``, and ``mean`` and
-            ``std`` over ``count`` sampled rows.
+        rows: Valid rows; ``min`` and ``max`` are over all of them.
+        count: Rows of the sample; ``mean`` and ``std`` are over it.
+    """
+
+    rows: int
+    count: int
+    min: tuple[float | None, ...]
+    max: tuple[float | None, ...]
+    mean: tuple[float | None, ...]
+    std: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """What is kept of the statistics of an input.
+
+    Attributes:
+        columns: Nulls of each stored column that feeds the model.
+        inputs: Extremes and moments of each numeric input of the model.
         sampled_every: Of so many rows, one is in the sample.
     """
 
-    columns: Mapping[str, Mapping[str, int]]
-    inputs: Mapping[str, Mapping[str, int | list[float]]]
+    columns: dict[str, ColumnNulls]
+    inputs: dict[str, ComponentSummary]
     sampled_every: int
 
 
@@ -71,8 +100,8 @@ class RowChanges:
 def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     limits: InputGate,
     counts: RowChanges,
-    statistics: FeatureStatistics | None,
-    previous: FeatureStatistics | None,
+    statistics: InputSummary | None,
+    previous: InputSummary | None,
     *,
     mode: Literal["full", "delta"] = "full",
     new_space: bool = False,
@@ -86,7 +115,7 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
         limits: The job's ``gate.input``.
         counts: What the difference counted.
         statistics: Tonight's.
-        previous: Those of the last published night.
+        previous: The same of the last published night.
         mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
             and nulls only beyond what chance makes of so few rows.
         new_space: New and changed rows and features are not judged: every row is computed again,
@@ -132,8 +161,8 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
 
 def feature_findings(
     limits: InputGate,
-    statistics: FeatureStatistics,
-    previous: FeatureStatistics,
+    statistics: InputSummary,
+    previous: InputSummary,
     mode: Literal["full", "delta"],
 ) -> Iterator[Finding]:
     """Judge the features of tonight's input.
@@ -196,21 +225,21 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
 
 
 def _columns(
-    statistics: FeatureStatistics, previous: FeatureStatistics, least: int
-) -> dict[str, tuple[Mapping[str, int], Mapping[str, int]]]:
+    statistics: InputSummary, previous: InputSummary, least: int
+) -> dict[str, tuple[ColumnNulls, ColumnNulls]]:
     """Yield the nulls, then and now, of every column that has rows enough in both."""
     both = {
-        name: (previous["columns"][name], now)
-        for name, now in statistics["columns"].items()
-        if name in previous["columns"]
+        name: (previous.columns[name], now)
+        for name, now in statistics.columns.items()
+        if name in previous.columns
     }
-    return {name: pair for name, pair in both.items() if min(s["rows"] for s in pair) >= least}
+    return {name: pair for name, pair in both.items() if min(s.rows for s in pair) >= least}
 
 
 def _null_shifts(
-    limit: float, columns: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]], mode: str
+    limit: float, columns: Mapping[str, tuple[ColumnNulls, ColumnNulls]], mode: str
 ) -> Scores:
-    shares = np.array([[s["nulls"] / s["rows"] for s in pair] for pair in columns.values()])
+    shares = np.array([[s.nulls / s.rows for s in pair] for pair in columns.values()])
     shares = shares.reshape(-1, 2)
     is_delta = mode == "delta"
     chances = [_chance(*pair) if is_delta else 0.0 for pair in columns.values()]
@@ -226,10 +255,10 @@ def _null_shifts(
     return Scores(np.abs(shares[:, 1] - shares[:, 0]), allowed, words)
 
 
-def _chance(one: Mapping[str, int], other: Mapping[str, int]) -> float:
+def _chance(one: ColumnNulls, other: ColumnNulls) -> float:
     """Return the difference of two shares of nulls that chance makes once in a million."""
-    share = (one["nulls"] + other["nulls"]) / (one["rows"] + other["rows"])
-    return CHANCE * math.sqrt(share * (1 - share) * (1 / one["rows"] + 1 / other["rows"]))
+    share = (one.nulls + other.nulls) / (one.rows + other.rows)
+    return CHANCE * math.sqrt(share * (1 - share) * (1 / one.rows + 1 / other.rows))
 
 
 @dataclass(frozen=True)
@@ -295,23 +324,21 @@ class Pair:
         return Scores(measured, np.full(len(measured), allowed), words)
 
 
-def pairs(
-    statistics: FeatureStatistics, previous: FeatureStatistics, *, is_delta: bool
-) -> Iterator[Pair]:
+def pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -> Iterator[Pair]:
     """Yield the statistics of every numeric input that both nights have, of one width."""
-    for name, now in statistics["inputs"].items():
-        before = previous["inputs"].get(name)
-        if before is None or not (now["count"] and before["count"]):
+    for name, now in statistics.inputs.items():
+        before = previous.inputs.get(name)
+        if before is None or not (now.count and before.count):
             continue
         pair = Pair(name, _arrays(before), _arrays(now), is_delta)
         if len(pair.previous["mean"]) == len(pair.current["mean"]):
             yield pair
 
 
-def _arrays(side: Mapping[str, int | list[float]]) -> dict[str, Float64s]:
+def _arrays(side: ComponentSummary) -> dict[str, Float64s]:
     names = ("rows", "count", "min", "max", "mean", "std")
     # None, where a moment is beyond float64, becomes NaN, which no limit is broken by.
-    return {name: np.ravel(np.asarray(side[name], dtype=np.float64)) for name in names}
+    return {name: np.ravel(np.asarray(getattr(side, name), dtype=np.float64)) for name in names}
 
 
 def _constants(pair: Pair, allowed: float) -> Scores:

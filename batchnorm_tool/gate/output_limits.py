@@ -14,11 +14,19 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.gate.findings import SHOWN_ROWS, Finding, NamedRow, Scope, not_evaluated
+from batchnorm_tool.gate.findings import (
+    SHOWN_ROWS,
+    FaultyRow,
+    Finding,
+    Key,
+    MeasuredRow,
+    Scope,
+    not_evaluated,
+)
 from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, widen
-from batchnorm_tool.norms.stats import MIDDLE_QUANTILES
+from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, finite_or_none
 
 FRECHET_WIDTH = 256
 """Dimensions that the Fréchet distance takes into account: those with the largest variance in the
@@ -91,7 +99,7 @@ class Vectors:
             )
         )
 
-    def worst(self, badness: Float64s, values: Float64s) -> tuple[NamedRow, ...]:
+    def worst(self, badness: Float64s, values: Float64s) -> tuple[MeasuredRow, ...]:
         """Name the sample's rows that are largest by one measure.
 
         Args:
@@ -105,12 +113,12 @@ class Vectors:
         named = self.keys.take(pa.array(rows)).to_pylist()
         shown = (float(values[row]) for row in rows)
         return tuple(
-            {"key": key_to_json(key), "value": value if math.isfinite(value) else None}
+            MeasuredRow(key_to_json(key), finite_or_none(value))
             for key, value in zip(named, shown, strict=True)
         )
 
 
-def key_to_json(key: Mapping[str, object]) -> dict[str, str | int]:
+def key_to_json(key: Mapping[str, object]) -> Key:
     """Return key values as JSON can hold them: numbers and text as they are, all else as text.
 
     Example:
@@ -131,14 +139,14 @@ class BadCounts:
         changed_bad: The bad ones among them.
         whole_rows: All rows of the night.
         whole_bad: The bad ones among them, those remembered from earlier nights included.
-        rows: Some of them, with their reasons.
+        rows: Some of them.
     """
 
     changed_rows: int
     changed_bad: int
     whole_rows: int
     whole_bad: int
-    rows: tuple[NamedRow, ...] = ()
+    rows: tuple[FaultyRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,7 @@ def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
 
 
 def _bad(
-    scope: Scope, counts: tuple[int, int], allowed: float, rows: tuple[NamedRow, ...]
+    scope: Scope, counts: tuple[int, int], allowed: float, rows: tuple[FaultyRow, ...]
 ) -> Finding:
     share = counts[0] / max(counts[1], 1)
     what = (
@@ -276,7 +284,7 @@ class Measure:
     limit: str
     label: str
     shift: Callable[[Vectors, Vectors], float]
-    worst: Callable[[Vectors, Vectors], tuple[NamedRow, ...]]
+    worst: Callable[[Vectors, Vectors], tuple[MeasuredRow, ...]]
     exact_chance: Callable[[Vectors, Vectors], float] | None = None
 
     def chance(self, live: Vectors, current: Vectors) -> float:
@@ -366,28 +374,28 @@ def _ratio(part: Any, whole: Any) -> Any:
         return np.where(part == 0, 0.0, part / whole)
 
 
-def _extreme_norms(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
+def _extreme_norms(live: Vectors, current: Vectors) -> tuple[MeasuredRow, ...]:
     middle = np.median(live.norms)
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = np.abs(np.log(current.sample_norms / middle))
     return current.worst(np.nan_to_num(factors, nan=math.inf), current.sample_norms)
 
 
-def _farthest_along(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
+def _farthest_along(live: Vectors, current: Vectors) -> tuple[MeasuredRow, ...]:
     direction = current.mean - live.mean
     length = np.linalg.norm(direction) * (live.spread or 1.0)
     along = (current.wide - live.mean) @ direction / (length or 1.0)
     return current.worst(along, along)
 
 
-def _farthest_in_dimension(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
+def _farthest_in_dimension(live: Vectors, current: Vectors) -> tuple[MeasuredRow, ...]:
     shifts = _dimension_shifts(live, current)
     dimension = int(np.argmax(np.abs(shifts)))
     values = current.wide[:, dimension]
     return current.worst(values * np.sign(shifts[dimension]), values)
 
 
-def _farthest_away(live: Vectors, current: Vectors) -> tuple[NamedRow, ...]:
+def _farthest_away(live: Vectors, current: Vectors) -> tuple[MeasuredRow, ...]:
     distances = np.linalg.norm(current.wide - live.mean, axis=1) / (live.spread or 1.0)
     return current.worst(distances, distances)
 

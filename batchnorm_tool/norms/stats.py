@@ -261,7 +261,7 @@ class NormStats(JsonStats):
             "max": self.max,
             "mean": self.mean,
             "m2": finite_or_none(self.m2),
-            "std": None if self.std is None else finite_or_none(self.std),
+            "std": finite_or_none(self.std),
             "quantiles": {str(q): value for q, value in self.quantiles().items()},
             "histogram": self.histogram.pairs(),
         }
@@ -293,9 +293,9 @@ def _given(*values: float | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return a number for JSON, which knows neither inf nor NaN."""
-    return value if math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else value
 
 
 def float_or_none(value: Any) -> float | None:

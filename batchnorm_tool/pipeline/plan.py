@@ -62,6 +62,12 @@ class Identity(Record):
         return versions if isinstance(versions, dict) else {}
 
     @property
+    def outputs(self) -> list[object]:
+        """Names of the outputs that are normalized."""
+        outputs = self.space.get("outputs")
+        return outputs if isinstance(outputs, list) else []
+
+    @property
     def space_id(self) -> str:
         """The vector space: vectors of two spaces are never mixed."""
         return checked_json.sha256(self.space)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, WorkFailed
+from batchnorm_tool.gate.record import Outcome
 from batchnorm_tool.job import Publish
+from batchnorm_tool.publish.base import Facts, Target
 from batchnorm_tool.registry import TARGETS, load
-from batchnorm_tool.storage import Storage, checked_json
+from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.state import TARGETS_DIRECTORY, StoreSchema, Unfit
 
 if TYPE_CHECKING:
-    from batchnorm_tool.publish.base import Facts, Target
     from batchnorm_tool.store.version_changes import Publication
 
 __all__ = ["open_target"]
@@ -33,30 +35,12 @@ def open_target(section: Publish) -> Target:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one target.
+class TargetNote(SealedRecord):
+    """What a target held when it was last written, and where that was."""
 
-    Attributes:
-        name: The target's name in the job.
-        kind: A key of `TARGETS`.
-        seconds: How long it took.
-        facts: What the target holds now, if it was brought to the version.
-        error: Why it was not, otherwise.
-        passing: Whether the next run may bring it to the version without anything being fixed.
-        skipped: Whether it held the version already.
-    """
-
-    name: str
     kind: str
-    seconds: float
-    facts: Facts | None = None
-    error: str | None = None
-    passing: bool = True
-    skipped: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain data."""
-        return asdict(self)
+    place: str
+    facts: Facts
 
 
 def check_targets(sections: Iterable[Publish]) -> None:
@@ -115,7 +99,7 @@ def _deliver(publication: Publication, target: Target, storage: Storage) -> Outc
 
 
 def _holds(held: Facts | None, version: int) -> bool:
-    return held is not None and held["version"] == version
+    return held is not None and held.get("version") == version
 
 
 def _note_path(target: Target) -> str:
@@ -127,14 +111,11 @@ def _held(target: Target, storage: Storage) -> Facts | None:
 
     A note that is damaged is no note: the target is then written whole.
     """
-    text = storage.get(_note_path(target))
-    note = None if text is None else checked_json.load_checked_json(text)
-    if note is None or (note["kind"], note["place"]) != (target.kind, target.place):
-        return None
-    facts: Facts = note["facts"]
-    return facts
+    note = TargetNote.from_json(storage.get(_note_path(target)))
+    is_its = note is not None and (note.kind, note.place) == (target.kind, target.place)
+    return note.facts if note is not None and is_its else None
 
 
 def _remember(target: Target, storage: Storage, facts: Facts) -> None:
-    note = {"kind": target.kind, "place": target.place, "facts": facts}
-    storage.put(_note_path(target), checked_json.dump_checked_json(note))
+    note = TargetNote(target.kind, target.place, facts)
+    storage.put(_note_path(target), note.to_json())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, StoreSche
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
 
-Facts = dict[str, Any]
+Facts = dict[str, object]
 
 
 class Target(ABC):
@@ -67,7 +67,7 @@ class Target(ABC):
         return None
 
     @abstractmethod
-    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Bring the target to a version.
 
         Args:
@@ -105,7 +105,7 @@ def version_facts(publication: Publication) -> Facts:
     return {
         "version": publication.version,
         "rows": publication.rows,
-        "run_id": publication.record.get("run_id"),
+        "run_id": publication.record.run_id,
         "warnings": [],
     }
 

@@ -19,8 +19,9 @@ What is *not* promised: that a full set is always among the versions that stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pydantic import Field
@@ -37,12 +38,22 @@ from batchnorm_tool.publish.base import (
     target_errors,
     version_facts,
 )
+from batchnorm_tool.publish.directories import DirectoryManifest
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesManifest(DirectoryManifest):
+    """What a loader needs to know of a set of changes; of all rows, it builds on nothing."""
+
+    upserts: int
+    deletes: int
+    builds_on: int | None
 
 
 class PublishChanges(Publish):
@@ -65,32 +76,32 @@ class ChangeFeed(Target):
         """Refuse a path that is not local."""
         check_path(self.name, self.place)
 
-    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Add the directory of a version, and remove those that are too old."""
         storage = LocalStorage(self.place)
         with target_errors(self.name), storage.lock():
             versions = directories.versions_in(storage)
             directories.refuse_foreign(versions, publication, self.place)
-            document = directories.manifest_at(storage, _manifest_path(publication.version))
-            if document is None or not directories.holds(document, publication):
+            found = _manifest_at(storage, publication.version)
+            if found is None or not found.holds(publication):
                 base = self._base(storage, versions, publication, held)
-                document = _write(storage, publication, base)
+                found = _write(storage, publication, base)
             self._remove_old(storage)
             directories.clear_staging(storage)
-        return _facts(publication, document)
+        return _facts(publication, found)
 
     def _base(
         self,
         storage: LocalStorage,
         versions: list[int],
         publication: Publication,
-        held: Mapping[str, Any] | None,
+        held: Facts | None,
     ) -> int | None:
         """Return the newest version here, if what is new since then can be told."""
         newest = max((number for number in versions if number < publication.version), default=None)
         if held is None or newest is None:
             return None
-        if directories.manifest_at(storage, _manifest_path(newest)) is None:
+        if _manifest_at(storage, newest) is None:
             return None
         return newest if publication.can_start_from(newest) else None
 
@@ -99,18 +110,18 @@ class ChangeFeed(Target):
             storage.remove(str(version))
 
 
-def _write(storage: LocalStorage, publication: Publication, base: int | None) -> dict[str, Any]:
+def _write(storage: LocalStorage, publication: Publication, base: int | None) -> ChangesManifest:
     """Write the directory of a version; its manifest."""
     directories.clear_staging(storage)
-    document = _write_files(storage, publication, base) | {"builds_on": base}
-    directories.put_manifest(storage, storage.staged(_manifest_path(publication.version)), document)
+    found = _write_files(storage, publication, base)
+    storage.put(storage.staged(_manifest_path(publication.version)), found.to_document())
     directories.publish_directory(storage, str(publication.version))
-    return document
+    return found
 
 
 def _write_files(
     storage: LocalStorage, publication: Publication, base: int | None
-) -> dict[str, Any]:
+) -> ChangesManifest:
     layout, root = publication.layout, storage.staged(str(publication.version))
     rows: Iterator[pa.RecordBatch] = publication.all_batches()
     gone: Iterator[pa.RecordBatch] = iter(())
@@ -124,13 +135,17 @@ def _write_files(
     deletes = published_batches(gone, layout.key_schema)
     path = f"{root}/deletes.parquet"
     records.append(directories.write_table(storage, path, layout.key_schema, deletes))
-    return directories.manifest(publication, records, root) | counts
+    return ChangesManifest.of(publication, records, root, **counts, builds_on=base)
+
+
+def _manifest_at(storage: LocalStorage, version: int) -> ChangesManifest | None:
+    return ChangesManifest.from_document(storage.get(_manifest_path(version)))
 
 
 def _manifest_path(version: int) -> str:
     return f"{version}/{MANIFEST}"
 
 
-def _facts(publication: Publication, document: Mapping[str, Any]) -> Facts:
-    told = {name: document[name] for name in ("builds_on", "upserts", "deletes")}
-    return version_facts(publication) | told
+def _facts(publication: Publication, found: ChangesManifest) -> Facts:
+    counts: Facts = {"upserts": found.upserts, "deletes": found.deletes}
+    return version_facts(publication) | {"builds_on": found.builds_on} | counts

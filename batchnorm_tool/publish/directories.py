@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pyarrow as pa
 
@@ -14,7 +15,7 @@ from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.publish.base import published_schema
 from batchnorm_tool.storage import FileRecord, LocalStorage, Storage
 from batchnorm_tool.storage.base import STATE
-from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
+from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, write_errors
 from batchnorm_tool.store.state import StoreSchema
 
@@ -61,45 +62,57 @@ def clear_staging(storage: LocalStorage) -> None:
     storage.remove(STATE)
 
 
-def manifest(publication: Publication, files: Iterable[FileRecord], root: str) -> dict[str, Any]:
-    """Return what a loader needs to know of a directory."""
-    layout, record = publication.layout, publication.record
-    entries = [file.to_dict() for file in files]
-    return {
-        "format": FORMAT,
-        "version": publication.version,
-        "rows": publication.rows,
-        "run_id": record.get("run_id"),
-        "published": record.get("finished"),
-        "space": record.get("space"),
-        "norm": layout.norm_label,
-        "columns": {
-            "keys": list(layout.keys),
-            "vector": layout.vector,
-            "norm": layout.norm,
-            "passthrough": list(layout.passthrough),
-        },
-        "width": layout.width,
-        "dtype": layout.dtype,
-        "files": [{**file, "path": file["path"].removeprefix(f"{root}/")} for file in entries],
-    }
+@dataclass(frozen=True)
+class PublishedColumns(Record):
+    """What the columns of a published directory are called."""
+
+    keys: tuple[str, ...]
+    vector: str
+    norm: str
+    passthrough: tuple[str, ...]
 
 
-def put_manifest(storage: LocalStorage, path: str, document: dict[str, Any]) -> None:
-    """Write a manifest: JSON with a checksum over all the rest of it."""
-    storage.put(path, canonical_json(with_checksum(document)) + b"\n")
+@dataclass(frozen=True, kw_only=True)
+class DirectoryManifest(Record):
+    """What a loader needs to know of a directory; of a set of changes, what it builds on too."""
 
+    format: Literal[1] = 1
+    version: int
+    rows: int
+    run_id: str | None
+    published: str | None
+    space: str
+    norm: str
+    columns: PublishedColumns
+    width: int
+    dtype: str
+    files: tuple[FileRecord, ...]
 
-def manifest_at(storage: LocalStorage, path: str) -> dict[str, Any] | None:
-    """Return a manifest, or ``None`` where there is none that is whole."""
-    text = storage.get(path)
-    return None if text is None else verified_json(text)
+    @classmethod
+    def of(
+        cls, publication: Publication, files: Iterable[FileRecord], root: str, **more: Any
+    ) -> Self:
+        """Describe a directory, with the paths of its files below ``root``."""
+        layout, record = publication.layout, publication.record
+        below = (replace(file, path=file.path.removeprefix(f"{root}/")) for file in files)
+        return cls(
+            version=publication.version,
+            rows=publication.rows,
+            run_id=record.run_id,
+            published=record.finished,
+            space=record.space,
+            norm=layout.norm_label,
+            columns=PublishedColumns(layout.keys, layout.vector, layout.norm, layout.passthrough),
+            width=layout.width,
+            dtype=layout.dtype,
+            files=tuple(below),
+            **more,
+        )
 
-
-def holds(found: dict[str, Any] | None, publication: Publication) -> bool:
-    """Tell whether a manifest is that of this very publication."""
-    wanted = (publication.version, publication.record.get("run_id"))
-    return found is not None and (found["version"], found["run_id"]) == wanted
+    def holds(self, publication: Publication) -> bool:
+        """Tell whether it is that of this very publication."""
+        wanted = (publication.version, publication.record.run_id)
+        return (self.version, self.run_id) == wanted
 
 
 def write_parts(

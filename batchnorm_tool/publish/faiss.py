@@ -26,8 +26,8 @@ import contextlib
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,8 +41,8 @@ from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri, Text
-from batchnorm_tool.publish import directories, faiss_build
-from batchnorm_tool.publish.base import Facts, Target, check_path, target_errors, version_facts
+from batchnorm_tool.publish import faiss_build
+from batchnorm_tool.publish.base import Facts, Target, check_path, target_errors
 from batchnorm_tool.publish.faiss_build import (
     NO_RESULT,
     IdScheme,
@@ -51,7 +51,7 @@ from batchnorm_tool.publish.faiss_build import (
     RecallSample,
 )
 from batchnorm_tool.storage import FileRecord, OutputFile
-from batchnorm_tool.storage.checked_json import canonical_json, verified_json, with_checksum
+from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
 from batchnorm_tool.store.state import StoreSchema, Unfit
 
@@ -113,17 +113,18 @@ class FaissIndex(Target):
         reason = f"publish target `{self.name}`: {scheme.no_result}"
         return None if row < 0 else Unfit(row, keys[0], reason)
 
-    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Build the index of a version and put it in the place of the one that is there."""
         text = faiss_build.factory_text(self._wanted, publication.rows)
         with target_errors(self.name), faiss_build.mapped_errors(text):
             document = self._files.document()
-            if document is None or not directories.holds(document, publication):
+            wanted = (publication.version, publication.record.run_id)
+            if document is None or (document.version, document.run_id) != wanted:
                 document = self._build(publication, text)
             self._files.remove_old_keys()
-        return document | {"warnings": _warnings(document)}
+        return replace(document, warnings=tuple(_warnings(document))).to_dict()
 
-    def _build(self, publication: Publication, text: str) -> dict[str, Any]:
+    def _build(self, publication: Publication, text: str) -> IndexDocument:
         scheme = IdScheme.of(publication)
         index = faiss_build.trained(publication, scheme, text)
         queries = self._fill(index, publication, scheme)
@@ -131,10 +132,22 @@ class FaissIndex(Target):
         for rows in faiss_build.rows_of(publication, scheme):
             neighbours.add(rows.vectors, rows.ids)
         recall, effort = faiss_build.tune(index, neighbours)
-        measured = {"recall_at_10": recall, "queries": len(queries.ids), "effort": effort}
-        document = {"index": text, **self._provenance(publication, scheme), **measured}
         written = self._files.put_index(index)
-        document |= {"bytes": written.bytes, "sha256": written.sha256}
+        document = IndexDocument(
+            index=text,
+            version=publication.version,
+            rows=publication.rows,
+            run_id=publication.record.run_id,
+            warnings=(),
+            keys=None if scheme.keys_are_ids else self._files.keys_path(scheme.version).name,
+            norm=publication.layout.norm_label,
+            space=publication.record.space,
+            recall_at_10=recall,
+            queries=len(queries.ids),
+            effort=effort,
+            bytes=written.bytes,
+            sha256=written.sha256,
+        )
         self._files.put_document(document)
         return document
 
@@ -153,24 +166,35 @@ class FaissIndex(Target):
             raise WorkFailed(msg)
         return sample.queries()
 
-    def _provenance(self, publication: Publication, scheme: IdScheme) -> Facts:
-        keys = None if scheme.keys_are_ids else self._files.keys_path(scheme.version).name
-        return version_facts(publication) | {
-            "keys": keys,
-            "norm": publication.layout.norm_label,
-            "space": publication.record.get("space"),
-        }
 
-
-def _warnings(document: Facts) -> list[str]:
-    recall, wanted = document["recall_at_10"], faiss_build.WANTED_RECALL
+def _warnings(document: IndexDocument) -> list[str]:
+    recall, wanted = document.recall_at_10, faiss_build.WANTED_RECALL
     if recall is None or recall >= wanted:
         return []
     msg = (
-        f"`{document['index']}` finds {percent(recall)} of the true "
+        f"`{document.index}` finds {percent(recall)} of the true "
         f"neighbours; {percent(wanted, 0)} is required. Choose another `index`."
     )
     return [msg]
+
+
+@dataclass(frozen=True)
+class IndexDocument(Record):
+    """What is told of an index: which version it is, and how well it finds neighbours."""
+
+    index: str
+    version: int
+    rows: int
+    run_id: str | None
+    warnings: tuple[str, ...]
+    keys: str | None
+    norm: str
+    space: str
+    recall_at_10: float | None
+    queries: int
+    effort: dict[str, int]
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -188,20 +212,20 @@ class IndexFiles:
         """Return the file that explains the ids of a version."""
         return self.path.with_name(f"{self.path.name}.{version}.keys.parquet")
 
-    def document(self) -> dict[str, Any] | None:
+    def document(self) -> IndexDocument | None:
         """Return what is told of the index, unless it is of another one or there is none."""
         with read_errors(self.path):
             if not (self.path.is_file() and self.document_path.is_file()):
                 return None
-            document = verified_json(self.document_path.read_bytes())
+            document = IndexDocument.from_document(self.document_path.read_bytes())
             with self.path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return document if document and document["sha256"] == digest else None
+        return document if document and document.sha256 == digest else None
 
-    def put_document(self, document: dict[str, Any]) -> None:
+    def put_document(self, document: IndexDocument) -> None:
         """Tell what the index is."""
         with _created(self.document_path) as file:
-            file.write(canonical_json(with_checksum(document)) + b"\n")
+            file.write(document.to_document())
             file.commit()
 
     def put_index(self, index: Any) -> FileRecord:

@@ -13,8 +13,7 @@ number of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -30,6 +29,7 @@ from batchnorm_tool.publish.base import (
     target_errors,
     version_facts,
 )
+from batchnorm_tool.publish.directories import DirectoryManifest
 from batchnorm_tool.storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ParquetSnapshot(Target):
         """Refuse a path that is not local."""
         check_path(self.name, self.place)
 
-    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:  # noqa: ARG002  (what lies there tells)
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Write the snapshot of a version, point to it, and remove those that are too old."""
         storage = LocalStorage(self.place)
         with target_errors(self.name), storage.lock():
@@ -80,8 +80,8 @@ class ParquetSnapshot(Target):
 
 def _is_here(storage: LocalStorage, publication: Publication) -> bool:
     """Tell whether the snapshot was finished: its manifest is written after its directory."""
-    document = directories.manifest_at(storage, _manifest_path(publication.version))
-    return directories.holds(document, publication)
+    found = DirectoryManifest.from_document(storage.get(_manifest_path(publication.version)))
+    return found is not None and found.holds(publication)
 
 
 def _write(storage: LocalStorage, publication: Publication) -> None:
@@ -91,8 +91,8 @@ def _write(storage: LocalStorage, publication: Publication) -> None:
     rows = published_batches(publication.all_batches(), published_schema(layout))
     records = directories.write_parts(storage, staged, layout, rows)
     directories.publish_directory(storage, directory)
-    document = directories.manifest(publication, records, staged)
-    directories.put_manifest(storage, _manifest_path(publication.version), document)
+    document = DirectoryManifest.of(publication, records, staged).to_document()
+    storage.put(_manifest_path(publication.version), document)
 
 
 def _point_to(storage: LocalStorage, version: int) -> None:

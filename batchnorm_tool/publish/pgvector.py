@@ -22,7 +22,7 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
@@ -133,42 +133,42 @@ class PgvectorTable(Target):
                     )
         return None
 
-    def publish(self, publication: Publication, held: Mapping[str, Any] | None) -> Facts:
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Bring the view to a version."""
         shape = RowShape.of(publication.layout)
         with target_errors(self.name), self._connected() as connection:
             tables = Tables(connection, self._names, self._index)
             with tables.locked():
-                facts = self._publish(tables, publication, held, shape)
-        facts["warnings"] += shape.warnings(self._index)
-        return version_facts(publication) | facts
+                facts, warnings = self._publish(tables, publication, held, shape)
+        warnings += shape.warnings(self._index)
+        return version_facts(publication) | facts | {"warnings": warnings}
 
     def _publish(
         self,
         tables: Tables,
         publication: Publication,
-        held: Mapping[str, Any] | None,
+        held: Facts | None,
         shape: RowShape,
-    ) -> Facts:
+    ) -> tuple[Facts, list[str]]:
         before, warnings = tables.bookkeeping(), list[str]()
         # What an earlier try left may have the name that this one needs.
         warnings += tables.drop_all_but(before.kept if before else set())
         if before is not None and before.is_of(publication):
-            return {"table": before.built, "warnings": warnings}
+            return {"table": before.built}, warnings
         changes = self._changes(publication, held, before, shape)
         if before is not None and changes is not None:
             if tables.merge(publication, shape, before, changes):
-                return {"table": before.built, "warnings": warnings, **_counts(changes)}
+                return {"table": before.built, **_counts(changes)}, warnings
             warnings.append(_strayed(before, publication))
         after, remade = tables.rebuild(publication, shape, before)
         warnings += tables.drop_all_but(after.kept) + [_GRANTS] * remade
         counts = {"upserts": publication.rows, "deletes": 0}
-        return {"table": after.built, "warnings": warnings, **counts}
+        return {"table": after.built, **counts}, warnings
 
     def _changes(
         self,
         publication: Publication,
-        held: Mapping[str, Any] | None,
+        held: Facts | None,
         before: Bookkeeping | None,
         shape: RowShape,
     ) -> Changes | None:

@@ -115,7 +115,7 @@ class Tables:
         from psycopg import Rollback
 
         table = self._statements.table(before.built)
-        run_id = publication.record.get("run_id")
+        run_id = publication.record.run_id
         with self._statements.connection.transaction() as transaction:
             self._upsert(table, shape, changes)
             self._delete(table, shape, changes)
@@ -140,7 +140,7 @@ class Tables:
         self._create(table, shape)
         self._statements.copy(table, shape.names, shape, publication.all_batches())
         self._add_indexes(table, shape, publication.rows)
-        run_id = publication.record.get("run_id")
+        run_id = publication.record.run_id
         after = Bookkeeping(publication.version, run_id, name, read, shape.signature)
         return after, self._switch(after)
 
@@ -430,7 +430,7 @@ class Bookkeeping:
 
     def is_of(self, publication: Publication) -> bool:
         """Tell whether the view shows this very publication."""
-        run_id = publication.record.get("run_id")
+        run_id = publication.record.run_id
         return (self.version, self.run_id) == (publication.version, run_id)
 
     def values(self) -> tuple[Any, ...]:

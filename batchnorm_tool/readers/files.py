@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batchnorm_tool import features
 from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed, warn
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import VECTOR, names_of
@@ -22,7 +23,6 @@ from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Anything, Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec, fixed_size_list, flat_field
 from batchnorm_tool.readers.source import (
-    Provenance,
     VectorSource,
     check_columns,
     check_key,

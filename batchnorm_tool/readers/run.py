@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import format_named
@@ -29,7 +30,7 @@ from batchnorm_tool.pipeline.manifest import (
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
-from batchnorm_tool.readers.source import Provenance, VectorSource, provenance_of
+from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
 
 
@@ -76,7 +77,7 @@ class StoredRun(VectorSource):
     def provenance(self) -> Provenance:
         """What made the vectors of the output."""
         model = self.job.model.path if self.job.model else None
-        return provenance_of(self, vars(self.manifest.identity), model)
+        return provenance_of(self, self.manifest.identity, self.manifest.space, model)
 
     @cached_property
     def _directories(self) -> dict[str, tuple[str, ...]]:

@@ -3,59 +3,24 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import fitting_rows, numbered
+from batchnorm_tool.comparison.norm_survey import Provenance, SourceFacts
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.pipeline.output_schema import OutputSpec, raw_predictions
+from batchnorm_tool.pipeline.plan import Identity
 
 # Rows of a batch of vectors: as many as a core's cache holds, and at most so many.
 _BATCH_ROWS = 16_384
 _BATCH_BYTES = 8 * 2**20
 # Rows of scalar columns, without vectors.
 _COLUMN_ROWS = 65_536
-
-
-class Provenance(TypedDict, total=False):
-    """What made vectors; of a lone part of a run, ``space``, ``output`` and ``norm`` are known.
-
-    ``model`` is a path, ``None`` where predictions were stored already; ``model_sha256`` is of its
-    architecture and weights; ``made_of`` is all that the space, whose id is ``space``, is made of.
-    """
-
-    space: str
-    model: str | None
-    model_sha256: str | None
-    output: str
-    norm: str
-    versions: Mapping[str, str]
-    made_of: Mapping[str, object]
-
-
-class SourceFacts(TypedDict):
-    """What is known of stored vectors without reading rows."""
-
-    path: str
-    kind: Literal["run", "store", "data"]
-    rows: int
-    width: int
-    dtype: str
-    key: list[str]
-    column: str | list[str]
-    provenance: Provenance | None
-
-
-class SetFacts(SourceFacts):
-    """What is known of stored vectors, with the rows that have no direction."""
-
-    zero: int
-    nonfinite: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -220,17 +185,18 @@ class VectorSource:
 
 
 def provenance_of(
-    source: VectorSource, identity: Mapping[str, Any], model: str | None
+    source: VectorSource, identity: Identity | None, space_id: str, model: str | None
 ) -> Provenance:
     """Say what made the vectors of a run or a store; see `VectorSource.provenance`."""
-    space, bits = identity["space"], identity["bits"]
+    space = identity.space if identity else {}
+    content = space.get("model")
     return {
-        "space": source.document["space"],
+        "space": space_id,
         "model": model,
-        "model_sha256": space.get("model"),
+        "model_sha256": content if isinstance(content, str) else None,
         "output": source.output.name,
         "norm": source.output.norm.label,
-        "versions": dict(bits.get("versions", {})),
+        "versions": identity.versions if identity else {},
         "made_of": dict(space),
     }
 

@@ -1,21 +1,32 @@
 """One version of a store, read as a finished run is read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import Damaged, InputError, JobError
+from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec
-from batchnorm_tool.readers.source import Provenance, VectorSource, provenance_of
+from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
-from batchnorm_tool.store.state import StoreDirectory, StorePointer, StoreSchema, open_store
+from batchnorm_tool.store.state import (
+    StoreDirectory,
+    StoredRecord,
+    StorePointer,
+    StoreSchema,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.norm_survey import Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +51,22 @@ class Snapshot(VectorSource):
         return self.pointer.versions[self.version]
 
     @cached_property
-    def document(self) -> Mapping[str, Any]:
+    def record(self) -> StoredRecord:
         """The record of the night that made the version."""
-        record = self.state.record(self.version)
-        if record is None:
-            msg = (
-                f"The record of version {self.version} is missing in `{self.state.root}`. Restore "
-                "it from a backup of the store."
-            )
-            raise Damaged(msg)
-        return record
+        return self.state.existing_record(self.version)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The record of the night that made the version, as plain data."""
+        return self.record.to_dict()
 
     @cached_property
     def provenance(self) -> Provenance:
         """What made the vectors."""
-        identity = self.pointer.identity or {"space": {}, "bits": {}}
-        return provenance_of(self, identity, (self.document["model"] or {}).get("path"))
+        made_by, model = self.record, self.record.model
+        return provenance_of(
+            self, self.pointer.identity, made_by.space, model.path if model else None
+        )
 
     @cached_property
     def rows(self) -> int:
@@ -105,7 +116,7 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
 
 
 def _output(layout: StoreSchema, pointer: StorePointer) -> OutputSpec:
-    names = (pointer.identity or {}).get("space", {}).get("outputs", ())
+    names = pointer.identity.outputs if pointer.identity else ()
     shape = shape_of(layout.schema.field(layout.vector))
     return OutputSpec(
         name=str(names[0]) if len(names) == 1 else layout.vector,

@@ -28,13 +28,13 @@ from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 from batchnorm_tool.report.svg import SeriesStyle
 
 if TYPE_CHECKING:
+    from batchnorm_tool.comparison.norm_survey import SourceFacts
     from batchnorm_tool.comparison.verdict import (
         ComparisonDocument,
         GroupFigures,
         Numbers,
         VerdictEntry,
     )
-    from batchnorm_tool.readers.source import SourceFacts
 
 _METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
 VERDICT_STYLE = """

@@ -19,8 +19,7 @@ from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
-    from batchnorm_tool.comparison.norm_survey import Distribution
-    from batchnorm_tool.readers.source import SetFacts
+    from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 
 _STYLE = svg.STYLE + compare_page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "unknown"}

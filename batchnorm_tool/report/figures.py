@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from batchnorm_tool.display import DASH, count, number, plural
+from batchnorm_tool.display import DASH, number, plural
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
+    from batchnorm_tool.gate.record import GateRecord, History, RefreshRecord
 
 _T = TypeVar("_T")
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
@@ -176,181 +177,83 @@ def describe_unknown(document: ComparisonDocument) -> Sequence[str]:
     return [f"{relevance[key]:,} unknown {what}" for key, what in pairs if relevance.get(key)]
 
 
-def outcome(record: ShownRecord, document: HistoryDocument) -> str:
-    """Return what became of a night, one of `OUTCOMES`.
-
-    Example:
-        >>> nights = [{"version": v, "state": "published", "kind": "load"} for v in (1, 2)]
-        >>> nights.append({"version": 3, "state": "published", "kind": "rollback", "restores": 1})
-        >>> history = {"live": 3, "kept": [1, 2, 3], "nights": nights}
-        >>> [outcome(night, history) for night in nights]
-        ['kept', 'rolled back', 'live']
-    """
-    version = record["version"]
-    if version == document["live"]:
+def outcome(record: RefreshRecord, history: History) -> str:
+    """Return what became of a night, one of `OUTCOMES`."""
+    version = record.version
+    if version == history.live:
         return "live"
-    if record["state"] == "waiting":
+    if record.state == "waiting":
         return "waiting"
-    if record["state"] in _NOT_PUBLISHED:
+    if record.state in _NOT_PUBLISHED:
         return "not published"
-    if any(low < version < high for low, high in _rollbacks(document)):
+    if any((its.restores or 0) < version < its.version for its in history.rollbacks):
         return "rolled back"
-    return "kept" if version in document["kept"] else "removed"
+    return "kept" if version in history.kept else "removed"
 
 
-def _rollbacks(document: HistoryDocument) -> Iterator[tuple[int, int]]:
-    for record in document["nights"]:
-        if record["kind"] == "rollback":
-            yield record["restores"], record["version"]
-
-
-def describe_outcome(record: ShownRecord, document: HistoryDocument) -> str:
+def describe_outcome(record: RefreshRecord, history: History) -> str:
     """Return what became of a night, with the reason where it waits or never was published."""
-    its = outcome(record, document)
-    if its == "waiting" and record.get("reason"):
-        return f"waiting ({record['reason']})"
-    if its == "rolled back" and record["version"] in document["kept"]:
+    its = outcome(record, history)
+    if its == "waiting" and record.reason:
+        return f"waiting ({record.reason})"
+    if its == "rolled back" and record.version in history.kept:
         return "rolled back, kept"
-    return str(record["state"]) if its == "not published" else its
+    return record.state if its == "not published" else its
 
 
-def describe_kind(record: ShownRecord) -> str:
-    """Return the kind of a night.
-
-    Example:
-        >>> describe_kind({"kind": "rollback", "restores": 3})
-        'rollback to 3'
-        >>> describe_kind({"kind": "refresh", "new_space": True})
-        'refresh, new space'
-    """
-    if record["kind"] == "rollback":
-        return f"rollback to {record['restores']}"
-    return f"{record['kind']}, new space" if record.get("new_space") else str(record["kind"])
+def describe_kind(record: RefreshRecord) -> str:
+    """Return the kind of a night, such as ``rollback to 3`` or ``refresh, new space``."""
+    if record.kind == "rollback":
+        return f"rollback to {record.restores}"
+    return f"{record.kind}, new space" if record.new_space else record.kind
 
 
-def when(record: ShownRecord) -> str:
-    """Return when a night began, to the minute, in UTC.
+def when(time: str) -> str:
+    """Return a time to the minute, in UTC.
 
     Example:
-        >>> when({"started": "2026-03-01T02:00:31.5+00:00"})
+        >>> when("2026-03-01T02:00:31.5+00:00")
         '2026-03-01 02:00'
     """
-    return str(record["started"])[:16].replace("T", " ")
+    return time[:16].replace("T", " ")
 
 
-def rows_of(record: ShownRecord, name: str) -> int | None:
-    """Return a count of a night's rows; ``None`` where it has none."""
-    found: int | None = (record.get("rows") or {}).get(name)
-    return found
-
-
-def counted(value: int | None) -> str:
-    """Return a count, a dash where there is none."""
-    return DASH if value is None else count(value)
-
-
-def changed_rows(record: ShownRecord) -> int | None:
-    """Return how many rows a night computed again: changed ones and all others that it had to."""
-    found = [rows_of(record, name) for name in ("changed", "recomputed")]
-    known = [rows for rows in found if rows is not None]
-    return sum(known) if known else None
-
-
-def quantile(record: ShownRecord, name: str) -> float:
+def quantile(record: RefreshRecord, name: str) -> float:
     """Return a quantile of a night's norms; NaN where there is none."""
-    value = (record.get("norms") or {}).get(name)
-    return math.nan if value is None else float(value)
+    return real((record.norms or {}).get(name))
 
 
-def describe_norms(record: ShownRecord) -> str:
-    """Return the median of a night's norms, and what 90 % of them lie between.
-
-    Example:
-        >>> describe_norms({"norms": {"q05": 0.5, "q50": 1.0, "q95": 2.0}})
-        '1.000 [0.5000\u20132.000]'
-    """
+def describe_norms(record: RefreshRecord) -> str:
+    """Return the median of a night's norms, and what 90 % of them lie between."""
     low, middle, high = (quantile(record, name) for name in ("q05", "q50", "q95"))
     if math.isnan(middle):
         return DASH
     return f"{number(middle)} [{number(low)}{DASH}{number(high)}]"
 
 
-def findings_of(record: ShownRecord) -> Sequence[FindingEntry]:
-    """Return what the gate found in a night."""
-    return (record.get("gate") or {}).get("findings") or []
-
-
-def broken_of(record: ShownRecord) -> list[FindingEntry]:
-    """Return the findings of a night that are beyond their limits."""
-    return [finding for finding in findings_of(record) if not finding["passed"]]
-
-
-def finding_name(finding: FindingEntry) -> str:
+def finding_name(limit: str, scope: str) -> str:
     """Name a limit and what it was held against, as short as can be.
 
     Example:
-        >>> finding_name({"limit": "gate.output.norm_psi", "scope": "changed"})
+        >>> finding_name("gate.output.norm_psi", "changed")
         'norm_psi (changed rows)'
     """
-    scope = str(finding["scope"])
-    return f"{str(finding['limit']).rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
+    return f"{limit.rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
 
 
-def describe_gate(record: ShownRecord) -> str:
+def describe_gate(gate: GateRecord | None) -> str:
     """Return what the gate said of a night.
 
     Example:
-        >>> finding = {"limit": "gate.input.changed", "scope": "input", "passed": False}
-        >>> describe_gate({"gate": {"action": "hold", "findings": [finding]}})
+        >>> from batchnorm_tool.gate.findings import Finding
+        >>> from batchnorm_tool.gate.record import GateRecord
+        >>> finding = Finding("gate.input.changed", "input", 0.3, 0.2, False, "30 % are changed.")
+        >>> describe_gate(GateRecord("hold", False, (finding,)))
         'held: changed (input)'
-        >>> describe_gate({"gate": {"action": "hold", "findings": []}})
-        'passed'
     """
-    if not record.get("gate"):
+    if gate is None:
         return DASH
-    names = [finding_name(finding) for finding in broken_of(record)]
+    names = [finding_name(finding.limit, finding.scope) for finding in gate.broken]
     if not names:
         return "passed"
-    verb = "warned" if record["gate"].get("action") == "warn" else "held"
-    return f"{verb}: {', '.join(names)}"
-
-
-class FindingEntry(TypedDict, total=False):
-    """What one limit of the gate measured."""
-
-    limit: str
-    scope: str
-    measured: float | None
-    allowed: float | None
-    passed: bool
-    what: str
-    rows: Sequence[Any]
-
-
-class ShownRecord(TypedDict, total=False):
-    """What a refresh, a rollback or a candidate that waits says of itself."""
-
-    version: int
-    kind: str
-    new_space: bool
-    state: str
-    reason: str | None
-    started: str
-    restores: int
-    rows: Mapping[str, int | None]
-    model: Any
-    norms: Numbers | None
-    gate: Any
-    seconds: Numbers
-    warnings: Sequence[str]
-
-
-class HistoryDocument(TypedDict, total=False):
-    """The refreshes of a store, and where it stands."""
-
-    path: str
-    live: int | None
-    hold: Any
-    waiting: int | None
-    kept: Sequence[int]
-    nights: Sequence[ShownRecord]
+    return f"{'warned' if gate.action == 'warn' else 'held'}: {', '.join(names)}"

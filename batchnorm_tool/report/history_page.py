@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from batchnorm_tool.display import count, number, plural
+from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
 from batchnorm_tool.report import Html, join, page, svg, tag
 from batchnorm_tool.report.axes import (
@@ -23,23 +24,19 @@ from batchnorm_tool.report.axes import (
 from batchnorm_tool.report.charts import Places
 from batchnorm_tool.report.figures import (
     OUTCOMES,
-    FindingEntry,
-    HistoryDocument,
-    ShownRecord,
     base_name,
-    broken_of,
-    changed_rows,
-    counted,
     describe_key,
     finding_name,
-    findings_of,
     outcome,
     quantile,
     real,
-    rows_of,
 )
 from batchnorm_tool.report.page import Column
 from batchnorm_tool.report.text_refresh import describe_store, table_row
+
+if TYPE_CHECKING:
+    from batchnorm_tool.gate.findings import Finding
+    from batchnorm_tool.gate.record import History, RefreshRecord
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {
@@ -67,55 +64,56 @@ _LINE = "var(--line, #1d4f86)"
 _SMALL = Frame(NARROW.width, 170)
 
 
-def history_page(document: HistoryDocument) -> str:
+def history_page(history: History) -> str:
     """Draw the nights of a store on one HTML page that works offline."""
-    records = document["nights"]
-    sections = [_table(document)]
+    records = history.nights
+    sections = [_table(history)]
     if records:
         sections = [
-            _outcomes(document),
+            _outcomes(history),
             _rows(records),
             page.section("Norms before normalization", norms_chart(records)),
             *_gates(records),
             *sections,
         ]
-    title = f"History of {base_name(document['path'])}"
-    return page.document(title, _header(document), sections, style=STYLE)
+    title = f"History of {base_name(history.path)}"
+    return page.document(title, _header(history), sections, style=STYLE)
 
 
-def _header(document: HistoryDocument) -> Html:
-    hold = document.get("hold")
-    why = f"Publication is on hold since {hold['since']} ({hold['reason']})." if hold else ""
+def _header(history: History) -> Html:
+    hold = history.hold
+    why = f"Publication is on hold since {hold.since} ({hold.reason})." if hold else ""
     return page.header(
         "Versions of an embedding store",
-        page.name(base_name(document["path"])),
-        tag("p", page.code(document["path"])),
-        page.figures(_figures(document)),
+        page.name(base_name(history.path)),
+        tag("p", page.code(history.path)),
+        page.figures(_figures(history)),
         page.note(why) if hold else None,
     )
 
 
-def _figures(document: HistoryDocument) -> Iterator[tuple[str, object, bool]]:
-    live, waiting = document["live"], document.get("waiting")
-    rows = [rows_of(record, "live") for record in document["nights"] if record["version"] == live]
+def _figures(history: History) -> Iterator[tuple[str, object, bool]]:
+    records = {record.version: record for record in history.nights}
+    live, waiting = history.live, history.waiting
     yield "live version", "none" if live is None else str(live), live is None
-    yield "live rows", counted(rows[-1] if rows else None), False
+    shown = records.get(live or 0)
+    yield "live rows", count(shown.rows.live) if shown else DASH, False
     yield "waiting", "none" if waiting is None else str(waiting), waiting is not None
-    yield "on hold", "yes" if document.get("hold") else "no", bool(document.get("hold"))
-    yield "versions kept", counted(len(document["kept"])), False
+    yield "on hold", "yes" if history.hold else "no", bool(history.hold)
+    yield "versions kept", count(len(history.kept)), False
 
 
-def _outcomes(document: HistoryDocument) -> Html:
+def _outcomes(history: History) -> Html:
     return page.section(
         "Outcome of every refresh",
-        page.quiet(f"{describe_store(document)}."),
-        outcomes_chart(document),
+        page.quiet(f"{describe_store(history)}."),
+        outcomes_chart(history),
     )
 
 
-def _rows(records: Sequence[ShownRecord]) -> Html:
-    amounts = {kind: [rows_of(record, kind) for record in records] for kind in _KINDS}
-    amounts["changed"] = [changed_rows(record) for record in records]
+def _rows(records: Sequence[RefreshRecord]) -> Html:
+    amounts = {kind: [getattr(record.rows, kind) for record in records] for kind in _KINDS}
+    amounts["changed"] = [record.rows.computed for record in records]
     charts = [rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
     return page.section(
         "Rows by kind",
@@ -127,7 +125,7 @@ def _rows(records: Sequence[ShownRecord]) -> Html:
     )
 
 
-def _gates(records: Sequence[ShownRecord]) -> Iterator[Html]:
+def _gates(records: Sequence[RefreshRecord]) -> Iterator[Html]:
     every = _gate_series(records)
     charts = []
     for scope, heading in _SCOPES.items():
@@ -151,30 +149,30 @@ def _gates(records: Sequence[ShownRecord]) -> Iterator[Html]:
         )
 
 
-def _gate_series(records: Sequence[ShownRecord]) -> dict[tuple[str, str], LimitHistory]:
+def _gate_series(records: Sequence[RefreshRecord]) -> dict[tuple[str, str], LimitHistory]:
     """Return every limit that was ever measured, but for the audit's, by name and scope."""
-    found = [{(f["limit"], f["scope"]): f for f in findings_of(record)} for record in records]
+    found = [{(f.limit, f.scope): f for f in record.findings} for record in records]
     names = dict.fromkeys(
         name
         for record in found
         for name, finding in record.items()
-        if name[1] in _SCOPES and (finding["measured"] is not None or not finding["passed"])
+        if name[1] in _SCOPES and (finding.measured is not None or not finding.passed)
     )
-    versions = [record["version"] for record in records]
+    versions = [record.version for record in records]
     return {name: _values(versions, [record.get(name) for record in found]) for name in names}
 
 
-def _values(versions: Sequence[int], findings: Sequence[FindingEntry | None]) -> LimitHistory:
+def _values(versions: Sequence[int], findings: Sequence[Finding | None]) -> LimitHistory:
     return LimitHistory(
         versions,
-        [math.nan if f is None else real(f["measured"]) for f in findings],
-        [math.nan if f is None else real(f["allowed"]) for f in findings],
-        [f is None or f["passed"] for f in findings],
+        [math.nan if f is None else real(f.measured) for f in findings],
+        [math.nan if f is None else real(f.allowed) for f in findings],
+        [f is None or f.passed for f in findings],
     )
 
 
 def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
-    names = [finding_name({"limit": limit, "scope": scope}) for limit, scope in every]
+    names = [finding_name(limit, scope) for limit, scope in every]
     versions = next(iter(every.values())).versions
     measured = zip(*(judged.measured for judged in every.values()), strict=True)
     rows = [
@@ -185,8 +183,10 @@ def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
     return page.table("What the gate measured, newest first", columns, rows[::-1])
 
 
-def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
-    told = [(record, finding) for record in records for finding in broken_of(record)]
+def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
+    told = [
+        (record, finding) for record in records for finding in record.findings if not finding.passed
+    ]
     if not told:
         return
     columns = [Column("version"), Column("limit", numeric=False), Column("measured")]
@@ -194,11 +194,11 @@ def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
     columns += [Column("worst rows", numeric=False)]
     rows = [
         [
-            str(record["version"]),
-            finding_name(finding),
-            number(finding["measured"]),
-            number(finding["allowed"]),
-            finding["what"],
+            str(record.version),
+            finding_name(finding.limit, finding.scope),
+            number(finding.measured),
+            number(finding.allowed),
+            finding.what,
             _worst(finding),
         ]
         for record, finding in reversed(told)
@@ -206,17 +206,16 @@ def _broken(records: Sequence[ShownRecord]) -> Iterator[Html]:
     yield page.table("Broken limits, newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
 
 
-def _worst(finding: FindingEntry) -> Html:
-    rows = finding.get("rows") or []
+def _worst(finding: Finding) -> Html:
     pieces = [
-        join(", " if place else "", page.code(describe_key(list(row["key"].values()))))
-        for place, row in enumerate(rows)
+        join(", " if place else "", page.code(describe_key(list(row.key.values()))))
+        for place, row in enumerate(finding.rows)
     ]
     return join(*pieces)
 
 
-def _table(document: HistoryDocument) -> Html:
-    rows = [_row(record, document) for record in reversed(document["nights"])]
+def _table(history: History) -> Html:
+    rows = [_row(record, history) for record in reversed(history.nights)]
     if not rows:
         return page.section("Refreshes", page.note("No refresh has reached the gate yet."))
     columns = [Column(name, name in _NUMBERS) for name in rows[0]]
@@ -224,10 +223,10 @@ def _table(document: HistoryDocument) -> Html:
     return page.section("Refreshes", table)
 
 
-def _row(record: ShownRecord, document: HistoryDocument) -> dict[str, object]:
-    model, shown = record.get("model"), table_row(record, document)
+def _row(record: RefreshRecord, history: History) -> dict[str, object]:
+    model, shown = record.model, table_row(record, history)
     del shown["model"]
-    return {**shown, "model": page.code(base_name(model["path"])) if model else "\N{EN DASH}"}
+    return {**shown, "model": page.code(base_name(model.path)) if model else "\N{EN DASH}"}
 
 
 def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:
@@ -236,9 +235,7 @@ def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame]
     return tag("div", tag("h3", title), tag("figure", tag("div", drawn, class_="narrow")))
 
 
-def rows_chart(
-    id_: str, title: str, records: Sequence[ShownRecord], rows: Sequence[int | None]
-) -> Html:
+def rows_chart(id_: str, title: str, records: Sequence[RefreshRecord], rows: Sequence[int]) -> Html:
     """Draw how many rows of one kind every night had, as one of several small charts.
 
     A first load, and a night in a new space, may be cut at the top: they would press every other
@@ -248,7 +245,7 @@ def rows_chart(
     most = max(ordinary or [n for n in rows if n] or [1])
     axes = _versions(records), Axis("rows", 0, most * _ROOM, "whole")
     bars = [
-        svg.Bar(place, place + 1, amount or 0, f"version {record['version']}: {count(amount or 0)}")
+        svg.Bar(place, place + 1, amount or 0, f"version {record.version}: {count(amount or 0)}")
         for place, (record, amount) in enumerate(zip(records, rows, strict=True))
     ]
     said = (
@@ -258,11 +255,11 @@ def rows_chart(
     return small(id_, title, said, lambda words, frame: svg.bar_chart(words, frame, axes, bars))
 
 
-def _is_whole(record: ShownRecord) -> bool:
-    return record["kind"] == "load" or bool(record.get("new_space"))
+def _is_whole(record: RefreshRecord) -> bool:
+    return record.kind == "load" or bool(record.new_space)
 
 
-def norms_chart(records: Sequence[ShownRecord], norm: str = "norm") -> Html:
+def norms_chart(records: Sequence[RefreshRecord], norm: str = "norm") -> Html:
     """Draw median, middle half and middle 90 % of the norms of every night."""
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
@@ -359,20 +356,20 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
         )
 
 
-def outcomes_chart(document: HistoryDocument) -> Html:
+def outcomes_chart(history: History) -> Html:
     """Draw what became of every night: a row for each fate, a bar for each night."""
-    outcomes = [outcome(record, document) for record in document["nights"]]
+    outcomes = [outcome(record, history) for record in history.nights]
     said = ". ".join(
         f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
     )
     words = svg.ChartText("outcomes", "Outcome of every refresh", f"{said}.")
-    return page.chart(words, partial(_draw_outcomes, records=document["nights"], outcomes=outcomes))
+    return page.chart(words, partial(_draw_outcomes, records=history.nights, outcomes=outcomes))
 
 
 def _draw_outcomes(
     words: svg.ChartText,
     frame: Frame,
-    records: Sequence[ShownRecord],
+    records: Sequence[RefreshRecord],
     outcomes: Sequence[str],
 ) -> Html:
     lanes = [name for name in OUTCOMES if name in outcomes]
@@ -380,7 +377,7 @@ def _draw_outcomes(
     # The label of the y axis, above, is empty: the frame is moved up by its height.
     plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66), legend_rows=0)
     bars = [
-        _outcome(plot, place, lanes.index(its), f"version {record['version']}: {its}")
+        _outcome(plot, place, lanes.index(its), f"version {record.version}: {its}")
         for place, (record, its) in enumerate(zip(records, outcomes, strict=True))
     ]
     return svg.drawing(words, plot.frame, [*scaffold(plot), *bars, base_line(plot)])
@@ -425,5 +422,5 @@ class _Versions(Places):
         ]
 
 
-def _versions(records: Sequence[ShownRecord]) -> Places:
-    return _Versions.of("version", [record["version"] for record in records])
+def _versions(records: Sequence[RefreshRecord]) -> Places:
+    return _Versions.of("version", [record.version for record in records])

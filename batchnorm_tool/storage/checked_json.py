@@ -50,7 +50,7 @@ def sha256(data: Any) -> str:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """Turn a dataclass into plain data, as JSON has it; a number that is not finite is None."""
+    """Turn a dataclass into plain data, as JSON has it."""
     kind: Any = type(record)
     data: dict[str, Any] = _adapter(kind).dump_python(record, mode="json", by_alias=True)
     return data
@@ -77,6 +77,19 @@ class Record:
         """Read plain data, as `to_dict` gives it; see `decoded`."""
         text = json.dumps(data, ensure_ascii=False).encode(errors="surrogatepass")
         return cls.decoded(text, cls.__name__)
+
+    def to_document(self) -> bytes:
+        """Return a document for others to read: a line of JSON with a checksum over the rest."""
+        return canonical_json(with_checksum(self.to_dict())) + b"\n"
+
+    @classmethod
+    def from_document(cls, text: bytes | None) -> Self | None:
+        """Read what `to_document` gave; ``None`` where it is missing, damaged or another's."""
+        data = verified_json(text or b"")
+        try:
+            return None if data is None else cls.decoded(canonical_json(data), "")
+        except Damaged:
+            return None
 
     @classmethod
     def decoded(cls, text: bytes, path: str) -> Self:

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import Damaged
-from batchnorm_tool.storage import FileRecord, Storage, checked_json
+from batchnorm_tool.job import STATE_SUFFIX
+from batchnorm_tool.storage import FileRecord, Storage
+from batchnorm_tool.storage.checked_json import Count, SealedRecord
 from batchnorm_tool.storage.files import fault_in, read_errors, record_of, unknown_files
 from batchnorm_tool.store.lance import newest_version, open_dataset, reading
 from batchnorm_tool.store.state import CHECKSUMS_PATH
 
-_FORMAT = 1
 _TAGS = "_refs/tags"
 # Others are somebody else's, who may change them.
 _OUR_TAGS = ("live.json", "compacted.json", "night-*.json")
@@ -22,16 +24,23 @@ _HINT = "_versions/latest_version_hint.json"
 _LEFT_EMPTY = ("_deletions/file", "_refs/tags/file", "_transactions/file", "data/file")
 
 
+@dataclass(frozen=True)
+class Checksums(SealedRecord):
+    """Size and SHA-256 of each file of the dataset, by its path."""
+
+    files: dict[str, tuple[Count, str]]
+    format: Literal[1] = 1
+
+
 def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
     """Take the checksums of all files of these versions that have none yet; forget other files."""
     known = _records(path, storage)
     files = [*_files_of(path, set(lance_versions)), *_tags(path)]
     known_still = {name: each for name, each in known.items() if not name.startswith(_TAGS)}
     records = [known_still.get(file) or _record(path, file) for file in files]
-    entries = {record.path: [record.bytes, record.sha256] for record in records}
-    data = {"format": _FORMAT, "files": entries}
-    if entries != {name: [each.bytes, each.sha256] for name, each in known.items()}:
-        storage.put(CHECKSUMS_PATH, checked_json.dump_checked_json(data))
+    entries = {record.path: (record.bytes, record.sha256) for record in records}
+    if entries != {name: (each.bytes, each.sha256) for name, each in known.items()}:
+        storage.put(CHECKSUMS_PATH, Checksums(entries).to_json())
 
 
 def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
@@ -85,15 +94,8 @@ def _records(path: str, storage: Storage) -> dict[str, FileRecord]:
     text = storage.get(CHECKSUMS_PATH)
     if text is None:
         return {}
-    data = checked_json.load_checked_json(text)
-    if data is None:
-        msg = (
-            f"The checksum file `{CHECKSUMS_PATH}` next to `{path}` is damaged: its own checksum "
-            "does not match. Restore it from a backup; without it, damaged files cannot be told "
-            "from intact ones."
-        )
-        raise Damaged(msg)
-    return {name: FileRecord(name, *entry) for name, entry in data["files"].items()}
+    known = Checksums.opened(text, f"{path}{STATE_SUFFIX}/{CHECKSUMS_PATH}").files
+    return {name: FileRecord(name, *entry) for name, entry in known.items()}
 
 
 def tracked_files(path: str) -> pa.Table:

@@ -17,21 +17,29 @@ rollback. Lance counts otherwise: `StorePointer.versions` tells which of its ver
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats.arrow_columns import plain_type, with_children
+from batchnorm_tool.gate.record import Hold, RefreshRecord
 from batchnorm_tool.inputs.row_hash import is_any, type_name
 from batchnorm_tool.job import STATE_SUFFIX
-from batchnorm_tool.storage import LocalStorage, checked_json
+from batchnorm_tool.job.refresh_sections import Keep
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
+from batchnorm_tool.storage import FileRecord, LocalStorage
+from batchnorm_tool.storage.checked_json import (
+    ArrowSchema,
+    Positive,
+    Record,
+    SealedRecord,
+    stored_as,
+)
 from batchnorm_tool.storage.files import read_errors, record_of
 
 STORE_PATH = "store.json"
@@ -40,7 +48,7 @@ STAGING = "night"
 STAGING_PATH = f"{STAGING}/night.json"
 TARGETS_DIRECTORY = "targets"
 CHECKSUMS_PATH = "files.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 # What these columns are called in the state: no column of a store has a dot in its name.
 FEATURE_HASH = ".feature_hash"
 PASSTHROUGH_HASH = ".passthrough_hash"
@@ -65,7 +73,7 @@ _THROUGH_PARQUET = {
 
 
 @dataclass(frozen=True)
-class StoreSchema:
+class StoreSchema(Record):
     """What the rows of a store look like.
 
     Attributes:
@@ -83,14 +91,16 @@ class StoreSchema:
     vector: str
     norm: str
     norm_label: str
-    schema: pa.Schema
+    schema: ArrowSchema
     bookkeeping: tuple[str, ...] = tuple(field.name[1:] for field in BOOKKEEPING)
 
     def stored(self, *names: str) -> list[str]:
         """Say what columns are called in the dataset that the state calls so; keys as they are.
 
         Example:
-            >>> layout = StoreSchema(("id",), (), "vector", "length", "l2", pa.schema([]))
+            >>> columns = {"id": pa.int64(), "vector": pa.list_(pa.float32(), 4)}
+            >>> schema = pa.schema(columns | {"length": pa.float64()})
+            >>> layout = StoreSchema(("id",), (), "vector", "length", "l2", schema)
             >>> layout.stored("id", STATUS, NORM)
             ['id', 'status', 'length']
         """
@@ -119,29 +129,20 @@ class StoreSchema:
         """Key and passed-through columns."""
         return pa.schema([self.schema.field(name) for name in (*self.keys, *self.passthrough)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layout as plain data."""
-        encoded = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
-        return {
-            "keys": list(self.keys),
-            "passthrough": list(self.passthrough),
-            "vector": self.vector,
-            "norm": self.norm,
-            "norm_label": self.norm_label,
-            "schema": encoded,
-            "bookkeeping": list(self.bookkeeping),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StoreSchema:
-        """Return the layout that `to_dict` gave."""
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"])))
-        lists = {name: tuple(data[name]) for name in ("keys", "passthrough", "bookkeeping")}
-        return cls(**{**data, **lists, "schema": schema})
+    def __post_init__(self) -> None:
+        """Check that it names columns that there are."""
+        named = {*self.keys, *self.passthrough, self.vector, self.norm}
+        missing = sorted(named - {*self.schema.names})
+        if missing:
+            raise ValueError(f"the schema lacks the columns {', '.join(missing)}")
+        if len(self.bookkeeping) != len(BOOKKEEPING):
+            raise ValueError(f"it names {len(self.bookkeeping)} columns of its own")
+        if not pa.types.is_fixed_size_list(self.schema.field(self.vector).type):
+            raise ValueError(f"the column {self.vector} holds no vectors")
 
 
 @dataclass(frozen=True)
-class StorePointer:
+class StorePointer(SealedRecord):
     """What ``store.json`` says: replacing that file is what switches a store.
 
     Attributes:
@@ -151,22 +152,23 @@ class StorePointer:
         hold: Since when and why nothing is published, after a rollback.
         versions: Lance's number of each kept version.
         layout: What the rows of the live version look like.
-        identity: What the live version is made of, as `Identity.to_dict` gives it.
+        identity: What the live version is made of.
         hash_version: How its rows were hashed.
-        resolved: Every open choice of its job, made, as `ResolvedOptions.to_dict` gives it.
-        request: Hash of what these choices were made from.
+        resolved: Every open choice of its job, made.
+        options_fingerprint: Hash of what these choices were made from.
     """
 
-    next_version: int = 1
+    next_version: Positive = 1
     live: int | None = None
     waiting: int | None = None
-    hold: dict[str, Any] | None = None
+    hold: Hold | None = None
     versions: dict[int, int] = field(default_factory=dict)
     layout: StoreSchema | None = None
-    identity: dict[str, Any] | None = None
+    identity: Identity | None = None
     hash_version: str | None = None
-    resolved: dict[str, Any] | None = None
-    request: str | None = None
+    resolved: ResolvedOptions | None = None
+    options_fingerprint: Annotated[str | None, stored_as("request")] = None
+    format: Literal[1] = FORMAT
 
     @property
     def lance_version(self) -> int | None:
@@ -177,20 +179,38 @@ class StorePointer:
         """Return the same facts, but for these."""
         return replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the facts as plain data."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        versions = {str(version): lance for version, lance in self.versions.items()}
-        layout = self.layout.to_dict() if self.layout else None
-        return {"format": FORMAT, **data, "versions": versions, "layout": layout}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StorePointer:
-        """Return the facts that `to_dict` gave."""
-        known = {name: value for name, value in data.items() if name != "format"}
-        versions = {int(version): lance for version, lance in data["versions"].items()}
-        layout = StoreSchema.from_dict(data["layout"]) if data["layout"] else None
-        return cls(**{**known, "versions": versions, "layout": layout})
+@dataclass(frozen=True)
+class Basis(Record):
+    """What a version is built on, so that a rollback can go back to it."""
+
+    layout: StoreSchema
+    identity: Identity
+    resolved: ResolvedOptions
+    options_fingerprint: Annotated[str, stored_as("request")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRecord(RefreshRecord, SealedRecord):
+    """The record of a refresh as it is kept, with what only a later one needs of it.
+
+    Attributes:
+        basis: What the version is built on.
+        publish: The job's targets.
+        keep: Which versions the job keeps.
+        files: Checksums of what the version has in the state, but for its record.
+    """
+
+    basis: Basis
+    publish: tuple[dict[str, object], ...]
+    keep: Keep | None
+    files: tuple[FileRecord, ...] = ()
+
+    @property
+    def for_readers(self) -> RefreshRecord:
+        """What others may want to know of it."""
+        told = {each.name: getattr(self, each.name) for each in fields(RefreshRecord)}
+        return RefreshRecord(**told)
 
 
 @dataclass(frozen=True)
@@ -218,25 +238,40 @@ class StoreDirectory:
         text = self.storage.get(STORE_PATH)
         if text is None:
             return StorePointer()
-        return StorePointer.from_dict(_opened(text, f"{self.root}/{STORE_PATH}"))
+        pointer = StorePointer.opened(text, f"{self.root}/{STORE_PATH}")
+        if pointer.live is not None and (
+            pointer.live not in pointer.versions or pointer.layout is None
+        ):
+            msg = f"`{self.root}/{STORE_PATH}`: version {pointer.live} is live, and is not kept."
+            raise Damaged(msg)
+        return pointer
 
     def put_pointer(self, pointer: StorePointer) -> None:
         """Replace ``store.json``: from here on, the store is what ``pointer`` say."""
-        self.storage.put(STORE_PATH, checked_json.dump_checked_json(pointer.to_dict()))
+        self.storage.put(STORE_PATH, pointer.to_json())
 
-    def record(self, version: int) -> dict[str, Any] | None:
+    def record(self, version: int) -> StoredRecord | None:
         """Return the record of a night, or ``None`` where there is none."""
         path = record_path(version)
         text = self.storage.get(path)
-        return None if text is None else _opened(text, f"{self.root}/{path}")
+        return None if text is None else StoredRecord.opened(text, f"{self.root}/{path}")
 
-    def put_record(self, record: Mapping[str, Any]) -> None:
+    def existing_record(self, version: int) -> StoredRecord:
+        """Return the record of a version; `Damaged` where there is none."""
+        record = self.record(version)
+        if record is None:
+            msg = (
+                f"The record of version {version} is missing in `{self.root}`. Restore "
+                f"`{record_path(version)}` from a copy, or begin a new store."
+            )
+            raise Damaged(msg)
+        return record
+
+    def put_record(self, record: StoredRecord) -> None:
         """Write the record of a night under its version."""
-        self.storage.put(
-            record_path(record["version"]), checked_json.dump_checked_json(dict(record))
-        )
+        self.storage.put(record_path(record.version), record.to_json())
 
-    def files_of(self, version: int, *, staged: bool = False) -> list[dict[str, Any]]:
+    def files_of(self, version: int, *, staged: bool = False) -> tuple[FileRecord, ...]:
         """Return checksums of what a version has in the state, but for its record.
 
         Args:
@@ -248,11 +283,11 @@ class StoreDirectory:
         night = sorted((root / STAGING).rglob("*")) if staged else []
         places = [root / index_path(version), root / replaced_path(version), *night]
         with read_errors(root):
-            return [
-                record_of(root, place.relative_to(root).as_posix()).to_dict()
+            return tuple(
+                record_of(root, place.relative_to(root).as_posix())
                 for place in places
                 if place.is_file() and place != root / STAGING_PATH
-            ]
+            )
 
     def documents(self) -> list[str]:
         """Return paths of all documents, each with a checksum of its own."""
@@ -272,7 +307,6 @@ def is_store(path: str) -> bool:
     return os.path.isfile(os.path.join(StoreDirectory(path).root, STORE_PATH))  # noqa: PTH113, PTH118
 
 
-@checked_json.explain_unreadable_records
 def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
     """Return the state of an existing store, and what it says."""
     state = StoreDirectory(path)
@@ -298,17 +332,6 @@ def index_path(version: int) -> str:
 def replaced_path(version: int) -> str:
     """Return where the hashes lie of what a version replaced, below the state's root."""
     return f"{RECORDS}/{version:06d}.replaced.npy"
-
-
-def _opened(text: bytes, path: str) -> dict[str, Any]:
-    data = checked_json.load_checked_json(text)
-    if data is None:
-        msg = (
-            f"`{path}` is damaged: its checksum does not match. Restore it from a backup of the "
-            "store, or start a new store with another `store.path`."
-        )
-        raise Damaged(msg)
-    return data
 
 
 @dataclass(frozen=True)

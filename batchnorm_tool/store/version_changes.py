@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import addressed, at_addresses, rows
 from batchnorm_tool.store.state import VERSION, StoreSchema
+
+if TYPE_CHECKING:
+    from batchnorm_tool.gate.record import RefreshRecord
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Publication:
     layout: StoreSchema
     versions: Mapping[int, int]
     version: int
-    records: Mapping[int, Mapping[str, Any]] = field(repr=False)
+    records: Mapping[int, RefreshRecord] = field(repr=False)
 
     @cached_property
     def rows(self) -> int:
@@ -67,7 +70,7 @@ class Publication:
         return int(open_dataset(self.path, self.versions[self.version]).count_rows())
 
     @property
-    def record(self) -> Mapping[str, Any]:
+    def record(self) -> RefreshRecord:
         """The record of the night."""
         return self.records[self.version]
 
@@ -75,7 +78,7 @@ class Publication:
         """Tell whether `changes` since ``base`` is known: kept, of the same space and layout."""
         if base is None or base not in self.versions or base not in self.records:
             return False
-        if self.records[base]["space"] != self.record["space"]:
+        if self.records[base].space != self.record.space:
             return False
         schema = open_dataset(self.path, self.versions[base]).schema
         return bool(schema.equals(open_dataset(self.path, self.versions[self.version]).schema))

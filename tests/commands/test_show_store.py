@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,9 +8,11 @@ import pytest
 
 from batchnorm_tool.commands.show import show
 from batchnorm_tool.errors import InputError
+from batchnorm_tool.gate.record import GateRecord, Hold
+from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.store.index import IndexWriter
 from batchnorm_tool.store.state import StoreDirectory, StorePointer, index_path
-from tests.store.items import ITEMS, indexed, item, publish, stored
+from tests.store.items import ITEMS, indexed, item, publish, record, stored
 
 
 @pytest.fixture
@@ -58,15 +61,17 @@ def test_quarantined_rows_are_not_among_the_rows(path: str) -> None:
 
 def test_what_waits_and_holds_is_shown(path: str) -> None:
     state = StoreDirectory(path)
-    state.put_record({"version": 3, "reason": "gate", "started": "x", "gate": {"passed": False}})
-    state.put_pointer(state.pointer().with_changes(waiting=3, hold={"since": "today"}))
+    gate = GateRecord("hold", passed=False, findings=())
+    state.put_record(replace(record(3, 20, 3), reason="gate", started="x", gate=gate))
+    hold = Hold("today", "rollback", 2)
+    state.put_pointer(state.pointer().with_changes(waiting=3, hold=hold))
     facts = show(path).facts
-    assert facts["hold"] == {"since": "today"}
+    assert facts["hold"] == plain(hold)
     assert facts["waiting"] == {
         "version": 3,
         "reason": "gate",
         "started": "x",
-        "gate": {"passed": False},
+        "gate": plain(gate),
     }
     with state.lock():
         assert show(path).facts["running"]

@@ -79,8 +79,8 @@ def test_vectors_of_another_length_are_found_with_their_keys() -> None:
     unit[[2, 7]] *= [[1.00001], [0.5]]
     finding = looked_at(unit, np.ones(10))["audit.lengths"]
     assert finding.measured == 2
-    assert [row["key"]["id"] for row in finding.rows] == [2, 7]
-    assert [row["value"] for row in finding.rows] == pytest.approx([1.00001, 0.5])
+    assert [row.key["id"] for row in finding.rows] == [2, 7]
+    assert [row.value for row in finding.rows] == pytest.approx([1.00001, 0.5])
     assert "2 of 10 staged vectors do not have length 1 under l2 (within 1e-06)" in finding.what
 
 
@@ -94,7 +94,7 @@ def test_what_is_not_finite_is_found_once(bad: float, where: str) -> None:
         norms[3] = bad
     findings = looked_at(unit, norms)
     assert findings["audit.finite"].measured == 1
-    assert findings["audit.finite"].rows[0]["key"] == {"id": 3}
+    assert findings["audit.finite"].rows[0].key == {"id": 3}
     assert findings["audit.lengths"].passed
 
 
@@ -102,7 +102,7 @@ def test_zeros_belong_beside_a_norm_of_zero_and_nowhere_else() -> None:
     unit, norms = np.eye(4), np.array([1.0, 0.0, 1.0, 0.0])
     unit[[1, 2]] = 0
     finding = looked_at(unit, norms)["audit.lengths"]
-    assert [row["key"]["id"] for row in finding.rows] == [2, 3]
+    assert [row.key["id"] for row in finding.rows] == [2, 3]
 
 
 def test_a_negative_norm_is_found() -> None:
@@ -112,7 +112,7 @@ def test_a_negative_norm_is_found() -> None:
 def test_five_rows_are_named_of_many_batches() -> None:
     finding = looked_at(np.eye(20) * 2, np.ones(20), batch=3)["audit.lengths"]
     assert finding.measured == 20
-    assert [row["key"]["id"] for row in finding.rows] == [0, 1, 2, 3, 4]
+    assert [row.key["id"] for row in finding.rows] == [0, 1, 2, 3, 4]
 
 
 def test_the_norm_that_was_asked_for_is_measured() -> None:
@@ -123,4 +123,4 @@ def test_the_norm_that_was_asked_for_is_measured() -> None:
 
 def test_under_none_a_norm_is_one_and_vectors_have_any_length() -> None:
     findings = looked_at(np.eye(3) * 7, np.array([1.0, 1.0, 0.0]), Norm.parse("none"))
-    assert [row["key"]["id"] for row in findings["audit.lengths"].rows] == [2]
+    assert [row.key["id"] for row in findings["audit.lengths"].rows] == [2]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from batchnorm_tool.gate import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.findings import describe_row, not_evaluated
+from batchnorm_tool.gate.findings import FaultyRow, MeasuredRow, describe_row, not_evaluated
 from batchnorm_tool.gate.output_limits import key_to_json
+from batchnorm_tool.storage.checked_json import plain
+from tests.refresh_records import typed
 
-ROWS = tuple({"key": {"shop": "a", "id": n}, "value": float(n)} for n in range(7))
+ROWS = tuple(MeasuredRow({"shop": "a", "id": n}, float(n)) for n in range(7))
 GOOD = Finding("gate.input.new", "input", 0.1, 0.2, passed=True, what="10 rows are new.")
 PSI = Finding(
     "gate.output.norm_psi", "changed", 0.9, 0.2, passed=False, what="PSI: 0.9.", rows=ROWS
@@ -24,7 +27,7 @@ BAD = Finding(
     0.1,
     passed=False,
     what="5 are bad.",
-    rows=({"key": {}, "reason": "null"},),
+    rows=(FaultyRow({}, "null"),),
 )
 AUDIT = Finding("audit.keys", "audit", 1.0, 0.0, passed=False, what="9 distinct keys in 10 rows.")
 NEXT = (
@@ -91,16 +94,16 @@ def test_what_was_not_judged_passes_and_says_why() -> None:
 @pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)
 def test_json_gets_no_number_that_it_does_not_know(value: float) -> None:
     finding = Finding("gate.output.frechet", "whole", value, 0.3, passed=False, what="Beyond.")
-    assert finding.to_dict()["measured"] is None
-    assert not finding.to_dict()["passed"]
+    assert plain(finding)["measured"] is None
+    assert typed(Finding, plain(finding)) == replace(finding, measured=None)
 
 
-def test_a_finding_as_plain_data_has_all_of_it() -> None:
-    assert Finding(**{**PSI.to_dict(), "rows": PSI.rows}) == PSI
+def test_a_finding_comes_back_as_it_was() -> None:
+    assert typed(Finding, plain(PSI)) == PSI
 
 
 def test_a_value_that_is_not_finite_is_said_to_be() -> None:
-    assert describe_row({"key": {"id": 1}, "value": None}) == "id 1: not finite"
+    assert describe_row(MeasuredRow({"id": 1}, None)) == "id 1: not finite"
 
 
 def test_keys_become_what_json_can_hold() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.gate import Finding, InputGate, RowChanges, evaluate_input
+from batchnorm_tool.gate.input_limits import InputSummary
+from tests.refresh_records import typed
 
 COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)
 FEATURES = ("null_shift", "constant_feature", "mean_shift", "deviation_ratio")
@@ -41,8 +43,9 @@ def judged(  # noqa: PLR0913
     *,
     new_space: bool = False,
 ) -> dict[str, Finding]:
+    sides = (side and typed(InputSummary, side | {"sampled_every": 8}) for side in (tonight, last))
     found = evaluate_input(
-        limits or InputGate(new=0.5), counts, tonight, last, mode=mode, new_space=new_space
+        limits or InputGate(new=0.5), counts, *sides, mode=mode, new_space=new_space
     )
     assert all(f.limit.startswith("gate.input.") and f.scope == "input" for f in found)
     return {f.limit.removeprefix("gate.input."): f for f in found}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import linalg
 
 from batchnorm_tool.gate import BadCounts, Finding, OutputGate, Vectors, evaluate_output
+from batchnorm_tool.gate.findings import FaultyRow
 from batchnorm_tool.gate.output_limits import FRECHET_WIDTH, frechet
+from batchnorm_tool.storage.checked_json import plain
 from tests.gate.sets import NO_BAD, gaussian, heavy, judged, sparse, vectors_of
+from tests.refresh_records import typed
 
 MEASURES = ("norm_psi", "norm_quantiles", "centroid_shift", "dimension_shift", "frechet")
 generator = np.random.default_rng(5)
@@ -139,7 +140,7 @@ def test_live_vectors_that_are_all_equal_allow_no_shift() -> None:
     same = np.tile(UNIT[:1], (500, 1))
     live = of_unit(same)
     findings = evaluate_output(OutputGate(), of_unit(UNIT[:500]), live, live, NO_BAD)
-    broken = {f.limit[12:]: f.to_dict()["measured"] for f in findings if not f.passed}
+    broken = {f.limit[12:]: plain(f)["measured"] for f in findings if not f.passed}
     assert broken == {"centroid_shift": None, "dimension_shift": None, "frechet": None}
 
 
@@ -241,7 +242,7 @@ def bad_findings(bad: BadCounts, limit: float | None = 0.001) -> dict[str, Findi
 
 
 def test_the_share_of_bad_rows_is_limited_for_changed_rows_and_for_all() -> None:
-    rows = tuple({"key": {"id": n}, "reason": "null_feature"} for n in range(7))
+    rows = tuple(FaultyRow({"id": n}, "null_feature") for n in range(7))
     findings = bad_findings(BadCounts(2_000, 3, 100_000, 100, rows))
     assert not findings["changed"].passed
     assert findings["changed"].measured == 0.0015
@@ -275,7 +276,7 @@ def test_a_night_without_rows_has_no_bad_ones() -> None:
 
 
 def worst(finding: Finding) -> list[int]:
-    return [row["key"]["id"] for row in finding.rows]
+    return [row.key["id"] for row in finding.rows]
 
 
 def test_the_most_extreme_norms_are_named() -> None:
@@ -286,7 +287,7 @@ def test_the_most_extreme_norms_are_named() -> None:
     found = evaluate_output(OutputGate(), tonight, tonight, live, NO_BAD)
     finding = next(f for f in found if f.limit.endswith("norm_psi"))
     assert worst(finding)[:3] == [1040, 1007, 1099]
-    assert [row["value"] for row in finding.rows[:3]] == [0.0, 1e6, 1e-3]
+    assert [row.value for row in finding.rows[:3]] == [0.0, 1e6, 1e-3]
     assert len(finding.rows) == 5
 
 
@@ -299,7 +300,7 @@ def test_rows_farthest_along_the_shift_of_the_centroid_are_named() -> None:
     assert 50 not in worst(finding)
     direction = unit.mean(axis=0) - UNIT.mean(axis=0)
     along = (unit[12] - UNIT.mean(axis=0)) @ direction / np.linalg.norm(direction) / SPREAD
-    assert finding.rows[0]["value"] == pytest.approx(along, rel=1e-6)
+    assert finding.rows[0].value == pytest.approx(along, rel=1e-6)
 
 
 def test_rows_farthest_in_the_dimension_that_moved_are_named_with_their_values() -> None:
@@ -308,7 +309,7 @@ def test_rows_farthest_in_the_dimension_that_moved_are_named_with_their_values()
     unit[[8, 2], 5] = [-50.0, -40.0]
     finding = shifted(unit)["dimension_shift"]
     assert worst(finding)[:2] == [8, 2]
-    assert [row["value"] for row in finding.rows[:2]] == [-50.0, -40.0]
+    assert [row.value for row in finding.rows[:2]] == [-50.0, -40.0]
 
 
 def test_rows_farthest_away_are_named_for_the_frechet_distance() -> None:
@@ -317,11 +318,9 @@ def test_rows_farthest_away_are_named_for_the_frechet_distance() -> None:
     finding = shifted(unit)["frechet"]
     assert worst(finding)[:2] == [6, 4]
     distance = np.linalg.norm(unit[6] - UNIT.mean(axis=0)) / SPREAD
-    assert finding.rows[0]["value"] == pytest.approx(distance)
+    assert finding.rows[0].value == pytest.approx(distance)
 
 
 def test_findings_are_plain_data_for_json() -> None:
     findings = judged(heavy(generator, 500, 16) + 3, LIVE).values()
-    dicts = [f.to_dict() for f in findings]
-    read = json.loads(json.dumps(dicts))
-    assert [Finding(**{**d, "rows": tuple(d["rows"])}) for d in read] == list(findings)
+    assert [typed(Finding, plain(finding)) for finding in findings] == list(findings)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.gate.record import RefreshRecord
 from batchnorm_tool.store.state import BOOKKEEPING, StoreSchema
+from tests.refresh_records import record_of
 
 BATCH_ROWS = 7
 PASSTHROUGH = (
@@ -78,9 +80,9 @@ class Publication:
         return self.store.layout_of(self.table)
 
     @property
-    def record(self) -> Mapping[str, Any]:
+    def record(self) -> RefreshRecord:
         run_id = f"{self.store.name}-{self.version}"
-        return {"version": self.version, "run_id": run_id, "space": "abc", "finished": "now"}
+        return record_of(version=self.version, run_id=run_id, space="abc", finished="now")
 
     def can_start_from(self, base: int | None) -> bool:
         return base in self.store.versions and self.store.versions[base].schema == self.table.schema

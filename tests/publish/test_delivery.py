@@ -16,7 +16,7 @@ from batchnorm_tool.publish import check_targets, deliver, lagging, open_target
 from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.registry import TARGETS
 from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.storage.checked_json import load_checked_json
+from batchnorm_tool.storage.checked_json import load_checked_json, plain
 from batchnorm_tool.store.version_changes import Publication
 from tests.publish.publications import Section, a_month
 
@@ -50,7 +50,7 @@ def test_every_target_gets_the_version_and_it_is_remembered(
     assert note is not None
     assert note == {"kind": "changes", "place": sections[2].path, "facts": outcomes[2].facts}
     assert note["facts"]["builds_on"] == 1
-    assert json.loads(json.dumps(outcomes[0].to_dict()))["facts"]["upserts"] == 5
+    assert json.loads(json.dumps(plain(outcomes[0])))["facts"]["upserts"] == 5
 
 
 def test_a_target_that_holds_the_version_is_left_alone(

@@ -142,7 +142,7 @@ def test_the_document_tells_of_the_index(tmp_path: Path) -> None:
     document = verified_json((tmp_path / "x.json").read_bytes())
     assert document == facts
     size = (tmp_path / "x").stat().st_size
-    assert facts.pop("sha256") == IndexFiles(tmp_path / "x").document()["sha256"]  # type: ignore[index]
+    assert facts.pop("sha256") == IndexFiles(tmp_path / "x").document().sha256  # type: ignore[union-attr]
     assert facts == {
         "version": 1,
         "rows": 40,
@@ -319,7 +319,7 @@ def test_killed_at_any_step_index_and_keys_agree(
         assert read(path, store) == wanted(nights[2])
         document = IndexFiles(path).document()
         assert document is not None
-        assert document["version"] == 3
+        assert document.version == 3
     assert kills == 3
 
 

@@ -69,7 +69,6 @@ def night(version: int, seed: int = 0, **changes: Any) -> dict[str, Any]:
             ]
             + [finding("audit.counts", "audit", 0.0, 0.0)],
         },
-        "input": {"files": [], "statistics": {}},
         "seconds": {"difference": 1.21, "prediction": 3.4, "gate": 0.5, "merge": 0.8},
         "warnings": [],
     }
@@ -91,7 +90,7 @@ def broken(version: int, state: str, measured: float | None = 0.9) -> dict[str, 
 
 
 def rollback(version: int, restores: int) -> dict[str, Any]:
-    empty = dict.fromkeys(night(1)["rows"])
+    empty = dict.fromkeys(night(1)["rows"], 0)
     return night(version, kind="rollback", restores=restores, gate=None, model=None) | {
         "rows": empty | {"live": 999_000},
         "seconds": {"merge": 0.2},

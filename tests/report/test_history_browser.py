@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from batchnorm_tool.report.history_page import history_page
+from tests.refresh_records import history_of
 from tests.report import history_documents as histories
 from tests.report.browser import Browser
 
@@ -18,7 +19,7 @@ LONG_NAME = "a_name_that_is_" + "very_" * 30 + "long"
 
 def crowded() -> dict[str, Any]:
     """Long names everywhere, a hold, and large numbers."""
-    hold = {"since": "2026-03-20T02:00:00+00:00", "reason": LONG_NAME}
+    hold = {"since": "2026-03-20T02:00:00+00:00", "reason": LONG_NAME, "version": 20}
     document = histories.history(path=f"/stores/{LONG_NAME}.lance", hold=hold)
     for night in document["nights"]:
         night["model"] = {"path": LONG_NAME, "content": ""}
@@ -40,7 +41,7 @@ PAGES = {
 @pytest.fixture(name="page", scope="module", params=PAGES)
 def _page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(history_page(PAGES[request.param]()), encoding="utf-8")
+    path.write_text(history_page(history_of(PAGES[request.param]())), encoding="utf-8")
     return path
 
 
@@ -85,7 +86,7 @@ def test_text_and_lines_stand_out_in_both_themes(
     browser: Browser, tmp_path: Path, theme: str
 ) -> None:
     path = tmp_path / "page.html"
-    path.write_text(history_page(histories.history()), encoding="utf-8")
+    path.write_text(history_page(history_of(histories.history())), encoding="utf-8")
     browser.open(path, 1280, theme)
     texts = ["h1", ".quiet", ".figures dt", ".figures dd", ".alarm dd", "th", "td", ".note", "svg"]
     # WCAG 2.2, success criterion 1.4.3 (AA).

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from batchnorm_tool.gate.record import GateRecord, Outcome, RefreshRows
 from batchnorm_tool.report.text_refresh import dry_run_lines, refresh_lines
+from tests.refresh_records import record_of, typed
 from tests.report import history_documents as histories
 
 
 def lines_of(record: dict[str, Any], **more: Any) -> list[str]:
-    return refresh_lines(record, **{"width": 100, "store": "items.lance"} | more)
+    return refresh_lines(record_of(**record), **{"width": 100, "store": "items.lance"} | more)
 
 
 def test_a_published_night() -> None:
@@ -94,15 +96,15 @@ def test_limits_that_were_not_judged_are_not_counted() -> None:
 
 def test_targets_and_warnings_are_told() -> None:
     targets = [
-        {"name": "feed", "kind": "changes", "seconds": 1.25, "facts": {"version": 5}},
-        {"name": "pg", "kind": "pgvector", "seconds": 0.1, "error": "the server is away"},
-        {"name": "snapshot", "kind": "parquet", "facts": {}},
+        Outcome("feed", "changes", 1.25, {"version": 5}),
+        Outcome("pg", "pgvector", 0.1, error="the server is away"),
+        Outcome("snapshot", "parquet", 0.5, {}),
     ]
     lines = lines_of(histories.night(5, warnings=["one thread"]), targets=targets)
     assert lines[-5:] == [
         "target      feed holds version 5, 1.2 s",
         "target      pg: failed: the server is away",
-        "target      snapshot is up to date",
+        "target      snapshot is up to date, 0.5 s",
         "warning     one thread",
         "next        fix the failed target; the next refresh updates it",
     ]
@@ -144,9 +146,10 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 def test_a_dry_run_counts_and_judges() -> None:
-    rows = {"in": 100, "new": 2, "changed": 41, "recomputed": 3, "same": 54, "vanished": 1}
+    rows = RefreshRows(100, 2, 41, 0, 54, 1, 3)
     findings = [histories.finding("gate.input.changed", "input", 0.41, 0.2)]
-    assert dry_run_lines(rows, findings, 100) == [
+    gate = typed(GateRecord, {"action": "hold", "passed": False, "findings": findings})
+    assert dry_run_lines(rows, gate, 100) == [
         "Dry run: nothing was written; 46 rows would go through the model.",
         "rows        100 in: 2 new, 41 changed, 3 recomputed, 54 same, 1 vanished",
         "gate        1 of 1 limit broken",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchnorm_tool.report.history_page import history_page
+from tests.refresh_records import history_of
 from tests.report import history_documents as histories
 from tests.report.page_reader import HOSTILE, Reader, shown
 
@@ -18,7 +19,7 @@ VALUES = "What the gate measured, newest first"
 
 
 def page_of(document: dict[str, Any]) -> Reader:
-    return Reader(history_page(document))
+    return Reader(history_page(history_of(document)))
 
 
 def drawing(page: str, id_: str) -> str:
@@ -39,7 +40,7 @@ def test_the_page_says_where_the_store_stands() -> None:
 
 
 def test_a_hold_is_said_with_its_reason() -> None:
-    hold = {"since": "2026-03-20T02:00:00+00:00", "reason": "rollback to 17"}
+    hold = {"since": "2026-03-20T02:00:00+00:00", "reason": "rollback to 17", "version": 20}
     texts = page_of(histories.history(hold=hold)).texts
     assert texts[texts.index("on hold") + 1] == "yes"
     assert "Publication is on hold since 2026-03-20T02:00:00+00:00 (rollback to 17)." in texts
@@ -81,7 +82,7 @@ def test_what_became_of_each_night_is_told() -> None:
 
 def test_what_became_of_each_night_is_drawn() -> None:
     document = histories.history()
-    chart = drawing(history_page(document), "outcomes-wide")
+    chart = drawing(history_page(history_of(document)), "outcomes-wide")
     told = dict(re.findall(r"<title>version (\d+): ([a-z ]+)</title>", chart))
     assert len(told) == 30
     assert told["30"] == "waiting"
@@ -102,14 +103,14 @@ def test_what_became_of_each_night_is_drawn() -> None:
 @pytest.mark.parametrize("kind", ["new", "changed", "vanished", "touched"])
 def test_rows_of_each_kind_are_drawn(kind: str) -> None:
     document = histories.history()
-    chart = drawing(history_page(document), f"rows-{kind}")
+    chart = drawing(history_page(history_of(document)), f"rows-{kind}")
     bars = dict(re.findall(r"<title>version (\d+): ([\d,]+)</title>", chart))
     expected = {str(n["version"]): n["rows"][kind] for n in document["nights"] if n["rows"][kind]}
     assert bars == {version: f"{rows:,}" for version, rows in expected.items()}
 
 
 def test_a_first_load_does_not_press_the_other_nights_down() -> None:
-    chart = drawing(history_page(histories.history(5)), "rows-new")
+    chart = drawing(history_page(history_of(histories.history(5))), "rows-new")
     heights = [float(h) for h in re.findall(r' height="([\d.]+)" fill="var\(--mark', chart)]
     assert heights[0] == max(heights)
     assert min(heights[1:]) > heights[0] / 2
@@ -118,7 +119,7 @@ def test_a_first_load_does_not_press_the_other_nights_down() -> None:
 def test_rows_that_were_computed_again_count_as_changed() -> None:
     document = histories.history(3)
     document["nights"][2]["rows"] |= {"changed": 5, "recomputed": 7}
-    page = history_page(document)
+    page = history_page(history_of(document))
     assert "version 3: 12" in drawing(page, "rows-changed")
     assert Reader(page).tables[EVERY][1][6] == "12"
 
@@ -126,7 +127,7 @@ def test_rows_that_were_computed_again_count_as_changed() -> None:
 def test_norm_quantiles_are_drawn_with_a_gap_where_there_are_none() -> None:
     document = histories.history(9)
     document["nights"][4]["norms"] = None
-    chart = drawing(history_page(document), "norms-wide")
+    chart = drawing(history_page(history_of(document)), "norms-wide")
     bands = re.findall(r'class="band" d="([^"]+)"', chart)
     line = re.search(r'class="line" d="([^"]+)"', chart)
     assert line
@@ -145,7 +146,7 @@ def test_without_norms_the_page_says_so() -> None:
 
 
 def test_gate_values_are_drawn_against_their_limits() -> None:
-    page = history_page(histories.history())
+    page = history_page(history_of(histories.history()))
     chart = drawing(page, "gate-changed-4")
     assert "norm_psi</title>" in chart
     assert "Broken in versions 9, 30." in chart
@@ -161,7 +162,7 @@ def test_gate_values_are_drawn_against_their_limits() -> None:
 
 
 def test_gate_charts_stand_under_what_they_are_about() -> None:
-    page = history_page(histories.history())
+    page = history_page(history_of(histories.history()))
     headings = re.findall(r"<h3>([^<]+)</h3>", page[page.index("What the gate measured") :])
     assert headings == [
         "The input",
@@ -181,7 +182,7 @@ def test_gate_charts_stand_under_what_they_are_about() -> None:
 def test_a_value_far_beyond_its_limit_is_cut_so_that_others_can_be_read() -> None:
     document = histories.history(6)
     document["nights"][3] = histories.broken(4, "superseded", measured=500.0)
-    chart = drawing(history_page(document), "gate-changed-4")
+    chart = drawing(history_page(history_of(document)), "gate-changed-4")
     ticks = [float(t) for t in re.findall(r'text-anchor="end">([\d.]+)</text>', chart)]
     assert max(ticks) == 0.8
     assert "version 4: 500.0, allowed 0.2000" in chart
@@ -190,7 +191,7 @@ def test_a_value_far_beyond_its_limit_is_cut_so_that_others_can_be_read() -> Non
 def test_a_value_beyond_any_number_is_marked_at_the_top() -> None:
     document = histories.history(6)
     document["nights"][3] = histories.broken(4, "superseded", measured=None)
-    chart = drawing(history_page(document), "gate-changed-4")
+    chart = drawing(history_page(history_of(document)), "gate-changed-4")
     mark = re.search(r'class="beyond" d="M[\d.]+,([\d.]+)m', chart)
     assert mark
     assert float(mark[1]) == 26.0
@@ -236,7 +237,7 @@ def test_no_limit_broken_no_table() -> None:
 
 @pytest.mark.parametrize("nights", [1, 2, 400])
 def test_any_number_of_nights(nights: int) -> None:
-    page = history_page(histories.history(nights))
+    page = history_page(history_of(histories.history(nights)))
     assert len(Reader(page).tables[EVERY]) == nights + 1
     assert len(page) < 1_000_000
     assert "NaN" not in page
@@ -262,7 +263,7 @@ def test_names_stay_text(name: str) -> None:
 
 
 def test_labels_of_versions_are_round_where_there_are_many() -> None:
-    chart = drawing(history_page(histories.history(400)), "norms-wide")
+    chart = drawing(history_page(history_of(histories.history(400))), "norms-wide")
     labels = re.findall(r'text-anchor="middle">([^<]+)</text>', chart)
     assert labels == [str(version) for version in range(50, 401, 50)]
     assert not math.isnan(float(labels[0]))

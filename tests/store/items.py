@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
 from batchnorm_tool.store import rows, transaction
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.index import INDEX_FIELDS, IndexWriter
 from batchnorm_tool.store.state import (
     BOOKKEEPING,
+    Basis,
     StoreDirectory,
+    StoredRecord,
     StorePointer,
     StoreSchema,
     index_path,
 )
+from tests.refresh_records import record_of
 
 WIDTH = 4
 OURS = [field.with_name(field.name[1:]) for field in BOOKKEEPING]
@@ -104,6 +109,7 @@ def by_key(found: Any, layout: StoreSchema = ITEMS) -> list[Row]:
 
 
 SPACE = {"model": "c0ffee", "outputs": ["embedding"], "norms": {}, "features": {}}
+IDENTITY = Identity(SPACE, {"versions": {"keras": "3"}}, policies={}, result={})
 
 
 def publish(
@@ -141,36 +147,50 @@ def switch(
         index.commit()
     if facts.live is not None:
         state.storage.remove(index_path(facts.live))
-    files = {"files": state.files_of(version)}
-    state.put_record(record(version, len(now), lance_version) | files)
+    kept = record(version, len(now), lance_version, layout=layout)
+    state.put_record(replace(kept, files=state.files_of(version)))
     versions = {**facts.versions, version: lance_version}
     transaction.tag(state.path, version, lance_version)
     transaction.move_live_tag(state.path, lance_version)
     record_files(state.path, state.storage, versions.values())
-    identity = {"space": SPACE, "bits": {"versions": {"keras": "3"}}, "policies": {}, "result": {}}
     state.put_pointer(
         facts.with_changes(
             next_version=version + 1,
             live=version,
             versions=versions,
             layout=layout,
-            identity=identity,
+            identity=IDENTITY,
             hash_version="xxh3-128/1",
         )
     )
     return version
 
 
-def record(version: int, live: int, lance_version: int, space: str = "5ace") -> dict[str, Any]:
-    return {
-        "format": 1,
-        "version": version,
-        "state": "published",
-        "finished": f"2026-01-{version:02d}T03:00:00+00:00",
-        "lance_version": lance_version,
-        "rows": {"live": live, "stale": 0},
-        "space": space,
-        "model": {"path": "encoder.keras", "content": "c0ffee"},
-        "norms": {"count": live, "q50": 2.0},
-        "gate": {"action": "hold", "passed": True, "findings": []},
-    }
+def record(
+    version: int, live: int, lance_version: int, space: str = "5ace", layout: StoreSchema = ITEMS
+) -> StoredRecord:
+    resolved = ResolvedOptions(
+        batch_size=1,
+        chunk_rows=1,
+        part_rows=1,
+        inputs=(),
+        outputs=(),
+        features={},
+        carried=layout.key_schema,
+        device="cpu",
+        threads=1,
+        model_content="c0ffee",
+        transform=None,
+    )
+    told = record_of(
+        version=version,
+        finished=f"2026-01-{version:02d}T03:00:00+00:00",
+        lance_version=lance_version,
+        rows={"live": live},
+        space=space,
+        model={"path": "encoder.keras", "content": "c0ffee"},
+        norms={"count": live, "q50": 2.0},
+        gate={"action": "hold", "passed": True, "findings": []},
+    )
+    basis = Basis(layout, IDENTITY, resolved, options_fingerprint="a job's")
+    return StoredRecord(**vars(told), basis=basis, publish=(), keep=None)

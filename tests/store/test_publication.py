@@ -33,7 +33,7 @@ def publication(path: str, layout: StoreSchema = ITEMS) -> Publication:
     state = StoreDirectory(path)
     facts = state.pointer()
     assert facts.live is not None
-    records = {version: state.record(version) or {} for version in facts.versions}
+    records = {version: state.existing_record(version) for version in facts.versions}
     return Publication(path, layout, facts.versions, facts.live, records)
 
 
@@ -113,7 +113,7 @@ def test_all_rows_with_the_layout_of_the_store(path: str) -> None:
     assert all(batch.schema.equals(ITEMS.schema) for batch in batches)
     assert by_key(pa.Table.from_batches(batches).to_pylist()) == stored(path)
     assert found.rows == 5
-    assert found.record["version"] == found.version == 3
+    assert found.record.version == found.version == 3
 
 
 def test_changes_have_the_layout_of_the_store(path: str) -> None:

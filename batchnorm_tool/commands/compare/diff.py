@@ -44,14 +44,14 @@ from batchnorm_tool.comparison.drift import (
     population_stability_index,
     verdict_of,
 )
-from batchnorm_tool.comparison.norm_survey import describe
+from batchnorm_tool.comparison.norm_survey import Provenance, describe
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2, Float64s
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.readers.opening import checked_ks, checked_path, checked_whole, open_predictions
-from batchnorm_tool.readers.source import Provenance, VectorSource
+from batchnorm_tool.readers.source import VectorSource
 
 if TYPE_CHECKING:
     import pandas as pd

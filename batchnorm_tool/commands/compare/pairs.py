@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
 from batchnorm_tool.comparison.metrics import overlap
 from batchnorm_tool.comparison.neighbours import neighbours
-from batchnorm_tool.comparison.norm_survey import NormSurvey, measured
+from batchnorm_tool.comparison.norm_survey import NormSurvey, SetFacts, measured
 from batchnorm_tool.comparison.scores import ArrayBase, Base, Metric, Queries
 from batchnorm_tool.comparison.verdict import bootstrap
 from batchnorm_tool.display import plural
@@ -26,7 +26,7 @@ from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
-    from batchnorm_tool.readers.source import PredictionBatch, SetFacts, VectorSource
+    from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 
 Int64s = np.ndarray
 METRIC = Metric.COSINE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from batchnorm_tool.commands.refresh.record import counted
 from batchnorm_tool.commands.refresh.scoring import REUSED, SCORED
 from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.formats import format_named
-from batchnorm_tool.gate.findings import NamedRow
+from batchnorm_tool.gate.findings import FaultyRow
 from batchnorm_tool.gate.output_limits import key_to_json
+from batchnorm_tool.gate.record import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
-from batchnorm_tool.storage import LocalStorage, checked_json
+from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, LiveIndex, read_index
 from batchnorm_tool.store.rows import (
     BATCH_ROWS,
@@ -68,7 +70,7 @@ _SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(SealedRecord):
     """What a night came to, before anybody has judged it.
 
     Attributes:
@@ -76,33 +78,23 @@ class Candidate:
         rows: Rows by what became of them, as a night's record has them.
         norms: Of all rows of the version that are in the dataset.
         bad: Rows that are bad tonight: of those that were looked at anew, and of all.
-        bad_rows: The first of them: ``{"key": {column: value}, "reason": label}``.
+        bad_rows: The first of them.
         whole: Whether the dataset is written anew, rather than merged into.
         warnings: What the model's run warned of.
     """
 
     version: int
-    rows: dict[str, int]
+    rows: RefreshRows
     norms: NormStats
     bad: tuple[int, int]
-    bad_rows: tuple[NamedRow, ...]
+    bad_rows: tuple[FaultyRow, ...]
     whole: bool
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        """Return the candidate as a sealed document."""
-        return checked_json.dump_checked_json({**vars(self), "norms": self.norms.to_dict()})
 
     @classmethod
     def load(cls, storage: LocalStorage) -> Candidate | None:
         """Return the candidate that is staged whole; ``None`` where there is none."""
-        text = storage.get(CANDIDATE)
-        data = None if text is None else checked_json.load_checked_json(text)
-        if data is None:
-            return None
-        norms = NormStats.from_dict(data["norms"])
-        lists = {name: tuple(data[name]) for name in ("bad", "bad_rows", "warnings")}
-        return cls(**{**data, **lists, "norms": norms})
+        return cls.from_json(storage.get(CANDIDATE))
 
 
 def make_candidate(
@@ -124,13 +116,14 @@ def make_candidate(
     write_rows(storage, REMOVED, staged.plan.layout.key_schema, [*removed.rows, staged.unfit()])
     put_array(storage, replaced_path(staged.version), removed.good_hashes())
     remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
-    rows = counted(difference) | {
-        "predicted": result.rows["in"] if result else 0,
-        "reused": reused,
-        "stale": stale,
-        "quarantined": remembered,
-        "live": sum(statuses.values()) - remembered,
-    }
+    rows = replace(
+        counted(difference),
+        predicted=result.record.rows.rows_in if result else 0,
+        reused=reused,
+        stale=stale,
+        quarantined=remembered,
+        live=sum(statuses.values()) - remembered,
+    )
     before = staged.pointer.layout
     candidate = Candidate(
         version=staged.version,
@@ -256,13 +249,12 @@ def _beginning(statuses: Counter[str], start: str) -> int:
     return sum(count for status, count in statuses.items() if status.startswith(start))
 
 
-def _first_bad(staged: StagedRows) -> tuple[NamedRow, ...]:
+def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
     rows = staged.bad.slice(0, _NAMED_ROWS)
     keys = rows.select(list(staged.plan.layout.keys)).to_pylist()
     reasons = rows[staged.reason].to_pylist()
     return tuple(
-        {"key": key_to_json(key), "reason": reason}
-        for key, reason in zip(keys, reasons, strict=True)
+        FaultyRow(key_to_json(key), reason) for key, reason in zip(keys, reasons, strict=True)
     )
 
 

@@ -8,7 +8,8 @@ happen, so that it finishes what a kill left half done::
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,8 @@ from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
 from batchnorm_tool.job.refresh_sections import Keep
-from batchnorm_tool.storage import TEMPORARY, checked_json
+from batchnorm_tool.storage import TEMPORARY
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, SealedRecord
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.lance import newest_version
 from batchnorm_tool.store.rows import read_rows
@@ -26,6 +28,7 @@ from batchnorm_tool.store.state import (
     RECORDS,
     STAGING,
     StoreDirectory,
+    StoredRecord,
     StorePointer,
     StoreSchema,
     index_path,
@@ -45,6 +48,23 @@ from batchnorm_tool.store.transaction import (
 )
 
 INTENT = f"{STAGING}/intent.json"
+
+
+@dataclass(frozen=True)
+class Intent(SealedRecord):
+    """What is about to happen: a commit with what follows it, or a compaction.
+
+    Attributes:
+        uuid: What Lance knows the commit by.
+        record: Of the version that it makes.
+        after: What stands in the store then, but for Lance's number of the version.
+        compacts: Lance's number of the version whose rows are written anew.
+    """
+
+    uuid: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    record: Annotated[StoredRecord | None, LEFT_OUT_IF_NONE] = None
+    after: Annotated[StorePointer | None, LEFT_OUT_IF_NONE] = None
+    compacts: Annotated[int | None, LEFT_OUT_IF_NONE] = None
 
 
 def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
@@ -77,7 +97,7 @@ def merge(
     state: StoreDirectory,
     pointer: StorePointer,
     after: StorePointer,
-    record: dict[str, Any],
+    record: StoredRecord,
     *,
     whole: bool,
 ) -> StorePointer:
@@ -86,7 +106,7 @@ def merge(
     layout = after.layout
     assert layout is not None  # noqa: S101  (a version has a layout)
     if whole or pointer.live is None:
-        batches = _all_rows(state, pointer, layout, replaces=record["new_space"])
+        batches = _all_rows(state, pointer, layout, replaces=record.new_space)
         prepared = prepare_whole(state.path, layout.schema, batches)
     else:
         removed = pa.concat_tables([layout.key_schema.empty_table(), *_tables(state, [REMOVED])])
@@ -139,13 +159,13 @@ def _staying(
 
 
 def switch(
-    state: StoreDirectory, prepared: Prepared, after: StorePointer, record: dict[str, Any]
+    state: StoreDirectory, prepared: Prepared, after: StorePointer, record: StoredRecord
 ) -> StorePointer:
     """Commit a prepared change, and make it the live version."""
     prepared.sync()
-    record = {**record, "files": state.files_of(record["version"])}
-    intent = {"uuid": prepared.uuid, "record": record, "after": after.to_dict()}
-    state.storage.put(INTENT, checked_json.dump_checked_json(intent))
+    record = replace(record, files=state.files_of(record.version))
+    intent = Intent(uuid=prepared.uuid, record=record, after=after)
+    state.storage.put(INTENT, intent.to_json())
     return _finish(state, after, record, commit(prepared))
 
 
@@ -156,19 +176,18 @@ def recover(state: StoreDirectory) -> int | None:
         The version whose publication was finished; ``None`` where there was none.
     """
     state.storage.remove(TEMPORARY)  # what killed nights were writing
-    text = state.storage.get(INTENT)
-    intent = None if text is None else checked_json.load_checked_json(text)
+    intent = Intent.from_json(state.storage.get(INTENT))
     if intent is None:
         return None
-    if "compacts" in intent:
-        _finish_compaction(state, intent["compacts"])
+    if intent.compacts is not None:
+        _finish_compaction(state, intent.compacts)
+    if intent.uuid is None or intent.record is None or intent.after is None:
         return None
-    lance_version = committed_version(state.path, intent["uuid"])
+    lance_version = committed_version(state.path, intent.uuid)
     if lance_version is None:
         state.storage.remove(INTENT)
         return None
-    after = StorePointer.from_dict(intent["after"])
-    return _finish(state, after, intent["record"], lance_version).live
+    return _finish(state, intent.after, intent.record, lance_version).live
 
 
 def _finish_compaction(state: StoreDirectory, base: int) -> None:
@@ -194,16 +213,16 @@ def _renumber(
 
 
 def _finish(
-    state: StoreDirectory, after: StorePointer, record: dict[str, Any], lance_version: int
+    state: StoreDirectory, after: StorePointer, record: StoredRecord, lance_version: int
 ) -> StorePointer:
     """Do all that follows a commit; may be repeated after a kill at any point of it."""
-    version = record["version"]
+    version = record.version
     pointer = after.with_changes(versions={**after.versions, version: lance_version})
     tag(state.path, version, lance_version)
     move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
     state.put_record(
-        {**record, "state": "published", "lance_version": lance_version, "finished": now()}
+        replace(record, state="published", lance_version=lance_version, finished=now())
     )
     state.put_pointer(pointer)
     discard_uncommitted(state, pointer)
@@ -241,7 +260,7 @@ def now() -> str:
 def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> StorePointer:
     """Remove what ``store.keep`` does not keep; the live version always stays."""
     kept = {version: pointer.versions[version] for version in kept_versions(state, pointer, keep)}
-    state.storage.put(INTENT, checked_json.dump_checked_json({"compacts": pointer.lance_version}))
+    state.storage.put(INTENT, Intent(compacts=pointer.lance_version).to_json())
     if kept != pointer.versions:
         pointer = pointer.with_changes(versions=kept)
         state.put_pointer(pointer)
@@ -274,4 +293,4 @@ def _age(state: StoreDirectory, version: int) -> dt.timedelta:
     record = state.record(version)
     if record is None:
         return dt.timedelta.max
-    return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record["finished"])
+    return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record.finished or record.started)

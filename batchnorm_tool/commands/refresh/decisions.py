@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,16 +26,16 @@ from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import (
     DISCARDED,
     PUBLISHED,
-    RECORD_FORMAT,
     PhaseTimings,
     RefreshResult,
-    for_readers,
+    Released,
 )
 from batchnorm_tool.commands.refresh.staging import StagingOptions, discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
+from batchnorm_tool.gate.record import History, Hold, RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
-from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_index
 from batchnorm_tool.store.rows import rows as stored_rows
@@ -44,6 +44,7 @@ from batchnorm_tool.store.state import (
     GOOD,
     STATUS,
     StoreDirectory,
+    StoredRecord,
     StorePointer,
     StoreSchema,
     index_path,
@@ -51,9 +52,6 @@ from batchnorm_tool.store.state import (
     replaced_path,
 )
 from batchnorm_tool.store.transaction import prepare_restore
-
-if TYPE_CHECKING:
-    from batchnorm_tool.report.figures import HistoryDocument
 
 
 def accept(
@@ -104,7 +102,7 @@ def accept(
 
 def _accept_locked(state: StoreDirectory, version: int, options: StagingOptions) -> RefreshResult:
     pointer = state.pointer()
-    if version == pointer.live and "accepted" in (state.record(version) or {}):
+    if version == pointer.live and state.existing_record(version).accepted is not None:
         return deliver_again(state, pointer)
     _check_waits(state, pointer, version)
     staging = resume(state, pointer, options)
@@ -126,7 +124,7 @@ def _check_waits(state: StoreDirectory, pointer: StorePointer, version: int) -> 
         return
     one = "no version" if pointer.waiting is None else f"version {pointer.waiting}"
     record = state.record(version)
-    outcome = f", and version {version} is {record['state']}" if record else ""
+    outcome = f", and version {version} is {record.state}" if record else ""
     msg = (
         f"Version {version} of `{state.path}` cannot be accepted: {one} is waiting{outcome}. "
         f"`batchnorm-tool history {state.path}` lists all versions."
@@ -153,18 +151,18 @@ def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[
         >>> release("stores/items.lance")["released"]  # doctest: +SKIP
         True
     """
+    return end_hold(path, wait_seconds=wait_seconds).to_dict()
+
+
+def end_hold(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> Released:
+    """Do what `release` does."""
     state, _ = open_store(os.fspath(path))
     with state.lock(wait_seconds):
         recover(state)
         pointer = state.pointer()
         if pointer.hold is not None:
             state.put_pointer(pointer.with_changes(hold=None))
-        return {
-            "store": state.path,
-            "released": pointer.hold is not None,
-            "live": pointer.live,
-            "waiting": pointer.waiting,
-        }
+        return Released(state.path, pointer.hold is not None, pointer.live, pointer.waiting)
 
 
 def rollback(
@@ -216,9 +214,9 @@ def _is_broken_off(
 ) -> bool:
     """Tell whether this very rollback made the live version before it was killed."""
     record = state.record(pointer.live or 0)
-    if record is None or record["restores"] is None or to not in {None, record["restores"]}:
+    if record is None or record.restores is None or to not in {None, record.restores}:
         return False
-    live = record["version"]
+    live = record.version
     return finished == live or bool(lagging(published_to(record), state.storage, live))
 
 
@@ -243,9 +241,9 @@ def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int
 def _before_live(state: StoreDirectory, pointer: StorePointer) -> int | None:
     """Return what the live version was built on; of a rollback, what its target was built on."""
     record = state.record(pointer.live or 0)
-    while record is not None and record["restores"] is not None:
-        record = state.record(record["restores"])
-    return record["base"] if record else None
+    while record is not None and record.restores is not None:
+        record = state.record(record.restores)
+    return record.base if record else None
 
 
 @dataclass
@@ -259,14 +257,13 @@ class _Rollback:
 
     def run(self) -> RefreshResult:
         state = self.state
-        restored = state.record(self.target) or {}
-        restored.pop("accepted", None)
+        restored = state.existing_record(self.target)
         targets = published_to(self._live_record)
         check_targets(targets)
         self.pointer = discard_staged(state, self.pointer, DISCARDED)
         version, record = self.pointer.next_version, self._record(restored)
         with self.timings.phase("merge"):
-            self._write_index(StoreSchema.from_dict(restored["basis"]["layout"]))
+            self._write_index(restored.basis.layout)
             self._write_replaced()
             prepared = prepare_restore(state.path, self.pointer.versions[self.target])
             pointer = switch(state, prepared, self._after(restored), record)
@@ -276,40 +273,40 @@ class _Rollback:
         return finish_refresh(RefreshResult(state.path, PUBLISHED, version, stored, outcomes))
 
     @property
-    def _live_record(self) -> dict[str, Any]:
-        return self.state.record(self.pointer.live or 0) or {"publish": []}
+    def _live_record(self) -> StoredRecord:
+        return self.state.existing_record(self.pointer.live or 0)
 
-    def _record(self, restored: dict[str, Any]) -> dict[str, Any]:
-        rows = dict.fromkeys(restored["rows"], 0)
-        kept = {name: restored["rows"][name] for name in ("live", "stale")}
-        return {
-            **restored,
-            "format": RECORD_FORMAT,
-            "version": self.pointer.next_version,
-            "base": self.pointer.live,
-            "kind": "rollback",
-            "restores": self.target,
-            "reason": None,
-            "run_id": secrets.token_hex(8),
-            "started": now(),
-            "rows": {**rows, **kept},
-            "publish": self._live_record["publish"],
-            "keep": None,
-            "seconds": self.timings.seconds,
-            "warnings": [],
-        }
+    def _record(self, restored: StoredRecord) -> StoredRecord:
+        kept = restored.rows
+        rows = RefreshRows(0, 0, 0, 0, 0, 0, 0, stale=kept.stale, live=kept.live)
+        return replace(
+            restored,
+            version=self.pointer.next_version,
+            base=self.pointer.live,
+            kind="rollback",
+            restores=self.target,
+            reason=None,
+            accepted=None,
+            run_id=secrets.token_hex(8),
+            started=now(),
+            rows=rows,
+            publish=self._live_record.publish,
+            keep=None,
+            seconds=self.timings.seconds,
+            warnings=(),
+        )
 
-    def _after(self, restored: dict[str, Any]) -> StorePointer:
-        store, version = restored["basis"], self.pointer.next_version
-        hold = {"since": now(), "reason": f"rollback to version {self.target}", "version": version}
+    def _after(self, restored: StoredRecord) -> StorePointer:
+        basis, version = restored.basis, self.pointer.next_version
+        hold = Hold(now(), f"rollback to version {self.target}", version)
         return self.pointer.with_changes(
             next_version=version + 1,
             live=version,
             hold=hold,
-            layout=StoreSchema.from_dict(store["layout"]),
-            identity=store["identity"],
-            resolved=store["resolved"],
-            request=store["request"],
+            layout=basis.layout,
+            identity=basis.identity,
+            resolved=basis.resolved,
+            options_fingerprint=basis.options_fingerprint,
         )
 
     def _write_index(self, layout: StoreSchema) -> None:
@@ -333,7 +330,6 @@ class _Rollback:
         put_array(self.state.storage, place, np.concatenate(hashes))
 
 
-@checked_json.explain_unreadable_records
 def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:
     """List the nights of a store.
 
@@ -354,19 +350,24 @@ def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[st
         >>> history("stores/items.lance")["live"]  # doctest: +SKIP
         12
     """
+    return plain(read_history(path, html))
+
+
+def read_history(path: str | os.PathLike[str], html: str | None = None) -> History:
+    """Return what `history` tells, and write its page."""
     state, pointer = open_store(os.fspath(path))
     records = (state.record(version) for version in state.recorded())
-    document = {
-        "kind": "history",
-        "path": state.path,
-        "live": pointer.live,
-        "hold": pointer.hold,
-        "waiting": pointer.waiting,
-        "kept": sorted(pointer.versions),
-        "nights": [for_readers(record) for record in records if record],
-    }
+    found = History(
+        kind="history",
+        path=state.path,
+        live=pointer.live,
+        hold=pointer.hold,
+        waiting=pointer.waiting,
+        kept=tuple(sorted(pointer.versions)),
+        nights=tuple(record.for_readers for record in records if record),
+    )
     if html is not None:
         from batchnorm_tool.report.history_page import history_page
 
-        save_page(html, history_page(cast("HistoryDocument", document)))
-    return document
+        save_page(html, history_page(found))
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +35,8 @@ from batchnorm_tool.commands.refresh.record import (
     WAITING,
     PhaseTimings,
     RefreshResult,
-    begin_record,
     counted,
-    gate_figures,
+    gate_record,
     norm_figures,
 )
 from batchnorm_tool.commands.verify.vectors import length_tolerance
@@ -45,7 +44,8 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines, TargetFailed
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import Finding
-from batchnorm_tool.gate.input_limits import FeatureStatistics
+from batchnorm_tool.gate.input_limits import InputSummary
+from batchnorm_tool.gate.record import FileOfInput, InputRecord, ModelRecord, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Publish
 from batchnorm_tool.job.refresh_sections import Keep
@@ -64,6 +64,10 @@ from batchnorm_tool.store.state import (
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.staging import Staging
+from batchnorm_tool.store.state import Basis, StoredRecord
+
+if TYPE_CHECKING:
+    from batchnorm_tool.commands.refresh.staging import Staging
 
 # Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
 _SAMPLE_ROWS = 10_000
@@ -72,15 +76,15 @@ _NORMS = 100_000
 
 
 def evaluate_input(
-    plan: RefreshPlan, difference: ChangeSet, last: dict[str, Any] | None
+    plan: RefreshPlan, difference: ChangeSet, last: InputRecord | None
 ) -> list[Finding]:
     """Hold tonight's input against the limits of the job."""
     counts = difference.counts
     return gate.evaluate_input(
         plan.job.gate.input,
         gate.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
-        difference.statistics.to_dict(),
-        last["reference"] if last else None,
+        difference.statistics,
+        last.reference if last else None,
         mode=plan.store.mode,
         new_space=plan.new_space,
     )
@@ -91,11 +95,11 @@ def evaluate_output(
 ) -> list[Finding]:
     """Audit the staged rows, and hold them against the limits of the job."""
     findings = gate.audit(_audit_facts(staged, candidate, difference), _audited(staged))
-    written = candidate.rows["predicted"] + candidate.rows["reused"]
+    written = candidate.rows.predicted + candidate.rows.reused
     bad = gate.BadCounts(
         changed_rows=written + difference.counts.bad,
         changed_bad=candidate.bad[0],
-        whole_rows=candidate.rows["live"] + candidate.rows["quarantined"],
+        whole_rows=candidate.rows.live + candidate.rows.quarantined,
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
@@ -104,7 +108,7 @@ def evaluate_output(
     changed = _staged(staged, [PREDICTED], step).vectors()
     if staged.pointer.live is None or staged.plan.new_space:
         return findings + gate.evaluate_output(limits, changed, changed, None, bad)
-    step = max(1, candidate.rows["live"] // _SAMPLE_ROWS)
+    step = max(1, candidate.rows.live // _SAMPLE_ROWS)
     live, stays = _live(staged, step)
     whole = _joined([live.kept(stays), _staged(staged, [PREDICTED, KEPT], step)])
     return findings + gate.evaluate_output(limits, changed, whole.vectors(), live.vectors(), bad)
@@ -141,8 +145,8 @@ def _audit_facts(
     return gate.AuditFacts(
         mode=staged.plan.store.mode,
         rows_in=difference.counts.rows_in,
-        live=candidate.rows["live"],
-        quarantined=candidate.rows["quarantined"],
+        live=candidate.rows.live,
+        quarantined=candidate.rows.quarantined,
         before=len(dispositions),
         new=difference.counts.new,
         gone=int((dispositions == RowDisposition.DELETED).sum()),
@@ -244,33 +248,44 @@ def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
     return _Sample(sampled.select(list(layout.keys)), unit, sample_norms, np.concatenate(norms))
 
 
-def staged_record(staging: Staging, difference: ChangeSet) -> dict[str, Any]:
-    """Return the record of a night whose difference is known."""
-    record = begin_record(staging.plan, staging.pointer, staging.version, staging.started)
-    statistics = difference.statistics.to_dict()
-    record["input"] = {
-        **record["input"],
-        "statistics": statistics,
-        "reference": _reference(staging) or statistics,
-    }
-    record["warnings"] += difference.warnings
-    unknown = difference.counts.unknown_deletes
-    if unknown:
-        record["warnings"].append(f"Not in the store: {plural(unknown, 'row')} to be deleted.")
-    return {**record, "rows": counted(difference), "norms": None}
+def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
+    """Return the record of a refresh before anything of it is judged."""
+    plan, live, statistics = staging.plan, staging.pointer.live, difference.statistics
+    model, unknown = plan.job.model, difference.counts.unknown_deletes
+    lost = (f"Not in the store: {plural(unknown, 'row')} to be deleted.",) if unknown else ()
+    files: Any = plan.identity.result["input"]
+    read = tuple(FileOfInput(file["path"], file["rows"], file["bytes"]) for file in files)
+    return StoredRecord(
+        version=staging.version,
+        base=live,
+        kind="load" if live is None else "refresh",
+        new_space=plan.new_space,
+        state=WAITING,
+        run_id=staging.started["run_id"],
+        started=staging.started["started"],
+        space=plan.identity.space_id,
+        bits=plan.identity.bits_id,
+        settings=plan.identity.bits,
+        model=ModelRecord(model.path, plan.resolved.model_content) if model else None,
+        input=InputRecord(read, statistics, _reference(staging) or statistics),
+        basis=Basis(plan.layout, plan.identity, plan.resolved, plan.options_fingerprint),
+        publish=tuple(target.model_dump(exclude_none=True) for target in plan.job.publish),
+        keep=plan.store.keep,
+        warnings=(*plan.notes, *difference.warnings, *lost),
+        rows=counted(difference),
+    )
 
 
-def _reference(staging: Staging) -> FeatureStatistics | None:
+def _reference(staging: Staging) -> InputSummary | None:
     """Return what a later delta is compared with: the last input that had all rows."""
     if staging.plan.store.mode == "full" or staging.pointer.live is None:
         return None
     live = staging.state.record(staging.pointer.live)
-    reference: FeatureStatistics | None = live["input"]["reference"] if live else None
-    return reference
+    return live.input.reference if live else None
 
 
 def conclude(
-    staging: Staging, difference: ChangeSet, record: dict[str, Any], *, accepted: bool = False
+    staging: Staging, difference: ChangeSet, record: StoredRecord, *, accepted: bool = False
 ) -> RefreshResult:
     """Judge a night, and publish it or let it wait."""
     findings = _input_findings(staging, difference)
@@ -278,19 +293,19 @@ def conclude(
     if _stops(staging, findings) and not accepted:
         raise await_approval(staging, record, "gate", findings)
     # A person who accepts a night that stopped before its vectors were made has not seen them.
-    seen = record["norms"] is not None
+    seen = record.norms is not None
     candidate = staging.candidate(difference)
     # Small products on several threads wait for one another: ten times slower on busy cores.
     with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
         found = evaluate_output(staging.rows(difference), candidate, difference)
     findings += found
     record = _evaluated(staging, record, findings)
-    record = {
-        **record,
-        "rows": candidate.rows,
-        "norms": norm_figures(candidate.norms),
-        "warnings": list(dict.fromkeys([*record["warnings"], *candidate.warnings])),
-    }
+    record = replace(
+        record,
+        rows=candidate.rows,
+        norms=norm_figures(candidate.norms),
+        warnings=tuple(dict.fromkeys([*record.warnings, *candidate.warnings])),
+    )
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:
@@ -302,11 +317,11 @@ def _input_findings(staging: Staging, difference: ChangeSet) -> list[Finding]:
     live = staging.pointer.live
     last = staging.state.record(live) if live is not None else None
     with staging.timings.phase("gate"):
-        return evaluate_input(staging.plan, difference, last["input"] if last else None)
+        return evaluate_input(staging.plan, difference, last.input if last else None)
 
 
-def _evaluated(staging: Staging, record: dict[str, Any], findings: list[Finding]) -> dict[str, Any]:
-    return {**record, "gate": gate_figures(staging.plan.job.gate.action, findings)}
+def _evaluated(staging: Staging, record: StoredRecord, findings: list[Finding]) -> StoredRecord:
+    return replace(record, gate=gate_record(staging.plan.job.gate.action, findings))
 
 
 def _stops(staging: Staging, findings: list[Finding]) -> bool:
@@ -328,18 +343,18 @@ def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str
 
 
 def await_approval(
-    staging: Staging, record: dict[str, Any], reason: str, findings: list[Finding]
+    staging: Staging, record: StoredRecord, reason: str, findings: list[Finding]
 ) -> Held:
     """Let a night wait: its record says why, and its version is given away."""
-    state, facts, version = staging.state, staging.pointer, record["version"]
-    record = {
-        **record,
-        "state": WAITING,
-        "reason": reason,
-        "finished": now(),
-        "seconds": staging.timings.seconds,
-        "files": state.files_of(version, staged=True),
-    }
+    state, facts, version = staging.state, staging.pointer, record.version
+    record = replace(
+        record,
+        state=WAITING,
+        reason=reason,
+        finished=now(),
+        seconds=staging.timings.seconds,
+        files=state.files_of(version, staged=True),
+    )
     state.put_record(record)
     next_version = max(facts.next_version, version + 1)
     facts = facts.with_changes(waiting=version, next_version=next_version)
@@ -357,13 +372,12 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
     if reason in {"gate", "audit"}:
         first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
         return Lines(f"Version {version} of `{store}` is waiting: {first}", *more)
-    if reason == "hold":
-        since = staging.pointer.hold or {}
+    hold = staging.pointer.hold
+    if reason == "hold" and hold is not None:
         return (
             f"Version {version} of `{store}` is ready but was not published: the store has been "
-            f"on hold since {since.get('since')} ({since.get('reason')}). Publish it with "
-            f"`{accept}`, or run `batchnorm-tool release {store}` so that the next refresh "
-            "publishes."
+            f"on hold since {hold.since} ({hold.reason}). Publish it with `{accept}`, or run "
+            f"`batchnorm-tool release {store}` so that the next refresh publishes."
         )
     return (
         f"Version {version} of `{store}` is ready but was not published: its vector space is new, "
@@ -373,25 +387,25 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
 
 
 def _publish(
-    staging: Staging, candidate: Candidate, record: dict[str, Any], *, accepted: bool
+    staging: Staging, candidate: Candidate, record: StoredRecord, *, accepted: bool
 ) -> RefreshResult:
     state, plan = staging.state, staging.plan
     if accepted:
-        record = {**record, "accepted": now()}
-    record = {**record, "reason": None, "seconds": staging.timings.seconds}
+        record = replace(record, accepted=now())
+    record = replace(record, reason=None, seconds=staging.timings.seconds)
     with staging.timings.phase("merge"):
         after = _pointer_after(staging.pointer, plan, candidate.version, accepted=accepted)
         facts = merge(state, staging.pointer, after, record, whole=candidate.whole)
     with staging.timings.phase("targets"):
         targets = deliver_live(state, facts, plan.job.publish)
-    record = record_timings(state, record["version"], staging.timings)
+    record = record_timings(state, record.version, staging.timings)
     staged = RefreshResult(state.path, PUBLISHED, candidate.version, record, targets)
     return finish_refresh(staged, state, plan.store.keep)
 
 
-def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -> dict[str, Any]:
+def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -> StoredRecord:
     """Return the record of a published version, with what the phases after its commit took."""
-    record = {**(state.record(version) or {}), "seconds": timings.seconds}
+    record = replace(state.existing_record(version), seconds=timings.seconds)
     state.put_record(record)
     return record
 
@@ -406,46 +420,43 @@ def _pointer_after(
         waiting=None,
         hold=None if accepted else facts.hold,
         layout=plan.layout,
-        identity=plan.identity.to_dict(),
+        identity=plan.identity,
         hash_version=HASH_VERSION,
-        resolved=plan.resolved.to_dict(),
-        request=plan.options_fingerprint,
+        resolved=plan.resolved,
+        options_fingerprint=plan.options_fingerprint,
     )
 
 
 def deliver_live(
     state: StoreDirectory, facts: StorePointer, targets: Sequence[Publish]
-) -> tuple[dict[str, Any], ...]:
-    """Bring every target to the live version; one that fails does not keep others from it.
-
-    Returns:
-        What became of each, as plain data.
-    """
+) -> tuple[Outcome, ...]:
+    """Bring every target to the live version; one that fails does not keep others from it."""
     live = facts.live
     if live is None or not lagging(targets, state.storage, live):
         return ()
     from batchnorm_tool.store.version_changes import Publication
 
     assert facts.layout is not None  # noqa: S101  (there is a live version)
-    records = {version: state.record(version) or {} for version in facts.versions}
+    known = ((version, state.record(version)) for version in facts.versions)
+    records = {version: record for version, record in known if record}
     publication = Publication(state.path, facts.layout, facts.versions, live, records)
-    return tuple(outcome.to_dict() for outcome in deliver(publication, targets, state.storage))
+    return tuple(deliver(publication, targets, state.storage))
 
 
 def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
     """End what a kill broke off after the live version was published, old versions included."""
-    record = state.record(facts.live or 0) or {"publish": [], "keep": None}
+    record = state.existing_record(facts.live or 0)
     targets = published_to(record)
     check_targets(targets)
     discard_uncommitted(state, facts)
     outcomes = deliver_live(state, facts, targets)
-    staged = RefreshResult(state.path, PUBLISHED, facts.live, record, outcomes)
-    return finish_refresh(staged, state, record["keep"] and Keep.model_validate(record["keep"]))
+    staged = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
+    return finish_refresh(staged, state, record.keep)
 
 
-def published_to(record: Mapping[str, Any]) -> list[Publish]:
+def published_to(record: StoredRecord) -> list[Publish]:
     """Return the targets that the night of a record had."""
-    return [Publish.model_validate(one) for one in record["publish"]]
+    return [Publish.model_validate(one) for one in record.publish]
 
 
 def finish_refresh(
@@ -456,9 +467,9 @@ def finish_refresh(
         facts = state.pointer()
         if staged.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
             remove_old_versions(state, facts, keep)
-    failed = [target for target in staged.targets if target["error"]]
+    failed = [target for target in staged.outcomes if target.error]
     if failed:
         # Where one may come right by itself, a scheduler may try again.
-        code = 1 if any(target["passing"] for target in failed) else 2
-        raise TargetFailed(Lines(*(target["error"] for target in failed)), staged.to_dict(), code)
+        code = 1 if any(target.passing for target in failed) else 2
+        raise TargetFailed(Lines(*(str(target.error) for target in failed)), staged.to_dict(), code)
     return staged

@@ -7,20 +7,22 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.commands.refresh.record import RefreshDocument, RefreshResult
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
 from batchnorm_tool.norms.stats import QUANTILES, quantile_column
+from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import OutputFile, write_errors
 from batchnorm_tool.store.state import StoreDirectory
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from batchnorm_tool.commands.refresh.record import RefreshResult
+    from batchnorm_tool.gate.record import Outcome, RefreshRecord
 
 _PREFIX = "batchnorm_tool_refresh_"
 _LAST_SUCCESS = f"{_PREFIX}last_success_timestamp_seconds"
@@ -85,10 +87,35 @@ _WAITING = _Metric("waiting_version", "Version that is waiting for a decision, 0
 _HOLD = _Metric("on_hold", "1 if nothing is published until `release` or `accept`.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandOutcome:
+    """How a command ended.
+
+    Attributes:
+        exit_code: Its exit code.
+        store: The store.
+        seconds: Wall time of the whole command.
+        live: The live version.
+        waiting: The version that waits for a decision.
+        hold: Whether nothing is published.
+        targets: What became of each target.
+        last_success: When a refresh succeeded, as Unix time; ``None`` keeps what the file has.
+    """
+
+    exit_code: int
+    store: str
+    seconds: float
+    live: int | None = None
+    waiting: int | None = None
+    hold: bool = False
+    targets: tuple[Outcome, ...] = ()
+    last_success: float | None = None
+
+
 def write_metrics(
     path: str | os.PathLike[str],
-    record: Mapping[str, Any] | None,
-    outcome: Mapping[str, Any],
+    record: RefreshRecord | None,
+    outcome: CommandOutcome,
 ) -> None:
     """Write the metrics of a night; the file is replaced in one step, whole and synced.
 
@@ -96,15 +123,11 @@ def write_metrics(
         path: The file; the node exporter reads those that end in ``.prom``.
         record: The record of the night; ``None`` where it has none: nothing changed, or it failed
             before the gate.
-        outcome: ``exit_code``; and where they are known ``store``, ``seconds`` of the whole
-            command, ``live`` and ``waiting`` (versions), ``hold`` (true or false), ``targets``
-            (``name``, and ``error`` where it failed), and ``last_success``, a Unix time. Without
-            that, the one in the file is kept, where it is of the same store.
+        outcome: How the command ended.
     """
     _check_installed()
-    store = str(outcome.get("store") or "")
-    samples = [*_record_samples(record or {}), *_outcome(outcome)]
-    success = outcome.get("last_success")
+    store, success = outcome.store, outcome.last_success
+    samples = [*(_record_samples(record) if record else ()), *_outcome(outcome)]
     if success is None:
         success = last_success(path, store)
     if success is not None:
@@ -112,34 +135,33 @@ def write_metrics(
     _replace(Path(path), _text(samples, store))
 
 
-def _record_samples(record: Mapping[str, Any]) -> Iterator[_Sample]:
-    for kind, rows in (record.get("rows") or {}).items():
+def _record_samples(record: RefreshRecord) -> Iterator[_Sample]:
+    for kind, rows in plain(record.rows).items():
         yield _ROWS, (kind,), _value(rows)
-    for phase, seconds in (record.get("seconds") or {}).items():
+    for phase, seconds in record.seconds.items():
         yield _SECONDS, (phase,), _value(seconds)
-    norms = record.get("norms") or {}
+    norms = record.norms or {}
     for q in QUANTILES:
         value = norms.get(quantile_column(q))
         if value is not None:
             yield _NORM, (str(q),), float(value)
-    for finding in (record.get("gate") or {}).get("findings") or []:
-        labels = (str(finding["limit"]), str(finding["scope"]))
-        yield _MEASURED, labels, _value(finding["measured"])
-        yield _ALLOWED, labels, _value(finding["allowed"])
-        yield _PASSED, labels, float(finding["passed"])
-    if record.get("version") is not None:
-        yield _VERSION, (), float(record["version"])
+    for finding in record.findings:
+        labels = (finding.limit, finding.scope)
+        yield _MEASURED, labels, _value(finding.measured)
+        yield _ALLOWED, labels, _value(finding.allowed)
+        yield _PASSED, labels, float(finding.passed)
+    yield _VERSION, (), float(record.version)
 
 
-def _outcome(outcome: Mapping[str, Any]) -> Iterator[_Sample]:
-    yield _EXIT, (), float(outcome["exit_code"])
-    for metric, name in ((_ALL_SECONDS, "seconds"), (_LIVE, "live")):
-        if outcome.get(name) is not None:
-            yield metric, (), float(outcome[name])
-    yield _WAITING, (), float(outcome.get("waiting") or 0)
-    yield _HOLD, (), float(bool(outcome.get("hold")))
-    for target in outcome.get("targets") or []:
-        yield _TARGET, (str(target["name"]),), float(not target.get("error"))
+def _outcome(outcome: CommandOutcome) -> Iterator[_Sample]:
+    yield _EXIT, (), float(outcome.exit_code)
+    yield _ALL_SECONDS, (), outcome.seconds
+    if outcome.live is not None:
+        yield _LIVE, (), float(outcome.live)
+    yield _WAITING, (), float(outcome.waiting or 0)
+    yield _HOLD, (), float(outcome.hold)
+    for target in outcome.targets:
+        yield _TARGET, (target.name,), float(not target.error)
 
 
 def _value(value: float | None) -> float:
@@ -245,7 +267,8 @@ def measured(
     except Busy:
         raise
     except BaseException as error:
-        document = error.night if isinstance(error, Held | TargetFailed) else None
+        told = error.night if isinstance(error, Held | TargetFailed) else None
+        document = None if told is None else RefreshDocument.from_dict(told)
         otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
         code = getattr(error, "exit_code", otherwise)
         # What failed is said in any case; metrics that cannot be written must not hide it.
@@ -253,31 +276,29 @@ def measured(
             _write(metrics_file, path, document, code, started)
         raise
     succeeded = time.time() if is_refresh else None
-    _write(metrics_file, path, result.to_dict(), 0, started, succeeded=succeeded)
+    _write(metrics_file, path, result.document, 0, started, succeeded=succeeded)
     return result
 
 
 def _write(  # noqa: PLR0913  (what a file of metrics is made of)
     metrics_file: str | os.PathLike[str],
     path: str,
-    document: Mapping[str, Any] | None,
+    document: RefreshDocument | None,
     exit_code: int,
     started: float,
     *,
     succeeded: float | None = None,
 ) -> None:
-    outcome: dict[str, Any] = {
-        "exit_code": exit_code,
-        "store": path,
-        "seconds": time.time() - started,
-        "targets": document["targets"] if document else [],
-        "last_success": succeeded,
-    }
+    outcome = CommandOutcome(
+        exit_code=exit_code,
+        store=path,
+        seconds=time.time() - started,
+        targets=document.targets if document else (),
+        last_success=succeeded,
+    )
     with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
         pointer = StoreDirectory(path).pointer()
-        outcome |= {
-            "live": pointer.live,
-            "waiting": pointer.waiting,
-            "hold": pointer.hold is not None,
-        }
+        outcome = replace(
+            outcome, live=pointer.live, waiting=pointer.waiting, hold=pointer.hold is not None
+        )
     write_metrics(metrics_file, document, outcome)

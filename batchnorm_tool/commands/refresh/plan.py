@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field, PlainValidator
 
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
@@ -20,6 +21,7 @@ from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
 from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import Record, stored_as
 from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
 
 # A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
@@ -47,7 +49,7 @@ _NAME = re.compile(r"[^.`\0]+")
 
 
 @dataclass(frozen=True)
-class RefreshPlan:
+class RefreshPlan(Record):
     """What a night is asked to do, and with what.
 
     Attributes:
@@ -66,11 +68,13 @@ class RefreshPlan:
     resolved: ResolvedOptions
     identity: Identity
     layout: StoreSchema
-    options_fingerprint: str
+    options_fingerprint: Annotated[str, stored_as("request")]
     new_space: bool = False
     recompute: bool = False
     notes: tuple[str, ...] = ()
-    table: Table | None = field(default=None, repr=False)
+    table: Annotated[Table | None, PlainValidator(lambda table: table), Field(exclude=True)] = (
+        field(default=None, repr=False)
+    )
 
     @property
     def store(self) -> Store:
@@ -90,33 +94,6 @@ class RefreshPlan:
         """The stored columns that hold features, each once."""
         columns = self.resolved.features.values()
         return tuple(dict.fromkeys(name for names in columns for name in names))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain data, without the input."""
-        return {
-            "job": self.job.to_dict(),
-            "resolved": self.resolved.to_dict(),
-            "identity": self.identity.to_dict(),
-            "layout": self.layout.to_dict(),
-            "request": self.options_fingerprint,
-            "new_space": self.new_space,
-            "recompute": self.recompute,
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RefreshPlan:
-        """Return the plan that `to_dict` gave."""
-        return cls(
-            job=Job.model_validate(data["job"]),
-            resolved=ResolvedOptions.from_dict(data["resolved"]),
-            identity=Identity.from_dict(data["identity"]),
-            layout=StoreSchema.from_dict(data["layout"]),
-            options_fingerprint=data["request"],
-            new_space=data["new_space"],
-            recompute=data["recompute"],
-            notes=tuple(data["notes"]),
-        )
 
     def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash all that the staged result depends on, limits of the gate excepted."""
@@ -223,9 +200,9 @@ def _choices(
 ) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
     """Return the choices of last night, or of the staged one, where they still fit; or new ones."""
     if pointer.resolved is not None:
-        kept = ResolvedOptions.from_dict(pointer.resolved)
-        if _options_fingerprint(preparation, kept) == pointer.request:
-            return _carrying(kept, preparation), str(pointer.request), ()
+        kept = pointer.resolved
+        if _options_fingerprint(preparation, kept) == pointer.options_fingerprint:
+            return _carrying(kept, preparation), str(pointer.options_fingerprint), ()
     if (
         staged is not None
         and _options_fingerprint(preparation, staged.resolved) == staged.options_fingerprint
@@ -284,7 +261,7 @@ def _compared(
     """Tell whether the space is new, whether all rows are recomputed, and what to say of it."""
     if pointer.identity is None or pointer.live is None:
         return False, False, ()
-    live = Identity.from_dict(pointer.identity)
+    live = pointer.identity
     if live.space_id != identity.space_id:
         return True, True, (_new_space(live, identity),)
     if live.bits == identity.bits:

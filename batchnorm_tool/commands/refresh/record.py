@@ -4,21 +4,60 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from batchnorm_tool.gate.record import GateRecord, Hold, Outcome, RefreshRecord, RefreshRows
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, finite_or_none, quantile_column
+from batchnorm_tool.storage.checked_json import Record, plain
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.commands.refresh.plan import RefreshPlan
     from batchnorm_tool.gate import Finding
-    from batchnorm_tool.store.state import StorePointer
+    from batchnorm_tool.store.state import StoredRecord
 
 RECORD_FORMAT = 1
 PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
 SUPERSEDED, DISCARDED = "superseded", "discarded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshDocument(RefreshRecord, Record):
+    """What is told of a refresh, an acceptance or a rollback, as `RefreshResult.to_dict` gives it.
+
+    Attributes:
+        store: The store.
+        outcome: ``published``, ``waiting`` or ``nothing to do``.
+        targets: What became of each publish target.
+    """
+
+    store: str
+    outcome: str
+    targets: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRefresh(Record):
+    """What a refresh would change, and what the limits on the input say."""
+
+    store: str
+    live: int | None
+    rows: RefreshRows
+    gate: GateRecord
+    new_space: bool
+    hold: Hold | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Released(Record):
+    """What became of a hold, and which versions are live and wait."""
+
+    store: str
+    released: bool
+    live: int | None
+    waiting: int | None
 
 
 @dataclass(frozen=True)
@@ -29,39 +68,40 @@ class RefreshResult:
         path: The store.
         state: ``published``, ``waiting`` or ``nothing to do``.
         version: The version that was published or waits; where nothing was to do, the live one.
-        record: The night's record, as plain data.
-        targets: What became of each publish target.
+        stored: What stays of it.
+        outcomes: What became of each publish target.
     """
 
     path: str
     state: str
-    version: int | None
-    record: Mapping[str, Any] = field(repr=False)
-    targets: tuple[Mapping[str, Any], ...] = ()
+    version: int
+    stored: StoredRecord = field(repr=False)
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
-    def rows(self) -> Mapping[str, int]:
+    def record(self) -> dict[str, Any]:
+        """What stays of it, as plain data."""
+        return self.stored.to_dict()
+
+    @property
+    def rows(self) -> dict[str, int]:
         """Rows by what became of them: ``in``, ``new``, ``changed``, ``live`` and others."""
-        counts: Mapping[str, int] = self.record["rows"]
-        return counts
+        return plain(self.stored.rows)
+
+    @property
+    def targets(self) -> tuple[dict[str, Any], ...]:
+        """What became of each publish target, as plain data."""
+        return tuple(map(plain, self.outcomes))
+
+    @property
+    def document(self) -> RefreshDocument:
+        """What is told of it."""
+        told = vars(replace(self.stored.for_readers, version=self.version))
+        return RefreshDocument(**told, store=self.path, outcome=self.state, targets=self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
-        return {
-            **for_readers(self.record),
-            "store": self.path,
-            "outcome": self.state,
-            "version": self.version,
-            "targets": [dict(target) for target in self.targets],
-        }
-
-
-def for_readers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without what only a later refresh or rollback needs of it."""
-    return {name: value for name, value in record.items() if name not in _OWN}
-
-
-_OWN = ("basis", "publish", "keep", "files")
+        return self.document.to_dict()
 
 
 @dataclass
@@ -89,61 +129,19 @@ class PhaseTimings:
             self.seconds[name] = round(taken, 4)
 
 
-def begin_record(
-    plan: RefreshPlan, pointer: StorePointer, version: int, started: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return what is known of a night before anything of it is judged."""
-    model, job = plan.job.model, plan.job
-    files: Any = plan.identity.result["input"]
-    return {
-        "format": RECORD_FORMAT,
-        "version": version,
-        "base": pointer.live,
-        "kind": "load" if pointer.live is None else "refresh",
-        "new_space": plan.new_space,
-        "state": WAITING,
-        "reason": None,
-        **started,
-        "finished": None,
-        "lance_version": None,
-        "restores": None,
-        "space": plan.identity.space_id,
-        "bits": plan.identity.bits_id,
-        "settings": plan.identity.bits,
-        "model": {"path": model.path, "content": plan.resolved.model_content} if model else None,
-        "input": {"files": [{name: file[name] for name in _OF_FILES} for file in files]},
-        "basis": {
-            "layout": plan.layout.to_dict(),
-            "identity": plan.identity.to_dict(),
-            "resolved": plan.resolved.to_dict(),
-            "request": plan.options_fingerprint,
-        },
-        "publish": [target.model_dump(exclude_none=True) for target in job.publish],
-        "keep": plan.store.keep.model_dump(),
-        "warnings": list(plan.notes),
-    }
-
-
-_OF_FILES = ("path", "rows", "bytes")
-
-
-def counted(difference: ChangeSet) -> dict[str, int]:
+def counted(difference: ChangeSet) -> RefreshRows:
     """Return rows by kind where no vector was looked at: those that need one are not known yet."""
     counts = difference.counts
-    return {
-        "in": counts.rows_in,
-        "new": counts.new,
-        "changed": counts.changed,
-        "touched": counts.touched,
-        "same": counts.same,
-        "vanished": counts.vanished,
-        "recomputed": counts.recomputed,
-        "predicted": 0,
-        "reused": 0,
-        "stale": 0,
-        "quarantined": 0,
-        "live": difference.live_rows,
-    }
+    return RefreshRows(
+        rows_in=counts.rows_in,
+        new=counts.new,
+        changed=counts.changed,
+        touched=counts.touched,
+        same=counts.same,
+        vanished=counts.vanished,
+        recomputed=counts.recomputed,
+        live=difference.live_rows,
+    )
 
 
 def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
@@ -154,15 +152,11 @@ def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
         "min": norms.min,
         "max": norms.max,
         "mean": norms.mean,
-        "std": None if norms.std is None else finite_or_none(norms.std),
+        "std": finite_or_none(norms.std),
         **found,
     }
 
 
-def gate_figures(action: str, findings: Sequence[Finding]) -> dict[str, Any]:
+def gate_record(action: str, findings: Sequence[Finding]) -> GateRecord:
     """Return the gate's findings as a record has them."""
-    return {
-        "action": action,
-        "passed": all(finding.passed for finding in findings),
-        "findings": [finding.to_dict() for finding in findings],
-    }
+    return GateRecord(action, all(each.passed for each in findings), tuple(findings))

@@ -10,6 +10,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from batchnorm_tool.commands.refresh.evaluate import (
 )
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
-from batchnorm_tool.commands.refresh.record import NOTHING, RefreshResult, counted, gate_figures
+from batchnorm_tool.commands.refresh.record import (
+    NOTHING,
+    PlannedRefresh,
+    RefreshResult,
+    counted,
+    gate_record,
+)
 from batchnorm_tool.commands.refresh.staging import (
     Staging,
     StagingOptions,
@@ -42,7 +49,7 @@ from batchnorm_tool.job import Job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import LocalStorage
 from batchnorm_tool.store.lance import check_installed
-from batchnorm_tool.store.state import StoreDirectory, index_path
+from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
 
 
 def _ignore(text: str) -> None:
@@ -114,6 +121,11 @@ def plan_refresh(job: Job) -> dict[str, Any]:
         ``rows`` by kind, ``gate`` with what the limits on the input say, ``new_space`` and
         ``notes``, as plain data.
     """
+    return planned_refresh(job).to_dict()
+
+
+def planned_refresh(job: Job) -> PlannedRefresh:
+    """Return what `plan_refresh` tells."""
     state = StoreDirectory(store_of(job).path)
     check_installed()
     check_targets(job.publish)
@@ -133,16 +145,16 @@ def plan_refresh(job: Job) -> dict[str, Any]:
         name = None if index is None else f"index/{index.name}"
         found = detect_changes(refresh_source(plan), name, place, recompute=plan.recompute)
     last = state.record(pointer.live) if pointer.live is not None else None
-    findings = evaluate.evaluate_input(plan, found, last["input"] if last else None)
-    return {
-        "store": state.path,
-        "live": pointer.live,
-        "rows": counted(found),
-        "gate": gate_figures(job.gate.action, findings),
-        "new_space": plan.new_space,
-        "hold": pointer.hold,
-        "notes": list(plan.notes),
-    }
+    findings = evaluate.evaluate_input(plan, found, last.input if last else None)
+    return PlannedRefresh(
+        store=state.path,
+        live=pointer.live,
+        rows=counted(found),
+        gate=gate_record(job.gate.action, findings),
+        new_space=plan.new_space,
+        hold=pointer.hold,
+        notes=plan.notes,
+    )
 
 
 def _refresh_locked(
@@ -186,26 +198,25 @@ def _is_unchanged(staging: Staging, difference: ChangeSet) -> bool:
     )
 
 
-def _finish_unchanged(staging: Staging, record: dict[str, Any]) -> RefreshResult:
+def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
     """Leave the store as it is; a target that is behind is brought up to date all the same."""
     state = staging.state
     pointer = discard_staged(state, staging.pointer)
-    live = state.record(pointer.live or 0) or {}
-    record = {
-        **record,
-        "kind": "nothing to do",
-        "version": pointer.live,
-        "norms": live.get("norms"),
-        "gate": live.get("gate"),
-        "finished": now(),
-        "seconds": staging.timings.seconds,
-    }
-    record["rows"] = {**record["rows"], **_live_counts(live)}
+    live = state.existing_record(pointer.live or 0)
+    there = live.rows
+    record = replace(
+        record,
+        kind="nothing to do",
+        version=live.version,
+        norms=live.norms,
+        gate=live.gate,
+        finished=now(),
+        seconds=staging.timings.seconds,
+        rows=replace(
+            record.rows, stale=there.stale, quarantined=there.quarantined, live=there.live
+        ),
+    )
     with staging.timings.phase("targets"):
         targets = deliver_live(state, pointer, staging.plan.job.publish)
-    result = RefreshResult(state.path, NOTHING, pointer.live, record, targets)
+    result = RefreshResult(state.path, NOTHING, live.version, record, targets)
     return finish_refresh(result, state, staging.plan.store.keep)
-
-
-def _live_counts(live: dict[str, Any]) -> dict[str, int]:
-    return {name: live["rows"][name] for name in ("stale", "quarantined", "live")} if live else {}

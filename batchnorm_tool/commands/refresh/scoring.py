@@ -70,8 +70,8 @@ def reusable_vectors(
     found = []
     for version in sorted(pointer.versions, reverse=True):
         record = state.record(version)
-        base = record["base"] if record else None
-        if base not in pointer.versions or not _fits(state, base, plan):
+        base = record.base if record else None
+        if base is None or base not in pointer.versions or not _fits(state, base, plan):
             continue
         path = state.storage.root / replaced_path(version)
         if path.exists():
@@ -83,11 +83,11 @@ def reusable_vectors(
 def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
     """Tell whether vectors of a version can stand among tonight's."""
     record = state.record(version)
-    if record is None or record["space"] != plan.identity.space_id:
+    if record is None or record.space != plan.identity.space_id:
         return False
-    if not _has_columns(StoreSchema.from_dict(record["basis"]["layout"]), plan.layout):
+    if not _has_columns(record.basis.layout, plan.layout):
         return False
-    return plan.store.on_new_bits == "keep" or record["bits"] == plan.identity.bits_id
+    return plan.store.on_new_bits == "keep" or record.bits == plan.identity.bits_id
 
 
 def _has_columns(layout: StoreSchema, wanted: StoreSchema) -> bool:

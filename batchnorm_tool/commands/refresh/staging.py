@@ -1,8 +1,8 @@
 """A night on its way to a candidate, in steps that are each kept: a killed one goes on."""
 
 import functools
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows, make_candidate
@@ -22,7 +22,7 @@ from batchnorm_tool.commands.refresh.scoring import (
     score,
 )
 from batchnorm_tool.publish import find_unfit
-from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import SealedRecord, stored_as
 from batchnorm_tool.store.state import (
     STAGING,
     STAGING_PATH,
@@ -140,6 +140,21 @@ class StagingOptions:
     run_id: str = ""
 
 
+@dataclass(frozen=True)
+class StagedRefresh(SealedRecord):
+    """What is staged.
+
+    Attributes:
+        fingerprint: Of all that its result depends on.
+        plan: What it is asked to do.
+        started: ``started`` and ``run_id``.
+    """
+
+    fingerprint: Annotated[str, stored_as("question")]
+    plan: RefreshPlan
+    started: dict[str, str]
+
+
 def begin(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan, options: StagingOptions
 ) -> Staging:
@@ -149,13 +164,13 @@ def begin(
     """
     fingerprint = plan.staging_fingerprint(pointer)
     noted = read_staged(state)
-    if noted is None or noted["question"] != fingerprint:
+    if noted is None or noted.fingerprint != fingerprint:
         pointer = discard_staged(state, pointer)
-        noted = {"question": fingerprint, "started": {"started": now()}}
-    started = {**noted["started"], "run_id": options.run_id}
-    noted = {**noted, "started": started, "plan": plan.to_dict()}  # its limits may be others
-    state.storage.put(STAGING_PATH, checked_json.dump_checked_json(noted))
-    return Staging(state, pointer, plan, noted["started"], options.progress, options.timings)
+        noted = None
+    started = {"started": noted.started["started"] if noted else now(), "run_id": options.run_id}
+    # The limits of its plan may be others.
+    state.storage.put(STAGING_PATH, StagedRefresh(fingerprint, plan, started).to_json())
+    return Staging(state, pointer, plan, started, options.progress, options.timings)
 
 
 def resume(state: StoreDirectory, pointer: StorePointer, options: StagingOptions) -> Staging | None:
@@ -163,20 +178,18 @@ def resume(state: StoreDirectory, pointer: StorePointer, options: StagingOptions
     noted = read_staged(state)
     if noted is None or pointer.waiting is None:
         return None
-    plan = RefreshPlan.from_dict(noted["plan"])
-    return Staging(state, pointer, plan, noted["started"], options.progress, options.timings)
+    return Staging(state, pointer, noted.plan, noted.started, options.progress, options.timings)
 
 
-def read_staged(state: StoreDirectory) -> dict[str, Any] | None:
-    """Return what is staged: ``question``, ``plan`` and ``started``; ``None`` for nothing."""
-    text = state.storage.get(STAGING_PATH)
-    return None if text is None else checked_json.load_checked_json(text)
+def read_staged(state: StoreDirectory) -> StagedRefresh | None:
+    """Return what is staged; ``None`` where nothing is."""
+    return StagedRefresh.from_json(state.storage.get(STAGING_PATH))
 
 
 def staged_plan(state: StoreDirectory) -> RefreshPlan | None:
     """Return the plan of the night that is staged; ``None`` where nothing is."""
     noted = read_staged(state)
-    return None if noted is None else RefreshPlan.from_dict(noted["plan"])
+    return None if noted is None else noted.plan
 
 
 def discard_staged(
@@ -186,8 +199,8 @@ def discard_staged(
     # Also the record of one that a kill kept from being given its number.
     for version in {pointer.waiting or 0, pointer.next_version}:
         record = state.record(version)
-        if record is not None and record["state"] == WAITING:
-            state.put_record({**record, "state": outcome})
+        if record is not None and record.state == WAITING:
+            state.put_record(replace(record, state=outcome))
     # First: what is staged under a number must not be found under another one.
     state.storage.remove(STAGING)
     if pointer.waiting is not None:

@@ -20,8 +20,8 @@ from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vec
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
-from batchnorm_tool.storage import FileRecord, checked_json
 from batchnorm_tool.storage.base import STATE, TEMPORARY
+from batchnorm_tool.storage.checked_json import is_sealed
 from batchnorm_tool.storage.files import fault_in, unknown_files
 from batchnorm_tool.store.checksums import check_files
 from batchnorm_tool.store.index import KEY_ID, read_index
@@ -90,7 +90,7 @@ class StoreCheck:
             text = state.storage.get(path) or b""
             if (Path(state.root) / path).is_symlink():
                 self.findings.add(f"`{state.root}/{path}` is not a regular file.")
-            elif checked_json.load_checked_json(text) is None:
+            elif not is_sealed(text):
                 self.findings.add(f"`{state.root}/{path}` is damaged: its checksum does not match.")
         missing = {*range(1, pointer.next_version)} - {*state.recorded()}
         for version in sorted(missing):
@@ -100,7 +100,7 @@ class StoreCheck:
             expected[pointer.waiting] = "waiting"
         for version, word in sorted(expected.items()):
             record = state.record(version)
-            found = None if record is None else record["state"]
+            found = None if record is None else record.state
             if found != word:
                 self.findings.add(
                     f"Version {version} should be {word}, but its record says: {found}."
@@ -114,16 +114,18 @@ class StoreCheck:
             lasting = {replaced_path(version)} if version in pointer.versions else None
             if version == pointer.live:
                 lasting = {replaced_path(version), index_path(version)}
-            for data in (state.record(version) or {}).get("files", ()):
-                if lasting is None or data["path"] in lasting:
-                    known.add(data["path"])
-                    finding, _ = fault_in(root, FileRecord(**data), "record of its version")
+            record = state.record(version)
+            for file in record.files if record else ():
+                if lasting is None or file.path in lasting:
+                    known.add(file.path)
+                    finding, _ = fault_in(root, file, "record of its version")
                     if finding:
                         self.findings.add(finding)
         # A night that was killed leaves these; the next one goes on with them, or removes them.
         version = pointer.waiting or pointer.next_version
         left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
-        is_whole = pointer.waiting and (state.record(pointer.waiting) or {}).get("norms")
+        waits = state.record(pointer.waiting) if pointer.waiting else None
+        is_whole = waits is not None and waits.norms is not None
         if state.storage.names(STAGING) and not is_whole:
             after = f"{index_path(version)}|{replaced_path(version)}"
             left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")

@@ -23,6 +23,7 @@ from batchnorm_tool.errors import Held
 from batchnorm_tool.store.state import StoreDirectory
 from tests.kill_points import tree
 from tests.publish.replaying import Loader
+from tests.refresh_records import stored_record
 
 WIDTH = 8
 MARK = WIDTH - 1
@@ -273,7 +274,7 @@ class Month:
         }
 
     def record(self) -> dict[str, Any]:
-        record = StoreDirectory(self.store).record(self.live or 0)
+        record = stored_record(StoreDirectory(self.store), self.live or 0)
         assert record is not None
         return record
 

@@ -18,6 +18,7 @@ from batchnorm_tool.errors import Held
 from batchnorm_tool.job.loader import set_values
 from batchnorm_tool.store.state import StoreDirectory
 from tests.kill_points import tree
+from tests.refresh_records import stored_record
 
 WIDTH = 8
 LOOSE = {
@@ -135,7 +136,7 @@ class Nightly:
         out = self.path / f"scratch-{len(list(self.path.iterdir()))}"
         values["output__path"] = str(out)
         if self.job(**values).model is not None:
-            record = self.state.record(facts.live or 0) or {}
+            record = stored_record(self.state, facts.live or 0) or {}
             values["model__batch_size"] = record["settings"]["batch_size"]
         run(self.job(**values))
         keys, vectors, norms = read(out).to_numpy()

@@ -24,6 +24,7 @@ from tests.commands.refresh.nightly import (
     units,
 )
 from tests.kill_points import tree
+from tests.refresh_records import stored_record
 
 FIRST = dict.fromkeys(range(30), 0)
 MANY_ROWS = 1_000  # fewer say little of a deviation
@@ -110,7 +111,7 @@ def test_a_night_that_its_input_stopped_is_scored_by_accept(
     assert (night.state, night.version, night.rows["predicted"]) == ("published", 2, 10)
     assert seen == firsts(dict.fromkeys(range(10), 1))
     assert nightly.vectors() == units(MANY)
-    record = nightly.state.record(2)
+    record = stored_record(nightly.state, 2)
     assert record is not None
     assert (record["state"], record["reason"]) == ("published", None)
     assert record["accepted"]
@@ -202,7 +203,7 @@ def test_gate_warn_publishes_and_records(nightly: Nightly) -> None:
     warn = {"gate": {**BOTH["gate"], "action": "warn"}}
     night = nightly.night(longer(), warn)
     assert (night.state, night.version) == ("published", 2)
-    record = nightly.state.record(2)
+    record = stored_record(nightly.state, 2)
     assert record is not None
     assert (record["gate"]["action"], record["gate"]["passed"]) == ("warn", False)
     assert {*broken(record)} == {"gate.input.changed", "gate.output.norm_quantiles"}
@@ -261,7 +262,7 @@ def test_a_superseded_candidate_leaves_nothing(
     left = tree(Path(one.state.root))
     assert left.keys() - state.keys() == {"nights/000002.json"}
     assert {name for name in state if left[name] != state[name]} == {"store.json"}
-    record = one.state.record(2)
+    record = stored_record(one.state, 2)
     assert record is not None
     assert record["state"] == "superseded"
     seen.clear()

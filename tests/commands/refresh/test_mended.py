@@ -31,6 +31,7 @@ from tests.commands.refresh.nightly import (
     rows_of,
     units,
 )
+from tests.refresh_records import stored_record
 
 FIRST = dict.fromkeys(range(30), 0)
 SECOND = {**FIRST, 3: 1}
@@ -197,7 +198,7 @@ def test_a_rollback_that_a_target_cannot_follow_leaves_what_waits(
     monkeypatch.delenv("NIGHTLY_DSN")
     with pytest.raises(JobError, match="NIGHTLY_DSN"):
         rollback(nightly.store)
-    assert (nightly.state.record(waiting) or {})["state"] == "waiting"
+    assert (stored_record(nightly.state, waiting) or {})["state"] == "waiting"
     assert accept(nightly.store, waiting).state == "published"
     assert nightly.vectors() == units({**FIRST, 5: 1})
 
@@ -257,7 +258,7 @@ def test_warnings_of_features_are_in_the_record(encoded: Nightly) -> None:
         len([text for text in night.record["warnings"] if ("rounds to the same values") in text])
         == 1
     )
-    assert encoded.state.record(2) == night.record
+    assert stored_record(encoded.state, 2) == night.record
 
 
 def test_warnings_of_the_scored_run_are_in_the_record(nightly: Nightly) -> None:
@@ -266,7 +267,7 @@ def test_warnings_of_the_scored_run_are_in_the_record(nightly: Nightly) -> None:
     held = nightly.held(items(FIRST, x=lists(ones)), {"normalize": {"norm": "l1"}})
     for record in (held, accept(nightly.store, 2).record):
         assert len([text for text in record["warnings"] if "already have unit length" in text]) == 1
-    assert "already have unit length" in str((nightly.state.record(2) or {})["warnings"])
+    assert "already have unit length" in str((stored_record(nightly.state, 2) or {})["warnings"])
 
 
 def test_the_stored_record_has_the_seconds_of_every_phase(nightly: Nightly) -> None:
@@ -277,7 +278,7 @@ def test_the_stored_record_has_the_seconds_of_every_phase(nightly: Nightly) -> N
         lambda: rollback(nightly.store),
     ):
         night = command()
-        record = nightly.state.record(night.version or 0) or {}
+        record = stored_record(nightly.state, night.version or 0) or {}
         assert {"merge", "targets"} <= {*record["seconds"]}
         assert record == night.record
 

@@ -6,27 +6,33 @@ import math
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchnorm_tool.commands.refresh.metrics import check_metrics_file, last_success, write_metrics
+from batchnorm_tool.commands.refresh.metrics import (
+    CommandOutcome,
+    check_metrics_file,
+    last_success,
+    write_metrics,
+)
 from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.gate.record import Outcome
+from tests.refresh_records import record_of
 from tests.report import history_documents as histories
 
 STORE = "/stores/items.lance"
-OUTCOME = {
-    "exit_code": 0,
-    "store": STORE,
-    "seconds": 71.5,
-    "live": 29,
-    "waiting": None,
-    "hold": False,
-    "targets": [{"name": "feed"}, {"name": "pg", "error": "away"}],
-    "last_success": 1_772_330_400.25,
-}
+OUTCOME = CommandOutcome(
+    exit_code=0,
+    store=STORE,
+    seconds=71.5,
+    live=29,
+    targets=(Outcome("feed", "changes", 1.0), Outcome("pg", "pgvector", 1.0, error="away")),
+    last_success=1_772_330_400.25,
+)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -45,7 +51,7 @@ def value(samples: Samples, name: str, **labels: str) -> float | None:
 
 def written(tmp_path: Path, record: dict[str, Any] | None, **changes: Any) -> Samples:
     path = tmp_path / "refresh.prom"
-    write_metrics(path, record, OUTCOME | changes)
+    write_metrics(path, record and record_of(**record), replace(OUTCOME, **changes))
     return read(path)
 
 
@@ -139,7 +145,7 @@ def test_a_night_without_norms_or_gate(tmp_path: Path) -> None:
     record = histories.rollback(20, 17) | {"norms": {"count": 0, "q50": None}}
     samples = written(tmp_path, record)
     assert not [name for name, _ in samples if name.startswith(("norm", "gate"))]
-    assert math.isnan(value(samples, "rows", kind="new") or 0)
+    assert value(samples, "rows", kind="new") == 0
 
 
 def test_the_file_can_be_read_by_the_collector_whatever_the_umask(tmp_path: Path) -> None:
@@ -182,7 +188,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkFailed, match="No space left"):
-        write_metrics(tmp_path / "refresh.prom", None, OUTCOME | {"exit_code": 1})
+        write_metrics(tmp_path / "refresh.prom", None, replace(OUTCOME, exit_code=1))
     assert os.listdir(tmp_path) == ["refresh.prom"]
     assert value(read(tmp_path / "refresh.prom"), "exit_code") == 0
 
@@ -205,6 +211,6 @@ def test_a_device_or_directory_is_no_metrics_file(tmp_path: Path) -> None:
 def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
     link = tmp_path / "link.prom"
     link.symlink_to(tmp_path / "real.prom")
-    write_metrics(link, None, {"exit_code": 0})
+    write_metrics(link, None, OUTCOME)
     assert link.is_symlink()
     assert "exit_code" in (tmp_path / "real.prom").read_text()

@@ -16,6 +16,7 @@ from batchnorm_tool.storage import LocalStorage
 from tests.command_line import invoke, python
 from tests.commands.refresh.nightly import LOOSE, Nightly, firsts, items, units
 from tests.kill_points import tree
+from tests.refresh_records import stored_record
 
 FIRST = dict.fromkeys(range(20), 0)
 SECOND = {**FIRST, 3: 1, 30: 0}
@@ -74,7 +75,7 @@ def test_json_of_a_night_with_nothing_to_do(nightly: Nightly, job: Path) -> None
         1,
     )
     assert (found["rows"]["same"], found["rows"]["live"]) == (20, 20)
-    assert found["norms"] == (nightly.state.record(1) or {})["norms"]
+    assert found["norms"] == (stored_record(nightly.state, 1) or {})["norms"]
 
 
 def test_json_of_a_night_that_waits(nightly: Nightly, job: Path) -> None:
@@ -291,7 +292,7 @@ def test_metrics_of_every_outcome(nightly: Nightly, job: Path) -> None:
     assert invoke("refresh", job, *flags).exit_code == 0
     first = metrics(path)
     assert (first["rows", "new"], first["live_version", ""], first["exit_code", ""]) == (20, 1, 0)
-    assert first["norm", "0.5"] == (nightly.state.record(1) or {})["norms"]["q50"]
+    assert first["norm", "0.5"] == (stored_record(nightly.state, 1) or {})["norms"]["q50"]
     assert first["phase_seconds", "difference"] > 0
     success = first["last_success_timestamp_seconds", ""]
     assert success > 0
@@ -353,7 +354,7 @@ def test_every_line_of_a_json_log_has_the_run_id(nightly: Nightly, job: Path, ou
 def test_a_text_log_has_the_run_id_too(nightly: Nightly, job: Path) -> None:
     nightly.put(FIRST)
     result = invoke("refresh", job, "--progress", "plain")
-    run_id = (nightly.state.record(1) or {})["run_id"]
+    run_id = (stored_record(nightly.state, 1) or {})["run_id"]
     assert result.stderr.splitlines()
     assert all(line.startswith(f"[{run_id}] ") for line in result.stderr.splitlines())
 

@@ -27,6 +27,7 @@ from tests.commands.refresh.nightly import (
     units,
 )
 from tests.kill_points import tree
+from tests.refresh_records import stored_record
 
 FIRST = dict.fromkeys(range(30), 0)
 COUNTS = ("in", "new", "changed", "touched", "same", "vanished", "predicted", "live")
@@ -93,7 +94,7 @@ LAYOUTS = ["order", "files", "row groups", "compression", "columns"]
 def test_another_layout_is_nothing_to_do(nightly: Nightly, seen: set[float]) -> None:
     nightly.night(FIRST)
     before = tree(Path(nightly.store))
-    record = nightly.state.record(1)
+    record = stored_record(nightly.state, 1)
     for layout in LAYOUTS:
         relaid(nightly, items(FIRST), layout)
         seen.clear()
@@ -104,7 +105,7 @@ def test_another_layout_is_nothing_to_do(nightly: Nightly, seen: set[float]) -> 
         assert tree(Path(nightly.store)) == before
         assert nightly.staged() == []
     assert [each["version"] for each in history(nightly.store)["nights"]] == [1]
-    assert nightly.state.record(1) == record
+    assert stored_record(nightly.state, 1) == record
 
 
 def encoded_otherwise(table: pa.Table, how: str) -> pa.Table:
@@ -353,7 +354,7 @@ def test_features_whose_variance_is_beyond_float64(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [("embedding", "length"), ("label", "norm"), ("norm", "vector")])
 def test_columns_of_results_may_be_renamed(nightly: Nightly, names: tuple[str, str]) -> None:
     nightly.night(FIRST)
-    before = nightly.state.record(1)
+    before = stored_record(nightly.state, 1)
     vector, norm = names
     values = {"output": {"columns": {"vector": vector, "norm": norm}}, "input__passthrough": []}
     night = nightly.night(FIRST, **values)
@@ -367,7 +368,7 @@ def test_columns_of_results_may_be_renamed(nightly: Nightly, names: tuple[str, s
         {**FIRST, 3: 1}
     )
     assert verify(nightly.store).rows == 30
-    assert nightly.state.record(1) == before
+    assert stored_record(nightly.state, 1) == before
     # Vectors under the old names are not looked for under the new ones.
     assert nightly.night(FIRST, **values).state == "published"
 

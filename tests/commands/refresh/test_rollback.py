@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from batchnorm_tool import accept, history, read, release, rollback, verify
 from batchnorm_tool.errors import InputError, JobError
 from tests.commands.refresh.nightly import LOOSE, Nightly, firsts, items, rows_of, units
 from tests.kill_points import tree
+from tests.refresh_records import stored_record
 
 FIRST = dict.fromkeys(range(20), 0)
 SECOND = {**FIRST, 3: 1, 30: 0}
@@ -36,14 +38,14 @@ def test_a_rollback_restores_the_version_before(nightly: Nightly, seen: set[floa
     assert (night.state, night.version) == ("published", 3)
     assert seen == set()
     assert nightly.rows() == first != second
-    record = nightly.state.record(3)
+    record = stored_record(nightly.state, 3)
     assert record is not None
     assert (record["kind"], record["restores"], record["base"]) == ("rollback", 1, 2)
     assert (record["rows"]["live"], record["rows"]["predicted"]) == (20, 0)
     facts = nightly.state.pointer()
     assert (facts.live, facts.waiting, facts.next_version) == (3, None, 4)
     assert facts.hold is not None
-    assert facts.hold["reason"] == "rollback to version 1"
+    assert facts.hold.reason == "rollback to version 1"
     assert lance.dataset(nightly.store).tags.list()["live"]["version"] == facts.lance_version
     assert verify(nightly.store).rows == 20
 
@@ -168,7 +170,7 @@ def test_a_rollback_discards_the_waiting_night(nightly: Nightly) -> None:
     nightly.held(FIRST, limits)
     rollback(nightly.store)
     assert nightly.rows() == first
-    record = nightly.state.record(3)
+    record = stored_record(nightly.state, 3)
     assert record is not None
     assert record["state"] == "discarded"
     assert nightly.staged() == []
@@ -254,10 +256,10 @@ def test_as_many_versions_are_kept_as_asked_for(nightly: Nightly) -> None:
 def aged(nightly: Nightly, days: dict[int, float]) -> None:
     """Let versions have been published so many days ago."""
     for version, age in days.items():
-        record = nightly.state.record(version)
-        assert record is not None
+        record = nightly.state.existing_record(version)
         finished = dt.datetime.now(dt.UTC) - dt.timedelta(days=age)
-        nightly.state.put_record({**record, "finished": finished.isoformat(timespec="seconds")})
+        told = finished.isoformat(timespec="seconds")
+        nightly.state.put_record(replace(record, finished=told))
 
 
 def test_versions_are_kept_for_as_long_as_asked_for(nightly: Nightly) -> None:

@@ -13,6 +13,7 @@ import pytest
 from batchnorm_tool import accept, diff, environment, read, refresh, rollback
 from batchnorm_tool.errors import Held
 from tests.commands.refresh.nightly import Nightly, features, firsts, items, unit, units
+from tests.refresh_records import stored_record
 
 ANEW = (
     "A new vector space: every row is recomputed, because vectors of two spaces are never mixed. "
@@ -58,7 +59,7 @@ def test_a_new_space_is_announced_before_it_starts(
     with pytest.raises(Held):
         refresh(job, announce=lambda text: told.append((text, night.exists())))
     assert told[0] == (f"{ANEW}What differs: the model's content.", False)
-    record = encoded.state.record(2)
+    record = stored_record(encoded.state, 2)
     assert record is not None
     assert record["warnings"] == [told[0][0]]
 
@@ -265,7 +266,7 @@ def test_other_bits_are_recorded_and_recompute_nothing(
     seen.clear()
     night = encoded.night({**FIRST, 3: 1}, **values)
     assert (night.state, night.rows["predicted"]) == ("published", 1)
-    first, second = (encoded.state.record(version) for version in (1, 2))
+    first, second = (stored_record(encoded.state, version) for version in (1, 2))
     assert first is not None
     assert second is not None
     assert first["space"] == second["space"]

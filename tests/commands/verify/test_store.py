@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from batchnorm_tool.store import transaction
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.index import IndexWriter
 from batchnorm_tool.store.state import StoreDirectory, index_path
-from tests.store.items import ITEMS, SHOPS, Row, indexed, item, merge, publish, row, stored, write
+from tests.store.items import (
+    ITEMS,
+    SHOPS,
+    Row,
+    indexed,
+    item,
+    merge,
+    publish,
+    record,
+    row,
+    stored,
+    write,
+)
 
 
 @pytest.fixture
@@ -93,7 +106,7 @@ def test_a_flipped_bit_in_the_index_is_found(path: str) -> None:
 
 def record_says(path: str, version: int, **facts: Any) -> None:
     state = StoreDirectory(path)
-    state.put_record({**(state.record(version) or {}), **facts})
+    state.put_record(replace(state.existing_record(version), **facts))
 
 
 def test_records_agree_with_the_switch(path: str) -> None:
@@ -110,7 +123,7 @@ def test_a_candidate_has_a_record(path: str) -> None:
     state = StoreDirectory(path)
     state.put_pointer(state.pointer().with_changes(waiting=3))
     assert "Version 3 should be waiting, but its record says: None." in found(path)
-    state.put_record({"version": 3, "state": "waiting"})
+    state.put_record(replace(record(3, 20, 3), state="waiting"))
     assert verify(path).rows == 20
 
 
@@ -202,8 +215,7 @@ def test_quarantined_rows_are_in_the_index_alone(path: str) -> None:
     with IndexWriter(state.storage, index_path(2), ITEMS.key_schema) as index:
         index.add(indexed(pa.Table.from_pylist([bad, *stored(path)], ITEMS.schema)))
         index.commit()
-    record = state.record(2) or {}
-    state.put_record({**record, "files": state.files_of(2)})
+    record_says(path, 2, files=state.files_of(2))
     assert verify(path).rows == 20
 
 

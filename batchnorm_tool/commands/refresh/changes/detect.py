@@ -189,7 +189,7 @@ class ChangeDetector:
             schemas.features,
             schemas.reason,
             self.source.inputs,
-            result.statistics,
+            result.statistics.summary,
             tuple(sorted(result.warnings)),
         )
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.formats.arrow_columns import is_list
+from batchnorm_tool.gate.input_limits import (
+    ColumnNulls,
+    ComponentSummary,
+    InputSummary,
+)
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
-from batchnorm_tool.storage import Storage, checked_json
+from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.state import STAGING
-
-if TYPE_CHECKING:
-    from batchnorm_tool.gate.input_limits import FeatureStatistics
 
 DOCUMENT = f"{STAGING}/difference.json"
 DISPOSITIONS = f"{STAGING}/fates.npy"
@@ -25,18 +27,6 @@ SAMPLED_EVERY = 8
 """Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
 MOST_COMPONENTS = 4096
 """An input with more components (an image) is taken as one component with all their values."""
-
-
-@dataclass(frozen=True)
-class ColumnNulls:
-    """Rows of a stored column, and the nulls in it, those inside of lists included."""
-
-    rows: int
-    nulls: int
-
-    def merged(self, other: ColumnNulls) -> ColumnNulls:
-        """Merge those of two sets of rows."""
-        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
 
 
 @dataclass(frozen=True)
@@ -82,17 +72,12 @@ class ComponentStatistics:
         """The standard deviations of the sample as a population."""
         return np.asarray(np.sqrt(self.m2 / max(1, self.count)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return data that JSON can hold; numbers beyond float64 are its largest."""
-        values = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
-        lists = {name: np.nan_to_num(each).tolist() for name, each in values.items()}
-        return {"rows": self.rows, "count": self.count, **lists}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ComponentStatistics:
-        """Read what `to_dict` gave."""
-        low, high, mean, std = (np.array(data[name]) for name in ("min", "max", "mean", "std"))
-        return cls(data["rows"], data["count"], low, high, mean, std * std * data["count"])
+    @property
+    def summary(self) -> ComponentSummary:
+        """What is kept of them; numbers beyond float64 are its largest."""
+        values = (self.low, self.high, self.mean, self.std)
+        lists = (tuple(np.nan_to_num(each).tolist()) for each in values)
+        return ComponentSummary(self.rows, self.count, *lists)
 
 
 @dataclass(frozen=True)
@@ -116,19 +101,11 @@ class InputStatistics:
             inputs[name] = inputs[name].merged(found) if name in inputs else found
         return InputStatistics(columns, inputs)
 
-    def to_dict(self) -> FeatureStatistics:
-        """Return the data as JSON can hold it."""
-        columns = {n: {"rows": c.rows, "nulls": c.nulls} for n, c in self.columns.items()}
-        inputs = {name: found.to_dict() for name, found in self.inputs.items()}
-        return {"columns": columns, "inputs": inputs, "sampled_every": SAMPLED_EVERY}
-
-    @classmethod
-    def from_dict(cls, data: FeatureStatistics) -> InputStatistics:
-        """Read what `to_dict` gave."""
-        return cls(
-            {name: ColumnNulls(**nulls) for name, nulls in data["columns"].items()},
-            {name: ComponentStatistics.from_dict(d) for name, d in data["inputs"].items()},
-        )
+    @property
+    def summary(self) -> InputSummary:
+        """What is kept of them."""
+        inputs = {name: found.summary for name, found in self.inputs.items()}
+        return InputSummary(dict(self.columns), inputs, SAMPLED_EVERY)
 
 
 def statistics_of(
@@ -239,7 +216,7 @@ class ChangeCounts:
 
 
 @dataclass(frozen=True)
-class ChangeSet:
+class ChangeSet(SealedRecord):
     """Tonight's input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
@@ -258,45 +235,15 @@ class ChangeSet:
     features: dict[str, str]
     reason: str
     inputs: tuple[Field, ...]
-    statistics: InputStatistics
+    statistics: InputSummary
     warnings: tuple[str, ...] = ()
     hash_version: str = HASH_VERSION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the data as JSON can hold it."""
-        return {
-            "counts": asdict(self.counts),
-            "live_rows": self.live_rows,
-            "features": self.features,
-            "reason": self.reason,
-            "inputs": [asdict(field) for field in self.inputs],
-            "statistics": self.statistics.to_dict(),
-            "warnings": list(self.warnings),
-            "hash_version": self.hash_version,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ChangeSet:
-        """Read what `to_dict` gave."""
-        inputs = tuple(Field(f["name"], tuple(f["shape"]), f["dtype"]) for f in data["inputs"])
-        changes = {
-            "counts": ChangeCounts(**data["counts"]),
-            "inputs": inputs,
-            "statistics": InputStatistics.from_dict(data["statistics"]),
-            "warnings": tuple(data["warnings"]),
-        }
-        return cls(**{**data, **changes})
-
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""
-        storage.put(DOCUMENT, checked_json.dump_checked_json(self.to_dict()))
+        storage.put(DOCUMENT, self.to_json())
 
     @classmethod
     def load(cls, storage: Storage) -> ChangeSet | None:
         """Return what was found; ``None`` where nothing was, or its document is damaged."""
-        text = storage.get(DOCUMENT)
-        data = None if text is None else checked_json.load_checked_json(text)
-        try:
-            return None if data is None else cls.from_dict(data)
-        except (KeyError, TypeError, ValueError):
-            return None
+        return cls.from_json(storage.get(DOCUMENT))

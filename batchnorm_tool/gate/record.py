@@ -1,0 +1,206 @@
+"""What is told of a refresh: rows by what became of them, norms, the gate, the targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field, InstanceOf
+
+# pydantic reads these annotations at run time.
+from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.input_limits import InputSummary
+
+
+@dataclass(frozen=True)
+class RefreshRows:
+    """Rows by what became of them; those of ``live`` are in the dataset afterwards."""
+
+    rows_in: Annotated[int, Field(alias="in")]
+    new: int
+    changed: int
+    touched: int
+    same: int
+    vanished: int
+    recomputed: int
+    predicted: int = 0
+    reused: int = 0
+    stale: int = 0
+    quarantined: int = 0
+    live: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Rows that were computed again: changed ones and all others that had to."""
+        return self.changed + self.recomputed
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """What the gate found, and what a broken limit makes of the refresh: ``hold`` or ``warn``."""
+
+    action: str
+    passed: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> list[Finding]:
+        """The findings beyond their limits."""
+        return [finding for finding in self.findings if not finding.passed]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model's file, and the hash of its architecture and weights."""
+
+    path: str
+    content: str | None
+
+
+@dataclass(frozen=True)
+class FileOfInput:
+    """One input file; its name may hold bytes that are no text."""
+
+    path: InstanceOf[str]
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """The input.
+
+    Attributes:
+        files: Its files, in order.
+        statistics: Of all its rows.
+        reference: What a later input is held against: of a delta, that of the last full input.
+    """
+
+    files: tuple[FileOfInput, ...]
+    statistics: InputSummary
+    reference: InputSummary
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Since when and why nothing is published, and the version that a rollback made."""
+
+    since: str
+    reason: str
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshRecord:
+    """What stays of a refresh, of a rollback or of a candidate.
+
+    Attributes:
+        format: The version of its form.
+        version: Its number.
+        base: The version that was live before.
+        kind: ``load`` (the first one), ``refresh``, ``rollback`` or ``nothing to do``.
+        new_space: Whether its vectors mean something else than those before.
+        state: ``published``, ``waiting``, ``superseded`` or ``discarded``.
+        reason: Why it waits.
+        run_id: What the attempt is known by.
+        started: When it began.
+        finished: When it was published, or began to wait.
+        lance_version: Lance's number of it.
+        restores: The version that a rollback went back to.
+        space: `Identity.space_id`.
+        bits: `Identity.bits_id`.
+        settings: What can change the low bits of its vectors.
+        model: What predicted; ``None`` where predictions were stored already.
+        input: What was read.
+        warnings: What a person should know.
+        rows: Rows by what became of them.
+        norms: Count, extremes, moments and quantiles of the norms; ``None`` before there are any.
+        gate: What the gate found; ``None`` before it was asked.
+        accepted: When a person accepted it.
+        seconds: What each phase took.
+    """
+
+    format: Literal[1] = 1
+    version: int
+    base: int | None
+    kind: str
+    new_space: bool
+    state: str
+    reason: str | None = None
+    run_id: str
+    started: str
+    finished: str | None = None
+    lance_version: int | None = None
+    restores: int | None = None
+    space: str
+    bits: str
+    settings: dict[str, object]
+    model: ModelRecord | None
+    input: InputRecord
+    warnings: tuple[str, ...]
+    rows: RefreshRows
+    norms: dict[str, int | float | None] | None = None
+    gate: GateRecord | None = None
+    accepted: Annotated[str | None, Field(exclude_if=lambda time: time is None)] = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the gate found."""
+        return self.gate.findings if self.gate else ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one target.
+
+    Attributes:
+        name: The target's name in the job.
+        kind: Its kind, such as ``parquet``.
+        seconds: How long it took.
+        facts: What the target holds now, if it was brought to the version.
+        error: Why it was not, otherwise.
+        passing: Whether the next run may bring it to the version without anything being mended.
+        skipped: Whether it held the version already.
+    """
+
+    name: str
+    kind: str
+    seconds: float
+    facts: dict[str, object] | None = None
+    error: str | None = None
+    passing: bool = True
+    skipped: bool = False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know of the target."""
+        warnings = (self.facts or {}).get("warnings")
+        return list(map(str, warnings)) if isinstance(warnings, list | tuple) else []
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened to a store: its refreshes, oldest first, and where it stands.
+
+    Attributes:
+        path: The store.
+        live: The version that readers get.
+        hold: Why nothing is published.
+        waiting: The version that waits for a decision.
+        kept: The versions that can be read.
+        nights: What stays of each.
+    """
+
+    kind: Literal["history"]
+    path: str
+    live: int | None
+    hold: Hold | None
+    waiting: int | None
+    kept: tuple[int, ...]
+    nights: tuple[RefreshRecord, ...]
+
+    @property
+    def rollbacks(self) -> list[RefreshRecord]:
+        """What stays of each rollback."""
+        return [record for record in self.nights if record.kind == "rollback"]
