@@ -131,8 +131,7 @@ def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for."""
     defined = _ALIASES.get(name, name)
     if defined not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[defined]}"), defined)
     globals()[name] = value
     return value

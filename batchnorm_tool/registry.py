@@ -54,12 +54,7 @@ def spellings(choices: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def load(choices: Mapping[str, str], name: str) -> Any:
-    """Import what bears a name.
-
-    Args:
-        choices: One of the registries above.
-        name: A name in it that is no other spelling.
-    """
+    """Import what bears a name."""
     return _imported(choices[name])
 
 

@@ -340,11 +340,10 @@ def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
     if len(arguments) == 1:
         return Job.load(arguments[0], overrides(options))
     if len(arguments) != 3:
-        msg = (
+        raise JobError(
             "`run` takes one job file; or a model, an input and an output directory. "
             f"Received: {len(arguments)} arguments: {', '.join(arguments)}."
         )
-        raise JobError(msg)
     model, source, output = arguments
     data = {"input": {"path": source}, "model": {"path": model}, "output": {"path": output}}
     return _job_of_paths(data, options)

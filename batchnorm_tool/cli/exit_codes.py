@@ -38,8 +38,7 @@ def seconds_of(text: str | None) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"`--wait` must be a time such as 30s, 10m or 2h. Received: {text}."
-        raise JobError(msg)
+        raise JobError(f"`--wait` must be a time such as 30s, 10m or 2h. Received: {text}.")
     return seconds
 
 

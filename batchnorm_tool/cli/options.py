@@ -163,16 +163,20 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError as error:
-        msg = f"Expected integers separated by commas, such as 1,5,10. Received: {text}."
-        raise click.BadParameter(msg, context, parameter) from error
+        raise click.BadParameter(
+            f"Expected integers separated by commas, such as 1,5,10. Received: {text}.",
+            context,
+            parameter,
+        ) from error
 
 
 def _sample(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
     try:
         return text if text in (None, "all") else int(text)
     except ValueError as error:
-        msg = f"Expected an integer, or all. Received: {text}."
-        raise click.BadParameter(msg, context, parameter) from error
+        raise click.BadParameter(
+            f"Expected an integer, or all. Received: {text}.", context, parameter
+        ) from error
 
 
 comparing_flags = _flags(

@@ -344,11 +344,10 @@ def _echo(text: str, *, err: bool = False) -> None:
         # What is buffered still goes somewhere, or Python would complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not err and not isinstance(error, BrokenPipeError):
-            msg = (
+            raise WorkFailed(
                 f"Cannot write to standard output: {error.strerror}. Fix the cause and run the "
                 "same command again: finished work is kept."
-            )
-            raise WorkFailed(msg) from error
+            ) from error
 
 
 def describe_store(store: StoreDescription) -> str:

@@ -363,17 +363,15 @@ def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
 
 def _write_page(shown: Description, html: str) -> None:
     if shown.kind == "store":
-        msg = (
+        raise InputError(
             f"`--html` needs a finished run. Received: `{shown.path}` (store). Use "
             f"`batchnorm-tool history {shown.path} --html {html}`."
         )
-        raise InputError(msg)
     if not isinstance(shown.details, Manifest):
-        msg = (
+        raise InputError(
             f"`--html` needs a finished run. Received: `{shown.path}` ({shown.kind}). Give the "
             "output directory of a finished run."
         )
-        raise InputError(msg)
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
     save_page(html, run_page(shown.details, chunks))
 

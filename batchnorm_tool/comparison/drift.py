@@ -116,11 +116,10 @@ def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
 
 def _check_filled(one: Float64s, other: Float64s) -> None:
     if not (len(one) and len(other)):
-        msg = (
+        raise InputError(
             "Two distributions cannot be compared without values. Expected: at least one value in "
             f"each. Received: {len(one)} and {len(other)}."
         )
-        raise InputError(msg)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ class Metric(StrEnum):
         if text in names:
             return cls(text)
         hint = did_you_mean(text, names)
-        msg = f"`metric` must be one of {', '.join(names)}. Received: {text!r}.{hint}"
-        raise JobError(msg)
+        raise JobError(f"`metric` must be one of {', '.join(names)}. Received: {text!r}.{hint}")
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,6 @@ def _received(connection: Connection, stopped: Callable[[], bool] = lambda: Fals
     """Return what comes next."""
     while not connection.poll(_STOP_POLL_SECONDS):
         if stopped():
-            msg = "Stopped during a part; run the same command again to resume."
-            raise Interrupted(msg)
+            raise Interrupted("Stopped during a part; run the same command again to resume.")
     answer: Answer = connection.recv()
     return answer

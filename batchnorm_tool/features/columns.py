@@ -222,12 +222,11 @@ def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:
     if isinstance(field.type, pa.FixedShapeTensorType):
         permutation = field.type.permutation
         if permutation is not None and list(permutation) != sorted(permutation):
-            msg = (
+            raise InputError(
                 f"The column `{field.name}` is a tensor with permuted dimensions. Expected "
                 f"dimensions in C order. Received: permutation {list(permutation)}. Store it "
                 "without a permutation, or reorder it with `input.transform`."
             )
-            raise InputError(msg)
         return tuple(field.type.shape)
     return _shape_in_metadata((field.metadata or {}).get(b"shape"))
 

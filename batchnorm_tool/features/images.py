@@ -117,11 +117,10 @@ def _require_pillow() -> None:
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:
-        msg = (
+        raise JobError(
             "`input.decode` needs Pillow, which is not installed. "
             "Install it with: pip install 'batchnorm-tool[images]'"
-        )
-        raise JobError(msg) from error
+        ) from error
 
 
 def _decode(data: bytes, kind: str, shape: Shape) -> np.ndarray | None:

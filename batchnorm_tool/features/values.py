@@ -72,12 +72,11 @@ def array_dtype(field: Field) -> np.dtype:
     except TypeError:
         dtype = np.dtype(np.void)
     if dtype.kind not in "fiub":
-        msg = (
+        raise ModelError(
             f"The model input `{field.name}` needs a type that no column can provide. Expected "
             f"integers, floats, booleans or strings. Received: {field.dtype}. Choose another "
             "signature or layer, or add a cast in front of the model."
         )
-        raise ModelError(msg)
     return dtype
 
 

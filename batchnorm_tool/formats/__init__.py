@@ -28,8 +28,9 @@ def format_named(name: str, dtype: str | None = None) -> Format:
     """
     if name not in FORMATS:
         hint = near_matches(name, FORMATS)
-        message = f"`input.format`: expected one of {sorted(FORMATS)}. Received: {name!r}{hint}."
-        raise InputError(message)
+        raise InputError(
+            f"`input.format`: expected one of {sorted(FORMATS)}. Received: {name!r}{hint}."
+        )
     form: Format = load(FORMATS, name)(dtype) if name == "npy" else load(FORMATS, name)()
     return form
 
@@ -45,9 +46,8 @@ def recognise(path: str, expected: str | None = None) -> str:
     if found is None:
         raise unrecognised(path, head, tail)
     if expected is not None and found != expected:
-        message = (
+        raise InputError(
             f"{path}: is not in the format given by `input.format`. Expected: {expected}. "
             f"Received: {found}. Remove `input.format`, or correct it."
         )
-        raise InputError(message)
     return found

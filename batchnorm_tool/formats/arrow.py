@@ -196,12 +196,11 @@ def _stream_batches(
     size = source.size()
     # Whether a stream is whole shows in its end alone.
     if source.tell() != size or starts[-1] != size - len(END_OF_STREAM):
-        message = (
+        raise InputError(
             f"{path}: the Arrow stream has no end marker, or bytes after it. Expected the end "
             f"marker of a closed stream. Received: {size} bytes, of which {starts[-1]} are "
             "batches. The file is truncated, or still being written: write or copy it again."
         )
-        raise InputError(message)
     return tuple(lengths), tuple(starts[:-1])
 
 
@@ -229,11 +228,10 @@ def _overlaps(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[i
 
 def _check_length(path: str, number: int, expected: int, received: int) -> None:
     if expected != received:
-        message = (
+        raise Damaged(
             f"{path}, record batch {number}: its columns differ in length. Expected: {expected} "
             f"rows. Received: {received}. The file is damaged: write or copy it again."
         )
-        raise Damaged(message)
 
 
 def _footer_start(path: str, size: int) -> int:
@@ -241,12 +239,11 @@ def _footer_start(path: str, size: int) -> int:
     length = int.from_bytes(tail[-TRAILER_BYTES : -len(MAGIC)], "little", signed=True)
     start = size - TRAILER_BYTES - length
     if not tail.endswith(MAGIC) or length <= 0 or start < len(MAGIC):
-        message = (
+        raise InputError(
             f"{path}: the Arrow footer is missing or truncated. Expected a footer that ends in "
             f"{MAGIC!r}. Received: {size} bytes that end in {tail[-10:]!r}. "
             "Write or copy the file again."
         )
-        raise InputError(message)
     return start
 
 

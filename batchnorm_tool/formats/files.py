@@ -67,16 +67,14 @@ def regular_file(path: str) -> os.stat_result:
     with refusing(path):
         status = os.stat(path)  # noqa: PTH116  (a Path would only be turned back into a string)
     if not stat.S_ISREG(status.st_mode):
-        message = (
+        raise InputError(
             f"{path}: is not a regular file. Expected a file with rows. "
             f"Received: {_kind(status.st_mode)}. Write its content to a file first."
         )
-        raise InputError(message)
     if status.st_size == 0:
-        message = (
+        raise InputError(
             f"{path}: the file is empty. Expected rows. Received: 0 bytes. Write or copy it again."
         )
-        raise InputError(message)
     return status
 
 
@@ -117,11 +115,13 @@ def refusing(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        message = f"{path}: file not found. Received: {error.strerror}. Check `input.path`."
-        raise InputError(message) from error
+        raise InputError(
+            f"{path}: file not found. Received: {error.strerror}. Check `input.path`."
+        ) from error
     except PermissionError as error:
-        message = f"{path}: permission denied. Received: {error.strerror}. Change its permissions."
-        raise InputError(message) from error
+        raise InputError(
+            f"{path}: permission denied. Received: {error.strerror}. Change its permissions."
+        ) from error
     except FOREIGN_ERRORS as error:
         raise InputError(_unreadable(path, error)) from error
 
@@ -176,11 +176,10 @@ def check_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> 
 def check_range(path: str, start: int, stop: int, rows: int) -> None:
     """Refuse to read rows that a file does not have."""
     if not 0 <= start <= stop <= rows:
-        message = (
+        raise WorkFailed(
             f"{path}: has no rows {start} to {stop}. Expected: a range within its {rows} rows. "
             f"Received: {start} to {stop}. The file was replaced; start over with `--fresh`."
         )
-        raise WorkFailed(message)
 
 
 def check_schema(path: str, schema: pa.Schema) -> None:
@@ -192,11 +191,10 @@ def check_schema(path: str, schema: pa.Schema) -> None:
         str(schema)  # decodes the names of nested fields too
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        message = (
+        raise InputError(
             f"{path}: several columns have the same name. Expected unique names. "
             f"Received: {twice} more than once. Rename them."
         )
-        raise InputError(message)
 
 
 def _unreadable(where: str, error: BaseException) -> str:

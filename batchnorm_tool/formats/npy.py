@@ -272,12 +272,11 @@ def _parse(path: str, raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 def _check_dtype(path: str, header: NpyHeader) -> None:
     dtype = header.dtype
     if dtype.hasobject:
-        message = (
+        raise InputError(
             f"{path}: contains Python objects, which can run code when loaded and are never read. "
             f"Expected numbers or strings. Received: dtype {dtype}. Save it as an array of "
             "numbers."
         )
-        raise InputError(message)
     if dtype == np.dtype("V2") and not header.bfloat16:
         expected = "a known dtype; set `input.dtype: bfloat16` if it is bfloat16"
         raise _refusal(path, expected, "dtype |V2")
@@ -410,13 +409,12 @@ def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str,
     directories = {column: quote(column, safe=" ") for column in columns}
     for column, directory in directories.items():
         if _is_unfit(column, directory):
-            message = (
+            raise OutputError(
                 f"The model's output {column!r} cannot be stored as NPY, where each of several "
                 f"outputs needs a directory of its name. Expected 1 to {_LONGEST_NAME} bytes, no "
                 f"`/`, no `_` or `.` at the beginning, and not `{KEYS}`. Received: {column!r}. "
                 "Write Parquet, or remove it from `model.outputs`."
             )
-            raise OutputError(message)
     return directories
 
 

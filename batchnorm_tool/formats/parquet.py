@@ -156,12 +156,11 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
                 yield formats_files.validate(batch.select(columns))
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
-    message = (
+    raise Damaged(
         f"{spec.path}, row group {numbers[0]} or one up to {numbers[-1]}: its rows differ from "
         f"those in the footer. Expected: {groups.rows} rows. Received: {rows}. The file is "
         "damaged: write or copy it again."
     )
-    raise Damaged(message)
 
 
 def buffer_bytes(columns: int) -> int:
@@ -316,12 +315,11 @@ def _chunks_of_first_group(path: str) -> list[_Chunk]:
     command = [sys.executable, "-c", _READ_CHUNKS, path]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
-        message = (
+        raise InputError(
             f"{path}: the footer's description of the columns is damaged. Expected one that can "
             f"be read. Received: {done.stderr.decode(errors='replace')[-200:].strip()}. Write or "
             "copy the file again."
         )
-        raise InputError(message)
     return [_Chunk(*chunk) for chunk in json.loads(done.stdout)]
 
 
@@ -462,11 +460,10 @@ def _open_writer(
         )
     except pa.ArrowNotImplementedError as error:
         names = "`, `".join(schema.names)
-        message = (
+        raise OutputError(
             f"output: `{names}` cannot be stored in Parquet. Received: {error}. Remove it from "
             "`input.passthrough`, or set `output.format: arrow`."
-        )
-        raise OutputError(message) from error
+        ) from error
 
 
 def _leaf(field: pa.Field) -> str:
@@ -476,25 +473,22 @@ def _leaf(field: pa.Field) -> str:
 def _check_trailer(path: str, size: int) -> None:
     head, tail = formats_files.edges(path)
     if ENCRYPTED_MAGIC in (head[:4], tail[-4:]):
-        message = (
+        raise InputError(
             f"{path}: is an encrypted Parquet file. Expected an unencrypted one. "
             f"Received: {ENCRYPTED_MAGIC!r} at its end. Decrypt it first."
         )
-        raise InputError(message)
     length = int.from_bytes(tail[-8:-4], "little")
     if tail[-4:] != MAGIC or size < len(MAGIC) + TRAILER_BYTES + length or not length:
-        message = (
+        raise InputError(
             f"{path}: the Parquet footer is missing or truncated. Expected a footer that ends "
             f"in {MAGIC!r}. Received: {size} bytes that end in {tail[-8:]!r}. "
             "Write or copy the file again."
         )
-        raise InputError(message)
 
 
 def _check_rows(path: str, rows: int, sizes: Sequence[int]) -> None:
     if rows != sum(sizes) or min(sizes, default=0) < 0:
-        message = (
+        raise InputError(
             f"{path}: its footer is inconsistent. Expected the total of its row "
             f"groups: {sum(sizes)} rows. Received: {rows}. Write or copy the file again."
         )
-        raise InputError(message)

@@ -62,11 +62,10 @@ def list_files(path: str | Sequence[str]) -> list[Listed]:
     listed = sorted((item for one in paths for item in _expand(one)), key=lambda item: item.path)
     for before, after in itertools.pairwise(listed):
         if before.path == after.path:
-            message = (
+            raise InputError(
                 f"{after.path}: occurs twice in `input.path`. Expected each file once. "
                 f"Received: {paths}. Remove one of the paths."
             )
-            raise InputError(message)
     refuse_files_of_tables([item.path for item in listed])
     return listed
 
@@ -86,17 +85,17 @@ def _local(path: str) -> str:
     if path.startswith("file://"):
         path = unquote(path.removeprefix("file://"))
     elif _SCHEME.match(path):
-        message = (
+        raise InputError(
             "`input.path`: this version cannot read object stores. Expected a local path. "
             f"Received: a path that begins with {_SCHEME.findall(path)[0]!r}. Copy the files to a "
             "local disk, or mount the store."
         )
-        raise InputError(message)
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        message = f"`input.path`: expected a UTF-8 name. Received: {path!r}. Rename the file."
-        raise InputError(message) from error
+        raise InputError(
+            f"`input.path`: expected a UTF-8 name. Received: {path!r}. Rename the file."
+        ) from error
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps `..`)
 
 
@@ -110,22 +109,20 @@ def _in_glob(pattern: str) -> Iterator[Listed]:
         is_directory = os.path.isdir(match)  # noqa: PTH112
         found.update(_in_directory(match, root) if is_directory else [_listed(match, root)])
     if not found:
-        message = (
+        raise InputError(
             f"{pattern}: matches no file. Expected at least one. Received: none. Check the "
             "pattern, and quote it in the shell."
         )
-        raise InputError(message)
     yield from found
 
 
 def _in_directory(directory: str, root: str) -> Iterator[Listed]:
     files = [_listed(path, root) for path in _walk(directory, root, ())]
     if not files:
-        message = (
+        raise InputError(
             f"{directory}: contains no files. Expected at least one; names that begin with `.` or "
             "`_` are ignored. Received: none. Check `input.path`."
         )
-        raise InputError(message)
     yield from files
 
 
@@ -133,11 +130,10 @@ def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
     """Yield paths of files below a directory; follow links to directories, refuse loops."""
     real = os.path.realpath(directory)
     if real in above:
-        message = (
+        raise InputError(
             f"{directory}: is a symbolic link to a parent directory. Expected a tree. Received: a "
             f"loop to {real}. Remove the link."
         )
-        raise InputError(message)
     refuse_table(directory)
     with formats_files.refusing(directory), os.scandir(directory) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
@@ -165,11 +161,10 @@ def _listed(path: str, root: str) -> Listed:
     pairs = tuple(_partition(path, part) for part in directories if "=" in part)
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
-        message = (
+        raise InputError(
             f"{path}: a partition occurs twice in the path. Expected each name once. "
             f"Received: {names}. Rename the directory."
         )
-        raise InputError(message)
     return Listed(path, pairs)
 
 
@@ -178,11 +173,10 @@ def _partition(path: str, directory: str) -> tuple[str, str]:
     # A slash can only have been escaped; steps upwards stay refused, whoever makes paths of values.
     is_step = value in ("", ".") or ".." in value.split("/")
     if is_step or not name or not value.isprintable():
-        message = (
+        raise InputError(
             f"{path}: the value of a partition is not a plain name. Expected `name=value` without "
             f"`..`. Received: {directory!r}. Rename the directory."
         )
-        raise InputError(message)
     return name, value
 
 
@@ -221,12 +215,11 @@ def typed_partitions(
 def _check_names(file: InputFile, first_path: str, expected: Sequence[str]) -> None:
     received = [partition.name for partition in file.partitions]
     if received != expected:
-        message = (
+        raise InputError(
             f"{file.path}: its partitions differ from those of {first_path}. "
             f"Expected: {expected}. Received: {received}. Move it, or select the files with a "
             "glob."
         )
-        raise InputError(message)
 
 
 def _typed(values: Sequence[str | int | None], name: str) -> list[Partition]:
@@ -409,12 +402,11 @@ def refuse_table(directory: str, *, named: bool = True) -> None:
             newest = max(marks, key=os.path.getmtime)
             convert = form.convert.format(directory, newest)
             hidden = "; its files may also contain deleted or replaced rows"
-            message = (
+            raise InputError(
                 f"{directory}: is {form.name}{hidden if form.hides_rows else ''}. Expected plain "
                 f"files. Received: {os.path.relpath(newest, directory)}. Export its rows to a "
                 f"file first, with `{convert}` in Python."
             )
-            raise InputError(message)
 
 
 def refuse_files_of_tables(paths: list[str]) -> None:

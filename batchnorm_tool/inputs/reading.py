@@ -62,8 +62,7 @@ class Part:
             if offset < some.rows:
                 return some.file, some.start + offset
             offset -= some.rows
-        msg = f"row {row} does not lie in part {self.number}"
-        raise IndexError(msg)
+        raise IndexError(f"row {row} does not lie in part {self.number}")
 
 
 def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
@@ -105,11 +104,10 @@ def read_rows(
         rows += batch.num_rows
         yield batch
     if rows != stop - start:
-        message = (
+        raise Damaged(
             f"{file.path}, rows {start} to {stop}: has fewer rows than its footer says. "
             f"Expected: {stop - start}. Received: {rows}. The file is damaged: copy it again."
         )
-        raise Damaged(message)
 
 
 def check_unchanged(file: InputFile) -> None:
@@ -119,15 +117,15 @@ def check_unchanged(file: InputFile) -> None:
         try:
             now = format_named(part.format, file.dtype).fingerprint(part.path)
         except InputError as error:
-            message = f"file replaced during the run: {error.message} Finished work is kept."
-            raise WorkFailed(message) from error
+            raise WorkFailed(
+                f"file replaced during the run: {error.message} Finished work is kept."
+            ) from error
         if now != (part.bytes, part.fingerprint):
-            message = (
+            raise WorkFailed(
                 f"{part.path}: file replaced during the run. Expected: {part.bytes:,} bytes with "
                 f"fingerprint {part.fingerprint[:16]}. Received: {now[0]:,} bytes, {now[1][:16]}. "
                 "Restore the former file, or start over with `--fresh`."
             )
-            raise WorkFailed(message)
 
 
 def _joined(
@@ -151,13 +149,12 @@ def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch
         try:
             columns[place] = columns[place].cast(fields[place].type)
         except pa.ArrowInvalid as error:
-            message = (
+            raise InputError(
                 f"{file.path}, row {row} or one of the {batch.num_rows - 1} after it, column "
                 f"`{stored.name}`: a value does not fit the column type of the other files. "
                 f"Expected: {fields[place].type}. Received: {error}. Write all files with the "
                 "same type."
-            )
-            raise InputError(message) from error
+            ) from error
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 

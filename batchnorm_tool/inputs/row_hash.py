@@ -282,11 +282,10 @@ def load_xxhash() -> Any:
     try:
         import xxhash
     except ImportError as error:
-        msg = (
+        raise JobError(
             "Hashing rows needs xxhash, which is not installed. "
             "Run `pip install 'batchnorm-tool[refresh]'`."
-        )
-        raise JobError(msg) from error
+        ) from error
     return xxhash
 
 

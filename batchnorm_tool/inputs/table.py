@@ -90,11 +90,10 @@ def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -
     formats = [recognise(item.path, form) for item in listed]
     for item, name in zip(listed, formats, strict=True):
         if name != formats[0]:
-            message = (
+            raise InputError(
                 f"{item.path}: differs in format from {listed[0].path}. Expected: {formats[0]}. "
                 f"Received: {name}. Select one format, with a glob such as `DIR/*.parquet`."
             )
-            raise InputError(message)
     read = format_named(formats[0], dtype).inspect
     inspected = list(map_in_order(read, [item.path for item in listed], FOOTER_THREADS))
     return [
@@ -131,11 +130,10 @@ def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
 
 def _check_npy(key: str, file: InputFile) -> None:
     if file.format != "npy":
-        message = (
+        raise InputError(
             f"`{key}`: {file.path} cannot be combined with other files. Expected: NPY. "
             f"Received: {file.format}. Use NPY files, or one table with all columns."
         )
-        raise InputError(message)
 
 
 def _group(columns: Mapping[str, _Opened]) -> _Opened:
@@ -161,32 +159,29 @@ def _check_aligned(
 ) -> None:
     expected, received = ([one.file.rows for one in side] for side in (first, other))
     if expected != received:
-        message = (
+        raise InputError(
             f"`input.path.{name}`: does not match the rows of `{first_name}`. Expected: files "
             f"of {expected[:8]} rows. Received: {received[:8]}. Use arrays with equal numbers of "
             "rows."
         )
-        raise InputError(message)
 
 
 def _with_keys(opened: list[_Opened], spec: Input) -> tuple[list[_Opened], tuple[str, ...]]:
     """Put the rows of a keys file beside those of all input files, in their order."""
     first = opened[0].file
     if first.format != "npy":
-        message = (
+        raise InputError(
             "`input.keys` is a key file for NPY input. Expected: NPY files in `input.path`. "
             f"Received: {first.path} ({first.format}). Did you mean `input.key`, which names a "
             "column?"
         )
-        raise InputError(message)
     keys = _only_keys_file(str(spec.keys))
     rows = sum(one.file.rows for one in opened)
     if keys.file.rows != rows:
-        message = (
+        raise InputError(
             f"{keys.file.path}: does not match the rows of `input.path`. Expected: {rows} keys. "
             f"Received: {keys.file.rows}. Provide one key per row."
         )
-        raise InputError(message)
     is_npy = keys.file.format == "npy"
     column = _key_name(spec.key) if is_npy else ""
     fields = [keys.schema.field(0).with_name(column)] if is_npy else list(keys.schema)
@@ -205,11 +200,10 @@ def _key_name(key: str | Sequence[str] | None) -> str:
 def _only_keys_file(path: str) -> _Opened:
     opened = _open_files(list_files(path), None, None)
     if len(opened) != 1 or opened[0].file.format == "arrow":
-        message = (
+        raise InputError(
             f"`input.keys`: expected one NPY or Parquet file. Received: {len(opened)} of "
             f"format {opened[0].file.format}. Write all keys to one file."
         )
-        raise InputError(message)
     return opened[0]
 
 

@@ -77,11 +77,10 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
     if isinstance(data, dict):
         return data
     received = "nothing" if data is None else type(data).__name__
-    msg = (
+    raise JobError(
         f"{name}: a job file must be a mapping with the sections `input`, `model`, `normalize`, "
         f"`output` and `engine`. Received: {received}. See configs/quickstart.yaml for one."
     )
-    raise JobError(msg)
 
 
 def set_values(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
@@ -103,8 +102,7 @@ def set_values(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str
         key, equals, text = str(override).partition("=")
         keys = key.strip().split(".")
         if not equals or not all(keys):
-            msg = f"--set takes `section.key=value`. Received: {override!r}."
-            raise JobError(msg)
+            raise JobError(f"--set takes `section.key=value`. Received: {override!r}.")
         _set(result, keys, _parse_yaml(text, f"--set {key.strip()}"))
     return result
 
@@ -173,21 +171,19 @@ def _value_of(match: re.Match[str], environment: Mapping[str, str]) -> str:
     inside = _VARIABLE_INSIDE.fullmatch(match[2])
     if not match[3] or inside is None:
         # The text itself is not shown: half an expansion may hold half a secret.
-        msg = (
+        raise JobError(
             "has a `${` that is not an environment variable. Expected: `${NAME}`, "
             "`${NAME:-default}`, or `$${` for a plain `${`."
         )
-        raise JobError(msg)
     name, default = inside.groups()
     value = environment.get(name)
     if default is not None:
         return value or default
     if value is None:
-        msg = (
+        raise JobError(
             f"needs the environment variable `{name}`, which is not set. Set it, or add a "
             f"default: `${{{name}:-default}}`."
         )
-        raise JobError(msg)
     return value
 
 
@@ -198,8 +194,7 @@ def _set(data: dict[str, object], keys: list[str], value: object) -> None:
             inner = data[key] = {}
         if not isinstance(inner, dict):
             at = ".".join(keys[:depth])
-            msg = f"--set {'.'.join(keys)}: `{at}` is a single value, and has no keys."
-            raise JobError(msg)
+            raise JobError(f"--set {'.'.join(keys)}: `{at}` is a single value, and has no keys.")
         data = inner
     data[keys[-1]] = value
 
@@ -208,26 +203,26 @@ def _text_of(name: str) -> str:
     try:
         status = os.stat(name)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
-            msg = f"{name}: a job file must be a regular file. Received: a directory or device."
-            raise JobError(msg)
+            raise JobError(
+                f"{name}: a job file must be a regular file. Received: a directory or device."
+            )
         with open(name, "rb") as file:  # noqa: PTH123
             raw = file.read(_LARGEST_BYTES + 1)
         if len(raw) > _LARGEST_BYTES:
-            msg = f"{name}: a job file may have at most {_LARGEST_BYTES:,} bytes. Received: more."
-            raise JobError(msg)
+            raise JobError(
+                f"{name}: a job file may have at most {_LARGEST_BYTES:,} bytes. Received: more."
+            )
         return raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        msg = f"{name}: the job file cannot be read: {reason}."
-        raise JobError(msg) from error
+        raise JobError(f"{name}: the job file cannot be read: {reason}.") from error
 
 
 def _parse_toml(text: str, name: str) -> Any:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a ValueError alone is a number too long
-        msg = f"{name}: this is not valid TOML: {error}."
-        raise JobError(msg) from error
+        raise JobError(f"{name}: this is not valid TOML: {error}.") from error
 
 
 def _parse_yaml(text: str, name: str) -> Any:
@@ -240,5 +235,4 @@ def _parse_yaml(text: str, name: str) -> Any:
         problem = getattr(error, "problem", None) or "a value or character cannot be read"
         in_braces = mark is not None and "${" in text.split("\n")[mark.line]
         hint = " Inside {…} and […], quote strings that contain `${`." if in_braces else ""
-        msg = f"{name}{at}: {problem}. Expected: YAML of plain values.{hint}"
-        raise JobError(msg) from error
+        raise JobError(f"{name}{at}: {problem}. Expected: YAML of plain values.{hint}") from error

@@ -104,13 +104,7 @@ class TaggedSection(Section):
 
     @classmethod
     def complaint(cls, error: str, key: str, data: Mapping[str, object]) -> str | None:
-        """Say what is wrong with a key, where the tag has to do with it.
-
-        Args:
-            error: What pydantic calls it.
-            key: A key of this section, or of none.
-            data: The section's values.
-        """
+        """Say what is wrong with a key, where the tag has to do with it."""
         chosen = f"`{cls.tag}: {data.get(cls.tag)}`"
         if error == "missing" and key != cls.tag:
             return f"is missing: {chosen} needs it."

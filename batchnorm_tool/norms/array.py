@@ -170,11 +170,10 @@ def _refuse_rows(column: Any, bad: Any, shape: list[int], words: str) -> None:
     at = bad.index(True).as_py()
     if at >= 0:
         row = at // math.prod(shape[1:])
-        msg = (
+        raise InputError(
             f"Row {row} {words}. Expected: vectors of equal length, without nulls. "
             f"Received: {str(column[row].as_py())[:80]}. Fix it, or remove it."
         )
-        raise InputError(msg)
 
 
 def _chosen_norm(norm: str | Norm, p: float | None) -> Norm:
@@ -188,22 +187,21 @@ def _checked_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
     try:
         given = [operator.index(a) for a in (axis if isinstance(axis, tuple) else (axis,))]
     except TypeError as error:
-        message = f"`axis` must be an integer or a tuple of integers. Received: {axis!r}."
-        raise JobError(message) from error
+        raise JobError(
+            f"`axis` must be an integer or a tuple of integers. Received: {axis!r}."
+        ) from error
     axes = {a % ndim for a in given if -ndim <= a < ndim}
     if len(axes) != len(given):
-        message = (
+        raise JobError(
             f"`axis` must name different axes between {-ndim} and {ndim - 1} of an array with "
             f"{ndim} axes. Received: {axis!r}."
         )
-        raise JobError(message)
     return tuple(sorted(axes))
 
 
 def _checked_policy(name: str, policy: object) -> str:
     if not isinstance(policy, str) or policy not in _POLICIES:
-        message = f"`{name}` must be one of {', '.join(_POLICIES)}. Received: {policy!r}."
-        raise JobError(message)
+        raise JobError(f"`{name}` must be one of {', '.join(_POLICIES)}. Received: {policy!r}.")
     return policy
 
 
@@ -245,9 +243,8 @@ class _RowPolicies:
 
     def _fail(self, row: int, name: str, words: str) -> None:
         index = tuple(int(i) for i in np.unravel_index(row, self.lead)) if self.lead else ()
-        message = (
+        raise BadRows(
             f"The vector at index {index} {words}. Expected: no such vector, "
             f"because {name}='raise'. Received: an array of vectors of shape {self.lead}. Fix it, "
             f"or choose {name}='keep' or 'nan'."
         )
-        raise BadRows(message)

@@ -69,11 +69,10 @@ class Norm:
         if self.name == "lp":
             _check_order(self.p)
         elif self.p is not None:
-            message = (
+            raise JobError(
                 f"`p` is only for the norm 'lp'. Received: p={self.p!r} with norm {self.name!r}. "
                 "Remove `p`, or choose the norm 'lp'."
             )
-            raise JobError(message)
 
     @classmethod
     def parse(cls, text: str, p: float | None = None) -> Norm:
@@ -113,29 +112,27 @@ def _unknown_norm(received: object) -> str:
 
 def _check_order(p: float | None) -> None:
     if p is None:
-        message = "The norm 'lp' needs `p`. Expected: `p: 3`, or 'lp:3'. Received: no `p`."
-        raise JobError(message)
+        raise JobError("The norm 'lp' needs `p`. Expected: `p: 3`, or 'lp:3'. Received: no `p`.")
     if not p >= 1:  # also refuses NaN
-        message = f"`p` must be a number of 1 or more (below 1 there is no norm). Received: {p!r}."
-        raise JobError(message)
+        raise JobError(
+            f"`p` must be a number of 1 or more (below 1 there is no norm). Received: {p!r}."
+        )
 
 
 def _as_float(p: object) -> float:
     try:
         return float(p)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError) as error:
-        message = f"`p` must be a number of 1 or more. Received: {p!r}."
-        raise JobError(message) from error
+        raise JobError(f"`p` must be a number of 1 or more. Received: {p!r}.") from error
 
 
 def _written_order(text: str, order: str, p: float | None) -> float:
     written = _as_float(order)
     if p is not None and _as_float(p) != written:
-        message = (
+        raise JobError(
             f"The norm's order is given twice, with different values. Received: norm {text!r} "
             f"with p={p!r}. Remove one of them."
         )
-        raise JobError(message)
     return written
 
 
@@ -165,16 +162,16 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
     try:
         array = np.asarray(x)
     except ValueError as error:
-        message = f"The values are not an array: {error}. Expected: vectors of equal length."
-        raise InputError(message) from error
+        raise InputError(
+            f"The values are not an array: {error}. Expected: vectors of equal length."
+        ) from error
     narrow_float = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
     if narrow_float or array.dtype.kind in "iub" or array.dtype.name == "bfloat16":
         return array
-    message = (
+    raise InputError(
         "Norms need real numbers of at most 64 bits. Expected: float16, bfloat16, float32, "
         f"float64, integers or bool. Received: dtype {array.dtype}. Convert it first."
     )
-    raise InputError(message)
 
 
 def widen(x: npt.ArrayLike) -> Float64s:

@@ -194,8 +194,7 @@ class NormStats(JsonStats):
     def _quantiles(self, shares: Sequence[float]) -> list[float | None]:
         for q in shares:
             if not 0 <= q <= 1:
-                message = f"A quantile must be a number from 0 to 1. Received: {q!r}."
-                raise JobError(message)
+                raise JobError(f"A quantile must be a number from 0 to 1. Received: {q!r}.")
         if self.min is None or self.max is None:
             return [None] * len(shares)
         lower, upper = self.histogram.edges()
@@ -314,8 +313,7 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        message = (
+        raise Damaged(
             f"The stored {what} cannot be read. Expected: what this version writes. Received: "
             f"{type(error).__name__}: {error}. Run the job again with --fresh."
-        )
-        raise Damaged(message) from error
+        ) from error

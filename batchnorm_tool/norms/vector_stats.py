@@ -66,12 +66,11 @@ class DimensionStats:
     def merge(self, other: DimensionStats) -> DimensionStats:
         """Return the statistics of the vectors of both."""
         if len(self.mean) != len(other.mean):
-            message = (
+            raise Damaged(
                 "Statistics of vectors of different widths cannot be merged. "
                 f"Expected: {len(self.mean)} dimensions. Received: {len(other.mean)}. They come "
                 "from different runs; start over."
             )
-            raise Damaged(message)
         if not (self.count and other.count):
             return self if self.count else other
         mean, m2 = merged_moments(
@@ -174,12 +173,11 @@ class VectorStats(JsonStats):
     def merge(self, other: VectorStats) -> VectorStats:
         """Return the statistics of the vectors of both."""
         if self.norms.keys() != other.norms.keys():
-            message = (
+            raise Damaged(
                 "Statistics of different norms cannot be merged. "
                 f"Expected: {', '.join(self.norms)}. Received: {', '.join(other.norms)}. They "
                 "come from different runs; start over."
             )
-            raise Damaged(message)
         return VectorStats(
             rows=self.rows + other.rows,
             vectors=self.vectors + other.vectors,

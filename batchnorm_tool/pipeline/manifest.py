@@ -123,11 +123,10 @@ def existing_record(storage: Storage, number: int) -> PartRecord:
     """Return the record of a finished part."""
     record = read_record(storage, number)
     if record is None:
-        msg = (
+        raise WorkFailed(
             f"The commit record `{record_path(number)}` is missing or damaged. Run the same "
             "command again to redo that part."
         )
-        raise WorkFailed(msg)
     return record
 
 
@@ -136,8 +135,7 @@ def read_refusals(storage: Storage) -> Iterator[PartRecord]:
     for name in storage.names(REFUSED):
         record = PartRecord.from_json(storage.get(f"{REFUSED}/{name}"))
         if record is None:
-            msg = f"The record `{REFUSED}/{name}` is damaged. Run again to recreate it."
-            raise WorkFailed(msg)
+            raise WorkFailed(f"The record `{REFUSED}/{name}` is damaged. Run again to recreate it.")
         yield record
 
 
@@ -304,15 +302,13 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     data = checked_json.verified_json(text or b"")
     told = success.decode(errors="replace").strip()
     if text is None or data is None or checked_json.sha256(data) != told:
-        msg = (
+        raise Damaged(
             f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum does not match. "
             "Recreate the result with `--fresh`."
         )
-        raise Damaged(msg)
     if data.get("format") != FORMAT:
-        msg = (
+        raise InputError(
             f"`{path}` was written by batchnorm_tool {data.get('version')}. Expected: a result in "
             f"format {FORMAT}. Received: format {data.get('format')}. Read it with that version."
         )
-        raise InputError(msg)
     return Manifest.decoded(text, f"{path}/{MANIFEST_PATH}")

@@ -83,11 +83,10 @@ def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
     names = [output.name for output in outputs]
     for name in job.normalize.outputs:
         if name not in names:
-            msg = (
+            raise JobError(
                 f"`normalize.outputs.{name}` is not an output of this run. Expected one "
                 f"of: {', '.join(names)}. Received: {name}."
             )
-            raise JobError(msg)
     return tuple(_output_spec(job, output, alone=len(outputs) == 1) for output in outputs)
 
 
@@ -95,11 +94,10 @@ def _output_spec(job: Job, output: Field, *, alone: bool) -> OutputSpec:
     norm, axis = job.normalize.for_output(output.name)
     shape = tuple(size or 0 for size in output.shape)
     if 0 in shape:  # and Arrow would divide by it
-        msg = (
+        raise ModelError(
             f"The output `{output.name}` has no values. Expected at least one per row. Received: "
             f"shape {shape}. Choose another one with `model.outputs`."
         )
-        raise ModelError(msg)
     vectors = math.prod(shape[:-1]) if axis == -1 else 1
     width = shape[-1] if axis == -1 else math.prod(shape)
     columns = job.output.columns
@@ -185,11 +183,10 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
         if names.count(name) > 1:
             way = "Rename the result with `output.columns`, or remove the other one"
             several = "Remove one of the two from `model.outputs`, or the other one"
-            msg = (
+            raise JobError(
                 "Two columns of the output would be named "
                 f"`{name}`. {way if len(layouts) == 1 else several} from `input.passthrough`."
             )
-            raise JobError(msg)
     return pa.schema(fields)
 
 

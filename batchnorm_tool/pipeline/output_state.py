@@ -86,8 +86,7 @@ def finish_publishing(storage: Storage) -> None:
     text = storage.get(storage.staged(MANIFEST_PATH))
     success = storage.get(storage.staged(SUCCESS_PATH))
     if text is None or success is None:
-        msg = "Nothing is staged for publication."
-        raise OutputError(msg)
+        raise OutputError("Nothing is staged for publication.")
     storage.remove(SUCCESS_PATH)
     storage.finish_publish()
     storage.put(MANIFEST_PATH, text)
@@ -119,11 +118,10 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
     foreign = [name for name in state.names if name != STATE]
     ours = state.plan is not None or MANIFEST_PATH in foreign
     if foreign and not ours:
-        msg = (
+        raise OutputError(
             f"The output directory `{state.path}` contains files that are not part of a run of "
             f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
         )
-        raise OutputError(msg)
     if state.plan is not None and _continues(state.plan.identity, plan):
         return True
     loses_work = state.manifest is not None or state.parts_done > 0
@@ -145,21 +143,19 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     elif state.manifest is not None:
         other, what = state.manifest.identity, "the result"
     elif MANIFEST_PATH in state.names:
-        msg = (
+        raise OutputError(
             f"The output directory `{state.path}` contains a result without `{SUCCESS_PATH}`, "
             "which has been removed. Replace the result with `--fresh`, or choose another "
             "`output.path`."
         )
-        raise OutputError(msg)
     else:
         return
     if other == plan.identity:
         gone = sorted(state.directories - set(state.names))
-        msg = (
+        raise OutputError(
             f"The result in `{state.path}` is finished, but these files have been "
             f"removed: {', '.join(f'`{name}`' for name in gone)}. Recreate it with `--fresh`."
         )
-        raise OutputError(msg)
     unasked = _chosen_in_both(state, plan)
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
     listed = ", ".join(found)
@@ -167,11 +163,10 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     advice = "Replace it with `--fresh`, or choose another `output.path`."
     if state.plan is not None and only_bits:
         advice += " `--mixed-bits` resumes anyway; low-order bits of its parts may then differ."
-    msg = (
+    raise OutputError(
         f"The output directory `{state.path}` holds {what} of another job or input. "
         f"What differs: {listed}. {advice}"
     )
-    raise OutputError(msg)
 
 
 def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:

@@ -236,8 +236,7 @@ def _read(storage: Storage, part: int) -> pa.Table:
         stream = base64.b64decode(text)
         return pa.ipc.open_stream(stream).read_all().cast(CHUNK_SCHEMA)
     except (OSError, ValueError) as error:
-        msg = (
+        raise Damaged(
             f"`{record_path(part)}` is not as this version writes it: `chunks`: {error}. Run the "
             "same command again with `--fresh`."
-        )
-        raise Damaged(msg) from error
+        ) from error

@@ -79,8 +79,9 @@ class Worker:
         with capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
             for chunk in self._timed(self._chunks(part)):
                 if stopped():
-                    msg = "Stopped between two chunks; run the same command again to resume."
-                    raise Interrupted(msg)
+                    raise Interrupted(
+                        "Stopped between two chunks; run the same command again to resume."
+                    )
                 self._process_chunk(chunk, summary, writer)
                 advance(chunk.rows)
             return self._commit(summary, writer)
@@ -162,11 +163,10 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
     """Load a job's model as it was when it was examined for the plan."""
     with security.admit(model) as admitted:
         if admitted.report.content != content:
-            msg = (
+            raise ModelError(
                 f"{model.path}: the model file has changed since the run was planned. Run again "
                 "once it no longer changes."
             )
-            raise ModelError(msg)
         return models.load_predictor(model, admitted.path, engine)
 
 
@@ -175,8 +175,7 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
     text = storage.get(PLAN_PATH)
     plan = None if text is None else Plan.from_json(text)
     if plan is None:
-        msg = "The plan of this run is missing from its output. Run again to resume."
-        raise WorkFailed(msg)
+        raise WorkFailed("The plan of this run is missing from its output. Run again to resume.")
     return make_worker(storage, plan, _load(plan, device))
 
 
@@ -184,14 +183,13 @@ def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
     """Return a worker that computes with a loaded model; its batch size becomes the plan's."""
     planned = (plan.resolved.device, plan.resolved.threads)
     if (model.device, model.threads) != planned:
-        msg = (
+        raise OutputError(
             f"The run in `{plan.job.output.path}` was planned on the {planned[0]} "
             f"with {plural(planned[1], 'thread')} per operation, and here the model runs on "
             f"the {model.device} with {model.threads}, which gives different low-order bits. "
             "Resume on the original machine, start over with `--fresh`, or accept both with "
             "`--mixed-bits`."
         )
-        raise OutputError(msg)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size))
 
 

@@ -136,15 +136,13 @@ def check_path(name: str, path: str, *, is_file: bool = False) -> None:
     place = Path(path)
     if place.is_dir() if is_file else place.is_file():
         wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")
-        msg = (
+        raise JobError(
             f"`publish`: target `{name}` needs {wanted} in `path`. Received: "
             f"`{path}`, which is {found}. Choose another path."
         )
-        raise JobError(msg)
     if "://" in path:
-        msg = (
+        raise JobError(
             f"`publish`: target `{name}` writes to a local path in this version. "
             f"Expected `path` without a scheme. Received: `{path}`. Write to a local path "
             "and copy it from there."
         )
-        raise JobError(msg)

@@ -36,12 +36,11 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
     """Refuse a place that is ahead of the store: another store writes to it."""
     newest = max(versions, default=0)
     if newest > publication.version:
-        msg = (
+        raise OutputError(
             f"`{place}` holds version {newest}, and this store publishes "
             f"version {publication.version}: another store has written there. Choose another "
             "`path`, or remove that directory if it is no longer used."
         )
-        raise OutputError(msg)
 
 
 def publish_directory(storage: LocalStorage, path: str) -> None:

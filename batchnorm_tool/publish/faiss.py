@@ -87,11 +87,10 @@ class FaissIndex(Target):
         """Look for FAISS, and refuse a path that is not local."""
         check_path(self.name, self.place, is_file=True)
         if importlib.util.find_spec("faiss") is None:
-            msg = (
+            raise JobError(
                 f"`publish`: target `{self.name}` needs faiss, which cannot be imported. Install "
                 "it with `pip install 'batchnorm-tool[faiss]'`."
             )
-            raise JobError(msg)
 
     def check_layout(self, layout: StoreSchema) -> None:
         """Refuse an index that FAISS does not know for vectors of that width."""
@@ -101,8 +100,9 @@ class FaissIndex(Target):
         try:
             faiss.index_factory(layout.width, text, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            msg = f"`publish`: target `{self.name}`: {faiss_build.refusal(text, error)}"
-            raise JobError(msg) from error
+            raise JobError(
+                f"`publish`: target `{self.name}`: {faiss_build.refusal(text, error)}"
+            ) from error
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
         """Return the first key that FAISS returns where it finds nothing."""
@@ -162,8 +162,9 @@ class FaissIndex(Target):
                 if sink is not None:
                     sink.write(scheme.explained(rows.batch, rows.ids))
         if index.ntotal != publication.rows:
-            msg = f"the version has {plural(publication.rows, 'row')}; {index.ntotal:,} were read."
-            raise WorkFailed(msg)
+            raise WorkFailed(
+                f"the version has {plural(publication.rows, 'row')}; {index.ntotal:,} were read."
+            )
         return sample.queries()
 
 

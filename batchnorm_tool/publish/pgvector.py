@@ -99,11 +99,10 @@ class PgvectorTable(Target):
         """Look for psycopg and pgvector, the connection string, and a name that is too long."""
         missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if missing:
-            msg = (
+            raise JobError(
                 f"`publish`: target `{self.name}` needs {' and '.join(missing)}, which cannot be "
                 "imported. Install it with `pip install 'batchnorm-tool[pgvector]'`."
             )
-            raise JobError(msg)
         self._check_name()
         self._connection_string()
 
@@ -119,8 +118,7 @@ class PgvectorTable(Target):
         except WorkFailed:
             return
         except OutputError as error:
-            msg = f"`publish`: target `{self.name}`: {error.message}"
-            raise JobError(msg) from error
+            raise JobError(f"`publish`: target `{self.name}`: {error.message}") from error
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:
         """Return the first value that PostgreSQL has no place for."""
@@ -206,29 +204,26 @@ class PgvectorTable(Target):
     def _check_name(self) -> None:
         name, schema = self._names.view.encode(), self._names.schema.encode()
         if not 0 < len(name) <= LONGEST_NAME or len(schema) > 63 or b"\0" in name + schema:
-            msg = (
+            raise JobError(
                 f"`publish`: target `{self.name}`: `table` is empty, too long, or contains NUL. "
                 f"Expected at most {LONGEST_NAME} bytes. Received: `{self.place}`. Choose another "
                 "name."
             )
-            raise JobError(msg)
 
     def _connection_string(self) -> str:
         text = os.environ.get(self._variable)
         if not text:
-            msg = (
+            raise JobError(
                 f"`publish`: target `{self.name}` takes its connection string from the "
                 f"environment variable `{self._variable}`, which is not set. Set it, for example "
                 "to `postgresql://user@host/database`, or use another one with `dsn_env`."
             )
-            raise JobError(msg)
         if _hides_secrets(text):
-            msg = (
+            raise JobError(
                 f"`publish`: target `{self.name}`: the connection string in `{self._variable}` has "
                 "an `@` in the wrong place. Expected one, before the host. Write `%40` for each in "
                 "a user's name or a password, and `%2F`, `%3F` and `%23` for `/`, `?` and `#`."
             )
-            raise JobError(msg)
         return text
 
 

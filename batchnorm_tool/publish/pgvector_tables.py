@@ -69,8 +69,7 @@ class Tables:
             )
         missing = [what for what, is_there in found.items() if not is_there]
         if missing:
-            msg = f"The database is not ready. Expected {missing[0]}."
-            raise OutputError(msg)
+            raise OutputError(f"The database is not ready. Expected {missing[0]}.")
         self._check_view(self.bookkeeping() if self._exists(book) else None)
 
     @contextlib.contextmanager
@@ -170,11 +169,10 @@ class Tables:
 
     def _check_view(self, before: Bookkeeping | None) -> None:
         if before is None and self._exists(self._names.view):
-            msg = (
+            raise OutputError(
                 f"`{self._names.schema}.{self._names.view}` exists, but is not recorded in "
                 f"`{self._names.bookkeeping}`. Choose another `table`, or drop it."
             )
-            raise OutputError(msg)
 
     def _create(self, table: sql.Composable, shape: RowShape) -> None:
         statements = self._statements
@@ -241,12 +239,11 @@ class Tables:
         for _ in range(SWITCH_TRIES):
             with contextlib.suppress(LockNotAvailable):
                 return self._try_to_switch(after)
-        msg = (
+        raise WorkFailed(
             f"`{self._names.schema}.{self._names.view}` is in constant use: the view could not be "
             f"switched in {SWITCH_TRIES} tries of {SWITCH_SECONDS} s. Look for an open "
             "transaction in `pg_stat_activity`."
         )
-        raise WorkFailed(msg)
 
     def _try_to_switch(self, after: Bookkeeping) -> bool:
         with self._statements.connection.transaction():

@@ -92,20 +92,18 @@ class RowShape:
         """Refuse columns that PostgreSQL cannot have, and vectors that are too long."""
         for name in self.names:
             if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
-                msg = (
+                raise OutputError(
                     f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of "
                     f"at most {_LONGEST_NAME} bytes, and not one of {', '.join(_SYSTEM_COLUMNS)}. "
                     "Rename it in the input (the store's own: `store.columns`, `output.columns`), "
                     "or remove it from `input.passthrough`."
                 )
-                raise OutputError(msg)
         if self.width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
-            msg = (
+            raise OutputError(
                 f"pgvector takes vectors of at most {LONGEST_VECTOR} components and a table at "
                 f"most {_MOST_COLUMNS} columns. Received: {self.width} and {len(self.columns)}. "
                 "Use another target."
             )
-            raise OutputError(msg)
 
     @property
     def names(self) -> list[str]:

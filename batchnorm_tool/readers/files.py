@@ -164,11 +164,10 @@ def _naming(path: str) -> Iterator[None]:
 def _check_holds_vectors(sample: pa.Table, columns: Sequence[str]) -> None:
     for name in columns:
         if sample.num_rows and reading.first_list(sample[name]) is None:
-            msg = (
+            raise InputError(
                 f"The column `{name}` does not contain vectors. Expected lists of numbers. "
                 "Received: only nulls and empty lists. Choose another column with `column`."
             )
-            raise InputError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +192,10 @@ def predictions_of_array(array: Anything) -> VectorSource:
     """Take an array ``[n, d]`` of real numbers for stored predictions; integers become float64."""
     vectors = array_of(array)
     if vectors.ndim != 2 or not vectors.shape[1]:
-        msg = (
+        raise InputError(
             "An array of predictions must have one row per vector. Expected the shape (rows, "
             f"width). Received: {vectors.shape}. Reshape it."
         )
-        raise InputError(msg)
     if vectors.dtype not in (np.float16, np.float32, np.float64):
         vectors = vectors.astype(np.float64 if vectors.dtype.kind in "iub" else np.float32)
     dtype = str(vectors.dtype.newbyteorder("="))

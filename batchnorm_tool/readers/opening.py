@@ -83,12 +83,11 @@ def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str
         return known[column[0]]
     received = ", ".join(f"`{name}`" for name in column)
     hint = near_matches(column[0], known) if column else ""
-    msg = (
+    raise InputError(
         f"{path}: this run has several outputs. Expected `column` to be one "
         f"of: {', '.join(f'`{one.name}`' for one in layouts)}. "
         f"Received: {received or 'none'}{hint}."
     )
-    raise InputError(msg)
 
 
 def several(given: Any) -> list[Any]:
@@ -101,11 +100,10 @@ def checked_names(argument: str, given: Any) -> tuple[str, ...]:
     """Return names of columns, given as one or several; none for ``None``."""
     names = [] if given is None else several(given)
     if not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
-        msg = (
+        raise JobError(
             f"`{argument}` must be the name of a column, or a list of distinct names. "
             f"Received: {given!r}."
         )
-        raise JobError(msg)
     return tuple(names)
 
 
@@ -119,8 +117,7 @@ def checked_path(argument: str, given: Any) -> str:
 def checked_whole(argument: str, number: Any, least: int = 0) -> int:
     """Return a whole number of a certain size at least."""
     if not _is_whole(number, least):
-        msg = f"`{argument}` must be an integer, {least} or more. Received: {number!r}."
-        raise JobError(msg)
+        raise JobError(f"`{argument}` must be an integer, {least} or more. Received: {number!r}.")
     return int(number)
 
 
@@ -128,8 +125,7 @@ def checked_ks(given: Any) -> tuple[int, ...]:
     """Return numbers of neighbours, given as one or several: ascending, each once."""
     numbers = several(given)
     if not numbers or not all(_is_whole(k, 1) for k in numbers):
-        msg = f"`k` must be numbers of neighbours, 1 or more each. Received: {given!r}."
-        raise JobError(msg)
+        raise JobError(f"`k` must be numbers of neighbours, 1 or more each. Received: {given!r}.")
     return tuple(sorted({int(k) for k in numbers}))
 
 

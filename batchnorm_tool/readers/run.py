@@ -134,11 +134,10 @@ class StoredRun(VectorSource):
     ) -> Iterator[pa.RecordBatch]:
         path = f"{self.path}/{file.path}"
         if not Path(path).exists():
-            msg = (
+            raise Damaged(
                 f"`{file.path}` of `{self.path}` is missing. Restore it, or recreate the result "
                 "with `--fresh`."
             )
-            raise Damaged(msg)
         with damaged_if_unreadable(file.path):
             # Beside arrays in NPY, the other columns lie in Parquet.
             form = format_named(path.rpartition(".")[2])
@@ -158,8 +157,9 @@ def open_run(path: str) -> StoredRun:
     try:
         manifest = read_manifest(storage, str(root))
     except OSError as error:
-        msg = f"`{root}` cannot be read: {error.strerror}. Change its permissions."
-        raise InputError(msg) from error
+        raise InputError(
+            f"`{root}` cannot be read: {error.strerror}. Change its permissions."
+        ) from error
     if manifest is None:
         raise InputError(_why_no_run(storage, str(root)))
     job, resolved = manifest.job, manifest.resolved
@@ -167,8 +167,7 @@ def open_run(path: str) -> StoredRun:
         outputs = output_schema.output_specs(job, resolved.outputs)
         schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
     except Refused as error:
-        msg = f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}"
-        raise Damaged(msg) from error
+        raise Damaged(f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}") from error
     return StoredRun(
         path=str(root),
         name=path,
@@ -201,15 +200,15 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
         pa.ArrowException,
         *checked_json.UNREADABLE_RECORD_ERRORS,
     ) as error:
-        msg = f"`{path}` cannot be read: {error}"
-        raise Damaged(msg) from error
+        raise Damaged(f"`{path}` cannot be read: {error}") from error
 
 
 def check_rows(file: FileRecord, expected: int, received: int) -> None:
     """Raise `Damaged` where a file has another number of rows than the manifest says."""
     if expected != received:
-        msg = f"`{file.path}` has {plural(received, 'row')}; the manifest has {expected:,}."
-        raise Damaged(msg)
+        raise Damaged(
+            f"`{file.path}` has {plural(received, 'row')}; the manifest has {expected:,}."
+        )
 
 
 def _directory(file: FileRecord) -> str:
@@ -218,13 +217,13 @@ def _directory(file: FileRecord) -> str:
 
 def _root(path: str) -> Path:
     if "://" in path:
-        msg = f"This version reads runs from local directories only. Received: `{path}`."
-        raise InputError(msg)
+        raise InputError(
+            f"This version reads runs from local directories only. Received: `{path}`."
+        )
     root = Path(path)
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        msg = f"`{path}` {what}. Expected the output directory of a finished run."
-        raise InputError(msg)
+        raise InputError(f"`{path}` {what}. Expected the output directory of a finished run.")
     above = root.absolute().parent
     is_inside = root.absolute().name == DATA_DIRECTORY and (above / SUCCESS_PATH).is_file()
     return above if is_inside else root

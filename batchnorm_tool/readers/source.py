@@ -210,11 +210,10 @@ def check_columns(
             named_by = f", which `{argument}` names" if argument else ""
             known = ", ".join(f"`{each}`" for each in stored)
             expected = f"Expected one of: {known}." if stored else "It has only vectors."
-            msg = (
+            raise InputError(
                 f"{path}: has no column `{name}`{named_by}{near_matches(name, stored)}. {expected} "
                 f"Received: `{name}`."
             )
-            raise InputError(msg)
 
 
 def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
@@ -223,19 +222,17 @@ def check_key(path: str, key: Sequence[str], schema: pa.Schema) -> None:
     for name in key:
         kind = schema.field(name).type
         if pa.types.is_nested(kind) or pa.types.is_null(kind):
-            msg = (
+            raise InputError(
                 f"{path}: `key` names the column `{name}`, which cannot be a key. Expected "
                 f"numbers, strings or dates. Received: {kind}. Choose another column."
             )
-            raise InputError(msg)
 
 
 def check_rank(path: str, column: str, shape: Sequence[int | None]) -> None:
     """Refuse rows that hold more than one vector."""
     if len(shape) > 1:
-        msg = (
+        raise InputError(
             f"{path}: `{column}` holds an array of shape {tuple(shape)} in each row. Expected one "
             "vector per row. Received: several. Store them flat, or choose another column with "
             "`column`."
         )
-        raise InputError(msg)

@@ -63,11 +63,10 @@ def read(
         return StoredVectors(open_snapshot(name, version), raw)
     run = open_run(name)
     if version is not None:
-        msg = (
+        raise JobError(
             f"`version` names a version of a store, and `{name}` is a run, which has no versions. "
             f"Received: {version}. Omit it."
         )
-        raise JobError(msg)
     return StoredVectors(run, raw)
 
 
@@ -138,8 +137,7 @@ class StoredVectors:
             Damaged: A file is missing, or cannot be read.
         """
         if batch_rows < 1:
-            msg = f"`batch_rows` must be at least 1. Received: {batch_rows}."
-            raise JobError(msg)
+            raise JobError(f"`batch_rows` must be at least 1. Received: {batch_rows}.")
         return self._batches(self._source.schema.names, batch_rows)
 
     def to_numpy(self, output: str | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -205,8 +203,9 @@ class StoredVectors:
         if name is not None and name in outputs:
             return outputs[name]
         listed = ", ".join(f"`{known}`" for known in outputs)
-        msg = f"`output` must be one of {listed}. Received: {name!r}.{did_you_mean(name, outputs)}"
-        raise JobError(msg)
+        raise JobError(
+            f"`output` must be one of {listed}. Received: {name!r}.{did_you_mean(name, outputs)}"
+        )
 
     def _key_array(self, batches: list[pa.RecordBatch]) -> np.ndarray:
         schema = self._source.schema_of(self._source.keys)

@@ -48,11 +48,11 @@ def refresh_lines(
 def dry_run_lines(rows: RefreshRows, gate: GateRecord | None = None, width: int = 72) -> list[str]:
     """Say what a night would change.
 
-        Example:
-                >>> from batchnorm_tool.gate.record import RefreshRows
-            >>> print(*dry_run_lines(RefreshRows(100, 2, 1, 0, 97, 0, 0)), sep=chr(10))
-            Dry run: nothing was written; 3 rows would go through the model.
-                rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
+    Example:
+        >>> from batchnorm_tool.gate.record import RefreshRows
+        >>> print(*dry_run_lines(RefreshRows(100, 2, 1, 0, 97, 0, 0)), sep=chr(10))
+        Dry run: nothing was written; 3 rows would go through the model.
+        rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
     """
     model = plural(rows.new + rows.computed, "row")
     headline = f"Dry run: nothing was written; {model} would go through the model."
@@ -154,12 +154,12 @@ def history_lines(history: History) -> list[str]:
 def describe_store(history: History) -> str:
     """Say which version is live, which waits, and whether the store is on hold.
 
-        Example:
-                >>> from batchnorm_tool.gate.record import History, Hold
-            >>> hold = Hold("2026-03-01T02:00:00+00:00", "rollback", 3)
-            >>> describe_store(History("history", "items.lance", 3, hold, 4, (2, 3), ()))
-            'items.lance: version 3 is live, 4 is waiting, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
-        """
+    Example:
+        >>> from batchnorm_tool.gate.record import History, Hold
+        >>> hold = Hold("2026-03-01T02:00:00+00:00", "rollback", 3)
+        >>> describe_store(History("history", "items", 3, hold, 4, (2, 3), ()))
+        'items: version 3 is live, 4 is waiting, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
+    """
     live, hold = history.live, history.hold
     said = [f"version {live} is live" if live is not None else "no version is live"]
     if history.waiting is not None:

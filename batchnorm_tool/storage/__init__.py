@@ -31,12 +31,12 @@ __all__ = [
 def open_storage(path: str) -> Storage:
     """Return the storage for an ``output.path``."""
     if "://" in path:
-        msg = (
+        raise OutputError(
             f"`output.path` must be a local directory in this version. Received: `{path}`. "
             "Write to a local directory and copy it when `_SUCCESS` is there."
         )
-        raise OutputError(msg)
     if Path(path).exists() and not Path(path).is_dir():
-        msg = f"`output.path` must be a directory, and `{path}` is a file. Choose another path."
-        raise OutputError(msg)
+        raise OutputError(
+            f"`output.path` must be a directory, and `{path}` is a file. Choose another path."
+        )
     return LocalStorage(path)

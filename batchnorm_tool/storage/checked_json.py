@@ -93,15 +93,7 @@ class Record:
 
     @classmethod
     def decoded(cls, text: bytes, path: str) -> Self:
-        """Read a record.
-
-        Args:
-            text: JSON.
-            path: Where it lies, for the message.
-
-        Raises:
-            Damaged: It is not what this version writes; the message names the field.
-        """
+        """Read a record."""
         kind: Any = cls
         adapter: TypeAdapter[Self] = _adapter(kind)
         try:
@@ -146,21 +138,12 @@ class SealedRecord(Record):
 
     @classmethod
     def opened(cls, text: bytes, path: str) -> Self:
-        """Read what `to_json` gave.
-
-        Args:
-            text: A whole file.
-            path: Where it lies, for the message.
-
-        Raises:
-            Damaged: The checksum disagrees, or a field is not as this version writes it.
-        """
+        """Read what `to_json` gave."""
         if not is_sealed(text):
-            msg = (
+            raise Damaged(
                 f"`{path}` is damaged: its checksum does not match. Restore it from a backup, or "
                 "recreate it."
             )
-            raise Damaged(msg)
         return cls.decoded(b"{" + text[_DIGEST.stop + 2 :], path)
 
     @classmethod
@@ -237,12 +220,11 @@ def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except UNREADABLE_RECORD_ERRORS as error:
             said = " ".join(str(error).split())[:200]
             path = arguments[0] if arguments else named["path"]
-            msg = (
+            raise Damaged(
                 f"`{path}`: its content is not what this version writes "
                 f"({type(error).__name__}: {said}). Read it with the version that wrote it, "
                 "restore it from a copy, or recreate it."
-            )
-            raise Damaged(msg) from error
+            ) from error
 
     return wrapper
 

@@ -53,11 +53,10 @@ def read_errors(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         kind = WorkFailed if is_worth_retrying(error) else OutputError
-        msg = (
+        raise kind(
             f"Cannot read `{path}`: {describe_error(error)}. Finished work is kept: fix the cause "
             "and run the same command again."
-        )
-        raise kind(msg) from error
+        ) from error
 
 
 def is_worth_retrying(error: OSError) -> bool:
@@ -156,8 +155,9 @@ class OutputFile(io.RawIOBase):
     def patch(self, offset: int, data: bytes) -> None:
         """Rewrite ``data`` at ``offset``, within what is written already (a header, say)."""
         if offset + len(data) > self._size:
-            msg = f"patch of {len(data)} bytes at {offset} reaches beyond {self._size} bytes"
-            raise ValueError(msg)
+            raise ValueError(
+                f"patch of {len(data)} bytes at {offset} reaches beyond {self._size} bytes"
+            )
         if self._discarded:
             return
         with self._whole_or_failed() as descriptor:
@@ -205,8 +205,7 @@ class OutputFile(io.RawIOBase):
         if self._failure is not None:
             raise self._failure
         if self._descriptor is None:
-            msg = f"`{self._path}` is already committed or discarded"
-            raise ValueError(msg)
+            raise ValueError(f"`{self._path}` is already committed or discarded")
         try:
             with write_errors(self._path):
                 yield self._descriptor

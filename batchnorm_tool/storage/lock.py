@@ -83,8 +83,9 @@ def _make_root(root: Path) -> set[Path]:
 
 def _check_writable(root: Path) -> None:
     if not os.access(root, os.W_OK | os.X_OK):
-        msg = f"The output directory `{root}` is read-only. Choose another `output.path`."
-        raise OutputError(msg)
+        raise OutputError(
+            f"The output directory `{root}` is read-only. Choose another `output.path`."
+        )
 
 
 @contextlib.contextmanager
@@ -110,8 +111,9 @@ def _not_made(root: Path, error: OSError) -> OutputError:
 def _acquire(root: Path, descriptor: int, deadline: float) -> None:
     while not _lock(root, descriptor):
         if time.monotonic() >= deadline:
-            msg = f"Another run is using `{root}`. Let it finish, or wait for it with `--wait 10m`."
-            raise Busy(msg)
+            raise Busy(
+                f"Another run is using `{root}`. Let it finish, or wait for it with `--wait 10m`."
+            )
         time.sleep(_LOCK_POLL_SECONDS)
 
 
@@ -122,11 +124,10 @@ def _lock(root: Path, descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        msg = (
+        raise OutputError(
             f"The output directory `{root}` cannot be locked: {describe_error(error)}. Choose an "
             "`output.path` on a file system that supports `flock`."
-        )
-        raise OutputError(msg) from error
+        ) from error
     return True
 
 

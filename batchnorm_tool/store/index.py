@@ -185,11 +185,10 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     if storage.size(path) is None:
-        msg = (
+        raise Damaged(
             f"The index `{path}` of the store is missing. Restore it from a backup of the store's "
             "state, or start a new store with another `store.path`."
         )
-        raise Damaged(msg)
     with storage.open(path) as binary:
         try:
             yield pq.ParquetFile(
@@ -200,23 +199,21 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
                 page_checksum_verification=True,
             )
         except (OSError, pa.ArrowException) as error:
-            msg = (
+            raise Damaged(
                 f"The index `{path}` of the store is damaged. Expected a whole Parquet file. "
                 f"Received: {' '.join(str(error).split())}. Check the store with "
                 "`batchnorm-tool verify`."
-            )
-            raise Damaged(msg) from error
+            ) from error
 
 
 def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
     found = (metadata or {}).get(_VERSION_KEY.encode(), b"unknown").decode()
     if found != HASH_VERSION:
-        msg = (
+        raise OutputError(
             f"The index `{path}` of the store was written with other hashes. "
             f"Expected: {HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that "
             "wrote it."
         )
-        raise OutputError(msg)
 
 
 def is_quarantined(status: pa.Array) -> np.ndarray:

@@ -32,11 +32,10 @@ def lance() -> Any:
     try:
         import lance as library
     except ImportError as error:
-        msg = (
+        raise JobError(
             "An embedding store needs the library Lance, which is not installed. "
             "Run: pip install 'batchnorm-tool[refresh]'"
-        )
-        raise JobError(msg) from error
+        ) from error
     return library
 
 
@@ -44,11 +43,10 @@ def check_installed() -> None:
     """Find out that a library is missing before anything is written; none is imported."""
     missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
     if missing:
-        msg = (
+        raise JobError(
             f"A store needs packages that are not installed: {' and '.join(missing)}. Run: pip "
             "install 'batchnorm-tool[refresh]'"
         )
-        raise JobError(msg)
 
 
 def _is_installed(name: str) -> bool:
@@ -141,11 +139,10 @@ def _refuse_foreign(path: str) -> None:
     names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
     strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
     if strangers:
-        msg = (
+        raise OutputError(
             f"`{path}` is not a Lance dataset. Expected: a Lance dataset, or nothing. "
             f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
         )
-        raise OutputError(msg)
 
 
 def open_dataset(path: str, lance_version: int | None = None) -> Any:

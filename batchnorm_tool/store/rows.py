@@ -214,11 +214,10 @@ def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
     except (pa.ArrowException, OSError) as error:
-        msg = (
+        raise WorkFailed(
             f"`{storage.root / path}` cannot be read: {error}. Run the same command again; if it "
             "fails again, remove the directory of this file."
-        )
-        raise WorkFailed(msg) from error
+        ) from error
 
 
 def read_directory(storage: LocalStorage, directory: str) -> Iterator[pa.Table]:

@@ -123,13 +123,12 @@ def _noting_ids(
 def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
     repeated = IdLookup(np.concatenate(ids)).repeated()
     if len(repeated):
-        msg = (
+        raise WorkFailed(
             f"Writing the store `{path}` was stopped: row {repeated[0]:,} of the rows to be "
             "written repeats the key of an earlier one. Expected: unique keys. "
             f"Received: {plural(len(repeated), 'duplicate')}. Nothing was published; run the "
             "command again."
         )
-        raise WorkFailed(msg)
 
 
 def _addresses(
@@ -224,13 +223,12 @@ def commit(prepared: Prepared) -> int:
 
 def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
     if newest != base:
-        msg = (
+        raise OutputError(
             f"Another program has written to the store `{path}`: its newest version in Lance "
             f"is {newest}. Expected: {base}, as at the start of this refresh. Only batchnorm-tool "
             "may write there. Find out what wrote to it, undo that (`rollback` restores a "
             "version), and run again."
         )
-        raise OutputError(msg)
 
 
 def committed_version(path: str, uuid: str) -> int | None:

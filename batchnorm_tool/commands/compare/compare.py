@@ -164,8 +164,7 @@ def _query_set(
     given = [source] if queries is None else [source, queries]
     files = [isinstance(each, (str, os.PathLike)) for each in given]
     if not any(files) and (column or key):
-        msg = "`column` and `key` name columns of a file. Received: an array. Omit them."
-        raise JobError(msg)
+        raise JobError("`column` and `key` name columns of a file. Received: an array. Omit them.")
     base = open_predictions(source, column, key) if files[0] else predictions_of_array(source)
     if queries is None:
         return QuerySet(base, base)
@@ -191,8 +190,9 @@ def _norms(names: Sequence[str]) -> list[Norm]:
     given = several(names)
     found = [Norm.parse(name) for name in given]
     if not found or len(set(found)) != len(found):
-        msg = f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
-        raise JobError(msg)
+        raise JobError(
+            f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
+        )
     return found
 
 
@@ -200,21 +200,19 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     most = query_set.base.rows - query_set.is_base
     if most < 1:
         least = "two rows" if query_set.is_base else "one row"
-        msg = (
+        raise InputError(
             f"{query_set.base.name}: there are too few rows for neighbours. Expected: at "
             f"least {least}. Received: {query_set.base.rows}. Use a file with more predictions."
         )
-        raise InputError(msg)
     if ks is None:
         return tuple(k for k in DEFAULT_K if k <= most)
     numbers = checked_ks(ks)
     if numbers[-1] > most:
         others = "others" if query_set.is_base else "rows"
-        msg = (
+        raise InputError(
             f"{query_set.base.name}: the base has only {most:,} {others} that can be neighbours. "
             f"Expected: `k` of at most {most:,}. Received: {numbers[-1]:,}. Use a smaller `k`."
         )
-        raise InputError(msg)
     return numbers
 
 
@@ -225,17 +223,15 @@ def _relevance(
     columns: Sequence[str] | None,
 ) -> Relevance | None:
     if label is not None and relevance is not None:
-        msg = (
+        raise JobError(
             "`label` and `relevance` both define what is relevant. Expected only one of them. "
             f"Received: {label} and {relevance}. Omit one of them."
         )
-        raise JobError(msg)
     if columns is not None and relevance is None:
-        msg = (
+        raise JobError(
             "`relevance_columns` names columns of a relevance file. Expected `relevance` as well. "
             f"Received: {', '.join(map(str, several(columns)))} alone."
         )
-        raise JobError(msg)
     if label is not None:
         return relevance_by_label(query_set, _one("label", label))
     if relevance is None:

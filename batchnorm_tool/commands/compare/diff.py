@@ -357,12 +357,11 @@ def _open(
     a, b = checked_path("a", a), checked_path("b", b)
     one, other = open_predictions(a, column, key), open_predictions(b, column, key)
     if one.width != other.width:
-        msg = (
+        raise InputError(
             "The vectors of the two sets differ in width. Expected: equal widths. "
             f"Received: {one.width} in {one.name} and {other.width} in {other.name}. Name other "
             "columns with `column`."
         )
-        raise InputError(msg)
     if not one.keys and _has(one, other.keys):
         one = open_predictions(a, column, other.keys)
     elif not other.keys and _has(other, one.keys):
@@ -385,11 +384,10 @@ def _check_keys(one: VectorSource, other: VectorSource) -> None:
         f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
         for side in (one, other)
     )
-    msg = (
+    raise InputError(
         f"The two sets have different keys. Expected: the same key in both. Received: {said}. Set "
         "it with `key`."
     )
-    raise InputError(msg)
 
 
 @dataclass(frozen=True)

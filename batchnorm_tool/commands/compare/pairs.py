@@ -202,12 +202,11 @@ def check_depth(search: NeighbourSearch, *sets: VectorSource) -> None:
     most = search.ks[-1]
     for side in sets:
         if search.sample and most >= side.rows:
-            msg = (
+            raise InputError(
                 f"{side.name}: has {plural(side.rows, 'row')}, too few for the {most:,} nearest "
                 f"neighbours of each. Expected: `k` of at most {max(0, side.rows - 1):,}. "
                 f"Received: {most:,}. Use a smaller `k`, or skip neighbours with `sample` 0."
             )
-            raise InputError(msg)
 
 
 def draw(join: Join, pairs: Pairs, search: NeighbourSearch) -> Sample:
@@ -409,12 +408,11 @@ def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
     for name in keys.column_names:
         if keys[name].null_count:
             row = int(keys[name].is_null().index(value=True).as_py())
-            msg = (
+            raise InputError(
                 f"{side.locate(row)}: the key `{name}` is null. Expected a key in every row. "
                 f"Received: {plural(keys[name].null_count, 'null key')}. Fill them in, or choose "
                 "another column with `key`."
             )
-            raise InputError(msg)
 
 
 def _refuse_duplicates(side: VectorSource, keys: pa.Table, codes: Int64s) -> None:
@@ -424,12 +422,11 @@ def _refuse_duplicates(side: VectorSource, keys: pa.Table, codes: Int64s) -> Non
         return
     row = int(again.min())
     first = int(np.flatnonzero(codes == codes[row])[0])
-    msg = (
+    raise InputError(
         f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
         f"of {side.locate(first)}. Expected unique keys. "
         f"Received: {plural(len(again), 'duplicate')}. Remove them, or add columns to `key`."
     )
-    raise InputError(msg)
 
 
 def _nothing_in_common(a: VectorSource, b: VectorSource, join: Join) -> str:

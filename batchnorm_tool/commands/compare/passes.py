@@ -105,11 +105,10 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
     if k > most and finite < survey.rows:
         enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
         remedy = "Use a smaller `k`" if most > 0 else "Fix them, or choose another `column`"
-        msg = (
+        raise InputError(
             f"{query_set.base.name}: only finite rows can be neighbours, {finite:,} "
             f"of {survey.rows:,}. Expected: {enough}. Received: `k` {k:,}. {remedy}."
         )
-        raise InputError(msg)
 
 
 def _nothing_relevant(query_set: QuerySet, queries: int) -> str:

@@ -67,12 +67,11 @@ class QuerySet:
     def check_width(self) -> None:
         """Refuse queries of another width than the base."""
         if self.source.width != self.base.width:
-            msg = (
+            raise InputError(
                 f"{self.source.path}: its vectors differ in width from those of {self.base.path}. "
                 f"Expected: {self.base.width}. Received: {self.source.width}. Use queries from "
                 "the same vector space as the base."
             )
-            raise InputError(msg)
 
 
 def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
@@ -95,30 +94,27 @@ def _as_type(
     try:
         return source.cast(kind)
     except pa.ArrowException as error:
-        msg = (
+        raise InputError(
             f"{query_set.source.name}: its labels `{label}` differ in type from those "
             f"of {query_set.base.name}. Expected: {kind}. Received: {source.type}. Store both "
             "with the same type."
-        )
-        raise InputError(msg) from error
+        ) from error
 
 
 def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
     column = side.read_columns([label])[label]
     if pa.types.is_nested(column.type):
-        msg = (
+        raise InputError(
             f"{side.name}: the label column `{label}` does not hold classes. Expected one number "
             f"or string per row. Received: {column.type}. Choose another column."
         )
-        raise InputError(msg)
     nulls = np.flatnonzero(column.is_null(nan_is_null=True).to_numpy())
     if len(nulls):
-        msg = (
+        raise InputError(
             f"{side.locate(int(nulls[0]))}: the label `{label}` is null. Expected a class in each "
             f"row. Received: {plural(len(nulls), 'null')} in {plural(len(column), 'row')}. Fill "
             "them in, or remove those rows."
         )
-        raise InputError(msg)
     return column
 
 
@@ -143,13 +139,12 @@ def _check_row_numbers(side: VectorSource, path: str, words: str, unknown: int) 
         return
     columns = ", ".join(f"`{name}`" for name in others[:_SHOWN])
     if unknown:
-        msg = (
+        raise InputError(
             f"{path}: {unknown:,} of its {words} are not row numbers of {side.name}, and no key "
             "is given. Expected: values of a key column, or row numbers from 0 "
             f"to {side.rows - 1:,}. Received: other values. Choose the column that holds these "
             f"ids with `key` (`--key`), one of: {columns}."
         )
-        raise InputError(msg)
     warn(
         f"{path}: its {words} were read as row numbers of {side.name}, counted from 0, because no "
         "key is given. If they are ids, choose their column with `key` (`--key`), one "
@@ -161,12 +156,11 @@ def _keys(side: VectorSource) -> Any:
     if not side.keys:
         return np.arange(side.rows)
     if len(side.keys) > 1:
-        msg = (
+        raise JobError(
             f"{side.name}: the key has several columns: {', '.join(side.keys)}. Expected one "
             "column, because a relevance file identifies each item by a single value. Choose one "
             "with `key`."
         )
-        raise JobError(msg)
     return side.read_columns(side.keys)[side.keys[0]]
 
 
@@ -204,11 +198,10 @@ def grouped(source: VectorSource, column: str, rows: Int64s) -> Groups:
     """
     values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
     if pa.types.is_nested(values.type):
-        msg = (
+        raise InputError(
             f"{source.path}: `by` names the column `{column}`, which does not hold plain values. "
             f"Expected numbers, strings or dates. Received: {values.type}. Choose another column."
         )
-        raise InputError(msg)
     is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if pa.types.is_floating(values.type):
         values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)  # NaN to null

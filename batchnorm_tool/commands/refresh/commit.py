@@ -73,24 +73,21 @@ def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
     if newest == pointer.lance_version:
         return
     if newest is None:
-        msg = (
+        raise Damaged(
             f"The dataset `{state.path}` is missing, but `{state.root}` records "
             f"version {pointer.live} there. Restore it, or remove the state as well to start over."
         )
-        raise Damaged(msg)
     if pointer.live is None:
-        msg = (
+        raise OutputError(
             f"`{state.path}` holds a Lance dataset that `batchnorm-tool refresh` did not create. "
             "Choose another `store.path`."
         )
-        raise OutputError(msg)
-    msg = (
+    raise OutputError(
         f"Another program has written to `{state.path}`. Expected Lance "
         f"version {pointer.lance_version} to be the newest. Received: {newest}. Restore "
         f"version {pointer.lance_version} with Lance, and let only `batchnorm-tool` write to a "
         "store."
     )
-    raise OutputError(msg)
 
 
 def merge(

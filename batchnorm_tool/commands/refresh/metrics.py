@@ -209,26 +209,25 @@ def _check_installed() -> None:
     try:
         import prometheus_client  # noqa: F401
     except ImportError as error:
-        msg = (
+        raise JobError(
             "`--metrics-file` needs prometheus_client, which is not installed. Install it with "
             "`pip install 'batchnorm-tool[refresh]'`, or omit the flag."
-        )
-        raise JobError(msg) from error
+        ) from error
 
 
 def check_metrics_file(path: str | os.PathLike[str]) -> None:
     """Refuse what cannot be replaced by a file, before any work is done."""
     place = Path(path)
     if place.exists() and not place.is_file():
-        msg = (
+        raise JobError(
             f"`--metrics-file` must be a file. Received: `{path}`, which is a directory or a "
             "device. Choose another path."
         )
-        raise JobError(msg)
     folder = Path(os.path.realpath(path)).parent
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
-        msg = f"`--metrics-file {path}` cannot be written in `{folder}`. Choose another path."
-        raise JobError(msg)
+        raise JobError(
+            f"`--metrics-file {path}` cannot be written in `{folder}`. Choose another path."
+        )
 
 
 def _replace(path: Path, text: bytes) -> None:

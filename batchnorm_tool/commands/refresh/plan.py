@@ -155,44 +155,39 @@ def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[st
 def store_of(job: Job) -> Store:
     """Return the job's store."""
     if job.store is None:
-        msg = (
+        raise JobError(
             "`store` is missing: a refresh needs a store for its vectors. Add `store: {path: "
             "../stores/items.lance}` to the job, or use `batchnorm-tool run`."
         )
-        raise JobError(msg)
     if is_uri(job.store.path):
-        msg = (
+        raise JobError(
             "`store.path` must be a local directory in this version. "
             f"Received: `{job.store.path}`. Keep the store on a local disk, and copy it from there."
         )
-        raise JobError(msg)
     return job.store
 
 
 def _check_job(job: Job) -> None:
     store_of(job)
     if job.input.key is None and job.input.keys is None:
-        msg = (
+        raise JobError(
             "`input.key` is missing: a refresh identifies rows by their key. Expected a column "
             "name, or a list of them. Set `input.key`."
         )
-        raise JobError(msg)
     if job.model is not None and job.model.batch_dependent == "accept":
-        msg = (
+        raise JobError(
             "`model.batch_dependent: accept` cannot be used with a store: only changed rows are "
             "predicted, in different batches each time. Score all rows with `batchnorm-tool run`."
         )
-        raise JobError(msg)
     for (section, key), allowed in ALLOWED.items():
         value = getattr(getattr(job, section), key)
         if value not in allowed:
             choices = ", ".join(f"`{choice}`" for choice in allowed)
-            msg = (
+            raise JobError(
                 f"`{section}.{key}` cannot be `{value}` in a store, where every row has a finite "
                 f"vector. Expected {choices}. `store.bad_rows` decides what happens to a bad row "
                 "that had a good vector."
             )
-            raise JobError(msg)
 
 
 def _choices(
@@ -351,12 +346,11 @@ def _kept(field: pa.Field) -> pa.Field:
     """Return a column as a store keeps it."""
     kind = stored_type(field.type)
     if kind is None:
-        msg = (
+        raise InputError(
             f"The column `{field.name}` cannot be stored. Expected a type that Lance and Parquet "
             f"support. Received: {field.type}. Write it as numbers, text or lists, or remove it "
             "from `input.passthrough`."
         )
-        raise InputError(msg)
     return pa.field(field.name, kind)
 
 
@@ -373,11 +367,10 @@ def _only_output(outputs: Sequence[OutputSpec]) -> OutputSpec:
     output = outputs[0]
     if len(outputs) > 1 or output.vectors > 1 or output.norm_per_vector:
         shapes = "; ".join(f"`{one.name}` of shape {one.shape}" for one in outputs)
-        msg = (
+        raise JobError(
             "A store holds one vector for each row. Expected one output with one axis. "
             f"Received: {shapes}. Choose one with `model.outputs`, or set `normalize.axis: all`."
         )
-        raise JobError(msg)
     return output
 
 
@@ -385,21 +378,19 @@ def _check_names(names: list[str], ours: dict[str, str]) -> None:
     """Refuse names that a dataset cannot have; ``ours`` tells which key of the job renames one."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        msg = (
+        raise JobError(
             f"Two columns of the store would be named `{twice}`. Expected: unique names. "
             f"Received: {', '.join(names)}. Rename the store's own with "
             f"`--set {ours[twice]}=NAME`, or remove the other from `input.passthrough`."
         )
-        raise JobError(msg)
     wrong = next((name for name in names if name in _OF_LANCE or not _NAME.fullmatch(name)), None)
     if wrong is not None:
-        msg = (
+        raise JobError(
             f"The column `{wrong}` cannot be kept in a Lance dataset. Expected a name that Lance "
             f"does not reserve ({', '.join(_OF_LANCE)}), without a dot, backtick or NUL. "
             f"Received: {', '.join(names)}. Rename the column in the input, or remove it from "
             "`input.passthrough`."
         )
-        raise JobError(msg)
 
 
 def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
@@ -408,12 +399,11 @@ def _check_keys(rows: StoreSchema, before: StoreSchema) -> None:
             ", ".join(f"`{field.name}` ({field.type})" for field in schema)
             for schema in (before.key_schema, rows.key_schema)
         )
-        msg = (
+        raise InputError(
             f"`input.key`: the store has a different key. Expected {expected}. "
             f"Received: {received}. Use the same key, or start a new store with another "
             "`store.path`."
         )
-        raise InputError(msg)
 
 
 def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
@@ -421,9 +411,8 @@ def _check_types(rows: StoreSchema, before: StoreSchema) -> None:
     for name in {*before.passthrough} & {*rows.passthrough}:
         expected, received = (each.schema.field(name).type for each in (before, rows))
         if not holds(received, expected):
-            msg = (
+            raise InputError(
                 f"`store.mode: delta`, column `{name}`: rows that are not in the input keep their "
                 f"values. Expected: {expected}. Received: {received}. Write the column with its "
                 "type in the store, or provide all rows once, with `--set store.mode=full`."
             )
-            raise InputError(msg)

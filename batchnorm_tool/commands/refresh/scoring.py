@@ -166,12 +166,11 @@ def score(
         raise BadRows(_broken_policy(state.storage.root / SCORED, plan.job)) from error
     content = result.record.identity.space["model"]
     if content != plan.resolved.model_content:
-        msg = (
+        raise WorkFailed(
             "The model file changed during the refresh. Expected the "
             f"content {plan.resolved.model_content}. Received: {content}. Run the same command "
             "again."
         )
-        raise WorkFailed(msg)
     return result
 
 

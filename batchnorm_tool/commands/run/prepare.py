@@ -209,11 +209,10 @@ class Preparation:
         outputs = models.examine(model, sized, sample, batch_dependent=accepted)
         part_rows = self.job.output.part_rows
         if accepted and part_rows != "auto" and part_rows % batch_size:
-            msg = (
+            raise JobError(
                 f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
                 f"whole batches in every part. Set it to a multiple of {batch_size}, or to auto."
             )
-            raise JobError(msg)
         row_bytes = written_bytes(outputs, self.job.output.dtype)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
         if part_rows == "auto":
@@ -292,12 +291,11 @@ class Preparation:
         if model.batch_size is not None:
             return model.batch_size
         if self.job.model.batch_dependent == "accept":
-            msg = (
+            raise JobError(
                 "`model.batch_size` is missing: with `model.batch_dependent: accept` it "
                 "determines which rows are predicted together. Set it to the batch size that "
                 "model.predict() uses."
             )
-            raise JobError(msg)
         return models.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
@@ -336,8 +334,7 @@ def _check_apart(job: Job, table: Table) -> None:
     output = Path(os.path.realpath(job.output.path))
     for file in table.files:
         if output in Path(os.path.realpath(file.path)).parents:
-            msg = (
+            raise OutputError(
                 f"`output.path` is `{job.output.path}`, and the input file `{file.path}` is "
                 "inside it. Choose an output directory outside the input."
             )
-            raise OutputError(msg)

@@ -48,12 +48,11 @@ def check_policies(storage: Storage, plan: Plan) -> Totals:
         raise BadRows(_broken_policy(refused, plan))
     totals = total(storage, range(plan.part_count))
     if totals.counts.rows_in != plan.rows:
-        msg = (
+        raise Damaged(
             f"The records of finished parts cover {totals.counts.rows_in:,} "
             f"of {plural(plan.rows, 'row')}: this version does not write such records. Run again "
             "with `--fresh`."
         )
-        raise Damaged(msg)
     most = plan.job.normalize.max_bad_fraction
     if totals.counts.bad > most * max(1, plan.rows):
         raise BadRows(_too_many(totals, plan))
@@ -199,12 +198,12 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         1797
     """
     if not hasattr(job, "output"):
-        msg = f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
-        raise JobError(msg)
+        raise JobError(
+            f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
+        )
     _check_output(job)
     if limit is not None and limit < 1:
-        msg = f"`limit` must be a positive number of rows, or None. Received: {limit}."
-        raise JobError(msg)
+        raise JobError(f"`limit` must be a positive number of rows, or None. Received: {limit}.")
     options = RunOptions(fresh, limit, progress or SilentProgress())
     preparation = Preparation(job, limit)
     if check_input:
@@ -220,11 +219,10 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
 
 def _check_output(job: Job) -> None:
     if job.store is not None and job.output.path == job.store.path.rstrip("/") + STAGED_OUTPUT:
-        msg = (
+        raise JobError(
             "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` "
             "updates. Run that, or set `output.path` to a directory."
         )
-        raise JobError(msg)
 
 
 def plan_run(job: Job, *, limit: int | None = None) -> Plan:
@@ -292,11 +290,10 @@ def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: P
     ):
         finished = sum(1 for _ in done)
     if finished != len(numbers):
-        msg = (
+        raise WorkFailed(
             f"The engine finished {finished:,} of {plural(len(numbers), 'part')}. Run again to "
             "resume."
         )
-        raise WorkFailed(msg)
     return rows
 
 

@@ -77,11 +77,10 @@ class Result:
 
     def _only(self) -> tuple[np.ndarray, np.ndarray]:
         if len(self.results) != 1:
-            msg = (
+            raise JobError(
                 f"The model has several outputs: {', '.join(self.results)}. Choose one from "
                 "`results`."
             )
-            raise JobError(msg)
         return next(iter(self.results.values()))
 
 
@@ -131,11 +130,9 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         ((1000, 64), dtype('float64'))
     """
     if data is None or isinstance(data, str | os.PathLike):
-        msg = f"`score` takes rows in memory. Received: {data!r}. Use `run` for files."
-        raise InputError(msg)
+        raise InputError(f"`score` takes rows in memory. Received: {data!r}. Use `run` for files.")
     if bad not in ("raise", "nan"):
-        msg = f"`bad` must be `raise` or `nan`. Received: {bad!r}."
-        raise JobError(msg)
+        raise JobError(f"`bad` must be `raise` or `nan`. Received: {bad!r}.")
     spec = Input(path="unread", features=features, key=key)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
@@ -191,22 +188,20 @@ def _table(data: Any, inputs: Sequence[Field]) -> tuple[pa.Table, dict[str, str]
         arrays = data if isinstance(data, Mapping) else {_only_input(inputs): data}
         table = _table_of_arrays({name: np.asarray(array) for name, array in arrays.items()})
     except (pa.ArrowException, TypeError, ValueError) as error:
-        msg = (
+        raise InputError(
             "The data cannot be read as rows of numbers or strings. Expected an array, a mapping "
             f"of arrays, a DataFrame or an Arrow table. Received: {type(data).__name__} ({error})."
-        )
-        raise InputError(msg) from error
+        ) from error
     return table, {name: name for name in table.column_names}
 
 
 def _only_input(inputs: Sequence[Field]) -> str:
     if len(inputs) != 1:
         names = ", ".join(f"`{field.name}`" for field in inputs)
-        msg = (
+        raise InputError(
             f"The model has several inputs: {names}. Expected a mapping with an array for each. "
             "Received: one array."
         )
-        raise InputError(msg)
     return inputs[0].name
 
 
@@ -215,8 +210,7 @@ def _table_of_arrays(arrays: Mapping[str, np.ndarray]) -> pa.Table:
     rows = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(rows.values())) != 1:
         counted = ", ".join(f"`{name}` {count}" for name, count in rows.items()) or "no array"
-        msg = f"The arrays must have equal numbers of rows. Received: {counted}."
-        raise InputError(msg)
+        raise InputError(f"The arrays must have equal numbers of rows. Received: {counted}.")
     fields = [_array_field(name, array) for name, array in arrays.items()]
     columns = [_column(array, field) for array, field in zip(arrays.values(), fields, strict=True)]
     return pa.table(columns, schema=pa.schema(fields))
@@ -262,11 +256,10 @@ def _check_policies(scored: Scored, bad: str) -> None:
         return
     if bad == "raise":
         named = ", ".join(f"{row} ({scored.reason(int(row))})" for row in rows[:_NAMED_ROWS])
-        msg = (
+        raise BadRows(
             f"{len(rows):,} bad of {plural(scored.chunk.rows, 'row')}, the first of "
             f"them: {named}. Fix them, or pass `bad='nan'` to make their vectors NaN."
         )
-        raise BadRows(msg)
     for result in scored.results.values():
         result.unit[rows] = np.nan
         result.norms[rows] = np.nan

@@ -141,8 +141,9 @@ def _verify_store(path: str) -> Verification:
 def _refuse_if_changed(store: Snapshot) -> None:
     """Refuse a store that a refresh changed while it was read."""
     if store.state.storage.is_locked() or store.state.pointer() != store.pointer:
-        msg = f"`{store.path}` was changed by a refresh during verification. Verify it again."
-        raise WorkFailed(msg)
+        raise WorkFailed(
+            f"`{store.path}` was changed by a refresh during verification. Verify it again."
+        )
 
 
 def _verify_parts(run: StoredRun, findings: Findings) -> int:
@@ -204,5 +205,6 @@ def _refuse_if_replaced(run: StoredRun) -> None:
     except OSError:
         success = ""
     if success != run.manifest.checksum:
-        msg = f"`{run.path}` was replaced by another run during verification. Verify it again."
-        raise WorkFailed(msg)
+        raise WorkFailed(
+            f"`{run.path}` was replaced by another run during verification. Verify it again."
+        )

@@ -135,12 +135,11 @@ class ChangeDetector:
         if result.bad and self.source.invalid == "fail":
             shown = "; ".join(result.bad_rows)
             more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
-            msg = (
+            raise BadRows(
                 f"{plural(result.bad, 'row')} with features that the model cannot "
                 f"take: {shown}{more}. Expected valid features in every row. Fix the input, or "
                 "set `input.invalid: quarantine` to set such rows aside."
             )
-            raise BadRows(msg)
 
     def _write_dispositions(self, dispositions: np.ndarray) -> tuple[int, int, int]:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""

@@ -90,23 +90,21 @@ class RefreshSource:
         self.table.check(self.columns)
         for name in self.columns:
             if name not in self.table.schema.names:
-                msg = (
+                raise InputError(
                     f"{self.table.files[0].path}: has no column `{name}`. Received: "
                     f"{', '.join(self.table.schema.names)}. Correct the name in the job."
                 )
-                raise InputError(msg)
 
     def _check_delete_column(self) -> None:
         if self.delete_column is None:
             return
         kind = self.table.schema.field(self.delete_column).type
         if not pa.types.is_boolean(kind):
-            msg = (
+            raise InputError(
                 f"{self.table.files[0].path}, column `{self.delete_column}`: "
                 f"`store.delete_column` names it. Expected booleans. Received: {kind}. Write true "
                 "for rows to be deleted."
             )
-            raise InputError(msg)
 
     def _check_key_types(self, live_keys: pa.Schema) -> None:
         expected, received = (
@@ -114,13 +112,12 @@ class RefreshSource:
             for schema in (live_keys, self.key_schema)
         )
         if list(expected.items()) != list(received.items()):
-            msg = (
+            raise InputError(
                 f"{self.table.files[0].path}: its key differs from the store's. "
                 f"Expected: {_describe(expected)}. Received: {_describe(received)}. Write the "
                 "columns with the same types as before, or start a new store with another "
                 "`store.path`."
             )
-            raise InputError(msg)
 
 
 def _describe(columns: dict[str, str]) -> str:
@@ -197,12 +194,11 @@ def _as_stored(
         held = column.cast(kind)
     except pa.ArrowInvalid as error:
         file, row = locate(source.table.files, first_row)
-        msg = (
+        raise InputError(
             f"{file.path}, at or after row {row}, column `{name}`: a value does not fit the "
             f"store. Expected values that fit {kind}. Received: {error}. Write the column "
             f"as {kind}."
-        )
-        raise InputError(msg) from error
+        ) from error
     if name not in source.keys:
         return held
     nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
@@ -210,11 +206,10 @@ def _as_stored(
         found = int(nothing.argmax())
         file, row = locate(source.table.files, first_row + found)
         said = "null" if held[found].as_py() is None else "NaN"
-        msg = (
+        raise InputError(
             f"{file.path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
             f"row. Received: {said}. Fill it in, or remove the row from the input."
         )
-        raise InputError(msg)
     if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
         held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
     return held
@@ -229,11 +224,10 @@ def _refuse_unfit(
     unfit = source.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
     if unfit is not None:
         file, row = locate(source.table.files, first_row + int(stays[unfit.row]))
-        msg = (
+        raise InputError(
             f"{file.path}, row {row}, column `{unfit.column}`: {unfit.reason} Fix the input, or "
             "remove the column from `input.passthrough`."
         )
-        raise InputError(msg)
 
 
 def _deleted(source: RefreshSource, table: pa.Table) -> np.ndarray | None:

@@ -48,8 +48,7 @@ class Callbacks:
     def check(self) -> None:
         """Give up if asked to."""
         if self.stopped():
-            msg = "Stopped while comparing the input; run again to restart that step."
-            raise Interrupted(msg)
+            raise Interrupted("Stopped while comparing the input; run again to restart that step.")
 
 
 @dataclass
