@@ -1,4 +1,4 @@
-"""The engine of several processes on this machine, one for each device.
+"""Several processes on this machine, one for each device, for the engine `local`.
 
 This process works on the first device itself, with the model that planning has loaded; for each
 other device it starts one more process, whose other end is `process_worker`. Every thread of such a

@@ -1,4 +1,4 @@
-"""What is counted and measured of a part: rows by what became of them, statistics of its chunks."""
+"""What a part comes to: its rows by outcome, its bad rows by key and reason, its statistics."""
 
 import base64
 from collections import Counter

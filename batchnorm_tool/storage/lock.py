@@ -1,4 +1,4 @@
-"""One run at a time in an output directory."""
+"""One run at a time in an output directory: a lock that ends with its process or a reboot."""
 
 import contextlib
 import fcntl
