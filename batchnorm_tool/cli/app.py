@@ -84,7 +84,7 @@ def refresh_command(job_file: str, **options: Any) -> None:
             terminal.print_refresh(result)
 
 
-_TARGETS = f"What is published also goes to each target under `publish`: {any_of(TARGETS)}."
+_TARGETS = f"Each published version also goes to each target under `publish`: {any_of(TARGETS)}."
 refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
 
 
@@ -247,7 +247,7 @@ def compare_command(source: str, **options: Any) -> None:
     """Find the best normalization for stored predictions, and how sure that is.
 
     IN is a Parquet, Arrow or NPY file, a directory of them, or a finished run, whose raw
-    predictions are restored. Rows are queried for their nearest neighbours under every norm;
+    predictions are restored. Rows are queries for their nearest neighbours under every norm;
     --label or --relevance says which are relevant.
     """
     with Command(options, keeps=False) as terminal:

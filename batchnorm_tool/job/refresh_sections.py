@@ -96,7 +96,7 @@ class InputGate(Section):
     deviation_ratio: Limit = Field(
         default=4.0, description="Factor by which a feature's standard deviation grew or shrank."
     )
-    min_rows: Count = Field(default=MIN_ROWS, description="Fewest rows to judge moments by.")
+    min_rows: Count = Field(default=MIN_ROWS, description="Fewest rows for a check of moments.")
 
 
 class OutputGate(Section):
@@ -119,7 +119,9 @@ class OutputGate(Section):
     # `f` gives `(f - 1)**2`, whatever the width and the scale: 0.3 is a shift by 0.55 of the
     # spread, or a spread half as large again.
     frechet: Limit = Field(default=0.3, description="Fréchet distance over the total variance.")
-    min_rows: Count = Field(default=MIN_ROWS, description="Fewest changed rows to judge alone.")
+    min_rows: Count = Field(
+        default=MIN_ROWS, description="Fewest changed rows for a check of their own."
+    )
 
 
 class Gate(Section):
@@ -129,7 +131,7 @@ class Gate(Section):
         default="hold", description="hold: a broken limit publishes nothing; warn: it is reported."
     )
     input: InputGate = Field(default_factory=InputGate, description="Limits before the model runs.")
-    output: OutputGate = Field(default_factory=OutputGate, description="Limits after it ran.")
+    output: OutputGate = Field(default_factory=OutputGate, description="Limits on vectors.")
 
     @model_validator(mode="before")
     @classmethod

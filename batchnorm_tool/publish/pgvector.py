@@ -71,7 +71,7 @@ class PublishPgvector(Publish):
         default=0.02, description="Share of changed rows that makes a new table."
     )
     index: Literal["hnsw", "ivfflat", "none"] = Field(
-        default="hnsw", description="Of the vectors, by which PostgreSQL finds the nearest."
+        default="hnsw", description="Index on the vectors."
     )
 
     @field_validator("dsn_env")

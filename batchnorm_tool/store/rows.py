@@ -23,21 +23,20 @@ from batchnorm_tool.store.state import GOOD
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""
 _ADDRESS = "_rowaddr"
-_BATCH_ROWS = 65_536
+# Rows that are in memory at a time.
+BATCH_ROWS = 65_536
 _BATCH_BYTES = 16 * 2**20
 # What a value of open length counts.
 _OPEN_BYTES = 64
 # Batches that Lance decodes ahead: by itself it takes as many as there are cores, or 16.
 _READ_AHEAD = 2
-# Rows that are in memory at a time.
-BATCH_ROWS = 65_536
 
 
 def rows(
     path: str,
     lance_version: int | None,
     columns: Sequence[str],
-    batch_rows: int = _BATCH_ROWS,
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows in the order in which they are stored.
 
@@ -158,7 +157,7 @@ def scan(
     path: str,
     dataset: Any,
     columns: Sequence[str],
-    batch_rows: int = _BATCH_ROWS,
+    batch_rows: int = BATCH_ROWS,
     **choices: Any,
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows of an open dataset."""
@@ -177,7 +176,7 @@ def scan(
 def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
     """How many rows of these columns a batch may have; see `fixed_bytes`."""
     sizes = [fixed_bytes(schema.field(name).type, _OPEN_BYTES) or 1 for name in columns]
-    return fitting_rows(sum(sizes), _BATCH_BYTES, _BATCH_ROWS)
+    return fitting_rows(sum(sizes), _BATCH_BYTES, BATCH_ROWS)
 
 
 def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:

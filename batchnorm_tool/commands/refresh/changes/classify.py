@@ -37,7 +37,6 @@ class RowDisposition(IntEnum):
 
 
 FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
-_UNKNOWN = (ChangeType.NEW, ChangeType.UNKNOWN_DELETE)
 _DISPOSITIONS = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
 
 

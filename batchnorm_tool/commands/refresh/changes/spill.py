@@ -46,7 +46,7 @@ ENTRY = np.dtype(
         ("mark", np.bool_),
     ]
 )
-"""A row of tonight's (``mark``: to be deleted) or of the live version (quarantined)."""
+"""A row of the input (``mark``: to be deleted) or of the live version (quarantined)."""
 KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, 2)])
 
 
@@ -54,14 +54,14 @@ class PrecomputedClassifier:
     """A classifier that found the kinds of all rows before.
 
     Args:
-        classify: ``uint8[rows]``.
+        kinds: The `ChangeType` of every row, ``uint8[rows]``.
     """
 
     def __init__(self, kinds: np.ndarray) -> None:
         self._kinds = kinds
 
     def classify(self, hashes: Hashes) -> np.ndarray:
-        """Return the `Kind` of each row, ``uint8[n]``."""
+        """Return the `ChangeType` of each row, ``uint8[n]``."""
         return np.array(self._kinds[hashes.first_row : hashes.first_row + len(hashes)])
 
 
