@@ -252,7 +252,7 @@ def _why_no_run(storage: LocalStorage, path: str) -> str:
 def _under_way(storage: LocalStorage, path: str) -> str:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     done = len(storage.names(RECORDS))
-    share = f"{done:,} of {plan.part_count:,}" if plan else f"{done:,}"
+    share = f"{done:,} of {plural(plan.part_count, 'part')}" if plan else plural(done, "part")
     begin = f"`{path}` contains an unfinished run: {share} finished."
     if storage.is_locked():
         return f"{begin} It is still running; wait for it to finish."
