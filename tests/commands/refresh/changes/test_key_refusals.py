@@ -41,7 +41,7 @@ def test_the_first_repetition_is_named_and_all_are_counted(
     keys = ["b", "a", "a", "b", "a", "c"]
     message = refusal(nights, items(keys), memory=memory)
     assert message.startswith("00.parquet, row 2, column `id`: the key `id` 'a' is a duplicate")
-    assert "in 00.parquet, row 1." in message
+    assert "is a duplicate of 00.parquet, row 1." in message
     assert "Received: 3 duplicates" in message
 
 
