@@ -19,7 +19,7 @@ class Reason(IntEnum):
     """Why a row is bad; ``GOOD`` where it is not.
 
     `INPUT_REASONS` concern the input, the others the prediction. A feature is unfit where the model
-    takes whole numbers, and it has a fraction or is too large. A model failure is a row that the
+    takes integers, and it has a fraction or is too large. A model failure is a row that the
     model itself cannot take, such as an id beyond its embedding.
     """
 

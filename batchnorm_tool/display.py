@@ -210,7 +210,7 @@ def short(value: float) -> str:
 
 
 def count(value: int) -> str:
-    """Return a whole number with thousands set apart.
+    """Return an integer with thousands set apart.
 
     Example:
         >>> count(1234567)

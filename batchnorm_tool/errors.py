@@ -122,7 +122,7 @@ class TargetFailed(WorkFailed):
     """The store holds the new version, and the next run brings the target up to date.
 
     Attributes:
-        night: The night's report, as plain data.
+        night: The refresh's report, as plain data.
         exit_code: 1; 2 where running it again will not help before a person has fixed the cause.
     """
 
@@ -139,7 +139,7 @@ class Held(BatchnormToolError):
     """The gate refused, the space is new, or the store is on hold: nothing was published.
 
     Attributes:
-        night: The night's report, as plain data.
+        night: The refresh's report, as plain data.
     """
 
     exit_code = 3

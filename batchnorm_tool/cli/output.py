@@ -83,7 +83,7 @@ class Terminal:
     def print_error(
         self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
     ) -> None:
-        """Say what went wrong; the report of a night that waits, or that a target missed, too."""
+        """Say what went wrong; the report of a refresh that waits, or that a target missed, too."""
         self._log("error", message, error=error, exit_code=exit_code)
         if self._as_json:
             self.print_error_document(error, message, exit_code, record or {})
@@ -100,7 +100,7 @@ class Terminal:
         self._document({**status, "exit_code": exit_code, **(record or {})})
 
     def print_traceback(self, texts: Iterable[str]) -> None:
-        """Show where an error arose, for whoever mends it."""
+        """Show where an error arose, for whoever fixes it."""
         lines = (line for text in texts for line in text.splitlines())
         _echo("\n".join(printable(line) for line in lines), err=True)
 
@@ -191,7 +191,7 @@ class Terminal:
         self._print({"status": "done", **released.to_dict()}, lambda: released_lines(released))
 
     def print_history(self, history: History, html: str | None) -> None:
-        """Print the nights of a store."""
+        """Print the versions of a store."""
         from batchnorm_tool.report.text_refresh import history_lines
         from batchnorm_tool.storage.checked_json import plain
 

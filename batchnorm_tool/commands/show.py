@@ -185,7 +185,7 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Descriptio
     """Say what a path is.
 
     Args:
-        path: A run's output directory (finished or under way), a store's dataset, a model, or
+        path: A run's output directory (finished or not), a store's dataset, a model, or
             data: a file, a directory or a glob.
         html: For a finished run: write a page about it to this file, which works offline.
 

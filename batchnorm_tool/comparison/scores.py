@@ -122,7 +122,7 @@ class Base(Protocol):
         """How many there are."""
 
     def blocks(self) -> Iterator[Anything]:
-        """Yield the rows in order, ``[n, d]`` at a time; each call begins anew."""
+        """Yield the rows in order, ``[n, d]`` at a time; each call begins again."""
 
     def sample(self, rows: int) -> Anything:
         """Return about so many rows, ``[m, d]``, spread evenly; they decide on speed alone."""

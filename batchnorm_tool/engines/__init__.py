@@ -34,7 +34,7 @@ class RunningEngine(Protocol):
         Args:
             worker: Does a part; an engine of other processes makes its like there, from the plan.
             numbers: Numbers of the parts, each once.
-            advance: Told the number of rows as they are done, where the engine can see them.
+            advance: Called with the number of rows as they are done, where the engine can see them.
 
         Yields:
             The number of each part that is done, in any order.

@@ -7,7 +7,7 @@ So to the local engine it looks like one more worker, and one queue of parts ser
 free takes the next.
 
 The processes are begun as programs, by no fork and not by `multiprocessing`: TensorFlow survives no
-fork, and to start anew `multiprocessing` would import the user's main module again, which a
+fork, and to start `multiprocessing` would import the user's main module again, which a
 notebook has none of, and which a script has to guard.
 """
 

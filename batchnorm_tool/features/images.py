@@ -2,7 +2,7 @@
 
 Pixels come out as they were stored: 0 to 255, neither scaled nor resized nor turned by an EXIF tag,
 because those are the model's own preprocessing, and a guess at them would shift every prediction
-without a word. Not promised: the low bits of `tf.io.decode_jpeg`, whose inverse DCT rounds
+without a word. Not promised: the low-order bits of `tf.io.decode_jpeg`, whose inverse DCT rounds
 differently.
 """
 

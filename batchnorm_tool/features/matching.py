@@ -43,7 +43,7 @@ _KEY_NAME = re.compile(
 )
 _LABEL_NAME = re.compile(r"(^|_)(labels?|targets?)$|^(class|y|y_true|ground_truth)$")
 
-# Rows that it takes to tell whole numbers without repetition from features.
+# Rows that it takes to tell integers without repetition from features.
 _LEAST_ROWS = 8
 
 

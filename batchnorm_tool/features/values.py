@@ -1,7 +1,7 @@
 """Stored values turned into a model's dtype, exactly or not at all.
 
 Rounding to a narrower float is what a model asks for. Everything else that would change a value is
-refused, or (whole numbers that a float cannot hold) warned of.
+refused, or (integers that a float cannot hold) warned of.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What must hold of every night that is published, whatever the job says."""
+"""What must hold of every refresh that is published, whatever the job says."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ class AuditFacts:
     """Rows of the version that would be published, counted where they are stored.
 
     Attributes:
-        mode: How tonight's input is read.
-        rows_in: Rows of tonight's input.
-        live: Rows of the dataset after the night.
-        quarantined: Rows of the index after the night that are not in the dataset.
-        before: Rows of the index before the night, quarantined ones included; 0 on a first load.
-        new: Rows of the input whose key the index before the night did not have.
-        gone: Rows of the index before the night that are not in the one after it.
-        distinct_keys: Different keys among all rows of the index after the night.
+        mode: How the input is read.
+        rows_in: Rows of the input.
+        live: Rows of the dataset after the refresh.
+        quarantined: Rows of the index after the refresh that are not in the dataset.
+        before: Rows of the index before the refresh, quarantined ones included; 0 on a first load.
+        new: Rows of the input whose key the index before the refresh did not have.
+        gone: Rows of the index before the refresh that are not in the one after it.
+        distinct_keys: Different keys among all rows of the index after the refresh.
     """
 
     mode: Literal["full", "delta"]

@@ -93,8 +93,8 @@ def refusal_text(
     """Say which limits are broken, by how much, with the worst rows, and how to go on.
 
     Args:
-        findings: All findings of a night.
-        action: The job's ``gate.action``. What the audit found holds a night whatever it is.
+        findings: All findings of a refresh.
+        action: The job's ``gate.action``. What the audit found holds a refresh whatever it is.
         accept: The command that publishes the candidate; ``None`` where none waits, as before the
             model has run. What the audit found cannot be accepted.
 

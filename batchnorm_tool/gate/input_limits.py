@@ -1,4 +1,4 @@
-"""Limits on tonight's input: how many rows differ, and whether a feature looks broken."""
+"""Limits on the input: how many rows differ, and whether a feature looks broken."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _ROWS_THAT_WEIGH = 10
 # In few rows that would hide every deviation: that of a normal distribution is 0.15 of its range
 # at 1,000 rows, and a quarter of that must still be seen.
 _MOST_OF_RANGE = 0.03
-# Fewer rows of a lognormal distribution broke default limits by chance: means in 8 of 600 nights
-# of 4 rows, deviations in 7 of 600 nights of 63 rows.
+# Fewer rows of a lognormal distribution broke default limits by chance: means in 8 of 600 refreshes
+# of 4 rows, deviations in 7 of 600 refreshes of 63 rows.
 _FEWEST_FOR_MEANS = 20
 _FEWEST_FOR_DEVIATIONS = 100
 
@@ -97,7 +97,7 @@ class RowChanges:
     vanished: int = 0
 
 
-def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
+def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
     limits: InputGate,
     counts: RowChanges,
     statistics: InputSummary | None,
@@ -106,7 +106,7 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     mode: Literal["full", "delta"] = "full",
     new_space: bool = False,
 ) -> list[Finding]:
-    """Judge tonight's input before the model runs.
+    """Judge the input before the model runs.
 
     Shares are of the live rows, in delta mode too; without live rows nothing is judged, because
     every limit on the input compares.
@@ -114,8 +114,8 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the night)
     Args:
         limits: The job's ``gate.input``.
         counts: What the difference counted.
-        statistics: Tonight's.
-        previous: The same of the last published night.
+        statistics: Of the input.
+        previous: The same of the last published refresh.
         mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
             and nulls only beyond what chance makes of so few rows.
         new_space: New and changed rows and features are not judged: every row is computed again,
@@ -165,16 +165,17 @@ def feature_findings(
     previous: InputSummary,
     mode: Literal["full", "delta"],
 ) -> Iterator[Finding]:
-    """Judge the features of tonight's input.
+    """Judge the features of the input.
 
-    Columns, inputs and components that one of the nights lacks are left out. What a few rows at the
+    Columns, inputs and components that one of the two lacks are left out. What a few rows at the
     end of a component's range make of its moments does not count, so that a rare category may come
-    and go; a component that was constant last night has no deviation to measure a shift by.
+    and go; a component that was constant in the previous version has no deviation to measure a
+    shift by.
 
     Args:
         limits: The job's ``gate.input``.
-        statistics: Tonight's, see `evaluate_input`.
-        previous: Those of the last published night.
+        statistics: Of the input, see `evaluate_input`.
+        previous: Those of the last published refresh.
         mode: In a delta, only columns and inputs of ``limits.min_rows`` rows or more are judged.
 
     Yields:
@@ -288,7 +289,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pair:
-    """The statistics of one model input: last night's and tonight's, float64[components] each."""
+    """Statistics of one model input, before and now: float64[components] each."""
 
     name: str
     previous: Mapping[str, Float64s]
@@ -297,12 +298,12 @@ class Pair:
 
     @property
     def counts(self) -> tuple[float, float]:
-        """Rows that the moments are of: last night's and tonight's."""
+        """Rows that the moments are of: the previous version's and this refresh's."""
         return float(self.previous["count"][0]), float(self.current["count"][0])
 
     @property
     def rows(self) -> float:
-        """Rows that tonight's extremes are of: all, where moments are of a sample."""
+        """Rows that the input's extremes are of: all, where moments are of a sample."""
         return float(self.current["rows"][0])
 
     def spread(self, share: float, most: float = _MOST_OF_RANGE) -> Float64s:
@@ -325,7 +326,7 @@ class Pair:
 
 
 def pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -> Iterator[Pair]:
-    """Yield the statistics of every numeric input that both nights have, of one width."""
+    """Yield the statistics of every numeric input that both versions have, of one width."""
     for name, now in statistics.inputs.items():
         before = previous.inputs.get(name)
         if before is None or not (now.count and before.count):
@@ -358,7 +359,7 @@ def _constants(pair: Pair, allowed: float) -> Scores:
 
 
 def _varied(pair: Pair) -> npt.NDArray[np.bool_]:
-    """Return which components varied last night by more than a category that tonight may lack."""
+    """Return which components varied before by more than a category that may be absent now."""
     share = _ROWS_THAT_VARY / pair.counts[0]
     if not pair.is_delta:
         return pair.previous["std"] > pair.spread(share)
@@ -401,7 +402,7 @@ def _deviation_ratios(pair: Pair, allowed: float) -> Scores:
     before, now = (np.maximum(side["std"], floor) for side in (pair.previous, pair.current))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratios = np.maximum(now / before, before / now)
-    # A component that is constant in a night is judged by `constant_feature`, or was left alone.
+    # A component that is constant in a refresh is judged by `constant_feature`, or was left alone.
     varies = (pair.previous["std"] > 0) & (pair.current["std"] > 0)
     known = varies & (min(pair.counts) >= _FEWEST_FOR_DEVIATIONS)
 

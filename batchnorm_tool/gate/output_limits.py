@@ -1,4 +1,4 @@
-"""Limits on tonight's vectors: bad rows, and the distribution against that of the live version."""
+"""Limits on the new vectors: bad rows, and the distribution against that of the live version."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _ONCE_IN_A_MILLION = 4.9
 # The largest of a million simulated samples of 200 rows was 57, of 1,000 rows 41.
 _PSI_CHANCE = 60.0
 # Of nine values that chance makes alike, one is hardly ever more than twice the largest of the
-# others: never in 200 nights of any kind in tests/gate/test_false_alarms.py.
+# others: never in 200 refreshes of any kind in tests/gate/test_false_alarms.py.
 _DRAWS = 8
 _MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Good rows of one set: tonight's changed ones, all of tonight, or the live version.
+    """Good rows of one set: the changed ones, all of the new version, or the live version.
 
     Attributes:
         unit: float[n, d], the vectors of a random sample of the rows, finite.
@@ -132,13 +132,13 @@ def key_to_json(key: Mapping[str, object]) -> Key:
 
 @dataclass(frozen=True)
 class BadCounts:
-    """Bad rows of tonight, by input or prediction.
+    """Bad rows of this refresh, by input or prediction.
 
     Attributes:
         changed_rows: Rows that went to the model, or would have.
         changed_bad: The bad ones among them.
-        whole_rows: All rows of the night.
-        whole_bad: The bad ones among them, those remembered from earlier nights included.
+        whole_rows: All rows of the refresh.
+        whole_bad: The bad ones among them, those remembered from earlier refreshes included.
         rows: Some of them.
     """
 
@@ -196,7 +196,7 @@ def evaluate_output(
     live: Vectors | None,
     bad: BadCounts,
 ) -> list[Finding]:
-    """Judge tonight's vectors, over the changed rows alone and over all rows.
+    """Judge the new vectors, over the changed rows alone and over all rows.
 
     A distribution is judged from ``limits.min_rows`` rows on. Where a shift is beyond its limit,
     it is held against what chance alone makes of as many rows of the live version, and passes where
@@ -204,7 +204,7 @@ def evaluate_output(
 
     Args:
         limits: The job's ``gate.output``.
-        changed: Good rows that the model has seen tonight.
+        changed: Good rows that the model has seen in this refresh.
         whole: Good rows of the version that would be published.
         live: The live version; ``None`` on a first load and in a new space, where nothing can be
             compared and only absolute limits are judged.
@@ -234,7 +234,7 @@ def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
         few = f"{plural(bad.changed_rows, 'changed row')}, fewer than `gate.output.min_rows`"
         yield not_evaluated(name, "changed", allowed, f"{few}: {limits.min_rows}")
     else:
-        # A share of less than one row would forbid what the limit allows in a larger night.
+        # A share of less than one row would forbid what the limit allows in a larger refresh.
         at_least_one = max(allowed, 1 / bad.changed_rows) if allowed else allowed
         yield _bad("changed", (bad.changed_bad, bad.changed_rows), at_least_one, bad.rows)
     yield _bad("whole", (bad.whole_bad, bad.whole_rows), allowed, bad.rows)
@@ -276,8 +276,8 @@ class Measure:
     Attributes:
         limit: Its name among the limits.
         label: What it measures, as the beginning of a sentence.
-        shift: The number, of the live set and tonight's; inf where it is beyond any number.
-        worst: The rows of tonight's set that contribute most.
+        shift: The number, of the live set and the new; inf where it is beyond any number.
+        worst: The rows of the new set that contribute most.
         exact_chance: What chance alone makes of as many rows, where that is known without draws.
     """
 
@@ -288,7 +288,7 @@ class Measure:
     exact_chance: Callable[[Vectors, Vectors], float] | None = None
 
     def chance(self, live: Vectors, current: Vectors) -> float:
-        """Return the shift that chance alone may make of as many rows as tonight's."""
+        """Return the shift that chance alone may make of as many rows as the new."""
         if self.exact_chance is not None:
             return self.exact_chance(live, current)
         return draw_chance(self.shift, live, current)

@@ -109,7 +109,7 @@ class RefreshRecord:
         restores: The version that a rollback went back to.
         space: `Identity.space_id`.
         bits: `Identity.bits_id`.
-        settings: What can change the low bits of its vectors.
+        settings: What can change the low-order bits of its vectors.
         model: What predicted; ``None`` where predictions were stored already.
         input: What was read.
         warnings: What a person should know.
@@ -189,7 +189,7 @@ class History:
         hold: Why nothing is published.
         waiting: The version that waits for a decision.
         kept: The versions that can be read.
-        nights: What stays of each.
+        refreshes: What stays of each.
     """
 
     kind: Literal["history"]

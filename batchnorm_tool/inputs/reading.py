@@ -62,7 +62,7 @@ class Part:
             if offset < some.rows:
                 return some.file, some.start + offset
             offset -= some.rows
-        raise IndexError(f"row {row} does not lie in part {self.number}")
+        raise IndexError(f"row {row} is not in part {self.number}")
 
 
 def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:

@@ -1,7 +1,7 @@
 """Hashes of rows: of their keys, of the features that a model sees, of what is passed through.
 
 Hashes depend on the values and nothing else: not on how rows are cut into chunks, sliced, encoded
-or compressed. They are stored, and compared with those of other nights; `HASH_VERSION` changes
+or compressed. They are stored, and compared with those of other refreshes; `HASH_VERSION` changes
 whenever the hash of any row would.
 """
 
@@ -56,7 +56,7 @@ class IdLookup:
     """
 
     def __init__(self, ids: np.ndarray) -> None:
-        # Of whole numbers the second words are all zero, and often the first ones ascend.
+        # Of integers the second words are all zero, and often the first ones ascend.
         has_second = bool(ids[:, 1].any())
         self._order = None if _ascends(ids[:, 0]) else np.argsort(ids[:, 0], kind="stable")
         self._first = np.ascontiguousarray(self._ordered(ids[:, 0]))
@@ -143,7 +143,7 @@ def _ascends(words: np.ndarray) -> bool:
 def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
     """Return a 128-bit number for the key of each row.
 
-    Of one column of whole numbers, dates, times or booleans it is the value's bits, so that two
+    Of one column of integers, dates, times or booleans it is the value's bits, so that two
     keys never have the same; of other keys the xxh3-128 of their values.
 
     Args:

@@ -53,7 +53,7 @@ STATE_SUFFIX = ".state"
 """What lies beside a store is in a directory of its name and this."""
 
 STAGED_OUTPUT = f"{STATE_SUFFIX}/night/scored"
-"""Where a refresh stages the vectors of a night, behind the path of its store."""
+"""Where a refresh stages its vectors, behind the path of its store."""
 
 
 class Job(Section):
@@ -107,7 +107,7 @@ class Job(Section):
             overrides: ``section.key=value`` each, as though they stood in the file.
 
         Returns:
-            The job, checked. Whether its files exist is not looked at.
+            The valid job. Whether its files exist is not checked.
 
         Raises:
             JobError: The file cannot be read, or does not hold a job; all that is wrong with its

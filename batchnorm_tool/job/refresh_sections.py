@@ -47,7 +47,7 @@ class StoreColumns(Section):
 
 
 class Store(Section):
-    """Where embeddings are kept from night to night: the ``store`` section."""
+    """Where embeddings are kept from one refresh to the next: the ``store`` section."""
 
     path: LocalOrUri = Field(
         description="The Lance dataset; its state is kept next to it, in PATH.state."
@@ -102,7 +102,7 @@ class InputGate(Section):
 class OutputGate(Section):
     """Limits on what the model made of the rows; null for no limit."""
 
-    # The defaults leave room for what a night of ordinary changes does, and stop what a broken
+    # The defaults leave room for what a refresh of ordinary changes does, and stop what a broken
     # model or feature does; `tests/gate/test_output_limits.py` shows which shifts each stops.
     bad: Annotated[Fraction | None, _LIMIT] = Field(default=0.001, description="Share of bad rows.")
     # Below 0.1 is taken for stable, above 0.25 for a shift: Siddiqi, "Credit Risk Scorecards"

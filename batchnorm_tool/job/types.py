@@ -144,7 +144,7 @@ class JobSchema(GenerateJsonSchema):
     """JSON Schema in which any value may also be an environment variable, as in a job file."""
 
     def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
-        """Return a whole number, or a variable."""
+        """Return an integer, or a variable."""
         return or_variable(super().int_schema(schema))
 
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:

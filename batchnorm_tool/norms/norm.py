@@ -139,7 +139,7 @@ def _written_order(text: str, order: str, p: float | None) -> float:
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Cut rows into blocks whose float64 copies stay in the cache of a core.
 
-    Temporary arrays of a megabyte and more are also taken from the system anew, and zeroed by it,
+    Temporary arrays of a megabyte and more are also taken from the system again, and zeroed by it,
     each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead of 1.4 CPU
     seconds.
 
@@ -177,7 +177,8 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
 def widen(x: npt.ArrayLike) -> Float64s:
     """Copy real numbers into a C-ordered float64 array.
 
-    C order matters: NumPy adds up a Fortran-ordered array in another order, with other low bits.
+    C order matters: NumPy adds up a Fortran-ordered array in another order, with other low-order
+    bits.
 
     Args:
         x: float16, bfloat16, float32, float64, integers or bool, of any shape and byte order.

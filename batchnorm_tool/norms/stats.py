@@ -267,7 +267,7 @@ class NormStats(JsonStats):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NormStats:
-        """Return what `to_dict` was called on; the derived std and quantiles are not looked at.
+        """Return what `to_dict` was called on; the derived std and quantiles are ignored.
 
         Raises:
             Damaged: ``data`` is not what `to_dict` gives.

@@ -114,7 +114,7 @@ def is_finished(state: OutputState, plan: Plan) -> bool:
 
 
 def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
-    """Tell whether the run under way can go on as ``plan``; otherwise it is begun anew."""
+    """Tell whether the run under way can go on as ``plan``; otherwise it starts over."""
     foreign = [name for name in state.names if name != STATE]
     ours = state.plan is not None or MANIFEST_PATH in foreign
     if foreign and not ours:

@@ -62,7 +62,7 @@ class PartSummary:
     Args:
         part: The part.
         files: All input files of the plan.
-        policies: The fate of bad rows.
+        policies: What becomes of bad rows.
         keys: How many of the carried columns, from the left, identify a row.
         warnings: What a person should know of the rows, each text once.
     """

@@ -45,7 +45,8 @@ class Identity(Record):
 
     Attributes:
         space: What gives the vectors their meaning: model content, outputs, norms, features.
-        bits: What can change their low bits besides: batch size, threads, versions, device, CPU.
+        bits: What can change their low-order bits besides: batch size, threads, versions, device,
+            CPU.
         policies: How bad rows are treated.
         result: All the rest: the input files, the columns that are carried, the layout.
     """
@@ -74,7 +75,7 @@ class Identity(Record):
 
     @property
     def bits_id(self) -> str:
-        """The space and all that can change low bits: a resumed run must match it."""
+        """The space and all that can change low-order bits: a resumed run must match it."""
         return checked_json.sha256([self.space, self.bits])
 
     @property

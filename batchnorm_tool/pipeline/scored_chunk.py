@@ -84,7 +84,7 @@ def _predict(
 ) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
     """Predict; return the chunk with failing rows marked, predictions, and what the model says.
 
-    A sound row stands in for each of those, so that all others keep their places, and their bits.
+    A good row stands in for each of those, so that all others keep their places, and their bits.
     """
     try:
         return chunk, predictor.predict(chunk.features), {}

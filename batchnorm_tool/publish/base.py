@@ -123,7 +123,7 @@ def target_errors(name: str) -> Iterator[None]:
 
 
 def failure(name: str, error: BatchnormToolError) -> BatchnormToolError:
-    """Return the error of a target: one that running it again may heal, or another."""
+    """Return the error of a target: one that running it again may help, or another."""
     msg = (
         f"publish target `{name}`: {error.message} The store itself is published; once the cause "
         "is fixed, the next `refresh` updates this target."

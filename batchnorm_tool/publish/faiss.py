@@ -1,4 +1,4 @@
-"""A FAISS index file with ids, made anew for each version.
+"""A FAISS index file with ids, made again for each version.
 
 ::
 

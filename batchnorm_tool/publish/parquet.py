@@ -7,7 +7,7 @@
     PATH/versions/12.json               counts, space and checksums
 
 A reader reads ``current`` once and then opens that directory, which stays until ``keep`` later
-versions are there. Every version is written anew, also one to which a rollback returned: it has a
+versions are there. Every version is rewritten, also one to which a rollback returned: it has a
 number of its own.
 """
 

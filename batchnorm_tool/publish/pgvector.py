@@ -1,7 +1,7 @@
 """A table of vectors in PostgreSQL with pgvector, behind a view that readers use.
 
 Readers select from a view ``SCHEMA.TABLE``; the rows are in ``TABLE_v<version that built it>``. A
-night with few changes is one transaction of upserts and deletes in that table. Many changes, or
+refresh with few changes is one transaction of upserts and deletes in that table. Many changes, or
 rows of another kind, make a new table with its index, to which the view then moves in one
 transaction; the table before it stays, older ones are dropped. So a reader's statement sees one
 version or the other, whole.
@@ -10,7 +10,7 @@ version or the other, whole.
 that it is right after a kill at any point. An advisory lock of the session keeps two publishers
 apart (a pooler must not change the session in between: connect to the server itself).
 
-Where the new rows have other columns or another width, the view is dropped and made anew within
+Where the new rows have other columns or another width, the view is dropped and made again within
 the transaction: privileges granted on it must be granted again. What is *not* promised: that other
 objects may depend on the view then (PostgreSQL refuses, and so does the target), or that statements
 which readers prepared before go on working ("cached plan must not change result type").

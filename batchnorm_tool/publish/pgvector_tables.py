@@ -130,7 +130,7 @@ class Tables:
         """Make a new table with its index, then let the view read it.
 
         Returns:
-            What holds now, and whether the view was made anew for other columns.
+            What holds now, and whether the view was made again for other columns.
         """
         self._check_view(before)
         read = before.built if before else None
@@ -229,7 +229,7 @@ class Tables:
         )
 
     def _switch(self, after: Bookkeeping) -> bool:
-        """Let the view read what was built; whether the view had to be made anew.
+        """Let the view read what was built; whether the view had to be made again.
 
         New readers queue up behind the switch while it waits for running ones: hence several
         short waits.
@@ -253,7 +253,7 @@ class Tables:
         return remade
 
     def _switch_view(self, name: str) -> bool:
-        """Let the view read a table; whether it had to be made anew."""
+        """Let the view read a table; whether it had to be made again."""
         statements, view = self._statements, self._names.view
         remade = self._exists(view) and self._columns(view) != self._columns(name)
         if remade:

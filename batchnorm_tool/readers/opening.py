@@ -115,7 +115,7 @@ def checked_path(argument: str, given: Any) -> str:
 
 
 def checked_whole(argument: str, number: Any, least: int = 0) -> int:
-    """Return a whole number of a certain size at least."""
+    """Return an integer of a certain size at least."""
     if not _is_whole(number, least):
         raise JobError(f"`{argument}` must be an integer, {least} or more. Received: {number!r}.")
     return int(number)

@@ -52,12 +52,12 @@ class Snapshot(VectorSource):
 
     @cached_property
     def record(self) -> StoredRecord:
-        """The record of the night that made the version."""
+        """The record of the refresh that made the version."""
         return self.state.existing_record(self.version)
 
     @property
     def document(self) -> dict[str, Any]:
-        """The record of the night that made the version, as plain data."""
+        """The record of the refresh that made the version, as plain data."""
         return self.record.to_dict()
 
     @cached_property

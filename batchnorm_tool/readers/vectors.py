@@ -49,7 +49,7 @@ def read(
 
     Raises:
         JobError: A run has no versions, or the store does not keep that one.
-        InputError: No finished run lies there, and no store; the message says what does.
+        InputError: ``path`` is neither a finished run nor a store; the message says what it is.
         Damaged: Its manifest, or the store's state, is not what its checksum says.
 
     Example:
@@ -94,7 +94,7 @@ class StoredVectors:
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """The run's manifest, or the record of the night that made the version, as plain data."""
+        """The run's manifest, or the record of the refresh that made the version, as plain data."""
         return self._source.document
 
     @property
@@ -108,7 +108,7 @@ class StoredVectors:
 
         Of a run: key and passed-through columns, then vectors and norms. Of a store: keys, vector
         and norm, ``feature_hash``, ``passthrough_hash``, ``status`` (``good``, or ``stale:`` and
-        why: the vector is that of an earlier night), ``version`` (in which the row was written),
+        why: the vector is that of an earlier refresh), ``version`` (in which the row was written),
         then passed-through columns.
         """
         return self._source.schema

@@ -30,7 +30,7 @@ class Axis:
         label: What it measures, with its unit.
         low: Value at its beginning.
         high: Value at its end, above ``low``.
-        kind: ``"linear"``; ``"whole"``, linear with ticks on whole numbers; or ``"log"``, which
+        kind: ``"linear"``; ``"whole"``, linear with ticks on integers; or ``"log"``, which
             needs ``low > 0``.
     """
 

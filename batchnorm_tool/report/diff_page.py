@@ -40,7 +40,7 @@ _MOST_BARS = 512
 _NARROWEST = 0.1
 _ROOM = 0.05
 _HEADROOM = 1.04
-# Cosines of a model's two nights may differ from one in the sixth digit, or the seventh.
+# Cosines of a model's two dates may differ from one in the sixth digit, or the seventh.
 _DIGITS = range(6, 17)
 
 

@@ -22,7 +22,7 @@ _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
 _USUAL_K = 10
 _NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 OUTCOMES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
-"""What can have become of a night, in the order in which a chart shows it."""
+"""What can have become of a refresh, in the order in which a chart shows it."""
 _NOT_PUBLISHED = {"superseded", "discarded"}
 _SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
 EitherDocument: TypeAlias = "ComparisonDocument | DifferenceDocument"
@@ -178,7 +178,7 @@ def describe_unknown(document: ComparisonDocument) -> Sequence[str]:
 
 
 def outcome(record: RefreshRecord, history: History) -> str:
-    """Return what became of a night, one of `OUTCOMES`."""
+    """Return what became of a refresh, one of `OUTCOMES`."""
     version = record.version
     if version == history.live:
         return "live"
@@ -192,7 +192,7 @@ def outcome(record: RefreshRecord, history: History) -> str:
 
 
 def describe_outcome(record: RefreshRecord, history: History) -> str:
-    """Return what became of a night, with the reason where it waits or never was published."""
+    """Return what became of a refresh, with the reason where it waits or never was published."""
     its = outcome(record, history)
     if its == "waiting" and record.reason:
         return f"waiting ({record.reason})"
@@ -202,7 +202,7 @@ def describe_outcome(record: RefreshRecord, history: History) -> str:
 
 
 def describe_kind(record: RefreshRecord) -> str:
-    """Return the kind of a night, such as ``rollback to 3`` or ``refresh, new space``."""
+    """Return the kind of a refresh, such as ``rollback to 3`` or ``refresh, new space``."""
     if record.kind == "rollback":
         return f"rollback to {record.restores}"
     return f"{record.kind}, new space" if record.new_space else record.kind
@@ -219,12 +219,12 @@ def when(time: str) -> str:
 
 
 def quantile(record: RefreshRecord, name: str) -> float:
-    """Return a quantile of a night's norms; NaN where there is none."""
+    """Return a quantile of a refresh's norms; NaN where there is none."""
     return real((record.norms or {}).get(name))
 
 
 def describe_norms(record: RefreshRecord) -> str:
-    """Return the median of a night's norms, and what 90 % of them lie between."""
+    """Return the median of a refresh's norms, and what 90 % of them lie between."""
     low, middle, high = (quantile(record, name) for name in ("q05", "q50", "q95"))
     if math.isnan(middle):
         return DASH
@@ -242,7 +242,7 @@ def finding_name(limit: str, scope: str) -> str:
 
 
 def describe_gate(gate: GateRecord | None) -> str:
-    """Return what the gate said of a night.
+    """Return what the gate said of a refresh.
 
     Example:
         >>> from batchnorm_tool.gate.findings import Finding

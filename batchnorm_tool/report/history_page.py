@@ -1,4 +1,4 @@
-"""The page about a store's nights: what became of them, rows, norms, and the gate over time."""
+"""The page about a store's refreshes: what became of them, rows, norms, and the gate over time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _SMALL = Frame(NARROW.width, 170)
 
 
 def history_page(history: History) -> str:
-    """Draw the nights of a store on one HTML page that works offline."""
+    """Draw the versions of a store on one HTML page that works offline."""
     records = history.nights
     sections = [_table(history)]
     if records:
@@ -236,10 +236,10 @@ def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame]
 
 
 def rows_chart(id_: str, title: str, records: Sequence[RefreshRecord], rows: Sequence[int]) -> Html:
-    """Draw how many rows of one kind every night had, as one of several small charts.
+    """Draw how many rows of one kind every refresh had, as one of several small charts.
 
-    A first load, and a night in a new space, may be cut at the top: they would press every other
-    night onto the axis.
+    A first load, and a refresh in a new space, may be cut at the top: they would press every other
+    refresh onto the axis.
     """
     ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
     most = max(ordinary or [n for n in rows if n] or [1])
@@ -260,7 +260,7 @@ def _is_whole(record: RefreshRecord) -> bool:
 
 
 def norms_chart(records: Sequence[RefreshRecord], norm: str = "norm") -> Html:
-    """Draw median, middle half and middle 90 % of the norms of every night."""
+    """Draw median, middle half and middle 90 % of the norms of every refresh."""
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
@@ -284,13 +284,13 @@ def norms_chart(records: Sequence[RefreshRecord], norm: str = "norm") -> Html:
 
 @dataclass(frozen=True)
 class LimitHistory:
-    """What one limit measured in every night.
+    """What one limit measured in every refresh.
 
     Attributes:
-        versions: Version of each night.
-        measured: A value for each night, NaN where it was not judged.
-        allowed: The limit of each night, NaN where it had none.
-        passed: Whether each night kept it.
+        versions: Version of each refresh.
+        measured: A value for each refresh, NaN where it was not judged.
+        allowed: The limit of each refresh, NaN where it had none.
+        passed: Whether each refresh kept it.
     """
 
     versions: Sequence[int]
@@ -325,7 +325,7 @@ def _stairs(plot: Plot, values: Sequence[float]) -> str:
         if math.isnan(value):
             pen = ""
             continue
-        # A step of its own for each night, so that one between gaps shows.
+        # A step of its own for each refresh, so that one between gaps shows.
         start = f"{pen or f'M{pixels(plot.across(place))},'}{pixels(plot.down(value))}"
         pieces.append(f"{start}H{pixels(plot.across(place + 1))}")
         pen = "V"
@@ -357,7 +357,7 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
 
 
 def outcomes_chart(history: History) -> Html:
-    """Draw what became of every night: a row for each fate, a bar for each night."""
+    """Draw what became of every refresh: a row for each outcome, a bar for each refresh."""
     outcomes = [outcome(record, history) for record in history.nights]
     said = ". ".join(
         f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes

@@ -1,4 +1,4 @@
-"""The terminal's summary of one night: its rows, norms, gate and targets, and what to do next."""
+"""The terminal's summary of one refresh: its rows, norms, gate and targets, and what to do next."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ _SIDES = "rllllrrrrll"
 def refresh_lines(
     record: RefreshRecord, width: int = 72, targets: Sequence[Outcome] = (), store: str = "STORE"
 ) -> list[str]:
-    """Summarize a night, a rollback or a candidate; control characters are shown as U+FFFD."""
+    """Summarize a refresh, a rollback or a candidate; control characters are shown as U+FFFD."""
     lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
         lines += entry(name, words, width)
@@ -46,7 +46,7 @@ def refresh_lines(
 
 
 def dry_run_lines(rows: RefreshRows, gate: GateRecord | None = None, width: int = 72) -> list[str]:
-    """Say what a night would change.
+    """Say what a refresh would change.
 
     Example:
         >>> from batchnorm_tool.gate.record import RefreshRows
@@ -143,7 +143,7 @@ def _next(record: RefreshRecord, targets: Sequence[Outcome], store: str, width: 
 
 
 def history_lines(history: History) -> list[str]:
-    """Summarize the nights of a store, one line each, the oldest first."""
+    """Summarize the versions of a store, one line each, the oldest first."""
     lines = [describe_store(history)]
     if history.nights:
         rows = [table_row(record, history) for record in history.nights]
@@ -170,7 +170,7 @@ def describe_store(history: History) -> str:
 
 
 def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
-    """Return what a table says of a night, by the headings of its columns."""
+    """Return what a table says of a refresh, by the headings of its columns."""
     rows = record.rows
     return {
         "version": str(record.version),

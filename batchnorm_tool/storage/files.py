@@ -60,7 +60,7 @@ def read_errors(path: object) -> Iterator[None]:
 
 
 def is_worth_retrying(error: OSError) -> bool:
-    """Tell whether running it again may help: what somebody removed from an output is made anew."""
+    """Tell whether running it again may help: what was removed from an output is made again."""
     return is_transient(error) or error.errno == errno.ENOENT
 
 

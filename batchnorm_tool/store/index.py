@@ -1,6 +1,6 @@
 """Keys and hashes of a store's live version, in a Parquet file and in memory.
 
-A night with nothing to do needs nothing else of the store. Readers of the store need none of it.
+A refresh with nothing to do needs nothing else of the store. Readers of the store need none of it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from batchnorm_tool.errors import BatchnormToolError, Damaged, JobError, OutputE
 
 # Where in Lance's own source an error arose: of no use to whoever reads the message.
 _SOURCE = re.compile(r",? ?/[^\s,]+\.rs:\d+:\d+")
-# What the operating system says when the files themselves may be sound.
+# What the operating system says when the files themselves may be intact.
 _SYSTEM = re.compile(
     r"No space left|quota exceeded|Too many open files|Permission denied|Cannot allocate memory"
     r"|Read-only file system",

@@ -1,4 +1,4 @@
-"""What lies beside a store: which version is live, what waits, every night's record, the types.
+"""What lies beside a store: which version is live, what waits, every refresh's record, the types.
 
 ::
 
@@ -11,7 +11,7 @@
         night/               the night under way, or the candidate that waits
         targets/NAME.json    what a publish target holds
 
-A *version* is a number of this store, given once to each night that reached the gate and to each
+A *version* is a number of this store, given once to each refresh that reached the gate and to each
 rollback. Lance counts otherwise: `StorePointer.versions` tells which of its versions is which.
 """
 
@@ -146,7 +146,7 @@ class StorePointer(SealedRecord):
     """What ``store.json`` says: replacing that file is what switches a store.
 
     Attributes:
-        next_version: The number of the next night.
+        next_version: The number of the next refresh.
         live: The version that readers get; ``None`` before the first.
         waiting: The candidate that waits for a decision.
         hold: Since when and why nothing is published, after a rollback.
@@ -251,7 +251,7 @@ class StoreDirectory:
         self.storage.put(STORE_PATH, pointer.to_json())
 
     def record(self, version: int) -> StoredRecord | None:
-        """Return the record of a night, or ``None`` where there is none."""
+        """Return the record of a refresh, or ``None`` where there is none."""
         path = record_path(version)
         text = self.storage.get(path)
         return None if text is None else StoredRecord.opened(text, f"{self.root}/{path}")
@@ -268,7 +268,7 @@ class StoreDirectory:
         return record
 
     def put_record(self, record: StoredRecord) -> None:
-        """Write the record of a night under its version."""
+        """Write the record of a refresh under its version."""
         self.storage.put(record_path(record.version), record.to_json())
 
     def files_of(self, version: int, *, staged: bool = False) -> tuple[FileRecord, ...]:
@@ -320,7 +320,7 @@ def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
 
 
 def record_path(version: int) -> str:
-    """Return where the record of a night lies, below the state's root."""
+    """Return where the record of a refresh lies, below the state's root."""
     return f"{RECORDS}/{version:06d}.json"
 
 

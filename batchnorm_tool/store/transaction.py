@@ -316,7 +316,7 @@ def _put_tag(path: str, name: str, lance_version: int) -> None:
 
 
 def clean_up(path: str, keep: Collection[int]) -> int:
-    """Remove all versions but some, and what killed nights left behind.
+    """Remove all versions but some, and what killed refreshes left behind.
 
     Whoever calls this holds the store's lock: files of a commit under way would be removed too.
     """
@@ -334,7 +334,7 @@ def clean_up(path: str, keep: Collection[int]) -> int:
 
 
 def _remove_leftovers(path: str) -> int:
-    """Remove files of killed nights that Lance leaves: deletions on top of the newest version."""
+    """Remove files of killed refreshes that Lance leaves: deletions beyond the newest version."""
     needed = set(tracked_files(path)["path"].to_pylist())
     freed = 0
     with write_errors(path):
@@ -345,7 +345,7 @@ def _remove_leftovers(path: str) -> int:
 
 
 def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
-    """Write the newest version's rows anew where much of them is dead, or they lie in many files.
+    """Write the newest version's rows again where much of them is dead, or they lie in many files.
 
     That is where more than 30 % of the stored rows are deleted ones, or there are more than 64
     fragments. Older versions go on needing their own files until they are cleaned up, and so does
@@ -372,7 +372,7 @@ def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
 
 
 def _scattered(dataset: Any) -> list[Any]:
-    """Return the fragments to write anew; none, while it is not worth it."""
+    """Return the fragments to rewrite; none, while it is not worth it."""
     fragments = dataset.get_fragments()
     physical = sum(fragment.physical_rows for fragment in fragments)
     dead = sum(fragment.num_deletions for fragment in fragments)

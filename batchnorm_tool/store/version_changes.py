@@ -55,7 +55,7 @@ class Publication:
         layout: What its rows look like.
         versions: Lance's number of each kept version.
         version: The number of this version.
-        records: The night's record of each kept version, this one included.
+        records: The refresh's record of each kept version, this one included.
     """
 
     path: str
@@ -71,7 +71,7 @@ class Publication:
 
     @property
     def record(self) -> RefreshRecord:
-        """The record of the night."""
+        """The record of the refresh."""
         return self.records[self.version]
 
     def can_start_from(self, base: int | None) -> bool:

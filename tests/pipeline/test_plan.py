@@ -105,7 +105,7 @@ def test_no_rows_are_one_part_without_slices() -> None:
 
 
 def test_a_row_of_another_part_is_not_located() -> None:
-    with pytest.raises(IndexError, match="row 128 does not lie in part 0"):
+    with pytest.raises(IndexError, match="row 128 is not in part 0"):
         plan_of([300]).part(0).locate(128)
 
 

@@ -1,4 +1,4 @@
-"""What changed between two sets of predictions: two models, two nights."""
+"""What changed between two sets of predictions: two models, two dates."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
     """Tell whether two sets lie in one space.
 
     Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
-    stored predictions nobody knows the model.
+    stored predictions the model is not known.
     """
     one, other = a or {}, b or {}
     if not (one.get("space") and other.get("space")):

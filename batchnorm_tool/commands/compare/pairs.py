@@ -220,7 +220,7 @@ def draw(join: Join, pairs: Pairs, search: NeighbourSearch) -> Sample:
 
 @dataclass(frozen=True)
 class StreamedBase:
-    """A set that is read anew whenever its rows are asked for, as a base for `neighbours`.
+    """A set that is read again whenever its rows are asked for, as a base for `neighbours`.
 
     Attributes:
         predictions: The set.

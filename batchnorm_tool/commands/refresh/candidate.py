@@ -1,4 +1,4 @@
-"""A night made ready to be merged: rows to write, keys to remove, the next index.
+"""A refresh made ready to be merged: rows to write, keys to remove, the next index.
 
 All of it lies in the state of the store, so that a candidate that waits is published later without
 computing anything again.
@@ -71,15 +71,15 @@ _SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
 
 @dataclass(frozen=True)
 class Candidate(SealedRecord):
-    """What a night came to, before anybody has judged it.
+    """What a refresh came to, before anybody has judged it.
 
     Attributes:
         version: The number that it will have.
-        rows: Rows by what became of them, as a night's record has them.
+        rows: Rows by what became of them, as a refresh's record has them.
         norms: Of all rows of the version that are in the dataset.
-        bad: Rows that are bad tonight: of those that were looked at anew, and of all.
+        bad: Rows that are bad now: of those that were looked at again, and of all.
         bad_rows: The first of them.
-        whole: Whether the dataset is written anew, rather than merged into.
+        whole: Whether the dataset is rewritten, rather than merged into.
         warnings: What the model's run warned of.
     """
 
@@ -100,7 +100,7 @@ class Candidate(SealedRecord):
 def make_candidate(
     staged: StagedRows, difference: ChangeSet, result: RunResult | None, reused: int
 ) -> Candidate:
-    """Put together what the night writes; then what is spent is removed.
+    """Put together what the refresh writes; then what is spent is removed.
 
     Args:
         staged: The staged rows.
@@ -160,7 +160,7 @@ class _RemovedRows:
     hashes: list[np.ndarray] = field(default_factory=list)
 
     def add(self, table: pa.Table, dispositions: np.ndarray) -> None:
-        """Take in rows of the live index, and the fate of each."""
+        """Take in rows of the live index, and the disposition of each."""
         if (dispositions == RowDisposition.SAME).all():
             return
         stored = rows_with_status(table[STATUS], lambda status: not status.startswith(QUARANTINED))
@@ -260,13 +260,13 @@ def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
 
 @dataclass(frozen=True)
 class StagedRows:
-    """The staged rows of one night.
+    """The staged rows of one refresh.
 
     Attributes:
         state: The store.
         pointer: What stands in it.
-        plan: What the night is asked to do.
-        version: The number that the night will have.
+        plan: What the refresh is asked to do.
+        version: The number that the refresh will have.
         reason: The column that says why a row is bad.
     """
 
@@ -311,7 +311,7 @@ class StagedRows:
 
     @cached_property
     def bad(self) -> pa.Table:
-        """Rows that tonight's features or prediction make bad, and the column ``reason``."""
+        """Rows that the new features or prediction make bad, and the column ``reason``."""
         kept = [*self._carried, self.reason]
         found = [table.select(kept) for table in read_directory(self.state.storage, BAD)]
         hashes = (field for field in BOOKKEEPING if field.name in self._carried)
@@ -342,7 +342,7 @@ class StagedRows:
     @cached_property
     def _is_in_dataset(self) -> np.ndarray:
         """``bool[n]``: which of the bad rows have a row in the live version."""
-        # Reading the index takes long, and a sound night has no use for it.
+        # Reading the index takes long, and an ordinary refresh has no use for it.
         if not self.bad.num_rows or self.live is None:
             return np.zeros(self.bad.num_rows, bool)
         at = self.live.lookup(key_ids(self.bad, self.plan.layout.keys))

@@ -125,7 +125,7 @@ def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
 def _all_rows(
     state: StoreDirectory, pointer: StorePointer, layout: StoreSchema, *, replaces: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Yield every row of the version: those that stay, then those that the night writes."""
+    """Yield every row of the version: those that stay, then those that the refresh writes."""
     if pointer.live is not None and pointer.layout is not None and not replaces:
         yield from _staying(state, pointer, pointer.layout, layout)
     yield from _batches(_tables(state, [PREDICTED, KEPT]))
@@ -134,7 +134,7 @@ def _all_rows(
 def _staying(
     state: StoreDirectory, pointer: StorePointer, before: StoreSchema, layout: StoreSchema
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows of the live version that the night leaves alone, in the new version's columns."""
+    """Yield rows of the live version that the refresh leaves alone, in the new columns."""
     keys = list(layout.keys)
     ids = [
         key_ids(table.select(keys), keys) for table in _tables(state, [PREDICTED, KEPT, REMOVED])
@@ -172,7 +172,7 @@ def recover(state: StoreDirectory) -> int | None:
     Returns:
         The version whose publication was finished; ``None`` where there was none.
     """
-    state.storage.remove(TEMPORARY)  # what killed nights were writing
+    state.storage.remove(TEMPORARY)  # what killed refreshes were writing
     intent = Intent.from_json(state.storage.get(INTENT))
     if intent is None:
         return None
@@ -188,7 +188,7 @@ def recover(state: StoreDirectory) -> int | None:
 
 
 def _finish_compaction(state: StoreDirectory, base: int) -> None:
-    """Take in that the newest version's rows were written anew, if they were; then clean up."""
+    """Take in that the newest version's rows were rewritten, if they were; then clean up."""
     pointer, newest = state.pointer(), newest_version(state.path)
     if pointer.lance_version == base and newest == base + 1:
         pointer = _renumber(state, pointer, {**pointer.versions, pointer.live or 0: newest})

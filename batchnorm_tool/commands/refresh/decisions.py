@@ -72,15 +72,15 @@ def accept(
         version: The number of the candidate: one that has been superseded is not published.
         wait_seconds: How long to wait while another run holds the store.
         metrics_file: Write Prometheus metrics to this file, however it ends.
-        progress: Who is told how far the work is; nobody by default.
+        progress: Receives how far the work is; default: nothing does.
 
     Returns:
-        The night, published.
+        The refresh, published.
 
     Raises:
         JobError: No such candidate waits.
-        InputError: No store lies there.
-        Held: Its vectors break a limit, which nobody has seen yet.
+        InputError: There is no store at ``path``.
+        Held: Its vectors break a limit that was not reported before.
         TargetFailed: It is published, and a target is behind.
         Busy: Another run holds the store.
 
@@ -143,7 +143,7 @@ def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[
         ``store``, ``released`` (whether there was a hold), ``live`` and ``waiting``.
 
     Raises:
-        InputError: No store lies there.
+        InputError: There is no store at ``path``.
         Busy: Another run holds the store.
 
     Example:
@@ -186,7 +186,7 @@ def rollback(
         The new version, whose rows are those of the old one.
 
     Raises:
-        InputError: No store lies there, or no such version is kept.
+        InputError: There is no store at ``path``, or no such version is kept.
         TargetFailed: The store is rolled back, and a target is behind.
         Busy: Another run holds the store.
 
@@ -331,7 +331,7 @@ class _Rollback:
 
 
 def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:
-    """List the nights of a store.
+    """List the versions of a store.
 
     Args:
         path: The store.
@@ -342,7 +342,7 @@ def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[st
         first, as plain data.
 
     Raises:
-        InputError: No store lies there.
+        InputError: There is no store at ``path``.
         Damaged: A record is not what its checksum says.
 
     Example:

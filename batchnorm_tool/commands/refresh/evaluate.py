@@ -78,7 +78,7 @@ _NORMS = 100_000
 def evaluate_input(
     plan: RefreshPlan, difference: ChangeSet, last: InputRecord | None
 ) -> list[Finding]:
-    """Hold tonight's input against the limits of the job."""
+    """Hold the input against the limits of the job."""
     counts = difference.counts
     return gate.evaluate_input(
         plan.job.gate.input,
@@ -287,12 +287,12 @@ def _reference(staging: Staging) -> InputSummary | None:
 def conclude(
     staging: Staging, difference: ChangeSet, record: StoredRecord, *, accepted: bool = False
 ) -> RefreshResult:
-    """Judge a night, and publish it or let it wait."""
+    """Judge a refresh, and publish it or let it wait."""
     findings = _input_findings(staging, difference)
     record = _evaluated(staging, record, findings)
     if _stops(staging, findings) and not accepted:
         raise await_approval(staging, record, "gate", findings)
-    # A person who accepts a night that stopped before its vectors were made has not seen them.
+    # A person who accepts a refresh that stopped before its vectors were made has not seen them.
     seen = record.norms is not None
     candidate = staging.candidate(difference)
     # Small products on several threads wait for one another: ten times slower on busy cores.
@@ -329,7 +329,7 @@ def _stops(staging: Staging, findings: list[Finding]) -> bool:
 
 
 def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str | None:
-    """Return why a night waits; ``None`` where it may be published."""
+    """Return why a refresh waits; ``None`` where it may be published."""
     plan = staging.plan
     if any(finding.scope == "audit" for finding in gate.broken(findings)):
         return "audit"
@@ -345,7 +345,7 @@ def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str
 def await_approval(
     staging: Staging, record: StoredRecord, reason: str, findings: list[Finding]
 ) -> Held:
-    """Let a night wait: its record says why, and its version is given away."""
+    """Let a refresh wait: its record says why, and its version is given away."""
     state, facts, version = staging.state, staging.pointer, record.version
     record = replace(
         record,
@@ -359,7 +359,7 @@ def await_approval(
     next_version = max(facts.next_version, version + 1)
     facts = facts.with_changes(waiting=version, next_version=next_version)
     state.put_pointer(facts)
-    # A target may be behind the live version, whatever becomes of this night.
+    # A target may be behind the live version, whatever becomes of this refresh.
     with staging.timings.phase("targets"):
         targets = deliver_live(state, facts, staging.plan.job.publish)
     staged = RefreshResult(state.path, WAITING, version, record, targets)
@@ -455,7 +455,7 @@ def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
 
 
 def published_to(record: StoredRecord) -> list[Publish]:
-    """Return the targets that the night of a record had."""
+    """Return the targets that the refresh of a record had."""
     return [Publish.model_validate(one) for one in record.publish]
 
 

@@ -1,4 +1,4 @@
-"""The Prometheus text file of a night, for the node exporter's textfile collector."""
+"""The Prometheus text file of a refresh, for the node exporter's textfile collector."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def write_metrics(
     record: RefreshRecord | None,
     outcome: CommandOutcome,
 ) -> None:
-    """Write the metrics of a night; the file is replaced in one step, whole and synced.
+    """Write the metrics of a refresh; the file is replaced in one step, whole and synced.
 
     Args:
         path: The file; the node exporter reads those that end in ``.prom``.
-        record: The record of the night; ``None`` where it has none: nothing changed, or it failed
+        record: The record of the refresh; ``None`` where it has none: nothing changed, or it failed
             before the gate.
         outcome: How the command ended.
     """

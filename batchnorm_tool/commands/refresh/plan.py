@@ -1,4 +1,4 @@
-"""A night before it begins: input and model looked at, every open choice made, what is asked."""
+"""A refresh before it begins: input and model looked at, every open choice made, what is asked."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
 from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
 
-# A store holds one finite vector for each row, so that some fates of a bad row make no sense there.
-# What a store needs of these keys: no row without a vector.
+# A store holds one finite vector for each row, so that some policies for a bad row make no sense
+# there. What a store needs of these keys: no row without a vector.
 ALLOWED = {
     ("input", "invalid"): ("fail", "quarantine"),
     ("normalize", "nonfinite"): ("quarantine", "fail"),
@@ -50,18 +50,18 @@ _NAME = re.compile(r"[^.`\0]+")
 
 @dataclass(frozen=True)
 class RefreshPlan(Record):
-    """What a night is asked to do, and with what.
+    """What a refresh is asked to do, and with what.
 
     Attributes:
         job: What was asked for.
-        resolved: Every open choice, made; kept from night to night.
-        identity: What the night's vectors are made of.
+        resolved: Every open choice, made; kept from one refresh to the next.
+        identity: What the refresh's vectors are made of.
         layout: What the rows of the store will look like.
         options_fingerprint: Hash of what the choices were made from.
         new_space: Whether the live version's vectors mean something else.
         recompute: Whether every row meets the model, changed or not.
         notes: What a person should know before it starts.
-        table: Tonight's input; ``None`` where all that is needed of it is staged already.
+        table: The input; ``None`` where all that is needed of it is staged already.
     """
 
     job: Job
@@ -83,7 +83,7 @@ class RefreshPlan(Record):
 
     @property
     def reader(self) -> FeatureReader:
-        """What reads the features of tonight's input."""
+        """What reads the features of the input."""
         check_nonfinite = self.job.model is not None
         return FeatureReader(
             self.resolved.features, self.resolved.inputs, self.job.input, check_nonfinite
@@ -193,7 +193,7 @@ def _check_job(job: Job) -> None:
 def _choices(
     preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None
 ) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
-    """Return the choices of last night, or of the staged one, where they still fit; or new ones."""
+    """Return the choices of the live or the staged version where they still fit; or new ones."""
     if pointer.resolved is not None:
         kept = pointer.resolved
         if _options_fingerprint(preparation, kept) == pointer.options_fingerprint:
@@ -212,7 +212,7 @@ def _choices(
 
 
 def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOptions:
-    """Return choices that were made earlier, with tonight's passed-through columns."""
+    """Return choices that were made earlier, with the input's passed-through columns."""
     carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
     return replace(choices, carried=carried)
 
@@ -304,7 +304,7 @@ def _of_group(live: Identity, current: Identity, group: str) -> list[str]:
 
 
 def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None) -> StoreSchema:
-    """Return the columns of the store that a night leaves behind.
+    """Return the columns of the store that a refresh leaves behind.
 
     Args:
         job: What was asked for.

@@ -1,4 +1,4 @@
-"""What a night came to, and the record that stays of it."""
+"""What a refresh came to, and the record that stays of it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class RefreshResult:
 
 @dataclass
 class PhaseTimings:
-    """What each phase of a night took, in seconds.
+    """What each phase of a refresh took, in seconds.
 
     Example:
         >>> clock = PhaseTimings()

@@ -1,4 +1,4 @@
-"""Bring a store of embeddings up to date with tonight's input: only what changed, whole or not.
+"""Bring a store of embeddings up to date with the input: only what changed, whole or not.
 
 ::
 
@@ -65,27 +65,27 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     announce: Callable[[str], None] = _ignore,
     run_id: str | None = None,
 ) -> RefreshResult:
-    """Bring a store up to date with tonight's input, guard it, and publish it.
+    """Bring a store up to date with the input, guard it, and publish it.
 
-    Only new and changed rows meet the model; rows are told apart by their key, and compared by a
-    128-bit hash of their features. Whoever reads the store sees last night's version or tonight's.
-    Killed anywhere, the same call finishes.
+    Only new and changed rows go through the model; rows are identified by their key, and compared
+    by a 128-bit hash of their features. Readers of the store see the previous version or the new
+    one. Killed anywhere, the same call finishes.
 
     Args:
         job: What to do, with the section ``store``.
         wait_seconds: How long to wait while another run holds the store.
-        metrics_file: Write Prometheus metrics to this file, however the night ends.
-        progress: Who is told how far the work is; nobody by default.
-        announce: Told what a person should know, before and while the work goes on.
+        metrics_file: Write Prometheus metrics to this file, however the refresh ends.
+        progress: Receives how far the work is; default: nothing does.
+        announce: Called with what a person should know, before and during the work.
         run_id: What this attempt is known by in records and logs; default: drawn.
 
     Returns:
-        The night: published, or with nothing to do.
+        The refresh: published, or with nothing to do.
 
     Raises:
         Refused: The job cannot be done as asked; nothing was written.
         BadRows: The data broke a row policy; nothing was published.
-        Held: A limit is broken, the space is new, or the store is on hold: the night waits for
+        Held: A limit is broken, the space is new, or the store is on hold: the refresh waits for
             `accept`, and nothing was published.
         TargetFailed: The store holds the new version, and a target does not.
         Busy: Another run holds the store.
@@ -93,8 +93,8 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
 
     Example:
         >>> from batchnorm_tool import Job, refresh
-        >>> night = refresh(Job.load("configs/refresh.yaml"))  # doctest: +SKIP
-        >>> night.state, night.rows["changed"]  # doctest: +SKIP
+        >>> result = refresh(Job.load("configs/refresh.yaml"))  # doctest: +SKIP
+        >>> result.state, result.rows["changed"]  # doctest: +SKIP
         ('published', 17)
     """
     store = store_of(job)

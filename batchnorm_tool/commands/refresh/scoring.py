@@ -1,6 +1,6 @@
-"""The changed rows of a night through the model: what is known is reused, the rest is scored.
+"""The changed rows of a refresh through the model: what is known is reused, the rest is scored.
 
-The rows travel the line of every run, from the spooled features to staged vectors, so that parts,
+The rows travel the line of every run, from the staged features to staged vectors, so that parts,
 commit records and resuming are those of `run`.
 """
 
@@ -62,7 +62,7 @@ class ReusableVectors:
 def reusable_vectors(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
 ) -> list[ReusableVectors]:
-    """Return vectors of tonight's space that only older kept versions have, newest first.
+    """Return vectors of the new space that only older kept versions have, newest first.
 
     Each version notes the feature hashes of the rows that it replaced or removed; their vectors
     lie in the version that it was built on.
@@ -81,7 +81,7 @@ def reusable_vectors(
 
 
 def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
-    """Tell whether vectors of a version can stand among tonight's."""
+    """Tell whether vectors of a version can stand among the new."""
     record = state.record(version)
     if record is None or record.space != plan.identity.space_id:
         return False
@@ -97,7 +97,7 @@ def _has_columns(layout: StoreSchema, wanted: StoreSchema) -> bool:
 
 
 def reuse(state: StoreDirectory, plan: RefreshPlan, known: list[ReusableVectors]) -> None:
-    """Take rows whose vectors are known out of the spool; they are written with these vectors."""
+    """Unstage rows whose vectors are known; they are written with these vectors."""
     for each in known:
         places = IdLookup(as_ids(each.hashes))
         wanted = [
@@ -152,7 +152,7 @@ def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreS
 def score(
     state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet, progress: Progress
 ) -> RunResult | None:
-    """Predict and normalize what is spooled; ``None`` where nothing is.
+    """Predict and normalize what is staged; ``None`` where nothing is.
 
     Raises:
         BadRows: A row met the policy ``fail``.
@@ -175,7 +175,7 @@ def score(
 
 
 def _broken_policy(scored: Path, job: Job) -> str:
-    """Name the rows by their keys: where they lie in the spool is nobody's concern."""
+    """Name the rows by their keys: where they are staged is of no use to a reader."""
     refused = list(read_refusals(LocalStorage(scored)))
     rows = [row for record in refused for row in record.first_bad_rows][:_NAMED_ROWS]
     choices = [
@@ -192,7 +192,7 @@ def _broken_policy(scored: Path, job: Job) -> str:
 
 
 def rows_in(storage: LocalStorage, directory: str) -> int:
-    """Return rows in all files of a directory of the night."""
+    """Return rows in all files of a directory of the refresh."""
     return sum(table.num_rows for table in read_directory(storage, directory))
 
 

@@ -1,4 +1,4 @@
-"""A night on its way to a candidate, in steps that are each kept: a killed one goes on."""
+"""A refresh on its way to a candidate, in steps that are each kept: a killed one goes on."""
 
 import functools
 from dataclasses import dataclass, field, replace
@@ -34,14 +34,14 @@ from batchnorm_tool.store.state import (
 
 @dataclass
 class Staging:
-    """The night under way.
+    """The unfinished refresh.
 
     Attributes:
         state: The store; the caller holds its lock.
         pointer: What stands in it.
-        plan: What the night is asked to do.
-        started: ``run_id`` and ``started`` of the night.
-        progress: Who is told how far the work is.
+        plan: What the refresh is asked to do.
+        started: ``run_id`` and ``started`` of the refresh.
+        progress: Receives how far the work is.
         timings: What each phase takes.
     """
 
@@ -54,7 +54,7 @@ class Staging:
 
     @property
     def version(self) -> int:
-        """The number of the night; it is given once the night waits or is published."""
+        """The number of the refresh; it is given once the refresh waits or is published."""
         return self.pointer.waiting or self.pointer.next_version
 
     def rows(self, difference: ChangeSet) -> StagedRows:
@@ -82,7 +82,7 @@ class Staging:
             )
 
     def candidate(self, difference: ChangeSet) -> Candidate:
-        """Return the night made ready to be merged: scored and put together, once."""
+        """Return the refresh made ready to be merged: scored and put together, once."""
         found = Candidate.load(self.state.storage)
         if found is not None:
             return found
@@ -95,7 +95,7 @@ class Staging:
             return make_candidate(rows, difference, result, reused)
 
     def _reuse(self) -> None:
-        """Take rows whose vectors an older version has out of the spool, before a run reads it."""
+        """Unstage rows whose vectors an older version has, before a run reads them."""
         if self._recomputes_bits or self.state.storage.names(SCORED):
             return
         known = reusable_vectors(self.state, self.pointer, self.plan)
@@ -109,8 +109,8 @@ class Staging:
 
 
 def refresh_source(plan: RefreshPlan) -> RefreshSource:
-    """Return tonight's input as the difference takes it."""
-    assert plan.table is not None  # noqa: S101  (a plan without input is one of a staged night)
+    """Return the input as the difference takes it."""
+    assert plan.table is not None  # noqa: S101  (a plan without input is one of a staged refresh)
     return RefreshSource(
         table=plan.table,
         reader=plan.reader,
@@ -158,9 +158,9 @@ class StagedRefresh(SealedRecord):
 def begin(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan, options: StagingOptions
 ) -> Staging:
-    """Go on with the very same night where it is staged; otherwise begin anew.
+    """Go on with the very same refresh where it is staged; otherwise start over.
 
-    A candidate of another night that waits is superseded: nothing of it stays but its record.
+    A candidate of another refresh that waits is superseded: nothing of it stays but its record.
     """
     fingerprint = plan.staging_fingerprint(pointer)
     noted = read_staged(state)
@@ -187,7 +187,7 @@ def read_staged(state: StoreDirectory) -> StagedRefresh | None:
 
 
 def staged_plan(state: StoreDirectory) -> RefreshPlan | None:
-    """Return the plan of the night that is staged; ``None`` where nothing is."""
+    """Return the plan of the refresh that is staged; ``None`` where nothing is."""
     noted = read_staged(state)
     return None if noted is None else noted.plan
 

@@ -52,7 +52,7 @@ class Preparation:
     Args:
         job: What was asked for; the columns of a keys file become its key if it names none.
         limit: Only so many rows from the start; ``None`` for all.
-        least_rows: Choose a batch size for so many rows at least: later nights may have more.
+        least_rows: Choose a batch size for so many rows at least: later refreshes may have more.
 
     Raises:
         Refused: Input or model cannot be read at all, or do not fit the job.
@@ -130,7 +130,7 @@ class Preparation:
         )
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
-        """Return choices made earlier; where other low bits are welcome, for the device here."""
+        """Return choices made earlier; where other bits are accepted, for the device here."""
         if not self.job.engine.mixed_bits:
             return choices
         model = self._load()
@@ -203,7 +203,7 @@ class Preparation:
         sample: _Sample,
     ) -> ResolvedOptions:
         batch_size = self._batch_size(model, sample)
-        # Kept: the work would compile it anew.
+        # Kept: the work would compile it again.
         self._predictor = sized = model.with_batch_size(batch_size)
         accepted = self.job.model is not None and self.job.model.batch_dependent == "accept"
         outputs = models.examine(model, sized, sample, batch_dependent=accepted)

@@ -92,7 +92,7 @@ def _too_many(totals: Totals, plan: Plan) -> str:
 
 
 def _input(rows: list[BadRow], plan: Plan) -> str:
-    """Say what is to be mended: of rows with bad features, the columns that hold these."""
+    """Say what is to fix: of rows with bad features, the columns that hold these."""
     names = [*dict.fromkeys(name for group in plan.resolved.features.values() for name in group)]
     if not names or not {row.reason for row in rows} & _OF_FEATURES:
         return "the input"
@@ -112,7 +112,7 @@ class RunResult:
     Attributes:
         path: The output directory.
         record: The manifest of the finished run.
-        nothing_to_do: Whether the very same result stood there already.
+        nothing_to_do: Whether the output already held this result.
         parts_kept: Parts that an earlier attempt had finished.
         rows_done: Rows that were worked on this time.
         seconds: Wall time of the work, without imports, planning and loading the model.
@@ -148,9 +148,9 @@ class RunOptions:
     """How a job is run, which changes nothing of what comes out.
 
     Attributes:
-        fresh: Replace whatever result stands in the output; readers keep it until then.
+        fresh: Replace the result in the output; readers keep it until then.
         limit: Only the first so many rows, for a first try; ``None`` for all.
-        progress: Who is told how far the work is.
+        progress: Receives how far the work is.
     """
 
     fresh: bool = False
@@ -175,12 +175,12 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
 
     Args:
         job: What to do.
-        fresh: Replace whatever result stands in the output; readers keep it until then.
+        fresh: Replace the result in the output; readers keep it until then.
         limit: Only the first so many rows, for a first try; ``None`` for all.
         wait_seconds: How long to wait while another run holds the output.
         check_input: Read all of the input first, so that a damaged file is found before anything is
             written.
-        progress: Who is told how far the work is; nobody by default.
+        progress: Receives how far the work is; default: nothing does.
 
     Returns:
         The finished run.

@@ -121,7 +121,7 @@ class StoreCheck:
                     finding, _ = fault_in(root, file, "record of its version")
                     if finding:
                         self.findings.add(finding)
-        # A night that was killed leaves these; the next one goes on with them, or removes them.
+        # A refresh that was killed leaves these; the next one goes on with them, or removes them.
         version = pointer.waiting or pointer.next_version
         left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
         waits = state.record(pointer.waiting) if pointer.waiting else None

@@ -40,7 +40,7 @@ class Verification:
         parts: Its parts; of a store the kept versions.
         files: Files whose checksum was compared.
         bytes: Their size.
-        keys: Whether keys were looked at.
+        keys: Whether keys were checked.
         seconds: Wall time.
     """
 
@@ -62,14 +62,14 @@ class Verification:
 def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     """Read a finished run or a store again, every byte of it, and compare it with what it says.
 
-    Looked at in a run are: the manifest's own checksum; presence, size and SHA-256 of every file;
+    Checked in a run are: the manifest's own checksum; presence, size and SHA-256 of every file;
     files that do not belong there; rows of every part; that vectors are finite and of unit length
     under their norm, and norms finite and not negative (what policy kept excepted, which is
     counted); that as many rows are zero or null as were counted; that the norms are those that the
     statistics describe; and that the statistics of the chunks come to those of the whole. Memory
     does not depend on the number of rows.
 
-    Looked at in a store are: the checksums of its state and of all records; SHA-256 of every file
+    Checked in a store are: the checksums of its state and of all records; SHA-256 of every file
     of every kept version, and files that belong to none; tags; and of the live version that keys
     are unique and not null, vectors finite and of unit length under their norm, and that keys,
     hashes, norms and status are those of the index, row for row. Takes 72 bytes for each row.
@@ -77,13 +77,13 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     Args:
         path: The run's output directory, or the ``vectors`` directory in it; or a store's dataset.
         keys: Also find null keys of a run, and keys that several rows have. Takes 16 bytes for each
-            row in the system's directory for temporary files. In a store they are always looked at.
+            row in the system's directory for temporary files. In a store they are always checked.
 
     Returns:
-        What was looked at.
+        What was checked.
 
     Raises:
-        InputError: No finished run lies there, and no store.
+        InputError: ``path`` is neither a finished run nor a store.
         Damaged: Something is not as it was written; the message names files and rows.
         WorkFailed: The result was replaced meanwhile, or there is no room for temporary files.
 

@@ -53,7 +53,7 @@ class ModelReport:
         sha256: SHA-256 of the file's bytes; of a directory: over its sorted paths and contents.
         content: SHA-256 over architecture (without compile settings) and weights: the same model
             saved twice has the same. Of a SavedModel: over its files without the fingerprint; an
-            export of the same model made anew has another, because TensorFlow numbers functions.
+            export of the same model made again has another, because TensorFlow numbers functions.
         findings: Dangers first, then warnings.
         classes: Names under which Keras looks up the custom classes and functions that it needs.
         keras_version: What wrote it, as far as it says.

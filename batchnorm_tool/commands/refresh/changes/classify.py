@@ -1,4 +1,4 @@
-"""What tonight's rows are beside the live version: new, changed, touched, the same, or to go."""
+"""What the input's rows are beside the live version: new, changed, touched, the same, or to go."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ChangeType(IntEnum):
-    """What a row of tonight's input is beside the live version."""
+    """What a row of the input is beside the live version."""
 
     NEW = 0
     CHANGED = 1
@@ -33,7 +33,7 @@ class RowDisposition(IntEnum):
     REPLACED = 1
     DELETED = 2
     UNMATCHED = 255
-    """No row of tonight's input has its key; never written."""
+    """No row of the input has its key; never written."""
 
 
 FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
@@ -42,7 +42,7 @@ _DISPOSITIONS = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
 
 @dataclass(frozen=True)
 class Hashes:
-    """What tells a chunk of tonight's rows from last night's.
+    """What tells a chunk of the input's rows from the live version's.
 
     Attributes:
         first_row: Global number of the first row.
@@ -103,7 +103,7 @@ def _rows_equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class MatchedRows:
-    """Which rows of the live version tonight's rows have claimed, and as what.
+    """Which rows of the live version the input's rows have claimed, and as what.
 
     Also whether any key may occur twice, without keeping the keys: known rows are counted against
     the claims, and of new rows the first words of their ids are compared.
@@ -152,7 +152,7 @@ class LiveClassifier:
 
     Args:
         live: Keys and hashes of the live version.
-        matched: Told of every row.
+        matched: Notes every row.
         recompute: Rows with the same features are to be predicted again.
     """
 

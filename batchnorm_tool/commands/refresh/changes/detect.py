@@ -1,4 +1,4 @@
-"""The pass over tonight's input that finds the difference."""
+"""The pass over the input that finds the difference."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -219,7 +219,7 @@ def detect_changes(  # noqa: PLR0913  (what to compare, and how to go about it)
     advance: Callable[[int], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> ChangeSet:
-    """Find what is different tonight, and spool the rows that need work.
+    """Find what is different, and stage the rows that need work.
 
     Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
     ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
@@ -232,10 +232,10 @@ def detect_changes(  # noqa: PLR0913  (what to compare, and how to go about it)
         storage: The state of the store.
         recompute: Send rows with the same features to the model too, as in a new space.
         memory_bytes: About how much memory the live version may take; beyond it, its rows and
-            tonight's are compared in buckets, in temporary files. Default: a quarter of what the
+            the new are compared in buckets, in temporary files. Default: a quarter of what the
             machine has available.
         workers: Threads; default: one for each core.
-        advance: Told the number of rows of each finished chunk, from several threads.
+        advance: Called with the number of rows of each finished chunk, from several threads.
         stopped: Asked between chunks whether to give up, from several threads.
 
     Returns:

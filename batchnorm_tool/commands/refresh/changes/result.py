@@ -178,7 +178,7 @@ class ChangeCounts:
     ``deleted`` and ``unknown_deletes``.
 
     Attributes:
-        rows_in: Rows of tonight's input.
+        rows_in: Rows of the input.
         new: Rows whose key the live version does not know.
         changed: Known rows with other features.
         recomputed: Rows with the same features that are to be predicted again.
@@ -210,14 +210,14 @@ class ChangeCounts:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is to be done: the live version is what tonight's input says."""
+        """Whether nothing is to be done: the live version is what the input says."""
         kept = self.same + self.unknown_deletes
         return kept == self.rows_in and not self.vanished and not self.forgotten
 
 
 @dataclass(frozen=True)
 class ChangeSet(SealedRecord):
-    """Tonight's input against the live version; the rows themselves lie in ``night/``.
+    """The input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
         counts: Rows by what they are.
@@ -225,7 +225,7 @@ class ChangeSet(SealedRecord):
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
         inputs: The inputs of the model, every size known.
-        statistics: Of tonight's input.
+        statistics: Of the input.
         warnings: What the features gave reason to warn of.
         hash_version: How rows were hashed.
     """

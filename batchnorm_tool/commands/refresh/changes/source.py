@@ -1,4 +1,4 @@
-"""Tonight's input: the table, how the model reads it, and what its columns are for."""
+"""The input: the table, how the model reads it, and what its columns are for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST_CHUNK_ROWS = 2**15
 
 @dataclass(frozen=True)
 class RefreshSource:
-    """Tonight's input.
+    """The input.
 
     Attributes:
         table: The input files as one table.
@@ -42,7 +42,7 @@ class RefreshSource:
         carried: Key and passed-through columns as the store keeps them.
         mode: ``"full"``: a row that is not there has vanished; ``"delta"``: it is as it was.
         delete_column: A column of booleans: where it is true, the row is to be deleted.
-        invalid: Fate of a row that the model cannot take: ``"fail"`` or ``"quarantine"``.
+        invalid: What becomes of a row that the model cannot take: ``"fail"`` or ``"quarantine"``.
         find_unfit: Finds the first row of a table that a publish target cannot take.
     """
 
@@ -126,13 +126,13 @@ def _describe(columns: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class HashedChunk:
-    """A run of tonight's rows.
+    """A run of the input's rows.
 
     Attributes:
         table: All columns that are read, ``n`` rows.
         arrays: What the model sees of them; arbitrary in rows to be deleted.
         faults: ``uint8[n]``, a `Reason` for each row; ``GOOD`` in rows to be deleted.
-        hashes: What tells the rows from last night's.
+        hashes: What tells the rows from the live version's.
     """
 
     table: pa.Table

@@ -1,6 +1,6 @@
-"""The kinds of tonight's rows, and duplicates, where the live version is too large for memory.
+"""The kinds of the input's rows, and duplicates, where the live version is too large for memory.
 
-The first pass writes the hashes of tonight's rows to bucket files; each bucket is joined with its
+The first pass writes the hashes of the input's rows to bucket files; each bucket is joined with its
 share of the live version, and the kinds go to a file, from which the second pass reads them.
 """
 

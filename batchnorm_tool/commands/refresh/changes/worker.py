@@ -1,4 +1,4 @@
-"""Read, judge, count and write one part of tonight's input, and the files that parts write."""
+"""Read, judge, count and write one part of the input, and the files that parts write."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Callbacks:
     """Callbacks of the work on slices.
 
     Attributes:
-        advance: Told the number of rows of each finished chunk, from several threads.
+        advance: Called with the number of rows of each finished chunk, from several threads.
         stopped: Asked between chunks whether to give up, from several threads.
     """
 
