@@ -19,9 +19,9 @@ help:
 	@echo "make quickstart   install what the tool needs, score the sample, verify the result"
 	@echo "make test         install the rest, then lint, type-check and run every test"
 	@echo "make bench        measure it against others (SIZE=full: for the table in docs/)"
-	@echo "make samples      make data_samples/ anew"
-	@echo "make pictures     take the pictures in the README anew (needs chromium)"
-	@echo "make lock         make requirements/*.txt anew (needs uv)"
+	@echo "make samples      make data_samples/ again"
+	@echo "make pictures     take the pictures in the README again (needs chromium)"
+	@echo "make lock         make requirements/*.txt again (needs uv)"
 	@echo "make clean        remove what these made"
 
 quickstart: $(VENV)/.main

@@ -24,7 +24,7 @@ SUPERSEDED, DISCARDED = "superseded", "discarded"
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshDocument(RefreshRecord, Record):
-    """What is told of a refresh, an acceptance or a rollback, as `RefreshResult.to_dict` gives it.
+    """The report of a refresh, an acceptance or a rollback, as `RefreshResult.to_dict` gives it.
 
     Attributes:
         store: The store.
@@ -95,7 +95,7 @@ class RefreshResult:
 
     @property
     def document(self) -> RefreshDocument:
-        """What is told of it."""
+        """The report, as `to_dict` gives it."""
         told = vars(replace(self.stored.for_readers, version=self.version))
         return RefreshDocument(**told, store=self.path, outcome=self.state, targets=self.outcomes)
 
