@@ -151,6 +151,6 @@ def test_wide_changes_are_read_in_batches(path: str, monkeypatch: pytest.MonkeyP
 
     publish(path, [item(number) for number in range(3)])
     publish(path, [item(number, 2) for number in range(20)])
-    monkeypatch.setattr(rows, "_BATCH_ROWS", 8)
+    monkeypatch.setattr(rows, "BATCH_ROWS", 8)
     batches = list(publication(path).changes(1).upsert_batches())
     assert [batch.num_rows for batch in batches] == [8, 8, 4]

@@ -39,7 +39,7 @@ def test_wide_rows_come_in_smaller_batches(path: str, monkeypatch: pytest.Monkey
 def test_rows_are_taken_in_the_order_of_their_keys(
     path: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_BATCH_ROWS", most)
+    monkeypatch.setattr(rows, "BATCH_ROWS", most)
     write(path, [item(number) for number in range(20)])
     merge(path, [item(number, 2) for number in range(0, 20, 3)], [{"id": 5}])
     asked = [17, 3, 0, 19, 4, 11, 12]
