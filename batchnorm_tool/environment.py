@@ -39,6 +39,7 @@ def cpu() -> str:
     """Digest the instruction set, by which numeric libraries choose their kernels."""
     import hashlib
 
+    # Sorted, and nothing else of the processor: its name and speed do not choose a kernel.
     flags = _cpu_flags()
     digest = hashlib.sha256(" ".join(sorted(flags)).encode()).hexdigest()[:12]
     return f"{platform.machine()}-{digest}"
@@ -81,6 +82,7 @@ def map_in_order(
     try:
         for item in items:
             under_way.append(pool.submit(function, item))
+            # Two for each thread: one running, and one that is ready when it ends.
             if len(under_way) > 2 * count:
                 yield under_way.popleft().result()
         while under_way:
@@ -91,11 +93,9 @@ def map_in_order(
 
 
 def quiet_libraries() -> None:
-    """Keep what libraries warn of and log off standard error, unless ``python -W`` asks for it.
-
-    For a process of ours alone. Without a handler Python itself would print what is logged, and
-    TensorFlow adds one of its own where there is none.
-    """
+    """Keep what libraries warn of and log off standard error, unless ``python -W`` asks for it."""
+    # For a process of ours alone. Without a handler Python itself would print what is logged, and
+    # TensorFlow adds one of its own where there is none.
     logging.getLogger().addHandler(logging.NullHandler())
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -75,6 +75,7 @@ class Filter:
         """Set the bars by a sample: what is below them is not worth a look."""
         share = (_PASSING * self._k + 64) / max(rows, 1)
         rank = max(_LEAST_RANK, math.ceil(share * len(sample)))
+        # A rank so deep in a sample would set a bar that most rows pass.
         if rank * 4 > len(sample):
             return
         block = _Block.of(sample, [top_k.score for top_k in self._top_ks])
@@ -138,6 +139,7 @@ class Filter:
         """Make NaN, which is above nothing, of each query's own row and of rows without a score."""
         if not block.usable.all():
             products[:, ~block.usable] = np.nan
+        # A query that is a row would nearly always find itself first, whatever the space is worth.
         own = self._query_rows - first
         queries = np.flatnonzero((own >= 0) & (own < len(block.order)))
         places = np.empty(len(block.order), np.int64)
@@ -178,6 +180,8 @@ class _Block:
         usable = np.isfinite(lengths)
         for each in ratios:
             each[~usable] = 1
+        # One order serves all scores: that of the score whose lengths differ most, which gains most
+        # by it.
         widest = max(ratios, key=lambda each: _range(each[usable]))
         order = np.argsort(widest, kind="stable")
         with np.errstate(over="ignore"):
@@ -242,6 +246,7 @@ class Best:
         worst = self.scores[:, k - 1].astype(np.float64)
         with np.errstate(invalid="ignore"):
             possible = (self.bars > -np.inf) | ~np.isfinite(self.errors)
+            # The worst of those kept and the best of those left out may each be off by the error.
             return possible & ~(worst - self.bars > 2 * self.errors)
 
 
@@ -272,6 +277,8 @@ class TopK:
         self._largest = 0.0
         self._lock = threading.Lock()
         with np.errstate(divide="ignore", over="ignore"):
+            # The squared distance of lengths s and r is s**2 + r**2 - 2 s r cos. Divided by -2 s,
+            # and less what all rows of a query share, it is r cos - r**2 / (2 s).
             halves = 1 / (2 * query_ratios)
             self._halves = np.asarray(halves if score.subtracts else 0 * query_ratios, np.float32)
 
@@ -292,6 +299,7 @@ class TopK:
         with np.errstate(all="ignore"):
             if self.score.subtracts:
                 # The least of t / r + r / (2 s) between both ends.
+                # The sum falls up to r = sqrt(2 s t) and rises from there.
                 turn = np.sqrt(np.maximum(bars, 0)) / np.sqrt(self._halves)
                 at = np.where(bars > 0, np.clip(turn, low, high), low)
                 cosines = bars / at + at * self._halves
@@ -326,6 +334,8 @@ class TopK:
                 self._put(owners[fits], values[fits], rows[fits], ranks[fits])
                 if fits.all():
                     return
+                # What finds no room waits until its queries are thinned out, which raises their
+                # bars, too.
                 owners, values, rows = owners[~fits], values[~fits], rows[~fits]
                 self._thin_out(np.unique(owners))
 
@@ -353,12 +363,15 @@ class TopK:
         self._scores[queries], self._rows[queries] = -np.inf, -1
         self._scores[queries, : self._kept], self._rows[queries, : self._kept] = kept, rows
         self._filled[queries] = self._kept
+        # A bar never falls: what was left out below it is not read again.
         self._bars[queries] = np.maximum(self._bars[queries], kept.min(axis=1))
 
     def best(self, width: int) -> Best:
         """Return what was kept, of vectors of that width."""
         self._thin_out(np.flatnonzero(self._filled > self._kept))
         order = np.argsort(-self._scores[:, : self._kept], axis=1, kind="stable")
+        # A product of d terms is off by at most d unit roundoffs (Higham, section 3.1); dividing by
+        # norms, scaling and subtracting add a few.
         errors = np.full(len(self._bars), (width + 8) * _UNIT_ROUNDOFF * self._largest)
         halves = self._halves.astype(np.float64)
         with np.errstate(all="ignore"):  # lengths that float32 cannot hold: nothing is certain

@@ -51,16 +51,14 @@ def pair_cosines(a64: Float64s, b64: Float64s, a_norms: Float64s, b_norms: Float
     """
     one = unit_vectors(a64, a_norms[:, np.newaxis], L2, np.float64)
     other = unit_vectors(b64, b_norms[:, np.newaxis], L2, np.float64)
+    # Of unit vectors, not products over norms: a product of two large vectors overflows, and of
+    # small ones vanishes.
     cosines = np.clip(np.einsum("ij,ij->i", one, other), -1.0, 1.0)
     return np.where((a_norms > 0) & (b_norms > 0), cosines, np.nan)
 
 
 def population_stability_index(expected: Float64s, actual: Float64s) -> float:
     """Return how far a distribution moved: sum of (q - p) ln(q / p) over bins.
-
-    The bins are the deciles of ``expected``, fewer where many of its values are equal; p and q are
-    the shares of the two sets in each. Siddiqi, "Credit Risk Scorecards" (2006), chapter 10, who
-    reads below 0.1 as no change, up to 0.25 as a small one, and above as a large one.
 
     Args:
         expected: float64[n], finite, at least one.
@@ -75,8 +73,12 @@ def population_stability_index(expected: Float64s, actual: Float64s) -> float:
         >>> round(population_stability_index(np.arange(100.0), np.arange(100.0) + 20), 3)
         1.6
     """
+    # The bins are the deciles of `expected`, fewer where many of its values are equal; p and q are
+    # the shares of the two sets in each. Siddiqi, "Credit Risk Scorecards" (2006), chapter 10, who
+    # reads below 0.1 as no change, up to 0.25 as a small one, and above as a large one.
     _check_filled(expected, actual)
     inner = np.arange(1, PSI_BINS) / PSI_BINS
+    # Equal edges would make empty bins, whose assumed share counts as a difference.
     edges = np.unique(np.quantile(expected, inner))
     p, q = (_shares(values, edges) for values in (expected, actual))
     return float(np.sum((q - p) * np.log(q / p)))
@@ -84,6 +86,8 @@ def population_stability_index(expected: Float64s, actual: Float64s) -> float:
 
 def _shares(values: Float64s, edges: Float64s) -> Float64s:
     """Return the share of the values in each bin (edge, next edge], none of them zero."""
+    # A value on an edge belongs to the bin below it, in both sets: the deciles of a set are values
+    # of its own.
     bins = np.searchsorted(edges, values, side="left")
     counts = np.bincount(bins, minlength=len(edges) + 1)
     return np.maximum(counts / len(values), EMPTY_SHARE)
@@ -109,6 +113,7 @@ def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
     _check_filled(one, other)
     one, other = np.sort(one), np.sort(other)
     everything = np.concatenate((one, other))
+    # At every value of both: a step function is farthest from another where one of them steps.
     below_one = np.searchsorted(one, everything, side="right") / len(one)
     below_other = np.searchsorted(other, everything, side="right") / len(other)
     return float(np.abs(below_one - below_other).max())
@@ -162,10 +167,8 @@ class Gaussian:
         return cls(len(x64), mean, scatter)
 
     def merge(self, other: Gaussian) -> Gaussian:
-        """Return the distribution that fits both sets.
-
-        The update of `histogram.merged_moments`, of all products instead of the squares.
-        """
+        """Return the distribution that fits both sets."""
+        # The update of `histogram.merged_moments`, of all products instead of the squares.
         if not (self.count and other.count):
             return self if self.count else other
         total = self.count + other.count
@@ -199,11 +202,6 @@ class Gaussian:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """Return the Fréchet distance of two normal distributions, squared, as FID reports it.
 
-    |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), eq. 4 of Dowson and Landau, "The Fréchet distance
-    between multivariate normal distributions" (1982). The trace of the root is the sum of the
-    singular values of C1^½ C2^½: unlike square roots of the eigenvalues of C1 C2, they keep their
-    digits where a covariance has directions without any variance.
-
     Returns:
         0 or more; inf where float64 cannot hold it.
 
@@ -212,18 +210,24 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
         >>> round(frechet_distance(Gaussian.of(x), Gaussian.of(x + [3.0, 4.0])), 9)
         25.0
     """
+    # |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), eq. 4 of Dowson and Landau, "The Fréchet distance
+    # between multivariate normal distributions" (1982). The trace of the root is the sum of the
+    # singular values of C1^½ C2^½: unlike square roots of the eigenvalues of C1 C2, they keep their
+    # digits where a covariance has directions without any variance.
     with np.errstate(over="ignore", invalid="ignore"):
         means = float(np.sum((one.mean - other.mean) ** 2))
         traces = float(np.trace(one.covariance) + np.trace(other.covariance))
         if not math.isfinite(means + traces):
             return math.inf
         roots = _root(one.covariance) @ _root(other.covariance)
+        # Of two equal distributions the difference is rounding, of either sign.
         return max(0.0, means + traces - 2 * float(np.linalg.norm(roots, "nuc")))
 
 
 def _root(covariance: Float64s) -> Float64s:
     """Return the symmetric square root of a covariance."""
     values, vectors = np.linalg.eigh(covariance)
+    # A covariance has no negative eigenvalue; where one is 0, rounding may make it -1e-17.
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 

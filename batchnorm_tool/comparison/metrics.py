@@ -129,10 +129,6 @@ def rank_biased_overlap(
 ) -> Float64s:
     """Return rank-biased overlap of two rankings of equal length, extrapolated beyond their end.
 
-    The mean agreement at all depths, depth ``d`` weighing ``persistence ** (d - 1)``, as if it went
-    on beyond the last rank as it was there: equation 30 of Webber, Moffat and Zobel, A Similarity
-    Measure for Indefinite Rankings, ACM TOIS 28(4), 2010.
-
     Args:
         first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
         second: The same for the other ranking.
@@ -146,7 +142,12 @@ def rank_biased_overlap(
         array([0.5])
     """
     shared, lengths = _shared_by_depth(first, second), _lengths(first, second)
+    # The mean agreement at all depths, depth `d` weighing `persistence ** (d - 1)`, as if it went
+    # on beyond the last rank as it was there: equation 30 of Webber, Moffat and Zobel, A Similarity
+    # Measure for Indefinite Rankings, ACM TOIS 28(4), 2010.
     depths = np.arange(1, shared.shape[1] + 1)
+    # Depths beyond the longer ranking agree in nothing of their own; the last agreement stands for
+    # them in `beyond`.
     weights = np.where(depths <= lengths[:, np.newaxis], persistence**depths, 0)
     within = (1 - persistence) / persistence * (shared / depths * weights).sum(axis=1)
     beyond = shared[:, -1] / np.maximum(lengths, 1) * persistence**lengths
@@ -173,6 +174,8 @@ def _shared(first: Int64s, second: Int64s) -> Int64s:
     both, owners, places = both[real], owners[real], places[real]
     order = np.lexsort((places, both, owners))
     both, owners, places = both[order], owners[order], places[order]
+    # In order of query and row, a row of both rankings stands twice, the second time with its later
+    # rank: from that depth on it is shared.
     twice = np.flatnonzero((both[1:] == both[:-1]) & (owners[1:] == owners[:-1])) + 1
     shared = np.zeros((count, depth), np.int64)
     np.add.at(shared, (owners[twice], places[twice]), 1)

@@ -80,6 +80,7 @@ class _Search:
     def run_in_turns(self, queries: Queries, scores: Sequence[Score]) -> list[Int64s]:
         """Do as `run`, of so many queries at a time that what is kept for them stays small."""
         each = _KEPT_BYTES_PER_NEIGHBOUR * self.k * len(scores)
+        # Not fewer at a time: the base is read again for each turn.
         size = max(_FEWEST_QUERIES, _KEPT_BYTES // each)
         turns = [
             self.run(queries.take(np.arange(at, min(at + size, len(queries)))), scores)
@@ -144,6 +145,7 @@ def in_order(
     for kept, group, (places, _, _), values in zip(best, groups, pairs, exact, strict=True):
         within = np.zeros(kept.rows.shape)
         within[places] = -values
+        # Groups keep the order that float32 is sure of; within one, exact scores decide, then rows.
         order = np.lexsort((kept.rows, within, group), axis=-1)
         found.append(np.take_along_axis(kept.rows, order, 1))
     return found
@@ -153,6 +155,8 @@ def _groups(kept: Best) -> Int64s:
     """Return a number for each row, ``int64[q, m]``; those whose order is in doubt share theirs."""
     with np.errstate(invalid="ignore"):  # where there are no more rows
         gaps = kept.scores[:, :-1].astype(np.float64) - kept.scores[:, 1:]
+    # Each score may be off by the error, in either direction. As a negation, rows that are not
+    # there are apart.
     apart = ~(gaps <= 2 * kept.errors[:, np.newaxis])
     groups = np.zeros(kept.rows.shape, np.int64)
     np.cumsum(apart, axis=1, out=groups[:, 1:])
@@ -244,6 +248,7 @@ class Exact:
         own = int(self._query.rows[0]) - rows.first
         if 0 <= own < len(scores):
             scores[own] = -np.inf
+        # Not `>=`: of equal scores the lower row stays, and it came first.
         worth = np.flatnonzero(scores > self._scores[-1])
         if len(worth):
             numbers = np.concatenate([self.rows, worth + rows.first])

@@ -355,10 +355,6 @@ def _headline_k(document: ComparisonFigures) -> str:
 def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:
     """Put an interval around the mean of each column.
 
-    The percentile bootstrap: 2.5 % and 97.5 % of the means of 2,000 samples of rows, drawn with
-    replacement (Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics 7(1),
-    1979). All columns share their samples. Memory is bounded, whatever the number of rows.
-
     Args:
         values: float64[q, m], a row for each query and a column for each metric, all finite: leave
             out queries that are not judged. ``q`` at least 1.
@@ -373,6 +369,9 @@ def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:
         >>> low, high
         (array([0., 7.]), array([1., 7.]))
     """
+    # The percentile bootstrap: 2.5 % and 97.5 % of the means of 2,000 samples of rows, drawn with
+    # replacement (Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics
+    # 7(1), 1979). All columns share their samples. Memory is bounded, whatever the number of rows.
     draws = np.random.default_rng(seed)
     queries = len(values)
     means = [
@@ -395,13 +394,6 @@ def _counts(drawn: np.ndarray) -> Float64s:
 def paired_randomization(differences: Float64s, seed: int) -> Float64s:
     """Test whether the mean difference of each column could be chance, two-sided.
 
-    Fisher's randomization test with 10,000 random choices of signs (Smucker, Allan and Carterette,
-    A Comparison of Statistical Significance Tests for Information Retrieval Evaluation, CIKM 2007).
-    If both rankings were equally good, each query's difference could as well have the other sign.
-    The p-value is (1 + hits) / (1 + flips), which counts the signs that were observed (Phipson and
-    Smyth, Permutation P-values Should Never Be Zero, Statistical Applications in Genetics and
-    Molecular Biology 9(1), 2010).
-
     Args:
         differences: float64[q, m], a row for each query and a column for each metric, all finite.
         seed: Of the signs, which all columns share. Equal arguments give equal p-values.
@@ -413,6 +405,12 @@ def paired_randomization(differences: Float64s, seed: int) -> Float64s:
         >>> paired_randomization(np.array([[0.0], [0.0]]), seed=0)
         array([1.])
     """
+    # Fisher's randomization test with 10,000 random choices of signs (Smucker, Allan and
+    # Carterette, A Comparison of Statistical Significance Tests for Information Retrieval
+    # Evaluation, CIKM 2007). If both rankings were equally good, each query's difference could as
+    # well have the other sign. The p-value is (1 + hits) / (1 + flips), which counts the signs that
+    # were observed (Phipson and Smyth, Permutation P-values Should Never Be Zero, Statistical
+    # Applications in Genetics and Molecular Biology 9(1), 2010).
     draws = np.random.default_rng(seed)
     queries = len(differences)
     totals = differences.sum(axis=0)
@@ -436,10 +434,6 @@ def _blocks(total: int, queries: int) -> Iterator[int]:
 def holm(p: Sequence[float]) -> list[float]:
     """Correct p-values for their number, so that an error among them stays as rare as for one.
 
-    The step-down procedure of Holm, A Simple Sequentially Rejective Multiple Test Procedure,
-    Scandinavian Journal of Statistics 6(2), 1979: the smallest of m times m, the next times m - 1,
-    and so on, none below the one before it and none above 1. The tests may depend on each other.
-
     Args:
         p: p-values, 0 to 1.
 
@@ -450,6 +444,10 @@ def holm(p: Sequence[float]) -> list[float]:
         >>> holm([0.5, 0.01, 0.03])
         [0.5, 0.03, 0.06]
     """
+    # The step-down procedure of Holm, A Simple Sequentially Rejective Multiple Test Procedure,
+    # Scandinavian Journal of Statistics 6(2), 1979: the smallest of m times m, the next times m -
+    # 1, and so on, none below the one before it and none above 1. The tests may depend on each
+    # other.
     adjusted = [0.0] * len(p)
     least = 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):

@@ -88,11 +88,14 @@ def _results(
     while True:
         for number in remaining:
             running[pool.submit(shared.process, number)] = number
+            # A short queue: all numbers at once would be as many futures as there are parts, and
+            # each would have to be cancelled at an error.
             if len(running) > ahead:
                 break
         if not running:
             return
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        # Before any number is yielded: its reader would go on after a failure.
         shared.check()
         for future in finished:
             yield running.pop(future)

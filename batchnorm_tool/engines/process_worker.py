@@ -49,6 +49,7 @@ def serve(output: str, device: DeviceName, descriptors: Sequence[int]) -> None:
             for connection in connections:
                 connection.send(_portable(error))
         _end()
+    # One for each connection: a call of the model lets other Python threads run meanwhile.
     threads = [threading.Thread(target=_answer, args=(worker, each)) for each in connections]
     for thread in threads:
         thread.start()
@@ -83,6 +84,8 @@ def _portable(error: BaseException) -> BaseException:
     where = "".join(traceback.format_exception(error))
     error.add_note(f"In a worker process:\n{where}")
     try:
+        # Both ways: an error of a foreign class may be written well and fail when it is read, which
+        # would break the connection at the other end.
         pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
     except Exception:  # noqa: BLE001  (whatever a foreign class does when it is copied)
         failure = explained(error)
@@ -92,10 +95,8 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _leave_signals_to_the_parent() -> None:
-    """Ignore signals, which schedulers send to all processes at once: the parent decides.
-
-    Should it be killed itself, this process goes with it: nobody holds the lock any more.
-    """
+    """Ignore signals, which schedulers send to all processes at once: the parent decides."""
+    # Should it be killed itself, this process goes with it: nothing holds the lock any more.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

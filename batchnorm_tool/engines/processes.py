@@ -56,6 +56,7 @@ def open_processes(
         workers: How many parts are worked on at once, in all processes together; at least one each.
         output: The output directory, with the run's plan in it.
     """
+    # The parent works too: its model is loaded since planning, and one more copy would cost memory.
     own, *shares = shared(workers, len(devices))
     with contextlib.ExitStack() as stack:
         children = [
@@ -192,6 +193,8 @@ class _Child:
         except subprocess.TimeoutExpired:
             pass  # in the middle of a long call of the model, or still loading it
         finally:
+            # Harmless where it has ended; otherwise nothing would end it, and it would keep the
+            # device.
             self._process.kill()
             self._process.wait()
 

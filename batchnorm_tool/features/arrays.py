@@ -166,6 +166,7 @@ def _filled(array: np.ndarray, faults: np.ndarray | None) -> tuple[np.ndarray, n
     if faults is None:
         return array, np.zeros(len(array), np.uint8)
     if faults.any():
+        # Only here: as long as all rows are good, what Arrow holds is handed on without a copy.
         array = array if array.flags.writeable else array.copy()
         array[faults != Reason.GOOD] = "" if array.dtype == object else 0
     return array, faults
@@ -273,6 +274,7 @@ class _LevelReader:
         if wrong.any():
             self._mark(wrong, Reason.RAGGED_FEATURE, rows)
         values = _storage(self.array.values)
+        # Every list has the length, and they follow one another: a slice, without a copy.
         if self.state is None or not self.state.any():
             start = int(offsets[0]) if len(offsets) else 0
             self.array = values.slice(start, len(sizes) * length)
@@ -289,6 +291,7 @@ class _LevelReader:
             self.state = np.zeros(len(marked), np.uint8)
         if self.faults is None:
             self.faults = np.zeros(rows, np.uint8)
+        # The outermost counts: what lies under a null list is filler, and says nothing of the row.
         self.state[marked & (self.state == Reason.GOOD)] = reason
         if len(self.state):
             entries = self.state.reshape(rows, -1)

@@ -106,10 +106,6 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
 def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
     """Return the lengths that the column's lists must have to fill ``wanted``.
 
-    A flat list fills any shape of as many elements, in C order. Nested lists, and flat ones that
-    declare a shape, fill only that shape, axes of length 1 aside: 8 by 8 pixels are no 64 features,
-    and an image with its channels first is no image with its channels last.
-
     Args:
         stored: A column.
         wanted: Shape of one row of a model input; ``None`` where any length will do.
@@ -122,6 +118,9 @@ def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
         >>> lengths_to_fill(flat, (8, 8, 1))
         (64,)
     """
+    # A flat list fills any shape of as many elements, in C order. Nested lists, and flat ones that
+    # declare a shape, fill only that shape, axes of length 1 aside: 8 by 8 pixels are no 64
+    # features, and an image with its channels first is no image with its channels last.
     if 0 in stored.lengths:
         return None
     if not stored.shape:

@@ -298,6 +298,7 @@ def _matched_by_fit(
         if len(lists) != 1:
             return None
         found[field.name] = lists[0]
+    # Two inputs that the same column fits are a doubt like any other.
     distinct = set(found.values())
     return found if len(distinct) == len(found) else None
 
@@ -340,6 +341,8 @@ def _refuse_unique_numbers(
 ) -> None:
     """Refuse what was matched by count with a column among it that could as well be a key."""
     for name, names in matched.items():
+        # Of `pixel_0` to `pixel_63` none is a key, however its numbers are spread: they are a
+        # series.
         stems = Counter(_stem(column) for column in names)
         whole = [
             column

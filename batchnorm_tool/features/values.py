@@ -163,6 +163,7 @@ def nonfinite_rows(array: np.ndarray) -> np.ndarray | None:
     if not is_float(array.dtype):
         return None
     with np.errstate(over="ignore", invalid="ignore"):
+        # One number tells of all: a sum with NaN or inf in it is never finite.
         total = np.add.reduce(array, axis=None)
     if np.isfinite(total):  # so is each of them; where only the sum overflows, it takes longer
         return None
@@ -175,6 +176,8 @@ def _is_changed(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
     low, high = _bounds(dtype)
     if numbers.dtype.kind == "f":
         wide = numbers.astype(np.float64)
+        # Not `> high`: as a float64 the largest int64 would be 2**63, which it is not; one more
+        # than it, a power of two, is exact.
         return (np.trunc(wide) != wide) | (wide < low) | (wide >= float(high + 1))
     if numbers.dtype == object:
         changed = (_WHOLE(numbers) != numbers) | (numbers < low) | (numbers > high)
@@ -194,6 +197,8 @@ def _warn_if_rounded(numbers: np.ndarray, dtype: np.dtype, conversion: Conversio
     else:
         # Two's complement gives the right absolute value even for the least of all integers.
         sizes = (large if large.dtype.kind == "u" else np.abs(large.astype(np.int64))).astype("u8")
+    # A float holds an integer if its bits from the first to the last 1 fit: 2**60 does, 2**60 + 1
+    # does not.
     lowest_bit = sizes & (~sizes + sizes.dtype.type(1))
     if (sizes // np.maximum(lowest_bit, 1) > limit).any():
         warn(

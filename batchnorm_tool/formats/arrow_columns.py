@@ -61,11 +61,9 @@ def free_name(wanted: str, taken: Collection[str]) -> str:
 
 
 def rows_of(array: pa.Array) -> np.ndarray:
-    """Return a column of floats as ``float[n, size]`` (or ``float[n]``), nulls as NaN.
-
-    ``.values`` of a list of fixed size ignores the slice, and ``.flatten()`` drops null rows, so
-    that neither is used on its own. No copy is made where there are no nulls.
-    """
+    """Return a column of floats as ``float[n, size]`` (or ``float[n]``), nulls as NaN."""
+    # `.values` of a list of fixed size ignores the slice, and `.flatten()` drops null rows, so that
+    # neither is used on its own. No copy is made where there are no nulls.
     if not pa.types.is_fixed_size_list(array.type):
         return np.asarray(array.to_numpy(zero_copy_only=False))
     size = array.type.list_size
@@ -116,13 +114,12 @@ def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:
 def plain_type(dtype: pa.DataType) -> pa.DataType:
     """Return the type as which values are presented, however they are encoded.
 
-    Views (what Polars writes) and run ends are known to few of Arrow's functions, and dictionaries
-    of several batches cannot always be joined.
-
     Example:
         >>> plain_type(pa.list_view(pa.string_view())), plain_type(pa.dictionary("int8", "string"))
         (ListType(list<item: large_string>), DataType(string))
     """
+    # Views (what Polars writes) and run ends are known to few of Arrow's functions, and
+    # dictionaries of several batches cannot always be joined.
     types = pa.types
     if types.is_string_view(dtype):
         return pa.large_string()

@@ -97,11 +97,9 @@ def read_exactly(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def sampled_sha256(file: BinaryIO, description: bytes, start: int, stop: int) -> str:
-    """Return SHA-256 of a header or footer together with the first and last 64 KiB of the data.
-
-    A format whose footer holds neither statistics nor compressed sizes would otherwise have the
-    same fingerprint for any data of the same shape. Data between the samples is not looked at.
-    """
+    """Return SHA-256 of a header or footer together with the first and last 64 KiB of the data."""
+    # A format whose footer holds neither statistics nor compressed sizes would otherwise have the
+    # same fingerprint for any data of the same shape. Data between the samples is not read.
     digest = hashlib.sha256(description)
     length = min(SAMPLE_BYTES, stop - start)
     digest.update(read_exactly(file, start, length))
@@ -156,6 +154,7 @@ def validate(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return the batch if its values are what their types say: UTF-8, offsets within bounds."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
+            # Arrow trusts a file's offsets: damaged ones would have it read beyond its buffers.
             column.validate(full=True)
         except pa.ArrowInvalid as error:
             raise pa.ArrowInvalid(f"column `{name}`: {error}") from error

@@ -237,6 +237,7 @@ def read_header(path: str, size: int, dtype: str | None) -> NpyHeader:
     header = NpyHeader(
         shape, stored, fortran, len(raw), is_bfloat16, hashlib.sha256(raw).hexdigest()
     )
+    # First the dtype: what holds Python objects has a size, but must never get as far as data.
     _check_dtype(path, header)
     _check_shape(path, header, size)
     return header
@@ -250,6 +251,7 @@ def _raw_header(path: str, file: BinaryIO, size: int) -> bytes:
     width, _ = _PARSERS[version]
     length_bytes = file.read(width)
     length = int.from_bytes(length_bytes, "little")
+    # Before it is read: a length of four bytes may claim four gigabytes.
     if length > MOST_HEADER_BYTES:
         expected = f"a header of at most {MOST_HEADER_BYTES} bytes"
         raise _refusal(path, expected, f"one that claims {length} bytes")

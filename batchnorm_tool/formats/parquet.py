@@ -76,6 +76,7 @@ class Footer:
 @functools.lru_cache(maxsize=MOST_CURSORS)
 def read_footer(path: str, identity: tuple[int, ...]) -> Footer:
     """Read the footer, once for all parts of a file as it is now: ``identity`` tells that."""
+    # It is there for the cache alone: a file that was replaced under its name has another one.
     del identity
     with formats_files.refusing(path), open_parquet(path) as file:
         starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
@@ -189,6 +190,7 @@ class Cursors:
         for groups in _overlapping(footer.starts, start, stop):
             begin, end = max(start, groups.start), min(stop, groups.start + groups.rows)
             if end - begin == groups.rows:
+                # No other part has rows of these groups: no turn to wait for, nothing to keep.
                 yield from Cursor(spec, footer, groups).read(end)
             else:
                 yield from self._read_shared(spec, footer, groups, (begin, end))
@@ -197,6 +199,8 @@ class Cursors:
         self, spec: ReadSpec, footer: Footer, groups: GroupRange, rows: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
         (start, stop), key = rows, (spec, groups.numbers[0])
+        # Parts of one row group share a cursor, for the pages in front of a row must be decoded to
+        # get at it. The next in turn goes on where the other stopped, and decodes nothing twice.
         with self._turn(key):
             cursor = self._take(key, start) or Cursor(spec, footer, groups)
             cursor.skip(start)
@@ -204,6 +208,7 @@ class Cursors:
             is_whole = cursor.position >= stop
             if is_whole:
                 self._give_back(key, cursor, stop - start)
+        # After the turn: the next need not wait for what is made of these rows.
         while ahead:
             yield ahead.popleft()
         if not is_whole:
@@ -220,6 +225,8 @@ class Cursors:
     def _turn(self, key: tuple[ReadSpec, int]) -> threading.Lock:
         """Lock a row group: who waits finds the cursor where the other one left it."""
         with self._lock:
+            # A lock that is held stays with its holder; another one for the same group costs time,
+            # not rows.
             if len(self._turns) > MOST_GROUPS:
                 self._turns.clear()
                 self._rows_left.clear()
@@ -236,6 +243,7 @@ class Cursors:
         """Keep a cursor, unless all rows of its group have been read by someone."""
         with self._lock:
             self._rows_left[key] = self._rows_left.get(key, cursor.rows) - rows
+            # Of two, the furthest: parts are begun in order, and those to come lie behind it.
             other = self._idle.pop(key, cursor)
             if self._rows_left[key] > 0:
                 self._idle[key] = max(cursor, other, key=lambda each: each.position)
@@ -277,10 +285,8 @@ def group_sizes(metadata: pq.FileMetaData) -> list[int]:
 
 
 def value_bytes(path: str) -> dict[str, int]:
-    """Estimate the bytes that a row of each column takes in memory, by the first row group.
-
-    A dictionary far beyond its stored size counts whole: each row may be all of it.
-    """
+    """Estimate the bytes that a row of each column takes in memory, by the first row group."""
+    # A dictionary far beyond its stored size counts whole: each row may be all of it.
     with formats_files.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
     if not metadata.num_row_groups:
@@ -356,11 +362,9 @@ class Parquet(Format):
         return head.startswith(magics) or tail.endswith(magics)
 
     def fingerprint(self, path: str) -> tuple[int, str]:
-        """Return the size in bytes, and SHA-256 of the footer and of both ends of the data.
-
-        The footer holds the compressed size of every column chunk and, mostly, the extremes of
-        its values, but no checksum of the data.
-        """
+        """Return the size in bytes, and SHA-256 of the footer and of both ends of the data."""
+        # The footer holds the compressed size of every column chunk and, mostly, the extremes of
+        # its values, but no checksum of the data.
         size = formats_files.regular_file(path).st_size
         _check_trailer(path, size)
         with formats_files.refusing(path), Path(path).open("rb") as file:

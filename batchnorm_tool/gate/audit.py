@@ -69,6 +69,7 @@ class RowAudit:
         finite = np.isfinite(wide).all(axis=1) & np.isfinite(norms)
         lengths, expected = self._lengths(wide, norms)
         with np.errstate(invalid="ignore"):
+            # NaN is not within any tolerance, so that it is wrong without being asked for.
             right = (np.abs(lengths - expected) <= self.tolerance) & (norms >= 0)
         self.rows += len(norms)
         self._note("finite", self._nonfinite, ~finite, (keys, norms))

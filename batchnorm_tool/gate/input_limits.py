@@ -167,11 +167,6 @@ def feature_findings(
 ) -> Iterator[Finding]:
     """Judge the features of the input.
 
-    Columns, inputs and components that one of the two lacks are left out. What a few rows at the
-    end of a component's range make of its moments does not count, so that a rare category may come
-    and go; a component that was constant in the previous version has no deviation to measure a
-    shift by.
-
     Args:
         limits: The job's ``gate.input``.
         statistics: Of the input, see `evaluate_input`.
@@ -181,6 +176,13 @@ def feature_findings(
     Yields:
         A finding for each limit, about the worst column or component.
     """
+    # Columns, inputs and components that one of the two lacks are left out. What a few rows at the
+    # end of a component's range make of its moments does not count, so that a rare category may
+    # come and go; a component that was constant in the previous version has no deviation to measure
+    # a shift by. Columns, inputs and components that one of the two lacks are left out. What a few
+    # rows at the end of a component's range make of its moments does not count, so that a rare
+    # category may come and go; a component that was constant in the previous version has no
+    # deviation to measure a shift by.
     least = limits.min_rows if mode == "delta" else 1
     if limits.null_shift is not None:
         nulls = _null_shifts(limits.null_shift, _columns(statistics, previous, least), mode)
@@ -217,6 +219,7 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
         return not_evaluated(
             limit, "input", allowed, "no feature can be compared with the previous version"
         )
+    # The one that exceeds its limit most, not the largest: limits differ with the number of rows.
     first = max(known, key=lambda score: score.measured[score.worst] - score.allowed[score.worst])
     measured, most = (float(x[first.worst]) for x in (first.measured, first.allowed))
     others = sum(score.beyond for score in known) - 1

@@ -198,10 +198,6 @@ def evaluate_output(
 ) -> list[Finding]:
     """Judge the new vectors, over the changed rows alone and over all rows.
 
-    A distribution is judged from ``limits.min_rows`` rows on. Where a shift is beyond its limit,
-    it is held against what chance alone makes of as many rows of the live version, and passes where
-    that is more.
-
     Args:
         limits: The job's ``gate.output``.
         changed: Good rows that the model has seen in this refresh.
@@ -213,6 +209,9 @@ def evaluate_output(
     Returns:
         A finding for each limit and scope, limits that are ``None`` left out.
     """
+    # A distribution is judged from `limits.min_rows` rows on. Where a shift is beyond its limit, it
+    # is held against what chance alone makes of as many rows of the live version, and passes where
+    # that is more.
     findings = list(_bad_findings(limits, bad))
     if live is None:
         return findings
@@ -300,20 +299,16 @@ def norm_psi(live: Vectors, current: Vectors) -> float:
 
 
 def psi_chance(live: Vectors, current: Vectors) -> float:
-    """Return the population stability index that chance makes once in a million.
-
-    Under chance the index times the rows is about chi-square with nine degrees of freedom, whose
-    quantile at one in a million is 45; with 200 rows its tail is longer.
-    """
+    """Return the population stability index that chance makes once in a million."""
+    # Under chance the index times the rows is about chi-square with nine degrees of freedom, whose
+    # quantile at one in a million is 45; with 200 rows its tail is longer.
     return _PSI_CHANCE * (1 / len(live.norms) + 1 / len(current.norms))
 
 
 def norm_quantiles(live: Vectors, current: Vectors) -> float:
-    """Return the largest relative shift of a quantile of the norms.
-
-    A quantile below a quarter of the live version's median is measured against that quarter: norms
-    near zero are no scale.
-    """
+    """Return the largest relative shift of a quantile of the norms."""
+    # A quantile below a quarter of the live version's median is measured against that quarter:
+    # norms near zero are no scale.
     before, after = (np.quantile(vectors.norms, MIDDLE_QUANTILES) for vectors in (live, current))
     return float(np.max(_ratio(np.abs(after - before), _norm_scale(before))))
 
@@ -323,12 +318,10 @@ def _norm_scale(quantiles: Float64s) -> Float64s:
 
 
 def quantile_chance(live: Vectors, current: Vectors) -> float:
-    """Return the relative shift of a quantile that chance makes once in a million.
-
-    A sample's quantile lies between those quantiles of all values whose shares are the ends of
-    Wilson's interval ("Probable inference, the law of succession, and statistical inference",
-    1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
-    """
+    """Return the relative shift of a quantile that chance makes once in a million."""
+    # A sample's quantile lies between those quantiles of all values whose shares are the ends of
+    # Wilson's interval ("Probable inference, the law of succession, and statistical inference",
+    # 1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
     rows = 1 / (1 / len(live.norms) + 1 / len(current.norms))
     shares, z2 = np.array(MIDDLE_QUANTILES), _ONCE_IN_A_MILLION**2 / rows
     middle = shares + z2 / 2
@@ -340,6 +333,7 @@ def quantile_chance(live: Vectors, current: Vectors) -> float:
 
 def centroid_shift(live: Vectors, current: Vectors) -> float:
     """Return how far the mean vector moved, relative to the live version's spread."""
+    # Over the spread: lengths have no unit, and what is far in one space is near in another.
     moved = np.linalg.norm(current.mean - live.mean)
     return float(_ratio(moved, np.float64(live.spread)))
 
@@ -360,6 +354,7 @@ def frechet(live: Vectors, current: Vectors) -> float:
 
     Both are taken over the `FRECHET_WIDTH` dimensions that vary most in the live version.
     """
+    # Chosen by the live version alone: both are then measured by the same yardstick.
     widest = np.sort(np.argsort(-live.deviations, kind="stable")[:FRECHET_WIDTH])
     one, other = (
         Gaussian.of(np.ascontiguousarray(vectors.wide[:, widest])) for vectors in (live, current)
@@ -429,6 +424,4 @@ MEASURES = (
     ),
     Measure("frechet", "Fréchet distance relative to the total variance", frechet, _farthest_away),
 )
-
-
 """Every measure, in the order of the limits."""

@@ -188,6 +188,7 @@ def _side_by_side(sides: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.Reco
     waiting = [next(side, None) for side in sides]
     while None not in waiting:
         batches = [batch for batch in waiting if batch is not None]
+        # Each side cuts its batches by its own row groups; none is copied to make them agree.
         rows = min(batch.num_rows for batch in batches)
         fields = [field for batch in batches for field in batch.schema]
         columns = [column.slice(0, rows) for batch in batches for column in batch.columns]
@@ -242,6 +243,7 @@ def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
     while True:
         found = head(table, columns, min(wanted, rows))
         fitting = most_bytes * found.num_rows // max(1, found.nbytes)
+        # Few rows first: how large one is, where lists are open, only they tell.
         taken, wanted = found.num_rows, min(8 * wanted, fitting)
         if wanted <= taken or taken in (rows, table.rows):
             return found

@@ -60,6 +60,8 @@ class IdLookup:
         has_second = bool(ids[:, 1].any())
         self._order = None if _ascends(ids[:, 0]) else np.argsort(ids[:, 0], kind="stable")
         self._first = np.ascontiguousarray(self._ordered(ids[:, 0]))
+        # Sorting by both words takes longer, and is needed only where two ids begin alike: keys
+        # that are integers, and nearly all hashes, differ in their first word.
         if has_second and (self._first[1:] == self._first[:-1]).any():
             self._order = np.lexsort((ids[:, 1], ids[:, 0]))
             self._first = ids[self._order, 0]
@@ -143,9 +145,6 @@ def _ascends(words: np.ndarray) -> bool:
 def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
     """Return a 128-bit number for the key of each row.
 
-    Of one column of integers, dates, times or booleans it is the value's bits, so that two
-    keys never have the same; of other keys the xxh3-128 of their values.
-
     Args:
         table: ``n`` rows; null keys are the caller's to find.
         keys: The columns of the key, in order.
@@ -159,6 +158,10 @@ def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
         >>> key_ids(pa.table({"item": [7, -1]}), ["item"]).tolist()
         [[7, 0], [18446744073709551615, 0]]
     """
+    # Of one column of integers, dates, times or booleans it is the value's bits, so that two keys
+    # never have the same; of other keys the xxh3-128 of their values. Of one column of integers,
+    # dates, times or booleans it is the value's bits, so that two keys never have the same; of
+    # other keys the xxh3-128 of their values.
     arrays = [plain_array(table.column(name)) for name in keys]
     ids = np.zeros((table.num_rows, 2), np.uint64)
     if len(arrays) == 1 and is_exact(arrays[0].type):
@@ -200,6 +203,7 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
         together = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
         hashes = _digests(together, digest)
     for row in np.flatnonzero(faults).tolist():
+        # A bad row counts as changed when its reason is another: it is judged again.
         marked = hashes[row].tobytes() + bytes([faults[row]])
         hashes[row] = np.frombuffer(digest(marked), np.uint8)
     return hashes
@@ -233,6 +237,7 @@ def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
         found = map(xxhash.xxh3_64_digest, binary_values(arrays[0]), itertools.repeat(seed))
         hashes = joined(found, _PASSTHROUGH_BYTES)
         if arrays[0].null_count:
+            # Under another seed than any value's: the text "null" is no null.
             null = xxhash.xxh3_64_digest(b"null", seed ^ 1)
             hashes[nulls_of(arrays[0])] = np.frombuffer(null, np.uint8)
         return hashes
@@ -241,6 +246,8 @@ def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
 
 
 def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
+    # Names and types are in the seed: the value 1 of a column that was int32 and is int64 now has
+    # to be written again.
     described = repr([(name, type_name(schema.field(name).type)) for name in columns])
     return int(load_xxhash().xxh3_64_intdigest(described.encode()))
 
@@ -274,6 +281,7 @@ def _pieces(array: np.ndarray) -> list[bytes]:
 
 def _prefixed(text: str | bytes) -> bytes:
     data = text if isinstance(text, bytes) else text.encode()
+    # After its length: "ab", "c" and "a", "bc" are different rows.
     return struct.pack("<Q", len(data)) + data
 
 
@@ -394,6 +402,8 @@ def records_of(array: pa.Array) -> np.ndarray:
     """
     array = _decoded(array)
     record = _values(array)
+    # A byte says whether there is a value: otherwise a null would be a 0, and an empty list one
+    # that is not there.
     marked = np.ones((len(array), 1 + record.shape[1]), np.uint8)
     marked[:, 1:] = record
     if array.null_count:

@@ -87,6 +87,7 @@ def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
 
 
 def _open_files(listed: Sequence[Listed], form: str | None, dtype: str | None) -> list[_Opened]:
+    # All of them before any is inspected: one stray file among thousands is named at once.
     formats = [recognise(item.path, form) for item in listed]
     for item, name in zip(listed, formats, strict=True):
         if name != formats[0]:
@@ -276,6 +277,7 @@ def merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, in
     fields = {field.name: field for field in first}
     differing: dict[str, int] = {}
     for number, other in enumerate(others, 1):
+        # Nearly all files are alike, and comparing whole schemas is one call into Arrow.
         if other.equals(first, check_metadata=True):
             continue
         for name in dict.fromkeys([*fields, *other.names]):

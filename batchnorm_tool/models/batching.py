@@ -134,6 +134,7 @@ class ModelPredictor:
         for start in range(0, rows, self.batch_size):
             stop = min(start + self.batch_size, rows)
             batch = self._call(self.step, [array[start:stop] for array in arrays])
+            # The first batch tells shapes and dtypes; all others must agree with it.
             results = results or [np.empty((rows, *got.shape[1:]), got.dtype) for got in batch]
             for field, result, got in zip(self.outputs, results, batch, strict=True):
                 check_shape(field.name, got, result.shape[1:])
@@ -153,6 +154,7 @@ class ModelPredictor:
 
     def _call(self, step: Step, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         size = self.batch_size or 1
+        # Where rows may influence one another, repeated ones would change the others.
         if not self.pads and len(arrays[0]) < size:
             return self.model.compile(len(arrays[0]))(arrays)
         return step([_padded(array, size) for array in arrays])
@@ -162,6 +164,8 @@ def _failing(
     predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
 ) -> dict[int, str]:
     """Find the rows on which the model fails, by halving; a call holds no others."""
+    # Rows repeated to a full batch: another size would be another graph, and other rows could fail
+    # in their place.
     call = np.resize(rows, predictor.batch_size or 1)
     try:
         predictor.predict({name: array[call] for name, array in features.items()})
@@ -170,6 +174,7 @@ def _failing(
             return {int(rows[0]): str(error)}
         left, right = np.array_split(rows, 2)
         found = _failing(predictor, features, left) | _failing(predictor, features, right)
+        # It fails on these together and on no half of them: no row is to blame.
         if not found:
             raise
         return found
@@ -270,6 +275,7 @@ def _rows(arrays: Sequence[np.ndarray]) -> int:
 
 def _padded(array: np.ndarray, rows: int) -> np.ndarray:
     missing = rows - len(array)
+    # With a real row, not zeros: what the model was never meant to see, it may fail at.
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 

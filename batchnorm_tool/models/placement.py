@@ -40,14 +40,13 @@ _WORKING_FACTOR = 16
 def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
     """Return the first of several batch sizes at which a row's bits do not depend on its place.
 
-    Where a matrix product has rows left over behind its last full block, another kernel computes
-    those, and may round otherwise. Blocks of float32 are 4 to 24 rows long on the CPUs of today, so
-    that three quarters of a power of two, 48 times another power of two, leaves none over.
-
     Returns:
         The size, or ``None`` where none will do. Found by trying on the sample, which is strong
         evidence and no proof.
     """
+    # Where a matrix product has rows left over behind its last full block, another kernel computes
+    # those, and may round otherwise. Blocks of float32 are 4 to 24 rows long on the CPUs of today,
+    # so that three quarters of a power of two, 48 times another power of two, leaves none over.
     for size in filter(None, sizes):
         try:
             sized = predictor.with_batch_size(size)
@@ -79,6 +78,7 @@ def examine(
     Returns:
         The outputs with their true shapes and dtypes.
     """
+    # Few rows first: on a slow model, or one that fails, a whole batch would take minutes.
     few = model if model.batch_size else model.with_batch_size(_FEW_ROWS)
     batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
     outputs = tuple(_true_field(output.name, expected[output.name]) for output in few.outputs)
@@ -86,6 +86,7 @@ def examine(
     mixed = not batch_dependent and (
         _is_other(expected, elsewhere) or _is_mixed(few, batch, expected)
     )
+    # Refused first: a model that draws random numbers looks mixed, too.
     if _distances(expected, few.predict(batch)).max() > _NOISE_AGAIN:
         raise ModelError(
             "The model's predictions for the same rows differ from call to call: it keeps state, "
@@ -146,6 +147,7 @@ def _is_mixed(predictor: Predictor, batch: _Rows, expected: _Rows) -> bool:
 
 def _is_other(expected: _Rows, found: _Rows) -> bool:
     """Tell whether most of the rows, computed elsewhere, are others."""
+    # The median: a few rows may tip over for reasons of rounding, a mixed model moves them all.
     return bool(np.median(_distances(expected, found)) > _NOISE_ELSEWHERE)
 
 
@@ -187,6 +189,7 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
         rows = min(len(predictions), len(found[name]))
         a, b = (each[:rows].reshape(rows, -1).astype(float) for each in (predictions, found[name]))
         with np.errstate(all="ignore"):
+            # By column: beside one of 1e6, a change in one of 1e-3 would be no more than rounding.
             scale = np.abs(np.nan_to_num(a, posinf=0, neginf=0)).max(0)
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b) / scale)
         farthest = np.fmax(farthest, np.nan_to_num(apart, nan=np.inf).max(1))
@@ -194,12 +197,11 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
 
 
 def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], rows: int) -> int:
-    """Measure which batch size is fastest.
-
-    Tries powers of two from 32 to 8192 rows, up to the next power of two from ``rows``, for about 2
-    seconds or three calls of the model, whichever is longer (compiling not counted), and within a
-    quarter of the free memory. The choice depends on the machine's mood: fix it once, and keep it.
-    """
+    """Measure which batch size is fastest."""
+    # Tries powers of two from 32 to 8192 rows, up to the next power of two from `rows`, for about 2
+    # seconds or three calls of the model, whichever is longer (compiling not counted), and within a
+    # quarter of the free memory. The choice depends on the machine's mood: fix it once, and keep
+    # it.
     if predictor.batch_size is not None:
         return predictor.batch_size
     size, largest = _range(sample, rows)
@@ -209,10 +211,12 @@ def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], ro
         try:
             seconds = _seconds(predictor.with_batch_size(size), sample, size, _SECONDS - spent)
         except MemoryError:
+            # Beyond the smallest size, running out of memory only ends the search.
             if not speeds:
                 raise
             break
         calls, spent = calls + len(seconds), spent + sum(seconds)
+        # The shortest call: what else the machine does only ever adds time.
         speeds[size] = size / min(seconds)
         step = 4 if min(seconds) < _SHORT_CALL else 2
         size = min(size * step, largest) if size < largest else largest + 1
@@ -244,6 +248,7 @@ def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
         return 1, 0
     wanted = 1 << (rows - 1).bit_length()
     row_bytes = sum(array.nbytes // max(1, len(array)) for array in sample.values())
+    # A quarter, for other workers and parts in flight share what is free.
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fitting = free // 4 // max(1, row_bytes * _WORKING_FACTOR)
     in_memory = 1 << max(0, fitting.bit_length() - 1)

@@ -56,6 +56,9 @@ class Histogram(Mapping[int, int]):
     @classmethod
     def of(cls, values: Float64s) -> Histogram:
         """Count values."""
+        # The bits of positive floats ascend as the floats do, so that a bucket is a shift. A
+        # logarithm would differ in its last bit from one machine to another, and with it the
+        # counts.
         buckets = (values.view(np.uint64) >> np.uint64(_SHIFT)).astype(np.int64)
         first = buckets.min()
         if buckets.max() - first < _COUNTABLE_BUCKETS:
@@ -72,6 +75,8 @@ class Histogram(Mapping[int, int]):
         except OverflowError as error:
             raise ValueError("a bucket or a count of the histogram is too large") from error
         buckets, counts = table.reshape(-1, 2).T
+        # A record may hold anything: a bucket beyond the last has edges of NaN, and buckets out of
+        # order are found by no search.
         in_range = not len(buckets) or (buckets[0] >= 0 and buckets[-1] <= _LAST_BUCKET)
         if not in_range or (np.diff(buckets) <= 0).any() or (counts <= 0).any():
             raise ValueError("a bucket of the histogram is out of range or order, or empty")
@@ -114,6 +119,7 @@ class Histogram(Mapping[int, int]):
         merged = _summed(self.buckets >> _COARSE_SHIFT, self.counts)
         lower = lower_edges(merged.buckets << _COARSE_SHIFT)
         upper = lower_edges((merged.buckets + 1) << _COARSE_SHIFT)
+        # Behind the last bucket of finite numbers begin the bits of inf.
         return lower, np.minimum(upper, sys.float_info.max), merged.counts
 
 
@@ -121,6 +127,8 @@ def _summed(buckets: Int64s, counts: Int64s) -> Histogram:
     """Return the histogram of buckets that may come several times, in any order."""
     if not len(buckets):
         return Histogram()
+    # NumPy's stable sort of int64 is timsort, which merges two runs that ascend already in linear
+    # time.
     order = np.argsort(buckets, kind="stable")
     ordered = buckets[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
@@ -137,8 +145,6 @@ def moments(
 ) -> tuple[Float64s, Float64s]:
     """Return the mean, and the sum of squared deviations from it, along the first axis.
 
-    The mean is held within the extremes, which a rounded sum can leave.
-
     Args:
         values: float64[n] or float64[n, d], C order.
         low: float64 or float64[d], the smallest values.
@@ -153,8 +159,13 @@ def moments(
     with np.errstate(over="ignore", invalid="ignore"):
         mean = reduced(np.add, values) / len(values)
         if not np.isfinite(mean).all():  # the sum is beyond float64, the mean is not
+            # Divided first, which rounds each value once more: only where there is no other way.
             mean = reduced(np.add, values / len(values))
+        # The mean is held within the extremes, which a rounded sum can leave.
         mean = np.clip(mean, low, high)
+        # In two passes: the sum of squares less the square of the sum loses all digits where
+        # deviations are small beside the mean (Chan, Golub and LeVeque, "Algorithms for Computing
+        # the Sample Variance", 1983).
         deviations = values - mean
         deviations *= deviations
         return mean, reduced(np.add, deviations)
@@ -178,6 +189,8 @@ def reduced(ufunc: np.ufunc, values: Float64s) -> Float64s:
     lanes = min(rows, _SIDE_BY_SIDE // width) if values.ndim > 1 and width else 1
     if lanes <= 1:
         return ufunc.reduce(values, axis=0)
+    # Which rows share a lane depends on the shape alone, and so do the order of additions and the
+    # last bits of sums.
     whole = rows // lanes * lanes
     found = ufunc.reduce(values[:whole].reshape(-1, lanes * width), axis=0)
     return ufunc.reduce(np.concatenate((found.reshape(lanes, width), values[whole:])), axis=0)
@@ -188,10 +201,6 @@ def merged_moments(
 ) -> tuple[_Moment, _Moment]:
     """Merge (count, mean, m2) of two sets, neither empty.
 
-    The update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979), eq. 2.1, from the larger set's mean: so written, equal means stay
-    equal to the last bit, and no difference of means overflows.
-
     Args:
         one: Number of values, their mean and m2: float or float64[d] each.
         other: The same of the other set.
@@ -199,6 +208,9 @@ def merged_moments(
     Returns:
         Mean and m2 of both together.
     """
+    # The update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    # computing sample variances" (1979), eq. 2.1, from the larger set's mean: so written, equal
+    # means stay equal to the last bit, and no difference of means overflows.
     if other[0] > one[0]:
         one, other = other, one
     (n, mean, m2), (other_n, other_mean, other_m2) = one, other

@@ -139,14 +139,15 @@ def _written_order(text: str, order: str, p: float | None) -> float:
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Cut rows into blocks whose float64 copies stay in the cache of a core.
 
-    Temporary arrays of a megabyte and more are also taken from the system again, and zeroed by it,
-    each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead of 1.4 CPU
-    seconds.
-
     Example:
         >>> list(row_blocks(5, 65536))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
+    # Temporary arrays of a megabyte and more are also taken from the system again, and zeroed by
+    # it, each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead of 1.4
+    # CPU seconds. Temporary arrays of a megabyte and more are also taken from the system again, and
+    # zeroed by it, each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead
+    # of 1.4 CPU seconds.
     step = max(1, _BLOCK_VALUES // max(1, width))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -165,6 +166,7 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
         raise InputError(
             f"The values are not an array: {error}. Expected: vectors of equal length."
         ) from error
+    # Not longdouble: float64 cannot hold its values, so that widening would change them.
     narrow_float = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
     if narrow_float or array.dtype.kind in "iub" or array.dtype.name == "bfloat16":
         return array
@@ -177,9 +179,6 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
 def widen(x: npt.ArrayLike) -> Float64s:
     """Copy real numbers into a C-ordered float64 array.
 
-    C order matters: NumPy adds up a Fortran-ordered array in another order, with other low-order
-    bits.
-
     Args:
         x: float16, bfloat16, float32, float64, integers or bool, of any shape and byte order.
 
@@ -190,6 +189,9 @@ def widen(x: npt.ArrayLike) -> Float64s:
         >>> widen([[3, 4]])
         array([[3., 4.]])
     """
+    # C order matters: NumPy adds up a Fortran-ordered array in another order, with other low-order
+    # bits. C order matters: NumPy adds up a Fortran-ordered array in another order, with other
+    # low-order bits.
     array = numeric_array(x)
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN like any other
         return np.array(array, dtype=np.float64, order="C", copy=True)
@@ -220,6 +222,8 @@ def row_norms(x64: Float64s, norm: Norm) -> Float64s:
         if norm.p is not None:
             return measure(x64, norm.p)
         norms: Float64s = measure(x64)
+        # Squares may have underflowed or overflowed in few rows only, and only these are measured
+        # again. Put as a negation, the test is true of NaN, too.
         unsure = ~((norms >= _SURELY_RIGHT) & (norms < math.inf))
         if unsure.any():
             rows, scaled, exponents = _scaled_rows(x64, np.flatnonzero(unsure))
@@ -239,6 +243,8 @@ def l1_norms(x64: Float64s) -> Float64s:
 
 def l2_norms(x64: Float64s) -> Float64s:
     """Return the root of the sum of each row's squares."""
+    # Along the last axis of an array in C order each row is added up by itself, in an order that
+    # depends on its width alone: however rows are split, their norms have the same bits.
     return np.linalg.norm(x64, 2, axis=1, keepdims=True)
 
 
@@ -248,13 +254,13 @@ def max_norms(x64: Float64s) -> Float64s:
 
 
 def lp_norms(x64: Float64s, p: float) -> Float64s:
-    """Measure rows divided by their peaks: then no power overflows and the largest cannot vanish.
-
-    It also keeps the root exact: a sum far from 1 would multiply the rounding error of ``1 / p``
-    by its logarithm (up to 90 ulp for values of 1e38).
-    """
+    """Measure rows divided by their peaks: no power overflows, and the largest cannot vanish."""
+    # It also keeps the root exact: a sum far from 1 would multiply the rounding error of `1 / p` by
+    # its logarithm (up to 90 ulp for values of 1e38).
     sizes = np.abs(x64)
     peaks = sizes.max(axis=1, keepdims=True)
+    # Divided by 1, rows of zeros, of NaN and of inf keep what they are; 0 / 0 and inf / inf would
+    # be NaN.
     peaks[(peaks == 0) | ~np.isfinite(peaks)] = 1
     sizes /= peaks
     lengths: Float64s = peaks * np.linalg.norm(sizes, p, axis=1, keepdims=True)
@@ -267,6 +273,8 @@ def _scaled_rows(
     """Pick the finite, non-zero ``rows``, times powers of two that bring their peaks near 1."""
     peaks = np.abs(x64[rows]).max(axis=1, keepdims=True)
     worth = np.flatnonzero((peaks > 0) & (peaks < math.inf))
+    # Powers of two, as in LAPACK's `nrm2`: they change exponents alone, and round no component that
+    # is large enough to count.
     exponents = np.frexp(peaks[worth])[1]
     return rows[worth], np.ldexp(x64[rows[worth]], -exponents), exponents
 
@@ -292,7 +300,10 @@ def unit_vectors(x64: Float64s, norms: Float64s, norm: Norm, dtype: npt.DTypeLik
     with np.errstate(all="ignore"):
         if norm.name == "none":
             return _round_once(x64, np.dtype(dtype))
+        # Rows of zeros stay zeros: divided by their norm they would be NaN.
         quotients = x64 / np.where(norms == 0, 1.0, norms)
+        # A subnormal norm has lost digits, and an infinite one all of them: such rows are brought
+        # near 1 first, and divided by the norm that they have there.
         coarse = ((norms > 0) & (norms < _SMALLEST_NORMAL)) | np.isinf(norms)
         if coarse.any():
             rows, scaled, _ = _scaled_rows(x64, np.flatnonzero(coarse))

@@ -198,14 +198,19 @@ class NormStats(JsonStats):
         if self.min is None or self.max is None:
             return [None] * len(shares)
         lower, upper = self.histogram.edges()
+        # The inverse of the empirical distribution function, type 1 of Hyndman and Fan, "Sample
+        # Quantiles in Statistical Packages" (1996): made of counts alone, it comes out the same
+        # however rows were split.
         ranks = [max(1, math.ceil(q * self.count)) for q in shares]
         found = np.searchsorted(np.cumsum(self.histogram.counts), ranks)
+        # Halves, because the edges of the last buckets add up beyond float64.
         middles = np.clip(lower[found] / 2 + upper[found] / 2, self.min, self.max)
         return [
             self._exact(rank, float(middle)) for rank, middle in zip(ranks, middles, strict=True)
         ]
 
     def _exact(self, rank: int, middle: float) -> float | None:
+        # What is known exactly is not taken from a bucket: the ends and the zeros.
         if rank == self.count:
             return self.max
         if rank <= self.zero:
@@ -238,6 +243,8 @@ class NormStats(JsonStats):
         with np.errstate(over="ignore"):  # rounded up beyond float64 just before it is clipped
             edges = np.clip(low + (high - low) * np.linspace(0.0, 1.0, bins + 1), low, high)
         edges[-1] = high
+        # Counts below each edge are rounded, not the counts between: their differences then add up
+        # to the count of all, whatever rounding did.
         below = np.rint(np.interp(edges, *self._ascent())).astype(np.int64)
         below[0], below[-1] = 0, self.count
         return edges, np.diff(below)

@@ -103,6 +103,8 @@ class DimensionStats:
             if len({len(v) for v in values.values()}) != 1:
                 raise ValueError("its lists differ in length")
             if not data["count"]:
+                # JSON has null for infinity of either sign, and of no vectors the maximum is the
+                # negative one.
                 values["max"] = -values["max"]
             return cls(int(data["count"]), **values)
 
@@ -158,7 +160,10 @@ class VectorStats(JsonStats):
             x64 = widen(vectors[block])
             for norm in lengths.keys() - known.keys():
                 lengths[norm][block] = row_norms(x64, norm)
+            # NaN and inf survive into a row's largest component, and no rounding adds any: it tells
+            # of the whole row.
             finite = np.isfinite(lengths[MAX][block, 0])
+            # Without a copy where all are finite, as they nearly always are.
             dimensions += DimensionStats.of(x64 if finite.all() else x64[finite])
         peaks = lengths[MAX]
         return cls(

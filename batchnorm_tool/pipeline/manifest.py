@@ -288,6 +288,7 @@ def build_manifest(
         statistics=totals.statistics,
         warnings=tuple(dict.fromkeys([*warnings, *totals.warnings])),
     )
+    # Over the document without it; `_SUCCESS` repeats it, so that one tells of the other's loss.
     return replace(manifest, checksum=checked_json.sha256(manifest.to_dict()))
 
 

@@ -61,6 +61,7 @@ class OutputState:
 
 def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> OutputState:
     """See what stands in ``storage``; a publication that was interrupted is finished first."""
+    # First of all: half published, neither what was there nor what is coming can be judged.
     if storage.publishing():
         finish_publishing(storage)
     return OutputState(
@@ -87,6 +88,8 @@ def finish_publishing(storage: Storage) -> None:
     success = storage.get(storage.staged(SUCCESS_PATH))
     if text is None or success is None:
         raise OutputError("Nothing is staged for publication.")
+    # Readers trust the mark: it goes before anything moves, and comes back after everything is
+    # there.
     storage.remove(SUCCESS_PATH)
     storage.finish_publish()
     storage.put(MANIFEST_PATH, text)
@@ -95,11 +98,9 @@ def finish_publishing(storage: Storage) -> None:
 
 
 def discard_state(storage: Storage) -> None:
-    """Remove all that a run keeps while it is under way.
-
-    The plan goes first, for without it the run is over; then the note of a publication, which must
-    not outlive what it would publish.
-    """
+    """Remove all that a run keeps while it is under way."""
+    # The plan goes first, for without it the run is over; then the note of a publication, which
+    # must not outlive what it would publish.
     storage.remove(PLAN_PATH)
     storage.end_publish()
     storage.remove(STATE)
@@ -124,6 +125,7 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
         )
     if state.plan is not None and _continues(state.plan.identity, plan):
         return True
+    # A plan without a finished part is no work: it may be replaced without being asked.
     loses_work = state.manifest is not None or state.parts_done > 0
     if not fresh and (loses_work or state.plan is None):
         _refuse_other(state, plan)
@@ -199,6 +201,7 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
         record = read_record(storage, number)
         if record is None or record.part != number:
             continue
+        # A part without a row of the changed reasons would come out the same: its work is kept.
         if not changed & set(record.reasons) and _is_whole(storage, record):
             yield record
 
@@ -209,15 +212,13 @@ def _is_whole(storage: Storage, record: PartRecord) -> bool:
 
 
 def discard_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
-    """Remove all of the parts that are not ``kept``, so that they are made again.
-
-    Their files too: made again under another policy, a part may have fewer of them, and what
-    remained would be published with the rest of its directory.
-    """
+    """Remove all of the parts that are not ``kept``, so that they are made again."""
     for name in storage.names(RECORDS):
         number = int(name.partition(".")[0])
         if number not in kept:
             storage.remove(record_path(number))
+    # Their files too: made again under another policy, a part may have fewer of them, and what
+    # remained would be published with the rest of its directory.
     wanted: set[str] = set().union(*kept.values())
     for directory in storage.names(STATE):
         if directory not in _NOT_STAGED:

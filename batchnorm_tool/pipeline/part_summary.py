@@ -118,6 +118,7 @@ class PartSummary:
 
     def _counts(self, faults: np.ndarray, actions: np.ndarray) -> RowCounts:
         rows = len(faults)
+        # Nearly every chunk is so: all that follows would be done for nothing.
         if not faults.any():
             return RowCounts(rows_in=rows, rows_out=rows)
         by_reason = np.bincount(faults, minlength=len(Reason))
@@ -216,6 +217,8 @@ def _histograms(histograms: Sequence[CoarseHistogram]) -> pa.Array:
         return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
     columns = [np.concatenate(side) for side in zip(*histograms, strict=True)]
     buckets = pa.StructArray.from_arrays(list(map(pa.array, columns)), fields=list(_BUCKET))
+    # Made of whole arrays: thousands of histograms as Python lists took longer than to compute
+    # them.
     offsets = np.cumsum([0, *(len(counts) for _, _, counts in histograms)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
 

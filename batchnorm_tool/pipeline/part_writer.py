@@ -66,6 +66,8 @@ class PartWriter:
             scored.chunk.carried, self._layouts, scored.results, nulls
         )
         gone = (actions == DROP) | (actions == QUARANTINE)
+        # Rows leave after normalization, not before: a row's place in its batch, and with it the
+        # bits of the others, must not depend on a policy.
         self._vectors.write(table.filter(pa.array(~gone)) if gone.any() else table)
         if (actions == QUARANTINE).any():
             self._write_quarantine(scored, np.flatnonzero(actions == QUARANTINE))
@@ -120,6 +122,8 @@ class PartWriter:
 
     def _write_quarantine(self, scored: Scored, offsets: np.ndarray) -> None:
         if self._quarantine is None:
+            # Opened with the first such row: a file without rows would say that something was set
+            # aside.
             schema = _quarantine_schema(self._plan, self._layouts)
             predictions = tuple(schema.names[-len(self._layouts) :])
             shape = Layout(vector_columns=predictions, rows=self._part.rows)

@@ -257,6 +257,7 @@ class Plan(SealedRecord):
 
     def part(self, number: int) -> Part:
         """Return the part with this number."""
+        # A part follows from its number: of a plan with ten thousand parts none is written down.
         first_row = number * self.resolved.part_rows
         stop_row = min(first_row + self.resolved.part_rows, self.rows)
         return Part(number, first_row, tuple(self._slices(first_row, stop_row)))
@@ -283,9 +284,6 @@ def choose_part_rows(
 ) -> int:
     """Return rows of a part where the job leaves it open.
 
-    The largest power-of-two multiple of the batch size within one minute of one worker's work,
-    256 MiB of output, and a 24th of the rows.
-
     Args:
         batch_size: Rows in one call of the model.
         rows: Rows of the whole run.
@@ -298,10 +296,13 @@ def choose_part_rows(
         >>> choose_part_rows(32, 1_000_000, rows_per_second=10, bytes_per_row=264)
         512
     """
+    # The largest power-of-two multiple of the batch size within one minute of one worker's work,
+    # 256 MiB of output, and a 24th of the rows.
     most = min(
         rows_per_second * _PART_SECONDS, _PART_BYTES / max(1, bytes_per_row), rows / _PARTS_AT_LEAST
     )
     part_rows = batch_size
+    # Whole batches: otherwise each part would end with one that is padded.
     while 2 * part_rows <= most:
         part_rows *= 2
     return part_rows

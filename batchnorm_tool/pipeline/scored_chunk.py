@@ -82,10 +82,7 @@ def score_chunk(
 def _predict(
     chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputSpec]
 ) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
-    """Predict; return the chunk with failing rows marked, predictions, and what the model says.
-
-    A good row stands in for each of those, so that all others keep their places, and their bits.
-    """
+    """Predict; return the chunk with failing rows marked, predictions, and what the model says."""
     try:
         return chunk, predictor.predict(chunk.features), {}
     except ModelFailed:
@@ -99,6 +96,7 @@ def _predict(
         dtypes = {output.name: output.dtype for output in predictor.outputs}
         shapes = {output.name: (chunk.rows, *output.shape) for output in layouts}
         return marked, {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, causes
+    # A good row stands in for each of those, so that all others keep their places, and their bits.
     places = np.where(failed, np.argmin(failed), np.arange(chunk.rows))
     features = {name: array[places] for name, array in chunk.features.items()}
     return marked, predictor.predict(features), causes
@@ -136,6 +134,7 @@ def _measure(
     vectors: np.ndarray, lengths: np.ndarray, output: OutputSpec, good_rows: np.ndarray
 ) -> VectorStats:
     """Measure the vectors of good rows: filler in the place of a bad input does not count."""
+    # Only then: it copies all vectors, and nearly always there is nothing to leave out.
     if not good_rows.all():
         chosen = np.repeat(good_rows, output.vectors)
         vectors, lengths = vectors[chosen], lengths[chosen]
@@ -145,21 +144,18 @@ def _measure(
 
 
 def _surely_good(lengths: np.ndarray, norm: norms_norm.Norm) -> bool:
-    """Tell whether the lengths alone tell that every row is finite and not zero.
-
-    A row that was divided by such a length has components of at most 1, and not all of them 0.
-    """
+    """Tell whether the lengths alone tell that every row is finite and not zero."""
+    # A row that was divided by such a length has components of at most 1, and not all of them 0.
     return norm.name != "none" and bool(np.isfinite(lengths).all() and lengths.all())
 
 
 def _mark_faults(
     faults: np.ndarray, vectors: np.ndarray, lengths: np.ndarray, unit: np.ndarray
 ) -> None:
-    """Mark in ``faults`` the rows of which a vector is not finite, overflows, or is zero.
-
-    A row has one reason. What was wrong with its input comes first, then what cannot be published;
-    a zero vector, which may be kept, says nothing of the row's other vectors and outputs.
-    """
+    """Mark in ``faults`` the rows of which a vector is not finite, overflows, or is zero."""
+    # A row has one reason. What was wrong with its input comes first, then what cannot be
+    # published; a zero vector, which may be kept, says nothing of the row's other vectors and
+    # outputs.
     stored = np.isfinite(lengths[:, 0]) & np.isfinite(unit).all(axis=1)
     zero = ~unit.any(axis=1)
     if stored.all() and not zero.any():

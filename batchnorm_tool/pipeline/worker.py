@@ -96,6 +96,7 @@ class Worker:
         with self.timings.stage("statistics"):
             record = summary.record(self._bits, files)
         with self.timings.stage("write"):
+            # Written last: a part without a record is made again, whatever there is of its files.
             path = refusal_path if summary.counts.failed else record_path
             self.storage.put(path(record.part), record.to_json())
         return record
@@ -130,6 +131,8 @@ class Worker:
         """Yield the part's rows in chunks on a grid that starts at its first row."""
         most = self.plan.resolved.chunk_rows
         batches = read_slices(self.plan.files, part.slices, self._columns, most)
+        # On a grid that begins with the part, however files and row groups are cut: a row's place
+        # in its batch decides its last bits.
         for row, table in numbered(regrouped(batches, most), part.first_row):
             arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)

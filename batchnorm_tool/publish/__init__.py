@@ -107,10 +107,8 @@ def _note_path(target: Target) -> str:
 
 
 def _held(target: Target, storage: Storage) -> Facts | None:
-    """Return what the target held when it was last written; another place holds nothing yet.
-
-    A note that is damaged is no note: the target is then written whole.
-    """
+    """Return what the target held when it was last written; another place holds nothing yet."""
+    # A note that is damaged is no note: the target is then written whole.
     note = TargetNote.from_json(storage.get(_note_path(target)))
     is_its = note is not None and (note.kind, note.place) == (target.kind, target.place)
     return note.facts if note is not None and is_its else None

@@ -85,10 +85,8 @@ class Target(ABC):
 
 
 def published_schema(layout: StoreSchema) -> pa.Schema:
-    """Return the columns that targets show: keys, vector, norm, status, version, passed-through.
-
-    Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
-    """
+    """Return the columns that targets show: keys, vector, norm, status, version, passed-through."""
+    # Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
     internal = layout.stored(FEATURE_HASH, PASSTHROUGH_HASH)
     return pa.schema([field for field in layout.schema if field.name not in internal])
 

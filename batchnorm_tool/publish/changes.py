@@ -99,10 +99,14 @@ class ChangeFeed(Target):
     ) -> int | None:
         """Return the newest version here, if what is new since then can be told."""
         newest = max((number for number in versions if number < publication.version), default=None)
+        # Without a note of ours what is there may be another store's: then a full set.
         if held is None or newest is None:
             return None
+        # No loader could have taken a version whose manifest is not whole.
         if _manifest_at(storage, newest) is None:
             return None
+        # After a change of space every row is another: changes would say so row by row, and a full
+        # set says it once.
         return newest if publication.can_start_from(newest) else None
 
     def _remove_old(self, storage: LocalStorage) -> None:

@@ -35,6 +35,7 @@ def versions_in(storage: LocalStorage, directory: str = "") -> list[int]:
 def refuse_foreign(versions: Iterable[int], publication: Publication, place: str) -> None:
     """Refuse a place that is ahead of the store: another store writes to it."""
     newest = max(versions, default=0)
+    # A store only counts up: what is ahead of it cannot be its own.
     if newest > publication.version:
         raise OutputError(
             f"`{place}` holds version {newest}, and this store publishes "

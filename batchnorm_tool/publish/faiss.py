@@ -130,6 +130,7 @@ class FaissIndex(Target):
         queries = self._fill(index, publication, scheme)
         neighbours = Neighbours(queries)
         for rows in faiss_build.rows_of(publication, scheme):
+            # In a second pass: the exact neighbours need the queries, which the first one samples.
             neighbours.add(rows.vectors, rows.ids)
         recall, effort = faiss_build.tune(index, neighbours)
         written = self._files.put_index(index)
@@ -148,6 +149,7 @@ class FaissIndex(Target):
             bytes=written.bytes,
             sha256=written.sha256,
         )
+        # Last: its SHA-256 is that of an index that is in its place.
         self._files.put_document(document)
         return document
 

@@ -71,6 +71,7 @@ def factory_text(wanted: str, rows: int) -> str:
     if not rows or (wanted == "auto" and rows < EXACT_BELOW):
         return "Flat"
     if wanted == "auto":
+        # FAISS's own guidelines: 4 to 16 times the square root of the rows.
         return f"IVF{round(4 * rows**0.5)},Flat"
     return f"IVF{wanted},Flat" if wanted.isdigit() else wanted
 
@@ -87,6 +88,7 @@ def trained(publication: Publication, scheme: IdScheme, text: str) -> Any:
         for rows in rows_of(publication, scheme):
             sample.take(rows.first_row, rows.vectors, rows.ids)
         inner.train(sample.queries().vectors)
+    # Unlike `IndexIDMap` it gives a vector back for its id, which readers may ask for.
     return faiss.IndexIDMap2(inner)
 
 
@@ -233,6 +235,7 @@ class Neighbours:
         """
         if not len(self.queries.ids):
             return None
+        # One more than is wanted: the query itself is among them.
         _, found = index.search(self.queries.vectors, NEIGHBOURS + 1)
         shares = [self._share(query, ids) for query, ids in enumerate(found)]
         known = [share for share in shares if share is not None]
@@ -244,6 +247,7 @@ class Neighbours:
         if not wanted:
             return None
         least = scores[wanted - 1]
+        # Neighbours of equal score are equally right, whichever ten an index returns.
         right = self.ids[query][scores >= least - _TOLERANCE * max(1.0, abs(least))]
         others = found[found != self.queries.ids[query]][:NEIGHBOURS]
         return min(wanted, len(set(others) & set(right))) / wanted

@@ -90,6 +90,7 @@ def _write(storage: LocalStorage, publication: Publication) -> None:
     staged, layout = storage.staged(directory), publication.layout
     rows = published_batches(publication.all_batches(), published_schema(layout))
     records = directories.write_parts(storage, staged, layout, rows)
+    # The manifest comes after it, and not before: it says that the directory is whole.
     directories.publish_directory(storage, directory)
     document = DirectoryManifest.of(publication, records, staged).to_document()
     storage.put(_manifest_path(publication.version), document)

@@ -107,10 +107,8 @@ class PgvectorTable(Target):
         self._connection_string()
 
     def check_layout(self, layout: StoreSchema) -> None:
-        """Refuse columns that PostgreSQL cannot have, and a server that will not let us make them.
-
-        One that does not answer is tried again when the version is there to be published.
-        """
+        """Refuse columns that PostgreSQL cannot have, and a server that will not make them."""
+        # One that does not answer is tried again when the version is there to be published.
         try:
             RowShape.of(layout).check()
             with self._connected(connect_timeout=_PROBE_SECONDS) as connection:
@@ -245,10 +243,8 @@ def _is_transient(error: psycopg.Error) -> bool:
 
 
 def _without_secrets(said: str, text: str) -> str:
-    """Return a message of libpq's without the connection string or the password in it.
-
-    libpq quotes a string that it cannot parse, and then no part of it is known to be harmless.
-    """
+    """Return a message of libpq's without the connection string or the password in it."""
+    # libpq quotes a string that it cannot parse, and then no part of it is known to be harmless.
     import psycopg
 
     try:

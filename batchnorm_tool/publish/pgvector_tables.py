@@ -118,6 +118,8 @@ class Tables:
         with self._statements.connection.transaction() as transaction:
             self._upsert(table, shape, changes)
             self._delete(table, shape, changes)
+            # Another program's rows would stay for ever: where the count is off, the table is built
+            # again.
             rows = self._statements.value("SELECT count(*) FROM {table}", table=table)
             if rows != publication.rows:
                 raise Rollback(transaction)
@@ -137,6 +139,8 @@ class Tables:
         name = self._names.built_in(publication.version, read)
         table = self._statements.table(name)
         self._create(table, shape)
+        # Before the indexes: PostgreSQL builds one over rows that are there faster than row by row
+        # ("Populating a Database" in its manual).
         self._statements.copy(table, shape.names, shape, publication.all_batches())
         self._add_indexes(table, shape, publication.rows)
         run_id = publication.record.run_id
@@ -195,6 +199,7 @@ class Tables:
             pattern = f"USING {self._index} ({indexed}) {_options(self._index, rows)}"
             what = self._statements.each(pattern, [shape.vector])
             self._statements.run("CREATE INDEX ON {table} {what}", table=table, what=what)
+        # Without statistics the planner may scan the whole table until autovacuum comes by.
         self._statements.run("ANALYZE {table}", table=table)
 
     def _upsert(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
@@ -229,11 +234,9 @@ class Tables:
         )
 
     def _switch(self, after: Bookkeeping) -> bool:
-        """Let the view read what was built; whether the view had to be made again.
-
-        New readers queue up behind the switch while it waits for running ones: hence several
-        short waits.
-        """
+        """Let the view read what was built; whether the view had to be made again."""
+        # New readers queue up behind the switch while it waits for running ones: hence several
+        # short waits.
         from psycopg.errors import LockNotAvailable
 
         for _ in range(SWITCH_TRIES):
@@ -346,6 +349,8 @@ class Statements:
         batches: Iterable[pa.RecordBatch],
     ) -> None:
         """Append rows to a table, in PostgreSQL's binary form."""
+        # In binary, a float32 goes over as its four bytes; as text, digits would be made and read
+        # for each.
         composed = self._sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
         schema = shape.schema_of(names)
         with (

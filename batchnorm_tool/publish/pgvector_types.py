@@ -166,13 +166,12 @@ class RowShape:
 def sql_type(kind: pa.DataType) -> str:
     """Return the type of a column that holds every value of an Arrow type.
 
-    Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
-    else has no type of its own becomes ``jsonb``.
-
     Example:
         >>> sql_type(pa.uint32()), sql_type(pa.list_(pa.int8()))
         ('bigint', 'jsonb')
     """
+    # Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
+    # else has no type of its own becomes `jsonb`.
     if pa.types.is_dictionary(kind):
         return sql_type(kind.value_type)
     if pa.types.is_decimal(kind):

@@ -53,10 +53,6 @@ class NormBins:
 def bin_norms(stats: NormStats, most: int = 48) -> NormBins | None:
     """Gather the buckets of norm statistics into few bars with exact counts.
 
-    Every edge of a bar is an edge of a bucket, so that no norm is split or guessed: bars of a
-    linear histogram are a power of two wide, at least as much as the widest bucket. There are
-    ``most`` bars at most, which is 16 or more; none where no norm is finite and above zero.
-
     Example:
         >>> import numpy as np
         >>> from batchnorm_tool.norms.stats import NormStats
@@ -64,6 +60,9 @@ def bin_norms(stats: NormStats, most: int = 48) -> NormBins | None:
         >>> sum(bins.counts), bins.zero, 1.0 in bins.edges
         (5, 2, True)
     """
+    # Every edge of a bar is an edge of a bucket, so that no norm is split or guessed: bars of a
+    # linear histogram are a power of two wide, at least as much as the widest bucket. There are
+    # `most` bars at most, which is 16 or more; none where no norm is finite and above zero.
     pairs = _without_zeros(stats)
     if not pairs:
         return None

@@ -236,11 +236,9 @@ def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame]
 
 
 def rows_chart(id_: str, title: str, records: Sequence[RefreshRecord], rows: Sequence[int]) -> Html:
-    """Draw how many rows of one kind every refresh had, as one of several small charts.
-
-    A first load, and a refresh in a new space, may be cut at the top: they would press every other
-    refresh onto the axis.
-    """
+    """Draw how many rows of one kind every refresh had, as one of several small charts."""
+    # A first load, and a refresh in a new space, may be cut at the top: they would press every
+    # other refresh onto the axis.
     ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
     most = max(ordinary or [n for n in rows if n] or [1])
     axes = _versions(records), Axis("rows", 0, most * _ROOM, "whole")

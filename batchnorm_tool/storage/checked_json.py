@@ -206,14 +206,13 @@ def verified_json(text: bytes) -> dict[str, Any] | None:
 def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Tell of records in a run or store that hold something else than this version writes.
 
-    Their checksums agree: another version or program wrote them. What goes wrong with them is
-    mapped here, once, because they are looked at in so many places.
-
     Returns:
         The function, which raises `Damaged` instead of what Python says of the records.
     """
 
     @functools.wraps(function)
+    # Their checksums agree: another version or program wrote them. What goes wrong with them is
+    # mapped here, once, because they are read in so many places.
     def wrapper(*arguments: _P.args, **named: _P.kwargs) -> _R:
         try:
             return function(*arguments, **named)

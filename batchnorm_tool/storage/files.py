@@ -128,6 +128,8 @@ class OutputFile(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._size = 0
         self._patched = self._committed = self._discarded = False
+        # Kept: after a failed sync the system may say that all is well, and have dropped the data
+        # (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
         self._failure: BatchnormToolError | None = None
         self._descriptor: int | None = None
         with write_errors(path):
@@ -170,6 +172,8 @@ class OutputFile(io.RawIOBase):
     def commit(self) -> FileRecord:
         """Sync the content, let the file appear under its name, sync the directory."""
         with self._whole_or_failed() as descriptor:
+            # Of what was handed over, not of what is read back: it must not vouch for a disk's
+            # mistake.
             digest = self._digest(descriptor)
             os.fsync(descriptor)
             self._close()
@@ -221,6 +225,8 @@ class OutputFile(io.RawIOBase):
 
     def _digest(self, descriptor: int) -> str:
         if not self._patched:
+            # Of what was handed over, not of what is read back: it must not vouch for a disk's
+            # mistake.
             return self._hash.hexdigest()
         with os.fdopen(os.dup(descriptor), "rb") as file:
             file.seek(0)

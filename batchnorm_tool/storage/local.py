@@ -40,6 +40,8 @@ class LocalStorage(Storage):
     def create(self, path: str) -> OutputFile:
         """Begin a file that appears under ``path`` when it is committed."""
         target = self.root / path
+        # Within the output, so that the rename at the end stays on one file system: a move to
+        # another one would be a copy, and could be seen half done.
         temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._numbers)}"
         with write_errors(target):
             make_directories(target.parent)
@@ -100,14 +102,14 @@ class LocalStorage(Storage):
         return self.get(_PUBLISHING) is not None
 
     def begin_publish(self, directories: Sequence[str], obsolete: Sequence[str]) -> None:
-        """Decide that staged ``directories`` become visible and ``obsolete`` ones vanish.
-
-        An inode keeps its number when it is renamed: by the numbers noted here, a repeated
-        `finish_publish` knows which directories are in their place already.
-        """
+        """Decide that staged ``directories`` become visible and ``obsolete`` ones vanish."""
+        # An inode keeps its number when it is renamed: by the numbers noted here, a repeated
+        # `finish_publish` knows which directories are in their place already.
         with read_errors(self.root / STATE):
             inodes = {name: (self.root / self.staged(name)).stat().st_ino for name in directories}
         note = {"inodes": inodes, "obsolete": list(obsolete)}
+        # From here on there is no way back: a run that finds the note after a kill finishes the
+        # rest.
         self.put(_PUBLISHING, json.dumps(note, sort_keys=True).encode())
 
     def finish_publish(self) -> None:
@@ -154,6 +156,7 @@ def exchange(first: Path, second: Path) -> None:
         if library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
             return
         code = ctypes.get_errno()
+        # What else it says is a failure, not a lack: two renames would only fail half way.
         if code not in {errno.ENOSYS, errno.EINVAL}:
             raise OSError(code, os.strerror(code), str(first), None, str(second))
     # Without an atomic exchange (another system, or a file system that has none) the name is

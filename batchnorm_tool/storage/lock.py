@@ -21,6 +21,7 @@ _OFTEN_GONE = 100
 def acquire_lock(root: Path, wait_seconds: float) -> Iterator[None]:
     """Hold ``root`` alone: ``flock`` on the directory, which dies with its process."""
     deadline = time.monotonic() + max(wait_seconds, _LOCK_PATIENCE_SECONDS)
+    # Not a lock file: after a kill it would stay, and no later run could tell it from one in use.
     descriptor, made = _lock_root(root, deadline)
     try:
         yield
@@ -56,6 +57,8 @@ def _lock_root(root: Path, deadline: float) -> tuple[int, list[Path]]:
             continue
         try:
             _acquire(root, descriptor, deadline)
+            # Its last holder may have removed the directory, and another made one of the same name,
+            # while this one waited: a lock on what has no name any more excludes nothing.
             if _is_still(root, descriptor):
                 _check_writable(root)
                 return descriptor, sorted(made, reverse=True)
@@ -136,5 +139,7 @@ def _remove_if_empty(directories: Sequence[Path]) -> None:
     for directory in directories:
         try:
             directory.rmdir()
+        # Another program has put something into it meanwhile: then it, and all above it, are in
+        # use.
         except OSError:
             return

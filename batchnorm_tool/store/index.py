@@ -58,6 +58,7 @@ class LiveIndex:
         ids = np.empty((rows, 16), np.uint8)
         _fill(storage, path, {KEY_ID: ids})
         places = IdLookup(ids.view(np.uint64))
+        # Before the hashes are read: both at once would be the peak.
         del ids
         features, passthrough = np.empty((rows, 16), np.uint8), np.empty((rows, 8), np.uint8)
         quarantined = np.empty(rows, bool)

@@ -77,6 +77,7 @@ def at_addresses(
     for start in range(0, len(addresses), most):
         wanted = addresses[start : start + most]
         with reading(path):
+            # Private, but nothing public takes addresses.
             table = dataset._take_rows(pa.array(wanted), columns=list(columns))  # noqa: SLF001
         yield table.select(list(columns))
 
@@ -119,6 +120,7 @@ def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarra
     places, found = IdLookup(ids), np.full(len(ids), NOWHERE)
     for addresses, known in rows_by_id if len(ids) else ():
         at = places.find(known)
+        # Of several rows with one hash any will do: the same features have the same vector.
         found[at[at >= 0]] = addresses[at >= 0]
     return Addresses(places, found)
 

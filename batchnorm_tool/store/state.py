@@ -248,6 +248,7 @@ class StoreDirectory:
 
     def put_pointer(self, pointer: StorePointer) -> None:
         """Replace ``store.json``: from here on, the store is what ``pointer`` say."""
+        # One small file, replaced in one rename: there is no moment at which half a switch is seen.
         self.storage.put(STORE_PATH, pointer.to_json())
 
     def record(self, version: int) -> StoredRecord | None:
@@ -404,6 +405,7 @@ def holds(stored: pa.DataType, kind: pa.DataType) -> bool:
         >>> holds(pa.int64(), pa.int32())
         False
     """
+    # The hashes of rows see values, not encodings: the same holds of what a store takes.
     if pa.types.is_null(kind) or type_name(stored) == type_name(kind):
         return True
     if not (pa.types.is_nested(kind) and stored.num_fields == kind.num_fields):

@@ -67,10 +67,6 @@ def prepare_merge(
 ) -> Prepared:
     """Write the rows that a new version adds or replaces, and mark those that it removes.
 
-    Not by Lance's own merge: that deletes by an expression, which for keys of several columns, or
-    of some types, cannot be written or takes minutes. Rows are found by their keys' 128-bit ids
-    here, and deleted by their place. Takes 40 bytes for each row that is written or removed.
-
     Args:
         path: Of the dataset, which exists.
         schema: Of its rows.
@@ -83,10 +79,14 @@ def prepare_merge(
     Returns:
         The change; nobody sees it before `commit`.
     """
+    # Not by Lance's own merge: that deletes by an expression, which for keys of several columns, or
+    # of some types, cannot be written or takes minutes. Rows are found by their keys' 128-bit ids
+    # here, and deleted by their place. Takes 40 bytes for each row that is written or removed.
     dataset = open_dataset(path)
     builder = TransactionBuilder(path, dataset.version)
     ids: list[np.ndarray] = [np.empty((0, 2), np.uint64)]
     fragments = write_fragments(dataset, schema, _noting_ids(batches, keys, ids))
+    # The rows are written by then, but no reader sees them; checking first would read them twice.
     _refuse_repeated(path, ids)
     if deleted is not None:
         ids.append(key_ids(deleted, keys))
@@ -193,6 +193,8 @@ class TransactionBuilder:
         with write_errors(path):
             make_directories(Path(path).absolute())
         self._path, self._base = path, base
+        # Lance does not say what it wrote. Under the store's lock, what was not there before is
+        # new.
         self._before = files_of(path, WRITTEN_BEFORE)
 
     def finish(self, operation: Any) -> Prepared:
@@ -215,6 +217,8 @@ def commit(prepared: Prepared) -> int:
     before = files_of(path, _WRITTEN_BY_COMMIT)
     with writing(path):
         base = open_dataset(path, prepared.base) if prepared.base else path
+        # Without retries: Lance would rebase the change onto a version that came in between, which
+        # the gate never saw.
         dataset = lance().LanceDataset.commit(base, prepared._transaction, max_retries=0)  # noqa: SLF001
     _sync(path, sorted(files_of(path, _WRITTEN_BY_COMMIT) - before))
     _refuse_unless_newest(path, prepared.base, dataset.version - 1)
@@ -241,6 +245,7 @@ def committed_version(path: str, uuid: str) -> int | None:
         return None
     with reading(path):
         dataset = open_dataset(path)
+        # The newest first: it is nearly always that one, and each takes a file to be read.
         versions = sorted((each["version"] for each in dataset.versions()), reverse=True)
         for version in versions:
             transaction = dataset.read_transaction(version)
@@ -267,6 +272,7 @@ def _sync(path: str, files: tuple[str, ...] | list[str]) -> None:
     with write_errors(path):
         for file in files:
             sync_file(root / file)
+        # A file whose directory is not synced may have its content after a power cut, and no name.
         for directory in sorted({(root / file).parent for file in files} | {root}):
             sync_directory(directory)
 
@@ -322,13 +328,17 @@ def clean_up(path: str, keep: Collection[int]) -> int:
     """
     dataset = open_dataset(path)
     with writing(path):
+        # Tags of other programs stay, and with them their versions: they were set on purpose.
         kept, present = {LIVE, *map(version_tag, keep)}, tags(path)
         for name in set(present) - kept:
             is_past = name == _COMPACTED and present[name] < dataset.version - 1
             if is_past or name.startswith(_VERSION):  # others are somebody else's
                 dataset.tags.delete(name)
         cleaned = dataset.cleanup_old_versions(
-            older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
+            # What a killed refresh left counts as unverified, and would stay for seven days.
+            older_than=timedelta(0),
+            delete_unverified=True,
+            error_if_tagged_old_versions=False,
         )
     return int(cleaned.bytes_removed) + _remove_leftovers(path)
 
@@ -347,18 +357,19 @@ def _remove_leftovers(path: str) -> int:
 def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
     """Write the newest version's rows again where much of them is dead, or they lie in many files.
 
-    That is where more than 30 % of the stored rows are deleted ones, or there are more than 64
-    fragments. Older versions go on needing their own files until they are cleaned up, and so does
-    the one that is replaced, which readers may have open since its publication.
-
     Returns:
         The same, where those that were the newest in Lance have the number of the compacted one,
         which holds the same rows, though maybe in another order.
     """
+    # That is where more than 30 % of the stored rows are deleted ones, or there are more than 64
+    # fragments. Older versions go on needing their own files until they are cleaned up, and so does
+    # the one that is replaced, which readers may have open since its publication.
     dataset = open_dataset(path)
     scattered = _scattered(dataset)
     if not scattered:
         return dict(versions)
+    # Before the rows are written again: without a tag, the next clean-up would take the files from
+    # under readers who opened them.
     _put_tag(path, _COMPACTED, dataset.version)
     builder = TransactionBuilder(path, dataset.version)
     batches = scan(path, dataset, dataset.schema.names, fragments=scattered)

@@ -80,6 +80,7 @@ class Publication:
             return False
         if self.records[base].space != self.record.space:
             return False
+        # With another column every row has changed, though each keeps the version that wrote it.
         schema = open_dataset(self.path, self.versions[base]).schema
         return bool(schema.equals(open_dataset(self.path, self.versions[self.version]).schema))
 
@@ -97,6 +98,8 @@ class Publication:
             known = place >= 0
             stays[place[known]] = True
             is_same = known.copy()
+            # Not by comparing vectors: a row that was written again with equal values may have
+            # another status.
             is_same[known] = old.versions[place[known]] == _versions(table)[known]
             new.append(addresses[~is_same])
         upserts, gone = np.concatenate(new), old.addresses[~stays]

@@ -404,11 +404,9 @@ class SpaceComparison:
 
 
 def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceComparison:
-    """Tell whether two sets lie in one space.
-
-    Of runs, the raw predictions are compared, so that their norms make no difference. Of runs over
-    stored predictions the model is not known.
-    """
+    """Tell whether two sets lie in one space."""
+    # Of runs, the raw predictions are compared, so that their norms make no difference. Of runs
+    # over stored predictions the model is not known.
     one, other = a or {}, b or {}
     if not (one.get("space") and other.get("space")):
         return SpaceComparison(None)

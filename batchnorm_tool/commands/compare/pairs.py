@@ -327,11 +327,9 @@ class Join:
 
 
 def join_keys(a: VectorSource, b: VectorSource) -> Join:
-    """Find the rows of two sets that have the same key.
-
-    Where one of them has no key, its rows go by their number. Keys of different types are equal if
-    their texts are: 17 and "17".
-    """
+    """Find the rows of two sets that have the same key."""
+    # Where one of them has no key, its rows go by their number. Keys of different types are equal
+    # if their texts are: 17 and "17".
     join = _joined(a, b) if a.keys or b.keys else _joined_by_number(a, b)
     if not len(join.common):
         raise InputError(_nothing_in_common(a, b, join))

@@ -162,6 +162,8 @@ def switch(
     prepared.sync()
     record = replace(record, files=state.files_of(record.version))
     intent = Intent(uuid=prepared.uuid, record=record, after=after)
+    # With all that follows the commit in it: after a kill nothing has to be worked out again, from
+    # a job that may have changed.
     state.storage.put(INTENT, intent.to_json())
     return _finish(state, after, record, commit(prepared))
 
@@ -180,6 +182,7 @@ def recover(state: StoreDirectory) -> int | None:
         _finish_compaction(state, intent.compacts)
     if intent.uuid is None or intent.record is None or intent.after is None:
         return None
+    # Lance is asked, not the clock: only whether the commit came about decides how it goes on.
     lance_version = committed_version(state.path, intent.uuid)
     if lance_version is None:
         state.storage.remove(INTENT)
@@ -218,10 +221,12 @@ def _finish(
     tag(state.path, version, lance_version)
     move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
+    # The record before the pointer: a live version always has one.
     state.put_record(
         replace(record, state="published", lance_version=lance_version, finished=now())
     )
     state.put_pointer(pointer)
+    # Last: as long as the intent is there, all of this is done again after a kill.
     discard_uncommitted(state, pointer)
     return pointer
 
@@ -257,6 +262,7 @@ def now() -> str:
 def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> StorePointer:
     """Remove what ``store.keep`` does not keep; the live version always stays."""
     kept = {version: pointer.versions[version] for version in kept_versions(state, pointer, keep)}
+    # A kill between Lance's commit and our note would leave a newest version that is not known.
     state.storage.put(INTENT, Intent(compacts=pointer.lance_version).to_json())
     if kept != pointer.versions:
         pointer = pointer.with_changes(versions=kept)

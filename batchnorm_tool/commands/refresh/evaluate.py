@@ -104,8 +104,10 @@ def evaluate_output(
         rows=candidate.bad_rows,
     )
     limits = staged.plan.job.gate.output
+    # At equal distances, not at random: the same refresh is judged alike when it is run again.
     step = max(1, written // _SAMPLE_ROWS)
     changed = _staged(staged, [PREDICTED], step).vectors()
+    # Vectors of two spaces have nothing to be compared by.
     if staged.pointer.live is None or staged.plan.new_space:
         return findings + gate.evaluate_output(limits, changed, changed, None, bad)
     step = max(1, candidate.rows.live // _SAMPLE_ROWS)
@@ -290,6 +292,7 @@ def conclude(
     """Judge a refresh, and publish it or let it wait."""
     findings = _input_findings(staging, difference)
     record = _evaluated(staging, record, findings)
+    # Before the model runs: hours of work may depend on an input that has to be fixed.
     if _stops(staging, findings) and not accepted:
         raise await_approval(staging, record, "gate", findings)
     # A person who accepts a refresh that stopped before its vectors were made has not seen them.
@@ -306,6 +309,7 @@ def conclude(
         norms=norm_figures(candidate.norms),
         warnings=tuple(dict.fromkeys([*record.warnings, *candidate.warnings])),
     )
+    # An audit is never waived: what it finds is a fault of ours or of a disk.
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:

@@ -196,6 +196,7 @@ def _choices(
     """Return the choices of the live or the staged version where they still fit; or new ones."""
     if pointer.resolved is not None:
         kept = pointer.resolved
+        # Earlier choices stay while they can: another batch size would change low-order bits.
         if _options_fingerprint(preparation, kept) == pointer.options_fingerprint:
             return _carrying(kept, preparation), str(pointer.options_fingerprint), ()
     if (
@@ -205,6 +206,7 @@ def _choices(
         noted = {_place_matters(staged.resolved.batch_size)} & {*staged.notes}
         return _carrying(staged.resolved, preparation), staged.options_fingerprint, tuple(noted)
     resolved = preparation.plan().resolved
+    # A refresh predicts other rows than the one before: each has another place in its batch.
     batch_size = preparation.independent_batch_size(resolved)
     notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
     resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)

@@ -62,11 +62,9 @@ class ReusableVectors:
 def reusable_vectors(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
 ) -> list[ReusableVectors]:
-    """Return vectors of the new space that only older kept versions have, newest first.
-
-    Each version notes the feature hashes of the rows that it replaced or removed; their vectors
-    lie in the version that it was built on.
-    """
+    """Return vectors of the new space that only older kept versions have, newest first."""
+    # Each version notes the feature hashes of the rows that it replaced or removed; their vectors
+    # lie in the version that it was built on.
     found = []
     for version in sorted(pointer.versions, reverse=True):
         record = state.record(version)

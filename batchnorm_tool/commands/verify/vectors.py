@@ -29,14 +29,6 @@ _BATCH_BYTES = 16 * 2**20
 def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     """Return how far from 1 the measured length of a stored unit vector may be.
 
-    A component is rounded once to the stored dtype. That changes it by at most its own size times
-    the unit roundoff ``u``, so that the whole vector, in any norm, changes by at most ``u``,
-    however wide it is. Below the smallest normal number it is by at most half the smallest
-    subnormal ``s`` instead, and ``width`` such errors have the norm of ``width`` ones times
-    ``s/2``. The length before and the one measured here are sums of ``width`` terms in float64,
-    each off by at most about ``width`` of its roundoffs (Higham, Accuracy and Stability of
-    Numerical Algorithms, section 3.1); powers and roots add a few hundred more for ``lp``.
-
     Example:
         >>> from batchnorm_tool.norms.norm import Norm
         >>> round(length_tolerance(Norm("l2"), 32, np.dtype("float32")) * 2**24, 3)
@@ -44,6 +36,13 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
         >>> round(length_tolerance(Norm("l1"), 65536, np.dtype("float16")), 4)
         0.0024
     """
+    # A component is rounded once to the stored dtype. That changes it by at most its own size times
+    # the unit roundoff `u`, so that the whole vector, in any norm, changes by at most `u`, however
+    # wide it is. Below the smallest normal number it is by at most half the smallest subnormal `s`
+    # instead, and `width` such errors have the norm of `width` ones times `s/2`. The length before
+    # and the one measured here are sums of `width` terms in float64, each off by at most about
+    # `width` of its roundoffs (Higham, Accuracy and Stability of Numerical Algorithms, section
+    # 3.1); powers and roots add a few hundred more for `lp`.
     stored = np.finfo(dtype)
     roundoff = float(stored.eps) / 2
     ones = float(row_norms(np.ones((1, width)), norm)[0, 0])

@@ -138,12 +138,11 @@ def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
 
 
 def _with_true_dtypes(model: Any, structure: Any, inputs: tuple[Field, ...]) -> tuple[Field, ...]:
-    """Return the inputs of a model written as Python code, which is saved with their shapes alone.
-
-    They are floats, unless the model cannot be traced with those (its ``input_spec`` may say so)
-    or first of all casts them to integers or strings, as an Embedding and a StringLookup do.
-    """
+    """Return the inputs of a model written as Python code, saved with their shapes alone."""
+    # They are floats, unless the model cannot be traced with those (its `input_spec` may say so) or
+    # first of all casts them to integers or strings, as an Embedding and a StringLookup do.
     refusal: ModelError | None = None
+    # Three dtypes for each of four inputs make 81 traces.
     choices = itertools.product((inputs[0].dtype, "int64", "string"), repeat=len(inputs))
     for dtypes in itertools.islice(choices, _MOST_TRACES):
         fields = [replace(field, dtype=each) for field, each in zip(inputs, dtypes, strict=True)]
@@ -310,11 +309,7 @@ def _trace(
     batch_size: int | None,
     chosen: Sequence[int] | None = None,
 ) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return ``model.predict_step`` as one graph for batches of a fixed shape, and all its outputs.
-
-    Autograph stays off as in ``model.predict``, and so does XLA: on a CPU it made a convolution 13
-    times slower, and it changes the bits.
-    """
+    """Return ``model.predict_step`` as a graph for batches of a fixed shape, and all outputs."""
     import tensorflow as tf
 
     parts: list[tuple[str, Any]] = []
@@ -329,6 +324,8 @@ def _trace(
         return [parts[place][1] for place in places]
 
     try:
+        # Autograph stays off as in `model.predict`, and so does XLA: on a CPU it made a convolution
+        # 13 times slower, and it changes the bits.
         graph = tf.function(predict_step, input_signature=signature, autograph=False)
         return graph.get_concrete_function(), parts
     except (*_TRACE_FAILURES, tf.errors.OpError) as error:

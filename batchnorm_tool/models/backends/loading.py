@@ -76,10 +76,8 @@ _EXPLANATIONS = {
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep to ourselves what Keras and TensorFlow warn of: a fault in loading raises all the same.
-
-    Filters of warnings are common to all threads, as is Keras while it loads.
-    """
+    """Keep to ourselves what Keras and TensorFlow warn of: a fault raises all the same."""
+    # Filters of warnings are common to all threads, as is Keras while it loads.
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -214,10 +212,8 @@ def inner_layer_model(model: Any, name: str) -> Any:
 
 
 def _first_call(model: Any, layer: Any) -> Any:
-    """Return what a layer returned at its first call; ``layer.output`` of a model is another.
-
-    A nested model has an ``output`` inside of itself, which the outer inputs do not lead to.
-    """
+    """Return what a layer returned at its first call; ``layer.output`` of a model is another."""
+    # A nested model has an `output` inside of itself, which the outer inputs do not lead to.
     graph = getattr(model, "_functional", None) or model
     own = {id(node) for node in graph._nodes}  # noqa: SLF001  no public way
     calls = [node for node in layer._inbound_nodes if id(node) in own]  # noqa: SLF001  no public way

@@ -129,6 +129,7 @@ def _session(stored: Any) -> Any:
         )
     # As the eager runtime is set up: devices and threads.
     session = tf.compat.v1.Session(graph=graph)
+    # Variables come first: what initializes a table may read one.
     initialized = stored.signature_def[_INIT_OP].outputs[_INIT_OP].name
     for operation in (stored.saver_def.restore_op_name, initialized):
         if operation:

@@ -46,13 +46,17 @@ def start_tensorflow(devices: Devices, threads: int) -> TensorFlowSetup:
     gpus = _gpus(tf, devices)[:1]
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
+        # Operations side by side change no bits; threads within one do, and are part of the bits.
         tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count() or 1)
         tf.config.set_visible_devices(gpus, "GPU")
         for gpu in gpus:
+            # Otherwise TensorFlow takes the whole GPU, and a second process finds none.
             tf.config.experimental.set_memory_growth(gpu, enable=True)
         if gpus:
+            # On a GPU, sums are added up in any order unless set otherwise.
             tf.config.experimental.enable_op_determinism()
     except RuntimeError:
+        # Settings are fixed with the first operation: in a notebook that may have been anybody's.
         setup = running_tensorflow()
         warnings.warn(
             "TensorFlow was already initialized, so that `engine.devices` and `engine.threads` "
@@ -126,10 +130,8 @@ def _gpus(tf: Any, devices: Devices) -> list[Any]:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Hold standard error back while TensorFlow's C++ side starts, then pass on what matters.
-
-    Before its log is set up it heeds no variable; Python's ``sys.stderr`` is of no help there.
-    """
+    """Hold standard error back while TensorFlow's C++ side starts, then pass on what matters."""
+    # Before its log is set up it heeds no variable; Python's `sys.stderr` is of no help there.
     try:
         sys.stderr.flush()
         saved = os.dup(2)

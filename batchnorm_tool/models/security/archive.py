@@ -129,6 +129,8 @@ def parse_config(text: object, shown: str) -> Any:
             f"the {MAX_CONFIG_BYTES:,} that real models need at most. Use another file."
         )
     data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    # Commas and brackets within strings count too: that refuses too much at worst, and costs no
+    # parser, which would make objects of all of it first.
     if any(sum(map(data.count, marks)) > most for marks, most in _MOST.items()):
         raise ImplausibleError(_TOO_LARGE)
     try:
@@ -197,6 +199,7 @@ def _errors(shown: str) -> Iterator[None]:
 
 def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[str]:
     """Return the names in the archive, once all of them are known to be harmless."""
+    # Names are compared without case: on some file systems two that differ only there are one file.
     members = archive.infolist()
     names = [member.filename for member in members]
     distinct = {name.casefold() for name in names}
@@ -242,6 +245,7 @@ def _add_members(archive: zipfile.ZipFile, names: set[str], weights: Weights) ->
     """Hash the weights and assets (vocabularies, for instance) of a ``.keras`` archive."""
     if _WEIGHTS not in names:
         raise ValueError(f"no {_WEIGHTS} in the archive")
+    # Sorted: the hash must not depend on the order in which an archive was packed.
     for name in sorted(names - {"config.json", "metadata.json"}):
         with archive.open(name) as member:
             if name == _WEIGHTS:
@@ -378,6 +382,8 @@ def _add_object(item: Any, path: str, weights: Weights) -> None:
     import h5py
 
     info = h5py.h5o.get_info(item.id)
+    # A hard link may lead back up: without this the walk would never end, or hash one data set a
+    # thousand times.
     if (info.fileno, info.addr) in weights.seen:
         raise ImplausibleError(f"{path} appears under two names")
     weights.seen.add((info.fileno, info.addr))
@@ -392,6 +398,7 @@ def _add_dataset(dataset: h5py.Dataset, path: str, weights: Weights) -> None:
     if danger is not None:
         weights.warn_of(danger, path)
         return
+    # Shape and dtype as well as bytes: the same bytes in another shape are another model.
     weights.add("dataset", path, dataset.dtype.str, dataset.shape)
     _add_attributes(dataset.attrs, path, weights)
     weights.bytes += dataset.nbytes
@@ -411,6 +418,7 @@ def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
         return "HDF5 virtual dataset"
     if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         return "HDF5 references"
+    # Of texts the length is not known before they are read; none is longer than the file.
     each = _file_bytes(dataset.id) if dataset.dtype.hasobject else dataset.dtype.itemsize
     weights.claimed += dataset.size * each * _readings(dataset)
     if weights.claimed > may_grow_to(weights.file_bytes):

@@ -269,6 +269,8 @@ class ExaminedGraph:
         self._assets = self._asset_files()
         library = self._meta.graph_def.library
         functions = self._parsed("FunctionDef", library.function)
+        # Twice the same name, and TensorFlow might run another function than the one that was
+        # examined.
         self._functions = _unique("function", ((item.signature.name, item) for item in functions))
         nodes = self._nodes(self._meta.graph_def.node)
         self._init_op = self._find_init_op()
@@ -431,15 +433,13 @@ class ExaminedGraph:
         return bodies
 
     def _file_nodes(self) -> dict[str, _File]:
-        """Return the nodes of the main graph that stand for files of the model.
-
-        TensorFlow 2 keeps an asset's path in a variable that is read once it is assigned.
-        """
+        """Return the nodes of the main graph that stand for files of the model."""
         files = {
             name: _File("asset", f"assets/{path}")
             for name, path in self._assets.items()
             if name in self._main
         }
+        # TensorFlow 2 keeps an asset's path in a variable that is read once it is assigned.
         held: dict[str, _File] = {}
         for node in self._main.values():
             if node.op == "AssignVariableOp" and node.inputs[1:2] and node.inputs[1] in files:
@@ -467,6 +467,7 @@ class ExaminedGraph:
         known = ALLOWED_OPS | self._bodies.keys()
         for scope, nodes in self._scopes():
             for node in nodes:
+                # File operations are judged by the file that they read, in `_foreign_files`.
                 for name in {node.op} - FILE_OPS.keys() | node.functions:
                     if name in CHECKPOINT_OPS:
                         yield _STRAY_CHECKPOINT, _place(scope, node)
@@ -474,11 +475,9 @@ class ExaminedGraph:
                         yield f"the operation {name}", _place(scope)
 
     def _foreign_files(self) -> Iterator[tuple[str, str]]:
-        """Yield where a file is read that is neither the model's checkpoint nor an asset of it.
-
-        The file's name is followed from the operation that reads it, through arguments of
-        functions, to a node of the main graph, which must stand for a file of that kind.
-        """
+        """Yield where a file is read that is neither the model's checkpoint nor an asset of it."""
+        # The file's name is followed from the operation that reads it, through arguments of
+        # functions, to a node of the main graph, which must stand for a file of that kind.
         calls, arguments = self._calls(), cache(self._arguments)
         waiting = [
             (scope, node, *FILE_OPS[node.op])
@@ -531,11 +530,9 @@ class ExaminedGraph:
             yield message_class("SignatureEntry")(key=_INIT_OP, value=signature)
 
     def _kept(self, node: _Node) -> bytes:
-        """Return a node of the main graph as TensorFlow gets it.
-
-        It must not stand beside nodes that are left out; and a table without a name would be
-        another, an empty one, each time that the main graph runs.
-        """
+        """Return a node of the main graph as TensorFlow gets it."""
+        # It must not stand beside nodes that are left out; and a table without a name would be
+        # another, an empty one, each time that the main graph runs.
         beside = b"loc:@" in node.raw and len(node.raw) <= _LARGE_NODE
         if not beside and node.op not in ANONYMOUS_TABLES:
             return node.raw

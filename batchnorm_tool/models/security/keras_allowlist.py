@@ -205,6 +205,8 @@ def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]
         >>> [finding.what for finding in check_architecture(layer, 0)]
         ['a Lambda layer, which runs Python code stored in the file']
     """
+    # Every unit has a weight of one bit or more, so that no size exceeds the bits of the weights.
+    # Larger ones would make Keras allocate what the file does not hold.
     bound = max(8 * weight_bytes, _UNCHECKED_UNITS)
     for where, item in _dictionaries(config):
         if "class_name" in item:
@@ -228,14 +230,13 @@ def without_compile_settings(config: Any) -> Any:
 def canonical_architecture(config: Any) -> Any:
     """Strip the architecture, in place, of what changes from one saving to the next.
 
-    Compile settings and build records are dropped. Memory addresses, by which Keras marks layers
-    that are used in several places, are numbered in the order of their first appearance; those of
-    dtypes, initializers and the like are dropped: they do not survive loading and mean nothing.
-
     Example:
         >>> canonical_architecture({"shared_object_id": 1397, "compile_config": {}})
         {'shared_object_id': 0}
     """
+    # Compile settings and build records are dropped. Memory addresses, by which Keras marks layers
+    # that are used in several places, are numbered in the order of their first appearance; those of
+    # dtypes, initializers and the like are dropped: they do not survive loading and mean nothing.
     numbers: dict[str, int] = {}
     for _, item in _dictionaries(config):
         item.pop("compile_config", None)
@@ -295,6 +296,7 @@ def _text(item: dict[str, object], key: str) -> str:
 
 def _dictionaries(config: Any) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield every dictionary in the architecture with the place where it is, outermost first."""
+    # A list, not recursion: the file decides how deep it is nested.
     waiting: list[tuple[str, Any]] = [("model", config)]
     while waiting:
         where, item = waiting.pop()
@@ -331,6 +333,7 @@ def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
         yield from _check_function(item, where)
     elif name in UNSAFE_CLASSES:
         yield ModelFinding("refuse", UNSAFE_CLASSES[name], where)
+    # Refused unless known: a list of what is dangerous would be out of date with the next Keras.
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
         yield _custom("class", name, item, where)
 
@@ -353,16 +356,14 @@ def _check_function(item: dict[str, object], where: str) -> Iterator[ModelFindin
 def _custom(
     kind: Literal["class", "function"], name: str, item: dict[str, object], where: str
 ) -> ModelFinding:
-    """Report what is not known to be harmless; only somebody's own can be trusted by name.
-
-    Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they are
-    told to.
-    """
+    """Report what is not known to be harmless; only somebody's own can be trusted by name."""
     given, registered = _text(item, "module"), _text(item, "registered_name")
     module = None if given in ("", "__main__") else given
     looked_up = registered if ">" in registered else name
     what = f"the custom {kind} `{short(looked_up)}`" + (f" of {short(module)}" if module else "")
     words = [name.rpartition(">")[2], *(module or "").split(".")]
+    # Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they
+    # are told to.
     is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
     if not is_own or not all(word.isidentifier() for word in words if word or module):
         return ModelFinding("refuse", what, where)

@@ -73,15 +73,13 @@ TensorProto 1:int32:dtype 2:bytes:tensor_shape 8:bytes*:string_val
 
 
 def parse(name: str, content: bytes) -> Any:
-    """Return a message, if it holds nothing twice and nothing unknown.
-
-    Protobuf merges what is given twice and keeps what it does not know. Neither survives being
-    written again, so that the size tells.
-    """
+    """Return a message, if it holds nothing twice and nothing unknown."""
     try:
         message = message_class(name).FromString(content)
     except DecodeError as error:
         raise ValueError(f"it is truncated, or its {name} is damaged") from error
+    # Protobuf merges what is given twice and keeps what it does not know. Neither survives being
+    # written again, so that the size tells.
     message.DiscardUnknownFields()
     if message.ByteSize() != len(content):
         raise ValueError(f"its {name} has duplicate or unknown fields")
@@ -115,10 +113,8 @@ def message_class(name: str) -> Any:
 
 @cache
 def _pool() -> DescriptorPool:
-    """Return the messages, in a pool of their own: TensorFlow registers its own in the common one.
-
-    They are declared as ``proto2``, where a field that is given with its default value is kept.
-    """
+    """Return the messages, in a pool of their own: the common one holds TensorFlow's."""
+    # They are declared as `proto2`, where a field that is given with its default value is kept.
     file = FileDescriptorProto(name="saved_model.proto", package=_PACKAGE, syntax="proto2")
     for line in filter(None, _MESSAGES.replace("\n    ", " ").split("\n")):
         name, *fields = line.split()

@@ -143,6 +143,7 @@ class ChangeDetector:
 
     def _write_dispositions(self, dispositions: np.ndarray) -> tuple[int, int, int]:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
+        # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
         live_rows = vanished = forgotten = 0
         with self.storage.create(DISPOSITIONS) as file:

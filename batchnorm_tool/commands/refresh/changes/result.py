@@ -122,6 +122,7 @@ def statistics_of(
     columns = {
         name: ColumnNulls(table.num_rows, nulls_in(table[name])) for name in table.schema.names
     }
+    # By the row's number in the input: the sample is the same however slices and chunks are cut.
     sampled = valid[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY]
     inputs = {}
     for name in sorted(arrays):

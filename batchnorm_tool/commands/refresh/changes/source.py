@@ -178,6 +178,7 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
     for batch in batches:
         waiting.append(batch)
         held += batch.num_rows
+        # From half of what is wanted on: then no batch has to be cut, and none is copied.
         if 2 * held >= rows:
             yield pa.Table.from_batches(waiting)
             waiting, held = [], 0
@@ -244,6 +245,7 @@ def _features(
     """Return arrays and faults of all rows; features of rows to be deleted are not read."""
     if deleted is None:
         return source.reader.read(table)
+    # A delete needs a key and nothing else: its features may be null, or of no use.
     rest = ~deleted
     arrays, faults = source.reader.read(table.filter(pa.array(rest)).combine_chunks())
     spread = {name: _spread(array, rest) for name, array in arrays.items()}
@@ -282,12 +284,10 @@ def cut(source: RefreshSource) -> list[Part]:
 
 
 def _slices(table: Table, most: int, shared: int) -> Iterator[Slice]:
-    """Yield whole row groups of a Parquet file: they can be decoded at the same time.
-
-    Small ones go together, for each reading looks at the whole footer. A larger group is cut so
-    that each slice is decoded at one go, and the next thread goes on where the reader stopped. All
-    else is cut anywhere.
-    """
+    """Yield whole row groups of a Parquet file: they can be decoded at the same time."""
+    # Small ones go together, for each reading looks at the whole footer. A larger group is cut so
+    # that each slice is decoded at one go, and the next thread goes on where the reader stopped.
+    # All else is cut anywhere.
     for number, file in enumerate(table.files):
         first = row = 0
         for rows in _blocks(file):

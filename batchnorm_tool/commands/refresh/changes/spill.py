@@ -114,6 +114,7 @@ class BucketJoin:
 
     def _file(self, name: str, rows: int) -> np.ndarray:
         """Return ``uint8[rows]``, unclaimed, in a file."""
+        # In a file, which the system may write out: the join is for where memory does not suffice.
         found = np.memmap(self.directory / name, np.uint8, "w+", shape=(max(1, rows),))
         found[:] = RowDisposition.UNMATCHED
         return found[:rows]

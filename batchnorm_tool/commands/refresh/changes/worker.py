@@ -107,6 +107,7 @@ class ChangeWorker:
 
     def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
         kinds = self._classifier.classify(chunk.hashes)
+        # A row that was bad before for the same reason is unchanged: it is not reported again.
         wanted = np.isin(kinds, FOR_THE_MODEL)
         faulty = chunk.faults != Reason.GOOD
         bad = wanted & faulty
