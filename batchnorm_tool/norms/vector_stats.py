@@ -102,6 +102,9 @@ class DimensionStats:
             }
             if len({len(v) for v in values.values()}) != 1:
                 raise ValueError("its lists differ in length")
+            measured = np.concatenate([values["mean"], values["min"], values["max"]])
+            if data["count"] and not np.isfinite(measured).all():
+                raise ValueError("vectors were counted, and a mean, min or max is not finite")
             if not data["count"]:
                 # JSON has null for infinity of either sign, and of no vectors the maximum is the
                 # negative one.
@@ -212,7 +215,7 @@ class VectorStats(JsonStats):
             counts = {name: int(data[name]) for name in ("rows", "vectors", "zero", "nonfinite")}
             norms = {label: NormStats.from_dict(stats) for label, stats in data["norms"].items()}
             if not {"l1", "l2", "max"} <= norms.keys():
-                raise ValueError(f"norms are measured of {', '.join(norms)} alone")
+                raise ValueError(f"l1, l2 or max is missing among the norms {', '.join(norms)}")
             return cls(
                 **counts, norms=norms, dimensions=DimensionStats.from_dict(data["dimensions"])
             )

@@ -31,7 +31,7 @@ from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.readers.source import VectorSource, provenance_of
-from batchnorm_tool.storage import STATE, FileRecord, LocalStorage, checked_json
+from batchnorm_tool.storage import STATE, FileRecord, LocalStorage
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,6 @@ class StoredRun(VectorSource):
                 yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
 
 
-@checked_json.explain_unreadable_records
 def open_run(path: str) -> StoredRun:
     """Open a finished run."""
     root = _root(path)
@@ -194,12 +193,7 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
     """Map what reading input says of a file to `Damaged`, because the file is a result of ours."""
     try:
         yield
-    except (
-        InputError,
-        WorkFailed,
-        pa.ArrowException,
-        *checked_json.UNREADABLE_RECORD_ERRORS,
-    ) as error:
+    except (InputError, WorkFailed, pa.ArrowException) as error:
         raise Damaged(f"`{path}` cannot be read: {error}") from error
 
 

@@ -14,7 +14,6 @@ from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.source import VectorSource, provenance_of
-from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
 from batchnorm_tool.store.state import (
@@ -80,7 +79,6 @@ class Snapshot(VectorSource):
             yield batch.cast(schema)
 
 
-@checked_json.explain_unreadable_records
 def open_snapshot(path: str, version: int | None = None) -> Snapshot:
     """Open a version of a store.
 

@@ -17,7 +17,6 @@ from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.readers.source import VectorSource
 from batchnorm_tool.readers.store import open_snapshot
-from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store.state import is_store
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 65_536
 
 
-@checked_json.explain_unreadable_records
 def read(
     path: str | os.PathLike[str],
     raw: bool = False,  # noqa: FBT001, FBT002

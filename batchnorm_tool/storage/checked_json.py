@@ -5,8 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import (
@@ -20,11 +19,6 @@ from pydantic import (
 )
 
 from batchnorm_tool.errors import Damaged
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-# What Python says of records in which something else stands than was written.
-UNREADABLE_RECORD_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 _SEAL = b'{"checksum":"%s",%s'
 _DIGEST = slice(13, 13 + 64)
@@ -162,32 +156,6 @@ def is_sealed(text: bytes) -> bool:
     return is_framed and hashlib.sha256(body).hexdigest().encode() == digest
 
 
-def dump_checked_json(data: dict[str, Any]) -> bytes:
-    """Dump ``data``, not empty, as canonical JSON with a ``checksum`` of the rest in front.
-
-    Read back by `load_checked_json` without encoding it again, which matters where there are many.
-
-    Example:
-        >>> dump_checked_json({"part": 7})[:20], dump_checked_json({"part": 7})[-11:]
-        (b'{"checksum":"ea5e8d5', b'","part":7}')
-    """
-    body = canonical_json(data)
-    return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
-
-
-def load_checked_json(text: bytes) -> dict[str, Any] | None:
-    """Read back what `dump_checked_json` wrote.
-
-    Returns:
-        The data, or ``None`` where the checksum disagrees or there is none.
-    """
-    digest, body = text[_DIGEST], b"{" + text[_DIGEST.stop + 2 :]
-    if text != _SEAL % (digest, body[1:]) or hashlib.sha256(body).hexdigest().encode() != digest:
-        return None
-    data: dict[str, Any] = json.loads(body)
-    return data
-
-
 def with_checksum(data: dict[str, Any]) -> dict[str, Any]:
     """Return ``data`` with a ``checksum`` over the rest of it, as in documents for readers."""
     return {**data, "checksum": sha256(data)}
@@ -201,31 +169,6 @@ def verified_json(text: bytes) -> dict[str, Any] | None:
         return data if checksum is not None and checksum == sha256(data) else None
     except (ValueError, KeyError):
         return None
-
-
-def explain_unreadable_records(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Tell of records in a run or store that hold something else than this version writes.
-
-    Returns:
-        The function, which raises `Damaged` instead of what Python says of the records.
-    """
-
-    @functools.wraps(function)
-    # Their checksums agree: another version or program wrote them. What goes wrong with them is
-    # mapped here, once, because they are read in so many places.
-    def wrapper(*arguments: _P.args, **named: _P.kwargs) -> _R:
-        try:
-            return function(*arguments, **named)
-        except UNREADABLE_RECORD_ERRORS as error:
-            said = " ".join(str(error).split())[:200]
-            path = arguments[0] if arguments else named["path"]
-            raise Damaged(
-                f"`{path}`: its content is not what this version writes "
-                f"({type(error).__name__}: {said}). Read it with the version that wrote it, "
-                "restore it from a copy, or recreate it."
-            ) from error
-
-    return wrapper
 
 
 def _encoded(schema: pa.Schema) -> str:

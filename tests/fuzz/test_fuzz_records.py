@@ -20,6 +20,7 @@ from batchnorm_tool.errors import BadRows
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
 from batchnorm_tool.storage import checked_json
 from tests.fuzz.fuzzing import fuzzed, mutated, only_our_errors
+from tests.sealing import sealed, unsealed
 
 WORDS = (
     *("part", "first_row", "bits", "counts", "reasons", "files", "statistics", "warnings", "path"),
@@ -54,12 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rewritten(path: Path, draw: Callable[[Any], Any]) -> None:
     """Write a document anew, changed, with the checksum that it then has."""
     text = path.read_bytes()
-    fast = checked_json.load_checked_json(text)
-    data = fast if fast is not None else checked_json.verified_json(text)
-    changed = draw(data)
+    is_record = checked_json.is_sealed(text)
+    changed = draw(unsealed(text) if is_record else checked_json.verified_json(text))
     if isinstance(changed, dict) and changed:
-        slow = json.dumps(checked_json.with_checksum(changed)).encode()
-        path.write_bytes(slow if fast is None else checked_json.dump_checked_json(changed))
+        document = json.dumps(checked_json.with_checksum(changed)).encode()
+        path.write_bytes(sealed(changed) if is_record else document)
         if path.name == "_manifest.json":
             (path.parent / "_SUCCESS").write_text(checked_json.sha256(changed))
 

@@ -161,8 +161,10 @@ def test_records_of_different_norms_do_not_merge() -> None:
         lambda data: data["norms"]["l1"].update(histogram=[[1]]),
         lambda data: data["dimensions"].update(mean=["x", 1.0]),
         lambda data: data["dimensions"]["min"].pop(),
+        lambda data: data["dimensions"].update(max=[1.0, None]),
+        lambda data: data["norms"].pop("max"),
     ],
-    ids=["missing", "no-dict", "count", "histogram", "text", "length"],
+    ids=["missing", "no-dict", "count", "histogram", "text", "length", "infinite", "norm"],
 )
 def test_damaged_statistics_are_told_apart(spoil: Any) -> None:
     data = vector_stats(np.ones((2, 2))).to_dict()

@@ -25,7 +25,8 @@ from batchnorm_tool.pipeline.manifest import (
     total,
 )
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import FileRecord, LocalStorage, checked_json
+from batchnorm_tool.storage import FileRecord, LocalStorage
+from tests.sealing import sealed, unsealed
 
 
 def record_of(part: int, rows: int = 4, bad: int = 1, warnings: tuple[str, ...] = ()) -> PartRecord:
@@ -89,11 +90,9 @@ def test_every_changed_byte_of_a_record_is_noticed() -> None:
 
 
 def test_a_record_of_another_version_is_no_record() -> None:
-    data = checked_json.load_checked_json(record_of(0).to_json())
-    assert data is not None
+    data = unsealed(record_of(0).to_json())
     data["counts"]["more"] = 1
-    sealed = checked_json.dump_checked_json(data)
-    assert PartRecord.from_json(sealed) is None
+    assert PartRecord.from_json(sealed(data)) is None
 
 
 def test_totals_add_up_in_the_order_of_the_parts(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from batchnorm_tool.errors import BadRows, Damaged, OutputError, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline.manifest import record_path
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import LocalStorage, OutputFile, checked_json
+from batchnorm_tool.storage import LocalStorage, OutputFile
 from tests.kill_points import tree
+from tests.sealing import sealed, unsealed
 
 ROWS, PART_ROWS = 23, 5
 PARTS = 5
@@ -211,10 +212,9 @@ def test_a_missing_success_is_said_and_replaced_by_fresh(bench: Bench) -> None:
 def test_a_damaged_plan_begins_anew(bench: Bench, damage: str) -> None:
     bench.stop_in_publishing()
     plan = bench.out / "_state" / "plan.json"
-    data = checked_json.load_checked_json(plan.read_bytes())
-    assert data is not None
+    data = unsealed(plan.read_bytes())
     del data["request"]
-    other = checked_json.dump_checked_json(data)
+    other = sealed(data)
     plan.write_bytes({"empty": b"", "garbage": b"\0" * 9, "other version": other}[damage])
     result = bench.run()
     assert (result.parts_kept, result.rows_done) == (0, ROWS)

@@ -16,7 +16,7 @@ from batchnorm_tool.inputs.files import InputFile, Member, Partition
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions, choose_part_rows
-from batchnorm_tool.storage import checked_json
+from tests.sealing import sealed, unsealed
 
 RESOLVED = ResolvedOptions(
     batch_size=32,
@@ -165,15 +165,14 @@ def test_a_damaged_plan_is_no_plan(damage: Any) -> None:
 
 @pytest.mark.parametrize("change", ["misses", "has more", "has a bad job"])
 def test_a_plan_of_another_version_is_no_plan(change: str) -> None:
-    data = checked_json.load_checked_json(plan_of([3]).to_json())
-    assert data is not None
+    data = unsealed(plan_of([3]).to_json())
     if change == "misses":
         del data["request"]
     elif change == "has more":
         data["resolved"]["more"] = 1
     else:
         data["job"]["input"]["path"] = 7
-    assert Plan.from_json(checked_json.dump_checked_json(data)) is None
+    assert Plan.from_json(sealed(data)) is None
 
 
 def test_bytes_expected_are_those_of_vectors_and_norms() -> None:

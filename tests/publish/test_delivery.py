@@ -16,9 +16,10 @@ from batchnorm_tool.publish import check_targets, deliver, lagging, open_target
 from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.registry import TARGETS
 from batchnorm_tool.storage import LocalStorage
-from batchnorm_tool.storage.checked_json import load_checked_json, plain
+from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.store.version_changes import Publication
 from tests.publish.publications import Section, a_month
+from tests.sealing import unsealed
 
 
 @pytest.fixture
@@ -46,8 +47,7 @@ def test_every_target_gets_the_version_and_it_is_remembered(
         ("again", "changes", None, False, 2),
     ]
     assert all(outcome.seconds > 0 for outcome in outcomes)
-    note = load_checked_json(state.get("targets/again.json") or b"")
-    assert note is not None
+    note = unsealed(state.get("targets/again.json") or b"")
     assert note == {"kind": "changes", "place": sections[2].path, "facts": outcomes[2].facts}
     assert note["facts"]["builds_on"] == 1
     assert json.loads(json.dumps(plain(outcomes[0])))["facts"]["upserts"] == 5

@@ -71,7 +71,8 @@ class VectorCheck:
     def __post_init__(self) -> None:
         rows, reasons = self.run.manifest.rows, self.run.manifest.reasons
         policies = self.run.job.normalize
-        overflow = reasons[Reason.NONFINITE_PREDICTION.label] + reasons[Reason.NORM_OVERFLOW.label]
+        kept = (Reason.NONFINITE_PREDICTION, Reason.NORM_OVERFLOW)
+        overflow = sum(reasons.get(reason.label, 0) for reason in kept)
         self._is_table = format_named(self.run.job.output.format).is_table
         self._expected_null = rows.nullified
         self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0

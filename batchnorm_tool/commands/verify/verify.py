@@ -22,7 +22,6 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
-from batchnorm_tool.storage import checked_json
 from batchnorm_tool.store import checksums
 from batchnorm_tool.store.state import is_store
 
@@ -58,7 +57,6 @@ class Verification:
         return asdict(self)
 
 
-@checked_json.explain_unreadable_records
 def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     """Read a finished run or a store again, every byte of it, and compare it with what it says.
 
