@@ -31,7 +31,7 @@ FORMATS = {
 # What works as `batchnorm_tool.engines.NamedEngine` does.
 ENGINES = {
     "local": "batchnorm_tool.engines.local:LocalEngine",
-}
+}  # fmt: skip
 
 # A class derived from `batchnorm_tool.publish.base.Target`.
 TARGETS = {

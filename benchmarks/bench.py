@@ -72,11 +72,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return {
-            "case": self.case,
-            "contender": self.contender,
-            **asdict(self.measurement),
-        }
+        return {"case": self.case, "contender": self.contender, **asdict(self.measurement)}
 
 
 @dataclass

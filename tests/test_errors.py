@@ -85,9 +85,7 @@ def test_a_foreign_error_ends_by_whether_running_again_may_help(
     assert f'"exit_code": {code}' in document
 
 
-def test_an_error_that_an_interrupt_became_is_an_interrupt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_error_that_an_interrupt_became_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
         try:
             os.kill(os.getpid(), signals.signal.SIGTERM)

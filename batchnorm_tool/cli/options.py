@@ -72,11 +72,7 @@ JOB_FLAGS: tuple[Flag, ...] = (
         {"type": float, "help": "Largest share of bad rows, 0 to 1."},
     ),
     ("--format", "output.format", {"help": f"{any_of(FORMATS)}."}),
-    (
-        "--dtype",
-        "output.dtype",
-        {"help": "Type of the vectors: float32, float16 or float64."},
-    ),
+    ("--dtype", "output.dtype", {"help": "Type of the vectors: float32, float16 or float64."}),
     ("--part-rows", "output.part_rows", {"help": "Rows per output file, or auto."}),
     ("--workers", "engine.workers", {"help": "Parts processed in parallel, or auto."}),
 )

@@ -298,10 +298,7 @@ def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
 
 
 def input_bindings(
-    schema: pa.Schema,
-    columns: Mapping[str, Sequence[str]],
-    inputs: Sequence[Field],
-    spec: Input,
+    schema: pa.Schema, columns: Mapping[str, Sequence[str]], inputs: Sequence[Field], spec: Input
 ) -> list[InputBinding]:
     """Return what feeds each input, given what `match_features` found."""
     fields = {field.name: field for field in inputs or stored_fields(schema, columns)}

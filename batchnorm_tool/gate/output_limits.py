@@ -190,11 +190,7 @@ class _OutputGate:
 
 
 def evaluate_output(
-    limits: OutputGate,
-    changed: Vectors,
-    whole: Vectors,
-    live: Vectors | None,
-    bad: BadCounts,
+    limits: OutputGate, changed: Vectors, whole: Vectors, live: Vectors | None, bad: BadCounts
 ) -> list[Finding]:
     """Judge the new vectors, over the changed rows alone and over all rows.
 
@@ -397,11 +393,7 @@ def _farthest_away(live: Vectors, current: Vectors) -> tuple[MeasuredRow, ...]:
 
 MEASURES = (
     Measure(
-        "norm_psi",
-        "Population stability index of the norms",
-        norm_psi,
-        _extreme_norms,
-        psi_chance,
+        "norm_psi", "Population stability index of the norms", norm_psi, _extreme_norms, psi_chance
     ),
     Measure(
         "norm_quantiles",

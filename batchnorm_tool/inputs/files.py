@@ -359,8 +359,7 @@ _ICEBERG = ("metadata/v[0-9]*.metadata.json", "metadata/[0-9][0-9][0-9]*-*.metad
 
 _FORMATS = (
     _TableFormat(
-        *("a Delta table", ("_delta_log",)),
-        'polars.scan_delta("{0}").sink_parquet("rows.parquet")',
+        *("a Delta table", ("_delta_log",)), 'polars.scan_delta("{0}").sink_parquet("rows.parquet")'
     ),
     _TableFormat(
         "an Iceberg table", _ICEBERG, 'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")'

@@ -180,8 +180,7 @@ class Input(Section):
         Field(default_factory=dict, description="Columns with encoded images.")
     )
     transform: Annotated[
-        FunctionName | None,
-        Expects("`module:function`, such as `my_package.features:prepare`"),
+        FunctionName | None, Expects("`module:function`, such as `my_package.features:prepare`")
     ] = Field(default=None, description="A function from an Arrow table to named arrays.")
     dtype: Literal["bfloat16"] | None = Field(
         default=None, description="Type of NPY arrays stored as |V2."
@@ -426,8 +425,7 @@ class Engine(TaggedSection):
         description="auto, cpu, gpu, or a list with a GPU number or `cpu` per process.",
     )
     workers: CountOrAuto = Field(
-        default="auto",
-        description="Parts processed in parallel, over all processes.",
+        default="auto", description="Parts processed in parallel, over all processes."
     )
     threads: Count = Field(
         default=1, description="Threads within one model call; they affect low-order bits."

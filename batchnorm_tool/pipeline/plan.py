@@ -85,10 +85,7 @@ class Identity(Record):
 
 
 def identify(
-    job: Job,
-    resolved: ResolvedOptions,
-    files: tuple[InputFile, ...],
-    limit: int | None,
+    job: Job, resolved: ResolvedOptions, files: tuple[InputFile, ...], limit: int | None
 ) -> Identity:
     """Identify the result of ``job`` over ``files`` with the choices in ``resolved``."""
     return Identity(

@@ -140,11 +140,7 @@ class PgvectorTable(Target):
         return version_facts(publication) | facts | {"warnings": warnings}
 
     def _publish(
-        self,
-        tables: Tables,
-        publication: Publication,
-        held: Facts | None,
-        shape: RowShape,
+        self, tables: Tables, publication: Publication, held: Facts | None, shape: RowShape
     ) -> tuple[Facts, list[str]]:
         before, warnings = tables.bookkeeping(), list[str]()
         # What an earlier try left may have the name that this one needs.

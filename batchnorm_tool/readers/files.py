@@ -22,12 +22,7 @@ from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Anything, Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec, fixed_size_list, flat_field
-from batchnorm_tool.readers.source import (
-    VectorSource,
-    check_columns,
-    check_key,
-    check_rank,
-)
+from batchnorm_tool.readers.source import VectorSource, check_columns, check_key, check_rank
 
 # Rows by which the width of lists of open length is told, as a run does.
 _SAMPLE_ROWS = 256

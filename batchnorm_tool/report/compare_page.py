@@ -141,11 +141,7 @@ def _any(groups: Sequence[GroupFigures], name: str) -> bool:
 def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupFigures], cell: Cell) -> Html:
     columns = [Column("group", numeric=False), Column("queries"), *map(Column, norms)]
     rows = [
-        [
-            page.name(group["group"]),
-            count(group["queries"]),
-            *(cell(group, norm) for norm in norms),
-        ]
+        [page.name(group["group"]), count(group["queries"]), *(cell(group, norm) for norm in norms)]
         for group in groups
     ]
     return page.table(caption, columns, rows, shown=_MOST_ROWS)

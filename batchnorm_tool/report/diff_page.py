@@ -306,10 +306,7 @@ class _Pairs:
 
 
 def pair_histogram(
-    id_: str,
-    measure: str,
-    figures: Distribution,
-    show: Callable[[float | None, int], str],
+    id_: str, measure: str, figures: Distribution, show: Callable[[float | None, int], str]
 ) -> Html:
     """Draw how a figure is distributed over pairs of rows."""
     histogram = figures.get("histogram") or []

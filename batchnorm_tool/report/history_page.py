@@ -365,10 +365,7 @@ def outcomes_chart(history: History) -> Html:
 
 
 def _draw_outcomes(
-    words: svg.ChartText,
-    frame: Frame,
-    records: Sequence[RefreshRecord],
-    outcomes: Sequence[str],
+    words: svg.ChartText, frame: Frame, records: Sequence[RefreshRecord], outcomes: Sequence[str]
 ) -> Html:
     lanes = [name for name in OUTCOMES if name in outcomes]
     axes = _versions(records), _Lanes("", 0, len(lanes), "linear", tuple(lanes))

@@ -179,13 +179,7 @@ def _bad_rows(manifest: Manifest) -> Html:
     headings = [Column("row"), Column("key", numeric=False), Column("reason", numeric=False)]
     where = [Column("file", numeric=False), Column("row in file")]
     rows = [
-        [
-            count(row.row),
-            page.name(row.key),
-            row.reason,
-            page.code(row.file),
-            count(row.file_row),
-        ]
+        [count(row.row), page.name(row.key), row.reason, page.code(row.file), count(row.file_row)]
         for row in manifest.first_bad_rows
     ]
     return page.section(

@@ -33,10 +33,7 @@ _READ_AHEAD = 2
 
 
 def rows(
-    path: str,
-    lance_version: int | None,
-    columns: Sequence[str],
-    batch_rows: int = BATCH_ROWS,
+    path: str, lance_version: int | None, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows in the order in which they are stored.
 
@@ -156,11 +153,7 @@ def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
 
 
 def scan(
-    path: str,
-    dataset: Any,
-    columns: Sequence[str],
-    batch_rows: int = BATCH_ROWS,
-    **choices: Any,
+    path: str, dataset: Any, columns: Sequence[str], batch_rows: int = BATCH_ROWS, **choices: Any
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows of an open dataset."""
     with reading(path):

@@ -66,10 +66,7 @@ GOOD = "good"
 STALE = "stale: "
 QUARANTINED = "quarantined: "
 # Parquet, through which rows pass, gives these back as others: the values fit exactly.
-_THROUGH_PARQUET = {
-    pa.date64(): pa.date32(),
-    pa.time32("s"): pa.time32("ms"),
-}
+_THROUGH_PARQUET = {pa.date64(): pa.date32(), pa.time32("s"): pa.time32("ms")}
 
 
 @dataclass(frozen=True)

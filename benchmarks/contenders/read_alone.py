@@ -17,10 +17,7 @@ def main() -> None:
     with Stopwatch() as watch:
         # Without a buffer whole column chunks would be read ahead, which is slower (DESIGN.md).
         file = pq.ParquetFile(
-            wanted["input"],
-            pre_buffer=False,
-            buffer_size=1 << 20,
-            page_checksum_verification=True,
+            wanted["input"], pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         )
         batches = file.iter_batches(
             wanted["batch_rows"], columns=wanted["columns"], use_threads=False

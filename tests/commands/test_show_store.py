@@ -67,12 +67,7 @@ def test_what_waits_and_holds_is_shown(path: str) -> None:
     state.put_pointer(state.pointer().with_changes(waiting=3, hold=hold))
     facts = show(path).facts
     assert facts["hold"] == plain(hold)
-    assert facts["waiting"] == {
-        "version": 3,
-        "reason": "gate",
-        "started": "x",
-        "gate": plain(gate),
-    }
+    assert facts["waiting"] == {"version": 3, "reason": "gate", "started": "x", "gate": plain(gate)}
     with state.lock():
         assert show(path).facts["running"]
 

@@ -34,11 +34,7 @@ def document(**given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        (
-            {"rows": {"identical": 90}},
-            "same",
-            "Identical vectors, bit for bit, in 90 common rows.",
-        ),
+        ({"rows": {"identical": 90}}, "same", "Identical vectors, bit for bit, in 90 common rows."),
         (
             {"rows": {"identical": 90, "added": 1, "removed": 12}},
             "same",

@@ -59,9 +59,7 @@ def test_metrics_go_by_their_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"),
-    [("cosin", " Did you mean `cosine`?"), ("l2", "")],
-    ids=["near", "norm"],
+    ("text", "hint"), [("cosin", " Did you mean `cosine`?"), ("l2", "")], ids=["near", "norm"]
 )
 def test_what_is_no_metric_is_refused(text: str, hint: str) -> None:
     with pytest.raises(JobError) as caught:

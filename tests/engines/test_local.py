@@ -147,11 +147,7 @@ def test_whoever_leaves_early_stops_the_rest() -> None:
 @pytest.mark.parametrize(("workers", "expected"), [("auto", available_cores()), (3, 3)])
 def test_the_job_says_how_many(tmp_path: Path, workers: str | int, expected: int) -> None:
     np.save(tmp_path / "in.npy", np.ones((3, 2), np.float32))
-    data = {
-        "input": {"path": "in.npy"},
-        "output": {"path": "out"},
-        "engine": {"workers": workers},
-    }
+    data = {"input": {"path": "in.npy"}, "output": {"path": "out"}, "engine": {"workers": workers}}
     with open_engine(Preparation(Job.from_dict(data, tmp_path)).plan(), parts=9) as engine:
         assert isinstance(engine, LocalEngine)
         assert engine.workers == expected

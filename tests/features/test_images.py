@@ -14,11 +14,7 @@ from batchnorm_tool.features import to_arrays
 from batchnorm_tool.features.images import decode_images
 from batchnorm_tool.job import Input
 
-NULL, RAGGED, UNDECODABLE = (
-    Reason.NULL_FEATURE,
-    Reason.RAGGED_FEATURE,
-    Reason.UNDECODABLE_IMAGE,
-)
+NULL, RAGGED, UNDECODABLE = (Reason.NULL_FEATURE, Reason.RAGGED_FEATURE, Reason.UNDECODABLE_IMAGE)
 RANDOM = np.random.default_rng(7)
 COLOUR = RANDOM.integers(0, 256, (4, 6, 3), np.uint8)
 GREY = RANDOM.integers(0, 256, (4, 6), np.uint8)

@@ -72,8 +72,7 @@ def ids(path: str, start: int, stop: int, batch_rows: int = 64) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("start", "stop"),
-    [(0, 1000), (0, 1), (99, 101), (100, 200), (250, 749), (999, 1000), (5, 5)],
+    ("start", "stop"), [(0, 1000), (0, 1), (99, 101), (100, 200), (250, 749), (999, 1000), (5, 5)]
 )
 @pytest.mark.parametrize("batch_rows", [1, 64, 5000])
 def test_reads_exactly_the_rows_asked_for(

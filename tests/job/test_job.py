@@ -57,13 +57,7 @@ FULL = {
         "part_rows": 4096,
         "byte_stream_split": True,
     },
-    "engine": {
-        "kind": "local",
-        "devices": [0, 1],
-        "workers": 3,
-        "threads": 2,
-        "mixed_bits": True,
-    },
+    "engine": {"kind": "local", "devices": [0, 1], "workers": 3, "threads": 2, "mixed_bits": True},
 }
 
 
@@ -143,10 +137,7 @@ def test_defaults_are_those_of_the_documented_job_file() -> None:
 )
 @pytest.mark.parametrize("defaults", [True, False], ids=["all-keys", "changed-keys"])
 def test_yaml_and_json_load_back_to_an_equal_job(
-    values: dict[str, Any],
-    *,
-    defaults: bool,
-    tmp_path: Path,
+    values: dict[str, Any], *, defaults: bool, tmp_path: Path
 ) -> None:
     job = Job.from_dict(values)
     through_json = json.loads(json.dumps(job.to_dict(), allow_nan=False))

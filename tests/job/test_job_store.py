@@ -236,10 +236,7 @@ KEPT = f"{COUNT}, or null"
                 "integer)."
             ),
         ),
-        (
-            store(keep={"count": 0}),
-            f"`store.keep.count` must be {KEPT}. Received: 0 (an integer).",
-        ),
+        (store(keep={"count": 0}), f"`store.keep.count` must be {KEPT}. Received: 0 (an integer)."),
         (store(keep={"days": 1.5}), f"`store.keep.days` must be {KEPT}. Received: 1.5 (a number)."),
         (
             store(keep={"versions": 1}),
@@ -258,10 +255,7 @@ KEPT = f"{COUNT}, or null"
             "`store.bad_rows` must be `keep` or `remove`. Received: 'drop' (text).",
         ),
         (store(on_new_spaces="hold"), "`store.on_new_spaces` is not a key. Did you mean"),
-        (
-            {"gate": "strict"},
-            "`gate.action` must be `hold` or `warn`. Received: 'strict' (text).",
-        ),
+        ({"gate": "strict"}, "`gate.action` must be `hold` or `warn`. Received: 'strict' (text)."),
         (
             {"gate": {"input": {"changed": -1}}},
             f"`gate.input.changed` must be {NUMBER}. Received: -1 (an integer).",
@@ -274,10 +268,7 @@ KEPT = f"{COUNT}, or null"
             {"gate": {"input": {"constant_feature": None}}},
             "`gate.input.constant_feature` must be `fail` or `ignore`. Received: null (nothing).",
         ),
-        (
-            {"gate": {"input": {"min_rows": 0}}},
-            "`gate.input.min_rows` must be ",
-        ),
+        ({"gate": {"input": {"min_rows": 0}}}, "`gate.input.min_rows` must be "),
         (
             {"gate": {"output": {"bad": 1.5}}},
             f"`gate.output.bad` must be {NUMBER}. Received: 1.5 (a number).",
@@ -306,10 +297,7 @@ KEPT = f"{COUNT}, or null"
                 "'pinecone' (text)."
             ),
         ),
-        (
-            {"publish": [{"to": "changes"}]},
-            "`publish.0.path` is missing: `to: changes` needs it.",
-        ),
+        ({"publish": [{"to": "changes"}]}, "`publish.0.path` is missing: `to: changes` needs it."),
         (
             {"publish": [{"to": "pgvector", "path": "/f"}]},
             "`publish.0.table` is missing: `to: pgvector` needs it.",

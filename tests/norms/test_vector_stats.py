@@ -108,8 +108,7 @@ def test_vectors_are_counted_and_bad_ones_kept_out_of_the_dimensions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "labels"),
-    [("none", "l1 l2 max"), ("l1", "l1 l2 max"), ("lp:3", "l1 l2 max lp:3")],
+    ("norm", "labels"), [("none", "l1 l2 max"), ("l1", "l1 l2 max"), ("lp:3", "l1 l2 max lp:3")]
 )
 def test_the_norm_in_use_is_measured_beside_the_three(norm: str, labels: str) -> None:
     in_use = Norm.parse(norm)

@@ -90,10 +90,7 @@ def test_keys_come_first() -> None:
     ("spec", "words"),
     [
         ({"key": "idd"}, r"`input.key` names the column `idd`.*did you mean `id`"),
-        (
-            {"key": "id", "passthrough": ["labels"]},
-            r"`input.passthrough` .*did you mean `label`",
-        ),
+        ({"key": "id", "passthrough": ["labels"]}, r"`input.passthrough` .*did you mean `label`"),
         ({"key": "nothing like it"}, "Its columns are: id, label, x"),
     ],
     ids=["key", "passthrough", "far away"],

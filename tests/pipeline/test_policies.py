@@ -45,11 +45,7 @@ def test_what_a_job_says_nothing_about() -> None:
 
 @pytest.mark.parametrize(
     ("key", "reasons"),
-    [
-        ("invalid", INPUT_REASONS),
-        ("nonfinite", OUTPUT_REASONS),
-        ("zero", [Reason.ZERO_VECTOR]),
-    ],
+    [("invalid", INPUT_REASONS), ("nonfinite", OUTPUT_REASONS), ("zero", [Reason.ZERO_VECTOR])],
 )
 @pytest.mark.parametrize("action", ["nullify", "drop", "quarantine", "fail"])
 def test_each_key_rules_its_reasons(key: str, reasons: list[Reason], action: str) -> None:

@@ -75,10 +75,7 @@ class Broken(ChangeFeed):
 
 
 def test_a_target_that_fails_keeps_no_other_from_it_and_is_caught_up(
-    sections: list[Section],
-    state: LocalStorage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sections: list[Section], state: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TARGETS, "broken", f"{__name__}:Broken")
     broken = Section("broken", path=str(tmp_path / "broken"))
@@ -102,10 +99,7 @@ def test_a_target_that_fails_keeps_no_other_from_it_and_is_caught_up(
 
 @pytest.mark.parametrize("error", [pa.ArrowInvalid("torn"), OSError(5, "torn")])
 def test_rows_that_cannot_be_read_fail_every_target_by_name(
-    error: Exception,
-    sections: list[Section],
-    state: LocalStorage,
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, sections: list[Section], state: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def torn(_: Any) -> None:
         raise error

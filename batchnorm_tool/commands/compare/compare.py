@@ -156,10 +156,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
 
 
 def _query_set(
-    source: Any,
-    queries: Any,
-    column: str | Sequence[str] | None,
-    key: str | Sequence[str] | None,
+    source: Any, queries: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
 ) -> QuerySet:
     given = [source] if queries is None else [source, queries]
     files = [isinstance(each, (str, os.PathLike)) for each in given]

@@ -101,11 +101,7 @@ class Compared:
         return [
             {"key": key, "cosine": float(cosine), "norm_a": float(a), "norm_b": float(b)}
             for key, cosine, a, b in zip(
-                keys,
-                self.cosines[chosen],
-                self.a_norms[chosen],
-                self.b_norms[chosen],
-                strict=True,
+                keys, self.cosines[chosen], self.a_norms[chosen], self.b_norms[chosen], strict=True
             )
         ]
 

@@ -113,9 +113,7 @@ class CommandOutcome:
 
 
 def write_metrics(
-    path: str | os.PathLike[str],
-    record: RefreshRecord | None,
-    outcome: CommandOutcome,
+    path: str | os.PathLike[str], record: RefreshRecord | None, outcome: CommandOutcome
 ) -> None:
     """Write the metrics of a refresh; the file is replaced in one step, whole and synced.
 

@@ -123,10 +123,7 @@ def _chunks(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _compare(
-    name: tuple[str, str],
-    total: _Total,
-    described: Mapping[str, VectorStats],
-    findings: Findings,
+    name: tuple[str, str], total: _Total, described: Mapping[str, VectorStats], findings: Findings
 ) -> None:
     output, norm = name
     vectors = described.get(output)

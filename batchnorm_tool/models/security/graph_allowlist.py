@@ -197,14 +197,7 @@ ALLOWED_OPS = frozenset(
     VariableShape VariableV2 Where While Xdivy Xlog1py Xlogy ZerosLike Zeta _Arg _Retval
     """.split()  # noqa: SIM905  a list of quoted words would be ten pages
 )
-CHECKPOINT_OPS = frozenset(
-    {
-        "MergeV2Checkpoints",
-        "RestoreV2",
-        "SaveV2",
-        "ShardedFilename",
-    }
-)
+CHECKPOINT_OPS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
 # What reads a file, which of its inputs is the file's name, and which file of the model it may be.
 FILE_OPS: dict[str, tuple[int, Literal["checkpoint", "asset"]]] = {
     "InitializeTableFromTextFile": (1, "asset"),

@@ -183,9 +183,7 @@ def test_unit_rows_are_counted(tmp_path: Path) -> None:
 # Where predictions come from
 
 
-def test_a_finished_run_compares_as_the_predictions_that_it_was_made_of(
-    workshop: Workshop,
-) -> None:
+def test_a_finished_run_compares_as_the_predictions_that_it_was_made_of(workshop: Workshop) -> None:
     x = draw()
     columns = {"id": pa.array(np.arange(ROWS)), "label": pa.array(classes(x)), "raw": lists(x)}
     section = {"key": "id", "features": "raw", "passthrough": ["label"]}
@@ -265,9 +263,7 @@ def test_the_seed_moves_intervals_and_tests_too(labelled: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "ks"),
-    [(2, [1]), (11, [1, 5, 10]), (101, [1, 5, 10, 100])],
-    ids=str,
+    ("rows", "ks"), [(2, [1]), (11, [1, 5, 10]), (101, [1, 5, 10, 100])], ids=str
 )
 def test_depths_are_those_that_the_base_has(rows: int, ks: list[int]) -> None:
     assert compare(draw(rows)).to_dict()["k"] == ks

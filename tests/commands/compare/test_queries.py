@@ -126,9 +126,7 @@ def of_kind(numbers: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [pa.string(), pa.int8(), pa.float64(), pa.dictionary(pa.int32(), pa.string())],
-    ids=str,
+    "kind", [pa.string(), pa.int8(), pa.float64(), pa.dictionary(pa.int32(), pa.string())], ids=str
 )
 def test_classes_may_be_of_any_type_and_differ_between_files(
     tmp_path: Path, kind: pa.DataType
@@ -283,9 +281,7 @@ def test_numbers_in_a_dictionary_are_numbers(tmp_path: Path) -> None:
     assert grouped(open_predictions(tmp_path / "x"), "x", np.arange(100)).kind == "deciles"
 
 
-def test_tenths_of_numbers_that_are_near_each_other_have_names_of_their_own(
-    tmp_path: Path,
-) -> None:
+def test_tenths_of_numbers_that_are_near_each_other_have_names_of_their_own(tmp_path: Path) -> None:
     found = groups_of(tmp_path, pa.array(1_700_000_000 + np.arange(100)))
     assert len(found.members) == 10
     assert next(iter(found.members)) == "[1700000000, 1700000009)"

@@ -301,11 +301,7 @@ def test_a_name_that_lance_cannot_keep_is_refused(nightly: Nightly, name: str) -
     with pytest.raises(JobError, match="cannot be kept in a Lance dataset"):
         refresh(
             Job.from_dict(
-                {
-                    "input": spec(["id"], [name]),
-                    "store": {"path": "items.lance"},
-                    "gate": LOOSE,
-                },
+                {"input": spec(["id"], [name]), "store": {"path": "items.lance"}, "gate": LOOSE},
                 nightly.path,
             )
         )

@@ -31,9 +31,7 @@ MANY_ROWS = 1_000  # fewer say little of a deviation
 MANY = {**FIRST, **dict.fromkeys(range(10), 1)}
 CHANGED = {"gate": {**LOOSE, "input": {**LOOSE["input"], "changed": 0.2}}}
 # Norms may grow by a fifth; thirty rows are enough to judge.
-NORMS = {
-    "gate": {**LOOSE, "output": {"bad": None, "norm_psi": None, "min_rows": 20}},
-}
+NORMS = {"gate": {**LOOSE, "output": {"bad": None, "norm_psi": None, "min_rows": 20}}}
 BOTH = {"gate": {**CHANGED["gate"], "output": NORMS["gate"]["output"]}}
 
 

@@ -99,11 +99,7 @@ def counts_and_order(statistics: dict[str, Any]) -> dict[str, Any]:
     seed=st.integers(0, 99),
 )
 def test_splitting_changes_neither_vectors_nor_counts(
-    tmp_path_factory: pytest.TempPathFactory,
-    rows: int,
-    cuts: list[int],
-    part_rows: int,
-    seed: int,
+    tmp_path_factory: pytest.TempPathFactory, rows: int, cuts: list[int], part_rows: int, seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("split")
     generator = np.random.default_rng(seed)

@@ -108,11 +108,7 @@ def test_a_stateful_layer_is_refused_by_name(tmp_path: Path, make: Callable[[], 
 
 @pytest.mark.parametrize(
     "make",
-    [
-        Counted,
-        lambda: Always(layers.Dropout(0.5)),
-        lambda: Always(layers.GaussianNoise(0.001)),
-    ],
+    [Counted, lambda: Always(layers.Dropout(0.5)), lambda: Always(layers.GaussianNoise(0.001))],
     ids=["counter", "dropout", "noise"],
 )
 def test_what_changes_from_call_to_call_is_found_on_a_sample(

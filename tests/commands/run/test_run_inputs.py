@@ -92,11 +92,7 @@ INPUTS = {
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_each_kind_of_input(
-    tmp_path: Path,
-    encode: Callable[..., RunResult],
-    pixels: np.ndarray,
-    raw: np.ndarray,
-    kind: str,
+    tmp_path: Path, encode: Callable[..., RunResult], pixels: np.ndarray, raw: np.ndarray, kind: str
 ) -> None:
     folder = tmp_path / "input"
     folder.mkdir()

@@ -84,11 +84,7 @@ def rewrite(path: Path, column: str, change: Callable[[np.ndarray], None], part:
     ids=["one output", "two outputs", "rank 3", "no rows"],
 )
 def test_a_sound_run_passes(
-    workshop: Workshop,
-    make: Callable[[Workshop, str], Path],
-    rows: int,
-    vectors: int,
-    form: str,
+    workshop: Workshop, make: Callable[[Workshop, str], Path], rows: int, vectors: int, form: str
 ) -> None:
     path = make(workshop, form)
     verification = verify(path, keys=True)

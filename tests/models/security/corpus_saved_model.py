@@ -71,10 +71,7 @@ def _keras_models(vocabulary: str) -> dict[str, tuple[np.ndarray, Callable[[Any]
         "dense": (ROWS, lambda x: layers.Dense(3)(layers.Dense(5, "relu")(x))),
         "normalization": (ROWS, lambda x: layers.Dense(3)(scaling(x))),
         "batch norm": (ROWS, lambda x: layers.BatchNormalization()(layers.Dense(3)(x))),
-        "residual": (
-            ROWS,
-            lambda x: layers.LayerNormalization()(x + layers.Dense(4, "gelu")(x)),
-        ),
+        "residual": (ROWS, lambda x: layers.LayerNormalization()(x + layers.Dense(4, "gelu")(x))),
         "convolution": (
             images,
             lambda x: layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(x)),

@@ -143,9 +143,7 @@ def test_sizes_that_are_absurd_together_are_refused(
     assert len(found[0]) < 200
 
 
-def test_layers_make_no_more_weights_than_the_file_can_hold(
-    stored: Callable[[bytes], str],
-) -> None:
+def test_layers_make_no_more_weights_than_the_file_can_hold(stored: Callable[[bytes], str]) -> None:
     layers = [item("InputLayer", batch_shape=[None, 2])]
     for place in range(2):
         layers.append(item("Dense", units=2**20, kernel_initializer="zeros"))

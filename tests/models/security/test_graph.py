@@ -84,7 +84,7 @@ WAYS: dict[str, list[Level]] = {
         *[(2, field(1, b"NoOp")), (2, field(1, b"g")), (10, b""), (1, b"")],
     ],
     "operation in a function": [
-        *[*OF_LIBRARY, (3, field(1, field(1, b"f_1"))), (2, field(1, b"m"))],
+        *[*OF_LIBRARY, (3, field(1, field(1, b"f_1"))), (2, field(1, b"m"))]
     ],
     "function in a function": [
         *[*OF_LIBRARY, (3, field(1, field(1, b"f_1"))), (5, field(1, b"m") + field(2, b"NoOp"))],
@@ -303,8 +303,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "chain of functions": lambda: saved(
         field(1, call(b"f_0"))
         + field(
-            2,
-            numbered(lambda i: field(1, function(b"f_%d" % i, call(b"f_%d" % (i + 1)))), 90_000),
+            2, numbered(lambda i: field(1, function(b"f_%d" % i, call(b"f_%d" % (i + 1)))), 90_000)
         ),
         SERVED,
     ),

@@ -93,8 +93,7 @@ def change_dense(**changes: Any) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("model.keras", "keras"), ("model.h5", "h5"), ("saved_model", "saved_model")],
+    ("name", "kind"), [("model.keras", "keras"), ("model.h5", "h5"), ("saved_model", "saved_model")]
 )
 def test_a_model_of_known_classes_has_no_findings(stored: Path, name: str, kind: str) -> None:
     report = examine(str(stored / name))
@@ -220,9 +219,7 @@ def test_a_dangerous_architecture_is_refused(
     assert f"sha256:{examine(path).sha256}" in caught.value.message
 
 
-def test_compile_settings_of_the_model_itself_do_not_matter(
-    edited: Callable[[Edit], str],
-) -> None:
+def test_compile_settings_of_the_model_itself_do_not_matter(edited: Callable[[Edit], str]) -> None:
     loss = {"module": None, "class_name": "MyLoss", "config": {}, "registered_name": "me>MyLoss"}
     path = edited(lambda config: config.update(compile_config={"loss": loss}))
     assert examine(path).findings == ()
@@ -376,10 +373,7 @@ def test_a_file_operation_deep_in_the_function_library_is_refused(tmp_path: Path
         size = tf.cast(tf.strings.length(tf.io.read_file("/etc/passwd")), tf.float32)
         return tf.while_loop(lambda y: tf.reduce_sum(y) < 1, lambda y: (y + size,), (x,))[0]
 
-    path = saved_module(
-        tmp_path / "saved",
-        lambda x: _cond(x, branch),
-    )
+    path = saved_module(tmp_path / "saved", lambda x: _cond(x, branch))
     found = examine(path).dangers
     assert {finding.what for finding in found} == {"the operation ReadFile"}
     assert all("the function " in finding.where for finding in found)

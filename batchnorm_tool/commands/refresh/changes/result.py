@@ -10,11 +10,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.formats.arrow_columns import is_list
-from batchnorm_tool.gate.input_limits import (
-    ColumnNulls,
-    ComponentSummary,
-    InputSummary,
-)
+from batchnorm_tool.gate.input_limits import ColumnNulls, ComponentSummary, InputSummary
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.storage import Storage

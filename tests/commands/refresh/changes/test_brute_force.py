@@ -80,9 +80,7 @@ CASES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(case=CASES)
 def test_as_a_dictionary_finds_it(monkeypatch: pytest.MonkeyPatch, case: dict[str, Any]) -> None:

@@ -40,10 +40,7 @@ def test_a_large_row_group_in_pieces_that_are_decoded_at_one_go(nights: Nights) 
 
 
 def test_small_files_together(nights: Nights) -> None:
-    assert slices(nights, [3, 0, 3, 3, 3], 100) == [
-        [(0, 0, 3), (2, 0, 3), (3, 0, 3)],
-        [(4, 0, 3)],
-    ]
+    assert slices(nights, [3, 0, 3, 3, 3], 100) == [[(0, 0, 3), (2, 0, 3), (3, 0, 3)], [(4, 0, 3)]]
 
 
 def test_no_rows_no_parts(nights: Nights) -> None:
