@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from batchnorm_tool.display import near_matches
-from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, WorkFailed
+from batchnorm_tool.errors import RECREATE, BatchnormToolError, Damaged, InputError, WorkFailed
 from batchnorm_tool.registry import FORMATS
 
 # pyarrow raises every one of these for damaged files; an OSError does not mean "try again".
@@ -177,7 +177,7 @@ def check_range(path: str, start: int, stop: int, rows: int) -> None:
     if not 0 <= start <= stop <= rows:
         raise WorkFailed(
             f"{path}: has no rows {start} to {stop}. Expected: a range within its {rows} rows. "
-            f"Received: {start} to {stop}. The file was replaced; start over with `--fresh`."
+            f"Received: {start} to {stop}. The file was replaced; {RECREATE}."
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import numbered
-from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
 from batchnorm_tool.formats.parquet import value_bytes
@@ -124,7 +124,7 @@ def check_unchanged(file: InputFile) -> None:
             raise WorkFailed(
                 f"{part.path}: file replaced during the run. Expected: {part.bytes:,} bytes with "
                 f"fingerprint {part.fingerprint[:16]}. Received: {now[0]:,} bytes, {now[1][:16]}. "
-                "Restore the former file, or start over with `--fresh`."
+                f"Restore the former file, or {RECREATE}."
             )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import CoreSchema, core_schema
 
-from batchnorm_tool.errors import Damaged, JobError
+from batchnorm_tool.errors import RECREATE, Damaged, JobError
 from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments
 from batchnorm_tool.norms.norm import Float64s
 
@@ -322,5 +322,5 @@ def reading(what: str) -> Iterator[None]:
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(
             f"The stored {what} cannot be read. Expected: what this version writes. Received: "
-            f"{type(error).__name__}: {error}. Run the job again with --fresh."
+            f"{type(error).__name__}: {error}. {RECREATE.capitalize()}."
         ) from error

@@ -15,7 +15,7 @@ from pydantic import PlainSerializer
 
 from batchnorm_tool._version import __version__
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import Damaged, InputError, WorkFailed
+from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.vector_stats import VectorStats
@@ -305,7 +305,7 @@ def read_manifest(storage: Storage, path: str) -> Manifest | None:
     if text is None or data is None or checked_json.sha256(data) != told:
         raise Damaged(
             f"`{path}/{MANIFEST_PATH}` is missing or damaged: its checksum does not match. "
-            "Recreate the result with `--fresh`."
+            f"{RECREATE.capitalize()}."
         )
     if data.get("format") != FORMAT:
         raise InputError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import Damaged, InputError, OutputError
+from batchnorm_tool.errors import RECREATE, Damaged, InputError, OutputError
 from batchnorm_tool.pipeline.manifest import (
     MANIFEST_PATH,
     SUCCESS_PATH,
@@ -147,8 +147,7 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     elif MANIFEST_PATH in state.names:
         raise OutputError(
             f"The output directory `{state.path}` contains a result without `{SUCCESS_PATH}`, "
-            "which has been removed. Replace the result with `--fresh`, or choose another "
-            "`output.path`."
+            f"which has been removed. Choose another `output.path`, or {RECREATE}."
         )
     else:
         return
@@ -156,7 +155,7 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
         gone = sorted(state.directories - set(state.names))
         raise OutputError(
             f"The result in `{state.path}` is finished, but these files have been "
-            f"removed: {', '.join(f'`{name}`' for name in gone)}. Recreate it with `--fresh`."
+            f"removed: {', '.join(f'`{name}`' for name in gone)}. {RECREATE.capitalize()}."
         )
     unasked = _chosen_in_both(state, plan)
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)

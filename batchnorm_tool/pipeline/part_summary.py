@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import Damaged
+from batchnorm_tool.errors import RECREATE, Damaged
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.norms.histogram import CoarseHistogram
@@ -240,6 +240,6 @@ def _read(storage: Storage, part: int) -> pa.Table:
         return pa.ipc.open_stream(stream).read_all().cast(CHUNK_SCHEMA)
     except (OSError, ValueError) as error:
         raise Damaged(
-            f"`{record_path(part)}` is not as this version writes it: `chunks`: {error}. Run the "
-            "same command again with `--fresh`."
+            f"`{record_path(part)}` is not as this version writes it: `chunks`: {error}. "
+            f"{RECREATE.capitalize()}."
         ) from error

@@ -20,7 +20,14 @@ import pyarrow as pa
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, numbered
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Interrupted, ModelError, OutputError, WorkFailed, capture_warnings
+from batchnorm_tool.errors import (
+    RECREATE,
+    Interrupted,
+    ModelError,
+    OutputError,
+    WorkFailed,
+    capture_warnings,
+)
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
@@ -190,8 +197,7 @@ def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
             f"The run in `{plan.job.output.path}` was planned on the {planned[0]} "
             f"with {plural(planned[1], 'thread')} per operation, and here the model runs on "
             f"the {model.device} with {model.threads}, which gives different low-order bits. "
-            "Resume on the original machine, start over with `--fresh`, or accept both with "
-            "`--mixed-bits`."
+            f"Resume on the original machine, {RECREATE}, or accept both with `--mixed-bits`."
         )
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size))
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Damaged, InputError, Refused, WorkFailed
+from batchnorm_tool.errors import RECREATE, Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
 from batchnorm_tool.formats.base import DATA_DIRECTORY
@@ -134,10 +134,7 @@ class StoredRun(VectorSource):
     ) -> Iterator[pa.RecordBatch]:
         path = f"{self.path}/{file.path}"
         if not Path(path).exists():
-            raise Damaged(
-                f"`{file.path}` of `{self.path}` is missing. Restore it, or recreate the result "
-                "with `--fresh`."
-            )
+            raise Damaged(f"`{file.path}` of `{self.path}` is missing. Restore it, or {RECREATE}.")
         with damaged_if_unreadable(file.path):
             # Beside arrays in NPY, the other columns lie in Parquet.
             form = format_named(path.rpartition(".")[2])

@@ -11,7 +11,7 @@ from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
 from batchnorm_tool.engines import RunningEngine, open_engine
-from batchnorm_tool.errors import BadRows, Damaged, JobError, Lines, WorkFailed
+from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import STAGED_OUTPUT, Job
@@ -50,8 +50,8 @@ def check_policies(storage: Storage, plan: Plan) -> Totals:
     if totals.counts.rows_in != plan.rows:
         raise Damaged(
             f"The records of finished parts cover {totals.counts.rows_in:,} "
-            f"of {plural(plan.rows, 'row')}: this version does not write such records. Run again "
-            "with `--fresh`."
+            f"of {plural(plan.rows, 'row')}: this version does not write such records. "
+            f"{RECREATE.capitalize()}."
         )
     most = plan.job.normalize.max_bad_fraction
     if totals.counts.bad > most * max(1, plan.rows):

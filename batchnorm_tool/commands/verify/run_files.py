@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Damaged, Lines
+from batchnorm_tool.errors import RECREATE, Damaged, Lines
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
 from batchnorm_tool.norms.vector_stats import VectorStats
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
@@ -32,7 +32,7 @@ _BATCH_ROWS = 1024
 _OF_VECTORS = ("rows", "vectors", "zero", "nonfinite")
 _NAMED = 20
 _NAMED_ROWS = 3
-_REMEDY = "Restore it from a copy, or recreate it with `--fresh`."
+_REMEDY = f"Restore it from a copy, or {RECREATE}."
 _KEY_BATCH_ROWS = 65_536
 _KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, (1,))])
 _KEY_MEMORY_BYTES = 512 * 2**20
