@@ -34,7 +34,7 @@ FORBIDDEN = [
     "comparison.scores imports pyarrow.dataset",
     "norms.stats imports pathlib",
     "norms.stats imports pyarrow.ipc",
-    "report.page imports batchnorm_tool.storage.base",
+    "report.page imports batchnorm_tool.storage.local",
     "report.page imports batchnorm_tool.inputs.files",
     "report.page imports batchnorm_tool.store.state",
     "models.security.archive imports tensorflow.core",

@@ -30,7 +30,7 @@ from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
-from batchnorm_tool.storage import STATE, LocalStorage
+from batchnorm_tool.storage import STATE, Storage
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import read_index
@@ -221,7 +221,7 @@ def _show(path: str) -> Description:
 def _result(path: str) -> Description | None:
     """Return a store, or a run: finished or not."""
     directory = Path(path)
-    storage = LocalStorage(directory)
+    storage = Storage(directory)
     if is_store(path):
         return Description("store", path, _store(path))
     if directory.is_dir():
@@ -233,7 +233,7 @@ def _result(path: str) -> Description | None:
     return None
 
 
-def _unfinished(storage: LocalStorage) -> UnfinishedRun:
+def _unfinished(storage: Storage) -> UnfinishedRun:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     numbers = [int(name.partition(".")[0]) for name in storage.names(RECORDS)]
     records = [record for number in numbers if (record := read_record(storage, number))]

@@ -39,7 +39,7 @@ from batchnorm_tool.publish.base import (
     version_facts,
 )
 from batchnorm_tool.publish.directories import DirectoryManifest
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
@@ -78,7 +78,7 @@ class ChangeFeed(Target):
 
     def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Add the directory of a version, and remove those that are too old."""
-        storage = LocalStorage(self.place)
+        storage = Storage(self.place)
         with target_errors(self.name), storage.lock():
             versions = directories.versions_in(storage)
             directories.refuse_foreign(versions, publication, self.place)
@@ -91,11 +91,7 @@ class ChangeFeed(Target):
         return _facts(publication, found)
 
     def _base(
-        self,
-        storage: LocalStorage,
-        versions: list[int],
-        publication: Publication,
-        held: Facts | None,
+        self, storage: Storage, versions: list[int], publication: Publication, held: Facts | None
     ) -> int | None:
         """Return the newest version here, if what is new since then can be told."""
         newest = max((number for number in versions if number < publication.version), default=None)
@@ -109,12 +105,12 @@ class ChangeFeed(Target):
         # set says it once.
         return newest if publication.can_start_from(newest) else None
 
-    def _remove_old(self, storage: LocalStorage) -> None:
+    def _remove_old(self, storage: Storage) -> None:
         for version in directories.versions_in(storage)[: -self._keep]:
             storage.remove(str(version))
 
 
-def _write(storage: LocalStorage, publication: Publication, base: int | None) -> ChangesManifest:
+def _write(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
     """Write the directory of a version; its manifest."""
     directories.clear_staging(storage)
     found = _write_files(storage, publication, base)
@@ -123,9 +119,7 @@ def _write(storage: LocalStorage, publication: Publication, base: int | None) ->
     return found
 
 
-def _write_files(
-    storage: LocalStorage, publication: Publication, base: int | None
-) -> ChangesManifest:
+def _write_files(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
     layout, root = publication.layout, storage.staged(str(publication.version))
     rows: Iterator[pa.RecordBatch] = publication.all_batches()
     gone: Iterator[pa.RecordBatch] = iter(())
@@ -142,7 +136,7 @@ def _write_files(
     return ChangesManifest.of(publication, records, root, **counts, builds_on=base)
 
 
-def _manifest_at(storage: LocalStorage, version: int) -> ChangesManifest | None:
+def _manifest_at(storage: Storage, version: int) -> ChangesManifest | None:
     return ChangesManifest.from_document(storage.get(_manifest_path(version)))
 
 

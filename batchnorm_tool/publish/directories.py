@@ -13,8 +13,7 @@ from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.publish.base import published_schema
-from batchnorm_tool.storage import FileRecord, LocalStorage, Storage
-from batchnorm_tool.storage.base import STATE
+from batchnorm_tool.storage import STATE, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, write_errors
 from batchnorm_tool.store.state import StoreSchema
@@ -26,7 +25,7 @@ FORMAT = 1
 PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk
 
 
-def versions_in(storage: LocalStorage, directory: str = "") -> list[int]:
+def versions_in(storage: Storage, directory: str = "") -> list[int]:
     """Return the versions that have a directory, in order."""
     names = storage.names(directory)
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
@@ -44,7 +43,7 @@ def refuse_foreign(versions: Iterable[int], publication: Publication, place: str
         )
 
 
-def publish_directory(storage: LocalStorage, path: str) -> None:
+def publish_directory(storage: Storage, path: str) -> None:
     """Let the staged directory ``path`` appear in one rename, in place of one of that name.
 
     Its name outlives a power cut if it is at the top, or else once a file beside it is committed.
@@ -57,7 +56,7 @@ def publish_directory(storage: LocalStorage, path: str) -> None:
     storage.end_publish()
 
 
-def clear_staging(storage: LocalStorage) -> None:
+def clear_staging(storage: Storage) -> None:
     """Remove what a killed publication left, or this one no longer needs."""
     storage.remove(STATE)
 

@@ -30,7 +30,7 @@ from batchnorm_tool.publish.base import (
     version_facts,
 )
 from batchnorm_tool.publish.directories import DirectoryManifest
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
@@ -61,7 +61,7 @@ class ParquetSnapshot(Target):
 
     def publish(self, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Write the snapshot of a version, point to it, and remove those that are too old."""
-        storage = LocalStorage(self.place)
+        storage = Storage(self.place)
         with target_errors(self.name), storage.lock():
             versions = directories.versions_in(storage, VERSIONS)
             directories.refuse_foreign(versions, publication, self.place)
@@ -72,19 +72,19 @@ class ParquetSnapshot(Target):
             directories.clear_staging(storage)
         return version_facts(publication) | {"path": _directory(publication.version)}
 
-    def _remove_old(self, storage: LocalStorage) -> None:
+    def _remove_old(self, storage: Storage) -> None:
         for version in directories.versions_in(storage, VERSIONS)[: -self._keep]:
             storage.remove(_manifest_path(version))
             storage.remove(_directory(version))
 
 
-def _is_here(storage: LocalStorage, publication: Publication) -> bool:
+def _is_here(storage: Storage, publication: Publication) -> bool:
     """Tell whether the snapshot was finished: its manifest is written after its directory."""
     found = DirectoryManifest.from_document(storage.get(_manifest_path(publication.version)))
     return found is not None and found.holds(publication)
 
 
-def _write(storage: LocalStorage, publication: Publication) -> None:
+def _write(storage: Storage, publication: Publication) -> None:
     directories.clear_staging(storage)
     directory = _directory(publication.version)
     staged, layout = storage.staged(directory), publication.layout
@@ -96,7 +96,7 @@ def _write(storage: LocalStorage, publication: Publication) -> None:
     storage.put(_manifest_path(publication.version), document)
 
 
-def _point_to(storage: LocalStorage, version: int) -> None:
+def _point_to(storage: Storage, version: int) -> None:
     text = f"{_directory(version)}\n".encode()
     if storage.get(POINTER) != text:
         storage.put(POINTER, text)

@@ -31,7 +31,7 @@ from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.readers.source import VectorSource, provenance_of
-from batchnorm_tool.storage import STATE, FileRecord, LocalStorage
+from batchnorm_tool.storage import STATE, FileRecord, Storage
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class StoredRun(VectorSource):
 def open_run(path: str) -> StoredRun:
     """Open a finished run."""
     root = _root(path)
-    storage = LocalStorage(root)
+    storage = Storage(root)
     try:
         manifest = read_manifest(storage, str(root))
     except OSError as error:
@@ -220,7 +220,7 @@ def _root(path: str) -> Path:
     return above if is_inside else root
 
 
-def _why_no_run(storage: LocalStorage, path: str) -> str:
+def _why_no_run(storage: Storage, path: str) -> str:
     names = storage.names()
     if STATE in names:
         return _under_way(storage, path)
@@ -240,7 +240,7 @@ def _why_no_run(storage: LocalStorage, path: str) -> str:
     )
 
 
-def _under_way(storage: LocalStorage, path: str) -> str:
+def _under_way(storage: Storage, path: str) -> str:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     done = len(storage.names(RECORDS))
     share = f"{done:,} of {plural(plan.part_count, 'part')}" if plan else plural(done, "part")

@@ -9,27 +9,24 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from batchnorm_tool.storage import lock
-from batchnorm_tool.storage.base import STATE, TEMPORARY, Storage
-from batchnorm_tool.storage.files import (
-    OutputFile,
-    make_directories,
-    read_errors,
-    sync_directory,
-    write_errors,
-)
+from batchnorm_tool.errors import OutputError
+from batchnorm_tool.storage import files, lock
+from batchnorm_tool.storage.files import FileRecord, OutputFile, read_errors, write_errors
 
+STATE = "_state"
+TEMPORARY = f"{STATE}/tmp"  # noqa: S108  (a folder inside the output, not the system's)
 _PUBLISHING = f"{STATE}/publishing.json"
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # linux/fcntl.h
+_Found = TypeVar("_Found")
 
 
-class LocalStorage(Storage):
-    """An output in a local directory."""
+class Storage:
+    """Where an output lives. Paths are relative to it, with ``/`` between their parts."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -44,42 +41,41 @@ class LocalStorage(Storage):
         # another one would be a copy, and could be seen half done.
         temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._numbers)}"
         with write_errors(target):
-            make_directories(target.parent)
-            make_directories(temporary.parent)
+            files.make_directories(target.parent)
+            files.make_directories(temporary.parent)
         return OutputFile(target, temporary, path)
+
+    def put(self, path: str, data: bytes) -> FileRecord:
+        """Write a small file whole."""
+        with self.create(path) as file:
+            file.write(data)
+            return file.commit()
 
     def get(self, path: str) -> bytes | None:
         """Return the content of a small file, or ``None`` where there is none."""
+        return self._look_at(path, Path.read_bytes, None)
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a committed file in bytes, or ``None`` where there is none."""
+        return self._look_at(path, lambda target: target.stat().st_size, None)
+
+    def names(self, directory: str = "") -> list[str]:
+        """Return sorted names of what lies in ``directory``; empty where it does not exist."""
+        return self._look_at(directory, lambda target: sorted(os.listdir(target)), [])
+
+    def _look_at(self, path: str, look: Callable[[Path], _Found], missing: _Found) -> _Found:
         target = self.root / path
         with read_errors(target):
             try:
-                return target.read_bytes()
+                return look(target)
             except (FileNotFoundError, NotADirectoryError):
-                return None
+                return missing
 
     def open(self, path: str) -> BinaryIO:
         """Open a committed file to read it."""
         target = self.root / path
         with read_errors(target):
             return target.open("rb")
-
-    def size(self, path: str) -> int | None:
-        """Return the size of a committed file in bytes, or ``None`` where there is none."""
-        target = self.root / path
-        with read_errors(target):
-            try:
-                return target.stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-    def names(self, directory: str = "") -> list[str]:
-        """Return sorted names of what lies in ``directory``; empty where it does not exist."""
-        target = self.root / directory
-        with read_errors(target):
-            try:
-                return sorted(os.listdir(target))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
 
     def remove(self, path: str) -> None:
         """Remove a file or a whole directory; harmless where there is none."""
@@ -91,7 +87,7 @@ class LocalStorage(Storage):
                 return
             else:
                 target.unlink()
-            sync_directory(target.parent)
+            files.sync_directory(target.parent)
 
     def staged(self, path: str) -> str:
         """Return where a file is written that publishing will make visible as ``path``."""
@@ -122,7 +118,7 @@ class LocalStorage(Storage):
             self.remove(name)
         # A kill may have come between making the output directory and syncing its own entry.
         with write_errors(self.root), contextlib.suppress(PermissionError):
-            sync_directory(self.root.parent)
+            files.sync_directory(self.root.parent)
 
     def end_publish(self) -> None:
         """Forget what `begin_publish` decided: all of it is done."""
@@ -136,8 +132,8 @@ class LocalStorage(Storage):
         elif not in_place:
             staged.rename(final)
         # Also where it is in its place: a kill may have come before these.
-        sync_directory(staged.parent)
-        sync_directory(self.root)
+        files.sync_directory(staged.parent)
+        files.sync_directory(self.root)
 
     def lock(self, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold the output alone; `Busy` if another run still holds it after ``wait_seconds``."""
@@ -146,6 +142,20 @@ class LocalStorage(Storage):
     def is_locked(self) -> bool:
         """Tell whether another process holds the output at this moment."""
         return lock.is_locked(self.root)
+
+
+def open_storage(path: str) -> Storage:
+    """Return the storage for an ``output.path``."""
+    if "://" in path:
+        raise OutputError(
+            f"`output.path` must be a local directory in this version. Received: `{path}`. "
+            "Write to a local directory and copy it when `_SUCCESS` is there."
+        )
+    if Path(path).exists() and not Path(path).is_dir():
+        raise OutputError(
+            f"`output.path` must be a directory, and `{path}` is a file. Choose another path."
+        )
+    return Storage(path)
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -16,7 +16,7 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import GOOD
 
@@ -184,9 +184,7 @@ def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
     )
 
 
-def write_rows(
-    storage: LocalStorage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]
-) -> int:
+def write_rows(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write tables into one Arrow file, which appears whole and synced."""
     rows = 0
     with storage.create(path) as file:
@@ -198,7 +196,7 @@ def write_rows(
     return rows
 
 
-def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
+def read_rows(storage: Storage, path: str) -> Iterator[pa.Table]:
     """Yield the rows of a file that `write_rows` wrote, batch by batch."""
     try:
         with pa.memory_map(str(storage.root / path)) as source:
@@ -214,7 +212,7 @@ def read_rows(storage: LocalStorage, path: str) -> Iterator[pa.Table]:
         ) from error
 
 
-def read_directory(storage: LocalStorage, directory: str) -> Iterator[pa.Table]:
+def read_directory(storage: Storage, directory: str) -> Iterator[pa.Table]:
     """Yield the rows of all files of a directory, in the order of their names."""
     for name in storage.names(directory):
         yield from read_rows(storage, f"{directory}/{name}")

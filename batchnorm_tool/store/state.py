@@ -32,7 +32,7 @@ from batchnorm_tool.inputs.row_hash import is_any, type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
-from batchnorm_tool.storage import FileRecord, LocalStorage
+from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.checked_json import (
     ArrowSchema,
     Positive,
@@ -222,9 +222,9 @@ class StoreDirectory:
         return self.path.rstrip("/") + STATE_SUFFIX
 
     @cached_property
-    def storage(self) -> LocalStorage:
+    def storage(self) -> Storage:
         """The directory of the state, as something to write through."""
-        return LocalStorage(self.root)
+        return Storage(self.root)
 
     def lock(self, wait_seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Hold the store alone; `Busy` if another run still holds it after ``wait_seconds``."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from tests.command_line import BAD_ROWS, DIGITS, ENCODER, PREDICTIONS, invoke, stored
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -109,7 +109,7 @@ def test_verify_finds_damage(out: Path) -> None:
 
 def test_a_held_output_is_busy(out: Path) -> None:
     stored(out)
-    with LocalStorage(out).lock():
+    with Storage(out).lock():
         result = stored(out, "--fresh")
     assert result.exit_code == 5
     assert str(out) in result.stderr

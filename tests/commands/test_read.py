@@ -16,7 +16,7 @@ from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import BadRows, Damaged, InputError, JobError
 from batchnorm_tool.job import Input, Job, Normalize, Output
 from batchnorm_tool.readers.vectors import StoredVectors, read
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 FORMATS = ["parquet", "arrow", "npy"]
 ROWS = 300
@@ -342,7 +342,7 @@ def test_an_unfinished_run_says_how_to_finish_it(workshop: Workshop) -> None:
 def test_a_run_under_way_says_so(workshop: Workshop) -> None:
     path = unfinished(workshop)
     with (
-        LocalStorage(path).lock(),
+        Storage(path).lock(),
         pytest.raises(InputError, match="still running; wait for it to finish"),
     ):
         read(path)

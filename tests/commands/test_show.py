@@ -18,7 +18,7 @@ from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.errors import BadRows, Damaged, InputError, ModelError
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs.reading import head
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from tests.command_line import invoke
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -162,7 +162,7 @@ def test_an_unfinished_run_says_how_far_it_is(
     assert (facts["parts"], facts["parts_done"]) == (3, 3)
     assert (facts["rows"], facts["rows_done"], facts["bad_rows"]) == (19, 19, 8)
     assert facts["running"] is False
-    with LocalStorage(out).lock():
+    with Storage(out).lock():
         assert show(str(out)).facts["running"] is True
     with pytest.raises(InputError, match="`--html` needs a finished run"):
         show(str(out), html=str(tmp_path / "page.html"))
@@ -170,7 +170,7 @@ def test_an_unfinished_run_says_how_far_it_is(
 
 
 def test_a_run_that_stopped_before_its_plan(tmp_path: Path) -> None:
-    LocalStorage(tmp_path).put("_state/records/.keep", b"")
+    Storage(tmp_path).put("_state/records/.keep", b"")
     (tmp_path / "_state" / "records" / ".keep").unlink()
     facts = show(str(tmp_path)).facts
     assert (facts["parts"], facts["rows"], facts["bad_rows"]) == (0, 0, 0)

@@ -12,7 +12,7 @@ from pyarrow import feather
 
 from batchnorm_tool.errors import Damaged, InputError
 from batchnorm_tool.formats import Layout, format_named, recognise
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 ARROW = format_named("arrow")
 
@@ -33,7 +33,7 @@ def store(path: Path, table: pa.Table, batch: int, compression: str | None = Non
 
 
 def write_sink(root: Path, tables: Sequence[pa.Table]) -> Path:
-    storage = LocalStorage(root)
+    storage = Storage(root)
     files = []
 
     def create(path: str) -> object:

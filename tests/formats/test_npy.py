@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from batchnorm_tool.errors import Damaged, InputError, OutputError
 from batchnorm_tool.formats import Layout, format_named, recognise
 from batchnorm_tool.formats.npy import Npy
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 NPY = format_named("npy")
 
@@ -210,7 +210,7 @@ def test_fingerprint_notices_other_data_of_the_same_shape(tmp_path: Path) -> Non
 
 
 def write_sink(root: Path, tables: Sequence[pa.Table], layout: Layout) -> Path:
-    storage = LocalStorage(root)
+    storage = Storage(root)
     files = []
 
     def create(path: str) -> object:

@@ -30,7 +30,7 @@ from batchnorm_tool.formats.parquet import (
     ReadSpec,
     read_footer,
 )
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 
 PARQUET = format_named("parquet")
 LAYOUT = Layout(100, ("vector",), ("norm",), row_group_bytes=4096, metadata={"who": "test"})
@@ -45,7 +45,7 @@ def table_of(rows: int, width: int = 4) -> pa.Table:
 
 
 def write_sink(root: Path, tables: Sequence[pa.Table], layout: Layout = LAYOUT) -> Path:
-    storage = LocalStorage(root)
+    storage = Storage(root)
     files = []
 
     def create(path: str) -> object:

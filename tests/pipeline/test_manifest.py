@@ -25,7 +25,7 @@ from batchnorm_tool.pipeline.manifest import (
     total,
 )
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import FileRecord, LocalStorage
+from batchnorm_tool.storage import FileRecord, Storage
 from tests.sealing import sealed, unsealed
 
 
@@ -49,8 +49,8 @@ def record_of(part: int, rows: int = 4, bad: int = 1, warnings: tuple[str, ...] 
     )
 
 
-def stored(tmp_path: Path, *records: PartRecord) -> LocalStorage:
-    storage = LocalStorage(tmp_path / "out")
+def stored(tmp_path: Path, *records: PartRecord) -> Storage:
+    storage = Storage(tmp_path / "out")
     for record in records:
         storage.put(record_path(record.part), record.to_json())
     return storage
@@ -160,7 +160,7 @@ def finished(tmp_path: Path, out: str = "out", **engine: Any) -> Path:
 
 def test_the_manifest_describes_the_run(tmp_path: Path) -> None:
     out = finished(tmp_path)
-    manifest = read_manifest(LocalStorage(out), str(out))
+    manifest = read_manifest(Storage(out), str(out))
     assert manifest is not None
     assert {
         "bits", "first_bad_rows", "format", "identity", "inputs", "job", "limit", "outputs",
@@ -192,7 +192,7 @@ def test_the_manifest_does_not_say_who_did_it(tmp_path: Path) -> None:
 
 
 def test_nothing_finished_has_no_manifest(tmp_path: Path) -> None:
-    assert read_manifest(LocalStorage(tmp_path), "out") is None
+    assert read_manifest(Storage(tmp_path), "out") is None
 
 
 @pytest.mark.parametrize("name", ["_manifest.json", "_SUCCESS"])
@@ -202,11 +202,11 @@ def test_a_changed_manifest_is_damage(tmp_path: Path, name: str) -> None:
     # Every digit: one hash in sixty has no 0.
     (out / name).write_text(text.translate(str.maketrans("0123456789", "1234567890")))
     with pytest.raises(Damaged, match=r"`out/_manifest.json` is missing or damaged"):
-        read_manifest(LocalStorage(out), "out")
+        read_manifest(Storage(out), "out")
 
 
 def test_a_missing_manifest_is_damage(tmp_path: Path) -> None:
     out = finished(tmp_path)
     (out / "_manifest.json").unlink()
     with pytest.raises(Damaged, match="--fresh"):
-        read_manifest(LocalStorage(out), "out")
+        read_manifest(Storage(out), "out")

@@ -21,7 +21,7 @@ from batchnorm_tool.errors import BadRows, Damaged, OutputError, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline.manifest import record_path
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import LocalStorage, OutputFile
+from batchnorm_tool.storage import OutputFile, Storage
 from tests.kill_points import tree
 from tests.sealing import sealed, unsealed
 
@@ -410,22 +410,22 @@ def test_a_part_that_cannot_be_written_leaves_the_others(
 
 def test_a_kill_while_the_state_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order the system lists what is in it: here the staged manifest goes first."""
-    remove = LocalStorage.remove
+    remove = Storage.remove
 
-    def stop(storage: LocalStorage, path: str) -> None:
+    def stop(storage: Storage, path: str) -> None:
         if path == "_state":
             remove(storage, "_state/_manifest.json")
             raise KeyboardInterrupt
         remove(storage, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(LocalStorage, "remove", stop)
+        patched.setattr(Storage, "remove", stop)
         bench.out.mkdir()
         with pytest.raises(KeyboardInterrupt):  # when it begins: what was there before
             bench.run()
-        patched.setattr(LocalStorage, "remove", remove)
+        patched.setattr(Storage, "remove", remove)
         bench.stop_in_publishing()
-        patched.setattr(LocalStorage, "remove", stop)
+        patched.setattr(Storage, "remove", stop)
         with pytest.raises(KeyboardInterrupt):
             bench.run()
     assert bench.run().nothing_to_do

@@ -15,7 +15,7 @@ from batchnorm_tool.errors import Interrupted, JobError, WorkFailed
 from batchnorm_tool.publish import check_targets, deliver, lagging, open_target
 from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.registry import TARGETS
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.store.version_changes import Publication
 from tests.publish.publications import Section, a_month
@@ -23,8 +23,8 @@ from tests.sealing import unsealed
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> LocalStorage:
-    return LocalStorage(tmp_path / "store.lance.state")
+def state(tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "store.lance.state")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def sections(tmp_path: Path) -> list[Section]:
 
 
 def test_every_target_gets_the_version_and_it_is_remembered(
-    sections: list[Section], state: LocalStorage
+    sections: list[Section], state: Storage
 ) -> None:
     _, nights = a_month()
     for night in nights[:2]:
@@ -54,7 +54,7 @@ def test_every_target_gets_the_version_and_it_is_remembered(
 
 
 def test_a_target_that_holds_the_version_is_left_alone(
-    sections: list[Section], state: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    sections: list[Section], state: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, nights = a_month()
     first = deliver(nights[0], sections, state)
@@ -75,7 +75,7 @@ class Broken(ChangeFeed):
 
 
 def test_a_target_that_fails_keeps_no_other_from_it_and_is_caught_up(
-    sections: list[Section], state: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sections: list[Section], state: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TARGETS, "broken", f"{__name__}:Broken")
     broken = Section("broken", path=str(tmp_path / "broken"))
@@ -99,7 +99,7 @@ def test_a_target_that_fails_keeps_no_other_from_it_and_is_caught_up(
 
 @pytest.mark.parametrize("error", [pa.ArrowInvalid("torn"), OSError(5, "torn")])
 def test_rows_that_cannot_be_read_fail_every_target_by_name(
-    error: Exception, sections: list[Section], state: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    error: Exception, sections: list[Section], state: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def torn(_: Any) -> None:
         raise error
@@ -114,13 +114,13 @@ def test_rows_that_cannot_be_read_fail_every_target_by_name(
 
 
 def test_an_interruption_ends_the_delivery(
-    sections: list[Section], state: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    sections: list[Section], state: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
         msg = "stopped"
         raise Interrupted(msg)
 
-    monkeypatch.setattr(LocalStorage, "finish_publish", interrupted)
+    monkeypatch.setattr(Storage, "finish_publish", interrupted)
     _, nights = a_month()
     with pytest.raises(Interrupted, match="stopped"):
         deliver(nights[0], sections, state)
@@ -129,7 +129,7 @@ def test_an_interruption_ends_the_delivery(
 
 @pytest.mark.parametrize("change", ["place", "kind", "damage"])
 def test_a_note_of_another_place_is_none(
-    change: str, sections: list[Section], state: LocalStorage, tmp_path: Path
+    change: str, sections: list[Section], state: Storage, tmp_path: Path
 ) -> None:
     _, nights = a_month()
     deliver(nights[0], sections[:1], state)
@@ -147,7 +147,7 @@ def test_a_note_of_another_place_is_none(
 
 
 def test_a_kill_before_the_note_delivers_the_same_version_once_more(
-    sections: list[Section], state: LocalStorage, tmp_path: Path
+    sections: list[Section], state: Storage, tmp_path: Path
 ) -> None:
     _, nights = a_month()
     deliver(nights[0], sections, state)
@@ -174,11 +174,11 @@ def test_no_library_of_a_target_is_imported_to_check_it(tmp_path: Path) -> None:
     program = """
 import sys
 from batchnorm_tool.publish import check_targets, lagging
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from tests.publish.publications import Section
 sections = [Section("pgvector", table="items", index="hnsw"), Section("faiss", path="x")]
 check_targets(sections)
-assert lagging(sections, LocalStorage("nowhere"), 1) == ["pgvector", "faiss"]
+assert lagging(sections, Storage("nowhere"), 1) == ["pgvector", "faiss"]
 print(sorted({"psycopg", "pgvector", "faiss", "lance", "tensorflow"} & set(sys.modules)))
 """
     finished = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 from batchnorm_tool.errors import JobError, OutputError
 from batchnorm_tool.publish import directories, open_target
 from batchnorm_tool.publish.base import Target
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import verified_json
 from batchnorm_tool.storage.files import OutputFile
 from tests.publish.kills import killed_at
@@ -151,7 +151,7 @@ def test_a_full_set_is_written_where_the_base_is_gone(loss: str, tmp_path: Path)
     place = target("changes", tmp_path)
     held: dict[str, Any] | None = place.publish(nights[0], None)
     if loss == "directory":
-        LocalStorage(tmp_path).remove("1")
+        Storage(tmp_path).remove("1")
     elif loss == "manifest":
         (tmp_path / "1/manifest.json").write_text("{}")
     elif loss == "note":
@@ -241,10 +241,10 @@ def test_a_place_that_cannot_be_written_fails_by_name(kind: str, tmp_path: Path)
 
 STEPS = [
     (OutputFile, "commit"),
-    (LocalStorage, "begin_publish"),
-    (LocalStorage, "finish_publish"),
-    (LocalStorage, "end_publish"),
-    (LocalStorage, "remove"),
+    (Storage, "begin_publish"),
+    (Storage, "finish_publish"),
+    (Storage, "end_publish"),
+    (Storage, "remove"),
 ]
 
 
@@ -277,7 +277,7 @@ def test_what_a_killed_publication_staged_is_not_shown(
 ) -> None:
     _, nights = a_month()
     held = target(kind, tmp_path).publish(nights[0], None)
-    LocalStorage(tmp_path).put(f"_state/{parts}/part-000009.parquet", b"half of it")
+    Storage(tmp_path).put(f"_state/{parts}/part-000009.parquet", b"half of it")
     target(kind, tmp_path).publish(nights[1], held)
     assert [path.name for path in (tmp_path / parts).iterdir()] == ["part-000000.parquet"]
 

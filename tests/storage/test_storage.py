@@ -21,15 +21,15 @@ import pytest
 
 from batchnorm_tool.errors import Busy, OutputError, WorkFailed
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import FileRecord, LocalStorage, files, local, lock, open_storage
+from batchnorm_tool.storage import FileRecord, Storage, files, local, lock, open_storage
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> LocalStorage:
-    return LocalStorage(tmp_path / "out")
+def output(tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "out")
 
 
-def names(output: LocalStorage) -> list[str]:
+def names(output: Storage) -> list[str]:
     return sorted(str(p.relative_to(output.root)) for p in output.root.rglob("*") if p.is_file())
 
 
@@ -43,7 +43,7 @@ def failing(error: int) -> Callable[..., int]:
 # ---- files
 
 
-def test_a_file_appears_whole_and_only_by_its_commit(output: LocalStorage) -> None:
+def test_a_file_appears_whole_and_only_by_its_commit(output: Storage) -> None:
     file = output.create("vectors/part-000000.parquet")
     file.write(b"unit")
     file.write(memoryview(b" vectors"))
@@ -57,7 +57,7 @@ def test_a_file_appears_whole_and_only_by_its_commit(output: LocalStorage) -> No
     assert names(output) == ["vectors/part-000000.parquet"]
 
 
-def test_a_patched_file_has_the_checksum_of_what_is_stored(output: LocalStorage) -> None:
+def test_a_patched_file_has_the_checksum_of_what_is_stored(output: Storage) -> None:
     file = output.create("a")
     file.write(b"rows: 9999; data")
     file.patch(6, b"0042")
@@ -66,14 +66,14 @@ def test_a_patched_file_has_the_checksum_of_what_is_stored(output: LocalStorage)
     assert record.sha256 == hashlib.sha256(b"rows: 0042; data").hexdigest()
 
 
-def test_a_patch_stays_within_what_is_written(output: LocalStorage) -> None:
+def test_a_patch_stays_within_what_is_written(output: Storage) -> None:
     file = output.create("a")
     file.write(b"1234")
     with pytest.raises(ValueError, match="beyond 4 bytes"):
         file.patch(2, b"abc")
 
 
-def test_a_commit_replaces_what_was_there(output: LocalStorage) -> None:
+def test_a_commit_replaces_what_was_there(output: Storage) -> None:
     output.put("a", b"old")
     file = output.create("a")
     file.write(b"new")
@@ -82,7 +82,7 @@ def test_a_commit_replaces_what_was_there(output: LocalStorage) -> None:
     assert output.get("a") == b"new"
 
 
-def test_what_is_discarded_leaves_nothing(output: LocalStorage) -> None:
+def test_what_is_discarded_leaves_nothing(output: Storage) -> None:
     file = output.create("a")
     file.write(b"data")
     file.discard()
@@ -90,7 +90,7 @@ def test_what_is_discarded_leaves_nothing(output: LocalStorage) -> None:
     assert names(output) == []
 
 
-def test_a_late_footer_of_a_discarded_file_goes_nowhere(output: LocalStorage) -> None:
+def test_a_late_footer_of_a_discarded_file_goes_nowhere(output: Storage) -> None:
     """A dropped `pq.ParquetWriter` writes its footer; the descriptor is another file's by then."""
     dropped = output.create("a")
     dropped.write(b"data")
@@ -103,7 +103,7 @@ def test_a_late_footer_of_a_discarded_file_goes_nowhere(output: LocalStorage) ->
     assert output.get("b") == b"good"
 
 
-def test_a_committed_file_takes_no_more(output: LocalStorage) -> None:
+def test_a_committed_file_takes_no_more(output: Storage) -> None:
     file = output.create("a")
     file.commit()
     with pytest.raises(ValueError, match="committed"):
@@ -112,7 +112,7 @@ def test_a_committed_file_takes_no_more(output: LocalStorage) -> None:
     assert output.get("a") == b""
 
 
-def test_what_is_short_is_written_on(output: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_short_is_written_on(output: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     write, pwrite = os.write, os.pwrite
     monkeypatch.setattr(os, "write", lambda file, data: write(file, bytes(data)[:3]))
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, bytes(data)[:1], at))
@@ -134,7 +134,7 @@ def test_what_is_short_is_written_on(output: LocalStorage, monkeypatch: pytest.M
     ],
 )
 def test_a_failure_throws_the_file_away(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, call: str, error: int, advice: str
+    output: Storage, monkeypatch: pytest.MonkeyPatch, call: str, error: int, advice: str
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, call, failing(error))
@@ -149,7 +149,7 @@ def test_a_failure_throws_the_file_away(
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_failure_is_final_for_its_file(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, call: str
+    output: Storage, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     file = output.create("a")
     with monkeypatch.context() as patched:
@@ -167,7 +167,7 @@ def test_a_failure_is_final_for_its_file(
 
 
 def test_a_name_that_could_not_be_synced_does_not_stay(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output.put("folder/other", b"")
     with monkeypatch.context() as patched:
@@ -177,14 +177,14 @@ def test_a_name_that_could_not_be_synced_does_not_stay(
     assert names(output) == ["folder/other"]
 
 
-def test_a_file_that_an_earlier_process_left_is_not_in_the_way(output: LocalStorage) -> None:
+def test_a_file_that_an_earlier_process_left_is_not_in_the_way(output: Storage) -> None:
     """In a container every attempt may have the same process number."""
     output.create("a").write(b"killed here")
-    LocalStorage(output.root).put("a", b"data")
+    Storage(output.root).put("a", b"data")
     assert output.get("a") == b"data"
 
 
-def test_many_threads_write_many_files(output: LocalStorage) -> None:
+def test_many_threads_write_many_files(output: Storage) -> None:
     def write(first: int) -> None:
         for number in range(first, 200, 4):
             output.put(f"{number % 5}/{number}", b"%d" % number)
@@ -198,7 +198,7 @@ def test_many_threads_write_many_files(output: LocalStorage) -> None:
     assert sum(len(output.names(str(folder))) for folder in range(5)) == 200
 
 
-def test_what_is_not_there(output: LocalStorage) -> None:
+def test_what_is_not_there(output: Storage) -> None:
     assert output.get("no/such") is None
     assert output.size("no/such") is None
     assert output.names("no/such") == []
@@ -208,7 +208,7 @@ def test_what_is_not_there(output: LocalStorage) -> None:
     assert output.names("a") == []
 
 
-def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
+def test_what_cannot_be_read_is_said(output: Storage) -> None:
     (output.root / "a").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"Cannot read `.*/a`: Is a directory"):
         output.get("a")
@@ -217,7 +217,7 @@ def test_what_cannot_be_read_is_said(output: LocalStorage) -> None:
 
 
 def test_removing_takes_a_whole_directory_but_follows_no_link(
-    output: LocalStorage, tmp_path: Path
+    output: Storage, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -300,8 +300,8 @@ def _events(log: str, root: Path) -> Iterator[Event]:
 
 HOLD = """
 import sys, time
-from batchnorm_tool.storage import LocalStorage
-with LocalStorage(sys.argv[1]).lock():
+from batchnorm_tool.storage import Storage
+with Storage(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -318,7 +318,7 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_run_is_turned_away_and_a_dead_one_holds_nothing(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     naps, real = list[float](), time.sleep
     with held_elsewhere(output.root) as process:
@@ -338,26 +338,26 @@ def test_a_second_run_is_turned_away_and_a_dead_one_holds_nothing(
             assert output.root.is_dir()
 
 
-def test_waiting_for_the_lock(output: LocalStorage) -> None:
+def test_waiting_for_the_lock(output: Storage) -> None:
     with held_elsewhere(output.root) as process:
         threading.Timer(0.5, process.kill).start()
         with output.lock(wait_seconds=30):
             assert process.wait() == -signal.SIGKILL
 
 
-def test_a_look_at_the_lock_does_not_turn_a_run_away(output: LocalStorage) -> None:
+def test_a_look_at_the_lock_does_not_turn_a_run_away(output: Storage) -> None:
     output.put("a", b"")
     done = threading.Event()
 
     def keep_looking() -> None:
         while not done.is_set():
-            LocalStorage(output.root).is_locked()
+            Storage(output.root).is_locked()
 
     thread = threading.Thread(target=keep_looking)
     thread.start()
     try:
         for _ in range(50):
-            with LocalStorage(output.root).lock():
+            with Storage(output.root).lock():
                 pass
     finally:
         done.set()
@@ -365,29 +365,29 @@ def test_a_look_at_the_lock_does_not_turn_a_run_away(output: LocalStorage) -> No
 
 
 def test_an_output_in_which_nothing_was_written_is_taken_back(tmp_path: Path) -> None:
-    output = LocalStorage(tmp_path / "a" / "b")
+    output = Storage(tmp_path / "a" / "b")
     with output.lock():
         assert output.root.is_dir()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with LocalStorage(tmp_path / "mine").lock():
+    with Storage(tmp_path / "mine").lock():
         pass
     assert (tmp_path / "mine").is_dir()
 
 
 def test_whoever_is_turned_away_takes_nothing_back(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both made the directory; the one that got the lock has written nothing yet."""
     with output.lock():
         monkeypatch.setattr(lock, "_make_root", lambda root: {root})
-        with pytest.raises(Busy), LocalStorage(output.root).lock():
+        with pytest.raises(Busy), Storage(output.root).lock():
             pass
         assert output.root.is_dir()
 
 
 def test_the_directory_is_taken_back_while_it_is_held(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After that, it may be another run's, which has written nothing yet."""
     held = []
@@ -397,15 +397,15 @@ def test_the_directory_is_taken_back_while_it_is_held(
     assert held == [True]
 
 
-def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: LocalStorage) -> None:
+def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: Storage) -> None:
     """The one that waits holds, in the end, the directory that has the name."""
     waiting = threading.Event()
 
     def wait_and_write() -> None:
         waiting.set()
-        with LocalStorage(output.root).lock(wait_seconds=30) as held:
+        with Storage(output.root).lock(wait_seconds=30) as held:
             assert held is None
-            LocalStorage(output.root).put("a", b"mine")
+            Storage(output.root).put("a", b"mine")
 
     thread = threading.Thread(target=wait_and_write)
     with output.lock():
@@ -416,13 +416,13 @@ def test_the_lock_of_a_directory_that_was_taken_back_is_no_lock(output: LocalSto
     assert output.get("a") == b"mine"
 
 
-def test_only_one_of_many_holds_it_at_a_time(output: LocalStorage) -> None:
+def test_only_one_of_many_holds_it_at_a_time(output: Storage) -> None:
     inside, most, guard = 0, 0, threading.Lock()
 
     def enter() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with LocalStorage(output.root).lock(wait_seconds=60):
+            with Storage(output.root).lock(wait_seconds=60):
                 with guard:
                     inside += 1
                     most = max(most, inside)
@@ -440,7 +440,7 @@ def test_only_one_of_many_holds_it_at_a_time(output: LocalStorage) -> None:
 
 
 def test_a_directory_that_another_takes_back_on_the_way_is_made_and_taken_back(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was there when it was looked for, and gone when it was to be made."""
     output.root.mkdir()
@@ -468,13 +468,13 @@ def test_a_parent_that_another_takes_back_on_the_way_is_made_again(
         real(path)
 
     monkeypatch.setattr(Path, "mkdir", make)
-    with LocalStorage(tmp_path / "parent" / "out").lock():
+    with Storage(tmp_path / "parent" / "out").lock():
         assert os.listdir(tmp_path / "parent") == ["out"]
     assert os.listdir(tmp_path) == []
 
 
 def test_a_place_that_stays_missing_is_refused() -> None:
-    nowhere = LocalStorage("/proc/no/such/place")
+    nowhere = Storage("/proc/no/such/place")
     with pytest.raises(OutputError, match="cannot be created: No such file"), nowhere.lock(600):
         pass
 
@@ -512,7 +512,7 @@ def open_folder() -> Iterator[Path]:
 
 def enter(path: Path) -> Callable[[], None]:
     def action() -> None:
-        with LocalStorage(path).lock():
+        with Storage(path).lock():
             pass
 
     return action
@@ -534,7 +534,7 @@ def test_a_directory_that_cannot_be_made_is_refused(open_folder: Path) -> None:
 
 
 def test_a_full_disk_where_the_directory_is_made_is_no_refusal(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "mkdir", failing(errno.ENOSPC))
     with pytest.raises(WorkFailed, match="Free some space"), output.lock():
@@ -542,7 +542,7 @@ def test_a_full_disk_where_the_directory_is_made_is_no_refusal(
 
 
 def test_a_file_system_without_locks_is_refused(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock.fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(OutputError, match="cannot be locked: No locks available"), output.lock():
@@ -562,14 +562,14 @@ def test_paths_that_are_no_directory_are_refused(path: str, words: str) -> None:
 # ---- publishing
 
 
-def stage(output: LocalStorage, **content: bytes) -> None:
+def stage(output: Storage, **content: bytes) -> None:
     for name, data in content.items():
         output.put(output.staged(f"{name}/part"), data)
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["first", "over an older one"])
 def test_publishing_may_stop_anywhere_and_be_repeated(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch, *, older: bool
+    output: Storage, monkeypatch: pytest.MonkeyPatch, *, older: bool
 ) -> None:
     """Stopped before its Nth step, for every N, and then repeated; and repeated once more."""
     for stop in range(1, 20):
@@ -583,8 +583,8 @@ def test_publishing_may_stop_anywhere_and_be_repeated(
         steps = iter(range(1, 100))
         stopped = False
         with monkeypatch.context() as patched:
-            for name in ("exchange", "sync_directory"):
-                patched.setattr(local, name, stopping(getattr(local, name), steps, stop))
+            for module, name in ((local, "exchange"), (files, "sync_directory")):
+                patched.setattr(module, name, stopping(getattr(module, name), steps, stop))
             try:
                 output.finish_publish()
             except KeyboardInterrupt:
@@ -613,7 +613,7 @@ def stopping(real: Callable[..., None], steps: Iterator[int], stop: int) -> Call
 
 
 def test_without_an_atomic_exchange_the_new_takes_the_place(
-    output: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local.sys, "platform", "another")
     output.put("vectors/part", b"old")
@@ -624,7 +624,7 @@ def test_without_an_atomic_exchange_the_new_takes_the_place(
     assert output.get("vectors/part") == b"new"
 
 
-def test_a_disk_that_numbers_files_anew_does_not_confuse_publishing(output: LocalStorage) -> None:
+def test_a_disk_that_numbers_files_anew_does_not_confuse_publishing(output: Storage) -> None:
     """Some file systems give other inode numbers after a restart."""
     stage(output, vectors=b"new")
     output.begin_publish(["vectors"], [])

@@ -13,7 +13,7 @@ import pytest
 
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
@@ -42,7 +42,7 @@ def rows(keys: pa.Array, statuses: list[str] | None = None) -> pa.Table:
     )
 
 
-def write(storage: LocalStorage, *tables: pa.Table) -> None:
+def write(storage: Storage, *tables: pa.Table) -> None:
     schema = tables[0].select(["id"]).schema
     with IndexWriter(storage, PATH, schema) as writer:
         for table in tables:
@@ -51,8 +51,8 @@ def write(storage: LocalStorage, *tables: pa.Table) -> None:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> LocalStorage:
-    return LocalStorage(tmp_path / "state")
+def storage(tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "state")
 
 
 KEYS = {
@@ -64,7 +64,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
-def test_every_key_is_found_where_it_was_written(storage: LocalStorage, keys: pa.Array) -> None:
+def test_every_key_is_found_where_it_was_written(storage: Storage, keys: pa.Array) -> None:
     table = rows(keys, ["good", "stale: zero_vector", "quarantined: null_feature"])
     write(storage, table)
     live = LiveIndex.load(storage, PATH)
@@ -79,7 +79,7 @@ def test_every_key_is_found_where_it_was_written(storage: LocalStorage, keys: pa
 
 
 def test_many_rows_over_several_row_groups(
-    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "_GROUP_BYTES", 4096)
     monkeypatch.setattr(index, "_BATCH_ROWS", 100)
@@ -110,13 +110,13 @@ def test_a_hash_is_not_found_among_whole_numbers() -> None:
     assert live.lookup(np.array([[7, 1], [7, 0]], np.uint64)).tolist() == [-1, 0]
 
 
-def test_nothing_is_found_in_an_empty_index(storage: LocalStorage) -> None:
+def test_nothing_is_found_in_an_empty_index(storage: Storage) -> None:
     write(storage, rows(pa.array([], pa.int64())))
     live = LiveIndex.load(storage, PATH)
     assert live.lookup(np.array([[7, 0]], np.uint64)).tolist() == [-1]
 
 
-def test_a_row_takes_at_most_45_bytes(storage: LocalStorage) -> None:
+def test_a_row_takes_at_most_45_bytes(storage: Storage) -> None:
     count = 200_000
     write(storage, rows(pa.array([f"{n}" for n in range(count)])))
     tracemalloc.start()
@@ -129,14 +129,14 @@ def test_a_row_takes_at_most_45_bytes(storage: LocalStorage) -> None:
     assert held[1] < 64 * count
 
 
-def test_any_columns_are_read_in_a_stream(storage: LocalStorage) -> None:
+def test_any_columns_are_read_in_a_stream(storage: Storage) -> None:
     write(storage, rows(KEYS["shuffled"]))
     tables = list(read_index(storage, PATH, [".norm", "id"], batch_rows=2))
     assert [table.num_rows for table in tables] == [2, 1]
     assert pa.concat_tables(tables).to_pydict() == {".norm": [0.0, 1.0, 2.0], "id": [9, -5, 1]}
 
 
-def test_a_key_is_stored_decoded_and_its_id_is_made_anew(storage: LocalStorage) -> None:
+def test_a_key_is_stored_decoded_and_its_id_is_made_anew(storage: Storage) -> None:
     table = rows(KEYS["dictionary"])
     wrong = table.append_column(".key_id", fixed_binary(np.zeros((3, 16), np.uint8)))
     write(storage, wrong)
@@ -146,7 +146,7 @@ def test_a_key_is_stored_decoded_and_its_id_is_made_anew(storage: LocalStorage) 
     assert stored[".key_id"].to_pylist() == [row.tobytes() for row in key_ids(table, ["id"])]
 
 
-def test_the_record_is_that_of_the_file(storage: LocalStorage) -> None:
+def test_the_record_is_that_of_the_file(storage: Storage) -> None:
     with IndexWriter(storage, PATH, pa.schema([("id", pa.int64())])) as writer:
         writer.add(rows(KEYS["ascending"]))
         assert storage.size(PATH) is None
@@ -154,14 +154,14 @@ def test_the_record_is_that_of_the_file(storage: LocalStorage) -> None:
     assert (record.path, record.bytes) == (PATH, storage.size(PATH))
 
 
-def test_an_index_that_is_not_committed_leaves_nothing(storage: LocalStorage) -> None:
+def test_an_index_that_is_not_committed_leaves_nothing(storage: Storage) -> None:
     with IndexWriter(storage, PATH, pa.schema([("id", pa.int64())])) as writer:
         writer.add(rows(KEYS["ascending"]))
     assert storage.names("index") == []
     assert storage.names("_state/tmp") == []
 
 
-def test_a_flipped_bit_is_noticed(storage: LocalStorage) -> None:
+def test_a_flipped_bit_is_noticed(storage: Storage) -> None:
     write(storage, rows(KEYS["ascending"]))
     file = storage.root / PATH
     data = bytearray(file.read_bytes())
@@ -173,7 +173,7 @@ def test_a_flipped_bit_is_noticed(storage: LocalStorage) -> None:
 
 
 def test_hashes_of_another_version_are_refused(
-    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "HASH_VERSION", "md5/0")
     write(storage, rows(KEYS["ascending"]))
@@ -185,7 +185,7 @@ def test_hashes_of_another_version_are_refused(
 @pytest.mark.parametrize(
     "use", [index_rows, read_key_schema, LiveIndex.load], ids=["rows", "keys", "index"]
 )
-def test_an_index_that_is_cut_off_is_refused(storage: LocalStorage, use: Any) -> None:
+def test_an_index_that_is_cut_off_is_refused(storage: Storage, use: Any) -> None:
     write(storage, rows(KEYS["ascending"]))
     file = storage.root / PATH
     file.write_bytes(file.read_bytes()[:-9])

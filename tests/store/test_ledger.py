@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import is_sealed
 from batchnorm_tool.store import checksums, transaction
 from tests.store.items import item, merge, write
@@ -22,13 +22,13 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def storage(path: str) -> LocalStorage:
-    storage = LocalStorage(f"{path}.state")
+def storage(path: str) -> Storage:
+    storage = Storage(f"{path}.state")
     checksums.record_files(path, storage, [1, 2])
     return storage
 
 
-def test_every_file_of_the_versions_is_recorded(path: str, storage: LocalStorage) -> None:
+def test_every_file_of_the_versions_is_recorded(path: str, storage: Storage) -> None:
     records = checksums.recorded_files(path, storage)
     assert sorted(record.path.partition("/")[0] for record in records) == [
         "_deletions",
@@ -44,13 +44,13 @@ def test_every_file_of_the_versions_is_recorded(path: str, storage: LocalStorage
 
 
 def test_only_the_versions_named_are_recorded(path: str) -> None:
-    storage = LocalStorage(f"{path}.state")
+    storage = Storage(f"{path}.state")
     checksums.record_files(path, storage, [1])
     assert len(checksums.recorded_files(path, storage)) == 3
 
 
 def test_known_files_are_not_hashed_again(
-    path: str, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+    path: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
     really = checksums._record
@@ -69,7 +69,7 @@ def test_known_files_are_not_hashed_again(
     assert kinds == ["_deletions", "_transactions", "_versions", "data"]
 
 
-def test_files_that_are_gone_are_forgotten(path: str, storage: LocalStorage) -> None:
+def test_files_that_are_gone_are_forgotten(path: str, storage: Storage) -> None:
     transaction.move_live_tag(path, 2)
     transaction.clean_up(path, set())
     assert any("is missing" in found for found in checksums.check_files(path, storage))
@@ -101,7 +101,7 @@ KINDS = ["_deletions", "_transactions", "_versions", "data"]
     ids=["flipped", "cut", "missing"],
 )
 def test_damage_is_found(
-    path: str, storage: LocalStorage, directory: str, damage: Callable[[Path], None], words: str
+    path: str, storage: Storage, directory: str, damage: Callable[[Path], None], words: str
 ) -> None:
     file = max(file for file in (Path(path) / directory).iterdir() if file.suffix != ".json")
     damage(file)
@@ -112,13 +112,13 @@ def test_damage_is_found(
 
 
 @pytest.mark.parametrize("directory", KINDS)
-def test_foreign_files_are_found(path: str, storage: LocalStorage, directory: str) -> None:
+def test_foreign_files_are_found(path: str, storage: Storage, directory: str) -> None:
     (Path(path) / directory / "notes.txt").write_text("mine")
     (found,) = checksums.check_files(path, storage)
     assert f"`{directory}/notes.txt` does not belong to a kept version" in found
 
 
-def test_a_wrong_hint_is_found(path: str, storage: LocalStorage) -> None:
+def test_a_wrong_hint_is_found(path: str, storage: Storage) -> None:
     hint = Path(path) / "_versions" / "latest_version_hint.json"
     hint.write_text('{"version":1}')
     assert list(checksums.check_files(path, storage)) == [
@@ -130,7 +130,7 @@ def test_a_wrong_hint_is_found(path: str, storage: LocalStorage) -> None:
     assert list(checksums.check_files(path, storage)) == []
 
 
-def test_a_damaged_ledger_is_refused(path: str, storage: LocalStorage) -> None:
+def test_a_damaged_ledger_is_refused(path: str, storage: Storage) -> None:
     content = storage.get("files.json")
     assert content is not None
     assert is_sealed(content)

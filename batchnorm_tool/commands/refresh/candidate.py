@@ -30,7 +30,7 @@ from batchnorm_tool.gate.record import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import open_run
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, LiveIndex, read_index
 from batchnorm_tool.store.rows import (
@@ -92,7 +92,7 @@ class Candidate(SealedRecord):
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, storage: LocalStorage) -> Candidate | None:
+    def load(cls, storage: Storage) -> Candidate | None:
         """Return the candidate that is staged whole; ``None`` where there is none."""
         return cls.from_json(storage.get(CANDIDATE))
 
@@ -238,7 +238,7 @@ def _next_index(staged: StagedRows, keys: list[str], removed: _RemovedRows) -> I
         yield remembered.append_column(NORM, empty).select(columns)
 
 
-def put_array(storage: LocalStorage, path: str, array: np.ndarray) -> None:
+def put_array(storage: Storage, path: str, array: np.ndarray) -> None:
     """Write an array as a ``.npy`` file, which appears whole and synced."""
     with storage.create(path) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)

@@ -47,7 +47,7 @@ from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats import close_cached_files
 from batchnorm_tool.job import Job
 from batchnorm_tool.publish import check_layout, check_targets
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import check_installed
 from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
 
@@ -138,7 +138,7 @@ def planned_refresh(job: Job) -> PlannedRefresh:
     with tempfile.TemporaryDirectory(
         prefix="batchnorm-tool-", dir=beside if os.access(beside, os.W_OK) else None
     ) as scratch:
-        place = LocalStorage(scratch)
+        place = Storage(scratch)
         if index is not None:
             (Path(scratch) / "index").mkdir()
             (Path(scratch) / "index" / index.name).symlink_to(index)

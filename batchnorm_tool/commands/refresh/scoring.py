@@ -20,7 +20,7 @@ from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.pipeline.manifest import read_refusals
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.rows import (
     NOWHERE,
     Addresses,
@@ -174,7 +174,7 @@ def score(
 
 def _broken_policy(scored: Path, job: Job) -> str:
     """Name the rows by their keys: where they are staged is of no use to a reader."""
-    refused = list(read_refusals(LocalStorage(scored)))
+    refused = list(read_refusals(Storage(scored)))
     rows = [row for record in refused for row in record.first_bad_rows][:_NAMED_ROWS]
     choices = [
         f"set `{section}.{key}` to {' or '.join(policy for policy in policies if policy != 'fail')}"
@@ -189,7 +189,7 @@ def _broken_policy(scored: Path, job: Job) -> str:
     )
 
 
-def rows_in(storage: LocalStorage, directory: str) -> int:
+def rows_in(storage: Storage, directory: str) -> int:
     """Return rows in all files of a directory of the refresh."""
     return sum(table.num_rows for table in read_directory(storage, directory))
 

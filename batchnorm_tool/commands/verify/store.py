@@ -20,7 +20,7 @@ from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vec
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
-from batchnorm_tool.storage.base import STATE, TEMPORARY
+from batchnorm_tool.storage import STATE, TEMPORARY
 from batchnorm_tool.storage.checked_json import is_sealed
 from batchnorm_tool.storage.files import fault_in, unknown_files
 from batchnorm_tool.store.checksums import check_files

@@ -19,7 +19,7 @@ from batchnorm_tool import accept, refresh, rollback, verify
 from batchnorm_tool.commands.refresh.changes import source as changes_source
 from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed
 from batchnorm_tool.models import IdentityPredictor
-from batchnorm_tool.storage import TEMPORARY, LocalStorage
+from batchnorm_tool.storage import TEMPORARY, Storage
 from batchnorm_tool.store.state import StoreDirectory, StorePointer
 from tests.commands.refresh.nightly import (
     LOOSE,
@@ -86,7 +86,7 @@ def snapshot(nightly: Nightly) -> dict[Any, Any]:
 @contextmanager
 def unreachable(folder: Path) -> Iterator[None]:
     """Another store holds a target's directory."""
-    with LocalStorage(folder).lock():
+    with Storage(folder).lock():
         yield
 
 

@@ -12,7 +12,7 @@ import yaml
 from click.testing import Result
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from tests.command_line import invoke, python
 from tests.commands.refresh.nightly import LOOSE, Nightly, firsts, items, units
 from tests.kill_points import tree
@@ -110,7 +110,7 @@ def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
     }
     job.write_text(nightly.job().to_yaml())
     nightly.put(FIRST)
-    with LocalStorage(nightly.path / "feed").lock():
+    with Storage(nightly.path / "feed").lock():
         found = document(invoke("refresh", job, "--json"), 1)
     assert (found["status"], found["error"], found["exit_code"]) == ("failed", "TargetFailed", 1)
     assert (found["outcome"], found["version"]) == ("published", 1)

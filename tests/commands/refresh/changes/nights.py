@@ -20,7 +20,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import feature_hashes, passthrough_hashes
 from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
-from batchnorm_tool.storage import LocalStorage
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import IndexWriter, fixed_binary
 from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS, stored_type
 
@@ -59,8 +59,8 @@ class Nights:
     spec: Mapping[str, object] = field(default_factory=dict)
 
     @property
-    def storage(self) -> LocalStorage:
-        return LocalStorage(self.root / "state")
+    def storage(self) -> Storage:
+        return Storage(self.root / "state")
 
     def publish(self, table: pa.Table, statuses: Mapping[object, str] | None = None) -> None:
         """Make a live version of ``table``; statuses by the first key."""
