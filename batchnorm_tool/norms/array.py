@@ -17,10 +17,9 @@ from batchnorm_tool.norms.norm import (
     Float64s,
     Norm,
     numeric_array,
-    row_blocks,
     row_norms,
     unit_vectors,
-    widen,
+    wide_blocks,
 )
 
 Policy: TypeAlias = Literal["keep", "nan", "raise"]
@@ -110,14 +109,7 @@ def normalize(  # noqa: PLR0913  (the field's words for one array function, as i
 
 
 def array_of(x: Any) -> Anything:
-    """Read real numbers as an array: as NumPy does, or rows that are lists, stacked.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> array_of(pa.array([[1, 2], [3, 4]]))
-        array([[1, 2],
-               [3, 4]])
-    """
+    """Read real numbers as an array: as NumPy does, or rows that are lists, stacked."""
     is_arrow = type(x).__module__.partition(".")[0] == "pyarrow" and hasattr(x, "null_count")
     try:
         array = None if is_arrow else np.asarray(x)
@@ -211,8 +203,7 @@ def _normalize_rows(
     dtype = rows.dtype if rows.dtype.kind not in "iub" else np.dtype(np.float64)
     vectors = np.empty(rows.shape, dtype)
     norms = np.empty((len(rows), 1))
-    for block in row_blocks(*rows.shape):
-        x64 = widen(rows[block])
+    for block, x64 in wide_blocks(rows):
         norms[block] = row_norms(x64, norm)
         vectors[block] = unit_vectors(x64, norms[block], norm, dtype)
         policies.apply_policies(x64, vectors[block], block.start)

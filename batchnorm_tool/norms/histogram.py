@@ -44,10 +44,6 @@ class Histogram(Mapping[int, int]):
     Args:
         buckets: int64[k], ascending.
         counts: int64[k], none of them zero.
-
-    Example:
-        >>> dict(Histogram.of(np.array([0.0, 2.0, 2.0])))
-        {0: 1, 524288: 2}
     """
 
     buckets: Int64s = field(default_factory=_none)
@@ -110,12 +106,7 @@ class Histogram(Mapping[int, int]):
         return lower_edges(self.buckets), lower_edges(self.buckets + 1)
 
     def coarse(self) -> CoarseHistogram:
-        """Return the histogram with 8 buckets for each octave.
-
-        Returns:
-            Lower and upper edges float64[c], and counts int64[c]. Zeros are in the bucket that
-            begins at 0.
-        """
+        """Return the histogram with 8 buckets for each octave; zeros are in the one from 0 on."""
         merged = _summed(self.buckets >> _COARSE_SHIFT, self.counts)
         lower = lower_edges(merged.buckets << _COARSE_SHIFT)
         upper = lower_edges((merged.buckets + 1) << _COARSE_SHIFT)
@@ -145,14 +136,8 @@ def moments(
 ) -> tuple[Float64s, Float64s]:
     """Return the mean, and the sum of squared deviations from it, along the first axis.
 
-    Args:
-        values: float64[n] or float64[n, d], C order.
-        low: float64 or float64[d], the smallest values.
-        high: float64 or float64[d], the largest values.
-
-    Returns:
-        Two of float64 or float64[d]; zeros where there are no values. The sum of squares is inf
-        where float64 cannot hold it.
+    ``values`` are float64[n] or float64[n, d] in C order, ``low`` and ``high`` their extremes. Both
+    results are zeros where there are no values; the sum is inf where float64 cannot hold it.
     """
     if not len(values):
         return np.zeros(values.shape[1:]), np.zeros(values.shape[1:])
@@ -172,25 +157,14 @@ def moments(
 
 
 def reduced(ufunc: np.ufunc, values: Float64s) -> Float64s:
-    """Reduce along the first axis, in an order that depends on the shape alone.
+    """Reduce float64[n] or float64[n, d], C order, not empty, along the first axis.
 
-    Args:
-        ufunc: Such as `numpy.add`.
-        values: float64[n] or float64[n, d], C order, at least one.
-
-    Returns:
-        float64 or float64[d].
-
-    Example:
-        >>> reduced(np.maximum, np.array([[1.0, 5.0], [3.0, 2.0], [2.0, 2.0]]))
-        array([3., 5.])
+    The order of additions, and with it the last bits, depends on the shape alone.
     """
     rows, width = values.shape[0], values[0].size
     lanes = min(rows, _SIDE_BY_SIDE // width) if values.ndim > 1 and width else 1
     if lanes <= 1:
         return ufunc.reduce(values, axis=0)
-    # Which rows share a lane depends on the shape alone, and so do the order of additions and the
-    # last bits of sums.
     whole = rows // lanes * lanes
     found = ufunc.reduce(values[:whole].reshape(-1, lanes * width), axis=0)
     return ufunc.reduce(np.concatenate((found.reshape(lanes, width), values[whole:])), axis=0)
@@ -199,15 +173,7 @@ def reduced(ufunc: np.ufunc, values: Float64s) -> Float64s:
 def merged_moments(
     one: tuple[int, _Moment, _Moment], other: tuple[int, _Moment, _Moment]
 ) -> tuple[_Moment, _Moment]:
-    """Merge (count, mean, m2) of two sets, neither empty.
-
-    Args:
-        one: Number of values, their mean and m2: float or float64[d] each.
-        other: The same of the other set.
-
-    Returns:
-        Mean and m2 of both together.
-    """
+    """Return mean and m2 of two sets together, from (count, mean, m2) of each, neither empty."""
     # The update of Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
     # computing sample variances" (1979), eq. 2.1, from the larger set's mean: so written, equal
     # means stay equal to the last bit, and no difference of means overflows.

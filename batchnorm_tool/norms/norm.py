@@ -53,10 +53,6 @@ class Norm:
 
     Raises:
         JobError: An unknown name, or a ``p`` that is missing, out of range or out of place.
-
-    Example:
-        >>> Norm("lp", 3.0).label
-        'lp:3'
     """
 
     name: str
@@ -81,12 +77,6 @@ class Norm:
         Args:
             text: A key of `NORM_NAMES` in any case, or ``"lp:3"`` for p = 3.
             p: The order, where ``text`` is plain ``"lp"``. ``lp`` stays ``lp`` for p = 1, 2 or inf.
-
-        Example:
-            >>> Norm.parse("cosine")
-            Norm(name='l2', p=None)
-            >>> Norm.parse("lp:2.5") == Norm.parse("lp", p=2.5)
-            True
         """
         if not isinstance(text, str):
             raise JobError(_unknown_norm(text))
@@ -137,20 +127,19 @@ def _written_order(text: str, order: str, p: float | None) -> float:
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows into blocks whose float64 copies stay in the cache of a core.
-
-    Example:
-        >>> list(row_blocks(5, 65536))
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Cut rows into blocks whose float64 copies stay in the cache of a core."""
     # Temporary arrays of a megabyte and more are also taken from the system again, and zeroed by
     # it, each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead of 1.4
-    # CPU seconds. Temporary arrays of a megabyte and more are also taken from the system again, and
-    # zeroed by it, each time: in blocks, norms and statistics of 1 M vectors of 64 took 0.6 instead
-    # of 1.4 CPU seconds.
+    # CPU seconds.
     step = max(1, _BLOCK_VALUES // max(1, width))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def wide_blocks(vectors: Anything) -> Iterator[tuple[slice, Float64s]]:
+    """Yield the blocks of rows ``[n, d]``, and `widen` of each."""
+    for block in row_blocks(*vectors.shape):
+        yield block, widen(vectors[block])
 
 
 L1 = Norm("l1")
@@ -177,21 +166,12 @@ def numeric_array(x: npt.ArrayLike) -> Anything:
 
 
 def widen(x: npt.ArrayLike) -> Float64s:
-    """Copy real numbers into a C-ordered float64 array.
+    """Copy real numbers of any shape and byte order into a float64 array in C order.
 
-    Args:
-        x: float16, bfloat16, float32, float64, integers or bool, of any shape and byte order.
-
-    Returns:
-        float64 of the same shape. Exact, except for integers beyond 2**53, which are rounded.
-
-    Example:
-        >>> widen([[3, 4]])
-        array([[3., 4.]])
+    Exact, except for integers beyond 2**53, which are rounded.
     """
     # C order matters: NumPy adds up a Fortran-ordered array in another order, with other low-order
-    # bits. C order matters: NumPy adds up a Fortran-ordered array in another order, with other
-    # low-order bits.
+    # bits.
     array = numeric_array(x)
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN like any other
         return np.array(array, dtype=np.float64, order="C", copy=True)
@@ -209,11 +189,6 @@ def row_norms(x64: Float64s, norm: Norm) -> Float64s:
     Returns:
         float64[n, 1]: NaN for a row with NaN, else inf for a row with inf. A finite row has inf
         only where its true norm is beyond float64's maximum, and 0 only where it is all zeros.
-
-    Example:
-        >>> row_norms(widen([[3, 4], [0, 0]]), Norm("l2"))
-        array([[5.],
-               [0.]])
     """
     if not x64.size:  # numpy.linalg.norm knows no maximum of nothing
         return np.full((len(x64), 1), float(norm.name == "none"))
@@ -291,11 +266,6 @@ def unit_vectors(x64: Float64s, norms: Float64s, norm: Norm, dtype: npt.DTypeLik
     Returns:
         ``dtype[n, d]``. Rows of zeros stay zeros. A finite row has length 1, also where its norm
         is subnormal or overflowed. Rows with NaN or inf hold what IEEE division gives.
-
-    Example:
-        >>> x64 = widen([[3, 4]])
-        >>> unit_vectors(x64, row_norms(x64, Norm("l2")), Norm("l2"), "float32")
-        array([[0.6, 0.8]], dtype=float32)
     """
     with np.errstate(all="ignore"):
         if norm.name == "none":

@@ -1,4 +1,4 @@
-"""Statistics of norms that merge: of chunks into parts, of parts into runs.
+"""Statistics of norms, vectors and dimensions that merge: of chunks into parts, of parts into runs.
 
 Counts, extremes and histograms, and with them quantiles, come out identical however rows are
 split. Moments depend on the split in their last bits, and come out identical when the same pieces
@@ -20,8 +20,8 @@ import numpy.typing as npt
 from pydantic_core import CoreSchema, core_schema
 
 from batchnorm_tool.errors import RECREATE, Damaged, JobError
-from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments
-from batchnorm_tool.norms.norm import Float64s
+from batchnorm_tool.norms.histogram import Histogram, merged_moments, moments, reduced
+from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm, row_norms, wide_blocks
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """The quantiles that records keep: of chunks, runs, versions and comparisons."""
@@ -31,23 +31,13 @@ MIDDLE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def quantile_column(share: float) -> str:
-    """Return what a quantile is called where names are columns.
-
-    Example:
-        >>> quantile_column(0.05), quantile_column(0.999)
-        ('q05', 'q99_9')
-    """
+    """Return what a quantile is called where names are columns: `q05`, or `q99_9` for 0.999."""
     whole, _, rest = f"{100 * share:.10g}".partition(".")
     return f"q{whole:0>2}_{rest}" if rest else f"q{whole:0>2}"
 
 
 def quantile_label(share: float) -> str:
-    """Return what a quantile is called in tables.
-
-    Example:
-        >>> quantile_label(0.05), quantile_label(0.5), quantile_label(0.999)
-        ('5 %', 'median', '99.9 %')
-    """
+    """Return what a quantile is called in tables: `5 %`, `median`, or `99.9 %` for 0.999."""
     return "median" if share == 0.5 else f"{100 * share:.10g} %"
 
 
@@ -279,13 +269,16 @@ class NormStats(JsonStats):
         Raises:
             Damaged: ``data`` is not what `to_dict` gives.
         """
-        with reading("norm statistics"):
+        with _reading("norm statistics"):
             stats = cls(
                 count=int(data["count"]),
                 zero=int(data["zero"]),
                 nonfinite=int(data["nonfinite"]),
-                **{name: float_or_none(data[name]) for name in ("min", "max", "mean")},
-                m2=float_or_inf(data["m2"]),
+                **{
+                    name: None if data[name] is None else float(data[name])
+                    for name in ("min", "max", "mean")
+                },
+                m2=_float_or_inf(data["m2"]),
                 histogram=Histogram.from_pairs(data["histogram"]),
             )
             if stats.histogram.counts.sum() != stats.count:
@@ -299,23 +292,200 @@ def _given(*values: float | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
+@dataclass(frozen=True, eq=False)
+class DimensionStats:
+    """Statistics of each dimension of vectors, before normalization.
+
+    Args:
+        count: Vectors.
+        mean: float64[d]; zeros where there are no vectors.
+        m2: float64[d], sums of squared deviations from ``mean``; inf where float64 cannot hold it.
+        min: float64[d]; inf where there are no vectors.
+        max: float64[d]; -inf where there are no vectors.
+    """
+
+    count: int
+    mean: Float64s
+    m2: Float64s
+    min: Float64s
+    max: Float64s
+
+    @classmethod
+    def of(cls, x64: Float64s) -> DimensionStats:
+        """Measure vectors float64[n, d], all of them finite."""
+        if not len(x64):
+            nothing = np.zeros(x64.shape[1])
+            return cls(0, nothing, nothing, nothing + math.inf, nothing - math.inf)
+        # Which of -0.0 and 0.0 wins depends on their order; adding 0.0 makes both 0.0.
+        smallest = reduced(np.minimum, x64) + 0.0
+        largest = reduced(np.maximum, x64) + 0.0
+        mean, m2 = moments(x64, smallest, largest)
+        return cls(len(x64), mean, m2, smallest, largest)
+
+    def merge(self, other: DimensionStats) -> DimensionStats:
+        """Return the statistics of the vectors of both."""
+        if len(self.mean) != len(other.mean):
+            raise Damaged(
+                "Statistics of vectors of different widths cannot be merged. "
+                f"Expected: {len(self.mean)} dimensions. Received: {len(other.mean)}. They come "
+                "from different runs; start over."
+            )
+        if not (self.count and other.count):
+            return self if self.count else other
+        mean, m2 = merged_moments(
+            (self.count, self.mean, self.m2), (other.count, other.mean, other.m2)
+        )
+        smallest, largest = np.minimum(self.min, other.min), np.maximum(self.max, other.max)
+        return DimensionStats(self.count + other.count, mean, m2, smallest, largest)
+
+    __add__ = merge
+
+    @property
+    def variance(self) -> Float64s:
+        """Population variance float64[d]; zeros where there are no vectors."""
+        return self.m2 / max(self.count, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return these statistics as JSON data; what float64 cannot hold is None there."""
+        lists = {"mean": self.mean, "m2": self.m2, "min": self.min, "max": self.max}
+        named = {name: [finite_or_none(v) for v in vs.tolist()] for name, vs in lists.items()}
+        return {"count": self.count, **named}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DimensionStats:
+        """Return what `to_dict` was called on."""
+        with _reading("dimension statistics"):
+            values = {
+                name: np.array([_float_or_inf(v) for v in data[name]], dtype=np.float64)
+                for name in ("mean", "m2", "min", "max")
+            }
+            if len({len(v) for v in values.values()}) != 1:
+                raise ValueError("its lists differ in length")
+            measured = np.concatenate([values["mean"], values["min"], values["max"]])
+            if data["count"] and not np.isfinite(measured).all():
+                raise ValueError("vectors were counted, and a mean, min or max is not finite")
+            if not data["count"]:
+                # JSON has null for infinity of either sign, and of no vectors the maximum is the
+                # negative one.
+                values["max"] = -values["max"]
+            return cls(int(data["count"]), **values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DimensionStats) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class VectorStats(JsonStats):
+    """Statistics of the vectors of one output of a model, before normalization.
+
+    Args:
+        rows: Rows of the table.
+        vectors: Vectors in them; as many as rows, unless the output has rank above 2.
+        zero: Vectors that are all zeros.
+        nonfinite: Vectors with NaN or inf in them.
+        norms: Statistics of each norm by its label: l1, l2, max, and the one in use if it is lp.
+        dimensions: Statistics of each dimension, over the finite vectors.
+    """
+
+    rows: int
+    vectors: int
+    zero: int
+    nonfinite: int
+    norms: Mapping[str, NormStats]
+    dimensions: DimensionStats
+
+    @classmethod
+    def of(
+        cls, vectors: Anything, *, rows: int, in_use: Norm, in_use_norms: Float64s | None = None
+    ) -> VectorStats:
+        """Measure vectors.
+
+        Args:
+            vectors: Real numbers [n, d].
+            rows: Rows of the table that the n vectors came from.
+            in_use: The norm that the vectors are to be divided by.
+            in_use_norms: float64[n, 1], that norm of each, where it is known already.
+        """
+        known = {} if in_use_norms is None else {in_use: in_use_norms}
+        own = () if in_use.name == "none" else (in_use,)
+        measured = tuple(dict.fromkeys((L1, L2, MAX, *own)))
+        lengths = {norm: known.get(norm, np.empty((len(vectors), 1))) for norm in measured}
+        dimensions = DimensionStats.of(np.zeros((0, vectors.shape[1])))
+        for block, x64 in wide_blocks(vectors):
+            for norm in lengths.keys() - known.keys():
+                lengths[norm][block] = row_norms(x64, norm)
+            # NaN and inf survive into a row's largest component, and no rounding adds any: it tells
+            # of the whole row.
+            finite = np.isfinite(lengths[MAX][block, 0])
+            # Without a copy where all are finite, as they nearly always are.
+            dimensions += DimensionStats.of(x64 if finite.all() else x64[finite])
+        peaks = lengths[MAX]
+        return cls(
+            rows=rows,
+            vectors=len(vectors),
+            zero=len(vectors) - int(np.count_nonzero(peaks)),
+            nonfinite=len(vectors) - int(np.count_nonzero(np.isfinite(peaks))),
+            norms={norm.label: NormStats.of(lengths[norm]) for norm in measured},
+            dimensions=dimensions,
+        )
+
+    def merge(self, other: VectorStats) -> VectorStats:
+        """Return the statistics of the vectors of both."""
+        if self.norms.keys() != other.norms.keys():
+            raise Damaged(
+                "Statistics of different norms cannot be merged. "
+                f"Expected: {', '.join(self.norms)}. Received: {', '.join(other.norms)}. They "
+                "come from different runs; start over."
+            )
+        return VectorStats(
+            rows=self.rows + other.rows,
+            vectors=self.vectors + other.vectors,
+            zero=self.zero + other.zero,
+            nonfinite=self.nonfinite + other.nonfinite,
+            norms={label: norms + other.norms[label] for label, norms in self.norms.items()},
+            dimensions=self.dimensions + other.dimensions,
+        )
+
+    __add__ = merge
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return these statistics as JSON data."""
+        return {
+            "rows": self.rows,
+            "vectors": self.vectors,
+            "zero": self.zero,
+            "nonfinite": self.nonfinite,
+            "norms": {label: norms.to_dict() for label, norms in self.norms.items()},
+            "dimensions": self.dimensions.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> VectorStats:
+        """Return what `to_dict` was called on."""
+        with _reading("vector statistics"):
+            counts = {name: int(data[name]) for name in ("rows", "vectors", "zero", "nonfinite")}
+            norms = {label: NormStats.from_dict(stats) for label, stats in data["norms"].items()}
+            if not {"l1", "l2", "max"} <= norms.keys():
+                raise ValueError(f"l1, l2 or max is missing among the norms {', '.join(norms)}")
+            return cls(
+                **counts, norms=norms, dimensions=DimensionStats.from_dict(data["dimensions"])
+            )
+
+
 def finite_or_none(value: float | None) -> float | None:
     """Return a number for JSON, which knows neither inf nor NaN."""
     return None if value is None or not math.isfinite(value) else value
 
 
-def float_or_none(value: Any) -> float | None:
-    """Return a number of JSON that may be missing."""
-    return None if value is None else float(value)
-
-
-def float_or_inf(value: Any) -> float:
+def _float_or_inf(value: Any) -> float:
     """Return a number of JSON that is None where it was inf."""
     return math.inf if value is None else float(value)
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def _reading(what: str) -> Iterator[None]:
     """Say of data that is not what `to_dict` gives that it is damaged."""
     try:
         yield

@@ -18,7 +18,7 @@ from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json

@@ -15,8 +15,7 @@ from batchnorm_tool.errors import RECREATE, Damaged
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.norms.histogram import CoarseHistogram
-from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_column
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import QUANTILES, NormStats, VectorStats, quantile_column
 from batchnorm_tool.pipeline.manifest import (
     FIRST_BAD_ROWS,
     BadRow,

@@ -12,7 +12,7 @@ from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.errors import ModelFailed, warn
 from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms import norm as norms_norm
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
 from batchnorm_tool.pipeline.timing import StageTimings
 

@@ -24,7 +24,7 @@ from batchnorm_tool.report.svg import SeriesStyle
 from batchnorm_tool.report.text_run import SPREAD, left_out, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.vector_stats import DimensionStats
+    from batchnorm_tool.norms.stats import DimensionStats
 
 Values = NDArray[np.float64]
 # More steps than this are thinner than two pixels of a wide chart.

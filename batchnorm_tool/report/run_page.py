@@ -19,7 +19,7 @@ from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_c
 from batchnorm_tool.report.text_run import norm_shown, outside, spread
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.vector_stats import VectorStats
+    from batchnorm_tool.norms.stats import VectorStats
     from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
     from batchnorm_tool.pipeline.output_schema import StoredOutput
 _HEADROOM = 1.04

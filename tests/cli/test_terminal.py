@@ -13,7 +13,7 @@ from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.commands.show import ColumnDescription, DataDescription, Description
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from tests.manifests import manifest_of
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.norms.norm import L1, L2, MAX, Norm
-from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import NormStats, VectorStats
 from tests.merging import pieces_of, unsplit
 
 NONE, CUBIC = Norm("none"), Norm("lp", 3.0)

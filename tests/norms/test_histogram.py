@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchnorm_tool.norms.histogram import Histogram
+from batchnorm_tool.norms.histogram import Histogram, reduced
 
 some_values = hnp.arrays(
     np.float64, st.integers(1, 30), elements=st.floats(0, allow_infinity=False, allow_nan=False)
@@ -63,3 +63,10 @@ def test_coarse_buckets_are_64_fine_ones() -> None:
     assert lower.tolist() == [1 + eighth / 8 for eighth in range(8)]
     assert upper.tolist() == [1 + eighth / 8 for eighth in range(1, 9)]
     assert counts.tolist() == [125] * 8
+
+
+@pytest.mark.parametrize("shape", [(1,), (5000,), (1, 3), (7, 3), (2049, 64), (40, 1500), (9, 0)])
+def test_reducing_side_by_side_gives_what_numpy_gives(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape)
+    assert np.array_equal(reduced(np.maximum, values), values.max(axis=0))
+    assert np.allclose(reduced(np.add, values), values.sum(axis=0), rtol=1e-12)

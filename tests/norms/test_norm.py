@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.norms.norm import NORM_NAMES, Norm, row_norms, unit_vectors, widen
+from batchnorm_tool.norms.norm import NORM_NAMES, Norm, row_blocks, row_norms, unit_vectors, widen
 from tests.bits import same_bits
 
 NORMS = [Norm.parse(text) for text in ("l1", "l2", "max", "lp:1", "lp:2.5", "lp:3", "lp:50")]
@@ -146,6 +146,11 @@ def test_widening_is_exact_and_in_c_order(dtype: Any) -> None:
     assert wide.dtype == np.float64
     assert wide.flags.c_contiguous
     assert wide.tolist() == [[float(v) for v in row] for row in x.tolist()]
+
+
+def test_blocks_hold_as_many_rows_as_fit() -> None:
+    assert list(row_blocks(5, 65536)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(row_blocks(2, 10**9)) == [slice(0, 1), slice(1, 2)]
 
 
 def test_widening_copies() -> None:

@@ -13,7 +13,7 @@ from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.manifest import (
     BadRow,
     PartRecord,

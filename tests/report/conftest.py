@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import NormStats, VectorStats
 from batchnorm_tool.pipeline.manifest import Manifest
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA
 from tests.manifests import manifest_of

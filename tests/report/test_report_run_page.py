@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.report.run_page import run_page
 from tests.report.page_reader import HOSTILE, Reader
 

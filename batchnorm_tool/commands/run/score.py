@@ -21,7 +21,7 @@ from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
 from batchnorm_tool.models import security
 from batchnorm_tool.models.batching import Predictor
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.scored_chunk import Scored, score_chunk, warn_of_negative_ids

@@ -18,7 +18,7 @@ from batchnorm_tool.chunk import numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Damaged, Lines
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
-from batchnorm_tool.norms.vector_stats import VectorStats
+from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
 from batchnorm_tool.storage import FileRecord
 from batchnorm_tool.storage.files import fault_in, unknown_files
