@@ -101,7 +101,7 @@ RULES = (
     never("*", FACE),
     only("models.backends", "tensorflow keras"),
     only("models.backends models.security", "h5py"),
-    only("features.images", "PIL"),
+    only("features.values", "PIL"),
     only("store.lance", "lance"),
     only("inputs.row_hash", "xxhash"),
     only("publish", "psycopg pgvector faiss"),

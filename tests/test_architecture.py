@@ -42,7 +42,7 @@ FORBIDDEN = [
     "models.batching imports tensorflow",
     "commands.run.run imports keras.layers",
     "commands.run.run imports h5py",
-    "features.values imports PIL.Image",
+    "features.arrays imports PIL.Image",
     "store.rows imports lance",
     "store.rows imports xxhash",
     "store.rows imports psycopg",

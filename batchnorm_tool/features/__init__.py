@@ -1,8 +1,7 @@
 """From a table of stored columns to the arrays that a model takes, and what is wrong in which row.
 
 The columns that belong to each input are found once (`match_features`); then every table is read
-into arrays (`to_arrays`, `FeatureReader`). How the rows are cut into chunks changes neither arrays
-nor faults.
+into arrays (`FeatureReader`). How the rows are cut into chunks changes neither arrays nor faults.
 """
 
 from __future__ import annotations
@@ -25,20 +24,12 @@ from batchnorm_tool.errors import BatchnormToolError, InputError, JobError
 from batchnorm_tool.features.arrays import read_input
 from batchnorm_tool.features.columns import input_bindings, stored_fields
 from batchnorm_tool.features.matching import match_features
-from batchnorm_tool.features.values import STRING, array_dtype, is_float, nonfinite_rows
+from batchnorm_tool.features.values import STRING, array_dtype, fits, is_float, nonfinite_rows
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Input
 
-__all__ = [
-    "FeatureReader",
-    "Transform",
-    "infer_fields",
-    "load_transform",
-    "match_features",
-    "stored_fields",
-    "to_arrays",
-]
+__all__ = ["FeatureReader", "infer_fields", "load_transform", "match_features", "stored_fields"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,14 @@ class FeatureReader:
             those of `stored_fields`, and values that are not finite are no fault of the input.
         spec: The job's ``input`` section.
         check_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
+
+    Example:
+        >>> from batchnorm_tool.job import Input
+        >>> inputs = [Field("x", (2,), "float32")]
+        >>> reader = FeatureReader({"x": ("x",)}, inputs, Input(path="x.parquet"))
+        >>> arrays, faults = reader.read(pa.table({"x": [[1.0, 2.0], [3.0, None]]}))
+        >>> arrays["x"].tolist(), faults.tolist()
+        ([[1.0, 2.0], [0.0, 0.0]], [0, 1])
     """
 
     columns: Mapping[str, Sequence[str]]
@@ -59,9 +58,18 @@ class FeatureReader:
     check_nonfinite: bool = True
 
     def read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the arrays and faults of a table: see `to_arrays`.
+        """Return the arrays that a model takes, and a fault for each of ``n`` rows.
 
         What it warns of is said in words that do not depend on how rows are cut into tables.
+
+        Returns:
+            An array ``[n, *shape]`` for each input in its dtype (``object`` for strings),
+            C-ordered, possibly read-only: a view of the column where that is one chunk of lists
+            without nulls in the input's own dtype. A size that the input leaves open is the most
+            common one in the table. And ``uint8[n]``, a `Reason` for each row: for each input
+            ``RAGGED_FEATURE`` (or ``UNDECODABLE_IMAGE``), else ``NULL_FEATURE``, else
+            ``NONFINITE_FEATURE`` (judged in the input's dtype: 1e39 is infinite in float32); of
+            several bad inputs the first one's. Bad rows hold zeros, or ``""``.
         """
         if self._transform is not None:
             names = dict.fromkeys(name for names in self.columns.values() for name in names)
@@ -84,63 +92,23 @@ class FeatureReader:
     def _read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         arrays = {}
         faults = np.zeros(table.num_rows, np.uint8)
+        check_nonfinite = self.check_nonfinite and bool(self.inputs)
         for binding in input_bindings(table.schema, self.columns, self.inputs, self.spec):
-            check_nonfinite = binding.check_nonfinite and self.check_nonfinite
-            judged = replace(binding, check_nonfinite=check_nonfinite)
-            arrays[binding.field.name], found = read_input(table, judged)
+            array, found = read_input(table, binding, check_nonfinite=check_nonfinite)
+            arrays[binding.field.name] = array
             faults = np.where(faults == Reason.GOOD, found, faults)
         return arrays, faults
-
-
-def to_arrays(
-    table: pa.Table,
-    columns: Mapping[str, Sequence[str]],
-    inputs: Sequence[Field],
-    spec: Input,
-    *,
-    check_nonfinite: bool = True,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the arrays that a model takes, and a fault for each row.
-
-    Args:
-        table: ``n`` rows with at least the columns named.
-        columns: Stored columns by model input, as `match_features` found them.
-        inputs: The model's inputs; empty where predictions are stored already: see `FeatureReader`.
-        spec: The job's ``input`` section.
-        check_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
-
-    Returns:
-        An array ``[n, *shape]`` for each input in its dtype (``object`` for strings), C-ordered,
-        possibly read-only: a view of the column where that is one chunk of lists without nulls in
-        the input's own dtype. A size that the input leaves open is the most common one in the
-        table. And ``uint8[n]``, a `Reason` for each row: for each input ``RAGGED_FEATURE`` (or
-        ``UNDECODABLE_IMAGE``), else ``NULL_FEATURE``, else ``NONFINITE_FEATURE`` (judged in the
-        input's dtype: 1e39 is infinite in float32); of several bad inputs the first one's. Bad rows
-        hold zeros, or ``""``.
-
-    Example:
-        >>> from batchnorm_tool.job import Input
-        >>> table = pa.table({"x": [[1.0, 2.0], [3.0, None]]})
-        >>> inputs = [Field("x", (2,), "float32")]
-        >>> arrays, faults = to_arrays(table, {"x": ("x",)}, inputs, Input(path="x.parquet"))
-        >>> arrays["x"].tolist(), faults.tolist()
-        ([[1.0, 2.0], [0.0, 0.0]], [0, 1])
-    """
-    return FeatureReader(columns, inputs, spec, check_nonfinite).read(table)
 
 
 def infer_fields(
     table: pa.Table, columns: Mapping[str, Sequence[str]], inputs: Sequence[Field], spec: Input
 ) -> tuple[Field, ...]:
-    """Return the inputs with every open size made known, from a sample of the rows.
+    """Return the inputs with the most common size of a sample in the place of every open one.
 
     Read every later table with these, and rows of another length are ragged wherever they lie.
-
-    Returns:
-        One field for each input, without ``None`` in its shape: the most common size instead.
     """
     fields = tuple(inputs) or stored_fields(table.schema, columns)
-    arrays, _ = to_arrays(table, columns, fields, spec)
+    arrays, _ = FeatureReader(columns, fields, spec).read(table)
     return tuple(replace(field, shape=arrays[field.name].shape[1:]) for field in fields)
 
 
@@ -164,11 +132,9 @@ class Transform:
     def apply(
         self, table: pa.Table, inputs: Sequence[Field]
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Call the function, and check what it gives.
+        """Call the function, and return the arrays and faults that `FeatureReader.read` promises.
 
-        Returns:
-            Arrays ``[n, *shape]`` in the inputs' dtypes, C-ordered, with zeros in bad rows; and
-            ``uint8[n]``: ``NONFINITE_FEATURE`` for rows with a NaN or infinity in any.
+        A row is bad, ``NONFINITE_FEATURE``, where any of its arrays has a NaN or infinity.
         """
         given = self._call(table)
         names = [field.name for field in inputs]
@@ -205,10 +171,7 @@ class Transform:
         array = np.asarray(value)
         what = f"for `{field.name}` "
         expected = (table.num_rows, *field.shape)
-        fits = array.ndim == len(expected) and all(
-            want in (None, have) for have, want in zip(array.shape, expected, strict=True)
-        )
-        if not fits:
+        if not fits(array.shape, expected):
             raise self._refusal(f"{what}has the wrong shape", str(expected), str(array.shape))
         dtype = array_dtype(field)
         if field.dtype == STRING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.features.columns import (
-    InputBinding,
-    Shape,
-    check_fit,
-    filled_shape,
-    stored_column,
-)
-from batchnorm_tool.features.images import decode_images
-from batchnorm_tool.features.values import (
-    STRING,
-    Conversion,
-    array_dtype,
-    convert,
-    is_float,
-    nonfinite_rows,
-    numbers_of,
-    texts_of,
-)
+from batchnorm_tool.features import columns as stored
+from batchnorm_tool.features import values
+from batchnorm_tool.features.columns import InputBinding
+from batchnorm_tool.features.values import Conversion, Shape
 
 # Rows of many columns interleaved at a time: 16,384 rows of 128 float32 columns took 4 ms in any
 # block from 1,024 rows up, 131,072 rows 35 ms in blocks of 1,024 to 4,096 and 126 ms without.
@@ -43,90 +30,77 @@ class _FlatRows:
     lengths: tuple[int, ...]
 
 
-def read_input(table: pa.Table, binding: InputBinding) -> tuple[np.ndarray, np.ndarray]:
+def read_input(
+    table: pa.Table, binding: InputBinding, *, check_nonfinite: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the array for one model input.
-
-    Args:
-        table: ``n`` rows with at least the columns of ``binding``.
-        binding: Which columns, for which input.
 
     Returns:
         The array ``[n, *shape]``, C-ordered and possibly read-only, without a copy where Arrow has
         it so, with zeros (``""`` for strings) in bad rows; and the faults ``uint8[n]``.
     """
-    lengths = check_fit(table.schema, binding)
+    lengths = stored.check_fit(table.schema, binding)
     columns = [table.column(name) for name in binding.columns]
     if binding.image_kind is not None:
         return _read_images(columns[0], binding.image_kind, binding)
-    block = _stack(
+    each = () if len(columns) > 1 else lengths
+    rows = _stack(
         [
-            _read_column(column, () if len(columns) > 1 else lengths, binding.conversion(name))
+            _read_column(column, each, binding.conversion(name))
             for name, column in zip(binding.columns, columns, strict=True)
         ]
     )
-    _check_block(block, binding)
-    stored = stored_column(table.schema, binding.columns)
-    shape = filled_shape(stored, binding.field.shape, block.lengths)
-    return _filled(block.values.reshape(table.num_rows, *shape), block.faults)
+    if check_nonfinite and binding.field.dtype != values.STRING:
+        bad = values.nonfinite_rows(rows.values)
+        if bad is not None:
+            rows.faults = _first_fault(rows.faults, bad * np.uint8(Reason.NONFINITE_FEATURE))
+    column = stored.stored_column(table.schema, binding.columns)
+    shape = stored.filled_shape(column, binding.field.shape, rows.lengths)
+    return _filled(rows.values.reshape(table.num_rows, *shape), rows.faults)
 
 
 def _read_images(
     column: pa.ChunkedArray, kind: str, binding: InputBinding
 ) -> tuple[np.ndarray, np.ndarray]:
-    encoded = one_array(column).to_pylist()
-    images, faults = decode_images(encoded, kind, binding.field.shape)
+    encoded = _one_array(column).to_pylist()
+    images, faults = values.decode_images(encoded, kind, binding.field.shape)
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
-    values, unfit = convert(flat, binding.conversion(binding.columns[0]))
+    pixels, unfit = values.convert(flat, binding.conversion(binding.columns[0]))
     if unfit is not None:
-        faults = _first_fault(faults, unfit)
-    return values.reshape(images.shape), faults
+        faults = np.where(faults == Reason.GOOD, unfit, faults)
+    return pixels.reshape(images.shape), faults
 
 
 def _read_column(column: pa.ChunkedArray, lengths: Shape, conversion: Conversion) -> _FlatRows:
-    array = one_array(column)
-    leaves = read_leaves(array, lengths)
-    take = _texts if conversion.field.dtype == STRING else _numbers
-    return take(leaves, len(array), conversion)
+    array = _one_array(column)
+    leaves = _Leaves(array, lengths)
+    shape = (len(array), math.prod(leaves.lengths))
+    if conversion.field.dtype == values.STRING:
+        found, unfit = values.texts_of(leaves.values).reshape(shape), None
+    else:
+        found, unfit = values.convert(_numbers(leaves, conversion).reshape(shape), conversion)
+    faults, missing, filler = leaves.faults, leaves.missing, conversion.filler()
+    # Once the column's filler stands where a null is, it is no fault any more.
+    if filler is not None and missing is not None and faults is not None:
+        found[missing.reshape(shape)] = filler
+        faults = np.where(faults == Reason.NULL_FEATURE, 0, faults)
+    return _FlatRows(found, _first_fault(faults, unfit), leaves.lengths)
 
 
-def _texts(leaves: Leaves, rows: int, conversion: Conversion) -> _FlatRows:
-    texts = texts_of(leaves.values).reshape(rows, _width(leaves))
-    return _filled_in(texts, leaves, conversion)
-
-
-def _numbers(leaves: Leaves, rows: int, conversion: Conversion) -> _FlatRows:
-    whole = not is_float(array_dtype(conversion.field))
-    numbers = numbers_of(leaves.values, whole=whole)
-    if leaves.missing is not None:
-        # What lies in memory under a null is arbitrary, and no reason to complain.
-        numbers = np.where(leaves.missing, numbers.dtype.type(0), numbers)
-    values, unfit = convert(numbers.reshape(rows, _width(leaves)), conversion)
-    block = _filled_in(values, leaves, conversion)
-    if unfit is not None:
-        block.faults = unfit if block.faults is None else _first_fault(block.faults, unfit)
-    return block
-
-
-def _filled_in(values: np.ndarray, leaves: Leaves, conversion: Conversion) -> _FlatRows:
-    """Put the column's filler where a null is; then a null is no fault any more."""
-    block = _FlatRows(values, leaves.faults, leaves.lengths)
-    filler = conversion.filler()
-    if filler is not None and leaves.missing is not None and leaves.faults is not None:
-        values[leaves.missing.reshape(values.shape)] = filler
-        block.faults = np.where(leaves.faults == Reason.NULL_FEATURE, 0, leaves.faults)
-    return block
+def _numbers(leaves: _Leaves, conversion: Conversion) -> np.ndarray:
+    whole = not values.is_float(values.array_dtype(conversion.field))
+    numbers, missing = values.numbers_of(leaves.values, whole=whole), leaves.missing
+    # What lies in memory under a null is arbitrary, and no reason to complain.
+    return numbers if missing is None else np.where(missing, numbers.dtype.type(0), numbers)
 
 
 def _stack(blocks: Sequence[_FlatRows]) -> _FlatRows:
     """Return columns side by side, ``[n, len(blocks)]``; a null in any beats a NaN in another."""
     if len(blocks) == 1:
         return blocks[0]
-    faults = None
-    for block in blocks:
-        if block.faults is not None:
-            faults = block.faults if faults is None else _least_fault(faults, block.faults)
-    columns = [block.values[:, 0] for block in blocks]
-    return _FlatRows(_interleave(columns), faults, (len(blocks),))
+    faults = [block.faults for block in blocks if block.faults is not None]
+    least = functools.reduce(_least_fault, faults) if faults else None
+    return _FlatRows(_interleave([block.values[:, 0] for block in blocks]), least, (len(blocks),))
 
 
 def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -140,19 +114,9 @@ def _interleave(columns: Sequence[np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def _check_block(block: _FlatRows, binding: InputBinding) -> None:
-    if binding.check_nonfinite and binding.field.dtype != STRING:
-        bad = nonfinite_rows(block.values)
-        if bad is not None:
-            _mark_fault(block, bad, Reason.NONFINITE_FEATURE)
-
-
-def _mark_fault(block: _FlatRows, rows: np.ndarray, reason: Reason) -> None:
-    marked = np.where(rows, np.uint8(reason), np.uint8(Reason.GOOD))
-    block.faults = marked if block.faults is None else _first_fault(block.faults, marked)
-
-
-def _first_fault(faults: np.ndarray, later: np.ndarray) -> np.ndarray:
+def _first_fault(faults: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
+    if faults is None or later is None:
+        return later if faults is None else faults
     return np.where(faults == Reason.GOOD, later, faults)
 
 
@@ -172,129 +136,94 @@ def _filled(array: np.ndarray, faults: np.ndarray | None) -> tuple[np.ndarray, n
     return array, faults
 
 
-def _width(leaves: Leaves) -> int:
-    return math.prod(leaves.lengths)
+class _Leaves:
+    """The innermost values of ``n`` rows of a column, found one list level after another.
 
-
-@dataclass(frozen=True)
-class Leaves:
-    """The innermost values of ``n`` rows of a column.
-
-    Attributes:
-        values: Arrow array of ``n * prod(lengths)`` values, row after row; dictionaries decoded.
-        lengths: Length of each list level.
-        missing: ``bool[n * prod(lengths)]``, true where there is no value: a null at any level, or
-            the place of a ragged row. ``None`` where every value is there.
-        faults: ``uint8[n]``: ``RAGGED_FEATURE``, else ``NULL_FEATURE``, else ``GOOD``. ``None``
-            where all rows are good.
-    """
-
-    values: pa.Array
-    lengths: tuple[int, ...]
-    missing: np.ndarray | None
-    faults: np.ndarray | None
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array of its storage type: a copy only where it has several chunks.
-
-    Example:
-        >>> one_array(pa.chunked_array([[1], [2, 3]])).to_pylist()
-        [1, 2, 3]
-    """
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return _storage(array)
-
-
-def read_leaves(array: pa.Array, lengths: Shape) -> Leaves:
-    """Find the innermost values of every row.
+    A row is null if anything in it is, and ragged if a list in it has another length; what lies
+    hidden under a null does not count.
 
     Args:
         array: As many list levels as there are ``lengths``; slices with an offset are welcome.
         lengths: What each level's length must be; where ``None``, the most common one counts, and
             an empty list is a ragged row.
 
-    Returns:
-        The values. A row is null if anything in it is, and ragged if a list in it has another
-        length; what lies hidden under a null does not count.
-
-    Example:
-        >>> leaves = read_leaves(pa.array([[1, 2], [3], None, [4, 5]]), (2,))
-        >>> leaves.values.to_pylist(), leaves.faults
-        ([1, 2, None, None, None, None, 4, 5], array([0, 2, 1, 0], dtype=uint8))
+    Attributes:
+        values: Arrow array of ``n * prod(lengths)`` values, row after row; dictionaries decoded.
+        lengths: The length of each level.
+        faults: ``uint8[n]``: ``RAGGED_FEATURE``, else ``NULL_FEATURE``, else ``GOOD``; ``None``
+            where all rows are good.
     """
-    rows = len(array)
-    reader = _LevelReader(array)
-    found = tuple([reader.descend(length, rows) for length in lengths])
-    values = _decoded(reader.array)
-    reader.mark_nulls(values, rows)
-    return Leaves(values, found, reader.missing, reader.faults)
 
-
-class _LevelReader:
-    """A walk down the list levels; ``state`` holds a `Reason` for each entry of the level."""
-
-    def __init__(self, array: pa.Array) -> None:
-        self.array = array
-        self.state: np.ndarray | None = None
+    def __init__(self, array: pa.Array, lengths: Shape) -> None:
+        self.values = array
         self.faults: np.ndarray | None = None
+        self._rows = len(array)
+        # A `Reason` for each entry of the level that is reached.
+        self._state: np.ndarray | None = None
+        self.lengths = tuple([self._descend(length) for length in lengths])
+        if pa.types.is_dictionary(self.values.type):
+            # Its values may be null as well as its indices.
+            self.values = self.values.dictionary_decode()
+        self._mark_nulls()
 
     @property
     def missing(self) -> np.ndarray | None:
-        return None if self.state is None else self.state != Reason.GOOD
+        """``bool`` for each value: no value is there, or its row is ragged; ``None`` for none."""
+        return None if self._state is None else self._state != Reason.GOOD
 
-    def descend(self, length: int | None, rows: int) -> int:
+    def _descend(self, length: int | None) -> int:
         """Go one level down, and return the length of this level's lists."""
-        self.mark_nulls(self.array, rows)
-        if pa.types.is_fixed_size_list(self.array.type):
+        self._mark_nulls()
+        if pa.types.is_fixed_size_list(self.values.type):
             length = self._open_fixed()
         else:
-            length = self._open_variable(length, rows)
-        if self.state is not None:
-            self.state = np.repeat(self.state, length)
+            length = self._open_variable(length)
+        if self._state is not None:
+            self._state = np.repeat(self._state, length)
         return length
 
-    def mark_nulls(self, array: pa.Array, rows: int) -> None:
-        if array.null_count:
-            self._mark(array.is_null().to_numpy(zero_copy_only=False), Reason.NULL_FEATURE, rows)
+    def _mark_nulls(self) -> None:
+        if self.values.null_count:
+            self._mark(self.values.is_null().to_numpy(zero_copy_only=False), Reason.NULL_FEATURE)
 
     def _open_fixed(self) -> int:
         # `values` knows neither the slice's offset nor its nulls; `flatten` would drop null rows.
-        length: int = self.array.type.list_size
-        values = self.array.values.slice(self.array.offset * length, len(self.array) * length)
-        self.array = _storage(values)
+        array = self.values
+        length: int = array.type.list_size
+        self.values = _storage(array.values.slice(array.offset * length, len(array) * length))
         return length
 
-    def _open_variable(self, length: int | None, rows: int) -> int:
-        offsets = self.array.offsets.to_numpy()
+    def _open_variable(self, length: int | None) -> int:
+        offsets = self.values.offsets.to_numpy()
         sizes = np.diff(offsets)
         if length is None:
-            length = _most_common(sizes if self.state is None else sizes[self.state == Reason.GOOD])
+            good = sizes if self._state is None else sizes[self._state == Reason.GOOD]
+            length = _most_common(good)
         wrong = sizes != length
         if wrong.any():
-            self._mark(wrong, Reason.RAGGED_FEATURE, rows)
-        values = _storage(self.array.values)
+            self._mark(wrong, Reason.RAGGED_FEATURE)
+        inner = _storage(self.values.values)
         # Every list has the length, and they follow one another: a slice, without a copy.
-        if self.state is None or not self.state.any():
+        if self._state is None or not self._state.any():
             start = int(offsets[0]) if len(offsets) else 0
-            self.array = values.slice(start, len(sizes) * length)
+            self.values = inner.slice(start, len(sizes) * length)
         else:
-            self.array = _gather(values, offsets[:-1], length, self.state != Reason.GOOD)
+            self.values = _gather(inner, offsets[:-1], length, self._state != Reason.GOOD)
         return length
 
-    def _mark(self, marked: np.ndarray, reason: Reason, rows: int) -> None:
+    def _mark(self, marked: np.ndarray, reason: Reason) -> None:
         """Give ``reason`` to the entries marked that have none yet, and to their rows.
 
         Ragged beats null in a row with both, wherever in the row they lie.
         """
-        if self.state is None:
-            self.state = np.zeros(len(marked), np.uint8)
+        if self._state is None:
+            self._state = np.zeros(len(marked), np.uint8)
         if self.faults is None:
-            self.faults = np.zeros(rows, np.uint8)
+            self.faults = np.zeros(self._rows, np.uint8)
         # The outermost counts: what lies under a null list is filler, and says nothing of the row.
-        self.state[marked & (self.state == Reason.GOOD)] = reason
-        if len(self.state):
-            entries = self.state.reshape(rows, -1)
+        self._state[marked & (self._state == Reason.GOOD)] = reason
+        if len(self._state):
+            entries = self._state.reshape(self._rows, -1)
             np.maximum(self.faults, entries.max(axis=1), out=self.faults)
 
 
@@ -307,17 +236,14 @@ def _gather(values: pa.Array, starts: np.ndarray, length: int, absent: np.ndarra
 
 def _most_common(sizes: np.ndarray) -> int:
     """Return the most common size above 0, the smallest of several; 1 where there is none."""
-    sizes = sizes[sizes > 0]
-    if not len(sizes):
-        return 1
-    found, counts = np.unique(sizes, return_counts=True)
-    return int(found[counts.argmax()])
+    found, counts = np.unique(sizes[sizes > 0], return_counts=True)
+    return int(found[counts.argmax()]) if len(found) else 1
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array of its storage type: a copy only where it has several chunks."""
+    return _storage(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
 
 
 def _storage(array: pa.Array) -> pa.Array:
     return array.storage if isinstance(array, pa.ExtensionArray) else array
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    """Return the array without its dictionary, whose values may be null as well as its indices."""
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import types
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.features.images import is_image_shape
-from batchnorm_tool.features.values import STRING, Conversion, array_dtype
+from batchnorm_tool.features.values import STRING, Conversion, Shape, array_dtype, is_image_shape
 from batchnorm_tool.formats.arrow_columns import is_list
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Input
 
-Shape = tuple[int | None, ...]
+# The fields of what Spark's VectorUDT stores, sparse or dense.
+_SPARK_VECTOR = ["type", "size", "indices", "values"]
+_MISFIT = -1
+_NUMBERS = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal, types.is_null)
+_BYTES = (types.is_binary, types.is_large_binary, types.is_binary_view)
+_TEXTS = (*_BYTES, types.is_string, types.is_large_string, types.is_string_view, types.is_null)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class StoredColumn:
     """A column of an input table, its list levels taken apart.
 
     Attributes:
-        name: Name of the column.
+        name: Its name.
         kind: Its Arrow type, in words for messages.
         lengths: Length of each list level, ``None`` where it may vary from row to row.
         shape: Shape of one row's value; differs from ``lengths`` where metadata tells more.
@@ -49,14 +54,8 @@ class StoredColumn:
 
     @classmethod
     def of(cls, field: pa.Field) -> StoredColumn:
-        """Take apart the type of one column of a schema.
-
-        Example:
-            >>> StoredColumn.of(pa.field("pixels", pa.list_(pa.float32(), 64))).shape
-            (64,)
-        """
-        storage = storage_type(field.type)
-        lengths, leaf = _peel(storage)
+        """Take apart the type of one column of a schema."""
+        lengths, leaf = _peel(_storage_type(field.type))
         declared = _declared_shape(field)
         fits = declared is not None and lengths == (math.prod(declared),)
         shape = declared if declared is not None and fits else lengths
@@ -65,58 +64,27 @@ class StoredColumn:
     @property
     def is_numeric(self) -> bool:
         """Whether the innermost values are numbers, booleans, or nothing but nulls."""
-        leaf = self.leaf
-        known = (
-            pa.types.is_integer,
-            pa.types.is_floating,
-            pa.types.is_boolean,
-            pa.types.is_decimal,
-            pa.types.is_null,
-        )
-        return any(is_kind(leaf) for is_kind in known)
+        return any(is_kind(self.leaf) for is_kind in _NUMBERS)
 
     @property
     def is_text(self) -> bool:
         """Whether the innermost values are strings or bytes, which TensorFlow takes for strings."""
-        leaf = self.leaf
-        known = (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_null,
-        )
-        return _is_bytes(leaf) or any(is_kind(leaf) for is_kind in known)
+        return any(is_kind(self.leaf) for is_kind in _TEXTS)
 
     @property
     def is_bytes(self) -> bool:
         """Whether each row is one string of bytes, such as an encoded image."""
-        return not self.lengths and _is_bytes(self.leaf)
+        return not self.lengths and any(is_kind(self.leaf) for is_kind in _BYTES)
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(is_kind(kind) for is_kind in known)
-
-
-def storage_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type under an extension type, or the type itself."""
+def _storage_type(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
-    """Return the lengths that the column's lists must have to fill ``wanted``.
+def _lengths_to_fill(stored: StoredColumn, wanted: Shape) -> Shape | None:
+    """Return the length that each list level must have to fill ``wanted``; ``None`` for a misfit.
 
-    Args:
-        stored: A column.
-        wanted: Shape of one row of a model input; ``None`` where any length will do.
-
-    Returns:
-        A length for each list level, ``None`` where the rows decide; ``None`` for a misfit.
-
-    Example:
-        >>> flat = StoredColumn.of(pa.field("pixels", pa.list_(pa.float32())))
-        >>> lengths_to_fill(flat, (8, 8, 1))
-        (64,)
+    In both shapes, ``None`` stands where any length will do, or the rows decide.
     """
     # A flat list fills any shape of as many elements, in C order. Nested lists, and flat ones that
     # declare a shape, fill only that shape, axes of length 1 aside: 8 by 8 pixels are no 64
@@ -157,21 +125,14 @@ def describe(stored: StoredColumn) -> str:
 def conversion(stored: StoredColumn) -> str:
     """Return the line that makes lists of vectors kept in another way; "" for no such column."""
     name, leaf = stored.name, stored.leaf
-    if pa.types.is_struct(leaf) and [field.name for field in leaf] == _SPARK_VECTOR:
+    if types.is_struct(leaf) and [field.name for field in leaf] == _SPARK_VECTOR:
         line = f'frame.withColumn("{name}", pyspark.ml.functions.vector_to_array("{name}"))'
         return f" The column `{name}` holds vectors of Spark ML: store them with `{line}`."
-    if stored.is_bytes or pa.types.is_fixed_size_binary(leaf):
+    if stored.is_bytes or types.is_fixed_size_binary(leaf):
         values = f'numpy.frombuffer(b"".join(table["{name}"].to_pylist()), "<f4")'
         line = f"pyarrow.FixedSizeListArray.from_arrays({values}, WIDTH)"
         return f" If the bytes of `{name}` are float32 numbers, store them with `{line}`."
     return ""
-
-
-# The fields of what Spark's VectorUDT stores, sparse or dense.
-_SPARK_VECTOR = ["type", "size", "indices", "values"]
-
-
-_MISFIT = -1
 
 
 def _flat_length(length: int | None, wanted: Shape) -> int | None:
@@ -212,9 +173,9 @@ def _merge(stored: Shape | list[int | None], wanted: Shape | list[int | None]) -
 def _peel(kind: pa.DataType) -> tuple[Shape, pa.DataType]:
     lengths: list[int | None] = []
     while is_list(kind):
-        lengths.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
-        kind = storage_type(kind.value_type)
-    return tuple(lengths), kind.value_type if pa.types.is_dictionary(kind) else kind
+        lengths.append(kind.list_size if types.is_fixed_size_list(kind) else None)
+        kind = _storage_type(kind.value_type)
+    return tuple(lengths), kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _declared_shape(field: pa.Field) -> tuple[int, ...] | None:
@@ -243,21 +204,15 @@ def _shape_in_metadata(text: bytes | None) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class InputBinding:
-    """The columns for one model input.
+    """One list or scalar column, or several scalar ones to stack in order, for one model input.
 
-    Attributes:
-        field: The model input.
-        columns: One list or scalar column, or several scalar ones to stack, in order.
-        fill: What stands for a null, by column.
-        decode: Format of the encoded images, by column.
-        check_nonfinite: Whether a NaN or an infinity makes a bad row.
+    By column, ``fill`` holds what stands for a null, and ``decode`` the format of encoded images.
     """
 
     field: Field
     columns: tuple[str, ...]
     fill: Mapping[str, float | str]
     decode: Mapping[str, str]
-    check_nonfinite: bool = True
 
     def conversion(self, column: str) -> Conversion:
         """Return how the values of one of the columns become the input's."""
@@ -291,7 +246,7 @@ def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
     stored = stored_column(schema, binding.columns)
     if binding.image_kind:
         return ()
-    lengths = lengths_to_fill(stored, binding.field.shape)
+    lengths = _lengths_to_fill(stored, binding.field.shape)
     if lengths is None:
         raise InputError(_width_differs(stored, binding.field))
     return lengths
@@ -302,9 +257,8 @@ def input_bindings(
 ) -> list[InputBinding]:
     """Return what feeds each input, given what `match_features` found."""
     fields = {field.name: field for field in inputs or stored_fields(schema, columns)}
-    check_nonfinite = bool(inputs)
     return [
-        InputBinding(fields[name], tuple(names), spec.fill, spec.decode, check_nonfinite)
+        InputBinding(fields[name], tuple(names), spec.fill, spec.decode)
         for name, names in columns.items()
     ]
 
@@ -312,13 +266,7 @@ def input_bindings(
 def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tuple[Field, ...]:
     """Return stored predictions as fields: true shape, own float type (float64 for integers).
 
-    Returns:
-        One field for each name; a size is ``None`` where lists have no fixed length.
-
-    Example:
-        >>> schema = pa.schema({"embedding": pa.list_(pa.float16(), 32)})
-        >>> stored_fields(schema, {"vector": ("embedding",)})
-        (Field(name='vector', shape=(32,), dtype='float16'),)
+    A size is ``None`` where lists have no fixed length.
     """
     fields = []
     for name, names in columns.items():
@@ -336,7 +284,7 @@ def stored_fields(schema: pa.Schema, columns: Mapping[str, Sequence[str]]) -> tu
 
 
 def _float_name(leaves: Sequence[pa.DataType]) -> str:
-    if not all(pa.types.is_floating(leaf) for leaf in leaves):
+    if not all(types.is_floating(leaf) for leaf in leaves):
         return "float64"
     return str(np.result_type(*(leaf.to_pandas_dtype() for leaf in leaves)))
 

@@ -1,12 +1,23 @@
-"""Stored values turned into a model's dtype, exactly or not at all.
+"""Stored values, encoded images among them, turned into a model's dtype: exactly or not at all.
 
 Rounding to a narrower float is what a model asks for. Everything else that would change a value is
-refused, or (integers that a float cannot hold) warned of.
+refused, or (integers that a float cannot hold) warned of. Pixels come out as they were stored: 0 to
+255, neither scaled nor resized nor turned by an EXIF tag, because those are the model's own
+preprocessing, and a guess at them would shift every prediction without a word. Not promised: the
+low-order bits of `tf.io.decode_jpeg`, whose inverse DCT rounds differently.
 """
 
+from __future__ import annotations
+
+import io
 import math
+import struct
 import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,21 +25,27 @@ import pyarrow as pa
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import JobError, ModelError, warn
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Shape = tuple[int | None, ...]
 STRING = "string"
 
 _LARGEST = sys.float_info.max
 _WHOLE = np.frompyfunc(int, 1, 1)
+# Pillow's modes by number of channels. Deeper ones (16-bit grey, float) do not fit into bytes.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 4, "CMYK": 3, "YCbCr": 3}
+# What Pillow's decoders raise for damaged bytes.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError),
+    *(struct.error, zlib.error),
+)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Values of one column on their way to one model input.
-
-    Attributes:
-        column: Name of the column.
-        field: The model input.
-        fill: What stands for a null; ``None`` where a null makes a bad row.
-    """
+    """Values of one column on their way to one model input; without ``fill``, a null is a fault."""
 
     column: str
     field: Field
@@ -39,28 +56,19 @@ class Conversion:
         if self.fill is None:
             return None
         if isinstance(self.fill, str):
-            fits = self.field.dtype == STRING
+            held = self.field.dtype == STRING
         else:
-            fits = self.field.dtype != STRING and _holds(array_dtype(self.field), self.fill)
-        if not fits:
-            raise JobError(self._wrong_fill())
+            held = self.field.dtype != STRING and _holds(array_dtype(self.field), self.fill)
+        if not held:
+            raise JobError(
+                f"`input.fill.{self.column}` does not fit the model input `{self.field.name}`. "
+                f"Expected a value of type {self.field.dtype}. Received: {self.fill!r}."
+            )
         return self.fill
-
-    def _wrong_fill(self) -> str:
-        return (
-            f"`input.fill.{self.column}` does not fit the model input `{self.field.name}`. "
-            f"Expected a value of type {self.field.dtype}. Received: {self.fill!r}."
-        )
 
 
 def array_dtype(field: Field) -> np.dtype:
-    """Return the NumPy dtype of the array for a model input; ``object`` for strings.
-
-    Example:
-        >>> from batchnorm_tool.chunk import Field, Reason
-        >>> array_dtype(Field("x", (3,), "float32"))
-        dtype('float32')
-    """
+    """Return the NumPy dtype of the array for a model input; ``object`` for strings."""
     if field.dtype == STRING:
         return np.dtype(object)
     if field.dtype == "bfloat16":
@@ -85,17 +93,18 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
+def fits(found: Shape, wanted: Shape) -> bool:
+    """Tell whether a shape is the one wanted, in which ``None`` stands for any size."""
+    return len(found) == len(wanted) and all(
+        want in (None, have) for have, want in zip(found, wanted, strict=True)
+    )
+
+
 def numbers_of(values: pa.Array, *, whole: bool = False) -> np.ndarray:
-    """Return Arrow numbers as a NumPy array, without a copy but for booleans and decimals.
+    """Return Arrow numbers as a read-only array, copied only if they are booleans or decimals.
 
-    Returns:
-        One number for each value, read-only; an arbitrary one in the place of a null. Decimals are
-        rounded once, to float64, unless they are whole by their type or wanted so: then the dtype
-        is ``object``.
-
-    Example:
-        >>> numbers_of(pa.array([2**62 + 1, 5])).tolist()
-        [4611686018427387905, 5]
+    What stands in the place of a null is arbitrary. Decimals are rounded once, to float64, unless
+    they are whole by their type or wanted so: then the dtype is ``object``.
     """
     if pa.types.is_null(values.type):
         return np.zeros(len(values), np.float32)
@@ -127,16 +136,12 @@ def texts_of(values: pa.Array) -> np.ndarray:
 
 
 def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return numbers in the dtype of a model input.
-
-    Args:
-        numbers: ``[n, width]``, any numeric dtype.
-        conversion: For which column and input.
+    """Return numbers ``[n, width]`` in the dtype of a model input, copied only to another dtype.
 
     Returns:
-        The numbers, copied only where the dtype differs, and a `Reason` for each of ``n`` rows
-        (uint8): where an integer dtype cannot hold a number of the row, because it is NaN or
-        infinite, has a fraction, or is too large. It became 0. ``None`` where all are held.
+        The numbers, and a `Reason` for each of ``n`` rows (uint8): where an integer dtype cannot
+        hold a number of the row, because it is NaN or infinite, has a fraction, or is too large. It
+        became 0. ``None`` where all are held.
     """
     dtype = array_dtype(conversion.field)
     if numbers.dtype == dtype:
@@ -222,3 +227,77 @@ def _bounds(dtype: np.dtype) -> tuple[int, int]:
         return 0, 1
     info = np.iinfo(dtype)
     return int(info.min), int(info.max)
+
+
+def is_image_shape(shape: Shape) -> bool:
+    """Tell whether images fill ``(height, width)`` or ``(height, width, 1, 3 or 4)``."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (None, *_MODES))
+
+
+def decode_images(
+    encoded: Sequence[bytes | None], kind: str, shape: Shape
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode images of one size, and mark those that are missing, damaged or of another size.
+
+    Args:
+        encoded: One file's bytes for each row, ``None`` where there is no image.
+        kind: ``"jpeg"`` or ``"png"``; bytes of any other format are not decoded.
+        shape: ``(height, width)`` for grey values or ``(height, width, channels)``; ``None`` stands
+            for the most common size of those given. Colours are converted to that many channels.
+
+    Returns:
+        ``uint8[n, height, width(, channels)]``, 0 in bad rows, and the faults ``uint8[n]``:
+        ``NULL_FEATURE``, ``UNDECODABLE_IMAGE``, or ``RAGGED_FEATURE`` where the size differs.
+    """
+    pillow = _pillow()
+    decoded = [None if data is None else _decode(pillow, data, kind, shape) for data in encoded]
+    size = shape if None not in shape else _common_shape(decoded, shape)
+    images = np.zeros((len(encoded), *(length or 0 for length in size)), np.uint8)
+    faults = np.zeros(len(encoded), np.uint8)
+    for row, image in enumerate(decoded):
+        if image is None:
+            is_null = encoded[row] is None
+            faults[row] = Reason.NULL_FEATURE if is_null else Reason.UNDECODABLE_IMAGE
+        elif image.shape != size:
+            faults[row] = Reason.RAGGED_FEATURE
+        else:
+            images[row] = image
+    return images, faults
+
+
+def _common_shape(decoded: Iterable[np.ndarray | None], shape: Shape) -> Shape:
+    """Return the most common shape, the first of several; 1 for unknown sizes without images."""
+    shapes = [image.shape for image in decoded if image is not None and fits(image.shape, shape)]
+    return Counter(shapes).most_common(1)[0][0] if shapes else tuple(size or 1 for size in shape)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise JobError(
+            "`input.decode` needs Pillow, which is not installed. "
+            "Install it with: pip install 'batchnorm-tool[images]'"
+        ) from error
+    return Image
+
+
+def _decode(pillow: Any, data: bytes, kind: str, shape: Shape) -> np.ndarray | None:
+    """Return the pixels, or zeros of the image's own size where that is not the one wanted."""
+    damaged = (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning)
+    try:
+        with pillow.open(io.BytesIO(data), formats=[kind.upper()]) as image:
+            return _pixels(image, shape)
+    except damaged:
+        return None
+
+
+def _pixels(image: Image.Image, shape: Shape) -> np.ndarray | None:
+    if image.mode not in _CHANNELS:
+        return None
+    channels = (shape[2] or _CHANNELS[image.mode]) if len(shape) == 3 else 1
+    found = (image.height, image.width, channels)[: len(shape)]
+    if not fits(found, shape):
+        # The header tells the size: what nobody wants is not decompressed, however large.
+        return np.broadcast_to(np.uint8(0), found)
+    return np.asarray(image.convert(_MODES[channels])).reshape(found)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.features import to_arrays
+from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.job import Input
 
 GOOD, NULL, RAGGED, NONFINITE, UNFIT = (
@@ -31,7 +31,7 @@ def read(
     """The array and faults for one column called ``x``."""
     table = column if isinstance(column, pa.Table) else pa.table({"x": column})
     columns = {field.name: tuple(table.column_names)}
-    arrays, faults = to_arrays(table, columns, [field], spec(**keys))
+    arrays, faults = FeatureReader(columns, [field], spec(**keys)).read(table)
     array = arrays[field.name]
     assert array.flags.c_contiguous
     assert faults.dtype == np.uint8

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.features import FeatureReader, to_arrays
+from batchnorm_tool.features import FeatureReader
 from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
 INF = math.inf
@@ -78,7 +78,7 @@ def test_all_rows_null_without_a_type() -> None:
 def test_first_bad_input_names_the_reason() -> None:
     table = pa.table({"a": [NAN, 1.0, None, 1.0], "b": [None, None, NAN, 1.0]})
     inputs = [Field("a", (1,), "float32"), Field("b", (1,), "float32")]
-    arrays, faults = to_arrays(table, {"a": ("a",), "b": ("b",)}, inputs, spec())
+    arrays, faults = FeatureReader({"a": ("a",), "b": ("b",)}, inputs, spec()).read(table)
     assert faults.tolist() == [NONFINITE, NULL, NULL, GOOD]
     assert arrays["b"].tolist() == [[0], [0], [0], [1]]
 

@@ -7,13 +7,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.features import (
-    FeatureReader,
-    infer_fields,
-    match_features,
-    stored_fields,
-    to_arrays,
-)
+from batchnorm_tool.features import FeatureReader, infer_fields, match_features, stored_fields
 from tests.features.tables import GOOD, NAN, NONFINITE, NULL, RAGGED, fixed, read, spec, vector
 
 
@@ -25,7 +19,7 @@ def test_lists_without_nulls_are_not_copied(kind: str) -> None:
         array = array.cast(getattr(pa, f"{kind}_" if kind == "list" else kind)(pa.float32()))
     inner = array.values.to_numpy()
     table = pa.table({"x": array}).slice(2, 3)
-    arrays, faults = to_arrays(table, {"x": ("x",)}, [vector(4)], spec())
+    arrays, faults = FeatureReader({"x": ("x",)}, [vector(4)], spec()).read(table)
     assert np.shares_memory(arrays["x"], inner)
     assert arrays["x"].tolist() == np.arange(8, 20).reshape(3, 4).tolist()
     assert not faults.any()
@@ -73,7 +67,7 @@ def test_tensor_extension_type_is_read_with_its_shape() -> None:
 def test_scalar_columns_are_stacked_in_the_order_given() -> None:
     table = pa.table({"a": [1, 2], "b": [0.5, None], "c": [True, False], "d": [7, 8]})
     columns = {"x": ("d", "b", "c", "a")}
-    arrays, faults = to_arrays(table, columns, [vector(4)], spec())
+    arrays, faults = FeatureReader(columns, [vector(4)], spec()).read(table)
     assert arrays["x"].dtype == np.float32
     assert arrays["x"].tolist() == [[7, 0.5, 1, 1], [0, 0, 0, 0]]
     assert faults.tolist() == [GOOD, NULL]
@@ -129,7 +123,7 @@ def test_sizes_inferred_from_a_sample_hold_for_later_rows() -> None:
     sample = pa.table({"x": [[1.0, 2.0], [3.0, 4.0], [5.0]]})
     fields = infer_fields(sample, columns, inputs, spec())
     assert fields == (vector(2),)
-    _, faults = to_arrays(sample.slice(2), columns, fields, spec())
+    _, faults = FeatureReader(columns, fields, spec()).read(sample.slice(2))
     assert faults.tolist() == [RAGGED]
 
 
@@ -152,7 +146,7 @@ def test_stored_predictions_take_their_declared_shape() -> None:
     schema = pa.schema([pa.field("x", kind, metadata={"shape": "[3, 2]"})])
     table = pa.table({"x": pa.array([[1, 2, 3, 4, 5, 6]], kind)}, schema=schema)
     columns = match_features(schema, (), spec())
-    arrays, _ = to_arrays(table, columns, (), spec())
+    arrays, _ = FeatureReader(columns, (), spec()).read(table)
     assert arrays["vector"].tolist() == [[[1, 2], [3, 4], [5, 6]]]
     assert arrays["vector"].dtype == np.float32
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchnorm_tool.chunk import Field, Reason
-from batchnorm_tool.features import to_arrays
-from batchnorm_tool.features.images import decode_images
+from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.features.values import decode_images
 from batchnorm_tool.job import Input
 
 NULL, RAGGED, UNDECODABLE = (Reason.NULL_FEATURE, Reason.RAGGED_FEATURE, Reason.UNDECODABLE_IMAGE)
@@ -143,7 +143,7 @@ def test_column_of_images_feeds_an_input(kind: pa.DataType, dtype: str) -> None:
     table = pa.table({"png": column}).slice(1)
     field = Field("image", (4, 6, 3), dtype)
     spec = Input(path="x", decode={"png": "png"})
-    arrays, faults = to_arrays(table, {"image": ("png",)}, [field], spec)
+    arrays, faults = FeatureReader({"image": ("png",)}, [field], spec).read(table)
     assert faults.tolist() == [0, NULL, UNDECODABLE, RAGGED]
     assert str(arrays["image"].dtype) == dtype
     expected = np.zeros((4, 4, 6, 3))
@@ -158,5 +158,5 @@ def test_pixels_that_an_input_cannot_hold_make_a_bad_row() -> None:
     bright = np.full((4, 6, 3), 255, np.uint8)
     table = pa.table({"png": [encoded(bright)]})
     spec = Input(path="x", decode={"png": "png"})
-    _, faults = to_arrays(table, {"i": ("png",)}, [Field("i", (4, 6, 3), "int8")], spec)
+    _, faults = FeatureReader({"i": ("png",)}, [Field("i", (4, 6, 3), "int8")], spec).read(table)
     assert faults.tolist() == [Reason.UNFIT_FEATURE]

@@ -9,7 +9,7 @@ import pytest
 
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import JobError, WorkFailed
-from batchnorm_tool.features import FeatureReader, load_transform, to_arrays
+from batchnorm_tool.features import FeatureReader, load_transform
 from batchnorm_tool.job import Input
 
 TABLE = pa.table({"a": [1.0, 2.0, 3.0], "b": [4, 5, 6], "c": ["x", "y", "z"]})
@@ -48,7 +48,7 @@ def applied(given: object) -> tuple[dict[str, np.ndarray], np.ndarray]:
 def test_function_makes_the_models_inputs(module: str) -> None:
     spec = Input(path="x", transform=f"{module}:prepare")
     columns = {"x": ("a", "b", "c"), "t": ("a", "b", "c")}
-    arrays, faults = to_arrays(TABLE, columns, INPUTS, spec)
+    arrays, faults = FeatureReader(columns, INPUTS, spec).read(TABLE)
     assert arrays["x"].dtype == np.float32
     assert arrays["x"].tolist() == [[1, 2], [2, 2.5], [3, 3]]
     assert arrays["t"].tolist() == ["x", "y", "z"]

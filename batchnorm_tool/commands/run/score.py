@@ -168,7 +168,8 @@ def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
         table.schema, model.inputs, spec, lambda _: table
     )
     inputs = batchnorm_tool_features.infer_fields(table, columns, model.inputs, spec)
-    arrays, faults = batchnorm_tool_features.to_arrays(table, columns, inputs, spec)
+    reader = batchnorm_tool_features.FeatureReader(columns, inputs, spec)
+    arrays, faults = reader.read(table)
     numbers = pa.array(np.arange(table.num_rows))
     keys = [numbers if spec.key is None else table[name] for name in carried.names]
     chunk = Chunk(0, pa.table(keys, schema=carried), arrays, faults)

@@ -15,7 +15,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes.detect import detect_changes
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
-from batchnorm_tool.features import FeatureReader, to_arrays
+from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import feature_hashes, passthrough_hashes
 from batchnorm_tool.inputs.table import open_table
@@ -65,7 +65,7 @@ class Nights:
     def publish(self, table: pa.Table, statuses: Mapping[object, str] | None = None) -> None:
         """Make a live version of ``table``; statuses by the first key."""
         spec = Input(path="x", **self.spec)
-        arrays, faults = to_arrays(table, self.features, self.inputs, spec)
+        arrays, faults = FeatureReader(self.features, self.inputs, spec).read(table)
         labels = [(statuses or {}).get(key, "good") for key in table[self.keys[0]].to_pylist()]
         kept = [name for name in self.passthrough if name not in self.keys]
         hashes = {
