@@ -52,8 +52,7 @@ __all__ = [
 STATE_SUFFIX = ".state"
 """What lies beside a store is in a directory of its name and this."""
 
-STAGED_OUTPUT = f"{STATE_SUFFIX}/night/scored"
-"""Where a refresh stages its vectors, behind the path of its store."""
+_STAGED_OUTPUT = f"{STATE_SUFFIX}/night/scored"
 
 
 class Job(Section):
@@ -126,9 +125,6 @@ class Job(Section):
             data: The sections, as in a job file.
             base: The directory that relative paths start from.
 
-        Returns:
-            The job, checked.
-
         Raises:
             JobError: The values do not make a job; all that is wrong with them is named at once.
         """
@@ -137,28 +133,21 @@ class Job(Section):
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every key with its value, defaults included, ready for JSON.
-
-        Returns:
-            Plain values, from which `from_dict` makes an equal job.
-        """
+        """Return every key with its value, from which `from_dict` makes an equal job."""
         return self.model_dump()
 
     def to_yaml(self, *, defaults: bool = False) -> str:
-        """Return the text of a job file that loads back to an equal job.
+        """Return the YAML of a job file that loads back to an equal job; its paths are absolute.
 
         Args:
             defaults: Write the keys that have their default values, too.
-
-        Returns:
-            YAML with absolute paths.
         """
         values = self.model_dump(exclude_defaults=not defaults)
         return yaml.safe_dump(escape_variables(values), sort_keys=False, allow_unicode=True)
 
     def masked(self) -> dict[str, object]:
         """Return `to_dict` with whatever looks like a secret in a URI replaced by ``***``."""
-        return {key: mask_values(value) for key, value in self.to_dict().items()}
+        return mask_values(self.to_dict())
 
     @classmethod
     def _checked(
@@ -185,50 +174,36 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
-        """Refuse an output that would be read as input, or that would replace it."""
-        places, output = self.input.paths, self.output.path
+        """Refuse places that would be read as input, that replace what is read, or that overlap."""
+        given = (*self.input.paths, self.input.keys, self.model.path if self.model else None)
+        read = [path for path in given if path is not None]
         written = self._written()
-        for key, place in itertools.product(written, places):
-            if is_within(written[key], place):
-                text = (
-                    f"is inside the input, {place}, and would be read as input. Choose another "
-                    "path."
-                )
-                raise wrong(text, key)
-        others = (self.input.keys, self.model.path if self.model else None)
-        for kept in (*places, *others):
-            if kept is not None and is_within(kept, output):
-                text = f"contains {kept}, which a new result would replace. Choose another path."
-                raise wrong(text, "output.path")
-        self._check_apart(written, [kept for kept in (*places, *others) if kept is not None])
-        return self
-
-    def _written(self) -> dict[str, str]:
-        """Return every place that is written to, by its key."""
-        if self.store is None:
-            return {"output.path": self.output.path}
-        store = self.store.path.rstrip("/")
-        is_named = self.output.path != store + STAGED_OUTPUT
-        written = {"output.path": self.output.path} if is_named else {}
-        paths = [getattr(target, "path", None) for target in self.publish]
-        targets = {f"publish.{at}.path": path for at, path in enumerate(paths) if path}
-        return {**written, "store.path": store, **targets}
-
-    def _check_apart(self, written: Mapping[str, str], kept: Sequence[str]) -> None:
-        """Refuse places of a refresh that would overwrite one another, or what is read."""
-        if self.store is None:
-            return
-        store = written["store.path"]
-        for path, place in itertools.product(kept, (store, store + STATE_SUFFIX)):
+        for (key, places), path in itertools.product(written.items(), self.input.paths):
+            if is_within(places[0], path):
+                text = f"is inside the input, {path}, and would be read as input."
+                raise wrong(f"{text} Choose another path.", key)
+        for path in (path for path in read if is_within(path, self.output.path)):
+            text = f"contains {path}, which a new result would replace. Choose another path."
+            raise wrong(text, "output.path")
+        for path, place in itertools.product(read, written.get("store.path", ())):
             if is_within(path, place):
                 text = f"contains {path}, which the job reads. Choose another path."
                 raise wrong(text, "store.path")
-        places = {key: [path] for key, path in written.items()}
-        places["store.path"] = [store, store + STATE_SUFFIX]
-        for (key, ones), (other, twos) in itertools.combinations(places.items(), 2):
+        for (key, ones), (other, twos) in itertools.combinations(written.items(), 2):
             pairs = itertools.product(ones, twos)
             if any(is_within(one, two) or is_within(two, one) for one, two in pairs):
                 raise wrong(f"is the same path as `{key}`. Choose another path.", other)
+        return self
+
+    def _written(self) -> dict[str, list[str]]:
+        """Return every place that is written to, by its key."""
+        written = {} if is_staged(self) else {"output.path": [self.output.path]}
+        if self.store is not None:
+            store = self.store.path.rstrip("/")
+            written["store.path"] = [store, store + STATE_SUFFIX]
+            paths = [getattr(target, "path", None) for target in self.publish]
+            written |= {f"publish.{at}.path": [path] for at, path in enumerate(paths) if path}
+        return written
 
 
 def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:
@@ -236,16 +211,21 @@ def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:
     store, output = data.get("store"), data["output"]
     path = store.get("path") if isinstance(store, Mapping) else None
     if isinstance(path, str) and isinstance(output, Mapping) and "path" not in output:
-        return {**data, "output": {**output, "path": path.rstrip("/") + STAGED_OUTPUT}}
+        return {**data, "output": {**output, "path": _staged_output(path)}}
     return data
 
 
-def job_schema() -> dict[str, object]:
-    """Return the JSON Schema of a job file, for editors that complete and check YAML.
+def is_staged(job: Job) -> bool:
+    """Tell whether a job names no output, so that a refresh stages its vectors beside the store."""
+    return job.store is not None and job.output.path == _staged_output(job.store.path)
 
-    Returns:
-        A schema of draft 2020-12.
-    """
+
+def _staged_output(store: str) -> str:
+    return store.rstrip("/") + _STAGED_OUTPUT
+
+
+def job_schema() -> dict[str, object]:
+    """Return the JSON Schema (draft 2020-12) of a job file, by which editors check YAML."""
     schema = Job.model_json_schema(schema_generator=JobSchema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -62,14 +62,7 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Read a job file: TOML where it is named ``.toml``, otherwise YAML (and so JSON, too).
-
-    Args:
-        path: A regular file of at most 1 MiB, in UTF-8.
-
-    Returns:
-        Its sections, with nothing expanded or checked.
-    """
+    """Read the sections of a job file: TOML where it is named ``.toml``, otherwise YAML or JSON."""
     name = os.fspath(path)
     text = _text_of(name)
     parse = _parse_toml if name.lower().endswith(".toml") else _parse_yaml
@@ -84,14 +77,7 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def set_values(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
-    """Set single values as though they stood in the job file.
-
-    Args:
-        data: What the job file holds; it is left as it is.
-        overrides: ``key.in.section=value`` each, the value in YAML; nothing after ``=`` is null.
-
-    Returns:
-        A copy with the values set, the last one winning.
+    """Set single values, ``key.in.section=value`` each, as though they stood in the job file.
 
     Example:
         >>> set_values({"normalize": {"norm": "l2"}}, ["normalize.norm=l1", "engine.workers=4"])
@@ -126,48 +112,41 @@ def expand_environment(
     """
     complaints: dict[str, str] = {}
 
-    def expand(value: Any, keys: tuple[str, ...]) -> Any:
-        if isinstance(value, dict):
-            return {key: expand(item, (*keys, str(key))) for key, item in value.items()}
-        if isinstance(value, list):
-            return [expand(item, keys) for item in value]
-        if not isinstance(value, str):
-            return value
+    def expand(text: str, keys: tuple[str, ...]) -> str | None:
         try:
-            return _expanded(value, environment)
+            return _expanded(text, environment)
         except JobError as error:
             complaints[".".join(keys)] = error.message
-            return value
+            return text
 
-    return expand(dict(data), ()), complaints
+    return map_texts(dict(data), expand), complaints
 
 
 def escape_variables(value: Any) -> Any:
-    """Return the opposite of expanding: texts in which ``${`` would be read back as it is.
+    """Return the opposite of expanding: texts in which ``${`` would be read back as it is."""
+    return map_texts(value, lambda text, _: text.replace("${", "$${"))
 
-    Example:
-        >>> escape_variables({"column": "a${b}"})
-        {'column': 'a$${b}'}
-    """
+
+def map_texts(
+    value: Any, change: Callable[[str, tuple[str, ...]], object], keys: tuple[str, ...] = ()
+) -> Any:
+    """Return plain values, nested or not, with each text changed; ``change`` gets its keys too."""
     if isinstance(value, dict):
-        return {key: escape_variables(item) for key, item in value.items()}
+        return {key: map_texts(item, change, (*keys, str(key))) for key, item in value.items()}
     if isinstance(value, list):
-        return [escape_variables(item) for item in value]
-    return value.replace("${", "$${") if isinstance(value, str) else value
+        return [map_texts(item, change, keys) for item in value]
+    return change(value, keys) if isinstance(value, str) else value
 
 
 def _expanded(text: str, environment: Mapping[str, str]) -> str | None:
-    def replace(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[0][1:]
-        return _value_of(match, environment)
-
-    result = _VARIABLE.sub(replace, text)
+    result = _VARIABLE.sub(lambda match: _value_of(match, environment), text)
     whole = _VARIABLE.fullmatch(text)
     return None if whole and not whole[1] and not result else result
 
 
 def _value_of(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    if match[1]:
+        return match[0][1:]
     inside = _VARIABLE_INSIDE.fullmatch(match[2])
     if not match[3] or inside is None:
         # The text itself is not shown: half an expansion may hold half a secret.

@@ -11,9 +11,21 @@ from pydantic_core import ErrorDetails
 
 from batchnorm_tool.display import did_you_mean, mask_secrets
 from batchnorm_tool.errors import JobError, Lines
+from batchnorm_tool.job.loader import map_texts
 
 _LONGEST_SHOWN = 80
 CUSTOM = "job"
+_KINDS: dict[type, str] = {
+    type(None): "nothing",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    dt.date: "a date or time",
+    dt.time: "a date or time",
+}
 
 
 @dataclass(frozen=True)
@@ -91,25 +103,12 @@ def format_value(value: object) -> str:
 
 def mask_values(value: Any) -> Any:
     """Return plain values, nested or not, with secrets in URIs replaced by ``***``."""
-    if isinstance(value, str):
-        return mask_secrets(value)
-    if isinstance(value, dict):
-        return {key: mask_values(item) for key, item in value.items()}
-    return [mask_values(item) for item in value] if isinstance(value, list) else value
+    return map_texts(value, lambda text, _: mask_secrets(text))
 
 
 def _kind(value: object) -> str:
-    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (type(None), "nothing"),
-        (bool, "a boolean"),
-        (int, "an integer"),
-        (float, "a number"),
-        (str, "text"),
-        (list, "a list"),
-        (dict, "a mapping"),
-        ((dt.date, dt.time), "a date or time"),
-    )
-    return next((text for kind, text in kinds if isinstance(value, kind)), type(value).__name__)
+    found = (text for kind, text in _KINDS.items() if isinstance(value, kind))
+    return next(found, type(value).__name__)
 
 
 def _complaint(place: _Place, details: ErrorDetails, model: type[BaseModel], data: object) -> str:
@@ -130,22 +129,17 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...], data: object) -> 
     """Follow pydantic's location as long as it names keys, and stop at its tags for types."""
     place = _Place((), None, model, model)
     for step in loc:
-        inner = _alone(place.annotation)
-        section = _section_in(inner)
+        inner, field, section = _alone(place.annotation), place.field, _section_in(place.annotation)
         if section is not None:
             if hasattr(section, "class_for"):
                 section = section.class_for(_value_at(data, place.keys, None))
             field = section.model_fields.get(str(step))
             annotation = field.annotation if field else None
-            place = _Place((*place.keys, str(step)), field, annotation, section)
-        elif get_origin(inner) is dict:
-            annotation = get_args(inner)[1]
-            place = _Place((*place.keys, str(step)), place.field, annotation, place.section)
-        elif get_origin(inner) is list and _section_in(_alone(get_args(inner)[0])) is not None:
-            annotation = get_args(inner)[0]
-            place = _Place((*place.keys, str(step)), place.field, annotation, place.section)
+        elif get_origin(inner) is dict or _is_list_of_sections(inner):
+            annotation = get_args(inner)[-1]
         else:
             break
+        place = _Place((*place.keys, str(step)), field, annotation, section or place.section)
     return place
 
 
@@ -160,8 +154,12 @@ def _alone(annotation: Any) -> Any:
 
 
 def _section_in(annotation: object) -> type[BaseModel] | None:
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_section else None  # type: ignore[return-value]
+    alone = _alone(annotation)
+    return alone if isinstance(alone, type) and issubclass(alone, BaseModel) else None
+
+
+def _is_list_of_sections(annotation: object) -> bool:
+    return get_origin(annotation) is list and _section_in(get_args(annotation)[0]) is not None
 
 
 def _nearest_key(place: _Place, model: type[BaseModel]) -> str:
@@ -178,16 +176,17 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the keys of a section and of the sections in it, such as ``output.columns.norm``."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        section = _section_in(_alone(field.annotation))
+        section = _section_in(field.annotation)
         if section is not None:
             yield from dotted_keys(section, f"{prefix}{name}.")
 
 
 def _expected(place: _Place) -> str:
-    section = _section_in(_alone(place.annotation))
+    section = _section_in(place.annotation)
     if section is not None:
         return f"a section with the keys {_join_names(list(section.model_fields))}"
-    for note in _notes(place):
+    # The outermost is the narrowest: a column name is a name.
+    for note in reversed(_notes(place)):
         if isinstance(note, Expects):
             return note.text
     choices = [str(each) for each in _choices(place.annotation)]

@@ -9,6 +9,7 @@ from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.sections import Section, TaggedSection
 from batchnorm_tool.job.types import (
     Count,
+    CountOrNone,
     Fraction,
     LocalOrUri,
     Name,
@@ -27,12 +28,8 @@ MIN_ROWS = 200
 class Keep(Section):
     """Which versions stay: both limits hold, and the live version always stays."""
 
-    count: Annotated[Count | None, Expects("a positive integer, or null")] = Field(
-        default=14, description="Most versions to keep; null: no limit."
-    )
-    days: Annotated[Count | None, Expects("a positive integer, or null")] = Field(
-        default=30, description="Greatest age in days; null: no limit."
-    )
+    count: CountOrNone = Field(default=14, description="Most versions to keep; null: no limit.")
+    days: CountOrNone = Field(default=30, description="Greatest age in days; null: no limit.")
 
 
 class StoreColumns(Section):

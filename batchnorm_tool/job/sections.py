@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -19,16 +17,16 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.messages import Expects, complaints_of, refusal
 from batchnorm_tool.job.types import (
     Axis,
     AxisValue,
     ClassName,
+    ColumnName,
     Count,
     CountOrAuto,
     EngineName,
-    Exponent,
+    ExponentOfNorm,
     Finite,
     Flag,
     FormatName,
@@ -42,10 +40,9 @@ from batchnorm_tool.job.types import (
     Names,
     NormName,
     TrustedHash,
-    available_engine,
-    fits_norm,
+    check_distinct,
+    norm_errors,
     or_variable,
-    repeated,
     wrong,
 )
 from batchnorm_tool.norms.norm import Norm
@@ -60,10 +57,7 @@ class Section(BaseModel):
     )
 
     def __init__(self, /, **data: Any) -> None:
-        """Check the keys and values given.
-
-        Args:
-            data: The keys of this section; relative paths start from the current directory.
+        """Check the keys and values given; relative paths start from the current directory.
 
         Raises:
             JobError: Keys are unknown or missing, or values do not fit; it names all of them.
@@ -120,8 +114,7 @@ class TaggedSection(Section):
 
     @classmethod
     def _class_of(cls, name: str) -> type[Self]:
-        section: type[Self] = load(cls.registry, name).section
-        return section
+        return load(cls.registry, name).section
 
     @model_validator(mode="wrap")
     @classmethod
@@ -193,30 +186,21 @@ class Input(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.format not in (None, "npy"):
-            self._refuse_keys_for_npy()
-        self._refuse_features_twice()
-        twice = repeated([*_as_list(self.key), *self.passthrough])
-        if twice is not None:
-            text = f"lists the column `{twice}` twice (keys included). List each column once."
-            raise wrong(text, "passthrough" if twice in self.passthrough else "key")
-        return self
-
-    def _refuse_features_twice(self) -> None:
+        self._refuse_keys_for_npy()
         given = self.features
         for names in given.values() if isinstance(given, dict) else [given]:
-            twice = repeated(_as_list(names))
-            if twice is not None:
-                text = f"lists the column `{twice}` twice for one input. List each column once."
-                raise wrong(text, "features")
+            check_distinct(_as_list(names), "column", "features", " for one input")
+        keys = _as_list(self.key)
+        check_distinct(keys, "column", "key")
+        check_distinct([*keys, *self.passthrough], "column", "passthrough", " (keys included)")
+        return self
 
     def _refuse_keys_for_npy(self) -> None:
-        given = {
-            "keys": self.keys is not None,
-            "path": isinstance(self.path, dict),
-            "dtype": self.dtype is not None,
-        }
-        for key in (key for key, is_given in given.items() if is_given):
+        if self.format in (None, "npy"):
+            return
+        columns = self.path if isinstance(self.path, dict) else None
+        given = {"keys": self.keys, "path": columns, "dtype": self.dtype}
+        for key in (key for key, value in given.items() if value is not None):
             what = "holds several NPY files" if key == "path" else "is for NPY input"
             hint = " Did you mean `key`, which names a column?" if key == "keys" else ""
             text = f"{what}, but `input.format` is `{self.format}`. Change one of them.{hint}"
@@ -267,11 +251,8 @@ class Model(Section):
 
     @field_validator("outputs")
     @classmethod
-    def _check_repeated(cls, outputs: list[str] | None) -> list[str] | None:
-        twice = repeated(outputs or [])
-        if twice is not None:
-            text = f"lists `{twice}` twice. List each output once."
-            raise wrong(text)
+    def _check_distinct(cls, outputs: list[str] | None) -> list[str] | None:
+        check_distinct(outputs or [], "output")
         return outputs
 
 
@@ -288,9 +269,7 @@ class OutputNorm(Section):
     """How one model output is normalized where several differ; what is left out is as common."""
 
     norm: NormName | None = Field(default=None, description="Norm; default: the common norm.")
-    p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
-        Field(default=None, description="The p of `norm: lp`.")
-    )
+    p: ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
     axis: AxisValue | None = Field(default=None, description="Axis; default: the common axis.")
 
 
@@ -298,9 +277,7 @@ class Normalize(Section):
     """What becomes of each prediction: the ``normalize`` section."""
 
     norm: NormName = Field(default="l2", description=_norms_in_words())
-    p: Annotated[Exponent | None, AfterValidator(fits_norm), Expects("a number of at least 1")] = (
-        Field(default=None, description="The p of `norm: lp`.")
-    )
+    p: ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
     outputs: Annotated[dict[Name, OutputNorm], Expects("{output: {norm: …, p: …, axis: …}}")] = (
         Field(default_factory=dict, description="Settings per output, where they differ.")
     )
@@ -339,20 +316,16 @@ class Normalize(Section):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         for name in self.outputs:
-            try:
+            with norm_errors(f"outputs.{name}.p"):
                 self.for_output(name)
-            except JobError as error:
-                raise wrong(f"does not fit: {error.message}", f"outputs.{name}.p") from error
         return self
 
 
 class OutputColumns(Section):
     """The names of the two columns that every run adds."""
 
-    vector: Annotated[Name, Expects("a column name")] = Field(
-        default="vector", description="Column of the vectors."
-    )
-    norm: Annotated[Name, Expects("a column name")] = Field(
+    vector: ColumnName = Field(default="vector", description="Column of the vectors.")
+    norm: ColumnName = Field(
         default="norm", description="Column of the norms before normalization."
     )
 
@@ -360,8 +333,7 @@ class OutputColumns(Section):
     @classmethod
     def _check_different(cls, norm: str, info: ValidationInfo) -> str:
         if norm == info.data.get("vector"):
-            text = f"is `{norm}`, the name of the vector column. Use another name."
-            raise wrong(text)
+            raise wrong(f"is `{norm}`, the name of the vector column. Use another name.")
         return norm
 
 
@@ -390,8 +362,7 @@ class Output(Section):
     def _check_format(cls, wanted: bool, info: ValidationInfo) -> bool:  # noqa: FBT001
         chosen = info.data.get("format", "parquet")
         if wanted and chosen != "parquet":
-            text = f"is for Parquet, but `output.format` is `{chosen}`. Remove it."
-            raise wrong(text)
+            raise wrong(f"is for Parquet, but `output.format` is `{chosen}`. Remove it.")
         return wanted
 
 
@@ -410,9 +381,7 @@ class Engine(TaggedSection):
     tag = "kind"
     registry = ENGINES
 
-    kind: Annotated[EngineName, BeforeValidator(available_engine)] = Field(
-        default="local", description="What distributes parts to workers."
-    )
+    kind: EngineName = Field(default="local", description="What distributes parts to workers.")
     devices: Annotated[
         Literal["auto", "cpu", "gpu"]
         | Annotated[list[GpuNumber | Literal["cpu"]], Field(min_length=1)],
@@ -436,12 +405,7 @@ class Engine(TaggedSection):
 
     @property
     def device(self) -> Literal["auto", "cpu", "gpu"]:
-        """The kind of the devices: bits depend on it, and not on how many there are.
-
-        Example:
-            >>> Engine(devices=[0, 1]).device, Engine(devices=["cpu", "cpu"]).device
-            ('gpu', 'cpu')
-        """
+        """The kind of the devices: bits depend on it, and not on how many there are."""
         if isinstance(self.devices, str):
             return self.devices
         return "cpu" if "cpu" in self.devices else "gpu"
@@ -458,15 +422,13 @@ class Engine(TaggedSection):
     def _check_alike(cls, devices: str | list[int | str]) -> str | list[int | str]:
         numbers = [] if isinstance(devices, str) else [each for each in devices if each != "cpu"]
         if numbers and len(numbers) < len(devices):
-            text = (
+            raise wrong(
                 "mixes the CPU with GPUs, whose low-order bits differ. Expected only GPU numbers, "
                 f"or only `cpu`. Received: {devices}."
             )
-            raise wrong(text)
         if len(set(numbers)) < len(numbers):
-            text = (
+            raise wrong(
                 "lists a GPU twice, but each GPU is used by one process. List each once. "
                 f"Received: {devices}."
             )
-            raise wrong(text)
         return devices

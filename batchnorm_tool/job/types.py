@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from pydantic import (
     ValidationInfo,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError
 
 from batchnorm_tool.display import mask_secrets
 from batchnorm_tool.errors import JobError
@@ -28,6 +29,7 @@ from batchnorm_tool.registry import ENGINES, FORMATS, TARGETS
 _SHA256 = r"^[0-9a-f]{64}$"
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_NAMES_OF_NORMS = ", ".join(f"`{name}`" for name in NORM_NAMES)
 
 
 def wrong(text: str, key: str = "") -> PydanticCustomError:
@@ -40,14 +42,10 @@ def wrong(text: str, key: str = "") -> PydanticCustomError:
     return PydanticCustomError(CUSTOM, "{text}", {"text": text, "key": key})
 
 
-def repeated(names: Sequence[str]) -> str | None:
-    """Return the first name that occurs twice, if one does.
-
-    Example:
-        >>> repeated(["id", "label", "id"])
-        'id'
-    """
-    return next((name for at, name in enumerate(names) if name in names[:at]), None)
+def check_distinct(names: Sequence[str], noun: str, key: str = "", where: str = "") -> None:
+    """Refuse the names of columns or outputs of which one occurs twice."""
+    for name in (name for at, name in enumerate(names) if name in names[:at]):
+        raise wrong(f"lists the {noun} `{name}` twice{where}. List each {noun} once.", key)
 
 
 def _as_number(value: Any) -> Any:
@@ -84,17 +82,28 @@ def _located(path: str, info: ValidationInfo) -> str:
     """Make a path absolute from the job file's directory, or from the current one in Python."""
     if "\0" in path:
         raise wrong("contains a NUL character")
-    if is_uri(path) and holds_secrets(path):
+    if not is_uri(path):
+        base = str((info.context or {}).get("base", "."))
+        return os.path.abspath(os.path.join(base, os.path.expanduser(path)))  # noqa: PTH100, PTH111, PTH118
+    if mask_secrets(path) != path:
         raise wrong(
             "contains credentials, which would end up in logs and manifests. "
             f"Received: {mask_secrets(path)!r}. Put them in the environment or a profile of the "
             "cloud client, and remove them from the URI."
         )
-    base = (info.context or {}).get("base", ".")
-    return absolute(path, str(base))
+    return path
 
 
-def known_norm(value: Any) -> Any:
+@contextmanager
+def norm_errors(key: str = "") -> Iterator[None]:
+    """Say of a norm and its `p` that cannot be, at ``key`` below the checked one, what is wrong."""
+    try:
+        yield
+    except JobError as error:
+        raise wrong(f"does not fit: {error.message}", key) from error
+
+
+def _known_norm(value: Any) -> Any:
     """Check the name of a norm; what `p` it takes is checked with `p`."""
     if value is False:
         raise wrong(
@@ -106,58 +115,32 @@ def known_norm(value: Any) -> Any:
             "is empty. Write `norm: none` to keep the vectors' lengths, or remove the key for `l2`."
         )
     if not isinstance(value, str):
-        raise wrong(f"must be one of {_NAMES_OF_NORMS}. Received: {value!r}.{_numbered(value)}")
-    _parsed(value, 1.0 if value.strip().lower() == "lp" else None)
+        hint = f" Did you mean `l{value}`?" if value in (1, 2) and value is not True else ""
+        raise wrong(f"must be one of {_NAMES_OF_NORMS}. Received: {value!r}.{hint}")
+    with norm_errors():
+        Norm.parse(value, 1.0 if value.strip().lower() == "lp" else None)
     return value
 
 
-_NAMES_OF_NORMS = ", ".join(f"`{name}`" for name in NORM_NAMES)
-
-
-def _numbered(value: object) -> str:
-    return f" Did you mean `l{value}`?" if value in (1, 2) and value is not True else ""
-
-
-def _parsed(norm: str, p: float | None) -> None:
-    try:
-        Norm.parse(norm, p)
-    except JobError as error:
-        raise wrong(f"does not fit: {error.message}") from error
-
-
-def fits_norm(p: float | None, info: ValidationInfo) -> float | None:
+def _fits_norm(p: float | None, info: ValidationInfo) -> float | None:
     """Check `p` together with the norm before it, where both are in one section."""
     norm = info.data.get("norm")
     if norm is not None:
-        _parsed(norm, p)
+        with norm_errors():
+            Norm.parse(norm, p)
     return p
 
 
-def available_engine(value: Any) -> Any:
-    """Check that this version has the engine."""
-    if value in ("ray", "spark") and value not in ENGINES:
-        raise wrong(f"is `{value}`, which this version does not support. Use `local`.")
-    return value
+_FROM_TEXT = ("int", "float", "bool", "literal")
 
 
 class JobSchema(GenerateJsonSchema):
     """JSON Schema in which any value may also be an environment variable, as in a job file."""
 
-    def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
-        """Return an integer, or a variable."""
-        return or_variable(super().int_schema(schema))
-
-    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
-        """Return a number, or a variable."""
-        return or_variable(super().float_schema(schema))
-
-    def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
-        """Return a truth value, or a variable."""
-        return or_variable(super().bool_schema(schema))
-
-    def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
-        """Return one of several words, or a variable."""
-        return or_variable(super().literal_schema(schema))
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        """Return the schema of a value, or of a variable that stands for it."""
+        found = super().generate_inner(schema)
+        return or_variable(found) if schema["type"] in _FROM_TEXT else found
 
 
 def or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
@@ -166,123 +149,39 @@ def or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:
 
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-
-
 Name = Annotated[Text, Expects("a name")]
-
-
 Names = Annotated[list[Name], Field(min_length=1)]
-
-
+ColumnName = Annotated[Name, Expects("a column name")]
 LocalOrUri = Annotated[Text, BeforeValidator(_as_text), AfterValidator(_located), Expects("a path")]
-
-
 LocalOrUris = Annotated[list[LocalOrUri], Field(min_length=1)]
 
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_as_number)]
 Fraction = Annotated[
     float, Field(ge=0, le=1), BeforeValidator(_as_number), Expects("a fraction from 0 to 1")
 ]
-
-
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_as_number)]
-
-
-Exponent = Annotated[
-    float, Field(ge=1), BeforeValidator(_as_number), PlainSerializer(_without_infinity)
-]
-
-
 Count = Annotated[
     int, Field(gt=0), BeforeValidator(_as_whole_number), Expects("a positive integer")
 ]
-
-
-GpuNumber = Annotated[int, Field(ge=0), BeforeValidator(_as_whole_number)]
-
-
 CountOrAuto = Annotated[Count | Literal["auto"], Expects("a positive integer, or `auto`")]
-
-
+CountOrNone = Annotated[Count | None, Expects("a positive integer, or null")]
+GpuNumber = Annotated[int, Field(ge=0), BeforeValidator(_as_whole_number)]
 Flag = Annotated[bool, BeforeValidator(_as_flag), Expects("true or false")]
 
-
+NormName = Annotated[str, BeforeValidator(_known_norm)]
+Exponent = Annotated[
+    float, Field(ge=1), BeforeValidator(_as_number), PlainSerializer(_without_infinity)
+]
+ExponentOfNorm = Annotated[
+    Exponent | None, AfterValidator(_fits_norm), Expects("a number of at least 1")
+]
 Axis = Literal[-1, "all"]
-
-
 AxisValue = Annotated[Axis, BeforeValidator(_as_whole_number)]
 
-
-NormName = Annotated[str, BeforeValidator(known_norm)]
-
-
 ModelHash = Annotated[str, BeforeValidator(_as_hash), StringConstraints(pattern=_SHA256)]
-
-
 TrustedHash = Annotated[str, StringConstraints(to_lower=True, pattern=r"^sha256:[0-9A-Fa-f]{64}$")]
-
-
 ClassName = Annotated[str, StringConstraints(pattern=rf"^{_DOTTED}$")]
-
-
 FunctionName = Annotated[str, StringConstraints(pattern=rf"^{_DOTTED}:[^\W\d]\w*$")]
-
-
-def is_uri(path: str) -> bool:
-    """Tell whether ``path`` begins with a scheme, such as ``s3://``.
-
-    Example:
-        >>> is_uri("s3://bucket/key"), is_uri("a/b.parquet")
-        (True, False)
-    """
-    return _SCHEME.match(path) is not None
-
-
-def holds_secrets(uri: str) -> bool:
-    """Tell whether a URI carries credentials: those belong in the environment, not in a job.
-
-    Example:
-        >>> holds_secrets("s3://AKIA:secret@bucket/key"), holds_secrets("abfss://box@host/key")
-        (True, False)
-    """
-    return mask_secrets(uri) != uri
-
-
-def absolute(path: str, base: str) -> str:
-    """Return a local path made absolute and free of ``.`` and ``..``; a URI as it is.
-
-    Example:
-        >>> absolute("../data/x.parquet", "/jobs/nightly")
-        '/jobs/data/x.parquet'
-    """
-    if is_uri(path):
-        return path
-    return os.path.abspath(os.path.join(base, os.path.expanduser(path)))  # noqa: PTH100, PTH111, PTH118
-
-
-def is_within(inner: str, outer: str) -> bool:
-    """Tell whether one absolute path is another or lies below it, as far as the text tells.
-
-    Returns:
-        True where reading ``outer`` whole would read ``inner`` too.
-
-    Example:
-        >>> is_within("/data/out", "/data"), is_within("/data/out", "/data/*.parquet")
-        (True, False)
-    """
-    parts = outer.rstrip("/").split("/")
-    if "**" in parts:
-        parts = parts[: parts.index("**")]
-    start = inner.rstrip("/").split("/")[: len(parts)]
-    return len(start) == len(parts) and all(map(_matches, start, parts))
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
-
 
 if TYPE_CHECKING:
     EngineName: TypeAlias = str
@@ -292,3 +191,25 @@ else:
     EngineName = Literal[tuple(ENGINES)]
     FormatName = Literal[tuple(FORMATS)]
     TargetName = Literal[tuple(TARGETS)]
+
+
+def is_uri(path: str) -> bool:
+    """Tell whether ``path`` begins with a scheme, such as ``s3://``."""
+    return _SCHEME.match(path) is not None
+
+
+def is_within(inner: str, outer: str) -> bool:
+    """Tell whether reading one absolute path whole would read another, as far as the text tells.
+
+    Example:
+        >>> is_within("/data/out", "/data"), is_within("/data/out", "/data/*.parquet")
+        (True, False)
+    """
+    parts = outer.rstrip("/").split("/")
+    if "**" in parts:
+        parts = parts[: parts.index("**")]
+    start = inner.rstrip("/").split("/")[: len(parts)]
+    pairs = zip(start, parts, strict=False)
+    return len(start) == len(parts) and all(
+        name == pattern or fnmatchcase(name, pattern) for name, pattern in pairs
+    )

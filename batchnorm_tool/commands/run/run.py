@@ -14,7 +14,7 @@ from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import close_cached_files, format_named
 from batchnorm_tool.inputs.reading import check_all_rows
-from batchnorm_tool.job import STAGED_OUTPUT, Job
+from batchnorm_tool.job import Job, is_staged
 from batchnorm_tool.pipeline import output_state, part_summary
 from batchnorm_tool.pipeline.manifest import (
     MANIFEST_PATH,
@@ -218,7 +218,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
 
 
 def _check_output(job: Job) -> None:
-    if job.store is not None and job.output.path == job.store.path.rstrip("/") + STAGED_OUTPUT:
+    if is_staged(job):
         raise JobError(
             "`output.path` is missing: this job has a store, which `batchnorm-tool refresh` "
             "updates. Run that, or set `output.path` to a directory."
