@@ -23,7 +23,7 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BatchnormToolError, InputError, JobError
 from batchnorm_tool.features.arrays import read_input
 from batchnorm_tool.features.columns import input_bindings, stored_fields
-from batchnorm_tool.features.matching import match_features
+from batchnorm_tool.features.matching import join_names, match_features, names_in
 from batchnorm_tool.features.values import STRING, array_dtype, fits, is_float, nonfinite_rows
 
 if TYPE_CHECKING:
@@ -72,17 +72,16 @@ class FeatureReader:
             several bad inputs the first one's. Bad rows hold zeros, or ``""``.
         """
         if self._transform is not None:
-            names = dict.fromkeys(name for names in self.columns.values() for name in names)
-            return self._transform.apply(table.select(list(names)), self.inputs)
+            return self._transform.apply(table.select(names_in(self.columns)), self.inputs)
         try:
             return self._read(table)
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            named = ", ".join(f"`{name}`" for names in self.columns.values() for name in names)
             raise InputError(
-                f"The feature columns {named} cannot be read as arrays. Expected numbers, strings "
-                f"or images. Received: {str(error)[:200]}. Check them with `batchnorm-tool show`."
+                f"The feature columns {join_names(names_in(self.columns))} cannot be read as "
+                "arrays. Expected numbers, strings or images. Received: "
+                f"{str(error)[:200]}. Check them with `batchnorm-tool show`."
             ) from error
 
     @cached_property
@@ -139,7 +138,8 @@ class Transform:
         given = self._call(table)
         names = [field.name for field in inputs]
         if sorted(given, key=str) != sorted(names):
-            raise self._refusal("has wrong names", _join_names(names), _join_names(given))
+            received = join_names(list(given)) or "nothing"
+            raise self._refusal("has wrong names", join_names(names), received)
         arrays = {field.name: self._checked(given[field.name], table, field) for field in inputs}
         faults = np.zeros(table.num_rows, np.uint8)
         for name, array in arrays.items():
@@ -160,7 +160,7 @@ class Transform:
             raise JobError(
                 f"`input.transform` ({self.name}) failed on a table "
                 f"of {plural(table.num_rows, 'row')} with the "
-                f"columns {_join_names(table.column_names)}. Expected an array for each model "
+                f"columns {join_names(table.column_names)}. Expected an array for each model "
                 f"input. Received: {type(error).__name__}: {error}. Fix the function."
             ) from error
         if not isinstance(given, Mapping):
@@ -235,7 +235,3 @@ def _is_safe(have: np.dtype, want: np.dtype) -> bool:
     if is_float(want):
         return is_float(have) or have.kind in "iub"
     return np.can_cast(have, want, "safe")
-
-
-def _join_names(names: Any) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "nothing"

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,15 +15,8 @@ import pyarrow as pa
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError, warn
-from batchnorm_tool.features.columns import (
-    InputBinding,
-    StoredColumn,
-    check_fit,
-    conversion,
-    describe,
-    describe_input,
-    input_bindings,
-)
+from batchnorm_tool.features import columns as stored
+from batchnorm_tool.features.columns import InputBinding, StoredColumn
 from batchnorm_tool.features.values import STRING
 
 if TYPE_CHECKING:
@@ -74,14 +68,6 @@ def match_features(
     Returns:
         For each model input its columns in order: one, or several scalar ones to stack. With
         ``spec.transform`` each input has all columns that the function is given.
-
-    Example:
-        >>> from batchnorm_tool.chunk import Field
-        >>> from batchnorm_tool.job import Input
-        >>> schema = pa.schema({"id": pa.int64(), "pixels": pa.list_(pa.float32(), 64)})
-        >>> spec = Input(path="digits.parquet", key="id")
-        >>> match_features(schema, [Field("image", (8, 8, 1), "float32")], spec)
-        {'image': ('pixels',)}
     """
     _refuse_duplicates(schema)
     if spec.features is not None:
@@ -97,12 +83,17 @@ def match_features(
         matched = _as_named(inputs, spec.features)
     _require_columns(schema, matched)
     _refuse_unused(matched, spec)
-    for binding in input_bindings(schema, matched, inputs, spec):
-        check_fit(schema, binding)
+    for binding in stored.input_bindings(schema, matched, inputs, spec):
+        stored.check_fit(schema, binding)
         for name in binding.columns:
             binding.conversion(name).filler()
             _warn_of_extension(schema.field(name))
     return matched
+
+
+def names_in(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the stored columns that feed any input, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(columns.values())))
 
 
 def is_key_name(name: str) -> bool:
@@ -133,26 +124,26 @@ def _is_pattern(schema: pa.Schema, name: str) -> bool:
 
 
 def _matching(schema: pa.Schema, pattern: str, taken: set[str]) -> list[str]:
-    stored = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
-    if not stored:
+    matching = [name for name in schema.names if fnmatch.fnmatchcase(name, pattern)]
+    if not matching:
         near = did_you_mean(re.sub(r"[*?]|\[.*?\]", "", pattern), schema.names)
         raise InputError(
             f"No column of the input matches `{pattern}`.{near} Expected one "
-            f"of: {_join_names(schema.names)}. Received: `{pattern}`."
+            f"of: {join_names(schema.names)}. Received: `{pattern}`."
         )
-    names = [name for name in stored if name not in taken]
+    names = [name for name in matching if name not in taken]
     apart = sorted(_set_apart(schema).intersection(names))
     if apart and len(apart) < len(names):
         raise InputError(
             f"`{pattern}` also matches `{apart[0]}`, which looks like a key, a label or an index. "
-            f"Expected features only. Received: {_join_names(names)}. If it is a feature, list it "
+            f"Expected features only. Received: {join_names(names)}. If it is a feature, list it "
             "next to the pattern; otherwise use a narrower pattern, such as `emb_[0-9]*`."
         )
     ordered = _by_number(names)
     if ordered != names:
         warn(
             f"The columns that `{pattern}` matches are not stored in numeric order. They are used "
-            f"in this order: {_join_names(ordered)}. List them one by one if the model was "
+            f"in this order: {join_names(ordered)}. List them one by one if the model was "
             "trained on another order."
         )
     return ordered
@@ -187,7 +178,7 @@ def _as_named(inputs: Sequence[Field], features: _Named) -> Columns:
             _check_names(features, [field.name for field in inputs])
         return {name: _tuple(names) for name, names in features.items()}
     if len(inputs) > 1:
-        listed = ", ".join(describe_input(field) for field in inputs)
+        listed = ", ".join(stored.describe_input(field) for field in inputs)
         raise JobError(
             "`input.features` lists columns without the model inputs that they are for. Expected "
             f"{{model input: column or [columns]}} for {listed}. Received: {features!r}."
@@ -201,14 +192,14 @@ def _check_names(features: Iterable[str], inputs: Sequence[str]) -> None:
         if name not in inputs:
             raise JobError(
                 f"`input.features.{name}` is not an input of the "
-                f"model.{did_you_mean(name, inputs)} Expected: {_join_names(inputs)}. Received: "
+                f"model.{did_you_mean(name, inputs)} Expected: {join_names(inputs)}. Received: "
                 f"`{name}`."
             )
     missing = [name for name in inputs if name not in given]
     if missing:
         raise JobError(
             f"`input.features` lacks the model input `{missing[0]}`. Expected columns for each "
-            f"of: {_join_names(inputs)}. Received: {_join_names(given)}."
+            f"of: {join_names(inputs)}. Received: {join_names(given)}."
         )
 
 
@@ -224,14 +215,8 @@ def _for_transform(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> C
             "`input.transform` replaces `input.fill` and `input.decode`. Expected one or the "
             "other. Received: both. Fill and decode in your function, or remove it."
         )
-    features = spec.features
-    if features is None:
-        names = tuple(schema.names)
-    elif isinstance(features, Mapping):
-        names = tuple(name for value in features.values() for name in _tuple(value))
-    else:
-        names = _tuple(features)
-    matched = {field.name: tuple(dict.fromkeys(names)) for field in inputs}
+    features = schema.names if spec.features is None else spec.features
+    matched = dict.fromkeys((field.name for field in inputs), names_in(_as_named((), features)))
     _require_columns(schema, matched)
     return matched
 
@@ -249,7 +234,7 @@ def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
         field.name: (field.name,)
         for field in inputs
         if field.name in schema.names
-        and (field.name not in carried or _fits(schema, _binding(field, (field.name,), spec)))
+        and (field.name not in carried or _fits(schema, field, (field.name,), spec.decode))
     }
     rest = [field for field in inputs if field.name not in matched]
     free, passed = ([name for name in names if name not in matched] for names in (free, passed))
@@ -274,10 +259,6 @@ def _set_apart(schema: pa.Schema) -> set[str]:
     return {name for name in schema.names if is_key_name(name) or name in index} | labels
 
 
-def _binding(field: Field, columns: tuple[str, ...], spec: Input) -> InputBinding:
-    return InputBinding(field, columns, {}, spec.decode)
-
-
 def _matched_by_fit(
     schema: pa.Schema,
     inputs: Sequence[Field],
@@ -293,8 +274,9 @@ def _matched_by_fit(
         lists, passed = (_fitting_lists(schema, field, some, spec) for some in names)
         if not lists:
             lists = passed
-            if len(inputs) == 1:
-                lists = [*lists, *_all_scalars(schema, field, names[0])]
+            scalars = tuple(_scalars(schema, field, names[0])) if len(inputs) == 1 else ()
+            if scalars and _fits(schema, field, scalars, {}):
+                lists.append(scalars)
         if len(lists) != 1:
             return None
         found[field.name] = lists[0]
@@ -307,29 +289,23 @@ def _fitting_lists(
     schema: pa.Schema, field: Field, names: Sequence[str], spec: Input
 ) -> list[tuple[str, ...]]:
     return [
-        (name,)
-        for name in names
-        if (_lengths(schema, name) or name in spec.decode)
-        and _fits(schema, _binding(field, (name,), spec))
+        (column.name,)
+        for column in _columns(schema, names)
+        if (column.lengths or column.name in spec.decode)
+        and _fits(schema, field, (column.name,), spec.decode)
     ]
 
 
 def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Columns | None:
-    """Return the only list column, although it does not fit: what is wrong with it says most."""
-    lists = [name for name in free if _lengths(schema, name)]
-    return {field.name: (lists[0],)} if len(lists) == len(free) == 1 else None
-
-
-def _all_scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[tuple[str, ...]]:
-    names = tuple(_scalars(schema, field, free))
-    return [names] if names and _fits(schema, InputBinding(field, names, {}, {})) else []
+    """Return the only column if it holds lists, unfit as they are: what is wrong says most."""
+    is_only = len(free) == 1 and _columns(schema, free)[0].lengths
+    return {field.name: tuple(free)} if is_only else None
 
 
 def _scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[str]:
-    columns = [StoredColumn.of(schema.field(name)) for name in free]
     return [
         column.name
-        for column in columns
+        for column in _columns(schema, free)
         if not column.lengths
         and not column.is_bytes
         and (column.is_text if field.dtype == STRING else column.is_numeric)
@@ -357,13 +333,15 @@ def _refuse_unique_numbers(
                 raise InputError(
                     f"Cannot tell whether the column `{column}` feeds the model input `{name}`: "
                     f"its first {rows.num_rows:,} integers are all different, as in a key. "
-                    f"Expected features only. Received: {_join_names(names)}. {_naming(names)}"
+                    f"Expected features only. Received: {join_names(names)}. {_naming(names)}"
                 )
 
 
-def _fits(schema: pa.Schema, binding: InputBinding) -> bool:
+def _fits(
+    schema: pa.Schema, field: Field, columns: tuple[str, ...], decode: Mapping[str, str]
+) -> bool:
     try:
-        check_fit(schema, binding)
+        stored.check_fit(schema, InputBinding(field, columns, {}, decode))
     except InputError:
         return False
     return True
@@ -374,7 +352,7 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) 
     vectors, second = (
         [
             column.name
-            for column in (StoredColumn.of(schema.field(name)) for name in names)
+            for column in _columns(schema, names)
             if column.lengths and column.is_numeric and 0 not in column.lengths
         ]
         for names in (free, others)
@@ -384,7 +362,7 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) 
         kept = "" if vectors else _conversions(schema, free)
         raise InputError(
             "Cannot tell which column holds the predictions. Expected one column with lists of "
-            f"numbers. Received: {_join_names(vectors) if vectors else 'none'} "
+            f"numbers. Received: {join_names(vectors) if vectors else 'none'} "
             f"among {_describe_columns(schema, free)}. Set it with `input.features` (on the "
             "command line: `--column`, which also takes several scalar columns: `--column "
             f"a,b,c`).{kept}"
@@ -392,12 +370,8 @@ def _only_vector(schema: pa.Schema, free: Sequence[str], others: Sequence[str]) 
     return vectors[0]
 
 
-def _lengths(schema: pa.Schema, name: str) -> int:
-    return len(StoredColumn.of(schema.field(name)).lengths)
-
-
 def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]) -> str:
-    wanted = ", ".join(describe_input(field) for field in inputs)
+    wanted = ", ".join(stored.describe_input(field) for field in inputs)
     candidates = _scalars(schema, inputs[0], free) if len(inputs) == 1 else []
     return (
         "Cannot tell from names and widths which columns feed the model. Expected columns "
@@ -408,7 +382,7 @@ def _not_evident(schema: pa.Schema, inputs: Sequence[Field], free: Sequence[str]
 
 def _conversions(schema: pa.Schema, names: Sequence[str]) -> str:
     """Say how the columns among these that keep vectors in another way become lists."""
-    return "".join(conversion(StoredColumn.of(schema.field(name))) for name in names)
+    return "".join(map(stored.conversion, _columns(schema, names)))
 
 
 def _naming(candidates: Sequence[str]) -> str:
@@ -423,12 +397,16 @@ def _naming(candidates: Sequence[str]) -> str:
 
 def _describe_columns(schema: pa.Schema, names: Sequence[str]) -> str:
     """Return some columns, and those that are set apart by their names."""
-    shown = ", ".join(describe(StoredColumn.of(schema.field(name))) for name in names[:_SHOWN])
+    shown = ", ".join(map(stored.describe, _columns(schema, names[:_SHOWN])))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     apart = sorted(_set_apart(schema).difference(names))
     none = "no column besides keys and passed-through columns"
-    beside = f" ({_join_names(apart)}: treated as a key, a label or an index)" if apart else ""
+    beside = f" ({join_names(apart)}: treated as a key, a label or an index)" if apart else ""
     return (shown or none) + more + beside
+
+
+def _columns(schema: pa.Schema, names: Iterable[str]) -> list[StoredColumn]:
+    return [StoredColumn.of(schema.field(name)) for name in names]
 
 
 def _refuse_duplicates(schema: pa.Schema) -> None:
@@ -436,50 +414,48 @@ def _refuse_duplicates(schema: pa.Schema) -> None:
         if count > 1:
             raise InputError(
                 f"The input has {count} columns named `{name}`. Expected unique names. "
-                f"Received: {_join_names(schema.names)}. Rename one of them."
+                f"Received: {join_names(schema.names)}. Rename one of them."
             )
 
 
 def _require_columns(schema: pa.Schema, matched: Columns) -> None:
-    stored = set(schema.names)
-    for name in dict.fromkeys(name for names in matched.values() for name in names):
-        if name not in stored:
+    present = set(schema.names)
+    for name in names_in(matched):
+        if name not in present:
             several = f" For several columns, write a list: [{name}]." if "," in name else ""
             raise InputError(
                 f"The input has no column `{name}`, which `input.features` names."
-                f"{did_you_mean(name, schema.names)} Expected one of: {_join_names(schema.names)}. "
+                f"{did_you_mean(name, schema.names)} Expected one of: {join_names(schema.names)}. "
                 f"Received: `{name}`.{several}"
             )
 
 
 def _refuse_unused(matched: Columns, spec: Input) -> None:
-    used = [name for names in matched.values() for name in names]
+    used = names_in(matched)
     for key, names in (("fill", spec.fill), ("decode", spec.decode)):
         for name in names:
             if name not in used:
                 raise JobError(
                     f"`input.{key}.{name}` names a column that is not a "
-                    f"feature.{did_you_mean(name, used)} Expected one of: {_join_names(used)}. "
+                    f"feature.{did_you_mean(name, used)} Expected one of: {join_names(used)}. "
                     f"Received: `{name}`."
                 )
 
 
 def _warn_of_extension(field: pa.Field) -> None:
-    unknown = (field.metadata or {}).get(b"ARROW:extension:name")
-    if isinstance(field.type, pa.BaseExtensionType) and not isinstance(
-        field.type, pa.FixedShapeTensorType
-    ):
-        unknown = field.type.extension_name.encode()
-    if unknown is not None:
-        msg = (
-            f"The column `{field.name}` has the extension "
-            f"type {unknown.decode(errors='replace')}, which is not known here: its storage "
-            "values are read as they are."
+    unknown = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
+    if isinstance(field.type, pa.BaseExtensionType):
+        is_known = isinstance(field.type, pa.FixedShapeTensorType)
+        unknown = unknown if is_known else field.type.extension_name
+    if unknown:
+        warn(
+            f"The column `{field.name}` has the extension type {unknown}, which is not known here: "
+            "its storage values are read as they are."
         )
-        warn(msg)
 
 
-def _join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Return names as messages list them, the first dozen and how many more there are."""
     shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
