@@ -28,11 +28,7 @@ class PartWorker(Protocol):
 
 
 class LocalEngine:
-    """Threads of this process.
-
-    Args:
-        workers: How many parts are worked on at once.
-    """
+    """Threads of this process, each of which works on one part at a time."""
 
     section = job.Engine
 

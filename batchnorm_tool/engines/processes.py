@@ -51,10 +51,7 @@ def open_processes(
 ) -> Iterator[ProcessEngine]:
     """Start a process for each device but the first, and wait until their models are loaded.
 
-    Args:
-        devices: This process has the first already.
-        workers: How many parts are worked on at once, in all processes together; at least one each.
-        output: The output directory, with the run's plan in it.
+    So many ``workers`` they have together, at least one each; ``output`` has the run's plan in it.
     """
     # The parent works too: its model is loaded since planning, and one more copy would cost memory.
     own, *shares = shared(workers, len(devices))
@@ -64,15 +61,11 @@ def open_processes(
             for device, share in zip(devices[1:], shares, strict=True)
         ]
         # Before any of them is waited for: they wind up side by side.
-        stack.callback(_close_connections, children)
+        for child in children:
+            stack.callback(child.close_connections)
         for child in children:
             child.wait_until_ready()
         yield ProcessEngine(own, children)
-
-
-def _close_connections(children: Sequence[_Child]) -> None:
-    for child in children:
-        child.close_connections()
 
 
 def shared(workers: int, processes: int) -> list[int]:
@@ -88,12 +81,7 @@ def shared(workers: int, processes: int) -> list[int]:
 
 
 class ProcessEngine:
-    """Threads of this process and of others; made by `open_processes`.
-
-    Args:
-        own: How many parts this process works on at once.
-        children: The other processes, ready.
-    """
+    """So many threads of this process, and those of others; made by `open_processes`."""
 
     def __init__(self, own: int, children: Sequence[_Child]) -> None:
         self._own, self._children = own, children
@@ -111,21 +99,17 @@ class ProcessEngine:
         there = [child.workers(worker.timings) for child in self._children]
         # One of each process in turn, so that few parts are spread over all of them.
         turns = itertools.zip_longest(here, *there)
-        free = _FreeWorkers([each for turn in turns for each in turn if each is not None])
-        return LocalEngine(len(free)).run(free, numbers, advance)
+        workers = [each for turn in turns for each in turn if each is not None]
+        return LocalEngine(len(workers)).run(_FreeWorkers(workers), numbers, advance)
 
 
 class _FreeWorkers:
     """Workers, each of which does one part at a time, as one that does many."""
 
     def __init__(self, workers: Sequence[PartWorker]) -> None:
-        self._count = len(workers)
         self._free: queue.SimpleQueue[PartWorker] = queue.SimpleQueue()
         for worker in workers:
             self._free.put(worker)
-
-    def __len__(self) -> int:
-        return self._count
 
     def process_part(
         self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]

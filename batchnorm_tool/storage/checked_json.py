@@ -8,20 +8,12 @@ import json
 from typing import Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
-from pydantic import (
-    ConfigDict,
-    Field,
-    InstanceOf,
-    PlainSerializer,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-)
+import pydantic
 
 from batchnorm_tool.errors import Damaged
 
 _SEAL = b'{"checksum":"%s",%s'
-_DIGEST = slice(13, 13 + 64)
+_SEAL_BYTES = len(_SEAL % (64 * b"0", b""))
 
 
 def canonical_json(data: Any) -> bytes:
@@ -51,14 +43,14 @@ def plain(record: Any) -> dict[str, Any]:
 
 
 @functools.cache  # most commands meet few kinds of records, and an adapter takes 3 ms to make
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
 
 
 class Record:
     """A dataclass that is kept as JSON: its fields are the keys, and unknown keys are refused."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(
         strict=True, extra="forbid", allow_inf_nan=False
     )
 
@@ -89,7 +81,7 @@ class Record:
     def decoded(cls, text: bytes, path: str) -> Self:
         """Read a record."""
         kind: Any = cls
-        adapter: TypeAdapter[Self] = _adapter(kind)
+        adapter: pydantic.TypeAdapter[Self] = _adapter(kind)
         try:
             try:
                 text.decode()
@@ -97,11 +89,11 @@ class Record:
                 # Only `json` reads file names that are no text, and they are in few records.
                 return adapter.validate_python(json.loads(text), strict=False)
             return adapter.validate_json(text)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise Damaged(_complaint(error, path)) from error
 
 
-def _complaint(error: ValidationError, path: str) -> str:
+def _complaint(error: pydantic.ValidationError, path: str) -> str:
     first = error.errors(include_url=False)[0]
     # Behind a key of several kinds, pydantic names the kind that it tried last.
     keys = itertools.takewhile(lambda key: "[" not in key, map(str, first["loc"]))
@@ -127,8 +119,7 @@ class SealedRecord(Record):
 
     def to_json(self) -> bytes:
         """Return the file's content."""
-        body = canonical_json(self.to_dict())
-        return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
+        return _sealed(canonical_json(self.to_dict()))
 
     @classmethod
     def opened(cls, text: bytes, path: str) -> Self:
@@ -138,7 +129,7 @@ class SealedRecord(Record):
                 f"`{path}` is damaged: its checksum does not match. Restore it from a backup, or "
                 "recreate it."
             )
-        return cls.decoded(b"{" + text[_DIGEST.stop + 2 :], path)
+        return cls.decoded(_unsealed(text), path)
 
     @classmethod
     def from_json(cls, text: bytes | None) -> Self | None:
@@ -151,9 +142,15 @@ class SealedRecord(Record):
 
 def is_sealed(text: bytes) -> bool:
     """Tell whether a file is as `SealedRecord.to_json` wrote it, whatever record it holds."""
-    digest, body = text[_DIGEST], b"{" + text[_DIGEST.stop + 2 :]
-    is_framed = text == _SEAL % (digest, body[1:])
-    return is_framed and hashlib.sha256(body).hexdigest().encode() == digest
+    return text == _sealed(_unsealed(text))
+
+
+def _sealed(body: bytes) -> bytes:
+    return _SEAL % (hashlib.sha256(body).hexdigest().encode(), body[1:])
+
+
+def _unsealed(text: bytes) -> bytes:
+    return b"{" + text[_SEAL_BYTES:]
 
 
 def with_checksum(data: dict[str, Any]) -> dict[str, Any]:
@@ -183,16 +180,18 @@ def _decoded(text: object) -> pa.Schema:
 
 
 # What is counted: more than NumPy's int64 holds is nothing that we have counted.
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+Positive = Annotated[int, pydantic.Field(gt=0, lt=2**63)]
 # A text in which bytes of a file name may stand that are no text.
-FileName = InstanceOf[str]
+FileName = pydantic.InstanceOf[str]
 # Marks a field that is not written where it is None.
-LEFT_OUT_IF_NONE = Field(exclude_if=lambda value: value is None)
+LEFT_OUT_IF_NONE = pydantic.Field(exclude_if=lambda value: value is None)
 # An Arrow schema; in JSON its IPC message in base 64.
-ArrowSchema = Annotated[pa.Schema, PlainValidator(_decoded), PlainSerializer(_encoded)]
+ArrowSchema = Annotated[
+    pa.Schema, pydantic.PlainValidator(_decoded), pydantic.PlainSerializer(_encoded)
+]
 
 
 def stored_as(key: str) -> Any:
     """Mark a field that has another name in JSON."""
-    return Field(alias=key)
+    return pydantic.Field(alias=key)

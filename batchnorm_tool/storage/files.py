@@ -7,7 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,6 @@ class FileRecord:
     path: str
     bytes: int
     sha256: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        return asdict(self)
 
 
 @contextlib.contextmanager
@@ -70,12 +66,8 @@ def describe_error(error: OSError) -> str:
 
 
 def fault_in(root: Path, expected: FileRecord, source: str) -> tuple[str | None, bool]:
-    """Say what is wrong with a committed file, if anything is.
-
-    Returns:
-        A sentence, and whether it is worth decoding: a file of the right size may still tell which
-        row is broken.
-    """
+    """Say what is wrong with a committed file, if anything is, and whether to decode it."""
+    # One of the right size is worth decoding: it may still tell which row is broken.
     path = root / expected.path
     above = path.parents[: len(Path(expected.path).parents) - 1]
     try:
@@ -172,8 +164,6 @@ class OutputFile(io.RawIOBase):
     def commit(self) -> FileRecord:
         """Sync the content, let the file appear under its name, sync the directory."""
         with self._whole_or_failed() as descriptor:
-            # Of what was handed over, not of what is read back: it must not vouch for a disk's
-            # mistake.
             digest = self._digest(descriptor)
             os.fsync(descriptor)
             self._close()
@@ -269,12 +259,7 @@ def make_directories(directory: Path) -> list[Path]:
 
 
 def save_report(directory: str | os.PathLike[str], files: Mapping[str, str]) -> None:
-    """Write text files into a directory, which is made if need be.
-
-    Args:
-        directory: Where to.
-        files: Content by name. Files of these names are replaced, each in one step.
-    """
+    """Write texts, by file name, into a directory that is made if need be; each in one step."""
     target, made = Path(directory).absolute(), list[Path]()
     with _errors(directory, "directory"):
         try:
@@ -325,8 +310,9 @@ def _errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def _refusal(path: Path, reason: str, what: str = "directory") -> OutputError:
-    msg = f"`{path}` cannot be written to: {reason}. Expected a {what}. Choose another one."
-    return OutputError(msg)
+    return OutputError(
+        f"`{path}` cannot be written to: {reason}. Expected a {what}. Choose another one."
+    )
 
 
 def _replace(path: Path, content: str) -> None:

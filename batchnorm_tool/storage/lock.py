@@ -55,17 +55,15 @@ def _lock_root(root: Path, deadline: float) -> tuple[int, list[Path]]:
             if gone > _OFTEN_GONE:
                 raise _not_made(root, error) from error
             continue
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, descriptor)
             _acquire(root, descriptor, deadline)
             # Its last holder may have removed the directory, and another made one of the same name,
             # while this one waited: a lock on what has no name any more excludes nothing.
             if _is_still(root, descriptor):
                 _check_writable(root)
+                opened.pop_all()
                 return descriptor, sorted(made, reverse=True)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _is_still(root: Path, descriptor: int) -> bool:
@@ -78,9 +76,16 @@ def _is_still(root: Path, descriptor: int) -> bool:
 
 def _make_root(root: Path) -> set[Path]:
     """Make ``root``; returns what was not there before, or was made now: others make it as well."""
-    with _errors_of_making(root):
+    try:
         missing = {path for path in (root, *root.parents) if not path.exists()}
         missing.update(make_directories(root))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if is_transient(error):
+            with write_errors(root):
+                raise
+        raise _not_made(root, error) from error
     return missing
 
 
@@ -89,19 +94,6 @@ def _check_writable(root: Path) -> None:
         raise OutputError(
             f"The output directory `{root}` is read-only. Choose another `output.path`."
         )
-
-
-@contextlib.contextmanager
-def _errors_of_making(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        if is_transient(error):
-            with write_errors(root):
-                raise
-        raise _not_made(root, error) from error
 
 
 def _not_made(root: Path, error: OSError) -> OutputError:
