@@ -1,6 +1,6 @@
 """What one limit measured, and what a person reads when a limit is broken."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +17,8 @@ Number = Annotated[float | None, PlainSerializer(finite_or_none)]
 SHOWN_ROWS = 5
 """Rows that a finding names, at most."""
 
+CHANCE = 4.9
+"""So many standard deviations of a normal distribution happen by chance once in a million."""
 
 _SCOPES = {
     "input": "the input",
@@ -27,6 +29,10 @@ _SCOPES = {
 _AUDIT = (
     "Next: audit findings cannot be accepted; fix the cause and run the same command again. If "
     "the input is right, this is a bug in batchnorm_tool: please report it."
+)
+_WAYS_ON = (
+    "Next: if these values are right, `{}` publishes this version; if not, fix the input or the "
+    "model, or change the limit, and run the same command again."
 )
 
 
@@ -80,41 +86,16 @@ def broken(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if not finding.passed]
 
 
-def passed(findings: Iterable[Finding]) -> bool:
-    """Return whether every finding is within its limit."""
-    return not broken(findings)
-
-
-def refusal_text(
-    findings: Sequence[Finding],
-    action: Literal["hold", "warn"] = "hold",
-    accept: str | None = "batchnorm-tool accept STORE VERSION",
-) -> str:
+def refusal_text(findings: Iterable[Finding], accept: str) -> str:
     """Say which limits are broken, by how much, with the worst rows, and how to go on.
 
-    Args:
-        findings: All findings of a refresh.
-        action: The job's ``gate.action``. What the audit found holds a refresh whatever it is.
-        accept: The command that publishes the candidate; ``None`` where none waits, as before the
-            model has run. What the audit found cannot be accepted.
-
-    Example:
-        >>> finding = Finding("gate.output.bad", "whole", 0.2, 0.1, False, "2 of 10 rows are bad.")
-        >>> print(refusal_text([finding], "warn"))
-        1 limit broken; published anyway, because of `gate.action: warn`.
-        - gate.output.bad over all rows: 2 of 10 rows are bad.
+    The command ``accept`` publishes the candidate, unless the audit found something.
     """
     wrong = broken(findings)
-    if not wrong:
-        return ""
-    amount = f"{plural(len(wrong), 'limit')} broken"
     named = [line for finding in wrong for line in _finding_lines(finding)]
     is_audit = any(finding.scope == "audit" for finding in wrong)
-    if action == "warn" and not is_audit:
-        outcome = "published anyway, because of `gate.action: warn`"
-        return Lines(f"{amount}; {outcome}.", *named)
-    next_step = _AUDIT if is_audit else _ways_on(accept)
-    return Lines(f"{amount}; nothing was published.", *named, next_step)
+    next_step = _AUDIT if is_audit else _WAYS_ON.format(accept)
+    return Lines(f"{plural(len(wrong), 'limit')} broken; nothing was published.", *named, next_step)
 
 
 def _finding_lines(finding: Finding) -> list[str]:
@@ -122,20 +103,8 @@ def _finding_lines(finding: Finding) -> list[str]:
     return [f"- {finding.limit} over {_SCOPES[finding.scope]}: {finding.what}", *rows]
 
 
-def _ways_on(accept: str | None) -> str:
-    again = "fix the input or the model, or change the limit, and run the same command again"
-    if accept is None:
-        return f"Next: {again}."
-    return f"Next: if these values are right, `{accept}` publishes this version; if not, {again}."
-
-
 def describe_row(row: MeasuredRow | FaultyRow) -> str:
-    """Name one of a finding's rows, with its value or the reason why it is bad.
-
-    Example:
-        >>> describe_row(MeasuredRow({"id": 7}, 0.123456))
-        'id 7: 0.1235'
-    """
+    """Name one of a finding's rows, with its value or the reason why it is bad."""
     key = ", ".join(f"{column} {value}" for column, value in row.key.items())
     if isinstance(row, FaultyRow):
         return f"{key or 'a row'}: {row.reason}"

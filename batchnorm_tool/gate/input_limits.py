@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.gate.findings import Finding, not_evaluated
+from batchnorm_tool.gate.findings import CHANCE, Finding, not_evaluated
 from batchnorm_tool.job.refresh_sections import InputGate
 from batchnorm_tool.norms.norm import Float64s
 
@@ -19,8 +19,6 @@ _SHARES = ("new", "changed", "vanished")
 _NEW_SPACE = "in a new space every row is recomputed"
 _FIRST = "there are no live rows to compare with"
 _NO_STATISTICS = "there are no statistics of an earlier input to compare with"
-CHANCE = 4.9
-"""So many standard deviations happen by chance once in a million."""
 # So many rows, where they are expected, are missing altogether once in a million: e**-13.8.
 _ROWS_NEVER_MISSING = 13.8
 # What so many rows at one end of a component's range make of its standard deviation is a rare
@@ -112,7 +110,7 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
     every limit on the input compares.
 
     Args:
-        limits: The job's ``gate.input``.
+        limits: One that is ``None`` or ``"ignore"`` has no finding.
         counts: What the difference counted.
         statistics: Of the input.
         previous: The same of the last published refresh.
@@ -120,15 +118,12 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
             and nulls only beyond what chance makes of so few rows.
         new_space: New and changed rows and features are not judged: every row is computed again,
             and features may be others.
-
-    Returns:
-        A finding for each limit, limits that are ``None`` or ``"ignore"`` left out.
     """
     findings = list(_share_findings(limits, counts, new_space=new_space))
     why = _incomparable(counts, new_space=new_space)
     if not why and statistics and previous:
-        return [*findings, *feature_findings(limits, statistics, previous, mode)]
-    return [*findings, *unevaluated_features(limits, why or _NO_STATISTICS)]
+        return [*findings, *_feature_findings(limits, statistics, previous, mode)]
+    return [*findings, *_unevaluated_features(limits, why or _NO_STATISTICS)]
 
 
 def _incomparable(counts: RowChanges, *, new_space: bool) -> str:
@@ -159,36 +154,20 @@ def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Find
     return Finding(f"gate.input.{name}", "input", share, allowed, share <= allowed, what)
 
 
-def feature_findings(
-    limits: InputGate,
-    statistics: InputSummary,
-    previous: InputSummary,
-    mode: Literal["full", "delta"],
+def _feature_findings(
+    limits: InputGate, statistics: InputSummary, previous: InputSummary, mode: str
 ) -> Iterator[Finding]:
-    """Judge the features of the input.
-
-    Args:
-        limits: The job's ``gate.input``.
-        statistics: Of the input, see `evaluate_input`.
-        previous: Those of the last published refresh.
-        mode: In a delta, only columns and inputs of ``limits.min_rows`` rows or more are judged.
-
-    Yields:
-        A finding for each limit, about the worst column or component.
-    """
+    """Judge the features of the input; each finding is about the worst column or component."""
     # Columns, inputs and components that one of the two lacks are left out. What a few rows at the
     # end of a component's range make of its moments does not count, so that a rare category may
     # come and go; a component that was constant in the previous version has no deviation to measure
-    # a shift by. Columns, inputs and components that one of the two lacks are left out. What a few
-    # rows at the end of a component's range make of its moments does not count, so that a rare
-    # category may come and go; a component that was constant in the previous version has no
-    # deviation to measure a shift by.
+    # a shift by.
     least = limits.min_rows if mode == "delta" else 1
     if limits.null_shift is not None:
         nulls = _null_shifts(limits.null_shift, _columns(statistics, previous, least), mode)
         yield _finding("null_shift", limits.null_shift, [nulls])
-    known = list(pairs(statistics, previous, is_delta=mode == "delta"))
-    for name, measure in MEASURES.items():
+    known = list(_pairs(statistics, previous, is_delta=mode == "delta"))
+    for name, measure in _MEASURES.items():
         allowed = _allowed(limits, name)
         # Extremes are of all rows; moments may be those of a sample.
         counted = "rows" if name == "constant_feature" else "count"
@@ -197,9 +176,8 @@ def feature_findings(
             yield _finding(name, allowed, [measure(pair, allowed) for pair in enough])
 
 
-def unevaluated_features(limits: InputGate, why: str) -> Iterator[Finding]:
-    """Say of each limit on features that it was not judged, and why."""
-    for name in ("null_shift", *MEASURES):
+def _unevaluated_features(limits: InputGate, why: str) -> Iterator[Finding]:
+    for name in ("null_shift", *_MEASURES):
         allowed = _allowed(limits, name)
         if allowed is not None:
             yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
@@ -231,13 +209,12 @@ def _finding(name: str, allowed: float, scores: list[Scores]) -> Finding:
 def _columns(
     statistics: InputSummary, previous: InputSummary, least: int
 ) -> dict[str, tuple[ColumnNulls, ColumnNulls]]:
-    """Yield the nulls, then and now, of every column that has rows enough in both."""
-    both = {
-        name: (previous.columns[name], now)
+    """Return the nulls, then and now, of every column that has rows enough in both."""
+    return {
+        name: (before, now)
         for name, now in statistics.columns.items()
-        if name in previous.columns
+        if (before := previous.columns.get(name)) and min(before.rows, now.rows) >= least
     }
-    return {name: pair for name, pair in both.items() if min(s.rows for s in pair) >= least}
 
 
 def _null_shifts(
@@ -245,8 +222,7 @@ def _null_shifts(
 ) -> Scores:
     shares = np.array([[s.nulls / s.rows for s in pair] for pair in columns.values()])
     shares = shares.reshape(-1, 2)
-    is_delta = mode == "delta"
-    chances = [_chance(*pair) if is_delta else 0.0 for pair in columns.values()]
+    chances = [_chance(*pair) if mode == "delta" else 0.0 for pair in columns.values()]
     allowed = np.maximum(limit, chances)
 
     def words(place: int) -> str:
@@ -328,7 +304,7 @@ class Pair:
         return Scores(measured, np.full(len(measured), allowed), words)
 
 
-def pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -> Iterator[Pair]:
+def _pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -> Iterator[Pair]:
     """Yield the statistics of every numeric input that both versions have, of one width."""
     for name, now in statistics.inputs.items():
         before = previous.inputs.get(name)
@@ -340,9 +316,8 @@ def pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -
 
 
 def _arrays(side: ComponentSummary) -> dict[str, Float64s]:
-    names = ("rows", "count", "min", "max", "mean", "std")
     # None, where a moment is beyond float64, becomes NaN, which no limit is broken by.
-    return {name: np.ravel(np.asarray(getattr(side, name), dtype=np.float64)) for name in names}
+    return {name: np.ravel(np.asarray(value, np.float64)) for name, value in vars(side).items()}
 
 
 def _constants(pair: Pair, allowed: float) -> Scores:
@@ -419,11 +394,9 @@ def _deviation_ratios(pair: Pair, allowed: float) -> Scores:
     return pair.scores(np.where(known, ratios, np.nan), allowed, words)
 
 
-MEASURES: dict[str, Callable[[Pair, float], Scores]] = {
+# Every measure of a component, by the name of its limit.
+_MEASURES: dict[str, Callable[[Pair, float], Scores]] = {
     "constant_feature": _constants,
     "mean_shift": _mean_shifts,
     "deviation_ratio": _deviation_ratios,
 }
-
-
-"""Every measure of a component, by the name of its limit."""

@@ -1,12 +1,16 @@
-"""Limits on the new vectors: bad rows, and the distribution against that of the live version."""
+"""What the gate holds a candidate's rows against: limits of the job, and an audit before them.
+
+The limits are on bad rows, and on the distribution of the new vectors against that of the live
+version. The audit is of what must hold of every refresh that is published, whatever the job says.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +18,11 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.gate.findings import (
-    SHOWN_ROWS,
-    FaultyRow,
-    Finding,
-    Key,
-    MeasuredRow,
-    Scope,
-    not_evaluated,
-)
+from batchnorm_tool.gate import findings
+from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow, Finding, MeasuredRow, Scope
 from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
-from batchnorm_tool.norms.norm import Float64s, widen
+from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
 from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, finite_or_none
 
 FRECHET_WIDTH = 256
@@ -35,8 +32,6 @@ _LEAST_DEVIATION = 0.1
 """A dimension that varies less than this share of a typical one is measured by this share instead,
 so that a shift of one that hardly varies, or not at all, counts only where it is large enough to
 matter beside the others."""
-# Standard deviations of a normal distribution.
-_ONCE_IN_A_MILLION = 4.9
 # The largest of a million simulated samples of 200 rows was 57, of 1,000 rows 41.
 _PSI_CHANCE = 60.0
 # Of nine values that chance makes alike, one is hardly ever more than twice the largest of the
@@ -100,32 +95,23 @@ class Vectors:
         )
 
     def worst(self, badness: Float64s, values: Float64s) -> tuple[MeasuredRow, ...]:
-        """Name the sample's rows that are largest by one measure.
+        """Name a few of the sample's rows: the largest by one measure, with another of them.
 
         Args:
-            badness: float64[n], by which rows are chosen.
+            badness: float64[n], by which rows are chosen; ties stay in the sample's order.
             values: float64[n], what is said of them.
-
-        Returns:
-            `SHOWN_ROWS` rows at most, the worst first, ties in the sample's order.
         """
         rows = np.argsort(-badness, kind="stable")[:SHOWN_ROWS]
-        named = self.keys.take(pa.array(rows)).to_pylist()
-        shown = (float(values[row]) for row in rows)
-        return tuple(
-            MeasuredRow(key_to_json(key), finite_or_none(value))
-            for key, value in zip(named, shown, strict=True)
-        )
+        return tuple(_measured_rows(self.keys.take(pa.array(rows)), values[rows]))
 
 
-def key_to_json(key: Mapping[str, object]) -> Key:
-    """Return key values as JSON can hold them: numbers and text as they are, all else as text.
+def _measured_rows(keys: pa.Table, values: Float64s) -> Iterator[MeasuredRow]:
+    for key, value in zip(keys.to_pylist(), values, strict=True):
+        yield MeasuredRow(key_to_json(key), finite_or_none(float(value)))
 
-    Example:
-        >>> import datetime
-        >>> key_to_json({"shop": "a", "day": datetime.date(2026, 3, 1), "id": 7})
-        {'shop': 'a', 'day': '2026-03-01', 'id': 7}
-    """
+
+def key_to_json(key: Mapping[str, object]) -> findings.Key:
+    """Return key values as JSON can hold them: numbers and text as they are, all else as text."""
     kept = (bool, int, str)
     return {name: value if isinstance(value, kept) else str(value) for name, value in key.items()}
 
@@ -168,7 +154,7 @@ class _OutputGate:
         name = f"gate.output.{measure.limit}"
         few = self._too_few()
         if few:
-            return not_evaluated(name, self.scope, allowed, few)
+            return findings.not_evaluated(name, self.scope, allowed, few)
         measured = measure.shift(self.live, self.current)
         chance = 0.0 if measured <= allowed else measure.chance(self.live, self.current)
         most = max(allowed, chance)
@@ -195,30 +181,21 @@ def evaluate_output(
     """Judge the new vectors, over the changed rows alone and over all rows.
 
     Args:
-        limits: The job's ``gate.output``.
+        limits: One that is ``None`` has no finding.
         changed: Good rows that the model has seen in this refresh.
         whole: Good rows of the version that would be published.
         live: The live version; ``None`` on a first load and in a new space, where nothing can be
             compared and only absolute limits are judged.
         bad: Bad rows.
-
-    Returns:
-        A finding for each limit and scope, limits that are ``None`` left out.
     """
     # A distribution is judged from `limits.min_rows` rows on. Where a shift is beyond its limit, it
     # is held against what chance alone makes of as many rows of the live version, and passes where
     # that is more.
-    findings = list(_bad_findings(limits, bad))
-    if live is None:
-        return findings
-    for scope, current in _scopes(changed, whole):
-        findings += _OutputGate(limits, live, scope, current).findings()
-    return findings
-
-
-def _scopes(changed: Vectors, whole: Vectors) -> Iterator[tuple[Scope, Vectors]]:
-    yield "changed", changed
-    yield "whole", whole
+    found = list(_bad_findings(limits, bad))
+    if live is not None:
+        found += _OutputGate(limits, live, "changed", changed).findings()
+        found += _OutputGate(limits, live, "whole", whole).findings()
+    return found
 
 
 def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
@@ -227,7 +204,7 @@ def _bad_findings(limits: OutputGate, bad: BadCounts) -> Iterator[Finding]:
         return
     if bad.changed_rows < limits.min_rows:
         few = f"{plural(bad.changed_rows, 'changed row')}, fewer than `gate.output.min_rows`"
-        yield not_evaluated(name, "changed", allowed, f"{few}: {limits.min_rows}")
+        yield findings.not_evaluated(name, "changed", allowed, f"{few}: {limits.min_rows}")
     else:
         # A share of less than one row would forbid what the limit allows in a larger refresh.
         at_least_one = max(allowed, 1 / bad.changed_rows) if allowed else allowed
@@ -249,21 +226,6 @@ def _bad(
     )
 
 
-def draw_chance(
-    shift: Callable[[Vectors, Vectors], float], live: Vectors, current: Vectors
-) -> float:
-    """Return twice the largest shift among eight draws of as many rows from the live version.
-
-    Each draw is held against all other rows of the live version.
-    """
-    # The same rows give the same draws, and the same decision, every time.
-    generator = np.random.default_rng(0)
-    rows = min(len(current.unit), len(live.unit) // 2)
-    norms = min(len(current.norms), len(live.norms) // 2)
-    draws = (live.split(rows, norms, generator) for _ in range(_DRAWS))
-    return _MARGIN * max(shift(rest, drawn) for rest, drawn in draws)
-
-
 @dataclass(frozen=True)
 class Measure:
     """One way to say how far a set moved.
@@ -283,10 +245,19 @@ class Measure:
     exact_chance: Callable[[Vectors, Vectors], float] | None = None
 
     def chance(self, live: Vectors, current: Vectors) -> float:
-        """Return the shift that chance alone may make of as many rows as the new."""
+        """Return the shift that chance alone may make of as many rows as the new.
+
+        Where it is not known: twice the largest among eight draws of as many rows from the live
+        version, each held against all its other rows.
+        """
         if self.exact_chance is not None:
             return self.exact_chance(live, current)
-        return draw_chance(self.shift, live, current)
+        # The same rows give the same draws, and the same decision, every time.
+        generator = np.random.default_rng(0)
+        rows = min(len(current.unit), len(live.unit) // 2)
+        norms = min(len(current.norms), len(live.norms) // 2)
+        draws = (live.split(rows, norms, generator) for _ in range(_DRAWS))
+        return _MARGIN * max(self.shift(rest, drawn) for rest, drawn in draws)
 
 
 def norm_psi(live: Vectors, current: Vectors) -> float:
@@ -319,7 +290,7 @@ def quantile_chance(live: Vectors, current: Vectors) -> float:
     # Wilson's interval ("Probable inference, the law of succession, and statistical inference",
     # 1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
     rows = 1 / (1 / len(live.norms) + 1 / len(current.norms))
-    shares, z2 = np.array(MIDDLE_QUANTILES), _ONCE_IN_A_MILLION**2 / rows
+    shares, z2 = np.array(MIDDLE_QUANTILES), findings.CHANCE**2 / rows
     middle = shares + z2 / 2
     half = np.sqrt(z2 * (shares * (1 - shares) + z2 / 4))
     here = np.quantile(live.norms, MIDDLE_QUANTILES)
@@ -417,3 +388,114 @@ MEASURES = (
     Measure("frechet", "Fréchet distance relative to the total variance", frechet, _farthest_away),
 )
 """Every measure, in the order of the limits."""
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """Rows of the version that would be published, counted where they are stored.
+
+    Attributes:
+        mode: How the input is read.
+        rows_in: Rows of the input.
+        live: Rows of the dataset after the refresh.
+        quarantined: Rows of the index after the refresh that are not in the dataset.
+        before: Rows of the index before the refresh, quarantined ones included; 0 on a first load.
+        new: Rows of the input whose key the index before the refresh did not have.
+        gone: Rows of the index before the refresh that are not in the one after it.
+        distinct_keys: Different keys among all rows of the index after the refresh.
+    """
+
+    mode: Literal["full", "delta"]
+    rows_in: int
+    live: int
+    quarantined: int
+    before: int
+    new: int
+    gone: int
+    distinct_keys: int
+
+
+@dataclass
+class _WrongRows:
+    """Rows of which something does not hold: how many, and the first of them."""
+
+    count: int = 0
+    first: list[MeasuredRow] = field(default_factory=list)
+
+    def add(self, wrong: npt.NDArray[np.bool_], keys: pa.Table, values: Float64s) -> None:
+        self.count += int(wrong.sum())
+        rows = np.flatnonzero(wrong)[: SHOWN_ROWS - len(self.first)]
+        self.first += _measured_rows(keys.take(rows), values[rows])
+
+
+@dataclass
+class RowAudit:
+    """An audit of the staged rows, batch by batch.
+
+    Attributes:
+        norm: What they were normalized by.
+        tolerance: How far from 1 a length may be, see `commands.verify.vectors`.
+    """
+
+    norm: Norm
+    tolerance: float
+    _rows: int = 0
+    _nonfinite: _WrongRows = field(default_factory=_WrongRows)
+    _lengths: _WrongRows = field(default_factory=_WrongRows)
+
+    def add(self, vectors: npt.NDArray[Any], norms: Float64s, keys: pa.Table) -> None:
+        """Look at some rows as they are stored: float[n, d], float64[n], the key columns."""
+        wide = widen(vectors)
+        finite = np.isfinite(wide).all(axis=1) & np.isfinite(norms)
+        lengths, expected = self._measured(wide, norms)
+        with np.errstate(invalid="ignore"):
+            # NaN is not within any tolerance, so that it is wrong without being asked for.
+            right = (np.abs(lengths - expected) <= self.tolerance) & (norms >= 0)
+        self._rows += len(norms)
+        self._nonfinite.add(~finite, keys, norms)
+        self._lengths.add(finite & ~right, keys, lengths)
+
+    def _measured(self, wide: Float64s, norms: Float64s) -> tuple[Float64s, Float64s]:
+        """Return lengths as measured and as they should be."""
+        ones = np.ones(len(norms))
+        if self.norm.name == "none":  # vectors are predictions, and the norm beside them is 1
+            return norms, ones
+        return row_norms(wide, self.norm)[:, 0], np.where(norms == 0, 0.0, ones)
+
+    def findings(self) -> Iterator[Finding]:
+        """Say what was found of all rows so far."""
+        of = f"of {self._rows:,} staged"
+        what = f"{self._nonfinite.count:,} {of} rows contain NaN or inf."
+        yield _audited("finite", self._nonfinite.count, what, self._nonfinite.first)
+        what = (
+            f"{self._lengths.count:,} {of} vectors do not have length 1 under {self.norm.label} "
+            f"(within {self.tolerance:.2g}), and are not zero with a norm of 0."
+        )
+        yield _audited("lengths", self._lengths.count, what, self._lengths.first)
+
+
+def audit(facts: AuditFacts, rows: RowAudit) -> list[Finding]:
+    """Check what no setting turns off: counts, keys, lengths, and that everything is finite."""
+    return [_audited_counts(facts), _audited_keys(facts), *rows.findings()]
+
+
+def _audited_counts(facts: AuditFacts) -> Finding:
+    kept = facts.live + facts.quarantined
+    if facts.mode == "full":
+        expected, said = facts.rows_in, f"{plural(facts.rows_in, 'row')} in"
+    else:
+        expected = facts.before + facts.new - facts.gone
+        said = f"{facts.before:,} before + {facts.new:,} new - {facts.gone:,} gone"
+    sign = "=" if kept == expected else "is not"
+    what = f"{said} {sign} {facts.live:,} live + {facts.quarantined:,} quarantined."
+    return _audited("counts", abs(kept - expected), what)
+
+
+def _audited_keys(facts: AuditFacts) -> Finding:
+    rows = facts.live + facts.quarantined
+    what = f"{plural(facts.distinct_keys, 'distinct key')} in {plural(rows, 'row')}."
+    return _audited("keys", abs(rows - facts.distinct_keys), what)
+
+
+def _audited(check: str, wrong: int, what: str, rows: Iterable[MeasuredRow] = ()) -> Finding:
+    return Finding(f"audit.{check}", "audit", float(wrong), 0.0, wrong == 0, what, tuple(rows))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, InstanceOf
 
 # pydantic reads these annotations at run time.
-from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.findings import Finding, broken
 from batchnorm_tool.gate.input_limits import InputSummary
 
 
@@ -46,7 +46,7 @@ class GateRecord:
     @property
     def broken(self) -> list[Finding]:
         """The findings beyond their limits."""
-        return [finding for finding in self.findings if not finding.passed]
+        return broken(self.findings)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.gate import BadCounts, Finding, OutputGate, Vectors, evaluate_output
+from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.output_limits import BadCounts, Vectors, evaluate_output
+from batchnorm_tool.job.refresh_sections import OutputGate
 
 NO_BAD = BadCounts(changed_rows=1000, changed_bad=0, whole_rows=10_000, whole_bad=0)
 

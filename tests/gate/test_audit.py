@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.gate import AuditFacts, Finding, RowAudit, audit
+from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.output_limits import AuditFacts, RowAudit, audit
 from batchnorm_tool.norms.norm import Norm
 
 FULL = AuditFacts("full", 100, 97, 3, before=90, new=15, gone=5, distinct_keys=100)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool.gate import Finding, OutputGate, evaluate_output
+from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.output_limits import evaluate_output
+from batchnorm_tool.job.refresh_sections import OutputGate
 from tests.gate.sets import NO_BAD, POPULATIONS, gaussian, vectors_of
 
 NIGHTS = 200

@@ -9,8 +9,15 @@ from decimal import Decimal
 
 import pytest
 
-from batchnorm_tool.gate import Finding, broken, passed, refusal_text
-from batchnorm_tool.gate.findings import FaultyRow, MeasuredRow, describe_row, not_evaluated
+from batchnorm_tool.gate.findings import (
+    FaultyRow,
+    Finding,
+    MeasuredRow,
+    broken,
+    describe_row,
+    not_evaluated,
+    refusal_text,
+)
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.storage.checked_json import plain
 from tests.refresh_records import typed
@@ -39,13 +46,11 @@ NEXT = (
 
 def test_only_broken_limits_are_told_in_order() -> None:
     assert broken([GOOD, PSI, BAD]) == [PSI, BAD]
-    assert passed([GOOD])
-    assert not passed([GOOD, PSI])
 
 
 def test_the_refusal_names_limits_rows_and_both_ways_on() -> None:
     command = "batchnorm-tool accept items.lance 12"
-    assert refusal_text([GOOD, PSI, BAD], accept=command).splitlines() == [
+    assert refusal_text([GOOD, PSI, BAD], command).splitlines() == [
         "2 limits broken; nothing was published.",
         "- gate.output.norm_psi over the changed rows: PSI: 0.9.",
         *(f"    shop a, id {n}: {n}" for n in range(5)),
@@ -55,33 +60,20 @@ def test_the_refusal_names_limits_rows_and_both_ways_on() -> None:
     ]
 
 
-def test_before_the_model_has_run_there_is_nothing_to_accept() -> None:
+def test_a_broken_limit_on_the_input_names_it() -> None:
     finding = Finding(
         "gate.input.changed", "input", 0.5, 0.2, passed=False, what="50 rows have changed features."
     )
-    text = refusal_text([finding], accept=None)
-    assert "accept" not in text
+    text = refusal_text([finding], "accept it")
     assert text.splitlines()[1].startswith("- gate.input.changed over the input: 50 rows")
-    assert text.splitlines()[-1].startswith("Next: fix the input or the model, or change the limit")
 
 
-def test_what_the_audit_found_cannot_be_accepted_nor_only_warned_of() -> None:
-    for action in ("hold", "warn"):
-        text = refusal_text([PSI, AUDIT], action)
-        assert text.startswith("2 limits broken; nothing was published.")
-        assert "- audit.keys over the staged rows: 9 distinct keys" in text
-        assert "`batchnorm-tool accept" not in text
-        assert "cannot be accepted" in text
-
-
-def test_a_warning_says_that_it_was_published_all_the_same() -> None:
-    lines = refusal_text([PSI], "warn").splitlines()
-    assert lines[0] == ("1 limit broken; published anyway, because of `gate.action: warn`.")
-    assert len(lines) == 7
-
-
-def test_nothing_broken_says_nothing() -> None:
-    assert refusal_text([GOOD]) == ""
+def test_what_the_audit_found_cannot_be_accepted() -> None:
+    text = refusal_text([PSI, AUDIT], "batchnorm-tool accept items.lance 12")
+    assert text.startswith("2 limits broken; nothing was published.")
+    assert "- audit.keys over the staged rows: 9 distinct keys" in text
+    assert "`batchnorm-tool accept" not in text
+    assert "cannot be accepted" in text
 
 
 def test_what_was_not_judged_passes_and_says_why() -> None:
@@ -104,6 +96,7 @@ def test_a_finding_comes_back_as_it_was() -> None:
 
 def test_a_value_that_is_not_finite_is_said_to_be() -> None:
     assert describe_row(MeasuredRow({"id": 1}, None)) == "id 1: not finite"
+    assert describe_row(MeasuredRow({"id": 7}, 0.123456)) == "id 7: 0.1235"
 
 
 def test_keys_become_what_json_can_hold() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.gate import Finding, InputGate, RowChanges, evaluate_input
-from batchnorm_tool.gate.input_limits import InputSummary
+from batchnorm_tool.gate.findings import Finding
+from batchnorm_tool.gate.input_limits import InputSummary, RowChanges, evaluate_input
+from batchnorm_tool.job.refresh_sections import InputGate
 from tests.refresh_records import typed
 
 COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)

@@ -7,9 +7,15 @@ import pyarrow as pa
 import pytest
 from scipy import linalg
 
-from batchnorm_tool.gate import BadCounts, Finding, OutputGate, Vectors, evaluate_output
-from batchnorm_tool.gate.findings import FaultyRow
-from batchnorm_tool.gate.output_limits import FRECHET_WIDTH, frechet
+from batchnorm_tool.gate.findings import FaultyRow, Finding
+from batchnorm_tool.gate.output_limits import (
+    FRECHET_WIDTH,
+    BadCounts,
+    Vectors,
+    evaluate_output,
+    frechet,
+)
+from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.storage.checked_json import plain
 from tests.gate.sets import NO_BAD, gaussian, heavy, judged, sparse, vectors_of
 from tests.refresh_records import typed

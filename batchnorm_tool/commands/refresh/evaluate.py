@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool import gate
 from batchnorm_tool.commands.refresh.candidate import (
     KEPT,
     PREDICTED,
@@ -43,8 +42,8 @@ from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines, TargetFailed
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.gate import Finding
-from batchnorm_tool.gate.input_limits import InputSummary
+from batchnorm_tool.gate import input_limits, output_limits
+from batchnorm_tool.gate.findings import Finding, broken, refusal_text
 from batchnorm_tool.gate.record import FileOfInput, InputRecord, ModelRecord, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Publish
@@ -80,9 +79,9 @@ def evaluate_input(
 ) -> list[Finding]:
     """Hold the input against the limits of the job."""
     counts = difference.counts
-    return gate.evaluate_input(
+    return input_limits.evaluate_input(
         plan.job.gate.input,
-        gate.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
+        input_limits.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics,
         last.reference if last else None,
         mode=plan.store.mode,
@@ -94,9 +93,9 @@ def evaluate_output(
     staged: StagedRows, candidate: Candidate, difference: ChangeSet
 ) -> list[Finding]:
     """Audit the staged rows, and hold them against the limits of the job."""
-    findings = gate.audit(_audit_facts(staged, candidate, difference), _audited(staged))
+    findings = output_limits.audit(_audit_facts(staged, candidate, difference), _audited(staged))
     written = candidate.rows.predicted + candidate.rows.reused
-    bad = gate.BadCounts(
+    bad = output_limits.BadCounts(
         changed_rows=written + difference.counts.bad,
         changed_bad=candidate.bad[0],
         whole_rows=candidate.rows.live + candidate.rows.quarantined,
@@ -109,20 +108,22 @@ def evaluate_output(
     changed = _staged(staged, [PREDICTED], step).vectors()
     # Vectors of two spaces have nothing to be compared by.
     if staged.pointer.live is None or staged.plan.new_space:
-        return findings + gate.evaluate_output(limits, changed, changed, None, bad)
+        return findings + output_limits.evaluate_output(limits, changed, changed, None, bad)
     step = max(1, candidate.rows.live // _SAMPLE_ROWS)
     live, stays = _live(staged, step)
     whole = _joined([live.kept(stays), _staged(staged, [PREDICTED, KEPT], step)])
-    return findings + gate.evaluate_output(limits, changed, whole.vectors(), live.vectors(), bad)
+    return findings + output_limits.evaluate_output(
+        limits, changed, whole.vectors(), live.vectors(), bad
+    )
 
 
-def _audited(staged: StagedRows) -> gate.RowAudit:
+def _audited(staged: StagedRows) -> output_limits.RowAudit:
     layout = staged.plan.layout
     norm = Norm.parse(layout.norm_label)
     tolerance = 0.0
     if norm.name != "none":
         tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
-    found = gate.RowAudit(norm, tolerance)
+    found = output_limits.RowAudit(norm, tolerance)
     for path in (PREDICTED, KEPT):
         for table in read_rows(staged.state.storage, path):
             rows = _rows(table, layout.vector, layout.norm)
@@ -139,12 +140,12 @@ def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarr
 
 def _audit_facts(
     staged: StagedRows, candidate: Candidate, difference: ChangeSet
-) -> gate.AuditFacts:
+) -> output_limits.AuditFacts:
     index = read_index(staged.state.storage, index_path(staged.version), [KEY_ID])
     ids = (as_ids(bytes_of(table[KEY_ID])) for table in index)
     every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
     dispositions = read_dispositions(staged)
-    return gate.AuditFacts(
+    return output_limits.AuditFacts(
         mode=staged.plan.store.mode,
         rows_in=difference.counts.rows_in,
         live=candidate.rows.live,
@@ -180,10 +181,10 @@ class _Sample:
     sample_norms: np.ndarray
     norms: np.ndarray
 
-    def vectors(self) -> gate.Vectors:
+    def vectors(self) -> output_limits.Vectors:
         """Return the sample as the gate takes it."""
         step = max(1, len(self.norms) // _NORMS)
-        return gate.Vectors(self.unit, self.sample_norms, self.norms[::step], self.keys)
+        return output_limits.Vectors(self.unit, self.sample_norms, self.norms[::step], self.keys)
 
     def kept(self, stays: tuple[np.ndarray, np.ndarray]) -> _Sample:
         """Return the rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
@@ -278,7 +279,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
     )
 
 
-def _reference(staging: Staging) -> InputSummary | None:
+def _reference(staging: Staging) -> input_limits.InputSummary | None:
     """Return what a later delta is compared with: the last input that had all rows."""
     if staging.plan.store.mode == "full" or staging.pointer.live is None:
         return None
@@ -329,13 +330,13 @@ def _evaluated(staging: Staging, record: StoredRecord, findings: list[Finding]) 
 
 
 def _stops(staging: Staging, findings: list[Finding]) -> bool:
-    return bool(gate.broken(findings)) and staging.plan.job.gate.action == "hold"
+    return bool(broken(findings)) and staging.plan.job.gate.action == "hold"
 
 
 def _reason(staging: Staging, findings: list[Finding], *, accepted: bool) -> str | None:
     """Return why a refresh waits; ``None`` where it may be published."""
     plan = staging.plan
-    if any(finding.scope == "audit" for finding in gate.broken(findings)):
+    if any(finding.scope == "audit" for finding in broken(findings)):
         return "audit"
     if _stops(staging, findings):
         return "gate"
@@ -374,7 +375,7 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
     store = staging.state.path
     accept = f"batchnorm-tool accept {store} {version}"
     if reason in {"gate", "audit"}:
-        first, *more = gate.refusal_text(findings, "hold", accept).split("\n")
+        first, *more = refusal_text(findings, accept).split("\n")
         return Lines(f"Version {version} of `{store}` is waiting: {first}", *more)
     hold = staging.pointer.hold
     if reason == "hold" and hold is not None:

@@ -14,7 +14,7 @@ from batchnorm_tool.storage.checked_json import Record, plain
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.gate import Finding
+    from batchnorm_tool.gate.findings import Finding
     from batchnorm_tool.store.state import StoredRecord
 
 RECORD_FORMAT = 1

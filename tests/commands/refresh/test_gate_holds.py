@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool import accept, gate, history, verify
+from batchnorm_tool import accept, history, verify
 from batchnorm_tool.errors import Held, JobError
+from batchnorm_tool.gate import findings, output_limits
 from tests.commands.refresh.nightly import (
     LOOSE,
     Nightly,
@@ -227,8 +228,8 @@ def test_what_the_audit_finds_is_never_published(
 ) -> None:
     nightly.night(FIRST)
     what = "31 rows in, 30 are stored."
-    finding = gate.Finding("audit.counts", "audit", 30.0, 31.0, passed=False, what=what)
-    monkeypatch.setattr(gate, "audit", lambda *_: [finding])
+    finding = findings.Finding("audit.counts", "audit", 30.0, 31.0, passed=False, what=what)
+    monkeypatch.setattr(output_limits, "audit", lambda *_: [finding])
     held = nightly.held({**FIRST, 3: 1}, {"gate": {**LOOSE, "action": action}})
     assert held["reason"] == "audit"
     assert what in held["message"]
@@ -308,7 +309,7 @@ def test_accept_killed_before_it_judged_what_it_scored_shows_it_first(
     nightly.night(FIRST, BOTH)
     nightly.held(longer(), BOTH)
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "evaluate_output", lambda *_: 1 / 0)
+        patch.setattr(output_limits, "evaluate_output", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             accept(nightly.store, 2)
     with pytest.raises(Held, match="norm_quantiles"):
