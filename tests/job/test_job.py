@@ -267,6 +267,11 @@ WRONG_VALUES = [
 ]
 
 
+@pytest.mark.parametrize(("devices", "kind"), [([0, 1], "gpu"), (["cpu", "cpu"], "cpu")])
+def test_devices_are_of_one_kind_however_many(devices: list[int | str], kind: str) -> None:
+    assert Engine(devices=devices).device == kind
+
+
 @pytest.mark.parametrize("data", [None, 3, "job.yaml", ["input"]], ids=repr)
 def test_what_is_no_mapping_is_no_job(data: object) -> None:
     with pytest.raises(JobError, match="A job must be a mapping of sections"):

@@ -3,28 +3,25 @@
 Takes 72 bytes for each row of the live version.
 """
 
-from __future__ import annotations
-
-import contextlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import fitting_rows, numbered
-from batchnorm_tool.commands.verify.vectors import CheckedRows, Place, check_vectors
+from batchnorm_tool.commands.verify.vectors import CheckedRows, Findings, Place, check_vectors
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
+from batchnorm_tool.readers.store import Snapshot
 from batchnorm_tool.storage import STATE, TEMPORARY
 from batchnorm_tool.storage.checked_json import is_sealed
-from batchnorm_tool.storage.files import fault_in, unknown_files
+from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store.checksums import check_files
-from batchnorm_tool.store.index import KEY_ID, read_index
+from batchnorm_tool.store.index import KEY_ID, index_rows, read_index
 from batchnorm_tool.store.lance import latest_version
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -39,149 +36,11 @@ from batchnorm_tool.store.state import (
 )
 from batchnorm_tool.store.transaction import LIVE, tags, version_tag
 
-if TYPE_CHECKING:
-    from batchnorm_tool.commands.verify.run_files import Findings
-    from batchnorm_tool.readers.store import Snapshot
-
 _BATCH_BYTES = 16 * 2**20
 _COMPARED = (NORM, FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
-
-
-@dataclass
-class StoreCheck:
-    """A check of the live version of a store and all that belongs to it.
-
-    Attributes:
-        store: The live version.
-        findings: Takes what is wrong.
-        vectors: Vectors whose length was measured.
-    """
-
-    store: Snapshot
-    findings: Findings
-    vectors: int = 0
-
-    def check_all(self) -> None:
-        """Look at records, tags, files, rows and index."""
-        with self._noting():
-            self._check_records()
-        with self._noting():
-            self._check_state()
-        with self._noting():
-            self._check_tags()
-        with self._noting():
-            for finding in check_files(self.store.path, self.store.state.storage):
-                self.findings.add(finding)
-        with self._noting():
-            self._check_rows()
-
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Report what cannot be read, so that the other checks go on."""
-        try:
-            yield
-        except (Damaged, WorkFailed) as error:
-            self.findings.add(error.message)
-
-    def _check_records(self) -> None:
-        """Check that each version kept, waiting or live has an undamaged record that says so."""
-        pointer, state = self.store.pointer, self.store.state
-        for path in state.documents():
-            text = state.storage.get(path) or b""
-            if (Path(state.root) / path).is_symlink():
-                self.findings.add(f"`{state.root}/{path}` is not a regular file.")
-            elif not is_sealed(text):
-                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum does not match.")
-        missing = {*range(1, pointer.next_version)} - {*state.recorded()}
-        for version in sorted(missing):
-            self.findings.add(f"`{record_path(version)}` is missing.")
-        expected = dict.fromkeys(pointer.versions, "published")
-        if pointer.waiting is not None:
-            expected[pointer.waiting] = "waiting"
-        for version, word in sorted(expected.items()):
-            record = state.record(version)
-            found = None if record is None else record.state
-            if found != word:
-                self.findings.add(
-                    f"Version {version} should be {word}, but its record says: {found}."
-                )
-
-    def _check_state(self) -> None:
-        """Check that every other file of the state is as its record says, and there are no more."""
-        pointer, state = self.store.pointer, self.store.state
-        root, known = Path(state.root), {*state.documents()}
-        for version in (*pointer.versions, *filter(None, [pointer.waiting])):
-            lasting = {replaced_path(version)} if version in pointer.versions else None
-            if version == pointer.live:
-                lasting = {replaced_path(version), index_path(version)}
-            record = state.record(version)
-            for file in record.files if record else ():
-                if lasting is None or file.path in lasting:
-                    known.add(file.path)
-                    finding, _ = fault_in(root, file, "record of its version")
-                    if finding:
-                        self.findings.add(finding)
-        # A refresh that was killed leaves these; the next one goes on with them, or removes them.
-        version = pointer.waiting or pointer.next_version
-        left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
-        waits = state.record(pointer.waiting) if pointer.waiting else None
-        is_whole = waits is not None and waits.norms is not None
-        if state.storage.names(STAGING) and not is_whole:
-            after = f"{index_path(version)}|{replaced_path(version)}"
-            left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")
-        for path in unknown_files(root, known):
-            if not left.fullmatch(path):
-                self.findings.add(
-                    f"`{state.root}/{path}` does not belong to this store. Remove it."
-                )
-
-    def _check_tags(self) -> None:
-        """Check that Lance's tags and newest version are those that the store says."""
-        pointer, found = self.store.pointer, tags(self.store.path)
-        expected = {version_tag(version): lance for version, lance in pointer.versions.items()}
-        expected[LIVE] = self.store.lance_version
-        for name, lance_version in expected.items():
-            if found.get(name) != lance_version:
-                self.findings.add(
-                    f"The tag `{name}` names version {found.get(name)} in Lance, "
-                    f"and {lance_version} in the store's records."
-                )
-        newest = latest_version(self.store.path)
-        if newest != self.store.lance_version:
-            self.findings.add(
-                f"Readers see version {newest} in Lance, but {self.store.lance_version} is live "
-                "in the store's records: another program wrote to it, or a refresh was killed. "
-                "The next `refresh` completes or undoes a killed one."
-            )
-
-    def _check_rows(self) -> None:
-        """Check that every row is undamaged, and in the index as it is in the dataset."""
-        index = _Index.load(self.store)
-        output = self.store.outputs[0]
-        batch_rows = fitting_rows(8 * output.width, _BATCH_BYTES)
-        for first, batch in numbered(self.store.read(self._columns(), batch_rows)):
-            place = Place(self.findings, Path(self.store.path).name, first)
-            checked = CheckedRows.of(batch, output, self._nulls(batch, place))
-            check_vectors(checked, place)
-            keys = self.store.keys
-            table = pa.Table.from_batches([batch]).drop_columns([self.store.layout.vector])
-            index.compare(table.rename_columns([*keys, *_COMPARED]), place)
-            self.vectors += len(checked.rows)
-        index.report_unseen(self.findings)
-
-    def _columns(self) -> list[str]:
-        layout = self.store.layout
-        return [*layout.keys, layout.vector, *layout.stored(*_COMPARED)]
-
-    def _nulls(self, batch: pa.RecordBatch, place: Place) -> np.ndarray:
-        """Report nulls, which no row may have here; tells which rows have no vector."""
-        null = {
-            name: column.is_null() for name, column in zip(batch.schema.names, batch, strict=True)
-        }
-        for name, where in null.items():
-            rows = np.flatnonzero(where.to_numpy(zero_copy_only=False))
-            place.report(rows, f"`{name}` is null.")
-        return np.asarray(null[self.store.layout.vector].to_numpy(zero_copy_only=False))
+_ENTRY = np.dtype(
+    [("id", np.uint8, 16), ("hashes", np.uint8, 24), ("norm", np.float64), ("status", np.int16)]
+)
 
 
 @dataclass
@@ -191,35 +50,27 @@ class _Index:
     path: str
     keys: tuple[str, ...]
     places: IdLookup
-    hashes: np.ndarray
-    norms: np.ndarray
-    status: np.ndarray
+    entries: np.ndarray
     words: dict[str, int]
     seen: np.ndarray
 
     @classmethod
-    def load(cls, store: Snapshot) -> _Index:
-        path = index_path(store.version)
-        ids, hashes = [np.empty((0, 16), np.uint8)], [np.empty((0, 24), np.uint8)]
-        norms, status = [np.empty(0)], [np.empty(0, np.int16)]
+    def load(cls, store: Snapshot) -> Self:
+        """Read the index of a version, but for its quarantined rows."""
+        storage, path = store.state.storage, index_path(store.version)
+        entries, count = np.empty(index_rows(storage, path), _ENTRY), 0
         words: dict[str, int] = {}
-        for table in read_index(store.state.storage, path, [KEY_ID, *_COMPARED]):
+        for table in read_index(storage, path, [KEY_ID, *_COMPARED]):
             numbers = _numbers(table[STATUS], words)
             good = np.array([not word.startswith(QUARANTINED) for word in words])[numbers]
-            ids.append(bytes_of(table[KEY_ID])[good])
-            hashes.append(_hashes(table)[good])
-            norms.append(_floats(table[NORM])[good])
-            status.append(numbers[good])
-        return cls(
-            path=path,
-            keys=store.keys,
-            places=IdLookup(as_ids(np.concatenate(ids))),
-            hashes=np.concatenate(hashes),
-            norms=np.concatenate(norms),
-            status=np.concatenate(status),
-            words=words,
-            seen=np.zeros(sum(map(len, norms)), bool),
-        )
+            added = entries[count : count + np.count_nonzero(good)]
+            added["id"] = bytes_of(table[KEY_ID])[good]
+            added["hashes"] = _hashes(table)[good]
+            added["norm"] = _floats(table[NORM])[good]
+            added["status"] = numbers[good]
+            count += len(added)
+        places = IdLookup(as_ids(entries["id"][:count]))
+        return cls(path, store.keys, places, entries[:count], words, np.zeros(count, bool))
 
     def compare(self, table: pa.Table, place: Place) -> None:
         """Report the rows of a batch that the index does not have, or has otherwise."""
@@ -237,13 +88,14 @@ class _Index:
     def _agreement(
         self, table: pa.Table, rows: np.ndarray, at: np.ndarray
     ) -> dict[str, np.ndarray]:
-        hashes = _hashes(table)[rows] == self.hashes[at]
-        norms = _floats(table[NORM])[rows].view(np.uint64) == self.norms[at].view(np.uint64)
+        entries = self.entries[at]
+        hashes = _hashes(table)[rows] == entries["hashes"]
+        norms = _floats(table[NORM])[rows].view(np.uint64) == entries["norm"].copy().view(np.uint64)
         return {
             "hash of the features": hashes[:, :16].all(axis=1),
             "hash of the passed-through values": hashes[:, 16:].all(axis=1),
             "norm": norms,
-            "status": _numbers(table[STATUS], self.words)[rows] == self.status[at],
+            "status": _numbers(table[STATUS], self.words)[rows] == entries["status"],
         }
 
     def report_unseen(self, findings: Findings) -> None:
@@ -270,3 +122,127 @@ def _numbers(column: pa.ChunkedArray, words: dict[str, int]) -> np.ndarray:
     numbers = [words.setdefault(str(word), len(words)) for word in encoded.dictionary.to_pylist()]
     places = encoded.indices.fill_null(len(numbers)).to_numpy()
     return np.array([*numbers, -1], np.int16)[places]
+
+
+@dataclass
+class StoreCheck:
+    """A check of the live version of a store and all that belongs to it.
+
+    Attributes:
+        store: The live version.
+        findings: Takes what is wrong.
+        vectors: Vectors whose length was measured.
+    """
+
+    store: Snapshot
+    findings: Findings
+    vectors: int = 0
+
+    def check_all(self) -> None:
+        """Look at records, tags, files, rows and index; what one cannot read stops no other."""
+        for check in (
+            self._check_records,
+            self._check_state,
+            self._check_tags,
+            self._check_dataset,
+            self._check_rows,
+        ):
+            try:
+                check()
+            except (Damaged, WorkFailed) as error:
+                self.findings.add(error.message)
+
+    def _check_records(self) -> None:
+        """Check that each version kept, waiting or live has an undamaged record that says so."""
+        pointer, state = self.store.pointer, self.store.state
+        for path in state.documents():
+            if (Path(state.root) / path).is_symlink():
+                self.findings.add(f"`{state.root}/{path}` is not a regular file.")
+            elif not is_sealed(state.storage.get(path) or b""):
+                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum does not match.")
+        missing = {*range(1, pointer.next_version)} - {*state.recorded()}
+        for version in sorted(missing):
+            self.findings.add(f"`{record_path(version)}` is missing.")
+        expected = dict.fromkeys(pointer.versions, "published")
+        if pointer.waiting is not None:
+            expected[pointer.waiting] = "waiting"
+        for version, word in sorted(expected.items()):
+            record = state.record(version)
+            found = None if record is None else record.state
+            if found != word:
+                text = f"Version {version} should be {word}, but its record says: {found}."
+                self.findings.add(text)
+
+    def _check_state(self) -> None:
+        """Check that every other file of the state is as its record says, and there are no more."""
+        pointer, state = self.store.pointer, self.store.state
+        root, known = Path(state.root), {*state.documents()}
+        for version in (*pointer.versions, *filter(None, [pointer.waiting])):
+            lasting = {replaced_path(version)}
+            if version == pointer.live:
+                lasting.add(index_path(version))
+            record = state.record(version)
+            for file in record.files if record else ():
+                if version not in pointer.versions or file.path in lasting:
+                    known.add(file.path)
+                    self.findings.add_file(state.root, file, "record of its version")
+        # A refresh that was killed leaves these; the next one goes on with them, or removes them.
+        version = pointer.waiting or pointer.next_version
+        left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
+        waits = state.record(pointer.waiting) if pointer.waiting else None
+        is_whole = waits is not None and waits.norms is not None
+        if state.storage.names(STAGING) and not is_whole:
+            after = f"{index_path(version)}|{replaced_path(version)}"
+            left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")
+        for path in unknown_files(root, known):
+            if not left.fullmatch(path):
+                text = f"`{state.root}/{path}` does not belong to this store. Remove it."
+                self.findings.add(text)
+
+    def _check_tags(self) -> None:
+        """Check that Lance's tags and newest version are those that the store says."""
+        pointer, found = self.store.pointer, tags(self.store.path)
+        expected = {version_tag(version): lance for version, lance in pointer.versions.items()}
+        expected[LIVE] = self.store.lance_version
+        for name, lance_version in expected.items():
+            if found.get(name) != lance_version:
+                self.findings.add(
+                    f"The tag `{name}` names version {found.get(name)} in Lance, "
+                    f"and {lance_version} in the store's records."
+                )
+        newest = latest_version(self.store.path)
+        if newest != self.store.lance_version:
+            self.findings.add(
+                f"Readers see version {newest} in Lance, but {self.store.lance_version} is live "
+                "in the store's records: another program wrote to it, or a refresh was killed. "
+                "The next `refresh` completes or undoes a killed one."
+            )
+
+    def _check_dataset(self) -> None:
+        """Check that every file of the dataset is as it was written, and there are no more."""
+        for finding in check_files(self.store.path, self.store.state.storage):
+            self.findings.add(finding)
+
+    def _check_rows(self) -> None:
+        """Check that every row is undamaged, and in the index as it is in the dataset."""
+        index = _Index.load(self.store)
+        output = self.store.outputs[0]
+        layout = self.store.layout
+        columns = [*layout.keys, layout.vector, *layout.stored(*_COMPARED)]
+        batch_rows = fitting_rows(8 * output.width, _BATCH_BYTES)
+        for first, batch in numbered(self.store.read(columns, batch_rows)):
+            place = Place(self.findings, Path(self.store.path).name, first)
+            checked = CheckedRows.of(batch, output, self._nulls(batch, place))
+            check_vectors(checked, place)
+            table = pa.Table.from_batches([batch]).drop_columns([layout.vector])
+            index.compare(table.rename_columns([*layout.keys, *_COMPARED]), place)
+            self.vectors += len(checked.rows)
+        index.report_unseen(self.findings)
+
+    def _nulls(self, batch: pa.RecordBatch, place: Place) -> np.ndarray:
+        """Report nulls, which no row may have here; tells which rows have no vector."""
+        columns = zip(batch.schema.names, batch, strict=True)
+        null = {name: column.is_null().to_numpy(zero_copy_only=False) for name, column in columns}
+        for name, where in null.items():
+            place.report(np.flatnonzero(where), f"`{name}` is null.")
+        return np.asarray(null[self.store.layout.vector])

@@ -1,41 +1,141 @@
-"""The stored vectors themselves: finite, of unit length, and those that were counted."""
-
-from __future__ import annotations
+"""Findings of damage, and the check of stored vectors: finite, of unit length, and as counted."""
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason, fitting_rows, numbered
 from batchnorm_tool.display import plural
+from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import Norm, row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
-
-if TYPE_CHECKING:
-    from batchnorm_tool.commands.verify.run_files import Findings
-    from batchnorm_tool.pipeline.output_schema import OutputSpec
-    from batchnorm_tool.readers.run import StoredPart, StoredRun
+from batchnorm_tool.pipeline.output_schema import OutputSpec
+from batchnorm_tool.readers.run import StoredPart, StoredRun
+from batchnorm_tool.storage import FileRecord
+from batchnorm_tool.storage.files import fault_in
 
 # Vectors in memory at a time, as float64.
 _BATCH_BYTES = 16 * 2**20
+_NAMED = 20
+_NAMED_ROWS = 3
+
+
+@dataclass
+class Findings:
+    """Damage found in one run or store: its count, and the first ``texts`` that say what it is."""
+
+    texts: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, text: str) -> None:
+        """Take in one finding."""
+        self.count += 1
+        if len(self.texts) < _NAMED:
+            self.texts.append(text)
+
+    def add_count(self, what: str, found: int, expected: int) -> None:
+        """Take in that there are not as many rows as a manifest says, if that is so."""
+        if found != expected:
+            self.add(f"{plural(found, 'row')} {what}; the manifest has {expected:,}.")
+
+    def add_file(self, root: str, file: FileRecord, source: str) -> bool:
+        """Take in what is wrong with a file that ``source`` tells of, if anything is.
+
+        Returns:
+            Whether it is worth decoding: a file of the right size may still tell which row is
+            broken.
+        """
+        finding, is_readable = fault_in(Path(root), file, source)
+        if finding is not None:
+            self.add(finding)
+        return is_readable
+
+    def add_rows(self, file: str, rows: np.ndarray, text: str) -> None:
+        """Take in one finding that several rows of a file share."""
+        if not len(rows):
+            return
+        named = ", ".join(f"{int(row):,}" for row in rows[:_NAMED_ROWS])
+        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
+        self.add(f"`{file}`, row {named}{more}: {text}")
+
+    def raise_if_any(self, path: str, remedy: str) -> None:
+        """Raise `Damaged` with all of them and what to do, or nothing where there are none."""
+        if not self.count:
+            return
+        more = self.count - len(self.texts)
+        listed = [*self.texts, *([f"… and {more:,} more"] if more else [])]
+        head = f"`{path}` is damaged; {plural(self.count, 'finding')}:"
+        raise Damaged(Lines(head, *(f"  {text}" for text in listed), remedy))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a batch lies: a file, and the number of its first row in it."""
+
+    findings: Findings
+    file: str
+    first: int
+
+    def report(self, rows: np.ndarray, text: str) -> None:
+        """Take in what is wrong with rows of the batch, ``int[n]``."""
+        self.findings.add_rows(self.file, rows + self.first, text)
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows of one output that have a vector.
+
+    Attributes:
+        output: How they are stored.
+        dtype: The stored dtype.
+        rows: ``int[m]``, their numbers in the batch.
+        norms: ``float64[m, v]``, as stored.
+        lengths: ``float64[m, v]``, as measured.
+        finite: ``bool[m]``, whether vectors and norms are.
+    """
+
+    output: OutputSpec
+    dtype: np.dtype
+    rows: np.ndarray
+    norms: np.ndarray
+    lengths: np.ndarray
+    finite: np.ndarray
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, output: OutputSpec, null: np.ndarray) -> Self:
+        """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
+        rows = np.flatnonzero(~null)
+        stored = rows_of(batch[output.vector_column])[rows]
+        norms = rows_of(batch[output.norm_column]).reshape(len(null), -1)[rows]
+        finite = np.isfinite(stored).all(axis=1) & np.isfinite(norms).all(axis=1)
+        count = len(rows) * output.vectors
+        vectors = widen(stored).reshape(count, output.width)
+        if output.norm.name == "none":
+            lengths = np.abs(vectors).max(axis=1, initial=0)
+        else:
+            lengths = row_norms(vectors, output.norm)
+        shape = (len(rows), output.vectors)
+        return cls(output, stored.dtype, rows, norms, lengths.reshape(shape), finite)
+
+    @property
+    def zero(self) -> np.ndarray:
+        """``bool[m, v]``: the vector was all zeros."""
+        return (self.lengths if self.output.norm.name == "none" else self.norms) == 0
+
+    def rows_with(self, vectors: np.ndarray) -> np.ndarray:
+        """Return numbers of the rows in which any of ``bool[m, v]`` is true."""
+        return self.rows[vectors.any(axis=1)]
 
 
 def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
-    """Return how far from 1 the measured length of a stored unit vector may be.
-
-    Example:
-        >>> from batchnorm_tool.norms.norm import Norm
-        >>> round(length_tolerance(Norm("l2"), 32, np.dtype("float32")) * 2**24, 3)
-        1.0
-        >>> round(length_tolerance(Norm("l1"), 65536, np.dtype("float16")), 4)
-        0.0024
-    """
+    """Return how far from 1 the measured length of a stored unit vector may be."""
     # A component is rounded once to the stored dtype. That changes it by at most its own size times
     # the unit roundoff `u`, so that the whole vector, in any norm, changes by at most `u`, however
     # wide it is. Below the smallest normal number it is by at most half the smallest subnormal `s`
@@ -48,6 +148,27 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     ones = float(row_norms(np.ones((1, width)), norm)[0, 0])
     floor = ones * float(stored.smallest_subnormal) / 2
     return roundoff + floor + (2 * width + 1024) * float(np.finfo(np.float64).eps) / 2
+
+
+def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
+    """Report the rows whose vectors or norms are not what they must be, or what policy kept."""
+    if not keeps_nonfinite:
+        place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
+    finite = np.isfinite(checked.norms)
+    place.report(checked.rows_with(finite & (checked.norms < 0)), "a norm is negative.")
+    output = checked.output
+    if output.norm.name == "none":
+        wrong = checked.rows_with(checked.norms != 1)
+        place.report(wrong, "a norm is not 1, although the job's norm is `none`.")
+        return
+    tolerance = length_tolerance(output.norm, output.width, checked.dtype)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
+    place.report(
+        checked.rows_with(off & np.isfinite(checked.lengths)),
+        f"a vector does not have length 1 under {output.norm.label} (within {tolerance:.2g}), or "
+        "is not zero where its norm is 0.",
+    )
 
 
 @dataclass
@@ -116,29 +237,23 @@ class VectorCheck:
         null, nonfinite = self._expected_null, self._expected_nonfinite
         if not self._is_table and null and nonfinite:
             # A kept row of nothing but NaN looks like a nullified one there.
-            self._compare("without a vector", self._null + self._nonfinite, null + nonfinite)
+            found = self._null + self._nonfinite
+            self.findings.add_count("without a vector stored", found, null + nonfinite)
         else:
-            self._compare("without a vector", self._null, null)
+            self.findings.add_count("without a vector stored", self._null, null)
             if nonfinite:
-                self._compare("that are not finite", self._nonfinite, nonfinite)
+                self.findings.add_count("that are not finite stored", self._nonfinite, nonfinite)
         # Under `none` a zero cannot be told from what a narrower stored dtype rounded to zero.
         is_none = any(output.norm.name == "none" for output in self.run.outputs)
         if not is_none or self._zero < self._expected_zero:
-            self._compare("with a zero vector", self._zero, self._expected_zero)
+            self.findings.add_count("with a zero vector stored", self._zero, self._expected_zero)
         for output in self.run.outputs:
             self._compare_norms(output)
-
-    def _compare(self, what: str, found: int, expected: int) -> None:
-        if found != expected:
-            numbers = f"{plural(found, 'row')} {what} stored; the manifest has {expected:,}"
-            self.findings.add(f"{numbers}.")
 
     def _compare_norms(self, output: OutputSpec) -> None:
         """Compare the stored norms with the manifest's statistics of them."""
         described = self.run.manifest.statistics.get(output.name)
-        if described is None:
-            return
-        norms = described.norms.get(output.norm.label)
+        norms = None if described is None else described.norms.get(output.norm.label)
         if norms is None:
             return
         stored = self._norms[output.name]
@@ -149,94 +264,6 @@ class VectorCheck:
                 f"The stored norms of `{output.name}` do not match the "
                 f"manifest: {_described(stored)}; the manifest has {_described(norms)}."
             )
-
-
-def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool = False) -> None:
-    """Report the rows whose vectors or norms are not what they must be.
-
-    Args:
-        checked: Rows that have a vector.
-        place: Where they lie, and who takes what is wrong.
-        keeps_nonfinite: Whether policy kept NaN and infinity.
-    """
-    if not keeps_nonfinite:
-        place.report(checked.rows[~checked.finite], "a vector or norm is not finite.")
-    finite = np.isfinite(checked.norms)
-    place.report(checked.rows_with(finite & (checked.norms < 0)), "a norm is negative.")
-    output = checked.output
-    if output.norm.name == "none":
-        wrong = checked.norms != 1
-        place.report(
-            checked.rows_with(wrong), "a norm is not 1, although the job's norm is `none`."
-        )
-        return
-    tolerance = length_tolerance(output.norm, output.width, checked.dtype)
-    with np.errstate(invalid="ignore"):
-        off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
-    place.report(
-        checked.rows_with(off & np.isfinite(checked.lengths)),
-        f"a vector does not have length 1 under {output.norm.label} (within {tolerance:.2g}), or "
-        "is not zero where its norm is 0.",
-    )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a batch lies: a file, and the number of its first row in it."""
-
-    findings: Findings
-    file: str
-    first: int
-
-    def report(self, rows: np.ndarray, text: str) -> None:
-        """Take in what is wrong with rows of the batch, ``int[n]``."""
-        self.findings.add_rows(self.file, rows + self.first, text)
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """Rows of one output that have a vector.
-
-    Attributes:
-        output: How they are stored.
-        dtype: The stored dtype.
-        rows: ``int[m]``, their numbers in the batch.
-        norms: ``float64[m, v]``, as stored.
-        lengths: ``float64[m, v]``, as measured.
-        finite: ``bool[m]``, whether vectors and norms are.
-    """
-
-    output: OutputSpec
-    dtype: np.dtype
-    rows: np.ndarray
-    norms: np.ndarray
-    lengths: np.ndarray
-    finite: np.ndarray
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, output: OutputSpec, null: np.ndarray) -> CheckedRows:
-        """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
-        rows = np.flatnonzero(~null)
-        stored = rows_of(batch[output.vector_column])[rows]
-        norms = rows_of(batch[output.norm_column]).reshape(len(null), -1)[rows]
-        finite = np.isfinite(stored).all(axis=1) & np.isfinite(norms).all(axis=1)
-        count = len(rows) * output.vectors
-        vectors = widen(stored).reshape(count, output.width)
-        if output.norm.name == "none":
-            lengths = np.abs(vectors).max(axis=1, initial=0)
-        else:
-            lengths = row_norms(vectors, output.norm)
-        shape = (len(rows), output.vectors)
-        return cls(output, stored.dtype, rows, norms, lengths.reshape(shape), finite)
-
-    @property
-    def zero(self) -> np.ndarray:
-        """``bool[m, v]``: the vector was all zeros."""
-        return (self.lengths if self.output.norm.name == "none" else self.norms) == 0
-
-    def rows_with(self, vectors: np.ndarray) -> np.ndarray:
-        """Return numbers of the rows in which any of ``bool[m, v]`` is true."""
-        return self.rows[vectors.any(axis=1)]
 
 
 def _same(stored: NormStats, described: NormStats) -> bool:

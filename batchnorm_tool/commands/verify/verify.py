@@ -1,31 +1,48 @@
 """Verify a finished run or a store: read all of it again, and compare it with what it says."""
 
+import bisect
+import math
 import os
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from batchnorm_tool.commands.verify.run_files import (
-    Findings,
-    check_keys,
-    check_statistics,
-    find_foreign_files,
-    is_as_written,
-    recorded_files,
-)
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.verify.store import StoreCheck
-from batchnorm_tool.commands.verify.vectors import VectorCheck
-from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.commands.verify.vectors import Findings, VectorCheck
+from batchnorm_tool.errors import RECREATE, Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
+from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
+from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
+from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
+from batchnorm_tool.storage import FileRecord
+from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store import checksums
 from batchnorm_tool.store.state import is_store
 
 _RESTORE = "Restore the dataset and its state together from a backup, or create a new store."
+_OF_VECTORS = ("rows", "vectors", "zero", "nonfinite")
+_OF_NORMS = ("count", "min", "max", "mean")
+_CHUNK_COLUMNS = ["output", "norm", *_OF_VECTORS, "min", "max", "mean", "histogram"]
+_CHUNKS_AT_ONCE = 1024
+_KEY_BATCH_ROWS = 65_536
+_KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, (1,))])
+_KEY_MEMORY_BYTES = 512 * 2**20
+# Suspects whose keys are held at a time. Two keys of the same hash are expected once in a run of
+# five billion rows: nearly every suspect is a duplicate, and one round names more than enough.
+_SUSPECTS = 100_000
+_ROWS_OF_A_KEY = 8
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
 
 
 @dataclass(frozen=True)
@@ -98,11 +115,11 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
     vectors = _verify_parts(run, findings)
     _verify_beside(run, findings)
     if keys:
-        check_keys(run, findings)
+        _check_keys(run, findings)
     if findings.count:
         _refuse_if_replaced(run)
-    findings.raise_if_any(run.path)
-    files = recorded_files(run)
+    findings.raise_if_any(run.path, f"Restore it from a copy, or {RECREATE}.")
+    files = _recorded_files(run)
     return Verification(
         path=run.path,
         rows=run.rows,
@@ -144,25 +161,43 @@ def _refuse_if_changed(store: Snapshot) -> None:
         )
 
 
+def _refuse_if_replaced(run: StoredRun) -> None:
+    """Refuse a result that another run replaced while it was read."""
+    try:
+        success = (Path(run.path) / SUCCESS_PATH).read_text().strip()
+    except OSError:
+        success = ""
+    if success != run.manifest.checksum:
+        raise WorkFailed(
+            f"`{run.path}` was replaced by another run during verification. Verify it again."
+        )
+
+
+def _recorded_files(run: StoredRun) -> list[FileRecord]:
+    """Return every file whose checksum the manifest holds."""
+    return [*(file for part in run.parts for file in part.files), *run.manifest.files]
+
+
 def _verify_parts(run: StoredRun, findings: Findings) -> int:
     """Look at all parts; returns the number of vectors whose length was measured."""
     check = VectorCheck(run, findings)
     quarantined = 0
     is_whole = True
     for part in run.parts:
-        whole = [is_as_written(run, file, findings) for file in part.files]
-        readable = all(whole)
+        readable = [findings.add_file(run.path, file, "manifest") for file in part.files]
         try:
-            quarantined += _quarantined(run, part) if readable else 0
-            if readable:
+            if all(readable):
+                quarantined += _quarantined(run, part)
                 check.check_part(part)
         except Damaged as error:
             findings.add(error.message)
-            readable = False
-        is_whole &= readable
+            is_whole = False
+        is_whole &= all(readable)
     if is_whole:  # otherwise the sums say nothing that is not said already
         check.conclude()
-        _compare_sums(run, quarantined, findings)
+        rows = run.manifest.rows
+        findings.add_count("stored", sum(part.rows for part in run.parts), rows.rows_out)
+        findings.add_count("in quarantine", quarantined, rows.quarantined)
     return check.vectors
 
 
@@ -175,34 +210,158 @@ def _quarantined(run: StoredRun, part: StoredPart) -> int:
         return format_named("parquet").inspect(str(Path(run.path) / file.path)).rows
 
 
-def _compare_sums(run: StoredRun, quarantined: int, findings: Findings) -> None:
-    rows = run.manifest.rows
-    stored = sum(part.rows for part in run.parts)
-    for what, found, expected in (
-        ("stored", stored, rows.rows_out),
-        ("in quarantine", quarantined, rows.quarantined),
-    ):
-        if found != expected:
-            findings.add(f"{plural(found, 'row')} {what}; the manifest has {expected:,}.")
-
-
 def _verify_beside(run: StoredRun, findings: Findings) -> None:
-    """Look at all that is no part: statistics, and files that should not be there."""
-    in_parts = {file.path for part in run.parts for file in part.files}
-    for file in recorded_files(run):
-        if file.path not in in_parts:
-            is_as_written(run, file, findings)
-    check_statistics(run, findings)
-    find_foreign_files(run, findings)
+    """Look at all that is no part: statistics, and files that readers would take for the run's."""
+    for file in run.manifest.files:
+        findings.add_file(run.path, file, "manifest")
+    _check_statistics(run, findings)
+    known = {file.path for file in _recorded_files(run)}
+    for directory in sorted({*run.directories, CHUNKS_PATH.partition("/")[0]}):
+        for path in unknown_files(Path(run.path), known, directory):
+            findings.add(f"`{path}` does not belong to this run. Remove it, or move it elsewhere.")
 
 
-def _refuse_if_replaced(run: StoredRun) -> None:
-    """Refuse a result that another run replaced while it was read."""
+def _check_statistics(run: StoredRun, findings: Findings) -> None:
+    """Compare `_stats/chunks.parquet` with the manifest's statistics of the whole."""
+    counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    norms: defaultdict[tuple[str, str], NormStats] = defaultdict(NormStats)
     try:
-        success = (Path(run.path) / SUCCESS_PATH).read_text().strip()
-    except OSError:
-        success = ""
-    if success != run.manifest.checksum:
-        raise WorkFailed(
-            f"`{run.path}` was replaced by another run during verification. Verify it again."
-        )
+        for chunk in _chunks(Path(run.path) / CHUNKS_PATH):
+            name = chunk["output"], chunk["norm"]
+            counts[name].update({key: chunk[key] for key in _OF_VECTORS})
+            norms[name] += _norms_of(chunk)
+    except FileNotFoundError:
+        return  # the check of the files says so already
+    except (OSError, pa.ArrowException, UnicodeDecodeError, TypeError) as error:
+        words = " ".join(str(error).split())
+        findings.add(f"`{CHUNKS_PATH}` cannot be read: {words}.")
+        return
+    described = {
+        (output, norm): _totals({key: getattr(stats, key) for key in _OF_VECTORS}, lengths)
+        for output, stats in run.manifest.statistics.items()
+        for norm, lengths in stats.norms.items()
+    }
+    for output, norm in sorted({*described, *counts}):
+        where = f"`{CHUNKS_PATH}`, output `{output}`, norm {norm}"
+        expected = described.get((output, norm))
+        if expected is None:
+            findings.add(f"{where}: the manifest has no such statistics.")
+            continue
+        for key, found in _totals(counts[output, norm], norms[output, norm]).items():
+            if not _agree(key, found, expected[key]):
+                said = f"{found}; the manifest has {expected[key]}"
+                findings.add(f"{where}: `{key}` over all chunks is {said}.")
+
+
+def _chunks(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as opened:
+        file = pq.ParquetFile(opened, page_checksum_verification=True)
+        if not file.schema_arrow.equals(CHUNK_SCHEMA):
+            raise pa.ArrowInvalid(f"its columns are {', '.join(file.schema_arrow.names)}")
+        for batch in file.iter_batches(_CHUNKS_AT_ONCE, columns=_CHUNK_COLUMNS):
+            yield from batch.to_pylist()
+
+
+def _norms_of(chunk: Mapping[str, Any]) -> NormStats:
+    """Return what a chunk says of its norms, but for their spread."""
+    count = sum(bucket["count"] for bucket in chunk["histogram"])
+    ends = {key: chunk[key] for key in ("min", "max", "mean")}
+    return NormStats(count, **ends) if count else NormStats()
+
+
+def _totals(counts: Mapping[str, int], norms: NormStats) -> dict[str, float | None]:
+    of_vectors = {key: counts[key] for key in _OF_VECTORS}
+    return {**of_vectors, **{key: getattr(norms, key) for key in _OF_NORMS}}
+
+
+def _agree(key: str, found: float | None, expected: float | None) -> bool:
+    # The last bits of a mean depend on how rows were split, and it is zero where nothing counts.
+    if key == "mean":
+        return math.isclose(found or 0.0, expected or 0.0, rel_tol=1e-9)
+    return found == expected
+
+
+def _check_keys(run: StoredRun, findings: Findings) -> None:
+    """Find null keys, and keys that several rows have.
+
+    Needs 16 bytes for each row in the system's directory for temporary files.
+    """
+    try:
+        with bucket_directory("verify") as directory:
+            bits = bucket_bits(run.rows, _KEY_MEMORY_BYTES)
+            buckets = Buckets(directory, "keys", bits, _KEY_ENTRY)
+            for entries in _hashed(run, findings):
+                buckets.add(entries)
+            for suspects in _rounds(buckets):
+                if _report_duplicates(run, suspects, findings):
+                    return
+    except Damaged as error:
+        findings.add(f"Not all keys were checked: {error.message}")
+
+
+def _hashed(run: StoredRun, findings: Findings) -> Iterator[np.ndarray]:
+    """Yield row numbers and hashes of all rows that have a key; null keys are reported."""
+    for part, first, batch in _key_batches(run, run.parts):
+        null = np.zeros(batch.num_rows, bool)
+        for column in batch.columns:
+            null |= column.is_null().to_numpy(zero_copy_only=False)
+        if null.any():
+            names = ", ".join(f"`{name}`" for name in run.keys)
+            rows = np.flatnonzero(null) + first
+            findings.add_rows(run.file_of(part, run.keys[0]), rows, f"the key {names} is null.")
+            batch = batch.filter(pa.array(~null))  # noqa: PLW2901
+        entries = np.zeros(batch.num_rows, _KEY_ENTRY)
+        entries["row"] = np.flatnonzero(~null) + part.first + first
+        entries["id"][:, 0] = _hash_keys(batch)
+        yield entries
+
+
+def _key_batches(
+    run: StoredRun, parts: Iterable[StoredPart]
+) -> Iterator[tuple[StoredPart, int, pa.RecordBatch]]:
+    """Yield the key columns of ``parts``, with the number of each batch's first row in its part."""
+    for part in parts:
+        for first, batch in numbered(run.read_part(part, run.keys, _KEY_BATCH_ROWS)):
+            yield part, first, batch
+
+
+def _hash_keys(batch: pa.RecordBatch) -> np.ndarray:
+    """Return a hash of each row over all columns, ``uint64[n]``; equal rows have equal ones."""
+    from pandas.util import hash_array
+
+    hashes = np.zeros(batch.num_rows, np.uint64)
+    for column in batch.columns:
+        values = np.asarray(column.to_numpy(zero_copy_only=False))
+        hashes = hashes * _MULTIPLIER ^ hash_array(values, categorize=False)
+    return hashes
+
+
+def _rounds(buckets: Buckets) -> Iterator[np.ndarray]:
+    """Yield rows whose hash another row has too, as many as fit in memory, in their order."""
+    waiting: list[np.ndarray] = []
+    for entries in buckets.take():
+        waiting.append(np.unique(repeated_rows(entries)))
+        if sum(map(len, waiting)) >= _SUSPECTS:
+            yield np.sort(np.concatenate(waiting))
+            waiting = []
+    if waiting:
+        yield np.sort(np.concatenate(waiting))
+
+
+def _report_duplicates(run: StoredRun, suspects: np.ndarray, findings: Findings) -> bool:
+    """Compare the keys of ``suspects`` exactly; returns whether any occurs twice."""
+    places: dict[str, list[str]] = defaultdict(list)
+    starts = [part.first for part in run.parts]
+    wanted = {bisect.bisect_right(starts, row) - 1 for row in suspects.tolist()}
+    for part, first, batch in _key_batches(run, [run.parts[number] for number in sorted(wanted)]):
+        start = part.first + first
+        low, high = np.searchsorted(suspects, [start, start + batch.num_rows])
+        file = run.file_of(part, run.keys[0])
+        for row in (suspects[low:high] - start).tolist():
+            key = ", ".join(repr(column[row].as_py()) for column in batch.columns)
+            if len(places[key]) < _ROWS_OF_A_KEY:
+                places[key].append(f"`{file}` row {first + row:,}")
+    for key, rows in places.items():
+        if len(rows) > 1:
+            findings.add(f"{', '.join(rows)}: have the same key, {key}.")
+    return any(len(rows) > 1 for rows in places.values())

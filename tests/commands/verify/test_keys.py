@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.commands.verify import run_files
+from batchnorm_tool.commands.verify import verify as verify_verify
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.inputs import row_hash
@@ -77,7 +77,7 @@ def test_keys_of_any_type_are_compared(workshop: Workshop, keys: pa.Array) -> No
 def test_many_buckets_and_rounds_find_what_one_does(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_files, "_KEY_MEMORY_BYTES", 800)
+    monkeypatch.setattr(verify_verify, "_KEY_MEMORY_BYTES", 800)
     monkeypatch.setattr(row_hash, "_BUFFERED_ROWS", 50)
     names = [f"item {row}" for row in range(ROWS)]
     verify(workshop.run_keys(pa.array(names)), keys=True)
@@ -89,12 +89,12 @@ def test_many_buckets_and_rounds_find_what_one_does(
 def test_keys_that_share_a_hash_are_no_duplicates(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    narrow = run_files.hash_keys
+    narrow = verify_verify._hash_keys
 
     def hash_to_twelve_bits(batch: pa.RecordBatch) -> np.ndarray:
         return narrow(batch) % np.uint64(4096)
 
     path = workshop.run_keys(pa.array([f"item {row}" for row in range(ROWS)]))
-    monkeypatch.setattr(run_files, "hash_keys", hash_to_twelve_bits)
-    monkeypatch.setattr(run_files, "_SUSPECTS", 2)
+    monkeypatch.setattr(verify_verify, "_hash_keys", hash_to_twelve_bits)
+    monkeypatch.setattr(verify_verify, "_SUSPECTS", 2)
     verify(path, keys=True)

@@ -362,6 +362,13 @@ def test_a_result_that_was_replaced_meanwhile_is_not_called_damaged(workshop: Wo
         verify_verify._refuse_if_replaced(before)
 
 
+def test_the_tolerance_is_what_rounding_may_come_to() -> None:
+    assert length_tolerance(Norm("l2"), 32, np.dtype("float32")) == pytest.approx(2**-24, rel=1e-3)
+    assert length_tolerance(Norm("l1"), 65536, np.dtype("float16")) == pytest.approx(
+        0.0024, abs=5e-5
+    )
+
+
 @pytest.mark.parametrize("norm", [Norm("l1"), Norm("l2"), Norm("max"), Norm("lp", 5.0)], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("width", [1, 7, 4096, 65536])
