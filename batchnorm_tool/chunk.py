@@ -1,8 +1,9 @@
 """Rows in memory: the fields of a model, the chunk that travels, and why a row is bad."""
 
+import bisect
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
@@ -84,6 +85,27 @@ def numbered(blocks: Iterable[_Rows], first: int = 0) -> Iterator[tuple[int, _Ro
     for block in blocks:
         yield first, block
         first += len(block)
+
+
+def overlaps(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield each piece with rows in question: its number, and the first of them in it and the last.
+
+    Args:
+        starts: The first row of each piece, and behind them the number of all rows.
+        start: The first row.
+        stop: The row after the last one.
+
+    Example:
+        >>> list(overlaps([0, 10, 10, 15], 8, 12))
+        [(0, 8, 10), (2, 0, 2)]
+    """
+    number = bisect.bisect_right(starts, start) - 1
+    while start < stop:
+        before, after = starts[number], min(stop, starts[number + 1])
+        if start < after:
+            yield number, start - before, after - before
+            start = after
+        number += 1
 
 
 def fitting_rows(row_bytes: int, most_bytes: int, most_rows: int = sys.maxsize) -> int:

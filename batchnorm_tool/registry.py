@@ -21,7 +21,7 @@ NORMS = {
     "lp": "batchnorm_tool.norms.norm:lp_norms",
 }
 
-# A class derived from `batchnorm_tool.formats.base.Format`.
+# A class derived from `batchnorm_tool.formats.Format`.
 FORMATS = {
     "parquet": "batchnorm_tool.formats.parquet:Parquet",
     "npy": "batchnorm_tool.formats.npy:Npy",

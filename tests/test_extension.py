@@ -53,7 +53,7 @@ from pathlib import Path
 
 import pyarrow.json
 
-from batchnorm_tool.formats.base import Format, Inspected
+from batchnorm_tool.formats import Format, Inspected
 
 
 class JsonLines(Format):

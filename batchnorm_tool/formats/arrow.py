@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import pyarrow as pa
 
+from batchnorm_tool.chunk import overlaps
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import files as formats_files
-from batchnorm_tool.formats.arrow_columns import RowGroups, holds, plain_batch, plain_schema
-from batchnorm_tool.formats.base import Format, Inspected, Layout
-
-if TYPE_CHECKING:
-    from batchnorm_tool.storage import OutputFile
+from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, files
+from batchnorm_tool.formats.arrow_columns import GroupedSink, holds, plain_batch, plain_schema
+from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"ARROW1"
 TRAILER_BYTES = 4 + len(MAGIC)
@@ -25,6 +24,8 @@ TRAILER_BYTES = 4 + len(MAGIC)
 CONTINUATION = b"\xff\xff\xff\xff"
 END_OF_STREAM = CONTINUATION + bytes(4)
 _MOST_HEADER_BYTES = 1 << 28
+_Places = tuple[int, ...]
+_Stream = tuple[pa.RecordBatchReader, pa.BufferReader]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,6 @@ class Arrow(Format):
     """The Arrow IPC file format, which is also Feather version 2, and the stream format.
 
     A stream, such as Hugging Face datasets keep, has no index of its batches: one is made.
-
-    Example:
-        >>> Arrow().recognises(b"ARROW1", b"ARROW1")
-        True
     """
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
@@ -44,20 +41,19 @@ class Arrow(Format):
 
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Return size in bytes, and SHA-256 of the footer, if any, with samples of the data."""
-        size = formats_files.regular_file(path).st_size
-        start = size if _begins_stream(formats_files.edges(path)[0]) else _footer_start(path, size)
-        with formats_files.refusing(path), Path(path).open("rb") as file:
-            footer = formats_files.read_exactly(file, start, size - start)
-            return size, formats_files.sampled_sha256(file, footer, 0, start)
+        size = files.regular_file(path).st_size
+        start = size if _begins_stream(files.edges(path)[0]) else _footer_start(path, size)
+        with files.refusing(path), Path(path).open("rb") as file:
+            footer = files.read_exactly(file, start, size - start)
+            return size, files.sampled_sha256(file, footer, 0, start)
 
     def inspect(self, path: str) -> Inspected:
         """Read the footer and the lengths of the batches."""
         size, fingerprint = self.fingerprint(path)
         lengths, _ = _batches(path, fingerprint)
-        with formats_files.refusing(path), _Mapped(path) as mapped:
+        with files.refusing(path), _Mapped(path) as mapped:
             schema = plain_schema(mapped.schema())
-        details: dict[str, object] = {"batches": len(lengths)}
-        return Inspected(schema, sum(lengths), fingerprint, size, details)
+        return Inspected(schema, sum(lengths), fingerprint, size, {"batches": len(lengths)})
 
     def read(
         self, path: str, columns: Sequence[str], start: int, stop: int, batch_rows: int
@@ -68,48 +64,35 @@ class Arrow(Format):
         of a compressed file one stored batch is held.
         """
         lengths, starts = _batches(path, self.fingerprint(path)[1])
-        formats_files.check_range(path, start, stop, sum(lengths))
+        files.check_range(path, start, stop, sum(lengths))
         row = start
-        with formats_files.working(path, lambda: row), _Mapped(path) as mapped:
-            formats_files.check_columns(path, columns, mapped.schema().names)
+        with files.working(path, lambda: row), _Mapped(path) as mapped:
+            files.check_columns(path, columns, mapped.schema().names)
             get_batch = mapped.batches(starts, columns)
-            for number, first, last in _overlaps(lengths, start, stop):
+            for number, first, last in overlaps([0, *itertools.accumulate(lengths)], start, stop):
                 stored = get_batch(number).select(list(columns))
                 _check_length(path, number, lengths[number], stored.num_rows)
                 for at in range(first, last, batch_rows):
                     batch = stored.slice(at, min(batch_rows, last - at))
-                    yield plain_batch(formats_files.validate(batch))
+                    yield plain_batch(files.validate(batch))
                     row += batch.num_rows
                     mapped.forget()
 
     def open_sink(
-        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
     ) -> ArrowSink:
         """Open ``STEM.arrow``."""
-        return ArrowSink(files(f"{stem}.arrow"), schema, layout)
+        return ArrowSink(create(f"{stem}.arrow"), schema, layout)
 
 
-class ArrowSink:
+class ArrowSink(GroupedSink):
     """A writer of one uncompressed IPC file, which can be mapped into memory."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
-        schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})
-        self._groups = RowGroups(schema, layout.row_group_bytes)
+        super().__init__(schema, layout)
         self._writer = pa.ipc.new_file(file, self._groups.schema)
 
-    def write(self, table: pa.Table) -> None:
-        """Append rows; full record batches are written."""
-        for group in self._groups.add(table):
-            self._write_batch(group)
-
-    def close(self) -> None:
-        """Write the last record batch and the footer."""
-        rest = self._groups.rest()
-        if rest is not None:
-            self._write_batch(rest)
-        self._writer.close()
-
-    def _write_batch(self, group: pa.Table) -> None:
+    def _write_group(self, group: pa.Table) -> None:
         self._writer.write_table(_without_hidden_bytes(group.combine_chunks()))
 
 
@@ -121,26 +104,20 @@ class _Mapped:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._buffer = pa.py_buffer(self._map)
 
-    def reader(self, columns: Sequence[int] | None = None) -> pa.RecordBatchFileReader:
-        fields = None if columns is None else list(columns)
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
+    def reader(self, columns: list[int] | None = None) -> pa.RecordBatchFileReader:
+        return pa.ipc.open_file(pa.BufferReader(self._buffer), options=_options(columns))
 
     def schema(self) -> pa.Schema:
         return self.stream()[0].schema if self.is_stream else self.reader().schema
 
     @property
     def is_stream(self) -> bool:
-        return _begins_stream(self._map[: formats_files.EDGE_BYTES])
+        return _begins_stream(self._map[: files.EDGE_BYTES])
 
-    def stream(
-        self, columns: Sequence[int] | None = None
-    ) -> tuple[pa.RecordBatchReader, pa.BufferReader]:
+    def stream(self, columns: list[int] | None = None) -> _Stream:
         """Return the batches in order, and the bytes, which tell how far they are read."""
-        fields = None if columns is None else list(columns)
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         source = pa.BufferReader(self._buffer)
-        return pa.ipc.open_stream(source, options=options), source
+        return pa.ipc.open_stream(source, options=_options(columns)), source
 
     def batches(
         self, starts: Sequence[int] | None, columns: Sequence[str]
@@ -170,13 +147,17 @@ class _Mapped:
         del self._buffer
 
 
+def _options(columns: list[int] | None) -> pa.ipc.IpcReadOptions:
+    return pa.ipc.IpcReadOptions(use_threads=False, included_fields=columns)
+
+
 @functools.lru_cache(maxsize=4096)
-def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+def _batches(path: str, fingerprint: str) -> tuple[_Places, _Places | None]:
     """Count the rows of each record batch, and find where a stream's begin; cached by content."""
     del fingerprint
-    with formats_files.refusing(path), _Mapped(path) as mapped:
+    with files.refusing(path), _Mapped(path) as mapped:
         schema = mapped.schema()
-        formats_files.check_schema(path, schema)
+        files.check_schema(path, schema)
         # Lengths are not in the footer: read them with the column that costs the least.
         narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
         if mapped.is_stream:
@@ -185,9 +166,7 @@ def _batches(path: str, fingerprint: str) -> tuple[tuple[int, ...], tuple[int, .
         return tuple(reader.get_batch(n).num_rows for n in range(reader.num_record_batches)), None
 
 
-def _stream_batches(
-    path: str, mapped: _Mapped, narrow: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _stream_batches(path: str, mapped: _Mapped, narrow: int) -> tuple[_Places, _Places]:
     stream, source = mapped.stream([narrow])
     lengths, starts = [], [source.tell()]
     for batch in stream:
@@ -216,16 +195,6 @@ def _cost(dtype: pa.DataType) -> int:
         return 1 << 31
 
 
-def _overlaps(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the batch number and the rows within it, of every batch with rows in question."""
-    before = 0
-    for number, length in enumerate(lengths):
-        first, last = max(start - before, 0), min(stop - before, length)
-        if first < last:
-            yield number, first, last
-        before += length
-
-
 def _check_length(path: str, number: int, expected: int, received: int) -> None:
     if expected != received:
         raise Damaged(
@@ -235,7 +204,7 @@ def _check_length(path: str, number: int, expected: int, received: int) -> None:
 
 
 def _footer_start(path: str, size: int) -> int:
-    _, tail = formats_files.edges(path)
+    _, tail = files.edges(path)
     length = int.from_bytes(tail[-TRAILER_BYTES : -len(MAGIC)], "little", signed=True)
     start = size - TRAILER_BYTES - length
     if not tail.endswith(MAGIC) or length <= 0 or start < len(MAGIC):

@@ -1,24 +1,27 @@
-"""Lists of fixed size as NumPy arrays, and the true shape of a flat column."""
+"""Columns of Arrow: lists as NumPy arrays and their true shapes, plain types, groups of rows."""
 
 import functools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.formats import Layout
+
 SHAPE = b"shape"
+LISTS = (pa.types.is_list, pa.types.is_large_list)
+STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+BINARY = (*STRINGS, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 # What a value of unknown or nested variable length is taken for; only the group sizes depend on it.
 ASSUMED_BYTES = 16
 
 
 def shape_of(field: pa.Field) -> tuple[int, ...]:
-    """Return the true shape of one row of a column.
-
-    Returns:
-        Its shape without the row axis; ``()`` for a plain column, ``(size,)`` for a list of fixed
-        size without metadata or with metadata that does not fit.
+    """Return the true shape of a row: ``(size,)`` without metadata that fits, ``()`` for no list.
 
     Example:
         >>> shape_of(pa.field("image", pa.list_(pa.uint8(), 64), metadata={"shape": "[8, 8]"}))
@@ -36,12 +39,7 @@ def shape_of(field: pa.Field) -> tuple[int, ...]:
 
 
 def vector_field(name: str, dtype: pa.DataType, shape: tuple[int, ...]) -> pa.Field:
-    """Return a column of fixed shape: a plain column for ``()``, else a flat list with its shape.
-
-    Example:
-        >>> vector_field("image", pa.uint8(), (8, 8)).type
-        FixedSizeListType(fixed_size_list<item: uint8>[64])
-    """
+    """Return a column of fixed shape: plain for ``()``, else flat lists with their shape."""
     if not shape:
         return pa.field(name, dtype)
     metadata = {SHAPE: json.dumps(list(shape)).encode()}
@@ -49,12 +47,7 @@ def vector_field(name: str, dtype: pa.DataType, shape: tuple[int, ...]) -> pa.Fi
 
 
 def free_name(wanted: str, taken: Collection[str]) -> str:
-    """Return a name with as many ``_`` at its end as it takes to be none of those taken.
-
-    Example:
-        >>> free_name("reason", ["id", "reason"])
-        'reason_'
-    """
+    """Return a name with as many ``_`` at its end as it takes to be none of those taken."""
     while wanted in taken:
         wanted += "_"
     return wanted
@@ -75,10 +68,14 @@ def rows_of(array: pa.Array) -> np.ndarray:
     return rows
 
 
+def is_any(dtype: pa.DataType, tests: Iterable[Callable[[pa.DataType], bool]]) -> bool:
+    """Tell whether a type is one of several kinds, such as `BINARY`."""
+    return any(test(dtype) for test in tests)
+
+
 def is_list(dtype: pa.DataType) -> bool:
     """Tell whether values are lists of any kind but views."""
-    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-    return any(is_kind(dtype) for is_kind in kinds)
+    return is_any(dtype, LISTS) or pa.types.is_fixed_size_list(dtype)
 
 
 def holds(dtype: pa.DataType, is_kind: Callable[[pa.DataType], bool]) -> bool:
@@ -93,12 +90,7 @@ def is_empty_list(dtype: pa.DataType) -> bool:
 
 
 def with_children(dtype: pa.DataType, children: list[pa.Field]) -> pa.DataType:
-    """Return a list, struct or map of other children; a list view becomes a list.
-
-    Example:
-        >>> with_children(pa.list_(pa.int8(), 2), [pa.field("item", pa.int64())])
-        FixedSizeListType(fixed_size_list<item: int64>[2])
-    """
+    """Return a list, struct or map of other children; a list view becomes a list."""
     if pa.types.is_struct(dtype):
         return pa.struct(children)
     if pa.types.is_map(dtype):
@@ -199,13 +191,11 @@ def _is_tensor(dtype: pa.DataType) -> bool:
 class RowGroups:
     """A collector of tables, with groups whose borders depend on the rows alone.
 
-    Args:
-        schema: Of every table that comes; groups have its plain types, for the order of a
-            dictionary depends on how the rows arrived.
-        group_bytes: Uncompressed bytes after which a group is full.
+    A group is full after ``group_bytes`` uncompressed bytes.
     """
 
     def __init__(self, schema: pa.Schema, group_bytes: int) -> None:
+        # Plain types: the order of a dictionary depends on how the rows arrived.
         self.schema = plain_schema(schema)
         self._group_bytes = group_bytes
         self._waiting: list[pa.Table] = []
@@ -235,6 +225,31 @@ class RowGroups:
         return group
 
 
+class GroupedSink(ABC):
+    """A writer of one file in groups of rows; how a group is written is the format's."""
+
+    _writer: Any  # of Arrow, with `write_table` and `close`
+
+    def __init__(self, schema: pa.Schema, layout: Layout) -> None:
+        schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})
+        self._groups = RowGroups(schema, layout.row_group_bytes)
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows; full groups are written."""
+        for group in self._groups.add(table):
+            self._write_group(group)
+
+    def close(self) -> None:
+        """Write the last group and the footer."""
+        rest = self._groups.rest()
+        if rest is not None:
+            self._write_group(rest)
+        self._writer.close()
+
+    @abstractmethod
+    def _write_group(self, group: pa.Table) -> None: ...
+
+
 def row_bytes(table: pa.Table) -> np.ndarray:
     """Return uncompressed bytes of each row, ``int64[n]``; at least 1."""
     sizes = np.ones(table.num_rows, dtype=np.int64)
@@ -247,7 +262,7 @@ def _column_bytes(column: pa.ChunkedArray) -> int | np.ndarray:
     width = fixed_bytes(column.type)
     if width is not None:
         return width
-    if _is_binary(column.type):
+    if is_any(column.type, BINARY):
         return _lengths(column, "binary_length") + 4
     if is_list(column.type):
         item = fixed_bytes(column.type.value_type) or ASSUMED_BYTES
@@ -274,11 +289,6 @@ def fixed_bytes(dtype: pa.DataType, assumed: int | None = None) -> int | None:
         return max(1, int(dtype.bit_width) // 8)
     except ValueError:
         return assumed
-
-
-def _is_binary(dtype: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)
-    return any(test(dtype) for test in tests) or pa.types.is_large_binary(dtype)
 
 
 def regrouped(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -22,13 +22,10 @@ import pyarrow as pa
 from numpy.lib import format as npy_format
 
 from batchnorm_tool.errors import InputError, OutputError
-from batchnorm_tool.formats import files as formats_files
+from batchnorm_tool.formats import DATA_DIRECTORY, CreateFile, Format, Inspected, Layout, files
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
-from batchnorm_tool.formats.base import DATA_DIRECTORY, Format, Inspected, Layout, Sink
 from batchnorm_tool.formats.parquet import Parquet, ParquetSink
-
-if TYPE_CHECKING:
-    from batchnorm_tool.storage import OutputFile
+from batchnorm_tool.storage import OutputFile
 
 COLUMN = "data"
 MAGIC = b"\x93NUMPY"
@@ -47,8 +44,9 @@ _PARSE_ERRORS = (
     MemoryError,
     tokenize.TokenError,
 )
-_PARSERS: dict[tuple[int, int], tuple[int, Callable[..., tuple[tuple[int, ...], bool, np.dtype]]]]
-_PARSERS = {
+_Parsed = tuple[tuple[int, ...], bool, np.dtype]
+# The width of the header's length, and what parses the header, of each version.
+_PARSERS: dict[tuple[int, int], tuple[int, Callable[..., _Parsed]]] = {
     (1, 0): (2, npy_format.read_array_header_1_0),
     (2, 0): (4, npy_format.read_array_header_2_0),
 }
@@ -58,15 +56,7 @@ _LONGEST_NAME = 255  # bytes in the name of a directory, on every file system in
 
 @dataclass(frozen=True)
 class Npy(Format):
-    r"""The NPY format: one file is one column, called ``data``.
-
-    Attributes:
-        dtype: How ``|V2`` is meant: ``"bfloat16"`` or nothing.
-
-    Example:
-        >>> Npy().recognises(b"\x93NUMPY\x01\x00", b"")
-        True
-    """
+    """The NPY format: one file is one column, ``data``; ``|V2`` can be meant as ``"bfloat16"``."""
 
     dtype: str | None = None
     is_table = False
@@ -79,9 +69,9 @@ class Npy(Format):
     def fingerprint(self, path: str) -> tuple[int, str]:
         """Return the size in bytes, and SHA-256 of the header with samples of the data."""
         size, header = self._header(path)
-        with formats_files.refusing(path), Path(path).open("rb") as file:
-            description = header.header_sha256.encode()
-            return size, formats_files.sampled_sha256(file, description, header.offset, size)
+        with files.refusing(path), Path(path).open("rb") as file:
+            description = header.sha256.encode()
+            return size, files.sampled_sha256(file, description, header.offset, size)
 
     def inspect(self, path: str) -> Inspected:
         """Read the header, which must agree with the size of the file."""
@@ -99,21 +89,21 @@ class Npy(Format):
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows ``start`` to ``stop``; one block is held at a time."""
         _, header = self._header(path)
-        formats_files.check_columns(path, columns, [COLUMN])
-        formats_files.check_range(path, start, stop, header.shape[0])
+        files.check_columns(path, columns, [COLUMN])
+        files.check_range(path, start, stop, header.shape[0])
         schema = pa.schema([_field(header)])
         row = start
-        with formats_files.working(path, lambda: row), Path(path).open("rb", buffering=0) as file:
+        with files.working(path, lambda: row), Path(path).open("rb", buffering=0) as file:
             for row in range(start, stop, batch_rows):
                 block = _read_block(file, header, row, min(row + batch_rows, stop))
                 column = _to_arrow(block, header, schema.field(0).type)
                 yield pa.RecordBatch.from_arrays([column], schema=schema).select(list(columns))
 
     def open_sink(
-        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
     ) -> NpySink:
         """Open an array for each vector and norm column, and Parquet for the others."""
-        return NpySink(files, stem, schema, layout)
+        return NpySink(create, stem, schema, layout)
 
     def check_storable(self, schema: pa.Schema) -> None:
         """Refuse a type that Parquet does not have, in which keys lie beside the arrays."""
@@ -123,16 +113,16 @@ class Npy(Format):
         self, names: Sequence[str], vectors: Sequence[str], norms: Sequence[str]
     ) -> dict[str, tuple[str, ...]]:
         """Return one for each array, and one for the other columns."""
-        arrays = array_directories(vectors, norms)
+        arrays = _array_directories(vectors, norms)
         others = tuple(name for name in names if name not in arrays)
         return {**{directory: (name,) for name, directory in arrays.items()}, KEYS: others}
 
-    def _header(self, path: str) -> tuple[int, NpyHeader]:
-        size = formats_files.regular_file(path).st_size
-        return size, read_header(path, size, self.dtype)
+    def _header(self, path: str) -> tuple[int, _Header]:
+        size = files.regular_file(path).st_size
+        return size, _read_header(path, size, self.dtype)
 
 
-def _field(header: NpyHeader) -> pa.Field:
+def _field(header: _Header) -> pa.Field:
     if header.dtype.kind in "SU":
         dtype = pa.string()
     elif header.bfloat16:
@@ -142,7 +132,7 @@ def _field(header: NpyHeader) -> pa.Field:
     return vector_field(COLUMN, dtype, header.shape[1:])
 
 
-def _read_block(file: BinaryIO, header: NpyHeader, start: int, stop: int) -> np.ndarray:
+def _read_block(file: BinaryIO, header: _Header, start: int, stop: int) -> np.ndarray:
     """Return rows as stored dtype ``[n, items of a row]`` in C order."""
     rows, items = stop - start, header.row_items
     if not header.fortran:
@@ -169,20 +159,17 @@ def _read_into(file: BinaryIO, array: np.ndarray, offset: int) -> None:
         target, offset = target[count:], offset + count
 
 
-def _to_arrow(block: np.ndarray, header: NpyHeader, dtype: pa.DataType) -> pa.Array:
+def _to_arrow(block: np.ndarray, header: _Header, dtype: pa.DataType) -> pa.Array:
     values = _native(block.reshape(-1), header)
+    items = pa.array(values)
     if values.dtype.kind == "S":
-        items = pa.array(values, pa.binary()).cast(pa.string())
-    elif values.dtype.kind == "U":
-        items = pa.array(values, pa.string())
-    else:
-        items = pa.array(values)
+        items = items.cast(pa.string())
     if pa.types.is_fixed_size_list(dtype):
         return pa.FixedSizeListArray.from_arrays(items, type=dtype)
     return items
 
 
-def _native(values: np.ndarray, header: NpyHeader) -> np.ndarray:
+def _native(values: np.ndarray, header: _Header) -> np.ndarray:
     if header.bfloat16:
         # A bfloat16 is the upper half of a float32.
         return (values.view("<u2").astype(np.uint32) << 16).view(np.float32)
@@ -192,16 +179,11 @@ def _native(values: np.ndarray, header: NpyHeader) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class NpyHeader:
-    """What an NPY file holds.
+class _Header:
+    """What an NPY file holds: at least one axis, the rows, and from byte ``offset`` on the data.
 
-    Attributes:
-        shape: Rows first; at least one axis.
-        dtype: As stored, byte order included.
-        fortran: Whether the first axis varies fastest.
-        offset: Where the data begins, in bytes.
-        bfloat16: Whether items of two bytes without a type are to be read as bfloat16.
-        header_sha256: Of the bytes before the data.
+    ``bfloat16`` says whether items of two bytes without a type are to be read as such; `sha256` is
+    that of the bytes before the data.
     """
 
     shape: tuple[int, ...]
@@ -209,34 +191,25 @@ class NpyHeader:
     fortran: bool
     offset: int
     bfloat16: bool
-    header_sha256: str
+    sha256: str
 
     @property
     def row_items(self) -> int:
-        """Items of one row."""
         return math.prod(self.shape[1:])
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the data; Python's integers do not wrap."""
-        return math.prod(self.shape) * int(self.dtype.itemsize)
+        return math.prod(self.shape) * int(self.dtype.itemsize)  # Python's integers do not wrap
 
 
-def read_header(path: str, size: int, dtype: str | None) -> NpyHeader:
-    """Read and check the header of an NPY file.
-
-    Args:
-        path: A regular file.
-        size: Its size in bytes, which the header must agree with exactly.
-        dtype: ``"bfloat16"`` if that is how ``|V2`` is to be read.
-    """
-    with formats_files.refusing(path), Path(path).open("rb") as file:
+def _read_header(path: str, size: int, dtype: str | None) -> _Header:
+    """Read the header of a file, which must agree with its ``size`` in bytes exactly."""
+    with files.refusing(path), Path(path).open("rb") as file:
         raw = _raw_header(path, file, size)
     shape, fortran, stored = _parse(path, raw)
     is_bfloat16 = dtype == "bfloat16" and stored == np.dtype("V2")
-    header = NpyHeader(
-        shape, stored, fortran, len(raw), is_bfloat16, hashlib.sha256(raw).hexdigest()
-    )
+    sha256 = hashlib.sha256(raw).hexdigest()
+    header = _Header(shape, stored, fortran, len(raw), is_bfloat16, sha256)
     # First the dtype: what holds Python objects has a size, but must never get as far as data.
     _check_dtype(path, header)
     _check_shape(path, header, size)
@@ -261,7 +234,7 @@ def _raw_header(path: str, file: BinaryIO, size: int) -> bytes:
     return start + length_bytes + text
 
 
-def _parse(path: str, raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _parse(path: str, raw: bytes) -> _Parsed:
     _, parse = _PARSERS[(raw[len(MAGIC)], raw[len(MAGIC) + 1])]
     try:
         shape, fortran, dtype = parse(io.BytesIO(raw[len(MAGIC) + 2 :]))
@@ -271,7 +244,7 @@ def _parse(path: str, raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return tuple(int(length) for length in shape), bool(fortran), dtype
 
 
-def _check_dtype(path: str, header: NpyHeader) -> None:
+def _check_dtype(path: str, header: _Header) -> None:
     dtype = header.dtype
     if dtype.hasobject:
         raise InputError(
@@ -289,7 +262,7 @@ def _check_dtype(path: str, header: NpyHeader) -> None:
         raise _refusal(path, expected, f"dtype {dtype}")
 
 
-def _check_shape(path: str, header: NpyHeader, size: int) -> None:
+def _check_shape(path: str, header: _Header, size: int) -> None:
     shape = header.shape
     if not shape:
         raise _refusal(path, "at least one axis, the rows", "a 0-d array")
@@ -306,11 +279,10 @@ def _check_shape(path: str, header: NpyHeader, size: int) -> None:
 
 
 def _refusal(path: str, expected: str, received: str) -> InputError:
-    message = (
+    return InputError(
         f"{path}: cannot be read as an NPY array. Expected {expected}. Received: {received}. Save "
         "the array again with `numpy.save`."
     )
-    return InputError(message)
 
 
 class NpySink:
@@ -320,21 +292,19 @@ class NpySink:
     column where there are several vector columns. Null vectors and norms become NaN.
     """
 
-    def __init__(
-        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
-    ) -> None:
+    def __init__(self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout) -> None:
         name = stem.rpartition("/")[2]
-        directories = array_directories(layout.vector_columns, layout.norm_columns)
+        directories = _array_directories(layout.vector_columns, layout.norm_columns)
         self._arrays = {
-            column: ArrayFile(files(f"{directory}/{name}.npy"), schema.field(column), layout.rows)
+            column: _ArrayFile(create(f"{directory}/{name}.npy"), schema.field(column), layout.rows)
             for column, directory in directories.items()
         }
         self._others = [name for name in schema.names if name not in directories]
-        self._keys: Sink | None = None
+        self._keys: ParquetSink | None = None
         if self._others:
             keys_schema = pa.schema([schema.field(n) for n in self._others], schema.metadata)
             keys_layout = Layout(layout.rows, (), metadata=layout.metadata)
-            self._keys = ParquetSink(files(f"{KEYS}/{name}.parquet"), keys_schema, keys_layout)
+            self._keys = ParquetSink(create(f"{KEYS}/{name}.parquet"), keys_schema, keys_layout)
 
     def write(self, table: pa.Table) -> None:
         """Append rows."""
@@ -351,7 +321,7 @@ class NpySink:
             self._keys.close()
 
 
-class ArrayFile:
+class _ArrayFile:
     """One NPY file that grows row by row; its bytes are those of ``numpy.save``."""
 
     def __init__(self, file: OutputFile, field: pa.Field, rows: int) -> None:
@@ -392,18 +362,10 @@ class ArrayFile:
             view = view[self._file.write(view) :]
 
 
-def array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
-    """Name the directory of each array: ``vectors`` and ``norms`` for one vector column.
+def _array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str, str]:
+    """Name the directory of each column's array: ``vectors`` and ``norms`` for one vector column.
 
-    Args:
-        vectors: Names of the columns of unit vectors.
-        norms: Names of those of norms.
-
-    Example:
-        >>> array_directories(["vector"], ["norm"])
-        {'vector': 'vectors', 'norm': 'norms'}
-        >>> array_directories(["a:0", "b"], ["a:0_norm", "b_norm"])
-        {'a:0': 'a%3A0', 'b': 'b', 'a:0_norm': 'a%3A0_norm', 'b_norm': 'b_norm'}
+    Of several, ``a:0`` is ``a%3A0``.
     """
     columns = (*vectors, *norms)
     if len(vectors) == 1:

@@ -9,21 +9,18 @@ import json
 import sys
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, OutputError
-from batchnorm_tool.formats import files as formats_files
-from batchnorm_tool.formats.arrow_columns import RowGroups, plain_batch, plain_schema
-from batchnorm_tool.formats.base import MEBIBYTE, Format, Inspected, Layout
-
-if TYPE_CHECKING:
-    from batchnorm_tool.storage import OutputFile
+from batchnorm_tool.formats import MEBIBYTE, CreateFile, Format, Inspected, Layout, files
+from batchnorm_tool.formats.arrow_columns import GroupedSink, plain_batch, plain_schema
+from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"PAR1"
 ENCRYPTED_MAGIC = b"PARE"
@@ -60,13 +57,7 @@ class ReadSpec:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file's footer says.
-
-    Attributes:
-        metadata: As Arrow has it.
-        names: Of the columns.
-        starts: The first row of each row group, and the number of rows.
-    """
+    """What a file's footer says; `starts` has the first row of each row group, and all rows."""
 
     metadata: pq.FileMetaData
     names: tuple[str, ...]
@@ -78,20 +69,14 @@ def read_footer(path: str, identity: tuple[int, ...]) -> Footer:
     """Read the footer, once for all parts of a file as it is now: ``identity`` tells that."""
     # It is there for the cache alone: a file that was replaced under its name has another one.
     del identity
-    with formats_files.refusing(path), open_parquet(path) as file:
+    with files.refusing(path), open_parquet(path) as file:
         starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
         return Footer(file.metadata, tuple(file.schema_arrow.names), starts)
 
 
 @dataclass(frozen=True)
 class GroupRange:
-    """Consecutive row groups of a file.
-
-    Attributes:
-        numbers: Their numbers.
-        start: The first row of the file in them.
-        rows: Their rows, together.
-    """
+    """Consecutive row groups of a file, from row `start` of it on, with `rows` rows together."""
 
     numbers: range
     start: int
@@ -99,12 +84,7 @@ class GroupRange:
 
 
 class Cursor:
-    """A place in row groups, from which rows are decoded in order.
-
-    Attributes:
-        position: The row of the file that comes next.
-        rows: Rows of the groups.
-    """
+    """A place in row groups, from which rows are decoded in order; row `position` comes next."""
 
     def __init__(self, spec: ReadSpec, footer: Footer, groups: GroupRange) -> None:
         self._stretch, self._footer, self._groups = spec, footer, groups
@@ -129,7 +109,7 @@ class Cursor:
             pass
 
     def _next(self, most_rows: int) -> pa.RecordBatch:
-        with formats_files.working(self._stretch.path, self._unread):
+        with files.working(self._stretch.path, self._unread):
             batch = self._rest if self._rest is not None else next(self._batches)
         self._rest = batch.slice(most_rows) if batch.num_rows > most_rows else None
         return batch.slice(0, most_rows)
@@ -154,7 +134,7 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
         for batch in file.iter_batches(spec.batch_rows, numbers, columns, use_threads=False):
             rows += batch.num_rows
             if batch.num_rows:
-                yield formats_files.validate(batch.select(columns))
+                yield files.validate(batch.select(columns))
     # Some damaged files yield fewer rows than their footer claims, without an error. Whoever asks
     # for one more row than there is in the groups gets here.
     raise Damaged(
@@ -165,12 +145,7 @@ def _decoded(spec: ReadSpec, footer: Footer, groups: GroupRange) -> Iterator[pa.
 
 
 def buffer_bytes(columns: int) -> int:
-    """Return the read buffer of one column among so many.
-
-    Example:
-        >>> buffer_bytes(2), buffer_bytes(512)
-        (1048576, 131072)
-    """
+    """Return the read buffer of one column among so many."""
     return max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES, ALL_BUFFERS_BYTES // max(1, columns)))
 
 
@@ -287,7 +262,7 @@ def group_sizes(metadata: pq.FileMetaData) -> list[int]:
 def value_bytes(path: str) -> dict[str, int]:
     """Estimate the bytes that a row of each column takes in memory, by the first row group."""
     # A dictionary far beyond its stored size counts whole: each row may be all of it.
-    with formats_files.refusing(path), open_parquet(path) as file:
+    with files.refusing(path), open_parquet(path) as file:
         metadata, names = file.metadata, frozenset(file.schema_arrow.names)
     if not metadata.num_row_groups:
         return {}
@@ -349,12 +324,7 @@ def close_cached_files() -> None:
 
 @dataclass(frozen=True)
 class Parquet(Format):
-    """The Parquet format.
-
-    Example:
-        >>> Parquet().recognises(b"PAR1", b"PAR1")
-        True
-    """
+    """The Parquet format."""
 
     def recognises(self, head: bytes, tail: bytes) -> bool:
         """Tell whether a file begins (or, damaged in front, ends) as Parquet does."""
@@ -365,21 +335,21 @@ class Parquet(Format):
         """Return the size in bytes, and SHA-256 of the footer and of both ends of the data."""
         # The footer holds the compressed size of every column chunk and, mostly, the extremes of
         # its values, but no checksum of the data.
-        size = formats_files.regular_file(path).st_size
+        size = files.regular_file(path).st_size
         _check_trailer(path, size)
-        with formats_files.refusing(path), Path(path).open("rb") as file:
-            trailer = formats_files.read_exactly(file, size - TRAILER_BYTES, TRAILER_BYTES)
+        with files.refusing(path), Path(path).open("rb") as file:
+            trailer = files.read_exactly(file, size - TRAILER_BYTES, TRAILER_BYTES)
             length = int.from_bytes(trailer[:4], "little") + TRAILER_BYTES
-            footer = formats_files.read_exactly(file, size - length, length)
-            return size, formats_files.sampled_sha256(file, footer, len(MAGIC), size - length)
+            footer = files.read_exactly(file, size - length, length)
+            return size, files.sampled_sha256(file, footer, len(MAGIC), size - length)
 
     def inspect(self, path: str) -> Inspected:
         """Read the footer."""
         size, fingerprint = self.fingerprint(path)
-        with formats_files.refusing(path), open_parquet(path) as file:
+        with files.refusing(path), open_parquet(path) as file:
             metadata, schema = file.metadata, plain_schema(file.schema_arrow)
             sizes, written_by = group_sizes(metadata), metadata.created_by
-        formats_files.check_schema(path, schema)
+        files.check_schema(path, schema)
         _check_rows(path, metadata.num_rows, sizes)
         details: dict[str, object] = {
             "row_groups": len(sizes),
@@ -396,19 +366,19 @@ class Parquet(Format):
         At most 16 MiB (or one batch) are held decoded; a part that shares its row group with the
         part read before goes on where that one stopped.
         """
-        status = formats_files.regular_file(path)
+        status = files.regular_file(path)
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         footer = read_footer(path, identity)
-        formats_files.check_columns(path, columns, footer.names)
-        formats_files.check_range(path, start, stop, footer.starts[-1])
+        files.check_columns(path, columns, footer.names)
+        files.check_range(path, start, stop, footer.starts[-1])
         spec = ReadSpec(path, identity, tuple(columns), batch_rows)
         yield from map(plain_batch, _cursors.read(spec, footer, start, stop))
 
     def open_sink(
-        self, files: Callable[[str], OutputFile], stem: str, schema: pa.Schema, layout: Layout
+        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
     ) -> ParquetSink:
         """Open ``STEM.parquet``."""
-        return ParquetSink(files(f"{stem}.parquet"), schema, layout)
+        return ParquetSink(create(f"{stem}.parquet"), schema, layout)
 
     def check_storable(self, schema: pa.Schema) -> None:
         """Refuse a type that Parquet does not have."""
@@ -417,25 +387,12 @@ class Parquet(Format):
             _open_writer(pa.BufferOutputStream(), one, nothing).close()
 
 
-class ParquetSink:
+class ParquetSink(GroupedSink):
     """A writer of one Parquet file: PLAIN, zstd level 1, page checksums, groups of equal bytes."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
-        schema = schema.with_metadata({**(schema.metadata or {}), **layout.metadata})
-        self._groups = RowGroups(schema, layout.row_group_bytes)
+        super().__init__(schema, layout)
         self._writer = _open_writer(file, self._groups.schema, layout)
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows; full row groups are written."""
-        for group in self._groups.add(table):
-            self._write_group(group)
-
-    def close(self) -> None:
-        """Write the last row group and the footer."""
-        rest = self._groups.rest()
-        if rest is not None:
-            self._write_group(rest)
-        self._writer.close()
 
     def _write_group(self, group: pa.Table) -> None:
         self._writer.write_table(group, row_group_size=group.num_rows)
@@ -475,7 +432,7 @@ def _leaf(field: pa.Field) -> str:
 
 
 def _check_trailer(path: str, size: int) -> None:
-    head, tail = formats_files.edges(path)
+    head, tail = files.edges(path)
     if ENCRYPTED_MAGIC in (head[:4], tail[-4:]):
         raise InputError(
             f"{path}: is an encrypted Parquet file. Expected an unencrypted one. "

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from urllib.parse import unquote
@@ -16,28 +16,18 @@ import pyarrow as pa
 
 from batchnorm_tool.errors import InputError, warn
 from batchnorm_tool.formats import files as formats_files
-from batchnorm_tool.storage.checked_json import (
-    LEFT_OUT_IF_NONE,
-    ArrowSchema,
-    Count,
-    FileName,
-    Record,
-)
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import ArrowSchema, Count, FileName, Record
 
-# What Hive, Spark and pyarrow write for a null partition value.
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One file of an input.
+    """One file of an input: its absolute path, symbolic links as they are, and its partitions.
 
-    Attributes:
-        path: Absolute, symbolic links as they are.
-        partitions: Name and value of each ``name=value`` directory below the input's root;
-            a null value is `NULL_PARTITION`.
+    Those are name and value of each ``name=value`` directory below the input's root.
     """
 
     path: str
@@ -47,14 +37,8 @@ class Listed:
 def list_files(path: str | Sequence[str]) -> list[Listed]:
     """Find the files that an input path names, in lexicographic order of their paths.
 
-    Args:
-        path: A file, a directory, a glob pattern, or several of these. In directories, names that
-            begin with ``.`` or ``_`` are left out, except partitions such as ``_day=1``.
-
-    Example:
-        >>> list_files("no/such/file.npy")  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        batchnorm_tool.errors.InputError: no/such/file.npy: there is no such file.
+    A path is a file, a directory or a glob pattern. In directories, names that begin with ``.`` or
+    ``_`` are left out, except partitions such as ``_day=1``.
     """
     paths = [path] if isinstance(path, str) else list(path)
     if not paths:
@@ -151,8 +135,7 @@ def _walk(directory: str, root: str, above: tuple[str, ...]) -> Iterator[str]:
 def _warn_if_outside(path: str, root: str) -> None:
     target, inside = os.path.realpath(path), os.path.realpath(root)
     if os.path.commonpath([target, inside]) != inside:
-        message = f"{path}: is a symbolic link out of {root}, to {target}; it is read anyway."
-        warn(message)
+        warn(f"{path}: is a symbolic link out of {root}, to {target}; it is read anyway.")
 
 
 def _listed(path: str, root: str) -> Listed:
@@ -188,62 +171,12 @@ def _is_hidden_name(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
-def typed_partitions(
-    files: Sequence[InputFile], schema: pa.Schema
-) -> tuple[tuple[InputFile, ...], pa.Schema]:
-    """Give partitions their types, and the schema their columns.
-
-    Returns:
-        The files with integers where all values of a partition are integers (``007`` is not: it
-        would come back as ``7``), and the schema with the partitions' columns at its end.
-    """
-    names = [partition.name for partition in files[0].partitions]
-    for file in files:
-        _check_names(file, files[0].path, names)
-    for name in sorted(set(names).intersection(schema.names)):
-        words = f"column `{name}` is stored in the files; the directories' values are not used."
-        warn(words)
-    used = {name: number for number, name in enumerate(names) if name not in schema.names}
-    columns = [_typed([file.partitions[n].value for file in files], m) for m, n in used.items()]
-    for partition in (column[0] for column in columns):
-        schema = schema.append(pa.field(partition.name, pa.type_for_alias(partition.dtype)))
-    rows = zip(*columns, strict=True) if columns else [()] * len(files)
-    typed = (replace(file, partitions=tuple(row)) for file, row in zip(files, rows, strict=True))
-    return tuple(typed), schema
-
-
-def _check_names(file: InputFile, first_path: str, expected: Sequence[str]) -> None:
-    received = [partition.name for partition in file.partitions]
-    if received != expected:
-        raise InputError(
-            f"{file.path}: its partitions differ from those of {first_path}. "
-            f"Expected: {expected}. Received: {received}. Move it, or select the files with a "
-            "glob."
-        )
-
-
-def _typed(values: Sequence[str | int | None], name: str) -> list[Partition]:
-    texts = [None if value == NULL_PARTITION else str(value) for value in values]
-    given = [text for text in texts if text is not None]
-    if given and all(_is_integer(text) for text in given):
-        return [Partition(name, None if t is None else int(t), "int64") for t in texts]
-    return [Partition(name, text, "string") for text in texts]
-
-
-def _is_integer(text: str) -> bool:
-    try:
-        return str(int(text)) == text and -(2**63) <= int(text) < 2**63
-    except ValueError:
-        return False
-
-
 @dataclass(frozen=True)
 class Member(Record):
     """One of several row-aligned files that make one input file together.
 
-    Attributes:
-        column: The name of an NPY file's column; of a Parquet keys file "" (its own names).
-        first_row: The row that stands beside the input file's first one.
+    ``column`` is the name of an NPY file's column, and "" for a Parquet keys file, which has names
+    of its own; row ``first_row`` is beside the input file's first one.
     """
 
     column: str
@@ -258,9 +191,7 @@ class Member(Record):
 class Partition(Record):
     """A column that has one value in all rows of a file, from a ``name=value`` directory.
 
-    Attributes:
-        value: ``None`` is null.
-        dtype: ``"int64"`` where the values of all files are integers, else ``"string"``.
+    Its ``dtype`` is ``"int64"`` or ``"string"``.
     """
 
     name: FileName
@@ -274,11 +205,9 @@ class InputFile(Record):
 
     Attributes:
         path: Absolute path; of a group its first member's.
-        format: A key of `batchnorm_tool.formats.FORMATS`.
+        format: A key of `batchnorm_tool.registry.FORMATS`.
         bytes: Size, of all members together.
-        rows: Number of rows.
         fingerprint: SHA-256 of footer or header; of a group, of its members' fingerprints.
-        partitions: Hive partitions, in the order of the directories.
         members: The files of a group; empty for a single file.
         dtype: How ``|V2`` in NPY is read.
         read_as: Fields of the columns that are read as another type than this file's own, where
@@ -294,15 +223,14 @@ class InputFile(Record):
     members: tuple[Member, ...] = ()
     dtype: str | None = None
     # Written only where there is one: it is in identities, which stay what they are.
-    read_as: Annotated[ArrowSchema | None, LEFT_OUT_IF_NONE] = None
+    read_as: Annotated[ArrowSchema | None, checked_json.LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """All input files as one table.
+    """All input files as one table, in lexicographic order of their paths.
 
     Attributes:
-        files: In lexicographic order of their paths.
         schema: Of the rows that `read_rows` yields, partition columns included.
         keys: Names of the columns that came from a keys file.
         unreadable: Why a column cannot be read, such as one in which the files differ too much.
@@ -330,7 +258,7 @@ class Table:
                 raise InputError(self.unreadable[name])
 
 
-class _TableFormat(NamedTuple):
+class _Table(NamedTuple):
     """How a directory of one kind is known, and how its rows become a file.
 
     Attributes:
@@ -338,73 +266,54 @@ class _TableFormat(NamedTuple):
         marks: Patterns below the directory; one of them matches.
         convert: Python that writes the rows; ``{0}`` is the directory, ``{1}`` the newest mark.
         beside: Another path that is there too.
-        hides_rows: Whether its files, named one by one, also hold rows that do not count.
     """
 
     name: str
     marks: tuple[str, ...]
     convert: str
     beside: str = ""
-    hides_rows: bool = True
-
-
-_SPARK = 'spark.read.format("{}").load("{{0}}").write.parquet("rows")'
-
-
-_SAVED = 'datasets.load_from_disk("{{0}}"){}.to_parquet("rows.parquet")'
 
 
 _ICEBERG = ("metadata/v[0-9]*.metadata.json", "metadata/[0-9][0-9][0-9]*-*.metadata.json")
-
-
-_FORMATS = (
-    _TableFormat(
-        *("a Delta table", ("_delta_log",)), 'polars.scan_delta("{0}").sink_parquet("rows.parquet")'
+_LANCE = ("_versions/*.manifest", "_latest.manifest")
+_BY_LANCE = 'pyarrow.parquet.write_table(lance.dataset("{0}").to_table(), "rows.parquet")'
+_BY_POLARS = 'polars.scan_{}("{}").sink_parquet("rows.parquet")'
+_BY_SPARK = 'spark.read.{}("{{0}}").write.parquet("rows")'
+_BY_DATASETS = 'datasets.load_from_disk("{{0}}"){}.to_parquet("rows.parquet")'
+_SAVED = "that Hugging Face's `save_to_disk` wrote"
+# Their files, named one by one, may also hold rows that do not count.
+_VERSIONED_TABLES = (
+    _Table("a Delta table", ("_delta_log",), _BY_POLARS.format("delta", "{0}")),
+    _Table("an Iceberg table", _ICEBERG, _BY_POLARS.format("iceberg", "{1}")),
+    _Table("a Spark stream's output", ("_spark_metadata",), _BY_SPARK.format("parquet")),
+    _Table("a Hudi table", (".hoodie",), _BY_SPARK.format('format("hudi").load')),
+    _Table("a Lance dataset", _LANCE, _BY_LANCE),
+    _Table(
+        "a Paimon table",
+        ("snapshot/snapshot-[0-9]*",),
+        _BY_SPARK.format('format("paimon").load'),
+        "schema",
     ),
-    _TableFormat(
-        "an Iceberg table", _ICEBERG, 'polars.scan_iceberg("{1}").sink_parquet("rows.parquet")'
-    ),
-    _TableFormat(
-        *("a Spark stream's output", ("_spark_metadata",)),
-        'spark.read.parquet("{0}").write.parquet("rows")',
-    ),
-    _TableFormat("a Hudi table", (".hoodie",), _SPARK.format("hudi")),
-    _TableFormat(
-        *("a Lance dataset", ("_versions/*.manifest", "_latest.manifest")),
-        'pyarrow.parquet.write_table(lance.dataset("{0}").to_table(), "rows.parquet")',
-    ),
-    _TableFormat(
-        "a Paimon table", ("snapshot/snapshot-[0-9]*",), _SPARK.format("paimon"), beside="schema"
-    ),
-    _TableFormat(
-        *("a dataset that Hugging Face's `save_to_disk` wrote", ("state.json",)),
-        *(_SAVED.format(""), "dataset_info.json"),
-        hides_rows=False,
-    ),
-    _TableFormat(
-        *("several datasets that Hugging Face's `save_to_disk` wrote", ("dataset_dict.json",)),
-        _SAVED.format('["train"]'),
-        hides_rows=False,
-    ),
+)
+_SAVED_DATASETS = (
+    _Table(f"a dataset {_SAVED}", ("state.json",), _BY_DATASETS.format(""), "dataset_info.json"),
+    _Table(f"several datasets {_SAVED}", ("dataset_dict.json",), _BY_DATASETS.format('["train"]')),
 )
 
 
 def refuse_table(directory: str, *, named: bool = True) -> None:
     """Refuse a directory that is a table of another program."""
-    for form in _FORMATS:
-        if not named and not form.hides_rows:
-            continue
+    for form in (*_VERSIONED_TABLES, *_SAVED_DATASETS) if named else _VERSIONED_TABLES:
         # Looked for before it is matched: an input may have thousands of directories.
         near = [m for m in form.marks if os.path.lexists(f"{directory}/{m.partition('/')[0]}")]
         marks = [found for mark in near for found in Path(directory).glob(mark)]
         if marks and Path(directory, form.beside).exists():
             newest = max(marks, key=os.path.getmtime)
-            convert = form.convert.format(directory, newest)
             hidden = "; its files may also contain deleted or replaced rows"
             raise InputError(
-                f"{directory}: is {form.name}{hidden if form.hides_rows else ''}. Expected plain "
-                f"files. Received: {os.path.relpath(newest, directory)}. Export its rows to a "
-                f"file first, with `{convert}` in Python."
+                f"{directory}: is {form.name}{hidden if form in _VERSIONED_TABLES else ''}. "
+                f"Expected plain files. Received: {os.path.relpath(newest, directory)}. Export its "
+                f"rows to a file first, with `{form.convert.format(directory, newest)}` in Python."
             )
 
 

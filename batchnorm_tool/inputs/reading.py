@@ -1,16 +1,16 @@
 """Rows of planned input files: where they lie, and what they hold, partition values included."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import numbered
+from batchnorm_tool.chunk import numbered, overlaps
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
-from batchnorm_tool.formats import close_cached_files, format_named
+from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
-from batchnorm_tool.formats.parquet import value_bytes
 from batchnorm_tool.inputs.files import InputFile, Member, Table
 
 _CHECKED_ROWS = 16_384
@@ -35,10 +35,7 @@ class Slice:
 class Part:
     """Consecutive rows of the input: the unit of work, commit, retry and distribution.
 
-    Attributes:
-        number: Its place among the parts, from 0.
-        first_row: Global number of its first row, counted over all input files.
-        slices: Where its rows lie, in order.
+    Parts and rows are numbered from 0, rows over all input files.
     """
 
     number: int
@@ -67,18 +64,13 @@ class Part:
 
 def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
     """Find the file that holds a global row, and the row in that file."""
-    whole = Part(0, 0, tuple(Slice(number, 0, file.rows) for number, file in enumerate(files)))
-    number, place = whole.locate(row)
+    starts = [0, *itertools.accumulate(file.rows for file in files)]
+    number, place, _ = next(overlaps(starts, row, row + 1))
     return files[number], place
 
 
 def describe_key(keys: pa.Table, row: int) -> str:
-    """Describe the key of one row as messages show it.
-
-    Example:
-        >>> describe_key(pa.table({"shop": ["a"], "item": [17]}), 0)
-        "`shop` 'a', `item` 17"
-    """
+    """Describe the key of one row as messages show it, such as "`shop` 'a', `item` 17"."""
     return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
 
 
@@ -93,11 +85,7 @@ def read_slices(
 def read_rows(
     file: InputFile, columns: Sequence[str], start: int, stop: int, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows ``start`` to ``stop`` of one input file, in order.
-
-    Yields:
-        Batches of at least one row, ``stop - start`` rows in all.
-    """
+    """Yield rows ``start`` to ``stop`` of one input file, in order, in batches with rows."""
     check_unchanged(file)
     rows = 0
     for batch in _joined(file, columns, (start, stop), batch_rows):
@@ -131,31 +119,33 @@ def check_unchanged(file: InputFile) -> None:
 def _joined(
     file: InputFile, columns: Sequence[str], rows: tuple[int, int], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    constants = {p.name: pa.scalar(p.value, pa.type_for_alias(p.dtype)) for p in file.partitions}
-    stored = [name for name in columns if name not in constants]
-    for row, batch in numbered(_stored(file, stored, rows, batch_rows), rows[0]):
-        yield _with_constants(_read_as(file, batch, row), columns, constants)
+    partitions = {each.name: each for each in file.partitions if each.name in columns}
+    stored = [name for name in columns if name not in partitions]
+    for row, arrived in numbered(_stored(file, stored, rows, batch_rows), rows[0]):
+        batch = _read_as(file, arrived, row)
+        for name, each in partitions.items():
+            value = pa.scalar(each.value, pa.type_for_alias(each.dtype))
+            batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+        yield batch.select(columns).replace_schema_metadata()
 
 
 def _read_as(file: InputFile, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
     """Return the batch with the types as which all files are read."""
     if file.read_as is None:
         return batch
-    columns, fields = batch.columns, list(batch.schema)
-    for place, stored in enumerate(fields):
-        if stored.name not in file.read_as.names:
+    for wanted in file.read_as:
+        if wanted.name not in batch.schema.names:
             continue
-        fields[place] = file.read_as.field(stored.name)
         try:
-            columns[place] = columns[place].cast(fields[place].type)
+            column = batch.column(wanted.name).cast(wanted.type)
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{file.path}, row {row} or one of the {batch.num_rows - 1} after it, column "
-                f"`{stored.name}`: a value does not fit the column type of the other files. "
-                f"Expected: {fields[place].type}. Received: {error}. Write all files with the "
-                "same type."
+                f"`{wanted.name}`: a value does not fit the column type of the other files. "
+                f"Expected: {wanted.type}. Received: {error}. Write all files with the same type."
             ) from error
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+        batch = batch.set_column(batch.schema.names.index(wanted.name), wanted, column)
+    return batch
 
 
 def _stored(
@@ -199,20 +189,6 @@ def _side_by_side(sides: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.Reco
         ]
 
 
-def _with_constants(
-    batch: pa.RecordBatch, columns: Sequence[str], constants: dict[str, pa.Scalar]
-) -> pa.RecordBatch:
-    arrays, fields = [], []
-    for name in columns:
-        if name in constants:
-            arrays.append(pa.repeat(constants[name], batch.num_rows))
-            fields.append(pa.field(name, constants[name].type))
-        else:
-            arrays.append(batch.column(name))
-            fields.append(batch.schema.field(name))
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-
-
 def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
     """Return the first rows of ``table``, over as many of its files as that takes."""
     table.check(columns)
@@ -222,20 +198,14 @@ def head(table: Table, columns: Sequence[str], rows: int) -> pa.Table:
     except Damaged as error:
         raise InputError(error.message) from error
     finally:
-        close_cached_files()
+        parquet.close_cached_files()
 
 
 def head_within(table: Table, rows: int, most_bytes: int) -> pa.Table:
-    """Return the first rows of every column, as many as fit.
-
-    Args:
-        table: The input.
-        rows: How many rows, if there are so many.
-        most_bytes: About the size that the rows may have in memory.
-    """
+    """Return the first rows of every column, as many as fit about ``most_bytes`` of memory."""
     sizes = {field.name: fixed_bytes(field.type) or 0 for field in table.schema}
     if table.files[0].format == "parquet" and not all(sizes.values()):
-        sizes |= value_bytes(table.files[0].path)
+        sizes |= parquet.value_bytes(table.files[0].path)
     columns = [name for name in table.columns if _FEW_ROWS * sizes.get(name, 0) <= most_bytes]
     if not columns:
         return pa.table({})
@@ -272,7 +242,7 @@ def head_with_lists(table: Table, columns: Sequence[str], rows: int) -> pa.Table
 
 def first_list(column: pa.ChunkedArray) -> int | None:
     """Return the first row whose lists hold at least one value, or null, at every level."""
-    # As in `formats.vectors`: a run with nothing to do need not import it.
+    # As in `formats.arrow_columns`: a run with nothing to do need not import it.
     import pyarrow.compute as pc
 
     lists, rows = column, np.arange(len(column))

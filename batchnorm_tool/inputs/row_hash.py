@@ -6,6 +6,7 @@ whenever the hash of any row would.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import struct
@@ -19,22 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.formats.arrow_columns import BINARY, LISTS, STRINGS, is_any
 
 HASH_VERSION = "xxh3-128/1"
-_KEY_BYTES = 16
+_DIGEST_BYTES = 16
 _PASSTHROUGH_BYTES = 8
 # Rows that become `bytes` objects at a time: 2,048 rows of 512 bytes stay in the cache.
 _BLOCK_ROWS = 2048
-_DIGEST_BYTES = 16
-BINARY = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-)
-_LISTS = (pa.types.is_list, pa.types.is_large_list)
 # Of an entry, its sorted copies, and what is found.
 _ENTRY_BYTES = 200
 _MOST_BITS = 10
@@ -44,16 +36,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads eve
 
 
 class IdLookup:
-    """Places of ids in a list of them; takes at most 20 bytes for each beside the list.
-
-    Args:
-        ids: ``uint64[m, 2]``.
-
-    Example:
-        >>> places = IdLookup(np.array([[7, 1], [5, 0], [7, 0]], np.uint64))
-        >>> places.find(np.array([[7, 0], [5, 1], [5, 0]], np.uint64))
-        array([ 2, -1,  1])
-    """
+    """Places of ids in a list ``uint64[m, 2]``; takes at most 20 bytes for each beside the list."""
 
     def __init__(self, ids: np.ndarray) -> None:
         # Of integers the second words are all zero, and often the first ones ascend.
@@ -76,14 +59,7 @@ class IdLookup:
         return words if self._order is None else words[self._order]
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Look ids up.
-
-        Args:
-            ids: ``uint64[n, 2]``.
-
-        Returns:
-            ``int64[n]``, the place of each in the list, the first of several; -1: it is not there.
-        """
+        """Return ``int64[n]``, the first place of each of ``uint64[n, 2]``; -1: it is not there."""
         if not len(self) or not len(ids):
             return np.full(len(ids), -1, np.int64)
         if _ascends(ids[:, 0]):
@@ -125,11 +101,7 @@ class IdLookup:
 
 
 def repeated_rows(entries: np.ndarray) -> np.ndarray:
-    """Find rows with the same id in a structured array, ascending by ``row``.
-
-    Returns:
-        ``int64[m, 2]``: the first row of an id, and each further one.
-    """
+    """Return ``int64[m, 2]``: the first row of an id in ascending entries, and each further one."""
     ids = np.zeros((len(entries), 2), np.uint64)
     ids[:, : entries["id"].shape[1]] = entries["id"]
     lookup = IdLookup(ids)
@@ -143,65 +115,55 @@ def _ascends(words: np.ndarray) -> bool:
 
 
 def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
-    """Return a 128-bit number for the key of each row.
+    """Return a 128-bit number for the key of each row, ``uint64[n, 2]``, C-ordered.
 
-    Args:
-        table: ``n`` rows; null keys are the caller's to find.
-        keys: The columns of the key, in order.
-
-    Returns:
-        ``uint64[n, 2]``, C-ordered. Not promised: that the same number in columns of different
-        types, such as int32 and int64, has the same id. Dictionaries and the two kinds of strings
-        make no difference.
+    Null keys are the caller's to find. Not promised: that the same number in columns of different
+    types, such as int32 and int64, has the same id. Dictionaries and the two kinds of strings make
+    no difference.
 
     Example:
         >>> key_ids(pa.table({"item": [7, -1]}), ["item"]).tolist()
         [[7, 0], [18446744073709551615, 0]]
     """
     # Of one column of integers, dates, times or booleans it is the value's bits, so that two keys
-    # never have the same; of other keys the xxh3-128 of their values. Of one column of integers,
-    # dates, times or booleans it is the value's bits, so that two keys never have the same; of
-    # other keys the xxh3-128 of their values.
+    # never have the same; of other keys the xxh3-128 of their values.
     arrays = [plain_array(table.column(name)) for name in keys]
+    if len(arrays) > 1 or not is_exact(arrays[0].type):
+        return as_ids(_value_hashes(arrays, load_xxhash().xxh3_128_digest, _DIGEST_BYTES))
     ids = np.zeros((table.num_rows, 2), np.uint64)
-    if len(arrays) == 1 and is_exact(arrays[0].type):
-        values = bytes_of(arrays[0])
-        ids.view(np.uint8)[:, : values.shape[1]] = values
-        return ids
-    digest = load_xxhash().xxh3_128_digest
-    if len(arrays) == 1 and is_any(arrays[0].type, BINARY):
-        return joined(map(digest, binary_values(arrays[0])), _KEY_BYTES).view(np.uint64)
-    return _digests(np.concatenate([records_of(array) for array in arrays], axis=1), digest).view(
-        np.uint64
-    )
+    values = bytes_of(arrays[0])
+    ids.view(np.uint8)[:, : values.shape[1]] = values
+    return ids
+
+
+def _value_hashes(
+    arrays: Sequence[pa.Array], digest: Callable[[bytes], bytes], size: int
+) -> np.ndarray:
+    """Return ``uint8[n, size]``; of a lone column of strings, nulls are the caller's to mark."""
+    if _is_lone_binary(arrays):
+        return joined(map(digest, binary_values(arrays[0])), size)
+    return _digests(np.concatenate([records_of(array) for array in arrays], axis=1), digest, size)
+
+
+def _is_lone_binary(arrays: Sequence[pa.Array]) -> bool:
+    return len(arrays) == 1 and is_any(arrays[0].type, BINARY)
 
 
 def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.ndarray:
-    """Return the xxh3-128 of what a model sees of each row.
+    """Return the xxh3-128 of what a model sees of each row, ``uint8[n, 16]``.
 
-    Args:
-        arrays: Of `FeatureReader.read`: for each input ``[n, *shape]``, ``object`` for strings.
-        faults: ``uint8[n]``, a `Reason` for each row; where it is not ``GOOD``, it is hashed too.
-
-    Returns:
-        ``uint8[n, 16]``: over the inputs in the order of their names, numbers by their bits (so
-        that 0.0 and -0.0 differ), strings as UTF-8 after their length.
-
-    Example:
-        >>> import numpy as np
-        >>> rows = feature_hashes({"x": np.array([[1.0], [2.0], [1.0]])}, np.zeros(3, np.uint8))
-        >>> bool((rows[0] == rows[2]).all()), bool((rows[0] == rows[1]).all())
-        (True, False)
+    It is over the inputs in the order of their names, numbers by their bits (so that 0.0 and -0.0
+    differ), strings as UTF-8 after their length; a reason in ``faults`` is hashed too.
     """
     digest = load_xxhash().xxh3_128_digest
     columns = [arrays[name] for name in sorted(arrays)]
     if any(column.dtype == object for column in columns):
         rows = [b"".join(pieces) for pieces in zip(*map(_pieces, columns), strict=True)]
-        hashes = joined(map(digest, rows), _KEY_BYTES)
+        hashes = joined(map(digest, rows), _DIGEST_BYTES)
     else:
         flat = [_row_bytes(column) for column in columns]
         together = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-        hashes = _digests(together, digest)
+        hashes = _digests(together, digest, _DIGEST_BYTES)
     for row in np.flatnonzero(faults).tolist():
         # A bad row counts as changed when its reason is another: it is judged again.
         marked = hashes[row].tobytes() + bytes([faults[row]])
@@ -210,39 +172,22 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
 
 
 def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """Return the xxh3-64 of the values of some columns, together with their names and types.
+    """Return the xxh3-64 of values of some columns, with their names and types: ``uint8[n, 8]``.
 
-    Returns:
-        ``uint8[n, 8]``; zeros where there are no columns. Another set or order of columns, another
-        type or another value gives another hash; a null is no value. Chunks, dictionaries and the
-        widths of offsets (string, large_string) make no difference.
-
-    Example:
-        >>> table = pa.table({"shop": ["a", "b", None], "price": [1, 1, 1]})
-        >>> passthrough_hashes(table, ["price"]).tolist() == passthrough_hashes(
-        ...     table.slice(0, 2), ["price"]
-        ... ).tolist() * 3
-        False
+    Zeros where there are no columns. Another set or order of columns, another type or another value
+    gives another hash; a null is no value. Chunks, dictionaries and the widths of offsets (string,
+    large_string) make no difference.
     """
     if not columns:
         return np.zeros((table.num_rows, _PASSTHROUGH_BYTES), np.uint8)
-    xxhash = load_xxhash()
     seed = _seed(table.schema, columns)
     arrays = [plain_array(table.column(name)) for name in columns]
-
-    def digest(data: bytes) -> bytes:
-        return xxhash.xxh3_64_digest(data, seed)
-
-    if len(arrays) == 1 and is_any(arrays[0].type, BINARY):
-        found = map(xxhash.xxh3_64_digest, binary_values(arrays[0]), itertools.repeat(seed))
-        hashes = joined(found, _PASSTHROUGH_BYTES)
-        if arrays[0].null_count:
-            # Under another seed than any value's: the text "null" is no null.
-            null = xxhash.xxh3_64_digest(b"null", seed ^ 1)
-            hashes[nulls_of(arrays[0])] = np.frombuffer(null, np.uint8)
-        return hashes
-    records = np.concatenate([records_of(array) for array in arrays], axis=1)
-    return _digests(records, digest, _PASSTHROUGH_BYTES)
+    digest = load_xxhash().xxh3_64_digest
+    hashes = _value_hashes(arrays, functools.partial(digest, seed=seed), _PASSTHROUGH_BYTES)
+    if _is_lone_binary(arrays) and arrays[0].null_count:
+        # Under another seed than any value's: the text "null" is no null.
+        hashes[nulls_of(arrays[0])] = np.frombuffer(digest(b"null", seed ^ 1), np.uint8)
+    return hashes
 
 
 def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
@@ -252,7 +197,7 @@ def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
     return int(load_xxhash().xxh3_64_intdigest(described.encode()))
 
 
-def _digests(rows: np.ndarray, digest: Callable[[bytes], bytes], size: int = 16) -> np.ndarray:
+def _digests(rows: np.ndarray, digest: Callable[[bytes], bytes], size: int) -> np.ndarray:
     """Return the digest of each row of ``uint8[n, w]``, as ``uint8[n, size]``."""
     count, width = rows.shape
     if not width:
@@ -298,25 +243,18 @@ def load_xxhash() -> Any:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """Return the name of a type that is the same for all encodings of the same values.
-
-    Example:
-        >>> type_name(pa.dictionary(pa.int32(), pa.large_string()))
-        'string'
-        >>> type_name(pa.large_list(pa.int8()))
-        'list<int8>'
-    """
+    """Return the name of a type, such as ``list<int8>``: the same for all encodings of values."""
     if isinstance(kind, pa.BaseExtensionType):
         return type_name(kind.storage_type)
     if pa.types.is_dictionary(kind):
         return type_name(kind.value_type)
     if is_any(kind, BINARY):
-        return "string" if is_any(kind, BINARY[:3]) else "binary"
+        return "string" if is_any(kind, STRINGS) else "binary"
     return _nested_name(kind) if pa.types.is_nested(kind) else str(kind)
 
 
 def _nested_name(kind: pa.DataType) -> str:
-    if is_any(kind, _LISTS):
+    if is_any(kind, LISTS):
         return f"list<{type_name(kind.value_type)}>"
     if pa.types.is_fixed_size_list(kind):
         return f"list<{type_name(kind.value_type)}>[{kind.list_size}]"
@@ -340,11 +278,6 @@ def _decoded(array: pa.Array) -> pa.Array:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
-def is_any(kind: pa.DataType, tests: Iterable[Callable[[pa.DataType], bool]]) -> bool:
-    """Tell whether a type is one of several kinds, such as `BINARY`."""
-    return any(test(kind) for test in tests)
 
 
 def is_exact(kind: pa.DataType) -> bool:
@@ -428,7 +361,7 @@ def _nested_values(array: pa.Array) -> np.ndarray:
         size = kind.list_size
         items = records_of(array.values.slice(array.offset * size, len(array) * size))
         return items.reshape(len(array), size * items.shape[1])
-    if is_any(kind, _LISTS):
+    if is_any(kind, LISTS):
         return _list_values(array)
     if pa.types.is_struct(kind):
         return _struct_values(array)
@@ -479,13 +412,9 @@ def bucket_directory(retry: str) -> Iterator[Path]:
 
 
 class Buckets:
-    """Entries in files, by what their ids begin with; threads may share it.
+    """Entries in ``2 ** bits`` files, by what their ids begin with; threads may share it.
 
-    Args:
-        directory: Where the files lie.
-        name: What their names begin with.
-        bits: Binary logarithm of their number.
-        dtype: Of an entry, with the fields ``row`` and ``id`` (``uint64[1]`` or ``uint64[2]``).
+    Of an entry's ``dtype``, the fields are ``row`` and ``id`` (``uint64[1]`` or ``uint64[2]``).
     """
 
     def __init__(self, directory: Path, name: str, bits: int, dtype: np.dtype) -> None:

@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, warn
-from batchnorm_tool.formats import Inspected, format_named, recognise
-from batchnorm_tool.formats import files as formats_files
-from batchnorm_tool.formats.arrow_columns import SHAPE, holds, is_empty_list, is_list, with_children
-from batchnorm_tool.inputs.files import (
-    InputFile,
-    Listed,
-    Member,
-    Partition,
-    Table,
-    list_files,
-    typed_partitions,
-)
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Input
+from batchnorm_tool.formats import Inspected, arrow_columns, files, format_named, recognise
+from batchnorm_tool.inputs.files import InputFile, Listed, Member, Partition, Table, list_files
+from batchnorm_tool.job import Input
 
 FOOTER_THREADS = 8
 DEFAULT_KEY = "key"
+# What Hive, Spark and pyarrow write for a null partition value.
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # Types of one family hold the same kind of value: the wider of two holds the other's exactly.
-_FAMILIES: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_decimal,
-    pa.types.is_timestamp,
-    pa.types.is_time,
-    pa.types.is_duration,
-    pa.types.is_date,
-    lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-    lambda kind: any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    ),
+_FAMILIES = (
+    (pa.types.is_decimal,),
+    (pa.types.is_timestamp,),
+    (pa.types.is_time,),
+    (pa.types.is_duration,),
+    (pa.types.is_date,),
+    arrow_columns.STRINGS,
+    (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
 )
 
 
@@ -61,7 +47,7 @@ def open_table(spec: Input) -> Table:
     keys: tuple[str, ...] = ()
     if spec.keys is not None:
         opened, keys = _with_keys(opened, spec)
-    schema, unlike = merge_schemas([one.schema for one in opened])
+    schema, unlike = _merge_schemas([one.schema for one in opened])
     unreadable = _without_width(opened[0].file, schema) | {
         name: _difference(name, schema, opened[0], opened[number])
         for name, number in unlike.items()
@@ -69,9 +55,9 @@ def open_table(spec: Input) -> Table:
     if len(unreadable) == len(schema):
         raise InputError(next(iter(unreadable.values())))
     read = [_read_as(one, schema, unreadable) for one in opened]
-    files, schema = typed_partitions(read, schema)
+    typed, schema = _typed_partitions(read, schema)
     _warn_of_extensions(schema)
-    return Table(files, schema, keys, unreadable)
+    return Table(typed, schema, keys, unreadable)
 
 
 def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
@@ -82,7 +68,8 @@ def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:
             f"Received: {field.type}, lists of width 0. Remove the column."
         )
         for field in schema
-        if first.format == "parquet" and holds(field.type, is_empty_list)
+        if first.format == "parquet"
+        and arrow_columns.holds(field.type, arrow_columns.is_empty_list)
     }
 
 
@@ -120,8 +107,8 @@ def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
     columns = {
         name: _open_files(list_files(path), None, spec.dtype) for name, path in paths.items()
     }
-    for name, files in columns.items():
-        _check_npy(f"input.path.{name}", files[0].file)
+    for name, opened in columns.items():
+        _check_npy(f"input.path.{name}", opened[0].file)
     (first_name, first), *others = columns.items()
     for name, opened in others:
         _check_aligned(first_name, first, name, opened)
@@ -211,7 +198,7 @@ def _only_keys_file(path: str) -> _Opened:
 def _beside(one: _Opened, keys: Member, fields: Sequence[pa.Field]) -> _Opened:
     members = one.file.members or (_member(one.schema.field(0).name, one.file),)
     schema = pa.schema([*one.schema, *fields])
-    formats_files.check_schema(one.file.path, schema)
+    files.check_schema(one.file.path, schema)
     return _Opened(_with_members(one.file, (*members, keys)), schema)
 
 
@@ -241,37 +228,79 @@ def _described(schema: pa.Schema, name: str) -> str:
     index = schema.get_field_index(name)
     if index < 0:
         return "no such column"
-    shape = (schema.field(index).metadata or {}).get(b"shape")
+    shape = (schema.field(index).metadata or {}).get(arrow_columns.SHAPE)
     return f"{schema.field(index).type}" + (f" of shape {shape.decode()}" if shape else "")
+
+
+def _typed_partitions(
+    read: Sequence[InputFile], schema: pa.Schema
+) -> tuple[tuple[InputFile, ...], pa.Schema]:
+    """Give partitions their types, and the schema their columns, at its end.
+
+    A partition is of integers where all its values are (``007`` is none: it would come back as
+    ``7``), else of strings.
+    """
+    names = [partition.name for partition in read[0].partitions]
+    for file in read:
+        _check_names(file, read[0].path, names)
+    for name in sorted(set(names).intersection(schema.names)):
+        warn(f"column `{name}` is stored in the files; the directories' values are not used.")
+    columns = [
+        _typed([file.partitions[number].value for file in read], name)
+        for number, name in enumerate(names)
+        if name not in schema.names
+    ]
+    for first, *_ in columns:
+        schema = schema.append(pa.field(first.name, pa.type_for_alias(first.dtype)))
+    rows = zip(*columns, strict=True) if columns else [()] * len(read)
+    typed = (replace(file, partitions=tuple(row)) for file, row in zip(read, rows, strict=True))
+    return tuple(typed), schema
+
+
+def _check_names(file: InputFile, first_path: str, expected: Sequence[str]) -> None:
+    received = [partition.name for partition in file.partitions]
+    if received != expected:
+        raise InputError(
+            f"{file.path}: its partitions differ from those of {first_path}. "
+            f"Expected: {expected}. Received: {received}. Move it, or select the files with a "
+            "glob."
+        )
+
+
+def _typed(values: Sequence[str | int | None], name: str) -> list[Partition]:
+    texts = [None if value == _NULL_PARTITION else str(value) for value in values]
+    given = [text for text in texts if text is not None]
+    if given and all(_is_integer(text) for text in given):
+        return [Partition(name, None if t is None else int(t), "int64") for t in texts]
+    return [Partition(name, text, "string") for text in texts]
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        return str(int(text)) == text and -(2**63) <= int(text) < 2**63
+    except ValueError:
+        return False
 
 
 def _warn_of_extensions(schema: pa.Schema) -> None:
     for field in schema:
         name = (field.metadata or {}).get(b"ARROW:extension:name")
         if name is not None:
-            words = (
+            warn(
                 f"column `{field.name}`: extension type `{name.decode()}` is unknown here; "
                 f"its storage type {field.type} is used."
             )
-            warn(words)
 
 
-def merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, int]]:
-    """Find the schema as which files of one table can be read.
+def _merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, int]]:
+    """Find the schema as which files of one table can be read, of those of each, in order.
 
     Columns match by name. A type is widened where every value of both keeps its meaning; whether
     a column may be null, what a list calls its items, and other programs' metadata do not count.
 
-    Args:
-        schemas: Of each file, in order; at least one.
-
     Returns:
         The schema, and for each column that cannot be read as one the number of the first file in
         which it is unlike those before, or lacks; its field is the first one found.
-
-    Example:
-        >>> merge_schemas([pa.schema({"x": pa.int32()}), pa.schema({"x": pa.int64()})])
-        (x: int64, {})
     """
     first, *others = schemas
     fields = {field.name: field for field in first}
@@ -280,11 +309,12 @@ def merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, in
         # Nearly all files are alike, and comparing whole schemas is one call into Arrow.
         if other.equals(first, check_metadata=True):
             continue
-        for name in dict.fromkeys([*fields, *other.names]):
-            merged = _merge(fields.get(name), other.field(name) if name in other.names else None)
+        theirs = {field.name: field for field in other}
+        for name in dict.fromkeys([*fields, *theirs]):
+            merged = _merge(fields.get(name), theirs.get(name))
             if merged is None:
                 differing.setdefault(name, number)
-                fields.setdefault(name, other.field(name) if name in other.names else None)
+                fields.setdefault(name, theirs.get(name))
             elif name not in differing:
                 fields[name] = merged
     return pa.schema(list(fields.values()), first.metadata), differing
@@ -293,10 +323,9 @@ def merge_schemas(schemas: Iterable[pa.Schema]) -> tuple[pa.Schema, dict[str, in
 def _merge(first: pa.Field | None, other: pa.Field | None) -> pa.Field | None:
     if first is None or other is None:
         return None
-    if (first.metadata or {}).get(SHAPE) != (other.metadata or {}).get(SHAPE):
-        return None
+    shapes = [(field.metadata or {}).get(arrow_columns.SHAPE) for field in (first, other)]
     kind = _merge_types(first.type, other.type)
-    if kind is None:
+    if kind is None or shapes[0] != shapes[1]:
         return None
     return first.with_type(kind).with_nullable(first.nullable or other.nullable)
 
@@ -307,7 +336,7 @@ def _merge_types(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_null(first):
         return other
     if pa.types.is_nested(first) or pa.types.is_nested(other):
-        both_lists = is_list(first) and is_list(other)
+        both_lists = arrow_columns.is_list(first) and arrow_columns.is_list(other)
         return (_merge_lists if both_lists else _merge_children)(first, other)
     if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in (first, other)):
         return _merge_numbers(first, other)
@@ -315,7 +344,8 @@ def _merge_types(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _merge_others(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if not any(is_kind(first) and is_kind(other) for is_kind in _FAMILIES):
+    is_any = arrow_columns.is_any
+    if not any(is_any(first, family) and is_any(other, family) for family in _FAMILIES):
         return None
     try:
         schemas = [pa.schema({"": kind}) for kind in (first, other)]
@@ -346,7 +376,7 @@ def _merge_children(first: pa.DataType, other: pa.DataType) -> pa.DataType | Non
         pa.types.is_struct(first) and names[0] != names[1]
     ):
         return None
-    return with_children(first, children)
+    return arrow_columns.with_children(first, children)
 
 
 def _merge_numbers(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.formats.base import DATA_DIRECTORY
+from batchnorm_tool.formats import DATA_DIRECTORY
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import PLAN_PATH

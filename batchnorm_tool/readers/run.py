@@ -15,9 +15,8 @@ import pyarrow as pa
 from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, Refused, WorkFailed
-from batchnorm_tool.formats import format_named
+from batchnorm_tool.formats import DATA_DIRECTORY, format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
-from batchnorm_tool.formats.base import DATA_DIRECTORY
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import (

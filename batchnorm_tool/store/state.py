@@ -26,9 +26,9 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats.arrow_columns import plain_type, with_children
+from batchnorm_tool.formats.arrow_columns import is_any, plain_type, with_children
 from batchnorm_tool.gate.record import Hold, RefreshRecord
-from batchnorm_tool.inputs.row_hash import is_any, type_name
+from batchnorm_tool.inputs.row_hash import type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions

@@ -235,6 +235,8 @@ GOLDEN_FEATURES = [133, 116, 177, 235]
 def test_extension_types_are_their_storage() -> None:
     assert type_name(pa.fixed_shape_tensor(pa.float32(), (2,))) == "list<float>[2]"
     assert type_name(pa.struct([("a", pa.large_string())])) == "struct<'a': string>"
+    assert type_name(pa.dictionary(pa.int32(), pa.large_string())) == "string"
+    assert type_name(pa.large_list(pa.int8())) == "list<int8>"
 
 
 def test_without_xxhash_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

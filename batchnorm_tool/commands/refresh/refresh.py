@@ -44,7 +44,7 @@ from batchnorm_tool.commands.refresh.staging import (
 )
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
-from batchnorm_tool.formats import close_cached_files
+from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.job import Job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage

@@ -12,7 +12,7 @@ from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
 from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
-from batchnorm_tool.formats import close_cached_files, format_named
+from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import Job, is_staged
 from batchnorm_tool.pipeline import output_state, part_summary
@@ -214,7 +214,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
             return _run_locked(preparation, storage, options)
     finally:
         # A notebook or a scheduler lives on, and deletes the files that were read
-        close_cached_files()
+        parquet.close_cached_files()
 
 
 def _check_output(job: Job) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from batchnorm_tool import formats
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.classify import (
     ChangeType,
@@ -39,6 +38,7 @@ from batchnorm_tool.commands.refresh.changes.worker import (
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows
+from batchnorm_tool.formats import parquet
 from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
@@ -81,7 +81,7 @@ class ChangeDetector:
         keys = None if self.index_path is None else read_key_schema(self.storage, self.index_path)
         self.source.check(keys)
         with ExitStack() as stack:
-            stack.callback(formats.close_cached_files)
+            stack.callback(parquet.close_cached_files)
             classifier, matched, repeated = self._classifier(stack, callbacks)
             result = self._stage(classifier, callbacks)
             if repeated | matched.clear_new() | matched.is_repeated():

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import TEXT_BYTES, Field, fitting_rows, numbered
 from batchnorm_tool.commands.refresh.changes.classify import Hashes
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.formats.base import MEBIBYTE
+from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices

@@ -17,9 +17,9 @@ from batchnorm_tool.commands.refresh.changes.result import InputStatistics, stat
 from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource, read_chunks
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Interrupted, capture_warnings
+from batchnorm_tool.formats import Layout, Sink
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, vector_field
-from batchnorm_tool.formats.base import Layout, Sink
 from batchnorm_tool.inputs.reading import Part, describe_key, locate
 from batchnorm_tool.storage import OutputFile, Storage
 from batchnorm_tool.store.index import fixed_binary
