@@ -33,21 +33,9 @@ _NORM_ROUNDING = 1e-3
 
 
 def pair_cosines(a64: Float64s, b64: Float64s, a_norms: Float64s, b_norms: Float64s) -> Float64s:
-    """Return the cosine of each pair of vectors.
+    """Return the cosine of each pair of vectors, from -1 to 1; NaN where one is zero.
 
-    Args:
-        a64: float64[n, d], finite, C order, as `norm.widen` makes it.
-        b64: float64[n, d], the other vector of each pair.
-        a_norms: float64[n], the L2 norms of ``a64``.
-        b_norms: float64[n], the L2 norms of ``b64``.
-
-    Returns:
-        float64[n] from -1 to 1; NaN where a vector is zero, which has no direction.
-
-    Example:
-        >>> a, b = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[4.0, 3.0], [1.0, 0.0]])
-        >>> pair_cosines(a, b, np.array([5.0, 0.0]), np.array([5.0, 1.0]))
-        array([0.96,  nan])
+    Vectors are float64[n, d], finite, C order; the norms are their L2 norms float64[n].
     """
     one = unit_vectors(a64, a_norms[:, np.newaxis], L2, np.float64)
     other = unit_vectors(b64, b_norms[:, np.newaxis], L2, np.float64)
@@ -58,20 +46,9 @@ def pair_cosines(a64: Float64s, b64: Float64s, a_norms: Float64s, b_norms: Float
 
 
 def population_stability_index(expected: Float64s, actual: Float64s) -> float:
-    """Return how far a distribution moved: sum of (q - p) ln(q / p) over bins.
+    """Return how far a distribution moved: sum of (q - p) ln(q / p) over bins, 0 or more.
 
-    Args:
-        expected: float64[n], finite, at least one.
-        actual: float64[m], finite, at least one.
-
-    Returns:
-        0 or more; an empty bin counts as a share of `EMPTY_SHARE`.
-
-    Example:
-        >>> population_stability_index(np.arange(100.0), np.arange(100.0))
-        0.0
-        >>> round(population_stability_index(np.arange(100.0), np.arange(100.0) + 20), 3)
-        1.6
+    Both are float64[n], finite, not empty; an empty bin counts as a share of `EMPTY_SHARE`.
     """
     # The bins are the deciles of `expected`, fewer where many of its values are equal; p and q are
     # the shares of the two sets in each. Siddiqi, "Credit Risk Scorecards" (2006), chapter 10, who
@@ -94,21 +71,10 @@ def _shares(values: Float64s, edges: Float64s) -> Float64s:
 
 
 def kolmogorov_smirnov_distance(one: Float64s, other: Float64s) -> float:
-    """Return the largest distance between two empirical distribution functions.
+    """Return the largest distance between two empirical distribution functions, 0 to 1.
 
     The two-sample statistic: Smirnov, "Table for estimating the goodness of fit of empirical
-    distributions" (1948).
-
-    Args:
-        one: float64[n], finite, at least one.
-        other: float64[m], finite, at least one.
-
-    Returns:
-        From 0 (the same distribution) to 1 (no overlap).
-
-    Example:
-        >>> kolmogorov_smirnov_distance(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
-        0.5
+    distributions" (1948). Both are float64[n], finite, not empty.
     """
     _check_filled(one, other)
     one, other = np.sort(one), np.sort(other)
@@ -135,11 +101,6 @@ class Gaussian:
         count: Number of vectors.
         mean: float64[d], zeros where there are none.
         scatter: float64[d, d], sum of the outer products of the deviations from the mean.
-
-    Example:
-        >>> whole = Gaussian.of(np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 3.0]]))
-        >>> whole.mean, whole.covariance.tolist()
-        (array([3., 1.]), [[4.0, 3.0], [3.0, 3.0]])
     """
 
     count: int
@@ -148,11 +109,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, x64: Float64s) -> Gaussian:
-        """Fit one set.
-
-        Args:
-            x64: float64[n, d], C order, finite.
-        """
+        """Fit one set, float64[n, d], C order, finite."""
         width = x64.shape[1]
         if not len(x64):
             return cls(0, np.zeros(width), np.zeros((width, width)))
@@ -202,13 +159,7 @@ class Gaussian:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """Return the Fréchet distance of two normal distributions, squared, as FID reports it.
 
-    Returns:
-        0 or more; inf where float64 cannot hold it.
-
-    Example:
-        >>> x = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
-        >>> round(frechet_distance(Gaussian.of(x), Gaussian.of(x + [3.0, 4.0])), 9)
-        25.0
+    It is 0 or more; inf where float64 cannot hold it.
     """
     # |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½), eq. 4 of Dowson and Landau, "The Fréchet distance
     # between multivariate normal distributions" (1982). The trace of the root is the sum of the
@@ -234,14 +185,7 @@ def _root(covariance: Float64s) -> Float64s:
 def dimension_shift(one: Gaussian, other: Gaussian) -> Float64s:
     """Return how far the mean of each dimension moved, in standard deviations of ``one``.
 
-    Returns:
-        float64[d], signed; NaN where ``one`` does not vary and ``other`` has another mean.
-
-    Example:
-        >>> one = Gaussian.of(np.array([[0.0, 1.0, 1.0], [2.0, 1.0, 1.0]]))
-        >>> other = Gaussian.of(np.array([[0.0, 1.0, 2.0]]))
-        >>> dimension_shift(one, other).round(3)
-        array([-0.707,  0.   ,    nan])
+    It is float64[d], signed; NaN where ``one`` does not vary and ``other`` has another mean.
     """
     difference = other.mean - one.mean
     with np.errstate(all="ignore"):
@@ -249,36 +193,20 @@ def dimension_shift(one: Gaussian, other: Gaussian) -> Float64s:
     return np.where(difference == 0, 0.0, np.where(np.isfinite(shift), shift, np.nan))
 
 
-@dataclass(frozen=True)
-class CentroidShift:
-    """How far the mean of one set lies from that of another.
-
-    Attributes:
-        shift: Their distance.
-        relative: The distance over the root mean square distance of the first set's vectors from
-            their own mean; NaN where these are all equal and the means differ.
-        cosine: Of the two means; NaN where one of them is zero.
-    """
-
-    shift: float
-    relative: float
-    cosine: float
-
-
-def centroid_shift(one: Gaussian, other: Gaussian) -> CentroidShift:
+def centroid_shift(one: Gaussian, other: Gaussian) -> dict[str, float]:
     """Return how far the mean of ``other`` lies from that of ``one``.
 
-    Example:
-        >>> one = Gaussian.of(np.array([[2.0, 0.0], [4.0, 0.0]]))
-        >>> centroid_shift(one, Gaussian.of(np.array([[3.0, 2.0], [3.0, 6.0]])))
-        CentroidShift(shift=4.0, relative=4.0, cosine=0.6)
+    Returns:
+        ``shift``, their distance; ``relative``, the distance over the root mean square distance of
+        the first set's vectors from their own mean, NaN where these are all equal and the means
+        differ; ``cosine``, that of the two means, NaN where one of them is zero.
     """
     means = np.stack((one.mean, other.mean, other.mean - one.mean))
     *lengths, shift = row_norms(means, L2)
     (cosine,) = pair_cosines(means[:1], means[1:2], *lengths)
     moved = float(shift[0])
     relative = moved / one.spread if one.spread else (math.nan if moved else 0.0)
-    return CentroidShift(moved, relative, float(cosine))
+    return {"shift": moved, "relative": relative, "cosine": float(cosine)}
 
 
 class RowFigures(TypedDict):
@@ -342,11 +270,7 @@ class DifferenceDocument(DifferenceFigures):
 
 
 def verdict_of(document: DifferenceFigures, space_words: str) -> VerdictEntry:
-    """Sum up a difference.
-
-    Returns:
-        ``kind`` (``"same"``, ``"moved"`` or ``"other space"``), ``words`` and ``reason``.
-    """
+    """Sum up a difference, whose kind is ``"same"``, ``"moved"`` or ``"other space"``."""
     if document["same_space"] is False and not _mostly_identical(document["rows"]):
         return {
             "kind": "other space",

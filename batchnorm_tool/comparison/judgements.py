@@ -1,10 +1,22 @@
-"""Who is relevant to whom: rows of the same class, or rows that people or logs have graded."""
+"""Who is relevant to whom: rows of the same class, or rows that people or logs have graded.
+
+Both kinds of judgements are of q queries among the n rows of a base. A query that is itself a row
+of the base is never judged relevant to itself.
+
+- ``judged``, ``bool[q]``: queries with judgements; the others are left out of every mean.
+- ``relevant``, ``int64[q]``: the number of rows with a grade above 0. A judged query may have none:
+  every metric is 0 for it, and it counts.
+- ``grades(rows)``: grades ``float64[q, k]`` of neighbours ``int64[q, k]``; 0 for rows that are not
+  relevant, not judged, or -1, which is none.
+- ``ideal(k)``: the ``k`` largest grades of each query, ``float64[q, k]``, descending, then zeros.
+- ``take(queries)``: judgements of some queries, ``int64[m]``, over the same base.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,54 +26,6 @@ if TYPE_CHECKING:
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
-
-
-class Judgements(Protocol):
-    """What is relevant to each of q queries among the n rows of a base.
-
-    A query that is itself a row of the base is never judged relevant to itself.
-    """
-
-    @property
-    def judged(self) -> Bools:
-        """bool[q]: queries with judgements; the others are left out of every mean."""
-
-    @property
-    def relevant(self) -> Int64s:
-        """int64[q]: relevant rows of each query, those of a grade above 0.
-
-        A judged query may have none: every metric is 0 for it, and it counts.
-        """
-
-    def grades(self, rows: Int64s) -> Float64s:
-        """Look up the grade of each neighbour.
-
-        Args:
-            rows: int64[q, k], rows of the base for each query; -1 where there is none.
-
-        Returns:
-            float64[q, k], 0 for rows that are not relevant, not judged, or -1.
-        """
-
-    def ideal(self, k: int) -> Float64s:
-        """Give the grades that the best ranking would show.
-
-        Args:
-            k: Number of ranks, 1 or more.
-
-        Returns:
-            float64[q, k], the ``k`` largest grades of each query, descending, then zeros.
-        """
-
-    def take(self, queries: Int64s) -> Judgements:
-        """Pick queries.
-
-        Args:
-            queries: int64[m], their numbers, in the order wanted.
-
-        Returns:
-            Judgements of ``m`` queries over the same base.
-        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +39,6 @@ class LabelJudgements:
             the base has.
         base_labels: int64[n], codes of the base's classes, 0 or more.
         query_rows: int64[q], the base row that is the query itself, of the same class; or -1.
-
-    Example:
-        >>> labels = LabelJudgements(np.array([7, 8]), np.array([7, 7, 8]), np.array([0, -1]))
-        >>> labels.relevant
-        array([1, 1])
-        >>> labels.grades(np.array([[1, 2], [1, 2]]))
-        array([[1., 0.],
-               [0., 1.]])
     """
 
     query_labels: Int64s
@@ -91,12 +47,12 @@ class LabelJudgements:
 
     @property
     def judged(self) -> Bools:
-        """bool[q]: every query."""
+        """Every query."""
         return np.ones(len(self.query_labels), np.bool_)
 
     @cached_property
     def relevant(self) -> Int64s:
-        """int64[q]: other rows of the query's class; 0 where it is alone."""
+        """Other rows of the query's class; 0 where it is alone."""
         sizes = np.bincount(self.base_labels)
         present = (self.query_labels >= 0) & (self.query_labels < len(sizes))
         counts = np.zeros(len(self.query_labels), np.int64)
@@ -104,20 +60,19 @@ class LabelJudgements:
         return counts - (self.query_rows >= 0)
 
     def grades(self, rows: Int64s) -> Float64s:
-        """See `Judgements.grades`: 1 for other rows of the query's class."""
+        """Return 1 for other rows of the query's class."""
         same = self.base_labels[rows] == self.query_labels[:, None]
         same &= (rows >= 0) & (rows != self.query_rows[:, None])
         return same.astype(np.float64)
 
     def ideal(self, k: int) -> Float64s:
-        """See `Judgements.ideal`: as many ones as there are relevant rows."""
+        """Return as many ones as there are relevant rows."""
         return (np.arange(k) < self.relevant[:, None]).astype(np.float64)
 
     def take(self, queries: Int64s) -> LabelJudgements:
-        """See `Judgements.take`."""
-        return LabelJudgements(
-            self.query_labels[queries], self.base_labels, self.query_rows[queries]
-        )
+        """Return judgements of some queries."""
+        labels, rows = self.query_labels[queries], self.query_rows[queries]
+        return LabelJudgements(labels, self.base_labels, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,19 +88,6 @@ class GradedJudgements:
         items: int64[m], the base row that is judged, each at most once for a query and never the
             query itself; -1 for an item that the base does not hold.
         item_grades: float64[m], 0 or more; 0 is judged and not relevant.
-
-    Example:
-        >>> graded = GradedJudgements(
-        ...     np.array([0, 3, 3]), np.array([5, 2, -1]), np.array([1.0, 0.0, 3.0])
-        ... )
-        >>> graded.judged, graded.relevant
-        (array([ True, False]), array([2, 0]))
-        >>> graded.grades(np.array([[2, 5], [2, 5]]))
-        array([[0., 1.],
-               [0., 0.]])
-        >>> graded.ideal(2)
-        array([[3., 1.],
-               [0., 0.]])
     """
 
     offsets: Int64s
@@ -154,17 +96,17 @@ class GradedJudgements:
 
     @property
     def judged(self) -> Bools:
-        """bool[q]: queries with at least one judgement, of whatever grade."""
+        """Queries with at least one judgement, of whatever grade."""
         return self._lengths > 0
 
     @cached_property
     def relevant(self) -> Int64s:
-        """int64[q]: items of a grade above 0, those that the base does not hold among them."""
+        """Items of a grade above 0, those that the base does not hold among them."""
         counts = np.bincount(self._queries[self.item_grades > 0], minlength=len(self._lengths))
         return counts.astype(np.int64)
 
     def grades(self, rows: Int64s) -> Float64s:
-        """See `Judgements.grades`: found by bisection, in O(log m) for each neighbour."""
+        """Look up grades by bisection, in O(log m) for each neighbour."""
         codes, grades = self._by_code
         if not codes.size:
             return np.zeros(rows.shape)
@@ -175,7 +117,7 @@ class GradedJudgements:
         return np.where(found, grades[places], 0.0)
 
     def ideal(self, k: int) -> Float64s:
-        """See `Judgements.ideal`."""
+        """Return the largest grades."""
         descending = np.lexsort((-self.item_grades, self._queries))
         ranks = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self._lengths)
         shown = ranks < k
@@ -185,7 +127,7 @@ class GradedJudgements:
         return best
 
     def take(self, queries: Int64s) -> GradedJudgements:
-        """See `Judgements.take`."""
+        """Return judgements of some queries."""
         lengths = self._lengths[queries]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         moves = np.repeat(self.offsets[queries] - offsets[:-1], lengths)
@@ -212,3 +154,6 @@ class GradedJudgements:
         codes = self._queries[held] * self._stride + self.items[held]
         order = np.argsort(codes)
         return codes[order], self.item_grades[held[order]]
+
+
+Judgements: TypeAlias = LabelJudgements | GradedJudgements

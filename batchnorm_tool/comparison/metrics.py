@@ -6,27 +6,17 @@ and ``AP@k``. A row is relevant where its grade is above 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.comparison.verdict import (
-    Numbers,
-    Quality,
-    RankingFigures,
-    Tests,
-    bootstrap,
-    holm,
-    paired_randomization,
-)
+from batchnorm_tool.comparison import verdict
+from batchnorm_tool.comparison.judgements import Judgements
+from batchnorm_tool.comparison.verdict import Numbers, Quality, RankingFigures, Tests
 from batchnorm_tool.norms.norm import Float64s
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.judgements import Judgements
 
 Int64s = np.ndarray
 # A reader looks at rank r + 1 with this probability: the first ten ranks weigh 86 %.
@@ -60,14 +50,6 @@ def quality(judgements: Judgements, rows: Int64s, ks: Sequence[int]) -> dict[str
     Returns:
         float64[q] for each of ``"precision@1"`` and so on, metric by metric. NaN for a query that
         is not judged; 0 for a judged one without relevant rows.
-
-    Example:
-        >>> from batchnorm_tool.comparison.judgements import LabelJudgements
-        >>> labels = LabelJudgements(np.array([1]), np.array([1, 0, 1, 1]), np.array([0]))
-        >>> measured = quality(labels, np.array([[2, 1, 3]]), [2])
-        >>> {name: values.tolist() for name, values in measured.items()}
-        {'precision@2': [0.5], 'recall@2': [0.5], 'ndcg@2': [0.613...], 'mrr@2': [1.0],
-         'map@2': [0.5]}
     """
     curves = _curves(judgements, judgements.grades(rows[:, : max(ks)]))
     judged = judgements.judged
@@ -104,20 +86,10 @@ def _shares(parts: Float64s | Int64s, wholes: Float64s | Int64s) -> Float64s:
 
 
 def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
-    """Return the share of the ``k`` nearest rows that two rankings have in common.
+    """Return the share ``float64[q]`` of the ``k`` nearest rows that two rankings have in common.
 
-    Args:
-        first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
-        second: The same for the other ranking.
-        k: Ranks looked at, at most ``m``.
-
-    Returns:
-        ``float64[q]``, 0 to 1. Where both have fewer than ``k`` rows, out of the longer one; 1
-        where neither has any.
-
-    Example:
-        >>> overlap(np.array([[1, 2, 3]]), np.array([[2, 1, 9]]), 3)
-        array([0.66666667])
+    Rankings are ``int64[q, m]``, rows nearest first, each once; -1 where there are no more. Where
+    both have fewer than ``k`` rows, it is out of the longer one; 1 where neither has any.
     """
     shared = _shared_by_depth(first[:, :k], second[:, :k])[:, -1]
     lengths = _lengths(first[:, :k], second[:, :k])
@@ -129,17 +101,7 @@ def rank_biased_overlap(
 ) -> Float64s:
     """Return rank-biased overlap of two rankings of equal length, extrapolated beyond their end.
 
-    Args:
-        first: ``int64[q, m]``, rows nearest first, each once; -1 where there are no more.
-        second: The same for the other ranking.
-        persistence: Between 0 and 1, both excluded.
-
-    Returns:
-        ``float64[q]``, 0 to 1; 1 where neither has any rows.
-
-    Example:
-        >>> rank_biased_overlap(np.array([[1, 2]]), np.array([[2, 1]]), 0.5)
-        array([0.5])
+    It is ``float64[q]``, 0 to 1, of rankings as `overlap` takes them; 1 where neither has any rows.
     """
     shared, lengths = _shared_by_depth(first, second), _lengths(first, second)
     # The mean agreement at all depths, depth `d` weighing `persistence ** (d - 1)`, as if it went
@@ -187,64 +149,40 @@ def _lengths(first: Int64s, second: Int64s) -> Int64s:
     return np.maximum((first >= 0).sum(axis=1), (second >= 0).sum(axis=1))
 
 
-@dataclass(frozen=True)
-class Hubness:
-    """How unevenly neighbours are spread over the base.
+def hubness(rows: Int64s, k: int, base_rows: int) -> Numbers:
+    """Measure how unevenly neighbours ``int64[q, m]`` are spread over the rows of the base.
 
     A row's k-occurrence is the number of queries that have it among their ``k`` nearest. A few rows
     that are near to everything ("hubs") make it skewed: Radovanovic, Nanopoulos and Ivanovic, Hubs
     in Space, JMLR 11, 2010.
 
-    Attributes:
-        k: Ranks looked at.
-        skewness: Of the k-occurrence over all rows of the base, its third standardized moment; NaN
-            where all are equal.
-        antihubs: Share of rows that are nobody's neighbour, 0 to 1. With ``q`` queries over ``n``
-            rows it is at least ``1 - q k / n``.
-        largest: The largest k-occurrence.
+    Returns:
+        ``k``; ``skewness``, the third standardized moment of the k-occurrence over all rows, None
+        where all are equal; ``antihubs``, the share of rows that are no query's neighbour, at least
+        ``1 - q k / base_rows``; ``largest``, the largest k-occurrence.
     """
-
-    k: int
-    skewness: float
-    antihubs: float
-    largest: int
-
-    @classmethod
-    def of(cls, rows: Int64s, k: int, base_rows: int) -> Hubness:
-        """Measure rankings.
-
-        Args:
-            rows: ``int64[q, m]``, nearest first; -1 where there are no more.
-            k: Ranks looked at, at most ``m``.
-            base_rows: Rows of the base, 1 or more.
-
-        Example:
-            >>> Hubness.of(np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), 1, 5).largest
-            4
-        """
-        near = rows[:, :k]
-        counts = np.bincount(near[near >= 0].ravel(), minlength=base_rows)
-        away = counts - counts.mean()
-        spread = float(np.sqrt(np.mean(away**2)))
-        skewness = float(np.mean(away**3)) / spread**3 if spread else float("nan")
-        return cls(k, skewness, float(np.mean(counts == 0)), int(counts.max()))
+    near = rows[:, :k]
+    counts = np.bincount(near[near >= 0].ravel(), minlength=base_rows)
+    away = counts - counts.mean()
+    spread = float(np.sqrt(np.mean(away**2)))
+    return {
+        "k": k,
+        "skewness": float(np.mean(away**3)) / spread**3 if spread else None,
+        "antihubs": float(np.mean(counts == 0)),
+        "largest": int(counts.max()),
+    }
 
 
-def rank_correlation(first: Float64s, second: Float64s) -> float:
+def rank_correlation(first: Float64s, second: Float64s) -> float | None:
     """Return Spearman's rank correlation, equal values sharing the mean of their ranks.
 
-    Returns:
-        -1 to 1; NaN where all values of one are equal.
-
-    Example:
-        >>> round(rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 9.0])), 12)
-        1.0
+    It is None where all values of one are equal.
     """
     ranks = [_mean_ranks(values) for values in (first, second)]
     away = [each - each.mean() for each in ranks] if len(first) else ranks
     sizes = [float(np.sqrt(each @ each)) for each in away]
     if not all(sizes):
-        return float("nan")
+        return None
     return float(np.clip(away[0] @ away[1] / (sizes[0] * sizes[1]), -1, 1))
 
 
@@ -258,13 +196,8 @@ def _mean_ranks(values: Float64s) -> Float64s:
 class Rankings:
     """What each norm ranks first for every query.
 
-    Attributes:
-        rows: By the label of each norm, ``int64[q, max(ks)]``, nearest first; -1 where there are no
-            more. The first norm is the one that the others are held against.
-        ks: Depths at which figures are given, ascending.
-        base_rows: Rows of the base.
-        judgements: Which rows are relevant to which query, where that is known.
-        seed: Of the resampling.
+    ``rows`` are, by the label of each norm, ``int64[q, max(ks)]``, nearest first; -1 where there
+    are no more. The first norm is the one that the others are held against.
     """
 
     rows: Mapping[str, Int64s]
@@ -312,18 +245,17 @@ class Rankings:
         return [(one, other) for at, one in enumerate(norms) for other in norms[at + 1 :]]
 
     def figures(self, queries: Int64s | None = None) -> RankingFigures:
-        """Return all figures.
-
-        Args:
-            queries: ``int64[m]``, which queries, at least one; default: all.
-        """
+        """Return all figures of some queries, ``int64[m]``, at least one; default: all."""
         everyone = np.arange(len(self.rows[self.norms[0]]))
         chosen = everyone if queries is None else queries
         quality, tests = self._quality_and_tests(chosen)
         return {
             "overlap": self._overlap(chosen),
             "rbo": self._rbo(chosen),
-            "hubness": self._hubness(chosen),
+            "hubness": {
+                norm: hubness(rows[chosen], self.headline_k, self.base_rows)
+                for norm, rows in self.rows.items()
+            },
             "quality": quality,
             "tests": tests,
         }
@@ -342,59 +274,54 @@ class Rankings:
         }
         return _mirrored(self.norms, means, 1.0)
 
-    def _hubness(self, queries: Int64s) -> dict[str, Numbers]:
-        found = {
-            norm: Hubness.of(rows[queries], self.headline_k, self.base_rows)
-            for norm, rows in self.rows.items()
-        }
-        return {
-            norm: {**vars(one), "skewness": to_json_value(one.skewness)}
-            for norm, one in found.items()
-        }
-
     def _quality_and_tests(self, queries: Int64s) -> tuple[Quality | None, Tests | None]:
         if self.quality is None or self.judgements is None:
             return None, None
         judged = queries[self.judgements.judged[queries]]
-        metrics = list(self.quality[self.norms[0]])
+        first, *others = self.norms
+        metrics = list(self.quality[first])
+        if not len(judged):
+            interval = {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
+            test = {metric: dict.fromkeys(_TESTED) for metric in metrics}
+            untested: Tests = {"against": first, **dict.fromkeys(others, test)}
+            return dict.fromkeys(self.norms, interval), untested
         values = {
             norm: np.column_stack([by_metric[metric][judged] for metric in metrics])
             for norm, by_metric in self.quality.items()
         }
-        first, *others = self.norms
         differences = {norm: values[norm] - values[first] for norm in others}
-        intervals = {norm: _intervals(metrics, each, self.seed) for norm, each in values.items()}
-        return intervals, {"against": first, **_tests(metrics, differences, self.seed)}
+        found = {norm: intervals(metrics, each, self.seed) for norm, each in values.items()}
+        return found, {"against": first, **_tests(metrics, differences, self.seed)}
 
 
-def _intervals(metrics: Sequence[str], values: Float64s, seed: int) -> dict[str, Numbers]:
-    if not len(values):
-        return {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
-    figures = zip(values.mean(axis=0), *bootstrap(values, seed), strict=True)
-    return {
-        metric: dict(zip(_INTERVAL, map(float, of_metric), strict=True))
-        for metric, of_metric in zip(metrics, figures, strict=True)
-    }
+def intervals(names: Sequence[str], values: Float64s, seed: int) -> dict[str, dict[str, float]]:
+    """Return the mean of each named column of ``float64[q, m]``, not empty, and its interval."""
+    return _figures(names, _INTERVAL, values.mean(axis=0), *verdict.bootstrap(values, seed))
 
 
 def _tests(
     metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
-) -> dict[str, dict[str, Numbers]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """Return differences from the first norm, p-values corrected for the number of norms."""
-    if not all(len(each) for each in differences.values()):
-        untested: dict[str, Numbers] = {metric: dict.fromkeys(_TESTED) for metric in metrics}
-        return dict.fromkeys(differences, untested)
-    p = {norm: paired_randomization(each, seed) for norm, each in differences.items()}
-    corrected = [holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
-    found: dict[str, dict[str, Numbers]] = {}
-    for place, (norm, each) in enumerate(differences.items()):
-        p_holm = [of_norms[place] for of_norms in corrected]
-        figures = zip(each.mean(axis=0), *bootstrap(each, seed), p[norm], p_holm, strict=True)
-        found[norm] = {
-            metric: dict(zip(_TESTED, map(float, of_metric), strict=True))
-            for metric, of_metric in zip(metrics, figures, strict=True)
-        }
+    p = {norm: verdict.paired_randomization(each, seed) for norm, each in differences.items()}
+    corrected = [verdict.holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
+    p_holm = dict(zip(p, zip(*corrected, strict=True), strict=True))
+    found = {}
+    for norm, each in differences.items():
+        low, high = verdict.bootstrap(each, seed)
+        columns = (each.mean(axis=0), low, high, p[norm], p_holm[norm])
+        found[norm] = _figures(metrics, _TESTED, *columns)
     return found
+
+
+def _figures(
+    metrics: Sequence[str], names: Sequence[str], *columns: Sequence[float] | Float64s
+) -> dict[str, dict[str, float]]:
+    """Return the named figures of each metric, from a column of each figure."""
+    return {
+        metric: dict(zip(names, map(float, figures), strict=True))
+        for metric, figures in zip(metrics, zip(*columns, strict=True), strict=True)
+    }
 
 
 def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: Any) -> Any:
@@ -406,13 +333,3 @@ def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: 
         }
         for one in norms
     }
-
-
-def to_json_value(value: float) -> float | None:
-    """Return a number as JSON has it: what is not finite is ``None``.
-
-    Example:
-        >>> to_json_value(0.5), to_json_value(float("nan"))
-        (0.5, None)
-    """
-    return float(value) if math.isfinite(value) else None

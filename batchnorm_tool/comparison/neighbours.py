@@ -2,7 +2,7 @@
 
 One matrix product serves every norm: scores under another norm are the same products, scaled by
 column. They are computed in float32, of unit vectors, block by block, and a little more than the
-``k`` best of each query are kept (`candidates`). Where rounding may have put two of these in the
+``k`` best of each query are kept (`scores.Filter`). Where rounding may have put two of these in the
 wrong order, both are scored again in float64 (`in_order`). Where the bound of the rounding
 error cannot exclude that a neighbour was left out, as among many equal rows, the query is done over
 in float64 alone (`Exact`).
@@ -10,16 +10,16 @@ in float64 alone (`Exact`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
+from typing import Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.chunk import numbered
-from batchnorm_tool.comparison.candidates import Best, Filter
-from batchnorm_tool.comparison.scores import Base, Metric, Queries, Score, Sides
+from batchnorm_tool.comparison.scores import Best, Filter, Metric, Score
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen
 
@@ -32,19 +32,71 @@ _KEPT_BYTES_PER_NEIGHBOUR = 120
 _FEWEST_QUERIES = 256
 # Pairs scored at a time: their two sides take 2 MiB in float64 at 128 dimensions.
 _PAIRS = 1024
+_BLOCK_ROWS = 8192
+
+
+class Base(Protocol):
+    """Rows among which neighbours are looked for; those with NaN or inf are nobody's."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    def blocks(self) -> Iterator[Anything]:
+        """Yield the rows in order, ``[n, d]`` at a time; each call begins again."""
+
+    def sample(self, rows: int) -> Anything:
+        """Return about so many rows, ``[m, d]``, spread evenly; they decide on speed alone."""
+
+
+@dataclass(frozen=True)
+class ArrayBase:
+    """Rows in memory, real numbers ``[rows, d]``."""
+
+    array: Anything
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.array)
+
+    def blocks(self) -> Iterator[Anything]:
+        """Yield the rows in blocks of 8,192."""
+        for start in range(0, len(self.array), _BLOCK_ROWS):
+            yield self.array[start : start + _BLOCK_ROWS]
+
+    def sample(self, rows: int) -> Anything:
+        """Return rows at equal distances."""
+        return self.array[:: -(-len(self.array) // max(rows, 1)) or 1]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Vectors ``float64[q, d]``, finite and not normalized, whose neighbours are looked for.
+
+    ``rows`` are each query's own row of the base, which is left out, ``int64[q]``; -1 for none.
+    """
+
+    vectors: Float64s
+    rows: Int64s
+
+    @classmethod
+    def of(cls, vectors: Anything, rows: Int64s) -> Queries:
+        """Return queries from real numbers ``[q, d]``."""
+        return cls(widen(vectors), np.asarray(rows, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Int64s) -> Queries:
+        """Return some of the queries, ``int64[m]``."""
+        return Queries(self.vectors[places], self.rows[places])
 
 
 def neighbours(
     queries: Queries, base: Base, norms: Sequence[Norm], metric: Metric, k: int
 ) -> dict[str, Int64s]:
     """Find the ``k`` nearest rows of each query under each norm; of equally near ones the lower.
-
-    Args:
-        queries: Vectors, not normalized.
-        base: Rows of ``d`` dimensions. Rows with NaN or inf are nobody's neighbours.
-        norms: What rows are divided by before they are stored.
-        metric: How the serving system compares.
-        k: Neighbours wanted, 1 or more.
 
     Returns:
         By the label of each norm ``int64[q, k]``, rows nearest first; -1 where there are no more.
@@ -53,13 +105,6 @@ def neighbours(
         norms), they take turns, and the base is read again for each. While it runs, BLAS has one
         thread in the whole process. Not promised: an order among float64 rows whose products
         overflow.
-
-    Example:
-        >>> from batchnorm_tool.comparison.scores import ArrayBase
-        >>> base = ArrayBase(np.array([[1.0, 0.0], [9.0, 9.0], [0.0, 1.0]]))
-        >>> queries = Queries.of(base.array[:1], np.array([0]))
-        >>> neighbours(queries, base, [Norm("none")], Metric.DOT, 2)["none"]
-        array([[1, 2]])
     """
     wanted = {norm.label: Score.of(metric, norm) for norm in norms}
     scores = list(dict.fromkeys(wanted.values()))
@@ -125,7 +170,8 @@ class _Search:
             Exact(queries.take(np.array([at])), score, self.k) for at in range(len(queries))
         ]
         for first, block in numbered(self.base.blocks()):
-            rows = BaseRows.of(widen(block), score, first)
+            x64 = widen(block)
+            rows = BaseRows(first, x64, _squares(x64), score.divisors(x64))
             list(map_in_order(methodcaller("add", rows), searches))
         return np.stack([each.rows for each in searches])
 
@@ -133,11 +179,7 @@ class _Search:
 def in_order(
     base: Base, queries: Queries, scores: Sequence[Score], best: Sequence[Best]
 ) -> list[Int64s]:
-    """Put what a filter kept in its exact order; of equal scores the lower row first.
-
-    Returns:
-        For each score ``int64[q, m]``, rows nearest first; -1 where there are no more.
-    """
+    """Put what a filter kept in its exact order; of equal scores the lower row first."""
     groups = [_groups(kept) for kept in best]
     pairs = [_doubtful(kept, group) for kept, group in zip(best, groups, strict=True)]
     exact = _exact_scores(base, queries, list(zip(scores, pairs, strict=True)))
@@ -198,42 +240,23 @@ def _exact_scores(
 def _scored(score: Score, queries: Float64s, rows: Float64s) -> Float64s:
     # A loop over each pair's own numbers alone: equal rows get equal bits, wherever they stand.
     products = np.einsum("ij,ij->i", queries, rows)
-    divisors = Sides(score.divisors(queries), score.divisors(rows))
-    return score.exact(products, _squares(rows), divisors)
+    return score.exact(products, _squares(rows), score.divisors(queries), score.divisors(rows))
 
 
 @dataclass(frozen=True)
 class BaseRows:
-    """Rows of the base for a search in float64.
-
-    Attributes:
-        first: Number of the first one.
-        x64: ``float64[n, d]``.
-        squares: ``float64[n]``, their products with themselves; not finite where they are not.
-        divisors: ``float64[n]``, what they are divided by.
-    """
+    """Rows ``float64[n, d]`` of the base, from number ``first`` on, for a search in float64."""
 
     first: int
     x64: Float64s
-    squares: Float64s
+    squares: Float64s  # products with themselves; not finite where a row is not
     divisors: Float64s
-
-    @classmethod
-    def of(cls, x64: Float64s, score: Score, first: int) -> BaseRows:
-        """Measure rows, the first of which has that number."""
-        return cls(first, x64, _squares(x64), score.divisors(x64))
 
 
 class Exact:
     """The search for one query in float64 alone.
 
-    Args:
-        query: One query.
-        score: What to rank by.
-        k: Neighbours wanted.
-
-    Attributes:
-        rows: ``int64[k]``, the nearest rows so far, nearest first; -1 where there are no more.
+    Its ``rows`` are the nearest so far, ``int64[k]``, nearest first; -1 where there are no more.
     """
 
     def __init__(self, query: Queries, score: Score, k: int) -> None:
@@ -262,8 +285,9 @@ class Exact:
         with np.errstate(all="ignore"):  # rows that are not finite
             for block in row_blocks(*rows.x64.shape):
                 products = np.einsum("ij,j->i", rows.x64[block], query)
-                divisors = Sides(self._divisor, rows.divisors[block])
-                scores[block] = self._score.exact(products, rows.squares[block], divisors)
+                scores[block] = self._score.exact(
+                    products, rows.squares[block], self._divisor, rows.divisors[block]
+                )
         scores[~np.isfinite(rows.squares)] = -np.inf
         return scores
 

@@ -9,17 +9,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from batchnorm_tool.norms.norm import (
-    L1,
-    L2,
-    MAX,
-    Anything,
-    Float64s,
-    Norm,
-    row_blocks,
-    row_norms,
-    widen,
-)
+from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm, row_norms, wide_blocks
 from batchnorm_tool.norms.stats import QUANTILES, NormStats
 
 _NONE = Norm("none")
@@ -90,18 +80,7 @@ class NormSurvey:
 
     @classmethod
     def of(cls, lengths: Mapping[str, Float64s], missing: np.ndarray) -> NormSurvey:
-        """Measure rows.
-
-        Args:
-            lengths: `measured` of them.
-            missing: ``bool[n]``, which of them are missing (their vectors are NaN).
-
-        Example:
-            >>> lengths = measured(np.array([[3.0, 4.0], [0.6, 0.8]]), [L2])
-            >>> survey = NormSurvey.of(lengths, np.zeros(2, bool))
-            >>> survey.norms["l2"].max, survey.unit["l2"]
-            (5.0, 1)
-        """
+        """Measure rows by what `measured` says; ``missing`` ones, ``bool[n]``, are NaN there."""
         peaks = lengths[MAX.label]
         lost, gone = int(np.count_nonzero(~np.isfinite(peaks))), int(np.count_nonzero(missing))
         return cls(
@@ -128,27 +107,18 @@ class NormSurvey:
 
 
 def norms_to_measure(compared: Sequence[Norm]) -> tuple[Norm, ...]:
-    """Return L1, L2 and max, which every comparison shows, and what else is compared; each once.
-
-    Example:
-        >>> [norm.label for norm in norms_to_measure([Norm("none"), Norm("lp", 3.0)])]
-        ['l1', 'l2', 'max', 'none', 'lp:3']
-    """
+    """Return L1, L2 and max, which every comparison shows, and what else is compared; each once."""
     return tuple(dict.fromkeys([L1, L2, MAX, *compared]))
 
 
 def measured(vectors: Anything, norms: Sequence[Norm]) -> dict[str, Float64s]:
-    """Return the norms of rows: ``float64[n]`` by label; MAX is always among them.
+    """Return the norms of rows ``[n, d]``: ``float64[n]`` by label; MAX is always among them.
 
-    Args:
-        vectors: Real numbers ``[n, d]``.
-        norms: Which norms. ``none`` gives ones, what rows are divided by; NaN where a row is not
-            finite.
+    ``none`` gives ones, what rows are divided by; NaN where a row is not finite.
     """
     wanted = dict.fromkeys([*norms, MAX])
     lengths = {norm: np.empty(len(vectors)) for norm in wanted}
-    for block in row_blocks(*vectors.shape):
-        x64 = widen(vectors[block])
+    for block, x64 in wide_blocks(vectors):
         for norm, values in lengths.items():
             values[block] = row_norms(x64, norm)[:, 0]
     if _NONE in lengths:
@@ -178,17 +148,7 @@ class Distribution(TypedDict):
 
 
 def describe(values: Float64s, most: float = math.inf) -> Distribution:
-    """Describe numbers.
-
-    Args:
-        values: float64[n]; what is not finite is left out.
-        most: What no number can exceed, such as 1 for cosines: no bar reaches further.
-
-    Example:
-        >>> found = describe(np.array([1.0, 2.0, 4.0, np.nan]))
-        >>> found["count"], found["min"], found["quantiles"]["0.5"], found["histogram"][0]
-        (3, 1.0, 2.0, [1.0, 1.075, 1])
-    """
+    """Describe those numbers of ``float64[n]`` that are finite; no bar reaches beyond ``most``."""
     finite = np.sort(values[np.isfinite(values)])
     if not len(finite):
         none = dict.fromkeys(map(str, QUANTILES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
@@ -17,9 +16,10 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, float | None]
 """The ends of an interval, or the result of a test; all ``None`` where no query is judged."""
-Quality = dict[str, dict[str, Numbers]]
-Tests = dict[str, str | dict[str, Numbers]]
+Quality = Mapping[str, Mapping[str, Numbers]]
+Tests = Mapping[str, str | Mapping[str, Numbers]]
 VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
+"""One norm is better, the sample shows none, the metric knows none, or nothing tells."""
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
 # Neighbours that agree so far are the same for whoever reads the first screen.
@@ -34,7 +34,15 @@ _ROUNDING = 1e-12
 
 
 class VerdictEntry(TypedDict, total=False):
-    """A verdict as documents have it; that of a difference has no norm."""
+    """A verdict as documents have it; that of a difference has a kind, words and a reason alone.
+
+    Attributes:
+        norm: The norm to choose; ``None`` where nothing speaks for one.
+        words: The answer, in a sentence or two.
+        reason: Why.
+        cost: What choosing it costs; empty where nothing is chosen.
+        notes: What else to know when reading the figures.
+    """
 
     norm: str | None
     kind: str
@@ -50,7 +58,7 @@ class RankingFigures(TypedDict):
     Attributes:
         overlap: By two norms and the number of neighbours.
         rbo: By two norms.
-        hubness: By norm, `metrics.Hubness`.
+        hubness: By norm, see `metrics.hubness`.
         quality: By norm and metric; ``None`` without judgements, as are the tests.
         tests: Likewise, of all norms but the first one, which is ``against``.
     """
@@ -113,55 +121,24 @@ class ComparisonDocument(ComparisonFigures):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The answer of a comparison.
+def verdict(document: ComparisonFigures) -> VerdictEntry:
+    """Judge a comparison by its figures.
 
-    Attributes:
-        norm: The norm to choose; ``None`` where nothing speaks for one.
-        kind: Whether one is ``better``, the sample shows ``no difference``, it ``cannot matter``,
-            or nothing tells, because relevance is ``not judged``.
-        words: The answer, in a sentence or two.
-        reason: Why.
-        cost: What choosing it costs; empty where nothing is chosen.
-        notes: What else to know when reading the figures.
+    A norm is called better than the first one where the paired randomization test at the headline
+    metric, corrected for the number of norms, gives a p below 0.05.
     """
-
-    norm: str | None
-    kind: VerdictKind
-    words: str
-    reason: str
-    cost: str = ""
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> VerdictEntry:
-        """Return the verdict as plain data."""
-        return {
-            "norm": self.norm,
-            "kind": self.kind,
-            "words": self.words,
-            "reason": self.reason,
-            "cost": self.cost,
-            "notes": list(self.notes),
-        }
+    return {**_judged(document), "notes": list(_notes(document))}
 
 
-def verdict(document: ComparisonFigures) -> Verdict:
-    """Judge a comparison.
-
-    Args:
-        document: Its figures.
-
-    Returns:
-        The verdict. A norm is called better than the first one where the paired randomization test
-        at the headline metric, corrected for the number of norms, gives a p below 0.05.
-    """
-    return replace(_judged(document), notes=tuple(_notes(document)))
+def _entry(
+    norm: str | None, kind: VerdictKind, words: str, reason: str, cost: str = ""
+) -> VerdictEntry:
+    return {"norm": norm, "kind": kind, "words": words, "reason": reason, "cost": cost}
 
 
-def _judged(document: ComparisonFigures) -> Verdict:
+def _judged(document: ComparisonFigures) -> VerdictEntry:
     if document["metric"] == Metric.COSINE:
-        return Verdict(
+        return _entry(
             None,
             "cannot matter",
             "The norm makes no difference: the serving system ranks by cosine.",
@@ -170,7 +147,7 @@ def _judged(document: ComparisonFigures) -> Verdict:
         )
     if len(document["compared"]) < 2:
         words = "A single norm leaves nothing to compare. Choose several with `--norms`."
-        return Verdict(None, "not judged", words, "Only one norm was given.")
+        return _entry(None, "not judged", words, "Only one norm was given.")
     return (_without_relevance if document["quality"] is None else _with_relevance)(document)
 
 
@@ -193,11 +170,11 @@ def _notes(document: ComparisonFigures) -> Iterator[str]:
         )
 
 
-def _without_relevance(document: ComparisonFigures) -> Verdict:
+def _without_relevance(document: ComparisonFigures) -> VerdictEntry:
     first, k = document["compared"][0], _headline_k(document)
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
-        return Verdict(
+        return _entry(
             None,
             "no difference",
             f"No relevant difference: all norms find the same {k} nearest rows.",
@@ -205,7 +182,7 @@ def _without_relevance(document: ComparisonFigures) -> Verdict:
             f"{_unit(document)}.",
         )
     said = ", ".join(f"{norm} {share:.2f}" for norm, share in overlaps.items())
-    return Verdict(
+    return _entry(
         None,
         "not judged",
         "The norm changes the neighbours, but there is no ground truth to say which are right. "
@@ -219,24 +196,24 @@ def _unit(document: ComparisonFigures) -> str:
     return f"; {percent(share)} of the rows already have unit length" if share > 0.5 else ""
 
 
-def _with_relevance(document: ComparisonFigures) -> Verdict:
+def _with_relevance(document: ComparisonFigures) -> VerdictEntry:
     norms = document["compared"]
     values = {norm: _quality(document, norm)["value"] for norm in norms if _quality(document, norm)}
     if len(values) < len(norms):
         words = "No query is judged, so that no norm can be shown to be right."
-        return Verdict(None, "not judged", words, "No judgement matches a query.")
+        return _entry(None, "not judged", words, "No judgement matches a query.")
     first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
     better = [norm for norm, test in tests.items() if _shown(test, 1)]
     worse = [norm for norm, test in tests.items() if _shown(test, -1)]
     if better:
         best = max(better, key=lambda norm: values[norm])
-        return Verdict(best, "better", *_choice(document, best, first))
+        return _entry(best, "better", *_choice(document, best, first))
     if worse:
         return _keep(document, worse)
     spread = max(values.values()) - min(values.values())
     p = min(test["p_holm"] for test in tests.values())
     headline = document["headline"]
-    return Verdict(
+    return _entry(
         None,
         "no difference",
         f"No significant difference in this sample: by {headline}, every norm is as good "
@@ -255,7 +232,7 @@ def _quality(document: ComparisonFigures, norm: str) -> dict[str, float]:
 def _test(document: ComparisonFigures, norm: str) -> dict[str, float]:
     """Return the test of a norm against the first one at the headline metric."""
     of_norm, headline = (document["tests"] or {}).get(norm), document["headline"]
-    return _known(of_norm[headline]) if isinstance(of_norm, dict) and headline else {}
+    return _known(of_norm[headline]) if isinstance(of_norm, Mapping) and headline else {}
 
 
 def _known(numbers: Numbers) -> dict[str, float]:
@@ -315,10 +292,10 @@ def _cost(document: ComparisonFigures, best: str) -> str:
     )
 
 
-def _keep(document: ComparisonFigures, worse: Sequence[str]) -> Verdict:
+def _keep(document: ComparisonFigures, worse: Sequence[str]) -> VerdictEntry:
     first = document["compared"][0]
     losses = ", ".join(f"{norm} {_test(document, norm)['difference']:+.3f}" for norm in worse)
-    return Verdict(
+    return _entry(
         first,
         "better",
         f"{_advice(document, first)}: {document['headline']} "
@@ -353,21 +330,11 @@ def _headline_k(document: ComparisonFigures) -> str:
 
 
 def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:
-    """Put an interval around the mean of each column.
-
-    Args:
-        values: float64[q, m], a row for each query and a column for each metric, all finite: leave
-            out queries that are not judged. ``q`` at least 1.
-        seed: Of the samples. Equal arguments give equal intervals; not promised: equal last bits
-            on another machine.
+    """Put an interval around the mean of each column of ``float64[q, m]``, all finite, not empty.
 
     Returns:
-        Low ends float64[m] and high ends float64[m]. Both are the value itself for a single query.
-
-    Example:
-        >>> low, high = bootstrap(np.array([[0.0, 7.0], [1.0, 7.0]]), seed=0)
-        >>> low, high
-        (array([0., 7.]), array([1., 7.]))
+        Low ends float64[m] and high ends float64[m], of a single query the value itself. Equal
+        arguments give equal intervals; not promised: equal last bits on another machine.
     """
     # The percentile bootstrap: 2.5 % and 97.5 % of the means of 2,000 samples of rows, drawn with
     # replacement (Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics
@@ -392,18 +359,11 @@ def _counts(drawn: np.ndarray) -> Float64s:
 
 
 def paired_randomization(differences: Float64s, seed: int) -> Float64s:
-    """Test whether the mean difference of each column could be chance, two-sided.
-
-    Args:
-        differences: float64[q, m], a row for each query and a column for each metric, all finite.
-        seed: Of the signs, which all columns share. Equal arguments give equal p-values.
+    """Test whether the mean of each column of ``float64[q, m]``, all finite, could be chance.
 
     Returns:
-        p-values float64[m], above 0 and at most 1; 1 where every difference is 0.
-
-    Example:
-        >>> paired_randomization(np.array([[0.0], [0.0]]), seed=0)
-        array([1.])
+        Two-sided p-values float64[m], above 0 and at most 1; 1 where every difference is 0. Equal
+        arguments give equal ones.
     """
     # Fisher's randomization test with 10,000 random choices of signs (Smucker, Allan and
     # Carterette, A Comparison of Statistical Significance Tests for Information Retrieval
@@ -434,15 +394,7 @@ def _blocks(total: int, queries: int) -> Iterator[int]:
 def holm(p: Sequence[float]) -> list[float]:
     """Correct p-values for their number, so that an error among them stays as rare as for one.
 
-    Args:
-        p: p-values, 0 to 1.
-
-    Returns:
-        Adjusted p-values in the order of ``p``: reject what is at most the level wanted.
-
-    Example:
-        >>> holm([0.5, 0.01, 0.03])
-        [0.5, 0.03, 0.06]
+    Reject those of the adjusted values that are at most the level wanted.
     """
     # The step-down procedure of Holm, A Simple Sequentially Rejective Multiple Test Procedure,
     # Scandinavian Journal of Statistics 6(2), 1979: the smallest of m times m, the next times m -

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchnorm_tool.comparison.neighbours import neighbours
-from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
+from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.norms.norm import Norm
 from benchmarks.contenders.neighbour_files import query_rows, save_neighbours
 from benchmarks.contenders.stopwatch import Stopwatch, settings

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchnorm_tool.commands.compare.pairs import Sample
-from batchnorm_tool.commands.compare.passes import first_pass
+from batchnorm_tool.commands.compare.compare import first_pass
 from batchnorm_tool.commands.compare.queries import QuerySet
+from batchnorm_tool.commands.compare.sets import Sample
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.readers.opening import open_predictions
 from benchmarks.contenders.neighbour_files import query_rows

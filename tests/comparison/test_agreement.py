@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +11,7 @@ from scipy import stats
 
 from batchnorm_tool.comparison.metrics import (
     RBO_PERSISTENCE,
-    Hubness,
+    hubness,
     overlap,
     rank_biased_overlap,
     rank_correlation,
@@ -116,16 +114,15 @@ def test_hubness_agrees_with_a_loop_and_scipy() -> None:
         for ranking in rows:
             for row in rows_of(ranking[:k]):
                 counts[row] += 1
-        found = Hubness.of(rows, k, 60)
-        assert found.skewness == pytest.approx(stats.skew(counts), rel=1e-12)
-        assert found.antihubs == np.mean(counts == 0)
-        assert (found.k, found.largest) == (k, counts.max())
+        found = hubness(rows, k, 60)
+        assert found["skewness"] == pytest.approx(stats.skew(counts), rel=1e-12)
+        assert found["antihubs"] == np.mean(counts == 0)
+        assert (found["k"], found["largest"]) == (k, counts.max())
 
 
 def test_equal_occurrences_have_no_skewness() -> None:
-    found = Hubness.of(np.array([[1], [2], [0]]), 1, 3)
-    assert math.isnan(found.skewness)
-    assert (found.antihubs, found.largest) == (0, 1)
+    found = hubness(np.array([[1], [2], [0]]), 1, 3)
+    assert found == {"k": 1, "skewness": None, "antihubs": 0, "largest": 1}
 
 
 @given(data=st.data(), one=few_values)
@@ -136,15 +133,15 @@ def test_rank_correlation_is_scipys_with_ties(data: st.DataObject, one: np.ndarr
     if np.ptp(one) and np.ptp(other):
         assert found == pytest.approx(stats.spearmanr(one, other).statistic, abs=1e-14)
     else:
-        assert math.isnan(found)
+        assert found is None
 
 
 def test_rank_correlation_stays_within_one() -> None:
     rng = np.random.default_rng(0)
     for size in range(2, 60):
         one = rng.integers(0, size, size).astype(float)
-        assert not rank_correlation(one, one) > 1
+        assert (rank_correlation(one, one) or 0) <= 1
 
 
 def test_rank_correlation_of_nothing_is_unknown() -> None:
-    assert math.isnan(rank_correlation(np.array([]), np.array([])))
+    assert rank_correlation(np.array([]), np.array([])) is None

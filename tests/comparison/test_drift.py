@@ -197,15 +197,15 @@ def test_centroid_shift() -> None:
     x, y = draw(11), draw(12)
     found = centroid_shift(Gaussian.of(x), Gaussian.of(y))
     a, b = x.mean(axis=0), y.mean(axis=0)
-    assert found.shift == pytest.approx(np.linalg.norm(a - b), rel=1e-12)
+    assert found["shift"] == pytest.approx(np.linalg.norm(a - b), rel=1e-12)
     spread = math.sqrt(((x - a) ** 2).sum(axis=1).mean())
-    assert found.relative == pytest.approx(found.shift / spread, rel=1e-12)
-    assert found.cosine == pytest.approx(1 - spatial.distance.cosine(a, b), rel=1e-12)
+    assert found["relative"] == pytest.approx(found["shift"] / spread, rel=1e-12)
+    assert found["cosine"] == pytest.approx(1 - spatial.distance.cosine(a, b), rel=1e-12)
 
 
 def test_centroid_of_equal_vectors() -> None:
     one, other = Gaussian.of(np.ones((3, 2))), Gaussian.of(np.zeros((3, 2)))
-    assert centroid_shift(one, one).relative == 0
+    assert centroid_shift(one, one)["relative"] == 0
     moved = centroid_shift(one, other)
-    assert math.isnan(moved.relative)
-    assert math.isnan(moved.cosine)
+    assert math.isnan(moved["relative"])
+    assert math.isnan(moved["cosine"])

@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.comparison.judgements import LabelJudgements
-from batchnorm_tool.comparison.metrics import (
-    Rankings,
-    overlap,
-    quality,
-    rank_biased_overlap,
-    to_json_value,
-)
+from batchnorm_tool.comparison.metrics import Rankings, overlap, quality, rank_biased_overlap
 from batchnorm_tool.comparison.verdict import bootstrap, holm, paired_randomization
 from tests.comparison.judged import graded, random_grades, random_rows
 
@@ -155,13 +149,3 @@ def test_one_norm_has_nothing_to_be_tested_against() -> None:
     assert found["tests"] == {"against": "l2"}
     assert found["overlap"] == {"l2": {"l2": {"1": 1}}}
     assert found["quality"]["l2"]["precision@1"] == {"value": 1, "low": 1, "high": 1}
-
-
-def test_json_has_no_number_for_what_is_not_finite() -> None:
-    assert [to_json_value(value) for value in (0.5, np.float64(2), np.nan, np.inf)] == [
-        0.5,
-        2,
-        None,
-        None,
-    ]
-    assert type(to_json_value(np.float64(2))) is float

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchnorm_tool.comparison import candidates
 from batchnorm_tool.comparison import neighbours as module
-from batchnorm_tool.comparison.neighbours import neighbours
-from batchnorm_tool.comparison.scores import ArrayBase, Metric, Queries
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
+from batchnorm_tool.comparison.scores import Filter, Metric
 from batchnorm_tool.norms.norm import Norm, row_norms, widen
 
 NORMS = [Norm.parse(text) for text in ("none", "l1", "l2", "max", "lp:3")]
@@ -217,7 +216,7 @@ def test_a_bar_that_is_too_high_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_lenient_filter_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = random_rows(20_000, 16), range(0, 20_000, 1000)
     expected = found_in(ArrayBase(rows), queries, NORMS, Metric.EUCLIDEAN, 10)
-    monkeypatch.setattr(candidates.Filter, "expect", lambda *_: None)
+    monkeypatch.setattr(Filter, "expect", lambda *_: None)
     found = found_in(ArrayBase(rows), queries, NORMS, Metric.EUCLIDEAN, 10)
     for norm in NORMS:
         assert np.array_equal(found[norm.label], expected[norm.label])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from batchnorm_tool.comparison.scores import Metric, Score, Sides
+from batchnorm_tool.comparison.scores import Metric, Score
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.norms.norm import Float64s, Norm, row_norms
 
@@ -26,8 +26,8 @@ def scored(metric: Metric, norm: Norm, queries: Float64s, rows: Float64s) -> Flo
     score = Score.of(metric, norm)
     pairs = np.indices((len(queries), len(rows))).reshape(2, -1)
     one, other = queries[pairs[0]], rows[pairs[1]]
-    divisors = Sides(score.divisors(one), score.divisors(other))
-    found = score.exact((one * other).sum(axis=1), (other * other).sum(axis=1), divisors)
+    products, squares = (one * other).sum(axis=1), (other * other).sum(axis=1)
+    found = score.exact(products, squares, score.divisors(one), score.divisors(other))
     return found.reshape(len(queries), len(rows))
 
 

@@ -22,6 +22,7 @@ from batchnorm_tool.norms.stats import (
     DimensionStats,
     NormStats,
     VectorStats,
+    finite_or_none,
     quantile_column,
     quantile_label,
 )
@@ -211,6 +212,11 @@ def test_norms_of_every_magnitude_are_counted_like_close_ones() -> None:
 )
 def test_quantiles_have_names(share: float, column: str, label: str) -> None:
     assert (quantile_column(share), quantile_label(share)) == (column, label)
+
+
+def test_json_has_no_number_for_what_is_not_finite() -> None:
+    given = (0.5, np.float64(2), np.nan, np.inf, None)
+    assert [finite_or_none(value) for value in given] == [0.5, 2, None, None, None]
 
 
 # Dimensions

@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.commands.compare.pairs import Figures
-from batchnorm_tool.commands.compare.passes import Options, document_of
-from batchnorm_tool.commands.compare.queries import (
-    QuerySet,
-    Relevance,
-    chosen,
-    grouped,
-    relevance_by_file,
-    relevance_by_label,
-)
+import numpy as np
+
+from batchnorm_tool._version import __version__
+from batchnorm_tool.commands.compare import sets
+from batchnorm_tool.commands.compare.queries import Groups, QuerySet, Relevance, relevance_of
+from batchnorm_tool.commands.compare.sets import Figures, Sample
+from batchnorm_tool.comparison import verdict
+from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements
+from batchnorm_tool.comparison.metrics import RBO_PERSISTENCE, Rankings, rank_correlation
+from batchnorm_tool.comparison.neighbours import Queries, neighbours
+from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Metric
-from batchnorm_tool.comparison.verdict import ComparisonDocument, RankingFigures
-from batchnorm_tool.errors import InputError, JobError, capture_warnings
-from batchnorm_tool.norms.norm import Anything, Norm
-from batchnorm_tool.readers.files import predictions_of_array
-from batchnorm_tool.readers.opening import (
-    checked_ks,
-    checked_names,
-    checked_path,
-    checked_whole,
-    open_predictions,
-    several,
-)
-from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.environment import map_in_order
+from batchnorm_tool.errors import InputError, JobError, capture_warnings, warn
+from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm
+from batchnorm_tool.readers.opening import checked_ks, checked_whole, several
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, ComparisonFigures, Numbers
+    from batchnorm_tool.readers.source import PredictionBatch
 
+Int64s = np.ndarray
 DEFAULT_NORMS = ("none", "l1", "l2", "max")
 DEFAULT_K = (1, 5, 10, 100)
 DEFAULT_SAMPLE = 2000
+# Ranks of more rows than that tell no more: their correlation is known to 0.002.
+RANKED_ROWS = 262_144
 
 
 @dataclass(frozen=True)
@@ -138,49 +135,21 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     started = time.perf_counter()
     warnings: list[str] = []
     with capture_warnings(warnings.append):
-        query_set = _query_set(source, queries, column, key)
-        options = Options(
+        query_set = QuerySet.open(source, queries, column, key)
+        options = _Options(
             tuple(_norms(norms)),
             Metric.parse(metric),
             _depths(k, query_set),
             checked_whole("seed", seed),
         )
         size = None if sample is None else checked_whole("sample", sample, 1)
-        graded = _relevance(query_set, label, relevance, relevance_columns)
-        rows = chosen(query_set, graded, size, options.seed)
-        groups = None if by is None else grouped(query_set.source, _one("by", by), rows)
-        document = document_of(query_set, graded, rows, groups, options)
+        graded = relevance_of(query_set, label, relevance, relevance_columns)
+        rows = query_set.draw(graded, size, options.seed)
+        groups = None if by is None else Groups.of(query_set.source, by, rows)
+        document = _document(query_set, graded, rows, groups, options)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Comparison(document)
-
-
-def _query_set(
-    source: Any, queries: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
-) -> QuerySet:
-    given = [source] if queries is None else [source, queries]
-    files = [isinstance(each, (str, os.PathLike)) for each in given]
-    if not any(files) and (column or key):
-        raise JobError("`column` and `key` name columns of a file. Received: an array. Omit them.")
-    base = open_predictions(source, column, key) if files[0] else predictions_of_array(source)
-    if queries is None:
-        return QuerySet(base, base)
-    opened = _open_queries(queries, column, key) if files[1] else predictions_of_array(queries)
-    query_set = QuerySet(base, opened)
-    query_set.check_width()
-    return query_set
-
-
-def _open_queries(
-    path: Any, column: str | Sequence[str] | None, key: str | Sequence[str] | None
-) -> VectorSource:
-    """Open queries by the names that the base has; a file of nothing but vectors has no names."""
-    try:
-        return open_predictions(path, column, key)
-    except InputError:
-        if not (column or key) or (alone := open_predictions(path)).columns:
-            raise
-        return alone
 
 
 def _norms(names: Sequence[str]) -> list[Norm]:
@@ -213,37 +182,7 @@ def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
     return numbers
 
 
-def _relevance(
-    query_set: QuerySet,
-    label: str | None,
-    relevance: str | os.PathLike[str] | None,
-    columns: Sequence[str] | None,
-) -> Relevance | None:
-    if label is not None and relevance is not None:
-        raise JobError(
-            "`label` and `relevance` both define what is relevant. Expected only one of them. "
-            f"Received: {label} and {relevance}. Omit one of them."
-        )
-    if columns is not None and relevance is None:
-        raise JobError(
-            "`relevance_columns` names columns of a relevance file. Expected `relevance` as well. "
-            f"Received: {', '.join(map(str, several(columns)))} alone."
-        )
-    if label is not None:
-        return relevance_by_label(query_set, _one("label", label))
-    if relevance is None:
-        return None
-    names = None if columns is None else checked_names("relevance_columns", columns)
-    return relevance_by_file(query_set, checked_path("relevance", relevance), names)
-
-
-def _one(argument: str, name: str) -> str:
-    if not isinstance(name, str):
-        raise JobError(f"`{argument}` must be the name of a column. Received: {name!r}.")
-    return name
-
-
-def _rows(group: str, figures: RankingFigures, first: str) -> list[tuple[Any, ...]]:
+def _rows(group: str, figures: verdict.RankingFigures, first: str) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for norm in figures["hubness"]:
         for metric, one in (figures["quality"] or {}).get(norm, {}).items():
@@ -256,3 +195,210 @@ def _rows(group: str, figures: RankingFigures, first: str) -> list[tuple[Any, ..
             (group, norm, name, hubness[name], None, None) for name in ("skewness", "antihubs")
         ]
     return rows
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is asked of a comparison; the other norms are tested against the first one."""
+
+    norms: tuple[Norm, ...]
+    metric: Metric
+    ks: tuple[int, ...]
+    seed: int
+
+
+def _document(
+    query_set: QuerySet,
+    relevance: Relevance | None,
+    rows: Int64s,
+    groups: Groups | None,
+    options: _Options,
+) -> ComparisonDocument:
+    """Measure everything, and put it into the document of a comparison."""
+    if query_set.source.width == 1:
+        warn("The vectors have a single component: every norm except none makes them 1 or -1.")
+    sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
+    is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
+    passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
+    if not query_set.is_base:
+        for batch in query_set.source.batches():
+            sampled.add(batch)
+    _check_depth(query_set, passed.survey, max(options.ks))
+    usable = np.flatnonzero(np.isfinite(sampled.vectors).all(axis=1))
+    if not len(usable):
+        raise InputError(_no_queries(query_set, len(rows)))
+    queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
+    base = sets.StreamedBase(query_set.base, passed.probe)
+    found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
+    judgements = None if relevance is None else relevance.judgements.take(rows[usable])
+    if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
+        raise InputError(
+            f"{query_set.source.name}: no row is relevant to any query of {len(usable):,}. "
+            "Expected classes with several rows, or judgements above 0. Received: none. Choose "
+            "another `label` or `relevance`."
+        )
+    rankings = Rankings(found, options.ks, query_set.base.rows, judgements, options.seed)
+    query_facts = _query_facts(len(rows), len(usable), judgements)
+    document: ComparisonFigures = {
+        **_facts(query_set, relevance, passed, options),
+        "queries": query_facts,
+        **rankings.figures(),
+        "by": _by(groups, usable, rankings),
+        "popularity": _popularity(relevance, passed.lengths),
+        "headline": None if relevance is None else f"precision@{rankings.headline_k}",
+        "warnings": list(_warnings(query_facts, relevance.facts if relevance else {})),
+    }
+    return {**document, "verdict": verdict.verdict(document), "seconds": 0.0}
+
+
+def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
+    """Refuse more neighbours than there are finite rows."""
+    finite = survey.rows - survey.missing - survey.nonfinite
+    most = finite - query_set.is_base
+    if k > most and finite < survey.rows:
+        enough = f"`k` of at most {most:,}" if most > 0 else "finite vectors to compare"
+        remedy = "Use a smaller `k`" if most > 0 else "Fix them, or choose another `column`"
+        raise InputError(
+            f"{query_set.base.name}: only finite rows can be neighbours, {finite:,} "
+            f"of {survey.rows:,}. Expected: {enough}. Received: `k` {k:,}. {remedy}."
+        )
+
+
+def _no_queries(query_set: QuerySet, drawn: int) -> str:
+    received = "null, NaN or infinity in every one" if drawn else "a source without rows"
+    return (
+        f"{query_set.source.name}: no query of {drawn:,} can be used. Expected finite vectors. "
+        f"Received: {received}. Inspect the file with `batchnorm-tool show`."
+    )
+
+
+def _facts(
+    query_set: QuerySet, relevance: Relevance | None, passed: FirstPass, options: _Options
+) -> verdict.SurveyFigures:
+    survey, ranked = passed.survey, _ranked(passed.lengths)
+    return {
+        "kind": "comparison",
+        "version": __version__,
+        "source": sets.set_facts(query_set.base, survey),
+        "queries_from": None if query_set.is_base else query_set.source.facts(),
+        "metric": str(options.metric),
+        "compared": [norm.label for norm in options.norms],
+        "k": list(options.ks),
+        "seed": options.seed,
+        "relevance": None if relevance is None else relevance.facts,
+        "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
+        "rank_correlation": _correlations(ranked),
+        "ranked_rows": len(ranked[MAX.label]),
+        "unit_share": {norm.label: survey.unit[norm.label] / survey.rows for norm in (L1, L2, MAX)},
+        "rbo_p": RBO_PERSISTENCE,
+    }
+
+
+def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
+    """Return norms of finite rows whose ranks are compared, evenly spread if there are many."""
+    finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
+    some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
+    return {label: values[some] for label, values in lengths.items() if label != "none"}
+
+
+def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, Numbers]:
+    return {
+        one: {
+            other: 1.0 if one == other else rank_correlation(ranked[one], ranked[other])
+            for other in ranked
+        }
+        for one in ranked
+    }
+
+
+def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) -> Numbers | None:
+    """Correlate the ranks of rows' norms with the number of queries they are relevant to."""
+    if relevance is None or not isinstance(relevance.judgements, GradedJudgements):
+        return None
+    known = relevance.judgements
+    finite = np.isfinite(lengths[MAX.label])
+    relevant = known.items[(known.items >= 0) & (known.item_grades > 0)]
+    counts = np.bincount(relevant, minlength=len(finite)).astype(np.float64)[finite]
+    return {
+        label: rank_correlation(values[finite], counts)
+        for label, values in lengths.items()
+        if label != "none"
+    }
+
+
+def _query_facts(rows: int, usable: int, judgements: Judgements | None) -> dict[str, int | None]:
+    counts = {"rows": rows, "used": usable, "nonfinite": rows - usable}
+    if judgements is None:
+        return {**counts, "judged": None, "without_relevant": None}
+    is_barren = judgements.judged & (judgements.relevant == 0)
+    judged, barren = int(judgements.judged.sum()), int(is_barren.sum())
+    return {**counts, "judged": judged, "without_relevant": barren}
+
+
+def _by(groups: Groups | None, usable: Int64s, rankings: Rankings) -> verdict.GroupedFigures | None:
+    if groups is None:
+        return None
+    found: list[verdict.GroupFigures] = []
+    for name, members in groups.members.items():
+        queries = np.flatnonzero(np.isin(usable, members))
+        if len(queries):
+            found.append({"group": name, "queries": len(queries), **rankings.figures(queries)})
+    return {"column": groups.column, "kind": groups.kind, "groups": found}
+
+
+def _warnings(queries: Mapping[str, int | None], relevance: Mapping[str, Any]) -> Iterator[str]:
+    if barren := queries["without_relevant"]:
+        yield f"Judged queries without a relevant row, counted as 0: {barren:,}."
+    if unknown := relevance.get("unknown_queries"):
+        yield (
+            f"Queries of the relevance file that are not among the queries, ignored: {unknown:,}."
+        )
+    if lost := queries["nonfinite"]:
+        yield f"Queries with null, NaN or infinity, ignored: {lost:,} of {queries['rows']:,}."
+    if unknown := relevance.get("unknown_items"):
+        yield (
+            "Items of the relevance file that are not in the base, counted as relevant rows that "
+            f"no norm can find: {unknown:,}."
+        )
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass over the base brings.
+
+    The ``probe`` are rows spread evenly, by which the search begins. ``lengths`` are norms of
+    single rows by label: of all rows where all are wanted, else of some.
+    """
+
+    survey: NormSurvey
+    probe: Sample
+    lengths: Mapping[str, Float64s]
+
+
+def first_pass(
+    query_set: QuerySet, sampled: Sample, compared: Sequence[Norm], *, all_lengths: bool
+) -> FirstPass:
+    """Measure all rows of the base once; reading goes on meanwhile."""
+    base = query_set.base
+    norms = norms_to_measure(compared)
+    samples = [sets.evenly_spread(base), *([sampled] if query_set.is_base else [])]
+    step = 1 if all_lengths else max(1, -(-base.rows // RANKED_ROWS))
+
+    def measure(batch: PredictionBatch) -> tuple[NormSurvey, dict[str, Float64s]]:
+        lengths = measured(batch.vectors, norms)
+        for sample in samples:
+            sample.add(batch)
+        some = slice(-batch.first_row % step, None, step)
+        return NormSurvey.of(lengths, batch.missing), {
+            label: values[some].copy() for label, values in lengths.items()
+        }
+
+    nothing = measured(np.empty((0, base.width)), norms)
+    survey = NormSurvey.of(nothing, np.zeros(0, bool))
+    lengths = {label: [values] for label, values in nothing.items()}
+    for found, some in map_in_order(measure, base.batches()):
+        survey += found
+        for label, values in some.items():
+            lengths[label].append(values)
+    joined = {label: np.concatenate(values) for label, values in lengths.items()}
+    return FirstPass(survey, samples[0], joined)

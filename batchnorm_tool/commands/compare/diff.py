@@ -13,37 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchnorm_tool._version import __version__
-from batchnorm_tool.commands.compare.pairs import (
-    METRIC,
-    Figures,
-    Join,
-    MeasuredSet,
-    NeighbourSearch,
-    Pairs,
-    StreamedBase,
-    check_depth,
-    draw,
-    evenly_spread,
-    join_keys,
-    keys_to_json,
-    load,
-    measure_overlap,
-    set_facts,
-    stream,
-)
-from batchnorm_tool.comparison.drift import (
-    DifferenceDocument,
-    DifferenceFigures,
-    DriftFigures,
-    RowFigures,
-    TurnedRow,
-    centroid_shift,
-    dimension_shift,
-    frechet_distance,
-    kolmogorov_smirnov_distance,
-    population_stability_index,
-    verdict_of,
-)
+from batchnorm_tool.commands.compare import sets
+from batchnorm_tool.commands.compare.sets import Figures, Join, MeasuredSet, NeighbourSearch, Pairs
+from batchnorm_tool.comparison import drift
 from batchnorm_tool.comparison.norm_survey import Provenance, describe
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
@@ -56,6 +28,7 @@ from batchnorm_tool.readers.source import VectorSource
 if TYPE_CHECKING:
     import pandas as pd
 
+    from batchnorm_tool.comparison.drift import DifferenceDocument, DifferenceFigures
 
 DEFAULT_K = (1, 5, 10)
 # Keys of rows that only one set has.
@@ -68,14 +41,9 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Compared:
-    """The rows that were compared.
+    """The rows that were compared: their numbers in A, ascending, and L2 norms on both sides.
 
-    Attributes:
-        join: All rows.
-        rows: ``int64[n]``, their numbers in A, ascending.
-        cosines: ``float64[n]``; NaN where a vector is zero.
-        a_norms: ``float64[n]``, L2 norms in A.
-        b_norms: ``float64[n]``, L2 norms in B.
+    Their cosines are NaN where a vector is zero.
     """
 
     join: Join
@@ -93,11 +61,11 @@ class Compared:
         b_norms = pairs.norms[join.partners[rows]]
         return cls(join, rows, pairs.cosines[rows], a.norms[rows], b_norms)
 
-    def worst(self) -> list[TurnedRow]:
+    def worst(self) -> list[drift.TurnedRow]:
         """Return the rows that turned most, as plain data; none that did not turn at all."""
         order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
         chosen = order[self.cosines[order] < 1]
-        keys = keys_to_json(self.join.a_keys, self.rows[chosen])
+        keys = sets.keys_to_json(self.join.a_keys, self.rows[chosen])
         return [
             {"key": key, "cosine": float(cosine), "norm_a": float(a), "norm_b": float(b)}
             for key, cosine, a, b in zip(
@@ -115,43 +83,39 @@ class Compared:
 def compare_sets(
     a: VectorSource, b: VectorSource, search: NeighbourSearch
 ) -> tuple[DifferenceDocument, Compared]:
-    """Hold two sets of vectors of equal width against each other.
-
-    Returns:
-        The document of a difference, and the rows that were compared.
-    """
-    join = join_keys(a, b)
-    vectors, b_set = load(b)
+    """Hold two sets of vectors of equal width against each other."""
+    join = sets.join_keys(a, b)
+    vectors, b_set = sets.load(b)
     pairs = Pairs(join.partners, vectors, b_set.norms)
-    sample = draw(join, pairs, search)
-    probe = evenly_spread(a)
-    a_set = stream(a, pairs, sample, probe)
+    sample = sets.draw(join, pairs, search)
+    probe = sets.evenly_spread(a)
+    a_set = sets.stream(a, pairs, sample, probe)
     compared = Compared.of(join, pairs, a_set)
-    found = measure_overlap(StreamedBase(a, probe), sample, pairs, search)
+    overlap, queries = sets.measure_overlap(sets.StreamedBase(a, probe), sample, pairs, search)
     spaces = compare_spaces(a.provenance, b.provenance)
     figures: DifferenceFigures = {
         "kind": "diff",
         "version": __version__,
-        "a": set_facts(a, a_set.survey),
-        "b": set_facts(b, b_set.survey),
+        "a": sets.set_facts(a, a_set.survey),
+        "b": sets.set_facts(b, b_set.survey),
         "same_space": spaces.same,
         **_rows(join, compared, pairs.identical),
         "cosine": describe(compared.cosines, most=1.0),
         "worst": compared.worst(),
         "norm_ratio": describe(compared.ratios()),
         **_drift(a_set, b_set),
-        "overlap": found.by_k,
-        "sample": found.queries,
+        "overlap": overlap,
+        "sample": queries,
         "k": list(search.ks),
         "seed": search.seed,
-        "metric": str(METRIC),
+        "metric": str(sets.METRIC),
     }
-    verdict = verdict_of(figures, spaces.words)
+    verdict = drift.verdict_of(figures, spaces.words)
     warnings = [*_joined_by_number(a, b), *_warnings(figures, compared)]
     return {**figures, "verdict": verdict, "warnings": warnings, "seconds": 0.0}, compared
 
 
-def _rows(join: Join, compared: Compared, identical: int) -> RowFigures:
+def _rows(join: Join, compared: Compared, identical: int) -> drift.RowFigures:
     added, removed = join.added, join.removed
     return {
         "rows": {
@@ -164,13 +128,13 @@ def _rows(join: Join, compared: Compared, identical: int) -> RowFigures:
             "identical": identical,
         },
         "examples": {
-            "added": keys_to_json(join.b_keys, added[:_EXAMPLES]),
-            "removed": keys_to_json(join.a_keys, removed[:_EXAMPLES]),
+            "added": sets.keys_to_json(join.b_keys, added[:_EXAMPLES]),
+            "removed": sets.keys_to_json(join.a_keys, removed[:_EXAMPLES]),
         },
     }
 
 
-def _drift(a: MeasuredSet, b: MeasuredSet) -> DriftFigures:
+def _drift(a: MeasuredSet, b: MeasuredSet) -> drift.DriftFigures:
     """Return how the two sets differ as distributions; nothing where one has no finite vector."""
     norms = [side.survey.norms[L2.label].to_dict() for side in (a, b)]
     lengths = [side.norms[side.finite] for side in (a, b)]
@@ -181,17 +145,17 @@ def _drift(a: MeasuredSet, b: MeasuredSet) -> DriftFigures:
             "dimensions": {"shift": [], "largest": []},
             "frechet": None,
         }
-    centroid = centroid_shift(a.gaussian, b.gaussian)
+    centroid = drift.centroid_shift(a.gaussian, b.gaussian)
     return {
         "norms": {
             "a": norms[0],
             "b": norms[1],
-            "psi": population_stability_index(*lengths),
-            "ks": kolmogorov_smirnov_distance(*lengths),
+            "psi": drift.population_stability_index(*lengths),
+            "ks": drift.kolmogorov_smirnov_distance(*lengths),
         },
-        "centroid": {name: finite_or_none(value) for name, value in vars(centroid).items()},
-        "dimensions": _dimensions(dimension_shift(a.gaussian, b.gaussian)),
-        "frechet": finite_or_none(frechet_distance(a.gaussian, b.gaussian)),
+        "centroid": {name: finite_or_none(value) for name, value in centroid.items()},
+        "dimensions": _dimensions(drift.dimension_shift(a.gaussian, b.gaussian)),
+        "frechet": finite_or_none(drift.frechet_distance(a.gaussian, b.gaussian)),
     }
 
 
@@ -257,12 +221,8 @@ class Difference(Figures):
         """
         compared = self._compared
         frame = compared.join.a_keys.take(compared.rows).to_pandas()
-        figures = {
-            "cosine": compared.cosines,
-            "norm_a": compared.a_norms,
-            "norm_b": compared.b_norms,
-        }
-        return frame.assign(**figures)
+        lengths = {"norm_a": compared.a_norms, "norm_b": compared.b_norms}
+        return frame.assign(cosine=compared.cosines, **lengths)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``diff.json`` and ``diff.html`` into a directory, which is made if need be.
@@ -326,7 +286,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     with capture_warnings(warnings.append):
         one, other = _open(a, b, column, key)
         search = _search(depths, size, seed, min(one.rows, other.rows))
-        check_depth(search, one, other)
+        sets.check_depth(search, one, other)
         document, compared = compare_sets(one, other, search)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
@@ -388,12 +348,7 @@ def _check_keys(one: VectorSource, other: VectorSource) -> None:
 
 @dataclass(frozen=True)
 class SpaceComparison:
-    """Two vector spaces.
-
-    Attributes:
-        same: Whether they are one; ``None`` where that is not known.
-        words: What a person should know of it, as a sentence or two; empty where they are one.
-    """
+    """Whether two vector spaces are one, None where not known; where not, how they differ."""
 
     same: bool | None
     words: str = ""

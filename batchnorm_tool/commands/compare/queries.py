@@ -1,10 +1,11 @@
-"""Which rows of a comparison are queries, what is relevant to them, and how they are grouped."""
+"""What a comparison is asked: its base and queries, what is relevant to them, and their groups."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,12 @@ from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements, L
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-
-if TYPE_CHECKING:
-    from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.files import predictions_of_array
+from batchnorm_tool.readers.opening import checked_names, checked_path, open_predictions, several
+from batchnorm_tool.readers.source import VectorSource
 
 Int64s = np.ndarray
-
+Names = str | Sequence[str]
 # A number column with more values than that is cut into tenths.
 _MOST_VALUES = 20
 # Columns that a message lists.
@@ -30,12 +31,7 @@ _MOST_GROUPS = 50
 
 @dataclass(frozen=True)
 class Relevance:
-    """What is relevant to every query that could be asked.
-
-    Attributes:
-        judgements: For each row of the source of queries.
-        facts: Where they come from, as plain data: the ``relevance`` of a comparison.
-    """
+    """Judgements of every row of the source of queries, and facts of where they come from."""
 
     judgements: Judgements
     facts: Mapping[str, object]
@@ -43,15 +39,31 @@ class Relevance:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The base, and where its queries come from: the base itself, or a second file.
-
-    Attributes:
-        base: The rows among which neighbours are looked for.
-        source: Where queries come from; the base itself, if it is the same object.
-    """
+    """The base, and where its queries come from: the base itself, if it is the same object."""
 
     base: VectorSource
     source: VectorSource
+
+    @classmethod
+    def open(cls, base: Any, queries: Any, column: Names | None, key: Names | None) -> QuerySet:
+        """Open files or arrays; without ``queries`` the rows of the base are asked."""
+        given = [base] if queries is None else [base, queries]
+        files = [isinstance(each, (str, os.PathLike)) for each in given]
+        if not any(files) and (column or key):
+            raise JobError(
+                "`column` and `key` name columns of a file. Received: an array. Omit them."
+            )
+        opened = open_predictions(base, column, key) if files[0] else predictions_of_array(base)
+        if queries is None:
+            return cls(opened, opened)
+        asked = _open_queries(queries, column, key) if files[1] else predictions_of_array(queries)
+        if asked.width != opened.width:
+            raise InputError(
+                f"{asked.path}: its vectors differ in width from those of {opened.path}. "
+                f"Expected: {opened.width}. Received: {asked.width}. Use queries from the same "
+                "vector space as the base."
+            )
+        return cls(opened, asked)
 
     @property
     def is_base(self) -> bool:
@@ -64,17 +76,58 @@ class QuerySet:
         rows = np.arange(self.source.rows)
         return rows if self.is_base else np.full(self.source.rows, -1)
 
-    def check_width(self) -> None:
-        """Refuse queries of another width than the base."""
-        if self.source.width != self.base.width:
-            raise InputError(
-                f"{self.source.path}: its vectors differ in width from those of {self.base.path}. "
-                f"Expected: {self.base.width}. Received: {self.source.width}. Use queries from "
-                "the same vector space as the base."
-            )
+    def draw(self, relevance: Relevance | None, sample: int | None, seed: int) -> Int64s:
+        """Draw the queries, ``int64[q]``, ascending rows of their source; None for all."""
+        rows = np.arange(self.source.rows)
+        if relevance is not None and isinstance(relevance.judgements, GradedJudgements):
+            rows = rows[relevance.judgements.judged]
+        if sample is None or sample >= len(rows):
+            return rows
+        return np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
 
 
-def relevance_by_label(query_set: QuerySet, label: str) -> Relevance:
+def _open_queries(path: Any, column: Names | None, key: Names | None) -> VectorSource:
+    """Open queries by the names that the base has; a file of nothing but vectors has no names."""
+    try:
+        return open_predictions(path, column, key)
+    except InputError:
+        if not (column or key) or (alone := open_predictions(path)).columns:
+            raise
+        return alone
+
+
+def relevance_of(
+    query_set: QuerySet,
+    label: str | None,
+    relevance: str | os.PathLike[str] | None,
+    columns: Sequence[str] | None,
+) -> Relevance | None:
+    """Return what is relevant by a column of classes or a file, or None without both."""
+    if label is not None and relevance is not None:
+        raise JobError(
+            "`label` and `relevance` both define what is relevant. Expected only one of them. "
+            f"Received: {label} and {relevance}. Omit one of them."
+        )
+    if columns is not None and relevance is None:
+        raise JobError(
+            "`relevance_columns` names columns of a relevance file. Expected `relevance` as well. "
+            f"Received: {', '.join(map(str, several(columns)))} alone."
+        )
+    if label is not None:
+        return _by_label(query_set, _one("label", label))
+    if relevance is None:
+        return None
+    names = None if columns is None else checked_names("relevance_columns", columns)
+    return _by_file(query_set, checked_path("relevance", relevance), names)
+
+
+def _one(argument: str, name: str) -> str:
+    if not isinstance(name, str):
+        raise JobError(f"`{argument}` must be the name of a column. Received: {name!r}.")
+    return name
+
+
+def _by_label(query_set: QuerySet, label: str) -> Relevance:
     """Take rows of the same class as relevant to one another."""
     base = _labels(query_set.base, label)
     source = base if query_set.is_base else _labels(query_set.source, label)
@@ -118,7 +171,7 @@ def _labels(side: VectorSource, label: str) -> pa.ChunkedArray:
     return column
 
 
-def relevance_by_file(query_set: QuerySet, path: str, columns: Sequence[str] | None) -> Relevance:
+def _by_file(query_set: QuerySet, path: str, columns: Sequence[str] | None) -> Relevance:
     """Read relevance from a file, which names queries and rows by their keys."""
     table = read_relevance(path, columns)
     base_keys = _keys(query_set.base)
@@ -164,50 +217,32 @@ def _keys(side: VectorSource) -> Any:
     return side.read_columns(side.keys)[side.keys[0]]
 
 
-def chosen(
-    query_set: QuerySet, relevance: Relevance | None, sample: int | None, seed: int
-) -> Int64s:
-    """Draw the queries, ``int64[q]``, ascending rows of their source."""
-    rows = np.arange(query_set.source.rows)
-    if relevance is not None and isinstance(relevance.judgements, GradedJudgements):
-        rows = rows[relevance.judgements.judged]
-    if sample is None or sample >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
-
-
 @dataclass(frozen=True)
 class Groups:
-    """Queries by the values of a column.
-
-    Attributes:
-        column: Its name.
-        kind: ``"values"`` or ``"deciles"``.
-        members: By the name of each group, which of the queries, ``int64[m]``.
-    """
+    """Queries by the values of a column: by the name of each group, which of them, ``int64[m]``."""
 
     column: str
-    kind: str
+    kind: Literal["values", "deciles"]
     members: Mapping[str, Int64s]
 
-
-def grouped(source: VectorSource, column: str, rows: Int64s) -> Groups:
-    """Group queries by a column: by tenths of a number with many values, else by value.
-
-    Null and NaN are a group of their own.
-    """
-    values = source.read_columns([column])[column].take(pa.array(rows)).combine_chunks()
-    if pa.types.is_nested(values.type):
-        raise InputError(
-            f"{source.path}: `by` names the column `{column}`, which does not hold plain values. "
-            f"Expected numbers, strings or dates. Received: {values.type}. Choose another column."
-        )
-    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if pa.types.is_floating(values.type):
-        values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)  # NaN to null
-    if is_number and len(values.unique()) > _MOST_VALUES:
-        return Groups(column, "deciles", _tenths(values))
-    return Groups(column, "values", _by_value(values))
+    @classmethod
+    def of(cls, source: VectorSource, column: str, rows: Int64s) -> Groups:
+        """Group rows by tenths of a number with many values, else by value; null and NaN apart."""
+        values = source.read_columns([_one("by", column)])[column].take(pa.array(rows))
+        values = values.combine_chunks()
+        if pa.types.is_nested(values.type):
+            raise InputError(
+                f"{source.path}: `by` names the column `{column}`, which does not hold plain "
+                f"values. Expected numbers, strings or dates. Received: {values.type}. Choose "
+                "another column."
+            )
+        is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+        if pa.types.is_floating(values.type):
+            # NaN becomes null.
+            values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)
+        if is_number and len(values.unique()) > _MOST_VALUES:
+            return cls(column, "deciles", _tenths(values))
+        return cls(column, "values", _by_value(values))
 
 
 def _tenths(values: pa.Array) -> dict[str, Int64s]:

@@ -39,46 +39,17 @@ _Column: TypeAlias = pa.Array | pa.ChunkedArray
 _Place: TypeAlias = Callable[[int], str]
 
 
-@dataclass(frozen=True, eq=False)
-class RelevanceRows:
-    """The rows of a relevance file, in its order.
-
-    Attributes:
-        format: ``"parquet"``, ``"csv"`` or ``"trec"``.
-        queries: large_string[n], none of them missing or empty.
-        items: large_string[n], likewise.
-        grades: float64[n], finite, 0 or more.
-    """
-
-    format: str
-    queries: _Column
-    items: _Column
-    grades: Float64s
-
-
-def parse_relevance(path: str, content: bytes, columns: Sequence[str] | None) -> RelevanceRows:
-    r"""Recognise the format of a relevance file and read its rows.
-
-    Args:
-        path: What messages call the file.
-        content: Its bytes, at least one that is not blank, without a byte order mark.
-        columns: Names of the query, item and (with three of them) grade columns; ``None`` for
-            `COLUMNS`. Without a grade column every row has grade 1.
-
-    Example:
-        >>> rows = parse_relevance("clicks.csv", b"user,film\n7,12\n7,30\n", ("user", "film"))
-        >>> rows.format, rows.items.to_pylist(), rows.grades
-        ('csv', ['12', '30'], array([1., 1.]))
-    """
+def _parsed(path: str, content: bytes, columns: Sequence[str] | None) -> tuple[str, pa.Table]:
+    """Recognise the format, and return it and the rows: ``query``, ``item`` and ``grade``."""
     if Parquet().recognises(content[:4], content[-4:]):
-        return _from_parquet(path, content, columns)
+        return "parquet", _from_parquet(path, content, columns)
     text = _text(path, content)
     first = next(line for line in io.StringIO(text) if line.strip())
     delimiters = [mark for mark in "\t," if mark in first]
     if delimiters and not _is_judgement(first):
-        return _from_csv(path, content, columns, (first, delimiters[0]))
+        return "csv", _from_csv(path, content, columns, (first, delimiters[0]))
     if columns is None:
-        return _from_trec(path, text)
+        return "trec", _from_trec(path, text)
     raise InputError(
         f"{path}: looks like TREC qrels, which has no column names. Expected: Parquet or CSV with "
         f"the columns {list(columns)}. Received: {first.strip()!r} as the first line. Omit "
@@ -107,7 +78,7 @@ def _is_judgement(line: str) -> bool:
 # TREC qrels
 
 
-def _from_trec(path: str, text: str) -> RelevanceRows:
+def _from_trec(path: str, text: str) -> pa.Table:
     lines = pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten()
     lines = pc.ascii_trim_whitespace(lines)
     filled = np.flatnonzero(pc.binary_length(lines).to_numpy())
@@ -116,7 +87,7 @@ def _from_trec(path: str, text: str) -> RelevanceRows:
     queries, items, texts = (pc.list_element(fields, place) for place in (0, 2, 3))
     grades = _grades(texts, lambda row: f"{path}, line {filled[row] + 1}", least=-math.inf)
     # trec_eval: below 0 is judged and not relevant.
-    return RelevanceRows("trec", queries, items, np.maximum(grades, 0))
+    return pa.table([queries, items, np.maximum(grades, 0)], COLUMNS)
 
 
 def _check_fields(path: str, fields: pa.ListArray, lines: np.ndarray) -> None:
@@ -137,7 +108,7 @@ def _check_fields(path: str, fields: pa.ListArray, lines: np.ndarray) -> None:
 
 def _from_csv(
     path: str, content: bytes, columns: Sequence[str] | None, header: tuple[str, str]
-) -> RelevanceRows:
+) -> pa.Table:
     line, delimiter = header
     names = _chosen(path, columns, next(csv.reader([line], delimiter=delimiter)))
     try:
@@ -155,17 +126,17 @@ def _from_csv(
             f"{path}: is not well-formed CSV. Expected: the same number of fields in every row as "
             f"in the header, row 1. Received: {' '.join(str(error).split())}. Correct the row."
         ) from error
-    return _of_columns(path, "csv", table)
+    return _of_columns(path, table)
 
 
-def _from_parquet(path: str, content: bytes, columns: Sequence[str] | None) -> RelevanceRows:
+def _from_parquet(path: str, content: bytes, columns: Sequence[str] | None) -> pa.Table:
     with files.refusing(path):
         file = pq.ParquetFile(pa.BufferReader(content))
         present = file.schema_arrow.names
     names = _chosen(path, columns, present)
     with files.refusing(path):
         table = file.read(names, use_threads=False)
-    return _of_columns(path, "parquet", table.select(names))
+    return _of_columns(path, table.select(names))
 
 
 def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) -> list[str]:
@@ -185,13 +156,13 @@ def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) ->
     return names
 
 
-def _of_columns(path: str, kind: str, table: pa.Table) -> RelevanceRows:
+def _of_columns(path: str, table: pa.Table) -> pa.Table:
     queries, items, *rest = (
         (column, _places(path, name))
         for name, column in zip(table.column_names, table.columns, strict=True)
     )
     grades = _grades(*rest[0], least=0) if rest else np.ones(len(table))
-    return RelevanceRows(kind, _ids(*queries), _ids(*items), grades)
+    return pa.table([_ids(*queries), _ids(*items), grades], COLUMNS)
 
 
 def _places(path: str, column: str) -> _Place:
@@ -223,15 +194,7 @@ def _ids(column: _Column, place: _Place) -> _Column:
 
 
 def key_texts(column: _Column) -> _Column:
-    """Return keys or ids as text, by which they are matched.
-
-    Returns:
-        large_string of the same length, null where ``column`` is.
-
-    Example:
-        >>> key_texts(pa.array([17, None])).to_pylist()
-        ['17', None]
-    """
+    """Return keys or ids as text, by which they are matched; null where they are."""
     return pc.cast(_plain(column), pa.large_string())
 
 
@@ -279,15 +242,10 @@ def _first_not_numeric(column: _Column) -> int:
 
 @dataclass(frozen=True, eq=False)
 class RelevanceTable:
-    """What a relevance file says, each pair of query and item once.
+    """What a relevance file says of queries and items, as it names them, each pair once.
 
-    Attributes:
-        path: The file.
-        format: ``"parquet"``, ``"csv"`` or ``"trec"``.
-        rows: Rows of the file; more than there are pairs where clicks repeat.
-        queries: large_string[m], as the file names them.
-        items: large_string[m], likewise.
-        grades: float64[m], finite, 0 or more: the sum over the rows of the pair.
+    Grades are float64[m], finite, 0 or more: the sum over the rows of the pair. The file has more
+    rows than pairs where clicks repeat.
     """
 
     path: str
@@ -320,14 +278,17 @@ def read_relevance(path: str, columns: Sequence[str] | None = None) -> Relevance
         columns: Names of the query, item and grade columns of a Parquet or CSV file. With two
             names every row has grade 1. ``None`` means ``query``, ``item`` and, if it is there,
             ``grade``.
-
-    Example:
-        >>> table = read_relevance("clicks.csv", ("user", "film"))  # doctest: +SKIP
-        >>> table.facts  # doctest: +SKIP
-        {'path': 'clicks.csv', 'format': 'csv', 'rows': 5120, 'duplicates': 212}
     """
     _check_names(columns)
-    return _summed(path, parse_relevance(path, _content(path), columns))
+    kind, table = _parsed(path, _content(path), columns)
+    if not len(table):
+        raise _nothing_in(path, "only a header")
+    # One thread adds in the order of the file: the same bits every time.
+    pairs = table.group_by(["query", "item"], use_threads=False).aggregate([("grade", "sum")])
+    queries, items, grades = (
+        pairs[name].combine_chunks() for name in ("query", "item", "grade_sum")
+    )
+    return RelevanceTable(path, kind, len(table), queries, items, grades.to_numpy())
 
 
 def _check_names(columns: Sequence[str] | None) -> None:
@@ -359,18 +320,6 @@ def _may_be_read(path: str) -> bool:
     return not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
 
 
-def _summed(path: str, rows: RelevanceRows) -> RelevanceTable:
-    if not len(rows.grades):
-        raise _nothing_in(path, "only a header")
-    table = pa.table({"query": rows.queries, "item": rows.items, "grade": rows.grades})
-    # One thread adds in the order of the file: the same bits every time.
-    pairs = table.group_by(["query", "item"], use_threads=False).aggregate([("grade", "sum")])
-    queries, items, grades = (
-        pairs[name].combine_chunks() for name in ("query", "item", "grade_sum")
-    )
-    return RelevanceTable(path, rows.format, len(table), queries, items, grades.to_numpy())
-
-
 def _nothing_in(path: str, received: str) -> InputError:
     return InputError(
         f"{path}: contains no judgements. {EXPECTED}, with at least one row. "
@@ -400,13 +349,6 @@ def judgements_of(
         Judgements of the q queries, and counts: ``judged_queries``, ``unknown_queries`` (ids in the
         file that are no query's key), ``unknown_items`` (that are no base row's), and ``pairs``,
         the judgements that are kept.
-
-    Example:
-        >>> queries, items = (pa.array(ids, pa.large_string()) for ids in (["7", "9"], ["8", "8"]))
-        >>> table = RelevanceTable("clicks.csv", "csv", 2, queries, items, np.ones(2))
-        >>> judgements, facts = judgements_of(table, [7], [6, 7, 8], np.array([1]))
-        >>> judgements.items, facts["unknown_queries"]
-        (array([2]), 1)
     """
     queries = _rows_of_keys(table.path, ("queries", table.queries), query_keys)
     items = _rows_of_keys(table.path, ("items", table.items), base_keys)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from batchnorm_tool.commands.compare import passes
+from batchnorm_tool.commands.compare import compare as module
 from batchnorm_tool.commands.compare.compare import Comparison, compare
 from batchnorm_tool.comparison import neighbours as neighbours_module
 from batchnorm_tool.errors import InputError
@@ -154,8 +154,8 @@ def test_ranks_of_many_rows_are_those_of_some(
     monkeypatch: pytest.MonkeyPatch,
     judged: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(passes, "RANKED_ROWS", 50)
-    monkeypatch.setattr(passes, "RANKED_ROWS", 50)
+    monkeypatch.setattr(module, "RANKED_ROWS", 50)
+    monkeypatch.setattr(module, "RANKED_ROWS", 50)
     monkeypatch.setattr(readers_source, "_BATCH_ROWS", 30)
     (tmp_path / "clicks.csv").write_text("query,item\n1,2\n1,150\n3,2\n")
     relevance = tmp_path / "clicks.csv" if judged else None

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.commands.compare.compare import compare
-from batchnorm_tool.commands.compare.queries import Groups, grouped
+from batchnorm_tool.commands.compare.queries import Groups
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.readers.opening import open_predictions
 from tests.commands.compare.compared import (
@@ -220,7 +220,7 @@ def test_groups_of_a_sample_hold_its_queries(base: Path) -> None:
 
 def groups_of(tmp_path: Path, column: pa.Array) -> Groups:
     source = store(tmp_path / "x", draw(len(column)), column=column)
-    return grouped(open_predictions(source), "column", np.arange(len(column)))
+    return Groups.of(open_predictions(source), "column", np.arange(len(column)))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def edges_of(found: Groups) -> list[tuple[float, float]]:
 def test_numbers_in_a_dictionary_are_numbers(tmp_path: Path) -> None:
     table = {"raw": lists(draw(100)), "x": pa.array(np.arange(100)).dictionary_encode()}
     pyarrow.feather.write_feather(pa.table(table), tmp_path / "x", compression="uncompressed")
-    assert grouped(open_predictions(tmp_path / "x"), "x", np.arange(100)).kind == "deciles"
+    assert Groups.of(open_predictions(tmp_path / "x"), "x", np.arange(100)).kind == "deciles"
 
 
 def test_tenths_of_numbers_that_are_near_each_other_have_names_of_their_own(tmp_path: Path) -> None:

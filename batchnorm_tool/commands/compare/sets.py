@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
-from batchnorm_tool.comparison.metrics import overlap
-from batchnorm_tool.comparison.neighbours import neighbours
+from batchnorm_tool.comparison.metrics import intervals, overlap
+from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, SetFacts, measured
-from batchnorm_tool.comparison.scores import ArrayBase, Base, Metric, Queries
-from batchnorm_tool.comparison.verdict import bootstrap
+from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.inputs.reading import describe_key
@@ -26,6 +25,7 @@ from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.storage.files import save_report
 
 if TYPE_CHECKING:
+    from batchnorm_tool.comparison.neighbours import Base
     from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 
 Int64s = np.ndarray
@@ -69,13 +69,8 @@ def set_facts(source: VectorSource, survey: NormSurvey) -> SetFacts:
 class MeasuredSet:
     """What is known of a set once all of its batches came by.
 
-    Args:
-        rows: How many rows it has.
-        width: Dimensions of a vector.
-
-    Attributes:
-        gaussian: Fitted to the finite vectors.
-        norms: ``float64[rows]``, L2 norms; not finite where the vector is missing or not finite.
+    Its ``norms``, ``float64[rows]``, are the L2 norms, not finite where a vector is missing or not
+    finite; its ``gaussian`` fits the finite vectors.
     """
 
     def __init__(self, rows: int, width: int) -> None:
@@ -118,12 +113,7 @@ def load(predictions: VectorSource) -> tuple[Anything, MeasuredSet]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of a streamed set that are picked up as they come by.
-
-    Attributes:
-        rows: ``int64[m]``, ascending.
-        vectors: Their vectors ``[m, d]``.
-    """
+    """Rows of a streamed set, ascending, whose vectors are picked up as they come by."""
 
     rows: Int64s
     vectors: Anything
@@ -142,8 +132,8 @@ class Pairs:
         partners: ``int64[n]``, the row in ``vectors`` of each; -1 for none.
         vectors: ``[m, d]``, the set in memory.
         norms: ``float64[m]``, its L2 norms.
-        cosines: ``float64[n]``; NaN where there is no partner, or no direction on one side.
         identical: Pairs that are equal bit for bit, once both are float64.
+        cosines: ``float64[n]``; NaN where there is no partner, or no direction on one side.
     """
 
     partners: Int64s
@@ -184,13 +174,7 @@ def stream(predictions: VectorSource, pairs: Pairs, *samples: Sample) -> Measure
 
 @dataclass(frozen=True)
 class NeighbourSearch:
-    """Which neighbours are looked for.
-
-    Attributes:
-        ks: How many of them, ascending.
-        sample: Of how many rows.
-        seed: Of the sample, and of the intervals.
-    """
+    """How many neighbours are looked for, ascending, and of how many rows; drawn with the seed."""
 
     ks: tuple[int, ...]
     sample: int
@@ -222,9 +206,7 @@ def draw(join: Join, pairs: Pairs, search: NeighbourSearch) -> Sample:
 class StreamedBase:
     """A set that is read again whenever its rows are asked for, as a base for `neighbours`.
 
-    Attributes:
-        predictions: The set.
-        probe: Rows of it, spread evenly.
+    The ``probe`` are rows of it, spread evenly.
     """
 
     predictions: VectorSource
@@ -251,39 +233,25 @@ def evenly_spread(predictions: VectorSource) -> Sample:
     return Sample(rows, np.empty((len(rows), predictions.width), predictions.dtype))
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """Overlap of neighbours.
+def measure_overlap(
+    base: Base, sample: Sample, pairs: Pairs, search: NeighbourSearch
+) -> tuple[dict[str, dict[str, float]] | None, int]:
+    """Measure how many nearest neighbours a row has in common within A and within B.
 
-    Attributes:
-        queries: Rows whose neighbours were looked for.
-        by_k: ``value``, ``low`` and ``high`` for each number of neighbours; ``None`` without
-            queries.
+    Returns:
+        Mean and interval by the number of neighbours, None without queries; the number of queries.
     """
-
-    queries: int
-    by_k: dict[str, dict[str, float]] | None
-
-
-def measure_overlap(base: Base, sample: Sample, pairs: Pairs, search: NeighbourSearch) -> Overlap:
-    """Measure how many nearest neighbours a row has in common within A and within B."""
     is_finite = np.isfinite(sample.vectors).all(axis=1)
     rows, queries, most = sample.rows[is_finite], sample.vectors[is_finite], search.ks[-1]
     if not len(rows):
-        return Overlap(0, None)
+        return None, 0
     partners, other = pairs.partners[rows], ArrayBase(pairs.vectors)
     of_a = neighbours(Queries.of(queries, rows), base, [_NONE], METRIC, most)
     probes = Queries.of(pairs.vectors[partners], partners)
     of_b = neighbours(probes, other, [_NONE], METRIC, most)
     found, expected = _as_rows_of_b(of_a[_NONE.label], pairs), of_b[_NONE.label]
     shares = np.column_stack([overlap(found, expected, k) for k in search.ks])
-    low, high = bootstrap(shares, search.seed)
-    figures = zip(shares.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
-    by_k = {
-        str(k): dict(zip(("value", "low", "high"), each, strict=True))
-        for k, each in zip(search.ks, figures, strict=True)
-    }
-    return Overlap(len(rows), by_k)
+    return intervals([str(k) for k in search.ks], shares, search.seed), len(rows)
 
 
 def _as_rows_of_b(rows: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -297,11 +265,8 @@ def _as_rows_of_b(rows: np.ndarray, pairs: Pairs) -> np.ndarray:
 class Join:
     """Which row of one set is which of another.
 
-    Attributes:
-        a_keys: The keys of all rows of the first set, a column for each part of the key.
-        b_keys: Those of the second one.
-        partners: ``int64[n]``, for each row of the first set the one of the second that has its
-            key; -1 for none.
+    Keys are a column for each part. ``partners`` are, for each row of the first set, ``int64[n]``,
+    the row of the second that has its key; -1 for none.
     """
 
     a_keys: pa.Table
@@ -445,12 +410,7 @@ def _example(keys: pa.Table) -> str:
 
 
 def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
-    """Return the keys of some rows as JSON has them, a list for each where a key has several parts.
-
-    Example:
-        >>> keys_to_json(pa.table({"shop": ["a", "b"], "item": [17, 18]}), [1])
-        [['b', 18]]
-    """
+    """Return the keys of some rows as JSON has them, lists where a key has several parts."""
     chosen = keys.take(pa.array(rows, pa.int64()))
     columns = [[_to_json_value(value) for value in column.to_pylist()] for column in chosen.columns]
     return columns[0] if len(columns) == 1 else [list(key) for key in zip(*columns, strict=True)]

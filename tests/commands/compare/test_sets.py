@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.commands.compare.pairs import Join, join_keys, keys_to_json
+from batchnorm_tool.commands.compare.sets import Join, join_keys, keys_to_json
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.source import VectorSource
