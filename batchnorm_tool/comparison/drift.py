@@ -123,8 +123,7 @@ class Gaussian:
                 scatter += deviations.T @ deviations
         return cls(len(x64), mean, scatter)
 
-    def merge(self, other: Gaussian) -> Gaussian:
-        """Return the distribution that fits both sets."""
+    def __add__(self, other: Gaussian) -> Gaussian:
         # The update of `histogram.merged_moments`, of all products instead of the squares.
         if not (self.count and other.count):
             return self if self.count else other
@@ -137,8 +136,6 @@ class Gaussian:
             difference = other.mean - self.mean
             between = np.outer(difference, difference) * (self.count * (other.count / total))
             return Gaussian(total, mean, self.scatter + other.scatter + between)
-
-    __add__ = merge
 
     @property
     def covariance(self) -> Float64s:

@@ -6,10 +6,10 @@ and ``AP@k``. A row is relevant where its grade is above 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from batchnorm_tool.comparison.verdict import Numbers, Quality, RankingFigures, 
 from batchnorm_tool.norms.norm import Float64s
 
 Int64s = np.ndarray
+# What two norms have in common.
+_ByPair = dict[frozenset[str], Float64s]
 # A reader looks at rank r + 1 with this probability: the first ten ranks weigh 86 %.
 RBO_PERSISTENCE = 0.9
 # Queries at a time: 16 MB of ranks and rows at a depth of 100.
@@ -85,14 +87,14 @@ def _shares(parts: Float64s | Int64s, wholes: Float64s | Int64s) -> Float64s:
     return np.divide(parts, wholes, out=shares, where=wholes > 0)
 
 
-def overlap(first: Int64s, second: Int64s, k: int) -> Float64s:
-    """Return the share ``float64[q]`` of the ``k`` nearest rows that two rankings have in common.
+def overlap(first: Int64s, second: Int64s, ks: Sequence[int]) -> Float64s:
+    """Return the share of common rows among the ``k`` nearest of two rankings, ``float64[q, ks]``.
 
     Rankings are ``int64[q, m]``, rows nearest first, each once; -1 where there are no more. Where
-    both have fewer than ``k`` rows, it is out of the longer one; 1 where neither has any.
+    both have fewer rows than asked for, it is out of the longer one; 1 where neither has any.
     """
-    shared = _shared_by_depth(first[:, :k], second[:, :k])[:, -1]
-    lengths = _lengths(first[:, :k], second[:, :k])
+    shared = np.take(_shared_by_depth(first, second), np.subtract(ks, 1), axis=1)
+    lengths = np.minimum(_lengths(first, second)[:, np.newaxis], ks)
     return np.where(lengths > 0, shared / np.maximum(lengths, 1), 1.0)
 
 
@@ -127,20 +129,14 @@ def _shared_by_depth(first: Int64s, second: Int64s) -> Int64s:
 
 def _shared(first: Int64s, second: Int64s) -> Int64s:
     """Return the same at one go: a row is shared from the later of its two ranks on."""
-    count, depth = first.shape
-    queries = np.repeat(np.arange(count), depth)
-    ranks = np.tile(np.arange(depth), count)
-    both = np.concatenate([first.ravel(), second.ravel()])
-    owners, places = np.concatenate([queries, queries]), np.concatenate([ranks, ranks])
-    real = both >= 0
-    both, owners, places = both[real], owners[real], places[real]
-    order = np.lexsort((places, both, owners))
-    both, owners, places = both[order], owners[order], places[order]
-    # In order of query and row, a row of both rankings stands twice, the second time with its later
-    # rank: from that depth on it is shared.
-    twice = np.flatnonzero((both[1:] == both[:-1]) & (owners[1:] == owners[:-1])) + 1
-    shared = np.zeros((count, depth), np.int64)
-    np.add.at(shared, (owners[twice], places[twice]), 1)
+    both = np.concatenate([first, second], axis=1)
+    order = np.argsort(both, axis=1, kind="stable")
+    rows, ranks = np.take_along_axis(both, order, 1), order % first.shape[1]
+    # In this order a row of both rankings comes twice.
+    twice = (rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)
+    later = np.maximum(ranks[:, 1:], ranks[:, :-1])
+    shared = np.zeros(first.shape, np.int64)
+    np.add.at(shared, (np.nonzero(twice)[0], later[twice]), 1)
     return np.cumsum(shared, axis=1)
 
 
@@ -224,25 +220,18 @@ class Rankings:
         return {norm: quality(self.judgements, rows, self.ks) for norm, rows in self.rows.items()}
 
     @cached_property
-    def overlaps(self) -> dict[tuple[str, str], dict[int, Float64s]]:
-        """Overlap of two norms for each query, by the pair (in order) and the depth."""
-        return {
-            pair: {k: overlap(self.rows[pair[0]], self.rows[pair[1]], k) for k in self.ks}
-            for pair in self._pairs
-        }
+    def _overlaps(self) -> _ByPair:
+        return self._of_pairs(lambda first, second: overlap(first, second, self.ks))
 
     @cached_property
-    def rank_biased_overlaps(self) -> dict[tuple[str, str], Float64s]:
-        """Rank-biased overlap of two norms for each query, by the pair."""
-        return {
-            (one, other): rank_biased_overlap(self.rows[one], self.rows[other])
-            for one, other in self._pairs
-        }
+    def _rank_biased_overlaps(self) -> _ByPair:
+        return self._of_pairs(rank_biased_overlap)
 
-    @property
-    def _pairs(self) -> list[tuple[str, str]]:
-        norms = self.norms
-        return [(one, other) for at, one in enumerate(norms) for other in norms[at + 1 :]]
+    def _of_pairs(self, measure: Callable[[Int64s, Int64s], Float64s]) -> _ByPair:
+        return {
+            frozenset({one, other}): measure(self.rows[one], self.rows[other])
+            for one, other in combinations(self.rows, 2)
+        }
 
     def figures(self, queries: Int64s | None = None) -> RankingFigures:
         """Return all figures of some queries, ``int64[m]``, at least one; default: all."""
@@ -250,8 +239,14 @@ class Rankings:
         chosen = everyone if queries is None else queries
         quality, tests = self._quality_and_tests(chosen)
         return {
-            "overlap": self._overlap(chosen),
-            "rbo": self._rbo(chosen),
+            "overlap": {
+                one: {other: self._overlap(one, other, chosen) for other in self.rows}
+                for one in self.rows
+            },
+            "rbo": {
+                one: {other: self._rbo(one, other, chosen) for other in self.rows}
+                for one in self.rows
+            },
             "hubness": {
                 norm: hubness(rows[chosen], self.headline_k, self.base_rows)
                 for norm, rows in self.rows.items()
@@ -260,19 +255,16 @@ class Rankings:
             "tests": tests,
         }
 
-    def _overlap(self, queries: Int64s) -> dict[str, dict[str, dict[str, float]]]:
-        means = {
-            pair: {str(k): float(values[queries].mean()) for k, values in by_k.items()}
-            for pair, by_k in self.overlaps.items()
-        }
-        return _mirrored(self.norms, means, {str(k): 1.0 for k in self.ks})
+    def _overlap(self, one: str, other: str, queries: Int64s) -> dict[str, float]:
+        if one == other:
+            return {str(k): 1.0 for k in self.ks}
+        values = self._overlaps[frozenset({one, other})]
+        return {str(k): float(values[queries, at].mean()) for at, k in enumerate(self.ks)}
 
-    def _rbo(self, queries: Int64s) -> dict[str, dict[str, float]]:
-        means = {
-            pair: float(values[queries].mean())
-            for pair, values in self.rank_biased_overlaps.items()
-        }
-        return _mirrored(self.norms, means, 1.0)
+    def _rbo(self, one: str, other: str, queries: Int64s) -> float:
+        if one == other:
+            return 1.0
+        return float(self._rank_biased_overlaps[frozenset({one, other})][queries].mean())
 
     def _quality_and_tests(self, queries: Int64s) -> tuple[Quality | None, Tests | None]:
         if self.quality is None or self.judgements is None:
@@ -321,15 +313,4 @@ def _figures(
     return {
         metric: dict(zip(names, map(float, figures), strict=True))
         for metric, figures in zip(metrics, zip(*columns, strict=True), strict=True)
-    }
-
-
-def _mirrored(norms: Sequence[str], pairs: Mapping[tuple[str, str], Any], same: Any) -> Any:
-    """Return a matrix of norms from the values of its upper half."""
-    return {
-        one: {
-            other: same if one == other else pairs.get((one, other), pairs.get((other, one)))
-            for other in norms
-        }
-        for one in norms
     }

@@ -62,12 +62,9 @@ class NormSurvey:
     """Norms of rows, under every norm.
 
     Attributes:
-        rows: How many rows.
         missing: Rows whose vector is null or ragged.
         nonfinite: Other rows with NaN or inf in them.
-        zero: Rows of zeros.
-        norms: Statistics of each norm, by its label; rows that are missing or not finite count as
-            not finite there.
+        norms: By the label of each norm; rows that are missing count as not finite, too.
         unit: Rows of length 1, to a thousandth, by the label of each norm.
     """
 
@@ -92,8 +89,7 @@ class NormSurvey:
             unit={label: _near_one(values) for label, values in lengths.items()},
         )
 
-    def merge(self, other: NormSurvey) -> NormSurvey:
-        """Return the survey of the rows of both; they have the same norms."""
+    def __add__(self, other: NormSurvey) -> NormSurvey:
         return NormSurvey(
             rows=self.rows + other.rows,
             missing=self.missing + other.missing,
@@ -102,8 +98,6 @@ class NormSurvey:
             norms={label: norms + other.norms[label] for label, norms in self.norms.items()},
             unit={label: count + other.unit[label] for label, count in self.unit.items()},
         )
-
-    __add__ = merge
 
 
 def norms_to_measure(compared: Sequence[Norm]) -> tuple[Norm, ...]:

@@ -7,8 +7,6 @@ also picks up the queries, the rows by which the search for neighbours begins, a
 
 from __future__ import annotations
 
-import numpy as np
-
 from batchnorm_tool.commands.compare.compare import first_pass
 from batchnorm_tool.commands.compare.queries import QuerySet
 from batchnorm_tool.commands.compare.sets import Sample
@@ -25,7 +23,7 @@ def main() -> None:
     with Stopwatch() as watch:
         base = open_predictions(wanted["input"])
         rows = query_rows(base.rows, wanted["queries"])
-        asked = Sample(rows, np.empty((len(rows), base.width), base.dtype))
+        asked = Sample.of(base, rows)
         found = first_pass(QuerySet(base, base), asked, norms, all_lengths=False)
     watch.say(counts={label: norm.count for label, norm in found.survey.norms.items()})
 

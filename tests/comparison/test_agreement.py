@@ -56,14 +56,14 @@ def test_overlap_is_the_share_of_common_rows(
         len(set(rows_of(one[:k])) & set(rows_of(other[:k]))) / len(rows_of(one[:k]))
         for one, other in zip(*rankings, strict=True)
     ]
-    np.testing.assert_allclose(overlap(*rankings, k), expected, rtol=1e-15)
+    np.testing.assert_allclose(overlap(*rankings, [k])[:, 0], expected, rtol=1e-15)
     assert len(set(expected)) > 1
 
 
 def test_overlap_of_rankings_of_different_length_is_out_of_the_longer_one() -> None:
     one, other = np.array([[4, 5, -1, -1]]), np.array([[5, 7, 8, -1]])
-    assert overlap(one, other, 4).tolist() == [1 / 3]
-    assert overlap(other, one, 2).tolist() == [1 / 2]
+    assert overlap(one, other, [4, 3, 1]).tolist() == [[1 / 3, 1 / 3, 0]]
+    assert overlap(other, one, [2]).tolist() == [[1 / 2]]
 
 
 @pytest.mark.parametrize("persistence", [RBO_PERSISTENCE, 0.5, 0.98])
@@ -100,10 +100,10 @@ def test_rank_biased_overlap_of_known_rankings(
 
 def test_nothing_equals_nothing() -> None:
     nothing = np.full((2, 3), -1)
-    assert overlap(nothing, nothing, 2).tolist() == [1, 1]
+    assert overlap(nothing, nothing, [2]).tolist() == [[1], [1]]
     assert rank_biased_overlap(nothing, nothing).tolist() == [1, 1]
     something = np.array([[1, 2, -1], [3, -1, -1]])
-    assert overlap(something, nothing, 3).tolist() == [0, 0]
+    assert overlap(something, nothing, [3]).tolist() == [[0], [0]]
     assert rank_biased_overlap(something, nothing).tolist() == [0, 0]
 
 

@@ -43,7 +43,7 @@ def test_agreement_is_the_mean_over_queries(rankings: Rankings) -> None:
     for one in NORMS:
         for other in NORMS:
             rows = rankings.rows[one], rankings.rows[other]
-            expected = {str(k): overlap(*rows, k).mean() for k in KS}
+            expected = dict(zip(map(str, KS), overlap(*rows, KS).mean(axis=0), strict=True))
             assert found["overlap"][one][other] == pytest.approx(expected, rel=1e-14)
             mean = rank_biased_overlap(*rows).mean()
             assert found["rbo"][one][other] == pytest.approx(mean, rel=1e-14)

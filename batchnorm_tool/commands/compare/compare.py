@@ -217,7 +217,7 @@ def _document(
     """Measure everything, and put it into the document of a comparison."""
     if query_set.source.width == 1:
         warn("The vectors have a single component: every norm except none makes them 1 or -1.")
-    sampled = Sample(rows, np.empty((len(rows), query_set.source.width), query_set.source.dtype))
+    sampled = Sample.of(query_set.source, rows)
     is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
     passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
     if not query_set.is_base:

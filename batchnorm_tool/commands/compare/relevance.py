@@ -35,6 +35,7 @@ EXPECTED = (
 _TREC_FIELDS = 4
 # Column of a file, row by row in one or several pieces.
 _Column: TypeAlias = pa.Array | pa.ChunkedArray
+_Keys: TypeAlias = Sequence[Any] | _Column
 # How messages call a row.
 _Place: TypeAlias = Callable[[int], str]
 
@@ -175,7 +176,7 @@ def _places(path: str, column: str) -> _Place:
 def _ids(column: _Column, place: _Place) -> _Column:
     """Return ids as text, none of them missing."""
     try:
-        texts = key_texts(column)
+        texts = _key_texts(column)
     except pa.ArrowException as error:
         raise InputError(
             f"{place(0)}: is not an id. Expected: text or integers. Received: {column.type}. "
@@ -193,7 +194,7 @@ def _ids(column: _Column, place: _Place) -> _Column:
     return texts
 
 
-def key_texts(column: _Column) -> _Column:
+def _key_texts(column: _Column) -> _Column:
     """Return keys or ids as text, by which they are matched; null where they are."""
     return pc.cast(_plain(column), pa.large_string())
 
@@ -328,22 +329,14 @@ def _nothing_in(path: str, received: str) -> InputError:
 
 
 def judgements_of(
-    table: RelevanceTable,
-    query_keys: Sequence[Any] | pa.Array | pa.ChunkedArray,
-    base_keys: Sequence[Any] | pa.Array | pa.ChunkedArray,
-    query_rows: Int64s,
+    table: RelevanceTable, query_keys: _Keys, base_keys: _Keys, query_rows: Int64s
 ) -> tuple[GradedJudgements, dict[str, int]]:
     """Find a file's queries and items among the rows that are compared.
 
-    Keys are matched by their text: 17 and ``"17"`` are the same, 17 and ``"017"`` are not. A
-    judgement of a query about its own row is left out, for no query is its own neighbour.
-
-    Args:
-        table: What the file says.
-        query_keys: Keys of the q queries: a list, an array or an Arrow column. Give all queries,
-            and `GradedJudgements.take` a sample of them: the others would seem to be unknown.
-        base_keys: Keys of the n rows of the base; may be ``query_keys`` itself.
-        query_rows: int64[q], the base row that is the query itself, -1 where there is none.
+    Keys are matched by their text: 17 and ``"17"`` are the same, 17 and ``"017"`` are not. Give
+    those of all q queries, and `GradedJudgements.take` a sample: the others would seem to be
+    unknown. A judgement of a query about its own row of the base, ``int64[q]`` or -1, is left out,
+    for no query is its own neighbour.
 
     Returns:
         Judgements of the q queries, and counts: ``judged_queries``, ``unknown_queries`` (ids in the
@@ -371,12 +364,10 @@ def judgements_of(
     }
 
 
-def _rows_of_keys(
-    path: str, named: tuple[str, pa.Array], keys: Sequence[Any] | pa.Array | pa.ChunkedArray
-) -> Int64s:
+def _rows_of_keys(path: str, named: tuple[str, pa.Array], keys: _Keys) -> Int64s:
     """Return the row of each id among keys, -1 for an id that is none of them."""
     words, ids = named
-    texts = key_texts(keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys))
+    texts = _key_texts(keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys))
     _check_unique(words, texts)
     rows = pc.fill_null(pc.index_in(ids, value_set=texts), -1).to_numpy().astype(np.int64)
     if (rows < 0).all():
@@ -389,7 +380,7 @@ def _rows_of_keys(
     return rows
 
 
-def _check_unique(words: str, texts: pa.Array | pa.ChunkedArray) -> None:
+def _check_unique(words: str, texts: _Column) -> None:
     if pc.count_distinct(texts).as_py() == len(texts) - texts.null_count:
         return
     counts = pc.value_counts(pc.drop_null(texts))

@@ -118,6 +118,11 @@ class Sample:
     rows: Int64s
     vectors: Anything
 
+    @classmethod
+    def of(cls, source: VectorSource, rows: Int64s) -> Sample:
+        """Return a sample without vectors yet."""
+        return cls(rows, np.empty((len(rows), source.width), source.dtype))
+
     def add(self, batch: PredictionBatch) -> None:
         """Pick up what is in a batch."""
         start, stop = np.searchsorted(self.rows, [batch.first_row, batch.first_row + batch.rows])
@@ -229,8 +234,7 @@ class StreamedBase:
 def evenly_spread(predictions: VectorSource) -> Sample:
     """Return rows of a set at equal distances, about 4,096 of them."""
     step = -(-predictions.rows // _PROBED_ROWS)
-    rows = np.arange(0, predictions.rows, max(1, step))
-    return Sample(rows, np.empty((len(rows), predictions.width), predictions.dtype))
+    return Sample.of(predictions, np.arange(0, predictions.rows, max(1, step)))
 
 
 def measure_overlap(
@@ -250,7 +254,7 @@ def measure_overlap(
     probes = Queries.of(pairs.vectors[partners], partners)
     of_b = neighbours(probes, other, [_NONE], METRIC, most)
     found, expected = _as_rows_of_b(of_a[_NONE.label], pairs), of_b[_NONE.label]
-    shares = np.column_stack([overlap(found, expected, k) for k in search.ks])
+    shares = overlap(found, expected, search.ks)
     return intervals([str(k) for k in search.ks], shares, search.seed), len(rows)
 
 
