@@ -131,12 +131,7 @@ def _rate(rows: int, seconds: float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as a person says it.
-
-    Example:
-        >>> format_duration(7), format_duration(125), format_duration(7260)
-        ('7 s', '2 min 5 s', '2 h 1 min')
-    """
+    """Return a duration as a person says it, such as ``2 min 5 s``."""
     whole = round(seconds)
     if whole < _MINUTE:
         return f"{whole} s"

@@ -23,7 +23,6 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.job import Engine, Input, Job, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.models.security import ModelCopy
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.pipeline.manifest import Manifest, read_manifest, read_record, read_refusals
 from batchnorm_tool.pipeline.output_state import RECORDS
@@ -123,15 +122,10 @@ class StoreDescription:
 
     Attributes:
         version: The live one; ``None`` before the first, and then little is known.
-        lance_version: Lance's number of it.
-        hold: Since when and why nothing is published.
-        waiting: The candidate that waits.
         versions: The kept ones, with Lance's numbers.
         running: Whether a refresh holds the store.
         rows: Rows of the live version; ``stale`` ones are among them, ``quarantined`` ones not.
-        norms: Quantiles of its norms.
-        gate: What the gate found.
-        published: When it was.
+        norms: Quantiles of the live version's norms.
     """
 
     version: int | None
@@ -159,13 +153,7 @@ Details = Manifest | UnfinishedRun | ModelDescription | DataDescription | StoreD
 
 @dataclass(frozen=True)
 class Description:
-    """What a path is.
-
-    Attributes:
-        kind: ``run``, ``unfinished run``, ``store``, ``data`` or ``model``.
-        path: The path.
-        details: What is known of it.
-    """
+    """What a path is: its kind (run, unfinished run, store, data or model), and what is known."""
 
     kind: str
     path: str
@@ -210,27 +198,18 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Descriptio
 
 
 def _show(path: str) -> Description:
-    shown = _result(path)
-    if shown is not None:
-        return shown
-    if security.is_model(path):
-        return Description("model", path, _model(path))
-    return Description("data", path, _data(path))
-
-
-def _result(path: str) -> Description | None:
-    """Return a store, or a run: finished or not."""
-    directory = Path(path)
-    storage = Storage(directory)
     if is_store(path):
         return Description("store", path, _store(path))
-    if directory.is_dir():
+    if Path(path).is_dir():
+        storage = Storage(Path(path))
         manifest = read_manifest(storage, path)
         if manifest is not None:
             return Description("run", path, manifest)
         if STATE in storage.names():
             return Description("unfinished run", path, _unfinished(storage))
-    return None
+    if security.is_model(path):
+        return Description("model", path, _model(path))
+    return Description("data", path, _data(path))
 
 
 def _unfinished(storage: Storage) -> UnfinishedRun:
@@ -267,7 +246,7 @@ def _model(path: str) -> ModelDescription:
 
 
 def _ends(
-    path: str, copied: ModelCopy
+    path: str, copied: security.ModelCopy
 ) -> tuple[tuple[Field, ...] | None, tuple[Field, ...] | None, str | None]:
     """Return the model's inputs and outputs where the gate lets it load, and why it does not."""
     model = Model(path=path)
@@ -362,15 +341,12 @@ def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
 
 
 def _write_page(shown: Description, html: str) -> None:
-    if shown.kind == "store":
-        raise InputError(
-            f"`--html` needs a finished run. Received: `{shown.path}` (store). Use "
-            f"`batchnorm-tool history {shown.path} --html {html}`."
-        )
     if not isinstance(shown.details, Manifest):
+        is_store = shown.kind == "store"
+        history = f"Use `batchnorm-tool history {shown.path} --html {html}`."
         raise InputError(
-            f"`--html` needs a finished run. Received: `{shown.path}` ({shown.kind}). Give the "
-            "output directory of a finished run."
+            f"`--html` needs a finished run. Received: `{shown.path}` ({shown.kind}). "
+            + (history if is_store else "Give the output directory of a finished run.")
         )
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
     save_page(html, run_page(shown.details, chunks))

@@ -10,12 +10,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from batchnorm_tool.errors import JobError
-from batchnorm_tool.job.loader import (
-    escape_variables,
-    expand_environment,
-    read_job_file,
-    set_values,
-)
+from batchnorm_tool.job import loader
 from batchnorm_tool.job.messages import complaints_of, format_value, mask_values, refusal
 from batchnorm_tool.job.refresh_sections import Gate, Keep, Publish, Publishes, Store
 from batchnorm_tool.job.sections import (
@@ -112,8 +107,8 @@ class Job(Section):
             JobError: The file cannot be read, or does not hold a job; all that is wrong with its
                 keys and values is named at once.
         """
-        data = set_values(read_job_file(path), overrides)
-        expanded, unset = expand_environment(data, os.environ)
+        data = loader.set_values(loader.read_job_file(path), overrides)
+        expanded, unset = loader.expand_environment(data, os.environ)
         base = Path(path).absolute().parent
         return cls._checked(expanded, os.fspath(path), base, unset)
 
@@ -143,7 +138,7 @@ class Job(Section):
             defaults: Write the keys that have their default values, too.
         """
         values = self.model_dump(exclude_defaults=not defaults)
-        return yaml.safe_dump(escape_variables(values), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(loader.escape_variables(values), sort_keys=False, allow_unicode=True)
 
     def masked(self) -> dict[str, object]:
         """Return `to_dict` with whatever looks like a secret in a URI replaced by ``***``."""

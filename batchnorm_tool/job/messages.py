@@ -14,6 +14,10 @@ from batchnorm_tool.errors import JobError, Lines
 from batchnorm_tool.job.loader import map_texts
 
 _LONGEST_SHOWN = 80
+_NUMBER_HINTS = {
+    "axis": " -1 is the last axis, which is axis 1 of a table of vectors.",
+    "devices": " Write `[0]` for the first GPU alone.",
+}
 CUSTOM = "job"
 _KINDS: dict[type, str] = {
     type(None): "nothing",
@@ -50,12 +54,7 @@ class _Place:
 
 
 def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
-    """Return one error for all that is wrong with a job.
-
-    Example:
-        >>> print(refusal("job.yaml", {"input.kee": "is not a key. Did you mean `key`?"}))
-        job.yaml: `input.kee` is not a key. Did you mean `key`?
-    """
+    """Return one error for all that is wrong with a job."""
     lines = [f"`{key}` {text}" for key, text in complaints.items()]
     if len(lines) == 1:
         return JobError(f"{where}: {lines[0]}")
@@ -83,12 +82,7 @@ def complaints_of(error: ValidationError, model: type[BaseModel], data: object) 
 
 
 def format_value(value: object) -> str:
-    """Return a value received, as YAML would spell it, short and without secrets, with its kind.
-
-    Example:
-        >>> format_value("s3://me:secret@bucket"), format_value(False)
-        ("'s3://***@bucket' (text)", 'false (a boolean)')
-    """
+    """Return a value received, as YAML would spell it, short and without secrets, with its kind."""
     if isinstance(value, (bool, type(None))):
         text = {True: "true", False: "false", None: "null"}[value]
     elif isinstance(value, str):
@@ -238,12 +232,4 @@ def _hint(place: _Place, value: object) -> str:
         return " Did you mean `input.key`, which names columns?"
     if isinstance(value, str):
         return did_you_mean(value, [str(each) for each in _choices(place.annotation)])
-    return _number_hint(place) if isinstance(value, int) else ""
-
-
-def _number_hint(place: _Place) -> str:
-    if place.keys[-1] == "axis":
-        return " -1 is the last axis, which is axis 1 of a table of vectors."
-    if place.keys[-1] == "devices":
-        return " Write `[0]` for the first GPU alone."
-    return ""
+    return _NUMBER_HINTS.get(place.keys[-1], "") if isinstance(value, int) else ""

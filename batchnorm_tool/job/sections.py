@@ -211,7 +211,8 @@ class Trust(Section):
     """Custom classes that the safety gate lets past."""
 
     classes: Annotated[
-        Annotated[list[ClassName], Field(min_length=1)],
+        list[ClassName],
+        Field(min_length=1),
         Expects("a list of installed classes, such as [my_package.layers.L2Distance]"),
     ] = Field(description="Trusted installed classes, as module.Class.")
 
@@ -295,18 +296,9 @@ class Normalize(Section):
     )
 
     def for_output(self, name: str) -> tuple[Norm, Axis]:
-        """Return the norm and the axis for one model output.
+        """Return the norm and the axis of one output: -1 (each vector), or ``"all"`` (a whole row).
 
-        Args:
-            name: The output's name; one that ``outputs`` does not list gets the common norm.
-
-        Returns:
-            The norm, and -1 (each vector) or ``"all"`` (the whole tensor of a row).
-
-        Example:
-            >>> norm, axis = Normalize(norm="cosine").for_output("embedding")
-            >>> norm.label, axis
-            ('l2', -1)
+        An output that ``outputs`` does not list has the common ones.
         """
         own = self.outputs.get(name, OutputNorm())
         p = self.p if own.norm is None and own.p is None else own.p

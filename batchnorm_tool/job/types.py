@@ -33,12 +33,7 @@ _NAMES_OF_NORMS = ", ".join(f"`{name}`" for name in NORM_NAMES)
 
 
 def wrong(text: str, key: str = "") -> PydanticCustomError:
-    """Return what a check raises inside a section.
-
-    Args:
-        text: What is wrong, to stand behind the key: "is …, write …".
-        key: The key below the checked one that is at fault, dotted; empty for that one itself.
-    """
+    """Return what a check raises: ``text`` stands behind its key, or a dotted one below that."""
     return PydanticCustomError(CUSTOM, "{text}", {"text": text, "key": key})
 
 

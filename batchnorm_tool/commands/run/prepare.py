@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +15,11 @@ import pyarrow as pa
 from batchnorm_tool import features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
-from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.job import Job
-from batchnorm_tool.models import security
-from batchnorm_tool.models.batching import Predictor
-from batchnorm_tool.models.security import ModelReport
+from batchnorm_tool.models import Predictor, security
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.plan import (
     Plan,
@@ -43,6 +40,7 @@ _STORED_BATCH = 4096
 
 T = TypeVar("T")
 _Sample = dict[str, np.ndarray]
+_Columns = dict[str, tuple[str, ...]]
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Preparation:
     limit: int | None = None
     least_rows: int = 0
     table: Table = field(init=False)
-    report: ModelReport | None = field(init=False, default=None)
+    report: security.ModelReport | None = field(init=False, default=None)
     _predictor: Predictor | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
 
@@ -112,9 +110,8 @@ class Preparation:
 
     def plan(self, choices: ResolvedOptions | None = None) -> Plan:
         """Return the plan of the run."""
-        with capture_warnings(
-            lambda _: None
-        ):  # they are found again below, whoever made the choices
+        # Warnings are found again below, whoever made the choices.
+        with capture_warnings(lambda _: None):
             resolved = self._resolve() if choices is None else self._confirmed(choices)
         layouts = output_schema.output_specs(self.job, resolved.outputs)
         output_schema.output_schema(resolved.carried, layouts, self.job.output.dtype)
@@ -133,7 +130,7 @@ class Preparation:
         """Return choices made earlier; where other bits are accepted, for the device here."""
         if not self.job.engine.mixed_bits:
             return choices
-        model = self._load()
+        model = self.predictor()
         return replace(choices, device=model.device, threads=model.threads)
 
     def _findings(self, resolved: ResolvedOptions) -> Iterator[str]:
@@ -158,15 +155,13 @@ class Preparation:
 
     def predictor(self) -> Predictor:
         """Return the model, loaded once."""
-        return self._load()
+        if self._predictor is None:
+            self._predictor = self._open_model()
+        return self._predictor
 
     def independent_batch_size(self, resolved: ResolvedOptions) -> int | None:
-        """Return a batch size near the chosen one at which a row's bits do not depend on its place.
-
-        Returns:
-            The size; ``None`` where bits depend on the place.
-        """
-        model, chosen = self._load(), resolved.batch_size
+        """Return a batch size near the chosen one, at which bits do not depend on a row's place."""
+        model, chosen = self.predictor(), resolved.batch_size
         if self.job.model is None:
             return chosen
         sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
@@ -176,18 +171,13 @@ class Preparation:
             lambda sample: models.independent_batch_size(model, sample, sizes),
         )
 
-    def _load(self) -> Predictor:
-        if self._predictor is None:
-            self._predictor = self._open_model()
-        return self._predictor
-
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
         return load_model(self.job.model, self.content, self.job.engine)
 
     def _resolve(self) -> ResolvedOptions:
-        model = self._load()
+        model = self.predictor()
         wanted = model.inputs if self.job.model is not None else ()
         columns = self._match(wanted)
         inputs = self._fields(columns, wanted)
@@ -196,11 +186,7 @@ class Preparation:
         )
 
     def _choose(
-        self,
-        model: Predictor,
-        columns: dict[str, tuple[str, ...]],
-        inputs: tuple[Field, ...],
-        sample: _Sample,
+        self, model: Predictor, columns: _Columns, inputs: tuple[Field, ...], sample: _Sample
     ) -> ResolvedOptions:
         batch_size = self._batch_size(model, sample)
         # Kept: the work would compile it again.
@@ -234,7 +220,7 @@ class Preparation:
             transform=self.transform_sha256,
         )
 
-    def _match(self, inputs: tuple[Field, ...]) -> dict[str, tuple[str, ...]]:
+    def _match(self, inputs: tuple[Field, ...]) -> _Columns:
         with self._naming_the_input():
             return features.match_features(self.table.schema, inputs, self.job.input, self._head)
 
@@ -248,23 +234,21 @@ class Preparation:
             told = error.message if path in error.message else f"{path}: {error.message}"
             raise InputError(told) from error
 
-    def _fields(
-        self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]
-    ) -> tuple[Field, ...]:
+    def _fields(self, columns: _Columns, inputs: tuple[Field, ...]) -> tuple[Field, ...]:
         """Return the inputs with every open size made known by the first rows."""
         if self.job.input.transform is not None:
             return inputs
-        rows = reading.head_with_lists(self.table, _names(columns), _SAMPLE_ROWS)
+        rows = reading.head_with_lists(self.table, column_names(columns), _SAMPLE_ROWS)
         with self._naming_the_input():
             return features.infer_fields(rows, columns, inputs, self.job.input)
 
-    def _head(self, columns: dict[str, tuple[str, ...]]) -> pa.Table:
+    def _head(self, columns: _Columns) -> pa.Table:
         """Return the first rows, with the feature columns."""
-        return reading.head(self.table, _names(columns), min(self.rows, _SAMPLE_ROWS))
+        return reading.head(self.table, column_names(columns), min(self.rows, _SAMPLE_ROWS))
 
-    def _sample(self, columns: dict[str, tuple[str, ...]], inputs: tuple[Field, ...]) -> _Sample:
+    def _sample(self, columns: _Columns, inputs: tuple[Field, ...]) -> _Sample:
         """Return the features of the first good rows; one row of filler where there is none."""
-        reader = FeatureReader(
+        reader = features.FeatureReader(
             columns, inputs, self.job.input, check_nonfinite=self.job.model is not None
         )
         arrays, faults = reader.read(self._head(columns))
@@ -274,14 +258,11 @@ class Preparation:
         return models.filler(inputs)
 
     def _on_sample(
-        self,
-        columns: dict[str, tuple[str, ...]],
-        inputs: tuple[Field, ...],
-        use: Callable[[_Sample], T],
+        self, columns: _Columns, inputs: tuple[Field, ...], use: Callable[[_Sample], T]
     ) -> T:
         """Return what ``use`` makes of the sample, or of the rows in it on which the model runs."""
         filler = None if self.job.input.invalid == "fail" else models.filler(inputs)
-        return models.on_good_rows(self._load(), self._sample(columns, inputs), use, filler)
+        return models.on_good_rows(self.predictor(), self._sample(columns, inputs), use, filler)
 
     def _batch_size(self, model: Predictor, sample: _Sample) -> int:
         if self.job.model is None:
@@ -308,7 +289,7 @@ class Preparation:
         return model.batch_size / max(time.perf_counter() - start, 1e-9)
 
 
-def _names(columns: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def column_names(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Return the stored columns, each once."""
     return tuple(dict.fromkeys(name for group in columns.values() for name in group))
 

@@ -8,26 +8,15 @@ from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS
 from batchnorm_tool.commands.progress import Progress, SilentProgress
-from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.commands.run.prepare import Preparation, column_names
 from batchnorm_tool.display import plural
 from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import Job, is_staged
+from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state, part_summary
-from batchnorm_tool.pipeline.manifest import (
-    MANIFEST_PATH,
-    REFUSED,
-    SUCCESS_PATH,
-    BadRow,
-    Manifest,
-    PartRecord,
-    Totals,
-    build_manifest,
-    read_refusals,
-    total,
-)
 from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
@@ -41,35 +30,32 @@ _OF_FEATURES = {reason.label for reason in INPUT_REASONS}
 _OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
 
 
-def check_policies(storage: Storage, plan: Plan) -> Totals:
+def check_policies(storage: Storage, plan: Plan) -> manifests.Totals:
     """Add up the records of all parts, and let the policies have their say on the whole."""
-    refused = list(read_refusals(storage))
+    refused = list(manifests.read_refusals(storage))
     if refused:
-        raise BadRows(_broken_policy(refused, plan))
-    totals = total(storage, range(plan.part_count))
+        raise _broken_policy(refused, plan)
+    totals = manifests.total(storage, range(plan.part_count))
     if totals.counts.rows_in != plan.rows:
         raise Damaged(
             f"The records of finished parts cover {totals.counts.rows_in:,} "
             f"of {plural(plan.rows, 'row')}: this version does not write such records. "
             f"{RECREATE.capitalize()}."
         )
-    most = plan.job.normalize.max_bad_fraction
-    if totals.counts.bad > most * max(1, plan.rows):
-        raise BadRows(_too_many(totals, plan))
+    if totals.counts.bad > plan.job.normalize.max_bad_fraction * max(1, plan.rows):
+        raise _too_many(totals, plan)
     return totals
 
 
-def _broken_policy(refused: list[PartRecord], plan: Plan) -> str:
-    rows = [row for record in refused for row in record.first_bad_rows]
+def _broken_policy(refused: list[manifests.PartRecord], plan: Plan) -> BadRows:
     failed = sum(record.counts.failed for record in refused)
     policies = [name for name, value in plan.identity.policies.items() if value == "fail"]
     choices = "; or ".join(f"set `{name}` to {_alternatives(name)}" for name in policies)
-    return Lines(
-        f"{failed:,} of {plural(plan.rows, 'row')} broke a row policy; nothing was published. The "
-        "first are:",
-        *_named(rows),
-        f"Fix {_input(rows, plan)}, or {choices}. Parts without bad rows are kept for the next "
-        "run.",
+    return _refusal(
+        f"{failed:,} of {plural(plan.rows, 'row')} broke a row policy",
+        [row for record in refused for row in record.first_bad_rows],
+        plan,
+        f"{choices}. Parts without bad rows are kept for the next run.",
     )
 
 
@@ -79,30 +65,33 @@ def _alternatives(policy: str) -> str:
     return f"{', '.join(actions[:-1])} or {actions[-1]}"
 
 
-def _too_many(totals: Totals, plan: Plan) -> str:
+def _too_many(totals: manifests.Totals, plan: Plan) -> BadRows:
     most = plan.job.normalize.max_bad_fraction
     counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
-    return Lines(
+    return _refusal(
         f"{totals.counts.bad:,} bad of {plural(plan.rows, 'row')} ({counted}), more than "
-        f"`normalize.max_bad_fraction: {most:g}` allows; nothing was published. The first are:",
-        *_named(totals.first_bad_rows),
-        f"Fix {_input(totals.first_bad_rows, plan)}, or raise the limit: the next run then keeps "
-        "all parts and only publishes.",
+        f"`normalize.max_bad_fraction: {most:g}` allows",
+        totals.first_bad_rows,
+        plan,
+        "raise the limit: the next run then keeps all parts and only publishes.",
     )
 
 
-def _input(rows: list[BadRow], plan: Plan) -> str:
+def _refusal(what: str, rows: list[manifests.BadRow], plan: Plan, otherwise: str) -> BadRows:
+    """Return the error that names the first bad rows, and what to fix or else to allow."""
+    first = [f"  {row}" for row in rows[:_NAMED_ROWS]]
+    fix = f"Fix {_input(rows, plan)}, or {otherwise}"
+    return BadRows(Lines(f"{what}; nothing was published. The first are:", *first, fix))
+
+
+def _input(rows: list[manifests.BadRow], plan: Plan) -> str:
     """Say what is to fix: of rows with bad features, the columns that hold these."""
-    names = [*dict.fromkeys(name for group in plan.resolved.features.values() for name in group)]
+    names = column_names(plan.resolved.features)
     if not names or not {row.reason for row in rows} & _OF_FEATURES:
         return "the input"
     more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""
     shown = ", ".join(f"`{name}`" for name in names[:_NAMED_ROWS])
     return f"the input (its features: {shown}{more})"
-
-
-def _named(rows: list[BadRow]) -> list[str]:
-    return [f"  {row}" for row in rows[:_NAMED_ROWS]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ class RunResult:
     """
 
     path: str
-    record: Manifest = field(repr=False)
+    record: manifests.Manifest = field(repr=False)
     nothing_to_do: bool = False
     parts_kept: int = 0
     rows_done: int = 0
@@ -141,21 +130,6 @@ class RunResult:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know of this result."""
         return self.record.warnings
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a job is run, which changes nothing of what comes out.
-
-    Attributes:
-        fresh: Replace the result in the output; readers keep it until then.
-        limit: Only the first so many rows, for a first try; ``None`` for all.
-        progress: Receives how far the work is.
-    """
-
-    fresh: bool = False
-    limit: int | None = None
-    progress: Progress = field(default_factory=SilentProgress)
 
 
 def run(  # noqa: PLR0913  (each is a flag of the command)
@@ -204,14 +178,13 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     _check_output(job)
     if limit is not None and limit < 1:
         raise JobError(f"`limit` must be a positive number of rows, or None. Received: {limit}.")
-    options = RunOptions(fresh, limit, progress or SilentProgress())
     preparation = Preparation(job, limit)
     if check_input:
         check_all_rows(preparation.table)
     storage = open_storage(job.output.path)
     try:
         with storage.lock(wait_seconds):
-            return _run_locked(preparation, storage, options)
+            return _run_locked(preparation, storage, progress or SilentProgress(), fresh=fresh)
     finally:
         # A notebook or a scheduler lives on, and deletes the files that were read
         parquet.close_cached_files()
@@ -237,21 +210,23 @@ def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -
     return plan
 
 
-def _run_locked(preparation: Preparation, storage: Storage, options: RunOptions) -> RunResult:
+def _run_locked(
+    preparation: Preparation, storage: Storage, progress: Progress, *, fresh: bool
+) -> RunResult:
     path = preparation.job.output.path
-    there = output_state.inspect_output(storage, path, fresh=options.fresh)
+    there = output_state.inspect_output(storage, path, fresh=fresh)
     plan = _planned(preparation, there.choices(preparation.options_fingerprint))
-    if there.manifest and output_state.is_finished(there, plan) and not options.fresh:
+    if there.manifest and output_state.is_finished(there, plan) and not fresh:
         if there.plan is None or there.plan.identity == plan.identity:
             output_state.discard_state(storage)  # what a kill left after the last step
         return RunResult(path, there.manifest, nothing_to_do=True)
-    resumes = output_state.check_may_begin(there, plan, fresh=options.fresh)
+    resumes = output_state.check_may_begin(there, plan, fresh=fresh)
     kept = _begin(storage, plan, there.plan if resumes else None)
     numbers = [number for number in range(plan.part_count) if number not in kept]
     worker = make_worker(storage, plan, preparation.predictor()) if numbers else None
     with open_engine(plan, len(numbers)) as engine:
         started = time.perf_counter()
-        rows_done = _work(engine, worker, numbers, options.progress) if worker else 0
+        rows_done = _work(engine, worker, numbers, progress) if worker else 0
         workers = engine.workers
     totals = check_policies(storage, plan)
     manifest = _publish(storage, plan, totals, there)
@@ -274,7 +249,7 @@ def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
     else:
         kept = output_state.kept_parts(storage, before, plan)
         output_state.discard_parts(storage, kept)
-        storage.remove(REFUSED)
+        storage.remove(manifests.REFUSED)
         storage.remove(TEMPORARY)
     storage.put(PLAN_PATH, plan.to_json())
     return set(kept)
@@ -298,14 +273,14 @@ def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: P
 
 
 def _publish(
-    storage: Storage, plan: Plan, totals: Totals, before: output_state.OutputState
-) -> Manifest:
+    storage: Storage, plan: Plan, totals: manifests.Totals, before: output_state.OutputState
+) -> manifests.Manifest:
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
     totals.files.append(part_summary.gather(storage, range(plan.part_count)))
-    manifest = build_manifest(plan, totals, layouts, _warnings(plan, totals))
-    storage.put(storage.staged(MANIFEST_PATH), canonical_json(manifest.to_dict()))
-    storage.put(storage.staged(SUCCESS_PATH), f"{manifest.checksum}\n".encode())
+    manifest = manifests.build_manifest(plan, totals, layouts, _warnings(plan, totals))
+    storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
+    storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())
     paths = [file.path for part in totals.parts for file in part.files]
     directories = sorted({path.partition("/")[0] for path in [*paths, part_summary.CHUNKS_PATH]})
     storage.begin_publish(directories, sorted(before.directories - set(directories)))
@@ -313,7 +288,7 @@ def _publish(
     return manifest
 
 
-def _warnings(plan: Plan, totals: Totals) -> list[str]:
+def _warnings(plan: Plan, totals: manifests.Totals) -> list[str]:
     """Return what was found while planning, and what the statistics show."""
     found = list(plan.warnings)
     for name, stats in totals.statistics.items():

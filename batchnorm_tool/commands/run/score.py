@@ -12,15 +12,14 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import features as batchnorm_tool_features
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, InputError, JobError
+from batchnorm_tool.features import FeatureReader, infer_fields, match_features
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
-from batchnorm_tool.models import security
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models import Predictor, security
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -164,11 +163,9 @@ def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
     table, named = _table(data, model.inputs)
     spec = spec if named is None else spec.model_copy(update={"features": named})
     carried = output_schema.carried_schema(spec, table.schema, table.num_rows)
-    columns = batchnorm_tool_features.match_features(
-        table.schema, model.inputs, spec, lambda _: table
-    )
-    inputs = batchnorm_tool_features.infer_fields(table, columns, model.inputs, spec)
-    reader = batchnorm_tool_features.FeatureReader(columns, inputs, spec)
+    columns = match_features(table.schema, model.inputs, spec, lambda _: table)
+    inputs = infer_fields(table, columns, model.inputs, spec)
+    reader = FeatureReader(columns, inputs, spec)
     arrays, faults = reader.read(table)
     numbers = pa.array(np.arange(table.num_rows))
     keys = [numbers if spec.key is None else table[name] for name in carried.names]

@@ -126,13 +126,7 @@ def _numbers(column: pa.ChunkedArray, words: dict[str, int]) -> np.ndarray:
 
 @dataclass
 class StoreCheck:
-    """A check of the live version of a store and all that belongs to it.
-
-    Attributes:
-        store: The live version.
-        findings: Takes what is wrong.
-        vectors: Vectors whose length was measured.
-    """
+    """A check of the live version of a store and all that belongs to it; it counts ``vectors``."""
 
     store: Snapshot
     findings: Findings

@@ -57,14 +57,6 @@ class Findings:
             self.add(finding)
         return is_readable
 
-    def add_rows(self, file: str, rows: np.ndarray, text: str) -> None:
-        """Take in one finding that several rows of a file share."""
-        if not len(rows):
-            return
-        named = ", ".join(f"{int(row):,}" for row in rows[:_NAMED_ROWS])
-        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
-        self.add(f"`{file}`, row {named}{more}: {text}")
-
     def raise_if_any(self, path: str, remedy: str) -> None:
         """Raise `Damaged` with all of them and what to do, or nothing where there are none."""
         if not self.count:
@@ -84,8 +76,12 @@ class Place:
     first: int
 
     def report(self, rows: np.ndarray, text: str) -> None:
-        """Take in what is wrong with rows of the batch, ``int[n]``."""
-        self.findings.add_rows(self.file, rows + self.first, text)
+        """Take in one finding that some rows of the batch share, ``int[n]``."""
+        if not len(rows):
+            return
+        named = ", ".join(f"{int(row) + self.first:,}" for row in rows[:_NAMED_ROWS])
+        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
+        self.findings.add(f"`{self.file}`, row {named}{more}: {text}")
 
 
 @dataclass(frozen=True)
@@ -173,13 +169,7 @@ def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool =
 
 @dataclass
 class VectorCheck:
-    """A check of every stored row of a run, batch by batch.
-
-    Attributes:
-        run: The run.
-        findings: Takes what is wrong.
-        vectors: Vectors looked at.
-    """
+    """A check of every stored row of a run, batch by batch, of which it counts the ``vectors``."""
 
     run: StoredRun
     findings: Findings

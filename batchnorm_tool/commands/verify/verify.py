@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.verify.store import StoreCheck
-from batchnorm_tool.commands.verify.vectors import Findings, VectorCheck
+from batchnorm_tool.commands.verify.vectors import Findings, Place, VectorCheck
 from batchnorm_tool.errors import RECREATE, Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
@@ -307,8 +307,8 @@ def _hashed(run: StoredRun, findings: Findings) -> Iterator[np.ndarray]:
             null |= column.is_null().to_numpy(zero_copy_only=False)
         if null.any():
             names = ", ".join(f"`{name}`" for name in run.keys)
-            rows = np.flatnonzero(null) + first
-            findings.add_rows(run.file_of(part, run.keys[0]), rows, f"the key {names} is null.")
+            place = Place(findings, run.file_of(part, run.keys[0]), first)
+            place.report(np.flatnonzero(null), f"the key {names} is null.")
             batch = batch.filter(pa.array(~null))  # noqa: PLW2901
         entries = np.zeros(batch.num_rows, _KEY_ENTRY)
         entries["row"] = np.flatnonzero(~null) + part.first + first
