@@ -128,14 +128,14 @@ class NormStats(JsonStats):
 
     def merge(self, other: NormStats) -> NormStats:
         """Return the statistics of the norms of both."""
-        nonfinite = self.nonfinite + other.nonfinite
+        ends = [end for end in (self.min, self.max, other.min, other.max) if end is not None]
         mean, m2 = self._merged_moments(other)
         return NormStats(
             count=self.count + other.count,
             zero=self.zero + other.zero,
-            nonfinite=nonfinite,
-            min=min(_given(self.min, other.min), default=None),
-            max=max(_given(self.max, other.max), default=None),
+            nonfinite=self.nonfinite + other.nonfinite,
+            min=min(ends, default=None),
+            max=max(ends, default=None),
             mean=mean,
             m2=m2,
             histogram=self.histogram.merge(other.histogram),
@@ -286,10 +286,6 @@ class NormStats(JsonStats):
             if stats.count and None in (stats.min, stats.max, stats.mean):
                 raise ValueError("norms were counted, and there is no min, max or mean")
             return stats
-
-
-def _given(*values: float | None) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -452,14 +448,8 @@ class VectorStats(JsonStats):
 
     def to_dict(self) -> dict[str, Any]:
         """Return these statistics as JSON data."""
-        return {
-            "rows": self.rows,
-            "vectors": self.vectors,
-            "zero": self.zero,
-            "nonfinite": self.nonfinite,
-            "norms": {label: norms.to_dict() for label, norms in self.norms.items()},
-            "dimensions": self.dimensions.to_dict(),
-        }
+        norms = {label: stats.to_dict() for label, stats in self.norms.items()}
+        return {**vars(self), "norms": norms, "dimensions": self.dimensions.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VectorStats:

@@ -123,8 +123,7 @@ def _normalized(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
     unit, lengths = np.empty(vectors.shape, dtype), np.empty((len(vectors), 1))
-    for block in norms_norm.row_blocks(*vectors.shape):
-        x64 = norms_norm.widen(vectors[block])
+    for block, x64 in norms_norm.wide_blocks(vectors):
         lengths[block] = norms_norm.row_norms(x64, norm)
         unit[block] = norms_norm.unit_vectors(x64, lengths[block], norm, dtype)
     return unit, lengths
