@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from batchnorm_tool.display import short
 from batchnorm_tool.report import Html, tag
-from batchnorm_tool.report.axes import FONT, Axis, Frame, Plot, base_line, pixels, scaffold, text
+from batchnorm_tool.report.svg import FONT, Axis, Frame, Plot, base_line, pixels, scaffold, text
 
 Points = Sequence[tuple[float, float]]
 

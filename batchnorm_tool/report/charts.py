@@ -1,36 +1,17 @@
-"""Charts of a few named places: intervals, rows, outlines, and cells of a heat map."""
+"""Our own charts: bars, bands along steps, intervals at places, outlines, heat maps, rows."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchnorm_tool.display import fixed
-from batchnorm_tool.report import Html, tag
-from batchnorm_tool.report.axes import (
-    FONT,
-    LETTER,
-    ROW,
-    Axis,
-    Frame,
-    Plot,
-    base_line,
-    pixels,
-    scaffold,
-    text,
-)
-from batchnorm_tool.report.svg import (
-    ChartText,
-    SeriesStyle,
-    drawing,
-    legend,
-    legend_rows,
-    line,
-    marker,
-    path,
-)
+from batchnorm_tool.report import Html, svg, tag
+from batchnorm_tool.report.svg import Axis, ChartText, Frame, Plot, SeriesStyle, pixels, text
 
+_OPACITIES = ("0.22", "0.42", "0.42")
 # Series stand beside one another at a place; farther apart they would no longer belong to it.
 _WIDEST_STEP = 16.0
 _SHARE = 0.62
@@ -53,6 +34,128 @@ _ROW_GAP = 8
 _FILL, _ALL_FILLS = 0.13, 0.5
 
 
+def framed(
+    words: ChartText, plot: Plot, marks: Iterable[Html], legend: Iterable[Html] = ()
+) -> Html:
+    """Draw a chart: axes, the marks between them, and a legend above."""
+    pieces = [*svg.scaffold(plot), *marks, svg.base_line(plot), *legend]
+    return svg.drawing(words, plot.frame, pieces)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar from ``lower`` to ``upper`` on the x axis, and what hovering over it says."""
+
+    lower: float
+    upper: float
+    height: float
+    words: str
+
+
+def bar_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[Bar]) -> Html:
+    """Draw bars that stand on zero, or hang from it."""
+    plot = Plot(*axes, frame)
+    return framed(words, plot, (_bar(plot, bar) for bar in bars if bar.height))
+
+
+def _bar(plot: Plot, bar: Bar) -> Html:
+    left, right = plot.across(bar.lower), plot.across(bar.upper)
+    gap = 1.0 if right - left > 4 else 0.0
+    zero, end = plot.down(0.0), plot.down(bar.height)
+    # One vector among a million still shows as a line.
+    top, bottom = (min(end, zero - 1), zero) if bar.height > 0 else (zero, max(end, zero + 1))
+    width = max(right - left - gap, 0.5)
+    return svg.box((left + gap / 2, top, width, bottom - top), "bar", bar.words)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a band chart draws; NaN where a step has no value.
+
+    Attributes:
+        edges: ``n + 1`` ascending x values; step ``i`` reaches from edge ``i`` to ``i + 1``.
+        bands: By name, the ``n`` lower and upper ends of a range; the widest first, three at most.
+        lines: By name, ``n`` values, drawn over the bands.
+    """
+
+    edges: Sequence[float]
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    lines: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def of_quantiles(cls, edges: Sequence[float], by_name: Mapping[str, Sequence[float]]) -> Steps:
+        """Show the median, the middle half and the middle 90 %, by ``q05`` to ``q95``."""
+        bands = {
+            "5\N{EN DASH}95 %": (by_name["q05"], by_name["q95"]),
+            "25\N{EN DASH}75 %": (by_name["q25"], by_name["q75"]),
+        }
+        return cls(edges, bands, {"median": by_name["q50"]})
+
+
+def band_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: Steps) -> Html:
+    """Draw lines and bands that hold one value for each step along the x axis."""
+    plot = Plot(*axes, frame, legend_rows=1)
+    depths = dict(zip(steps.bands, _OPACITIES, strict=False))
+    bands = (
+        svg.path(_band(plot, steps.edges, band), "band", fill=svg.MARK, fill_opacity=depths[label])
+        for label, band in steps.bands.items()
+    )
+    lines = (step_line(plot, steps.edges, values) for values in steps.lines.values())
+    return framed(words, plot, [*bands, *lines], _keys(steps, depths))
+
+
+def step_line(plot: Plot, edges: Sequence[float], values: Sequence[float]) -> Html:
+    """Draw values that each reach over one step, with gaps where there are none."""
+    return svg.path(step_path(plot, edges, values), "line", stroke=svg.LINE, stroke_width="1.75")
+
+
+def step_path(plot: Plot, edges: Sequence[float], values: Sequence[float]) -> str:
+    """Return the path of values that each reach over one step."""
+    return "".join(
+        f"M{pixels(plot.across(edges[run[0]]))},{_run_path(plot, edges, values, run)}"
+        for run in _runs(values)
+    )
+
+
+def _runs(values: Sequence[float]) -> Iterator[list[int]]:
+    """Find the places of values that follow one another without a gap."""
+    places = itertools.groupby(range(len(values)), key=lambda place: math.isnan(values[place]))
+    return (list(run) for is_gap, run in places if not is_gap)
+
+
+def _run_path(
+    plot: Plot, edges: Sequence[float], values: Sequence[float], run: Iterable[int]
+) -> str:
+    return "V".join(
+        f"{pixels(plot.down(values[place]))}H{pixels(plot.across(edges[place + 1]))}"
+        for place in run
+    )
+
+
+def _band(plot: Plot, edges: Sequence[float], band: tuple[Sequence[float], Sequence[float]]) -> str:
+    (lower, upper), pieces = band, []
+    for run in _runs(lower):
+        start, there = pixels(plot.across(edges[run[0]])), _run_path(plot, edges, upper, run)
+        back = (
+            f"V{pixels(plot.down(lower[place]))}H{pixels(plot.across(edges[place]))}"
+            for place in reversed(run)
+        )
+        pieces.append(f"M{start},{there}{''.join(back)}Z")
+    return "".join(pieces)
+
+
+def _keys(steps: Steps, depths: Mapping[str, str]) -> Iterator[Html]:
+    x, y = 0.0, svg.ROW + 2
+    for label in (*steps.bands, *steps.lines):
+        if label in depths:
+            yield svg.box((x, y, 14, 12), opacity=depths[label])
+        else:
+            place = f"M{pixels(x)},{y + 6}h14"
+            yield svg.path(place, "key", stroke=svg.LINE, stroke_width="1.75")
+        yield text(label, x + 19, y + 10, "start")
+        x += 19 + len(label) * svg.LETTER + 12
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value and the ends of its interval; NaN where there is none."""
@@ -64,22 +167,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Places(Axis):
-    """An axis of named places at equal distances; place ``i`` lies at ``i + 0.5``.
-
-    Attributes:
-        names: The name of each place.
-    """
+    """An axis of named places at equal distances; place ``i`` lies at ``i + 0.5``."""
 
     names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, label: str, names: Iterable[object]) -> Places:
-        """Make an axis that is just as long as its names are many.
-
-        Example:
-            >>> Places.of("k", [1, 10]).ticks(6)
-            [(0.5, '1'), (1.5, '10')]
-        """
+        """Make an axis that is just as long as its names are many."""
         shown = tuple(map(str, names))
         return cls(label, 0, len(shown), "linear", shown)
 
@@ -91,12 +185,9 @@ class Places(Axis):
 
 @dataclass(frozen=True)
 class IntervalSeries:
-    """What an interval chart draws.
+    """What an interval chart draws: for each label, one interval for each place, and its look.
 
-    Attributes:
-        values: For each label, one interval for each place.
-        styles: The look of each label.
-        joined: Whether places follow one another, so that a line through a series says something.
+    A line joins the values of a series where places follow one another, so that it says something.
     """
 
     values: Mapping[str, Sequence[Interval]]
@@ -105,17 +196,12 @@ class IntervalSeries:
 
 
 def interval_axis(label: str, series: IntervalSeries) -> Axis:
-    """Return an axis from 0 to 1 at most that shows all intervals well.
-
-    Example:
-        >>> axis = interval_axis("p", IntervalSeries({"l2": [Interval(0.5, 0.4, 0.6)]}, {}))
-        >>> round(axis.low, 3), round(axis.high, 3)
-        (0.384, 0.616)
-    """
-    known = [end for values in series.values.values() for value in values for end in _ends(value)]
-    if not known:
+    """Return an axis from 0 to 1 at most that shows all intervals well."""
+    every = itertools.chain(*series.values.values())
+    ends = [end for its in every for end in (its.value, its.low, its.high) if math.isfinite(end)]
+    if not ends:
         return Axis(label, 0, 1)
-    low, high = min(known), max(known)
+    low, high = min(ends), max(ends)
     lacking = max(_NARROWEST - (high - low), 0) / 2
     room = (high - low) * _ROOM + lacking
     return Axis(label, max(low - room, 0.0), min(high + room, 1.0))
@@ -124,33 +210,17 @@ def interval_axis(label: str, series: IntervalSeries) -> Axis:
 def interval_chart(
     words: ChartText, frame: Frame, axes: tuple[Places, Axis], series: IntervalSeries
 ) -> Html:
-    """Draw values as markers, their intervals as whiskers, and a line through each series.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> from batchnorm_tool.report.svg import series_styles
-        >>> values = {"none": [Interval(0.7, 0.68, 0.72)], "l2": [Interval(0.9, 0.88, 0.92)]}
-        >>> series = IntervalSeries(values, series_styles(values))
-        >>> axes = Places.of("k", [10]), interval_axis("precision@k", series)
-        >>> interval_chart(ChartText("a", "Quality", "Two."), NARROW, axes, series).count("whisker")
-        2
-    """
+    """Draw values as markers, their intervals as whiskers, and a line through each series."""
     # A series that stands alone needs no key: the title names it.
     several = len(series.values) > 1
     shown = {label: series.styles[label] for label in series.values if several}
-    plot = Plot(axes[0], axes[1], frame, legend_rows(shown, frame))
-    shapes = [
-        piece
+    plot = Plot(*axes, frame, svg.legend_rows(shown, frame))
+    marks = (
+        mark
         for index, label in enumerate(series.values)
-        for piece in _series(plot, series, label, _shift(plot, index, len(series.values)))
-    ]
-    pieces = (*scaffold(plot), *shapes, base_line(plot), legend(shown, frame, marked=True))
-    return drawing(words, frame, pieces)
-
-
-def _ends(interval: Interval) -> list[float]:
-    ends = (interval.value, interval.low, interval.high)
-    return [end for end in ends if math.isfinite(end)]
+        for mark in _series(plot, series, label, _shift(plot, index, len(series.values)))
+    )
+    return framed(words, plot, marks, svg.legend(shown, frame, marked=True))
 
 
 def _shift(plot: Plot, index: int, series: int) -> float:
@@ -166,12 +236,10 @@ def _series(plot: Plot, series: IntervalSeries, label: str, shift: float) -> Ite
     ]
     through = "".join(_legs(plot, places))
     if series.joined and "L" in through:
-        yield line(style, through, "line", stroke_width="1.5", stroke_opacity="0.6")
-    names = plot.x.ticks(0)
-    for (x, interval), (_, name) in zip(places, names, strict=True):
-        if math.isfinite(interval.value):
-            said = f"{label}, {plot.x.label} {name}"
-            yield _point(plot, style, (x, interval), said)
+        yield svg.line(style, through, "line", stroke_width="1.5", stroke_opacity="0.6")
+    for place, (_, name) in zip(places, plot.x.ticks(0), strict=True):
+        if math.isfinite(place[1].value):
+            yield _point(plot, style, place, f"{label}, {plot.x.label} {name}")
 
 
 def _legs(plot: Plot, places: Sequence[tuple[float, Interval]]) -> Iterator[str]:
@@ -191,29 +259,22 @@ def _point(plot: Plot, style: SeriesStyle, place: tuple[float, Interval], said: 
     if math.isfinite(interval.low) and math.isfinite(interval.high):
         words += f", 95 % interval {interval.low:.4f} to {interval.high:.4f}"
         whisker = _whisker(plot, style, x, interval)
-    middle = marker(style, x, plot.down(interval.value))
+    middle = svg.marker(style, x, plot.down(interval.value))
     return tag("g", tag("title", words), whisker, middle, class_="point")
 
 
 def _whisker(plot: Plot, style: SeriesStyle, x: float, interval: Interval) -> Html:
-    low, high = plot.down(interval.low), plot.down(interval.high)
-    cap = f"h{2 * _CAP}"
-    place = (
-        f"M{pixels(x - _CAP)},{pixels(low)}{cap}M{pixels(x)},{pixels(low)}V{pixels(high)}"
-        f"M{pixels(x - _CAP)},{pixels(high)}{cap}"
-    )
-    return tag(
-        "path", class_="whisker", d=place, fill="none", stroke=style.colour, stroke_width="1.5"
-    )
+    low, high = pixels(plot.down(interval.low)), pixels(plot.down(interval.high))
+    left, cap = pixels(x - _CAP), f"h{2 * _CAP}"
+    place = f"M{left},{low}{cap}M{pixels(x)},{low}V{high}M{left},{high}{cap}"
+    return svg.path(place, "whisker", stroke=style.colour, stroke_width="1.5")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a heat map draws.
+    """What a heat map draws: a value from 0 to 1 for each pair of labels, row and column.
 
-    Attributes:
-        labels: The name of each row, and of the column of the same number.
-        values: A value from 0 to 1 for a pair of labels; a pair without one stays empty.
+    A pair without one stays empty.
     """
 
     labels: Sequence[str]
@@ -231,39 +292,30 @@ class _Cells:
 
 
 def heat_map(words: ChartText, frame: Frame, grid: Grid) -> Html:
-    """Draw a square of cells, of which the diagonal is left plain: nothing is to be learnt there.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> grid = Grid(["a", "b"], {("a", "a"): 1, ("b", "b"): 1, ("a", "b"): 0.31})
-        >>> drawing = heat_map(ChartText("m", "Overlap", "One pair."), NARROW, grid)
-        >>> drawing.count('class="cell"'), ">0.31<" in drawing
-        (1, True)
-    """
+    """Draw a square of cells, of which the diagonal is left plain: it says nothing."""
     cells = _cells(grid.labels, frame)
     height = cells.top + len(grid.labels) * _CELL_HEIGHT + _CELL_GAP
     pieces = [*_headings(cells, grid.labels)]
-    for row, one in enumerate(grid.labels):
-        for column, other in enumerate(grid.labels):
-            if (value := grid.values.get((one, other))) is not None:
-                pieces.append(_cell(cells, (row, column), (one, other), value))
-    return drawing(words, Frame(frame.width, round(height)), pieces)
+    for (row, one), (column, other) in itertools.product(enumerate(grid.labels), repeat=2):
+        if (value := grid.values.get((one, other))) is not None:
+            pieces.append(_cell(cells, (row, column), (one, other), value))
+    return svg.drawing(words, Frame(frame.width, round(height)), pieces)
 
 
 def _cells(labels: Sequence[str], frame: Frame) -> _Cells:
-    longest = max(map(len, labels)) * LETTER
+    longest = max(map(len, labels)) * svg.LETTER
     left = longest + _LEFT_GAP
     width = min((frame.width - left) / len(labels), _WIDEST)
     # Names that are wider than their columns take turns on two lines.
     staggered = longest + _CELL_GAP > width
-    return _Cells(left, ROW * (2 if staggered else 1) + 4, width, staggered)
+    return _Cells(left, svg.ROW * (2 if staggered else 1) + 4, width, staggered)
 
 
 def _headings(cells: _Cells, labels: Sequence[str]) -> Iterator[Html]:
     for index, label in enumerate(labels):
-        lift = ROW if cells.staggered and index % 2 else 0
+        lift = svg.ROW if cells.staggered and index % 2 else 0
         middle = cells.left + (index + 0.5) * cells.width
-        last = cells.left + len(labels) * cells.width - len(label) * LETTER / 2
+        last = cells.left + len(labels) * cells.width - len(label) * svg.LETTER / 2
         yield text(label, min(middle, max(last, cells.left)), cells.top - 7 - lift, "middle")
         down = cells.top + (index + 0.5) * _CELL_HEIGHT + 4
         yield text(label, cells.left - _LEFT_GAP, down, "end")
@@ -275,25 +327,17 @@ def _cell(cells: _Cells, place: tuple[int, int], names: tuple[str, str], value: 
     shown = fixed(value, 2)
     if cells.width < _FOUR_SIGNS:
         shown = shown.removeprefix("0")
-    words = text(
-        shown, x + cells.width / 2, y + _CELL_HEIGHT / 2 + 4, "middle", muted=row == column
-    )
+    middle = x + cells.width / 2, y + _CELL_HEIGHT / 2 + 4
+    words = text(shown, *middle, "middle", muted=row == column)
     if row == column:
         return words
     depth = _LIGHTEST + min(max(value, 0.0), 1.0) * (_DARKEST - _LIGHTEST)
-    box = tag(
-        "rect",
-        class_="cell",
-        x=pixels(x + _CELL_GAP / 2),
-        y=pixels(y + _CELL_GAP / 2),
-        width=pixels(cells.width - _CELL_GAP),
-        height=pixels(_CELL_HEIGHT - _CELL_GAP),
-        rx=3,
-        fill="var(--mark, #4a86c5)",
-        fill_opacity=f"{depth:.3f}",
+    size = cells.width - _CELL_GAP, _CELL_HEIGHT - _CELL_GAP
+    box = svg.box(
+        (x + _CELL_GAP / 2, y + _CELL_GAP / 2, *size), "cell", radius=3, opacity=f"{depth:.3f}"
     )
     said = tag("title", f"{names[0]} and {names[1]}: {fixed(value)}")
-    return tag("g", said, box, words, font_size=FONT)
+    return tag("g", said, box, words, font_size=svg.FONT)
 
 
 @dataclass(frozen=True)
@@ -305,72 +349,37 @@ class Row:
     shown: str
 
 
-@dataclass(frozen=True)
-class _BarScale:
-    """Where bars lie, in pixels: zero, and how much of the width a value of one takes."""
-
-    zero: float
-    scale: float
-
-
 def row_chart(words: ChartText, frame: Frame, rows: Sequence[Row]) -> Html:
-    """Draw a bar to the right for what is above zero, to the left for what is below.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> rows = [Row("none", 5.0, "5.0"), Row("l2", 0.5, "0.5")]
-        >>> row_chart(ChartText("h", "Hubness", "Two."), NARROW, rows).count('"bar"')
-        2
-    """
-    lanes = _lanes(rows, frame)
-    pieces = [
-        piece for index, row in enumerate(rows) for piece in _row(lanes, row, index * _ROW_HEIGHT)
-    ]
-    bottom = len(rows) * _ROW_HEIGHT
-    place = {"x1": lanes.zero, "x2": lanes.zero, "y1": 0.0, "y2": float(bottom)}
-    shown = {name: pixels(value) for name, value in place.items()}
-    pieces.append(tag("line", stroke="currentColor", stroke_opacity="0.5", **shown))
-    return drawing(words, Frame(frame.width, bottom), pieces)
-
-
-def _lanes(rows: Sequence[Row], frame: Frame) -> _BarScale:
-    left = max(len(row.label) for row in rows) * LETTER + _ROW_GAP
-    right = frame.width - max(len(row.shown) for row in rows) * LETTER - _ROW_GAP
+    """Draw a bar to the right for what is above zero, to the left for what is below."""
+    left = max(len(row.label) for row in rows) * svg.LETTER + _ROW_GAP
+    right = frame.width - max(len(row.shown) for row in rows) * svg.LETTER - _ROW_GAP
     finite = [row.value for row in rows if math.isfinite(row.value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     scale = (right - left) / ((high - low) or 1.0)
-    return _BarScale(left - low * scale, scale)
+    zero, bottom = left - low * scale, len(rows) * _ROW_HEIGHT
+    lengths = (row.value * scale if math.isfinite(row.value) else 0.0 for row in rows)
+    bars = [
+        piece
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True))
+        for piece in _row(row, index * _ROW_HEIGHT, zero, length)
+    ]
+    pieces = [*bars, svg.rule((zero, zero), (0, bottom))]
+    return svg.drawing(words, Frame(frame.width, bottom), pieces)
 
 
-def _row(lanes: _BarScale, row: Row, top: float) -> Iterator[Html]:
+def _row(row: Row, top: float, zero: float, length: float) -> Iterator[Html]:
     base = top + _ROW_HEIGHT / 2 + 4
-    length = row.value * lanes.scale if math.isfinite(row.value) else 0.0
-    left, right = lanes.zero + min(length, 0.0), lanes.zero + max(length, 0.0)
-    yield text(row.label, min(left, lanes.zero) - _ROW_GAP, base, "end")
+    left, right = zero + min(length, 0.0), zero + max(length, 0.0)
+    yield text(row.label, min(left, zero) - _ROW_GAP, base, "end")
     if length:
-        yield tag(
-            "rect",
-            tag("title", f"{row.label}: {row.shown}"),
-            class_="bar",
-            x=pixels(left),
-            y=pixels(top + (_ROW_HEIGHT - _BAR) / 2),
-            width=pixels(max(right - left, 1.0)),
-            height=_BAR,
-            rx=2,
-            fill="var(--mark, #4a86c5)",
-        )
+        place = left, top + (_ROW_HEIGHT - _BAR) / 2, max(right - left, 1.0), _BAR
+        yield svg.box(place, "bar", f"{row.label}: {row.shown}", radius=2)
     yield text(row.shown, right + 6, base, "start")
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """What an outline chart draws.
-
-    Attributes:
-        edges: ``n + 1`` ascending x values.
-        heights: For each label, ``n`` heights.
-        styles: The look of each label.
-    """
+    """What an outline chart draws: for each label, ``n`` heights between ``n + 1`` x values."""
 
     edges: Sequence[float]
     heights: Mapping[str, Sequence[float]]
@@ -380,43 +389,28 @@ class Outlines:
 def outline_chart(
     words: ChartText, frame: Frame, axes: tuple[Axis, Axis], outlines: Outlines
 ) -> Html:
-    """Draw each histogram as an outline over a light ground.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> from batchnorm_tool.report.axes import Axis
-        >>> from batchnorm_tool.report.svg import series_styles
-        >>> heights = {"l1": [0, 1, 2], "l2": [2, 1, 0]}
-        >>> axes = Axis("norm", 1, 4), Axis("vectors, %", 0, 2)
-        >>> outlines = Outlines([1, 2, 3, 4], heights, series_styles(heights))
-        >>> outline_chart(ChartText("n", "Norm", "Two."), NARROW, axes, outlines).count('"outline"')
-        2
-    """
-    plot = Plot(axes[0], axes[1], frame, legend_rows(outlines.heights, frame))
+    """Draw each histogram as an outline over a light ground."""
+    plot = Plot(*axes, frame, svg.legend_rows(outlines.heights, frame))
     shown = {label: outlines.styles[label] for label in outlines.heights}
     places = {
-        label: _outline(plot, outlines, label) for label in shown if any(outlines.heights[label])
+        label: _outline(plot, outlines.edges, heights)
+        for label, heights in outlines.heights.items()
+        if any(heights)
     }
     depth = f"{min(_FILL, _ALL_FILLS / max(len(places), 1)):.3f}"
     grounds = [
-        path(place + "Z", "ground", fill=shown[label].colour, fill_opacity=depth)
+        svg.path(place + "Z", "ground", fill=shown[label].colour, fill_opacity=depth)
         for label, place in places.items()
     ]
     lines = [
-        tag("g", tag("title", label), line(shown[label], place, "outline", stroke_width="1.75"))
+        tag("g", tag("title", label), svg.line(shown[label], place, "outline", stroke_width="1.75"))
         for label, place in places.items()
     ]
-    pieces = (*scaffold(plot), *grounds, *lines, base_line(plot))
-    return drawing(words, frame, (*pieces, legend(shown, frame, marked=False)))
+    return framed(words, plot, grounds + lines, svg.legend(shown, frame, marked=False))
 
 
-def _outline(plot: Plot, outlines: Outlines, label: str) -> str:
-    heights = outlines.heights[label]
+def _outline(plot: Plot, edges: Sequence[float], heights: Sequence[float]) -> str:
     filled = [index for index, height in enumerate(heights) if height > 0]
-    first, last = filled[0], filled[-1]
-    steps = (
-        f"V{pixels(plot.down(heights[index]))}H{pixels(plot.across(outlines.edges[index + 1]))}"
-        for index in range(first, last + 1)
-    )
-    start = f"M{pixels(plot.across(outlines.edges[first]))},{pixels(plot.bottom)}"
-    return f"{start}{''.join(steps)}V{pixels(plot.bottom)}"
+    run, bottom = range(filled[0], filled[-1] + 1), pixels(plot.bottom)
+    start = pixels(plot.across(edges[filled[0]]))
+    return f"M{start},{bottom}V{_run_path(plot, edges, heights, run)}V{bottom}"

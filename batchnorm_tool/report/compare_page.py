@@ -2,205 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-from batchnorm_tool.display import count, fixed, number, percent, plural, span
-from batchnorm_tool.report import Html, join, page, svg, tag
-from batchnorm_tool.report.compare_sections import hubness_section, overlap_section, quality_section
-from batchnorm_tool.report.figures import (
-    base_name,
-    between,
-    describe_key,
-    describe_relevance,
-    describe_unknown,
-    families,
-    headline,
-    measured_norms,
-    metric_name,
-    quality,
-    real,
-    shown_k,
-)
-from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
-from batchnorm_tool.report.svg import SeriesStyle
+from batchnorm_tool.display import count, fixed, number, percent, plural, probability, signed, span
+from batchnorm_tool.report import Html, charts, figures, join, page, svg, tag
+from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
+from batchnorm_tool.report.svg import ChartText, SeriesStyle
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.norm_survey import SourceFacts
-    from batchnorm_tool.comparison.verdict import (
-        ComparisonDocument,
-        GroupFigures,
-        Numbers,
-        VerdictEntry,
-    )
+    from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers
 
 _METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
-VERDICT_STYLE = """
-.verdict { margin: 1.5rem 0 0; padding: 1.25rem 1.5rem 1.25rem; background: var(--panel);
-  border-left: 4px solid var(--mark); border-radius: 0 .5rem .5rem 0; }
-.verdict h2 { font-size: .875rem; font-weight: 600; color: var(--quiet); margin: 0 0 .25rem; }
-.verdict .words { font-size: 1.25rem; line-height: 1.4; font-weight: 600; margin: 0;
-  text-wrap: pretty; }
-.verdict dl { margin-top: 1rem; display: grid; gap: .5rem; }
-.verdict dl div { display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem;
-  align-items: baseline; }
-.verdict ul { margin-top: .75rem; padding-left: 1.1rem; color: var(--quiet); font-size: .875rem; }
-@media (max-width: 40rem) {
-  .verdict { padding: 1rem; }
-  .verdict .words { font-size: 1.125rem; }
-  .verdict dl div { grid-template-columns: 1fr; gap: 0; }
-}
-@media print { .verdict { break-inside: avoid; } }
+_GROUPS_STYLE = """
+.interval { display: block; color: var(--quiet); font-size: .75rem; }
 """
-"""The rules for the panel, for the style sheet of a page."""
-Cell: TypeAlias = Callable[["GroupFigures", str], object]
+_STYLE = svg.STYLE + page.VERDICT_STYLE + _GROUPS_STYLE
+_SKEWNESS = "Skewness of the k-occurrence"
+_ANTIHUBS = "Rows that are no query's neighbour"
+# What a table of groups shows of a group and a norm.
+_Cell: TypeAlias = Callable[["GroupFigures", str], object]
 # A column of thousands of values makes thousands of groups, in dozens of tables; the document of
 # the comparison has them all.
 _MOST_ROWS = 100
-GROUPS_STYLE = """
-.interval { display: block; color: var(--quiet); font-size: .75rem; }
-"""
-"""The rules for tables with intervals, for the style sheet of a page."""
 # Different norms of a row differ by a factor of up to its width: on a linear axis the smaller ones
 # would stand in one bar.
 _LOG_FROM = 2.0
-
-
-def verdict_panel(verdict: VerdictEntry) -> Html:
-    """Show the verdict in words, with its reason, its cost and its notes where it has them."""
-    grounds = [
-        tag("div", tag("dt", heading), tag("dd", page.prose(said)))
-        for heading, said in (("Why", verdict.get("reason")), ("Cost", verdict.get("cost")))
-        if said
-    ]
-    return tag(
-        "div",
-        tag("h2", "Verdict"),
-        tag("p", page.prose(str(verdict["words"])), class_="words"),
-        tag("dl", *grounds) if grounds else None,
-        *_notes(verdict),
-        class_="verdict",
-    )
-
-
-def _notes(verdict: VerdictEntry) -> Iterator[Html]:
-    notes = verdict.get("notes") or []
-    if notes:
-        yield tag("ul", *(tag("li", page.prose(str(note))) for note in notes))
-
-
-def groups_section(document: ComparisonDocument) -> Iterator[Html]:
-    """Yield the section that breaks a comparison down, where one was asked for."""
-    by = document.get("by")
-    if not by or not by["groups"]:
-        return
-    first, *others = _tables(document, by["groups"])
-    kind = "deciles of " if by["kind"] == "deciles" else ""
-    yield page.section(
-        join(f"By {kind}", page.code(by["column"])),
-        first,
-        page.behind(plural(len(others), "more table"), join(*others)) if others else None,
-    )
-
-
-def _tables(document: ComparisonDocument, groups: Sequence[GroupFigures]) -> Iterator[Html]:
-    norms: Sequence[str] = document["compared"]
-    for metric in _metrics(document):
-        caption = f"{metric_name(metric)}, with 95 % intervals"
-        yield _table(caption, norms, groups, _quality_cell(metric))
-    first, *others = norms
-    for k in _ks(document) if others else []:
-        caption = f"overlap@{k} with {first}"
-        yield _table(caption, others, groups, _overlap_cell(first, k))
-    if others and _any(groups, "rbo"):
-        yield _table(f"Rank-biased overlap with {first}", others, groups, _rbo_cell(first))
-    if _any(groups, "hubness"):
-        yield _table("Skewness of the k-occurrence", norms, groups, _skewness)
-        yield _table("Rows that are no query's neighbour", norms, groups, _antihubs)
-
-
-def _metrics(document: ComparisonDocument) -> list[str]:
-    if not document.get("quality"):
-        return []
-    every = [metric for metrics in families(document).values() for metric in metrics]
-    return sorted(every, key=lambda metric: metric != headline(document))
-
-
-def _ks(document: ComparisonDocument) -> list[int]:
-    if document["by"] is None or not _any(document["by"]["groups"], "overlap"):
-        return []
-    return sorted(document["k"], key=lambda k: k != shown_k(document))
-
-
-def _any(groups: Sequence[GroupFigures], name: str) -> bool:
-    return any(group.get(name) for group in groups)
-
-
-def _table(caption: str, norms: Sequence[str], groups: Sequence[GroupFigures], cell: Cell) -> Html:
-    columns = [Column("group", numeric=False), Column("queries"), *map(Column, norms)]
-    rows = [
-        [page.name(group["group"]), count(group["queries"]), *(cell(group, norm) for norm in norms)]
-        for group in groups
-    ]
-    return page.table(caption, columns, rows, shown=_MOST_ROWS)
-
-
-def _quality_cell(metric: str) -> Cell:
-    def cell(group: GroupFigures, norm: str) -> Html:
-        its = quality(group, norm, metric)
-        known = math.isfinite(its.low + its.high)
-        ends = tag("span", span(its.low, its.high), class_="interval") if known else None
-        return join(fixed(its.value), ends)
-
-    return cell
-
-
-def _overlap_cell(first: str, k: int) -> Cell:
-    def cell(group: GroupFigures, norm: str) -> str:
-        found = between(group.get("overlap"), first, norm) or {}
-        return fixed(found.get(str(k)))
-
-    return cell
-
-
-def _rbo_cell(first: str) -> Cell:
-    def cell(group: GroupFigures, norm: str) -> str:
-        return fixed(between(group.get("rbo"), first, norm))
-
-    return cell
-
-
-def _skewness(group: GroupFigures, norm: str) -> str:
-    return fixed(_hubness(group, norm, "skewness"), 2)
-
-
-def _antihubs(group: GroupFigures, norm: str) -> str:
-    return percent(_hubness(group, norm, "antihubs"))
-
-
-def _hubness(group: GroupFigures, norm: str, name: str) -> float:
-    return real(((group.get("hubness") or {}).get(norm) or {}).get(name))
-
-
-_STYLE = svg.STYLE + VERDICT_STYLE + GROUPS_STYLE
+_WITHOUT_RELEVANCE = (
+    "There is no ground truth for neighbours. With `--label COLUMN`, or `--queries` and "
+    "`--relevance FILE`, this section shows which norm finds relevant rows."
+)
 
 
 def comparison_page(document: ComparisonDocument) -> str:
     """Describe a comparison of norms on one HTML page that works offline."""
-    title = f"Norms for {base_name(document['source']['path'])}"
+    name = figures.base_name(document["source"]["path"])
     # One look for a norm in all charts, also for norms that were measured but not compared.
-    styles = svg.series_styles([*document["compared"], *measured_norms(document)])
+    styles = svg.series_styles([*document["compared"], *figures.measured_norms(document)])
     sections = [
-        *page.warnings(document.get("warnings") or []),
-        quality_section(document, styles),
-        *overlap_section(document),
-        *hubness_section(document),
-        norms_section(document, styles),
-        *groups_section(document),
+        *page.warnings(document["warnings"]),
+        _quality_section(document, styles),
+        *_overlap_section(document),
+        _hubness_section(document),
+        _norms_section(document, styles),
+        *_groups_section(document),
     ]
-    return page.document(title, _header(document), sections, document["version"], _STYLE)
+    return page.document(
+        f"Norms for {name}", _header(document), sections, document["version"], _STYLE
+    )
 
 
 def _header(document: ComparisonDocument) -> Html:
@@ -209,8 +63,8 @@ def _header(document: ComparisonDocument) -> Html:
     metric = _METRICS.get(document["metric"], document["metric"])
     return page.header(
         f"Norms compared under {metric}: {said}",
-        page.name(base_name(document["source"]["path"])),
-        verdict_panel(document["verdict"]),
+        page.name(figures.base_name(document["source"]["path"])),
+        page.verdict(document["verdict"]),
         page.figures(_figures(document)),
         page.facts(_facts(document)),
     )
@@ -221,35 +75,50 @@ def _figures(document: ComparisonDocument) -> Iterator[tuple[str, object, bool]]
     yield "rows", count(source["rows"]), False
     yield "dimensions", count(source["width"]), False
     yield "queries", count(queries["used"] or 0), False
-    if document.get("relevance"):
+    if document["relevance"]:
         yield "judged queries", count(queries["judged"] or 0), False
-    lost = {"rows without a vector": source.get("missing"), "not finite": source.get("nonfinite")}
+    lost = {"rows without a vector": source["missing"], "not finite": source["nonfinite"]}
     for label, rows in lost.items():
         if rows:
             yield label, count(rows), True
-    yield "zero vectors", count(source.get("zero") or 0), False
+    yield "zero vectors", count(source["zero"]), False
 
 
 def _facts(document: ComparisonDocument) -> Iterator[tuple[str, object]]:
     source = document["source"]
     yield "vectors", _origin(source)
-    queries = document.get("queries_from")
-    if queries:
-        yield "queries", _origin(queries)
-    relevance = describe_relevance(document)
-    yield "relevant", page.prose(", ".join([relevance or "not given", *describe_unknown(document)]))
+    if document["queries_from"]:
+        yield "queries", _origin(document["queries_from"])
+    yield "relevant", page.prose(_relevant(document["relevance"]))
     yield "sample", _sample(document)
     yield "metric", page.code(document["metric"])
     yield "k", ", ".join(map(count, document["k"]))
-    yield from _provenance(source.get("provenance") or {})
+    known = source["provenance"] or {}
+    if known.get("model"):
+        yield "model", page.code(known["model"])
+    if known.get("space"):
+        yield "space", page.identity(known["space"])
     yield "took", f"{number(document['seconds'], 3)} s"
 
 
 def _origin(facts: SourceFacts) -> Html:
-    kind = ", a finished run" if facts.get("kind") == "run" else ""
-    column = facts.get("column")
-    named = join(", column ", page.code(describe_key(column))) if column else None
+    kind = ", a finished run" if facts["kind"] == "run" else ""
+    column = facts["column"]
+    named = join(", column ", page.code(figures.describe_key(column))) if column else None
     return join(page.code(facts["path"]), kind, named)
+
+
+def _relevant(relevance: Mapping[str, object] | None) -> str:
+    """Say who is relevant to whom, and how many rows of the file are not among the vectors."""
+    if not relevance:
+        return "not given"
+    if relevance["kind"] == "labels":
+        classes = plural(cast("int", relevance["classes"]), "class", "classes")
+        return f"rows of the same `{relevance['column']}` ({classes})"
+    kind = "clicks" if relevance.get("clicks") else "judgements"
+    said = [f"{relevance['pairs']:,} {kind} in `{relevance['path']}`"]
+    unknown = [key for key in ("unknown_queries", "unknown_items") if relevance.get(key)]
+    return ", ".join([*said, *(f"{relevance[key]:,} {key.replace('_', ' ')}" for key in unknown)])
 
 
 def _sample(document: ComparisonDocument) -> str:
@@ -259,62 +128,296 @@ def _sample(document: ComparisonDocument) -> str:
     return f"{said}; {count(lost)} not finite were ignored" if lost else said
 
 
-def _provenance(known: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    if known.get("model"):
-        yield "model", page.code(known["model"])
-    if known.get("space"):
-        yield "space", page.identity(str(known["space"]))
-
-
-def norms_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
-    """Show how the norms of the raw predictions are distributed."""
-    norms = measured_norms(document)
-    if not norms:
-        return page.section(
-            "Norms of the raw predictions", tag("p", "No rows, so there are no norms.")
-        )
-    overlay = Overlay(norms, styles, "norm", _LOG_FROM)
+def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
+    """Show how well each norm retrieves what is relevant."""
+    decisive = document["headline"]
+    if decisive is None:
+        return page.section("Retrieval quality", page.quiet(page.prose(_WITHOUT_RELEVANCE)))
+    first, *others = (_quality_chart(document, styles, each) for each in _charts(document))
+    name = figures.metric_name(decisive)
+    chosen = document["verdict"].get("norm")
+    rows = [
+        [tag("strong", norm) if norm == chosen else norm, *_cells(document, norm, decisive)]
+        for norm in document["compared"]
+    ]
     return page.section(
-        "Norms of the raw predictions",
-        norm_overlay("norms", "Distribution of each norm", overlay),
-        norm_table(norms, "Norms before normalization"),
-        *_agreement(document, norms),
+        "Retrieval quality",
+        page.quiet(_queries(document)),
+        page.table(f"{name} of each norm", ["norm", *_headings(document, name)], rows),
+        first,
+        tag("div", *(tag("div", other) for other in others), class_="trio") if others else None,
     )
 
 
-def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Iterator[Html]:
-    correlation, popularity = document.get("rank_correlation"), document.get("popularity")
-    columns = [Column("norm", numeric=False)]
-    columns += [Column(f"with {label}") for label in norms]
-    if popularity:
-        columns.append(Column("with popularity"))
-    columns.append(Column("rows of unit length"))
+def _charts(document: ComparisonDocument) -> Iterator[_QualityChart]:
+    found = figures.families(document)
+    if max(map(len, found.values())) > 1:
+        for family, metrics in found.items():
+            places = charts.Places.of("k", map(figures.k_of, metrics))
+            yield _QualityChart(f"{figures.metric_name(family)}@k", places, metrics)
+        return
+    # One k makes one point of each metric: all of them fit into one chart.
+    every = list(itertools.chain(*found.values()))
+    places = charts.Places.of("metric", map(figures.metric_name, found))
+    yield _QualityChart(f"Metrics at k = {figures.k_of(every[0])}", places, every)
+
+
+def _queries(document: ComparisonDocument) -> str:
+    queries = document["queries"]
+    said = f"Means over {plural(queries['judged'] or 0, 'judged query', 'judged queries')}"
+    lacking = queries.get("without_relevant")
+    if lacking:
+        said += f"; {count(lacking)} of them have no relevant row and count as 0"
+    return f"{said}. Intervals hold the true mean in 95 % of samples (bootstrap over queries)."
+
+
+def _headings(document: ComparisonDocument, value: str) -> list[str]:
+    against = (document["tests"] or {}).get("against")
+    tests = [f"difference from {against}", "95 % interval", "p", "p (Holm)"] if against else []
+    return [value, "95 % interval", *tests]
+
+
+def _cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
+    its, test = figures.quality(document, norm, metric), figures.tested(document, norm, metric)
+    cells = [fixed(its.value), span(its.low, its.high)]
+    if not document["tests"]:
+        return cells
+    if not test:
+        return [*cells, "", "", "", ""]
+    low, high = figures.real(test["low"]), figures.real(test["high"])
+    cells += [signed(test["difference"]), _signed_span(low, high)]
+    return [*cells, *(probability(test[name]) for name in ("p", "p_holm"))]
+
+
+def _signed_span(low: float, high: float) -> str:
+    known = math.isfinite(low + high)
+    return f"{signed(low)} to {signed(high)}" if known else "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class _QualityChart:
+    """A chart to be drawn: its heading, and the metric at each of its places."""
+
+    name: str
+    places: charts.Places
+    metrics: Sequence[str]
+
+
+def _quality_chart(
+    document: ComparisonDocument, styles: Mapping[str, SeriesStyle], shown: _QualityChart
+) -> Html:
+    values = {
+        norm: [figures.quality(document, norm, metric) for metric in shown.metrics]
+        for norm in document["compared"]
+    }
+    series = charts.IntervalSeries(values, styles, joined=shown.places.label == "k")
+    axes = shown.places, charts.interval_axis("mean with 95 % interval", series)
+    id_ = f"quality-{shown.metrics[0].replace('@', '-')}"
+    words = ChartText(id_, f"{shown.name} by norm", " ".join(_seen(shown.metrics, values)))
+    draw = partial(charts.interval_chart, axes=axes, series=series)
+    rows = [
+        [norm, figures.metric_name(metric), *_cells(document, norm, metric)]
+        for norm in document["compared"]
+        for metric in shown.metrics
+    ]
+    headings = ["norm", "metric", *_headings(document, "mean")]
+    data = page.table(f"{shown.name} by norm", headings, rows, "ll")
+    return join(tag("h3", shown.name), page.chart(words, draw, numbers=data))
+
+
+def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[charts.Interval]]) -> Iterator[str]:
+    for index, metric in enumerate(metrics):
+        each = ", ".join(f"{norm} {fixed(its[index].value)}" for norm, its in values.items())
+        yield f"{figures.metric_name(metric)}: {each}."
+
+
+def _overlap_section(document: ComparisonDocument) -> Iterator[Html]:
+    """Yield the section that shows how many neighbours two norms share, where there are two."""
+    norms = document["compared"]
+    if len(norms) < 2:
+        return
+    k, pairs = figures.shown_k(document), list(itertools.product(norms, norms))
+    overlap = {pair: figures.overlap(document, *pair, k) for pair in pairs}
+    rbo = {(one, other): figures.real(document["rbo"][one][other]) for one, other in pairs}
+    yield page.section(
+        "Neighbours shared by norms",
+        page.note(
+            f"overlap@{k} is the share of the {k} nearest neighbours that two norms have in "
+            "common, averaged over queries. Rank-biased overlap (Webber et al. 2010) compares "
+            f"whole rankings; with p = {document['rbo_p']} top ranks weigh most. 1 means identical "
+            "rankings, 0 nothing in common."
+        ),
+        tag(
+            "div",
+            _map("overlap", f"overlap@{k}", norms, overlap),
+            _map("rbo", "rank-biased overlap", norms, rbo),
+            class_="trio",
+        ),
+        page.behind("The numbers behind these charts", _pair_table(document)),
+    )
+
+
+def _map(
+    id_: str, name: str, norms: Sequence[str], values: Mapping[tuple[str, str], float]
+) -> Html:
+    known = {pair: value for pair, value in values.items() if math.isfinite(value)}
+    said = " ".join(
+        f"{one} and {other}: {fixed(values[one, other], 2)}."
+        for one, other in itertools.combinations(norms, 2)
+    )
+    words = ChartText(id_, f"{name} of each pair of norms", said)
+    draw = partial(charts.heat_map, grid=charts.Grid(norms, known))
+    return tag("div", tag("h3", name), page.chart(words, draw))
+
+
+def _pair_table(document: ComparisonDocument) -> Html:
+    ks = document["k"]
+    headings = ["norms", *(f"overlap@{k}" for k in ks), "rank-biased overlap"]
+    rows = [
+        [
+            f"{one} and {other}",
+            *(fixed(figures.overlap(document, one, other, k)) for k in ks),
+            fixed(document["rbo"][one][other]),
+        ]
+        for one, other in itertools.combinations(document["compared"], 2)
+    ]
+    return page.table("Agreement of each pair of norms", headings, rows)
+
+
+def _hubness_section(document: ComparisonDocument) -> Html:
+    """Show how unevenly rows are neighbours."""
+    found = {norm: document["hubness"][norm] for norm in document["compared"]}
+    k = figures.shown_k(document)
+    rows = [
+        [norm, count(k), _skewness(its), _antihubs(its), plural(int(its["largest"] or 0), "time")]
+        for norm, its in found.items()
+    ]
+    headings = ("norm", "k", "skewness", "no query's neighbour", "most often a neighbour")
+    table = page.table("How often rows are neighbours", headings, rows)
+    return page.section(
+        "Hubness",
+        page.note(
+            f"How often each row is among the {k} nearest neighbours of a query. A large positive "
+            "skewness means that a few rows (hubs) are neighbours of many; rows that are no "
+            "query's neighbour are never found."
+        ),
+        tag(
+            "div",
+            _bars("skewness", _SKEWNESS, found, _skewness),
+            _bars("antihubs", _ANTIHUBS, found, _antihubs),
+            class_="trio",
+        ),
+        page.behind("The numbers behind these charts", table),
+    )
+
+
+def _skewness(hubness: Numbers) -> str:
+    return fixed(hubness["skewness"], 2)
+
+
+def _antihubs(hubness: Numbers) -> str:
+    return percent(hubness["antihubs"])
+
+
+def _bars(
+    name: str, heading: str, found: Mapping[str, Numbers], show: Callable[[Numbers], str]
+) -> Html:
+    rows = [charts.Row(norm, figures.real(its[name]), show(its)) for norm, its in found.items()]
+    said = " ".join(f"{row.label}: {row.shown}." for row in rows)
+    words = ChartText(f"hubness-{name}", f"{heading} by norm", said)
+    return tag("div", tag("h3", heading), page.chart(words, partial(charts.row_chart, rows=rows)))
+
+
+def _norms_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Html:
+    """Show how the norms of the raw predictions are distributed."""
+    norms = figures.measured_norms(document)
+    return page.section(
+        "Norms of the raw predictions",
+        norm_overlay("Distribution of each norm", norms, styles, "norm", _LOG_FROM),
+        norm_table(norms, "Norms before normalization"),
+        tag("h3", "Do norms agree about rows?"),
+        _agreement(document, norms),
+        page.note(_explanation(document)),
+    )
+
+
+def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Html:
+    correlation, popularity = document["rank_correlation"], document["popularity"]
+    with_popularity = ["with popularity"] if popularity else []
+    headings = ["norm", *(f"with {label}" for label in norms), *with_popularity]
     rows = [
         [
             label,
-            *(fixed(_correlation(correlation, label, other)) for other in norms),
-            *([fixed(popularity.get(label))] if popularity else []),
-            percent((document.get("unit_share") or {}).get(label)),
+            *(fixed(correlation[label][other]) for other in norms),
+            *([fixed(popularity[label])] if popularity else []),
+            percent(document["unit_share"].get(label)),
         ]
         for label in norms
     ]
-    yield tag("h3", "Do norms agree about rows?")
-    yield page.table("Rank correlation of each norm with others", columns, rows)
-    yield page.note(_explanation(document))
-
-
-def _correlation(correlation: Mapping[str, Numbers] | None, one: str, other: str) -> float | None:
-    found = between(correlation, one, other)
-    return 1.0 if one == other else found
+    caption = "Rank correlation of each norm with others"
+    return page.table(caption, [*headings, "rows of unit length"], rows)
 
 
 def _explanation(document: ComparisonDocument) -> str:
-    ranked = document.get("ranked_rows")
-    words = "Rank correlations are Spearman's"
-    words += f", of {plural(ranked, 'row')}." if ranked else "."
-    if document.get("popularity"):
+    words = f"Rank correlations are Spearman's, of {plural(document['ranked_rows'], 'row')}."
+    if document["popularity"]:
         words += (
             " Popularity is how often a row is relevant: where a norm correlates with it, "
             "dividing by the norm removes popularity from the score."
         )
     return words
+
+
+def _groups_section(document: ComparisonDocument) -> Iterator[Html]:
+    """Yield the section that breaks a comparison down, where one was asked for."""
+    by = document["by"]
+    if not by:
+        return
+    first, *others = _group_tables(document, by["groups"])
+    kind = "deciles of " if by["kind"] == "deciles" else ""
+    yield page.section(
+        join(f"By {kind}", page.code(by["column"])),
+        first,
+        page.behind(plural(len(others), "more table"), join(*others)),
+    )
+
+
+def _group_tables(document: ComparisonDocument, groups: Sequence[GroupFigures]) -> Iterator[Html]:
+    """Yield a table for each figure, those of the headline first."""
+    norms, decisive, usual = document["compared"], document["headline"], figures.shown_k(document)
+    metrics = itertools.chain(*figures.families(document).values())
+    for metric in sorted(metrics, key=lambda metric: metric != decisive):
+        caption = f"{figures.metric_name(metric)}, with 95 % intervals"
+        yield _group_table(caption, norms, groups, partial(_quality_cell, metric=metric))
+    first, *others = norms
+    for k in sorted(document["k"], key=lambda k: k != usual) if others else ():
+        share = partial(_overlap_cell, first=first, k=k)
+        yield _group_table(f"overlap@{k} with {first}", others, groups, share)
+    if others:
+        caption = f"Rank-biased overlap with {first}"
+        yield _group_table(
+            caption, others, groups, lambda its, norm: fixed(its["rbo"][first][norm])
+        )
+    yield _group_table(_SKEWNESS, norms, groups, lambda its, norm: _skewness(its["hubness"][norm]))
+    yield _group_table(_ANTIHUBS, norms, groups, lambda its, norm: _antihubs(its["hubness"][norm]))
+
+
+def _group_table(
+    caption: str, norms: Sequence[str], groups: Sequence[GroupFigures], cell: _Cell
+) -> Html:
+    rows = [
+        [page.name(group["group"]), count(group["queries"]), *(cell(group, norm) for norm in norms)]
+        for group in groups
+    ]
+    return page.table(caption, ["group", "queries", *norms], rows, shown=_MOST_ROWS)
+
+
+def _quality_cell(group: GroupFigures, norm: str, metric: str) -> Html:
+    its = figures.quality(group, norm, metric)
+    known = math.isfinite(its.low + its.high)
+    ends = tag("span", span(its.low, its.high), class_="interval") if known else None
+    return join(fixed(its.value), ends)
+
+
+def _overlap_cell(group: GroupFigures, norm: str, first: str, k: int) -> str:
+    return fixed(figures.overlap(group, first, norm, k))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
-from batchnorm_tool.report import Html, compare_page, join, page, svg, tag
-from batchnorm_tool.report.axes import Axis
-from batchnorm_tool.report.charts import IntervalSeries, Places, interval_axis, interval_chart
+from batchnorm_tool.report import Html, charts, join, page, svg, tag
 from batchnorm_tool.report.figures import base_name, describe_key, interval
-from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.run_charts import Overlay, norm_overlay, norm_table
+from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
+from batchnorm_tool.report.svg import Axis, ChartText
 
 if TYPE_CHECKING:
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 
-_STYLE = svg.STYLE + compare_page.VERDICT_STYLE
+_STYLE = svg.STYLE + page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "unknown"}
-_LOG_FROM = 32.0
 _PSI = (
     "Population stability index (PSI) of the norms: below 0.1 is taken for stable, above 0.25 for "
     "a shift (Siddiqi 2006). Kolmogorov-Smirnov distance (KS): the largest gap between the two "
@@ -48,7 +44,7 @@ def diff_page(document: DifferenceDocument) -> str:
     """Describe what changed between two sets of predictions on one HTML page that works offline."""
     one, other = _names(document)
     sections = [
-        *page.warnings(document.get("warnings") or []),
+        *page.warnings(document["warnings"]),
         _pairs(document),
         _norms(document),
         _shift(document),
@@ -74,7 +70,7 @@ def _header(document: DifferenceDocument) -> Html:
     return page.header(
         "What changed between two sets of predictions, A and B",
         join(page.name(one), " \N{RIGHTWARDS ARROW} ", page.name(other)),
-        compare_page.verdict_panel(document["verdict"]),
+        page.verdict(document["verdict"]),
         page.figures(_figures(document["rows"])),
         *_examples(document),
     )
@@ -95,11 +91,9 @@ def _figures(rows: Mapping[str, int]) -> Iterator[tuple[str, object, bool]]:
 
 
 def _examples(document: DifferenceDocument) -> Iterator[Html]:
-    examples = document.get("examples") or {}
     for name, label in (("added", "Only in B, for instance: "), ("removed", "Only in A: ")):
-        keys = examples.get(name)
-        if keys:
-            named = [page.code(describe_key(key)) for key in keys]
+        named = [page.code(describe_key(key)) for key in document["examples"][name]]
+        if named:
             yield page.note(label, named[0], *(join(", ", key) for key in named[1:]))
 
 
@@ -107,18 +101,14 @@ def _pairs(document: DifferenceDocument) -> Html:
     return page.section(
         "Rows that are in both",
         tag("h3", "Cosine of each pair"),
-        pair_histogram("cosine", "cosine", document["cosine"], fixed),
+        _pair_histogram("cosine", "cosine", document["cosine"], fixed),
         *_worst(document),
         tag("h3", "Length of B's vector relative to A's"),
-        pair_histogram("ratio", "ratio of L2 norms, B to A", document["norm_ratio"], number),
+        _pair_histogram("ratio", "ratio of L2 norms, B to A", document["norm_ratio"], number),
     )
 
 
 def _worst(document: DifferenceDocument) -> Iterator[Html]:
-    if not document.get("worst"):
-        return
-    columns = [Column("key", numeric=False), Column("cosine")]
-    columns += [Column("L2 norm in A"), Column("L2 norm in B")]
     rows = [
         [
             page.code(describe_key(row["key"])),
@@ -128,69 +118,57 @@ def _worst(document: DifferenceDocument) -> Iterator[Html]:
         ]
         for row in document["worst"]
     ]
-    yield page.table("Rows whose direction changed most", columns, rows)
+    if rows:
+        headings = ("key", "cosine", "L2 norm in A", "L2 norm in B")
+        yield page.table("Rows whose direction changed most", headings, rows)
 
 
 def _norms(document: DifferenceDocument) -> Html:
-    norms = document["norms"]
+    norms, title = document["norms"], "L2 norms of A and B"
     both = {"A": NormStats.from_dict(norms["a"]), "B": NormStats.from_dict(norms["b"])}
-    overlay = Overlay(both, svg.series_styles(both), "L2 norm", _LOG_FROM)
+    figures = [("PSI", fixed(norms["psi"]), False), ("KS distance", fixed(norms["ks"]), False)]
     return page.section(
-        "L2 norms of A and B",
-        page.figures(
-            [
-                ("PSI", fixed(norms.get("psi")), False),
-                ("KS distance", fixed(norms.get("ks")), False),
-            ]
-        ),
-        norm_overlay("norms", "L2 norms of A and B", overlay),
+        title,
+        page.figures(figures),
+        norm_overlay(title, both, svg.series_styles(both), "L2 norm"),
         norm_table(both, "L2 norms", "set"),
         page.note(_PSI),
     )
 
 
 def _shift(document: DifferenceDocument) -> Html:
-    centroid, dimensions = document.get("centroid") or {}, document.get("dimensions") or {}
+    centroid, dimensions = document["centroid"], document["dimensions"]
     figures = [
-        ("centroid moved", number(centroid.get("shift")), False),
-        ("relative to A's spread", percent(centroid.get("relative"), 2), False),
-        ("cosine of centroids", fixed(centroid.get("cosine")), False),
-        ("Fréchet distance", number(document.get("frechet")), False),
+        ("centroid moved", number(centroid["shift"]), False),
+        ("relative to A's spread", percent(centroid["relative"], 2), False),
+        ("cosine of centroids", fixed(centroid["cosine"]), False),
+        ("Fréchet distance", number(document["frechet"]), False),
+    ]
+    largest = [
+        [count(row["dimension"]), signed(row["shift"])]
+        for row in dimensions["largest"]
+        if round(row["shift"], 4)
     ]
     return page.section(
         "Shift of the whole set",
         page.figures(figures),
         page.note(_SHIFT),
-        shift_chart("shift", dimensions.get("shift") or []),
-        *_largest(dimensions.get("largest") or []),
+        _shift_chart(dimensions["shift"]),
+        _shift_table("Dimensions that moved most", largest) if largest else None,
     )
-
-
-def _largest(dimensions: Sequence[Any]) -> Iterator[Html]:
-    largest = [row for row in dimensions if round(row["shift"], 4)]
-    if largest:
-        columns = [Column("dimension"), Column("shift, standard deviations of A")]
-        rows = [[count(row["dimension"]), signed(row["shift"])] for row in largest]
-        yield page.table("Dimensions that moved most", columns, rows)
 
 
 def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
-    overlap = document.get("overlap")
+    overlap = document["overlap"]
     if not overlap:
         return
-    ks = sorted(overlap, key=int)
-    series_ = IntervalSeries(
-        {"overlap": [interval(overlap[k]) for k in ks]}, svg.series_styles(["overlap"])
-    )
-    axes = Places.of("k", ks), interval_axis("overlap@k", series_)
-    said = " ".join(f"overlap@{k}: {fixed(overlap[k].get('value'))}." for k in ks)
-    words = svg.ChartText("overlap", "Neighbours kept", said)
-    columns = [Column("k"), Column("overlap@k"), Column("95 % interval")]
-    rows = [
-        [k, fixed(overlap[k].get("value")), span(its.low, its.high)]
-        for k in ks
-        for its in [interval(overlap[k])]
-    ]
+    by_k = {k: interval(overlap[k]) for k in sorted(overlap, key=int)}
+    styles = svg.series_styles(["overlap"])
+    series = charts.IntervalSeries({"overlap": list(by_k.values())}, styles)
+    axes = charts.Places.of("k", by_k), charts.interval_axis("overlap@k", series)
+    said = " ".join(f"overlap@{k}: {fixed(its.value)}." for k, its in by_k.items())
+    words = ChartText("overlap", "Neighbours kept", said)
+    rows = [[k, fixed(its.value), span(its.low, its.high)] for k, its in by_k.items()]
     yield page.section(
         "Neighbours kept",
         page.note(
@@ -199,40 +177,39 @@ def _neighbours(document: DifferenceDocument) -> Iterator[Html]:
             f"over {plural(document['sample'], 'query', 'queries')}. Whiskers are 95 % bootstrap "
             "intervals over them."
         ),
-        page.chart(words, partial(interval_chart, axes=axes, series=series_)),
-        page.table("overlap@k", columns, rows),
+        page.chart(words, partial(charts.interval_chart, axes=axes, series=series)),
+        page.table("overlap@k", ("k", "overlap@k", "95 % interval"), rows, ""),
     )
 
 
 def _sets(document: DifferenceDocument) -> Html:
-    columns = [Column("", numeric=False), Column("A", numeric=False), Column("B", numeric=False)]
     pairs = zip(_facts(document["a"]), _facts(document["b"]), strict=True)
     rows = [[label, one, other] for (label, one), (_, other) in pairs]
     return page.section(
         "What was compared",
-        page.quiet(f"Vector spaces: {_SPACES[document.get('same_space')]}."),
-        page.table("The two sets", columns, rows),
+        page.quiet(f"Vector spaces: {_SPACES[document['same_space']]}."),
+        page.table("The two sets", ("", "A", "B"), rows, "lll"),
     )
 
 
 def _facts(facts: SetFacts) -> Iterator[tuple[str, object]]:
-    provenance = facts.get("provenance") or {}
+    provenance = facts["provenance"] or {}
     yield "path", page.code(facts["path"])
-    yield "kind", "a finished run" if facts.get("kind") == "run" else "stored vectors"
+    yield "kind", "a finished run" if facts["kind"] == "run" else "stored vectors"
     yield "rows", count(facts["rows"])
-    yield "vectors", f"{count(facts['width'])} \N{MULTIPLICATION SIGN} {facts.get('dtype', '')}"
-    for name in ("column", "key"):
-        yield name, _coded(describe_key(facts.get(name) or ""))
+    yield "vectors", f"{count(facts['width'])} \N{MULTIPLICATION SIGN} {facts['dtype']}"
+    yield "column", _coded(describe_key(facts["column"]))
+    yield "key", _coded(describe_key(facts["key"]))
     yield "model", _coded(provenance.get("model"))
     space = provenance.get("space")
-    yield "space", page.identity(str(space)) if space else _coded(None)
+    yield "space", page.identity(space) if space else _coded(None)
 
 
 def _coded(value: object) -> object:
     return page.code(value) if value else "\N{EN DASH}"
 
 
-def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
+def _shift_chart(shift: Sequence[float | None]) -> Html:
     """Draw the shift of each dimension in standard deviations, as bars from zero.
 
     It is ``None`` where A never changes and B differs.
@@ -242,15 +219,19 @@ def shift_chart(id_: str, shift: Sequence[float | None]) -> Html:
     if not known:
         return page.note("No dimension has a shift.")
     axes = Axis("dimension", 0, len(values), "whole"), _y_axis(known)
-    words = svg.ChartText(
-        id_,
-        "Shift of each dimension",
+    title = "Shift of each dimension"
+    said = (
         f"{plural(len(values), 'dimension')}; shifts from {signed(min(known))} "
-        f"to {signed(max(known))} standard deviations of A.",
+        f"to {signed(max(known))} standard deviations of A."
     )
-    draw = partial(svg.bar_chart, axes=axes, bars=list(_bars(values)))
-    data = page.behind("The numbers behind this chart", _shift_table(values))
-    return page.chart(words, draw, *map(page.note, _remarks(values)), data)
+    draw = partial(charts.bar_chart, axes=axes, bars=list(_bars(values)))
+    rows = [[count(index), signed(value)] for index, value in enumerate(values)]
+    data = _shift_table(title, rows)
+    return page.chart(ChartText("shift", title, said), draw, _remarks(values), data)
+
+
+def _shift_table(caption: str, rows: Sequence[Sequence[str]]) -> Html:
+    return page.table(caption, ("dimension", "shift, standard deviations of A"), rows, "")
 
 
 def _y_axis(known: Sequence[float]) -> Axis:
@@ -264,14 +245,14 @@ def _group(values: Sequence[float]) -> int:
     return -(-len(values) // _MOST_BARS)
 
 
-def _bars(values: Sequence[float]) -> Iterator[svg.Bar]:
+def _bars(values: Sequence[float]) -> Iterator[charts.Bar]:
     group = _group(values)
     for start in range(0, len(values), group):
         piece = [value for value in values[start : start + group] if math.isfinite(value)]
         end = min(start + group, len(values))
         # A group reaches to both of its extremes, so that no dimension is averaged away.
         for extreme in sorted({min(piece, default=0.0), max(piece, default=0.0)}):
-            yield svg.Bar(start, end, extreme, f"{_label(start, end - 1)}: {signed(extreme)}")
+            yield charts.Bar(start, end, extreme, f"{_label(start, end - 1)}: {signed(extreme)}")
 
 
 def _label(first: int, last: int) -> str:
@@ -290,75 +271,42 @@ def _remarks(values: Sequence[float]) -> Iterator[str]:
         )
 
 
-def _shift_table(values: Sequence[float]) -> Html:
-    columns = [Column("dimension"), Column("shift, standard deviations of A")]
-    rows = [[count(index), signed(value)] for index, value in enumerate(values)]
-    return page.table("Shift of each dimension", columns, rows)
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """What is shown: the name of the figure, its distribution, and how a value is printed."""
-
-    measure: str
-    figures: Distribution
-    show: Callable[[float | None], str]
-
-
-def pair_histogram(
+def _pair_histogram(
     id_: str, measure: str, figures: Distribution, show: Callable[[float | None, int], str]
 ) -> Html:
-    """Draw how a figure is distributed over pairs of rows."""
-    histogram = figures.get("histogram") or []
-    if not histogram or not figures.get("count"):
+    """Draw how a figure is distributed over pairs of rows, in as many digits as tell bars apart."""
+    lows = [low for low, _, _ in figures["histogram"]]
+    if not lows:
         return page.note("No pair of rows is finite in both sets.")
-    digits = _digits(histogram, show)
-    pairs = _Pairs(measure, figures, lambda value: show(value, digits))
-    said = f"{plural(figures['count'], 'pair')}, mean {pairs.show(figures['mean'])}"
-    if len(histogram) == 1:
+    different = (n for n in _DIGITS if len({show(low, n) for low in lows}) == len(lows))
+    digits = next(different, _DIGITS[-1])
+    return _pair_chart(id_, measure, figures, lambda value: show(value, digits))
+
+
+def _pair_chart(
+    id_: str, measure: str, figures: Distribution, show: Callable[[float | None], str]
+) -> Html:
+    pairs = plural(figures["count"], "pair")
+    said = f"{pairs}, mean {show(figures['mean'])}"
+    if len(figures["histogram"]) == 1:
         return page.note(f"{said}: all are alike to six digits.")
-    bars = [_bar(pairs, low, high, int(rows)) for low, high, rows in histogram]
-    axes = (
-        Axis(measure, bars[0].lower, bars[-1].upper),
-        Axis("pairs", 0, max(bar.height for bar in bars) * _HEADROOM, "whole"),
-    )
-    words = svg.ChartText(id_, f"Histogram of the {measure}", _description(pairs))
-    data = page.behind("The numbers behind this chart", _pair_table(pairs, bars))
-    drawn = page.chart(words, partial(svg.bar_chart, axes=axes, bars=bars), data)
-    return join(drawn, page.note(f"{said}."), _quantiles(pairs))
-
-
-def _digits(histogram: Sequence[Sequence[float]], show: Callable[[float | None, int], str]) -> int:
-    edges = [low for low, _, _ in histogram]
-    different = (n for n in _DIGITS if len({show(edge, n) for edge in edges}) == len(edges))
-    return next(different, _DIGITS[-1])
-
-
-def _bar(pairs: _Pairs, lower: float, upper: float, amount: int) -> svg.Bar:
-    words = f"{pairs.show(lower)} to {pairs.show(upper)}: {count(amount)}"
-    return svg.Bar(lower, upper, amount, words)
-
-
-def _description(pairs: _Pairs) -> str:
-    figures = pairs.figures
-    low, high = pairs.show(figures["min"]), pairs.show(figures["max"])
-    median = pairs.show((figures.get("quantiles") or {}).get("0.5"))
-    return f"{plural(figures['count'], 'pair')} from {low} to {high}, median {median}."
-
-
-def _pair_table(pairs: _Pairs, bars: Sequence[svg.Bar]) -> Html:
-    columns = [Column("from"), Column("to"), Column("pairs")]
-    rows = [
-        [pairs.show(bar.lower), pairs.show(bar.upper), count(int(bar.height))]
-        for bar in bars
-        if bar.height
+    bars = [
+        charts.Bar(low, high, rows, f"{show(low)} to {show(high)}: {count(int(rows))}")
+        for low, high, rows in figures["histogram"]
     ]
-    return page.table(f"Pairs by {pairs.measure}", columns, rows)
-
-
-def _quantiles(pairs: _Pairs) -> Html:
-    quantiles = pairs.figures.get("quantiles") or {}
-    inner = (quantiles.get(str(q)) for q in QUANTILES)
-    row = [pairs.show(value) for value in (pairs.figures["min"], *inner, pairs.figures["max"])]
+    highest = max(bar.height for bar in bars) * _HEADROOM
+    axes = Axis(measure, bars[0].lower, bars[-1].upper), Axis("pairs", 0, highest, "whole")
+    inner = [show(figures["quantiles"][str(q)]) for q in QUANTILES]
+    low, high, median = show(figures["min"]), show(figures["max"]), inner[QUANTILES.index(0.5)]
+    title, seen = f"Histogram of the {measure}", f"{pairs} from {low} to {high}, median {median}."
+    rows = [
+        [show(bar.lower), show(bar.upper), count(int(bar.height))] for bar in bars if bar.height
+    ]
+    data = page.table(f"Pairs by {measure}", ("from", "to", "pairs"), rows, "")
+    draw = partial(charts.bar_chart, axes=axes, bars=bars)
     headings = ("min", *map(quantile_label, QUANTILES), "max")
-    return page.table(f"Quantiles of the {pairs.measure}", [*map(Column, headings)], [row])
+    return join(
+        page.chart(ChartText(id_, title, seen), draw, numbers=data),
+        page.note(f"{said}."),
+        page.table(f"Quantiles of the {measure}", headings, [[low, *inner, high]], ""),
+    )

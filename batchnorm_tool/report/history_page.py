@@ -10,29 +10,17 @@ from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
-from batchnorm_tool.report import Html, join, page, svg, tag
-from batchnorm_tool.report.axes import (
-    LETTER,
-    NARROW,
-    Axis,
-    Frame,
-    Plot,
-    base_line,
-    pixels,
-    scaffold,
-)
-from batchnorm_tool.report.charts import Places
-from batchnorm_tool.report.figures import (
+from batchnorm_tool.report import Html, charts, join, page, svg, tag
+from batchnorm_tool.report.figures import base_name, describe_key, real
+from batchnorm_tool.report.svg import NARROW, Axis, ChartText, Frame, Plot, pixels
+from batchnorm_tool.report.text_refresh import (
     OUTCOMES,
-    base_name,
-    describe_key,
+    describe_store,
     finding_name,
     outcome,
     quantile,
-    real,
+    table_row,
 )
-from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.text_refresh import describe_store, table_row
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.findings import Finding
@@ -44,9 +32,9 @@ _SCOPES = {
     "changed": "Vectors of the changed rows alone",
     "whole": "Vectors of all rows",
 }
-_NUMBERS = {"version", "live", "new", "changed", "vanished"}
+_SIDES = "rlllrrrrlll"
 _MOST_OUTCOMES_SHOWN = 50
-STYLE = """
+_STYLE = """
 .limit { stroke: var(--alarm, #a3341f); }
 .beyond { fill: var(--alarm, #a3341f); }
 .pair { display: grid; grid-template-columns: repeat(2, 1fr); gap: 1.5rem 2.5rem; }
@@ -55,12 +43,10 @@ STYLE = """
 .pair .narrow { display: block; }
 @media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
 """
-"""The rules for these charts, for the style sheet of a page."""
 _ROOM = 1.06
 # Values beyond this many times the limit would press all others onto the axis.
 _MOST_LIMITS = 4.0
 _LANE = 24
-_LINE = "var(--line, #1d4f86)"
 _SMALL = Frame(NARROW.width, 170)
 
 
@@ -72,12 +58,12 @@ def history_page(history: History) -> str:
         sections = [
             _outcomes(history),
             _rows(records),
-            page.section("Norms before normalization", norms_chart(records)),
+            page.section("Norms before normalization", _norms_chart(records)),
             *_gates(records),
             *sections,
         ]
     title = f"History of {base_name(history.path)}"
-    return page.document(title, _header(history), sections, style=STYLE)
+    return page.document(title, _header(history), sections, style=_STYLE)
 
 
 def _header(history: History) -> Html:
@@ -104,17 +90,21 @@ def _figures(history: History) -> Iterator[tuple[str, object, bool]]:
 
 
 def _outcomes(history: History) -> Html:
-    return page.section(
-        "Outcome of every refresh",
-        page.quiet(f"{describe_store(history)}."),
-        outcomes_chart(history),
+    """Show what became of every refresh: a row for each outcome, a bar for each refresh."""
+    outcomes = [outcome(record, history) for record in history.nights]
+    said = ". ".join(
+        f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
     )
+    words = ChartText("outcomes", "Outcome of every refresh", f"{said}.")
+    draw = partial(_draw_outcomes, records=history.nights, outcomes=outcomes)
+    said_of_store = page.quiet(f"{describe_store(history)}.")
+    return page.section(words.title, said_of_store, page.chart(words, draw))
 
 
 def _rows(records: Sequence[RefreshRecord]) -> Html:
     amounts = {kind: [getattr(record.rows, kind) for record in records] for kind in _KINDS}
     amounts["changed"] = [record.rows.computed for record in records]
-    charts = [rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
+    charts = [_rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
     return page.section(
         "Rows by kind",
         page.note(
@@ -127,29 +117,29 @@ def _rows(records: Sequence[RefreshRecord]) -> Html:
 
 def _gates(records: Sequence[RefreshRecord]) -> Iterator[Html]:
     every = _gate_series(records)
-    charts = []
+    shown = []
     for scope, heading in _SCOPES.items():
         small = [
-            gate_chart(f"gate-{scope}-{place}", limit.rpartition(".")[2], judged)
+            _gate_chart(f"gate-{scope}-{place}", limit.rpartition(".")[2], judged)
             for place, ((limit, its_scope), judged) in enumerate(every.items())
             if its_scope == scope
         ]
         if small:
-            charts += [tag("h3", heading), tag("div", *small, class_="pair")]
-    if charts:
+            shown += [tag("h3", heading), tag("div", *small, class_="pair")]
+    if shown:
         yield page.section(
             "What the gate measured",
             page.note(
                 "Line: the value of each refresh. Dashes: the maximum allowed. A diamond marks a "
                 "refresh beyond its limit; values beyond four times the limit are cut at the top."
             ),
-            *charts,
+            *shown,
             page.behind("The numbers behind these charts", _numbers(every)),
             *_broken(records),
         )
 
 
-def _gate_series(records: Sequence[RefreshRecord]) -> dict[tuple[str, str], LimitHistory]:
+def _gate_series(records: Sequence[RefreshRecord]) -> dict[tuple[str, str], _LimitHistory]:
     """Return every limit that was ever measured, but for the audit's, by name and scope."""
     found = [{(f.limit, f.scope): f for f in record.findings} for record in records]
     names = dict.fromkeys(
@@ -162,8 +152,8 @@ def _gate_series(records: Sequence[RefreshRecord]) -> dict[tuple[str, str], Limi
     return {name: _values(versions, [record.get(name) for record in found]) for name in names}
 
 
-def _values(versions: Sequence[int], findings: Sequence[Finding | None]) -> LimitHistory:
-    return LimitHistory(
+def _values(versions: Sequence[int], findings: Sequence[Finding | None]) -> _LimitHistory:
+    return _LimitHistory(
         versions,
         [math.nan if f is None else real(f.measured) for f in findings],
         [math.nan if f is None else real(f.allowed) for f in findings],
@@ -171,27 +161,15 @@ def _values(versions: Sequence[int], findings: Sequence[Finding | None]) -> Limi
     )
 
 
-def _numbers(every: Mapping[tuple[str, str], LimitHistory]) -> Html:
-    names = [finding_name(limit, scope) for limit, scope in every]
+def _numbers(every: Mapping[tuple[str, str], _LimitHistory]) -> Html:
     versions = next(iter(every.values())).versions
-    measured = zip(*(judged.measured for judged in every.values()), strict=True)
-    rows = [
-        [str(version), *map(number, values)]
-        for version, values in zip(versions, measured, strict=True)
-    ]
-    columns = [Column("version"), *map(Column, names)]
-    return page.table("What the gate measured, newest first", columns, rows[::-1])
+    measured = (map(number, judged.measured) for judged in every.values())
+    rows = list(zip(map(str, versions), *measured, strict=True))
+    headings = ("version", *(finding_name(limit, scope) for limit, scope in every))
+    return page.table("What the gate measured, newest first", headings, rows[::-1], "")
 
 
 def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
-    told = [
-        (record, finding) for record in records for finding in record.findings if not finding.passed
-    ]
-    if not told:
-        return
-    columns = [Column("version"), Column("limit", numeric=False), Column("measured")]
-    columns += [Column("allowed"), Column("finding", numeric=False)]
-    columns += [Column("worst rows", numeric=False)]
     rows = [
         [
             str(record.version),
@@ -201,9 +179,14 @@ def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
             finding.what,
             _worst(finding),
         ]
-        for record, finding in reversed(told)
+        for record in records
+        for finding in record.findings
+        if not finding.passed
     ]
-    yield page.table("Broken limits, newest first", columns, rows, shown=_MOST_OUTCOMES_SHOWN)
+    if rows:
+        caption = "Broken limits, newest first"
+        headings = ("version", "limit", "measured", "allowed", "finding", "worst rows")
+        yield page.table(caption, headings, rows[::-1], "rlrrll", shown=_MOST_OUTCOMES_SHOWN)
 
 
 def _worst(finding: Finding) -> Html:
@@ -218,46 +201,48 @@ def _table(history: History) -> Html:
     rows = [_row(record, history) for record in reversed(history.nights)]
     if not rows:
         return page.section("Refreshes", page.note("No refresh has reached the gate yet."))
-    columns = [Column(name, name in _NUMBERS) for name in rows[0]]
-    table = page.table("Every refresh, newest first", columns, [[*row.values()] for row in rows])
+    values = [[*row.values()] for row in rows]
+    table = page.table("Every refresh, newest first", [*rows[0]], values, _SIDES)
     return page.section("Refreshes", table)
 
 
 def _row(record: RefreshRecord, history: History) -> dict[str, object]:
     model, shown = record.model, table_row(record, history)
     del shown["model"]
-    return {**shown, "model": page.code(base_name(model.path)) if model else "\N{EN DASH}"}
+    return {**shown, "model": page.code(base_name(model.path)) if model else DASH}
 
 
-def small(id_: str, title: str, said: str, draw: Callable[[svg.ChartText, Frame], Html]) -> Html:
+def _small(id_: str, title: str, said: str, draw: Callable[[ChartText, Frame], Html]) -> Html:
     """Return one of several small charts that stand side by side, drawn for any window alike."""
-    drawn = draw(svg.ChartText(id_, title, said), _SMALL)
+    drawn = draw(ChartText(id_, title, said), _SMALL)
     return tag("div", tag("h3", title), tag("figure", tag("div", drawn, class_="narrow")))
 
 
-def rows_chart(id_: str, title: str, records: Sequence[RefreshRecord], rows: Sequence[int]) -> Html:
-    """Draw how many rows of one kind every refresh had, as one of several small charts."""
+def _rows_chart(
+    id_: str, title: str, records: Sequence[RefreshRecord], rows: Sequence[int]
+) -> Html:
+    """Draw how many rows of one kind every refresh had."""
     # A first load, and a refresh in a new space, may be cut at the top: they would press every
     # other refresh onto the axis.
     ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
     most = max(ordinary or [n for n in rows if n] or [1])
     axes = _versions(records), Axis("rows", 0, most * _ROOM, "whole")
     bars = [
-        svg.Bar(place, place + 1, amount or 0, f"version {record.version}: {count(amount or 0)}")
+        charts.Bar(place, place + 1, amount, f"version {record.version}: {count(amount)}")
         for place, (record, amount) in enumerate(zip(records, rows, strict=True))
     ]
     said = (
         f"{plural(len(records), 'refresh', 'refreshes')}, {plural(most, 'row')} in the largest "
         "ordinary one."
     )
-    return small(id_, title, said, lambda words, frame: svg.bar_chart(words, frame, axes, bars))
+    return _small(id_, title, said, partial(charts.bar_chart, axes=axes, bars=bars))
 
 
 def _is_whole(record: RefreshRecord) -> bool:
     return record.kind == "load" or bool(record.new_space)
 
 
-def norms_chart(records: Sequence[RefreshRecord], norm: str = "norm") -> Html:
+def _norms_chart(records: Sequence[RefreshRecord]) -> Html:
     """Draw median, middle half and middle 90 % of the norms of every refresh."""
     values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
     known = [value for row in values.values() for value in row if math.isfinite(value)]
@@ -265,31 +250,17 @@ def norms_chart(records: Sequence[RefreshRecord], norm: str = "norm") -> Html:
         return page.note("No refresh has norms.")
     low, high = min(known), max(known)
     room = (high - low) / 5 or high / 20 or 1.0
-    axes = _versions(records), Axis(norm, max(low - room, 0.0), high + room)
-    steps = svg.Steps(
-        list(range(len(records) + 1)),
-        [
-            svg.Band("5\N{EN DASH}95 %", values["q05"], values["q95"]),
-            svg.Band("25\N{EN DASH}75 %", values["q25"], values["q75"]),
-        ],
-        [svg.Line("median", values["q50"])],
-    )
+    axes = _versions(records), Axis("norm", max(low - room, 0.0), high + room)
+    steps = charts.Steps.of_quantiles(range(len(records) + 1), values)
     middles = [value for value in values["q50"] if math.isfinite(value)]
     said = f"Medians from {number(min(middles))} to {number(max(middles))}."
-    words = svg.ChartText("norms", "Norm quantiles of every refresh", said)
-    return page.chart(words, partial(svg.band_chart, axes=axes, steps=steps))
+    words = ChartText("norms", "Norm quantiles of every refresh", said)
+    return page.chart(words, partial(charts.band_chart, axes=axes, steps=steps))
 
 
 @dataclass(frozen=True)
-class LimitHistory:
-    """What one limit measured in every refresh.
-
-    Attributes:
-        versions: Version of each refresh.
-        measured: A value for each refresh, NaN where it was not judged.
-        allowed: The limit of each refresh, NaN where it had none.
-        passed: Whether each refresh kept it.
-    """
+class _LimitHistory:
+    """What one limit measured in every refresh, and what it allowed; NaN where there is none."""
 
     versions: Sequence[int]
     measured: Sequence[float]
@@ -297,40 +268,26 @@ class LimitHistory:
     passed: Sequence[bool]
 
 
-def gate_chart(id_: str, title: str, judged: LimitHistory) -> Html:
-    """Draw the values of a limit against what was allowed, as one of several small charts."""
+def _gate_chart(id_: str, title: str, judged: _LimitHistory) -> Html:
+    """Draw the values of a limit against what was allowed."""
     broken = [v for v, is_kept in zip(judged.versions, judged.passed, strict=True) if not is_kept]
     said = f"Broken in versions {', '.join(map(str, broken))}." if broken else "Never broken."
-    return small(id_, title, said, partial(_gate, judged=judged))
+    return _small(id_, title, said, partial(_gate, judged=judged))
 
 
-def _gate(words: svg.ChartText, frame: Frame, judged: LimitHistory) -> Html:
-    x = _Versions.of("version", judged.versions)
-    plot = Plot(x, _gate_axis(judged), frame, legend_rows=0)
-    pieces = [
-        *scaffold(plot),
-        svg.path(_stairs(plot, judged.allowed), "limit", stroke_dasharray="5 3"),
-        svg.path(_stairs(plot, judged.measured), "line", stroke=_LINE, stroke_width="1.75"),
+def _gate(words: ChartText, frame: Frame, judged: _LimitHistory) -> Html:
+    plot = Plot(_Versions.of("version", judged.versions), _gate_axis(judged), frame)
+    edges = range(len(judged.versions) + 1)
+    limit = charts.step_path(plot, edges, judged.allowed)
+    marks = [
+        svg.path(limit, "limit", stroke_dasharray="5 3"),
+        charts.step_line(plot, edges, judged.measured),
         *_beyond(plot, judged),
-        base_line(plot),
     ]
-    return svg.drawing(words, frame, pieces)
+    return charts.framed(words, plot, marks)
 
 
-def _stairs(plot: Plot, values: Sequence[float]) -> str:
-    pieces, pen = [], ""
-    for place, value in enumerate(values):
-        if math.isnan(value):
-            pen = ""
-            continue
-        # A step of its own for each refresh, so that one between gaps shows.
-        start = f"{pen or f'M{pixels(plot.across(place))},'}{pixels(plot.down(value))}"
-        pieces.append(f"{start}H{pixels(plot.across(place + 1))}")
-        pen = "V"
-    return "".join(pieces)
-
-
-def _gate_axis(judged: LimitHistory) -> Axis:
+def _gate_axis(judged: _LimitHistory) -> Axis:
     limits = [value for value in judged.allowed if math.isfinite(value)]
     values = [value for value in judged.measured if math.isfinite(value)]
     cut = max(limits) * _MOST_LIMITS if limits and max(limits) > 0 else math.inf
@@ -338,7 +295,7 @@ def _gate_axis(judged: LimitHistory) -> Axis:
     return Axis("", 0.0, high * _ROOM or 1.0)
 
 
-def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
+def _beyond(plot: Plot, judged: _LimitHistory) -> Iterator[Html]:
     for place, version in enumerate(judged.versions):
         if judged.passed[place]:
             continue
@@ -354,32 +311,29 @@ def _beyond(plot: Plot, judged: LimitHistory) -> Iterator[Html]:
         )
 
 
-def outcomes_chart(history: History) -> Html:
-    """Draw what became of every refresh: a row for each outcome, a bar for each refresh."""
-    outcomes = [outcome(record, history) for record in history.nights]
-    said = ". ".join(
-        f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
-    )
-    words = svg.ChartText("outcomes", "Outcome of every refresh", f"{said}.")
-    return page.chart(words, partial(_draw_outcomes, records=history.nights, outcomes=outcomes))
-
-
 def _draw_outcomes(
-    words: svg.ChartText, frame: Frame, records: Sequence[RefreshRecord], outcomes: Sequence[str]
+    words: ChartText, frame: Frame, records: Sequence[RefreshRecord], outcomes: Sequence[str]
 ) -> Html:
     lanes = [name for name in OUTCOMES if name in outcomes]
-    axes = _versions(records), _Lanes("", 0, len(lanes), "linear", tuple(lanes))
+    axes = _versions(records), _Lanes.of("", lanes)
     # The label of the y axis, above, is empty: the frame is moved up by its height.
-    plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66), legend_rows=0)
-    bars = [
+    plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66))
+    bars = (
         _outcome(plot, place, lanes.index(its), f"version {record.version}: {its}")
         for place, (record, its) in enumerate(zip(records, outcomes, strict=True))
-    ]
-    return svg.drawing(words, plot.frame, [*scaffold(plot), *bars, base_line(plot)])
+    )
+    return charts.framed(words, plot, bars)
+
+
+def _outcome(plot: Plot, place: int, lane: int, said: str) -> Html:
+    left, right = plot.across(place), plot.across(place + 1)
+    gap = 2.0 if right - left > svg.LETTER else 0.0
+    top, width = plot.down(plot.y.high - lane) + 5, max(right - left - gap, 1.0)
+    return svg.box((left + gap / 2, top, width, _LANE - 10), "bar", said, radius=2)
 
 
 @dataclass(frozen=True)
-class _Lanes(Places):
+class _Lanes(charts.Places):
     """Named rows, the first on top."""
 
     def ticks(self, most: int) -> list[tuple[float, str]]:
@@ -387,24 +341,8 @@ class _Lanes(Places):
         return [(self.high - place - 0.5, name) for place, name in enumerate(self.names)]
 
 
-def _outcome(plot: Plot, place: int, lane: int, said: str) -> Html:
-    left, right = plot.across(place), plot.across(place + 1)
-    gap = 2.0 if right - left > LETTER else 0.0
-    return tag(
-        "rect",
-        tag("title", said),
-        class_="bar",
-        x=pixels(left + gap / 2),
-        y=pixels(plot.down(plot.y.high - lane) + 5),
-        width=pixels(max(right - left - gap, 1.0)),
-        height=_LANE - 10,
-        rx=2,
-        fill="var(--mark, #4a86c5)",
-    )
-
-
 @dataclass(frozen=True)
-class _Versions(Places):
+class _Versions(charts.Places):
     """Nights by their versions, of which every second, fifth … has a label where there are many."""
 
     def ticks(self, most: int) -> list[tuple[float, str]]:
@@ -417,5 +355,5 @@ class _Versions(Places):
         ]
 
 
-def _versions(records: Sequence[RefreshRecord]) -> Places:
+def _versions(records: Sequence[RefreshRecord]) -> charts.Places:
     return _Versions.of("version", [record.version for record in records])

@@ -1,12 +1,17 @@
 """One self-contained HTML document: no script, no request, dark and light, screen and paper."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import plural
 from batchnorm_tool.report import Html, join, tag
-from batchnorm_tool.report.axes import NARROW, WIDE, Frame
-from batchnorm_tool.report.svg import ChartText
+from batchnorm_tool.report.svg import NARROW, WIDE, ChartText, Frame
+
+if TYPE_CHECKING:
+    from batchnorm_tool.comparison.verdict import VerdictEntry
 
 _STYLE = """
 :root {
@@ -94,27 +99,32 @@ ul { margin: 0; padding-left: 1.2rem; }
   .scroll { overflow: visible; }
 }
 """
+VERDICT_STYLE = """
+.verdict { margin: 1.5rem 0 0; padding: 1.25rem 1.5rem 1.25rem; background: var(--panel);
+  border-left: 4px solid var(--mark); border-radius: 0 .5rem .5rem 0; }
+.verdict h2 { font-size: .875rem; font-weight: 600; color: var(--quiet); margin: 0 0 .25rem; }
+.verdict .words { font-size: 1.25rem; line-height: 1.4; font-weight: 600; margin: 0;
+  text-wrap: pretty; }
+.verdict dl { margin-top: 1rem; display: grid; gap: .5rem; }
+.verdict dl div { display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem;
+  align-items: baseline; }
+.verdict ul { margin-top: .75rem; padding-left: 1.1rem; color: var(--quiet); font-size: .875rem; }
+@media (max-width: 40rem) {
+  .verdict { padding: 1rem; }
+  .verdict .words { font-size: 1.125rem; }
+  .verdict dl div { grid-template-columns: 1fr; gap: 0; }
+}
+@media print { .verdict { break-inside: avoid; } }
+"""
+"""The rules for a verdict, for the style sheet of a page."""
 # The page asks for nothing; this makes the browser hold it to that, whatever a name contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its heading, and whether it holds numbers (aligned right)."""
-
-    heading: str
-    numeric: bool = True
 
 
 def document(
     title: str, header: Html, sections: Iterable[Html], version: str = "", style: str = ""
 ) -> str:
-    """Put a whole page together, which needs no other file and is to be written as UTF-8.
-
-    Example:
-        >>> document("A run", header("A finished run", "digits"), []).splitlines()[0]
-        '<!doctype html>'
-    """
+    """Put a whole page together, which needs no other file and is to be written as UTF-8."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -176,31 +186,46 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Html:
 
 
 def table(
-    caption: str, columns: Sequence[Column], rows: Iterable[Sequence[object]], *, shown: int = 500
+    caption: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    sides: str = "l",
+    *,
+    shown: int = 500,
 ) -> Html:
     """Return a table that scrolls by itself where it is wider than the page.
 
-    Screen readers announce the caption. Rows beyond ``shown`` are counted in a last line.
+    Screen readers announce the caption. Columns go to the left or right as ``sides``, letters
+    ``l`` and ``r``, says, and numbers do: those that it leaves out to the right. Rows beyond
+    ``shown`` are counted in a last line.
     """
     every = list(rows)
-    head = tag("tr", *(tag("th", c.heading, scope="col", class_=_align(c)) for c in columns))
+    classes = ["text" if side == "l" else "number" for side in sides.ljust(len(headings), "r")]
+    columns = list(zip(headings, classes, strict=True))
+    head = tag("tr", *(tag("th", name, scope="col", class_=side) for name, side in columns))
     body = (
-        tag("tr", *(tag("td", v, class_=_align(c)) for c, v in zip(columns, row, strict=True)))
+        tag("tr", *(tag("td", cell, class_=side) for cell, side in zip(row, classes, strict=True)))
         for row in every[:shown]
     )
     inner = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
     scroll = tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
     hidden = len(every) - shown
-    more = tag("p", f"… and {plural(hidden, 'more row')}.", class_="note") if hidden > 0 else None
-    return join(scroll, more)
+    return join(scroll, note(f"… and {plural(hidden, 'more row')}.") if hidden > 0 else None)
 
 
-def chart(words: ChartText, draw: Callable[[ChartText, Frame], Html], *after: object) -> Html:
-    """Return a figure that is drawn twice, for wide and for narrow windows."""
-    wide = draw(ChartText(f"{words.id}-wide", words.title, words.description), WIDE)
-    narrow = draw(ChartText(f"{words.id}-narrow", words.title, words.description), NARROW)
-    both = join(tag("div", wide, class_="wide"), tag("div", narrow, class_="narrow"))
-    return tag("figure", both, *after)
+def chart(
+    words: ChartText,
+    draw: Callable[[ChartText, Frame], Html],
+    notes: Iterable[str] = (),
+    numbers: Html | None = None,
+) -> Html:
+    """Return a figure that is drawn twice, for wide and for narrow windows, with its numbers."""
+    drawn = (
+        tag("div", draw(replace(words, id=f"{words.id}-{name}"), frame), class_=name)
+        for name, frame in (("wide", WIDE), ("narrow", NARROW))
+    )
+    data = None if numbers is None else behind("The numbers behind this chart", numbers)
+    return tag("figure", *drawn, *map(note, notes), data)
 
 
 def behind(label: str, content: Html) -> Html:
@@ -209,12 +234,7 @@ def behind(label: str, content: Html) -> Html:
 
 
 def prose(words: str) -> Html:
-    """Return words in which what stands between backticks is code.
-
-    Example:
-        >>> prose("Give `--seed`.")
-        'Give <code><bdi>--seed</bdi></code>.'
-    """
+    """Return words in which what stands between backticks is code."""
     pieces = words.split("`")
     if len(pieces) % 2 == 0:  # an odd backtick, from a name: leave all as they are
         return join(words)
@@ -233,5 +253,18 @@ def note(*words: object) -> Html:
     return tag("p", *words, class_="note")
 
 
-def _align(column: Column) -> str:
-    return "number" if column.numeric else "text"
+def verdict(entry: VerdictEntry) -> Html:
+    """Show a verdict in words, with its reason, its cost and its notes where it has them."""
+    pairs = (("Why", entry.get("reason")), ("Cost", entry.get("cost")))
+    grounds = [
+        tag("div", tag("dt", heading), tag("dd", prose(said))) for heading, said in pairs if said
+    ]
+    notes = [tag("li", prose(str(said))) for said in entry.get("notes") or []]
+    return tag(
+        "div",
+        tag("h2", "Verdict"),
+        tag("p", prose(str(entry["words"])), class_="words"),
+        tag("dl", *grounds) if grounds else None,
+        tag("ul", *notes) if notes else None,
+        class_="verdict",
+    )

@@ -1,28 +1,41 @@
-"""The page about one finished run: what it is, its norms, its parts and its bad rows."""
+"""The page about one finished run: its norms, its parts, its dimensions and its bad rows."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from batchnorm_tool.display import count, number, plural, share, size
-from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.report import Html, join, page, svg, tag
-from batchnorm_tool.report.axes import Axis
-from batchnorm_tool.report.bins import NormBins, bin_norms
+from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, quantile_label
+from batchnorm_tool.report import Html, charts, join, page, tag
 from batchnorm_tool.report.figures import base_name
-from batchnorm_tool.report.page import Column
-from batchnorm_tool.report.run_charts import dimension_chart, norm_table, part_chart
-from batchnorm_tool.report.text_run import norm_shown, outside, spread
+from batchnorm_tool.report.norm_charts import norm_chart, norm_table
+from batchnorm_tool.report.svg import Axis, ChartText
+from batchnorm_tool.report.text_run import norm_shown
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.stats import VectorStats
+    from batchnorm_tool.norms.stats import DimensionStats, VectorStats
     from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
     from batchnorm_tool.pipeline.output_schema import StoredOutput
-_HEADROOM = 1.04
+
+Values = NDArray[np.float64]
+# More steps than this are thinner than two pixels of a wide chart.
+_MOST_PART_STEPS = 360
+# From this ratio on, the lower of two norms could not be told from zero on a linear axis.
+_LOG_FROM = 50.0
+# A wide chart has about as many pixels; more dimensions than this share a step.
+_MOST_DIMENSION_STEPS = 512
+# The y axis reaches this many times the range of all mean ± std; one runaway value in one
+# dimension would otherwise flatten the others into a line.
+_REACH = 8.0
 
 
 def run_page(manifest: Manifest, chunks: pa.Table) -> str:
@@ -102,82 +115,38 @@ def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
     norms = statistics.norms
     shown = norm_shown(output.norm)
     prefix = f"output-{index}"
-    others = [label for label in norms if label != shown]
+    others = (
+        norm_chart(f"{prefix}-other-{n}", label, norms[label])
+        for n, label in enumerate(label for label in norms if label != shown)
+    )
     return page.section(
         heading,
         page.quiet(_vectors(statistics)),
         tag("h3", f"{shown} norm before normalization"),
-        _histogram(f"{prefix}-norm", shown, norms[shown]),
+        norm_chart(f"{prefix}-norm", shown, norms[shown]),
         norm_table(norms, "Norms before normalization"),
         tag("h3", f"{shown} norm along the run"),
-        part_chart(f"{prefix}-run", chunks, output.name, shown),
+        _part_chart(f"{prefix}-run", chunks, output.name, shown),
         tag("h3", "Spread of each dimension, before normalization"),
-        dimension_chart(f"{prefix}-dimensions", statistics.dimensions),
+        _dimension_chart(f"{prefix}-dimensions", statistics.dimensions),
         tag("h3", "Other norms"),
-        tag(
-            "div",
-            *(
-                _histogram(f"{prefix}-other-{n}", label, norms[label])
-                for n, label in enumerate(others)
-            ),
-            class_="trio",
-        ),
+        tag("div", *others, class_="trio"),
     )
 
 
 def _vectors(statistics: VectorStats) -> str:
-    said = [f"{plural(statistics.vectors, 'vector')} in {plural(statistics.rows, 'row')}"]
-    said.append(f"{count(statistics.zero)} of them zero")
-    said.append(f"{count(statistics.nonfinite)} not finite")
-    return ", ".join(said)
-
-
-def _histogram(id_: str, label: str, stats: NormStats) -> Html:
-    bins = bin_norms(stats)
-    if bins is None:
-        return page.note(f"No {label} norm is finite and positive.")
-    scale = " (log scale)" if bins.kind == "log" else ""
-    axes = (
-        Axis(f"{label} norm{scale}", bins.edges[0], bins.edges[-1], bins.kind),
-        Axis("vectors", 0, max(bins.counts) * _HEADROOM, "whole"),
+    return (
+        f"{plural(statistics.vectors, 'vector')} in {plural(statistics.rows, 'row')}, "
+        f"{count(statistics.zero)} of them zero, {count(statistics.nonfinite)} not finite"
     )
-    words = svg.ChartText(id_, f"Histogram of {label} norms", _description(label, stats))
-    draw = partial(svg.bar_chart, axes=axes, bars=_bars(bins))
-    data = page.behind("The numbers behind this chart", _bin_table(label, bins))
-    return page.chart(words, draw, *map(page.note, outside(stats)), data)
-
-
-def _bars(bins: NormBins) -> list[svg.Bar]:
-    pairs = zip(bins.edges[:-1], bins.edges[1:], bins.counts, strict=True)
-    return [
-        svg.Bar(low, high, amount, f"{number(low)} to {number(high)}: {count(amount)}")
-        for low, high, amount in pairs
-    ]
-
-
-def _description(label: str, stats: NormStats) -> str:
-    low, _, _, median, _, _, high = map(number, spread(stats))
-    return f"{plural(stats.count, f'{label} norm')} from {low} to {high}, median {median}."
-
-
-def _bin_table(label: str, bins: NormBins) -> Html:
-    columns = [Column("from"), Column("to"), Column("vectors")]
-    pairs = zip(bins.edges[:-1], bins.edges[1:], bins.counts, strict=True)
-    rows = [[number(low, 6), number(high, 6), count(amount)] for low, high, amount in pairs]
-    return page.table(f"Vectors by {label} norm", columns, rows)
 
 
 def _bad_rows(manifest: Manifest) -> Html:
     reasons = {reason: amount for reason, amount in manifest.reasons.items() if amount}
     if not reasons:
         return page.section("Bad rows", tag("p", "None."))
-    by_reason = page.table(
-        "Bad rows by reason",
-        [Column("reason", numeric=False), Column("rows")],
-        [[reason, count(amount)] for reason, amount in reasons.items()],
-    )
-    headings = [Column("row"), Column("key", numeric=False), Column("reason", numeric=False)]
-    where = [Column("file", numeric=False), Column("row in file")]
+    by_reason = [[reason, count(amount)] for reason, amount in reasons.items()]
+    headings = ("row", "key", "reason", "file", "row in file")
     rows = [
         [count(row.row), page.name(row.key), row.reason, page.code(row.file), count(row.file_row)]
         for row in manifest.first_bad_rows
@@ -185,8 +154,8 @@ def _bad_rows(manifest: Manifest) -> Html:
     return page.section(
         "Bad rows",
         page.quiet(_bad_row_counts(manifest.rows)),
-        by_reason,
-        page.table("The first bad rows", [*headings, *where], rows),
+        page.table("Bad rows by reason", ("reason", "rows"), by_reason),
+        page.table("The first bad rows", headings, rows, "rlllr"),
     )
 
 
@@ -198,22 +167,22 @@ def _bad_row_counts(rows: RowCounts) -> str:
 
 
 def _inputs(manifest: Manifest) -> Html:
-    columns = [Column("file", numeric=False), Column("rows"), Column("size")]
     rows = [
         [page.code(entry.path), count(entry.rows), size(entry.bytes)] for entry in manifest.inputs
     ]
-    return page.section("Input files", page.table("Files in reading order", columns, rows))
+    table = page.table("Files in reading order", ("file", "rows", "size"), rows)
+    return page.section("Input files", table)
 
 
 def _parts(manifest: Manifest) -> Html:
-    columns = [Column("part"), Column("first row"), Column("rows in"), Column("rows out")]
-    columns += [Column("size"), Column("files, with their SHA-256", numeric=False)]
+    amounts = ("part", "first_row", "rows_in", "rows_out")
+    headings = ("part", "first row", "rows in", "rows out", "size", "files, with their SHA-256")
     rows = [
-        [count(getattr(part, name)) for name in ("part", "first_row", "rows_in", "rows_out")]
+        [count(getattr(part, name)) for name in amounts]
         + [size(sum(file.bytes for file in part.files)), _files(part)]
         for part in manifest.parts
     ]
-    return page.section("Parts", page.table("Parts in order", columns, rows))
+    return page.section("Parts", page.table("Parts in order", headings, rows, "rrrrrl"))
 
 
 def _files(part: PartEntry) -> Html:
@@ -235,3 +204,203 @@ def _first_path(path: object) -> str:
         return str(several)
     more = f" and {len(several) - 1} more" if len(several) > 1 else ""
     return f"{several[0]}{more}" if several else "no files"
+
+
+@dataclass(frozen=True)
+class _PartSteps:
+    """Norm quantiles of consecutive chunks, several of them gathered into a step where need be.
+
+    Attributes:
+        edges: First row of each step, and the end of the last.
+        vectors: Finite vectors in each step.
+        quantiles: By name, one value for each step; NaN where it has no finite vector.
+        gathered: Chunks in a step, at most.
+        chunks: Chunks in all.
+    """
+
+    edges: Values
+    vectors: NDArray[np.int64]
+    quantiles: dict[str, Values]
+    gathered: int
+    chunks: int
+
+
+def _part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
+    """Draw median, middle half and middle 90 % of a norm along the rows of a run."""
+    steps = _gather(chunks, output, norm)
+    if steps is None:
+        return page.note("No chunk has a finite vector.")
+    words = ChartText(
+        id_,
+        f"Quantiles of the {norm} norm along the run",
+        f"{plural(steps.chunks, 'chunk')}; the median lies "
+        f"between {number(float(np.nanmin(steps.quantiles['q50'])))} "
+        f"and {number(float(np.nanmax(steps.quantiles['q50'])))}.",
+    )
+    by_name = {name: values.tolist() for name, values in steps.quantiles.items()}
+    series = charts.Steps.of_quantiles(steps.edges.tolist(), by_name)
+    draw = partial(charts.band_chart, axes=_part_axes(steps, norm), steps=series)
+    return page.chart(words, draw, _part_notes(steps), _part_table(steps, norm))
+
+
+def _gather(chunks: pa.Table, output: str, norm: str) -> _PartSteps | None:
+    wanted = pc.and_(pc.equal(chunks["output"], output), pc.equal(chunks["norm"], norm))
+    rows = chunks.filter(wanted).sort_by([("first_row", "ascending"), ("part", "ascending")])
+    quantiles = {name: _floats(rows, name) for name in MIDDLE_COLUMNS}
+    if rows.num_rows == 0 or np.isnan(quantiles["q50"]).all():
+        return None
+    group = -(-rows.num_rows // _MOST_PART_STEPS)
+    starts = np.arange(0, rows.num_rows, group)
+    first, length = (_floats(rows, name) for name in ("first_row", "rows"))
+    finite = np.where(np.isnan(quantiles["q50"]), 0.0, _floats(rows, "vectors"))
+    finite -= np.where(finite > 0, _floats(rows, "nonfinite"), 0.0)
+    return _PartSteps(
+        edges=np.append(first[starts], first[-1] + length[-1]),
+        vectors=np.add.reduceat(finite, starts).astype(np.int64),
+        quantiles={
+            name: _gathered(name, values, finite, starts) for name, values in quantiles.items()
+        },
+        gathered=group,
+        chunks=rows.num_rows,
+    )
+
+
+def _gathered(name: str, values: Values, weights: Values, starts: NDArray[np.int64]) -> Values:
+    # The outer band keeps every chunk's extremes, so that one odd chunk among many is not
+    # averaged away; the inner quantiles are means over the vectors.
+    if name == "q05":
+        return np.fmin.reduceat(values, starts)
+    if name == "q95":
+        return np.fmax.reduceat(values, starts)
+    totals = np.add.reduceat(weights, starts)
+    shares = weights / np.repeat(totals, np.diff([*starts, len(values)])).clip(min=1)
+    means = np.add.reduceat(np.where(weights > 0, values, 0.0) * shares, starts)
+    return np.where(totals > 0, means, np.nan)
+
+
+def _floats(rows: pa.Table, column: str) -> Values:
+    values = rows[column].combine_chunks().cast(pa.float64(), safe=False)
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64).copy()
+
+
+def _part_axes(steps: _PartSteps, norm: str) -> tuple[Axis, Axis]:
+    low = float(np.nanmin(steps.quantiles["q05"]))
+    high = float(np.nanmax(steps.quantiles["q95"]))
+    across = Axis("row", float(steps.edges[0]), float(steps.edges[-1]), "whole")
+    if low > 0 and high / low >= _LOG_FROM:
+        return across, Axis(f"{norm} norm (log scale)", low / 1.2, high, "log")
+    room = (high / 2 - low / 2) / 5 or abs(high) / 20 or 1.0
+    return across, Axis(f"{norm} norm", max(low - room, 0.0), high + room)
+
+
+def _part_notes(steps: _PartSteps) -> Iterator[str]:
+    if steps.gathered > 1:
+        yield (
+            f"Each step groups {steps.gathered} chunks: median and middle half are their means, "
+            "the outer band spans all of their 5\N{EN DASH}95 % ranges."
+        )
+
+
+def _part_table(steps: _PartSteps, norm: str) -> Html:
+    headings = ("first row", "vectors", *map(quantile_label, MIDDLE_QUANTILES))
+    amounts = (map(count, map(int, column)) for column in (steps.edges[:-1], steps.vectors))
+    quantiles = (map(number, steps.quantiles[name].tolist()) for name in MIDDLE_COLUMNS)
+    rows = zip(*amounts, *quantiles, strict=True)
+    return page.table(f"Quantiles of the {norm} norm", headings, rows, "")
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Mean, mean ± std and extremes of consecutive groups of dimensions."""
+
+    edges: Values
+    mean: Values
+    under: Values
+    over: Values
+    low: Values
+    high: Values
+    constant: int
+
+
+def _dimension_chart(id_: str, statistics: DimensionStats) -> Html:
+    """Draw mean, mean ± standard deviation and extremes of each dimension."""
+    if not statistics.count or not len(statistics.mean):
+        return page.note("No prediction is finite.")
+    spread = _spread(statistics)
+    dimensions = len(statistics.mean)
+    words = ChartText(
+        id_,
+        "Spread of each dimension",
+        f"{plural(dimensions, 'dimension')}; means from {number(float(spread.mean.min()))} "
+        f"to {number(float(spread.mean.max()))}, values from {number(float(spread.low.min()))} "
+        f"to {number(float(spread.high.max()))}.",
+    )
+    across, up = Axis("dimension", 0, dimensions, "whole"), _y_axis(spread)
+    draw = partial(charts.band_chart, axes=(across, up), steps=_dimension_steps(spread))
+    notes = _dimension_notes(spread, dimensions, up)
+    return page.chart(words, draw, notes, _dimension_table(spread))
+
+
+def _spread(statistics: DimensionStats) -> _Spread:
+    mean, low, high = statistics.mean, statistics.min, statistics.max
+    std = np.sqrt(statistics.variance)
+    # Where squares are beyond float64, the extremes stand in.
+    under, over = (
+        np.where(np.isfinite(edge), edge, extreme)
+        for edge, extreme in ((mean - std, low), (mean + std, high))
+    )
+    starts = np.arange(0, len(mean), -(-len(mean) // _MOST_DIMENSION_STEPS))
+    lengths = np.diff([*starts, len(mean)])
+    return _Spread(
+        edges=np.append(starts, len(mean)).astype(np.float64),
+        mean=np.add.reduceat(mean, starts) / lengths,
+        under=np.minimum.reduceat(under, starts),
+        over=np.maximum.reduceat(over, starts),
+        low=np.minimum.reduceat(low, starts),
+        high=np.maximum.reduceat(high, starts),
+        constant=int((low == high).sum()),
+    )
+
+
+def _y_axis(spread: _Spread) -> Axis:
+    under, over = float(spread.under.min()), float(spread.over.max())
+    reach = _REACH * (over / 2 - under / 2) or abs(over) / 10 or 1.0
+    low = max(float(spread.low.min()), under - reach)
+    high = min(float(spread.high.max()), over + reach)
+    if not low < high:
+        low, high = low - reach, high + reach
+    return Axis("prediction", low, high)
+
+
+def _dimension_steps(spread: _Spread) -> charts.Steps:
+    bands = {
+        "min to max": (spread.low.tolist(), spread.high.tolist()),
+        "mean ± std": (spread.under.tolist(), spread.over.tolist()),
+    }
+    return charts.Steps(spread.edges.tolist(), bands, {"mean": spread.mean.tolist()})
+
+
+def _dimension_notes(spread: _Spread, dimensions: int, up: Axis) -> Iterator[str]:
+    group = -(-dimensions // _MOST_DIMENSION_STEPS)
+    if group > 1:
+        yield (
+            f"Each step groups {group} dimensions: the mean of their means, and the widest range "
+            "of each band."
+        )
+    low, high = float(spread.low.min()), float(spread.high.max())
+    if low < up.low or high > up.high:
+        yield f"Cut at the edges: values range from {number(low)} to {number(high)}."
+    if spread.constant:
+        yield f"{count(spread.constant)} of {count(dimensions)} never change."
+
+
+def _dimension_table(spread: _Spread) -> Html:
+    headings = ("dimension", "min", "mean \N{MINUS SIGN} std", "mean", "mean + std", "max")
+    columns = (spread.low, spread.under, spread.mean, spread.over, spread.high)
+    labels = (_label(int(first), int(end) - 1) for first, end in itertools.pairwise(spread.edges))
+    rows = zip(labels, *(map(number, column.tolist()) for column in columns), strict=True)
+    return page.table("Spread of each dimension", headings, rows, "")
+
+
+def _label(first: int, last: int) -> str:
+    return count(first) if first == last else f"{count(first)}\N{EN DASH}{count(last)}"

@@ -1,54 +1,37 @@
-"""Our own charts as inline SVG: bars, and lines with bands.
+"""What charts are drawn with, as inline SVG: axes with round ticks, shapes, series, legends.
 
 Colours are CSS variables with a fallback (``--mark``, ``--line``) and ``currentColor``, so that
 one drawing serves dark and light. Text keeps its size only where the drawing is not scaled: draw a
-chart for `axes.WIDE` and for `axes.NARROW` and let the page choose.
+chart for `WIDE` and for `NARROW` and let the page choose.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
-from batchnorm_tool.report import Html, join, tag
-from batchnorm_tool.report.axes import (
-    FONT,
-    LETTER,
-    ROW,
-    Axis,
-    Frame,
-    Plot,
-    base_line,
-    pixels,
-    scaffold,
-    text,
-)
+from batchnorm_tool.display import PLAIN_FROM, PLAIN_TO, short, typeset
+from batchnorm_tool.report import Html, tag
 
-_MARK = "var(--mark, #4a86c5)"
-_LINE = "var(--line, #1d4f86)"
-_OPACITIES = ("0.22", "0.42", "0.42")
-STYLE = """
-:root { --series-0: #3d464e; --series-1: #1b62b5; --series-2: #b4530a; --series-3: #0a7a5c;
-  --series-4: #8b3fa8; --series-5: #8a6d00; }
-@media (prefers-color-scheme: dark) {
-  :root { --series-0: #c9d0d6; --series-1: #7fb6f2; --series-2: #f2a35f; --series-3: #56c9a6;
-    --series-4: #d3a1ec; --series-5: #d9c356; }
-}
-@media print {
-  :root { --series-0: #3d464e; --series-1: #1b62b5; --series-2: #b4530a; --series-3: #0a7a5c;
-    --series-4: #8b3fa8; --series-5: #8a6d00; }
-}
-"""
-"""The colours, for the style sheet of a page; the first one is neutral: it is what others are
-compared with."""
-_COLOURS = (
-    ("--series-0", "#3d464e"),
-    ("--series-1", "#1b62b5"),
-    ("--series-2", "#b4530a"),
-    ("--series-3", "#0a7a5c"),
-    ("--series-4", "#8b3fa8"),
-    ("--series-5", "#8a6d00"),
-)
+FONT = 12
+# Widest digit of the usual system fonts at 12 px, rounded down: labels are mostly digits and dots.
+LETTER = 7.2
+ROW = 18
+_TICK_GAP = 6
+_RIGHT = 12
+_LABEL_GAP = 6
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNITS_FROM = 10_000
+# Fewer round ticks of the 1-2-5 series than this do not show how an axis runs.
+_FEWEST_TICKS = 3
+_SMALLEST_STEP = 1e-300
+MARK = "var(--mark, #4a86c5)"
+LINE = "var(--line, #1d4f86)"
+_LIGHT = ("#3d464e", "#1b62b5", "#b4530a", "#0a7a5c", "#8b3fa8", "#8a6d00")
+_DARK = ("#c9d0d6", "#7fb6f2", "#f2a35f", "#56c9a6", "#d3a1ec", "#d9c356")
 _DASHES = (None, "7 3", "2 3", "9 3 2 3")
 # Paths around the middle of a marker, all of about the same area. Five, so that colour, dashes and
 # marker together repeat only after 60 series.
@@ -61,6 +44,227 @@ _MARKERS = (
 )
 _KEY = 26
 _GAP = 16
+
+
+def _variables(colours: tuple[str, ...], margin: str = "") -> str:
+    each = [f"--series-{n}: {colour};" for n, colour in enumerate(colours)]
+    return textwrap.indent(f":root {{ {' '.join(each[:4])}\n  {' '.join(each[4:])} }}", margin)
+
+
+STYLE = f"""
+{_variables(_LIGHT)}
+@media (prefers-color-scheme: dark) {{
+{_variables(_DARK, "  ")}
+}}
+@media print {{
+{_variables(_LIGHT, "  ")}
+}}
+"""
+"""The colours, for the style sheet of a page; the first one is neutral: it is what others are
+compared with."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: what it measures, from ``low`` to ``high``; ``whole`` has its ticks on integers.
+
+    A ``log`` axis needs ``low > 0``.
+    """
+
+    label: str
+    low: float
+    high: float
+    kind: Literal["linear", "whole", "log"] = "linear"
+
+    def at(self, value: float) -> float:
+        """Return where a value lies, 0 at the beginning and 1 at the end; others are clamped."""
+        if self.kind == "log":
+            low, high, here = map(math.log2, (self.low, self.high, max(value, self.low)))
+        else:
+            # Halves, because the difference of two finite numbers can overflow.
+            low, high, here = self.low / 2, self.high / 2, value / 2
+        if not high > low:
+            return 0.5
+        return min(max((here - low) / (high - low), 0.0), 1.0)
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """Return round values within the range with their labels, lowest first."""
+        if self.kind == "log":
+            values = _log_ticks(self.low, self.high, most)
+            if len(values) >= _FEWEST_TICKS:
+                return [(value, short(value)) for value in values]
+        step = _nice_step(self.low, self.high, most)
+        if self.kind == "whole":
+            step = max(step, 1.0)
+        values = _multiples(self.low, self.high, step)
+        return [(value, _tick_label(value, step, self)) for value in values]
+
+
+def _nice_step(low: float, high: float, most: int) -> float:
+    raw = (high / 2 - low / 2) / (most / 2)
+    if raw < _SMALLEST_STEP:
+        return _SMALLEST_STEP
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    # The tolerance keeps 0.1 + 0.2 from asking for the next larger step.
+    return next(
+        (nice * magnitude for nice in (1, 2, 5) if nice * magnitude >= raw * (1 - 1e-9)),
+        10 * magnitude,
+    )
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
+    if high / 2 - low / 2 < step / 4:
+        return []
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [(decades, (1, 2, 5)), (decades, (1,))]
+    stride = math.ceil(len(decades) / most)
+    choices.append((range(decades.start, decades.stop, stride), (1,)))
+    for exponents, factors in choices:
+        values = [float(f"{factor}e{power}") for power in exponents for factor in factors]
+        inside = [value for value in values if low <= value <= high and math.isfinite(value)]
+        if len(inside) <= most:
+            break
+    thirds = [float(f"{factor}e{power}") for power in decades for factor in (1, 3)]
+    thirds = [value for value in thirds if low <= value <= high]
+    return thirds if len(inside) < _FEWEST_TICKS <= len(thirds) <= most else inside
+
+
+def _tick_label(value: float, step: float, axis: Axis) -> str:
+    largest = max(abs(axis.low), abs(axis.high))
+    if axis.kind == "whole":
+        if largest < _UNITS_FROM:
+            return typeset(f"{value:,.0f}")
+        unit, suffix = next(pair for pair in _UNITS if largest >= pair[0])
+        return typeset(f"{value / unit:g}{suffix if value else ''}")
+    if value == 0:
+        return "0"
+    if PLAIN_FROM <= largest < PLAIN_TO:
+        return typeset(f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}")
+    digits = math.floor(math.log10(abs(value)) + 1e-9) - math.floor(math.log10(step) + 1e-9)
+    return typeset(f"{value:.{max(digits, 0)}e}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a drawing in CSS pixels."""
+
+    width: int
+    height: int
+
+
+WIDE = Frame(800, 270)
+NARROW = Frame(350, 230)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The rectangle inside of the axes, in pixels; above it are rows of text for a legend."""
+
+    x: Axis
+    y: Axis
+    frame: Frame
+    legend_rows: int = 0
+
+    @cached_property
+    def left(self) -> float:
+        """Where the y axis stands, right of its labels."""
+        longest = max((len(label) for _, label in self.y_ticks), default=1)
+        return math.ceil(longest * LETTER) + _TICK_GAP + 2
+
+    @property
+    def right(self) -> float:
+        """Where the x axis ends."""
+        return self.frame.width - _RIGHT
+
+    @property
+    def top(self) -> float:
+        """Where the y axis ends."""
+        return ROW * (1 + self.legend_rows) + 8
+
+    @property
+    def bottom(self) -> float:
+        """Where the x axis lies."""
+        return self.frame.height - 2 * ROW - 4
+
+    @property
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """Values and labels of the x axis."""
+        return self.x.ticks(10 if self.frame.width > 500 else 6)
+
+    @property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Values and labels of the y axis."""
+        return self.y.ticks(5)
+
+    def across(self, value: float) -> float:
+        """Return the place of a value on the x axis."""
+        return self.left + self.x.at(value) * (self.right - self.left)
+
+    def down(self, value: float) -> float:
+        """Return the place of a value on the y axis."""
+        return self.bottom - self.y.at(value) * (self.bottom - self.top)
+
+
+def scaffold(plot: Plot) -> Iterator[Html]:
+    """Draw what stands behind the data: labels, ticks and grid."""
+    yield text(plot.y.label, 0, FONT, "start", muted=True)
+    yield text(plot.x.label, plot.right, plot.frame.height - 4, "end", muted=True)
+    for value, label in plot.y_ticks:
+        y = plot.down(value)
+        # Zero is worth a stronger line only where values lie on both sides of it.
+        strong = value == 0 and plot.y.low < 0
+        yield rule((plot.left, plot.right), (y, y), "0.45" if strong else "0.13")
+        yield text(label, plot.left - _TICK_GAP, y + 4, "end")
+    yield from _x_labels(plot)
+
+
+def _x_labels(plot: Plot) -> Iterator[Html]:
+    free_from = 0.0
+    for value, label in plot.x_ticks:
+        half = len(label) * LETTER / 2
+        x = plot.across(value)
+        middle = min(max(x, half), plot.frame.width - half)
+        if middle - half < free_from:
+            continue
+        free_from = middle + half + _LABEL_GAP
+        ends = {"x1": x, "x2": x, "y1": plot.bottom, "y2": plot.bottom + 4}
+        placed = {name: pixels(place) for name, place in ends.items()}
+        yield tag("line", **placed, stroke="currentColor", stroke_opacity="0.5")
+        yield text(label, middle, plot.bottom + ROW - 1, "middle")
+
+
+def rule(across: tuple[float, float], down: tuple[float, float], opacity: str = "0.5") -> Html:
+    """Draw a straight line between two places on each axis, in pixels."""
+    places = dict(zip(("x1", "x2", "y1", "y2"), map(pixels, (*across, *down)), strict=True))
+    return tag("line", stroke="currentColor", stroke_opacity=opacity, **places)
+
+
+def base_line(plot: Plot) -> Html:
+    """Draw the x axis."""
+    return rule((plot.left, plot.right), (plot.bottom, plot.bottom))
+
+
+def text(words: object, x: float, y: float, anchor: str, *, muted: bool = False) -> Html:
+    """Write words that start, end or have their middle at a place."""
+    return tag(
+        "text",
+        words,
+        x=pixels(x),
+        y=pixels(y),
+        text_anchor=anchor,
+        fill_opacity="0.72" if muted else None,
+    )
+
+
+def pixels(value: float) -> str:
+    """Return a length with one decimal where it needs one."""
+    return f"{value:.1f}".removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -78,91 +282,7 @@ class ChartText:
     description: str
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar from ``lower`` to ``upper`` on the x axis, and what hovering over it says."""
-
-    lower: float
-    upper: float
-    height: float
-    words: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One value for each step; NaN where there is none."""
-
-    label: str
-    values: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A range for each step; NaN where there is none."""
-
-    label: str
-    lower: Sequence[float]
-    upper: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What a band chart draws.
-
-    Attributes:
-        edges: ``n + 1`` ascending x values; step ``i`` reaches from edge ``i`` to ``i + 1``.
-        bands: Ranges of ``n`` values, the widest first, three at most.
-        lines: Lines of ``n`` values, drawn over the bands.
-    """
-
-    edges: Sequence[float]
-    bands: Sequence[Band]
-    lines: Sequence[Line]
-
-
-def bar_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], bars: Sequence[Bar]) -> Html:
-    """Draw bars that stand on zero.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> from batchnorm_tool.report.axes import Axis
-        >>> axes = Axis("norm", 0, 2), Axis("vectors", 0, 5)
-        >>> bars = [Bar(0, 1, 5, "5 vectors"), Bar(1, 2, 2, "2 vectors")]
-        >>> drawing = bar_chart(ChartText("a", "Norms", "Two bars."), NARROW, axes, bars)
-        >>> drawing.count('class="bar"')
-        2
-    """
-    plot = Plot(axes[0], axes[1], frame, legend_rows=0)
-    shapes = [_bar(plot, bar) for bar in bars if bar.height]
-    return drawing(words, plot.frame, (*scaffold(plot), *shapes, base_line(plot)))
-
-
-def band_chart(words: ChartText, frame: Frame, axes: tuple[Axis, Axis], steps: Steps) -> Html:
-    """Draw lines and bands that hold one value for each step along the x axis.
-
-    Example:
-        >>> from batchnorm_tool.report.axes import NARROW
-        >>> from batchnorm_tool.report.axes import Axis
-        >>> axes = Axis("row", 0, 2), Axis("norm", 0, 5)
-        >>> steps = Steps([0, 1, 2], [Band("range", [1, 1], [3, 4])], [Line("median", [2, 3])])
-        >>> drawing = band_chart(ChartText("b", "Norms", "Rising."), NARROW, axes, steps)
-        >>> drawing.count('class="band"'), drawing.count('class="line"')
-        (1, 1)
-    """
-    plot = Plot(axes[0], axes[1], frame, legend_rows=1)
-    bands = [
-        path(_outline(plot, steps.edges, band), "band", fill=_MARK, fill_opacity=opacity)
-        for band, opacity in zip(steps.bands, _OPACITIES, strict=False)
-    ]
-    lines = [
-        path(_stairs(plot, steps.edges, line.values), "line", stroke=_LINE, stroke_width="1.75")
-        for line in steps.lines
-    ]
-    pieces = (*scaffold(plot), *bands, *lines, base_line(plot), _legend(steps))
-    return drawing(words, plot.frame, pieces)
-
-
-def drawing(words: ChartText, frame: Frame, pieces: Sequence[Html]) -> Html:
+def drawing(words: ChartText, frame: Frame, pieces: Iterable[Html]) -> Html:
     """Put the pieces of a chart into one element that says what it shows."""
     return tag(
         "svg",
@@ -180,94 +300,31 @@ def drawing(words: ChartText, frame: Frame, pieces: Sequence[Html]) -> Html:
     )
 
 
-def _bar(plot: Plot, bar: Bar) -> Html:
-    left, right = plot.across(bar.lower), plot.across(bar.upper)
-    gap = 1.0 if right - left > 4 else 0.0
-    zero, end = plot.down(0.0), plot.down(bar.height)
-    # One vector among a million still shows as a line.
-    top, bottom = (min(end, zero - 1), zero) if bar.height > 0 else (zero, max(end, zero + 1))
-    return tag(
-        "rect",
-        tag("title", bar.words),
-        class_="bar",
-        x=pixels(left + gap / 2),
-        y=pixels(top),
-        width=pixels(max(right - left - gap, 0.5)),
-        height=pixels(bottom - top),
-        fill=_MARK,
-    )
-
-
-def _runs(values: Sequence[float]) -> Iterator[range]:
-    start = None
-    for index, value in enumerate(values):
-        if math.isnan(value):
-            if start is not None:
-                yield range(start, index)
-            start = None
-        elif start is None:
-            start = index
-    if start is not None:
-        yield range(start, len(values))
-
-
-def _stairs(plot: Plot, edges: Sequence[float], values: Sequence[float]) -> str:
-    return "".join(
-        f"M{pixels(plot.across(edges[run.start]))}," + _steps(plot, edges, values, run)
-        for run in _runs(values)
-    )
-
-
-def _outline(plot: Plot, edges: Sequence[float], band: Band) -> str:
-    pieces = []
-    for run in _runs(band.lower):
-        there = _steps(plot, edges, band.upper, run)
-        back = [
-            f"V{pixels(plot.down(band.lower[index]))}H{pixels(plot.across(edges[index]))}"
-            for index in reversed(run)
-        ]
-        pieces.append(f"M{pixels(plot.across(edges[run.start]))},{there}{''.join(back)}Z")
-    return "".join(pieces)
-
-
-def _steps(plot: Plot, edges: Sequence[float], values: Sequence[float], run: range) -> str:
-    places = [
-        f"{pixels(plot.down(values[index]))}H{pixels(plot.across(edges[index + 1]))}"
-        for index in run
-    ]
-    return "V".join(places)
-
-
-def _legend(steps: Steps) -> Html:
-    pieces, x = [], 0.0
-    y = ROW + 2
-    for band, opacity in zip(steps.bands, _OPACITIES, strict=False):
-        pieces.append(
-            tag("rect", x=pixels(x), y=y, width=14, height=12, fill=_MARK, fill_opacity=opacity)
-        )
-        pieces.append(text(band.label, x + 19, y + 10, "start"))
-        x += 19 + len(band.label) * LETTER + 12
-    for line in steps.lines:
-        place = f"M{pixels(x)},{y + 6}h14"
-        pieces.append(path(place, "key", stroke=_LINE, stroke_width="1.75"))
-        pieces.append(text(line.label, x + 19, y + 10, "start"))
-        x += 19 + len(line.label) * LETTER + 12
-    return join(*pieces)
-
-
 def path(place: str, class_: str, **style: str) -> Html:
     """Return a path that is not filled unless ``style``, its attributes, says so."""
     return tag("path", class_=class_, d=place, **{"fill": "none", **style})
 
 
+def box(
+    place: tuple[float, float, float, float],
+    class_: str | None = None,
+    said: str | None = None,
+    *,
+    radius: int | None = None,
+    opacity: str | None = None,
+) -> Html:
+    """Draw a rectangle, given by left, top, width and height; pointing at it shows what it says."""
+    x, y, width, height = map(pixels, place)
+    title = None if said is None else tag("title", said)
+    at = {"class_": class_, "x": x, "y": y, "width": width, "height": height, "rx": radius}
+    return tag("rect", title, **at, fill=MARK, fill_opacity=opacity)
+
+
 @dataclass(frozen=True)
 class SeriesStyle:
-    """The look of one series.
+    """The look of one series: a CSS colour that follows the theme, and two SVG path attributes.
 
-    Attributes:
-        colour: A CSS colour that follows the theme.
-        dashes: An SVG dash pattern; ``None`` for a line without gaps.
-        marker: An SVG path around the place of a value.
+    The line of a series has no gaps where ``dashes`` is ``None``.
     """
 
     colour: str
@@ -276,22 +333,11 @@ class SeriesStyle:
 
 
 def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
-    """Give every label a look of its own, the first one the neutral colour.
-
-    Example:
-        >>> look = series_styles(["none", "l2"])["l2"]
-        >>> look.colour, look.dashes
-        ('var(--series-1, #1b62b5)', '7 3')
-    """
+    """Give every label a look of its own, the first one the neutral colour."""
+    looks = zip(*map(itertools.cycle, (enumerate(_LIGHT), _DASHES, _MARKERS)), strict=False)
     return {
-        label: SeriesStyle(f"var({name}, {plain})", dashes, marker)
-        for label, (name, plain), dashes, marker in zip(
-            dict.fromkeys(labels),
-            itertools.cycle(_COLOURS),
-            itertools.cycle(_DASHES),
-            itertools.cycle(_MARKERS),
-            strict=False,
-        )
+        label: SeriesStyle(f"var(--series-{n}, {plain})", dashes, marker)
+        for label, ((n, plain), dashes, marker) in zip(dict.fromkeys(labels), looks, strict=False)
     }
 
 
@@ -309,25 +355,18 @@ def line(style: SeriesStyle, place: str, class_: str, **more: str) -> Html:
 
 
 def legend_rows(labels: Iterable[str], frame: Frame) -> int:
-    """Return how many rows a legend takes, none without labels.
-
-    Example:
-        >>> legend_rows(["none", "l1"], Frame(350, 230)), legend_rows(["x" * 30] * 3, Frame(350, 1))
-        (1, 3)
-    """
+    """Return how many rows a legend takes, none without labels."""
     return 1 + max((row for _, _, row in _places(labels, frame)), default=-1)
 
 
-def legend(shown: Mapping[str, SeriesStyle], frame: Frame, *, marked: bool) -> Html:
+def legend(shown: Mapping[str, SeriesStyle], frame: Frame, *, marked: bool) -> Iterator[Html]:
     """Draw the key of each series above a chart, in as many rows as `legend_rows` says."""
-    pieces = []
     for label, x, row in _places(shown, frame):
         y = ROW * (1 + row) + 8
-        pieces.append(line(shown[label], f"M{x:.1f},{y}h{_KEY - 6}", "key", stroke_width="1.75"))
+        yield line(shown[label], f"M{x:.1f},{y}h{_KEY - 6}", "key", stroke_width="1.75")
         if marked:
-            pieces.append(marker(shown[label], x + (_KEY - 6) / 2, y))
-        pieces.append(text(label, x + _KEY, y + 4, "start"))
-    return join(*pieces)
+            yield marker(shown[label], x + (_KEY - 6) / 2, y)
+        yield text(label, x + _KEY, y + 4, "start")
 
 
 def _places(labels: Iterable[str], frame: Frame) -> Iterator[tuple[str, float, int]]:

@@ -1,20 +1,17 @@
-"""The terminal's summary of one refresh: its rows, norms, gate and targets, and what to do next."""
+"""What is said of refreshes: the terminal's summary and history, and the words that pages share."""
+
+from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
-from batchnorm_tool.display import NAME_WIDTH, count, cut, entry, plural, table, visible, wrapped
+from batchnorm_tool import display
+from batchnorm_tool.display import DASH, NAME_WIDTH, count, entry, number, plural, wrapped
 from batchnorm_tool.gate.findings import describe_row
 from batchnorm_tool.gate.record import GateRecord, History, Outcome, RefreshRecord, RefreshRows
-from batchnorm_tool.report.figures import (
-    describe_gate,
-    describe_kind,
-    describe_norms,
-    describe_outcome,
-    finding_name,
-    when,
-)
+from batchnorm_tool.report.figures import real
 
 _ROWS = 5
 _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
@@ -26,6 +23,10 @@ _WHY = {
 }
 # To the left what is words, to the right what is numbers.
 _SIDES = "rllllrrrrll"
+OUTCOMES = ("live", "kept", "rolled back", "removed", "waiting", "not published")
+"""What can have become of a refresh, in the order in which a chart shows it."""
+_NOT_PUBLISHED = {"superseded", "discarded"}
+_SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
 
 
 def refresh_lines(
@@ -42,22 +43,15 @@ def refresh_lines(
     for warning in [*record.warnings, *warned]:
         lines += entry("warning", warning, width)
     lines += _next(record, targets, store, width)
-    return [visible(line) for line in lines]
+    return [display.visible(line) for line in lines]
 
 
 def dry_run_lines(rows: RefreshRows, gate: GateRecord | None = None, width: int = 72) -> list[str]:
-    """Say what a refresh would change.
-
-    Example:
-        >>> from batchnorm_tool.gate.record import RefreshRows
-        >>> print(*dry_run_lines(RefreshRows(100, 2, 1, 0, 97, 0, 0)), sep=chr(10))
-        Dry run: nothing was written; 3 rows would go through the model.
-        rows        100 in: 2 new, 1 changed, 97 same, 0 vanished
-    """
+    """Say what a refresh would change."""
     model = plural(rows.new + rows.computed, "row")
     headline = f"Dry run: nothing was written; {model} would go through the model."
     lines = [*wrapped(headline, width), *entry("rows", _input_rows(rows), width)]
-    return [visible(line) for line in [*lines, *_gate(gate, width)]]
+    return [display.visible(line) for line in [*lines, *_gate(gate, width)]]
 
 
 def _headline(record: RefreshRecord) -> str:
@@ -78,7 +72,7 @@ def _facts(record: RefreshRecord) -> Iterator[tuple[str, str]]:
     if computed:
         yield "vectors", computed
     if record.norms:
-        yield "norms", f"median {describe_norms(record)}"
+        yield "norms", f"median {_norms(record)}"
     if record.seconds:
         spent = (f"{phase} {value:,.1f} s" for phase, value in record.seconds.items())
         yield "time", ", ".join(spent)
@@ -111,7 +105,7 @@ def _gate(gate: GateRecord | None, width: int) -> list[str]:
         name = finding_name(finding.limit, finding.scope)
         lines += wrapped(f"- {name}: {finding.what}", width, "  ", NAME_WIDTH)
         lines += [
-            f"{' ' * (NAME_WIDTH + 4)}{cut(describe_row(row), width - NAME_WIDTH - 4)}"
+            f"{' ' * (NAME_WIDTH + 4)}{display.cut(describe_row(row), width - NAME_WIDTH - 4)}"
             for row in finding.rows[:_ROWS]
         ]
     return lines
@@ -147,25 +141,21 @@ def history_lines(history: History) -> list[str]:
     lines = [describe_store(history)]
     if history.nights:
         rows = [table_row(record, history) for record in history.nights]
-        lines += ["", *table([list(rows[0]), *(list(row.values()) for row in rows)], _SIDES)]
-    return [visible(line) for line in lines]
+        lines += [
+            "",
+            *display.table([list(rows[0]), *(list(row.values()) for row in rows)], _SIDES),
+        ]
+    return [display.visible(line) for line in lines]
 
 
 def describe_store(history: History) -> str:
-    """Say which version is live, which waits, and whether the store is on hold.
-
-    Example:
-        >>> from batchnorm_tool.gate.record import History, Hold
-        >>> hold = Hold("2026-03-01T02:00:00+00:00", "rollback", 3)
-        >>> describe_store(History("history", "items", 3, hold, 4, (2, 3), ()))
-        'items: version 3 is live, 4 is waiting, 2 kept; on hold since 2026-03-01 02:00 (rollback)'
-    """
+    """Say which version is live, which waits, and whether the store is on hold."""
     live, hold = history.live, history.hold
     said = [f"version {live} is live" if live is not None else "no version is live"]
     if history.waiting is not None:
         said.append(f"{history.waiting} is waiting")
     said.append(f"{len(history.kept)} kept")
-    on_hold = f"; on hold since {when(hold.since)} ({hold.reason})" if hold else ""
+    on_hold = f"; on hold since {_minute(hold.since)} ({hold.reason})" if hold else ""
     return f"{history.path}: {', '.join(said)}{on_hold}"
 
 
@@ -174,16 +164,16 @@ def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
     rows = record.rows
     return {
         "version": str(record.version),
-        "when (UTC)": when(record.started),
-        "state": describe_outcome(record, history),
-        "kind": describe_kind(record),
+        "when (UTC)": _minute(record.started),
+        "state": _state(record, history),
+        "kind": _kind(record),
         "model": _model(record),
         "live": count(rows.live),
         "new": count(rows.new),
         "changed": count(rows.computed),
         "vanished": count(rows.vanished),
-        "norm median [5\N{EN DASH}95 %]": describe_norms(record),
-        "gate": describe_gate(record.gate),
+        "norm median [5\N{EN DASH}95 %]": _norms(record),
+        "gate": _findings(record.gate),
     }
 
 
@@ -191,3 +181,67 @@ def _model(record: RefreshRecord) -> str:
     """Return the file of the model, and the beginning of its content's hash."""
     model = record.model
     return "none" if model is None else f"{PurePath(model.path).name} {str(model.content)[:6]}"
+
+
+def outcome(record: RefreshRecord, history: History) -> str:
+    """Return what became of a refresh, one of `OUTCOMES`."""
+    version = record.version
+    if version == history.live:
+        return "live"
+    if record.state == "waiting":
+        return "waiting"
+    if record.state in _NOT_PUBLISHED:
+        return "not published"
+    if any((its.restores or 0) < version < its.version for its in history.rollbacks):
+        return "rolled back"
+    return "kept" if version in history.kept else "removed"
+
+
+def _state(record: RefreshRecord, history: History) -> str:
+    """Return what became of a refresh, with the reason where it waits or never was published."""
+    its = outcome(record, history)
+    if its == "waiting" and record.reason:
+        return f"waiting ({record.reason})"
+    if its == "rolled back" and record.version in history.kept:
+        return "rolled back, kept"
+    return record.state if its == "not published" else its
+
+
+def _kind(record: RefreshRecord) -> str:
+    """Return the kind of a refresh, such as ``rollback to 3`` or ``refresh, new space``."""
+    if record.kind == "rollback":
+        return f"rollback to {record.restores}"
+    return f"{record.kind}, new space" if record.new_space else record.kind
+
+
+def _minute(time: str) -> str:
+    """Return a time to the minute, in UTC."""
+    return time[:16].replace("T", " ")
+
+
+def quantile(record: RefreshRecord, name: str) -> float:
+    """Return a quantile of a refresh's norms; NaN where there is none."""
+    return real((record.norms or {}).get(name))
+
+
+def _norms(record: RefreshRecord) -> str:
+    """Return the median of a refresh's norms, and what 90 % of them lie between."""
+    low, middle, high = (quantile(record, name) for name in ("q05", "q50", "q95"))
+    if math.isnan(middle):
+        return DASH
+    return f"{number(middle)} [{number(low)}{DASH}{number(high)}]"
+
+
+def finding_name(limit: str, scope: str) -> str:
+    """Name a limit and what it was held against, as short as can be."""
+    return f"{limit.rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
+
+
+def _findings(gate: GateRecord | None) -> str:
+    """Return what the gate said of a refresh."""
+    if gate is None:
+        return DASH
+    names = [finding_name(finding.limit, finding.scope) for finding in gate.broken]
+    if not names:
+        return "passed"
+    return f"{'warned' if gate.action == 'warn' else 'held'}: {', '.join(names)}"

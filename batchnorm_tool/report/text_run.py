@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.display import (
-    count,
-    fixed,
-    number,
-    percent,
-    plural,
-    share,
-    table,
-    visible,
-    wrapped,
-)
-from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, NormStats, quantile_label
-from batchnorm_tool.report.bins import NormBins, bin_norms
+from batchnorm_tool import display
+from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.report.norm_charts import SPREAD, bin_norms, outside, spread
 
 if TYPE_CHECKING:
     from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
@@ -28,9 +18,6 @@ _FULL = "█"
 _FEWEST_CELLS = 8
 # Asking for at most 16 makes 8 to 16 bars: enough for a shape, few enough for a terminal.
 _BARS = 16
-SPREAD = ("min", *map(quantile_label, MIDDLE_QUANTILES), "max")
-"""What `spread` returns, in words."""
-
 _FIRST_BAD_ROWS = 5
 
 
@@ -38,82 +25,32 @@ def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
     """Draw a histogram of norms with block characters.
 
     A bar reaches from its own norm up to the next line's.
-
-    Example:
-        >>> import numpy as np
-        >>> from batchnorm_tool.norms.stats import NormStats
-        >>> stats = NormStats.of(np.array([1.0, 1, 1, 1, 1.0025]))
-        >>> norm_histogram(stats, 30)[2:4]
-        [' 1.000  ███████████████████  4', ' 1.002  ████▊                1']
     """
     bins = bin_norms(stats, _BARS)
     if bins is None:
         return ["no norm is finite and positive"]
     names = _edge_names(bins.edges[:-1])
-    amounts = [count(amount) for amount in bins.counts]
+    amounts = [display.count(amount) for amount in bins.counts]
     left, right = max(map(len, names)), max(map(len, amounts))
     cells = max(width - left - right - 4, _FEWEST_CELLS)
     largest = max(bins.counts)
     bars = [_bar(amount / largest, cells) for amount in bins.counts]
-    return [*table(zip(names, bars, amounts, strict=True), "rlr"), *outside(stats)]
-
-
-def outside(stats: NormStats) -> list[str]:
-    """Say which norms the bars of a histogram leave out.
-
-    Example:
-        >>> import numpy as np
-        >>> from batchnorm_tool.norms.stats import NormStats
-        >>> outside(NormStats.of(np.array([0.0, 0, 0, 1])))
-        ['not shown: 3 zero']
-    """
-    said = left_out(stats, bin_norms(stats, _BARS))
-    return [f"not shown: {said}"] if said else []
-
-
-def left_out(stats: NormStats, bins: NormBins | None) -> str:
-    """Count the norms that no bar holds, with the reason."""
-    kinds = {
-        "zero": stats.zero,
-        "not finite": stats.nonfinite,
-        "below": bins.below if bins else 0,
-        "above": bins.above if bins else 0,
-    }
-    return ", ".join(f"{count(amount)} {kind}" for kind, amount in kinds.items() if amount)
+    return [*display.table(zip(names, bars, amounts, strict=True), "rlr"), *outside(stats, bins)]
 
 
 def quantile_table(norms: Mapping[str, NormStats]) -> list[str]:
-    r"""Set the quantiles of several norms below one another.
-
-    Example:
-        >>> import numpy as np
-        >>> from batchnorm_tool.norms.stats import NormStats
-        >>> print("\n".join(quantile_table({"l2": NormStats.of(np.array([0.5, 3, 3, 6]))})))
-        norm     min     5 %    25 %  median   75 %   95 %    max
-        l2    0.5000  0.5000  0.5000   3.002  3.002  6.000  6.000
-    """
-    rows = [[label, *map(number, spread(stats))] for label, stats in norms.items()]
-    return table([["norm", *SPREAD], *rows])
-
-
-def spread(stats: NormStats) -> list[float | None]:
-    """Return minimum, quantiles and maximum, as `SPREAD` names them; ``None`` where empty."""
-    return [stats.min, *map(stats.quantile, MIDDLE_QUANTILES), stats.max]
+    """Set the quantiles of several norms below one another."""
+    rows = [[label, *map(display.number, spread(stats))] for label, stats in norms.items()]
+    return display.table([["norm", *SPREAD], *rows])
 
 
 def rows_line(rows: RowCounts, seconds: float | None = None) -> str:
-    """Say how many rows came in, went out and how fast.
-
-    Example:
-        >>> from batchnorm_tool.pipeline.manifest import RowCounts
-        >>> rows_line(RowCounts(2000, 1999, 1), 4.0)
-        '2,000 rows in, 1,999 out, 1 bad (0.05 %), 500 rows/s'
-    """
-    pieces = [f"{plural(rows.rows_in, 'row')} in", f"{count(rows.rows_out)} out"]
-    part = f" ({share(rows.bad, rows.rows_in)})" if rows.bad else ""
-    pieces.append(f"{count(rows.bad)} bad{part}")
+    """Say how many rows came in, went out and how fast."""
+    pieces = [f"{display.plural(rows.rows_in, 'row')} in", f"{display.count(rows.rows_out)} out"]
+    part = f" ({display.share(rows.bad, rows.rows_in)})" if rows.bad else ""
+    pieces.append(f"{display.count(rows.bad)} bad{part}")
     if seconds:
-        pieces.append(f"{count(round(rows.rows_in / seconds))} rows/s")
+        pieces.append(f"{display.count(round(rows.rows_in / seconds))} rows/s")
     return ", ".join(pieces)
 
 
@@ -126,9 +63,9 @@ def bad_row_lines(manifest: Manifest) -> list[str]:
         reasons.pop("zero_vector", None)
     lines = [_bad_row(row) for row in manifest.first_bad_rows[:_FIRST_BAD_ROWS]]
     if reasons:
-        said = ", ".join(f"{reason} {count(amount)}" for reason, amount in reasons.items())
+        said = ", ".join(f"{reason} {display.count(amount)}" for reason, amount in reasons.items())
         lines.insert(0, f"bad rows: {said}")
-    return [*lines, f"zero vectors, kept: {count(kept_zeros)}"] if kept_zeros else lines
+    return [*lines, f"zero vectors, kept: {display.count(kept_zeros)}"] if kept_zeros else lines
 
 
 def norm_lines(manifest: Manifest, width: int = 72) -> list[str]:
@@ -139,61 +76,41 @@ def norm_lines(manifest: Manifest, width: int = 72) -> list[str]:
         if statistics is None:  # no rows
             continue
         label = norm_shown(output.norm)
-        lines += ["", f"norms of {visible(output.name)} before normalization", ""]
+        lines += ["", f"norms of {display.visible(output.name)} before normalization", ""]
         lines += [*quantile_table(statistics.norms), "", f"{label} norm", ""]
         lines += norm_histogram(statistics.norms[label], width)
     return lines[1:]
 
 
 def norm_shown(label: str) -> str:
-    """Return the norm whose statistics stand for an output: its own, or l2 for ``none``.
-
-    Example:
-        >>> norm_shown("lp:3"), norm_shown("none")
-        ('lp:3', 'l2')
-    """
+    """Return the norm whose statistics stand for an output: its own, or l2 for ``none``."""
     return "l2" if label == "none" else label
 
 
 def profile_lines(profile: Profile, width: int = 72) -> list[str]:
-    """Show where the time of a run went.
-
-    Example:
-        >>> from batchnorm_tool.pipeline.timing import Profile
-        >>> profile = Profile(2.0, 2, {"read": 1.0, "write": 3.0})
-        >>> print(*profile_lines(profile, 40)[:4], sep=chr(10))
-        where the time of 2 workers went, 2.000 s each
-        <BLANKLINE>
-        read   1.00 s  25 %  ████▊
-        write  3.00 s  75 %  ██████████████▎
-    """
+    """Show where the time of a run went."""
     rows = [
-        [stage, f"{fixed(seconds, 2)} s", percent(profile.shares[stage], 0)]
+        [stage, f"{display.fixed(seconds, 2)} s", display.percent(profile.shares[stage], 0)]
         for stage, seconds in profile.stages.items()
     ]
-    cells = max(0, width - len(table(rows)[0]) - 2)
-    workers = plural(profile.workers, "worker")
+    cells = max(0, width - len(display.table(rows)[0]) - 2)
+    workers = display.plural(profile.workers, "worker")
     return [
-        f"where the time of {workers} went, {number(profile.seconds)} s each",
+        f"where the time of {workers} went, {display.number(profile.seconds)} s each",
         "",
-        *table([[*row, _bar(profile.shares[row[0]], cells)] for row in rows], "lrrl"),
+        *display.table([[*row, _bar(profile.shares[row[0]], cells)] for row in rows], "lrrl"),
         "",
-        *wrapped(profile.bottleneck, width),
+        *display.wrapped(profile.bottleneck, width),
     ]
 
 
 def next_steps(place: str) -> list[str]:
-    """Return the commands worth trying on a finished run, with what each does.
-
-    Example:
-        >>> next_steps("runs/a")[0]
-        'batchnorm-tool verify runs/a                 re-read and check every file'
-    """
+    """Return the commands worth trying on a finished run, with what each does."""
     rows = [
         [f"batchnorm-tool verify {place}", "re-read and check every file"],
         [f"batchnorm-tool show {place} --html run.html", "write a report with charts"],
     ]
-    return table(rows, "ll")
+    return display.table(rows, "ll")
 
 
 def _bar(part: float, cells: int) -> str:
@@ -207,7 +124,7 @@ def _bar(part: float, cells: int) -> str:
 def _edge_names(edges: Sequence[float]) -> list[str]:
     # Edges of narrow bars need more digits before they differ.
     for digits in range(4, 17):
-        names = [number(edge, digits) for edge in edges]
+        names = [display.number(edge, digits) for edge in edges]
         if len(set(names)) == len(names):
             break
     return names
@@ -215,4 +132,4 @@ def _edge_names(edges: Sequence[float]) -> list[str]:
 
 def _bad_row(row: BadRow) -> str:
     where = f"row {row.row} (key {row.key}) is row {row.file_row} of {row.file}: {row.reason}"
-    return visible(f"  {where}")
+    return display.visible(f"  {where}")

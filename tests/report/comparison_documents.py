@@ -86,13 +86,9 @@ def agreement(norms: Sequence[str], ks: Sequence[int]) -> dict[str, Any]:
         one: {other: {str(k): shared(one, other, k) for k in ks} for other in norms}
         for one in norms
     }
-    halves = {
-        one: {other: shared(one, other, 3) for other in norms if norms.index(other) > place}
-        for place, one in enumerate(norms)
-    }
     return {
         "overlap": every,
-        "rbo": halves,
+        "rbo": {one: {other: shared(one, other, 3) for other in norms} for one in norms},
         "hubness": {
             norm: {
                 "k": 10,
@@ -127,7 +123,8 @@ def comparison(
         "norms": {norm: norm_stats(vectors, norm) for norm in measured},
         "rank_correlation": {
             one: {
-                other: 0.98 - 0.01 * (len(one) + len(other)) for other in measured if other != one
+                other: 1.0 if other == one else 0.98 - 0.01 * (len(one) + len(other))
+                for other in measured
             }
             for one in measured
         },
@@ -241,14 +238,20 @@ def full_of_gaps() -> dict[str, Any]:
     untested = {"difference": None, "low": None, "high": None, "p": None, "p_holm": None}
     for holder in (document, *document["by"]["groups"]):
         holder["quality"] = {n: dict.fromkeys(m, nothing) for n, m in document["quality"].items()}
-        holder["overlap"] = {n: {o: dict.fromkeys(map(str, KS)) for o in NORMS} for n in NORMS}
-        holder["rbo"] = {n: dict.fromkeys(NORMS) for n in NORMS}
-        holder["hubness"] = {n: {"k": 10, "skewness": None, "antihubs": math.nan} for n in NORMS}
+        same = {n: {o: 1.0 if n == o else None for o in NORMS} for n in NORMS}
+        holder["overlap"] = {
+            n: {o: dict.fromkeys(map(str, KS), same[n][o]) for o in NORMS} for n in NORMS
+        }
+        holder["rbo"] = same
+        unknown = {"k": 10, "skewness": None, "antihubs": math.nan, "largest": 1}
+        holder["hubness"] = dict.fromkeys(NORMS, unknown)
     for norm in NORMS[1:]:
         document["tests"][norm] = dict.fromkeys(document["tests"][norm], untested)
     measured = list(document["norms"])
     document["norms"] = {norm: NormStats().to_dict() for norm in measured}
-    document["rank_correlation"] = {norm: dict.fromkeys(measured) for norm in measured}
+    document["rank_correlation"] = {
+        one: {other: 1.0 if one == other else None for other in measured} for one in measured
+    }
     document["unit_share"] = dict.fromkeys(measured)
     document["popularity"] = dict.fromkeys(measured)
     return document

@@ -88,11 +88,13 @@ def nothing_in_common() -> dict[str, Any]:
     """A diff of two sets without a common key."""
     document = difference()
     empty: dict[str, Any] = dict.fromkeys(("mean", "min", "max"))
-    empty |= {"count": 0, "quantiles": {}, "histogram": []}
+    quantiles = dict.fromkeys(document["cosine"]["quantiles"])
+    empty |= {"count": 0, "quantiles": quantiles, "histogram": []}
     document |= {"cosine": empty, "norm_ratio": empty, "worst": [], "overlap": None}
-    document |= {"frechet": None, "same_space": None, "centroid": {}}
+    document |= {"frechet": None, "same_space": None}
+    document["centroid"] = dict.fromkeys(document["centroid"])
     document["rows"] |= {"common": 0, "compared": 0, "identical": 0, "added": 1801, "removed": 1797}
     document["dimensions"] = {"shift": [None] * 64, "largest": []}
     document["norms"] |= {"psi": None, "ks": None}
-    document["a"] |= {"provenance": None, "key": [], "column": None, "kind": "data"}
+    document["a"] |= {"provenance": None, "key": [], "column": [], "kind": "data"}
     return document

@@ -29,14 +29,19 @@ def crowded() -> dict[str, Any]:
     document["verdict"]["words"] += f" Not so `{LONG_NAME}`."
     document["compared"] = list(NINE_NORMS)
     for norm in NINE_NORMS[4:]:
-        document["quality"][norm] = document["quality"]["l2"]
         document["tests"][norm] = document["tests"]["l2"]
-        document["hubness"][norm] = document["hubness"]["none"] | {"skewness": -1.25}
         document["norms"][norm] = document["norms"]["l2"]
-    for one in NINE_NORMS:
-        shared = document["overlap"].setdefault(one, {})
-        shared |= {other: {"10": 0.987} for other in NINE_NORMS if other not in shared}
-        document["rbo"].setdefault(one, {}).update(dict.fromkeys(NINE_NORMS, 0.5))
+    for holder in (document, *document["by"]["groups"]):
+        for norm in NINE_NORMS[4:]:
+            holder["quality"][norm] = holder["quality"]["l2"]
+            holder["hubness"][norm] = holder["hubness"]["none"] | {"skewness": -1.25}
+        for one in NINE_NORMS:
+            shared = holder["overlap"].setdefault(one, {})
+            alike = dict.fromkeys(map(str, documents.KS), 0.987)
+            shared |= {other: alike for other in NINE_NORMS if other not in shared}
+            holder["rbo"].setdefault(one, {}).update(dict.fromkeys(NINE_NORMS, 0.5))
+    measured = dict.fromkeys(document["norms"], 0.9)
+    document["rank_correlation"] = {norm: measured | {norm: 1.0} for norm in measured}
     return document
 
 

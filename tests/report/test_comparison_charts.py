@@ -10,22 +10,32 @@ from xml.etree import ElementTree as ET  # our own markup, not a stranger's
 import numpy as np
 import pytest
 
-from batchnorm_tool.report.axes import NARROW, WIDE, Axis, Frame, Plot
-from batchnorm_tool.report.bins import bin_together
 from batchnorm_tool.report.charts import (
+    Bar,
     Grid,
     Interval,
     IntervalSeries,
     Outlines,
     Places,
     Row,
+    bar_chart,
     heat_map,
     interval_axis,
     interval_chart,
     outline_chart,
     row_chart,
 )
-from batchnorm_tool.report.svg import Bar, ChartText, bar_chart, series_styles
+from batchnorm_tool.report.norm_charts import bin_together
+from batchnorm_tool.report.svg import (
+    NARROW,
+    WIDE,
+    Axis,
+    ChartText,
+    Frame,
+    Plot,
+    legend_rows,
+    series_styles,
+)
 
 Make = Callable[..., Any]
 
@@ -174,6 +184,18 @@ def test_outlines_stand_on_the_axis_and_are_as_high_as_their_values(frame: Frame
     assert len(re.findall("V", other.get("d", ""))) == 4
     assert one.get("d", "").startswith(f"M{plot.across(2):.1f}".removesuffix(".0"))
     assert {text.text for text in svg.iter(f"{SVG}text")} >= {"l1", "l2", "none"}
+
+
+def test_a_legend_takes_as_many_rows_as_its_names_need() -> None:
+    assert legend_rows([], NARROW) == 0
+    assert legend_rows(["none", "l1"], NARROW) == 1
+    assert legend_rows(["x" * 30] * 3, NARROW) == 3
+
+
+def test_the_first_series_is_neutral_and_the_others_have_colours_and_dashes() -> None:
+    first, second = series_styles(["none", "l2"]).values()
+    assert (first.colour, first.dashes) == ("var(--series-0, #3d464e)", None)
+    assert (second.colour, second.dashes) == ("var(--series-1, #1b62b5)", "7 3")
 
 
 def test_sixty_series_look_different_in_more_than_colour() -> None:

@@ -131,7 +131,6 @@ def test_the_overlap_matrix_prints_every_pair_once_from_either_side() -> None:
     value = document["overlap"]["none"]["l2"]["10"]
     assert f"none and l2: {value:.4f}" in said
     assert f"l2 and none: {value:.4f}" in said
-    # Rank-biased overlap is in the document for one order of each pair.
     value = document["rbo"]["l1"]["max"]
     assert {f"l1 and max: {value:.4f}", f"max and l1: {value:.4f}"} <= set(hints(markup, "rbo"))
 

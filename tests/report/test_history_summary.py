@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from batchnorm_tool.report.figures import outcome
-from batchnorm_tool.report.text_refresh import history_lines
+from batchnorm_tool.report.text_refresh import finding_name, history_lines, outcome
 from tests.refresh_records import history_of
 from tests.report import history_documents as histories
 
@@ -83,3 +82,8 @@ def test_a_night_that_was_rolled_back_and_removed_is_rolled_back() -> None:
         "rolled back",
         "removed",
     ]
+
+
+def test_a_finding_is_named_by_its_limit_and_what_it_was_held_against() -> None:
+    assert finding_name("gate.output.norm_psi", "changed") == "norm_psi (changed rows)"
+    assert finding_name("gate.input.changed", "input") == "changed (input)"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.report.bins import bin_norms
+from batchnorm_tool.report.norm_charts import bin_norms, bin_together
 
 Make = Callable[..., Any]
 
@@ -81,3 +81,17 @@ def test_zeros_are_counted_but_in_no_bar(make_stats: Make) -> None:
 @pytest.mark.parametrize("norms", [[], [0.0, 0.0], [np.nan, np.inf]], ids=str)
 def test_no_norm_above_zero_makes_no_bars(norms: Any, make_stats: Make) -> None:
     assert bin_norms(make_stats(np.array(norms))) is None
+
+
+def test_a_norm_without_bars_has_none_beside_others(make_stats: Make) -> None:
+    norms = {"a": [1.0] * 5, "b": [0.0, 4.0], "c": []}
+    several = {label: make_stats(np.array(values)) for label, values in norms.items()}
+    bins = bin_together(several, log_from=2)
+    assert bins.keys() == {"a", "b"}
+    assert bins["a"].edges == bins["b"].edges
+    assert bins["b"].zero == 1
+
+
+def test_a_norm_that_all_share_is_an_edge(make_stats: Make) -> None:
+    bins = bin_norms(make_stats(np.array([0.0, 0, 1, 1, 1, 1, 1])), most=16)
+    assert (sum(bins.counts), bins.zero, 1.0 in bins.edges) == (5, 2, True)

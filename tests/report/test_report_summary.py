@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchnorm_tool.pipeline.timing import Profile
 from batchnorm_tool.report import text_run
 
 Make = Callable[..., Any]
@@ -97,3 +98,36 @@ def test_the_rows_line_says_how_many_and_how_fast(
     seconds: float | None, line: str, sample: Any
 ) -> None:
     assert text_run.rows_line(sample.record.rows, seconds) == line
+
+
+def test_a_bar_reaches_to_the_next_edge(make_stats: Make) -> None:
+    lines = text_run.norm_histogram(make_stats(np.array([1.0, 1, 1, 1, 1.0025])), 30)
+    assert lines[2:4] == [" 1.000  ███████████████████  4", " 1.002  ████▊                1"]
+
+
+def test_quantiles_stand_below_their_names(make_stats: Make) -> None:
+    assert text_run.quantile_table({"l2": make_stats(np.array([0.5, 3, 3, 6]))}) == [
+        "norm     min     5 %    25 %  median   75 %   95 %    max",
+        "l2    0.5000  0.5000  0.5000   3.002  3.002  6.000  6.000",
+    ]
+
+
+def test_a_profile_shows_where_the_time_went() -> None:
+    profile = Profile(2.0, 2, {"read": 1.0, "write": 3.0})
+    assert text_run.profile_lines(profile, 40)[:4] == [
+        "where the time of 2 workers went, 2.000 s each",
+        "",
+        "read   1.00 s  25 %  ████▊",
+        "write  3.00 s  75 %  ██████████████▎",
+    ]
+
+
+def test_the_next_steps_are_commands() -> None:
+    assert text_run.next_steps("runs/a")[0] == (
+        "batchnorm-tool verify runs/a                re-read and check every file"
+    )
+
+
+@pytest.mark.parametrize(("norm", "shown"), [("lp:3", "lp:3"), ("none", "l2")])
+def test_without_a_norm_the_l2_norms_are_shown(norm: str, shown: str) -> None:
+    assert text_run.norm_shown(norm) == shown

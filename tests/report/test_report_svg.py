@@ -11,8 +11,8 @@ import pytest
 
 from batchnorm_tool.display import number
 from batchnorm_tool.report import Html, escape, tag
-from batchnorm_tool.report.axes import NARROW, WIDE, Axis, Frame
-from batchnorm_tool.report.svg import Band, Bar, ChartText, Line, Steps, band_chart, bar_chart
+from batchnorm_tool.report.charts import Bar, Places, Steps, band_chart, bar_chart
+from batchnorm_tool.report.svg import NARROW, WIDE, Axis, ChartText, Frame
 
 Make = Callable[..., Any]
 
@@ -38,7 +38,7 @@ def bands(
     middle: Sequence[float] = (1.5, 2.0, 2.5),
 ) -> ET.Element:
     axes = Axis("row", 0, 3, "whole"), Axis("norm", 0.0, 4.0)
-    steps = Steps([0, 1, 2, 3], [Band("range", low, high)], [Line("median", middle)])
+    steps = Steps([0, 1, 2, 3], {"range": (low, high)}, {"median": middle})
     return drawn(band_chart(WORDS, frame, axes, steps))
 
 
@@ -88,6 +88,12 @@ def test_colours_follow_the_page() -> None:
     assert "var(--mark" in markup
 
 
+def test_bands_lie_below_lines_and_each_has_a_key() -> None:
+    classes = [piece.get("class") for piece in bands(NARROW).iter() if piece.get("class")]
+    assert classes == ["band", "line", "key"]
+    assert {"range", "median"} <= {text.text for text in bands(NARROW).iter(f"{SVG}text")}
+
+
 def test_a_missing_value_is_a_gap_and_no_zero() -> None:
     nan = math.nan
     svg = bands(WIDE, low=(1.0, nan, 1.0), high=(2.0, nan, 4.0), middle=(1.5, nan, 2.5))
@@ -110,6 +116,8 @@ def test_a_hostile_label_is_text() -> None:
         pytest.param(Axis("x", 0, 1), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"], id="unit"),
         pytest.param(Axis("x", -3, 3), ["\u22122", "0", "2"], id="negative"),
         pytest.param(Axis("x", 0, 3, "whole"), ["0", "1", "2", "3"], id="small counts"),
+        pytest.param(Axis("x", 0, 1797, "whole"), ["0", "500", "1,000", "1,500"], id="thousands"),
+        pytest.param(Places.of("k", [1, 10]), ["1", "10"], id="places"),
         pytest.param(
             Axis("x", 0, 2.4e6, "whole"), ["0", "0.5M", "1M", "1.5M", "2M"], id="millions"
         ),
@@ -132,6 +140,12 @@ def test_a_hostile_label_is_text() -> None:
 )
 def test_ticks_are_round(axis: Axis, labels: list[str]) -> None:
     assert [label for _, label in axis.ticks(5)] == labels
+
+
+def test_values_lie_on_an_axis_by_its_scale() -> None:
+    assert Axis("x", 1.0, 4.0).at(2.5) == 0.5
+    assert Axis("x", 1.0, 4.0, "log").at(2.0) == 0.5
+    assert Places.of("k", [1, 10]).ticks(6) == [(0.5, "1"), (1.5, "10")]
 
 
 @pytest.mark.parametrize("kind", ["linear", "log"])
