@@ -33,7 +33,7 @@ ENGINES = {
     "local": "batchnorm_tool.engines.local:LocalEngine",
 }  # fmt: skip
 
-# A class derived from `batchnorm_tool.publish.base.Target`.
+# A class derived from `batchnorm_tool.publish.Target`.
 TARGETS = {
     "changes": "batchnorm_tool.publish.changes:ChangeFeed",
     "parquet": "batchnorm_tool.publish.parquet:ParquetSnapshot",

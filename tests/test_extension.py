@@ -132,7 +132,7 @@ from pydantic import Field
 
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import LocalOrUri, Text
-from batchnorm_tool.publish.base import Target, version_facts
+from batchnorm_tool.publish import Target, version_facts
 
 
 class PublishLetter(Publish):

@@ -1,46 +1,162 @@
-"""Publish targets beside a store, one module and one registry line each; delivery to them.
+"""Publish targets beside a store: what each of them promises, and how versions are brought to them.
 
-A target is a class that is made of its section of the job and keeps the promises of
-`batchnorm_tool.publish.base.Target`.
+A target is a module of its own and one registry line: a class derived from `Target`, made of its
+section of the job.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import time
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
-from batchnorm_tool.errors import BatchnormToolError, Interrupted, WorkFailed
+from batchnorm_tool import errors
+from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
 from batchnorm_tool.gate.record import Outcome
-from batchnorm_tool.job import Publish
-from batchnorm_tool.publish.base import Facts, Target
+from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.registry import TARGETS, load
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
-from batchnorm_tool.store.state import TARGETS_DIRECTORY, StoreSchema, Unfit
+from batchnorm_tool.store import state
+from batchnorm_tool.store.state import StoreSchema, Unfit
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
 
-__all__ = ["open_target"]
+Facts = dict[str, object]
+
+
+class Target(ABC):
+    """A place outside the store that is brought to each published version.
+
+    `publish` may be killed at any point and called again, with the same or a later version: it
+    ends in the same state as if nothing had happened. Its readers see one version or the other.
+
+    Args:
+        section: What the job says of it.
+
+    Attributes:
+        section: The class of ``section``.
+        name: The target's name in the job.
+        kind: Its key in `batchnorm_tool.registry.TARGETS`.
+        place: Where it is, without anything secret: another place holds nothing yet.
+    """
+
+    section: ClassVar[type[Publish]] = Publish
+    name: str
+    kind: str
+    place: str
+
+    def __init__(self, section: Publish) -> None:
+        self.name, self.kind = section.label, section.to
+
+    def check(self) -> None:  # noqa: B027  (most need nothing)
+        """Look for what `publish` will need, without touching the place.
+
+        Raises:
+            JobError: A library, a setting or a right is missing.
+        """
+
+    def check_layout(self, layout: StoreSchema) -> None:  # noqa: B027
+        """Refuse columns that the target cannot have."""
+
+    def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
+        """Return the first value of keys and passed-through columns that the target cannot take."""
+        return None
+
+    @abstractmethod
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:
+        """Bring the target to a version.
+
+        Args:
+            publication: The version.
+            held: What the last `publish` that succeeded returned; ``None`` where nothing is known,
+                and then all rows are written.
+
+        Returns:
+            Plain data with ``version``, ``rows`` and ``warnings`` at least.
+
+        Raises:
+            WorkFailed: It did not work; the message names the target and the next step.
+            OutputError: Likewise, and running it again will not help.
+        """
+
+    def check_libraries(self, *names: str) -> None:
+        """Refuse to go on without libraries; an extra that is called as the kind installs them."""
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        if missing:
+            raise JobError(
+                f"`publish`: target `{self.name}` needs {' and '.join(missing)}, which cannot be "
+                f"imported. Install it with `pip install 'batchnorm-tool[{self.kind}]'`."
+            )
+
+    def check_path(self, *, is_file: bool = False) -> None:
+        """Refuse a place that is on no local disk, or where something else lies."""
+        place = Path(self.place)
+        if place.is_dir() if is_file else place.is_file():
+            wanted, found = ("a file", "a directory") if is_file else ("a directory", "a file")
+            raise JobError(
+                f"`publish`: target `{self.name}` needs {wanted} in `path`. Received: "
+                f"`{self.place}`, which is {found}. Choose another path."
+            )
+        if "://" in self.place:
+            raise JobError(
+                f"`publish`: target `{self.name}` writes to a local path in this version. "
+                f"Expected `path` without a scheme. Received: `{self.place}`. Write to a local "
+                "path and copy it from there."
+            )
+
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Map what goes wrong in the target to an error that names it."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except (BatchnormToolError, OSError, pa.ArrowException, ValueError, ArithmeticError) as one:
+            ours = one if isinstance(one, BatchnormToolError) else errors.explained(one)
+            may_help = isinstance(ours, WorkFailed | errors.Busy)
+            raise (WorkFailed if may_help else errors.OutputError)(
+                f"publish target `{self.name}`: {ours.message} The store itself is published; once "
+                "the cause is fixed, the next `refresh` updates this target."
+            ) from one
+
+
+def published_schema(layout: StoreSchema) -> pa.Schema:
+    """Return the columns that targets show: keys, vector, norm, status, version, passed-through."""
+    # Both columns of hashes are left out: they tell the store what changed, and a reader nothing.
+    internal = layout.stored(state.FEATURE_HASH, state.PASSTHROUGH_HASH)
+    return pa.schema([field for field in layout.schema if field.name not in internal])
+
+
+def published_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the columns of ``schema`` of each batch that has rows."""
+    for batch in batches:
+        if batch.num_rows:
+            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def version_facts(publication: Publication) -> Facts:
+    """Return what every target says of what it holds."""
+    return {
+        "version": publication.version,
+        "rows": publication.rows,
+        "run_id": publication.record.run_id,
+        "warnings": [],
+    }
 
 
 def open_target(section: Publish) -> Target:
     """Return the target of a section; its place is not touched."""
     target: Target = load(TARGETS, section.to)(section)
     return target
-
-
-@dataclass(frozen=True)
-class TargetNote(SealedRecord):
-    """What a target held when it was last written, and where that was."""
-
-    kind: str
-    place: str
-    facts: Facts
 
 
 def check_targets(sections: Iterable[Publish]) -> None:
@@ -70,13 +186,9 @@ def lagging(sections: Iterable[Publish], storage: Storage, version: int) -> list
 def deliver(
     publication: Publication, sections: Iterable[Publish], storage: Storage
 ) -> list[Outcome]:
-    """Bring every target to a version; one that fails does not keep the others from it.
+    """Bring every target to the live version; one that fails does not keep the others from it.
 
-    Args:
-        publication: The live version.
-        sections: The items of ``publish``.
-        storage: The store's state, which remembers what each target holds. Whoever calls this
-            holds its lock.
+    The store's state remembers what each target holds; whoever calls this holds its lock.
     """
     return [_deliver(publication, open_target(section), storage) for section in sections]
 
@@ -88,7 +200,8 @@ def _deliver(publication: Publication, target: Target, storage: Storage) -> Outc
         return Outcome(target.name, target.kind, 0.0, held, skipped=True)
     try:
         facts = target.publish(publication, held)
-        _remember(target, storage, facts)
+        note = TargetNote(target.kind, target.place, facts)
+        storage.put(_note_path(target), note.to_json())
     except Interrupted:
         raise
     except BatchnormToolError as error:
@@ -98,12 +211,17 @@ def _deliver(publication: Publication, target: Target, storage: Storage) -> Outc
     return Outcome(target.name, target.kind, time.monotonic() - start, facts)
 
 
-def _holds(held: Facts | None, version: int) -> bool:
-    return held is not None and held.get("version") == version
+@dataclass(frozen=True)
+class TargetNote(SealedRecord):
+    """What a target held when it was last written, and where that was."""
+
+    kind: str
+    place: str
+    facts: Facts
 
 
 def _note_path(target: Target) -> str:
-    return f"{TARGETS_DIRECTORY}/{target.name}.json"
+    return f"{state.TARGETS_DIRECTORY}/{target.name}.json"
 
 
 def _held(target: Target, storage: Storage) -> Facts | None:
@@ -114,6 +232,5 @@ def _held(target: Target, storage: Storage) -> Facts | None:
     return note.facts if note is not None and is_its else None
 
 
-def _remember(target: Target, storage: Storage, facts: Facts) -> None:
-    note = TargetNote(target.kind, target.place, facts)
-    storage.put(_note_path(target), note.to_json())
+def _holds(held: Facts | None, version: int) -> bool:
+    return held is not None and held.get("version") == version

@@ -26,19 +26,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import Field
 
-from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri
-from batchnorm_tool.publish import directories
-from batchnorm_tool.publish.base import (
-    Facts,
-    Target,
-    check_path,
-    published_batches,
-    published_schema,
-    target_errors,
-    version_facts,
-)
-from batchnorm_tool.publish.directories import DirectoryManifest
+from batchnorm_tool.publish import Facts, directories, published_batches
+from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
@@ -56,58 +46,38 @@ class ChangesManifest(DirectoryManifest):
     builds_on: int | None
 
 
-class PublishChanges(Publish):
+class PublishChanges(PublishDirectory):
     """The keys of ``to: changes``."""
 
     path: LocalOrUri = Field(description="Directory of the change sets.")
     keep: Count = Field(default=30, description="Versions that stay.")
 
 
-class ChangeFeed(Target):
+class ChangeFeed(DirectoryTarget):
     """The target ``changes``: a directory of change sets."""
 
     section = PublishChanges
 
-    def __init__(self, section: PublishChanges) -> None:
-        super().__init__(section)
-        self.place, self._keep = section.path, section.keep
+    def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:
+        found = _manifest_at(storage, publication.version)
+        if found is None or not found.holds(publication):
+            base = self._base(storage, publication, held)
+            found = _write(storage, publication, base)
+        counts: Facts = {"upserts": found.upserts, "deletes": found.deletes}
+        return {"builds_on": found.builds_on} | counts
 
-    def check(self) -> None:
-        """Refuse a path that is not local."""
-        check_path(self.name, self.place)
-
-    def publish(self, publication: Publication, held: Facts | None) -> Facts:
-        """Add the directory of a version, and remove those that are too old."""
-        storage = Storage(self.place)
-        with target_errors(self.name), storage.lock():
-            versions = directories.versions_in(storage)
-            directories.refuse_foreign(versions, publication, self.place)
-            found = _manifest_at(storage, publication.version)
-            if found is None or not found.holds(publication):
-                base = self._base(storage, versions, publication, held)
-                found = _write(storage, publication, base)
-            self._remove_old(storage)
-            directories.clear_staging(storage)
-        return _facts(publication, found)
-
-    def _base(
-        self, storage: Storage, versions: list[int], publication: Publication, held: Facts | None
-    ) -> int | None:
+    def _base(self, storage: Storage, publication: Publication, held: Facts | None) -> int | None:
         """Return the newest version here, if what is new since then can be told."""
-        newest = max((number for number in versions if number < publication.version), default=None)
+        older = [each for each in self._versions(storage) if each < publication.version]
         # Without a note of ours what is there may be another store's: then a full set.
-        if held is None or newest is None:
+        if held is None or not older:
             return None
         # No loader could have taken a version whose manifest is not whole.
-        if _manifest_at(storage, newest) is None:
+        if _manifest_at(storage, older[-1]) is None:
             return None
         # After a change of space every row is another: changes would say so row by row, and a full
         # set says it once.
-        return newest if publication.can_start_from(newest) else None
-
-    def _remove_old(self, storage: Storage) -> None:
-        for version in directories.versions_in(storage)[: -self._keep]:
-            storage.remove(str(version))
+        return older[-1] if publication.can_start_from(older[-1]) else None
 
 
 def _write(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
@@ -128,8 +98,7 @@ def _write_files(storage: Storage, publication: Publication, base: int | None) -
         changes = publication.changes(base)
         rows, gone = changes.upsert_batches(), changes.delete_batches()
         counts = {"upserts": changes.upserts, "deletes": changes.deletes}
-    upserts = published_batches(rows, published_schema(layout))
-    records = directories.write_parts(storage, f"{root}/upserts", layout, upserts)
+    records = directories.write_parts(storage, f"{root}/upserts", layout, rows)
     deletes = published_batches(gone, layout.key_schema)
     path = f"{root}/deletes.parquet"
     records.append(directories.write_table(storage, path, layout.key_schema, deletes))
@@ -142,8 +111,3 @@ def _manifest_at(storage: Storage, version: int) -> ChangesManifest | None:
 
 def _manifest_path(version: int) -> str:
     return f"{version}/{MANIFEST}"
-
-
-def _facts(publication: Publication, found: ChangesManifest) -> Facts:
-    counts: Facts = {"upserts": found.upserts, "deletes": found.deletes}
-    return version_facts(publication) | {"builds_on": found.builds_on} | counts

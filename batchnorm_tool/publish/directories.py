@@ -1,18 +1,21 @@
-"""Directories of a target, named for the versions that they hold, and the files in them."""
+"""Targets that are directories: versions of which the newest few stay, in Parquet files."""
 
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
-from batchnorm_tool.publish.base import published_schema
+from batchnorm_tool.job.refresh_sections import Publish
+from batchnorm_tool.job.types import Count, LocalOrUri
+from batchnorm_tool.publish import Facts, Target, published_batches, published_schema, version_facts
 from batchnorm_tool.storage import STATE, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, write_errors
@@ -21,26 +24,66 @@ from batchnorm_tool.store.state import StoreSchema
 if TYPE_CHECKING:
     from batchnorm_tool.store.version_changes import Publication
 
-FORMAT = 1
 PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk
 
 
-def versions_in(storage: Storage, directory: str = "") -> list[int]:
-    """Return the versions that have a directory, in order."""
-    names = storage.names(directory)
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+class PublishDirectory(Publish):
+    """The keys that all these targets have."""
+
+    path: LocalOrUri
+    keep: Count
 
 
-def refuse_foreign(versions: Iterable[int], publication: Publication, place: str) -> None:
-    """Refuse a place that is ahead of the store: another store writes to it."""
-    newest = max(versions, default=0)
-    # A store only counts up: what is ahead of it cannot be its own.
-    if newest > publication.version:
-        raise OutputError(
-            f"`{place}` holds version {newest}, and this store publishes "
-            f"version {publication.version}: another store has written there. Choose another "
-            "`path`, or remove that directory if it is no longer used."
-        )
+class DirectoryTarget(Target):
+    """A directory in which each version has one that is named for its number.
+
+    Attributes:
+        below: Where these directories are, below the place.
+    """
+
+    below: ClassVar[str] = "."
+
+    def __init__(self, section: PublishDirectory) -> None:
+        super().__init__(section)
+        self.place, self._keep = section.path, section.keep
+
+    def check(self) -> None:
+        """Refuse a path that is not local."""
+        self.check_path()
+
+    def publish(self, publication: Publication, held: Facts | None) -> Facts:
+        """Add a version unless it is there, and remove those that are too old."""
+        storage = Storage(self.place)
+        with self.named_errors(), storage.lock():
+            self._refuse_foreign(storage, publication)
+            facts = self._add(storage, publication, held)
+            for version in self._versions(storage)[: -self._keep]:
+                self._remove(storage, version)
+            clear_staging(storage)
+        return version_facts(publication) | facts
+
+    @abstractmethod
+    def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:
+        """Let a version appear, whole; return what there is to tell of it."""
+
+    def _remove(self, storage: Storage, version: int) -> None:
+        storage.remove(f"{self.below}/{version}")
+
+    def _versions(self, storage: Storage) -> list[int]:
+        """Return the versions that have a directory, in order."""
+        names = storage.names(self.below)
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _refuse_foreign(self, storage: Storage, publication: Publication) -> None:
+        """Refuse a place that is ahead of the store: another store writes to it."""
+        newest = max(self._versions(storage), default=0)
+        # A store only counts up: what is ahead of it cannot be its own.
+        if newest > publication.version:
+            raise OutputError(
+                f"`{self.place}` holds version {newest}, and this store publishes "
+                f"version {publication.version}: another store has written there. Choose another "
+                "`path`, or remove that directory if it is no longer used."
+            )
 
 
 def publish_directory(storage: Storage, path: str) -> None:
@@ -115,10 +158,11 @@ class DirectoryManifest(Record):
 
 
 def write_parts(
-    storage: Storage, directory: str, layout: StoreSchema, tables: Iterable[pa.Table]
+    storage: Storage, directory: str, layout: StoreSchema, rows: Iterable[pa.RecordBatch]
 ) -> list[FileRecord]:
-    """Write published rows into ``DIRECTORY/part-000000.parquet`` and so on, at least one file."""
-    schema, waiting = published_schema(layout), iter(tables)
+    """Publish rows in ``DIRECTORY/part-000000.parquet`` and so on, at least one file."""
+    schema = published_schema(layout)
+    waiting = published_batches(rows, schema)
     columns = Layout(rows=0, vector_columns=(layout.vector,), norm_columns=(layout.norm,))
     records: list[FileRecord] = []
     first = next(waiting, None)

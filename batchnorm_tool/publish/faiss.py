@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,18 +40,10 @@ from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri, Text
-from batchnorm_tool.publish import faiss_build
-from batchnorm_tool.publish.base import Facts, Target, check_path, target_errors
-from batchnorm_tool.publish.faiss_build import (
-    NO_RESULT,
-    IdScheme,
-    Neighbours,
-    RecallQueries,
-    RecallSample,
-)
-from batchnorm_tool.storage import FileRecord, OutputFile
+from batchnorm_tool.publish import Facts, Target, faiss_build
+from batchnorm_tool.publish.faiss_build import IdScheme
+from batchnorm_tool.storage import FileRecord, OutputFile, files
 from batchnorm_tool.storage.checked_json import Record
-from batchnorm_tool.storage.files import make_directories, read_errors, write_errors
 from batchnorm_tool.store.state import StoreSchema, Unfit
 
 if TYPE_CHECKING:
@@ -85,12 +76,8 @@ class FaissIndex(Target):
 
     def check(self) -> None:
         """Look for FAISS, and refuse a path that is not local."""
-        check_path(self.name, self.place, is_file=True)
-        if importlib.util.find_spec("faiss") is None:
-            raise JobError(
-                f"`publish`: target `{self.name}` needs faiss, which cannot be imported. Install "
-                "it with `pip install 'batchnorm-tool[faiss]'`."
-            )
+        self.check_path(is_file=True)
+        self.check_libraries("faiss")
 
     def check_layout(self, layout: StoreSchema) -> None:
         """Refuse an index that FAISS does not know for vectors of that width."""
@@ -109,14 +96,14 @@ class FaissIndex(Target):
         scheme = IdScheme(0, table.select(list(keys)).schema)
         if not (scheme.keys_are_ids and pa.types.is_signed_integer(scheme.key_schema.types[0])):
             return None
-        row = table[keys[0]].index(NO_RESULT).as_py()
+        row = table[keys[0]].index(faiss_build.NO_RESULT).as_py()
         reason = f"publish target `{self.name}`: {scheme.no_result}"
         return None if row < 0 else Unfit(row, keys[0], reason)
 
     def publish(self, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Build the index of a version and put it in the place of the one that is there."""
         text = faiss_build.factory_text(self._wanted, publication.rows)
-        with target_errors(self.name), faiss_build.mapped_errors(text):
+        with self.named_errors(), faiss_build.mapped_errors(text):
             document = self._files.document()
             wanted = (publication.version, publication.record.run_id)
             if document is None or (document.version, document.run_id) != wanted:
@@ -128,7 +115,7 @@ class FaissIndex(Target):
         scheme = IdScheme.of(publication)
         index = faiss_build.trained(publication, scheme, text)
         queries = self._fill(index, publication, scheme)
-        neighbours = Neighbours(queries)
+        neighbours = faiss_build.Neighbours(queries)
         for rows in faiss_build.rows_of(publication, scheme):
             # In a second pass: the exact neighbours need the queries, which the first one samples.
             neighbours.add(rows.vectors, rows.ids)
@@ -153,9 +140,11 @@ class FaissIndex(Target):
         self._files.put_document(document)
         return document
 
-    def _fill(self, index: Any, publication: Publication, scheme: IdScheme) -> RecallQueries:
+    def _fill(
+        self, index: Any, publication: Publication, scheme: IdScheme
+    ) -> faiss_build.RecallQueries:
         """Add all rows, and write the file that explains their ids; a sample of the rows."""
-        sample = RecallSample(publication.rows, self._sample)
+        sample = faiss_build.RecallSample(publication.rows, self._sample)
         keys = self._files.keys(scheme.version, scheme.file_schema)
         with contextlib.nullcontext() if scheme.keys_are_ids else keys as sink:
             for rows in faiss_build.rows_of(publication, scheme):
@@ -174,11 +163,8 @@ def _warnings(document: IndexDocument) -> list[str]:
     recall, wanted = document.recall_at_10, faiss_build.WANTED_RECALL
     if recall is None or recall >= wanted:
         return []
-    msg = (
-        f"`{document.index}` finds {percent(recall)} of the true "
-        f"neighbours; {percent(wanted, 0)} is required. Choose another `index`."
-    )
-    return [msg]
+    found = f"`{document.index}` finds {percent(recall)} of the true neighbours"
+    return [f"{found}; {percent(wanted, 0)} is required. Choose another `index`."]
 
 
 @dataclass(frozen=True)
@@ -217,7 +203,7 @@ class IndexFiles:
 
     def document(self) -> IndexDocument | None:
         """Return what is told of the index, unless it is of another one or there is none."""
-        with read_errors(self.path):
+        with files.read_errors(self.path):
             if not (self.path.is_file() and self.document_path.is_file()):
                 return None
             document = IndexDocument.from_document(self.document_path.read_bytes())
@@ -252,7 +238,7 @@ class IndexFiles:
     def remove_old_keys(self) -> None:
         """Remove the files that explain what nobody reads any more."""
         pattern = re.compile(re.escape(self.path.name) + r"\.(\d+)\.keys\.parquet")
-        with write_errors(self.path):
+        with files.write_errors(self.path):
             found = [pattern.fullmatch(path.name) for path in self.path.parent.iterdir()]
             versions = sorted(int(match[1]) for match in found if match)
             for version in versions[:-KEPT_KEYS]:
@@ -262,7 +248,7 @@ class IndexFiles:
 def _created(path: Path) -> OutputFile:
     """Create a file that a block discards unless it commits it."""
     aside = path.with_name(f".{path.name}.new")
-    with write_errors(path):
-        make_directories(path.parent)
+    with files.write_errors(path):
+        files.make_directories(path.parent)
         aside.unlink(missing_ok=True)  # a killed publication's
     return OutputFile(path, aside, path.name)

@@ -1,4 +1,4 @@
-"""Choosing, training and filling an index, and how hard it is searched."""
+"""What a FAISS index is made with: its kind, the ids of its rows, and the recall of its search."""
 
 from __future__ import annotations
 
@@ -36,14 +36,7 @@ NO_RESULT = -1  # what FAISS returns where it found nothing
 
 @dataclass(frozen=True)
 class IndexBatch:
-    """A stretch of a version as an index takes it.
-
-    Attributes:
-        batch: The rows.
-        first_row: The number of the first one in the version.
-        vectors: ``float32[n, d]``.
-        ids: ``int64[n]``.
-    """
+    """A stretch of a version as an index takes it: ``float32[n, d]`` and ``int64[n]``."""
 
     batch: pa.RecordBatch
     first_row: int
@@ -62,12 +55,7 @@ def rows_of(publication: Publication, scheme: IdScheme) -> Iterator[IndexBatch]:
 
 
 def factory_text(wanted: str, rows: int) -> str:
-    """Return FAISS's text for the index.
-
-    Example:
-        >>> factory_text("auto", 1000), factory_text("auto", 1_000_000), factory_text("HNSW32", 9)
-        ('Flat', 'IVF4000,Flat', 'HNSW32')
-    """
+    """Return FAISS's text for the index, such as ``IVF4000,Flat`` for a million rows."""
     if not rows or (wanted == "auto" and rows < EXACT_BELOW):
         return "Flat"
     if wanted == "auto":
@@ -100,11 +88,9 @@ def tune(index: Any, neighbours: Neighbours) -> tuple[float | None, dict[str, in
     """
     import faiss
 
-    effort: dict[str, int] = {}
-    recall = None
-    for name, value in _efforts(index):
-        effort = {name: value} if name else {}
-        if name:
+    recall, effort = None, dict[str, int]()
+    for effort in _efforts(index):
+        for name, value in effort.items():
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         recall = neighbours.recall(index)
         if recall is None or recall >= WANTED_RECALL:
@@ -112,25 +98,23 @@ def tune(index: Any, neighbours: Neighbours) -> tuple[float | None, dict[str, in
     return recall, effort
 
 
-def _efforts(index: Any) -> list[tuple[str, int]]:
-    """Return what can be tried, the least first."""
+def _efforts(index: Any) -> Iterator[dict[str, int]]:
+    """Yield the parameters that can be tried, the least effort first."""
     import faiss
 
     inner = faiss.downcast_index(index.index)
     lists = faiss.try_extract_index_ivf(inner)
     if lists is not None:
-        return [("nprobe", value) for value in _doubling(1, lists.nlist)]
-    if hasattr(inner, "hnsw"):
-        return [("efSearch", value) for value in _doubling(16, _LONGEST_LIST_OF_CANDIDATES)]
-    return [("", 0)]
-
-
-def _doubling(first: int, last: int) -> list[int]:
-    values = []
-    while first < last:
-        values.append(first)
-        first *= 2
-    return [*values, last]
+        name, value, most = "nprobe", 1, lists.nlist
+    elif hasattr(inner, "hnsw"):
+        name, value, most = "efSearch", 16, _LONGEST_LIST_OF_CANDIDATES
+    else:
+        yield {}
+        return
+    while value < most:
+        yield {name: value}
+        value *= 2
+    yield {name: most}
 
 
 @contextlib.contextmanager
@@ -151,12 +135,7 @@ def refusal(text: str, error: RuntimeError) -> str:
 
 @dataclass
 class RecallQueries:
-    """Rows of a version that are searched for.
-
-    Attributes:
-        vectors: ``float32[q, d]``.
-        ids: ``int64[q]``, their own ids, which do not count as found.
-    """
+    """Rows that are searched for, ``float32[q, d]``; their own ids do not count as found."""
 
     vectors: np.ndarray
     ids: np.ndarray
@@ -164,12 +143,7 @@ class RecallQueries:
 
 @dataclass
 class RecallSample:
-    """A sample of evenly spaced rows from batches that pass by.
-
-    Attributes:
-        rows: How many rows will pass.
-        size: How many are taken, at most.
-    """
+    """A sample of evenly spaced rows, ``size`` at most, of the ``rows`` that pass by in batches."""
 
     rows: int
     size: int
@@ -191,22 +165,12 @@ class RecallSample:
         return RecallQueries(np.concatenate(self._vectors), np.concatenate(self._ids))
 
 
-@dataclass
 class Neighbours:
-    """The true neighbours of queries, found batch by batch.
+    """The true neighbours of queries, found batch by batch."""
 
-    Attributes:
-        queries: What is searched for.
-        scores: ``float32[q, k]``, inner products, largest first.
-        ids: ``int64[q, k]``.
-    """
-
-    queries: RecallQueries
-    scores: np.ndarray = field(init=False)
-    ids: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        count = len(self.queries.ids)
+    def __init__(self, queries: RecallQueries) -> None:
+        self.queries, count = queries, len(queries.ids)
+        # Inner products, largest first, and whose they are: [q, k].
         self.scores = np.empty((count, 0), np.float32)
         self.ids = np.empty((count, 0), np.int64)
 
@@ -228,11 +192,7 @@ class Neighbours:
         self.ids = np.take_along_axis(ids, best, 1)
 
     def recall(self, index: Any) -> float | None:
-        """Return the share of true neighbours among the ten that the index finds.
-
-        Returns:
-            ``None`` where a row has no neighbour.
-        """
+        """Return the share of true neighbours among the ten found; ``None`` where there is none."""
         if not len(self.queries.ids):
             return None
         # One more than is wanted: the query itself is among them.
@@ -255,12 +215,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class IdScheme:
-    """How the rows of a version are numbered.
-
-    Attributes:
-        version: The version.
-        key_schema: The key columns.
-    """
+    """How the rows of a version are numbered, by their key columns or where they stand."""
 
     version: int
     key_schema: pa.Schema
@@ -277,11 +232,7 @@ class IdScheme:
         return len(kinds) == 1 and pa.types.is_integer(kinds[0]) and kinds[0] != pa.uint64()
 
     def ids(self, batch: pa.RecordBatch, first_row: int) -> np.ndarray:
-        """Return the ids of rows.
-
-        Returns:
-            ``int64[n]``.
-        """
+        """Return the ids of rows, ``int64[n]``."""
         if not self.keys_are_ids:
             start = (self.version << ROW_BITS) + first_row
             return np.arange(start, start + batch.num_rows, dtype=np.int64)

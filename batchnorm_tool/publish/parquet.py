@@ -17,19 +17,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Count, LocalOrUri
-from batchnorm_tool.publish import directories
-from batchnorm_tool.publish.base import (
-    Facts,
-    Target,
-    check_path,
-    published_batches,
-    published_schema,
-    target_errors,
-    version_facts,
-)
-from batchnorm_tool.publish.directories import DirectoryManifest
+from batchnorm_tool.publish import Facts, directories
+from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
@@ -39,43 +29,29 @@ VERSIONS = "versions"
 POINTER = "current"
 
 
-class PublishParquet(Publish):
+class PublishParquet(PublishDirectory):
     """The keys of ``to: parquet``."""
 
     path: LocalOrUri = Field(description="Directory of the snapshots.")
     keep: Count = Field(default=3, description="Versions that stay.")
 
 
-class ParquetSnapshot(Target):
+class ParquetSnapshot(DirectoryTarget):
     """The target ``parquet``: a directory of snapshots."""
 
     section = PublishParquet
+    below = VERSIONS
 
-    def __init__(self, section: PublishParquet) -> None:
-        super().__init__(section)
-        self.place, self._keep = section.path, section.keep
+    def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
+        """Write the snapshot of a version, and point to it."""
+        if not _is_here(storage, publication):
+            _write(storage, publication)
+        _point_to(storage, publication.version)
+        return {"path": _directory(publication.version)}
 
-    def check(self) -> None:
-        """Refuse a path that is not local."""
-        check_path(self.name, self.place)
-
-    def publish(self, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
-        """Write the snapshot of a version, point to it, and remove those that are too old."""
-        storage = Storage(self.place)
-        with target_errors(self.name), storage.lock():
-            versions = directories.versions_in(storage, VERSIONS)
-            directories.refuse_foreign(versions, publication, self.place)
-            if not _is_here(storage, publication):
-                _write(storage, publication)
-            _point_to(storage, publication.version)
-            self._remove_old(storage)
-            directories.clear_staging(storage)
-        return version_facts(publication) | {"path": _directory(publication.version)}
-
-    def _remove_old(self, storage: Storage) -> None:
-        for version in directories.versions_in(storage, VERSIONS)[: -self._keep]:
-            storage.remove(_manifest_path(version))
-            storage.remove(_directory(version))
+    def _remove(self, storage: Storage, version: int) -> None:
+        storage.remove(_manifest_path(version))
+        super()._remove(storage, version)
 
 
 def _is_here(storage: Storage, publication: Publication) -> bool:
@@ -87,9 +63,8 @@ def _is_here(storage: Storage, publication: Publication) -> bool:
 def _write(storage: Storage, publication: Publication) -> None:
     directories.clear_staging(storage)
     directory = _directory(publication.version)
-    staged, layout = storage.staged(directory), publication.layout
-    rows = published_batches(publication.all_batches(), published_schema(layout))
-    records = directories.write_parts(storage, staged, layout, rows)
+    staged, rows = storage.staged(directory), publication.all_batches()
+    records = directories.write_parts(storage, staged, publication.layout, rows)
     # The manifest comes after it, and not before: it says that the directory is whole.
     directories.publish_directory(storage, directory)
     document = DirectoryManifest.of(publication, records, staged).to_document()

@@ -19,7 +19,6 @@ which readers prepared before go on working ("cached plan must not change result
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from batchnorm_tool.errors import JobError, OutputError, WorkFailed
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.job.types import Fraction, Name, Text, wrong
-from batchnorm_tool.publish.base import Facts, Target, target_errors, version_facts
+from batchnorm_tool.publish import Facts, Target, version_facts
 from batchnorm_tool.publish.pgvector_tables import Bookkeeping, Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
 from batchnorm_tool.store.state import StoreSchema, Unfit
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from batchnorm_tool.store.version_changes import Changes, Publication
 
-_LIBRARIES = ("psycopg", "pgvector")
 # PostgreSQL cuts names after 63 bytes; ours add `_v`, digits, and `_batchnorm_tool`.
 LONGEST_NAME = 40
 _PROBE_SECONDS = 5
@@ -97,12 +95,7 @@ class PgvectorTable(Target):
 
     def check(self) -> None:
         """Look for psycopg and pgvector, the connection string, and a name that is too long."""
-        missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise JobError(
-                f"`publish`: target `{self.name}` needs {' and '.join(missing)}, which cannot be "
-                "imported. Install it with `pip install 'batchnorm-tool[pgvector]'`."
-            )
+        self.check_libraries("psycopg", "pgvector")
         self._check_name()
         self._connection_string()
 
@@ -122,17 +115,16 @@ class PgvectorTable(Target):
         """Return the first value that PostgreSQL has no place for."""
         for name in table.column_names:
             column = table[name].combine_chunks()
-            for rows, reason in unfit_rows(column, is_key=name in keys):
+            for rows, why in unfit_rows(column, is_key=name in keys):
                 if rows.any():
-                    return Unfit(
-                        int(rows.argmax()), name, f"publish target `{self.name}`: {reason}"
-                    )
+                    row = int(rows.argmax())
+                    return Unfit(row, name, f"publish target `{self.name}`: {why}")
         return None
 
     def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Bring the view to a version."""
         shape = RowShape.of(publication.layout)
-        with target_errors(self.name), self._connected() as connection:
+        with self.named_errors(), self._connected() as connection:
             tables = Tables(connection, self._names, self._index)
             with tables.locked():
                 facts, warnings = self._publish(tables, publication, held, shape)
@@ -142,16 +134,21 @@ class PgvectorTable(Target):
     def _publish(
         self, tables: Tables, publication: Publication, held: Facts | None, shape: RowShape
     ) -> tuple[Facts, list[str]]:
-        before, warnings = tables.bookkeeping(), list[str]()
+        before = tables.bookkeeping()
         # What an earlier try left may have the name that this one needs.
-        warnings += tables.drop_all_but(before.kept if before else set())
+        warnings = tables.drop_all_but(before.kept if before else set())
         if before is not None and before.is_of(publication):
             return {"table": before.built}, warnings
         changes = self._changes(publication, held, before, shape)
         if before is not None and changes is not None:
             if tables.merge(publication, shape, before, changes):
-                return {"table": before.built, **_counts(changes)}, warnings
-            warnings.append(_strayed(before, publication))
+                counts = {"upserts": changes.upserts, "deletes": changes.deletes}
+                return {"table": before.built, **counts}, warnings
+            warnings.append(
+                f"`{before.built}` did not contain the {plural(publication.rows, 'row')} of "
+                f"version {publication.version} after its changes: another program has written to "
+                "it. It was rebuilt."
+            )
         after, remade = tables.rebuild(publication, shape, before)
         warnings += tables.drop_all_but(after.kept) + [_GRANTS] * remade
         counts = {"upserts": publication.rows, "deletes": 0}
@@ -248,15 +245,3 @@ def _without_secrets(said: str, text: str) -> str:
     except psycopg.Error:
         return "the connection string cannot be parsed"
     return said.replace(str(password), "…") if password else said
-
-
-def _counts(changes: Changes) -> Facts:
-    return {"upserts": changes.upserts, "deletes": changes.deletes}
-
-
-def _strayed(before: Bookkeeping, publication: Publication) -> str:
-    return (
-        f"`{before.built}` did not contain the {plural(publication.rows, 'row')} of "
-        f"version {publication.version} after its changes: another program has written to it. It "
-        "was rebuilt."
-    )

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from batchnorm_tool.errors import OutputError, WorkFailed
-from batchnorm_tool.publish.base import published_batches
+from batchnorm_tool.publish import published_batches
 from batchnorm_tool.publish.pgvector_types import RowShape, rows_of
 
 if TYPE_CHECKING:
@@ -31,13 +31,7 @@ BOOKKEEPING = "_batchnorm_tool"
 
 
 class Tables:
-    """The tables of one target.
-
-    Args:
-        connection: In autocommit mode; transactions are begun where they are needed.
-        names: What they are called.
-        index: ``"hnsw"``, ``"ivfflat"`` or ``"none"``.
-    """
+    """The tables of one target, with an index ``"hnsw"``, ``"ivfflat"`` or ``"none"``."""
 
     def __init__(self, connection: psycopg.Connection, names: Names, index: str) -> None:
         self._statements, self._names, self._index = Statements(connection, names), names, index
@@ -62,8 +56,7 @@ class Tables:
         if all(found.values()) and self._exists(book):
             found[f"a table `{book}` that this user owns: make it the owner"] = (
                 self._statements.value(
-                    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid ="
-                    " to_regclass(quote_ident(%s) || '.' || quote_ident(%s))",
+                    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = {relation}",
                     (schema, book),
                 )
             )
@@ -106,11 +99,7 @@ class Tables:
     def merge(
         self, publication: Publication, shape: RowShape, before: Bookkeeping, changes: Changes
     ) -> bool:
-        """Change the table that is there, in one transaction.
-
-        Returns:
-            Whether it then has as many rows as it must; where not, nothing was changed.
-        """
+        """Change the table that is there; nothing is where it then has not the rows it must."""
         from psycopg import Rollback
 
         table = self._statements.table(before.built)
@@ -168,8 +157,8 @@ class Tables:
         return {name for (name,) in rows if self._names.is_built(name)}
 
     def _exists(self, name: str) -> bool:
-        statement = "SELECT to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) IS NOT NULL"
-        return bool(self._statements.value(statement, (self._names.schema, name)))
+        found = self._statements.value("SELECT {relation} IS NOT NULL", (self._names.schema, name))
+        return bool(found)
 
     def _check_view(self, before: Bookkeeping | None) -> None:
         if before is None and self._exists(self._names.view):
@@ -188,8 +177,7 @@ class Tables:
         with statements.connection.transaction():
             joined = statements.join(columns)
             statements.run("CREATE TABLE {table} ({columns})", table=table, columns=joined)
-            mark = statements.text(f"'{MARK}'")
-            statements.run("COMMENT ON TABLE {table} IS {mark}", table=table, mark=mark)
+            statements.run(f"COMMENT ON TABLE {{table}} IS '{MARK}'", table=table)
 
     def _add_indexes(self, table: sql.Composable, shape: RowShape, rows: int) -> None:
         keys = self._statements.columns(shape.keys)
@@ -267,9 +255,8 @@ class Tables:
 
     def _columns(self, name: str) -> list[Any]:
         rows = self._statements.run(
-            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid ="
-            " to_regclass(quote_ident(%s) || '.' || quote_ident(%s)) AND attnum > 0"
-            " ORDER BY attnum",
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = {relation} AND attnum > 0 ORDER BY attnum",
             (self._names.schema, name),
         )
         return list(rows)
@@ -279,7 +266,7 @@ class Tables:
         self._statements.run(
             "INSERT INTO {book} (version, run_id, built, previous, shape, updated_at)"
             " VALUES (%s, %s, %s, %s, %s, now())",
-            after.values(),
+            astuple(after),
         )
 
 
@@ -294,19 +281,21 @@ def _options(index: str, rows: int) -> str:
 class Statements:
     """Statements about the tables of one target.
 
-    In a statement, ``{view}`` and ``{book}`` are the target's view and bookkeeping table; what
-    else is in braces is given by name.
-
-    Args:
-        connection: In autocommit mode; transactions are begun where they are needed.
-        names: What the tables are called.
+    In a statement, ``{view}`` and ``{book}`` are the target's view and bookkeeping table, and
+    ``{relation}`` is what two values name, a schema and a table or view in it; what else is in
+    braces is given by name. The connection is in autocommit mode: transactions are begun where they
+    are needed.
     """
 
     def __init__(self, connection: psycopg.Connection, names: Names) -> None:
         from psycopg import sql
 
         self.connection, self._sql, self._names = connection, sql, names
-        self._known = {"view": self.table(names.view), "book": self.table(names.bookkeeping)}
+        self._known = {
+            "view": self.table(names.view),
+            "book": self.table(names.bookkeeping),
+            "relation": self.text("to_regclass(quote_ident(%s) || '.' || quote_ident(%s))"),
+        }
 
     def table(self, name: str) -> sql.Composable:
         """Return a table of the target's schema."""
@@ -365,24 +354,14 @@ class Statements:
 
 @dataclass(frozen=True)
 class Names:
-    """The names in the database; they are quoted wherever they are used.
-
-    Attributes:
-        schema: Of everything.
-        view: What readers select from.
-    """
+    """The names in the database; they are quoted wherever they are used."""
 
     schema: str
     view: str
 
     @classmethod
     def parse(cls, text: str) -> Names:
-        """Read ``NAME`` or ``SCHEMA.NAME``.
-
-        Example:
-            >>> Names.parse("items"), Names.parse("shop.items").schema
-            (Names(schema='public', view='items'), 'shop')
-        """
+        """Read ``NAME``, which is in the schema ``public``, or ``SCHEMA.NAME``."""
         schema, dot, view = text.rpartition(".")
         return cls(schema if dot else "public", view)
 
@@ -409,14 +388,10 @@ class Names:
 
 @dataclass(frozen=True)
 class Bookkeeping:
-    """What the database says of itself.
+    """What the database says of itself, in the order of its columns.
 
-    Attributes:
-        version: The version that the view shows.
-        run_id: The run that made it.
-        built: The table that the view reads.
-        previous: The table that it read before.
-        shape: `RowShape.signature` of both view and table.
+    The view shows a version from the table that was ``built``, and read the ``previous`` one
+    before; ``shape`` is the `RowShape.signature` of both view and table.
     """
 
     version: int
@@ -434,7 +409,3 @@ class Bookkeeping:
         """Tell whether the view shows this very publication."""
         run_id = publication.record.run_id
         return (self.version, self.run_id) == (publication.version, run_id)
-
-    def values(self) -> tuple[Any, ...]:
-        """Return the values of its row, in order."""
-        return (self.version, self.run_id, self.built, self.previous, self.shape)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnorm_tool.errors import OutputError
-from batchnorm_tool.publish.base import published_schema
+from batchnorm_tool.publish import published_schema
 from batchnorm_tool.storage.checked_json import sha256
 from batchnorm_tool.store.state import StoreSchema
 
@@ -53,17 +53,7 @@ _SIMPLE = {
 
 @dataclass(frozen=True)
 class RowShape:
-    """The columns of a table, made from the layout of a store.
-
-    Attributes:
-        keys: Names of the key columns.
-        vector: Name of the vectors' column.
-        width: Components of a vector.
-        norm_label: The norm that vectors have length 1 under.
-        columns: Name and SQL type of every column, in order.
-        dtype: Of the vectors in the store.
-        schema: The same columns in Arrow.
-    """
+    """The columns of a table, made from the layout of a store, with their SQL types in order."""
 
     keys: tuple[str, ...]
     vector: str

@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
-from batchnorm_tool.publish import faiss as publish_faiss
-from batchnorm_tool.publish import faiss_build, open_target
-from batchnorm_tool.publish.base import Target
+from batchnorm_tool.publish import Target, faiss_build, open_target
 from batchnorm_tool.publish.faiss import IndexFiles
 from batchnorm_tool.publish.faiss_build import Neighbours, RecallQueries, RecallSample
 from batchnorm_tool.storage.checked_json import verified_json
@@ -212,6 +210,7 @@ def test_auto_is_exact_below_a_size_and_has_lists_above(
 ) -> None:
     assert faiss_build.factory_text("auto", 49_999) == "Flat"
     assert faiss_build.factory_text("auto", 50_000) == "IVF894,Flat"
+    assert faiss_build.factory_text("HNSW32", 9) == "HNSW32"
     monkeypatch.setattr(faiss_build, "EXACT_BELOW", 3000)
     facts = target(tmp_path / "x").publish(clustered, None)
     assert facts["index"] == "IVF219,Flat"
@@ -342,7 +341,7 @@ def test_a_missing_library_is_found_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target(tmp_path / "x").check()
-    monkeypatch.setattr(publish_faiss.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(JobError, match=r"needs faiss.*pip install 'batchnorm-tool\[faiss\]'"):
         target(tmp_path / "x").check()
 

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.errors import JobError, OutputError
-from batchnorm_tool.publish import directories, open_target
-from batchnorm_tool.publish.base import Target
+from batchnorm_tool.publish import Target, directories, open_target
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import verified_json
 from batchnorm_tool.storage.files import OutputFile

@@ -15,8 +15,7 @@ import pytest
 from psycopg import sql
 
 from batchnorm_tool.errors import JobError, OutputError, Refused, WorkFailed
-from batchnorm_tool.publish import open_target, pgvector_tables
-from batchnorm_tool.publish.base import Target
+from batchnorm_tool.publish import Target, open_target, pgvector_tables
 from batchnorm_tool.publish.pgvector import _without_secrets
 from batchnorm_tool.publish.pgvector_tables import Tables
 from batchnorm_tool.publish.pgvector_types import RowShape
