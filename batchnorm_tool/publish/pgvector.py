@@ -103,9 +103,10 @@ class PgvectorTable(Target):
         """Refuse columns that PostgreSQL cannot have, and a server that will not make them."""
         # One that does not answer is tried again when the version is there to be published.
         try:
-            RowShape.of(layout).check()
+            shape = RowShape(layout)
+            shape.check()
             with self._connected(connect_timeout=_PROBE_SECONDS) as connection:
-                Tables(connection, self._names, self._index).check()
+                Tables(connection, self._names, shape, self._index).check()
         except WorkFailed:
             return
         except OutputError as error:
@@ -123,25 +124,25 @@ class PgvectorTable(Target):
 
     def publish(self, publication: Publication, held: Facts | None) -> Facts:
         """Bring the view to a version."""
-        shape = RowShape.of(publication.layout)
+        shape = RowShape(publication.layout)
         with self.named_errors(), self._connected() as connection:
-            tables = Tables(connection, self._names, self._index)
+            tables = Tables(connection, self._names, shape, self._index)
             with tables.locked():
-                facts, warnings = self._publish(tables, publication, held, shape)
+                facts, warnings = self._publish(tables, publication, held)
         warnings += shape.warnings(self._index)
         return version_facts(publication) | facts | {"warnings": warnings}
 
     def _publish(
-        self, tables: Tables, publication: Publication, held: Facts | None, shape: RowShape
+        self, tables: Tables, publication: Publication, held: Facts | None
     ) -> tuple[Facts, list[str]]:
         before = tables.bookkeeping()
         # What an earlier try left may have the name that this one needs.
         warnings = tables.drop_all_but(before.kept if before else set())
         if before is not None and before.is_of(publication):
             return {"table": before.built}, warnings
-        changes = self._changes(publication, held, before, shape)
+        changes = self._changes(publication, held, before)
         if before is not None and changes is not None:
-            if tables.merge(publication, shape, before, changes):
+            if tables.merge(publication, before, changes):
                 counts = {"upserts": changes.upserts, "deletes": changes.deletes}
                 return {"table": before.built, **counts}, warnings
             warnings.append(
@@ -149,20 +150,17 @@ class PgvectorTable(Target):
                 f"version {publication.version} after its changes: another program has written to "
                 "it. It was rebuilt."
             )
-        after, remade = tables.rebuild(publication, shape, before)
+        after, remade = tables.rebuild(publication, before)
         warnings += tables.drop_all_but(after.kept) + [_GRANTS] * remade
         counts = {"upserts": publication.rows, "deletes": 0}
         return {"table": after.built, **counts}, warnings
 
     def _changes(
-        self,
-        publication: Publication,
-        held: Facts | None,
-        before: Bookkeeping | None,
-        shape: RowShape,
+        self, publication: Publication, held: Facts | None, before: Bookkeeping | None
     ) -> Changes | None:
         """Return what to do to the table that is there; ``None`` where a new one is to be made."""
-        if held is None or before is None or before.shape != shape.signature:
+        signature = RowShape(publication.layout).signature
+        if held is None or before is None or before.shape != signature:
             return None
         if not publication.can_start_from(before.version):
             return None

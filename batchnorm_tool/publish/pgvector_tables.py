@@ -33,37 +33,43 @@ BOOKKEEPING = "_batchnorm_tool"
 class Tables:
     """The tables of one target, with an index ``"hnsw"``, ``"ivfflat"`` or ``"none"``."""
 
-    def __init__(self, connection: psycopg.Connection, names: Names, index: str) -> None:
-        self._statements, self._names, self._index = Statements(connection, names), names, index
+    def __init__(
+        self, connection: psycopg.Connection, names: Names, shape: RowShape, index: str
+    ) -> None:
+        self._statements, self._names = Statements(connection, names), names
+        self._shape, self._index = shape, index
 
     def check(self) -> None:
         """Look for pgvector, the schema, and the rights to write there; nothing is changed."""
         schema, book = self._names.schema, self._names.bookkeeping
-        found = {
-            "pgvector: install the extension `vector` on the server": self._statements.value(
-                "SELECT to_regtype('vector') IS NOT NULL OR EXISTS (SELECT FROM"
-                " pg_available_extensions WHERE name = 'vector')"
-            ),
-            f"the schema `{schema}`: create it": self._statements.value(
-                "SELECT to_regnamespace(quote_ident(%s)) IS NOT NULL", (schema,)
-            ),
-        }
-        if all(found.values()):
-            mine = "this user may create tables in: grant it CREATE"
-            found[f"a schema `{schema}` that {mine}"] = self._statements.value(
-                "SELECT has_schema_privilege(quote_ident(%s), 'CREATE, USAGE')", (schema,)
+        self._expect(
+            "pgvector: install the extension `vector` on the server",
+            "SELECT to_regtype('vector') IS NOT NULL OR EXISTS (SELECT FROM"
+            " pg_available_extensions WHERE name = 'vector')",
+        )
+        self._expect(
+            f"the schema `{schema}`: create it",
+            "SELECT to_regnamespace(quote_ident(%s)) IS NOT NULL",
+            schema,
+        )
+        self._expect(
+            f"a schema `{schema}` that this user may create tables in: grant it CREATE",
+            "SELECT has_schema_privilege(quote_ident(%s), 'CREATE, USAGE')",
+            schema,
+        )
+        before = None
+        if self._exists(book):
+            self._expect(
+                f"a table `{book}` that this user owns: make it the owner",
+                "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = {relation}",
+                *(schema, book),
             )
-        if all(found.values()) and self._exists(book):
-            found[f"a table `{book}` that this user owns: make it the owner"] = (
-                self._statements.value(
-                    "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = {relation}",
-                    (schema, book),
-                )
-            )
-        missing = [what for what, is_there in found.items() if not is_there]
-        if missing:
-            raise OutputError(f"The database is not ready. Expected {missing[0]}.")
-        self._check_view(self.bookkeeping() if self._exists(book) else None)
+            before = self.bookkeeping()
+        self._check_view(before)
+
+    def _expect(self, what: str, statement: str, *values: str) -> None:
+        if not self._statements.value(statement, values):
+            raise OutputError(f"The database is not ready. Expected {what}.")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -96,17 +102,15 @@ class Tables:
         ).fetchone()
         return Bookkeeping(*row) if row and self._exists(self._names.view) else None
 
-    def merge(
-        self, publication: Publication, shape: RowShape, before: Bookkeeping, changes: Changes
-    ) -> bool:
+    def merge(self, publication: Publication, before: Bookkeeping, changes: Changes) -> bool:
         """Change the table that is there; nothing is where it then has not the rows it must."""
         from psycopg import Rollback
 
         table = self._statements.table(before.built)
         run_id = publication.record.run_id
         with self._statements.connection.transaction() as transaction:
-            self._upsert(table, shape, changes)
-            self._delete(table, shape, changes)
+            self._upsert(table, changes)
+            self._delete(table, changes)
             # Another program's rows would stay for ever: where the count is off, the table is built
             # again.
             rows = self._statements.value("SELECT count(*) FROM {table}", table=table)
@@ -116,7 +120,7 @@ class Tables:
         return bool(rows == publication.rows)
 
     def rebuild(
-        self, publication: Publication, shape: RowShape, before: Bookkeeping | None
+        self, publication: Publication, before: Bookkeeping | None
     ) -> tuple[Bookkeeping, bool]:
         """Make a new table with its index, then let the view read it.
 
@@ -127,11 +131,12 @@ class Tables:
         read = before.built if before else None
         name = self._names.built_in(publication.version, read)
         table = self._statements.table(name)
-        self._create(table, shape)
+        self._create(table)
         # Before the indexes: PostgreSQL builds one over rows that are there faster than row by row
         # ("Populating a Database" in its manual).
-        self._statements.copy(table, shape.names, shape, publication.all_batches())
-        self._add_indexes(table, shape, publication.rows)
+        shape, rows = self._shape, publication.all_batches()
+        self._statements.copy(table, shape, shape.schema, rows)
+        self._add_indexes(table, publication.rows)
         run_id = publication.record.run_id
         after = Bookkeeping(publication.version, run_id, name, read, shape.signature)
         return after, self._switch(after)
@@ -167,53 +172,56 @@ class Tables:
                 f"`{self._names.bookkeeping}`. Choose another `table`, or drop it."
             )
 
-    def _create(self, table: sql.Composable, shape: RowShape) -> None:
-        statements = self._statements
-        required = {*shape.keys, shape.vector}
+    def _create(self, table: sql.Composable) -> None:
+        statements, layout = self._statements, self._shape.layout
+        required = {*layout.keys, layout.vector}
         columns = [
             statements.each("{0} " + kind + (" NOT NULL" if name in required else ""), [name])
-            for name, kind in shape.columns
+            for name, kind in self._shape.columns.items()
         ]
         with statements.connection.transaction():
             joined = statements.join(columns)
             statements.run("CREATE TABLE {table} ({columns})", table=table, columns=joined)
             statements.run(f"COMMENT ON TABLE {{table}} IS '{MARK}'", table=table)
 
-    def _add_indexes(self, table: sql.Composable, shape: RowShape, rows: int) -> None:
-        keys = self._statements.columns(shape.keys)
+    def _add_indexes(self, table: sql.Composable, rows: int) -> None:
+        layout, indexed = self._shape.layout, self._shape.indexed()
+        keys = self._statements.columns(layout.keys)
         self._statements.run("ALTER TABLE {table} ADD PRIMARY KEY ({keys})", table=table, keys=keys)
-        indexed = shape.indexed()
         if self._index != "none" and indexed is not None:
             pattern = f"USING {self._index} ({indexed}) {_options(self._index, rows)}"
-            what = self._statements.each(pattern, [shape.vector])
+            what = self._statements.each(pattern, [layout.vector])
             self._statements.run("CREATE INDEX ON {table} {what}", table=table, what=what)
         # Without statistics the planner may scan the whole table until autovacuum comes by.
         self._statements.run("ANALYZE {table}", table=table)
 
-    def _upsert(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
-        statements = self._statements
+    def _upsert(self, table: sql.Composable, changes: Changes) -> None:
+        statements, names, keys = self._statements, self._shape.columns, self._shape.layout.keys
         statements.run("CREATE TEMP TABLE staged (LIKE {table}) ON COMMIT DROP", table=table)
         staged = statements.text("pg_temp.staged")
-        statements.copy(staged, shape.names, shape, changes.upsert_batches())
+        statements.copy(staged, self._shape, self._shape.schema, changes.upsert_batches())
         statements.run(
             "INSERT INTO {table} ({names}) SELECT {names} FROM {staged}"
             " ON CONFLICT ({keys}) DO UPDATE SET {updates}",
             table=table,
             staged=staged,
-            names=statements.columns(shape.names),
-            keys=statements.columns(shape.keys),
-            updates=statements.each("{0} = excluded.{0}", shape.values),
+            names=statements.columns(names),
+            keys=statements.columns(keys),
+            updates=statements.each(
+                "{0} = excluded.{0}", [name for name in names if name not in keys]
+            ),
         )
 
-    def _delete(self, table: sql.Composable, shape: RowShape, changes: Changes) -> None:
-        statements, keys = self._statements, list(shape.keys)
+    def _delete(self, table: sql.Composable, changes: Changes) -> None:
+        statements, keys = self._statements, self._shape.layout.keys
         statements.run(
             "CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {keys} FROM {table} LIMIT 0",
             keys=statements.columns(keys),
             table=table,
         )
         gone = statements.text("pg_temp.gone")
-        statements.copy(gone, keys, shape, changes.delete_batches())
+        key_schema = self._shape.layout.key_schema
+        statements.copy(gone, self._shape, key_schema, changes.delete_batches())
         statements.run(
             "DELETE FROM {table} AS live USING {gone} AS gone WHERE {same}",
             table=table,
@@ -237,20 +245,15 @@ class Tables:
         )
 
     def _try_to_switch(self, after: Bookkeeping) -> bool:
-        with self._statements.connection.transaction():
-            self._statements.run(f"SET LOCAL lock_timeout = '{SWITCH_SECONDS}s'")
-            remade = self._switch_view(after.built)
-            self._note(after)
-        return remade
-
-    def _switch_view(self, name: str) -> bool:
-        """Let the view read a table; whether it had to be made again."""
         statements, view = self._statements, self._names.view
-        remade = self._exists(view) and self._columns(view) != self._columns(name)
-        if remade:
-            statements.run("DROP VIEW {view}")
-        table = statements.table(name)
-        statements.run("CREATE OR REPLACE VIEW {view} AS SELECT * FROM {table}", table=table)
+        with statements.connection.transaction():
+            statements.run(f"SET LOCAL lock_timeout = '{SWITCH_SECONDS}s'")
+            remade = self._exists(view) and self._columns(view) != self._columns(after.built)
+            if remade:
+                statements.run("DROP VIEW {view}")
+            table = statements.table(after.built)
+            statements.run("CREATE OR REPLACE VIEW {view} AS SELECT * FROM {table}", table=table)
+            self._note(after)
         return remade
 
     def _columns(self, name: str) -> list[Any]:
@@ -333,22 +336,19 @@ class Statements:
     def copy(
         self,
         table: sql.Composable,
-        names: list[str],
         shape: RowShape,
+        schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
     ) -> None:
-        """Append rows to a table, in PostgreSQL's binary form."""
+        """Append the columns of ``schema`` to a table, in PostgreSQL's binary form."""
         # In binary, a float32 goes over as its four bytes; as text, digits would be made and read
         # for each.
         composed = self._sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
-        schema = shape.schema_of(names)
-        with (
-            self.connection.cursor() as cursor,
-            cursor.copy(composed.format(table, self.columns(names))) as copy,
-        ):
-            copy.set_types(shape.types(names))
+        statement = composed.format(table, self.columns(schema.names))
+        with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types([shape.columns[name].partition("(")[0] for name in schema.names])
             for rows in published_batches(batches, schema):
-                for row in rows_of(rows, shape.vector):
+                for row in rows_of(rows, shape.layout.vector):
                     copy.write_row(row)
 
 

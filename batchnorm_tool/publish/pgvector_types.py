@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,34 +54,24 @@ _SIMPLE = {
 
 @dataclass(frozen=True)
 class RowShape:
-    """The columns of a table, made from the layout of a store, with their SQL types in order."""
+    """A store's published columns as those of a table."""
 
-    keys: tuple[str, ...]
-    vector: str
-    width: int
-    norm_label: str
-    columns: tuple[tuple[str, str], ...]
-    dtype: str
-    schema: pa.Schema
+    layout: StoreSchema
 
-    @classmethod
-    def of(cls, layout: StoreSchema) -> RowShape:
-        """Return the shape of a store's published columns."""
-        schema, width = published_schema(layout), layout.width
-        columns = tuple(
-            (
-                field.name,
-                f"vector({width})" if field.name == layout.vector else sql_type(field.type),
-            )
-            for field in schema
-        )
-        return cls(
-            layout.keys, layout.vector, width, layout.norm_label, columns, layout.dtype, schema
-        )
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The same columns in Arrow."""
+        return published_schema(self.layout)
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The SQL type of every column, by name and in order."""
+        types = {field.name: sql_type(field.type) for field in self.schema}
+        return types | {self.layout.vector: f"vector({self.layout.width})"}
 
     def check(self) -> None:
         """Refuse columns that PostgreSQL cannot have, and vectors that are too long."""
-        for name in self.names:
+        for name in self.columns:
             if name in _SYSTEM_COLUMNS or len(name.encode()) > _LONGEST_NAME:
                 raise OutputError(
                     f"a table in PostgreSQL cannot have the column `{name}`. Expected a name of "
@@ -88,51 +79,34 @@ class RowShape:
                     "Rename it in the input (the store's own: `store.columns`, `output.columns`), "
                     "or remove it from `input.passthrough`."
                 )
-        if self.width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
+        width = self.layout.width
+        if width > LONGEST_VECTOR or len(self.columns) > _MOST_COLUMNS:
             raise OutputError(
                 f"pgvector takes vectors of at most {LONGEST_VECTOR} components and a table at "
-                f"most {_MOST_COLUMNS} columns. Received: {self.width} and {len(self.columns)}. "
-                "Use another target."
+                f"most {_MOST_COLUMNS} columns. Received: {width} and {len(self.columns)}. Use "
+                "another target."
             )
-
-    @property
-    def names(self) -> list[str]:
-        """Names of all columns, in order."""
-        return [name for name, _ in self.columns]
 
     @property
     def signature(self) -> str:
         """Equal where rows fit into the same table, under the same index."""
-        columns = [list(column) for column in self.columns]
-        return sha256({"keys": list(self.keys), "columns": columns, "norm": self.norm_label})
+        keys, columns = list(self.layout.keys), list(map(list, self.columns.items()))
+        return sha256({"keys": keys, "columns": columns, "norm": self.layout.norm_label})
 
     @property
     def operators(self) -> str:
         """The distance that serves the norm: cosine (``<=>``), or else inner product (``<#>``)."""
-        return "cosine" if self.norm_label == "l2" else "ip"
-
-    @property
-    def values(self) -> list[str]:
-        """Names of the columns that are no keys."""
-        return [name for name in self.names if name not in self.keys]
-
-    def schema_of(self, names: list[str]) -> pa.Schema:
-        """Return some columns in Arrow."""
-        return pa.schema([self.schema.field(name) for name in names])
-
-    def types(self, names: list[str]) -> list[str]:
-        """Return the SQL types of some columns, without the numbers in brackets."""
-        known = dict(self.columns)
-        return [known[name].partition("(")[0] for name in names]
+        return "cosine" if self.layout.norm_label == "l2" else "ip"
 
     @property
     def cast(self) -> str:
         """What vectors are cast to for an index, where they are too long for it as they are."""
-        return f"halfvec({self.width})" if self.width > LONGEST_INDEXED else ""
+        width = self.layout.width
+        return f"halfvec({width})" if width > LONGEST_INDEXED else ""
 
     def indexed(self) -> str | None:
         """Return what an index is over, with ``{0}`` for the column; ``None`` where none can be."""
-        if self.width > LONGEST_INDEXED_HALF:
+        if self.layout.width > LONGEST_INDEXED_HALF:
             return None
         if self.cast:
             return f"({{0}}::{self.cast}) halfvec_{self.operators}_ops"
@@ -141,12 +115,14 @@ class RowShape:
     def warnings(self, index: str) -> list[str]:
         """Return what a reader should know of precision and of the index."""
         told = []
-        if self.dtype == "float64":
+        if self.layout.dtype == "float64":
             told.append("pgvector stores float32: the float64 vectors were rounded.")
         if index != "none" and self.indexed() is None:
-            told.append(f"{self.width} components are too many for an index; none was built.")
+            told.append(
+                f"{self.layout.width} components are too many for an index; none was built."
+            )
         elif index != "none" and self.cast:
-            cast = f"{self.vector}::{self.cast}"
+            cast = f"{self.layout.vector}::{self.cast}"
             told.append(
                 f"The index is over `{cast}`: queries must use the same cast to benefit from it."
             )
@@ -154,12 +130,7 @@ class RowShape:
 
 
 def sql_type(kind: pa.DataType) -> str:
-    """Return the type of a column that holds every value of an Arrow type.
-
-    Example:
-        >>> sql_type(pa.uint32()), sql_type(pa.list_(pa.int8()))
-        ('bigint', 'jsonb')
-    """
+    """Return the type of a column that holds every value of an Arrow type."""
     # Nanoseconds are cut to microseconds, which is what PostgreSQL has; lists, structs and whatever
     # else has no type of its own becomes `jsonb`.
     if pa.types.is_dictionary(kind):
@@ -266,12 +237,7 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
 
 
 def as_json(value: Any) -> str:
-    """Return a nested value as JSON; what JSON has no word for becomes null or text.
-
-    Example:
-        >>> as_json({"a": [1.5, float("nan")], "b": None})
-        '{"a": [1.5, null], "b": null}'
-    """
+    """Return a nested value as JSON; what JSON has no word for becomes null or text."""
     return json.dumps(_without_nan(value), ensure_ascii=False, default=str)
 
 

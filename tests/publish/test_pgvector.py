@@ -18,7 +18,7 @@ from batchnorm_tool.errors import JobError, OutputError, Refused, WorkFailed
 from batchnorm_tool.publish import Target, open_target, pgvector_tables
 from batchnorm_tool.publish.pgvector import _without_secrets
 from batchnorm_tool.publish.pgvector_tables import Tables
-from batchnorm_tool.publish.pgvector_types import RowShape
+from batchnorm_tool.publish.pgvector_types import RowShape, as_json, sql_type
 from tests.postgres import VARIABLE
 from tests.publish.kills import killed_at
 from tests.publish.publications import (
@@ -621,9 +621,14 @@ def test_an_unset_variable_and_a_long_name_are_found_before_the_work(
 
 def test_the_shape_tells_other_columns_apart() -> None:
     _, nights = a_month()
-    shapes = {RowShape.of(night.layout).signature for night in nights}
+    shapes = {RowShape(night.layout).signature for night in nights}
     assert len(shapes) == 2
 
 
 def test_a_password_that_a_server_repeats_is_hidden() -> None:
     assert _without_secrets(f"no {SECRET} here", f"host=x password={SECRET}") == "no … here"
+
+
+def test_what_has_no_type_of_its_own_becomes_json() -> None:
+    assert (sql_type(pa.uint32()), sql_type(pa.list_(pa.int8()))) == ("bigint", "jsonb")
+    assert as_json({"a": [1.5, float("nan")], "b": None}) == '{"a": [1.5, null], "b": null}'
