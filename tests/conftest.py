@@ -25,7 +25,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
-from batchnorm_tool.models.backends.tensorflow import start_tensorflow
+from batchnorm_tool.models.backends import start_tensorflow
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data_samples"

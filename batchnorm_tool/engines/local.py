@@ -14,7 +14,7 @@ from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BatchnormToolError, Refused, WorkFailed
 
 if TYPE_CHECKING:
-    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.models.backends import DeviceName
     from batchnorm_tool.pipeline.plan import Plan
 
 
@@ -67,7 +67,7 @@ class LocalEngine:
 
 def _devices(plan: Plan) -> list[DeviceName]:
     """A device for each process; a run that was planned on the CPU needs no GPU."""
-    from batchnorm_tool.models.backends.tensorflow import every_device
+    from batchnorm_tool.models.backends import every_device
 
     engine = plan.job.engine
     if plan.resolved.device == "cpu" and engine.device != "cpu":

@@ -29,7 +29,7 @@ from batchnorm_tool.pipeline.worker import Worker, open_worker
 from batchnorm_tool.storage import open_storage
 
 if TYPE_CHECKING:
-    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.models.backends import DeviceName
 
 Answer = int | Mapping[str, tuple[float, float]] | BaseException
 

@@ -31,7 +31,7 @@ from batchnorm_tool.errors import Interrupted, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.engines.process_worker import Answer
-    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.models.backends import DeviceName
     from batchnorm_tool.pipeline.timing import StageTimings
     from batchnorm_tool.pipeline.worker import Worker
 

@@ -18,51 +18,25 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import (
     Device,
-    LoadedModel,
     ModelPredictor,
     OutputChoice,
     Predictor,
     choose_outputs,
-    every_output,
-    filler,
-)
-from batchnorm_tool.models.placement import (
-    choose_batch_size,
-    examine,
-    independent_batch_size,
-    repeated,
 )
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Engine, Model
-    from batchnorm_tool.models.backends.tensorflow import TensorFlowSetup
 
 __all__ = [
-    "IdentityPredictor",
-    "ModelPredictor",
-    "Predictor",
-    "choose_batch_size",
-    "describe_model",
-    "examine",
-    "filler",
-    "independent_batch_size",
-    "load_predictor",
-    "on_good_rows",
-    "repeated",
+    *("IdentityPredictor", "Predictor", "describe_model", "load_predictor", "on_good_rows"),
     "wrap_model",
 ]
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class IdentityPredictor:
-    """The predictor of predictions that are stored already: it returns what it gets.
-
-    Example:
-        >>> IdentityPredictor().predict({"vector": np.ones(2, "float32")})["vector"].shape
-        (2, 1)
-    """
+    """The predictor of predictions that are stored already: it returns what it gets."""
 
     inputs: tuple[Field, ...] = ()
     batch_size: int | None = None
@@ -120,62 +94,44 @@ def on_good_rows(
 
 
 def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
-    """Load an admitted model.
-
-    Returns:
-        The model without a batch size: see `choose_batch_size` and `Predictor.with_batch_size`.
-    """
-    from batchnorm_tool.models.backends.tensorflow import start_tensorflow
-
-    setup = start_tensorflow(engine.devices, engine.threads)
-    loaded = _load(model, path, partial(choose_outputs, chosen=model.outputs))
-    return _predictor(loaded, setup, pads=model.batch_dependent == "refuse")
+    """Load an admitted model, without a batch size unless one is built into it."""
+    loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs))
+    return _with_own_batch_size(loaded)
 
 
 def describe_model(
     model: Model, path: str, engine: Engine
 ) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
-    """Load an admitted model to see what it takes and all that it gives.
-
-    Returns:
-        Its inputs and its outputs, the latter as `Predictor.predict` would give them.
-    """
-    from batchnorm_tool.models.backends.tensorflow import start_tensorflow
-
-    setup = start_tensorflow(engine.devices, engine.threads)
-    loaded = ModelPredictor(_load(model, path, every_output), setup.device, setup.threads)
+    """Load an admitted model, and return its inputs and all outputs that it can give."""
+    loaded = _load(model, path, engine, lambda names: range(len(names)))
     return loaded.inputs, loaded.outputs
 
 
 def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
-    """Return a model that is in memory already as a predictor.
-
-    Args:
-        model: A ``keras.Model``, built.
-        outputs: Names of the outputs to take; default: the only one.
-    """
+    """Return a built ``keras.Model`` as a predictor of some outputs; default: of the only one."""
+    from batchnorm_tool.models.backends import running_tensorflow
     from batchnorm_tool.models.backends.keras import KerasModel
-    from batchnorm_tool.models.backends.tensorflow import running_tensorflow
 
     setup = running_tensorflow()
-    return _predictor(KerasModel.of(model, partial(choose_outputs, chosen=outputs)), setup)
+    wrapped = KerasModel.of(model, partial(choose_outputs, chosen=outputs))
+    return _with_own_batch_size(ModelPredictor(wrapped, *setup))
 
 
-def _load(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
+def _load(model: Model, path: str, engine: Engine, choose: OutputChoice) -> ModelPredictor:
+    from batchnorm_tool.models.backends import start_tensorflow
     from batchnorm_tool.models.backends.loading import load_errors, quiet_libraries
 
+    setup = start_tensorflow(engine.devices, engine.threads)
     with quiet_libraries(), load_errors(model, path):
         if Path(path).is_dir():
-            from batchnorm_tool.models.backends.saved_model import load_saved_model
+            from batchnorm_tool.models.backends.saved_model import load_saved_model as load
+        else:
+            from batchnorm_tool.models.backends.keras import load_keras_model as load
+        loaded = load(model, path, choose)
+    return ModelPredictor(loaded, *setup, pads=model.batch_dependent == "refuse")
 
-            return load_saved_model(model, path, choose)
-        from batchnorm_tool.models.backends.keras import load_keras_model
 
-        return load_keras_model(model, path, choose)
-
-
-def _predictor(loaded: LoadedModel, setup: TensorFlowSetup, *, pads: bool = True) -> Predictor:
+def _with_own_batch_size(predictor: ModelPredictor) -> Predictor:
     """Return the model, its batch size fixed already where one is built into it."""
-    own = loaded.own_batch_size
-    predictor = ModelPredictor(loaded, setup.device, setup.threads, pads=pads or own is not None)
-    return predictor if own is None else predictor.with_batch_size(own)
+    own = predictor.model.own_batch_size
+    return predictor if own is None else replace(predictor, pads=True).with_batch_size(own)

@@ -28,43 +28,37 @@ _NARROW_FLOATS = frozenset({"bfloat16", "float16"})
 _SEARCH_ROWS = 32
 
 
-class LoadedModel(Protocol):
-    """A model in memory that can be compiled for a batch size."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory that can be compiled for a batch size.
 
-    @property
-    def inputs(self) -> tuple[Field, ...]:
-        """The arrays that it takes."""
+    Attributes:
+        inputs: The arrays that it takes.
+        outputs: The chosen outputs, as the model gives them.
+        embedding_sizes: By an input's name, rows of the Embedding layer that it goes straight into;
+            ``None`` where it may be an id, and how many there are is not known.
+        own_batch_size: The batch size that is built into the model, if one is.
+    """
 
-    @property
-    def outputs(self) -> tuple[Field, ...]:
-        """The chosen outputs, as the model gives them."""
-
-    @property
-    def own_batch_size(self) -> int | None:
-        """The batch size that is built into the model, if one is."""
-
-    @property
-    def embedding_sizes(self) -> Mapping[str, int | None]:
-        """Rows of the Embedding layer that an input goes straight into, by its name."""
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    embedding_sizes: Mapping[str, int | None]
+    own_batch_size: int | None
 
     def compile(self, batch_size: int) -> Step:
         """Return a function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
 
         It is called from several threads at once.
         """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ModelPredictor:
-    """A loaded model over a fixed grid of batches.
+    """A loaded model over a fixed grid of batches: see `Predictor`.
 
-    Attributes:
-        model: The model.
-        device: Where it computes.
-        threads: Threads within one operation.
-        batch_size: Rows in one call; ``None`` before it is fixed.
-        step: The model compiled for that batch size.
-        pads: Whether the last batch is padded.
+    ``step`` is the model compiled for the batch size; ``pads`` tells whether the last batch is
+    padded.
     """
 
     model: LoadedModel
@@ -82,14 +76,7 @@ class ModelPredictor:
     @property
     def outputs(self) -> tuple[Field, ...]:
         """The arrays that `predict` gives."""
-        return tuple(
-            replace(
-                field,
-                shape=field.shape or (1,),
-                dtype="float32" if field.dtype in _NARROW_FLOATS else field.dtype,
-            )
-            for field in self.model.outputs
-        )
+        return tuple(_given(field) for field in self.model.outputs)
 
     @property
     def embedding_sizes(self) -> Mapping[str, int | None]:
@@ -160,6 +147,12 @@ class ModelPredictor:
         return step([_padded(array, size) for array in arrays])
 
 
+def _given(field: Field) -> Field:
+    """Return an output as `_widened` leaves it."""
+    dtype = "float32" if field.dtype in _NARROW_FLOATS else field.dtype
+    return replace(field, shape=field.shape or (1,), dtype=dtype)
+
+
 def _failing(
     predictor: ModelPredictor, features: Mapping[str, np.ndarray], rows: np.ndarray
 ) -> dict[int, str]:
@@ -191,18 +184,8 @@ def check_shape(name: str, predictions: np.ndarray, shape: tuple[int, ...]) -> N
         )
 
 
-def every_output(names: Sequence[str]) -> Sequence[int]:
-    """Return the places of all outputs."""
-    return range(len(names))
-
-
 def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[int]:
-    """Return the places of the chosen outputs among all outputs.
-
-    Example:
-        >>> choose_outputs(["user", "item"], ["item"])
-        [1]
-    """
+    """Return the places of the chosen outputs among all; ``None`` chooses the only one."""
     listed = ", ".join(names)
     if chosen is None and len(names) > 1:
         raise ModelError(
@@ -231,7 +214,7 @@ def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
         )
     if field.dtype == "string":
         return array
-    return np.ascontiguousarray(array, dtype=numpy_dtype(field.dtype))
+    return np.ascontiguousarray(array, dtype=_numpy_dtype(field.dtype))
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -240,13 +223,8 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     )
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """Return the NumPy dtype of a name, ``"bfloat16"`` included.
-
-    Example:
-        >>> numpy_dtype("bfloat16").itemsize
-        2
-    """
+def _numpy_dtype(name: str) -> np.dtype:
+    """Return the NumPy dtype of a name, ``"bfloat16"`` included."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -260,7 +238,7 @@ def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
         field.name: np.full(
             (1, *(size or 1 for size in field.shape)),
             "" if field.dtype == "string" else 0,
-            numpy_dtype(field.dtype),
+            _numpy_dtype(field.dtype),
         )
         for field in inputs
     }
@@ -280,7 +258,7 @@ def _padded(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _no_rows(field: Field) -> np.ndarray:
-    return np.empty((0, *(length or 0 for length in field.shape)), numpy_dtype(field.dtype))
+    return np.empty((0, *(length or 0 for length in field.shape)), _numpy_dtype(field.dtype))
 
 
 def _widened(result: np.ndarray) -> np.ndarray:

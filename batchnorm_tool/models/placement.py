@@ -40,9 +40,7 @@ _WORKING_FACTOR = 16
 def independent_batch_size(predictor: Predictor, sample: _Rows, sizes: Sequence[int]) -> int | None:
     """Return the first of several batch sizes at which a row's bits do not depend on its place.
 
-    Returns:
-        The size, or ``None`` where none will do. Found by trying on the sample, which is strong
-        evidence and no proof.
+    ``None`` where none will do. Found by trying on the sample: strong evidence, and no proof.
     """
     # Where a matrix product has rows left over behind its last full block, another kernel computes
     # those, and may round otherwise. Blocks of float32 are 4 to 24 rows long on the CPUs of today,
@@ -73,11 +71,7 @@ def is_place_independent(predictor: Predictor, sample: _Rows, batch_size: int) -
 def examine(
     model: Predictor, sized: Predictor, sample: _Rows, *, batch_dependent: bool
 ) -> tuple[Field, ...]:
-    """See what a model gives for a sample, and that each row's prediction depends on it alone.
-
-    Returns:
-        The outputs with their true shapes and dtypes.
-    """
+    """Return a model's outputs with true shapes and dtypes, if each row's depend on it alone."""
     # Few rows first: on a slow model, or one that fails, a whole batch would take minutes.
     few = model if model.batch_size else model.with_batch_size(_FEW_ROWS)
     batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
@@ -196,7 +190,7 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
     return farthest
 
 
-def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], rows: int) -> int:
+def choose_batch_size(predictor: Predictor, sample: _Rows, rows: int) -> int:
     """Measure which batch size is fastest."""
     # Tries powers of two from 32 to 8192 rows, up to the next power of two from `rows`, for about 2
     # seconds or three calls of the model, whichever is longer (compiling not counted), and within a
@@ -224,25 +218,20 @@ def choose_batch_size(predictor: Predictor, sample: Mapping[str, np.ndarray], ro
 
 
 def _chosen(speeds: Mapping[int, float], row_bytes: int) -> int:
-    """Return the largest of the fastest sizes that the caches hold, or else the smallest of them.
-
-    Example:
-        >>> _chosen({32: 50.0, 64: 100.0, 128: 99.0, 256: 98.0}, row_bytes=65536)
-        128
-    """
+    """Return the largest of the fastest sizes that the caches hold, else the smallest of them."""
     enough = _EQUAL * max(speeds.values())
     fastest = [size for size, speed in speeds.items() if speed >= enough]
     cached = [size for size in fastest if size * row_bytes <= _CACHED_BYTES]
     return max(cached, default=min(fastest))
 
 
-def _row_bytes(predictor: Predictor, sample: Mapping[str, np.ndarray]) -> int:
+def _row_bytes(predictor: Predictor, sample: _Rows) -> int:
     """Return bytes of one row of features and predictions, these as float32."""
     given = sum(array[:1].nbytes for array in sample.values())
     return given + sum(replace(out, dtype="float32").row_bytes for out in predictor.outputs)
 
 
-def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
+def _range(sample: _Rows, rows: int) -> tuple[int, int]:
     """Return the smallest and the largest size to try, powers of two; none for no rows."""
     if not rows or not all(map(len, sample.values())):
         return 1, 0
@@ -255,9 +244,7 @@ def _range(sample: Mapping[str, np.ndarray], rows: int) -> tuple[int, int]:
     return min(SMALLEST, wanted), min(LARGEST, wanted, max(SMALLEST, in_memory))
 
 
-def _seconds(
-    predictor: Predictor, sample: Mapping[str, np.ndarray], size: int, left: float
-) -> list[float]:
+def _seconds(predictor: Predictor, sample: _Rows, size: int, left: float) -> list[float]:
     """Return seconds of calls of ``size`` rows, at least one; the first also warms up."""
     batch = repeated(sample, size)
     seconds: list[float] = []

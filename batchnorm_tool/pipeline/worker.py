@@ -44,7 +44,7 @@ from batchnorm_tool.pipeline.timing import StageTimings
 from batchnorm_tool.storage import Storage
 
 if TYPE_CHECKING:
-    from batchnorm_tool.models.backends.tensorflow import DeviceName
+    from batchnorm_tool.models.backends import DeviceName
 
 
 class Worker:

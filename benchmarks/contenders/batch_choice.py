@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models import choose_batch_size, load_predictor
+from batchnorm_tool.models import load_predictor
+from batchnorm_tool.models.placement import choose_batch_size
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 
 BATCH_SIZES = tuple(32 * 2**power for power in range(9))

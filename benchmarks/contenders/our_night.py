@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from batchnorm_tool import Job, RefreshResult, refresh
-from batchnorm_tool.models.backends.tensorflow import start_tensorflow
+from batchnorm_tool.models.backends import start_tensorflow
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
 

@@ -27,7 +27,7 @@ from batchnorm_tool.engines.process_worker import _portable
 from batchnorm_tool.engines.processes import ProcessEngine, _RemoteWorker, open_processes
 from batchnorm_tool.errors import Refused, WorkFailed
 from batchnorm_tool.job import Job
-from batchnorm_tool.models.backends import tensorflow as backends_tensorflow
+from batchnorm_tool.models import backends
 from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.pipeline.worker import Worker, make_worker
 from batchnorm_tool.storage import open_storage
@@ -312,6 +312,6 @@ def test_what_was_planned_on_the_cpu_stays_there(
     job_on: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where TensorFlow was begun without the GPUs that the machine has, `auto` means the CPU."""
-    monkeypatch.setattr(backends_tensorflow, "every_device", lambda devices: [0, 1])
+    monkeypatch.setattr(backends, "every_device", lambda devices: [0, 1])
     with open_engine(Preparation(job_on("auto")).plan(), 9) as engine:
         assert isinstance(engine, LocalEngine)

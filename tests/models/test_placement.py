@@ -10,8 +10,13 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models import IdentityPredictor, independent_batch_size
-from batchnorm_tool.models.placement import examine, is_place_independent
+from batchnorm_tool.models import IdentityPredictor
+from batchnorm_tool.models.placement import (
+    _chosen,
+    examine,
+    independent_batch_size,
+    is_place_independent,
+)
 
 Rows = Mapping[str, np.ndarray]
 SAMPLE = {"x": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)}
@@ -233,3 +238,13 @@ def test_state_that_follows_the_largest_row_is_found() -> None:
 
     with pytest.raises(ModelError, match="keeps state"):
         check(Model(compute=scaled), NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "expected"), [(65_536, 128), (1, 256), (2**30, 64)], ids=["some", "all", "none"]
+)
+def test_of_the_fastest_sizes_the_largest_that_the_caches_hold_is_chosen(
+    row_bytes: int, expected: int
+) -> None:
+    speeds = {32: 50.0, 64: 100.0, 128: 99.0, 256: 98.0}
+    assert _chosen(speeds, row_bytes) == expected

@@ -15,16 +15,11 @@ import pytest
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError, ModelError, ModelFailed, WorkFailed
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models import (
-    IdentityPredictor,
-    ModelPredictor,
-    choose_batch_size,
-    describe_model,
-    load_predictor,
-    wrap_model,
-)
-from batchnorm_tool.models.backends.tensorflow import run_errors
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models import IdentityPredictor, describe_model, load_predictor, wrap_model
+from batchnorm_tool.models.backends import _cause, run_errors
+from batchnorm_tool.models.backends.keras import _named_parts
+from batchnorm_tool.models.batching import ModelPredictor, Predictor
+from batchnorm_tool.models.placement import choose_batch_size
 from batchnorm_tool.models.security import admit
 from tests.bits import same_bits
 
@@ -416,6 +411,16 @@ def test_a_failure_of_rows_together_is_none_of_a_row() -> None:
         ModelPredictor(apart, "cpu", 1).failing_rows({"x": np.arange(5.0).reshape(5, 1)})
 
 
+def test_parts_of_a_result_are_named_by_their_keys() -> None:
+    parts = _named_parts({"user": 1, "item": [2, 3]})
+    assert parts == [("user", 1), ("item_0", 2), ("item_1", 3)]
+
+
+def test_of_a_failure_the_line_is_told_that_says_what_is_wrong() -> None:
+    lines = ["Graph execution error:", "indices[0] = 9", "[[{{node x}}]]"]
+    assert _cause("\n".join(lines)) == "indices[0] = 9"
+
+
 @pytest.mark.parametrize(
     ("error", "becomes"),
     [
@@ -591,7 +596,7 @@ def run_python(program: str, *arguments: str, **variables: str) -> Any:
 
 
 START = (
-    "from batchnorm_tool.models.backends.tensorflow import start_tensorflow, running_tensorflow;"
+    "from batchnorm_tool.models.backends import start_tensorflow, running_tensorflow;"
     "import tensorflow as tf;"
 )
 
@@ -623,7 +628,7 @@ def test_with_tensorflow_in_use_already_the_true_number_is_reported() -> None:
     [("gpu", "sees no GPU"), ([1], "lists GPU 1"), ([0, 1], "lists GPU 0, but TensorFlow sees 0")],
 )
 def test_a_gpu_that_is_not_there_is_refused(devices: Any, words: str) -> None:
-    from batchnorm_tool.models.backends.tensorflow import start_tensorflow
+    from batchnorm_tool.models.backends import start_tensorflow
 
     with pytest.raises(JobError, match=words):
         start_tensorflow(devices, 1)
@@ -669,12 +674,12 @@ class Machine:
 def test_each_device_is_for_one_process_and_the_first_for_this(
     devices: Any, gpus: int, every: list[Any], own: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchnorm_tool.models.backends import tensorflow
+    from batchnorm_tool.models import backends
 
     machine = Machine(gpus)
-    monkeypatch.setattr(tensorflow, "import_tensorflow", lambda: machine)
-    assert tensorflow.every_device(devices) == every
-    setup = tensorflow.start_tensorflow(devices, 1)
+    monkeypatch.setattr(backends, "import_tensorflow", lambda: machine)
+    assert backends.every_device(devices) == every
+    setup = backends.start_tensorflow(devices, 1)
     assert (machine.visible, machine.growing) == (own, own)
     assert setup.device == ("gpu" if own else "cpu")
 

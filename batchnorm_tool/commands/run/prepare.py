@@ -19,7 +19,7 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.job import Job
-from batchnorm_tool.models import Predictor, security
+from batchnorm_tool.models import Predictor, batching, placement, security
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.plan import (
     Plan,
@@ -168,7 +168,7 @@ class Preparation:
         return self._on_sample(
             dict(resolved.features),
             resolved.inputs,
-            lambda sample: models.independent_batch_size(model, sample, sizes),
+            lambda sample: placement.independent_batch_size(model, sample, sizes),
         )
 
     def _open_model(self) -> Predictor:
@@ -192,7 +192,7 @@ class Preparation:
         # Kept: the work would compile it again.
         self._predictor = sized = model.with_batch_size(batch_size)
         accepted = self.job.model is not None and self.job.model.batch_dependent == "accept"
-        outputs = models.examine(model, sized, sample, batch_dependent=accepted)
+        outputs = placement.examine(model, sized, sample, batch_dependent=accepted)
         part_rows = self.job.output.part_rows
         if accepted and part_rows != "auto" and part_rows % batch_size:
             raise JobError(
@@ -255,13 +255,13 @@ class Preparation:
         good = faults == Reason.GOOD
         if good.any():
             return {name: array[good] for name, array in arrays.items()}
-        return models.filler(inputs)
+        return batching.filler(inputs)
 
     def _on_sample(
         self, columns: _Columns, inputs: tuple[Field, ...], use: Callable[[_Sample], T]
     ) -> T:
         """Return what ``use`` makes of the sample, or of the rows in it on which the model runs."""
-        filler = None if self.job.input.invalid == "fail" else models.filler(inputs)
+        filler = None if self.job.input.invalid == "fail" else batching.filler(inputs)
         return models.on_good_rows(self.predictor(), self._sample(columns, inputs), use, filler)
 
     def _batch_size(self, model: Predictor, sample: _Sample) -> int:
@@ -277,13 +277,13 @@ class Preparation:
                 "determines which rows are predicted together. Set it to the batch size that "
                 "model.predict() uses."
             )
-        return models.choose_batch_size(model, sample, max(self.rows, self.least_rows))
+        return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """Return what one worker predicts in a second, at full batches."""
         if self.job.model is None or model.batch_size is None:
             return math.inf
-        batch = models.repeated(sample, model.batch_size)
+        batch = placement.repeated(sample, model.batch_size)
         start = time.perf_counter()
         model.predict(batch)
         return model.batch_size / max(time.perf_counter() - start, 1e-9)

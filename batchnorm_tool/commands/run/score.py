@@ -19,7 +19,7 @@ from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.features import FeatureReader, infer_fields, match_features
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
-from batchnorm_tool.models import Predictor, security
+from batchnorm_tool.models import Predictor, batching, placement, security
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -235,14 +235,14 @@ def _checked_outputs(
     model: Predictor, sized: Predictor, chunk: Chunk, bad: str
 ) -> tuple[Field, ...]:
     """Return the model's outputs, once it is known to run, and on each row alone."""
-    filler = models.filler(model.inputs)
+    filler = batching.filler(model.inputs)
     good = np.flatnonzero(chunk.faults == Reason.GOOD)[:_SAMPLE_ROWS]
     taken = good if len(good) else np.arange(min(1, chunk.rows))
     sample = {name: array[taken] for name, array in chunk.features.items()}
     return models.on_good_rows(
         model,
         sample if len(taken) else filler,
-        partial(models.examine, model, sized, batch_dependent=False),
+        partial(placement.examine, model, sized, batch_dependent=False),
         None if bad == "raise" else filler,
     )
 

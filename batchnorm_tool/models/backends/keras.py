@@ -13,9 +13,9 @@ import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.models import backends
 from batchnorm_tool.models.backends.loading import describe_failure, inner_layer_model, load_stored
-from batchnorm_tool.models.backends.tensorflow import check_output, field_of, graph_step, run_errors
-from batchnorm_tool.models.batching import OutputChoice, Step, filler
+from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
 
 if TYPE_CHECKING:
@@ -24,13 +24,9 @@ if TYPE_CHECKING:
 # What a model makes of a float, and of nothing else, is what it wants; see `_uses`.
 _MOST_TRACES = 81
 _CAST_TO = ({"int32"}, {"int64"}, {"string"})
-_TRACE_FAILURES = (
-    *(AssertionError, AttributeError, LookupError, NameError, NotImplementedError),
-    *(RuntimeError, TypeError, ValueError),
-)
 
 
-def load_keras_model(model: Model, path: str, choose: OutputChoice) -> KerasModel:
+def load_keras_model(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
     """Load a ``.keras`` or ``.h5`` file that the gate admitted."""
     loaded = load_stored(model, path)
     if model.layer is not None:
@@ -39,46 +35,38 @@ def load_keras_model(model: Model, path: str, choose: OutputChoice) -> KerasMode
 
 
 @dataclass(frozen=True)
-class KerasModel:
-    """A Keras model in memory.
+class KerasModel(LoadedModel):
+    """A ``keras.Model`` in memory.
 
-    Attributes:
-        model: The ``keras.Model``.
-        inputs: The arrays that it takes.
-        outputs: The chosen outputs.
-        chosen: Their places among all outputs.
-        structure: The nest in which the model wants its inputs.
-        embedding_sizes: Rows of the Embedding layer that an input goes straight into, by its name.
+    ``chosen`` are the places of the outputs among all that it has, and ``structure`` is the nest in
+    which it wants its inputs.
     """
 
     model: Any
-    inputs: tuple[Field, ...]
-    outputs: tuple[Field, ...]
     chosen: tuple[int, ...]
     structure: Any
-    embedding_sizes: Mapping[str, int | None]
 
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
         """Look at a model, and choose among its outputs."""
         _check_stateless(model)
-        structure, inputs, _ = _inputs(model)
+        structure, inputs, own_batch_size = _inputs(model)
         if not getattr(model, "inputs", None):
             inputs = _with_true_dtypes(model, structure, inputs)
-        found = _describe_outputs(model, structure, inputs)
+        found = _describe_outputs(model, structure, inputs, own_batch_size)
         names = _distinct([name for name, _ in found])
-        chosen = choose(names)
-        fields = tuple(field_of(names[place], found[place][1]) for place in chosen)
+        chosen = tuple(choose(names))
         named = {id(tensor): name for name, tensor in _input_tensors(structure)}
-        sizes = {
-            named[id(model.inputs[place])]: size for place, size in _embedding_sizes(model).items()
-        }
-        return cls(model, inputs, fields, tuple(chosen), structure, sizes)
-
-    @property
-    def own_batch_size(self) -> int | None:
-        """The batch size that is built into the model, if one is."""
-        return _inputs(self.model)[2]
+        sizes = _embedding_sizes(model).items()
+        return cls(
+            inputs=inputs,
+            outputs=tuple(backends.field_of(names[place], found[place][1]) for place in chosen),
+            embedding_sizes={named[id(model.inputs[place])]: size for place, size in sizes},
+            own_batch_size=own_batch_size,
+            model=model,
+            chosen=chosen,
+            structure=structure,
+        )
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size."""
@@ -86,19 +74,19 @@ class KerasModel:
             return self._step_through_predict(batch_size)
         concrete, parts = _trace(self.model, self.structure, self.inputs, batch_size, self.chosen)
         for field, place in zip(self.outputs, self.chosen, strict=True):
-            check_output(field.name, parts[place][1].shape, batch_size)
-        return graph_step(concrete, self.inputs, self.outputs)
+            backends.check_output(field.name, parts[place][1].shape, batch_size)
+        return backends.graph_step(concrete, self.inputs, self.outputs)
 
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""
         lock = threading.Lock()
 
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-            with lock, run_errors():
-                result = _call_predict(self.model, self.structure, arrays)
-            found = [np.asarray(array) for _, array in named_parts(result)]
+            with lock, backends.run_errors():
+                result = _call_predict(self.model, self.structure, self.inputs, arrays)
+            found = [np.asarray(array) for _, array in _named_parts(result)]
             for field, place in zip(self.outputs, self.chosen, strict=True):
-                check_output(field.name, found[place].shape, batch_size)
+                backends.check_output(field.name, found[place].shape, batch_size)
             return [found[place] for place in self.chosen]
 
         return step
@@ -125,7 +113,7 @@ def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:
             "dense inputs."
         )
     sizes = {tensor.shape[0] for _, tensor in named} - {None}
-    return structure, tuple(field_of(*each) for each in named), min(sizes, default=None)
+    return structure, tuple(backends.field_of(*each) for each in named), min(sizes, default=None)
 
 
 def _input_tensors(structure: Any) -> list[tuple[str, Any]]:
@@ -211,20 +199,15 @@ def _tensors_of(shapes: Any) -> Any:
     """Make placeholders for the shapes that a subclassed model was built with, in their nest."""
     import keras
 
+    def placeholder(shape: Sequence[int | None], name: str) -> Any:
+        return keras.KerasTensor((None, *shape[1:]), dtype=keras.config.floatx(), name=name)
+
     if isinstance(shapes, Mapping):
-        return {
-            name.removesuffix("_shape"): _named_tensor(shape, name.removesuffix("_shape"))
-            for name, shape in shapes.items()
-        }
+        named = {name.removesuffix("_shape"): shape for name, shape in shapes.items()}
+        return {name: placeholder(shape, name) for name, shape in named.items()}
     if shapes and isinstance(shapes[0], list | tuple):
-        return [_named_tensor(shape, f"input_{place}") for place, shape in enumerate(shapes)]
-    return keras.KerasTensor((None, *shapes[1:]), dtype=keras.config.floatx(), name="input")
-
-
-def _named_tensor(shape: Sequence[int | None], name: str) -> Any:
-    import keras
-
-    return keras.KerasTensor((None, *shape[1:]), dtype=keras.config.floatx(), name=name)
+        return [placeholder(shape, f"input_{place}") for place, shape in enumerate(shapes)]
+    return placeholder(shapes, "input")
 
 
 def _tensor_name(tensor: Any) -> str:
@@ -233,33 +216,26 @@ def _tensor_name(tensor: Any) -> str:
     return str(history.operation.name if history is not None else tensor.name)
 
 
-def _describe_outputs(model: Any, structure: Any, inputs: Sequence[Field]) -> list[tuple[str, Any]]:
+def _describe_outputs(
+    model: Any, structure: Any, inputs: Sequence[Field], own_batch_size: int | None
+) -> list[tuple[str, Any]]:
     """Return names of all outputs, each with something that has its shape and dtype."""
-    own_batch_size = _inputs(model)[2]
-    if _overrides(model, "predict"):
-        arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
-        result = _call_predict(model, structure, arrays)
-        return [(name, np.asarray(part)) for name, part in named_parts(result)]
-    if _overrides(model, "predict_step") or not getattr(model, "outputs", None):
-        return _trace(model, structure, inputs, own_batch_size)[1]
-    return named_parts(_output_structure(model))
-
-
-def _output_structure(model: Any) -> Any:
     import keras
 
-    is_sequential = isinstance(model, keras.Sequential)
-    return model.outputs[0] if is_sequential and len(model.outputs) == 1 else model.output
+    if _overrides(model, "predict"):
+        arrays = list(repeated(filler(inputs), own_batch_size or 2).values())
+        result = _call_predict(model, structure, inputs, arrays)
+        return [(name, np.asarray(part)) for name, part in _named_parts(result)]
+    if _overrides(model, "predict_step") or not getattr(model, "outputs", None):
+        return _trace(model, structure, inputs, own_batch_size)[1]
+    is_alone = isinstance(model, keras.Sequential) and len(model.outputs) == 1
+    return _named_parts(model.outputs[0] if is_alone else model.output)
 
 
-def named_parts(structure: Any) -> list[tuple[str, Any]]:
+def _named_parts(structure: Any) -> list[tuple[str, Any]]:
     """Return the parts of a model's result with their names, in the model's order.
 
     Names are the keys of a dictionary, else the names of the layers, else ``output``.
-
-    Example:
-        >>> named_parts({"user": 1, "item": [2, 3]})
-        [('user', 1), ('item_0', 2), ('item_1', 3)]
     """
     if isinstance(structure, Mapping):
         return [part for key, value in structure.items() for part in _keyed_parts(key, value)]
@@ -319,7 +295,7 @@ def _trace(
     ]
 
     def predict_step(*flat: Any) -> list[Any]:
-        parts[:] = named_parts(model.predict_step((_packed(structure, flat, inputs),)))
+        parts[:] = _named_parts(model.predict_step((_packed(structure, flat, inputs),)))
         places = range(len(parts)) if chosen is None else chosen
         return [parts[place][1] for place in places]
 
@@ -328,20 +304,21 @@ def _trace(
         # 13 times slower, and it changes the bits.
         graph = tf.function(predict_step, input_signature=signature, autograph=False)
         return graph.get_concrete_function(), parts
-    except (*_TRACE_FAILURES, tf.errors.OpError) as error:
+    except (*backends.FAILURES, tf.errors.OpError) as error:
         raise ModelError(
             f"The model cannot be run on batches of {batch_size or 'any number of'} rows. "
             + describe_failure(error, "Check that model.predict() works for it.")
         ) from error
 
 
-def _call_predict(model: Any, structure: Any, arrays: Sequence[np.ndarray]) -> Any:
+def _call_predict(
+    model: Any, structure: Any, inputs: Sequence[Field], arrays: Sequence[np.ndarray]
+) -> Any:
     """Return the model's own ``predict`` on one batch, told to be quiet if it listens to that."""
-    fields = _inputs(model)[1]
     wanted = inspect.signature(model.predict).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values())
     extra = {"verbose": 0, "batch_size": len(arrays[0])}
     return model.predict(
-        _packed(structure, arrays, fields),
+        _packed(structure, arrays, inputs),
         **{name: value for name, value in extra.items() if takes_all or name in wanted},
     )

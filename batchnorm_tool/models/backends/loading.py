@@ -19,11 +19,6 @@ from batchnorm_tool.models import security
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
 
-# What Keras raises for files that it cannot load; there is no common base.
-LOAD_FAILURES = (
-    *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, NotImplementedError),
-    *(OSError, RuntimeError, TypeError, ValueError),
-)
 _UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 _KERAS_2 = (
     "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
@@ -101,38 +96,25 @@ def load_errors(model: Model, path: str) -> Iterator[None]:
         raise
     except Exception as error:
         version = security.examine(path, model.path).keras_version
-        raise ModelError(explain(model.path, error, version)) from error
+        otherwise = (
+            "Check that it loads with keras.saving.load_model(path, compile=False), and save it "
+            "again."
+        )
+        failure = describe_failure(error, otherwise, version)
+        raise ModelError(f"{model.path}: does not load. {failure}") from error
 
 
 def load_stored(model: Model, path: str) -> Any:
-    """Load a ``.keras`` or ``.h5`` file without its compile settings.
-
-    Args:
-        model: ``trust`` tells which classes to import; with the file's hash in it, the gate let
-            exactly this file past, Python code included.
-        path: The private copy that the gate admitted.
-    """
+    """Load the private copy of a ``.keras`` or ``.h5`` file, without its compile settings."""
     import keras
 
+    # With its hash in the job, the gate let exactly this file past, Python code included.
     by_hash = isinstance(model.trust, str)
     objects = _custom_objects(model, path)
     with _limited_weights(model.path, max(_UNCHECKED_WEIGHTS, 8 * Path(path).stat().st_size)):
         return keras.saving.load_model(
             path, custom_objects=objects, compile=False, safe_mode=not by_hash
         )
-
-
-def explain(path: str, error: Exception, keras_version: str = "unknown") -> str:
-    """Return what a failure to load a model means, and what to do.
-
-    Example:
-        >>> explain("m.h5", TypeError("got 'time_major'")).startswith("m.h5: does not load.")
-        True
-    """
-    otherwise = (
-        "Check that it loads with keras.saving.load_model(path, compile=False), and save it again."
-    )
-    return f"{path}: does not load. {describe_failure(error, otherwise, keras_version)}"
 
 
 def describe_failure(error: Exception, otherwise: str, keras_version: str = "unknown") -> str:

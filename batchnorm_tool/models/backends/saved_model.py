@@ -17,9 +17,8 @@ import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.models.backends.loading import LOAD_FAILURES
-from batchnorm_tool.models.backends.tensorflow import check_output, field_of, run_errors
-from batchnorm_tool.models.batching import OutputChoice, Step
+from batchnorm_tool.models import backends
+from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
@@ -29,7 +28,7 @@ _INIT_OP = "__saved_model_init_op"
 _LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
 
-def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedModel:
+def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
     """Load a SavedModel directory that the gate admitted."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
@@ -47,11 +46,11 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
         # Both come in another order in every process.
         inputs = _tensors(session, signature.inputs)
         outputs = _tensors(session, signature.outputs)
-    except (*LOAD_FAILURES, tf.errors.OpError) as error:
+    except (*backends.FAILURES, tf.errors.OpError) as error:
         raise ModelError(_explain(model.path, error)) from error
-    taken = {name: field_of(name, spec) for name, (_, spec) in inputs.items()}
+    taken = {name: backends.field_of(name, spec) for name, (_, spec) in inputs.items()}
     chosen = [[*outputs][place] for place in choose([*outputs])]
-    given = {name: field_of(name, outputs[name][1]) for name in chosen}
+    given = {name: backends.field_of(name, outputs[name][1]) for name in chosen}
     feeds = [tensor for tensor, _ in inputs.values()]
     return SavedModel(
         call=session.make_callable([outputs[name][0] for name in chosen], feeds),
@@ -63,22 +62,10 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> SavedMode
 
 
 @dataclass(frozen=True)
-class SavedModel:
-    """A SavedModel in memory.
-
-    Attributes:
-        call: The signature: arrays in the order of ``inputs``, to arrays in that of ``outputs``.
-        inputs: The arrays that it takes.
-        outputs: The chosen outputs.
-        embedding_sizes: The inputs that may be ids, by name; how many ids there are is not known.
-        own_batch_size: The batch size that is built into the signature, if one is.
-    """
+class SavedModel(LoadedModel):
+    """A SavedModel in memory; its signature is ``call``: arrays of ``inputs`` to ``outputs``."""
 
     call: Callable[..., list[np.ndarray]]
-    inputs: tuple[Field, ...]
-    outputs: tuple[Field, ...]
-    embedding_sizes: Mapping[str, int | None]
-    own_batch_size: int | None
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size; the graph is compiled already."""
@@ -87,10 +74,10 @@ class SavedModel:
         dtypes = [tf.as_dtype(field.dtype).as_numpy_dtype for field in self.inputs]
 
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-            with run_errors():
+            with backends.run_errors():
                 found = self.call(*map(np.asarray, arrays, dtypes))
             for field, result in zip(self.outputs, found, strict=True):
-                check_output(field.name, result.shape, batch_size)
+                backends.check_output(field.name, result.shape, batch_size)
             return found
 
         return step

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool import models
-from batchnorm_tool.models import IdentityPredictor, ModelPredictor
+from batchnorm_tool.models import IdentityPredictor, placement
+from batchnorm_tool.models.batching import ModelPredictor
 from tests.commands.refresh.nightly import WIDTH, Nightly
 
 
@@ -69,8 +69,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[float]:
 
         return predict
 
-    real_examine = models.examine
-    monkeypatch.setattr(models, "examine", examine)
+    real_examine = placement.examine
+    monkeypatch.setattr(placement, "examine", examine)
     for kind in (IdentityPredictor, ModelPredictor):
         monkeypatch.setattr(kind, "predict", wrapped(kind.predict))
     return values

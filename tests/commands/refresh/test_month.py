@@ -31,7 +31,7 @@ import pytest
 
 from batchnorm_tool import RefreshResult, accept, release, rollback
 from batchnorm_tool.commands.run import prepare
-from batchnorm_tool.models import ModelPredictor
+from batchnorm_tool.models.batching import ModelPredictor
 from batchnorm_tool.pipeline import worker
 from tests.commands.refresh.dying import Killed, Steps
 from tests.commands.refresh.month import Item, Month, Shop, encoder, rows_of

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from batchnorm_tool import score
 from batchnorm_tool.errors import BatchnormToolError
-from batchnorm_tool.models.backends.tensorflow import start_tensorflow
+from batchnorm_tool.models.backends import start_tensorflow
 from tests.command_line import invoke
 from tests.models.security import corpus_benign, corpus_keras, corpus_saved_model
 
