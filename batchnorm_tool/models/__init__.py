@@ -27,10 +27,6 @@ from batchnorm_tool.models.batching import (
 if TYPE_CHECKING:
     from batchnorm_tool.job import Engine, Model
 
-__all__ = [
-    *("IdentityPredictor", "Predictor", "describe_model", "load_predictor", "on_good_rows"),
-    "wrap_model",
-]
 T = TypeVar("T")
 
 

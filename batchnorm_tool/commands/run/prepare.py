@@ -19,7 +19,8 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.job import Job
-from batchnorm_tool.models import Predictor, batching, placement, security
+from batchnorm_tool.models import batching, placement, security
+from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.plan import (
     Plan,

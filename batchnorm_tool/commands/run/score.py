@@ -19,7 +19,8 @@ from batchnorm_tool.errors import BadRows, InputError, JobError
 from batchnorm_tool.features import FeatureReader, infer_fields, match_features
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
-from batchnorm_tool.models import Predictor, batching, placement, security
+from batchnorm_tool.models import batching, placement, security
+from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec

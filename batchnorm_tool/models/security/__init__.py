@@ -5,44 +5,71 @@ Nothing here imports TensorFlow or Keras, and nothing in the file is executed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.models.security.directory import ModelDirectory, check_room
+from batchnorm_tool.models.security import archive, directory, keras_allowlist
+from batchnorm_tool.models.security.directory import ModelDirectory, ModelKind, is_model
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
-from batchnorm_tool.models.security.report import ModelReport, examine, is_model, model_kind
+from batchnorm_tool.storage import checked_json
 
 if TYPE_CHECKING:
     from batchnorm_tool.job import Model
+    from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
 
-__all__ = [
-    "ModelCopy",
-    "ModelFinding",
-    "ModelReport",
-    "admit",
-    "examine",
-    "examine_copy",
-    "is_model",
-]
+__all__ = ["ModelCopy", "ModelReport", "admit", "examine", "examine_copy", "is_model"]
 
+_MAX_FINDINGS = 10_000
 _SHOWN_FINDINGS = 8
 _SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
+_INDEX = "variables/variables.index"
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What a model file is, as far as can be told without running anything in it.
+
+    Attributes:
+        path: The path that was given.
+        kind: By content, not by suffix.
+        sha256: SHA-256 of the file's bytes; of a directory: over its sorted paths and contents.
+        content: SHA-256 over architecture (without compile settings) and weights: the same model
+            saved twice has the same. Of a SavedModel: over its files without the fingerprint; an
+            export of the same model made again has another, because TensorFlow numbers functions.
+        findings: Dangers first, then warnings.
+        classes: Names under which Keras looks up the custom classes and functions that it needs.
+        keras_version: What wrote it, as far as it says.
+    """
+
+    path: str
+    kind: ModelKind
+    sha256: str
+    content: str
+    findings: tuple[ModelFinding, ...]
+    classes: tuple[str, ...] = ()
+    keras_version: str = "unknown"
+
+    @property
+    def dangers(self) -> tuple[ModelFinding, ...]:
+        """The findings for which the gate stays shut, unless the job trusts them."""
+        return tuple(finding for finding in self.findings if finding.severity == "refuse")
 
 
 @dataclass
 class ModelCopy:
     """A private copy of a model, which nobody else can change, and what the gate found in it.
 
-    Attributes:
-        path: The copy; its suffix is that of its content.
-        report: What the gate found in it.
+    The suffix of ``path`` is that of the content. Use it as a context manager, or call ``close``.
     """
 
     path: str
@@ -57,8 +84,13 @@ class ModelCopy:
 
     def check(self, model: Model) -> None:
         """Let a job load it, or refuse it."""
-        _check_pin(model, self.report)
-        _check_trust(model, self.report)
+        report = self.report
+        if model.sha256 is not None and model.sha256 != report.sha256:
+            raise ModelError(
+                f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
+                f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
+            )
+        _check_trust(model, report)
 
     def close(self) -> None:
         """Remove the copy."""
@@ -68,26 +100,23 @@ class ModelCopy:
 def examine_copy(path: str) -> ModelCopy:
     """Copy a model to a private place, and examine the copy: what is reported is what lies there.
 
-    Returns:
-        The copy, which may be dangerous to load. Use it as a context manager, or call its
-        ``close``.
+    The copy may be dangerous to load.
     """
-    directory = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
+    place = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
     try:
-        copied = _copy(path, Path(directory.name, "model"))
+        copied = _copy(path, Path(place.name, "model"))
         report = examine(str(copied), path, private=True)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
     except BaseException:
-        directory.cleanup()
+        place.cleanup()
         raise
-    return ModelCopy(str(final), report, directory)
+    return ModelCopy(str(final), report, place)
 
 
 def admit(model: Model) -> ModelCopy:
     """Copy a model to a private place, examine the copy, and let it pass or refuse it.
 
-    Returns:
-        The copy, which may be loaded. Use it as a context manager, or call its ``close``.
+    The copy may be loaded.
     """
     copied = examine_copy(model.path)
     try:
@@ -100,12 +129,12 @@ def admit(model: Model) -> ModelCopy:
 
 def _copy(path: str, target: Path) -> Path:
     """Copy a model, so that the copy holds nothing but files of its own."""
-    kind = model_kind(path, path)
+    kind = directory.model_kind(path, path)
     try:
         if kind == "saved_model":
             ModelDirectory.of(path, path).copy(target)
         else:
-            check_room(path, Path(path).stat().st_size, target)
+            directory.check_room(path, Path(path).stat().st_size, target)
             shutil.copyfile(path, target)
     except (OSError, shutil.Error) as error:
         raise ModelError(
@@ -113,14 +142,6 @@ def _copy(path: str, target: Path) -> Path:
             "permissions and the space in the temporary directory (TMPDIR)."
         ) from error
     return target
-
-
-def _check_pin(model: Model, report: ModelReport) -> None:
-    if model.sha256 is not None and model.sha256 != report.sha256:
-        raise ModelError(
-            f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
-            f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
-        )
 
 
 def _check_trust(model: Model, report: ModelReport) -> None:
@@ -134,12 +155,7 @@ def _check_trust(model: Model, report: ModelReport) -> None:
     trusted = [] if model.trust is None else list(model.trust.classes)
     refused = [finding for finding in report.dangers if not _is_trusted(finding, trusted)]
     if refused:
-        packages = {name: name.partition(".")[0] for name in trusted}
-        absent = [
-            name
-            for name, package in packages.items()
-            if package not in sys.modules and find_spec(package) is None
-        ]
+        absent = [name for name in trusted if not _is_installed(name.partition(".")[0])]
         raise ModelError(_refusal(report, refused, absent))
 
 
@@ -147,6 +163,10 @@ def _is_trusted(finding: ModelFinding, trusted: list[str]) -> bool:
     """Tell whether a finding is a custom class that the job names: Keras is given that one."""
     custom = finding.custom
     return custom is not None and any(custom.is_named_by(name) for name in trusted)
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or find_spec(package) is not None
 
 
 def _refusal(report: ModelReport, refused: list[ModelFinding], absent: list[str]) -> str:
@@ -173,3 +193,108 @@ def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[st
         f"sha256:{report.sha256}` in the job file, or with `--set "
         f"model.trust=sha256:{report.sha256}`."
     )
+
+
+def examine(path: str, shown: str | None = None, *, private: bool = False) -> ModelReport:
+    """Examine a ``.keras`` file, an ``.h5`` file or a SavedModel directory, running nothing in it.
+
+    Args:
+        path: Where it is.
+        shown: How messages and the report call it; default: its path.
+        private: It is a private copy: of a SavedModel, what was examined takes the graph's place.
+
+    Returns:
+        What it is, and what speaks against loading it. A report is no permission: see `admit`.
+    """
+    shown = shown or path
+    kind = directory.model_kind(path, shown)
+    try:
+        if kind == "saved_model":
+            return _examine_saved_model(path, shown, private=private)
+        read = archive.read_keras_archive if kind == "keras" else archive.read_hdf5
+        stored = read(path, shown)
+        with Path(path).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(directory.unreadable(shown, error)) from error
+    config = keras_allowlist.without_compile_settings(stored.config)
+    why = keras_allowlist.unloadable(config)
+    if why is not None:
+        raise ModelError(f"{shown}: {why}")
+    findings = _keras_findings(config, stored.weights)
+    architecture = json.dumps(keras_allowlist.canonical_architecture(config), sort_keys=True)
+    weights = stored.weights.digest.hexdigest()
+    return ModelReport(
+        path=shown,
+        kind=kind,
+        sha256=digest,
+        content=checked_json.sha256({"architecture": architecture, "weights": weights}),
+        findings=_sorted(findings),
+        classes=tuple(sorted({item.custom.registered for item in findings if item.custom})),
+        keras_version=stored.keras_version,
+    )
+
+
+def _keras_findings(config: object, weights: archive.Weights) -> list[ModelFinding]:
+    found = keras_allowlist.check_architecture(config, weights.bytes)
+    findings = [*weights.dangers, *islice(found, _MAX_FINDINGS + 1 - len(weights.dangers))]
+    if len(findings) > _MAX_FINDINGS:
+        more = f"more than {_MAX_FINDINGS:,} findings"
+        findings[_MAX_FINDINGS:] = [ModelFinding("refuse", more, "the file")]
+    return findings
+
+
+def _sorted(findings: Iterable[ModelFinding]) -> tuple[ModelFinding, ...]:
+    """Return each finding once, the dangers first, otherwise in the order of the file."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.severity))
+
+
+def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport:
+    # It needs protobuf, whose import other models need not pay for.
+    from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
+
+    files = ModelDirectory.of(path, shown)
+    for name in ("saved_model.pbtxt", "saved_model.cpb"):
+        if name in files.entries:
+            raise ModelError(
+                f"{shown}: contains {name}, a graph format that is not supported. Save the model "
+                f"again as a binary {directory.GRAPH}."
+            )
+    with files.open(directory.GRAPH) as file:
+        content = file.read(directory.MAX_GRAPH_BYTES)
+    try:
+        graph = ExaminedGraph(content)
+    except ValueError as error:
+        raise ModelError(
+            f"{shown}: its {directory.GRAPH} is damaged: {error}. Copy or export the model again."
+        ) from error
+    _check_whole(graph, files)
+    hashes = {name: files.sha256(name) for name in files.entries}
+    lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
+    if private:
+        Path(path, directory.GRAPH).write_bytes(graph.content(Path(path)))
+    return ModelReport(
+        path=shown,
+        kind="saved_model",
+        sha256=checked_json.sha256(hashes),
+        content=checked_json.sha256(lasting),
+        findings=_sorted(
+            ModelFinding("refuse", what, f"{where} of {directory.GRAPH}")
+            for what, where in graph.dangers
+        ),
+    )
+
+
+def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
+    """Refuse a directory that lacks files which its graph reads."""
+    again = "Copy the whole directory again from its source."
+    stored = [name for name in files.entries if name.startswith("variables/variables")]
+    whole = _INDEX in stored or not any(".data-" in name for name in stored)
+    if graph.restores and not (whole and {*stored} - {_INDEX}):
+        raise ModelError(
+            f"{files.shown}: its variables are missing or damaged. Expected {_INDEX} and "
+            f"variables/variables.data-*. Received: {', '.join(stored) or 'neither'}. {again}"
+        )
+    for name in graph.assets:
+        if name not in files.entries:
+            raise ModelError(f"{files.shown}: its asset {name} is missing. {again}")

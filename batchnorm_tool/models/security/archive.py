@@ -25,25 +25,25 @@ import numpy as np
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.security.directory import foreign_file
-from batchnorm_tool.models.security.keras_allowlist import short
+from batchnorm_tool.models.security.keras_allowlist import ModelFinding, short
 
 if TYPE_CHECKING:
     import h5py
 
-MAX_CONFIG_BYTES = 64 << 20
-MAX_DEPTH = 100  # levels of JSON; a model within a model within a model takes about thirty
+_MAX_CONFIG_BYTES = 64 << 20
+_MAX_DEPTH = 100  # levels of JSON; a model within a model within a model takes about thirty
 # Several times those of the largest of keras.applications: whatever 64 MiB hold, they are read and
 # judged within two seconds. Counted as bytes, before JSON makes Python's objects of them.
 _MAX_CONTAINERS, _MAX_KEYS, _MAX_VALUES = 100_000, 300_000, 1_000_000
 _MOST = {(b"{", b"["): _MAX_CONTAINERS, (b":",): _MAX_KEYS, (b",",): _MAX_VALUES}
 _TOO_LARGE = (
-    f"its architecture is nested more than {MAX_DEPTH} levels deep, or holds more than "
+    f"its architecture is nested more than {_MAX_DEPTH} levels deep, or holds more than "
     f"{_MAX_CONTAINERS:,} lists and dictionaries, {_MAX_KEYS:,} keys or {_MAX_VALUES:,} values"
 )
 _MAX_DIGITS = 100
 _MAX_MEMBERS = 10_000
 _WEIGHTS = "model.weights.h5"
-MAX_GROUP_DEPTH = 100
+_MAX_GROUP_DEPTH = 100
 BLOCK_BYTES = 64 << 20
 _BOMB_FLOOR_BYTES = 64 << 20
 # Keras stores without compression; trained weights hardly compress, pruned ones ten to twenty fold.
@@ -63,21 +63,11 @@ _UNHASHED_ATTRIBUTES = frozenset({"backend", "keras_version", "model_config", "t
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A Keras model as stored.
-
-    Attributes:
-        config: Its architecture, as Keras serialized it.
-        keras_version: What wrote it, ``"unknown"`` where it does not say.
-        weights_sha256: SHA-256 over names, dtypes, shapes and bytes of the weights and assets.
-        weights_bytes: Size of the weights.
-        dangers: (what, where) of everything in the container that must not be followed.
-    """
+    """A Keras model as stored; what wrote it is ``"unknown"`` where it does not say."""
 
     config: Any
     keras_version: str
-    weights_sha256: str
-    weights_bytes: int
-    dangers: tuple[tuple[str, str], ...]
+    weights: Weights
 
 
 def read_keras_archive(path: str, shown: str) -> StoredModel:
@@ -87,12 +77,13 @@ def read_keras_archive(path: str, shown: str) -> StoredModel:
         names = _safe_names(archive, file_bytes, shown)
         if "config.json" not in names:
             raise ModelError(_no_config(shown, names))
-        config = parse_config(_member(archive, "config.json"), shown)
-        metadata = parse_config(_member(archive, "metadata.json", b"{}"), shown)
+        config = _parse_config(_member(archive, "config.json"), shown)
+        has_metadata = "metadata.json" in names
+        metadata = _parse_config(_member(archive, "metadata.json"), shown) if has_metadata else {}
         weights = Weights(file_bytes)
         _add_members(archive, names, weights)
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
-    return _stored(config, version, weights)
+    return StoredModel(config, _version(version), weights)
 
 
 def read_hdf5(path: str, shown: str) -> StoredModel:
@@ -102,31 +93,25 @@ def read_hdf5(path: str, shown: str) -> StoredModel:
     with _errors(shown), h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
             raise ModelError(_weights_only(shown, file, file.attrs))
-        config = parse_config(read_attribute(file.attrs, "model_config"), shown)
+        config = _parse_config(_read_attribute(file.attrs, "model_config"), shown)
         weights = Weights(Path(path).stat().st_size)
-        weights.add_hdf5(file)
-        version = None
-        if "keras_version" in file.attrs:
-            version = read_attribute(file.attrs, "keras_version")
-    return _stored(config, version, weights)
+        _walk_hdf5(file, "", weights)
+        has_version = "keras_version" in file.attrs
+        version = _read_attribute(file.attrs, "keras_version") if has_version else None
+    return StoredModel(config, _version(version), weights)
 
 
-def parse_config(text: object, shown: str) -> Any:
-    """Return JSON of bounded size and depth as Python data.
-
-    Example:
-        >>> parse_config('{"a": [1]}', "model.keras")
-        {'a': [1]}
-    """
+def _parse_config(text: object, shown: str) -> Any:
+    """Return JSON of bounded size and depth as Python data."""
     if not isinstance(text, str | bytes):
         raise ModelError(
             f"{shown}: its architecture is {short(text)}, where a string is expected. Use another "
             "file."
         )
-    if len(text) > MAX_CONFIG_BYTES:
+    if len(text) > _MAX_CONFIG_BYTES:
         raise ModelError(
             f"{shown}: its architecture takes {len(text):,} bytes, more than "
-            f"the {MAX_CONFIG_BYTES:,} that real models need at most. Use another file."
+            f"the {_MAX_CONFIG_BYTES:,} that real models need at most. Use another file."
         )
     data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     # Commas and brackets within strings count too: that refuses too much at worst, and costs no
@@ -144,7 +129,7 @@ def parse_config(text: object, shown: str) -> Any:
             f"{shown}: its architecture is not valid JSON ({error}). The file is damaged: copy or "
             "save it again."
         ) from error
-    if _deeper_than(config, MAX_DEPTH):
+    if _deeper_than(config, _MAX_DEPTH):
         raise ImplausibleError(_TOO_LARGE)
     return config
 
@@ -169,15 +154,9 @@ def _children(item: Any) -> Iterator[Any]:
     return (value for value in values if isinstance(value, dict | list))
 
 
-def _stored(config: Any, version: object, weights: Weights) -> StoredModel:
-    text = version.decode(errors="replace") if isinstance(version, bytes) else version
-    return StoredModel(
-        config=config,
-        keras_version=short(text) if isinstance(text, str) else "unknown",
-        weights_sha256=weights.digest.hexdigest(),
-        weights_bytes=weights.bytes,
-        dangers=tuple(weights.dangers),
-    )
+def _version(given: object) -> str:
+    text = given.decode(errors="replace") if isinstance(given, bytes) else given
+    return short(text) if isinstance(text, str) else "unknown"
 
 
 @contextlib.contextmanager
@@ -216,7 +195,7 @@ def _safe_names(archive: zipfile.ZipFile, file_bytes: int, shown: str) -> set[st
                 "never writes. Use another file."
             )
     size = sum(member.file_size for member in members)
-    if size > may_grow_to(file_bytes):
+    if size > _may_grow_to(file_bytes):
         raise ImplausibleError(f"its archive would grow from {file_bytes:,} to {size:,} bytes")
     return set(names)
 
@@ -234,11 +213,9 @@ def _member_fault(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _member(archive: zipfile.ZipFile, name: str, default: bytes | None = None) -> bytes:
-    if default is not None and name not in archive.namelist():
-        return default
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     with archive.open(name) as member:
-        return member.read(MAX_CONFIG_BYTES + 1)
+        return member.read(_MAX_CONFIG_BYTES + 1)
 
 
 def _add_members(archive: zipfile.ZipFile, names: set[str], weights: Weights) -> None:
@@ -263,7 +240,7 @@ def _hdf5_member(member: IO[bytes], weights: Weights) -> None:
             copy.write(block)
         copy.seek(0)
         with h5py.File(copy, "r") as file:
-            weights.add_hdf5(file)
+            _walk_hdf5(file, "", weights)
 
 
 def _plain_member(name: str, member: IO[bytes], weights: Weights) -> None:
@@ -306,7 +283,7 @@ class ImplausibleError(ValueError):
     """What a file holds or claims is more than any real model has."""
 
 
-def may_grow_to(file_bytes: int) -> int:
+def _may_grow_to(file_bytes: int) -> int:
     """Say how much a file of this size may hold once everything in it is unpacked."""
     return max(_BOMB_FLOOR_BYTES, _BOMB_RATIO * file_bytes)
 
@@ -317,9 +294,9 @@ class Weights:
 
     Attributes:
         file_bytes: Size of the file that holds them.
-        digest: SHA-256 over names, dtypes, shapes, attributes and bytes.
+        digest: SHA-256 over names, dtypes, shapes, attributes and bytes of weights and assets.
         bytes: Size of the weights so far.
-        dangers: (what, where) of everything that must not be followed.
+        dangers: Everything that must not be followed.
         seen: Addresses of the HDF5 objects so far: a loop would never end.
         pieces: Groups, data sets, attributes and chunks so far.
         claimed: What the data sets so far claim to hold, in bytes.
@@ -329,7 +306,7 @@ class Weights:
     file_bytes: int
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
-    dangers: list[tuple[str, str]] = field(default_factory=list)
+    dangers: list[ModelFinding] = field(default_factory=list)
     seen: set[object] = field(default_factory=set)
     pieces: int = 0
     claimed: int = 0
@@ -341,10 +318,6 @@ class Weights:
             encoded = str(word).encode()
             self.digest.update(len(encoded).to_bytes(8, "little") + encoded)
 
-    def add_hdf5(self, file: h5py.File) -> None:
-        """Add everything in an HDF5 file but the state of training."""
-        _walk_hdf5(file, "", self)
-
     def count(self, pieces: int) -> None:
         """Count what takes time, whatever its size."""
         self.pieces += pieces
@@ -353,7 +326,7 @@ class Weights:
 
     def warn_of(self, what: str, where: str) -> None:
         """Note a danger."""
-        self.dangers.append((what, where))
+        self.dangers.append(ModelFinding("refuse", what, where))
         if len(self.dangers) > _MAX_DANGERS:
             raise ImplausibleError(f"holds {what} and more of its kind")
 
@@ -362,8 +335,8 @@ def _walk_hdf5(group: h5py.Group, path: str, weights: Weights) -> None:
     """Hash a group and all below it, in sorted order, following nothing that leads elsewhere."""
     import h5py
 
-    if path.count("/") > MAX_GROUP_DEPTH or len(path) > _MAX_PATH_LENGTH:
-        raise ImplausibleError(f"groups nested more than {MAX_GROUP_DEPTH} deep, or long names")
+    if path.count("/") > _MAX_GROUP_DEPTH or len(path) > _MAX_PATH_LENGTH:
+        raise ImplausibleError(f"groups nested more than {_MAX_GROUP_DEPTH} deep, or long names")
     _add_attributes(group.attrs, path, weights)
     weights.count(len(group))
     for name in sorted(group):
@@ -419,9 +392,10 @@ def _dataset_danger(dataset: h5py.Dataset, weights: Weights) -> str | None:
     if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         return "HDF5 references"
     # Of texts the length is not known before they are read; none is longer than the file.
-    each = _file_bytes(dataset.id) if dataset.dtype.hasobject else dataset.dtype.itemsize
+    file = h5py.h5i.get_file_id(dataset.id)
+    each = file.get_filesize() if dataset.dtype.hasobject else dataset.dtype.itemsize
     weights.claimed += dataset.size * each * _readings(dataset)
-    if weights.claimed > may_grow_to(weights.file_bytes):
+    if weights.claimed > _may_grow_to(weights.file_bytes):
         return f"weights that grow from {weights.file_bytes:,} to {weights.claimed:,} bytes"
     if dataset.chunks:
         chunks = zip(dataset.shape, dataset.chunks, strict=True)
@@ -450,19 +424,12 @@ def _blocks(dataset: h5py.Dataset) -> Iterator[Any]:
         yield dataset[start : start + rows]
 
 
-def _file_bytes(item: h5py.h5.ObjectID) -> int:
-    """Return the size of the HDF5 file that an object lies in: no text of any length is longer."""
-    import h5py
-
-    return h5py.h5i.get_file_id(item).get_filesize()
-
-
 def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weights) -> None:
     weights.count(len(attributes))
     for name in sorted(attributes):
         if name in _UNHASHED_ATTRIBUTES:
             continue
-        value = read_attribute(attributes, name)
+        value = _read_attribute(attributes, name)
         text = repr(value.tolist() if hasattr(value, "tolist") else value)
         weights.attribute_bytes += len(text) + _attribute_bytes(attributes, name)
         if weights.attribute_bytes > _MAX_ATTRIBUTE_BYTES:
@@ -470,12 +437,10 @@ def _add_attributes(attributes: h5py.AttributeManager, path: str, weights: Weigh
         weights.add("attribute", path, name, text)
 
 
-def read_attribute(
-    attributes: h5py.AttributeManager, name: str, limit: int = _MAX_ATTRIBUTE_BYTES
-) -> Any:
-    """Return an attribute of an HDF5 object, of which it is known that it is not too large."""
+def _read_attribute(attributes: h5py.AttributeManager, name: str) -> Any:
+    """Return an attribute of an HDF5 object, if it is not too large."""
     claimed = _attribute_bytes(attributes, name)
-    if claimed > limit:
+    if claimed > _MAX_ATTRIBUTE_BYTES:
         raise ImplausibleError(f"its attribute `{name}` would take {claimed:,} bytes")
     # Many texts may share one place in the file, and tell their lengths only when they are read.
     with _memory_limit(_ATTRIBUTE_MEMORY):

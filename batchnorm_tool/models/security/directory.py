@@ -1,7 +1,8 @@
-"""The files of a model's directory, and models of other programs: told apart without loading."""
+"""Which kind of model a path is, or of which other program; and a private copy of a directory."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Literal
 
 from batchnorm_tool.errors import ModelError
 
+ModelKind = Literal["keras", "h5", "saved_model"]
 _BLOCK_BYTES = 1 << 20
 _MAX_ENTRIES = 10_000
 _MAX_BYTES = 64 << 30
@@ -63,9 +66,123 @@ _SUFFIXES = {
         "saved_model.pb and the folder variables."
     ),
 }
-HEAD_BYTES = 256
+_HEAD_BYTES = 256
+_KERAS_SUFFIXES = (".keras", ".h5")
 _LOOKED_AT = 1000  # names in a folder: no model has more, and data may
 _DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
+
+
+def model_kind(path: str, shown: str) -> ModelKind:
+    """Return what a path is, by its content."""
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _directory_kind(path, shown)
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"{shown}: not a file or directory. Use a saved model.")
+        head = _head(Path(path))
+    except OSError as error:
+        raise ModelError(unreadable(shown, error)) from error
+    if head.startswith(b"PK\x03\x04"):
+        return "keras"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "h5"
+    raise ModelError(f"{shown}: {foreign_file(Path(shown), head) or _unknown_words(head)}")
+
+
+def is_model(path: str) -> bool:
+    """Tell whether a path is a model, or what another program takes for one, rather than data."""
+    place = Path(path)
+    if place.is_dir():
+        return (place / GRAPH).is_file() or _foreign_folder(place) is not None
+    if not place.is_file():
+        return place.suffix in _KERAS_SUFFIXES
+    head = b""
+    with contextlib.suppress(OSError):  # whoever reads it says why not
+        head = _head(place)
+    is_archive = head.startswith((b"\x89HDF", b"PK")) and place.suffix != ".npz"
+    is_empty = not head and place.suffix in _KERAS_SUFFIXES
+    return is_archive or is_empty or foreign_file(place, head) is not None
+
+
+def _directory_kind(path: str, shown: str) -> ModelKind:
+    if Path(path, GRAPH).is_file():
+        return "saved_model"
+    words = _foreign_folder(Path(path))
+    if words is not None:
+        raise ModelError(f"{shown}: {words}")
+    names = sorted(item.name for item in Path(path).iterdir())
+    raise ModelError(
+        f"{shown}: a directory without {GRAPH}. Expected a SavedModel, as model.export() writes "
+        f"it. Received: {', '.join(names[:5]) or 'an empty directory'}."
+    )
+
+
+def _unknown_words(head: bytes) -> str:
+    if not head:
+        return "an empty file. Copy the model again from its source."
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the model. Fetch the model with `git lfs pull`, and try again."
+        )
+    return (
+        "not a Keras model. Expected a .keras archive, an .h5 file or a SavedModel directory. "
+        f"Received: a file that begins with {head[:8]!r}. Save the model with "
+        "model.save('model.keras')."
+    )
+
+
+def unreadable(shown: str, error: OSError) -> str:
+    """Say that a model cannot be read, and why."""
+    return (
+        f"{shown}: the model cannot be read ({error.strerror or error}). Check `model.path` and "
+        "the file's permissions."
+    )
+
+
+def foreign_file(path: Path, head: bytes) -> str | None:
+    """Say what a file with this beginning is that another program's model is in, and what to do."""
+    for pattern, words in _HEADS.items():
+        if re.search(pattern, head, re.DOTALL):
+            return words
+    return _SUFFIXES.get(path.suffix.lower())
+
+
+def _foreign_folder(path: Path) -> str | None:
+    """Say what a folder is that holds models, but is none that can be loaded, and what to do."""
+    names = sorted(item.name for item in path.iterdir())[:_LOOKED_AT]
+    if "config.json" in names and "model.weights.h5" in names:
+        return "an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
+    versions = [name for name in names if (path / name / "saved_model.pb").is_file()]
+    if versions:
+        latest = max(versions, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+        listed = ", ".join(versions[:5])
+        return f"a folder of SavedModels: {listed}. Use one of them, such as {path / latest}."
+    if "checkpoint" in names and any(name.endswith(".index") for name in names):
+        return (
+            "a checkpoint: weights only, without the architecture. Load it in Python with "
+            "model.load_weights(), and save the whole model with model.save('model.keras')."
+        )
+    return None if _DATA_SUFFIXES & {Path(name).suffix for name in names} else _held(path, names)
+
+
+def _held(path: Path, names: list[str]) -> str | None:
+    """Return what a folder without data is, by the model file in it."""
+    for name in names:
+        if name.endswith((".keras", ".h5", ".hdf5")):
+            return f"a folder with the model {name} in it. Use {path / name}."
+    for name in names:
+        words = _SUFFIXES.get(Path(name).suffix.lower())
+        if name == "model.json" and any(other.endswith(".bin") for other in names):
+            words = foreign_file(path / name, _head(path / name))
+        if words is not None:
+            return f"a folder with {name} in it, {words}"
+    return None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
 
 
 @dataclass(frozen=True)
@@ -78,12 +195,9 @@ class _Entry:
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory as it was when it was listed.
+    """A directory as it was when it was listed: its files, by their path within it.
 
-    Attributes:
-        root: The directory, free of links.
-        shown: How messages call it.
-        entries: Its files by their path within it.
+    ``root`` is free of links, and ``shown`` is how messages call it.
     """
 
     root: str
@@ -188,57 +302,3 @@ def _inside(root: str, item: os.DirEntry[str], words: str) -> str:
             "(cp -rL), and use the copy."
         )
     return place
-
-
-def foreign_file(path: Path, head: bytes) -> str | None:
-    """Say what a file is that holds a model of another program, and what to do.
-
-    Args:
-        path: The file.
-        head: Its first bytes, some hundred of them.
-
-    Example:
-        >>> foreign_file(Path("m"), b"    TFL3").partition(".")[0]
-        'a TFLite (LiteRT) model'
-    """
-    for pattern, words in _HEADS.items():
-        if re.search(pattern, head, re.DOTALL):
-            return words
-    return _SUFFIXES.get(path.suffix.lower())
-
-
-def foreign_folder(path: Path) -> str | None:
-    """Say what a folder is that holds models, but is none that can be loaded, and what to do."""
-    names = sorted(item.name for item in path.iterdir())[:_LOOKED_AT]
-    if "config.json" in names and "model.weights.h5" in names:
-        return "an unpacked .keras archive. Pack it: zip -0 -r ../model.keras . (inside it)."
-    versions = [name for name in names if (path / name / "saved_model.pb").is_file()]
-    if versions:
-        latest = max(versions, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
-        listed = ", ".join(versions[:5])
-        return f"a folder of SavedModels: {listed}. Use one of them, such as {path / latest}."
-    if "checkpoint" in names and any(name.endswith(".index") for name in names):
-        return (
-            "a checkpoint: weights only, without the architecture. Load it in Python with "
-            "model.load_weights(), and save the whole model with model.save('model.keras')."
-        )
-    return None if _DATA_SUFFIXES & {Path(name).suffix for name in names} else _held(path, names)
-
-
-def _held(path: Path, names: list[str]) -> str | None:
-    """Return what a folder without data is, by the model file in it."""
-    for name in names:
-        if name.endswith((".keras", ".h5", ".hdf5")):
-            return f"a folder with the model {name} in it. Use {path / name}."
-    for name in names:
-        words = _SUFFIXES.get(Path(name).suffix.lower())
-        if name == "model.json" and any(other.endswith(".bin") for other in names):
-            words = foreign_file(path / name, _head(path / name))
-        if words is not None:
-            return f"a folder with {name} in it, {words}"
-    return None
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)

@@ -12,30 +12,37 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
-_DATA_CLASSES = frozenset(
-    {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
-    | {"__tuple__", "TensorShape"}
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
+_DATA_CLASSES = _words(
+    """
+    TensorShape __bytes__ __ellipsis__ __keras_tensor__ __numpy__ __slice__ __tensor__ __tuple__
+    """
 )
-_FILE_KEYS = frozenset({"idf_weights", "vocabulary", "vocabulary_file"})
+_FILE_KEYS = _words("idf_weights vocabulary vocabulary_file")
 # Each unit has at least one weight of one bit or more: none can exceed the bits in the file.
-_WEIGHT_KEYS = frozenset(
-    {"filters", "head_dim", "input_dim", "key_dim", "num_heads", "num_query_heads", "output_dim"}
-    | {"units", "value_dim"}
+_WEIGHT_KEYS = _words(
+    """
+    filters head_dim input_dim key_dim num_heads num_query_heads output_dim units value_dim
+    """
 )
 # Sizes of one layer of which each combination has a weight.
 _WEIGHT_PRODUCTS = (
     *(("input_dim", "output_dim"), ("filters", "kernel_size"), ("depth_multiplier", "kernel_size")),
     *(("num_heads", "key_dim"), ("num_heads", "value_dim"), ("num_query_heads", "head_dim")),
 )
-_SHAPE_KEYS = frozenset({"kernel_size", "newshape", "padding", "pool_size", "size", "strides"})
-_FREE_KEYS = frozenset({"salt", "seed", "shared_object_id", "value"})
+_SHAPE_KEYS = _words("kernel_size newshape padding pool_size size strides")
+_FREE_KEYS = _words("salt seed shared_object_id value")
 _LARGEST = 10**9
 _WHERE_LENGTH = 200
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
 _UNCHECKED_UNITS = 2**20  # a model without stored weights (never built) may still have units
-UNSAFE_CLASSES = {
+_UNSAFE_CLASSES = {
     "Lambda": "a Lambda layer, which runs Python code stored in the file",
     "__lambda__": "a Python lambda, which runs code stored in the file",
     "__typespec__": "a serialized type of TensorFlow",
@@ -44,12 +51,14 @@ UNSAFE_CLASSES = {
     "FlaxLayer": "a FlaxLayer, which runs Python code stored in the file",
     "JaxLayer": "a JaxLayer, which runs Python code stored in the file",
 }
-DROPOUT_CLASSES = frozenset(
-    {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"}
-    | {"SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"}
+_DROPOUT_CLASSES = _words(
+    """
+    AlphaDropout Dropout GaussianDropout GaussianNoise
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D
+    """
 )
-MODELS = frozenset({"Functional", "Model", "Sequential"})
-LAYERS = frozenset(
+_MODELS = _words("Functional Model Sequential")
+_LAYERS = _words(
     """
     Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
     AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
@@ -78,86 +87,70 @@ LAYERS = frozenset(
     SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup Subtract
     TextVectorization ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D
     UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """.split()  # noqa: SIM905  a list of quoted words would be three pages
+    """
 )
 # What stands in a file of Keras 2 for a call of a TensorFlow function; Keras 3 has no such layers.
-KERAS_2_CLASSES = frozenset(
-    {"ClassMethod", "InstanceMethod", "InstanceProperty", "SlicingOpLambda", "TFOpLambda"}
-    | {"TensorFlowOpLayer"}
+_KERAS_2_CLASSES = _words(
+    """
+    ClassMethod InstanceMethod InstanceProperty SlicingOpLambda TFOpLambda TensorFlowOpLayer
+    """
 )
-POLICIES = frozenset(
+_POLICIES = _words(
     """
     AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
     Policy QuantizedDTypePolicy QuantizedFloat8DTypePolicy
-    """.split()  # noqa: SIM905
+    """
 )
 # Initializers, regularizers and constraints, by which files of Keras 2 go without a module.
-_SMALL_OBJECTS = frozenset(
+_SMALL_OBJECTS = _words(
     """
     Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer L1 L1L2 L2
     LecunNormal LecunUniform MaxNorm MinMaxNorm NonNeg Ones Orthogonal OrthogonalInitializer
     OrthogonalRegularizer RadialConstraint RandomNormal RandomUniform STFT TruncatedNormal UnitNorm
     VarianceScaling Zeros
-    """.split()  # noqa: SIM905
+    """
 )
-LEGACY_NAMES = LAYERS | MODELS | POLICIES | _SMALL_OBJECTS
-MODULE_CLASSES = {
-    "keras": MODELS | POLICIES | {"KerasTensor"},
-    "keras.models": MODELS,
-    "keras.layers": LAYERS,
-    "keras.dtype_policies": POLICIES,
-    "keras.mixed_precision": POLICIES,
-    "keras.src.applications.convnext": frozenset({"LayerScale", "StochasticDepth"}),
-    "keras.src.layers.preprocessing.feature_space": frozenset({"TFDConcat", "TFDIdentity"}),
-    "keras.src.applications.inception_resnet_v2": frozenset({"CustomScaleLayer"}),
-    "keras.random": frozenset({"SeedGenerator"}),
-    "keras.src.random.seed_generator": frozenset({"SeedGenerator"}),
+_LEGACY_NAMES = _LAYERS | _MODELS | _POLICIES | _SMALL_OBJECTS
+_MODULE_CLASSES = {
+    "keras": _MODELS | _POLICIES | {"KerasTensor"},
+    "keras.models": _MODELS,
+    "keras.layers": _LAYERS,
+    "keras.dtype_policies": _POLICIES,
+    "keras.mixed_precision": _POLICIES,
+    "keras.src.applications.convnext": _words("LayerScale StochasticDepth"),
+    "keras.src.layers.preprocessing.feature_space": _words("TFDConcat TFDIdentity"),
+    "keras.src.applications.inception_resnet_v2": _words("CustomScaleLayer"),
+    "keras.random": _words("SeedGenerator"),
+    "keras.src.random.seed_generator": _words("SeedGenerator"),
 }
 # Whatever these modules hold only computes.
-HARMLESS_MODULES = frozenset(
-    {
-        "keras.activations",
-        "keras.constraints",
-        "keras.initializers",
-        "keras.losses",
-        "keras.metrics",
-        "keras.optimizers",
-        "keras.optimizers.schedules",
-        "keras.quantizers",
-        "keras.regularizers",
-    }
+_HARMLESS_MODULES = _words(
+    """
+    keras.activations keras.constraints keras.initializers keras.losses keras.metrics
+    keras.optimizers keras.optimizers.schedules keras.quantizers keras.regularizers
+    """
 )
-OP_MODULES = frozenset(
-    {
-        "keras.src.ops.einops",
-        "keras.src.ops.image",
-        "keras.src.ops.linalg",
-        "keras.src.ops.math",
-        "keras.src.ops.nn",
-        "keras.src.ops.numpy",
-        "keras.src.ops.core",
-    }
+_OP_MODULES = _words(
+    """
+    keras.src.ops.core keras.src.ops.einops keras.src.ops.image keras.src.ops.linalg
+    keras.src.ops.math keras.src.ops.nn keras.src.ops.numpy
+    """
 )
-FUNCTION_MODULES = frozenset(
-    {"builtins", "keras.ops", "keras.ops.image", "keras.ops.linalg", "keras.ops.nn"}
-    | {"keras.ops.numpy"}
-    | HARMLESS_MODULES
+_FUNCTION_MODULES = _HARMLESS_MODULES | _words(
+    "builtins keras.ops keras.ops.image keras.ops.linalg keras.ops.nn keras.ops.numpy"
 )
 # They look up a class or function by what they are given, wherever they stand.
-LOOKUPS = frozenset({"deserialize", "get", "serialize"})
+_LOOKUPS = _words("deserialize get serialize")
 # Nobody's own classes come from these.
-FOREIGN_PACKAGES = frozenset({"h5py", "keras", "numpy", "tensorflow", "tf_keras"})
+_FOREIGN_PACKAGES = _words("h5py keras numpy tensorflow tf_keras")
 
 
 @dataclass(frozen=True)
 class Custom:
     """A class or function that is not Keras's own, as the file names it.
 
-    Attributes:
-        kind: Which of the two.
-        name: Its name in Python.
-        module: Where it is defined; ``None`` where the file does not say.
-        registered: The name under which Keras looks it up.
+    ``module`` is ``None`` where the file does not say, and ``registered`` is the name under which
+    Keras looks it up.
     """
 
     kind: Literal["class", "function"]
@@ -178,13 +171,10 @@ class Custom:
 
 @dataclass(frozen=True)
 class ModelFinding:
-    """What the gate saw in a model file.
+    """What the gate saw in a model file, and where in it.
 
-    Attributes:
-        severity: ``"refuse"``: a danger; ``"warn"``: worth knowing.
-        what: What was found.
-        where: In which part of the file.
-        custom: The class or function of somebody's own, if that is what was found.
+    To ``"refuse"`` is a danger, to ``"warn"`` worth knowing; ``custom`` is the class or function of
+    somebody's own, if that is what was found.
     """
 
     severity: Literal["refuse", "warn"]
@@ -196,14 +186,8 @@ class ModelFinding:
 def check_architecture(config: Any, weight_bytes: int) -> Iterator[ModelFinding]:
     """Yield everything in an architecture that is dangerous or worth knowing.
 
-    Args:
-        config: What Keras serialized, without the compile settings (which are never loaded).
-        weight_bytes: Size of the stored weights, which bounds the sizes that may be claimed.
-
-    Example:
-        >>> layer = {"module": "keras.layers", "class_name": "Lambda", "config": {}}
-        >>> [finding.what for finding in check_architecture(layer, 0)]
-        ['a Lambda layer, which runs Python code stored in the file']
+    ``config`` comes without compile settings (which are never loaded), and the size of the stored
+    weights bounds the sizes that may be claimed.
     """
     # Every unit has a weight of one bit or more, so that no size exceeds the bits of the weights.
     # Larger ones would make Keras allocate what the file does not hold.
@@ -228,12 +212,7 @@ def without_compile_settings(config: Any) -> Any:
 
 
 def canonical_architecture(config: Any) -> Any:
-    """Strip the architecture, in place, of what changes from one saving to the next.
-
-    Example:
-        >>> canonical_architecture({"shared_object_id": 1397, "compile_config": {}})
-        {'shared_object_id': 0}
-    """
+    """Strip the architecture, in place, of what changes from one saving to the next."""
     # Compile settings and build records are dropped. Memory addresses, by which Keras marks layers
     # that are used in several places, are numbered in the order of their first appearance; those of
     # dtypes, initializers and the like are dropped: they do not survive loading and mean nothing.
@@ -248,14 +227,14 @@ def canonical_architecture(config: Any) -> Any:
 
 
 def _is_small_object(item: dict[str, object]) -> bool:
-    return _text(item, "class_name") in POLICIES or _text(item, "module") in HARMLESS_MODULES
+    return _text(item, "class_name") in _POLICIES or _text(item, "module") in _HARMLESS_MODULES
 
 
 def unloadable(config: Any) -> str | None:
     """Return why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
     for _, item in _dictionaries(config):
         name, module = _text(item, "class_name"), _text(item, "module")
-        if module.startswith(KERAS_2_MODULES) or name in KERAS_2_CLASSES:
+        if module.startswith(_KERAS_2_MODULES) or name in _KERAS_2_CLASSES:
             return (
                 f"written by Keras 2 (it names {short(module or name)}, which Keras 3 does not "
                 "have). Load it with the package tf_keras, and export it as a SavedModel."
@@ -271,17 +250,12 @@ def unloadable(config: Any) -> str | None:
 def _is_bare_operation(item: dict[str, object], name: str) -> bool:
     """Tell whether it is a call of ``keras.ops`` in HDF5: without its module, and not trainable."""
     inner = item.get("config")
-    is_bare = "inbound_nodes" in item and "module" not in item and name not in LEGACY_NAMES
+    is_bare = "inbound_nodes" in item and "module" not in item and name not in _LEGACY_NAMES
     return is_bare and isinstance(inner, dict) and "trainable" not in inner
 
 
 def short(value: object) -> str:
-    """Return a value from a file for a message: never long, and without control characters.
-
-    Example:
-        >>> short("Dense"), short([1] * 1000)
-        ('Dense', '[1, 1, 1, 1, ...]')
-    """
+    """Return a value from a file for a message: never long, and without control characters."""
     if not isinstance(value, str):
         return _SHORT.repr(value)
     is_plain = len(value) <= _SHORT.maxstring and value.isprintable()
@@ -331,8 +305,8 @@ def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
         )
     elif name == "function":
         yield from _check_function(item, where)
-    elif name in UNSAFE_CLASSES:
-        yield ModelFinding("refuse", UNSAFE_CLASSES[name], where)
+    elif name in _UNSAFE_CLASSES:
+        yield ModelFinding("refuse", _UNSAFE_CLASSES[name], where)
     # Refused unless known: a list of what is dangerous would be out of date with the next Keras.
     elif name not in _DATA_CLASSES and not _is_harmless(item, name, module):
         yield _custom("class", name, item, where)
@@ -345,9 +319,9 @@ def _check_function(item: dict[str, object], where: str) -> Iterator[ModelFindin
             "refuse", f"a function named by {short(name)}, where a string is expected", where
         )
     elif (
-        module not in FUNCTION_MODULES
+        module not in _FUNCTION_MODULES
         or item.get("registered_name") not in (None, name)
-        or name in LOOKUPS
+        or name in _LOOKUPS
         or (module == "builtins" and hasattr(builtins, name))
     ):
         yield _custom("function", name, item, where)
@@ -364,7 +338,7 @@ def _custom(
     words = [name.rpartition(">")[2], *(module or "").split(".")]
     # Nothing of Python's, Keras's or TensorFlow's own is: those that are no layers run what they
     # are told to.
-    is_own = words[1] not in sys.stdlib_module_names | FOREIGN_PACKAGES
+    is_own = words[1] not in sys.stdlib_module_names | _FOREIGN_PACKAGES
     if not is_own or not all(word.isidentifier() for word in words if word or module):
         return ModelFinding("refuse", what, where)
     return ModelFinding("refuse", what, where, custom=Custom(kind, words[0], module, looked_up))
@@ -372,23 +346,23 @@ def _custom(
 
 def _is_harmless(item: dict[str, object], name: str, module: str | None) -> bool:
     """Tell whether Keras would look this class up among its own, and it only computes."""
-    if item.get("registered_name") not in (None, name) or name in LOOKUPS:
+    if item.get("registered_name") not in (None, name) or name in _LOOKUPS:
         return False
     if module is None:
-        return "module" not in item and name in LEGACY_NAMES
+        return "module" not in item and name in _LEGACY_NAMES
     return _is_in_module(name, module)
 
 
 def _is_in_module(name: str, module: str) -> bool:
-    if name in MODULE_CLASSES.get(module, frozenset()):
+    if name in _MODULE_CLASSES.get(module, frozenset()):
         return True
     if module.startswith("keras.src.layers."):
-        return name in LAYERS
+        return name in _LAYERS
     if module.startswith("keras.src.models."):
-        return name in MODELS
-    if module in OP_MODULES:
+        return name in _MODELS
+    if module in _OP_MODULES:
         return name[:1].isupper()
-    return module in HARMLESS_MODULES
+    return module in _HARMLESS_MODULES
 
 
 def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[ModelFinding]:
@@ -434,7 +408,7 @@ def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
 def _runs_dropout(item: dict[str, object]) -> bool:
     """Tell whether the architecture calls a dropout layer with ``training=True``."""
     calls = item.get("inbound_nodes")
-    if _text(item, "class_name") not in DROPOUT_CLASSES or not isinstance(calls, list):
+    if _text(item, "class_name") not in _DROPOUT_CLASSES or not isinstance(calls, list):
         return False
     return any(
         isinstance(options, dict) and options.get("training") is True

@@ -17,6 +17,7 @@ import pytest
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models.security import admit, examine
+from batchnorm_tool.models.security.keras_allowlist import canonical_architecture, short
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -147,6 +148,15 @@ def test_another_setting_of_a_layer_is_another_content(
 ) -> None:
     other = examine(edited(change_dense(activation="tanh")))
     assert other.content != examine(str(stored / "model.keras")).content
+
+
+def test_shared_objects_are_told_apart_by_their_order_alone() -> None:
+    config = {"shared_object_id": 1397, "compile_config": {}}
+    assert canonical_architecture(config) == {"shared_object_id": 0}
+
+
+def test_values_of_a_file_are_shown_in_short() -> None:
+    assert (short("Dense"), short([1] * 1000)) == ("Dense", "[1, 1, 1, 1, ...]")
 
 
 LAMBDA_OF_A_SAVED_MODEL = {
