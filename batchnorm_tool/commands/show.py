@@ -26,7 +26,7 @@ from batchnorm_tool.models import describe_model, security
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.pipeline.manifest import Manifest, read_manifest, read_record, read_refusals
 from batchnorm_tool.pipeline.output_state import RECORDS
-from batchnorm_tool.pipeline.part_summary import CHUNKS_PATH
+from batchnorm_tool.pipeline.part_output import CHUNKS_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.storage import STATE, Storage

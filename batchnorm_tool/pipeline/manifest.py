@@ -22,14 +22,7 @@ from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
-from batchnorm_tool.storage.checked_json import (
-    LEFT_OUT_IF_NONE,
-    Count,
-    FileName,
-    Record,
-    SealedRecord,
-    stored_as,
-)
+from batchnorm_tool.storage.checked_json import Count, FileName, Record, SealedRecord, stored_as
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"
@@ -77,14 +70,9 @@ class PartRecord(SealedRecord):
     """The commit record of a part, written once by its worker, after its files.
 
     Attributes:
-        part: Number of the part.
-        first_row: Global number of its first row.
         bits: `Identity.bits_id` of the worker that made it.
-        counts: Its rows by what became of them.
         reasons: Rows for each reason's label.
-        first_bad_rows: The first few bad rows.
         files: What was committed, by the paths that readers will see.
-        statistics: Statistics of each output.
         warnings: What a person should know of the rows, sorted, each text once.
         chunks: The statistics of each chunk: an Arrow IPC stream in base 64.
     """
@@ -174,8 +162,8 @@ class Totals:
             self.statistics[name] = stats if known is None else known.merge(stats)
         self.warnings += [text for text in record.warnings if text not in self.warnings]
         counts = record.counts
-        entry = (record.part, record.first_row, counts.rows_in, counts.rows_out, record.bits)
-        self.parts.append(PartEntry(*entry, record.files))
+        place = (record.part, record.first_row, counts.rows_in, counts.rows_out)
+        self.parts.append(PartEntry(*place, record.bits, record.files))
 
 
 def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
@@ -190,10 +178,7 @@ _OF_REFRESH = ("store", "gate", "publish")
 
 
 def _without_engine(job: Job) -> dict[str, Any]:
-    """Leave out of a job who did it, and what a run has no part in.
-
-    Of its engine only what the bits depend on stays.
-    """
+    """Leave out of a job what a run has no part in, and who did it, but for what bits depend on."""
     data = job.to_dict()
     own = {name: section for name, section in data.items() if name not in _OF_REFRESH}
     return {**own, "engine": {"threads": data["engine"]["threads"]}}
@@ -205,25 +190,13 @@ class Manifest(Record):
 
     Attributes:
         format: The version of its form.
-        tool: Who wrote it.
-        version: The version of who wrote it.
-        job: What was asked for.
         limit: Only so many rows from the start were read; ``None`` for all.
-        options_fingerprint: `Plan.options_fingerprint`.
         resolved: What the job left open.
-        space: `Identity.space_id`.
-        bits: `Identity.bits_id`.
-        result: `Identity.result_id`.
         identity: What the result is made of.
-        inputs: The input files, in order.
         rows: Rows by what became of them.
         reasons: Bad rows for each reason's label.
-        first_bad_rows: The first few bad rows.
-        outputs: How each output is stored.
-        parts: The parts, in order.
-        files: What was committed besides.
+        files: What was committed besides the parts' files.
         statistics: Statistics of each output; none without rows.
-        warnings: What a person should know of the run.
         checksum: SHA-256 over all the rest, as ``_SUCCESS`` holds it.
     """
 
@@ -247,7 +220,7 @@ class Manifest(Record):
     files: tuple[FileRecord, ...]
     statistics: dict[str, VectorStats]
     warnings: tuple[str, ...]
-    checksum: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    checksum: Annotated[str | None, checked_json.LEFT_OUT_IF_NONE] = None
 
     def __post_init__(self) -> None:
         """Check that the statistics are those of the outputs."""

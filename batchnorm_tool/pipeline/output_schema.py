@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import InputError, JobError, ModelError
 from batchnorm_tool.formats import format_named
-from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.formats.arrow_columns import rows_of, vector_field
+from batchnorm_tool.job import Input, Job
+from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
-
-if TYPE_CHECKING:
-    from batchnorm_tool.chunk import Field
-    from batchnorm_tool.job import Input, Job
-    from batchnorm_tool.norms.norm import Norm
 
 ROW_COLUMN = "row"
 ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
@@ -28,11 +25,7 @@ ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
 
 @dataclass(frozen=True)
 class StoredOutput(Record):
-    """How one output is stored, as manifests and footers have it.
-
-    Attributes:
-        dtype: NumPy's name of the type of the vectors' components; not in footers.
-    """
+    """How one output is stored, as manifests and footers have it; the latter without a dtype."""
 
     name: str
     shape: tuple[Count, ...]
@@ -48,14 +41,11 @@ class OutputSpec:
     """How one output of the model is normalized and stored.
 
     Attributes:
-        name: Its name in the model.
         shape: Shape of one row's prediction.
         vectors: Vectors in one row: 1, unless the rank is above 2 and ``axis`` is -1.
         width: Components of one vector.
-        norm: The norm it is divided by.
         axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
         vector_column: Name of the column of unit vectors, flat.
-        norm_column: Name of the column of norms.
     """
 
     name: str
@@ -134,19 +124,23 @@ def single_number_warnings(layouts: Sequence[OutputSpec]) -> Iterator[str]:
 def carried_schema(spec: Input, schema: pa.Schema, rows: int = 0) -> pa.Schema:
     """Return the key and passed-through columns, each once, in the order in which they are written.
 
-    Args:
-        spec: The job's input.
-        schema: All columns of the input.
-        rows: Its rows; without any, a key may have no type.
+    Of an input without ``rows``, a key may have no type.
     """
     keys = key_columns(spec)
     names = dict.fromkeys([*keys, *spec.passthrough])
     for name in names:
         if name not in schema.names:
-            raise InputError(_missing_column(name, schema.names, is_key=name in keys))
+            where = "input.key" if name in keys else "input.passthrough"
+            raise InputError(
+                f"`{where}` names the column `{name}`, which the input does not have"
+                f"{near_matches(name, schema.names)}. Its columns are: {', '.join(schema.names)}."
+            )
         kind = schema.field(name).type
         if name in keys and (pa.types.is_nested(kind) or (rows and pa.types.is_null(kind))):
-            raise InputError(_not_a_key(schema.field(name)))
+            raise InputError(
+                f"`input.key` names the column `{name}`, which cannot be a key. Expected numbers, "
+                f"strings or dates. Received: {kind}. Put it in `input.passthrough` instead."
+            )
     fields = [schema.field(name).remove_metadata() for name in names]
     return pa.schema(fields if keys else [ROW_FIELD, *fields])
 
@@ -156,21 +150,6 @@ def key_columns(spec: Input) -> tuple[str, ...]:
     if spec.key is None:
         return ()
     return (spec.key,) if isinstance(spec.key, str) else tuple(spec.key)
-
-
-def _not_a_key(field: pa.Field) -> str:
-    return (
-        f"`input.key` names the column `{field.name}`, which cannot be a key. Expected numbers, "
-        f"strings or dates. Received: {field.type}. Put it in `input.passthrough` instead."
-    )
-
-
-def _missing_column(name: str, names: Sequence[str], *, is_key: bool) -> str:
-    where = "input.key" if is_key else "input.passthrough"
-    return (
-        f"`{where}` names the column `{name}`, which the input does not have"
-        f"{near_matches(name, names)}. Its columns are: {', '.join(names)}."
-    )
 
 
 def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str) -> pa.Schema:
@@ -199,15 +178,9 @@ def directories(
 
 
 def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
-    """Return a column of flat lists, their true shape in its metadata if it has several axes.
-
-    Example:
-        >>> flat_field("vector", "float16", (2, 16)).type
-        FixedSizeListType(fixed_size_list<item: halffloat>[32])
-    """
-    kind = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), math.prod(shape))
-    metadata = {"shape": json.dumps(list(shape))} if len(shape) > 1 else None
-    return pa.field(name, kind, metadata=metadata)
+    """Return a column of flat lists, their true shape in its metadata if it has several axes."""
+    field = vector_field(name, pa.from_numpy_dtype(np.dtype(dtype)), shape or (1,))
+    return field if len(shape) > 1 else field.remove_metadata()
 
 
 def _norm_field(layout: OutputSpec) -> pa.Field:
@@ -216,12 +189,7 @@ def _norm_field(layout: OutputSpec) -> pa.Field:
 
 
 def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
-    """Return rows of ``values`` ``[n, d]`` as a FixedSizeList array, without a copy.
-
-    Args:
-        values: Any numeric dtype, C-ordered.
-        nulls: ``bool[n]``, true where the row is null.
-    """
+    """Return rows ``[n, d]``, C-ordered, as a FixedSizeList array without a copy; ``nulls[n]``."""
     rows, size = values.shape
     flat = pa.array(values.reshape(rows * size))
     mask = None if nulls is None or not nulls.any() else pa.array(nulls)
@@ -231,12 +199,7 @@ def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.A
 
 @dataclass(frozen=True)
 class Normalized:
-    """One output of a chunk after normalization.
-
-    Attributes:
-        unit: ``dtype[n, vectors * width]``, the unit vectors.
-        norms: ``float64[n, vectors]``, the lengths before normalization.
-    """
+    """Of an output of a chunk ``[n, vectors * width]``, and the norms ``float64[n, vectors]``."""
 
     unit: np.ndarray
     norms: np.ndarray
@@ -248,14 +211,7 @@ def output_table(
     results: Mapping[str, Normalized],
     nulls: np.ndarray,
 ) -> pa.Table:
-    """Return the rows of a chunk as they are written.
-
-    Args:
-        carried: Key and passed-through columns, ``n`` rows.
-        layouts: The outputs, in order.
-        results: For each output's name, its unit vectors and norms.
-        nulls: ``bool[n]``, true where vector and norm are to be null.
-    """
+    """Return the rows of a chunk as they are written, with null vectors where ``nulls[n]`` is."""
     table = carried
     for layout in layouts:
         result = results[layout.name]
@@ -272,13 +228,7 @@ def _norm_array(layout: OutputSpec, norms: np.ndarray, nulls: np.ndarray) -> pa.
 
 
 def raw_predictions(units: pa.Array, norms: pa.Array, output: OutputSpec) -> pa.Array:
-    """Return vector times norm, as a column like that of the unit vectors.
-
-    Args:
-        units: Stored vectors, flat lists of fixed size.
-        norms: The norm of each, or a list of norms where a row has several vectors.
-        output: How they are stored.
-    """
+    """Return vector times norm, as a column like that of the unit vectors; see `OutputSpec`."""
     stored = rows_of(units)
     rows = len(stored)
     lengths = rows_of(norms).reshape(rows, output.vectors, 1)

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, OutputError
-from batchnorm_tool.pipeline.manifest import (
-    MANIFEST_PATH,
-    SUCCESS_PATH,
-    Manifest,
-    PartRecord,
-    read_manifest,
-    read_record,
-    record_path,
-)
+from batchnorm_tool.pipeline import manifest as manifests
+from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, PartRecord
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions, differences
 from batchnorm_tool.pipeline.scored_chunk import Policies
 from batchnorm_tool.storage import STATE, Storage
@@ -27,14 +20,9 @@ _NOT_STAGED = ("records", "refused", "tmp")
 
 @dataclass(frozen=True)
 class OutputState:
-    """What stands in an output.
+    """What stands in an output: a finished run's manifest, the plan of one under way, or neither.
 
-    Attributes:
-        path: The output's name for messages.
-        manifest: Of the finished run, if there is one.
-        plan: Of the run under way, if there is one.
-        names: What lies in the output directory.
-        parts_done: Finished parts of the run under way.
+    ``names`` is what lies in its directory, and `parts_done` of the run under way.
     """
 
     path: str
@@ -75,7 +63,7 @@ def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> Outpu
 
 def _manifest(storage: Storage, path: str, *, fresh: bool) -> Manifest | None:
     try:
-        return read_manifest(storage, path)
+        return manifests.read_manifest(storage, path)
     except (Damaged, InputError):
         if not fresh:
             raise
@@ -183,11 +171,7 @@ def _chosen_in_both(state: OutputState, plan: Plan) -> set[str]:
 
 
 def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozenset[str]]:
-    """Return the finished parts that stay as they are under ``plan``.
-
-    Returns:
-        For the number of each, the paths of its files as readers will see them.
-    """
+    """Return the finished parts that stay as they are under ``plan``, with their files' paths."""
     records = _finished(storage, before, plan)
     return {record.part: frozenset(file.path for file in record.files) for record in records}
 
@@ -197,7 +181,7 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
     changed = {reason.label for reason in Reason if old.actions[reason] != new.actions[reason]}
     for name in storage.names(RECORDS):
         number = int(name.partition(".")[0])
-        record = read_record(storage, number)
+        record = manifests.read_record(storage, number)
         if record is None or record.part != number:
             continue
         # A part without a row of the changed reasons would come out the same: its work is kept.
@@ -215,7 +199,7 @@ def discard_parts(storage: Storage, kept: Mapping[int, frozenset[str]]) -> None:
     for name in storage.names(RECORDS):
         number = int(name.partition(".")[0])
         if number not in kept:
-            storage.remove(record_path(number))
+            storage.remove(manifests.record_path(number))
     # Their files too: made again under another policy, a part may have fewer of them, and what
     # remained would be published with the rest of its directory.
     wanted: set[str] = set().union(*kept.values())

@@ -6,7 +6,6 @@ reads it from there. Nothing here reads or writes a file.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +13,12 @@ from functools import cached_property
 from typing import Annotated
 
 from batchnorm_tool import environment
-from batchnorm_tool.chunk import Field
+from batchnorm_tool.chunk import Field, overlaps
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.storage.checked_json import (
-    ArrowSchema,
-    Count,
-    Positive,
-    Record,
-    SealedRecord,
-    stored_as,
-)
+from batchnorm_tool.storage.checked_json import ArrowSchema, Count, Positive, Record, SealedRecord
 
 PLAN_PATH = "_state/plan.json"
 # A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.
@@ -185,7 +177,6 @@ class ResolvedOptions(Record):
     Attributes:
         batch_size: Rows in one call of the model.
         chunk_rows: Rows in memory at a time; a multiple of ``batch_size``.
-        part_rows: Rows in one part.
         inputs: The model's inputs; empty where predictions are stored already.
         outputs: What is normalized, with true shapes.
         features: For each model input, the stored columns that feed it, in order.
@@ -214,10 +205,8 @@ class Plan(SealedRecord):
     """All that a worker needs to know of a run; picklable, and the same for every worker.
 
     Attributes:
-        job: What was asked for.
         files: The input files, in lexicographic path order.
         resolved: What the job left open.
-        identity: What the result is made of.
         options_fingerprint: Hash of what the choices in ``resolved`` were made from: while it stays
             the same, they need not be made again.
         limit: Only so many rows from the start; ``None`` for all.
@@ -228,7 +217,7 @@ class Plan(SealedRecord):
     files: tuple[InputFile, ...]
     resolved: ResolvedOptions
     identity: Identity
-    options_fingerprint: Annotated[str, stored_as("request")]
+    options_fingerprint: Annotated[str, checked_json.stored_as("request")]
     limit: Count | None = None
     warnings: tuple[str, ...] = ()
 
@@ -257,18 +246,8 @@ class Plan(SealedRecord):
         # A part follows from its number: of a plan with ten thousand parts none is written down.
         first_row = number * self.resolved.part_rows
         stop_row = min(first_row + self.resolved.part_rows, self.rows)
-        return Part(number, first_row, tuple(self._slices(first_row, stop_row)))
-
-    def _slices(self, row: int, stop_row: int) -> list[Slice]:
-        slices = []
-        starts = self._file_starts
-        number = bisect.bisect_right(starts, row) - 1
-        while row < stop_row:
-            stop = min(stop_row, starts[number + 1])
-            if stop > row:
-                slices.append(Slice(number, row - starts[number], stop - starts[number]))
-            row, number = stop, number + 1
-        return slices
+        found = overlaps(self._file_starts, first_row, stop_row)
+        return Part(number, first_row, tuple(Slice(*rows_of_file) for rows_of_file in found))
 
 
 def written_bytes(outputs: Sequence[Field], dtype: str) -> int:
@@ -286,12 +265,6 @@ def choose_part_rows(
         rows: Rows of the whole run.
         rows_per_second: What one worker does; ``inf`` where there is no model.
         bytes_per_row: Bytes that a row adds to the output.
-
-    Example:
-        >>> choose_part_rows(1024, 1_000_000, rows_per_second=2e5, bytes_per_row=264)
-        32768
-        >>> choose_part_rows(32, 1_000_000, rows_per_second=10, bytes_per_row=264)
-        512
     """
     # The largest power-of-two multiple of the batch size within one minute of one worker's work,
     # 256 MiB of output, and a 24th of the rows.

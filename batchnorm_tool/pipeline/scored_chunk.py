@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.errors import ModelFailed, warn
+from batchnorm_tool.job import Job
 from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
 from batchnorm_tool.pipeline.timing import StageTimings
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Job
 
 ACTIONS = ("keep", "nullify", "drop", "quarantine", "fail")
 KEEP, NULLIFY, DROP, QUARANTINE, FAIL = range(len(ACTIONS))
@@ -30,7 +27,6 @@ class Scored:
     Attributes:
         chunk: The rows that went in, their faults as far as they are known before normalization.
         predictions: Raw predictions by output, ``[n, *shape]``.
-        results: Unit vectors and norms by output.
         faults: ``uint8[n]``, a `Reason` for each row, the predictions' reasons included.
         statistics: Statistics of each output over the rows whose input was good.
         causes: What the model says of the rows on which it failed.
@@ -172,11 +168,7 @@ def _mark_faults(
 
 @dataclass(frozen=True)
 class Policies:
-    """What happens to a row for each `Reason`.
-
-    Attributes:
-        actions: ``uint8[len(Reason)]``: for each reason, an index into `ACTIONS`.
-    """
+    """What happens to a row for each `Reason`: ``uint8[len(Reason)]`` of places in `ACTIONS`."""
 
     actions: np.ndarray
 

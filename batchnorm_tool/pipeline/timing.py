@@ -34,17 +34,6 @@ class StageTimings:
     """Sums of what each stage took; threads may share one, and processes may send theirs.
 
     Stages must not be nested: the inner one's time would count twice.
-
-    Example:
-        >>> clock = StageTimings()
-        >>> with clock.stage("read"):
-        ...     rows = list(range(3))
-        >>> clock.add("write", 2.0, 0.5)
-        >>> other = StageTimings()
-        >>> other.merge({"write": (1.0, 0.25)})
-        >>> other.merge(clock.totals())
-        >>> other.totals()["write"]
-        (3.0, 0.75)
     """
 
     def __init__(self) -> None:
@@ -95,18 +84,7 @@ class Profile:
 
     @classmethod
     def of(cls, seconds: float, workers: int, totals: Mapping[str, tuple[float, float]]) -> Profile:
-        """Make a profile.
-
-        Args:
-            seconds: Wall time of the work.
-            workers: Parts that were worked on at once.
-            totals: What a `StageTimings` gives: seconds and CPU seconds by stage.
-
-        Example:
-            >>> totals = {stage: (1.0, 0.75) for stage in STAGES}
-            >>> Profile.of(3.0, 2, totals).stages["wait"]
-            2.0
-        """
+        """Make a profile of the wall time of the work and the ``totals`` of a `StageTimings`."""
         stages = {
             stage: totals[stage][0] if stage == "predict" else totals[stage][1] for stage in STAGES
         }

@@ -36,8 +36,7 @@ from batchnorm_tool.models import security
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
-from batchnorm_tool.pipeline.part_summary import PartSummary
-from batchnorm_tool.pipeline.part_writer import PartWriter
+from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
 from batchnorm_tool.pipeline.timing import StageTimings
@@ -50,13 +49,7 @@ if TYPE_CHECKING:
 class Worker:
     """The work that turns part numbers into committed parts; threads may share one.
 
-    Args:
-        plan: The run's plan.
-        storage: The run's output.
-        predictor: The loaded model, its batch size fixed to the plan's.
-
-    Attributes:
-        timings: What each stage of its parts took so far.
+    The batch size of its predictor is fixed to the plan's; `timings` tells what each stage took.
     """
 
     def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:

@@ -27,7 +27,7 @@ from batchnorm_tool.pipeline.manifest import (
     read_manifest,
 )
 from batchnorm_tool.pipeline.output_state import RECORDS
-from batchnorm_tool.pipeline.part_writer import QUARANTINE_DIRECTORY
+from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, Storage

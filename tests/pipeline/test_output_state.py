@@ -62,7 +62,7 @@ class Bench:
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("batchnorm_tool.pipeline.part_summary.gather", fail)
+            patched.setattr("batchnorm_tool.pipeline.part_output.gather", fail)
             with pytest.raises(KeyboardInterrupt):
                 self.run(**sections)
 

@@ -11,7 +11,7 @@ import pytest
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
-from batchnorm_tool.pipeline.part_summary import PartSummary
+from batchnorm_tool.pipeline.part_output import PartSummary
 from batchnorm_tool.pipeline.scored_chunk import (
     ACTIONS,
     DROP,

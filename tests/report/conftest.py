@@ -14,7 +14,7 @@ import pytest
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.stats import NormStats, VectorStats
 from batchnorm_tool.pipeline.manifest import Manifest
-from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA
+from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA
 from tests.manifests import manifest_of
 from tests.report.browser import Browser, opened
 

@@ -16,7 +16,7 @@ from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import Job, is_staged
 from batchnorm_tool.pipeline import manifest as manifests
-from batchnorm_tool.pipeline import output_state, part_summary
+from batchnorm_tool.pipeline import output_state, part_output
 from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS
@@ -277,12 +277,12 @@ def _publish(
 ) -> manifests.Manifest:
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
-    totals.files.append(part_summary.gather(storage, range(plan.part_count)))
+    totals.files.append(part_output.gather(storage, range(plan.part_count)))
     manifest = manifests.build_manifest(plan, totals, layouts, _warnings(plan, totals))
     storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
     storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())
     paths = [file.path for part in totals.parts for file in part.files]
-    directories = sorted({path.partition("/")[0] for path in [*paths, part_summary.CHUNKS_PATH]})
+    directories = sorted({path.partition("/")[0] for path in [*paths, part_output.CHUNKS_PATH]})
     storage.begin_publish(directories, sorted(before.directories - set(directories)))
     output_state.finish_publishing(storage)
     return manifest

@@ -22,7 +22,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
-from batchnorm_tool.pipeline.part_summary import CHUNK_SCHEMA, CHUNKS_PATH
+from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
 from batchnorm_tool.storage import FileRecord
