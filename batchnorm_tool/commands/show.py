@@ -32,16 +32,7 @@ from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.storage import STATE, Storage
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
 from batchnorm_tool.storage.files import save_page
-from batchnorm_tool.store.index import read_index
-from batchnorm_tool.store.state import (
-    GOOD,
-    STALE,
-    STATUS,
-    StoreDirectory,
-    index_path,
-    is_store,
-    open_store,
-)
+from batchnorm_tool.store import index, state
 
 _SAMPLE_ROWS = 10_000
 _SAMPLE_BYTES = 64 * 2**20
@@ -198,7 +189,7 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Descriptio
 
 
 def _show(path: str) -> Description:
-    if is_store(path):
+    if state.is_store(path):
         return Description("store", path, _store(path))
     if Path(path).is_dir():
         storage = Storage(Path(path))
@@ -342,19 +333,18 @@ def _keys(columns: Sequence[ColumnDescription], rows: int) -> Iterator[str]:
 
 def _write_page(shown: Description, html: str) -> None:
     if not isinstance(shown.details, Manifest):
-        is_store = shown.kind == "store"
         history = f"Use `batchnorm-tool history {shown.path} --html {html}`."
         raise InputError(
             f"`--html` needs a finished run. Received: `{shown.path}` ({shown.kind}). "
-            + (history if is_store else "Give the output directory of a finished run.")
+            + (history if shown.kind == "store" else "Give the output directory of a finished run.")
         )
     chunks = pq.read_table(Path(shown.path) / CHUNKS_PATH)
     save_page(html, run_page(shown.details, chunks))
 
 
 def _store(path: str) -> StoreDescription:
-    state, pointer = open_store(path)
-    waiting = None if pointer.waiting is None else state.record(pointer.waiting)
+    directory, pointer = state.open_store(path)
+    waiting = None if pointer.waiting is None else directory.record(pointer.waiting)
     store = StoreDescription(
         version=pointer.live,
         lance_version=pointer.lance_version,
@@ -363,14 +353,15 @@ def _store(path: str) -> StoreDescription:
         if waiting
         else None,
         versions=dict(sorted(pointer.versions.items())),
-        running=state.storage.is_locked(),
+        running=directory.storage.is_locked(),
     )
     layout = pointer.layout
     if pointer.live is None or layout is None:
         return store
-    record, statuses = state.existing_record(pointer.live), _statuses(state, pointer.live)
-    stale = sum(count for word, count in statuses.items() if word.startswith(STALE))
-    rows = stale + statuses[GOOD]
+    record = directory.existing_record(pointer.live)
+    statuses = _statuses(directory, pointer.live)
+    stale = sum(count for word, count in statuses.items() if word.startswith(state.STALE))
+    rows = stale + statuses[state.GOOD]
     return replace(
         store,
         rows=rows,
@@ -388,10 +379,10 @@ def _store(path: str) -> StoreDescription:
     )
 
 
-def _statuses(state: StoreDirectory, version: int) -> Counter[str]:
+def _statuses(directory: state.StoreDirectory, version: int) -> Counter[str]:
     """Count the rows of a version's index by their status."""
     counts: Counter[str] = Counter()
-    for table in read_index(state.storage, index_path(version), [STATUS]):
-        for each in table[STATUS].value_counts().to_pylist():
+    for table in index.read_index(directory.storage, state.index_path(version), [state.STATUS]):
+        for each in table[state.STATUS].value_counts().to_pylist():
             counts[each["values"]] += each["counts"]
     return counts

@@ -3,17 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -49,10 +40,10 @@ from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.registry import ENGINES, NORMS, load, spellings
 
 
-class Section(BaseModel):
+class Section(pydantic.BaseModel):
     """A section of the job file: frozen, with unknown keys refused and wrong values explained."""
 
-    model_config = ConfigDict(
+    model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, validate_default=True
     )
 
@@ -119,14 +110,14 @@ class TaggedSection(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _check_as_named(
-        cls, data: Any, check: ModelWrapValidatorHandler[Self], info: ValidationInfo
+        cls, data: Any, check: pydantic.ModelWrapValidatorHandler[Self], info: ValidationInfo
     ) -> Self:
         own = cls.class_for(data)
         return check(data) if own is cls else own.model_validate(data, context=info.context)
 
     @classmethod
     def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+        cls, core_schema: CoreSchema, handler: pydantic.GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         if cls is not cls._common():
             return handler(core_schema)

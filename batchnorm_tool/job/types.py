@@ -9,14 +9,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainSerializer,
-    StringConstraints,
-    ValidationInfo,
-)
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError
 
@@ -73,7 +67,7 @@ def _as_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _located(path: str, info: ValidationInfo) -> str:
+def _located(path: str, info: pydantic.ValidationInfo) -> str:
     """Make a path absolute from the job file's directory, or from the current one in Python."""
     if "\0" in path:
         raise wrong("contains a NUL character")
@@ -117,7 +111,7 @@ def _known_norm(value: Any) -> Any:
     return value
 
 
-def _fits_norm(p: float | None, info: ValidationInfo) -> float | None:
+def _fits_norm(p: float | None, info: pydantic.ValidationInfo) -> float | None:
     """Check `p` together with the norm before it, where both are in one section."""
     norm = info.data.get("norm")
     if norm is not None:
@@ -165,7 +159,7 @@ Flag = Annotated[bool, BeforeValidator(_as_flag), Expects("true or false")]
 
 NormName = Annotated[str, BeforeValidator(_known_norm)]
 Exponent = Annotated[
-    float, Field(ge=1), BeforeValidator(_as_number), PlainSerializer(_without_infinity)
+    float, Field(ge=1), BeforeValidator(_as_number), pydantic.PlainSerializer(_without_infinity)
 ]
 ExponentOfNorm = Annotated[
     Exponent | None, AfterValidator(_fits_norm), Expects("a number of at least 1")

@@ -22,13 +22,8 @@ from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, placement, security
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.plan import (
-    Plan,
-    ResolvedOptions,
-    choose_part_rows,
-    identify,
-    written_bytes,
-)
+from batchnorm_tool.pipeline import plan as planning
+from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
 
@@ -42,6 +37,7 @@ _STORED_BATCH = 4096
 T = TypeVar("T")
 _Sample = dict[str, np.ndarray]
 _Columns = dict[str, tuple[str, ...]]
+_Layouts = Sequence[output_schema.OutputSpec]
 
 
 @dataclass
@@ -121,10 +117,10 @@ class Preparation:
             job=self.job,
             files=self.table.files,
             resolved=resolved,
-            identity=identify(self.job, resolved, self.table.files, self.limit),
+            identity=planning.identify(self.job, resolved, self.table.files, self.limit),
             options_fingerprint=self.options_fingerprint,
             limit=self.limit,
-            warnings=tuple(dict.fromkeys(self._findings(resolved))),
+            warnings=tuple(dict.fromkeys(self._findings(resolved, layouts))),
         )
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
@@ -134,20 +130,15 @@ class Preparation:
         model = self.predictor()
         return replace(choices, device=model.device, threads=model.threads)
 
-    def _findings(self, resolved: ResolvedOptions) -> Iterator[str]:
-        """Yield what a person should know.
-
-        It is the same whether the choices are new or from an earlier run: the manifest holds it.
-        """
+    def _findings(self, resolved: ResolvedOptions, layouts: _Layouts) -> Iterator[str]:
+        """Yield what a person should know, whether the choices are new or from an earlier run."""
         yield from self._warnings
         found: list[str] = []
         with capture_warnings(found.append):
             columns = self._match(resolved.inputs if self.job.model is not None else ())
             self._sample(columns, resolved.inputs)
         yield from found
-        yield from output_schema.single_number_warnings(
-            output_schema.output_specs(self.job, resolved.outputs)
-        )
+        yield from output_schema.single_number_warnings(layouts)
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
@@ -200,11 +191,11 @@ class Preparation:
                 f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
                 f"whole batches in every part. Set it to a multiple of {batch_size}, or to auto."
             )
-        row_bytes = written_bytes(outputs, self.job.output.dtype)
+        row_bytes = planning.written_bytes(outputs, self.job.output.dtype)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
         if part_rows == "auto":
             rate = self._rows_per_second(sized, sample)
-            part_rows = choose_part_rows(
+            part_rows = planning.choose_part_rows(
                 batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
             )
         return ResolvedOptions(

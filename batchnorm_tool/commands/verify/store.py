@@ -20,24 +20,14 @@ from batchnorm_tool.readers.store import Snapshot
 from batchnorm_tool.storage import STATE, TEMPORARY
 from batchnorm_tool.storage.checked_json import is_sealed
 from batchnorm_tool.storage.files import unknown_files
+from batchnorm_tool.store import state
 from batchnorm_tool.store.checksums import check_files
 from batchnorm_tool.store.index import KEY_ID, index_rows, read_index
 from batchnorm_tool.store.lance import latest_version
-from batchnorm_tool.store.state import (
-    FEATURE_HASH,
-    NORM,
-    PASSTHROUGH_HASH,
-    QUARANTINED,
-    STAGING,
-    STATUS,
-    index_path,
-    record_path,
-    replaced_path,
-)
 from batchnorm_tool.store.transaction import LIVE, tags, version_tag
 
 _BATCH_BYTES = 16 * 2**20
-_COMPARED = (NORM, FEATURE_HASH, PASSTHROUGH_HASH, STATUS)
+_COMPARED = (state.NORM, state.FEATURE_HASH, state.PASSTHROUGH_HASH, state.STATUS)
 _ENTRY = np.dtype(
     [("id", np.uint8, 16), ("hashes", np.uint8, 24), ("norm", np.float64), ("status", np.int16)]
 )
@@ -57,16 +47,16 @@ class _Index:
     @classmethod
     def load(cls, store: Snapshot) -> Self:
         """Read the index of a version, but for its quarantined rows."""
-        storage, path = store.state.storage, index_path(store.version)
+        storage, path = store.state.storage, state.index_path(store.version)
         entries, count = np.empty(index_rows(storage, path), _ENTRY), 0
         words: dict[str, int] = {}
         for table in read_index(storage, path, [KEY_ID, *_COMPARED]):
-            numbers = _numbers(table[STATUS], words)
-            good = np.array([not word.startswith(QUARANTINED) for word in words])[numbers]
+            numbers = _numbers(table[state.STATUS], words)
+            good = np.array([not word.startswith(state.QUARANTINED) for word in words])[numbers]
             added = entries[count : count + np.count_nonzero(good)]
             added["id"] = bytes_of(table[KEY_ID])[good]
             added["hashes"] = _hashes(table)[good]
-            added["norm"] = _floats(table[NORM])[good]
+            added["norm"] = _floats(table[state.NORM])[good]
             added["status"] = numbers[good]
             count += len(added)
         places = IdLookup(as_ids(entries["id"][:count]))
@@ -90,12 +80,12 @@ class _Index:
     ) -> dict[str, np.ndarray]:
         entries = self.entries[at]
         hashes = _hashes(table)[rows] == entries["hashes"]
-        norms = _floats(table[NORM])[rows].view(np.uint64) == entries["norm"].copy().view(np.uint64)
+        norms = _floats(table[state.NORM])[rows]
         return {
             "hash of the features": hashes[:, :16].all(axis=1),
             "hash of the passed-through values": hashes[:, 16:].all(axis=1),
-            "norm": norms,
-            "status": _numbers(table[STATUS], self.words)[rows] == entries["status"],
+            "norm": norms.view(np.uint64) == entries["norm"].view(np.uint64),
+            "status": _numbers(table[state.STATUS], self.words)[rows] == entries["status"],
         }
 
     def report_unseen(self, findings: Findings) -> None:
@@ -106,7 +96,7 @@ class _Index:
 
 
 def _hashes(table: pa.Table) -> np.ndarray:
-    return np.hstack([bytes_of(table[FEATURE_HASH]), bytes_of(table[PASSTHROUGH_HASH])])
+    return np.hstack([bytes_of(table[state.FEATURE_HASH]), bytes_of(table[state.PASSTHROUGH_HASH])])
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:
@@ -148,20 +138,21 @@ class StoreCheck:
 
     def _check_records(self) -> None:
         """Check that each version kept, waiting or live has an undamaged record that says so."""
-        pointer, state = self.store.pointer, self.store.state
-        for path in state.documents():
-            if (Path(state.root) / path).is_symlink():
-                self.findings.add(f"`{state.root}/{path}` is not a regular file.")
-            elif not is_sealed(state.storage.get(path) or b""):
-                self.findings.add(f"`{state.root}/{path}` is damaged: its checksum does not match.")
-        missing = {*range(1, pointer.next_version)} - {*state.recorded()}
+        pointer, directory = self.store.pointer, self.store.state
+        for path in directory.documents():
+            place = f"{directory.root}/{path}"
+            if Path(place).is_symlink():
+                self.findings.add(f"`{place}` is not a regular file.")
+            elif not is_sealed(directory.storage.get(path) or b""):
+                self.findings.add(f"`{place}` is damaged: its checksum does not match.")
+        missing = {*range(1, pointer.next_version)} - {*directory.recorded()}
         for version in sorted(missing):
-            self.findings.add(f"`{record_path(version)}` is missing.")
+            self.findings.add(f"`{state.record_path(version)}` is missing.")
         expected = dict.fromkeys(pointer.versions, "published")
         if pointer.waiting is not None:
             expected[pointer.waiting] = "waiting"
         for version, word in sorted(expected.items()):
-            record = state.record(version)
+            record = directory.record(version)
             found = None if record is None else record.state
             if found != word:
                 text = f"Version {version} should be {word}, but its record says: {found}."
@@ -169,28 +160,28 @@ class StoreCheck:
 
     def _check_state(self) -> None:
         """Check that every other file of the state is as its record says, and there are no more."""
-        pointer, state = self.store.pointer, self.store.state
-        root, known = Path(state.root), {*state.documents()}
+        pointer, directory = self.store.pointer, self.store.state
+        root, known = Path(directory.root), {*directory.documents()}
         for version in (*pointer.versions, *filter(None, [pointer.waiting])):
-            lasting = {replaced_path(version)}
+            lasting = {state.replaced_path(version)}
             if version == pointer.live:
-                lasting.add(index_path(version))
-            record = state.record(version)
+                lasting.add(state.index_path(version))
+            record = directory.record(version)
             for file in record.files if record else ():
                 if version not in pointer.versions or file.path in lasting:
                     known.add(file.path)
-                    self.findings.add_file(state.root, file, "record of its version")
+                    self.findings.add_file(directory.root, file, "record of its version")
         # A refresh that was killed leaves these; the next one goes on with them, or removes them.
         version = pointer.waiting or pointer.next_version
         left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")
-        waits = state.record(pointer.waiting) if pointer.waiting else None
+        waits = directory.record(pointer.waiting) if pointer.waiting else None
         is_whole = waits is not None and waits.norms is not None
-        if state.storage.names(STAGING) and not is_whole:
-            after = f"{index_path(version)}|{replaced_path(version)}"
-            left = re.compile(f"{left.pattern}|{STAGING}(/.*)?|{after}")
+        if directory.storage.names(state.STAGING) and not is_whole:
+            after = f"{state.index_path(version)}|{state.replaced_path(version)}"
+            left = re.compile(f"{left.pattern}|{state.STAGING}(/.*)?|{after}")
         for path in unknown_files(root, known):
             if not left.fullmatch(path):
-                text = f"`{state.root}/{path}` does not belong to this store. Remove it."
+                text = f"`{directory.root}/{path}` does not belong to this store. Remove it."
                 self.findings.add(text)
 
     def _check_tags(self) -> None:
