@@ -4,8 +4,6 @@ The columns that belong to each input are found once (`match_features`); then ev
 into arrays (`FeatureReader`). How the rows are cut into chunks changes neither arrays nor faults.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sys
@@ -13,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +23,7 @@ from batchnorm_tool.features.arrays import read_input
 from batchnorm_tool.features.columns import input_bindings, stored_fields
 from batchnorm_tool.features.matching import join_names, match_features, names_in
 from batchnorm_tool.features.values import STRING, array_dtype, fits, is_float, nonfinite_rows
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Input
+from batchnorm_tool.job import Input
 
 __all__ = ["FeatureReader", "infer_fields", "load_transform", "match_features", "stored_fields"]
 
@@ -85,7 +81,7 @@ class FeatureReader:
             ) from error
 
     @cached_property
-    def _transform(self) -> Transform | None:
+    def _transform(self) -> "Transform | None":
         return None if self.spec.transform is None else load_transform(self.spec.transform)
 
     def _read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:

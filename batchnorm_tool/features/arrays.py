@@ -1,7 +1,5 @@
 """Stored columns turned into the array that a model input takes, with a fault for each row."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -87,7 +85,7 @@ def _read_column(column: pa.ChunkedArray, lengths: Shape, conversion: Conversion
     return _FlatRows(found, _first_fault(faults, unfit), leaves.lengths)
 
 
-def _numbers(leaves: _Leaves, conversion: Conversion) -> np.ndarray:
+def _numbers(leaves: "_Leaves", conversion: Conversion) -> np.ndarray:
     whole = not values.is_float(values.array_dtype(conversion.field))
     numbers, missing = values.numbers_of(leaves.values, whole=whole), leaves.missing
     # What lies in memory under a null is arbitrary, and no reason to complain.

@@ -6,13 +6,11 @@ Its *shape* is what a row means: the same, unless the column is flat and its met
 or of a tensor type) tells the true shape.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +20,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.features.values import STRING, Conversion, Shape, array_dtype, is_image_shape
 from batchnorm_tool.formats.arrow_columns import is_list
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Input
+from batchnorm_tool.job import Input
 
 # The fields of what Spark's VectorUDT stores, sparse or dense.
 _SPARK_VECTOR = ["type", "size", "indices", "values"]
@@ -53,7 +49,7 @@ class StoredColumn:
     leaf: pa.DataType
 
     @classmethod
-    def of(cls, field: pa.Field) -> StoredColumn:
+    def of(cls, field: pa.Field) -> Self:
         """Take apart the type of one column of a schema."""
         lengths, leaf = _peel(_storage_type(field.type))
         declared = _declared_shape(field)

@@ -1,14 +1,11 @@
 """Which stored columns feed which model input: as the job says, or found where none is in doubt."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -18,9 +15,7 @@ from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.features import columns as stored
 from batchnorm_tool.features.columns import InputBinding, StoredColumn
 from batchnorm_tool.features.values import STRING
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Input
+from batchnorm_tool.job import Input
 
 VECTOR = "vector"
 

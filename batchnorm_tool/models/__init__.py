@@ -3,19 +3,18 @@
 TensorFlow is imported when a model is loaded, by the modules of this package alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
+from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models.batching import (
     Device,
     ModelPredictor,
@@ -23,9 +22,6 @@ from batchnorm_tool.models.batching import (
     Predictor,
     choose_outputs,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Engine, Model
 
 T = TypeVar("T")
 

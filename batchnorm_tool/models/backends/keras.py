@@ -1,25 +1,21 @@
 """Keras models as predictors: what ``model.predict`` runs, compiled once for one batch size."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
 from batchnorm_tool.models.backends.loading import describe_failure, inner_layer_model, load_stored
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Model
 
 # What a model makes of a float, and of nothing else, is what it wants; see `_uses`.
 _MOST_TRACES = 81
@@ -47,7 +43,7 @@ class KerasModel(LoadedModel):
     structure: Any
 
     @classmethod
-    def of(cls, model: Any, choose: OutputChoice) -> KerasModel:
+    def of(cls, model: Any, choose: OutputChoice) -> Self:
         """Look at a model, and choose among its outputs."""
         _check_stateless(model)
         structure, inputs, own_batch_size = _inputs(model)

@@ -1,7 +1,5 @@
 """Loading of stored Keras models, with an explanation for every known way in which it fails."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import logging
@@ -10,14 +8,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import BatchnormToolError, InputWarning, ModelError
+from batchnorm_tool.job import Model
 from batchnorm_tool.models import security
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Model
 
 _UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 _KERAS_2 = (

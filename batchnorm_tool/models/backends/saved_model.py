@@ -5,23 +5,19 @@ The Python objects that TensorFlow 2 stores beside it (optimizers, functions for
 neither needed nor in the copy that the gate admitted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Model
 
 _DEFAULT_SIGNATURE = "serving_default"
 _INIT_OP = "__saved_model_init_op"

@@ -3,8 +3,6 @@
 Nothing here imports TensorFlow or Keras, and nothing in the file is executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -15,17 +13,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from batchnorm_tool.errors import ModelError
+from batchnorm_tool.job import Model
 from batchnorm_tool.models.security import archive, directory, keras_allowlist
 from batchnorm_tool.models.security.directory import ModelDirectory, ModelKind, is_model
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.storage import checked_json
-
-if TYPE_CHECKING:
-    from batchnorm_tool.job import Model
-    from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
 
 __all__ = ["ModelCopy", "ModelReport", "admit", "examine", "examine_copy", "is_model"]
 
@@ -268,7 +263,7 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
         raise ModelError(
             f"{shown}: its {directory.GRAPH} is damaged: {error}. Copy or export the model again."
         ) from error
-    _check_whole(graph, files)
+    _check_whole(files, graph.assets, restores=graph.restores)
     hashes = {name: files.sha256(name) for name in files.entries}
     lasting = {name: digest for name, digest in hashes.items() if name != "fingerprint.pb"}
     if private:
@@ -285,16 +280,16 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
     )
 
 
-def _check_whole(graph: ExaminedGraph, files: ModelDirectory) -> None:
+def _check_whole(files: ModelDirectory, assets: list[str], *, restores: bool) -> None:
     """Refuse a directory that lacks files which its graph reads."""
     again = "Copy the whole directory again from its source."
     stored = [name for name in files.entries if name.startswith("variables/variables")]
     whole = _INDEX in stored or not any(".data-" in name for name in stored)
-    if graph.restores and not (whole and {*stored} - {_INDEX}):
+    if restores and not (whole and {*stored} - {_INDEX}):
         raise ModelError(
             f"{files.shown}: its variables are missing or damaged. Expected {_INDEX} and "
             f"variables/variables.data-*. Received: {', '.join(stored) or 'neither'}. {again}"
         )
-    for name in graph.assets:
+    for name in assets:
         if name not in files.entries:
             raise ModelError(f"{files.shown}: its asset {name} is missing. {again}")

@@ -1,7 +1,5 @@
 """Which kind of model a path is, or of which other program; and a private copy of a directory."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from batchnorm_tool.errors import ModelError
 
@@ -205,7 +203,7 @@ class ModelDirectory:
     entries: dict[str, _Entry]
 
     @classmethod
-    def of(cls, path: str, shown: str) -> ModelDirectory:
+    def of(cls, path: str, shown: str) -> Self:
         """List a directory. Links within it are followed."""
         root = os.path.realpath(path)
         entries = dict(sorted(_entries(root, shown)))
