@@ -47,42 +47,23 @@ if TYPE_CHECKING:
 
     Night = RefreshResult
 
-_HOMES = {
-    "BadRows": "errors",
-    "BatchnormToolError": "errors",
-    "Busy": "errors",
-    "Comparison": "commands.compare.compare",
-    "Damaged": "errors",
-    "Difference": "commands.compare.diff",
-    "Held": "errors",
-    "InputError": "errors",
-    "Interrupted": "errors",
-    "Job": "job",
-    "JobError": "errors",
-    "ModelError": "errors",
-    "ModelFailed": "errors",
-    "NormStats": "norms.stats",
-    "OutputError": "errors",
-    "RefreshResult": "commands.refresh.record",
-    "Refused": "errors",
-    "Result": "commands.run.score",
-    "RunResult": "commands.run.run",
-    "TargetFailed": "errors",
-    "WorkFailed": "errors",
-    "accept": "commands.refresh.decisions",
-    "compare": "commands.compare.compare",
-    "diff": "commands.compare.diff",
-    "history": "commands.refresh.decisions",
-    "normalize": "norms.array",
-    "read": "readers.vectors",
-    "refresh": "commands.refresh.refresh",
-    "release": "commands.refresh.decisions",
-    "rollback": "commands.refresh.decisions",
-    "run": "commands.run.run",
-    "score": "commands.run.score",
-    "show": "commands.show",
-    "verify": "commands.verify.verify",
+# The names that a module below this package defines; those of no module here are errors.
+_NAMES = {
+    "commands.compare.compare": ("Comparison", "compare"),
+    "commands.compare.diff": ("Difference", "diff"),
+    "commands.refresh.decisions": ("accept", "history", "release", "rollback"),
+    "commands.refresh.record": ("RefreshResult",),
+    "commands.refresh.refresh": ("refresh",),
+    "commands.run.run": ("RunResult", "run"),
+    "commands.run.score": ("Result", "score"),
+    "commands.show": ("show",),
+    "commands.verify.verify": ("verify",),
+    "job": ("Job",),
+    "norms.array": ("normalize",),
+    "norms.stats": ("NormStats",),
+    "readers.vectors": ("read",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 # Former names, which stay for one version.
 _ALIASES = {"Night": "RefreshResult"}
@@ -129,10 +110,11 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for."""
-    defined = _ALIASES.get(name, name)
-    if defined not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[defined]}"), defined)
+    defined = _ALIASES.get(name, name)
+    home = _HOMES.get(defined, "errors")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), defined)
     globals()[name] = value
     return value
 

@@ -57,10 +57,8 @@ INPUT_REASONS = frozenset(
 class Field:
     """A named input or output of a model.
 
-    Attributes:
-        name: The name by which the model knows it.
-        shape: Its shape without the batch axis; ``None`` where any length will do.
-        dtype: A NumPy dtype name, ``"bfloat16"`` or ``"string"``.
+    Its shape is without the batch axis, ``None`` where any length will do; its dtype is a NumPy
+    dtype name, ``"bfloat16"`` or ``"string"``.
     """
 
     name: str
@@ -76,12 +74,7 @@ class Field:
 
 
 def numbered(blocks: Iterable[_Rows], first: int = 0) -> Iterator[tuple[int, _Rows]]:
-    """Yield arrays, batches or tables of rows with the number of their first row.
-
-    Example:
-        >>> list(numbered(["ab", "cde"], 7))
-        [(7, 'ab'), (9, 'cde')]
-    """
+    """Yield arrays, batches or tables of rows with the number of their first row."""
     for block in blocks:
         yield first, block
         first += len(block)
@@ -109,12 +102,7 @@ def overlaps(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int
 
 
 def fitting_rows(row_bytes: int, most_bytes: int, most_rows: int = sys.maxsize) -> int:
-    """Return how many rows fit, at least 1.
-
-    Example:
-        >>> fitting_rows(100, 1000), fitting_rows(100, 1000, 7), fitting_rows(5000, 1000)
-        (10, 7, 1)
-    """
+    """Return how many rows fit, at least 1."""
     return max(1, min(most_rows, most_bytes // max(1, row_bytes)))
 
 

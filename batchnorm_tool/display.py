@@ -51,15 +51,7 @@ def printable(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return ``text`` with every control character shown as U+FFFD.
-
-    Returns:
-        Text of the same length that is safe on a terminal's line and encodes as UTF-8.
-
-    Example:
-        >>> visible("a\x1b[31m") == "a\ufffd[31m"
-        True
-    """
+    """Return a text of the same length with U+FFFD for what a terminal or UTF-8 cannot take."""
     return INVISIBLE.sub("\ufffd", text)
 
 
@@ -82,25 +74,13 @@ def _masked_uri(uri: str) -> str:
 
 
 def did_you_mean(name: object, choices: Iterable[str], likeness: float = 0.6) -> str:
-    """Ask for the nearest of several names; "" where none is near.
-
-    Example:
-        >>> did_you_mean("featurs", ["format", "features"])
-        ' Did you mean `features`?'
-    """
+    """Ask for the nearest of several names in a sentence of its own; "" where none is near."""
     near = _nearest(str(name), choices, likeness)
     return f" Did you mean `{near}`?" if near else ""
 
 
 def near_matches(name: str, present: Iterable[str]) -> str:
-    """Ask for the nearest of several names within a sentence; "" where none is near.
-
-    Example:
-        >>> near_matches("pixel", ["pixels", "label"])
-        ' (did you mean `pixels`?)'
-        >>> near_matches("zzz", ["pixels"])
-        ''
-    """
+    """Ask for the nearest of several names within a sentence; "" where none is near."""
     near = _nearest(name, present)
     return f" (did you mean `{near}`?)" if near else ""
 
@@ -112,18 +92,9 @@ def _nearest(name: str, choices: Iterable[str], likeness: float = 0.6) -> str | 
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a measured value with so many significant digits.
+    """Return a measured value with so many significant digits, a dash where there is none.
 
-    Args:
-        value: The value; ``None`` where there is none.
-        digits: Significant digits, at least 1.
-
-    Returns:
-        Such as ``12.30``, ``1,797``, or ``1.230e-30`` outside of 0.001 to a million.
-
-    Example:
-        >>> number(12.3), number(123456.7), number(1.23e-30), number(0.0)
-        ('12.30', '123,457', '1.230e\u221230', '0')
+    Such as ``12.30``, ``1,797``, or ``1.230e-30`` outside of 0.001 to a million.
     """
     if value is None or math.isnan(value):
         return DASH
@@ -139,19 +110,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def fixed(value: float | None, decimals: int = 4) -> str:
-    """Return a value with so many decimals, such as a share or a correlation.
-
-    Args:
-        value: The value; ``None`` or not finite where there is none.
-        decimals: Digits after the point.
-
-    Returns:
-        Such as ``0.7021``; values of one column have their points below one another.
-
-    Example:
-        >>> fixed(0.70214), fixed(-0.00001), fixed(None)
-        ('0.7021', '0.0000', '\u2013')
-    """
+    """Return a value with so many decimals, such as a share: points stand below one another."""
     if value is None or not math.isfinite(value):
         return DASH
     # Adding zero takes the sign from a zero.
@@ -159,12 +118,7 @@ def fixed(value: float | None, decimals: int = 4) -> str:
 
 
 def signed(value: float | None, decimals: int = 4) -> str:
-    """Return a difference with its sign and so many decimals.
-
-    Example:
-        >>> signed(0.25), signed(-0.25, 2), signed(0.0)
-        ('+0.2500', '\u22120.25', '0.0000')
-    """
+    """Return a difference with its sign and so many decimals."""
     shown = fixed(value, decimals)
     return f"+{shown}" if value is not None and round(value, decimals) > 0 else shown
 
@@ -175,33 +129,18 @@ def span(low: float, high: float) -> str:
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """Return a share as a percentage with so many decimals.
-
-    Example:
-        >>> percent(0.4213), percent(None)
-        ('42.1 %', '\u2013')
-    """
+    """Return a share as a percentage with so many decimals, such as ``42.1 %``."""
     shown = fixed(None if value is None else 100 * value, decimals)
     return shown if shown == DASH else f"{shown} %"
 
 
 def probability(value: float | None) -> str:
-    """Return a p value with four decimals, never rounded to nothing.
-
-    Example:
-        >>> probability(0.0312), probability(0.00001)
-        ('0.0312', '<0.0001')
-    """
+    """Return a p value with four decimals, never rounded to nothing."""
     return "<0.0001" if value is not None and 0 <= value < 0.00005 else fixed(value)
 
 
 def short(value: float) -> str:
-    """Return a round value without trailing zeros.
-
-    Example:
-        >>> short(0.5), short(20.0), short(1e-30), short(200000.0)
-        ('0.5', '20', '1e\u221230', '200,000')
-    """
+    """Return a round value without trailing zeros."""
     size = abs(value)
     if value == 0 or PLAIN_FROM <= size < PLAIN_TO:
         text = f"{value:,.6f}".rstrip("0").rstrip(".")
@@ -210,22 +149,12 @@ def short(value: float) -> str:
 
 
 def count(value: int) -> str:
-    """Return an integer with thousands set apart.
-
-    Example:
-        >>> count(1234567)
-        '1,234,567'
-    """
+    """Return an integer with thousands set apart."""
     return f"{value:,}"
 
 
 def share(part: int, whole: int) -> str:
-    """Return a part as a percentage that is never rounded to none or all of it.
-
-    Example:
-        >>> share(1, 1_000_000), share(1, 3), share(0, 5), share(0, 0)
-        ('<0.01 %', '33.33 %', '0 %', '0 %')
-    """
+    """Return a part as a percentage that is never rounded to none or all of it."""
     if part == 0 or whole == 0:
         return "0 %"
     percent = 100 * part / whole
@@ -237,12 +166,7 @@ def share(part: int, whole: int) -> str:
 
 
 def size(value: int) -> str:
-    """Return a number of bytes in binary units.
-
-    Example:
-        >>> size(900), size(1536), size(16 * 2**20)
-        ('900 B', '1.5 KiB', '16.0 MiB')
-    """
+    """Return a number of bytes in binary units, such as ``1.5 KiB``."""
     amount, unit = float(value), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if amount < 1024:
@@ -259,26 +183,15 @@ def typeset(text: str) -> str:
 
 
 def plural(amount: int, noun: str, several: str | None = None) -> str:
-    """Return an amount with what is counted.
-
-    Example:
-        >>> plural(1, "row"), plural(2_000, "row"), plural(0, "query", "queries")
-        ('1 row', '2,000 rows', '0 queries')
-    """
+    """Return an amount with what is counted, such as ``2,000 rows``."""
     return f"{amount:,} {noun if amount == 1 else several or f'{noun}s'}"
 
 
 def table(rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:
-    """Set cells below one another.
+    """Set cells below one another, as many in each row.
 
-    Args:
-        rows: As many cells each; control characters in them are shown as U+FFFD.
-        sides: For each column ``l`` or ``r``, to which side its cells go; default: all but the
-            first to the right, as numbers do.
-
-    Example:
-        >>> table([["norm", "value"], ["l2", "9"]])
-        ['norm  value', 'l2        9']
+    For each column, ``sides`` has an ``l`` or ``r``, to which side its cells go; default: all but
+    the first to the right, as numbers do.
     """
     from rich.console import Console
     from rich.table import Table

@@ -17,11 +17,7 @@ _Result = TypeVar("_Result")
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str | None]:
-    """Return installed versions of the distributions ``names``, without importing any of them.
-
-    Returns:
-        A version for each name; ``None`` for one that is not installed.
-    """
+    """Return distributions' versions without importing any; ``None`` for one not installed."""
     return {name: _version(name) for name in names}
 
 
@@ -69,12 +65,8 @@ def map_in_order(
 ) -> Iterator[_Result]:
     """Yield what a function makes of each item, in order; several threads work meanwhile.
 
-    Args:
-        function: Called from the threads.
-        items: Taken in the caller's thread, two for each thread ahead: memory does not depend on
-            their number.
-        threads: Default: one for each core.
-        stop: Called at the end, whatever ended it, to let go what is under way.
+    Items are taken in the caller's thread, two for each thread ahead: memory does not depend on
+    their number. At the end, whatever ended it, ``stop`` is called, to let go what is under way.
     """
     count = threads or available_cores()
     pool = ThreadPoolExecutor(count, thread_name_prefix="in-order")

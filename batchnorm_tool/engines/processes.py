@@ -69,12 +69,7 @@ def open_processes(
 
 
 def shared(workers: int, processes: int) -> list[int]:
-    """Return the workers of each process, as even as can be and at least one.
-
-    Example:
-        >>> shared(5, 2), shared(1, 3)
-        ([3, 2], [1, 1, 1])
-    """
+    """Return the workers of each process, as even as can be and at least one."""
     return [
         max(1, workers // processes + (number < workers % processes)) for number in range(processes)
     ]

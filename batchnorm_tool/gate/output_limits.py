@@ -221,9 +221,8 @@ def _bad(
         f"most {percent(allowed, 4)} allowed."
     )
     passed = share <= allowed
-    return Finding(
-        "gate.output.bad", scope, share, allowed, passed, what, () if passed else rows[:SHOWN_ROWS]
-    )
+    shown = () if passed else rows[:SHOWN_ROWS]
+    return Finding("gate.output.bad", scope, share, allowed, passed, what, shown)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,6 @@ class ChangeFeed(DirectoryTarget):
 
 def _write(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
     """Write the directory of a version; its manifest."""
-    directories.clear_staging(storage)
     found = _write_files(storage, publication, base)
     storage.put(storage.staged(_manifest_path(publication.version)), found.to_document())
     directories.publish_directory(storage, str(publication.version))

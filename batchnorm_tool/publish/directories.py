@@ -35,11 +35,7 @@ class PublishDirectory(Publish):
 
 
 class DirectoryTarget(Target):
-    """A directory in which each version has one that is named for its number.
-
-    Attributes:
-        below: Where these directories are, below the place.
-    """
+    """A place ``below`` which each version has a directory that is named for its number."""
 
     below: ClassVar[str] = "."
 
@@ -56,10 +52,11 @@ class DirectoryTarget(Target):
         storage = Storage(self.place)
         with self.named_errors(), storage.lock():
             self._refuse_foreign(storage, publication)
+            storage.remove(STATE)  # what a killed publication staged
             facts = self._add(storage, publication, held)
             for version in self._versions(storage)[: -self._keep]:
                 self._remove(storage, version)
-            clear_staging(storage)
+            storage.remove(STATE)
         return version_facts(publication) | facts
 
     @abstractmethod
@@ -97,11 +94,6 @@ def publish_directory(storage: Storage, path: str) -> None:
     storage.begin_publish([path], [])
     storage.finish_publish()
     storage.end_publish()
-
-
-def clear_staging(storage: Storage) -> None:
-    """Remove what a killed publication left, or this one no longer needs."""
-    storage.remove(STATE)
 
 
 @dataclass(frozen=True)
@@ -153,8 +145,7 @@ class DirectoryManifest(Record):
 
     def holds(self, publication: Publication) -> bool:
         """Tell whether it is that of this very publication."""
-        wanted = (publication.version, publication.record.run_id)
-        return (self.version, self.run_id) == wanted
+        return (self.version, self.run_id) == (publication.version, publication.record.run_id)
 
 
 def write_parts(

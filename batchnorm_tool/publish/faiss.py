@@ -112,7 +112,7 @@ class FaissIndex(Target):
         return replace(document, warnings=tuple(_warnings(document))).to_dict()
 
     def _build(self, publication: Publication, text: str) -> IndexDocument:
-        scheme = IdScheme.of(publication)
+        scheme = IdScheme(publication.version, publication.layout.key_schema)
         index = faiss_build.trained(publication, scheme, text)
         queries = self._fill(index, publication, scheme)
         neighbours = faiss_build.Neighbours(queries)

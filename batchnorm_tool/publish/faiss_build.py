@@ -220,11 +220,6 @@ class IdScheme:
     version: int
     key_schema: pa.Schema
 
-    @classmethod
-    def of(cls, publication: Publication) -> IdScheme:
-        """Return the scheme of a publication."""
-        return cls(publication.version, publication.layout.key_schema)
-
     @property
     def keys_are_ids(self) -> bool:
         """Whether there is one key column, of integers that fit into an ``int64``."""

@@ -61,7 +61,6 @@ def _is_here(storage: Storage, publication: Publication) -> bool:
 
 
 def _write(storage: Storage, publication: Publication) -> None:
-    directories.clear_staging(storage)
     directory = _directory(publication.version)
     staged, rows = storage.staged(directory), publication.all_batches()
     records = directories.write_parts(storage, staged, publication.layout, rows)

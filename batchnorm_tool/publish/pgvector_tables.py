@@ -407,5 +407,4 @@ class Bookkeeping:
 
     def is_of(self, publication: Publication) -> bool:
         """Tell whether the view shows this very publication."""
-        run_id = publication.record.run_id
-        return (self.version, self.run_id) == (publication.version, run_id)
+        return (self.version, self.run_id) == (publication.version, publication.record.run_id)

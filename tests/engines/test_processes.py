@@ -171,6 +171,11 @@ def test_rows_and_times_of_another_process_are_counted(opened: Worker) -> None:
     assert all(seconds > 0 for seconds, _ in opened.timings.totals().values())
 
 
+def test_workers_are_shared_as_evenly_as_can_be() -> None:
+    assert processes.shared(5, 2) == [3, 2]
+    assert processes.shared(1, 3) == [1, 1, 1]
+
+
 @pytest.mark.parametrize("devices", ["cpu", TWO], ids=["one process", "two"])
 def test_a_process_that_is_killed_is_named_and_the_run_resumes(
     devices: object, job_on: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
