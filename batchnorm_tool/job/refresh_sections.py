@@ -5,22 +5,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
+from batchnorm_tool.job import types
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.sections import Section, TaggedSection
-from batchnorm_tool.job.types import (
-    Count,
-    CountOrNone,
-    Fraction,
-    LocalOrUri,
-    Name,
-    NotNegative,
-    TargetName,
-    wrong,
-)
+from batchnorm_tool.job.types import Count, Fraction, LocalOrUri, Name, wrong
 from batchnorm_tool.registry import TARGETS
 
 _LIMIT = Expects("a number of 0 or more, or null for no limit")
-Limit = Annotated[NotNegative | None, _LIMIT]
+Limit = Annotated[types.NotNegative | None, _LIMIT]
 MIN_ROWS = 200
 """Fewest rows of which moments and distributions are judged."""
 
@@ -28,8 +20,10 @@ MIN_ROWS = 200
 class Keep(Section):
     """Which versions stay: both limits hold, and the live version always stays."""
 
-    count: CountOrNone = Field(default=14, description="Most versions to keep; null: no limit.")
-    days: CountOrNone = Field(default=30, description="Greatest age in days; null: no limit.")
+    count: types.CountOrNone = Field(
+        default=14, description="Most versions to keep; null: no limit."
+    )
+    days: types.CountOrNone = Field(default=30, description="Greatest age in days; null: no limit.")
 
 
 class StoreColumns(Section):
@@ -147,7 +141,7 @@ class Publish(TaggedSection):
     tag = "to"
     registry = TARGETS
 
-    to: TargetName = Field(description="Kind of target.")
+    to: types.TargetName = Field(description="Kind of target.")
     name: Annotated[Name | None, Expects("a name")] = Field(
         default=None, description="Name in reports; default: the kind."
     )

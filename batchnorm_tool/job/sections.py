@@ -8,34 +8,9 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from batchnorm_tool.job import types
 from batchnorm_tool.job.messages import Expects, complaints_of, refusal
-from batchnorm_tool.job.types import (
-    Axis,
-    AxisValue,
-    ClassName,
-    ColumnName,
-    Count,
-    CountOrAuto,
-    EngineName,
-    ExponentOfNorm,
-    Finite,
-    Flag,
-    FormatName,
-    Fraction,
-    FunctionName,
-    GpuNumber,
-    LocalOrUri,
-    LocalOrUris,
-    ModelHash,
-    Name,
-    Names,
-    NormName,
-    TrustedHash,
-    check_distinct,
-    norm_errors,
-    or_variable,
-    wrong,
-)
+from batchnorm_tool.job.types import CountOrAuto, Flag, FormatName, LocalOrUri, Name, Names, wrong
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.registry import ENGINES, NORMS, load, spellings
 
@@ -125,7 +100,9 @@ class TaggedSection(Section):
         for name in cls.registry:
             own = cls._class_of(name)
             schema = handler(core_schema if own is cls else own.__pydantic_core_schema__)
-            tag = schema["properties"][cls.tag] | or_variable({"const": name, "type": "string"})
+            tag = schema["properties"][cls.tag] | types.or_variable(
+                {"const": name, "type": "string"}
+            )
             found.append({**schema, "properties": {**schema["properties"], cls.tag: tag}})
         return {"anyOf": found} if len(found) > 1 else found[0]
 
@@ -134,7 +111,7 @@ class Input(Section):
     """What is read: the ``input`` section."""
 
     path: Annotated[
-        LocalOrUri | LocalOrUris | Annotated[dict[Name, LocalOrUri], Field(min_length=1)],
+        LocalOrUri | types.LocalOrUris | Annotated[dict[Name, LocalOrUri], Field(min_length=1)],
         Expects("a path, a list of paths, or {column: path} for several NPY files side by side"),
     ] = Field(description="File, directory, glob, list of them, or {column: path of an NPY file}.")
     format: FormatName | None = Field(
@@ -157,14 +134,15 @@ class Input(Section):
         default="fail", description="Policy for rows with null, ragged or non-finite features."
     )
     fill: Annotated[
-        dict[Name, Annotated[int | Finite | str, Expects("text or a finite number")]],
+        dict[Name, Annotated[int | types.Finite | str, Expects("text or a finite number")]],
         Expects("{column: text or a finite number}"),
     ] = Field(default_factory=dict, description="Replacement for nulls, per column.")
     decode: Annotated[dict[Name, Literal["jpeg", "png"]], Expects("{column: `jpeg` or `png`}")] = (
         Field(default_factory=dict, description="Columns with encoded images.")
     )
     transform: Annotated[
-        FunctionName | None, Expects("`module:function`, such as `my_package.features:prepare`")
+        types.FunctionName | None,
+        Expects("`module:function`, such as `my_package.features:prepare`"),
     ] = Field(default=None, description="A function from an Arrow table to named arrays.")
     dtype: Literal["bfloat16"] | None = Field(
         default=None, description="Type of NPY arrays stored as |V2."
@@ -180,10 +158,12 @@ class Input(Section):
         self._refuse_keys_for_npy()
         given = self.features
         for names in given.values() if isinstance(given, dict) else [given]:
-            check_distinct(_as_list(names), "column", "features", " for one input")
+            types.check_distinct(_as_list(names), "column", "features", " for one input")
         keys = _as_list(self.key)
-        check_distinct(keys, "column", "key")
-        check_distinct([*keys, *self.passthrough], "column", "passthrough", " (keys included)")
+        types.check_distinct(keys, "column", "key")
+        types.check_distinct(
+            [*keys, *self.passthrough], "column", "passthrough", " (keys included)"
+        )
         return self
 
     def _refuse_keys_for_npy(self) -> None:
@@ -202,7 +182,7 @@ class Trust(Section):
     """Custom classes that the safety gate lets past."""
 
     classes: Annotated[
-        list[ClassName],
+        list[types.ClassName],
         Field(min_length=1),
         Expects("a list of installed classes, such as [my_package.layers.L2Distance]"),
     ] = Field(description="Trusted installed classes, as module.Class.")
@@ -231,11 +211,11 @@ class Model(Section):
             "batches are then of `batch_size` rows in stored order."
         ),
     )
-    sha256: Annotated[ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = Field(
-        default=None, description="Expected SHA-256; any other model file is refused."
+    sha256: Annotated[types.ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = (
+        Field(default=None, description="Expected SHA-256; any other model file is refused.")
     )
     trust: Annotated[
-        TrustedHash | Trust | None,
+        types.TrustedHash | Trust | None,
         Expects("`sha256:` and 64 hexadecimal digits, or {classes: [module.Class]}"),
     ] = Field(
         default=None, description="One exact file, or classes, that may pass the safety gate."
@@ -244,7 +224,7 @@ class Model(Section):
     @field_validator("outputs")
     @classmethod
     def _check_distinct(cls, outputs: list[str] | None) -> list[str] | None:
-        check_distinct(outputs or [], "output")
+        types.check_distinct(outputs or [], "output")
         return outputs
 
 
@@ -260,20 +240,22 @@ def _norms_in_words() -> str:
 class OutputNorm(Section):
     """How one model output is normalized where several differ; what is left out is as common."""
 
-    norm: NormName | None = Field(default=None, description="Norm; default: the common norm.")
-    p: ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
-    axis: AxisValue | None = Field(default=None, description="Axis; default: the common axis.")
+    norm: types.NormName | None = Field(default=None, description="Norm; default: the common norm.")
+    p: types.ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
+    axis: types.AxisValue | None = Field(
+        default=None, description="Axis; default: the common axis."
+    )
 
 
 class Normalize(Section):
     """What becomes of each prediction: the ``normalize`` section."""
 
-    norm: NormName = Field(default="l2", description=_norms_in_words())
-    p: ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
+    norm: types.NormName = Field(default="l2", description=_norms_in_words())
+    p: types.ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
     outputs: Annotated[dict[Name, OutputNorm], Expects("{output: {norm: …, p: …, axis: …}}")] = (
         Field(default_factory=dict, description="Settings per output, where they differ.")
     )
-    axis: AxisValue = Field(
+    axis: types.AxisValue = Field(
         default=-1, description="-1: each vector; all: the whole output of a row."
     )
     zero: Literal["keep", "nullify", "drop", "quarantine", "fail"] = Field(
@@ -282,11 +264,11 @@ class Normalize(Section):
     nonfinite: Literal["quarantine", "fail", "nullify", "keep", "drop"] = Field(
         default="quarantine", description="Policy for rows with NaN or inf in their prediction."
     )
-    max_bad_fraction: Fraction = Field(
+    max_bad_fraction: types.Fraction = Field(
         default=0.001, description="Largest share of bad rows; above it nothing is published."
     )
 
-    def for_output(self, name: str) -> tuple[Norm, Axis]:
+    def for_output(self, name: str) -> tuple[Norm, types.Axis]:
         """Return the norm and the axis of one output: -1 (each vector), or ``"all"`` (a whole row).
 
         An output that ``outputs`` does not list has the common ones.
@@ -299,7 +281,7 @@ class Normalize(Section):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         for name in self.outputs:
-            with norm_errors(f"outputs.{name}.p"):
+            with types.norm_errors(f"outputs.{name}.p"):
                 self.for_output(name)
         return self
 
@@ -307,8 +289,8 @@ class Normalize(Section):
 class OutputColumns(Section):
     """The names of the two columns that every run adds."""
 
-    vector: ColumnName = Field(default="vector", description="Column of the vectors.")
-    norm: ColumnName = Field(
+    vector: types.ColumnName = Field(default="vector", description="Column of the vectors.")
+    norm: types.ColumnName = Field(
         default="norm", description="Column of the norms before normalization."
     )
 
@@ -364,10 +346,12 @@ class Engine(TaggedSection):
     tag = "kind"
     registry = ENGINES
 
-    kind: EngineName = Field(default="local", description="What distributes parts to workers.")
+    kind: types.EngineName = Field(
+        default="local", description="What distributes parts to workers."
+    )
     devices: Annotated[
         Literal["auto", "cpu", "gpu"]
-        | Annotated[list[GpuNumber | Literal["cpu"]], Field(min_length=1)],
+        | Annotated[list[types.GpuNumber | Literal["cpu"]], Field(min_length=1)],
         Expects(
             "`auto`, `cpu`, `gpu`, or a list of GPU numbers, such as [0, 1], or of processes on "
             "the CPU, such as [cpu, cpu]"
@@ -379,7 +363,7 @@ class Engine(TaggedSection):
     workers: CountOrAuto = Field(
         default="auto", description="Parts processed in parallel, over all processes."
     )
-    threads: Count = Field(
+    threads: types.Count = Field(
         default=1, description="Threads within one model call; they affect low-order bits."
     )
     mixed_bits: Flag = Field(
