@@ -14,8 +14,14 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import overlaps
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, files
-from batchnorm_tool.formats.arrow_columns import GroupedSink, holds, plain_batch, plain_schema
+from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, Sink, files
+from batchnorm_tool.formats.arrow_columns import (
+    GroupedSink,
+    fixed_bytes,
+    holds,
+    plain_batch,
+    plain_schema,
+)
 from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"ARROW1"
@@ -78,9 +84,7 @@ class Arrow(Format):
                     row += batch.num_rows
                     mapped.forget()
 
-    def open_sink(
-        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
-    ) -> ArrowSink:
+    def open_sink(self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout) -> Sink:
         """Open ``STEM.arrow``."""
         return ArrowSink(create(f"{stem}.arrow"), schema, layout)
 
@@ -159,7 +163,8 @@ def _batches(path: str, fingerprint: str) -> tuple[_Places, _Places | None]:
         schema = mapped.schema()
         files.check_schema(path, schema)
         # Lengths are not in the footer: read them with the column that costs the least.
-        narrow = min(range(len(schema)), key=lambda column: _cost(schema.field(column).type))
+        costs = [fixed_bytes(kind, 1 << 28) or 0 for kind in schema.types]
+        narrow = costs.index(min(costs))
         if mapped.is_stream:
             return _stream_batches(path, mapped, narrow)
         reader = mapped.reader([narrow])
@@ -186,13 +191,6 @@ def _stream_batches(path: str, mapped: _Mapped, narrow: int) -> tuple[_Places, _
 def _begins_stream(head: bytes) -> bool:
     length = int.from_bytes(head[4:8], "little", signed=True)
     return head.startswith(CONTINUATION) and 0 < length < _MOST_HEADER_BYTES
-
-
-def _cost(dtype: pa.DataType) -> int:
-    try:
-        return int(dtype.bit_width)
-    except ValueError:
-        return 1 << 31
 
 
 def _check_length(path: str, number: int, expected: int, received: int) -> None:

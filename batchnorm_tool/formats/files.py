@@ -26,7 +26,10 @@ _ARRAY = 'numpy.save("rows.npy", {})'
 _TABLE = 'pyarrow.parquet.write_table({}, "rows.parquet")'
 _FRAME = '{}.to_parquet("rows.parquet")'
 _UNPACKED = 'open("unpacked", "wb").write({}.open(PATH).read())'
+_SELECTED = _FRAME.format('pandas.read_sql("select * from NAME", sqlite3.connect(PATH))')
+_COPIED = 'duckdb.connect(PATH).sql("from NAME").write_parquet("rows.parquet")'
 _PICKLE = "a pickle, which can run code when loaded and is never read"
+_UNPICKLED = _FRAME.format("pandas.read_pickle(PATH)")
 # Bytes at a place, what the file is, and what converts it; PATH stands for its path in quotes.
 _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _ARRAY.format('h5py.File(PATH)["NAME"][:]')),
@@ -39,18 +42,9 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xfd7zXZ\0", "compressed with xz", _UNPACKED.format("lzma")),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACKED.format("zstandard")),
     (0, b"\x04\x22\x4d\x18", "compressed with lz4", _UNPACKED.format("lz4.frame")),
-    (
-        *(0, b"SQLite format 3\0", "an SQLite database"),
-        _FRAME.format('pandas.read_sql("select * from NAME", sqlite3.connect(PATH))'),
-    ),
-    (
-        *(8, b"DUCK", "a DuckDB database"),
-        'duckdb.connect(PATH).sql("from NAME").write_parquet("rows.parquet")',
-    ),
-    *(
-        (0, bytes([0x80, protocol]), _PICKLE, _FRAME.format("pandas.read_pickle(PATH)"))
-        for protocol in range(2, 6)
-    ),
+    (0, b"SQLite format 3\0", "an SQLite database", _SELECTED),
+    (8, b"DUCK", "a DuckDB database", _COPIED),
+    *((0, bytes([0x80, protocol]), _PICKLE, _UNPICKLED) for protocol in range(2, 6)),
 )
 # What a member's name ends in, and so on.
 _MEMBERS: tuple[tuple[str, str, str], ...] = (
@@ -212,12 +206,8 @@ def _unreadable(where: str, error: BaseException) -> str:
 
 
 def _kind(mode: int) -> str:
-    kinds: tuple[tuple[Callable[[int], bool], str], ...] = (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((name for test, name in kinds if test(mode)), "a device")
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
@@ -229,13 +219,12 @@ def unrecognised(path: str, head: bytes, tail: bytes) -> InputError:
         )
     what, convert = _known(path, head, tail)
     advice = f", with `{convert.replace('PATH', repr(path))}` in Python" if convert else ""
-    message = (
+    return InputError(
         f"{path}: is none of {', '.join(FORMATS)}{what and ', but ' + what}. Expected one of "
         "these formats; the file name does not matter. Received: a file that begins "
         f"with {head[:24]!r}. Convert it{advice}, or exclude it with a glob such as "
         "`DIR/*.parquet`."
     )
-    return InputError(message)
 
 
 def _known(path: str, head: bytes, tail: bytes) -> tuple[str, str]:

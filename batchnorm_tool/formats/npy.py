@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy_format
 
+from batchnorm_tool import formats
 from batchnorm_tool.errors import InputError, OutputError
-from batchnorm_tool.formats import DATA_DIRECTORY, CreateFile, Format, Inspected, Layout, files
+from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, Sink, files
 from batchnorm_tool.formats.arrow_columns import rows_of, shape_of, vector_field
 from batchnorm_tool.formats.parquet import Parquet, ParquetSink
 from batchnorm_tool.storage import OutputFile
@@ -99,9 +100,7 @@ class Npy(Format):
                 column = _to_arrow(block, header, schema.field(0).type)
                 yield pa.RecordBatch.from_arrays([column], schema=schema).select(list(columns))
 
-    def open_sink(
-        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
-    ) -> NpySink:
+    def open_sink(self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout) -> Sink:
         """Open an array for each vector and norm column, and Parquet for the others."""
         return NpySink(create, stem, schema, layout)
 
@@ -369,7 +368,7 @@ def _array_directories(vectors: Sequence[str], norms: Sequence[str]) -> dict[str
     """
     columns = (*vectors, *norms)
     if len(vectors) == 1:
-        return dict(zip(columns, (DATA_DIRECTORY, *("norms" for _ in norms)), strict=True))
+        return dict(zip(columns, (formats.DATA_DIRECTORY, *("norms" for _ in norms)), strict=True))
     directories = {column: quote(column, safe=" ") for column in columns}
     for column, directory in directories.items():
         if _is_unfit(column, directory):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.errors import BatchnormToolError, Damaged, InputError, OutputError
-from batchnorm_tool.formats import MEBIBYTE, CreateFile, Format, Inspected, Layout, files
+from batchnorm_tool.formats import MEBIBYTE, CreateFile, Format, Inspected, Layout, Sink, files
 from batchnorm_tool.formats.arrow_columns import GroupedSink, plain_batch, plain_schema
 from batchnorm_tool.storage import OutputFile
 
@@ -374,9 +374,7 @@ class Parquet(Format):
         spec = ReadSpec(path, identity, tuple(columns), batch_rows)
         yield from map(plain_batch, _cursors.read(spec, footer, start, stop))
 
-    def open_sink(
-        self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout
-    ) -> ParquetSink:
+    def open_sink(self, create: CreateFile, stem: str, schema: pa.Schema, layout: Layout) -> Sink:
         """Open ``STEM.parquet``."""
         return ParquetSink(create(f"{stem}.parquet"), schema, layout)
 

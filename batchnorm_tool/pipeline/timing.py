@@ -104,10 +104,4 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as plain data."""
-        return {
-            "seconds": self.seconds,
-            "workers": self.workers,
-            "stages": dict(self.stages),
-            "shares": dict(self.shares),
-            "bottleneck": self.bottleneck,
-        }
+        return {**vars(self), "shares": self.shares, "bottleneck": self.bottleneck}

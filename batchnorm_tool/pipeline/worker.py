@@ -17,17 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import models
+from batchnorm_tool import errors, models
 from batchnorm_tool.chunk import Chunk, numbered
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import (
-    RECREATE,
-    Interrupted,
-    ModelError,
-    OutputError,
-    WorkFailed,
-    capture_warnings,
-)
+from batchnorm_tool.errors import RECREATE, Interrupted, ModelError, OutputError, WorkFailed
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
@@ -76,7 +69,7 @@ class Worker:
         """Score one part and commit it, or a record of why it cannot be."""
         part = self.plan.part(number)
         summary = PartSummary(part, self.plan.files, self.policies, self._keys)
-        with capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
+        with errors.capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
             for chunk in self._timed(self._chunks(part)):
                 if stopped():
                     raise Interrupted(

@@ -33,13 +33,9 @@ _NAME = "array"
 
 @dataclass(frozen=True, kw_only=True)
 class FileVectors(VectorSource):
-    """Vectors in data files.
+    """Vectors in data files, in a column that is stored or made of several scalar ones.
 
-    Attributes:
-        table: The files.
-        stored: The column of the vectors, or several scalar ones; in their place the schema has
-            one of vectors, called as the first of them.
-        reader: Makes vectors of them.
+    Of these, the schema has one in their place, called as the first of them.
     """
 
     table: Table
@@ -101,7 +97,7 @@ class FileVectors(VectorSource):
 
 
 def open_files(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> FileVectors:
-    """Open data files; see `open_predictions`."""
+    """Open data files; see `batchnorm_tool.readers.vectors.open_predictions`."""
     table = open_table(Input(path=path, key=list(key) or None))
     with _naming(path):
         column = names_of(table.schema, column, key)

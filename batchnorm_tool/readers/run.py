@@ -4,7 +4,8 @@ Whatever format was written, rows come with the schema that Parquet has.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +18,8 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import DATA_DIRECTORY, format_named
 from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
-from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import output_schema
-from batchnorm_tool.pipeline.manifest import (
-    MANIFEST_PATH,
-    SUCCESS_PATH,
-    Manifest,
-    PartEntry,
-    read_manifest,
-)
+from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
@@ -35,12 +29,9 @@ from batchnorm_tool.storage import STATE, FileRecord, Storage
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One part of a finished run.
+    """One part of a finished run: the rows that are stored, and all its files.
 
-    Attributes:
-        first: The number of its first row among the rows that are stored.
-        rows: How many rows are stored.
-        files: Its files, those of quarantined rows included.
+    Its ``first`` row is numbered among those that are stored.
     """
 
     first: int
@@ -50,16 +41,9 @@ class StoredPart:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun(VectorSource):
-    """A finished run.
-
-    Attributes:
-        manifest: Its manifest, checked.
-        job: What was asked for.
-        parts: In plan order.
-    """
+    """A finished run, its parts in plan order."""
 
     manifest: Manifest
-    job: Job
     parts: tuple[StoredPart, ...]
 
     @property
@@ -75,13 +59,13 @@ class StoredRun(VectorSource):
     @cached_property
     def provenance(self) -> Provenance:
         """What made the vectors of the output."""
-        model = self.job.model.path if self.job.model else None
-        return provenance_of(self, self.manifest.identity, self.manifest.space, model)
+        made_by, model = self.manifest, self.manifest.job.model
+        return provenance_of(self, made_by.identity, made_by.space, model.path if model else None)
 
     @cached_property
     def _directories(self) -> dict[str, tuple[str, ...]]:
         """Which columns the files of each directory hold."""
-        form = self.job.output.format
+        form = self.manifest.job.output.format
         return output_schema.directories(self.schema.names, self.outputs, form)
 
     @property
@@ -139,7 +123,9 @@ class StoredRun(VectorSource):
             form = format_named(path.rpartition(".")[2])
             inspected = form.inspect(path)
             stored = wanted if form.is_table else inspected.schema.names
-            check_rows(file, rows, inspected.rows)
+            if rows != inspected.rows:
+                stored_rows = plural(inspected.rows, "row")
+                raise Damaged(f"`{file.path}` has {stored_rows}; the manifest has {rows:,}.")
             schema = self.schema_of(wanted)
             for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
                 yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
@@ -163,6 +149,7 @@ def open_run(path: str) -> StoredRun:
         schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
     except Refused as error:
         raise Damaged(f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}") from error
+    ends = itertools.accumulate(part.rows_out for part in manifest.parts)
     return StoredRun(
         path=str(root),
         name=path,
@@ -172,16 +159,11 @@ def open_run(path: str) -> StoredRun:
         keys=tuple(name for name in resolved.carried.names if name not in job.input.passthrough),
         outputs=outputs,
         manifest=manifest,
-        job=job,
-        parts=tuple(_parts(manifest.parts)),
+        parts=tuple(
+            StoredPart(end - part.rows_out, part.rows_out, part.files)
+            for end, part in zip(ends, manifest.parts, strict=True)
+        ),
     )
-
-
-def _parts(recorded: Iterable[PartEntry]) -> Iterator[StoredPart]:
-    first = 0
-    for part in recorded:
-        yield StoredPart(first, part.rows_out, part.files)
-        first += part.rows_out
 
 
 @contextlib.contextmanager
@@ -191,14 +173,6 @@ def damaged_if_unreadable(path: str) -> Iterator[None]:
         yield
     except (InputError, WorkFailed, pa.ArrowException) as error:
         raise Damaged(f"`{path}` cannot be read: {error}") from error
-
-
-def check_rows(file: FileRecord, expected: int, received: int) -> None:
-    """Raise `Damaged` where a file has another number of rows than the manifest says."""
-    if expected != received:
-        raise Damaged(
-            f"`{file.path}` has {plural(received, 'row')}; the manifest has {expected:,}."
-        )
 
 
 def _directory(file: FileRecord) -> str:

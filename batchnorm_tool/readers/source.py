@@ -1,5 +1,6 @@
 """Vectors that are stored, and what can be asked of them wherever they lie."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ class PredictionBatch:
             what was read where that is so stored. Missing rows are NaN.
         missing: ``bool[n]``, where the vector, or a component of it, is null, or where it has
             another width than the others. A NaN or an infinity in a vector makes none.
-        columns: The further columns asked for, ``n`` rows.
+        columns: The further columns asked for.
     """
 
     first_row: int
@@ -48,17 +49,15 @@ class PredictionBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorSource:
+class VectorSource(ABC):
     """Stored vectors: of a run, a version of a store, files or an array; read when asked for.
 
     Attributes:
         path: The run's output directory, the store's dataset, or as ``name``.
         name: What it was called by whoever opened it.
-        kind: ``"run"``, ``"store"``, or ``"data"`` for files and arrays.
+        kind: ``"data"`` for files and arrays.
         dtype: NumPy's name of the type of the vectors' components.
-        schema: Of all rows.
         keys: The columns that name a row; none where its number does.
-        outputs: How each output is stored.
         chosen: The one that `batches` gives; the first one otherwise.
     """
 
@@ -72,9 +71,9 @@ class VectorSource:
     chosen: OutputSpec | None = None
 
     @property
+    @abstractmethod
     def rows(self) -> int:
         """Number of rows."""
-        raise NotImplementedError
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -107,6 +106,7 @@ class VectorSource:
         vectors = {output.vector_column for output in self.outputs}
         return tuple(name for name in self.schema.names if name not in vectors)
 
+    @abstractmethod
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of all rows in order, in batches of at most ``batch_rows``.
 
@@ -114,7 +114,6 @@ class VectorSource:
             InputError: An input file cannot be read, or was replaced.
             Damaged: A file of a run or a store is missing, or cannot be read.
         """
-        raise NotImplementedError
 
     def read_raw(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield as `read` does, with predictions in the place of unit vectors."""
@@ -129,17 +128,10 @@ class VectorSource:
             yield pa.RecordBatch.from_arrays([found[name] for name in columns], schema=schema)
 
     def batches(self, columns: Sequence[str] = ()) -> Iterator[PredictionBatch]:
-        """Stream the raw predictions of `output`; every call starts over.
+        """Stream the raw predictions of `output` with further columns; every call starts over.
 
-        Args:
-            columns: Names of further columns that each batch is to hold.
-
-        Returns:
-            Batches of at most 16,384 rows, fewer where vectors are wide: memory does not depend on
-            the number of rows.
-
-        Raises:
-            InputError: There is no such column; otherwise as `read`.
+        A batch has at most 16,384 rows, fewer where vectors are wide: memory does not depend on the
+        number of rows.
         """
         check_columns(self.name, columns, self.columns)
         return self._batches([*columns])
@@ -154,11 +146,7 @@ class VectorSource:
             yield PredictionBatch(first_row, rows_of(batch[vector]), missing, others)
 
     def read_columns(self, columns: Sequence[str]) -> pa.Table:
-        """Load columns without vectors: keys, labels; at least one.
-
-        Raises:
-            InputError: There is no such column; otherwise as `read`.
-        """
+        """Load columns without vectors: keys, labels; at least one."""
         check_columns(self.name, columns, self.columns)
         return pa.Table.from_batches(self.read(columns, _COLUMN_ROWS), self.schema_of(columns))
 

@@ -5,39 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.source import VectorSource, provenance_of
+from batchnorm_tool.store import state as states
 from batchnorm_tool.store.lance import open_dataset
 from batchnorm_tool.store.rows import rows
-from batchnorm_tool.store.state import (
-    StoreDirectory,
-    StoredRecord,
-    StorePointer,
-    StoreSchema,
-    open_store,
-)
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.norm_survey import Provenance
+from batchnorm_tool.store.state import StoreDirectory, StoredRecord, StorePointer, StoreSchema
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot(VectorSource):
-    """One kept version of a store.
-
-    Attributes:
-        state: The store's state.
-        pointer: What its ``store.json`` said when it was opened.
-        version: The store's number of the version.
-        layout: What its rows look like.
-    """
+    """One kept version of a store; ``version`` is the number that the store has for it."""
 
     state: StoreDirectory
     pointer: StorePointer
@@ -80,22 +66,16 @@ class Snapshot(VectorSource):
 
 
 def open_snapshot(path: str, version: int | None = None) -> Snapshot:
-    """Open a version of a store.
-
-    Args:
-        path: Of the dataset.
-        version: The store's number of a kept version; default: the live one.
-    """
-    state, pointer = open_store(path)
+    """Open a kept version of the store whose dataset is at ``path``; default: the live one."""
+    state, pointer = states.open_store(path)
     if pointer.live is None or pointer.layout is None:
         raise InputError(_nothing_live(path, pointer))
     if version is not None and version not in pointer.versions:
         kept = ", ".join(str(each) for each in sorted(pointer.versions))
-        msg = (
+        raise JobError(
             f"`version` must be one that the store `{path}` keeps: {kept} ({pointer.live} is "
             f"live). Received: {version}."
         )
-        raise JobError(msg)
     chosen = pointer.live if version is None else version
     layout = _layout_of(path, pointer.layout, pointer, chosen)
     return Snapshot(
@@ -135,12 +115,11 @@ def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int
     schema = open_dataset(path, pointer.versions[version]).schema
     known = (*live.keys, live.vector, live.norm)
     if any(name not in schema.names for name in known):
-        msg = (
+        raise InputError(
             f"Version {version} of the store `{path}` has different columns from the live "
             f"version. Expected: {', '.join(known)}. Received: {', '.join(schema.names)}. Open it "
             f"with Lance (`lance.dataset(..., version={pointer.versions[version]})`)."
         )
-        raise InputError(msg)
     passthrough = tuple(name for name in live.passthrough if name in schema.names)
     return replace(live, schema=schema, passthrough=passthrough)
 

@@ -11,7 +11,7 @@ from batchnorm_tool.commands.compare.compare import first_pass
 from batchnorm_tool.commands.compare.queries import QuerySet
 from batchnorm_tool.commands.compare.sets import Sample
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.readers.opening import open_predictions
+from batchnorm_tool.readers.vectors import open_predictions
 from benchmarks.contenders.neighbour_files import query_rows
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 

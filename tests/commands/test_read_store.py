@@ -9,8 +9,7 @@ import pytest
 
 from batchnorm_tool.commands.compare.diff import diff
 from batchnorm_tool.errors import Damaged, InputError, JobError
-from batchnorm_tool.readers.opening import open_predictions
-from batchnorm_tool.readers.vectors import read
+from batchnorm_tool.readers.vectors import open_predictions, read
 from batchnorm_tool.store import transaction
 from batchnorm_tool.store.state import StoreDirectory, StorePointer
 from tests.commands.workshop import Workshop

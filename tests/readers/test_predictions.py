@@ -16,8 +16,8 @@ import pytest
 from batchnorm_tool.commands.run.run import run
 from batchnorm_tool.errors import Damaged, InputError, InputWarning
 from batchnorm_tool.job import Input, Job, Normalize, Output
-from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.vectors import open_predictions
 
 ROWS, WIDTH = 300, 5
 

@@ -12,8 +12,8 @@ import pytest
 
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.readers.files import predictions_of_array
-from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.vectors import open_predictions
 
 
 def loaded(found: VectorSource) -> np.ndarray:

@@ -23,7 +23,7 @@ from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, JobError, capture_warnings, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm
-from batchnorm_tool.readers.opening import checked_ks, checked_whole, several
+from batchnorm_tool.readers.vectors import checked_ks, checked_whole, several
 
 if TYPE_CHECKING:
     import pandas as pd

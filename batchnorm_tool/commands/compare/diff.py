@@ -22,8 +22,8 @@ from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2, Float64s
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-from batchnorm_tool.readers.opening import checked_ks, checked_path, checked_whole, open_predictions
 from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.vectors import checked_ks, checked_path, checked_whole, open_predictions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,8 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.readers.files import predictions_of_array
-from batchnorm_tool.readers.opening import checked_names, checked_path, open_predictions, several
 from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.vectors import checked_names, checked_path, open_predictions, several
 
 Int64s = np.ndarray
 Names = str | Sequence[str]

@@ -181,10 +181,10 @@ class VectorCheck:
 
     def __post_init__(self) -> None:
         rows, reasons = self.run.manifest.rows, self.run.manifest.reasons
-        policies = self.run.job.normalize
+        policies = self.run.manifest.job.normalize
         kept = (Reason.NONFINITE_PREDICTION, Reason.NORM_OVERFLOW)
         overflow = sum(reasons.get(reason.label, 0) for reason in kept)
-        self._is_table = format_named(self.run.job.output.format).is_table
+        self._is_table = format_named(self.run.manifest.job.output.format).is_table
         self._expected_null = rows.nullified
         self._expected_nonfinite = overflow if policies.nonfinite == "keep" else 0
         self._expected_zero = rows.zero if policies.zero == "keep" else 0

@@ -15,7 +15,7 @@ import pytest
 from batchnorm_tool.commands.compare.compare import compare
 from batchnorm_tool.commands.compare.queries import Groups
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.readers.opening import open_predictions
+from batchnorm_tool.readers.vectors import open_predictions
 from tests.commands.compare.compared import (
     EVERYONE,
     NORMS,

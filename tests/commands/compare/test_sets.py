@@ -14,8 +14,8 @@ import pytest
 
 from batchnorm_tool.commands.compare.sets import Join, join_keys, keys_to_json
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.readers.opening import open_predictions
 from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.vectors import open_predictions
 
 Store = Callable[..., VectorSource]
 
