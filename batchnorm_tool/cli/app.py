@@ -1,7 +1,7 @@
-"""The command line: parses, calls one function, prints.
+"""The command line: parses, calls one function, prints; turns errors into words and exit codes.
 
 Whatever is imported here is paid for by every ``--help``, so that each command imports what it
-runs. Exit codes are in `exit_codes`, what signals do in `signals`.
+runs. What signals do is in `signals`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import secrets
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,26 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchnorm_tool import errors
 from batchnorm_tool._version import __version__
-from batchnorm_tool.cli.exit_codes import EPILOG, Command, seconds_of
-from batchnorm_tool.cli.options import (
-    COLUMN_FLAG,
-    JOB_FLAGS,
-    MODEL_FLAGS,
-    NORM_LIST,
-    any_of,
-    common_flags,
-    comparing_flags,
-    flags_of_job,
-    overrides,
-    parse_names,
-    running_flags,
-    waiting_flags,
-)
+from batchnorm_tool.cli import flags
 from batchnorm_tool.cli.output import Terminal
+from batchnorm_tool.cli.signals import StopSignals
 from batchnorm_tool.display import printable
 from batchnorm_tool.environment import quiet_libraries
-from batchnorm_tool.errors import JobError
+from batchnorm_tool.errors import BatchnormToolError, Interrupted
 from batchnorm_tool.registry import TARGETS
 
 if TYPE_CHECKING:
@@ -45,130 +35,96 @@ if TYPE_CHECKING:
     from batchnorm_tool.job import Job
 
 
-@click.command("refresh", epilog=EPILOG)
-@click.argument("job_file", metavar="JOB.yaml")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a job key.")
-@click.option("--dry-run", is_flag=True, help="Report what would change, and exit.")
-@click.option("--print-config", is_flag=True, help="Print the resolved job, and exit.")
-@waiting_flags
-@common_flags
-def refresh_command(job_file: str, **options: Any) -> None:
-    """Bring a store of vectors up to date with its input.
-
-    Only new and changed rows go through the model. A refresh that breaks a limit of the gate
-    publishes nothing and waits (exit 3) for `accept`; readers of the store see the previous version
-    or the new one, never half of it.
-    """
-    run_id = secrets.token_hex(8)
-    with Command(options, run_id=run_id) as terminal:
-        from batchnorm_tool.job import Job
-
-        job = Job.load(job_file, options["overrides"])
-        if options["print_config"]:
-            terminal.print_config(job)
-        elif options["dry_run"]:
-            from batchnorm_tool.commands.refresh.refresh import planned_refresh
-
-            terminal.print_refresh_plan(planned_refresh(job))
-        else:
-            from batchnorm_tool.commands.refresh.refresh import refresh
-
-            result = refresh(
-                job,
-                wait_seconds=seconds_of(options["wait"]),
-                metrics_file=options["metrics_file"],
-                progress=terminal.progress(options["progress"]),
-                announce=terminal.announce,
-                run_id=run_id,
-            )
-            terminal.print_refresh(result)
-
-
-_TARGETS = f"Each published version also goes to each target under `publish`: {any_of(TARGETS)}."
-refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
-
-
-@click.command("accept", epilog=EPILOG)
-@click.argument("store", metavar="STORE")
-@click.argument("version", metavar="VERSION", type=int)
-@waiting_flags
-@common_flags
-def accept_command(store: str, version: int, **options: Any) -> None:
-    """Publish the candidate that is waiting, without recomputing it.
-
-    VERSION is its number; a candidate that a later refresh has superseded cannot be published.
-    """
-    with Command(options, run_id=secrets.token_hex(8)) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import accept
-
-        result = accept(
-            store,
-            version,
-            wait_seconds=seconds_of(options["wait"]),
-            metrics_file=options["metrics_file"],
-            progress=terminal.progress(options["progress"]),
-        )
-        terminal.print_refresh(result)
-
-
-@click.command("rollback", epilog=EPILOG)
-@click.argument("store", metavar="STORE")
-@click.option("--to", type=int, metavar="VERSION", help="Default: the previous version.")
-@waiting_flags
-@common_flags
-def rollback_command(store: str, to: int | None, **options: Any) -> None:
-    """Make an older version live again, and put the store on hold.
-
-    Every publish target is rolled back as well. Until `release` or `accept`, later refreshes are
-    staged and checked, but not published.
-    """
-    with Command(options, run_id=secrets.token_hex(8)) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import rollback
-
-        result = rollback(
-            store,
-            to,
-            wait_seconds=seconds_of(options["wait"]),
-            metrics_file=options["metrics_file"],
-        )
-        terminal.print_refresh(result)
-
-
-@click.command("release", epilog=EPILOG)
-@click.argument("store", metavar="STORE")
-@click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
-@common_flags
-def release_command(store: str, **options: Any) -> None:
-    """End the hold after a rollback: the next refresh publishes again."""
-    with Command(options, run_id=secrets.token_hex(8)) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import end_hold
-
-        terminal.print_release(end_hold(store, wait_seconds=seconds_of(options["wait"])))
-
-
-@click.command("history", epilog=EPILOG)
-@click.argument("store", metavar="STORE")
-@click.option("--html", metavar="FILE", help="Write an HTML page with the versions over time.")
-@common_flags
-def history_command(store: str, html: str | None, **options: Any) -> None:
-    """List the versions of a store: rows, norms, and what the gate found."""
-    with Command(options, keeps=False) as terminal:
-        from batchnorm_tool.commands.refresh.decisions import read_history
-
-        terminal.print_history(read_history(store, html=html), html)
-
-
-STORE_COMMANDS = (
-    refresh_command,
-    accept_command,
-    rollback_command,
-    release_command,
-    history_command,
+_EPILOG = (
+    "Exit codes: 0 done; 1 failed, run again to resume; 2 refused, cannot be done as asked; 3 "
+    "waiting for approval; 4 bad rows, or damaged files; 5 busy; 130 and 143 interrupted, run "
+    "again to resume."
 )
+_KEPT = "Finished work is kept: run the same command again to resume."
+# What click knows how to end by itself.
+_CLICKS_OWN = (SystemExit, click.ClickException, click.exceptions.Exit)
+
+
+class _Terminated(Interrupted):
+    """SIGTERM."""
+
+    exit_code = 143
+
+
+class _ExitCodes:
+    """What surrounds every command: signals turn into errors, errors into words and exit codes."""
+
+    def __init__(self, terminal: Terminal, *, keeps: bool, debug: bool) -> None:
+        self._terminal, self._keeps, self._debug = terminal, keeps, debug
+        self._signals = StopSignals()
+        self._warnings = errors.capture_warnings(terminal.warn)
+
+    def __enter__(self) -> None:
+        self._warnings.__enter__()
+        self._signals.begin()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._signals.end()
+        self._warnings.__exit__(None, None, None)
+        if self._signals.received is None and (error is None or isinstance(error, _CLICKS_OWN)):
+            return
+        if self._debug and error is not None:
+            self._terminal.print_traceback(traceback.format_exception(error))
+        sys.exit(self._report(self._as_ours(error)))
+
+    def _as_ours(self, error: BaseException | None) -> BatchnormToolError:
+        """Say what the error means, whichever library it passed through on its way here."""
+        if self._signals.received is not None:
+            kind = _Terminated if self._signals.received == signal.SIGTERM else Interrupted
+        elif isinstance(error, KeyboardInterrupt | Interrupted):
+            kind = Interrupted
+        elif isinstance(error, BatchnormToolError):
+            return error
+        else:
+            return errors.explained(error or RuntimeError())
+        outcome = _KEPT if self._keeps else "Nothing was written."
+        return kind(f"{kind.__name__.lstrip('_')}. {outcome}")
+
+    def _report(self, error: BatchnormToolError) -> int:
+        """Say what went wrong; returns the exit code."""
+        name = type(error).__name__.lstrip("_")
+        record = error.night if isinstance(error, errors.Held | errors.TargetFailed) else None
+        self._terminal.print_error(name, error.message, error.exit_code, record)
+        return error.exit_code
+
+
+class _Command(click.Command):
+    """A command with the flags that all have; its function gets the terminal that they describe.
+
+    Args:
+        keeps: Whether finished work is kept where it is stopped.
+        is_attempt: Whether its messages bear an id of this attempt.
+    """
+
+    def __init__(
+        self, *args: Any, keeps: bool = True, is_attempt: bool = False, **settings: Any
+    ) -> None:
+        settings |= {"params": [*settings["params"], *flags.COMMON], "epilog": _EPILOG}
+        super().__init__(*args, **settings)
+        self._keeps, self._is_attempt = keeps, is_attempt
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        names = ("debug", "quiet", "as_json", "log_format")
+        debug, quiet, as_json, log_format = (ctx.params.pop(name) for name in names)
+        run_id = secrets.token_hex(8) if self._is_attempt else None
+        terminal = Terminal(
+            as_json=as_json, quiet=quiet, json_logs=log_format == "json", run_id=run_id
+        )
+        ctx.params["terminal"] = terminal
+        with _ExitCodes(terminal, keeps=self._keeps, debug=debug):
+            return super().invoke(ctx)
 
 
 class _Group(click.Group):
     """Commands that report a wrong flag, too, as one JSON document where JSON is asked for."""
+
+    command_class = _Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for, before anything can be wrong."""
@@ -194,7 +150,7 @@ def _usage_errors(ctx: click.Context) -> Iterator[None]:
         raise
 
 
-@click.group(cls=_Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="batchnorm-tool")
 def cli() -> None:
     """Turn large tables into normalized vectors with a trained Keras model.
@@ -204,74 +160,73 @@ def cli() -> None:
     """
 
 
-@cli.command("run", epilog=EPILOG)
+@cli.command("run")
 @click.argument("arguments", nargs=-1, required=True, metavar="JOB.yaml | MODEL IN OUT")
-@flags_of_job(*JOB_FLAGS, *MODEL_FLAGS)
-@running_flags
-@common_flags
-def run_command(arguments: tuple[str, ...], **options: Any) -> None:
+@flags.of_job(*flags.JOB_FLAGS, *flags.MODEL_FLAGS)
+@flags.running
+def run_command(terminal: Terminal, arguments: tuple[str, ...], **options: Any) -> None:
     """Score a table with a model and write normalized vectors, norms and statistics.
 
     JOB.yaml is a job file (`batchnorm-tool schema` describes it). Without one, name the model, the
     input and the output directory.
     """
-    _work(lambda: _job_of_run(arguments, options), options, shorthand=len(arguments) > 1)
+    _work(terminal, _job_of_run(arguments, options), options, shorthand=len(arguments) > 1)
 
 
-@cli.command("normalize", epilog=EPILOG)
+@cli.command("normalize")
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
-@flags_of_job(COLUMN_FLAG, *JOB_FLAGS)
-@running_flags
-@common_flags
-def normalize_command(source: str, output: str, **options: Any) -> None:
+@flags.of_job(flags.COLUMN_FLAG, *flags.JOB_FLAGS)
+@flags.running
+def normalize_command(terminal: Terminal, source: str, output: str, **options: Any) -> None:
     """Normalize predictions that are already stored, without a model."""
     data = {"input": {"path": source}, "output": {"path": output}}
-    _work(lambda: _job_of_paths(data, options), options, shorthand=True)
+    _work(terminal, _job_of_paths(data, options), options, shorthand=True)
 
 
-@cli.command("compare", epilog=EPILOG)
+@cli.command("compare", keeps=False)
 @click.argument("source", metavar="IN")
-@click.option("--norms", callback=parse_names, metavar="NORM,...", help=f"Of {NORM_LIST}, lp:3.")
+@click.option(
+    "--norms", callback=flags.parse_names, metavar="NORM,...", help=f"Of {flags.NORM_LIST}, lp:3."
+)
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
 @click.option("--queries", metavar="FILE", help="Query vectors; default: rows of IN.")
 @click.option("--relevance", metavar="FILE", help="Judgements: Parquet, CSV or TREC qrels.")
 @click.option(
-    "--relevance-columns", callback=parse_names, metavar="QUERY,ITEM[,GRADE]", help="Columns in it."
+    "--relevance-columns",
+    callback=flags.parse_names,
+    metavar="QUERY,ITEM[,GRADE]",
+    help="Columns in it.",
 )
 @click.option("--by", metavar="COLUMN", help="Figures for each value, or decile, of a column.")
-@comparing_flags
-@common_flags
-def compare_command(source: str, **options: Any) -> None:
+@flags.comparing
+def compare_command(terminal: Terminal, source: str, **options: Any) -> None:
     """Find the best normalization for stored predictions, and how sure that is.
 
     IN is a Parquet, Arrow or NPY file, a directory of them, or a finished run, whose raw
     predictions are restored. Rows are queries for their nearest neighbours under every norm;
     --label or --relevance says which are relevant.
     """
-    with Command(options, keeps=False) as terminal:
-        from batchnorm_tool.commands.compare.compare import compare
+    from batchnorm_tool.commands.compare.compare import compare
 
-        names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
-        settings = {name: options[name] for name in names} | _given(options, "norms")
-        _report(terminal, options, partial(compare, source, **settings))
+    names = ("label", "queries", "relevance", "relevance_columns", "by", "metric")
+    settings = {name: options[name] for name in names} | _given(options, "norms")
+    _report(terminal, options, partial(compare, source, **settings))
 
 
-@cli.command("diff", epilog=EPILOG)
+@cli.command("diff", keeps=False)
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@comparing_flags
-@common_flags
-def diff_command(a: str, b: str, **options: Any) -> None:
+@flags.comparing
+def diff_command(terminal: Terminal, a: str, b: str, **options: Any) -> None:
     """Report what changed between two sets of predictions: two models, two dates.
 
     A and B are files, directories or finished runs, as for compare; their rows are joined by key.
     """
-    with Command(options, keeps=False) as terminal:
-        from batchnorm_tool.commands.compare.diff import diff
+    from batchnorm_tool.commands.compare.diff import diff
 
-        _report(terminal, options, partial(diff, a, b))
+    _report(terminal, options, partial(diff, a, b))
 
 
 def _report(
@@ -296,51 +251,145 @@ def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: None if value == "all" else value for name, value in values.items()}
 
 
-for _command in STORE_COMMANDS:
-    cli.add_command(_command)
+@cli.command("refresh", is_attempt=True)
+@click.argument("job_file", metavar="JOB.yaml")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a job key.")
+@click.option("--dry-run", is_flag=True, help="Report what would change, and exit.")
+@click.option("--print-config", is_flag=True, help="Print the resolved job, and exit.")
+@flags.waiting
+def refresh_command(terminal: Terminal, job_file: str, **options: Any) -> None:
+    """Bring a store of vectors up to date with its input.
+
+    Only new and changed rows go through the model. A refresh that breaks a limit of the gate
+    publishes nothing and waits (exit 3) for `accept`; readers of the store see the previous version
+    or the new one, never half of it.
+    """
+    from batchnorm_tool.job import Job
+
+    job = Job.load(job_file, options["overrides"])
+    if options["print_config"]:
+        terminal.print_config(job)
+    elif options["dry_run"]:
+        from batchnorm_tool.commands.refresh.refresh import planned_refresh
+
+        terminal.print_refresh_plan(planned_refresh(job))
+    else:
+        from batchnorm_tool.commands.refresh.refresh import refresh
+
+        result = refresh(
+            job,
+            wait_seconds=flags.seconds_of(options["wait"]),
+            metrics_file=options["metrics_file"],
+            progress=terminal.progress(options["progress"]),
+            announce=terminal.announce,
+            run_id=terminal.run_id,
+        )
+        terminal.print_refresh(result)
 
 
-@cli.command("verify", epilog=EPILOG)
+_TARGETS = (
+    f"Each published version also goes to each target under `publish`: {flags.any_of(TARGETS)}."
+)
+refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
+
+
+@cli.command("accept", is_attempt=True)
+@click.argument("store", metavar="STORE")
+@click.argument("version", metavar="VERSION", type=int)
+@flags.waiting
+def accept_command(terminal: Terminal, store: str, version: int, **options: Any) -> None:
+    """Publish the candidate that is waiting, without recomputing it.
+
+    VERSION is its number; a candidate that a later refresh has superseded cannot be published.
+    """
+    from batchnorm_tool.commands.refresh.decisions import accept
+
+    result = accept(
+        store,
+        version,
+        wait_seconds=flags.seconds_of(options["wait"]),
+        metrics_file=options["metrics_file"],
+        progress=terminal.progress(options["progress"]),
+    )
+    terminal.print_refresh(result)
+
+
+@cli.command("rollback", is_attempt=True)
+@click.argument("store", metavar="STORE")
+@click.option("--to", type=int, metavar="VERSION", help="Default: the previous version.")
+@flags.waiting
+def rollback_command(terminal: Terminal, store: str, to: int | None, **options: Any) -> None:
+    """Make an older version live again, and put the store on hold.
+
+    Every publish target is rolled back as well. Until `release` or `accept`, later refreshes are
+    staged and checked, but not published.
+    """
+    from batchnorm_tool.commands.refresh.decisions import rollback
+
+    result = rollback(
+        store,
+        to,
+        wait_seconds=flags.seconds_of(options["wait"]),
+        metrics_file=options["metrics_file"],
+    )
+    terminal.print_refresh(result)
+
+
+@cli.command("release", is_attempt=True)
+@click.argument("store", metavar="STORE")
+@flags.WAIT
+def release_command(terminal: Terminal, store: str, wait: str | None) -> None:
+    """End the hold after a rollback: the next refresh publishes again."""
+    from batchnorm_tool.commands.refresh.decisions import end_hold
+
+    terminal.print_release(end_hold(store, wait_seconds=flags.seconds_of(wait)))
+
+
+@cli.command("history", keeps=False)
+@click.argument("store", metavar="STORE")
+@click.option("--html", metavar="FILE", help="Write an HTML page with the versions over time.")
+def history_command(terminal: Terminal, store: str, html: str | None) -> None:
+    """List the versions of a store: rows, norms, and what the gate found."""
+    from batchnorm_tool.commands.refresh.decisions import read_history
+
+    terminal.print_history(read_history(store, html=html), html)
+
+
+@cli.command("verify")
 @click.argument("path", metavar="PATH")
 @click.option("--keys", is_flag=True, help="Also check for null and duplicate keys.")
-@common_flags
-def verify_command(path: str, *, keys: bool, **options: Any) -> None:
+def verify_command(terminal: Terminal, path: str, *, keys: bool) -> None:
     """Check a finished run or a store: checksums, counts, lengths, finiteness."""
-    with Command(options) as terminal:
-        from batchnorm_tool.commands.verify.verify import verify
+    from batchnorm_tool.commands.verify.verify import verify
 
-        terminal.print_verification(verify(path, keys=keys))
+    terminal.print_verification(verify(path, keys=keys))
 
 
-@cli.command("show", epilog=EPILOG)
+@cli.command("show")
 @click.argument("path", metavar="PATH")
 @click.option("--html", metavar="FILE", help="Write an HTML report of a finished run.")
-@common_flags
-def show_command(path: str, html: str | None, **options: Any) -> None:
+def show_command(terminal: Terminal, path: str, html: str | None) -> None:
     """Describe a path: a run, a store, data, or a model."""
-    with Command(options) as terminal:
-        from batchnorm_tool.commands.show import show
+    from batchnorm_tool.commands.show import show
 
-        terminal.print_description(show(path, html=html), html)
+    terminal.print_description(show(path, html=html), html)
 
 
-@cli.command("schema", epilog=EPILOG)
-@common_flags
-def schema_command(**options: Any) -> None:
+@cli.command("schema")
+def schema_command(terminal: Terminal) -> None:
     """Print the JSON Schema of a job file, for editors."""
-    with Command(options) as terminal:
-        from batchnorm_tool.job import job_schema
+    from batchnorm_tool.job import job_schema
 
-        terminal.print_schema(job_schema())
+    terminal.print_schema(job_schema())
 
 
 def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:
     from batchnorm_tool.job import Job
 
     if len(arguments) == 1:
-        return Job.load(arguments[0], overrides(options))
+        return Job.load(arguments[0], flags.overrides(options))
     if len(arguments) != 3:
-        raise JobError(
+        raise errors.JobError(
             "`run` takes one job file; or a model, an input and an output directory. "
             f"Received: {len(arguments)} arguments: {', '.join(arguments)}."
         )
@@ -353,31 +402,29 @@ def _job_of_paths(data: dict[str, Any], options: dict[str, Any]) -> Job:
     from batchnorm_tool.job import Job
     from batchnorm_tool.job.loader import set_values
 
-    return Job.from_dict(set_values(data, overrides(options)), Path.cwd())
+    return Job.from_dict(set_values(data, flags.overrides(options)), Path.cwd())
 
 
-def _work(make_job: Callable[[], Job], options: dict[str, Any], *, shorthand: bool) -> None:
+def _work(terminal: Terminal, job: Job, options: dict[str, Any], *, shorthand: bool) -> None:
     """Do a job, or whatever else the flags ask for instead."""
-    with Command(options) as terminal:
-        job = make_job()
-        if options["print_config"]:
-            terminal.print_config(job)
-        elif options["dry_run"]:
-            from batchnorm_tool.commands.run.run import plan_run
+    if options["print_config"]:
+        terminal.print_config(job)
+    elif options["dry_run"]:
+        from batchnorm_tool.commands.run.run import plan_run
 
-            terminal.print_plan(plan_run(job, limit=options["limit"]))
-        else:
-            from batchnorm_tool.commands.run.run import run
+        terminal.print_plan(plan_run(job, limit=options["limit"]))
+    else:
+        from batchnorm_tool.commands.run.run import run
 
-            result = run(
-                job,
-                fresh=options["fresh"],
-                limit=options["limit"],
-                wait_seconds=seconds_of(options["wait"]),
-                check_input=options["check_input"],
-                progress=terminal.progress(options["progress"]),
-            )
-            terminal.print_run(result, job if shorthand else None, profile=options["profile"])
+        result = run(
+            job,
+            fresh=options["fresh"],
+            limit=options["limit"],
+            wait_seconds=flags.seconds_of(options["wait"]),
+            check_input=options["check_input"],
+            progress=terminal.progress(options["progress"]),
+        )
+        terminal.print_run(result, job if shorthand else None, profile=options["profile"])
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ class Terminal:
         run_id: str | None = None,
     ) -> None:
         self._as_json, self._quiet, self._json_logs = as_json, quiet, json_logs
-        self._run_id = run_id
+        self.run_id = run_id
         self._color = _is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
         self._warned: set[str] = set()
 
@@ -308,12 +308,12 @@ class Terminal:
 
     def _log(self, level: str, text: str, **more: object) -> None:
         if self._json_logs:
-            named = {"run_id": self._run_id} if self._run_id else {}
+            named = {"run_id": self.run_id} if self.run_id else {}
             entry = {"level": level, "message": mask_secrets(text), **named, **more}
             _echo(json.dumps(entry), err=True)
         else:
             prefix = "" if level == "info" else f"{level}: "
-            run = f"[{self._run_id}] " if self._run_id else ""
+            run = f"[{self.run_id}] " if self.run_id else ""
             lines = text.split("\n") if isinstance(text, Lines) else [text]
             _echo(run + prefix + "\n".join(map(printable, lines)), err=True)
 

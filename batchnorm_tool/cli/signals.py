@@ -104,7 +104,7 @@ def _may_raise(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return False
-        if frame.f_code.co_qualname in ("Command.__enter__", "Command.__exit__"):
+        if frame.f_code.co_qualname in ("_ExitCodes.__enter__", "_ExitCodes.__exit__"):
             return False
         frame = frame.f_back
     return True

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool.cli.options import COLUMN_FLAG, JOB_FLAGS
+from batchnorm_tool.cli.flags import COLUMN_FLAG, JOB_FLAGS
 from tests.command_line import invoke
 
 VALUES = ["", " ", "nonsense", "-1", "1e400", "nan", "9" * 5000, "é\n\x1b[31m", "a,a", "[", "!!x y"]

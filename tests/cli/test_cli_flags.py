@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from batchnorm_tool.cli.exit_codes import seconds_of
-from batchnorm_tool.cli.options import JOB_FLAGS, MODEL_FLAGS
+from batchnorm_tool.cli.flags import JOB_FLAGS, MODEL_FLAGS, seconds_of
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Job
 from tests.command_line import DIGITS, ENCODER, invoke

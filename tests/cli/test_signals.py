@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Hook())
 NORMALIZE = ("normalize", PREDICTIONS, "out", "--column", "prediction", "--quiet")
 # What is imported first, by the command line, by the job, by what the job does, and at the end.
 MODULES = (
-    *("batchnorm_tool.cli.app", "click", "click.core", "batchnorm_tool.cli.options"),
+    *("batchnorm_tool.cli.app", "click", "click.core", "batchnorm_tool.cli.flags"),
     *(
         "batchnorm_tool.cli.output",
         "yaml",

@@ -3,11 +3,13 @@
 import csv
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import click
 
+from batchnorm_tool.errors import JobError
 from batchnorm_tool.registry import ENGINES, FORMATS, NORMS, spellings
 
 _UNLISTED = (
@@ -95,7 +97,7 @@ _NOT_TEXT = (
 COLUMN_FLAG = ("--column", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."})
 
 
-def flags_of_job(*specs: Flag) -> Callable[[Any], Any]:
+def of_job(*specs: Flag) -> Callable[[Any], Any]:
     """Add the flags to a command; each sets one key of the job."""
 
     def add(command: Any) -> Any:
@@ -118,25 +120,25 @@ _PROGRESS = click.option(
     default="auto",
     help="How to show progress.",
 )
-_WAIT = click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
+WAIT = click.option("--wait", metavar="TIME", help="Wait for another run: 30s, 10m, 2h.")
 
-common_flags = _flags(
-    click.option(
-        "--log-format",
+COMMON = (
+    click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document to stdout."),
+    click.Option(["--quiet"], is_flag=True, help="Print errors only."),
+    click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+    click.Option(
+        ["--log-format"],
         type=click.Choice(["text", "json"]),
         default="text",
         help="Format of messages on standard error.",
     ),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    click.option("--quiet", is_flag=True, help="Print errors only."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout."),
 )
 """The flags that every command has."""
 
-running_flags = _flags(
+running = _flags(
     _PROGRESS,
     click.option("--print-config", is_flag=True, help="Print the resolved job, and exit."),
-    _WAIT,
+    WAIT,
     click.option("--mixed-bits", is_flag=True, help="Resume with other low-order bits."),
     click.option("--check-input", is_flag=True, help="Validate all of the input first."),
     click.option("--fresh", is_flag=True, help="Replace the existing result."),
@@ -147,12 +149,27 @@ running_flags = _flags(
 )
 """The flags of the commands that do a job."""
 
-waiting_flags = _flags(
+waiting = _flags(
     _PROGRESS,
     click.option("--metrics-file", metavar="FILE", help="Write Prometheus metrics to FILE."),
-    _WAIT,
+    WAIT,
 )
 """The flags of the commands that change a store."""
+
+
+def seconds_of(text: str | None) -> float:
+    """Return seconds from ``30s``, ``10m``, ``2h`` or a plain number."""
+    if text is None:
+        return 0.0
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise JobError(f"`--wait` must be a time such as 30s, 10m or 2h. Received: {text}.")
+    return seconds
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
@@ -175,7 +192,7 @@ def _sample(context: click.Context, parameter: click.Parameter, text: str | None
         ) from error
 
 
-comparing_flags = _flags(
+comparing = _flags(
     click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
