@@ -14,14 +14,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import overlaps
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, Sink, files
-from batchnorm_tool.formats.arrow_columns import (
-    GroupedSink,
-    fixed_bytes,
-    holds,
-    plain_batch,
-    plain_schema,
-)
+from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, Sink, arrow_columns, files
 from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"ARROW1"
@@ -58,7 +51,7 @@ class Arrow(Format):
         size, fingerprint = self.fingerprint(path)
         lengths, _ = _batches(path, fingerprint)
         with files.refusing(path), _Mapped(path) as mapped:
-            schema = plain_schema(mapped.schema())
+            schema = arrow_columns.plain_schema(mapped.schema())
         return Inspected(schema, sum(lengths), fingerprint, size, {"batches": len(lengths)})
 
     def read(
@@ -80,7 +73,7 @@ class Arrow(Format):
                 _check_length(path, number, lengths[number], stored.num_rows)
                 for at in range(first, last, batch_rows):
                     batch = stored.slice(at, min(batch_rows, last - at))
-                    yield plain_batch(files.validate(batch))
+                    yield arrow_columns.plain_batch(files.validate(batch))
                     row += batch.num_rows
                     mapped.forget()
 
@@ -89,7 +82,7 @@ class Arrow(Format):
         return ArrowSink(create(f"{stem}.arrow"), schema, layout)
 
 
-class ArrowSink(GroupedSink):
+class ArrowSink(arrow_columns.GroupedSink):
     """A writer of one uncompressed IPC file, which can be mapped into memory."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
@@ -130,7 +123,7 @@ class _Mapped:
         schema = self.schema()
         if starts is None:
             return self.reader([schema.names.index(column) for column in columns]).get_batch
-        if not any(holds(kind, pa.types.is_dictionary) for kind in schema.types):
+        if not any(arrow_columns.holds(kind, pa.types.is_dictionary) for kind in schema.types):
             return lambda number: pa.ipc.read_record_batch(
                 pa.ipc.read_message(self._buffer.slice(starts[number])), schema
             )
@@ -163,7 +156,7 @@ def _batches(path: str, fingerprint: str) -> tuple[_Places, _Places | None]:
         schema = mapped.schema()
         files.check_schema(path, schema)
         # Lengths are not in the footer: read them with the column that costs the least.
-        costs = [fixed_bytes(kind, 1 << 28) or 0 for kind in schema.types]
+        costs = [arrow_columns.fixed_bytes(kind, 1 << 28) or 0 for kind in schema.types]
         narrow = costs.index(min(costs))
         if mapped.is_stream:
             return _stream_batches(path, mapped, narrow)

@@ -87,7 +87,7 @@ class Cursor:
     """A place in row groups, from which rows are decoded in order; row `position` comes next."""
 
     def __init__(self, spec: ReadSpec, footer: Footer, groups: GroupRange) -> None:
-        self._stretch, self._footer, self._groups = spec, footer, groups
+        self._spec, self._footer, self._groups = spec, footer, groups
         self.rows = groups.rows
         self.position = groups.start
         # Knows nothing of this object: in a cycle, both would hold their pages until a collection.
@@ -109,7 +109,7 @@ class Cursor:
             pass
 
     def _next(self, most_rows: int) -> pa.RecordBatch:
-        with files.working(self._stretch.path, self._unread):
+        with files.working(self._spec.path, self._unread):
             batch = self._rest if self._rest is not None else next(self._batches)
         self._rest = batch.slice(most_rows) if batch.num_rows > most_rows else None
         return batch.slice(0, most_rows)
@@ -122,7 +122,7 @@ class Cursor:
             alone = GroupRange(range(number, number + 1), start, stop - start)
             try:
                 if start < stop and stop > self.position:
-                    Cursor(self._stretch, self._footer, alone).skip(stop)
+                    Cursor(self._spec, self._footer, alone).skip(stop)
             except BatchnormToolError:
                 return max(start, self.position)
         return self.position

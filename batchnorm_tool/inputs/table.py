@@ -107,21 +107,18 @@ def _open_groups(spec: Input, paths: Mapping[str, str]) -> list[_Opened]:
     columns = {
         name: _open_files(list_files(path), None, spec.dtype) for name, path in paths.items()
     }
-    for name, opened in columns.items():
-        _check_npy(f"input.path.{name}", opened[0].file)
+    for name, (opened, *_) in columns.items():
+        if opened.file.format != "npy":
+            raise InputError(
+                f"`input.path.{name}`: {opened.file.path} cannot be combined with other files. "
+                f"Expected: NPY. Received: {opened.file.format}. Use NPY files, or one table with "
+                "all columns."
+            )
     (first_name, first), *others = columns.items()
-    for name, opened in others:
-        _check_aligned(first_name, first, name, opened)
+    for name, other in others:
+        _check_aligned(first_name, first, name, other)
     rows = zip(*columns.values(), strict=True)
     return [_group(dict(zip(columns, row, strict=True))) for row in rows]
-
-
-def _check_npy(key: str, file: InputFile) -> None:
-    if file.format != "npy":
-        raise InputError(
-            f"`{key}`: {file.path} cannot be combined with other files. Expected: NPY. "
-            f"Received: {file.format}. Use NPY files, or one table with all columns."
-        )
 
 
 def _group(columns: Mapping[str, _Opened]) -> _Opened:

@@ -36,6 +36,7 @@ _PARQUET = {"compression": "zstd", "write_page_checksum": True}
 _PARTS_AT_ONCE = 256
 _BUCKET = pa.struct([("lower", pa.float64()), ("upper", pa.float64()), ("count", pa.int64())])
 _COUNTS = ("rows", "vectors", "zero", "nonfinite")
+_MOMENTS = ("min", "max", "mean", "std")
 CHUNK_SCHEMA = pa.schema(
     [
         ("part", pa.int32()),
@@ -44,11 +45,7 @@ CHUNK_SCHEMA = pa.schema(
         ("norm", pa.string()),
         ("first_row", pa.int64()),
         *((name, pa.int64()) for name in _COUNTS),
-        ("min", pa.float64()),
-        ("max", pa.float64()),
-        ("mean", pa.float64()),
-        ("std", pa.float64()),
-        *((quantile_column(q), pa.float64()) for q in QUANTILES),
+        *((name, pa.float64()) for name in (*_MOMENTS, *map(quantile_column, QUANTILES))),
         ("histogram", pa.list_(_BUCKET)),
     ]
 )
@@ -181,6 +178,55 @@ def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
     return schema.remove_metadata()
 
 
+class ChunkStatistics:
+    """The statistics of a part's chunks: a row for each of them, its outputs and their norms."""
+
+    def __init__(self) -> None:
+        self._chunks = 0
+        self._rows: list[dict[str, Any]] = []
+        self._histograms: list[CoarseHistogram] = []
+
+    def add(self, part: Part, scored: Scored) -> None:
+        """Take in the next chunk."""
+        for output, stats in scored.statistics.items():
+            counts = {name: getattr(stats, name) for name in _COUNTS}
+            for norm, lengths in stats.norms.items():
+                place = {"part": part.number, "chunk": self._chunks, "output": output, "norm": norm}
+                first_row = {"first_row": scored.chunk.first_row}
+                self._rows.append({**place, **first_row, **counts, **_distribution(lengths)})
+                self._histograms.append(lengths.histogram.coarse())
+        self._chunks += 1
+
+    def to_text(self) -> str:
+        """Return the rows as an Arrow IPC stream in base 64, for the record of the part."""
+        plain = pa.Table.from_pylist(self._rows, CHUNK_SCHEMA.remove(_HISTOGRAM_PLACE))
+        histograms = _histogram_lists(self._histograms)
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, CHUNK_SCHEMA) as writer:
+            kind = CHUNK_SCHEMA.field(_HISTOGRAM_PLACE)
+            writer.write_table(plain.append_column(kind, histograms))
+        return base64.b64encode(stream.getvalue()).decode()
+
+
+def _distribution(lengths: NormStats) -> dict[str, float | None]:
+    if not lengths.count:
+        return {}
+    moments = {name: getattr(lengths, name) for name in _MOMENTS}
+    return moments | {quantile_column(q): value for q, value in lengths.quantiles().items()}
+
+
+def _histogram_lists(histograms: Sequence[CoarseHistogram]) -> pa.Array:
+    """Return coarse histograms as lists of buckets."""
+    if not histograms:
+        return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
+    columns = [np.concatenate(side) for side in zip(*histograms, strict=True)]
+    buckets = pa.StructArray.from_arrays(list(map(pa.array, columns)), fields=list(_BUCKET))
+    # Made of whole arrays: thousands of histograms as Python lists took longer than to compute
+    # them.
+    offsets = np.cumsum([0, *(len(counts) for _, _, counts in histograms)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
+
+
 @dataclass
 class PartSummary:
     """What a part has come to so far; of the carried columns, the first ``keys`` identify a row."""
@@ -195,15 +241,12 @@ class PartSummary:
     first_failed_rows: list[BadRow] = field(default_factory=list)
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Begin the statistics of the part's chunks."""
-        self.chunks = ChunkStatistics(self.part.number)
+    chunks: ChunkStatistics = field(default_factory=ChunkStatistics)
 
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
         self.counts = self.counts + self._counts(scored.faults, actions)
-        self.chunks.add(scored)
+        self.chunks.add(self.part, scored)
         for name, stats in scored.statistics.items():
             known = self.statistics.get(name)
             self.statistics[name] = stats if known is None else known.merge(stats)
@@ -255,64 +298,9 @@ class PartSummary:
     def _bad_row(self, scored: Scored, offset: int) -> BadRow:
         row = scored.chunk.first_row + offset
         file, file_row = self.part.locate(row)
-        key = key_text(scored.chunk.carried, offset, self.keys)
+        columns = scored.chunk.carried.columns[: max(1, self.keys)]  # without a key, of the number
+        key = ", ".join(str(column[offset].as_py()) for column in columns)
         return BadRow(row, self.files[file].path, file_row, key, scored.reason(offset))
-
-
-def key_text(carried: pa.Table, offset: int, keys: int) -> str:
-    """Return the key of one row as a person reads it: the first ``keys`` columns, at least one."""
-    columns = carried.columns[: max(1, keys)]
-    return ", ".join(str(column[offset].as_py()) for column in columns)
-
-
-class ChunkStatistics:
-    """The statistics of a part's chunks: a row for each of them, its outputs and their norms."""
-
-    def __init__(self, part: int) -> None:
-        self._part = part
-        self._chunks = 0
-        self._rows: list[dict[str, Any]] = []
-        self._histograms: list[CoarseHistogram] = []
-
-    def add(self, scored: Scored) -> None:
-        """Take in the next chunk."""
-        for output, stats in scored.statistics.items():
-            counts = {name: getattr(stats, name) for name in _COUNTS}
-            for norm, lengths in stats.norms.items():
-                place = {"part": self._part, "chunk": self._chunks, "output": output, "norm": norm}
-                first_row = {"first_row": scored.chunk.first_row}
-                self._rows.append({**place, **first_row, **counts, **_distribution(lengths)})
-                self._histograms.append(lengths.histogram.coarse())
-        self._chunks += 1
-
-    def to_text(self) -> str:
-        """Return the rows as an Arrow IPC stream in base 64, for the record of the part."""
-        plain = pa.Table.from_pylist(self._rows, CHUNK_SCHEMA.remove(_HISTOGRAM_PLACE))
-        histograms = _histogram_lists(self._histograms)
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, CHUNK_SCHEMA) as writer:
-            kind = CHUNK_SCHEMA.field(_HISTOGRAM_PLACE)
-            writer.write_table(plain.append_column(kind, histograms))
-        return base64.b64encode(stream.getvalue()).decode()
-
-
-def _distribution(lengths: NormStats) -> dict[str, float | None]:
-    if not lengths.count:
-        return {}
-    moments = {name: getattr(lengths, name) for name in ("min", "max", "mean", "std")}
-    return moments | {quantile_column(q): value for q, value in lengths.quantiles().items()}
-
-
-def _histogram_lists(histograms: Sequence[CoarseHistogram]) -> pa.Array:
-    """Return coarse histograms as lists of buckets."""
-    if not histograms:
-        return pa.array([], CHUNK_SCHEMA.field(_HISTOGRAM_PLACE).type)
-    columns = [np.concatenate(side) for side in zip(*histograms, strict=True)]
-    buckets = pa.StructArray.from_arrays(list(map(pa.array, columns)), fields=list(_BUCKET))
-    # Made of whole arrays: thousands of histograms as Python lists took longer than to compute
-    # them.
-    offsets = np.cumsum([0, *(len(counts) for _, _, counts in histograms)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
 
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:

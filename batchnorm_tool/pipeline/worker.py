@@ -168,8 +168,7 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
 
 def open_worker(storage: Storage, device: DeviceName) -> Worker:
     """Return a worker of the run whose plan lies in an output, its model loaded."""
-    text = storage.get(PLAN_PATH)
-    plan = None if text is None else Plan.from_json(text)
+    plan = Plan.from_json(storage.get(PLAN_PATH))
     if plan is None:
         raise WorkFailed("The plan of this run is missing from its output. Run again to resume.")
     return make_worker(storage, plan, _load(plan, device))
