@@ -177,9 +177,10 @@ class Job(Section):
             if is_within(places[0], path):
                 text = f"is inside the input, {path}, and would be read as input."
                 raise wrong(f"{text} Choose another path.", key)
-        for path in (path for path in read if is_within(path, self.output.path)):
-            text = f"contains {path}, which a new result would replace. Choose another path."
-            raise wrong(text, "output.path")
+        for path in read:
+            if is_within(path, self.output.path):
+                text = f"contains {path}, which a new result would replace. Choose another path."
+                raise wrong(text, "output.path")
         for path, place in itertools.product(read, written.get("store.path", ())):
             if is_within(path, place):
                 text = f"contains {path}, which the job reads. Choose another path."

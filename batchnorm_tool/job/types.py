@@ -33,8 +33,9 @@ def wrong(text: str, key: str = "") -> PydanticCustomError:
 
 def check_distinct(names: Sequence[str], noun: str, key: str = "", where: str = "") -> None:
     """Refuse the names of columns or outputs of which one occurs twice."""
-    for name in (name for at, name in enumerate(names) if name in names[:at]):
-        raise wrong(f"lists the {noun} `{name}` twice{where}. List each {noun} once.", key)
+    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if twice is not None:
+        raise wrong(f"lists the {noun} `{twice}` twice{where}. List each {noun} once.", key)
 
 
 def _as_number(value: Any) -> Any:
@@ -120,16 +121,14 @@ def _fits_norm(p: float | None, info: pydantic.ValidationInfo) -> float | None:
     return p
 
 
-_FROM_TEXT = ("int", "float", "bool", "literal")
-
-
 class JobSchema(GenerateJsonSchema):
     """JSON Schema in which any value may also be an environment variable, as in a job file."""
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
         """Return the schema of a value, or of a variable that stands for it."""
         found = super().generate_inner(schema)
-        return or_variable(found) if schema["type"] in _FROM_TEXT else found
+        is_read_from_text = schema["type"] in ("int", "float", "bool", "literal")
+        return or_variable(found) if is_read_from_text else found
 
 
 def or_variable(schema: JsonSchemaValue) -> JsonSchemaValue:

@@ -275,7 +275,7 @@ def _totals(counts: Mapping[str, int], norms: NormStats) -> dict[str, float | No
 
 
 def _agree(key: str, found: float | None, expected: float | None) -> bool:
-    # The last bits of a mean depend on how rows were split, and it is zero where nothing counts.
+    # The last bits of a mean depend on how rows were split; without norms there is none.
     if key == "mean":
         return math.isclose(found or 0.0, expected or 0.0, rel_tol=1e-9)
     return found == expected
