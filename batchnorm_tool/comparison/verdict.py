@@ -19,7 +19,7 @@ Numbers = Mapping[str, float | None]
 Quality = Mapping[str, Mapping[str, Numbers]]
 Tests = Mapping[str, str | Mapping[str, Numbers]]
 VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
-"""One norm is better, the sample shows none, the metric knows none, or nothing tells."""
+"""That one norm is to be chosen, that none is, that none can be, or that nothing tells which."""
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
 # Neighbours that agree so far are the same for whoever reads the first screen.
