@@ -21,7 +21,7 @@ import pytest
 
 from batchnorm_tool.errors import Busy, OutputError, WorkFailed
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
-from batchnorm_tool.storage import FileRecord, Storage, files, local, lock, open_storage
+from batchnorm_tool.storage import FileRecord, Storage, files, local, open_storage
 
 
 @pytest.fixture
@@ -324,7 +324,9 @@ def test_a_second_run_is_turned_away_and_a_dead_one_holds_nothing(
     with held_elsewhere(output.root) as process:
         assert output.is_locked()
         with monkeypatch.context() as patch:
-            patch.setattr(lock.time, "sleep", lambda seconds: naps.append(seconds) or real(seconds))
+            patch.setattr(
+                local.time, "sleep", lambda seconds: naps.append(seconds) or real(seconds)
+            )
             with (
                 pytest.raises(Busy, match=r"Another run is using `.*/out`.*--wait 10m"),
                 output.lock(),
@@ -380,7 +382,7 @@ def test_whoever_is_turned_away_takes_nothing_back(
 ) -> None:
     """Both made the directory; the one that got the lock has written nothing yet."""
     with output.lock():
-        monkeypatch.setattr(lock, "_make_root", lambda root: {root})
+        monkeypatch.setattr(local, "_make_root", lambda root: {root})
         with pytest.raises(Busy), Storage(output.root).lock():
             pass
         assert output.root.is_dir()
@@ -391,7 +393,7 @@ def test_the_directory_is_taken_back_while_it_is_held(
 ) -> None:
     """After that, it may be another run's, which has written nothing yet."""
     held = []
-    monkeypatch.setattr(lock, "_remove_if_empty", lambda made: held.append(output.is_locked()))
+    monkeypatch.setattr(local, "_remove_if_empty", lambda made: held.append(output.is_locked()))
     with output.lock():
         pass
     assert held == [True]
@@ -444,14 +446,14 @@ def test_a_directory_that_another_takes_back_on_the_way_is_made_and_taken_back(
 ) -> None:
     """It was there when it was looked for, and gone when it was to be made."""
     output.root.mkdir()
-    real = lock.make_directories
+    real = files.make_directories
 
     def make(path: Path) -> list[Path]:
         with contextlib.suppress(OSError):
             output.root.rmdir()
         return real(path)
 
-    monkeypatch.setattr(lock, "make_directories", make)
+    monkeypatch.setattr(files, "make_directories", make)
     with output.lock():
         assert output.root.is_dir()
     assert not output.root.exists()
@@ -544,7 +546,7 @@ def test_a_full_disk_where_the_directory_is_made_is_no_refusal(
 def test_a_file_system_without_locks_is_refused(
     output: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock.fcntl, "flock", failing(errno.ENOLCK))
+    monkeypatch.setattr(local.fcntl, "flock", failing(errno.ENOLCK))
     with pytest.raises(OutputError, match="cannot be locked: No locks available"), output.lock():
         pass
 
