@@ -22,9 +22,8 @@ from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import PLAN_PATH
-from batchnorm_tool.readers.files import open_files
 from batchnorm_tool.readers.run import open_run
-from batchnorm_tool.readers.source import VectorSource, check_key, check_rank
+from batchnorm_tool.readers.source import VectorSource, check_key, check_rank, open_files
 from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.store.state import is_store
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import InputError
-from batchnorm_tool.readers.files import predictions_of_array
-from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.source import VectorSource, predictions_of_array
 from batchnorm_tool.readers.vectors import open_predictions
 
 

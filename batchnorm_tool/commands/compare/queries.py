@@ -15,8 +15,7 @@ from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements, L
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-from batchnorm_tool.readers.files import predictions_of_array
-from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.source import VectorSource, predictions_of_array
 from batchnorm_tool.readers.vectors import checked_names, checked_path, open_predictions, several
 
 Int64s = np.ndarray
