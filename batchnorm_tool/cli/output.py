@@ -6,15 +6,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
-from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable
+from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable, table
 from batchnorm_tool.errors import Lines, WorkFailed
 
 if TYPE_CHECKING:
+    from batchnorm_tool.commands import show
     from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.refresh.record import (
         PlannedRefresh,
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
         Released,
     )
     from batchnorm_tool.commands.run.run import RunResult
-    from batchnorm_tool.commands.show import (
-        ColumnDescription,
-        DataDescription,
-        Description,
-        ModelDescription,
-        StoreDescription,
-        UnfinishedRun,
-    )
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.verdict import ComparisonDocument
@@ -41,8 +34,8 @@ if TYPE_CHECKING:
 
 # What JSON leaves as it is, besides the line breaks of its layout.
 _UNSEEN = re.compile(rf"(?!\n){INVISIBLE.pattern}")
-INDENT = "  "
-WIDTH = 68
+_INDENT = "  "
+_WIDTH = 68
 # Items of a list that a line shows before it says how many there are.
 _LISTED = 4
 
@@ -90,7 +83,7 @@ class Terminal:
         elif record is not None and not self._quiet:
             from batchnorm_tool.commands.refresh.record import RefreshDocument
 
-            self._lines(refresh_lines(RefreshDocument.from_dict(record)))
+            self._lines(_refresh_lines(RefreshDocument.from_dict(record)))
 
     def print_error_document(
         self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
@@ -125,10 +118,10 @@ class Terminal:
 
     def print_plan(self, plan: Plan) -> None:
         """Print the plan of a dry run."""
-        facts = plan_facts(plan)
+        facts = _plan_facts(plan)
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self.warn(*plan.warnings)
-        self._print(document, lambda: [_HeadedLine("Plan"), *table(format_facts(facts))])
+        self._print(document, lambda: [_HeadedLine("Plan"), *_fact_lines(facts)])
 
     def print_run(self, result: RunResult, shorthand: Job | None, *, profile: bool = False) -> None:
         """Print what a run came to, where its time went, and the job file of a shorthand."""
@@ -143,19 +136,19 @@ class Terminal:
         }
         if profile:
             document["profile"] = None if result.profile is None else result.profile.to_dict()
-        self._print(document, lambda: self._run_lines(result, shorthand, profile=profile))
+        self._print(document, lambda: _run_lines(result, shorthand, profile=profile))
 
     def print_verification(self, verification: Verification) -> None:
         """Print what `verify` read."""
         facts = verification.to_dict()
-        self._print({"status": "sound", **facts}, lambda: self._verified_lines(facts))
+        self._print({"status": "sound", **facts}, lambda: _verified_lines(facts))
 
-    def print_description(self, shown: Description, html: str | None) -> None:
+    def print_description(self, shown: show.Description, html: str | None) -> None:
         """Print what a path is."""
         details: Any = shown.details
         if shown.kind == "data":
             self.warn(*details.warnings)
-        self._print(shown.to_dict(), lambda: self._description_lines(shown, html))
+        self._print(shown.to_dict(), lambda: _description_lines(shown, html))
         if shown.kind == "model" and details.load_error:
             self._log("error", details.load_error, error="ModelError", exit_code=2)
             sys.exit(2)
@@ -164,7 +157,7 @@ class Terminal:
         """Print a comparison or a difference, and where its report is."""
         self.warn(*document["warnings"])
         compared = cast("ComparisonDocument | DifferenceDocument", document)
-        self._print({"status": "done", **document}, lambda: compared_lines(compared, directory))
+        self._print({"status": "done", **document}, lambda: _compared_lines(compared, directory))
 
     def announce(self, text: str) -> None:
         """Say what a person should know before, or while, work goes on."""
@@ -175,7 +168,7 @@ class Terminal:
         """Print what a refresh, an acceptance or a rollback came to."""
         document = result.document
         status = "done" if document.outcome == "published" else document.outcome
-        self._print({"status": status, **document.to_dict()}, lambda: refresh_lines(document))
+        self._print({"status": status, **document.to_dict()}, lambda: _refresh_lines(document))
 
     def print_refresh_plan(self, planned: PlannedRefresh) -> None:
         """Print what a refresh would change."""
@@ -183,105 +176,20 @@ class Terminal:
 
         for note in planned.notes:
             self.announce(note)
-        lines = dry_run_lines(planned.rows, planned.gate, WIDTH)
+        lines = dry_run_lines(planned.rows, planned.gate, _WIDTH)
         self._print({"status": "planned", **planned.to_dict()}, lambda: lines)
 
     def print_release(self, released: Released) -> None:
         """Print that a hold is over."""
-        self._print({"status": "done", **released.to_dict()}, lambda: released_lines(released))
+        self._print({"status": "done", **released.to_dict()}, lambda: _released_lines(released))
 
     def print_history(self, history: History, html: str | None) -> None:
         """Print the versions of a store."""
         from batchnorm_tool.report.text_refresh import history_lines
         from batchnorm_tool.storage.checked_json import plain
 
-        page = [] if html is None else ["", *table([("page", html)])]
+        page = [] if html is None else ["", *_table([("page", html)])]
         self._print(plain(history), lambda: [*history_lines(history), *page])
-
-    def _run_lines(
-        self, result: RunResult, shorthand: Job | None, *, profile: bool
-    ) -> Iterator[str]:
-        if result.nothing_to_do:
-            yield _HeadedLine(
-                "Up to date: ", f"`{display_path(result.path)}` already holds this result"
-            )
-            yield f"{INDENT}{plural(result.rows['out'], 'row')}; use `--fresh` to recompute"
-            return
-        from batchnorm_tool.report import text_run
-
-        seconds = result.seconds if result.rows_done == result.rows["in"] else None
-        yield _HeadedLine("Done. ", text_run.rows_line(result.record.rows, seconds))
-        if result.parts_kept:
-            total = len(result.record.parts)
-            yield (
-                f"{INDENT}resumed: {result.parts_kept} of {plural(total, 'part')} already finished"
-            )
-        yield from indented(text_run.bad_row_lines(result.record))
-        yield from indented(["", *text_run.norm_lines(result.record, WIDTH), ""])
-        yield from table(places(result))
-        if profile and result.profile is not None:
-            yield from indented(["", *text_run.profile_lines(result.profile, WIDTH)])
-        yield from indented(["", "Next steps:"])
-        yield from indented(text_run.next_steps(display_path(result.path)), 2)
-        if shorthand is not None:
-            yield from indented(["", "Equivalent job file:"])
-            yield from indented(shorthand.to_yaml().splitlines(), 2)
-
-    def _verified_lines(self, facts: Mapping[str, Any]) -> Iterator[str]:
-        yield _HeadedLine("OK. ", "All checksums, counts, lengths and values match.")
-        keys = "no duplicates, no nulls" if facts["keys"] else "not checked (use `--keys`)"
-        yield from table(format_facts({**facts, "path": display_path(facts["path"]), "keys": keys}))
-
-    def _description_lines(self, shown: Description, html: str | None) -> Iterator[str]:
-        lines: dict[str, Callable[[Any], Iterator[str]]] = {
-            "run": self._finished_lines,
-            "unfinished run": self._unfinished_lines,
-            "model": self._model_lines,
-            "data": self._data_lines,
-            "store": self._store_lines,
-        }
-        yield from lines[shown.kind](shown.details)
-        if html is not None:
-            yield from table([("page", html)])
-
-    def _finished_lines(self, manifest: Manifest) -> Iterator[str]:
-        from batchnorm_tool.report import text_run
-
-        yield _HeadedLine("A finished run. ", text_run.rows_line(manifest.rows))
-        yield from indented(text_run.bad_row_lines(manifest))
-        yield from indented(["", *text_run.norm_lines(manifest, WIDTH), ""])
-        yield from table((name, getattr(manifest, name)) for name in ("space", "bits", "result"))
-
-    def _unfinished_lines(self, run: UnfinishedRun) -> Iterator[str]:
-        yield _HeadedLine("An unfinished run, ", describe_state(run))
-        done = {
-            "parts": f"{run.parts_done:,} of {run.parts:,}",
-            "rows": f"{run.rows_done:,} of {run.rows:,}",
-            "bad rows": run.bad_rows,
-        }
-        yield from table(done.items())
-
-    def _model_lines(self, model: ModelDescription) -> Iterator[str]:
-        yield _HeadedLine("A model, ", model.format)
-        rows = [("sha256", model.sha256), ("content", model.content)]
-        for end, fields in (("input", model.inputs), ("output", model.outputs)):
-            for field in fields or ():
-                kind = f"{describe_shape(field.shape)} {field.dtype}"
-                rows.append((end, f"{field.name}: {kind}"))
-        rows += [(found.severity, f"{found.what} ({found.where})") for found in model.findings]
-        yield from table(rows)
-
-    def _store_lines(self, store: StoreDescription) -> Iterator[str]:
-        yield _HeadedLine("A store, ", describe_store(store))
-        yield from table(store_rows(store))
-
-    def _data_lines(self, data: DataDescription) -> Iterator[str]:
-        yield _HeadedLine("Data, ", f"{data.format}, {plural(data.rows, 'row')}")
-        found = {"likely_key": data.likely_key, "likely_features": [*data.likely_features]}
-        told = {name: value or "none found" for name, value in found.items()}
-        yield from table(format_facts({"files": data.files, "bytes": data.bytes, **told}))
-        yield f"{INDENT}columns, over the first {plural(data.rows_sampled, 'row')}:"
-        yield from indented(table(map(column_row, data.columns)))
 
     def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
@@ -350,14 +258,118 @@ def _echo(text: str, *, err: bool = False) -> None:
             ) from error
 
 
-def describe_store(store: StoreDescription) -> str:
-    """Return which version of a store is live."""
+def _run_lines(result: RunResult, shorthand: Job | None, *, profile: bool) -> Iterator[str]:
+    path, record = _display_path(result.path), result.record
+    if result.nothing_to_do:
+        yield _HeadedLine("Up to date: ", f"`{path}` already holds this result")
+        yield f"{_INDENT}{plural(result.rows['out'], 'row')}; use `--fresh` to recompute"
+        return
+    from batchnorm_tool.report import text_run
+
+    seconds = result.seconds if result.rows_done == result.rows["in"] else None
+    yield _HeadedLine("Done. ", text_run.rows_line(record.rows, seconds))
+    if result.parts_kept:
+        total = plural(len(record.parts), "part")
+        yield f"{_INDENT}resumed: {result.parts_kept} of {total} already finished"
+    yield from _norm_lines(record)
+    files = [file.path for part in record.parts for file in part.files]
+    folders = dict.fromkeys(file.rpartition("/")[0] for file in files)
+    places = {folder.removeprefix("_"): f"{path}/{folder}" for folder in folders}
+    yield from _table([*places.items(), ("manifest", f"{path}/_manifest.json")])
+    if profile and result.profile is not None:
+        yield from _indented(["", *text_run.profile_lines(result.profile, _WIDTH)])
+    yield from _indented(["", "Next steps:"])
+    yield from _indented(text_run.next_steps(path), 2)
+    if shorthand is not None:
+        yield from _indented(["", "Equivalent job file:"])
+        yield from _indented(shorthand.to_yaml().splitlines(), 2)
+
+
+def _norm_lines(manifest: Manifest) -> Iterator[str]:
+    from batchnorm_tool.report import text_run
+
+    yield from _indented(text_run.bad_row_lines(manifest))
+    yield from _indented(["", *text_run.norm_lines(manifest, _WIDTH), ""])
+
+
+def _verified_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield _HeadedLine("OK. ", "All checksums, counts, lengths and values match.")
+    keys = "no duplicates, no nulls" if facts["keys"] else "not checked (use `--keys`)"
+    yield from _fact_lines({**facts, "path": _display_path(facts["path"]), "keys": keys})
+
+
+def _description_lines(shown: show.Description, html: str | None) -> Iterator[str]:
+    lines: dict[str, Callable[[Any], Iterator[str]]] = {
+        "run": _finished_lines,
+        "unfinished run": _unfinished_lines,
+        "model": _model_lines,
+        "data": _data_lines,
+        "store": _store_lines,
+    }
+    yield from lines[shown.kind](shown.details)
+    if html is not None:
+        yield from _table([("page", html)])
+
+
+def _finished_lines(manifest: Manifest) -> Iterator[str]:
+    from batchnorm_tool.report import text_run
+
+    yield _HeadedLine("A finished run. ", text_run.rows_line(manifest.rows))
+    yield from _norm_lines(manifest)
+    yield from _table((name, getattr(manifest, name)) for name in ("space", "bits", "result"))
+
+
+def _unfinished_lines(run: show.UnfinishedRun) -> Iterator[str]:
+    state = "stopped: run the same command to resume"
+    if run.running:
+        state = "running"
+    elif run.parts_refused:
+        state = "stopped by bad rows: fix the input, or choose another row policy"
+    yield _HeadedLine("An unfinished run, ", state)
+    done = {
+        "parts": f"{run.parts_done:,} of {run.parts:,}",
+        "rows": f"{run.rows_done:,} of {run.rows:,}",
+        "bad rows": run.bad_rows,
+    }
+    yield from _table(done.items())
+
+
+def _model_lines(model: show.ModelDescription) -> Iterator[str]:
+    yield _HeadedLine("A model, ", model.format)
+    rows = [("sha256", model.sha256), ("content", model.content)]
+    for end, fields in (("input", model.inputs), ("output", model.outputs)):
+        for field in fields or ():
+            sizes = ["any" if size is None else str(size) for size in field.shape]
+            shape = " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
+            rows.append((end, f"{field.name}: {shape} {field.dtype}"))
+    rows += [(found.severity, f"{found.what} ({found.where})") for found in model.findings]
+    yield from _table(rows)
+
+
+def _data_lines(data: show.DataDescription) -> Iterator[str]:
+    yield _HeadedLine("Data, ", f"{data.format}, {plural(data.rows, 'row')}")
+    found = {"likely_key": data.likely_key, "likely_features": [*data.likely_features]}
+    told = {name: value or "none found" for name, value in found.items()}
+    yield from _fact_lines({"files": data.files, "bytes": data.bytes, **told})
+    yield f"{_INDENT}columns, over the first {plural(data.rows_sampled, 'row')}:"
+    yield from _indented(_table(map(_column, data.columns)))
+
+
+def _column(column: show.ColumnDescription) -> tuple[str, str]:
+    ends = "" if column.min is None else f", {column.min} to {column.max}"
+    nulls = f", {plural(column.nulls, 'null')}" if column.nulls else ""
+    if column.nulls is None:
+        nulls = ", values too large to inspect"
+    return column.name, f"{column.type}{ends}{nulls}"
+
+
+def _store_lines(store: show.StoreDescription) -> Iterator[str]:
     live = "no live version yet" if store.version is None else f"version {store.version}"
-    return f"{live}, {plural(store.rows, 'row')}"
+    yield _HeadedLine("A store, ", f"{live}, {plural(store.rows, 'row')}")
+    yield from _table(_store_facts(store))
 
 
-def store_rows(store: StoreDescription) -> Iterator[tuple[str, object]]:
-    """Yield what else there is to say of a store: names and values."""
+def _store_facts(store: show.StoreDescription) -> Iterator[tuple[str, object]]:
     hold, waiting = store.hold, store.waiting
     if store.version is not None:
         yield "stale rows", store.stale
@@ -372,61 +384,52 @@ def store_rows(store: StoreDescription) -> Iterator[tuple[str, object]]:
     yield "kept versions", [*store.versions]
 
 
-def compared_lines(
+def _compared_lines(
     document: ComparisonDocument | DifferenceDocument, directory: str | None
 ) -> Iterator[str]:
     """Yield a comparison or a difference, and where its report is."""
     from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 
     if document["kind"] == "comparison":
-        yield from comparison_lines(document, WIDTH)
+        yield from comparison_lines(document, _WIDTH)
     else:
-        yield from difference_lines(document, WIDTH)
+        yield from difference_lines(document, _WIDTH)
     if directory is not None:
         yield ""
-        yield from table([("report", f"{display_path(directory)}/{document['kind']}.html")])
+        yield from _table([("report", f"{_display_path(directory)}/{document['kind']}.html")])
 
 
-def refresh_lines(document: RefreshDocument) -> Iterator[str]:
+def _refresh_lines(document: RefreshDocument) -> Iterator[str]:
     """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
-    store, rows = display_path(document.store), document.rows
+    store, rows = _display_path(document.store), document.rows
     if document.outcome == "nothing to do":
         yield f"Up to date: version {document.version} of `{store}` matches the input."
-        yield f"{INDENT}{plural(rows.rows_in, 'row')} in, {rows.live:,} live"
+        yield f"{_INDENT}{plural(rows.rows_in, 'row')} in, {rows.live:,} live"
         return
-    yield from text_refresh.refresh_lines(document, WIDTH, document.targets, store)
+    yield from text_refresh.refresh_lines(document, _WIDTH, document.targets, store)
 
 
-def released_lines(released: Released) -> Iterator[str]:
+def _released_lines(released: Released) -> Iterator[str]:
     """Yield what became of a hold."""
-    store = display_path(released.store)
+    store = _display_path(released.store)
     if not released.released:
         yield f"`{store}` was not on hold: version {released.live} is live."
         return
     yield f"Released `{store}`: the next refresh publishes again."
     if released.waiting is not None:
-        yield f"{INDENT}version {released.waiting} is waiting; the next refresh publishes it"
-        yield f"{INDENT}with the same input, or by `accept`"
+        yield f"{_INDENT}version {released.waiting} is waiting; the next refresh publishes it"
+        yield f"{_INDENT}with the same input, or by `accept`"
 
 
-def display_path(path: str) -> str:
+def _display_path(path: str) -> str:
     """Return a path as a person in the current directory would write it."""
     beside = os.path.relpath(path)
     return path if beside.startswith(os.pardir) else beside
 
 
-def describe_state(run: UnfinishedRun) -> str:
-    """Tell whether an unfinished run is under way, or why it stopped."""
-    if run.running:
-        return "running"
-    if run.parts_refused:
-        return "stopped by bad rows: fix the input, or choose another row policy"
-    return "stopped: run the same command to resume"
-
-
-def plan_facts(plan: Plan) -> dict[str, object]:
+def _plan_facts(plan: Plan) -> dict[str, object]:
     """Return what a plan says, by name."""
     resolved = plan.resolved
     return {
@@ -444,48 +447,23 @@ def plan_facts(plan: Plan) -> dict[str, object]:
     }
 
 
-def places(result: RunResult) -> Iterator[tuple[str, str]]:
-    """Yield where the files are: each directory of a part's files, then the manifest."""
-    paths = [file.path for part in result.record.parts for file in part.files]
-    for directory in dict.fromkeys(path.rpartition("/")[0] for path in paths):
-        yield directory.removeprefix("_"), f"{display_path(result.path)}/{directory}"
-    yield "manifest", f"{display_path(result.path)}/_manifest.json"
-
-
-def column_row(column: ColumnDescription) -> tuple[str, str]:
-    """Return a column of data: its name, and its type, range and nulls."""
-    ends = "" if column.min is None else f", {column.min} to {column.max}"
-    nulls = f", {plural(column.nulls, 'null')}" if column.nulls else ""
-    if column.nulls is None:
-        nulls = ", values too large to inspect"
-    return column.name, f"{column.type}{ends}{nulls}"
-
-
-def format_facts(facts: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+def _fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
     """Yield facts whose names are our own, such as ``part_rows``, with these in words."""
-    yield from ((name.replace("_", " "), value) for name, value in facts.items())
+    yield from _table((name.replace("_", " "), value) for name, value in facts.items())
 
 
-def table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
+def _table(facts: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yield names and values below one another."""
-    from batchnorm_tool.display import table as aligned
-
-    yield from indented(aligned([(name, format_value(value)) for name, value in facts], "ll"))
+    yield from _indented(table([(name, _format_value(value)) for name, value in facts], "ll"))
 
 
-def indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
+def _indented(lines: Iterable[str], times: int = 1) -> Iterator[str]:
     """Yield lines further to the right, empty ones left empty."""
-    yield from (INDENT * times + line if line else "" for line in lines)
+    yield from (_INDENT * times + line if line else "" for line in lines)
 
 
-def describe_shape(shape: Sequence[int | None]) -> str:
-    """Return a shape as a person writes it."""
-    sizes = ["any" if size is None else str(size) for size in shape]
-    return " \N{MULTIPLICATION SIGN} ".join(sizes) or "scalar"
-
-
-def format_value(value: object) -> str:
-    """Return a value as a person writes it."""
+def _format_value(value: object) -> str:
+    """Return a value as a person writes it; of a long list the first items and the last."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -493,13 +471,8 @@ def format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {format_value(inner)}" for name, inner in value.items())
+        return "; ".join(f"{name}: {_format_value(inner)}" for name, inner in value.items())
     if isinstance(value, list):
-        return join_names(value)
+        shown = ", ".join(map(str, value[:_LISTED]))
+        return shown if len(value) <= _LISTED else f"{shown} … {value[-1]} ({len(value)})"
     return str(value)
-
-
-def join_names(values: list[Any]) -> str:
-    """Return the first items of a list, and how many there are."""
-    shown = ", ".join(str(value) for value in values[:_LISTED])
-    return shown if len(values) <= _LISTED else f"{shown} … {values[-1]} ({len(values)})"

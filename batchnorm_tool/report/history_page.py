@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
-from batchnorm_tool.report import Html, charts, join, page, svg, tag
+from batchnorm_tool.report import Html, charts, join, page, svg, tag, text_refresh
 from batchnorm_tool.report.figures import base_name, describe_key, real
 from batchnorm_tool.report.svg import NARROW, Axis, ChartText, Frame, Plot, pixels
-from batchnorm_tool.report.text_refresh import (
-    OUTCOMES,
-    describe_store,
-    finding_name,
-    outcome,
-    quantile,
-    table_row,
-)
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.findings import Finding
@@ -91,27 +83,29 @@ def _figures(history: History) -> Iterator[tuple[str, object, bool]]:
 
 def _outcomes(history: History) -> Html:
     """Show what became of every refresh: a row for each outcome, a bar for each refresh."""
-    outcomes = [outcome(record, history) for record in history.nights]
+    outcomes = [text_refresh.outcome(record, history) for record in history.nights]
     said = ". ".join(
-        f"{name}: {count(outcomes.count(name))}" for name in OUTCOMES if name in outcomes
+        f"{name}: {count(outcomes.count(name))}"
+        for name in text_refresh.OUTCOMES
+        if name in outcomes
     )
     words = ChartText("outcomes", "Outcome of every refresh", f"{said}.")
     draw = partial(_draw_outcomes, records=history.nights, outcomes=outcomes)
-    said_of_store = page.quiet(f"{describe_store(history)}.")
+    said_of_store = page.quiet(f"{text_refresh.describe_store(history)}.")
     return page.section(words.title, said_of_store, page.chart(words, draw))
 
 
 def _rows(records: Sequence[RefreshRecord]) -> Html:
     amounts = {kind: [getattr(record.rows, kind) for record in records] for kind in _KINDS}
     amounts["changed"] = [record.rows.computed for record in records]
-    charts = [_rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
+    drawn = [_rows_chart(f"rows-{kind}", kind, records, amounts[kind]) for kind in _KINDS]
     return page.section(
         "Rows by kind",
         page.note(
             "Changed rows include rows with unchanged features that were recomputed. A first load "
             "or a new space may exceed the top of its chart."
         ),
-        tag("div", *charts, class_="pair"),
+        tag("div", *drawn, class_="pair"),
     )
 
 
@@ -165,7 +159,7 @@ def _numbers(every: Mapping[tuple[str, str], _LimitHistory]) -> Html:
     versions = next(iter(every.values())).versions
     measured = (map(number, judged.measured) for judged in every.values())
     rows = list(zip(map(str, versions), *measured, strict=True))
-    headings = ("version", *(finding_name(limit, scope) for limit, scope in every))
+    headings = ("version", *(text_refresh.finding_name(limit, scope) for limit, scope in every))
     return page.table("What the gate measured, newest first", headings, rows[::-1], "")
 
 
@@ -173,7 +167,7 @@ def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
     rows = [
         [
             str(record.version),
-            finding_name(finding.limit, finding.scope),
+            text_refresh.finding_name(finding.limit, finding.scope),
             number(finding.measured),
             number(finding.allowed),
             finding.what,
@@ -207,7 +201,7 @@ def _table(history: History) -> Html:
 
 
 def _row(record: RefreshRecord, history: History) -> dict[str, object]:
-    model, shown = record.model, table_row(record, history)
+    model, shown = record.model, text_refresh.table_row(record, history)
     del shown["model"]
     return {**shown, "model": page.code(base_name(model.path)) if model else DASH}
 
@@ -244,7 +238,9 @@ def _is_whole(record: RefreshRecord) -> bool:
 
 def _norms_chart(records: Sequence[RefreshRecord]) -> Html:
     """Draw median, middle half and middle 90 % of the norms of every refresh."""
-    values = {name: [quantile(record, name) for record in records] for name in MIDDLE_COLUMNS}
+    values = {
+        name: [text_refresh.quantile(record, name) for record in records] for name in MIDDLE_COLUMNS
+    }
     known = [value for row in values.values() for value in row if math.isfinite(value)]
     if not known:
         return page.note("No refresh has norms.")
@@ -314,7 +310,7 @@ def _beyond(plot: Plot, judged: _LimitHistory) -> Iterator[Html]:
 def _draw_outcomes(
     words: ChartText, frame: Frame, records: Sequence[RefreshRecord], outcomes: Sequence[str]
 ) -> Html:
-    lanes = [name for name in OUTCOMES if name in outcomes]
+    lanes = [name for name in text_refresh.OUTCOMES if name in outcomes]
     axes = _versions(records), _Lanes.of("", lanes)
     # The label of the y axis, above, is empty: the frame is moved up by its height.
     plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.report.norm_charts import bin_norms, bin_together
+from batchnorm_tool.report.norm_charts import bin_norms, bin_together, norm_chart
 
 Make = Callable[..., Any]
 
@@ -95,3 +95,9 @@ def test_a_norm_without_bars_has_none_beside_others(make_stats: Make) -> None:
 def test_a_norm_that_all_share_is_an_edge(make_stats: Make) -> None:
     bins = bin_norms(make_stats(np.array([0.0, 0, 1, 1, 1, 1, 1])), most=16)
     assert (sum(bins.counts), bins.zero, 1.0 in bins.edges) == (5, 2, True)
+
+
+def test_a_chart_says_what_its_own_bars_leave_out(make_stats: Make) -> None:
+    stats = make_stats(np.append(np.random.default_rng(13).normal(10, 0.1, 500), 8.26))
+    assert (bin_norms(stats, 16).below, bin_norms(stats).below) == (0, 1)
+    assert "not shown: 1 below" in norm_chart("chart", "l2", stats)
