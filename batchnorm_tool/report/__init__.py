@@ -3,8 +3,8 @@
 Nothing here reads a file or prints: every function takes data and returns text. The files
 `text_*` serve the terminal; `run_page`, `compare_page`, `diff_page` and `history_page` make the
 HTML pages, of sections and of charts with their numbers; `norm_charts` and `figures` are what they
-share. `svg`, `charts` and `page` lie below them and know nothing of runs. What escapes text for
-HTML stands here, below them all.
+share. `svg`, `charts`, `page` and `bins` lie below them and know nothing of runs. What escapes
+text for HTML stands here, below them all.
 """
 
 import html

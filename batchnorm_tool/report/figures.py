@@ -1,4 +1,4 @@
-"""What pages and terminal summaries look up in the document of a comparison."""
+"""What pages and summaries look up: names, keys, and figures in the document of a comparison."""
 
 from __future__ import annotations
 

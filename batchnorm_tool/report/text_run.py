@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from batchnorm_tool import display
-from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.report.norm_charts import SPREAD, bin_norms, outside, spread
+from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, NormStats, quantile_label
+from batchnorm_tool.report.bins import NormBins, bin_norms
 
 if TYPE_CHECKING:
     from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
@@ -19,6 +19,8 @@ _FEWEST_CELLS = 8
 # Asking for at most 16 makes 8 to 16 bars: enough for a shape, few enough for a terminal.
 _BARS = 16
 _FIRST_BAD_ROWS = 5
+SPREAD = ("min", *map(quantile_label, MIDDLE_QUANTILES), "max")
+"""What `spread` returns, in words."""
 
 
 def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
@@ -38,10 +40,32 @@ def norm_histogram(stats: NormStats, width: int = 72) -> list[str]:
     return [*display.table(zip(names, bars, amounts, strict=True), "rlr"), *outside(stats, bins)]
 
 
+def left_out(stats: NormStats, bins: NormBins | None) -> str:
+    """Count the norms that no bar holds, with the reason."""
+    kinds = {
+        "zero": stats.zero,
+        "not finite": stats.nonfinite,
+        "below": bins.below if bins else 0,
+        "above": bins.above if bins else 0,
+    }
+    return ", ".join(f"{display.count(amount)} {kind}" for kind, amount in kinds.items() if amount)
+
+
+def outside(stats: NormStats, bins: NormBins | None) -> list[str]:
+    """Say which norms the bars of a histogram leave out."""
+    said = left_out(stats, bins)
+    return [f"not shown: {said}"] if said else []
+
+
 def quantile_table(norms: Mapping[str, NormStats]) -> list[str]:
     """Set the quantiles of several norms below one another."""
     rows = [[label, *map(display.number, spread(stats))] for label, stats in norms.items()]
     return display.table([["norm", *SPREAD], *rows])
+
+
+def spread(stats: NormStats) -> list[float | None]:
+    """Return minimum, quantiles and maximum, as `SPREAD` names them; ``None`` where empty."""
+    return [stats.min, *map(stats.quantile, MIDDLE_QUANTILES), stats.max]
 
 
 def rows_line(rows: RowCounts, seconds: float | None = None) -> str:

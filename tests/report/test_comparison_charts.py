@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET  # our own markup, not a stranger's
 import numpy as np
 import pytest
 
+from batchnorm_tool.report.bins import bin_together
 from batchnorm_tool.report.charts import (
     Bar,
     Grid,
@@ -25,7 +26,6 @@ from batchnorm_tool.report.charts import (
     outline_chart,
     row_chart,
 )
-from batchnorm_tool.report.norm_charts import bin_together
 from batchnorm_tool.report.svg import (
     NARROW,
     WIDE,

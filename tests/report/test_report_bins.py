@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool.report.norm_charts import bin_norms, bin_together, norm_chart
+from batchnorm_tool.report.bins import bin_norms, bin_together
+from batchnorm_tool.report.norm_charts import norm_chart
 
 Make = Callable[..., Any]
 
