@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -26,9 +26,7 @@ from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store import state
 from batchnorm_tool.store.state import StoreSchema, Unfit
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 Facts = dict[str, object]
 

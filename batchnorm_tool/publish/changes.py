@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pydantic import Field
@@ -30,9 +29,7 @@ from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import Facts, directories, published_batches
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 MANIFEST = "manifest.json"
 

@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 
@@ -20,9 +20,7 @@ from batchnorm_tool.storage import STATE, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, write_errors
 from batchnorm_tool.store.state import StoreSchema
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk
 

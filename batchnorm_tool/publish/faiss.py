@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -45,9 +45,7 @@ from batchnorm_tool.publish.faiss_build import IdScheme
 from batchnorm_tool.storage import FileRecord, OutputFile, files
 from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.store.state import StoreSchema, Unfit
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 # The version that is published, the one that readers may still have open, and one more, which a
 # kill may have left half done.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats.arrow_columns import free_name
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 # Below this, looking at every row takes about a millisecond a query.
 EXACT_BELOW = 50_000

@@ -13,17 +13,13 @@ number of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import Facts, directories
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
-
-if TYPE_CHECKING:
-    from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.version_changes import Publication
 
 VERSIONS = "versions"
 POINTER = "current"

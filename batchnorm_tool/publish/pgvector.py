@@ -36,11 +36,10 @@ from batchnorm_tool.publish import Facts, Target, version_facts
 from batchnorm_tool.publish.pgvector_tables import Bookkeeping, Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
 from batchnorm_tool.store.state import StoreSchema, Unfit
+from batchnorm_tool.store.version_changes import Changes, Publication
 
 if TYPE_CHECKING:
     import psycopg
-
-    from batchnorm_tool.store.version_changes import Changes, Publication
 
 # PostgreSQL cuts names after 63 bytes; ours add `_v`, digits, and `_batchnorm_tool`.
 LONGEST_NAME = 40

@@ -14,12 +14,11 @@ import pyarrow as pa
 from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.publish import published_batches
 from batchnorm_tool.publish.pgvector_types import RowShape, rows_of
+from batchnorm_tool.store.version_changes import Changes, Publication
 
 if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
-
-    from batchnorm_tool.store.version_changes import Changes, Publication
 
 # How long another publisher, or a server that has not noticed a killed one, is waited for.
 LOCK_SECONDS = 60
