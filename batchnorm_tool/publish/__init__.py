@@ -25,8 +25,8 @@ from batchnorm_tool.registry import TARGETS, load
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store import state
+from batchnorm_tool.store.rows import Publication
 from batchnorm_tool.store.state import StoreSchema, Unfit
-from batchnorm_tool.store.version_changes import Publication
 
 Facts = dict[str, object]
 

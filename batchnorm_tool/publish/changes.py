@@ -29,7 +29,7 @@ from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import Facts, directories, published_batches
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.rows import Publication
 
 MANIFEST = "manifest.json"
 

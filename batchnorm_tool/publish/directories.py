@@ -19,8 +19,8 @@ from batchnorm_tool.publish import Facts, Target, published_batches, published_s
 from batchnorm_tool.storage import STATE, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Record
 from batchnorm_tool.storage.files import make_directories, write_errors
+from batchnorm_tool.store.rows import Publication
 from batchnorm_tool.store.state import StoreSchema
-from batchnorm_tool.store.version_changes import Publication
 
 PART_BYTES = 512 << 20  # of rows in memory; about half of it on disk
 

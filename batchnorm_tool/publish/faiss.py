@@ -44,8 +44,8 @@ from batchnorm_tool.publish import Facts, Target, faiss_build
 from batchnorm_tool.publish.faiss_build import IdScheme
 from batchnorm_tool.storage import FileRecord, OutputFile, files
 from batchnorm_tool.storage.checked_json import Record
+from batchnorm_tool.store.rows import Publication
 from batchnorm_tool.store.state import StoreSchema, Unfit
-from batchnorm_tool.store.version_changes import Publication
 
 # The version that is published, the one that readers may still have open, and one more, which a
 # kill may have left half done.

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.errors import OutputError
 from batchnorm_tool.formats.arrow_columns import free_name
-from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.rows import Publication
 
 # Below this, looking at every row takes about a millisecond a query.
 EXACT_BELOW = 50_000

@@ -19,7 +19,7 @@ from batchnorm_tool.job.types import Count, LocalOrUri
 from batchnorm_tool.publish import Facts, directories
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.rows import Publication
 
 VERSIONS = "versions"
 POINTER = "current"

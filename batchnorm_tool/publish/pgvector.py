@@ -35,8 +35,8 @@ from batchnorm_tool.job.types import Fraction, Name, Text, wrong
 from batchnorm_tool.publish import Facts, Target, version_facts
 from batchnorm_tool.publish.pgvector_tables import Bookkeeping, Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
+from batchnorm_tool.store.rows import Changes, Publication
 from batchnorm_tool.store.state import StoreSchema, Unfit
-from batchnorm_tool.store.version_changes import Changes, Publication
 
 if TYPE_CHECKING:
     import psycopg

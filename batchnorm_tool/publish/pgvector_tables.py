@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import OutputError, WorkFailed
 from batchnorm_tool.publish import published_batches
 from batchnorm_tool.publish.pgvector_types import RowShape, rows_of
-from batchnorm_tool.store.version_changes import Changes, Publication
+from batchnorm_tool.store.rows import Changes, Publication
 
 if TYPE_CHECKING:
     import psycopg

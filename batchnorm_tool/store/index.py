@@ -18,7 +18,7 @@ from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, bytes_of, key_ids
 from batchnorm_tool.storage import FileRecord, Storage
-from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, QUARANTINED, STATUS
+from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS, is_quarantined
 
 KEY_ID = ".key_id"
 INDEX_FIELDS = (
@@ -39,11 +39,8 @@ _BATCH_ROWS = 65_536
 class LiveIndex:
     """The rows of a live version by the ids of their keys; at most 45 bytes a row.
 
-    Attributes:
-        feature_hash: ``uint8[n, 16]`` by position.
-        passthrough_hash: ``uint8[n, 8]`` by position.
-        quarantined: ``bool[n]`` by position: remembered as bad, and not in the dataset.
-        places: Of the ids.
+    By position: the hashes ``uint8[n, 16]`` and ``uint8[n, 8]``, and ``bool[n]``: remembered as
+    bad, and not in the dataset.
     """
 
     feature_hash: np.ndarray
@@ -80,7 +77,7 @@ def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
     for table in read_index(storage, path, list(columns)):
         stop = row + table.num_rows
         for name, array in columns.items():
-            column = table.column(name).combine_chunks()
+            column = table.column(name)
             array[row:stop] = is_quarantined(column) if name == STATUS else bytes_of(column)
         row = stop
 
@@ -92,13 +89,7 @@ def index_schema(keys: pa.Schema) -> pa.Schema:
 
 
 class IndexWriter:
-    """A writer of an index in a stream; it appears whole when it is committed.
-
-    Args:
-        storage: The state of the store.
-        path: Where the index appears, such as ``index/000012.parquet``.
-        keys: The schema of the key columns.
-    """
+    """A writer of an index in a stream; it appears whole when it is committed."""
 
     def __init__(self, storage: Storage, path: str, keys: pa.Schema) -> None:
         import pyarrow.parquet as pq
@@ -118,11 +109,9 @@ class IndexWriter:
         )
 
     def add(self, table: pa.Table) -> None:
-        """Append rows.
+        """Append rows: the key columns, and those of `INDEX_FIELDS` in any order.
 
-        Args:
-            table: The key columns, and those of `INDEX_FIELDS` in any order; ``key_id`` is made
-                here, whether or not there is one. A quarantined row has no norm.
+        ``key_id`` is made here, whether or not there is one. A quarantined row has no norm.
         """
         ids = fixed_binary(key_ids(table, self._keys).view(np.uint8).reshape(-1, 16))
         columns = [ids if name == KEY_ID else table.column(name) for name in self.schema.names]
@@ -137,15 +126,11 @@ class IndexWriter:
         self._writer.close()
         return self._file.commit()
 
-    def discard(self) -> None:
-        """Throw the file away; harmless after `commit`."""
-        self._file.discard()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.discard()
+        self._file.discard()
 
     def _write(self, group: pa.Table) -> None:
         self._writer.write_table(group, row_group_size=group.num_rows)
@@ -154,11 +139,7 @@ class IndexWriter:
 def read_index(
     storage: Storage, path: str, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """Stream some columns of an index, in its order.
-
-    Yields:
-        Tables of at least one row; ``status`` is dictionary-encoded.
-    """
+    """Stream some columns of an index, in tables of at least one row; ``status`` is encoded."""
     names = list(columns)
     with _opened(storage, path) as file:
         _check_version(path, file.schema_arrow.metadata)
@@ -171,13 +152,6 @@ def index_rows(storage: Storage, path: str) -> int:
     """Return the number of rows of an index."""
     with _opened(storage, path) as file:
         return int(file.metadata.num_rows)
-
-
-def read_key_schema(storage: Storage, path: str) -> pa.Schema:
-    """Return the schema of an index's key columns."""
-    known = {field.name for field in INDEX_FIELDS}
-    with _opened(storage, path) as file:
-        return pa.schema([field for field in file.schema_arrow if field.name not in known])
 
 
 @contextlib.contextmanager
@@ -215,12 +189,6 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
             f"Expected: {HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that "
             "wrote it."
         )
-
-
-def is_quarantined(status: pa.Array) -> np.ndarray:
-    """Return ``bool[n]`` of a status column: remembered as bad, and not in the dataset."""
-    words = [str(word).startswith(QUARANTINED) for word in status.dictionary.to_pylist()]
-    return np.array([*words, False])[status.indices.to_numpy()]
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:

@@ -56,18 +56,14 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
+def reading(path: str) -> contextlib.AbstractContextManager[None]:
     """Map what Lance says while it reads: what cannot be read is damaged."""
-    with _mapped(path, "Reading", Damaged):
-        yield
+    return _mapped(path, "Reading", Damaged)
 
 
-@contextlib.contextmanager
-def writing(path: str) -> Iterator[None]:
+def writing(path: str) -> contextlib.AbstractContextManager[None]:
     """Map what Lance says while it writes."""
-    with _mapped(path, "Writing", WorkFailed):
-        yield
+    return _mapped(path, "Writing", WorkFailed)
 
 
 @contextlib.contextmanager
@@ -96,17 +92,15 @@ def _error(
     elif _MISSING.search(cause):
         otherwise = Damaged
     if otherwise is Damaged:
-        msg = (
+        return Damaged(
             f"The store `{path}` cannot be read: {cause}. If a refresh has removed this version "
             "meanwhile, read again; otherwise find the damaged files with `batchnorm-tool "
             "verify`, and restore them from a backup."
         )
-        return Damaged(msg)
-    msg = (
+    return WorkFailed(
         f"{doing} the store `{path}` failed: {cause}. The live version is unchanged; fix the "
         "cause and run the same command again."
     )
-    return WorkFailed(msg)
 
 
 def newest_version(path: str) -> int | None:

@@ -1,11 +1,15 @@
-"""Rows of a version of the dataset: all of them, those of some keys, those of some hashes.
+"""Rows of a version of the dataset: all of them, those of some keys or hashes, those that changed.
 
-Memory is bounded by batches, and 40 bytes for each row that is asked for by key or hash.
+Memory is bounded by batches, and 40 bytes for each row that is asked for by key or hash, or whose
+change is looked for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +17,18 @@ import pyarrow.compute as pc
 
 from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Damaged, WorkFailed
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
-from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import open_dataset, reading
-from batchnorm_tool.store.state import GOOD
+from batchnorm_tool.store.state import BATCH_ROWS, GOOD, VERSION, StoreSchema
+
+if TYPE_CHECKING:
+    from batchnorm_tool.gate.record import RefreshRecord
 
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""
 _ADDRESS = "_rowaddr"
-# Rows that are in memory at a time.
-BATCH_ROWS = 65_536
 _BATCH_BYTES = 16 * 2**20
 # What a value of open length counts.
 _OPEN_BYTES = 64
@@ -35,16 +39,11 @@ _READ_AHEAD = 2
 def rows(
     path: str, lance_version: int | None, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Stream rows in the order in which they are stored.
+    """Stream rows in the order in which they are stored; ``None`` is the newest version.
 
-    Args:
-        path: Of the dataset.
-        lance_version: Lance's number of the version; ``None``: the newest.
-        columns: Names of the columns, in the order wanted; at least one.
-        batch_rows: A batch has at most so many rows, fewer where they are wide.
+    A batch has at most ``batch_rows`` rows, fewer where they are wide.
     """
-    dataset = open_dataset(path, lance_version)
-    yield from scan(path, dataset, columns, batch_rows)
+    yield from scan(path, open_dataset(path, lance_version), columns, batch_rows)
 
 
 def key_batches(
@@ -83,9 +82,7 @@ def at_addresses(
 class Addresses:
     """Where the rows lie that have certain ids: found in one scan, asked for many times.
 
-    Attributes:
-        places: Of the ids that were looked for.
-        addresses: ``uint64[m]`` in the order of these; `NOWHERE` where there is no such row.
+    ``addresses`` is ``uint64[m]``, in the order of the ids; `NOWHERE` where there is no such row.
     """
 
     places: IdLookup
@@ -184,35 +181,138 @@ def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
     )
 
 
-def write_rows(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write tables into one Arrow file, which appears whole and synced."""
-    rows = 0
-    with storage.create(path) as file:
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
-            for table in tables:
-                writer.write_table(table.select(schema.names).cast(schema))
-                rows += table.num_rows
-        file.commit()
-    return rows
+@dataclass(frozen=True)
+class Changes:
+    """What turns one version into another: how many rows to add or replace, and to remove.
+
+    Every call of what streams them starts over.
+    """
+
+    upserts: int
+    deletes: int
+    _layout: StoreSchema = field(repr=False)
+    _new: _Rows = field(repr=False)
+    _gone: _Rows = field(repr=False)
+
+    def upsert_batches(self) -> Iterator[pa.RecordBatch]:
+        """Stream the rows to add or replace, with all columns."""
+        return self._new.read(self._layout.schema)
+
+    def delete_batches(self) -> Iterator[pa.RecordBatch]:
+        """Stream the key columns of the rows to remove."""
+        return self._gone.read(self._layout.key_schema)
 
 
-def read_rows(storage: Storage, path: str) -> Iterator[pa.Table]:
-    """Yield the rows of a file that `write_rows` wrote, batch by batch."""
-    try:
-        with pa.memory_map(str(storage.root / path)) as source:
-            reader = pa.ipc.open_file(source)
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
-    except (pa.ArrowException, OSError) as error:
-        raise WorkFailed(
-            f"`{storage.root / path}` cannot be read: {error}. Run the same command again; if it "
-            "fails again, remove the directory of this file."
-        ) from error
+@dataclass(frozen=True)
+class Publication:
+    """A version of the store, as targets get it; it can be read any number of times.
+
+    Attributes:
+        path: Of the dataset.
+        layout: What its rows look like.
+        versions: Lance's number of each kept version.
+        version: The number of this version.
+        records: The refresh's record of each kept version, this one included.
+    """
+
+    path: str
+    layout: StoreSchema
+    versions: Mapping[int, int]
+    version: int
+    records: Mapping[int, RefreshRecord] = field(repr=False)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(open_dataset(self.path, self.versions[self.version]).count_rows())
+
+    @property
+    def record(self) -> RefreshRecord:
+        """The record of the refresh."""
+        return self.records[self.version]
+
+    def can_start_from(self, base: int | None) -> bool:
+        """Tell whether `changes` since ``base`` is known: kept, of the same space and layout."""
+        if base is None or base not in self.versions or base not in self.records:
+            return False
+        if self.records[base].space != self.record.space:
+            return False
+        # With another column every row has changed, though each keeps the version that wrote it.
+        schema = open_dataset(self.path, self.versions[base]).schema
+        return bool(schema.equals(open_dataset(self.path, self.versions[self.version]).schema))
+
+    def changes(self, base: int) -> Changes:
+        """Return what turns the version ``base`` into this one.
+
+        A row is the same in both if it has the same key and was last written in the same version.
+        """
+        before, after = self.versions[base], self.versions[self.version]
+        old = _Versioned.load(self._keyed(before), self.layout.keys)
+        stays = np.zeros(len(old.addresses), bool)
+        new = [np.empty(0, np.uint64)]
+        for addresses, table in self._keyed(after):
+            place = old.places.find(key_ids(table, self.layout.keys))
+            known = place >= 0
+            stays[place[known]] = True
+            is_same = known.copy()
+            # Not by comparing vectors: a row that was written again with equal values may have
+            # another status.
+            is_same[known] = old.versions[place[known]] == _versions(table)[known]
+            new.append(addresses[~is_same])
+        upserts, gone = np.concatenate(new), old.addresses[~stays]
+        return Changes(
+            len(upserts),
+            len(gone),
+            self.layout,
+            _Rows(self.path, after, upserts),
+            _Rows(self.path, before, gone),
+        )
+
+    def all_batches(self) -> Iterator[pa.RecordBatch]:
+        """Stream all rows, with all columns; every call starts over."""
+        schema = self.layout.schema
+        for batch in rows(self.path, self.versions[self.version], schema.names):
+            yield batch.cast(schema)
+
+    def _keyed(self, lance_version: int) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Return keys and, last, the version in which each row was written."""
+        return addressed(self.path, lance_version, self.layout.stored(*self.layout.keys, VERSION))
 
 
-def read_directory(storage: Storage, directory: str) -> Iterator[pa.Table]:
-    """Yield the rows of all files of a directory, in the order of their names."""
-    for name in storage.names(directory):
-        yield from read_rows(storage, f"{directory}/{name}")
+@dataclass(frozen=True)
+class _Rows:
+    """Rows at certain addresses of a version."""
+
+    path: str
+    lance_version: int
+    addresses: np.ndarray
+
+    def read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for table in at_addresses(self.path, self.lance_version, self.addresses, schema.names):
+            yield from table.cast(schema).combine_chunks().to_batches()
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    """The rows of a version: where they lie, and in which version each was last written."""
+
+    addresses: np.ndarray
+    versions: np.ndarray
+    places: IdLookup
+
+    @classmethod
+    def load(
+        cls, keyed: Iterator[tuple[np.ndarray, pa.Table]], keys: tuple[str, ...]
+    ) -> _Versioned:
+        addresses, versions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        ids = [np.empty((0, 2), np.uint64)]
+        for found, table in keyed:
+            addresses.append(found)
+            versions.append(_versions(table))
+            ids.append(key_ids(table, keys))
+        every = np.concatenate(addresses), np.concatenate(versions)
+        return cls(*every, IdLookup(np.concatenate(ids)))
+
+
+def _versions(table: pa.Table) -> np.ndarray:
+    return np.asarray(table.columns[-1].to_numpy())

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import Damaged, InputError
+from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats.arrow_columns import is_any, plain_type, with_children
 from batchnorm_tool.gate.record import Hold, RefreshRecord
 from batchnorm_tool.inputs.row_hash import type_name
@@ -48,7 +50,8 @@ STAGING = "night"
 STAGING_PATH = f"{STAGING}/night.json"
 TARGETS_DIRECTORY = "targets"
 CHECKSUMS_PATH = "files.json"
-FORMAT: Literal[1] = 1
+BATCH_ROWS = 65_536
+"""Rows of a store that are in memory at a time."""
 # What these columns are called in the state: no column of a store has a dot in its name.
 FEATURE_HASH = ".feature_hash"
 PASSTHROUGH_HASH = ".passthrough_hash"
@@ -92,15 +95,7 @@ class StoreSchema(Record):
     bookkeeping: tuple[str, ...] = tuple(field.name[1:] for field in BOOKKEEPING)
 
     def stored(self, *names: str) -> list[str]:
-        """Say what columns are called in the dataset that the state calls so; keys as they are.
-
-        Example:
-            >>> columns = {"id": pa.int64(), "vector": pa.list_(pa.float32(), 4)}
-            >>> schema = pa.schema(columns | {"length": pa.float64()})
-            >>> layout = StoreSchema(("id",), (), "vector", "length", "l2", schema)
-            >>> layout.stored("id", STATUS, NORM)
-            ['id', 'status', 'length']
-        """
+        """Say what columns are called in the dataset that the state calls so; keys as they are."""
         known = dict(zip((field.name for field in BOOKKEEPING), self.bookkeeping, strict=True))
         known[NORM] = self.norm
         return [known.get(name, name) for name in names]
@@ -126,6 +121,11 @@ class StoreSchema(Record):
         """Key and passed-through columns."""
         return pa.schema([self.schema.field(name) for name in (*self.keys, *self.passthrough)])
 
+    @property
+    def staged(self) -> pa.Schema:
+        """What every staged row has; see `with_hashes`."""
+        return with_hashes(self.carried)
+
     def __post_init__(self) -> None:
         """Check that it names columns that there are."""
         named = {*self.keys, *self.passthrough, self.vector, self.norm}
@@ -150,7 +150,6 @@ class StorePointer(SealedRecord):
         versions: Lance's number of each kept version.
         layout: What the rows of the live version look like.
         identity: What the live version is made of.
-        hash_version: How its rows were hashed.
         resolved: Every open choice of its job, made.
         options_fingerprint: Hash of what these choices were made from.
     """
@@ -165,7 +164,7 @@ class StorePointer(SealedRecord):
     hash_version: str | None = None
     resolved: ResolvedOptions | None = None
     options_fingerprint: Annotated[str | None, stored_as("request")] = None
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
 
     @property
     def lance_version(self) -> int | None:
@@ -191,11 +190,8 @@ class Basis(Record):
 class StoredRecord(RefreshRecord, SealedRecord):
     """The record of a refresh as it is kept, with what only a later one needs of it.
 
-    Attributes:
-        basis: What the version is built on.
-        publish: The job's targets.
-        keep: Which versions the job keeps.
-        files: Checksums of what the version has in the state, but for its record.
+    ``publish`` and ``keep`` are the job's; ``files`` is of what the version has in the state, but
+    for its record.
     """
 
     basis: Basis
@@ -272,12 +268,10 @@ class StoreDirectory:
     def files_of(self, version: int, *, staged: bool = False) -> tuple[FileRecord, ...]:
         """Return checksums of what a version has in the state, but for its record.
 
-        Args:
-            version: Its index, if it has one, and what it replaced are looked at.
-            staged: Also all that is staged, but for what says how it was asked for: that changes
-                whenever it is asked for again.
+        That is its index, if it has one, and what it replaced; ``staged``: also what is staged.
         """
         root = self.storage.root
+        # Not what says how it was asked for: that changes whenever it is asked for again.
         night = sorted((root / STAGING).rglob("*")) if staged else []
         places = [root / index_path(version), root / replaced_path(version), *night]
         with read_errors(root):
@@ -286,6 +280,61 @@ class StoreDirectory:
                 for place in places
                 if place.is_file() and place != root / STAGING_PATH
             )
+
+    def write_rows(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        """Write tables into one Arrow file of the state, which appears whole and synced."""
+        with self.storage.create(path) as file:
+            with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
+                for table in tables:
+                    writer.write_table(table.select(schema.names).cast(schema))
+            file.commit()
+
+    def read_rows(self, *paths: str) -> Iterator[pa.Table]:
+        """Yield the rows of Arrow files of the state, batch by batch."""
+        for place in (self.storage.root / path for path in paths):
+            try:
+                with pa.memory_map(str(place)) as source:
+                    reader = pa.ipc.open_file(source)
+                    for number in range(reader.num_record_batches):
+                        batch = reader.get_batch(number)
+                        for start in range(0, batch.num_rows, BATCH_ROWS):
+                            yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+            except (pa.ArrowException, OSError) as error:
+                raise WorkFailed(
+                    f"`{place}` cannot be read: {error}. Run the same command again; if it fails "
+                    "again, remove the directory of this file."
+                ) from error
+
+    def read_directory(self, directory: str) -> Iterator[pa.Table]:
+        """Yield the rows of all Arrow files of a directory, in the order of their names."""
+        return self.read_rows(*(f"{directory}/{name}" for name in self.storage.names(directory)))
+
+    def rows_in(self, directory: str) -> int:
+        """Return rows in all Arrow files of a directory."""
+        return sum(table.num_rows for table in self.read_directory(directory))
+
+    def put_replaced(self, version: int, hashes: Iterable[np.ndarray]) -> None:
+        """Note feature hashes, ``uint8[n, 16]`` each, of good rows that a version replaces."""
+        with self.storage.create(replaced_path(version)) as file:
+            every = np.concatenate([np.empty((0, 16), np.uint8), *hashes])
+            np.lib.format.write_array(file, every, allow_pickle=False)
+            file.commit()
+
+    def replaced(self, version: int) -> np.ndarray:
+        """Return what `put_replaced` noted, ``uint8[n, 16]``; nothing where it noted nothing."""
+        path = self.storage.root / replaced_path(version)
+        return np.load(path, allow_pickle=False) if path.exists() else np.empty((0, 16), np.uint8)
+
+    def discard_uncommitted(self, pointer: StorePointer) -> None:
+        """Remove what is staged, and every index but those of the live version and a candidate."""
+        needed = {index_path(each) for each in (pointer.live, pointer.waiting) if each is not None}
+        needed |= {replaced_path(version) for version in (*pointer.versions, pointer.waiting or 0)}
+        for directory, suffix in (("index", ""), (RECORDS, ".npy")):
+            for name in self.storage.names(directory):
+                if name.endswith(suffix) and f"{directory}/{name}" not in needed:
+                    self.storage.remove(f"{directory}/{name}")
+        if pointer.waiting is None:
+            self.storage.remove(STAGING)
 
     def documents(self) -> list[str]:
         """Return paths of all documents, each with a checksum of its own."""
@@ -332,14 +381,32 @@ def replaced_path(version: int) -> str:
     return f"{RECORDS}/{version:06d}.replaced.npy"
 
 
+def is_quarantined(status: pa.ChunkedArray) -> np.ndarray:
+    """Return ``bool[n]`` of an encoded status: remembered as bad, and not in the dataset."""
+    return _where(status, lambda word: word.startswith(QUARANTINED))
+
+
+def is_good(status: pa.ChunkedArray) -> np.ndarray:
+    """Return ``bool[n]`` of an encoded status: the row has the vector that its features give."""
+    return _where(status, lambda word: word == GOOD)
+
+
+def _where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
+    column = status.combine_chunks()
+    words = [holds(str(word)) for word in column.dictionary.to_pylist()]
+    return np.array([*words, False])[column.indices.to_numpy()]
+
+
+def with_hashes(carried: pa.Schema) -> pa.Schema:
+    """Return the columns of staged rows: keys, passed-through columns, and hashes of each row."""
+    return pa.schema([*carried, *BOOKKEEPING[:2]])
+
+
 @dataclass(frozen=True)
 class Unfit:
-    """A value that a target cannot take.
+    """A value that a target cannot take: its row in the table that was looked at, its column.
 
-    Attributes:
-        row: Of the table that was looked at.
-        column: Its name.
-        reason: Which target, why, and what to do.
+    ``reason`` says which target, why, and what to do.
     """
 
     row: int

@@ -25,7 +25,7 @@ from batchnorm_tool.store.lance import (
     write_fragments,
     writing,
 )
-from batchnorm_tool.store.rows import key_batches, scan
+from batchnorm_tool.store.rows import NOWHERE, addresses_of_keys, scan
 
 # The number of a row is that of its fragment, followed by 32 bits for its place in it.
 _PLACE_BITS = np.uint64(32)
@@ -46,11 +46,7 @@ _DEAD_IN_FRAGMENT = 0.1
 
 
 def prepare_whole(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Prepared:
-    """Write all rows of a new version, in the place of whatever rows there are.
-
-    Returns:
-        The change; nobody sees it before `commit`.
-    """
+    """Write all rows of a new version, in the place of whatever rows there are."""
     base = latest_version(path) or 0
     builder = TransactionBuilder(path, base)
     place, mode = (open_dataset(path), "overwrite") if base else (path, "create")
@@ -67,17 +63,9 @@ def prepare_merge(
 ) -> Prepared:
     """Write the rows that a new version adds or replaces, and mark those that it removes.
 
-    Args:
-        path: Of the dataset, which exists.
-        schema: Of its rows.
-        keys: Names of the key columns.
-        batches: Rows of that schema, each key at most once; they are streamed. A row takes the
-            place of the one that has its key.
-        deleted: Key columns of the rows to remove; a key that is not there does no harm, and one
-            that is written too is written.
-
-    Returns:
-        The change; nobody sees it before `commit`.
+    ``batches`` hold each key at most once, and are streamed; a row takes the place of the one that
+    has its key. A key of ``deleted`` that is not there does no harm, and one that is written too is
+    written.
     """
     # Not by Lance's own merge: that deletes by an expression, which for keys of several columns, or
     # of some types, cannot be written or takes minutes. Rows are found by their keys' 128-bit ids
@@ -90,7 +78,8 @@ def prepare_merge(
     _refuse_repeated(path, ids)
     if deleted is not None:
         ids.append(key_ids(deleted, keys))
-    changed, emptied = _delete(path, dataset, _addresses(path, dataset.version, keys, ids))
+    found = addresses_of_keys(path, dataset.version, np.concatenate(ids), keys).addresses
+    changed, emptied = _delete(path, dataset, np.sort(found[found != NOWHERE]))
     operation = lance().LanceOperation.Update(
         removed_fragment_ids=emptied,
         updated_fragments=changed,
@@ -105,11 +94,6 @@ def prepare_restore(path: str, lance_version: int) -> Prepared:
     open_dataset(path, lance_version)
     base = open_dataset(path).version
     return TransactionBuilder(path, base).finish(lance().LanceOperation.Restore(lance_version))
-
-
-def restore(path: str, lance_version: int) -> int:
-    """Make an older version the newest, in one commit."""
-    return commit(prepare_restore(path, lance_version))
 
 
 def _noting_ids(
@@ -129,17 +113,6 @@ def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
             f"Received: {plural(len(repeated), 'duplicate')}. Nothing was published; run the "
             "command again."
         )
-
-
-def _addresses(
-    path: str, lance_version: int, keys: Sequence[str], ids: list[np.ndarray]
-) -> np.ndarray:
-    """Return ``uint64[n]``: where the rows lie whose keys have these ids, in order."""
-    places = IdLookup(np.concatenate(ids))
-    found = [np.empty(0, np.uint64)]
-    for addresses, known in key_batches(path, lance_version, keys):
-        found.append(addresses[places.find(known) >= 0])
-    return np.sort(np.concatenate(found))
 
 
 def _delete(path: str, dataset: Any, addresses: np.ndarray) -> tuple[list[Any], list[int]]:
@@ -163,11 +136,8 @@ def _delete(path: str, dataset: Any, addresses: np.ndarray) -> tuple[list[Any], 
 class Prepared:
     """A change that is written, and that nobody sees before `commit`.
 
-    Attributes:
-        path: Of the dataset.
-        uuid: Of the transaction: `committed_version` tells by it whether a commit came about.
-        base: Lance's number of the version that it changes; 0 where there was none.
-        files: Paths below the dataset of the files that were written for it.
+    `committed_version` tells by its ``uuid`` whether a commit came about; ``base`` is Lance's
+    number of the version that it changes, 0 where there was none.
     """
 
     path: str
@@ -182,12 +152,7 @@ class Prepared:
 
 
 class TransactionBuilder:
-    """What was there before a change was written; `finish` tells which files are new.
-
-    Args:
-        path: Of the dataset; its directory is made, and synced, where there is none.
-        base: Lance's number of the version that is changed; 0 where there is none.
-    """
+    """What was there before a change was written; `finish` tells which files are new."""
 
     def __init__(self, path: str, base: int) -> None:
         with write_errors(path):
@@ -205,11 +170,9 @@ class TransactionBuilder:
 
 
 def commit(prepared: Prepared) -> int:
-    """Let readers see a prepared change, as a new version.
+    """Let readers see a prepared change, as a new version; returns its number in Lance.
 
-    Returns:
-        Lance's number of the new version, which is synced. Not promised: that a power cut between
-        the commit and the sync leaves either version whole.
+    Not promised: that a power cut between the commit and the sync leaves either version whole.
     """
     path = prepared.path
     prepared.sync()
@@ -236,10 +199,9 @@ def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
 
 
 def committed_version(path: str, uuid: str) -> int | None:
-    """Tell whether a transaction was committed: what to ask after a crash.
+    """Return Lance's number of the version that a transaction made: what to ask after a crash.
 
-    Returns:
-        Lance's number of its version, synced; ``None``: it was not, and may be prepared again.
+    ``None``: it was not committed, and may be prepared again.
     """
     if latest_version(path) is None:
         return None
@@ -357,9 +319,8 @@ def _remove_leftovers(path: str) -> int:
 def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
     """Write the newest version's rows again where much of them is dead, or they lie in many files.
 
-    Returns:
-        The same, where those that were the newest in Lance have the number of the compacted one,
-        which holds the same rows, though maybe in another order.
+    Returns ``versions``, where those that were the newest in Lance have the number of the compacted
+    one, which holds the same rows, though maybe in another order.
     """
     # That is where more than 30 % of the stored rows are deleted ones, or there are more than 64
     # fragments. Older versions go on needing their own files until they are cleaned up, and so does

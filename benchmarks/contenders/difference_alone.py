@@ -14,9 +14,8 @@ import pyarrow.parquet
 import xxhash
 
 from batchnorm_tool import Job
-from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
-from batchnorm_tool.commands.refresh.staging import refresh_source
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.state import StoreDirectory, index_path
 from benchmarks.contenders.stopwatch import Stopwatch, peak_rss_bytes, settings
@@ -37,7 +36,7 @@ def main() -> None:
         (Path(scratch) / index).symlink_to(state.storage.root / index)
         before = peak_rss_bytes()
         with Stopwatch() as watch:
-            found = detect_changes(refresh_source(plan), index, Storage(scratch))
+            found = ChangeDetector(plan.source, index, Storage(scratch)).run()
     watch.say(rows=asdict(found.counts), before_bytes=before)
 
 

@@ -17,7 +17,7 @@ from batchnorm_tool.publish.changes import ChangeFeed
 from batchnorm_tool.registry import TARGETS
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import plain
-from batchnorm_tool.store.version_changes import Publication
+from batchnorm_tool.store.rows import Publication
 from tests.publish.publications import Section, a_month
 from tests.sealing import unsealed
 

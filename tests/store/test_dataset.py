@@ -236,7 +236,7 @@ def test_a_writer_in_between_is_noticed(path: str, monkeypatch: pytest.MonkeyPat
 def test_restoring_brings_an_older_version_back_as_a_new_one(path: str) -> None:
     write(path, [item(1)])
     merge(path, [item(2, 2)], [{"id": 1}])
-    assert transaction.restore(path, 1) == 3
+    assert transaction.commit(transaction.prepare_restore(path, 1)) == 3
     assert stored(path) == [item(1)]
     assert stored(path, 2) == [item(2, 2)]
 
@@ -244,7 +244,7 @@ def test_restoring_brings_an_older_version_back_as_a_new_one(path: str) -> None:
 def test_restoring_a_version_that_is_gone_is_damage(path: str) -> None:
     write(path, [item(1)])
     with pytest.raises(Damaged, match=r"items\.lance` cannot be read.*7\.manifest.*not found"):
-        transaction.restore(path, 7)
+        transaction.prepare_restore(path, 7)
 
 
 class OddError(Exception):

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.store import transaction
+from batchnorm_tool.store.rows import Publication
 from batchnorm_tool.store.state import StoreDirectory, StoreSchema
-from batchnorm_tool.store.version_changes import Publication
 from tests.store.items import (
     ITEMS,
     SHOPS,
@@ -51,10 +51,11 @@ def three_nights(path: str) -> None:
     publish(path, [item(2, 3), item(7, 3)], [{"id": 1}])
 
 
-def restored(path: str, base: int) -> None:
+def roll_back(path: str, base: int) -> None:
     state = StoreDirectory(path)
     facts = state.pointer()
-    switch(state, facts, facts.next_version, transaction.restore(path, facts.versions[base]), ITEMS)
+    restored = transaction.commit(transaction.prepare_restore(path, facts.versions[base]))
+    switch(state, facts, facts.next_version, restored, ITEMS)
 
 
 def test_changes_of_a_night(path: str) -> None:
@@ -74,7 +75,7 @@ def test_nothing_changes_within_a_version(path: str) -> None:
 
 def test_changes_after_a_rollback(path: str) -> None:
     three_nights(path)
-    restored(path, 1)
+    roll_back(path, 1)
     assert told(path, 3) == ([item(0), item(1), item(2)], [{"id": 7}])
     assert told(path, 1) == ([], [])
 

@@ -1,4 +1,4 @@
-"""A candidate becomes the live version: one commit, then the notes that go with it.
+"""A candidate becomes the live version: one commit, then notes, targets, and old versions go.
 
 What is written before the commit nobody sees; an intent tells a later call what was about to
 happen, so that it finishes what a kill left half done::
@@ -6,46 +6,38 @@ happen, so that it finishes what a kill left half done::
     rows written and synced -> intent.json -> commit -> checksums, tags, record -> store.json
 """
 
+from __future__ import annotations
+
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED
-from batchnorm_tool.errors import Damaged, OutputError
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool import publish
+from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED, Candidate
+from batchnorm_tool.commands.refresh.record import PUBLISHED, PhaseTimings, RefreshResult, now
+from batchnorm_tool.commands.refresh.staging import Staging
+from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
+from batchnorm_tool.gate.record import Outcome
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, key_ids
+from batchnorm_tool.job import Publish
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.storage import TEMPORARY
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, SealedRecord
+from batchnorm_tool.store import rows, transaction
 from batchnorm_tool.store.checksums import record_files
 from batchnorm_tool.store.lance import newest_version
-from batchnorm_tool.store.rows import read_rows
-from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import (
-    RECORDS,
     STAGING,
     StoreDirectory,
     StoredRecord,
     StorePointer,
     StoreSchema,
-    index_path,
-    replaced_path,
 )
-from batchnorm_tool.store.transaction import (
-    Prepared,
-    clean_up,
-    commit,
-    committed_version,
-    compact,
-    move_live_tag,
-    prepare_merge,
-    prepare_whole,
-    tag,
-    tags,
-)
+from batchnorm_tool.store.transaction import Prepared
 
 INTENT = f"{STAGING}/intent.json"
 
@@ -54,11 +46,8 @@ INTENT = f"{STAGING}/intent.json"
 class Intent(SealedRecord):
     """What is about to happen: a commit with what follows it, or a compaction.
 
-    Attributes:
-        uuid: What Lance knows the commit by.
-        record: Of the version that it makes.
-        after: What stands in the store then, but for Lance's number of the version.
-        compacts: Lance's number of the version whose rows are written anew.
+    Lance knows the commit by ``uuid``; ``after`` stands in the store then, but for Lance's number
+    of the version; ``compacts`` is Lance's number of the version whose rows are written anew.
     """
 
     uuid: Annotated[str | None, LEFT_OUT_IF_NONE] = None
@@ -104,21 +93,17 @@ def merge(
     assert layout is not None  # noqa: S101  (a version has a layout)
     if whole or pointer.live is None:
         batches = _all_rows(state, pointer, layout, replaces=record.new_space)
-        prepared = prepare_whole(state.path, layout.schema, batches)
+        prepared = transaction.prepare_whole(state.path, layout.schema, batches)
     else:
-        removed = pa.concat_tables([layout.key_schema.empty_table(), *_tables(state, [REMOVED])])
-        upserts = _batches(_tables(state, [PREDICTED, KEPT]))
-        prepared = prepare_merge(state.path, layout.schema, layout.keys, upserts, removed)
+        removed = pa.concat_tables([layout.key_schema.empty_table(), *state.read_rows(REMOVED)])
+        prepared = transaction.prepare_merge(
+            state.path, layout.schema, layout.keys, _written(state), removed
+        )
     return switch(state, prepared, after, record)
 
 
-def _tables(state: StoreDirectory, paths: list[str]) -> Iterator[pa.Table]:
-    for path in paths:
-        yield from read_rows(state.storage, path)
-
-
-def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
-    for table in tables:
+def _written(state: StoreDirectory) -> Iterator[pa.RecordBatch]:
+    for table in state.read_rows(PREDICTED, KEPT):
         yield from table.to_batches()
 
 
@@ -128,7 +113,7 @@ def _all_rows(
     """Yield every row of the version: those that stay, then those that the refresh writes."""
     if pointer.live is not None and pointer.layout is not None and not replaces:
         yield from _staying(state, pointer, pointer.layout, layout)
-    yield from _batches(_tables(state, [PREDICTED, KEPT]))
+    yield from _written(state)
 
 
 def _staying(
@@ -136,9 +121,8 @@ def _staying(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows of the live version that the refresh leaves alone, in the new columns."""
     keys = list(layout.keys)
-    ids = [
-        key_ids(table.select(keys), keys) for table in _tables(state, [PREDICTED, KEPT, REMOVED])
-    ]
+    tables = state.read_rows(PREDICTED, KEPT, REMOVED)
+    ids = [key_ids(table.select(keys), keys) for table in tables]
     written = IdLookup(np.concatenate([np.empty((0, 2), np.uint64), *ids]))
     # A column of ours that is renamed holds what it held.
     ours = ((each.vector, each.norm, *each.bookkeeping) for each in (before, layout))
@@ -146,7 +130,7 @@ def _staying(
     stored = {name: renamed.get(name, name) for name in before.schema.names}
     gone = {*before.passthrough} - {*layout.passthrough}
     kept = [name for name in stored if name not in gone]
-    for batch in stored_rows(state.path, pointer.lance_version, kept):
+    for batch in rows.rows(state.path, pointer.lance_version, kept):
         table = pa.Table.from_batches([batch]).rename_columns([stored[name] for name in kept])
         rest = table.filter(pa.array(written.find(key_ids(table, keys)) < 0))
         for field in layout.schema:
@@ -165,7 +149,7 @@ def switch(
     # With all that follows the commit in it: after a kill nothing has to be worked out again, from
     # a job that may have changed.
     state.storage.put(INTENT, intent.to_json())
-    return _finish(state, after, record, commit(prepared))
+    return _finish(state, after, record, transaction.commit(prepared))
 
 
 def recover(state: StoreDirectory) -> int | None:
@@ -183,7 +167,7 @@ def recover(state: StoreDirectory) -> int | None:
     if intent.uuid is None or intent.record is None or intent.after is None:
         return None
     # Lance is asked, not the clock: only whether the commit came about decides how it goes on.
-    lance_version = committed_version(state.path, intent.uuid)
+    lance_version = transaction.committed_version(state.path, intent.uuid)
     if lance_version is None:
         state.storage.remove(INTENT)
         return None
@@ -205,8 +189,8 @@ def _renumber(
     after = pointer.with_changes(versions=versions)
     live, lance_version = after.live, after.lance_version
     assert live is not None and lance_version is not None  # noqa: PT018, S101  (it was compacted)
-    tag(state.path, live, lance_version)
-    move_live_tag(state.path, lance_version)
+    transaction.tag(state.path, live, lance_version)
+    transaction.move_live_tag(state.path, lance_version)
     _note_files(state, after)
     state.put_pointer(after)
     return after
@@ -218,8 +202,8 @@ def _finish(
     """Do all that follows a commit; may be repeated after a kill at any point of it."""
     version = record.version
     pointer = after.with_changes(versions={**after.versions, version: lance_version})
-    tag(state.path, version, lance_version)
-    move_live_tag(state.path, lance_version)
+    transaction.tag(state.path, version, lance_version)
+    transaction.move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
     # The record before the pointer: a live version always has one.
     state.put_record(
@@ -227,36 +211,14 @@ def _finish(
     )
     state.put_pointer(pointer)
     # Last: as long as the intent is there, all of this is done again after a kill.
-    discard_uncommitted(state, pointer)
+    state.discard_uncommitted(pointer)
     return pointer
 
 
 def _note_files(state: StoreDirectory, pointer: StorePointer) -> None:
     """Take the checksums of the files of all versions that Lance has: kept ones and tagged ones."""
-    versions = {*pointer.versions.values(), *tags(state.path).values()}
+    versions = {*pointer.versions.values(), *transaction.tags(state.path).values()}
     record_files(state.path, state.storage, versions)
-
-
-def discard_uncommitted(state: StoreDirectory, pointer: StorePointer) -> None:
-    """Remove all that is staged, and every index but those of the live version and a candidate."""
-    storage = state.storage
-    needed = {
-        index_path(version) for version in (pointer.live, pointer.waiting) if version is not None
-    }
-    for name in storage.names("index"):
-        if f"index/{name}" not in needed:
-            storage.remove(f"index/{name}")
-    noted = {replaced_path(version) for version in (*pointer.versions, pointer.waiting or 0)}
-    for name in storage.names(RECORDS):
-        if name.endswith(".npy") and f"{RECORDS}/{name}" not in noted:
-            storage.remove(f"{RECORDS}/{name}")
-    if pointer.waiting is None:
-        storage.remove(STAGING)
-
-
-def now() -> str:
-    """Return the time, as records have it."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> StorePointer:
@@ -267,7 +229,7 @@ def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep
     if kept != pointer.versions:
         pointer = pointer.with_changes(versions=kept)
         state.put_pointer(pointer)
-    compacted = compact(state.path, pointer.versions)
+    compacted = transaction.compact(state.path, pointer.versions)
     if compacted != pointer.versions:
         pointer = _renumber(state, pointer, compacted)
     _remove_files(state, pointer)
@@ -276,10 +238,10 @@ def remove_old_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep
 
 def _remove_files(state: StoreDirectory, pointer: StorePointer) -> None:
     """Remove the files of versions that are not kept; what was under way is done then."""
-    clean_up(state.path, set(pointer.versions))
+    transaction.clean_up(state.path, set(pointer.versions))
     _note_files(state, pointer)
     state.storage.remove(INTENT)
-    discard_uncommitted(state, pointer)
+    state.discard_uncommitted(pointer)
 
 
 def kept_versions(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> list[int]:
@@ -297,3 +259,97 @@ def _age(state: StoreDirectory, version: int) -> dt.timedelta:
     if record is None:
         return dt.timedelta.max
     return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record.finished or record.started)
+
+
+def publish_candidate(
+    staging: Staging, candidate: Candidate, record: StoredRecord, *, accepted: bool
+) -> RefreshResult:
+    """Make a candidate the live version, and bring the targets to it."""
+    state, plan = staging.state, staging.plan
+    if accepted:
+        record = replace(record, accepted=now())
+    record = replace(record, reason=None, seconds=staging.timings.seconds)
+    with staging.timings.phase("merge"):
+        after = _pointer_after(staging, candidate.version, accepted=accepted)
+        pointer = merge(state, staging.pointer, after, record, whole=candidate.whole)
+    return deliver_published(state, pointer, plan.job.publish, plan.store.keep, staging.timings)
+
+
+def deliver_published(
+    state: StoreDirectory,
+    pointer: StorePointer,
+    targets: Sequence[Publish],
+    keep: Keep | None,
+    timings: PhaseTimings,
+) -> RefreshResult:
+    """Bring the targets to a version that has just been published, and remove old versions."""
+    with timings.phase("targets"):
+        outcomes = deliver_live(state, pointer, targets)
+    # What the phases after the commit took is known only now.
+    record = replace(state.existing_record(pointer.live or 0), seconds=timings.seconds)
+    state.put_record(record)
+    result = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
+    return finish_refresh(state, result, keep)
+
+
+def _pointer_after(staging: Staging, version: int, *, accepted: bool) -> StorePointer:
+    """Return what stands in the store when the version is live, but for Lance's number of it."""
+    pointer, plan = staging.pointer, staging.plan
+    return pointer.with_changes(
+        next_version=max(pointer.next_version, version + 1),
+        live=version,
+        waiting=None,
+        hold=None if accepted else pointer.hold,
+        layout=plan.layout,
+        identity=plan.identity,
+        hash_version=HASH_VERSION,
+        resolved=plan.resolved,
+        options_fingerprint=plan.options_fingerprint,
+    )
+
+
+def deliver_live(
+    state: StoreDirectory, pointer: StorePointer, targets: Sequence[Publish]
+) -> tuple[Outcome, ...]:
+    """Bring every target to the live version; one that fails does not keep others from it."""
+    live = pointer.live
+    if live is None or not publish.lagging(targets, state.storage, live):
+        return ()
+    assert pointer.layout is not None  # noqa: S101  (there is a live version)
+    known = ((version, state.record(version)) for version in pointer.versions)
+    records = {version: record for version, record in known if record}
+    publication = rows.Publication(state.path, pointer.layout, pointer.versions, live, records)
+    return tuple(publish.deliver(publication, targets, state.storage))
+
+
+def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult:
+    """End what a kill broke off after the live version was published, old versions included."""
+    record = state.existing_record(pointer.live or 0)
+    targets = published_to(record)
+    publish.check_targets(targets)
+    state.discard_uncommitted(pointer)
+    outcomes = deliver_live(state, pointer, targets)
+    result = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
+    return finish_refresh(state, result, record.keep)
+
+
+def published_to(record: StoredRecord) -> list[Publish]:
+    """Return the targets that the refresh of a record had."""
+    return [Publish.model_validate(one) for one in record.publish]
+
+
+def finish_refresh(
+    state: StoreDirectory, result: RefreshResult, keep: Keep | None
+) -> RefreshResult:
+    """Remove old versions, and say of targets that failed."""
+    if keep is not None:
+        pointer = state.pointer()
+        is_over = kept_versions(state, pointer, keep) != sorted(pointer.versions)
+        if result.state == PUBLISHED or is_over:
+            remove_old_versions(state, pointer, keep)
+    failed = [target for target in result.outcomes if target.error]
+    if failed:
+        # Where one may come right by itself, a scheduler may try again.
+        code = 1 if any(target.passing for target in failed) else 2
+        raise TargetFailed(Lines(*(str(target.error) for target in failed)), result.to_dict(), code)
+    return result

@@ -7,30 +7,20 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.commands.progress import Progress
-from batchnorm_tool.commands.refresh.candidate import put_array, rows_with_status
-from batchnorm_tool.commands.refresh.commit import check_dataset, now, recover, switch
-from batchnorm_tool.commands.refresh.evaluate import (
-    conclude,
-    deliver_again,
-    deliver_live,
-    finish_refresh,
-    published_to,
-    record_timings,
-    staged_record,
-)
+from batchnorm_tool.commands.progress import Progress, SilentProgress
+from batchnorm_tool.commands.refresh import commit
+from batchnorm_tool.commands.refresh.evaluate import conclude, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import (
     DISCARDED,
-    PUBLISHED,
     PhaseTimings,
     RefreshResult,
     Released,
+    now,
 )
-from batchnorm_tool.commands.refresh.staging import StagingOptions, discard_staged, resume
+from batchnorm_tool.commands.refresh.staging import discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
 from batchnorm_tool.gate.record import History, Hold, RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of
@@ -41,15 +31,14 @@ from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_i
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
-    GOOD,
     STATUS,
     StoreDirectory,
     StoredRecord,
     StorePointer,
     StoreSchema,
     index_path,
+    is_good,
     open_store,
-    replaced_path,
 )
 from batchnorm_tool.store.transaction import prepare_restore
 
@@ -90,28 +79,26 @@ def accept(
         'published'
     """
     state, _ = open_store(os.fspath(path))
-    options = StagingOptions() if progress is None else StagingOptions(progress)
 
     def work() -> RefreshResult:
         with state.lock(wait_seconds):
-            recover(state)
-            return _accept_locked(state, version, options)
+            commit.recover(state)
+            return _accept_locked(state, version, progress or SilentProgress())
 
     return measured(state.path, metrics_file, work)
 
 
-def _accept_locked(state: StoreDirectory, version: int, options: StagingOptions) -> RefreshResult:
+def _accept_locked(state: StoreDirectory, version: int, progress: Progress) -> RefreshResult:
     pointer = state.pointer()
     if version == pointer.live and state.existing_record(version).accepted is not None:
-        return deliver_again(state, pointer)
+        return commit.deliver_again(state, pointer)
     _check_waits(state, pointer, version)
-    staging = resume(state, pointer, options)
+    staging = resume(state, pointer, progress)
     if staging is None:
-        msg = (
+        raise WorkFailed(
             f"The staged files of version {version} in `{state.root}` are damaged. Run "
             "`batchnorm-tool refresh` again to stage them again."
         )
-        raise WorkFailed(msg)
     check_targets(staging.plan.job.publish)
     check_layout(staging.plan.job.publish, staging.plan.layout)
     difference = staging.difference()
@@ -125,11 +112,10 @@ def _check_waits(state: StoreDirectory, pointer: StorePointer, version: int) -> 
     one = "no version" if pointer.waiting is None else f"version {pointer.waiting}"
     record = state.record(version)
     outcome = f", and version {version} is {record.state}" if record else ""
-    msg = (
+    raise JobError(
         f"Version {version} of `{state.path}` cannot be accepted: {one} is waiting{outcome}. "
         f"`batchnorm-tool history {state.path}` lists all versions."
     )
-    raise JobError(msg)
 
 
 def release(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> dict[str, Any]:
@@ -158,7 +144,7 @@ def end_hold(path: str | os.PathLike[str], *, wait_seconds: float = 0.0) -> Rele
     """Do what `release` does."""
     state, _ = open_store(os.fspath(path))
     with state.lock(wait_seconds):
-        recover(state)
+        commit.recover(state)
         pointer = state.pointer()
         if pointer.hold is not None:
             state.put_pointer(pointer.with_changes(hold=None))
@@ -199,12 +185,11 @@ def rollback(
 
     def work() -> RefreshResult:
         with state.lock(wait_seconds):
-            finished, pointer = recover(state), state.pointer()
-            check_dataset(state, pointer)
+            finished, pointer = commit.recover(state), state.pointer()
+            commit.check_dataset(state, pointer)
             if _is_broken_off(state, pointer, to, finished):
-                return deliver_again(state, pointer)
-            target = _target(state, pointer, to)
-            return _Rollback(state, pointer, target).run()
+                return commit.deliver_again(state, pointer)
+            return _Rollback(state, pointer, _target(state, pointer, to)).run()
 
     return measured(state.path, metrics_file, work, is_refresh=False)
 
@@ -217,7 +202,7 @@ def _is_broken_off(
     if record is None or record.restores is None or to not in {None, record.restores}:
         return False
     live = record.version
-    return finished == live or bool(lagging(published_to(record), state.storage, live))
+    return finished == live or bool(lagging(commit.published_to(record), state.storage, live))
 
 
 def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int:
@@ -225,17 +210,14 @@ def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int
     wanted = _before_live(state, pointer) if to is None else to
     if wanted in pointer.versions and wanted != pointer.live:
         return wanted
-    kept = ", ".join(
-        str(version) for version in sorted(pointer.versions) if version != pointer.live
-    )
+    kept = ", ".join(map(str, sorted({*pointer.versions} - {pointer.live})))
     what = "is already live" if wanted == pointer.live else "is not kept"
     named = "No earlier version is kept" if wanted is None else f"Version {wanted} {what}"
-    msg = (
+    raise InputError(
         f"`{state.path}`: {named}. Expected one "
         f"of: {kept or 'none, only the live version is kept'}. Received: {wanted}. "
         f"`batchnorm-tool history {state.path}` lists all versions."
     )
-    raise InputError(msg)
 
 
 def _before_live(state: StoreDirectory, pointer: StorePointer) -> int | None:
@@ -258,19 +240,16 @@ class _Rollback:
     def run(self) -> RefreshResult:
         state = self.state
         restored = state.existing_record(self.target)
-        targets = published_to(self._live_record)
+        targets = commit.published_to(self._live_record)
         check_targets(targets)
         self.pointer = discard_staged(state, self.pointer, DISCARDED)
-        version, record = self.pointer.next_version, self._record(restored)
+        record = self._record(restored)
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)
             self._write_replaced()
             prepared = prepare_restore(state.path, self.pointer.versions[self.target])
-            pointer = switch(state, prepared, self._after(restored), record)
-        with self.timings.phase("targets"):
-            outcomes = deliver_live(state, pointer, targets)
-        stored = record_timings(state, version, self.timings)
-        return finish_refresh(RefreshResult(state.path, PUBLISHED, version, stored, outcomes))
+            pointer = commit.switch(state, prepared, self._after(restored), record)
+        return commit.deliver_published(state, pointer, targets, None, self.timings)
 
     @property
     def _live_record(self) -> StoredRecord:
@@ -297,16 +276,10 @@ class _Rollback:
         )
 
     def _after(self, restored: StoredRecord) -> StorePointer:
-        basis, version = restored.basis, self.pointer.next_version
+        version = self.pointer.next_version
         hold = Hold(now(), f"rollback to version {self.target}", version)
         return self.pointer.with_changes(
-            next_version=version + 1,
-            live=version,
-            hold=hold,
-            layout=basis.layout,
-            identity=basis.identity,
-            resolved=basis.resolved,
-            options_fingerprint=basis.options_fingerprint,
+            next_version=version + 1, live=version, hold=hold, **vars(restored.basis)
         )
 
     def _write_index(self, layout: StoreSchema) -> None:
@@ -321,13 +294,10 @@ class _Rollback:
 
     def _write_replaced(self) -> None:
         """Write the hashes of all good rows that were live: any of them may be wanted again."""
-        hashes = [np.empty((0, 16), np.uint8)]
-        path = index_path(self.pointer.live or 0)
-        for table in read_index(self.state.storage, path, [FEATURE_HASH, STATUS]):
-            good = rows_with_status(table[STATUS], lambda status: status == GOOD)
-            hashes.append(bytes_of(table[FEATURE_HASH])[good])
-        place = replaced_path(self.pointer.next_version)
-        put_array(self.state.storage, place, np.concatenate(hashes))
+        index = index_path(self.pointer.live or 0)
+        tables = read_index(self.state.storage, index, [FEATURE_HASH, STATUS])
+        hashes = (bytes_of(table[FEATURE_HASH])[is_good(table[STATUS])] for table in tables)
+        self.state.put_replaced(self.pointer.next_version, hashes)
 
 
 def history(path: str | os.PathLike[str], *, html: str | None = None) -> dict[str, Any]:

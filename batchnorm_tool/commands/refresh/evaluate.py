@@ -2,71 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool.commands.refresh.candidate import (
-    KEPT,
-    PREDICTED,
-    Candidate,
-    StagedRows,
-    indexed,
-    read_dispositions,
-    rows_with_status,
-)
+from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, Candidate, StagedRows
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-from batchnorm_tool.commands.refresh.commit import (
-    discard_uncommitted,
-    kept_versions,
-    merge,
-    now,
-    remove_old_versions,
-)
+from batchnorm_tool.commands.refresh.commit import deliver_live, publish_candidate
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.record import (
-    PUBLISHED,
     WAITING,
-    PhaseTimings,
     RefreshResult,
     counted,
     gate_record,
     norm_figures,
+    now,
 )
+from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Held, Lines, TargetFailed
+from batchnorm_tool.errors import Held, Lines
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
-from batchnorm_tool.gate.record import FileOfInput, InputRecord, ModelRecord, Outcome
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, as_ids, bytes_of
-from batchnorm_tool.job import Publish
-from batchnorm_tool.job.refresh_sections import Keep
+from batchnorm_tool.gate.record import FileOfInput, InputRecord, ModelRecord
+from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.publish import check_targets, deliver, lagging
 from batchnorm_tool.store.index import KEY_ID, read_index
-from batchnorm_tool.store.rows import read_rows, take_by_key
+from batchnorm_tool.store.rows import take_by_key
 from batchnorm_tool.store.state import (
     NORM,
-    QUARANTINED,
     STATUS,
+    Basis,
     StoreDirectory,
-    StorePointer,
+    StoredRecord,
+    StoreSchema,
     index_path,
+    is_quarantined,
 )
-
-if TYPE_CHECKING:
-    from batchnorm_tool.commands.refresh.staging import Staging
-from batchnorm_tool.store.state import Basis, StoredRecord
-
-if TYPE_CHECKING:
-    from batchnorm_tool.commands.refresh.staging import Staging
 
 # Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
 _SAMPLE_ROWS = 10_000
@@ -75,15 +53,15 @@ _NORMS = 100_000
 
 
 def evaluate_input(
-    plan: RefreshPlan, difference: ChangeSet, last: InputRecord | None
+    state: StoreDirectory, live: int | None, plan: RefreshPlan, difference: ChangeSet
 ) -> list[Finding]:
-    """Hold the input against the limits of the job."""
-    counts = difference.counts
+    """Hold the input against the limits of the job, and against that of the live version."""
+    counts, last = difference.counts, None if live is None else state.record(live)
     return input_limits.evaluate_input(
         plan.job.gate.input,
         input_limits.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics,
-        last.reference if last else None,
+        last.input.reference if last else None,
         mode=plan.store.mode,
         new_space=plan.new_space,
     )
@@ -124,16 +102,14 @@ def _audited(staged: StagedRows) -> output_limits.RowAudit:
     if norm.name != "none":
         tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
     found = output_limits.RowAudit(norm, tolerance)
-    for path in (PREDICTED, KEPT):
-        for table in read_rows(staged.state.storage, path):
-            rows = _rows(table, layout.vector, layout.norm)
-            found.add(*rows, table.select(list(layout.keys)))
+    for table in staged.state.read_rows(PREDICTED, KEPT):
+        found.add(*_rows(table, layout), table.select(list(layout.keys)))
     return found
 
 
-def _rows(table: pa.Table, vector: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+def _rows(table: pa.Table, layout: StoreSchema) -> tuple[np.ndarray, np.ndarray]:
     """Return vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
-    columns = (table[name].combine_chunks() for name in (vector, norm))
+    columns = (table[name].combine_chunks() for name in (layout.vector, layout.norm))
     vectors, norms = (rows_of(column) for column in columns)
     return vectors, norms
 
@@ -144,7 +120,7 @@ def _audit_facts(
     index = read_index(staged.state.storage, index_path(staged.version), [KEY_ID])
     ids = (as_ids(bytes_of(table[KEY_ID])) for table in index)
     every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
-    dispositions = read_dispositions(staged)
+    dispositions = staged.dispositions
     return output_limits.AuditFacts(
         mode=staged.plan.store.mode,
         rows_in=difference.counts.rows_in,
@@ -167,14 +143,7 @@ def _distinct(ids: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Every so many-th row of a set, and the norms of all of its rows.
-
-    Attributes:
-        keys: The key columns of the sampled rows.
-        unit: Their vectors ``[n, d]``.
-        sample_norms: Their norms ``float64[n]``.
-        norms: ``float64[m]``.
-    """
+    """Every so many-th row of a set (keys, vectors ``[n, d]``, norms), and the norms of all."""
 
     keys: pa.Table
     unit: np.ndarray
@@ -214,9 +183,8 @@ def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.
     every = max(1, step * _SAMPLE_ROWS // _NORMS)
     tables, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
     norms, norms_stay, first = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for table, dispositions in indexed(staged, [*keys, STATUS, NORM]):
-        stored = rows_with_status(table[STATUS], lambda status: not status.startswith(QUARANTINED))
-        rows = np.flatnonzero(stored)
+    for table, dispositions in staged.indexed([*keys, STATUS, NORM]):
+        rows = np.flatnonzero(~is_quarantined(table[STATUS]))
         few, some = rows[-first % step :: step], rows[-first % every :: every]
         tables.append(table.select(keys).take(pa.array(few)))
         stays.append(dispositions[few] == RowDisposition.SAME)
@@ -228,27 +196,23 @@ def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.
     version = staged.pointer.lance_version
     taken = list(take_by_key(staged.state.path, version, wanted, keys, columns))
     schema = pa.schema([layout.schema.field(name) for name in columns])
-    unit, sample_norms = _rows(
-        pa.concat_tables([schema.empty_table(), *taken]), layout.vector, layout.norm
-    )
-    sample = _Sample(wanted, unit, sample_norms, np.concatenate(norms))
+    vectors = _rows(pa.concat_tables([schema.empty_table(), *taken]), layout)
+    sample = _Sample(wanted, *vectors, np.concatenate(norms))
     return sample, (np.concatenate(stays), np.concatenate(norms_stay))
 
 
 def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
     """Return every ``step``-th row of staged files."""
     layout = staged.plan.layout
-    empty = staged.schema.empty_table()
-    tables, norms, first = [empty], [np.zeros(0)], 0
-    for path in paths:
-        for table in read_rows(staged.state.storage, path):
-            places = np.arange(-first % step, table.num_rows, step)
-            tables.append(table.take(pa.array(places)))
-            norms.append(table[layout.norm].to_numpy())
-            first += table.num_rows
+    tables, norms, first = [layout.schema.empty_table()], [np.zeros(0)], 0
+    for table in staged.state.read_rows(*paths):
+        places = np.arange(-first % step, table.num_rows, step)
+        tables.append(table.take(pa.array(places)))
+        norms.append(table[layout.norm].to_numpy())
+        first += table.num_rows
     sampled = pa.concat_tables(tables)
-    unit, sample_norms = _rows(sampled, layout.vector, layout.norm)
-    return _Sample(sampled.select(list(layout.keys)), unit, sample_norms, np.concatenate(norms))
+    keys = sampled.select(list(layout.keys))
+    return _Sample(keys, *_rows(sampled, layout), np.concatenate(norms))
 
 
 def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
@@ -291,7 +255,9 @@ def conclude(
     staging: Staging, difference: ChangeSet, record: StoredRecord, *, accepted: bool = False
 ) -> RefreshResult:
     """Judge a refresh, and publish it or let it wait."""
-    findings = _input_findings(staging, difference)
+    state, live = staging.state, staging.pointer.live
+    with staging.timings.phase("gate"):
+        findings = evaluate_input(state, live, staging.plan, difference)
     record = _evaluated(staging, record, findings)
     # Before the model runs: hours of work may depend on an input that has to be fixed.
     if _stops(staging, findings) and not accepted:
@@ -315,14 +281,7 @@ def conclude(
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:
         raise await_approval(staging, record, reason, findings)
-    return _publish(staging, candidate, record, accepted=accepted)
-
-
-def _input_findings(staging: Staging, difference: ChangeSet) -> list[Finding]:
-    live = staging.pointer.live
-    last = staging.state.record(live) if live is not None else None
-    with staging.timings.phase("gate"):
-        return evaluate_input(staging.plan, difference, last.input if last else None)
+    return publish_candidate(staging, candidate, record, accepted=accepted)
 
 
 def _evaluated(staging: Staging, record: StoredRecord, findings: list[Finding]) -> StoredRecord:
@@ -351,7 +310,7 @@ def await_approval(
     staging: Staging, record: StoredRecord, reason: str, findings: list[Finding]
 ) -> Held:
     """Let a refresh wait: its record says why, and its version is given away."""
-    state, facts, version = staging.state, staging.pointer, record.version
+    state, pointer, version = staging.state, staging.pointer, record.version
     record = replace(
         record,
         state=WAITING,
@@ -361,12 +320,12 @@ def await_approval(
         files=state.files_of(version, staged=True),
     )
     state.put_record(record)
-    next_version = max(facts.next_version, version + 1)
-    facts = facts.with_changes(waiting=version, next_version=next_version)
-    state.put_pointer(facts)
+    next_version = max(pointer.next_version, version + 1)
+    pointer = pointer.with_changes(waiting=version, next_version=next_version)
+    state.put_pointer(pointer)
     # A target may be behind the live version, whatever becomes of this refresh.
     with staging.timings.phase("targets"):
-        targets = deliver_live(state, facts, staging.plan.job.publish)
+        targets = deliver_live(state, pointer, staging.plan.job.publish)
     staged = RefreshResult(state.path, WAITING, version, record, targets)
     return Held(_why(staging, reason, version, findings), staged.to_dict())
 
@@ -389,92 +348,3 @@ def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -
         f"and queries must switch to the new model at the same time. Publish it with `{accept}` "
         "when they do; `store.on_new_space: publish` skips this step."
     )
-
-
-def _publish(
-    staging: Staging, candidate: Candidate, record: StoredRecord, *, accepted: bool
-) -> RefreshResult:
-    state, plan = staging.state, staging.plan
-    if accepted:
-        record = replace(record, accepted=now())
-    record = replace(record, reason=None, seconds=staging.timings.seconds)
-    with staging.timings.phase("merge"):
-        after = _pointer_after(staging.pointer, plan, candidate.version, accepted=accepted)
-        facts = merge(state, staging.pointer, after, record, whole=candidate.whole)
-    with staging.timings.phase("targets"):
-        targets = deliver_live(state, facts, plan.job.publish)
-    record = record_timings(state, record.version, staging.timings)
-    staged = RefreshResult(state.path, PUBLISHED, candidate.version, record, targets)
-    return finish_refresh(staged, state, plan.store.keep)
-
-
-def record_timings(state: StoreDirectory, version: int, timings: PhaseTimings) -> StoredRecord:
-    """Return the record of a published version, with what the phases after its commit took."""
-    record = replace(state.existing_record(version), seconds=timings.seconds)
-    state.put_record(record)
-    return record
-
-
-def _pointer_after(
-    facts: StorePointer, plan: RefreshPlan, version: int, *, accepted: bool
-) -> StorePointer:
-    """Return what stands in the store when the version is live, but for Lance's number of it."""
-    return facts.with_changes(
-        next_version=max(facts.next_version, version + 1),
-        live=version,
-        waiting=None,
-        hold=None if accepted else facts.hold,
-        layout=plan.layout,
-        identity=plan.identity,
-        hash_version=HASH_VERSION,
-        resolved=plan.resolved,
-        options_fingerprint=plan.options_fingerprint,
-    )
-
-
-def deliver_live(
-    state: StoreDirectory, facts: StorePointer, targets: Sequence[Publish]
-) -> tuple[Outcome, ...]:
-    """Bring every target to the live version; one that fails does not keep others from it."""
-    live = facts.live
-    if live is None or not lagging(targets, state.storage, live):
-        return ()
-    from batchnorm_tool.store.version_changes import Publication
-
-    assert facts.layout is not None  # noqa: S101  (there is a live version)
-    known = ((version, state.record(version)) for version in facts.versions)
-    records = {version: record for version, record in known if record}
-    publication = Publication(state.path, facts.layout, facts.versions, live, records)
-    return tuple(deliver(publication, targets, state.storage))
-
-
-def deliver_again(state: StoreDirectory, facts: StorePointer) -> RefreshResult:
-    """End what a kill broke off after the live version was published, old versions included."""
-    record = state.existing_record(facts.live or 0)
-    targets = published_to(record)
-    check_targets(targets)
-    discard_uncommitted(state, facts)
-    outcomes = deliver_live(state, facts, targets)
-    staged = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
-    return finish_refresh(staged, state, record.keep)
-
-
-def published_to(record: StoredRecord) -> list[Publish]:
-    """Return the targets that the refresh of a record had."""
-    return [Publish.model_validate(one) for one in record.publish]
-
-
-def finish_refresh(
-    staged: RefreshResult, state: StoreDirectory | None = None, keep: Keep | None = None
-) -> RefreshResult:
-    """Remove old versions, and say of targets that failed."""
-    if state is not None and keep is not None:
-        facts = state.pointer()
-        if staged.state == PUBLISHED or kept_versions(state, facts, keep) != sorted(facts.versions):
-            remove_old_versions(state, facts, keep)
-    failed = [target for target in staged.outcomes if target.error]
-    if failed:
-        # Where one may come right by itself, a scheduler may try again.
-        code = 1 if any(target.passing for target in failed) else 2
-        raise TargetFailed(Lines(*(str(target.error) for target in failed)), staged.to_dict(), code)
-    return staged

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchnorm_tool.commands.refresh.record import RefreshDocument, RefreshResult
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
@@ -20,86 +20,36 @@ from batchnorm_tool.storage.files import OutputFile, write_errors
 from batchnorm_tool.store.state import StoreDirectory
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from batchnorm_tool.gate.record import Outcome, RefreshRecord
 
 _PREFIX = "batchnorm_tool_refresh_"
-_LAST_SUCCESS = f"{_PREFIX}last_success_timestamp_seconds"
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """One metric: its name after the prefix, its help, its labels beside the store's."""
-
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-
-
-_Sample = tuple[_Metric, tuple[str, ...], float]
-
-
-_ROWS = _Metric("rows", "Rows of the refresh by kind.", ("kind",))
-
-
-_SECONDS = _Metric("phase_seconds", "Duration of the refresh by phase, in seconds.", ("phase",))
-
-
-_ALL_SECONDS = _Metric("duration_seconds", "Duration of the whole command, in seconds.")
-
-
-_NORM = _Metric("norm", "Quantiles of the norms before normalization.", ("quantile",))
-
-
-_GATE = ("limit", "scope")
-
-
-_MEASURED = _Metric("gate_value", "Value measured for a limit of the gate.", _GATE)
-
-
-_ALLOWED = _Metric("gate_limit", "Maximum that a limit of the gate allows.", _GATE)
-
-
-_PASSED = _Metric("gate_passed", "1 if a limit of the gate is kept, 0 if it is broken.", _GATE)
-
-
-_TARGET = _Metric("target_up_to_date", "1 if a publish target holds the version.", ("target",))
-
-
-_EXIT = _Metric("exit_code", "Exit code of the last refresh.")
-
-
-_SUCCESS = _Metric(
-    "last_success_timestamp_seconds", "Unix time of the end of the last refresh that exited 0."
-)
-
-
-_VERSION = _Metric("version", "Version that the refresh made.")
-
-
-_LIVE = _Metric("live_version", "Version that readers see.")
-
-
-_WAITING = _Metric("waiting_version", "Version that is waiting for a decision, 0 if none.")
-
-
-_HOLD = _Metric("on_hold", "1 if nothing is published until `release` or `accept`.")
+_LAST_SUCCESS = "last_success_timestamp_seconds"
+# By the name after the prefix: the help, and the labels beside the store's.
+_METRICS = {
+    "rows": ("Rows of the refresh by kind.", "kind"),
+    "phase_seconds": ("Duration of the refresh by phase, in seconds.", "phase"),
+    "norm": ("Quantiles of the norms before normalization.", "quantile"),
+    "gate_value": ("Value measured for a limit of the gate.", "limit", "scope"),
+    "gate_limit": ("Maximum that a limit of the gate allows.", "limit", "scope"),
+    "gate_passed": ("1 if a limit of the gate is kept, 0 if it is broken.", "limit", "scope"),
+    "version": ("Version that the refresh made.",),
+    "exit_code": ("Exit code of the last refresh.",),
+    "duration_seconds": ("Duration of the whole command, in seconds.",),
+    "live_version": ("Version that readers see.",),
+    "waiting_version": ("Version that is waiting for a decision, 0 if none.",),
+    "on_hold": ("1 if nothing is published until `release` or `accept`.",),
+    "target_up_to_date": ("1 if a publish target holds the version.", "target"),
+    _LAST_SUCCESS: ("Unix time of the end of the last refresh that exited 0.",),
+}
+# The name of a metric, its labels, and its value.
+_Sample = tuple[str, tuple[str, ...], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandOutcome:
-    """How a command ended.
+    """How a command ended, and where the store stands.
 
-    Attributes:
-        exit_code: Its exit code.
-        store: The store.
-        seconds: Wall time of the whole command.
-        live: The live version.
-        waiting: The version that waits for a decision.
-        hold: Whether nothing is published.
-        targets: What became of each target.
-        last_success: When a refresh succeeded, as Unix time; ``None`` keeps what the file has.
+    ``last_success`` is when a refresh succeeded, as Unix time; ``None`` keeps what the file has.
     """
 
     exit_code: int
@@ -117,11 +67,7 @@ def write_metrics(
 ) -> None:
     """Write the metrics of a refresh; the file is replaced in one step, whole and synced.
 
-    Args:
-        path: The file; the node exporter reads those that end in ``.prom``.
-        record: The record of the refresh; ``None`` where it has none: nothing changed, or it failed
-            before the gate.
-        outcome: How the command ended.
+    A refresh has no record where nothing changed, or it failed before the gate.
     """
     _check_installed()
     store, success = outcome.store, outcome.last_success
@@ -129,37 +75,37 @@ def write_metrics(
     if success is None:
         success = last_success(path, store)
     if success is not None:
-        samples.append((_SUCCESS, (), float(success)))
+        samples.append((_LAST_SUCCESS, (), float(success)))
     _replace(Path(path), _text(samples, store))
 
 
 def _record_samples(record: RefreshRecord) -> Iterator[_Sample]:
     for kind, rows in plain(record.rows).items():
-        yield _ROWS, (kind,), _value(rows)
+        yield "rows", (kind,), _value(rows)
     for phase, seconds in record.seconds.items():
-        yield _SECONDS, (phase,), _value(seconds)
+        yield "phase_seconds", (phase,), _value(seconds)
     norms = record.norms or {}
     for q in QUANTILES:
         value = norms.get(quantile_column(q))
         if value is not None:
-            yield _NORM, (str(q),), float(value)
+            yield "norm", (str(q),), float(value)
     for finding in record.findings:
         labels = (finding.limit, finding.scope)
-        yield _MEASURED, labels, _value(finding.measured)
-        yield _ALLOWED, labels, _value(finding.allowed)
-        yield _PASSED, labels, float(finding.passed)
-    yield _VERSION, (), float(record.version)
+        yield "gate_value", labels, _value(finding.measured)
+        yield "gate_limit", labels, _value(finding.allowed)
+        yield "gate_passed", labels, float(finding.passed)
+    yield "version", (), float(record.version)
 
 
 def _outcome(outcome: CommandOutcome) -> Iterator[_Sample]:
-    yield _EXIT, (), float(outcome.exit_code)
-    yield _ALL_SECONDS, (), outcome.seconds
+    yield "exit_code", (), float(outcome.exit_code)
+    yield "duration_seconds", (), outcome.seconds
     if outcome.live is not None:
-        yield _LIVE, (), float(outcome.live)
-    yield _WAITING, (), float(outcome.waiting or 0)
-    yield _HOLD, (), float(outcome.hold)
+        yield "live_version", (), float(outcome.live)
+    yield "waiting_version", (), float(outcome.waiting or 0)
+    yield "on_hold", (), float(outcome.hold)
     for target in outcome.targets:
-        yield _TARGET, (target.name,), float(not target.error)
+        yield "target_up_to_date", (target.name,), float(not target.error)
 
 
 def _value(value: float | None) -> float:
@@ -168,30 +114,20 @@ def _value(value: float | None) -> float:
 
 
 def _text(samples: list[_Sample], store: str) -> bytes:
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
-    gauges: dict[str, Any] = {}
-    for metric, labels, value in samples:
-        if metric.name not in gauges:
-            gauges[metric.name] = _gauge(metric, registry)
-        gauges[metric.name].labels(store, *labels).set(value)
+    gauges: dict[str, Gauge] = {}
+    for name, labels, value in samples:
+        if name not in gauges:
+            meaning, *more = _METRICS[name]
+            gauges[name] = Gauge(_PREFIX + name, meaning, ("store", *more), registry=registry)
+        gauges[name].labels(store, *labels).set(value)
     return generate_latest(registry)
 
 
-def _gauge(metric: _Metric, registry: CollectorRegistry) -> Any:
-    from prometheus_client import Gauge
-
-    names = ("store", *metric.labels)
-    return Gauge(_PREFIX + metric.name, metric.help, names, registry=registry)
-
-
 def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
-    """Return when the last refresh succeeded, as a metrics file has it.
-
-    Returns:
-        Unix time; ``None`` where the file has none of this store.
-    """
+    """Return the Unix time of a store's last success in a metrics file; ``None``: it has none."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -199,7 +135,8 @@ def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
     except (OSError, ValueError, KeyError, IndexError):
         return None
     samples = [sample for family in families for sample in family.samples]
-    found = [s.value for s in samples if s.name == _LAST_SUCCESS and s.labels.get("store") == store]
+    wanted = (_PREFIX + _LAST_SUCCESS, store)
+    found = [each.value for each in samples if (each.name, each.labels.get("store")) == wanted]
     return float(found[0]) if found else None
 
 
@@ -247,18 +184,22 @@ def measured(
     *,
     is_refresh: bool = True,
 ) -> RefreshResult:
-    """Do ``work``, and write what came of it to a metrics file, failures included.
+    """Do ``work`` on a store, and write what came of it to a metrics file, failures included.
 
-    Args:
-        path: The store.
-        metrics_file: Where the metrics go; ``None`` for nowhere.
-        work: What is done. Where another run holds the store, that run's metrics stay.
-        is_refresh: Whether a success is one of the refresh; a rollback's is not.
+    Where another run holds the store, that run's metrics stay. A rollback is no refresh that
+    succeeded.
     """
     if metrics_file is None:
         return work()
     check_metrics_file(metrics_file)
     started = time.time()
+
+    def outcome(exit_code: int, last_success: float | None = None) -> CommandOutcome:
+        seconds = time.time() - started
+        return CommandOutcome(
+            exit_code=exit_code, store=path, seconds=seconds, last_success=last_success
+        )
+
     try:
         result = work()
     except Busy:
@@ -267,34 +208,20 @@ def measured(
         told = error.night if isinstance(error, Held | TargetFailed) else None
         document = None if told is None else RefreshDocument.from_dict(told)
         otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
-        code = getattr(error, "exit_code", otherwise)
         # What failed is said in any case; metrics that cannot be written must not hide it.
         with contextlib.suppress(BatchnormToolError):
-            _write(metrics_file, path, document, code, started)
+            _write(metrics_file, document, outcome(getattr(error, "exit_code", otherwise)))
         raise
-    succeeded = time.time() if is_refresh else None
-    _write(metrics_file, path, result.document, 0, started, succeeded=succeeded)
+    _write(metrics_file, result.document, outcome(0, time.time() if is_refresh else None))
     return result
 
 
-def _write(  # noqa: PLR0913  (what a file of metrics is made of)
-    metrics_file: str | os.PathLike[str],
-    path: str,
-    document: RefreshDocument | None,
-    exit_code: int,
-    started: float,
-    *,
-    succeeded: float | None = None,
+def _write(
+    metrics_file: str | os.PathLike[str], document: RefreshDocument | None, outcome: CommandOutcome
 ) -> None:
-    outcome = CommandOutcome(
-        exit_code=exit_code,
-        store=path,
-        seconds=time.time() - started,
-        targets=document.targets if document else (),
-        last_success=succeeded,
-    )
+    outcome = replace(outcome, targets=document.targets if document else ())
     with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
-        pointer = StoreDirectory(path).pointer()
+        pointer = StoreDirectory(outcome.store).pointer()
         outcome = replace(
             outcome, live=pointer.live, waiting=pointer.waiting, hold=pointer.hold is not None
         )

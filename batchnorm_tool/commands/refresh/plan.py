@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field, PlainValidator
 
+from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
@@ -20,6 +22,7 @@ from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
+from batchnorm_tool.publish import find_unfit
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
 from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
@@ -82,18 +85,26 @@ class RefreshPlan(Record):
         return store_of(self.job)
 
     @property
-    def reader(self) -> FeatureReader:
-        """What reads the features of the input."""
-        check_nonfinite = self.job.model is not None
-        return FeatureReader(
-            self.resolved.features, self.resolved.inputs, self.job.input, check_nonfinite
+    def source(self) -> RefreshSource:
+        """The input as the difference takes it."""
+        # A plan without input is one of a refresh that is staged.
+        assert self.table is not None  # noqa: S101
+        job, store, resolved, layout = self.job, self.store, self.resolved, self.layout
+        columns = (name for names in resolved.features.values() for name in names)
+        return RefreshSource(
+            table=self.table,
+            reader=FeatureReader(
+                resolved.features, resolved.inputs, job.input, job.model is not None
+            ),
+            feature_columns=tuple(dict.fromkeys(columns)),
+            inputs=resolved.inputs,
+            keys=layout.keys,
+            carried=layout.carried,
+            mode=store.mode,
+            delete_column=store.delete_column,
+            invalid=job.input.invalid,
+            find_unfit=functools.partial(find_unfit, job.publish, layout.keys),
         )
-
-    @property
-    def feature_columns(self) -> tuple[str, ...]:
-        """The stored columns that hold features, each once."""
-        columns = self.resolved.features.values()
-        return tuple(dict.fromkeys(name for names in columns for name in names))
 
     def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash all that the staged result depends on, limits of the gate excepted."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.gate.record import GateRecord, Hold, Outcome, RefreshRecord, RefreshRows
-from batchnorm_tool.norms.stats import QUANTILES, NormStats, finite_or_none, quantile_column
+from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
 from batchnorm_tool.storage.checked_json import Record, plain
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.gate.findings import Finding
     from batchnorm_tool.store.state import StoredRecord
 
-RECORD_FORMAT = 1
 PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
 SUPERSEDED, DISCARDED = "superseded", "discarded"
 
@@ -26,10 +26,7 @@ SUPERSEDED, DISCARDED = "superseded", "discarded"
 class RefreshDocument(RefreshRecord, Record):
     """The report of a refresh, an acceptance or a rollback, as `RefreshResult.to_dict` gives it.
 
-    Attributes:
-        store: The store.
-        outcome: ``published``, ``waiting`` or ``nothing to do``.
-        targets: What became of each publish target.
+    ``outcome`` is ``published``, ``waiting`` or ``nothing to do``.
     """
 
     store: str
@@ -106,15 +103,7 @@ class RefreshResult:
 
 @dataclass
 class PhaseTimings:
-    """What each phase of a refresh took, in seconds.
-
-    Example:
-        >>> clock = PhaseTimings()
-        >>> with clock.phase("difference"):
-        ...     pass
-        >>> list(clock.seconds)
-        ['difference']
-    """
+    """What each phase of a refresh took, in seconds."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -127,6 +116,11 @@ class PhaseTimings:
         finally:
             taken = self.seconds.get(name, 0.0) + time.perf_counter() - started
             self.seconds[name] = round(taken, 4)
+
+
+def now() -> str:
+    """Return the time, as records have it."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
 def counted(difference: ChangeSet) -> RefreshRows:
@@ -146,14 +140,13 @@ def counted(difference: ChangeSet) -> RefreshRows:
 
 def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
     """Return the norms of a version as a record has them."""
-    found = {quantile_column(q): norms.quantile(q) for q in QUANTILES}
     return {
         "count": norms.count,
         "min": norms.min,
         "max": norms.max,
         "mean": norms.mean,
         "std": finite_or_none(norms.std),
-        **found,
+        **{quantile_column(q): value for q, value in norms.quantiles().items()},
     }
 
 

@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
-from batchnorm_tool.commands.refresh import evaluate
-from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh import commit
+from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-from batchnorm_tool.commands.refresh.commit import check_dataset, discard_uncommitted, now, recover
-from batchnorm_tool.commands.refresh.evaluate import (
-    conclude,
-    deliver_live,
-    finish_refresh,
-    staged_record,
-)
+from batchnorm_tool.commands.refresh.evaluate import conclude, evaluate_input, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
 from batchnorm_tool.commands.refresh.record import (
@@ -33,15 +27,9 @@ from batchnorm_tool.commands.refresh.record import (
     RefreshResult,
     counted,
     gate_record,
+    now,
 )
-from batchnorm_tool.commands.refresh.staging import (
-    Staging,
-    StagingOptions,
-    begin,
-    discard_staged,
-    refresh_source,
-    staged_plan,
-)
+from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats.parquet import close_cached_files
@@ -52,17 +40,13 @@ from batchnorm_tool.store.lance import check_installed
 from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
 
 
-def _ignore(text: str) -> None:
-    """Tell nobody."""
-
-
 def refresh(  # noqa: PLR0913  (each is a flag of the command)
     job: Job,
     *,
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    announce: Callable[[str], None] = _ignore,
+    announce: Callable[[str], None] = lambda _: None,
     run_id: str | None = None,
 ) -> RefreshResult:
     """Bring a store up to date with the input, guard it, and publish it.
@@ -99,15 +83,15 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     """
     store = store_of(job)
     state = StoreDirectory(store.path)
-    options = StagingOptions(progress or SilentProgress(), run_id=run_id or secrets.token_hex(8))
+    started = progress or SilentProgress(), run_id or secrets.token_hex(8)
 
     def work() -> RefreshResult:
         check_installed()
         check_targets(job.publish)
         try:
             with state.lock(wait_seconds):
-                recover(state)
-                return _refresh_locked(state, job, options, announce)
+                commit.recover(state)
+                return _refresh_locked(state, job, announce, *started)
         finally:
             close_cached_files()
 
@@ -143,9 +127,8 @@ def planned_refresh(job: Job) -> PlannedRefresh:
             (Path(scratch) / "index").mkdir()
             (Path(scratch) / "index" / index.name).symlink_to(index)
         name = None if index is None else f"index/{index.name}"
-        found = detect_changes(refresh_source(plan), name, place, recompute=plan.recompute)
-    last = state.record(pointer.live) if pointer.live is not None else None
-    findings = evaluate.evaluate_input(plan, found, last.input if last else None)
+        found = ChangeDetector(plan.source, name, place, recompute=plan.recompute).run()
+    findings = evaluate_input(state, pointer.live, plan, found)
     return PlannedRefresh(
         store=state.path,
         live=pointer.live,
@@ -158,19 +141,23 @@ def planned_refresh(job: Job) -> PlannedRefresh:
 
 
 def _refresh_locked(
-    state: StoreDirectory, job: Job, options: StagingOptions, announce: Callable[[str], None]
+    state: StoreDirectory,
+    job: Job,
+    announce: Callable[[str], None],
+    progress: Progress,
+    run_id: str,
 ) -> RefreshResult:
     pointer = state.pointer()
-    check_dataset(state, pointer)
+    commit.check_dataset(state, pointer)
     plan = make_plan(job, pointer, staged_plan(state))
     check_layout(job.publish, plan.layout)
     for note in plan.notes:
         announce(note)
-    staging = begin(state, pointer, plan, options)
+    staging = begin(state, pointer, plan, progress, run_id)
     try:
         difference = staging.difference()
     except Refused:
-        discard_uncommitted(state, staging.pointer)
+        state.discard_uncommitted(staging.pointer)
         raise
     announce(_describe(difference))
     record = staged_record(staging, difference)
@@ -217,6 +204,6 @@ def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
         ),
     )
     with staging.timings.phase("targets"):
-        targets = deliver_live(state, pointer, staging.plan.job.publish)
+        targets = commit.deliver_live(state, pointer, staging.plan.job.publish)
     result = RefreshResult(state.path, NOTHING, live.version, record, targets)
-    return finish_refresh(result, state, staging.plan.store.keep)
+    return commit.finish_refresh(state, result, staging.plan.store.keep)

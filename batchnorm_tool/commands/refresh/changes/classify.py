@@ -1,17 +1,49 @@
-"""What the input's rows are beside the live version: new, changed, touched, the same, or to go."""
+"""What the input's rows are beside the live version: new, changed, touched, the same, or to go.
+
+Where the live version is too large for memory, a first pass writes the hashes of the input's rows
+to bucket files; each bucket is joined with its share of the live version, and what the rows are
+goes to a file, from which the second pass reads it.
+"""
 
 from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-if TYPE_CHECKING:
-    from batchnorm_tool.store.index import LiveIndex
+from batchnorm_tool.chunk import numbered
+from batchnorm_tool.commands.refresh.changes.source import (
+    Callbacks,
+    Hashes,
+    RefreshSource,
+    process_in_order,
+)
+from batchnorm_tool.display import plural
+from batchnorm_tool.errors import InputError, capture_warnings
+from batchnorm_tool.inputs import reading, row_hash
+from batchnorm_tool.inputs.reading import Part
+from batchnorm_tool.inputs.row_hash import Buckets, IdLookup, bytes_of
+from batchnorm_tool.storage import Storage
+from batchnorm_tool.store.index import KEY_ID, LiveIndex, index_rows, read_index
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS, is_quarantined
+
+ENTRY = np.dtype(
+    [
+        ("row", np.int64),
+        ("id", np.uint64, 2),
+        ("features", np.uint8, 16),
+        ("passthrough", np.uint8, 8),
+        ("mark", np.bool_),
+    ]
+)
+"""A row of the input (``mark``: to be deleted) or of the live version (quarantined)."""
+KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, 2)])
 
 
 class ChangeType(IntEnum):
@@ -23,7 +55,7 @@ class ChangeType(IntEnum):
     TOUCHED = 3
     SAME = 4
     DELETED = 5
-    UNKNOWN_DELETE = 6
+    UNKNOWN_DELETES = 6
 
 
 class RowDisposition(IntEnum):
@@ -38,45 +70,14 @@ class RowDisposition(IntEnum):
 
 FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
 _DISPOSITIONS = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
-
-
-@dataclass(frozen=True)
-class Hashes:
-    """What tells a chunk of the input's rows from the live version's.
-
-    Attributes:
-        first_row: Global number of the first row.
-        ids: ``uint64[n, 2]``, of `key_ids`.
-        features: ``uint8[n, 16]``, of `feature_hashes`.
-        passthrough: ``uint8[n, 8]``, of `passthrough_hashes`.
-        deleted: ``bool[n]``: the row is to be deleted; ``None`` for nowhere.
-    """
-
-    first_row: int
-    ids: np.ndarray
-    features: np.ndarray
-    passthrough: np.ndarray
-    deleted: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class Classifier(Protocol):
-    """A classifier of the rows of an input; threads share one."""
-
-    def classify(self, hashes: Hashes) -> np.ndarray:
-        """Return the `ChangeType` of each row, ``uint8[n]``."""
+# Returns the `ChangeType` of each row, ``uint8[n]``; threads share one.
+Classifier = Callable[[Hashes], np.ndarray]
 
 
 def classify_rows(
     live: LiveIndex, hashes: Hashes, *, recompute: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `ChangeType` of each row, and where it lies in the live version.
-
-    Returns:
-        ``uint8[n]`` and ``int64[n]``, a position in the live index or -1.
-    """
+    """Return the `ChangeType` of each row, ``uint8[n]``, and its place in the live index or -1."""
     positions = live.lookup(hashes.ids)
     known = positions >= 0
     kinds = np.full(len(hashes), ChangeType.NEW, np.uint8)
@@ -92,7 +93,7 @@ def classify_rows(
             # A quarantined row has no vector beside which other columns could be written.
             kinds[known & same & moved & ~live.quarantined[at]] = ChangeType.TOUCHED
     if hashes.deleted is not None:
-        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETE
+        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETES
         kinds[hashes.deleted & known] = ChangeType.DELETED
     return kinds, positions
 
@@ -108,26 +109,19 @@ class MatchedRows:
     """Which rows of the live version the input's rows have claimed, and as what.
 
     Also whether any key may occur twice, without keeping the keys: known rows are counted against
-    the claims, and of new rows the first words of their ids are compared.
-
-    Args:
-        dispositions: ``uint8[live rows]``, all `RowDisposition.UNMATCHED`.
+    the claims, and of new rows the first words of their ids are compared. ``dispositions`` is
+    ``uint8[live rows]``, at first all `RowDisposition.UNMATCHED`.
     """
 
     def __init__(self, dispositions: np.ndarray) -> None:
         self.dispositions = dispositions
         self._known = 0
         self._new: list[np.ndarray] = []
+        self._is_repeated = False
         self._lock = threading.Lock()
 
     def add(self, hashes: Hashes, kinds: np.ndarray, places: np.ndarray) -> None:
-        """Note what rows are.
-
-        Args:
-            hashes: Of ``n`` rows.
-            kinds: ``uint8[n]``.
-            places: ``int64[n]``, the row of ``dispositions`` that each claims; -1 for none.
-        """
+        """Note what rows are, and which place each claims in ``dispositions``; -1 for none."""
         known = places >= 0
         with self._lock:
             self._known += int(np.count_nonzero(known))
@@ -139,33 +133,143 @@ class MatchedRows:
                 # compared.
                 self._new.append(hashes.ids[~known, 0])
 
-    def clear_new(self) -> bool:
-        """Let the new rows' ids go, and say whether any may have occurred twice among them."""
+    def clear_new(self) -> None:
+        """Let the new rows' ids go, and note whether any may have occurred twice among them."""
         words = np.concatenate([np.zeros(0, np.uint64), *self._new])
         self._new.clear()
         words.sort()
-        return bool((words[1:] == words[:-1]).any())
+        self._is_repeated |= bool((words[1:] == words[:-1]).any())
 
     def is_repeated(self) -> bool:
-        """Tell whether two known rows had the same key."""
+        """Tell whether two rows may have the same key."""
+        self.clear_new()
         # Two rows that claim one place leave one mark there, and were counted twice.
-        return self._known != int(np.count_nonzero(self.dispositions != RowDisposition.UNMATCHED))
+        marked = int(np.count_nonzero(self.dispositions != RowDisposition.UNMATCHED))
+        return self._is_repeated or self._known != marked
 
 
-class LiveClassifier:
-    """A classifier with the whole live version in memory.
+def classifier_in_memory(live: LiveIndex, matched: MatchedRows, *, recompute: bool) -> Classifier:
+    """Return a classifier with the whole live version in memory; ``matched`` notes every row."""
 
-    Args:
-        live: Keys and hashes of the live version.
-        matched: Notes every row.
-        recompute: Rows with the same features are to be predicted again.
+    def classify(hashes: Hashes) -> np.ndarray:
+        kinds, positions = classify_rows(live, hashes, recompute=recompute)
+        matched.add(hashes, kinds, positions)
+        return kinds
+
+    return classify
+
+
+@dataclass(frozen=True)
+class BucketJoin:
+    """A join in files below ``directory``, which take 50 bytes for each row of both sides.
+
+    A bucket takes about ``memory_bytes`` of memory.
     """
 
-    def __init__(self, live: LiveIndex, matched: MatchedRows, *, recompute: bool) -> None:
-        self._live, self._matched, self._recompute = live, matched, recompute
+    source: RefreshSource
+    directory: Path
+    memory_bytes: int
+    recompute: bool
 
-    def classify(self, hashes: Hashes) -> np.ndarray:
-        """Return the `ChangeType` of each row, ``uint8[n]``."""
-        kinds, positions = classify_rows(self._live, hashes, recompute=self._recompute)
-        self._matched.add(hashes, kinds, positions)
-        return kinds
+    def run(
+        self, live: tuple[Storage, str] | None, workers: int, callbacks: Callbacks
+    ) -> tuple[Classifier, MatchedRows]:
+        """Find what all rows are; ``live`` says where the index of the live version lies."""
+        live_rows = 0 if live is None else index_rows(*live)
+        bits = row_hash.bucket_bits(self.source.table.rows + live_rows, self.memory_bytes)
+        ours = Buckets(self.directory, "tonight", bits, ENTRY)
+        theirs = Buckets(self.directory, "live", bits, ENTRY)
+        if live is not None:
+            _add_live(*live, theirs)
+        self._add_source(ours, workers, callbacks)
+        kinds = self._file("kinds", self.source.table.rows)
+        matched = MatchedRows(self._file("fates", live_rows))
+        for mine, known in zip(ours.take(), theirs.take(), strict=True):
+            callbacks.check()
+            self._join(mine, known, kinds, matched)
+            matched.clear_new()
+        return _found_before(kinds), matched
+
+    def _file(self, name: str, rows: int) -> np.ndarray:
+        """Return ``uint8[rows]``, unclaimed, in a file."""
+        # In a file, which the system may write out: the join is for where memory does not suffice.
+        found = np.memmap(self.directory / name, np.uint8, "w+", shape=(max(1, rows),))
+        found[:] = RowDisposition.UNMATCHED
+        return found[:rows]
+
+    def _add_source(self, buckets: Buckets, workers: int, callbacks: Callbacks) -> None:
+        def spill(part: Part, stoppable: Callbacks) -> None:
+            with capture_warnings(lambda _: None):
+                for chunk in self.source.chunks(part):
+                    stoppable.check()
+                    buckets.add(_entries(chunk.hashes))
+
+        # The second pass tells of progress and warnings.
+        quiet = Callbacks(stopped=callbacks.stopped)
+        for _ in process_in_order(self.source.parts, spill, workers, quiet):
+            pass
+
+    def _join(
+        self, ours: np.ndarray, theirs: np.ndarray, kinds: np.ndarray, matched: MatchedRows
+    ) -> None:
+        live = LiveIndex(
+            theirs["features"], theirs["passthrough"], theirs["mark"], IdLookup(theirs["id"])
+        )
+        hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"])
+        found, positions = classify_rows(live, hashes, recompute=self.recompute)
+        kinds[ours["row"]] = found
+        rows = np.append(theirs["row"], -1)  # the last one for position -1
+        matched.add(hashes, found, rows[positions])
+
+
+def _found_before(kinds: np.ndarray) -> Classifier:
+    return lambda hashes: np.array(kinds[hashes.first_row : hashes.first_row + len(hashes)])
+
+
+def _entries(hashes: Hashes) -> np.ndarray:
+    entries = np.zeros(len(hashes), ENTRY)
+    entries["row"] = np.arange(hashes.first_row, hashes.first_row + len(hashes))
+    entries["id"], entries["features"] = hashes.ids, hashes.features
+    entries["passthrough"] = hashes.passthrough
+    entries["mark"] = False if hashes.deleted is None else hashes.deleted
+    return entries
+
+
+def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
+    names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
+    for row, table in numbered(read_index(storage, path, names)):
+        ids, features, passthrough = (bytes_of(table[name]) for name in names[:3])
+        marks = is_quarantined(table[STATUS])
+        buckets.add(_entries(Hashes(row, row_hash.as_ids(ids), features, passthrough, marks)))
+
+
+def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
+    """Look for keys that two rows have; reads the keys once more."""
+    with row_hash.bucket_directory("run it") as directory:
+        bits = row_hash.bucket_bits(source.table.rows, memory_bytes)
+        buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
+        for part in source.parts:
+            _add_keys(source, part, buckets)
+        pairs = np.concatenate([row_hash.repeated_rows(entries) for entries in buckets.take()])
+    if len(pairs):
+        raise InputError(_refusal(source, pairs[pairs[:, 1].argmin()], len(pairs)))
+
+
+def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
+    for row, table in numbered(source.tables(part, source.keys), part.first_row):
+        entries = np.zeros(table.num_rows, KEY_ENTRY)
+        entries["row"] = np.arange(row, row + table.num_rows)
+        entries["id"] = row_hash.key_ids(table, source.keys)
+        buckets.add(entries)
+
+
+def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
+    first, second = pair.tolist()
+    file, row = reading.locate(source.table.files, second)
+    keys = pa.Table.from_batches(reading.read_rows(file, source.keys, row, row + 1, 1))
+    names = ", ".join(f"`{name}`" for name in source.keys)
+    return (
+        f"{source.place(second)}, column {names}: the key {reading.describe_key(keys, 0)} is a "
+        f"duplicate of {source.place(first)}. Expected unique keys. "
+        f"Received: {plural(count, 'duplicate')}. Remove them, or add columns to `input.key`."
+    )

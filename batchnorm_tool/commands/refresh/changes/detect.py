@@ -1,103 +1,173 @@
-"""The pass over the input that finds the difference."""
+"""The pass over the input that finds the difference: read, judge, count and write each part."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from batchnorm_tool.chunk import numbered
-from batchnorm_tool.commands.refresh.changes.classify import (
-    ChangeType,
-    Classifier,
-    LiveClassifier,
-    MatchedRows,
-    RowDisposition,
-)
+from batchnorm_tool.chunk import Reason, numbered
+from batchnorm_tool.commands.refresh.changes import classify
+from batchnorm_tool.commands.refresh.changes.classify import ChangeType, MatchedRows, RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import (
-    DISPOSITIONS,
-    DOCUMENT,
-    ChangeCounts,
-    ChangeSet,
-)
-from batchnorm_tool.commands.refresh.changes.source import RefreshSource, cut
-from batchnorm_tool.commands.refresh.changes.spill import BucketJoin, refuse_duplicates
-from batchnorm_tool.commands.refresh.changes.worker import (
     BAD,
     CHANGED,
-    SHOWN_ROWS,
+    DISPOSITIONS,
+    DOCUMENT,
     TOUCHED,
-    Callbacks,
-    ChangeWorker,
-    PartResult,
+    ChangeCounts,
+    ChangeSet,
+    InputStatistics,
     StagingSchemas,
+    StagingWriter,
+    statistics_of,
+)
+from batchnorm_tool.commands.refresh.changes.source import (
+    Callbacks,
+    HashedChunk,
+    RefreshSource,
     process_in_order,
 )
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
-from batchnorm_tool.errors import BadRows
-from batchnorm_tool.formats import parquet
-from batchnorm_tool.inputs.reading import Part
+from batchnorm_tool.errors import BadRows, capture_warnings
+from batchnorm_tool.formats.parquet import close_cached_files
+from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.index import (
-    LiveIndex,
-    index_rows,
-    is_quarantined,
-    read_index,
-    read_key_schema,
-)
-from batchnorm_tool.store.state import STATUS
+from batchnorm_tool.store.index import LiveIndex, index_rows, read_index
+from batchnorm_tool.store.state import STATUS, is_quarantined
 
+_SHOWN_ROWS = 5
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
 
 
-@dataclass(frozen=True)
-class ChangeDetector:
-    """What to compare with what, and how.
+@dataclass
+class PartResult:
+    """What a part came to; mergeable in the order of the input.
 
-    Attributes:
-        source: The input.
-        storage: The state of the store, written under ``night/``.
-        index_path: The index of the live version; ``None`` before the first.
-        recompute: Rows with the same features are to be predicted again.
-        memory_bytes: About how much memory the live version may take.
-        workers: Threads.
+    ``kinds`` counts the rows of each `ChangeType`, ``bad`` those that need work and are bad by
+    their input; ``bad_rows`` are the first few of these, in words.
     """
+
+    kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(ChangeType), np.int64))
+    bad: int = 0
+    bad_rows: tuple[str, ...] = ()
+    statistics: InputStatistics = field(default_factory=lambda: InputStatistics({}, {}))
+    warnings: set[str] = field(default_factory=set)
+
+    def merge(self, other: PartResult) -> None:
+        """Take in what comes after this."""
+        self.kinds = self.kinds + other.kinds
+        self.bad += other.bad
+        self.bad_rows = (*self.bad_rows, *other.bad_rows)[:_SHOWN_ROWS]
+        self.statistics = self.statistics.merged(other.statistics)
+        self.warnings |= other.warnings
+
+
+@dataclass(frozen=True)
+class ChangeWorker:
+    """Works on parts; threads share one."""
 
     source: RefreshSource
     storage: Storage
+    classifier: classify.Classifier
+    schemas: StagingSchemas
+
+    def process(self, part: Part, callbacks: Callbacks) -> PartResult:
+        """Do one part, and commit its files."""
+        result = PartResult()
+        with (
+            capture_warnings(result.warnings.add),
+            StagingWriter(self.storage, self.schemas, part.stem) as writer,
+        ):
+            for chunk in self.source.chunks(part):
+                callbacks.check()
+                result.merge(self._process(chunk, writer))
+                callbacks.advance(len(chunk.faults))
+            writer.commit()
+        return result
+
+    def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
+        kinds = self.classifier(chunk.hashes)
+        # A row that was bad before for the same reason is unchanged: it is not reported again.
+        wanted = np.isin(kinds, classify.FOR_THE_MODEL)
+        faulty = chunk.faults != Reason.GOOD
+        bad = wanted & faulty
+        if self.source.invalid == "quarantine":
+            writer.add(BAD, chunk, bad)
+        writer.add(CHANGED, chunk, wanted & ~faulty)
+        writer.add(TOUCHED, chunk, kinds == ChangeType.TOUCHED)
+        return PartResult(
+            np.bincount(kinds, minlength=len(ChangeType)),
+            int(np.count_nonzero(bad)),
+            tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:_SHOWN_ROWS])),
+            self._measured(chunk, faulty),
+        )
+
+    def _measured(self, chunk: HashedChunk, faulty: np.ndarray) -> InputStatistics:
+        deleted = chunk.hashes.deleted
+        valid = ~faulty if deleted is None else ~faulty & ~deleted
+        columns = chunk.table.select(list(self.source.feature_columns))
+        if deleted is not None:  # their features do not matter, and may be null
+            columns = columns.filter(pa.array(~deleted))
+        return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
+
+    def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
+        keys = chunk.table.select(list(self.source.keys))
+        for row in rows.tolist():
+            place = self.source.place(chunk.hashes.first_row + row)
+            yield f"{place} ({describe_key(keys, row)}): {Reason(chunk.faults[row]).label}"
+
+
+@dataclass(frozen=True)
+class ChangeDetector:
+    """Finds what is different from the live version, and stages the rows that need work.
+
+    Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
+    ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
+    directory where there are none), in the order of the input; ``fates.npy``, a `RowDisposition`
+    for each row of the index; and, last, ``difference.json``, without which nothing else counts.
+
+    Attributes:
+        index_path: The index of the live version in ``storage``; ``None`` before the first.
+        storage: The state of the store.
+        recompute: Send rows with the same features to the model too, as in a new space.
+        memory_bytes: About how much memory the live version may take; beyond it, its rows and
+            the new are compared in buckets, in temporary files. Default: a quarter of what the
+            machine has available.
+        workers: Threads; default: one for each core.
+    """
+
+    source: RefreshSource
     index_path: str | None
+    storage: Storage
     recompute: bool = False
     memory_bytes: int | None = None
     workers: int | None = None
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
-    def run(self, callbacks: Callbacks) -> ChangeSet:
-        """Find the difference; see `detect_changes`."""
-        self._begin()
-        keys = None if self.index_path is None else read_key_schema(self.storage, self.index_path)
-        self.source.check(keys)
+    def run(self) -> ChangeSet:
+        """Return what was found, as `ChangeSet.load` reads it back."""
+        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, DISPOSITIONS):
+            self.storage.remove(path)
+        self.source.check()
         with ExitStack() as stack:
-            stack.callback(parquet.close_cached_files)
-            classifier, matched, repeated = self._classifier(stack, callbacks)
-            result = self._stage(classifier, callbacks)
-            if repeated | matched.clear_new() | matched.is_repeated():
-                refuse_duplicates(self.source, self._parts, self._memory)
+            stack.callback(close_cached_files)
+            classifier, matched = self._classifier(stack)
+            result = self._stage(classifier)
+            if matched.is_repeated():
+                classify.refuse_duplicates(self.source, self._memory)
             self._refuse_bad_rows(result)
             difference = self._difference(result, *self._write_dispositions(matched.dispositions))
         difference.save(self.storage)
         return difference
-
-    def _begin(self) -> None:
-        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, DISPOSITIONS):
-            self.storage.remove(path)
-
-    @cached_property
-    def _parts(self) -> list[Part]:
-        return cut(self.source)
 
     @cached_property
     def _memory(self) -> int:
@@ -107,34 +177,29 @@ class ChangeDetector:
     def _workers(self) -> int:
         return self.workers or available_cores()
 
-    @cached_property
-    def _index_rows(self) -> int:
-        return 0 if self.index_path is None else index_rows(self.storage, self.index_path)
-
-    def _classifier(
-        self, stack: ExitStack, callbacks: Callbacks
-    ) -> tuple[Classifier, MatchedRows, bool]:
-        path, rows = self.index_path, self._index_rows
+    def _classifier(self, stack: ExitStack) -> tuple[classify.Classifier, MatchedRows]:
+        live = None if self.index_path is None else (self.storage, self.index_path)
+        rows = 0 if live is None else index_rows(*live)
         if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
             directory = stack.enter_context(bucket_directory("run it"))
-            join = BucketJoin(self.source, self._parts, directory, self._memory, self.recompute)
-            live = None if path is None else (self.storage, path, rows)
-            return join.run(live, self._workers, callbacks)
-        index = _empty_index() if path is None else LiveIndex.load(self.storage, path)
+            join = classify.BucketJoin(self.source, directory, self._memory, self.recompute)
+            return join.run(live, self._workers, self.callbacks)
+        index = _empty_index() if live is None else LiveIndex.load(*live)
         matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
-        return LiveClassifier(index, matched, recompute=self.recompute), matched, False
+        return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
-    def _stage(self, classifier: Classifier, callbacks: Callbacks) -> PartResult:
-        worker = ChangeWorker(self.source, self.storage, classifier)
+    def _stage(self, classifier: classify.Classifier) -> PartResult:
+        schemas = StagingSchemas(self.source)
+        process = ChangeWorker(self.source, self.storage, classifier, schemas).process
         result = PartResult()
-        for found in process_in_order(self._parts, worker.process, self._workers, callbacks):
+        for found in process_in_order(self.source.parts, process, self._workers, self.callbacks):
             result.merge(found)
         return result
 
     def _refuse_bad_rows(self, result: PartResult) -> None:
         if result.bad and self.source.invalid == "fail":
             shown = "; ".join(result.bad_rows)
-            more = f" and {result.bad - SHOWN_ROWS:,} more" if result.bad > SHOWN_ROWS else ""
+            more = f" and {result.bad - _SHOWN_ROWS:,} more" if result.bad > _SHOWN_ROWS else ""
             raise BadRows(
                 f"{plural(result.bad, 'row')} with features that the model cannot "
                 f"take: {shown}{more}. Expected valid features in every row. Fix the input, or "
@@ -163,21 +228,15 @@ class ChangeDetector:
     def _quarantined(self) -> Iterator[np.ndarray]:
         if self.index_path is not None:
             for table in read_index(self.storage, self.index_path, [STATUS]):
-                yield is_quarantined(table.column(0).combine_chunks())
+                yield is_quarantined(table.column(0))
 
     def _difference(
         self, result: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
-        kinds = {kind: int(result.kinds[kind]) for kind in ChangeType}
+        kinds = {kind.name.lower(): int(result.kinds[kind]) for kind in ChangeType}
         counts = ChangeCounts(
-            rows_in=int(result.kinds.sum()),
-            new=kinds[ChangeType.NEW],
-            changed=kinds[ChangeType.CHANGED],
-            recomputed=kinds[ChangeType.RECOMPUTED],
-            touched=kinds[ChangeType.TOUCHED],
-            same=kinds[ChangeType.SAME],
-            deleted=kinds[ChangeType.DELETED],
-            unknown_deletes=kinds[ChangeType.UNKNOWN_DELETE],
+            rows_in=sum(kinds.values()),
+            **kinds,
             bad=result.bad,
             vanished=vanished,
             forgotten=forgotten,
@@ -207,40 +266,3 @@ def available_memory() -> int:
         return int(found.split()[1]) * 1024
     except (OSError, StopIteration):  # not Linux
         return 2**32
-
-
-def detect_changes(  # noqa: PLR0913  (what to compare, and how to go about it)
-    source: RefreshSource,
-    index_path: str | None,
-    storage: Storage,
-    *,
-    recompute: bool = False,
-    memory_bytes: int | None = None,
-    workers: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> ChangeSet:
-    """Find what is different, and stage the rows that need work.
-
-    Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
-    ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
-    directory where there are none), in the order of the input; ``fates.npy``, a `RowDisposition`
-    for each row of the index; and, last, ``difference.json``, without which nothing else counts.
-
-    Args:
-        source: The input.
-        index_path: The index of the live version in ``storage``; ``None`` before the first.
-        storage: The state of the store.
-        recompute: Send rows with the same features to the model too, as in a new space.
-        memory_bytes: About how much memory the live version may take; beyond it, its rows and
-            the new are compared in buckets, in temporary files. Default: a quarter of what the
-            machine has available.
-        workers: Threads; default: one for each core.
-        advance: Called with the number of rows of each finished chunk, from several threads.
-        stopped: Asked between chunks whether to give up, from several threads.
-
-    Returns:
-        What was found, as `ChangeSet.load` reads it back.
-    """
-    detector = ChangeDetector(source, storage, index_path, recompute, memory_bytes, workers)
-    return detector.run(Callbacks(advance, stopped))

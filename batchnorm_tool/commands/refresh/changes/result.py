@@ -1,24 +1,33 @@
-"""What was found, as data: counts, columns, statistics; and the document that keeps it."""
+"""What was found: statistics of the input, the rows that need work, counts, and their document."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Field
-from batchnorm_tool.formats.arrow_columns import is_list
+from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
+from batchnorm_tool.formats import Layout, Sink
+from batchnorm_tool.formats.arrow import Arrow
+from batchnorm_tool.formats.arrow_columns import free_name, is_list, vector_field
 from batchnorm_tool.gate.input_limits import ColumnNulls, ComponentSummary, InputSummary
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
-from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage import OutputFile, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
-from batchnorm_tool.store.state import STAGING
+from batchnorm_tool.store.index import fixed_binary
+from batchnorm_tool.store.state import STAGING, with_hashes
 
 DOCUMENT = f"{STAGING}/difference.json"
 DISPOSITIONS = f"{STAGING}/fates.npy"
+CHANGED = f"{STAGING}/changed"
+TOUCHED = f"{STAGING}/touched"
+BAD = f"{STAGING}/bad"
 SAMPLED_EVERY = 8
 """Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
 MOST_COMPONENTS = 4096
@@ -29,13 +38,8 @@ MOST_COMPONENTS = 4096
 class ComponentStatistics:
     """Statistics of one numeric input, ``float64[components]`` each.
 
-    Attributes:
-        rows: Valid rows; ``low`` and ``high`` are over all of them.
-        count: Values of each component in the sample; ``mean`` and ``m2`` are over it.
-        low: The smallest values.
-        high: The largest values.
-        mean: The means.
-        m2: The sums of squared deviations from the mean.
+    ``low`` and ``high`` are over all ``rows`` that are valid, ``mean`` and ``m2`` (the sum of
+    squared deviations from it) over the ``count`` values of each component in the sample.
     """
 
     rows: int
@@ -78,12 +82,7 @@ class ComponentStatistics:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Statistics of an input.
-
-    Attributes:
-        columns: Nulls, for each stored column that feeds the model.
-        inputs: Extremes and moments, for each numeric input of the model, over valid rows.
-    """
+    """Statistics of an input: for each stored column its nulls, for each numeric input the rest."""
 
     columns: Mapping[str, ColumnNulls]
     inputs: Mapping[str, ComponentStatistics]
@@ -107,14 +106,7 @@ class InputStatistics:
 def statistics_of(
     table: pa.Table, arrays: Mapping[str, np.ndarray], valid: np.ndarray, first_row: int
 ) -> InputStatistics:
-    """Measure the statistics of a chunk.
-
-    Args:
-        table: The stored columns that feed the model, ``n`` rows.
-        arrays: What the model sees of them.
-        valid: ``bool[n]``: the rows that it can take.
-        first_row: Global number of the first row, by which rows are sampled.
-    """
+    """Measure a chunk: stored columns, what the model sees of them, which rows it can take."""
     columns = {
         name: ColumnNulls(table.num_rows, nulls_in(table[name])) for name in table.schema.names
     }
@@ -168,19 +160,142 @@ def _measured(values: np.ndarray, sample: np.ndarray) -> ComponentStatistics:
 
 
 @dataclass(frozen=True)
-class ChangeCounts:
-    """Rows by what they are.
+class StagingSchemas:
+    """The columns of the files: keys, passed-through columns, two hashes, then their own."""
 
-    ``rows_in`` is the sum of ``new``, ``changed``, ``recomputed``, ``touched``, ``same``,
-    ``deleted`` and ``unknown_deletes``.
+    source: RefreshSource
+
+    @cached_property
+    def features(self) -> dict[str, str]:
+        """The column of each model input."""
+        names, taken = sorted(field.name for field in self.source.inputs), self.source.carried.names
+        return {name: free_name(f"feature_{n}", taken) for n, name in enumerate(names)}
+
+    @cached_property
+    def reason(self) -> str:
+        """The column that says why a row is bad."""
+        return free_name("reason", self.source.carried.names)
+
+    def of(self, directory: str) -> pa.Schema:
+        """Return the columns of one set of files."""
+        return {CHANGED: self.changed, TOUCHED: self.touched, BAD: self.bad}[directory]
+
+    @cached_property
+    def touched(self) -> pa.Schema:
+        """Of rows that are written without the model."""
+        return with_hashes(self.source.carried)
+
+    @cached_property
+    def changed(self) -> pa.Schema:
+        """Of rows for the model."""
+        inputs = sorted(self.source.inputs, key=lambda field: field.name)
+        columns = (_feature_field(self.features[field.name], field) for field in inputs)
+        return pa.schema([*self.touched, *columns])
+
+    @cached_property
+    def bad(self) -> pa.Schema:
+        """Of rows that the model cannot take."""
+        return self.touched.append(pa.field(self.reason, pa.string()))
+
+
+def _feature_field(name: str, field: Field) -> pa.Field:
+    """Return the column that holds what a model input sees, to the bit."""
+    shape = tuple(size or 0 for size in field.shape)
+    return vector_field(name, _arrow_type(field.dtype), shape)
+
+
+def _feature_column(kind: pa.DataType, array: np.ndarray) -> pa.Array:
+    """Return what a model sees of rows, ``[n, *shape]``, as a column; no number is copied."""
+    flat = array.reshape(-1)
+    if not pa.types.is_fixed_size_list(kind):
+        return _values(flat, kind)
+    return pa.FixedSizeListArray.from_arrays(_values(flat, kind.value_type), type=kind)
+
+
+def _arrow_type(dtype: str) -> pa.DataType:
+    if dtype == "string":
+        return pa.binary()  # what the model takes for text may be no UTF-8
+    # Arrow has no bfloat16; every one of them is a float32.
+    return pa.from_numpy_dtype(np.dtype("float32" if dtype == "bfloat16" else dtype))
+
+
+def _values(flat: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if flat.dtype != object and flat.dtype.kind not in "fiub":
+        flat = flat.astype(np.float32)
+    return pa.array(flat, kind)
+
+
+class StagingWriter:
+    """The files of one part, whose names are ``stem`` with a suffix; without rows, no file."""
+
+    def __init__(self, storage: Storage, schemas: StagingSchemas, stem: str) -> None:
+        self._storage, self._schemas, self._stem = storage, schemas, stem
+        self._sinks: dict[str, Sink] = {}
+        self._files: list[OutputFile] = []
+
+    def add(self, directory: str, chunk: HashedChunk, rows: np.ndarray) -> None:
+        """Append the ``rows`` (``bool[n]``) of a chunk to a set, if there are any."""
+        if not rows.any():
+            return
+        table = chunk.table.select(self._schemas.source.carried.names)
+        table = table if rows.all() else table.filter(pa.array(rows))
+        hashes = (chunk.hashes.features, chunk.hashes.passthrough)
+        columns = [*table.columns, *(fixed_binary(_chosen(each, rows)) for each in hashes)]
+        schema = self._schemas.of(directory)
+        columns += self._more_columns(directory, chunk, rows)
+        self._sink(directory, schema).write(pa.table(columns, schema=schema))
+
+    def _more_columns(self, directory: str, chunk: HashedChunk, rows: np.ndarray) -> list[pa.Array]:
+        if directory == BAD:
+            reasons = [Reason(fault).label for fault in chunk.faults[rows].tolist()]
+            return [pa.array(reasons, pa.string())]
+        features = self._schemas.features if directory == CHANGED else {}
+        return [
+            _feature_column(
+                self._schemas.changed.field(column).type, _chosen(chunk.arrays[name], rows)
+            )
+            for name, column in features.items()
+        ]
+
+    def commit(self) -> None:
+        """Let the files appear."""
+        for sink in self._sinks.values():
+            sink.close()
+        for file in self._files:
+            file.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.discard()
+
+    def _sink(self, directory: str, schema: pa.Schema) -> Sink:
+        if directory not in self._sinks:
+            path, layout = f"{directory}/{self._stem}", Layout(0, ())
+            self._sinks[directory] = Arrow().open_sink(self._create, path, schema, layout)
+        return self._sinks[directory]
+
+    def _create(self, path: str) -> OutputFile:
+        file = self._storage.create(path)
+        self._files.append(file)
+        return file
+
+
+def _chosen(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return array if rows.all() else array[rows]
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """Rows by what they are; ``rows_in`` is the sum of those up to ``unknown_deletes``.
 
     Attributes:
-        rows_in: Rows of the input.
         new: Rows whose key the live version does not know.
         changed: Known rows with other features.
         recomputed: Rows with the same features that are to be predicted again.
         touched: Rows with the same features and other passed-through values.
-        same: Rows that stay as they are.
         deleted: Known rows that the input says to delete.
         unknown_deletes: Unknown rows that the input says to delete.
         bad: Of the new, changed and recomputed rows, those that the model cannot take.
@@ -217,14 +332,10 @@ class ChangeSet(SealedRecord):
     """The input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
-        counts: Rows by what they are.
         live_rows: Rows of the live version that are in the dataset.
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
-        inputs: The inputs of the model, every size known.
-        statistics: Of the input.
         warnings: What the features gave reason to warn of.
-        hash_version: How rows were hashed.
     """
 
     counts: ChangeCounts

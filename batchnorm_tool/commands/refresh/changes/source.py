@@ -1,28 +1,30 @@
-"""The input: the table, how the model reads it, and what its columns are for."""
+"""The input of a refresh: its columns, and its rows with their hashes, part by part in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import TEXT_BYTES, Field, fitting_rows, numbered
-from batchnorm_tool.commands.refresh.changes.classify import Hashes
-from batchnorm_tool.errors import InputError
+from batchnorm_tool.environment import map_in_order
+from batchnorm_tool.errors import InputError, Interrupted
 from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
-from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
+from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes
 
 if TYPE_CHECKING:
     from batchnorm_tool.features import FeatureReader
     from batchnorm_tool.store.state import Unfit
 
+_Result = TypeVar("_Result")
 _PART_BYTES = 64 * MEBIBYTE
 _MOST_PART_ROWS = 2**18
 _CHUNK_BYTES = 8 * MEBIBYTE
@@ -30,15 +32,49 @@ _MOST_CHUNK_ROWS = 2**15
 
 
 @dataclass(frozen=True)
-class RefreshSource:
-    """The input.
+class Hashes:
+    """What tells a run of the input's rows from the live version's.
 
     Attributes:
-        table: The input files as one table.
-        reader: How the model's inputs are read of it; every size in ``reader.inputs`` is known.
+        first_row: Global number of the first row.
+        ids: ``uint64[n, 2]``, of `key_ids`.
+        features: ``uint8[n, 16]``, of `feature_hashes`.
+        passthrough: ``uint8[n, 8]``, of `passthrough_hashes`.
+        deleted: ``bool[n]``: the row is to be deleted; ``None`` for nowhere.
+    """
+
+    first_row: int
+    ids: np.ndarray
+    features: np.ndarray
+    passthrough: np.ndarray
+    deleted: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class HashedChunk:
+    """A run of the input's rows, all columns that are read, with their hashes.
+
+    ``arrays`` are what the model sees, ``faults`` (``uint8[n]``) a `Reason` for each row: arbitrary
+    and ``GOOD`` in rows to be deleted.
+    """
+
+    table: pa.Table
+    arrays: dict[str, np.ndarray]
+    faults: np.ndarray
+    hashes: Hashes
+
+
+@dataclass(frozen=True)
+class RefreshSource:
+    """The input: its table, and what the columns are for.
+
+    Attributes:
+        reader: How the model's inputs are read; every size in ``reader.inputs`` is known.
         feature_columns: The stored columns that feed the model.
         inputs: The model's inputs, every size known.
-        keys: The columns that identify a row.
         carried: Key and passed-through columns as the store keeps them.
         mode: ``"full"``: a row that is not there has vanished; ``"delta"``: it is as it was.
         delete_column: A column of booleans: where it is true, the row is to be deleted.
@@ -69,24 +105,13 @@ class RefreshSource:
         return tuple(dict.fromkeys([*self.keys, *self.kept, *self.feature_columns, *delete]))
 
     @cached_property
-    def key_schema(self) -> pa.Schema:
-        """The key columns alone."""
-        return pa.schema([self.carried.field(name) for name in self.keys])
-
-    @cached_property
     def row_bytes(self) -> int:
         """About how many bytes a row takes in memory."""
         features = sum(field.row_bytes for field in self.inputs)
         return max(1, features) + TEXT_BYTES * len(self.carried)
 
-    def check(self, live_keys: pa.Schema | None) -> None:
-        """Check that the columns are there and of the types that the store knows."""
-        self._check_names()
-        self._check_delete_column()
-        if live_keys is not None:
-            self._check_key_types(live_keys)
-
-    def _check_names(self) -> None:
+    def check(self) -> None:
+        """Check that the columns are there."""
         self.table.check(self.columns)
         for name in self.columns:
             if name not in self.table.schema.names:
@@ -94,6 +119,7 @@ class RefreshSource:
                     f"{self.table.files[0].path}: has no column `{name}`. Received: "
                     f"{', '.join(self.table.schema.names)}. Correct the name in the job."
                 )
+        self._check_delete_column()
 
     def _check_delete_column(self) -> None:
         if self.delete_column is None:
@@ -106,69 +132,118 @@ class RefreshSource:
                 "for rows to be deleted."
             )
 
-    def _check_key_types(self, live_keys: pa.Schema) -> None:
-        expected, received = (
-            {field.name: type_name(field.type) for field in schema}
-            for schema in (live_keys, self.key_schema)
-        )
-        if list(expected.items()) != list(received.items()):
+    def place(self, row: int) -> str:
+        """Say where a row lies whose global number this is."""
+        file, number = locate(self.table.files, row)
+        return f"{file.path}, row {number}"
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """All parts: the same for any number of threads."""
+        most = fitting_rows(self.row_bytes, _PART_BYTES, _MOST_PART_ROWS)
+        shared = fitting_rows(self.row_bytes, READ_AHEAD_BYTES, most)
+        parts: list[Part] = []
+        waiting: list[Slice] = []
+        first_row = rows = 0
+        for some in _slices(self.table, most, shared):
+            if waiting and rows + some.rows > most:
+                parts.append(Part(len(parts), first_row, tuple(waiting)))
+                waiting, first_row, rows = [], first_row + rows, 0
+            waiting.append(some)
+            rows += some.rows
+        if waiting:
+            parts.append(Part(len(parts), first_row, tuple(waiting)))
+        return parts
+
+    @cached_property
+    def chunk_rows(self) -> int:
+        """How many rows are in memory at a time."""
+        return fitting_rows(self.row_bytes, _CHUNK_BYTES, _MOST_CHUNK_ROWS)
+
+    def chunks(self, part: Part) -> Iterator[HashedChunk]:
+        """Yield the rows of a part; where chunks begin depends on the files alone."""
+        for row, table in numbered(self.tables(part, self.columns), part.first_row):
+            deleted = self._deleted(table)
+            self._refuse_unfit(table, deleted, row)
+            arrays, faults = self._features(table, deleted)
+            hashes = Hashes(
+                row,
+                key_ids(table, self.keys),
+                feature_hashes(arrays, faults),
+                passthrough_hashes(table, self.kept),
+                deleted,
+            )
+            yield HashedChunk(table, arrays, faults, hashes)
+
+    def tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        """Yield columns of a part, the keys among them, in tables of about `chunk_rows` rows."""
+        most = self.chunk_rows
+        batches = read_slices(self.table.files, part.slices, columns, most)
+        for row, read in numbered(_gathered(batches, most), part.first_row):
+            table = read
+            for name in self.carried.names:
+                if name in columns:
+                    place = table.schema.get_field_index(name)
+                    held = self._as_stored(table.column(name), name, row)
+                    table = table.set_column(place, self.carried.field(name), held)
+            yield table
+
+    def _as_stored(self, column: pa.ChunkedArray, name: str, first_row: int) -> pa.ChunkedArray:
+        """Return a column as the store keeps it; of a key every value names a row."""
+        kind = self.carried.field(name).type
+        try:
+            held = column.cast(kind)
+        except pa.ArrowInvalid as error:
+            file, row = locate(self.table.files, first_row)
             raise InputError(
-                f"{self.table.files[0].path}: its key differs from the store's. "
-                f"Expected: {_describe(expected)}. Received: {_describe(received)}. Write the "
-                "columns with the same types as before, or start a new store with another "
-                "`store.path`."
+                f"{file.path}, at or after row {row}, column `{name}`: a value does not fit the "
+                f"store. Expected values that fit {kind}. Received: {error}. Write the column "
+                f"as {kind}."
+            ) from error
+        if name not in self.keys:
+            return held
+        nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
+        if nothing.any():
+            found = int(nothing.argmax())
+            said = "null" if held[found].as_py() is None else "NaN"
+            raise InputError(
+                f"{self.place(first_row + found)}, column `{name}`: the key is {said}. Expected a "
+                f"key in every row. Received: {said}. Fill it in, or remove the row from the input."
+            )
+        if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
+            held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
+        return held
+
+    def _refuse_unfit(self, table: pa.Table, deleted: np.ndarray | None, first_row: int) -> None:
+        """Refuse what a publish target cannot take, before the model runs."""
+        stays = np.arange(table.num_rows) if deleted is None else np.flatnonzero(~deleted)
+        carried = table.select(self.carried.names)
+        unfit = self.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
+        if unfit is not None:
+            place = self.place(first_row + int(stays[unfit.row]))
+            raise InputError(
+                f"{place}, column `{unfit.column}`: {unfit.reason} Fix the input, or remove the "
+                "column from `input.passthrough`."
             )
 
+    def _deleted(self, table: pa.Table) -> np.ndarray | None:
+        """Return ``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
+        if self.delete_column is None:
+            return None
+        deleted = np.asarray(table.column(self.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
+        return deleted if deleted.any() else None
 
-def _describe(columns: dict[str, str]) -> str:
-    return ", ".join(f"`{name}` ({kind})" for name, kind in columns.items())
-
-
-@dataclass(frozen=True)
-class HashedChunk:
-    """A run of the input's rows.
-
-    Attributes:
-        table: All columns that are read, ``n`` rows.
-        arrays: What the model sees of them; arbitrary in rows to be deleted.
-        faults: ``uint8[n]``, a `Reason` for each row; ``GOOD`` in rows to be deleted.
-        hashes: What tells the rows from the live version's.
-    """
-
-    table: pa.Table
-    arrays: dict[str, np.ndarray]
-    faults: np.ndarray
-    hashes: Hashes
-
-
-def read_chunks(source: RefreshSource, part: Part) -> Iterator[HashedChunk]:
-    """Yield the rows of a part; where chunks begin depends on the files alone."""
-    for row, table in numbered(read_tables(source, part, source.columns), part.first_row):
-        deleted = _deleted(source, table)
-        _refuse_unfit(source, table, deleted, row)
-        arrays, faults = _features(source, table, deleted)
-        hashes = Hashes(
-            row,
-            key_ids(table, source.keys),
-            feature_hashes(arrays, faults),
-            passthrough_hashes(table, source.kept),
-            deleted,
-        )
-        yield HashedChunk(table, arrays, faults, hashes)
-
-
-def read_tables(source: RefreshSource, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-    """Yield some columns of a part, the keys among them, in tables of about `chunk_rows` rows."""
-    most = chunk_rows(source)
-    batches = read_slices(source.table.files, part.slices, columns, most)
-    for row, read in numbered(_gathered(batches, most), part.first_row):
-        table = read
-        for name in source.carried.names:
-            if name in columns:
-                place = table.schema.get_field_index(name)
-                held = _as_stored(source, table.column(name), name, row)
-                table = table.set_column(place, source.carried.field(name), held)
-        yield table
+    def _features(
+        self, table: pa.Table, deleted: np.ndarray | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return arrays and faults of all rows; features of rows to be deleted are not read."""
+        if deleted is None:
+            return self.reader.read(table)
+        # A delete needs a key and nothing else: its features may be null, or of no use.
+        rest = ~deleted
+        arrays, faults = self.reader.read(table.filter(pa.array(rest)).combine_chunks())
+        spread = {name: _spread(array, rest) for name, array in arrays.items()}
+        return spread, _spread(faults, rest)
 
 
 def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
@@ -186,101 +261,12 @@ def _gathered(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table
         yield pa.Table.from_batches(waiting)
 
 
-def _as_stored(
-    source: RefreshSource, column: pa.ChunkedArray, name: str, first_row: int
-) -> pa.ChunkedArray:
-    """Return a column as the store keeps it; of a key every value names a row."""
-    kind = source.carried.field(name).type
-    try:
-        held = column.cast(kind)
-    except pa.ArrowInvalid as error:
-        file, row = locate(source.table.files, first_row)
-        raise InputError(
-            f"{file.path}, at or after row {row}, column `{name}`: a value does not fit the "
-            f"store. Expected values that fit {kind}. Received: {error}. Write the column "
-            f"as {kind}."
-        ) from error
-    if name not in source.keys:
-        return held
-    nothing = held.is_null(nan_is_null=pa.types.is_floating(kind)).to_numpy()
-    if nothing.any():
-        found = int(nothing.argmax())
-        file, row = locate(source.table.files, first_row + found)
-        said = "null" if held[found].as_py() is None else "NaN"
-        raise InputError(
-            f"{file.path}, row {row}, column `{name}`: the key is {said}. Expected a key in every "
-            f"row. Received: {said}. Fill it in, or remove the row from the input."
-        )
-    if pa.types.is_floating(kind):  # -0.0 is 0.0, for databases too
-        held = pa.chunked_array([pa.array(held.to_numpy() + 0, kind)])
-    return held
-
-
-def _refuse_unfit(
-    source: RefreshSource, table: pa.Table, deleted: np.ndarray | None, first_row: int
-) -> None:
-    """Refuse what a publish target cannot take, before the model runs."""
-    stays = np.arange(table.num_rows) if deleted is None else np.flatnonzero(~deleted)
-    carried = table.select(source.carried.names)
-    unfit = source.find_unfit(carried if deleted is None else carried.take(pa.array(stays)))
-    if unfit is not None:
-        file, row = locate(source.table.files, first_row + int(stays[unfit.row]))
-        raise InputError(
-            f"{file.path}, row {row}, column `{unfit.column}`: {unfit.reason} Fix the input, or "
-            "remove the column from `input.passthrough`."
-        )
-
-
-def _deleted(source: RefreshSource, table: pa.Table) -> np.ndarray | None:
-    """Return ``bool[n]``: the rows to be deleted; ``None`` for nowhere."""
-    if source.delete_column is None:
-        return None
-    deleted = np.asarray(table.column(source.delete_column).fill_null(False).to_numpy())  # noqa: FBT003
-    return deleted if deleted.any() else None
-
-
-def _features(
-    source: RefreshSource, table: pa.Table, deleted: np.ndarray | None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return arrays and faults of all rows; features of rows to be deleted are not read."""
-    if deleted is None:
-        return source.reader.read(table)
-    # A delete needs a key and nothing else: its features may be null, or of no use.
-    rest = ~deleted
-    arrays, faults = source.reader.read(table.filter(pa.array(rest)).combine_chunks())
-    spread = {name: _spread(array, rest) for name, array in arrays.items()}
-    return spread, _spread(faults, rest)
-
-
 def _spread(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Return ``values`` in the places that are true, zeros (``""`` for strings) in the others."""
     spread = np.full((len(places), *values.shape[1:]), "" if values.dtype == object else 0)
     spread = spread.astype(values.dtype)
     spread[places] = values
     return spread
-
-
-def chunk_rows(source: RefreshSource) -> int:
-    """Return how many rows are in memory at a time."""
-    return fitting_rows(source.row_bytes, _CHUNK_BYTES, _MOST_CHUNK_ROWS)
-
-
-def cut(source: RefreshSource) -> list[Part]:
-    """Return all parts of an input: the same for any number of threads."""
-    most = fitting_rows(source.row_bytes, _PART_BYTES, _MOST_PART_ROWS)
-    shared = fitting_rows(source.row_bytes, READ_AHEAD_BYTES, most)
-    parts: list[Part] = []
-    waiting: list[Slice] = []
-    first_row = rows = 0
-    for some in _slices(source.table, most, shared):
-        if waiting and rows + some.rows > most:
-            parts.append(Part(len(parts), first_row, tuple(waiting)))
-            waiting, first_row, rows = [], first_row + rows, 0
-        waiting.append(some)
-        rows += some.rows
-    if waiting:
-        parts.append(Part(len(parts), first_row, tuple(waiting)))
-    return parts
 
 
 def _slices(table: Table, most: int, shared: int) -> Iterator[Slice]:
@@ -310,3 +296,32 @@ def _blocks(file: InputFile) -> Sequence[int]:
         return [file.rows]
     with open_parquet(file.path) as opened:
         return group_sizes(opened.metadata)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Callbacks of the work on parts, called from several threads.
+
+    ``advance`` is called with the number of rows of each finished chunk; ``stopped`` is asked
+    between chunks whether to give up.
+    """
+
+    advance: Callable[[int], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Give up if asked to."""
+        if self.stopped():
+            raise Interrupted("Stopped while comparing the input; run again to restart that step.")
+
+
+def process_in_order(
+    parts: Iterable[Part],
+    process: Callable[[Part, Callbacks], _Result],
+    workers: int,
+    callbacks: Callbacks,
+) -> Iterator[_Result]:
+    """Yield what ``process`` gives for each part, in order; see `map_in_order`."""
+    stop = threading.Event()
+    stoppable = Callbacks(callbacks.advance, lambda: stop.is_set() or callbacks.stopped())
+    return map_in_order(lambda part: process(part, stoppable), parts, workers, stop.set)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.features import FeatureReader
@@ -104,7 +104,7 @@ class Nights:
     def find(self, tonight: RefreshSource, **options: object) -> ChangeSet:
         """Find the difference to the live version, if there is one."""
         index = INDEX if self.storage.size(INDEX) is not None else None
-        return detect_changes(tonight, index, self.storage, **options)  # type: ignore[arg-type]
+        return ChangeDetector(tonight, index, self.storage, **options).run()  # type: ignore[arg-type]
 
     def spooled(self, name: str) -> pa.Table | None:
         """All rows of ``night/NAME`` in order, or ``None`` where there are none."""

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.commands.refresh.changes import detect, source
-from batchnorm_tool.commands.refresh.changes.classify import Hashes, MatchedRows
+from batchnorm_tool.commands.refresh.changes import classify, source
+from batchnorm_tool.commands.refresh.changes.classify import MatchedRows
+from batchnorm_tool.commands.refresh.changes.source import Hashes
 from batchnorm_tool.errors import InputError
 from tests.commands.refresh.changes.nights import Nights, items, some
 
@@ -110,9 +111,11 @@ def test_first_words_that_agree_are_no_repetition(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    look = detect.refuse_duplicates
-    monkeypatch.setattr(MatchedRows, "clear_new", lambda self: True)
-    monkeypatch.setattr(detect, "refuse_duplicates", lambda *given: asked.append(1) or look(*given))
+    look = classify.refuse_duplicates
+    monkeypatch.setattr(MatchedRows, "is_repeated", lambda self: True)
+    monkeypatch.setattr(
+        classify, "refuse_duplicates", lambda *given: asked.append(1) or look(*given)
+    )
     assert some(nights.find(nights.tonight(items([1, 2]))).counts) == {"rows_in": 2, "new": 2}
     assert asked == [1]
 
@@ -122,5 +125,13 @@ def test_new_ids_with_the_same_first_word_raise_suspicion() -> None:
     hashes = Hashes(0, ids, np.zeros((3, 16), np.uint8), np.zeros((3, 8), np.uint8), None)
     claims = MatchedRows(np.zeros(0, np.uint8))
     claims.add(hashes, np.zeros(3, np.uint8), np.full(3, -1))
-    assert claims.clear_new()
-    assert not claims.clear_new()
+    claims.clear_new()
+    assert claims.is_repeated()
+
+
+def test_new_ids_that_begin_otherwise_raise_none() -> None:
+    ids = np.array([[7, 1], [5, 0], [8, 1]], np.uint64)
+    hashes = Hashes(0, ids, np.zeros((3, 16), np.uint8), np.zeros((3, 8), np.uint8), None)
+    claims = MatchedRows(np.zeros(0, np.uint8))
+    claims.add(hashes, np.zeros(3, np.uint8), np.full(3, -1))
+    assert not claims.is_repeated()

@@ -8,14 +8,13 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
-from batchnorm_tool.commands.refresh.changes.source import cut
 from batchnorm_tool.inputs.reading import Slice
 from tests.commands.refresh.changes.nights import Nights, items
 
 
 def slices(nights: Nights, sizes: list[int], group: int) -> list[list[tuple[int, int, int]]]:
     tables = [items(range(size + 1)).slice(0, size) for size in sizes]
-    found = cut(nights.tonight(*tables, options={"row_group_size": group}))
+    found = nights.tonight(*tables, options={"row_group_size": group}).parts
     assert [part.number for part in found] == list(range(len(found)))
     rows = 0
     for part in found:
@@ -50,7 +49,7 @@ def test_no_rows_no_parts(nights: Nights) -> None:
 def test_other_formats_are_cut_anywhere(nights: Nights) -> None:
     nights.find(nights.tonight(items(range(25))))
     again = replace(nights, features={"x": ("feature_0",)})
-    found = cut(again.of(str(nights.root / "state/night/changed")))
+    found = again.of(str(nights.root / "state/night/changed")).parts
     assert sum(part.rows for part in found) == 25
     assert all(part.rows <= 10 for part in found)
 
@@ -59,5 +58,5 @@ def test_large_rows_make_small_parts_and_chunks(nights: Nights) -> None:
     images = replace(nights, inputs=(Field("x", (1024, 1024, 3), "float32"),))
     tonight = images.tonight(items([1, 2]))
     assert tonight.row_bytes == 3 * 4 * 2**20 + 64
-    assert source.chunk_rows(tonight) == 1
-    assert [part.slices for part in cut(tonight)] == [(Slice(0, 0, 2),)]
+    assert tonight.chunk_rows == 1
+    assert [part.slices for part in tonight.parts] == [(Slice(0, 0, 2),)]

@@ -11,7 +11,7 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
-from batchnorm_tool.commands.refresh.changes.detect import detect_changes
+from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
@@ -112,10 +112,7 @@ def test_the_same_bytes_for_any_threads_and_memory(
     tonight = replace(tonight, invalid="quarantine")
     written = []
     for workers, memory in ((1, None), (4, None), (1, 1), (4, 20_000)):
-        detect_changes(
-            tonight, INDEX, nights.storage,
-            recompute=recompute, workers=workers, memory_bytes=memory,
-        )  # fmt: skip
+        ChangeDetector(tonight, INDEX, nights.storage, recompute, memory, workers).run()
         written.append(nights.night())
     assert len(written[0]) > 20
     assert all(other == written[0] for other in written[1:])
