@@ -55,7 +55,7 @@ ALLOWED = [
     "__init__ imports batchnorm_tool.commands.run",
     "__main__ imports batchnorm_tool.commands.run",
     "commands.show imports batchnorm_tool.commands.refresh.record",
-    "commands.refresh.scoring imports batchnorm_tool.commands.run.prepare",
+    "commands.refresh.staging imports batchnorm_tool.commands.run.prepare",
     "report.page imports os",
     "store.lance imports lance",
     "models.backends.keras imports keras",

@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -235,8 +236,9 @@ class StoreDirectory:
         if pointer.live is not None and (
             pointer.live not in pointer.versions or pointer.layout is None
         ):
-            msg = f"`{self.root}/{STORE_PATH}`: version {pointer.live} is live, and is not kept."
-            raise Damaged(msg)
+            raise Damaged(
+                f"`{self.root}/{STORE_PATH}`: version {pointer.live} is live, and is not kept."
+            )
         return pointer
 
     def put_pointer(self, pointer: StorePointer) -> None:
@@ -244,8 +246,10 @@ class StoreDirectory:
         # One small file, replaced in one rename: there is no moment at which half a switch is seen.
         self.storage.put(STORE_PATH, pointer.to_json())
 
-    def record(self, version: int) -> StoredRecord | None:
-        """Return the record of a refresh, or ``None`` where there is none."""
+    def record(self, version: int | None) -> StoredRecord | None:
+        """Return the record of a refresh, or ``None`` where there is none, or no such version."""
+        if version is None:
+            return None
         path = record_path(version)
         text = self.storage.get(path)
         return None if text is None else StoredRecord.opened(text, f"{self.root}/{path}")
@@ -254,11 +258,10 @@ class StoreDirectory:
         """Return the record of a version; `Damaged` where there is none."""
         record = self.record(version)
         if record is None:
-            msg = (
+            raise Damaged(
                 f"The record of version {version} is missing in `{self.root}`. Restore "
                 f"`{record_path(version)}` from a copy, or begin a new store."
             )
-            raise Damaged(msg)
         return record
 
     def put_record(self, record: StoredRecord) -> None:
@@ -291,19 +294,8 @@ class StoreDirectory:
 
     def read_rows(self, *paths: str) -> Iterator[pa.Table]:
         """Yield the rows of Arrow files of the state, batch by batch."""
-        for place in (self.storage.root / path for path in paths):
-            try:
-                with pa.memory_map(str(place)) as source:
-                    reader = pa.ipc.open_file(source)
-                    for number in range(reader.num_record_batches):
-                        batch = reader.get_batch(number)
-                        for start in range(0, batch.num_rows, BATCH_ROWS):
-                            yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
-            except (pa.ArrowException, OSError) as error:
-                raise WorkFailed(
-                    f"`{place}` cannot be read: {error}. Run the same command again; if it fails "
-                    "again, remove the directory of this file."
-                ) from error
+        for path in paths:
+            yield from _arrow_tables(self.storage.root / path)
 
     def read_directory(self, directory: str) -> Iterator[pa.Table]:
         """Yield the rows of all Arrow files of a directory, in the order of their names."""
@@ -348,6 +340,21 @@ class StoreDirectory:
         return sorted(int(name[:6]) for name in names if name.endswith(".json"))
 
 
+def _arrow_tables(place: Path) -> Iterator[pa.Table]:
+    try:
+        with pa.memory_map(str(place)) as source:
+            reader = pa.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    yield pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+    except (pa.ArrowException, OSError) as error:
+        raise WorkFailed(
+            f"`{place}` cannot be read: {error}. Run the same command again; if it fails again, "
+            "remove the directory of this file."
+        ) from error
+
+
 def is_store(path: str) -> bool:
     """Tell whether a store lies at ``path``: its state lies beside it."""
     # Not `Path.is_file`, which raises for a name that is too long.
@@ -358,11 +365,10 @@ def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
     """Return the state of an existing store, and what it says."""
     state = StoreDirectory(path)
     if not is_store(path):
-        msg = (
+        raise InputError(
             f"`{path}` is not a store of batchnorm_tool. Expected `{state.root}/{STORE_PATH}`, "
             "which `batchnorm-tool refresh` writes. Use the path in the job's `store.path`."
         )
-        raise InputError(msg)
     return state, state.pointer()
 
 

@@ -16,19 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import numbered
+from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
-from batchnorm_tool.commands.refresh.changes.result import (
-    BAD,
-    CHANGED,
-    DISPOSITIONS,
-    TOUCHED,
-    ChangeSet,
-)
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.refresh.record import counted
 from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.formats import format_named
-from batchnorm_tool.gate.findings import FaultyRow
+from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_to_json
 from batchnorm_tool.gate.record import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
@@ -61,10 +55,8 @@ CANDIDATE = f"{STAGING}/candidate.json"
 PREDICTED = f"{STAGING}/predicted.arrow"
 KEPT = f"{STAGING}/kept.arrow"
 REMOVED = f"{STAGING}/removed.arrow"
-NAMED_ROWS = 5
-"""Bad rows that records and messages name."""
 # What is not needed any more once the candidate is whole.
-_SPENT = (CHANGED, REUSED, TOUCHED, BAD, SCORED)
+_SPENT = (changes.CHANGED, REUSED, changes.TOUCHED, changes.BAD, SCORED)
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def make_candidate(
     state.put_replaced(version, removed.hashes)
     remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
     rows = replace(
-        counted(difference),
+        difference.rows,
         predicted=result.record.rows.rows_in if result else 0,
         reused=reused,
         stale=stale,
@@ -148,12 +140,14 @@ class _RemovedRows:
 
     def add(self, table: pa.Table, dispositions: np.ndarray) -> None:
         """Take in rows of the live index, and the disposition of each."""
-        changes = dispositions != RowDisposition.SAME
-        if not changes.any():
+        leaves_or_changes = dispositions != RowDisposition.SAME
+        if not leaves_or_changes.any():
             return
         leaves = (dispositions == RowDisposition.DELETED) & ~is_quarantined(table[STATUS])
         self.rows.append(table.select(self.keys).filter(pa.array(leaves)))
-        self.hashes.append(bytes_of(table[FEATURE_HASH])[changes & is_good(table[STATUS])])
+        self.hashes.append(
+            bytes_of(table[FEATURE_HASH])[leaves_or_changes & is_good(table[STATUS])]
+        )
 
 
 def _write_index(staged: StagedRows, removed: _RemovedRows) -> tuple[NormStats, Counter[str]]:
@@ -194,7 +188,7 @@ def _beginning(statuses: Counter[str], start: str) -> int:
 
 
 def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
-    rows = staged.bad.slice(0, NAMED_ROWS)
+    rows = staged.bad.slice(0, SHOWN_ROWS)
     keys = rows.select(list(staged.plan.layout.keys)).to_pylist()
     reasons = rows[staged.reason].to_pylist()
     return tuple(
@@ -224,7 +218,7 @@ class StagedRows:
     @property
     def dispositions(self) -> np.ndarray:
         """The `RowDisposition` of each row of the live index, ``uint8[n]``."""
-        path = self.state.storage.root / DISPOSITIONS
+        path = self.state.storage.root / changes.DISPOSITIONS
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
     def predicted(self) -> Iterator[pa.Table]:
@@ -248,7 +242,7 @@ class StagedRows:
     def bad(self) -> pa.Table:
         """Rows that the new features or prediction make bad, and the column ``reason``."""
         schema = self.plan.layout.staged.append(pa.field(self.reason, pa.string()))
-        tables = (*self.state.read_directory(BAD), *self._quarantined_by_run())
+        tables = (*self.state.read_directory(changes.BAD), *self._quarantined_by_run())
         found = (table.select(schema.names).cast(schema) for table in tables)
         return pa.concat_tables([schema.empty_table(), *found])
 
@@ -287,7 +281,7 @@ class StagedRows:
 
     def kept(self) -> Iterator[pa.Table]:
         """Yield touched rows and stale ones, with the last good vectors that they have."""
-        for table in self.state.read_directory(TOUCHED):
+        for table in self.state.read_directory(changes.TOUCHED):
             yield self._with_live_vectors(table, STATUS)
         rows = self.bad.filter(pa.array(self._stays))
         for start in range(0, rows.num_rows, BATCH_ROWS):
@@ -327,7 +321,10 @@ class StagedRows:
     def _live_addresses(self) -> Addresses:
         """Where the rows lie in the live version whose vectors stay."""
         keys = list(self.plan.layout.keys)
-        tables = [*self.state.read_directory(TOUCHED), self.bad.filter(pa.array(self._stays))]
+        tables = [
+            *self.state.read_directory(changes.TOUCHED),
+            self.bad.filter(pa.array(self._stays)),
+        ]
         ids = [key_ids(table.select(keys), keys) for table in tables]
         version = self.pointer.lance_version
         return addresses_of_keys(self.state.path, version, np.concatenate(ids), keys)

@@ -13,13 +13,7 @@ from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import commit
 from batchnorm_tool.commands.refresh.evaluate import conclude, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
-from batchnorm_tool.commands.refresh.record import (
-    DISCARDED,
-    PhaseTimings,
-    RefreshResult,
-    Released,
-    now,
-)
+from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
 from batchnorm_tool.commands.refresh.staging import discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
 from batchnorm_tool.gate.record import History, Hold, RefreshRows
@@ -198,7 +192,7 @@ def _is_broken_off(
     state: StoreDirectory, pointer: StorePointer, to: int | None, finished: int | None
 ) -> bool:
     """Tell whether this very rollback made the live version before it was killed."""
-    record = state.record(pointer.live or 0)
+    record = state.record(pointer.live)
     if record is None or record.restores is None or to not in {None, record.restores}:
         return False
     live = record.version
@@ -222,7 +216,7 @@ def _target(state: StoreDirectory, pointer: StorePointer, to: int | None) -> int
 
 def _before_live(state: StoreDirectory, pointer: StorePointer) -> int | None:
     """Return what the live version was built on; of a rollback, what its target was built on."""
-    record = state.record(pointer.live or 0)
+    record = state.record(pointer.live)
     while record is not None and record.restores is not None:
         record = state.record(record.restores)
     return record.base if record else None
@@ -242,7 +236,7 @@ class _Rollback:
         restored = state.existing_record(self.target)
         targets = commit.published_to(self._live_record)
         check_targets(targets)
-        self.pointer = discard_staged(state, self.pointer, DISCARDED)
+        self.pointer = discard_staged(state, self.pointer, "discarded")
         record = self._record(restored)
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)

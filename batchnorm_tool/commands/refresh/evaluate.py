@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,7 @@ from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.commit import deliver_live, publish_candidate
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.refresh.record import (
-    WAITING,
-    RefreshResult,
-    counted,
-    gate_record,
-    norm_figures,
-    now,
-)
+from batchnorm_tool.commands.refresh.record import WAITING, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.display import plural
@@ -30,16 +22,17 @@ from batchnorm_tool.errors import Held, Lines
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
-from batchnorm_tool.gate.record import FileOfInput, InputRecord, ModelRecord
+from batchnorm_tool.gate.output_limits import Vectors
+from batchnorm_tool.gate.record import FileOfInput, GateRecord, InputRecord, ModelRecord
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
 from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.rows import take_by_key
 from batchnorm_tool.store.state import (
     NORM,
     STATUS,
     Basis,
-    StoreDirectory,
     StoredRecord,
     StoreSchema,
     index_path,
@@ -53,15 +46,15 @@ _NORMS = 100_000
 
 
 def evaluate_input(
-    state: StoreDirectory, live: int | None, plan: RefreshPlan, difference: ChangeSet
+    plan: RefreshPlan, difference: ChangeSet, live: StoredRecord | None
 ) -> list[Finding]:
     """Hold the input against the limits of the job, and against that of the live version."""
-    counts, last = difference.counts, None if live is None else state.record(live)
+    counts = difference.counts
     return input_limits.evaluate_input(
         plan.job.gate.input,
         input_limits.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
         difference.statistics,
-        last.input.reference if last else None,
+        live.input.reference if live else None,
         mode=plan.store.mode,
         new_space=plan.new_space,
     )
@@ -83,16 +76,14 @@ def evaluate_output(
     limits = staged.plan.job.gate.output
     # At equal distances, not at random: the same refresh is judged alike when it is run again.
     step = max(1, written // _SAMPLE_ROWS)
-    changed = _staged(staged, [PREDICTED], step).vectors()
+    changed = _thinned(_staged(staged, step, PREDICTED))
     # Vectors of two spaces have nothing to be compared by.
     if staged.pointer.live is None or staged.plan.new_space:
         return findings + output_limits.evaluate_output(limits, changed, changed, None, bad)
     step = max(1, candidate.rows.live // _SAMPLE_ROWS)
     live, stays = _live(staged, step)
-    whole = _joined([live.kept(stays), _staged(staged, [PREDICTED, KEPT], step)])
-    return findings + output_limits.evaluate_output(
-        limits, changed, whole.vectors(), live.vectors(), bad
-    )
+    whole = _thinned(_joined(_kept(live, stays), _staged(staged, step, PREDICTED, KEPT)))
+    return findings + output_limits.evaluate_output(limits, changed, whole, _thinned(live), bad)
 
 
 def _audited(staged: StagedRows) -> output_limits.RowAudit:
@@ -141,42 +132,28 @@ def _distinct(ids: np.ndarray) -> int:
     return len(ids) - len(IdLookup(ids).repeated())
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Every so many-th row of a set (keys, vectors ``[n, d]``, norms), and the norms of all."""
-
-    keys: pa.Table
-    unit: np.ndarray
-    sample_norms: np.ndarray
-    norms: np.ndarray
-
-    def vectors(self) -> output_limits.Vectors:
-        """Return the sample as the gate takes it."""
-        step = max(1, len(self.norms) // _NORMS)
-        return output_limits.Vectors(self.unit, self.sample_norms, self.norms[::step], self.keys)
-
-    def kept(self, stays: tuple[np.ndarray, np.ndarray]) -> _Sample:
-        """Return the rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
-        few, all_of_them = stays
-        return _Sample(
-            self.keys.filter(pa.array(few)),
-            self.unit[few],
-            self.sample_norms[few],
-            self.norms[all_of_them],
-        )
+def _thinned(sample: Vectors) -> Vectors:
+    """Return a sample with as many norms as are compared."""
+    return replace(sample, norms=sample.norms[:: max(1, len(sample.norms) // _NORMS)])
 
 
-def _joined(samples: Iterable[_Sample]) -> _Sample:
-    several = list(samples)
-    return _Sample(
-        pa.concat_tables(sample.keys for sample in several),
-        np.concatenate([sample.unit for sample in several]),
-        np.concatenate([sample.sample_norms for sample in several]),
-        np.concatenate([sample.norms for sample in several]),
+def _kept(sample: Vectors, stays: tuple[np.ndarray, np.ndarray]) -> Vectors:
+    """Return the rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
+    few, every = stays
+    keys = sample.keys.filter(pa.array(few))
+    return Vectors(sample.unit[few], sample.sample_norms[few], sample.norms[every], keys)
+
+
+def _joined(one: Vectors, other: Vectors) -> Vectors:
+    return Vectors(
+        np.concatenate([one.unit, other.unit]),
+        np.concatenate([one.sample_norms, other.sample_norms]),
+        np.concatenate([one.norms, other.norms]),
+        pa.concat_tables([one.keys, other.keys]),
     )
 
 
-def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.ndarray]]:
+def _live(staged: StagedRows, step: int) -> tuple[Vectors, tuple[np.ndarray, np.ndarray]]:
     """Return the live version, and which of its rows stay: of the sample, and of the norms."""
     layout = staged.pointer.layout or staged.plan.layout
     keys = list(layout.keys)
@@ -197,11 +174,11 @@ def _live(staged: StagedRows, step: int) -> tuple[_Sample, tuple[np.ndarray, np.
     taken = list(take_by_key(staged.state.path, version, wanted, keys, columns))
     schema = pa.schema([layout.schema.field(name) for name in columns])
     vectors = _rows(pa.concat_tables([schema.empty_table(), *taken]), layout)
-    sample = _Sample(wanted, *vectors, np.concatenate(norms))
+    sample = Vectors(*vectors, np.concatenate(norms), wanted)
     return sample, (np.concatenate(stays), np.concatenate(norms_stay))
 
 
-def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
+def _staged(staged: StagedRows, step: int, *paths: str) -> Vectors:
     """Return every ``step``-th row of staged files."""
     layout = staged.plan.layout
     tables, norms, first = [layout.schema.empty_table()], [np.zeros(0)], 0
@@ -212,7 +189,7 @@ def _staged(staged: StagedRows, paths: list[str], step: int) -> _Sample:
         first += table.num_rows
     sampled = pa.concat_tables(tables)
     keys = sampled.select(list(layout.keys))
-    return _Sample(keys, *_rows(sampled, layout), np.concatenate(norms))
+    return Vectors(*_rows(sampled, layout), np.concatenate(norms), keys)
 
 
 def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
@@ -239,26 +216,24 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
         publish=tuple(target.model_dump(exclude_none=True) for target in plan.job.publish),
         keep=plan.store.keep,
         warnings=(*plan.notes, *difference.warnings, *lost),
-        rows=counted(difference),
+        rows=difference.rows,
     )
 
 
 def _reference(staging: Staging) -> input_limits.InputSummary | None:
     """Return what a later delta is compared with: the last input that had all rows."""
-    if staging.plan.store.mode == "full" or staging.pointer.live is None:
-        return None
     live = staging.state.record(staging.pointer.live)
-    return live.input.reference if live else None
+    return live.input.reference if live and staging.plan.store.mode != "full" else None
 
 
 def conclude(
     staging: Staging, difference: ChangeSet, record: StoredRecord, *, accepted: bool = False
 ) -> RefreshResult:
     """Judge a refresh, and publish it or let it wait."""
-    state, live = staging.state, staging.pointer.live
+    plan, live = staging.plan, staging.state.record(staging.pointer.live)
     with staging.timings.phase("gate"):
-        findings = evaluate_input(state, live, staging.plan, difference)
-    record = _evaluated(staging, record, findings)
+        findings = evaluate_input(plan, difference, live)
+    record = replace(record, gate=gate_record(plan.job.gate.action, findings))
     # Before the model runs: hours of work may depend on an input that has to be fixed.
     if _stops(staging, findings) and not accepted:
         raise await_approval(staging, record, "gate", findings)
@@ -269,11 +244,11 @@ def conclude(
     with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
         found = evaluate_output(staging.rows(difference), candidate, difference)
     findings += found
-    record = _evaluated(staging, record, findings)
     record = replace(
         record,
+        gate=gate_record(plan.job.gate.action, findings),
         rows=candidate.rows,
-        norms=norm_figures(candidate.norms),
+        norms=_norm_figures(candidate.norms),
         warnings=tuple(dict.fromkeys([*record.warnings, *candidate.warnings])),
     )
     # An audit is never waived: what it finds is a fault of ours or of a disk.
@@ -284,8 +259,21 @@ def conclude(
     return publish_candidate(staging, candidate, record, accepted=accepted)
 
 
-def _evaluated(staging: Staging, record: StoredRecord, findings: list[Finding]) -> StoredRecord:
-    return replace(record, gate=gate_record(staging.plan.job.gate.action, findings))
+def gate_record(action: str, findings: list[Finding]) -> GateRecord:
+    """Return the gate's findings as a record has them."""
+    return GateRecord(action, not broken(findings), tuple(findings))
+
+
+def _norm_figures(norms: NormStats) -> dict[str, float | int | None]:
+    """Return the norms of a version as a record has them."""
+    return {
+        "count": norms.count,
+        "min": norms.min,
+        "max": norms.max,
+        "mean": norms.mean,
+        "std": finite_or_none(norms.std),
+        **{quantile_column(q): value for q, value in norms.quantiles().items()},
+    }
 
 
 def _stops(staging: Staging, findings: list[Finding]) -> bool:

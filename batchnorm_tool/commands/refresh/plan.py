@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field, PlainValidator
 
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
-from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.commands.run.prepare import Preparation, column_names
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.inputs.files import Table
@@ -90,13 +90,12 @@ class RefreshPlan(Record):
         # A plan without input is one of a refresh that is staged.
         assert self.table is not None  # noqa: S101
         job, store, resolved, layout = self.job, self.store, self.resolved, self.layout
-        columns = (name for names in resolved.features.values() for name in names)
         return RefreshSource(
             table=self.table,
             reader=FeatureReader(
                 resolved.features, resolved.inputs, job.input, job.model is not None
             ),
-            feature_columns=tuple(dict.fromkeys(columns)),
+            feature_columns=column_names(resolved.features),
             inputs=resolved.inputs,
             keys=layout.keys,
             carried=layout.carried,
@@ -241,12 +240,11 @@ def _place_matters(batch_size: int) -> str:
 def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) -> str:
     """Return the hash of what the choices are made from, whichever rows there are."""
     job, schema = preparation.job.to_dict(), preparation.table.schema
-    columns = [name for names in resolved.features.values() for name in names]
     model = {key: value for key, value in (job["model"] or {}).items() if key != "path"}
     return checked_json.sha256(
         {
             "input": {name: job["input"][name] for name in _READING},
-            "columns": {name: _kind(schema, name) for name in columns},
+            "columns": {name: _kind(schema, name) for name in column_names(resolved.features)},
             "model": {**model, "content": resolved.model_content and preparation.content},
             "transform": preparation.transform_sha256,
             "normalize": {name: job["normalize"][name] for name in _NORMS},

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from batchnorm_tool.gate.record import GateRecord, Hold, Outcome, RefreshRecord, RefreshRows
-from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
 from batchnorm_tool.storage.checked_json import Record, plain
 
 if TYPE_CHECKING:
-    from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-    from batchnorm_tool.gate.findings import Finding
     from batchnorm_tool.store.state import StoredRecord
 
 PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
-SUPERSEDED, DISCARDED = "superseded", "discarded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,35 +117,3 @@ class PhaseTimings:
 def now() -> str:
     """Return the time, as records have it."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-
-def counted(difference: ChangeSet) -> RefreshRows:
-    """Return rows by kind where no vector was looked at: those that need one are not known yet."""
-    counts = difference.counts
-    return RefreshRows(
-        rows_in=counts.rows_in,
-        new=counts.new,
-        changed=counts.changed,
-        touched=counts.touched,
-        same=counts.same,
-        vanished=counts.vanished,
-        recomputed=counts.recomputed,
-        live=difference.live_rows,
-    )
-
-
-def norm_figures(norms: NormStats) -> dict[str, float | int | None]:
-    """Return the norms of a version as a record has them."""
-    return {
-        "count": norms.count,
-        "min": norms.min,
-        "max": norms.max,
-        "mean": norms.mean,
-        "std": finite_or_none(norms.std),
-        **{quantile_column(q): value for q, value in norms.quantiles().items()},
-    }
-
-
-def gate_record(action: str, findings: Sequence[Finding]) -> GateRecord:
-    """Return the gate's findings as a record has them."""
-    return GateRecord(action, all(each.passed for each in findings), tuple(findings))

@@ -15,20 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
-from batchnorm_tool.commands.refresh import commit
+from batchnorm_tool.commands.refresh import commit, evaluate
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
-from batchnorm_tool.commands.refresh.evaluate import conclude, evaluate_input, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
-from batchnorm_tool.commands.refresh.record import (
-    NOTHING,
-    PlannedRefresh,
-    RefreshResult,
-    counted,
-    gate_record,
-    now,
-)
+from batchnorm_tool.commands.refresh.record import NOTHING, PlannedRefresh, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
@@ -128,12 +120,12 @@ def planned_refresh(job: Job) -> PlannedRefresh:
             (Path(scratch) / "index" / index.name).symlink_to(index)
         name = None if index is None else f"index/{index.name}"
         found = ChangeDetector(plan.source, name, place, recompute=plan.recompute).run()
-    findings = evaluate_input(state, pointer.live, plan, found)
+    findings = evaluate.evaluate_input(plan, found, state.record(pointer.live))
     return PlannedRefresh(
         store=state.path,
         live=pointer.live,
-        rows=counted(found),
-        gate=gate_record(job.gate.action, findings),
+        rows=found.rows,
+        gate=evaluate.gate_record(job.gate.action, findings),
         new_space=plan.new_space,
         hold=pointer.hold,
         notes=plan.notes,
@@ -160,10 +152,10 @@ def _refresh_locked(
         state.discard_uncommitted(staging.pointer)
         raise
     announce(_describe(difference))
-    record = staged_record(staging, difference)
+    record = evaluate.staged_record(staging, difference)
     if _is_unchanged(staging, difference):
         return _finish_unchanged(staging, record)
-    return conclude(staging, difference, record)
+    return evaluate.conclude(staging, difference, record)
 
 
 def _describe(difference: ChangeSet) -> str:

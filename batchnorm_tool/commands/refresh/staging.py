@@ -5,28 +5,23 @@ every run to staged vectors, so that parts, commit records and resuming are thos
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.commands.progress import Progress
-from batchnorm_tool.commands.refresh.candidate import (
-    NAMED_ROWS,
-    REUSED,
-    SCORED,
-    Candidate,
-    StagedRows,
-    make_candidate,
-)
+from batchnorm_tool.commands.refresh import candidate
+from batchnorm_tool.commands.refresh.candidate import REUSED, SCORED, Candidate, StagedRows
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
-from batchnorm_tool.commands.refresh.record import SUPERSEDED, WAITING, PhaseTimings, now
+from batchnorm_tool.commands.refresh.record import WAITING, PhaseTimings, now
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.pipeline.manifest import read_refusals
@@ -97,7 +92,7 @@ class Staging:
         with self.timings.phase("prediction"):
             result = score(self.state, self.plan, difference, self.progress)
         with self.timings.phase("candidate"):
-            return make_candidate(self.rows(difference), difference, result)
+            return candidate.make_candidate(self.rows(difference), difference, result)
 
     def _reuse(self) -> None:
         """Unstage rows whose vectors an older version has, before a run reads them."""
@@ -157,7 +152,9 @@ def staged_plan(state: StoreDirectory) -> RefreshPlan | None:
 
 
 def discard_staged(
-    state: StoreDirectory, pointer: StorePointer, outcome: str = SUPERSEDED
+    state: StoreDirectory,
+    pointer: StorePointer,
+    outcome: Literal["superseded", "discarded"] = "superseded",
 ) -> StorePointer:
     """Let go what is staged; the record of a candidate that waited says so."""
     # Also the record of one that a kill kept from being given its number.
@@ -277,7 +274,7 @@ def score(
 def _broken_policy(scored: Storage, job: Job) -> str:
     """Name the rows by their keys: where they are staged is of no use to a reader."""
     refused = list(read_refusals(scored))
-    rows = [row for record in refused for row in record.first_bad_rows][:NAMED_ROWS]
+    rows = [row for record in refused for row in record.first_bad_rows][:SHOWN_ROWS]
     choices = [
         f"set `{section}.{key}` to {' or '.join(policy for policy in policies if policy != 'fail')}"
         for (section, key), policies in ALLOWED.items()

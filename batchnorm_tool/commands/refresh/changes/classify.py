@@ -18,12 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import numbered
-from batchnorm_tool.commands.refresh.changes.source import (
-    Callbacks,
-    Hashes,
-    RefreshSource,
-    process_in_order,
-)
+from batchnorm_tool.commands.refresh.changes.source import Callbacks, Hashes, RefreshSource
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.inputs import reading, row_hash
@@ -206,7 +201,7 @@ class BucketJoin:
 
         # The second pass tells of progress and warnings.
         quiet = Callbacks(stopped=callbacks.stopped)
-        for _ in process_in_order(self.source.parts, spill, workers, quiet):
+        for _ in self.source.process(spill, workers, quiet):
             pass
 
     def _join(

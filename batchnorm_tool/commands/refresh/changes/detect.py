@@ -12,38 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason, numbered
-from batchnorm_tool.commands.refresh.changes import classify
+from batchnorm_tool.commands.refresh.changes import classify, result
 from batchnorm_tool.commands.refresh.changes.classify import ChangeType, MatchedRows, RowDisposition
-from batchnorm_tool.commands.refresh.changes.result import (
-    BAD,
-    CHANGED,
-    DISPOSITIONS,
-    DOCUMENT,
-    TOUCHED,
-    ChangeCounts,
-    ChangeSet,
-    InputStatistics,
-    StagingSchemas,
-    StagingWriter,
-    statistics_of,
-)
-from batchnorm_tool.commands.refresh.changes.source import (
-    Callbacks,
-    HashedChunk,
-    RefreshSource,
-    process_in_order,
-)
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet, InputStatistics, StagingWriter
+from batchnorm_tool.commands.refresh.changes.source import Callbacks, HashedChunk, RefreshSource
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows, capture_warnings
 from batchnorm_tool.formats.parquet import close_cached_files
+from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import LiveIndex, index_rows, read_index
 from batchnorm_tool.store.state import STATUS, is_quarantined
 
-_SHOWN_ROWS = 5
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
 
@@ -66,7 +49,7 @@ class PartResult:
         """Take in what comes after this."""
         self.kinds = self.kinds + other.kinds
         self.bad += other.bad
-        self.bad_rows = (*self.bad_rows, *other.bad_rows)[:_SHOWN_ROWS]
+        self.bad_rows = (*self.bad_rows, *other.bad_rows)[:SHOWN_ROWS]
         self.statistics = self.statistics.merged(other.statistics)
         self.warnings |= other.warnings
 
@@ -78,21 +61,21 @@ class ChangeWorker:
     source: RefreshSource
     storage: Storage
     classifier: classify.Classifier
-    schemas: StagingSchemas
+    schemas: result.StagingSchemas
 
     def process(self, part: Part, callbacks: Callbacks) -> PartResult:
         """Do one part, and commit its files."""
-        result = PartResult()
+        total = PartResult()
         with (
-            capture_warnings(result.warnings.add),
+            capture_warnings(total.warnings.add),
             StagingWriter(self.storage, self.schemas, part.stem) as writer,
         ):
             for chunk in self.source.chunks(part):
                 callbacks.check()
-                result.merge(self._process(chunk, writer))
+                total.merge(self._process(chunk, writer))
                 callbacks.advance(len(chunk.faults))
             writer.commit()
-        return result
+        return total
 
     def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
         kinds = self.classifier(chunk.hashes)
@@ -101,13 +84,13 @@ class ChangeWorker:
         faulty = chunk.faults != Reason.GOOD
         bad = wanted & faulty
         if self.source.invalid == "quarantine":
-            writer.add(BAD, chunk, bad)
-        writer.add(CHANGED, chunk, wanted & ~faulty)
-        writer.add(TOUCHED, chunk, kinds == ChangeType.TOUCHED)
+            writer.add(result.BAD, chunk, bad)
+        writer.add(result.CHANGED, chunk, wanted & ~faulty)
+        writer.add(result.TOUCHED, chunk, kinds == ChangeType.TOUCHED)
         return PartResult(
             np.bincount(kinds, minlength=len(ChangeType)),
             int(np.count_nonzero(bad)),
-            tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:_SHOWN_ROWS])),
+            tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
             self._measured(chunk, faulty),
         )
 
@@ -117,7 +100,7 @@ class ChangeWorker:
         columns = chunk.table.select(list(self.source.feature_columns))
         if deleted is not None:  # their features do not matter, and may be null
             columns = columns.filter(pa.array(~deleted))
-        return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
+        return result.statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
 
     def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self.source.keys))
@@ -155,17 +138,23 @@ class ChangeDetector:
 
     def run(self) -> ChangeSet:
         """Return what was found, as `ChangeSet.load` reads it back."""
-        for path in (DOCUMENT, CHANGED, TOUCHED, BAD, DISPOSITIONS):
+        for path in (
+            result.DOCUMENT,
+            result.CHANGED,
+            result.TOUCHED,
+            result.BAD,
+            result.DISPOSITIONS,
+        ):
             self.storage.remove(path)
         self.source.check()
         with ExitStack() as stack:
             stack.callback(close_cached_files)
             classifier, matched = self._classifier(stack)
-            result = self._stage(classifier)
+            total = self._stage(classifier)
             if matched.is_repeated():
                 classify.refuse_duplicates(self.source, self._memory)
-            self._refuse_bad_rows(result)
-            difference = self._difference(result, *self._write_dispositions(matched.dispositions))
+            self._refuse_bad_rows(total)
+            difference = self._difference(total, *self._write_dispositions(matched.dispositions))
         difference.save(self.storage)
         return difference
 
@@ -189,19 +178,19 @@ class ChangeDetector:
         return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
     def _stage(self, classifier: classify.Classifier) -> PartResult:
-        schemas = StagingSchemas(self.source)
+        schemas = result.StagingSchemas(self.source)
         process = ChangeWorker(self.source, self.storage, classifier, schemas).process
-        result = PartResult()
-        for found in process_in_order(self.source.parts, process, self._workers, self.callbacks):
-            result.merge(found)
-        return result
+        total = PartResult()
+        for found in self.source.process(process, self._workers, self.callbacks):
+            total.merge(found)
+        return total
 
-    def _refuse_bad_rows(self, result: PartResult) -> None:
-        if result.bad and self.source.invalid == "fail":
-            shown = "; ".join(result.bad_rows)
-            more = f" and {result.bad - _SHOWN_ROWS:,} more" if result.bad > _SHOWN_ROWS else ""
+    def _refuse_bad_rows(self, total: PartResult) -> None:
+        if total.bad and self.source.invalid == "fail":
+            shown = "; ".join(total.bad_rows)
+            more = f" and {total.bad - SHOWN_ROWS:,} more" if total.bad > SHOWN_ROWS else ""
             raise BadRows(
-                f"{plural(result.bad, 'row')} with features that the model cannot "
+                f"{plural(total.bad, 'row')} with features that the model cannot "
                 f"take: {shown}{more}. Expected valid features in every row. Fix the input, or "
                 "set `input.invalid: quarantine` to set such rows aside."
             )
@@ -211,7 +200,7 @@ class ChangeDetector:
         # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
         live_rows = vanished = forgotten = 0
-        with self.storage.create(DISPOSITIONS) as file:
+        with self.storage.create(result.DISPOSITIONS) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
             for row, quarantined in numbered(self._quarantined()):
@@ -231,25 +220,25 @@ class ChangeDetector:
                 yield is_quarantined(table.column(0))
 
     def _difference(
-        self, result: PartResult, live_rows: int, vanished: int, forgotten: int
+        self, total: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
-        kinds = {kind.name.lower(): int(result.kinds[kind]) for kind in ChangeType}
-        counts = ChangeCounts(
+        kinds = {kind.name.lower(): int(total.kinds[kind]) for kind in ChangeType}
+        counts = result.ChangeCounts(
             rows_in=sum(kinds.values()),
             **kinds,
-            bad=result.bad,
+            bad=total.bad,
             vanished=vanished,
             forgotten=forgotten,
         )
-        schemas = StagingSchemas(self.source)
+        schemas = result.StagingSchemas(self.source)
         return ChangeSet(
             counts,
             live_rows,
             schemas.features,
             schemas.reason,
             self.source.inputs,
-            result.statistics.summary,
-            tuple(sorted(result.warnings)),
+            total.statistics.summary,
+            tuple(sorted(total.warnings)),
         )
 
 

@@ -16,6 +16,7 @@ from batchnorm_tool.formats import Layout, Sink
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, is_list, vector_field
 from batchnorm_tool.gate.input_limits import ColumnNulls, ComponentSummary, InputSummary
+from batchnorm_tool.gate.record import RefreshRows
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.storage import OutputFile, Storage
@@ -346,6 +347,21 @@ class ChangeSet(SealedRecord):
     statistics: InputSummary
     warnings: tuple[str, ...] = ()
     hash_version: str = HASH_VERSION
+
+    @property
+    def rows(self) -> RefreshRows:
+        """Rows as a record has them where no vector was looked at: who needs one is not known."""
+        counts = self.counts
+        return RefreshRows(
+            rows_in=counts.rows_in,
+            new=counts.new,
+            changed=counts.changed,
+            touched=counts.touched,
+            same=counts.same,
+            vanished=counts.vanished,
+            recomputed=counts.recomputed,
+            live=self.live_rows,
+        )
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""

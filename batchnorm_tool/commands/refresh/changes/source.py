@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -160,6 +160,14 @@ class RefreshSource:
         """How many rows are in memory at a time."""
         return fitting_rows(self.row_bytes, _CHUNK_BYTES, _MOST_CHUNK_ROWS)
 
+    def process(
+        self, work: Callable[[Part, Callbacks], _Result], threads: int, callbacks: Callbacks
+    ) -> Iterator[_Result]:
+        """Yield what ``work`` gives for each part, in order; see `map_in_order`."""
+        stop = threading.Event()
+        stoppable = Callbacks(callbacks.advance, lambda: stop.is_set() or callbacks.stopped())
+        return map_in_order(lambda part: work(part, stoppable), self.parts, threads, stop.set)
+
     def chunks(self, part: Part) -> Iterator[HashedChunk]:
         """Yield the rows of a part; where chunks begin depends on the files alone."""
         for row, table in numbered(self.tables(part, self.columns), part.first_row):
@@ -313,15 +321,3 @@ class Callbacks:
         """Give up if asked to."""
         if self.stopped():
             raise Interrupted("Stopped while comparing the input; run again to restart that step.")
-
-
-def process_in_order(
-    parts: Iterable[Part],
-    process: Callable[[Part, Callbacks], _Result],
-    workers: int,
-    callbacks: Callbacks,
-) -> Iterator[_Result]:
-    """Yield what ``process`` gives for each part, in order; see `map_in_order`."""
-    stop = threading.Event()
-    stoppable = Callbacks(callbacks.advance, lambda: stop.is_set() or callbacks.stopped())
-    return map_in_order(lambda part: process(part, stoppable), parts, workers, stop.set)
