@@ -83,45 +83,43 @@ class Candidate(SealedRecord):
         """Return the candidate that is staged whole; ``None`` where there is none."""
         return cls.from_json(storage.get(CANDIDATE))
 
+    @classmethod
+    def make(cls, staged: StagedRows, difference: ChangeSet, result: RunResult | None) -> Candidate:
+        """Put together what the refresh writes; then what is spent is removed.
 
-def make_candidate(
-    staged: StagedRows, difference: ChangeSet, result: RunResult | None
-) -> Candidate:
-    """Put together what the refresh writes; then what is spent is removed.
-
-    ``result`` is what the model's run came to; ``None`` where it had nothing to do.
-    """
-    state, layout, version = staged.state, staged.plan.layout, staged.version
-    reused = state.rows_in(REUSED)
-    state.write_rows(PREDICTED, layout.schema, staged.predicted())
-    state.write_rows(KEPT, layout.schema, staged.kept())
-    removed = _RemovedRows(list(layout.keys))
-    norms, statuses = _write_index(staged, removed)
-    state.write_rows(REMOVED, layout.key_schema, [*removed.rows, staged.unfit()])
-    state.put_replaced(version, removed.hashes)
-    remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
-    rows = replace(
-        difference.rows,
-        predicted=result.record.rows.rows_in if result else 0,
-        reused=reused,
-        stale=stale,
-        quarantined=remembered,
-        live=sum(statuses.values()) - remembered,
-    )
-    before = staged.pointer.layout
-    candidate = Candidate(
-        version=version,
-        rows=rows,
-        norms=norms,
-        bad=(staged.bad.num_rows, stale + remembered),
-        bad_rows=_first_bad(staged),
-        whole=before is None or staged.plan.new_space or before.schema != layout.schema,
-        warnings=result.warnings if result else (),
-    )
-    state.storage.put(CANDIDATE, candidate.to_json())
-    for directory in _SPENT:
-        state.storage.remove(directory)
-    return candidate
+        ``result`` is what the model's run came to; ``None`` where it had nothing to do.
+        """
+        state, layout, version = staged.state, staged.plan.layout, staged.version
+        reused = state.rows_in(REUSED)
+        state.write_rows(PREDICTED, layout.schema, staged.predicted())
+        state.write_rows(KEPT, layout.schema, staged.kept())
+        removed = _RemovedRows(list(layout.keys))
+        norms, statuses = _write_index(staged, removed)
+        state.write_rows(REMOVED, layout.key_schema, [*removed.rows, staged.unfit()])
+        state.put_replaced(version, removed.hashes)
+        remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
+        rows = replace(
+            difference.rows,
+            predicted=result.record.rows.rows_in if result else 0,
+            reused=reused,
+            stale=stale,
+            quarantined=remembered,
+            live=sum(statuses.values()) - remembered,
+        )
+        before = staged.pointer.layout
+        candidate = cls(
+            version=version,
+            rows=rows,
+            norms=norms,
+            bad=(staged.bad.num_rows, stale + remembered),
+            bad_rows=_first_bad(staged),
+            whole=before is None or staged.plan.new_space or before.schema != layout.schema,
+            warnings=result.warnings if result else (),
+        )
+        state.storage.put(CANDIDATE, candidate.to_json())
+        for directory in _SPENT:
+            state.storage.remove(directory)
+        return candidate
 
 
 @dataclass
@@ -140,14 +138,12 @@ class _RemovedRows:
 
     def add(self, table: pa.Table, dispositions: np.ndarray) -> None:
         """Take in rows of the live index, and the disposition of each."""
-        leaves_or_changes = dispositions != RowDisposition.SAME
-        if not leaves_or_changes.any():
+        outdated = dispositions != RowDisposition.SAME
+        if not outdated.any():
             return
         leaves = (dispositions == RowDisposition.DELETED) & ~is_quarantined(table[STATUS])
         self.rows.append(table.select(self.keys).filter(pa.array(leaves)))
-        self.hashes.append(
-            bytes_of(table[FEATURE_HASH])[leaves_or_changes & is_good(table[STATUS])]
-        )
+        self.hashes.append(bytes_of(table[FEATURE_HASH])[outdated & is_good(table[STATUS])])
 
 
 def _write_index(staged: StagedRows, removed: _RemovedRows) -> tuple[NormStats, Counter[str]]:

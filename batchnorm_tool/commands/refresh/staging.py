@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.commands.progress import Progress
-from batchnorm_tool.commands.refresh import candidate
 from batchnorm_tool.commands.refresh.candidate import REUSED, SCORED, Candidate, StagedRows
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
@@ -92,7 +91,7 @@ class Staging:
         with self.timings.phase("prediction"):
             result = score(self.state, self.plan, difference, self.progress)
         with self.timings.phase("candidate"):
-            return candidate.make_candidate(self.rows(difference), difference, result)
+            return Candidate.make(self.rows(difference), difference, result)
 
     def _reuse(self) -> None:
         """Unstage rows whose vectors an older version has, before a run reads them."""
