@@ -419,8 +419,8 @@ def _released_lines(released: Released) -> Iterator[str]:
         return
     yield f"Released `{store}`: the next refresh publishes again."
     if released.waiting is not None:
-        yield f"{_INDENT}version {released.waiting} is waiting; the next refresh publishes it"
-        yield f"{_INDENT}with the same input, or by `accept`"
+        yield f"{_INDENT}version {released.waiting} is waiting: `accept` publishes it, and so does"
+        yield f"{_INDENT}the next refresh with the same input where it passes the gate"
 
 
 def _display_path(path: str) -> str:

@@ -232,10 +232,10 @@ class DriftFigures(TypedDict):
 
 
 class TurnedRow(TypedDict):
-    """A row whose vector turned, and its lengths."""
+    """A row whose vector turned, or is zero on one side and has no cosine, and its lengths."""
 
     key: object
-    cosine: float
+    cosine: float | None
     norm_a: float
     norm_b: float
 
@@ -335,10 +335,10 @@ def _within_rounding(document: DifferenceFigures) -> bool:
 
 
 def _is_aligned(document: DifferenceFigures) -> bool:
-    """Tell whether every row that was compared kept its direction."""
-    cosine = document["cosine"]
-    has_all = document["rows"]["compared"] == cosine["count"]  # else one side is zero
-    return has_all and cosine["min"] is not None and cosine["min"] >= 1 - _ROUNDING
+    """Tell whether every row that was compared kept its direction, or stayed zero."""
+    cosine, rows = document["cosine"], document["rows"]
+    is_whole = rows["compared"] == cosine["count"] + rows["zero"]  # else one side alone is zero
+    return is_whole and cosine["min"] is not None and cosine["min"] >= 1 - _ROUNDING
 
 
 def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def refusing(path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: file not found. Received: {error.strerror}. Check `input.path`."
+            f"{path}: file not found. Received: {error.strerror}. Check the path."
         ) from error
     except PermissionError as error:
         raise InputError(

@@ -105,7 +105,7 @@ def _in_directory(directory: str, root: str) -> Iterator[Listed]:
     if not files:
         raise InputError(
             f"{directory}: contains no files. Expected at least one; names that begin with `.` or "
-            "`_` are ignored. Received: none. Check `input.path`."
+            "`_` are ignored. Received: none. Check the path."
         )
     yield from files
 

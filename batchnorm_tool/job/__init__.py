@@ -211,6 +211,14 @@ def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:
     return data
 
 
+def check_job(function: str, given: object) -> None:
+    """Refuse what a function took for a job, most often the path of one."""
+    if not isinstance(given, Job):
+        raise JobError(
+            f"`{function}` takes a Job. Received: {given!r}. Read a job file with `Job.load(path)`."
+        )
+
+
 def is_staged(job: Job) -> bool:
     """Tell whether a job names no output, so that a refresh stages its vectors beside the store."""
     return job.store is not None and job.output.path == _staged_output(job.store.path)

@@ -189,13 +189,13 @@ def choose_outputs(names: Sequence[str], chosen: Sequence[str] | None) -> list[i
     listed = ", ".join(names)
     if chosen is None and len(names) > 1:
         raise ModelError(
-            f"The model has {len(names)} outputs: {listed}. Choose with `model.outputs`, for "
-            f"example [{names[0]}]."
+            f"The model has {len(names)} outputs: {listed}. Choose with `model.outputs` "
+            f"(`--outputs`), for example [{names[0]}]."
         )
     for name in chosen or ():
         if name not in names:
             hint = did_you_mean(name, names)
-            raise ModelError(f"The model has no output `{name}`. Received: {listed}.{hint}")
+            raise ModelError(f"The model has no output `{name}`. Expected one of: {listed}.{hint}")
     return [names.index(name) for name in chosen] if chosen is not None else [0]
 
 

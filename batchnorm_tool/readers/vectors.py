@@ -287,8 +287,8 @@ def chosen_output(layouts: Sequence[OutputSpec], path: str, column: Sequence[str
     received = ", ".join(f"`{name}`" for name in column)
     hint = near_matches(column[0], known) if column else ""
     raise InputError(
-        f"{path}: this run has several outputs. Expected `column` to be one "
-        f"of: {', '.join(f'`{one.name}`' for one in layouts)}. "
+        f"{path}: this run has {plural(len(layouts), 'output')}. Expected `column` to be one of: "
+        f"{', '.join(f'`{one.name}`' for one in layouts)}. "
         f"Received: {received or 'none'}{hint}."
     )
 

@@ -11,7 +11,7 @@ from batchnorm_tool.comparison.drift import verdict_of
 
 def document(**given: Any) -> dict[str, Any]:
     """Two sets of 90 common rows whose vectors differ, where nothing else is ``given``."""
-    rows = {"common": 90, "compared": 90, "identical": 0, "added": 0, "removed": 0}
+    rows = {"common": 90, "compared": 90, "identical": 0, "zero": 0, "added": 0, "removed": 0}
     return {
         "same_space": None,
         "rows": rows | given.get("rows", {}),
@@ -66,6 +66,16 @@ def document(**given: Any) -> dict[str, Any]:
             "The vectors moved. 50.0 % of a row's 50 near",
         ),
         ({"overlap": None}, "moved", "The vectors moved."),
+        (
+            {"rows": {"common": 93, "compared": 93, "zero": 3}, "cosine": 1.0},
+            "same",
+            "Identical vectors, up to rounding, in 93 common rows.",
+        ),
+        (
+            {"rows": {"common": 93, "compared": 93, "zero": 2}, "cosine": 1.0},
+            "moved",
+            "The vectors moved.",
+        ),
         ({"rows": {"compared": 0}}, "moved", "No row can be compared"),
     ],
     ids=[
@@ -77,6 +87,8 @@ def document(**given: Any) -> dict[str, Any]:
         "shorter",
         "large k",
         "no neighbours",
+        "zero on both sides",
+        "zero on one side",
         "nothing",
     ],
 )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm_tool.errors import Damaged, InputError, OutputError
-from batchnorm_tool.formats import Layout, format_named, recognise
+from batchnorm_tool.formats import Layout, format_named, npy, recognise
 from batchnorm_tool.formats.npy import Npy
 from batchnorm_tool.storage import Storage
 
@@ -184,6 +186,24 @@ def test_garbled_headers_are_read_or_refused(
     except InputError:
         return
     assert sum(b.num_rows for b in NPY.read(str(path), ["data"], 0, rows, 100)) == rows
+
+
+def test_headers_are_parsed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 2)))
+    inside, most = [], []
+    width, parse = npy._PARSERS[(1, 0)]
+
+    def watched(file: io.BytesIO) -> npy._Parsed:
+        inside.append(1)
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+        return parse(file)
+
+    monkeypatch.setitem(npy._PARSERS, (1, 0), (width, watched))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(Npy().inspect, [str(tmp_path / "a.npy")] * 6))
+    assert most == [1] * len(most)
 
 
 def test_zip_archive_is_refused_with_words(tmp_path: Path) -> None:

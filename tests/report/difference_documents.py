@@ -46,7 +46,7 @@ def difference(width: int = 64) -> dict[str, Any]:
         "b": facts("/data/runs/tuesday", 1801, width),
         "same_space": True,
         "rows": {"a": 1797, "b": 1801, "common": 1797, "added": 4, "removed": 0}
-        | {"compared": 1795, "identical": 12},
+        | {"compared": 1795, "identical": 12, "zero": 0},
         "examples": {"added": ["a-1797", "a-1798", "a-1799", "a-1800"], "removed": []},
         "cosine": _figures(cosines),
         "worst": [
@@ -93,7 +93,14 @@ def nothing_in_common() -> dict[str, Any]:
     document |= {"cosine": empty, "norm_ratio": empty, "worst": [], "overlap": None}
     document |= {"frechet": None, "same_space": None}
     document["centroid"] = dict.fromkeys(document["centroid"])
-    document["rows"] |= {"common": 0, "compared": 0, "identical": 0, "added": 1801, "removed": 1797}
+    document["rows"] |= {
+        "common": 0,
+        "compared": 0,
+        "identical": 0,
+        "zero": 0,
+        "added": 1801,
+        "removed": 1797,
+    }
     document["dimensions"] = {"shift": [None] * 64, "largest": []}
     document["norms"] |= {"psi": None, "ks": None}
     document["a"] |= {"provenance": None, "key": [], "column": [], "kind": "data"}

@@ -61,15 +61,27 @@ class Compared:
         b_norms = pairs.norms[join.partners[rows]]
         return cls(join, rows, pairs.cosines[rows], a.norms[rows], b_norms)
 
+    @property
+    def zero(self) -> np.ndarray:
+        """``bool[n]``: the vector is zero on both sides."""
+        return (self.a_norms == 0) & (self.b_norms == 0)
+
     def worst(self) -> list[drift.TurnedRow]:
         """Return the rows that turned most, as plain data; none that did not turn at all."""
-        order = np.argsort(self.cosines, kind="stable")[:_WORST]  # NaN last
-        chosen = order[self.cosines[order] < 1]
+        # No row changed more than one that is zero on one side: it comes before an opposite one.
+        turned = np.where(np.isnan(self.cosines), -2.0, self.cosines)
+        turned[self.zero] = 1
+        order = np.argsort(turned, kind="stable")[:_WORST]
+        chosen = order[turned[order] < 1]
         keys = sets.keys_to_json(self.join.a_keys, self.rows[chosen])
         return [
-            {"key": key, "cosine": float(cosine), "norm_a": float(a), "norm_b": float(b)}
+            {"key": key, "cosine": finite_or_none(cosine), "norm_a": float(a), "norm_b": float(b)}
             for key, cosine, a, b in zip(
-                keys, self.cosines[chosen], self.a_norms[chosen], self.b_norms[chosen], strict=True
+                keys,
+                self.cosines[chosen].tolist(),
+                self.a_norms[chosen],
+                self.b_norms[chosen],
+                strict=True,
             )
         ]
 
@@ -126,6 +138,7 @@ def _rows(join: Join, compared: Compared, identical: int) -> drift.RowFigures:
             "removed": len(removed),
             "compared": len(compared.rows),
             "identical": identical,
+            "zero": int(np.count_nonzero(compared.zero)),
         },
         "examples": {
             "added": sets.keys_to_json(join.b_keys, added[:_EXAMPLES]),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from batchnorm_tool.chunk import INPUT_REASONS
+from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.prepare import Preparation, column_names
 from batchnorm_tool.display import plural
@@ -14,12 +14,12 @@ from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
 from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
-from batchnorm_tool.job import Job, is_staged
+from batchnorm_tool.job import Job, check_job, is_staged
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state, part_output
 from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
-from batchnorm_tool.pipeline.scored_chunk import ACTIONS
+from batchnorm_tool.pipeline.scored_chunk import ACTIONS, Policies
 from batchnorm_tool.pipeline.timing import Profile
 from batchnorm_tool.pipeline.worker import Worker, make_worker
 from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
@@ -67,7 +67,9 @@ def _alternatives(policy: str) -> str:
 
 def _too_many(totals: manifests.Totals, plan: Plan) -> BadRows:
     most = plan.job.normalize.max_bad_fraction
-    counted = ", ".join(f"{count:,} {label}" for label, count in sorted(totals.reasons.items()))
+    bad = Policies.of(plan.job).bad
+    counts = {reason.label: totals.reasons[reason.label] for reason in Reason if bad[reason]}
+    counted = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
     return _refusal(
         f"{totals.counts.bad:,} bad of {plural(plan.rows, 'row')} ({counted}), more than "
         f"`normalize.max_bad_fraction: {most:g}` allows",
@@ -171,10 +173,7 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         >>> result.rows["out"]  # doctest: +SKIP
         1797
     """
-    if not hasattr(job, "output"):
-        raise JobError(
-            f"`run` takes a Job. Received: {job!r}. Read a job file with `Job.load(path)`."
-        )
+    check_job("run", job)
     _check_output(job)
     if limit is not None and limit < 1:
         raise JobError(f"`limit` must be a positive number of rows, or None. Received: {limit}.")

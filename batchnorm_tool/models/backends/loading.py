@@ -170,7 +170,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
     names = [layer.name for layer in getattr(model, "layers", ())]
     if name not in names:
         raise ModelError(
-            f"The model has no layer `{name}` (`model.layer`). Received: {', '.join(names)}."
+            f"The model has no layer `{name}` (`model.layer`). Expected one of: {', '.join(names)}."
             f"{did_you_mean(name, names)}"
         )
     if not getattr(model, "inputs", None):

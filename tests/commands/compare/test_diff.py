@@ -68,6 +68,7 @@ def test_a_set_is_the_same_as_itself(tmp_path: Path) -> None:
         "removed": 0,
         "compared": ROWS,
         "identical": ROWS,
+        "zero": 0,
     }
     assert found["verdict"]["kind"] == "same"
     assert found["cosine"]["min"] == found["cosine"]["max"] == 1
@@ -207,6 +208,16 @@ def test_zero_vectors_have_no_cosine(tmp_path: Path) -> None:
     assert found["norm_ratio"]["count"] == ROWS - 1
     assert (found["a"]["zero"], found["b"]["zero"]) == (1, 1)
     assert any("Without a cosine: 2 compared rows" in words for words in found["warnings"])
+    assert [(row["key"], row["cosine"]) for row in found["worst"]] == [(3, None), (5, None)]
+
+
+def test_a_row_that_is_zero_on_both_sides_did_not_move(tmp_path: Path) -> None:
+    a, b = draw(), np.nextafter(draw(), np.float32(np.inf))
+    a[3] = b[3] = 0
+    one, other = store(tmp_path / "a.parquet", a), store(tmp_path / "b.parquet", b)
+    found = figures(diff(one, other))
+    assert (found["rows"]["zero"], found["cosine"]["count"]) == (1, ROWS - 1)
+    assert found["verdict"]["words"].startswith("Identical vectors, up to rounding")
 
 
 def test_nothing_finite_leaves_no_figures(tmp_path: Path) -> None:
