@@ -81,7 +81,9 @@ def numbered(blocks: Iterable[_Rows], first: int = 0) -> Iterator[tuple[int, _Ro
 
 
 def overlaps(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each piece with rows in question: its number, and the first of them in it and the last.
+    """Yield each piece with rows in question.
+
+    Of each its number, the first of these rows in it, and the one after the last.
 
     Args:
         starts: The first row of each piece, and behind them the number of all rows.

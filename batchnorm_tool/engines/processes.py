@@ -51,7 +51,7 @@ def open_processes(
 ) -> Iterator[ProcessEngine]:
     """Start a process for each device but the first, and wait until their models are loaded.
 
-    So many ``workers`` they have together, at least one each; ``output`` has the run's plan in it.
+    Together they have ``workers`` threads, at least one each; ``output`` has the run's plan in it.
     """
     # The parent works too: its model is loaded since planning, and one more copy would cost memory.
     own, *shares = shared(workers, len(devices))
@@ -76,7 +76,7 @@ def shared(workers: int, processes: int) -> list[int]:
 
 
 class ProcessEngine:
-    """So many threads of this process, and those of others; made by `open_processes`."""
+    """Threads of this process and of others; made by `open_processes`."""
 
     def __init__(self, own: int, children: Sequence[_Child]) -> None:
         self._own, self._children = own, children

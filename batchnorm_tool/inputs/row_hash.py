@@ -26,7 +26,8 @@ _DIGEST_BYTES = 16
 _PASSTHROUGH_BYTES = 8
 # Rows that become `bytes` objects at a time: 2,048 rows of 512 bytes stay in the cache.
 _BLOCK_ROWS = 2048
-# Of the bytes and a seed: given by its name, it would take half as long again.
+# Called with the bytes and the seed by position: with `seed=` by name it takes half as long
+# again.
 _Digest = Callable[[bytes, int], bytes]
 # Of an entry, its sorted copies, and what is found.
 _ENTRY_BYTES = 200
@@ -102,7 +103,10 @@ class IdLookup:
 
 
 def repeated_rows(entries: np.ndarray) -> np.ndarray:
-    """Return ``int64[m, 2]``: the first row of an id in ascending entries, and each further one."""
+    """Find rows with the same id in a structured array, ascending by ``row``.
+
+    Returns ``int64[m, 2]``: the first row of an id, and each further one.
+    """
     ids = np.zeros((len(entries), 2), np.uint64)
     ids[:, : entries["id"].shape[1]] = entries["id"]
     lookup = IdLookup(ids)

@@ -48,6 +48,7 @@ STATE_SUFFIX = ".state"
 """What lies beside a store is in a directory of its name and this."""
 
 _STAGED_OUTPUT = f"{STATE_SUFFIX}/night/scored"
+"""Where a refresh stages its vectors, behind the path of its store."""
 
 
 class Job(Section):
@@ -128,7 +129,10 @@ class Job(Section):
         return cls._checked(dict(data), "job", Path(base).absolute(), {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every key with its value, from which `from_dict` makes an equal job."""
+        """Return every key with its value, defaults included, ready for JSON.
+
+        `from_dict` makes an equal job of it.
+        """
         return self.model_dump()
 
     def to_yaml(self, *, defaults: bool = False) -> str:

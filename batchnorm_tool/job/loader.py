@@ -62,7 +62,10 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Read the sections of a job file: TOML where it is named ``.toml``, otherwise YAML or JSON."""
+    """Read the sections of a job file: TOML where it is named ``.toml``, otherwise YAML or JSON.
+
+    It must be a regular file of at most 1 MiB, in UTF-8. Nothing is expanded or checked.
+    """
     name = os.fspath(path)
     text = _text_of(name)
     parse = _parse_toml if name.lower().endswith(".toml") else _parse_yaml
@@ -78,6 +81,8 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
 
 def set_values(data: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
     """Set single values, ``key.in.section=value`` each, as though they stood in the job file.
+
+    A value is YAML, and nothing after ``=`` is null. Returns a copy, the last of a key winning.
 
     Example:
         >>> set_values({"normalize": {"norm": "l2"}}, ["normalize.norm=l1", "engine.workers=4"])

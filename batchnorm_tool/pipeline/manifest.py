@@ -70,6 +70,7 @@ class PartRecord(SealedRecord):
     """The commit record of a part, written once by its worker, after its files.
 
     Attributes:
+        first_row: Global number of its first row.
         bits: `Identity.bits_id` of the worker that made it.
         reasons: Rows for each reason's label.
         files: What was committed, by the paths that readers will see.
@@ -191,7 +192,11 @@ class Manifest(Record):
     Attributes:
         format: The version of its form.
         limit: Only so many rows from the start were read; ``None`` for all.
+        options_fingerprint: `Plan.options_fingerprint`.
         resolved: What the job left open.
+        space: `Identity.space_id`.
+        bits: `Identity.bits_id`.
+        result: `Identity.result_id`.
         identity: What the result is made of.
         rows: Rows by what became of them.
         reasons: Bad rows for each reason's label.

@@ -189,7 +189,10 @@ def _norm_field(layout: OutputSpec) -> pa.Field:
 
 
 def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.Array:
-    """Return rows ``[n, d]``, C-ordered, as a FixedSizeList array without a copy; ``nulls[n]``."""
+    """Return rows ``[n, d]``, C-ordered, as a FixedSizeList array without a copy.
+
+    A row is null where ``nulls``, ``bool[n]``, is true.
+    """
     rows, size = values.shape
     flat = pa.array(values.reshape(rows * size))
     mask = None if nulls is None or not nulls.any() else pa.array(nulls)
@@ -199,7 +202,10 @@ def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.A
 
 @dataclass(frozen=True)
 class Normalized:
-    """Of an output of a chunk ``[n, vectors * width]``, and the norms ``float64[n, vectors]``."""
+    """One output of a chunk after normalization.
+
+    Vectors are ``[n, vectors * width]``, the norms before it ``float64[n, vectors]``.
+    """
 
     unit: np.ndarray
     norms: np.ndarray
@@ -211,7 +217,10 @@ def output_table(
     results: Mapping[str, Normalized],
     nulls: np.ndarray,
 ) -> pa.Table:
-    """Return the rows of a chunk as they are written, with null vectors where ``nulls[n]`` is."""
+    """Return the rows of a chunk as they are written.
+
+    Vectors and norms are null where ``nulls``, ``bool[n]``, is true.
+    """
     table = carried
     for layout in layouts:
         result = results[layout.name]

@@ -22,7 +22,8 @@ _NOT_STAGED = ("records", "refused", "tmp")
 class OutputState:
     """What stands in an output: a finished run's manifest, the plan of one under way, or neither.
 
-    ``names`` is what lies in its directory, and `parts_done` of the run under way.
+    ``names`` is what lies in its directory, ``parts_done`` how many parts of the run under way are
+    finished.
     """
 
     path: str

@@ -102,7 +102,11 @@ class Tables:
         return Bookkeeping(*row) if row and self._exists(self._names.view) else None
 
     def merge(self, publication: Publication, before: Bookkeeping, changes: Changes) -> bool:
-        """Change the table that is there; nothing is where it then has not the rows it must."""
+        """Change the table that is there in one transaction.
+
+        Returns:
+            Whether it then has as many rows as it must; where not, nothing was changed.
+        """
         from psycopg import Rollback
 
         table = self._statements.table(before.built)

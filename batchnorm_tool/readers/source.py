@@ -1,4 +1,4 @@
-"""Vectors that are stored, and what can be asked of them wherever they lie; files and arrays.
+"""Vectors that are stored: what can be asked of them anywhere, and those in files and arrays.
 
 Files are read as a run without a model reads them.
 """
@@ -75,7 +75,7 @@ class VectorSource(ABC):
     Attributes:
         path: The run's output directory, the store's dataset, or as ``name``.
         name: What it was called by whoever opened it.
-        kind: ``"data"`` for files and arrays.
+        kind: ``"run"``, ``"store"``, or ``"data"`` for files and arrays.
         dtype: NumPy's name of the type of the vectors' components.
         keys: The columns that name a row; none where its number does.
         chosen: The one that `batches` gives; the first one otherwise.
@@ -152,6 +152,9 @@ class VectorSource(ABC):
 
         A batch has at most 16,384 rows, fewer where vectors are wide: memory does not depend on the
         number of rows.
+
+        Raises:
+            InputError: There is no such column; otherwise as `read`.
         """
         check_columns(self.name, columns, self.columns)
         return self._batches([*columns])
@@ -166,7 +169,11 @@ class VectorSource(ABC):
             yield PredictionBatch(first_row, rows_of(batch[vector]), missing, others)
 
     def read_columns(self, columns: Sequence[str]) -> pa.Table:
-        """Load columns without vectors: keys, labels; at least one."""
+        """Load columns without vectors: keys, labels; at least one.
+
+        Raises:
+            InputError: There is no such column; otherwise as `read`.
+        """
         check_columns(self.name, columns, self.columns)
         return pa.Table.from_batches(self.read(columns, _COLUMN_ROWS), self.schema_of(columns))
 

@@ -273,6 +273,7 @@ def _gate_chart(id_: str, title: str, judged: _LimitHistory) -> Html:
 
 def _gate(words: ChartText, frame: Frame, judged: _LimitHistory) -> Html:
     plot = Plot(_Versions.of("version", judged.versions), _gate_axis(judged), frame)
+    # A step of its own for each refresh, so that one between gaps shows.
     edges = range(len(judged.versions) + 1)
     limit = charts.step_path(plot, edges, judged.allowed)
     marks = [

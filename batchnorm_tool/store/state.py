@@ -191,8 +191,8 @@ class Basis(Record):
 class StoredRecord(RefreshRecord, SealedRecord):
     """The record of a refresh as it is kept, with what only a later one needs of it.
 
-    ``publish`` and ``keep`` are the job's; ``files`` is of what the version has in the state, but
-    for its record.
+    ``publish`` and ``keep`` are the job's; ``files`` are checksums of what the version has in the
+    state, but for its record.
     """
 
     basis: Basis

@@ -170,9 +170,10 @@ class TransactionBuilder:
 
 
 def commit(prepared: Prepared) -> int:
-    """Let readers see a prepared change, as a new version; returns its number in Lance.
+    """Let readers see a prepared change, as a new version.
 
-    Not promised: that a power cut between the commit and the sync leaves either version whole.
+    Returns Lance's number of the new version, which is synced. Not promised: that a power cut
+    between the commit and the sync leaves either version whole.
     """
     path = prepared.path
     prepared.sync()
@@ -201,7 +202,7 @@ def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
 def committed_version(path: str, uuid: str) -> int | None:
     """Return Lance's number of the version that a transaction made: what to ask after a crash.
 
-    ``None``: it was not committed, and may be prepared again.
+    The version is synced. ``None``: it was not committed, and may be prepared again.
     """
     if latest_version(path) is None:
         return None

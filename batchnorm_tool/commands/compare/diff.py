@@ -361,7 +361,7 @@ def _check_keys(one: VectorSource, other: VectorSource) -> None:
 
 @dataclass(frozen=True)
 class SpaceComparison:
-    """Whether two vector spaces are one, None where not known; where not, how they differ."""
+    """Whether two vector spaces are the same (None: not known), and if not, how they differ."""
 
     same: bool | None
     words: str = ""

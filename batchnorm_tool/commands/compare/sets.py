@@ -179,7 +179,11 @@ def stream(predictions: VectorSource, pairs: Pairs, *samples: Sample) -> Measure
 
 @dataclass(frozen=True)
 class NeighbourSearch:
-    """How many neighbours are looked for, ascending, and of how many rows; drawn with the seed."""
+    """Of which rows the nearest neighbours are looked for, and how many.
+
+    ``ks``, ascending, say how many neighbours are looked for; ``sample`` rows are drawn with
+    ``seed``.
+    """
 
     ks: tuple[int, ...]
     sample: int

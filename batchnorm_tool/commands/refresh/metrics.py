@@ -186,8 +186,8 @@ def measured(
 ) -> RefreshResult:
     """Do ``work`` on a store, and write what came of it to a metrics file, failures included.
 
-    Where another run holds the store, that run's metrics stay. A rollback is no refresh that
-    succeeded.
+    Where another run holds the store, that run's metrics stay. A rollback does not count as a
+    successful refresh: the time of the last success stays what the file has.
     """
     if metrics_file is None:
         return work()

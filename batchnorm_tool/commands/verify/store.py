@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import fitting_rows, numbered
-from batchnorm_tool.commands.verify.vectors import CheckedRows, Findings, Place, check_vectors
+from batchnorm_tool.commands.verify.findings import Findings, Place
+from batchnorm_tool.commands.verify.vectors import CheckedRows, check_vectors
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids

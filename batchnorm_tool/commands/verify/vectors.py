@@ -1,87 +1,25 @@
-"""Findings of damage, and the check of stored vectors: finite, of unit length, and as counted."""
+"""The check of stored vectors: finite, of unit length, and as many as were counted."""
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason, fitting_rows, numbered
+from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import Damaged, Lines
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import Norm, row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.run import StoredPart, StoredRun
-from batchnorm_tool.storage import FileRecord
-from batchnorm_tool.storage.files import fault_in
 
 # Vectors in memory at a time, as float64.
 _BATCH_BYTES = 16 * 2**20
-_NAMED = 20
-_NAMED_ROWS = 3
-
-
-@dataclass
-class Findings:
-    """Damage found in one run or store: its count, and the first ``texts`` that say what it is."""
-
-    texts: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, text: str) -> None:
-        """Take in one finding."""
-        self.count += 1
-        if len(self.texts) < _NAMED:
-            self.texts.append(text)
-
-    def add_count(self, what: str, found: int, expected: int) -> None:
-        """Take in that there are not as many rows as a manifest says, if that is so."""
-        if found != expected:
-            self.add(f"{plural(found, 'row')} {what}; the manifest has {expected:,}.")
-
-    def add_file(self, root: str, file: FileRecord, source: str) -> bool:
-        """Take in what is wrong with a file that ``source`` tells of, if anything is.
-
-        Returns:
-            Whether it is worth decoding: a file of the right size may still tell which row is
-            broken.
-        """
-        finding, is_readable = fault_in(Path(root), file, source)
-        if finding is not None:
-            self.add(finding)
-        return is_readable
-
-    def raise_if_any(self, path: str, remedy: str) -> None:
-        """Raise `Damaged` with all of them and what to do, or nothing where there are none."""
-        if not self.count:
-            return
-        more = self.count - len(self.texts)
-        listed = [*self.texts, *([f"… and {more:,} more"] if more else [])]
-        head = f"`{path}` is damaged; {plural(self.count, 'finding')}:"
-        raise Damaged(Lines(head, *(f"  {text}" for text in listed), remedy))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a batch lies: a file, and the number of its first row in it."""
-
-    findings: Findings
-    file: str
-    first: int
-
-    def report(self, rows: np.ndarray, text: str) -> None:
-        """Take in one finding that some rows of the batch share, ``int[n]``."""
-        if not len(rows):
-            return
-        named = ", ".join(f"{int(row) + self.first:,}" for row in rows[:_NAMED_ROWS])
-        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
-        self.findings.add(f"`{self.file}`, row {named}{more}: {text}")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnorm_tool.chunk import numbered
+from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.commands.verify.store import StoreCheck
-from batchnorm_tool.commands.verify.vectors import Findings, Place, VectorCheck
+from batchnorm_tool.commands.verify.vectors import VectorCheck
 from batchnorm_tool.errors import RECREATE, Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows

@@ -63,7 +63,11 @@ _UNHASHED_ATTRIBUTES = frozenset({"backend", "keras_version", "model_config", "t
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A Keras model as stored; what wrote it is ``"unknown"`` where it does not say."""
+    """A Keras model as stored.
+
+    ``config`` is its architecture as Keras serialized it; ``keras_version`` is ``"unknown"`` where
+    it does not say what wrote it.
+    """
 
     config: Any
     keras_version: str

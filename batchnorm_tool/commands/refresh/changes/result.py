@@ -350,7 +350,10 @@ class ChangeSet(SealedRecord):
 
     @property
     def rows(self) -> RefreshRows:
-        """Rows as a record has them where no vector was looked at: who needs one is not known."""
+        """Rows as a record has them before any vector was looked at.
+
+        Which of them need one is not known yet.
+        """
         counts = self.counts
         return RefreshRows(
             rows_in=counts.rows_in,
