@@ -222,6 +222,7 @@ class ChangeDetector:
     def _difference(
         self, total: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
+        # Each type of change is a field of the counts, by its name.
         kinds = {kind.name.lower(): int(total.kinds[kind]) for kind in ChangeType}
         counts = result.ChangeCounts(
             rows_in=sum(kinds.values()),
