@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     Night = RefreshResult
 
-# The names that a module below this package defines; those of no module here are errors.
+# Which module defines each public name; a name that is not here is a class of `errors`.
 _NAMES = {
     "commands.compare.compare": ("Comparison", "compare"),
     "commands.compare.diff": ("Difference", "diff"),

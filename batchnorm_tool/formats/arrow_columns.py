@@ -16,6 +16,7 @@ SHAPE = b"shape"
 LISTS = (pa.types.is_list, pa.types.is_large_list)
 STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 BINARY = (*STRINGS, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+VIEWS = (pa.types.is_string_view, pa.types.is_binary_view)
 # What a value of unknown or nested variable length is taken for; only the group sizes depend on it.
 ASSUMED_BYTES = 16
 
@@ -262,7 +263,7 @@ def _column_bytes(column: pa.ChunkedArray) -> int | np.ndarray:
     width = fixed_bytes(column.type)
     if width is not None:
         return width
-    if is_any(column.type, BINARY):
+    if is_any(column.type, BINARY) and not is_any(column.type, VIEWS):  # which it has no kernel for
         return _lengths(column, "binary_length") + 4
     if is_list(column.type):
         item = fixed_bytes(column.type.value_type) or ASSUMED_BYTES

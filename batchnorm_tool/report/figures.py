@@ -72,7 +72,7 @@ def overlap(of: RankingFigures, one: str, other: str, k: int) -> float:
 
 
 def interval(entry: Numbers) -> Interval:
-    """Return ``value``, ``low`` and ``high`` of an entry; NaN for those that it lacks."""
+    """Return ``value``, ``low`` and ``high`` of an entry; NaN for what is None."""
     return Interval(*(real(entry[name]) for name in ("value", "low", "high")))
 
 

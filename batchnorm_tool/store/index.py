@@ -72,14 +72,17 @@ class LiveIndex:
 
 
 def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
-    """Read columns of an index into arrays made for them."""
-    row = 0
+    """Read columns of an index into arrays made for as many rows as its footer claims."""
+    claimed, row = len(next(iter(columns.values()))), 0
     for table in read_index(storage, path, list(columns)):
         stop = row + table.num_rows
-        for name, array in columns.items():
-            column = table.column(name)
-            array[row:stop] = is_quarantined(column) if name == STATUS else bytes_of(column)
+        if stop <= claimed:
+            for name, array in columns.items():
+                column = table.column(name)
+                array[row:stop] = is_quarantined(column) if name == STATUS else bytes_of(column)
         row = stop
+    if row != claimed:
+        raise _damaged(path, f"{row:,} rows where its footer claims {claimed:,}")
 
 
 def index_schema(keys: pa.Schema) -> pa.Schema:
@@ -143,6 +146,7 @@ def read_index(
     names = list(columns)
     with _opened(storage, path) as file:
         _check_version(path, file.schema_arrow.metadata)
+        _check_types(path, file.schema_arrow)
         for batch in file.iter_batches(batch_rows, columns=names, use_threads=False):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch]).select(names)
@@ -151,7 +155,10 @@ def read_index(
 def index_rows(storage: Storage, path: str) -> int:
     """Return the number of rows of an index."""
     with _opened(storage, path) as file:
-        return int(file.metadata.num_rows)
+        rows = int(file.metadata.num_rows)
+    if rows < 0:
+        raise _damaged(path, f"{rows:,} rows")
+    return rows
 
 
 @contextlib.contextmanager
@@ -173,12 +180,16 @@ def _opened(storage: Storage, path: str) -> Iterator[Any]:
                 buffer_size=MEBIBYTE,
                 page_checksum_verification=True,
             )
-        except (OSError, pa.ArrowException) as error:
-            raise Damaged(
-                f"The index `{path}` of the store is damaged. Expected a whole Parquet file. "
-                f"Received: {' '.join(str(error).split())}. Check the store with "
-                "`batchnorm-tool verify`."
-            ) from error
+        # A footer with a flipped bit may name other columns, or in no text at all.
+        except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+            raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def _damaged(path: str, received: str) -> Damaged:
+    return Damaged(
+        f"The index `{path}` of the store is damaged. Expected a whole Parquet file. "
+        f"Received: {received}. Check the store with `batchnorm-tool verify`."
+    )
 
 
 def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
@@ -189,6 +200,14 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
             f"Expected: {HASH_VERSION}. Received: {found}. Use the version of batchnorm-tool that "
             "wrote it."
         )
+
+
+def _check_types(path: str, schema: pa.Schema) -> None:
+    for field in INDEX_FIELDS:
+        if field.name != STATUS and schema.field(field.name).type != field.type:
+            raise _damaged(
+                path, f"the column `{field.name}` of type {schema.field(field.name).type}"
+            )
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:

@@ -59,12 +59,8 @@ PASSTHROUGH_HASH = ".passthrough_hash"
 STATUS = ".status"
 VERSION = ".version"
 NORM = ".norm"
-BOOKKEEPING = (
-    pa.field(FEATURE_HASH, pa.binary(16)),
-    pa.field(PASSTHROUGH_HASH, pa.binary(8)),
-    pa.field(STATUS, pa.string()),
-    pa.field(VERSION, pa.int64()),
-)
+HASHES = (pa.field(FEATURE_HASH, pa.binary(16)), pa.field(PASSTHROUGH_HASH, pa.binary(8)))
+BOOKKEEPING = (*HASHES, pa.field(STATUS, pa.string()), pa.field(VERSION, pa.int64()))
 """The columns that every store has beside keys, vector, norm and passed-through columns."""
 GOOD = "good"
 STALE = "stale: "
@@ -405,7 +401,7 @@ def _where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
 
 def with_hashes(carried: pa.Schema) -> pa.Schema:
     """Return the columns of staged rows: keys, passed-through columns, and hashes of each row."""
-    return pa.schema([*carried, *BOOKKEEPING[:2]])
+    return pa.schema([*carried, *HASHES])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from batchnorm_tool import BadRows, InputError, Job, JobError, read, run, score, show
+from batchnorm_tool import BadRows, InputError, Job, JobError, read, refresh, run, score, show
 from tests.command_line import ENCODER
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.usefixtures("tensorflow")
 def test_a_path_is_no_job() -> None:
     with pytest.raises(JobError, match=r"takes a Job.*Job\.load"):
         run("job.yaml")  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=r"`refresh` takes a Job.*Job\.load"):
+        refresh("job.yaml")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [None, "x.parquet", Path("x.parquet")], ids=str)

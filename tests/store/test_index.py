@@ -171,6 +171,25 @@ def test_a_flipped_bit_is_noticed(storage: Storage) -> None:
         LiveIndex.load(storage, PATH)
 
 
+def test_a_footer_that_lies_is_noticed(storage: Storage) -> None:
+    write(storage, rows(pa.array(range(50))))
+    file = storage.root / PATH
+    content = file.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    whole = LiveIndex.load(storage, PATH)
+    refused = 0
+    for place in range(len(content) - footer, len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            found = LiveIndex.load(storage, PATH)
+            assert np.array_equal(found.feature_hash, whole.feature_hash)
+        except (Damaged, OutputError):
+            refused += 1
+    assert refused > footer / 4
+
+
 def test_hashes_of_another_version_are_refused(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from batchnorm_tool.errors import InputError, JobError, WorkFailed
 from batchnorm_tool.gate.record import History, Hold, RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
+from batchnorm_tool.readers.vectors import checked_whole
 from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_index
@@ -73,6 +74,7 @@ def accept(
         'published'
     """
     state, _ = open_store(os.fspath(path))
+    version = checked_whole("version", version, 1)
 
     def work() -> RefreshResult:
         with state.lock(wait_seconds):
@@ -176,6 +178,7 @@ def rollback(
         'published'
     """
     state, _ = open_store(os.fspath(path))
+    to = None if to is None else checked_whole("to", to, 1)
 
     def work() -> RefreshResult:
         with state.lock(wait_seconds):

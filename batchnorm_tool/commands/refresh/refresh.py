@@ -25,10 +25,10 @@ from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_stag
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats.parquet import close_cached_files
-from batchnorm_tool.job import Job
+from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.lance import check_installed
+from batchnorm_tool.store.lance import check_installed, newest_version
 from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
 
 
@@ -73,6 +73,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
         >>> result.state, result.rows["changed"]  # doctest: +SKIP
         ('published', 17)
     """
+    check_job("refresh", job)
     store = store_of(job)
     state = StoreDirectory(store.path)
     started = progress or SilentProgress(), run_id or secrets.token_hex(8)
@@ -102,9 +103,11 @@ def plan_refresh(job: Job) -> dict[str, Any]:
 
 def planned_refresh(job: Job) -> PlannedRefresh:
     """Return what `plan_refresh` tells."""
+    check_job("plan_refresh", job)
     state = StoreDirectory(store_of(job).path)
     check_installed()
     check_targets(job.publish)
+    newest_version(state.path)  # refuses a path that holds something else
     pointer = state.pointer()
     plan = make_plan(job, pointer, staged_plan(state))
     check_layout(job.publish, plan.layout)

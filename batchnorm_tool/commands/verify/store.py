@@ -23,7 +23,7 @@ from batchnorm_tool.storage.checked_json import is_sealed
 from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store import state
 from batchnorm_tool.store.checksums import check_files
-from batchnorm_tool.store.index import KEY_ID, index_rows, read_index
+from batchnorm_tool.store.index import KEY_ID, read_index
 from batchnorm_tool.store.lance import latest_version
 from batchnorm_tool.store.transaction import LIVE, tags, version_tag
 
@@ -49,19 +49,21 @@ class _Index:
     def load(cls, store: Snapshot) -> Self:
         """Read the index of a version, but for its quarantined rows."""
         storage, path = store.state.storage, state.index_path(store.version)
-        entries, count = np.empty(index_rows(storage, path), _ENTRY), 0
+        blocks = [np.empty(0, _ENTRY)]
         words: dict[str, int] = {}
         for table in read_index(storage, path, [KEY_ID, *_COMPARED]):
             numbers = _numbers(table[state.STATUS], words)
             good = np.array([not word.startswith(state.QUARANTINED) for word in words])[numbers]
-            added = entries[count : count + np.count_nonzero(good)]
-            added["id"] = bytes_of(table[KEY_ID])[good]
-            added["hashes"] = _hashes(table)[good]
-            added["norm"] = _floats(table[state.NORM])[good]
-            added["status"] = numbers[good]
-            count += len(added)
-        places = IdLookup(as_ids(entries["id"][:count]))
-        return cls(path, store.keys, places, entries[:count], words, np.zeros(count, bool))
+            block = np.empty(np.count_nonzero(good), _ENTRY)
+            block["id"] = bytes_of(table[KEY_ID])[good]
+            block["hashes"] = _hashes(table)[good]
+            block["norm"] = _floats(table[state.NORM])[good]
+            block["status"] = numbers[good]
+            blocks.append(block)
+        # Not into room for as many rows as the footer claims: it may be what is damaged.
+        entries = np.concatenate(blocks)
+        seen = np.zeros(len(entries), bool)
+        return cls(path, store.keys, IdLookup(as_ids(entries["id"])), entries, words, seen)
 
     def compare(self, table: pa.Table, place: Place) -> None:
         """Report the rows of a batch that the index does not have, or has otherwise."""

@@ -23,11 +23,13 @@ from batchnorm_tool.models.batching import Device, Step
 # The number of a GPU, or the CPU.
 DeviceName = int | Literal["cpu"]
 Devices = Literal["auto", "cpu", "gpu"] | Sequence[DeviceName]
-# What Keras and TensorFlow raise for models that do not load or run; there is no common base.
-FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError),
-    *(NameError, OSError, RuntimeError, TypeError, ValueError),
+# What Keras and TensorFlow raise for models that do not run; there is no common base.
+TRACE_FAILURES = (
+    *(AssertionError, AttributeError, LookupError, NameError),
+    *(RuntimeError, TypeError, ValueError),
 )
+# And for those that do not load.
+LOAD_FAILURES = (*TRACE_FAILURES, ArithmeticError, EOFError, ImportError, OSError)
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _CHATTER = re.compile(
     rb"^(WARNING: All log messages before|[IWE]\d{4} |\d{4}-\d\d-\d\d .*: [IWE] )"
@@ -183,7 +185,7 @@ def graph_step(concrete: Any, inputs: Sequence[Field], outputs: Sequence[Field])
 
     def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         with run_errors():
-            tensors = map(tf.constant, arrays, dtypes)
+            tensors = [tf.constant(*pair) for pair in zip(arrays, dtypes, strict=True)]
             results = [tensor.numpy() for tensor in concrete(*tensors)]
         for field, result in zip(outputs, results, strict=True):
             check_output(field.name, result.shape, len(arrays[0]))

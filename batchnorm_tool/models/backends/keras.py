@@ -300,7 +300,7 @@ def _trace(
         # 13 times slower, and it changes the bits.
         graph = tf.function(predict_step, input_signature=signature, autograph=False)
         return graph.get_concrete_function(), parts
-    except (*backends.FAILURES, tf.errors.OpError) as error:
+    except (*backends.TRACE_FAILURES, tf.errors.OpError) as error:
         raise ModelError(
             f"The model cannot be run on batches of {batch_size or 'any number of'} rows. "
             + describe_failure(error, "Check that model.predict() works for it.")

@@ -42,7 +42,7 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
         # Both come in another order in every process.
         inputs = _tensors(session, signature.inputs)
         outputs = _tensors(session, signature.outputs)
-    except (*backends.FAILURES, tf.errors.OpError) as error:
+    except (*backends.LOAD_FAILURES, tf.errors.OpError) as error:
         raise ModelError(_explain(model.path, error)) from error
     taken = {name: backends.field_of(name, spec) for name, (_, spec) in inputs.items()}
     chosen = [[*outputs][place] for place in choose([*outputs])]

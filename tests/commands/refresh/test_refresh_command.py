@@ -247,6 +247,16 @@ def test_a_dry_run_before_the_first_night_writes_nothing(nightly: Nightly, job: 
     assert sorted(path.name for path in nightly.path.iterdir()) == ["in", "job.yaml"]
 
 
+def test_a_dry_run_refuses_a_store_that_holds_something_else(nightly: Nightly, job: Path) -> None:
+    nightly.put(FIRST)
+    other = nightly.path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    result = invoke("refresh", job, "--dry-run", "--set", f"store.path={other}")
+    assert result.exit_code == 2
+    assert "is not a Lance dataset" in result.stderr
+
+
 def test_a_dry_run_beside_a_waiting_night_leaves_it_alone(nightly: Nightly, job: Path) -> None:
     nightly.night(FIRST)
     strict = {"gate": {**LOOSE, "input": {**LOOSE["input"], "changed": 0.01}}}
