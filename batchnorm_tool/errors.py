@@ -37,8 +37,18 @@ RECREATE = "recreate the result with `--fresh`"
 _RESUMES = "Finished work is kept: run the same command again to resume."
 # What may be gone the next time, where other errors say that a path is no good.
 _TRANSIENT = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ETXTBSY),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINTR),
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EINTR,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.ETXTBSY,
 }
 _collector: ContextVar[Callable[[str], object] | None] = ContextVar("collector", default=None)
 

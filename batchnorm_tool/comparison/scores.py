@@ -97,7 +97,11 @@ class Score:
         return norms
 
     def exact(
-        self, products: Float64s, squares: Float64s, queries: Float64s, rows: Float64s
+        self,
+        products: Float64s,
+        squares: Float64s,
+        query_divisors: Float64s,
+        row_divisors: Float64s,
     ) -> Float64s:
         """Return scores ``float64[m]`` of pairs of a query and a row, whose divisors are given.
 
@@ -105,9 +109,9 @@ class Score:
         itself: roots squared would break ties by rounding.
         """
         with np.errstate(all="ignore"):  # what float64 cannot hold has no order, see `neighbours`
-            scores = products / rows
+            scores = products / row_divisors
             if self.subtracts:
-                scores = scores / queries - squares / np.square(rows) / 2
+                scores = scores / query_divisors - squares / np.square(row_divisors) / 2
         return np.asarray(scores)
 
 

@@ -51,7 +51,8 @@ def read_input(
     if check_nonfinite and binding.field.dtype != values.STRING:
         bad = values.nonfinite_rows(rows.values)
         if bad is not None:
-            rows.faults = _first_fault(rows.faults, bad * np.uint8(Reason.NONFINITE_FEATURE))
+            faults = np.where(bad, Reason.NONFINITE_FEATURE, Reason.GOOD).astype(np.uint8)
+            rows.faults = _first_fault(rows.faults, faults)
     column = stored.stored_column(table.schema, binding.columns)
     shape = stored.filled_shape(column, binding.field.shape, rows.lengths)
     return _filled(rows.values.reshape(table.num_rows, *shape), rows.faults)

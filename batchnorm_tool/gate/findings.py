@@ -17,9 +17,6 @@ Number = Annotated[float | None, PlainSerializer(finite_or_none)]
 SHOWN_ROWS = 5
 """Rows that a finding names, at most."""
 
-CHANCE = 4.9
-"""So many standard deviations of a normal distribution happen by chance once in a million."""
-
 _SCOPES = {
     "input": "the input",
     "changed": "the changed rows",

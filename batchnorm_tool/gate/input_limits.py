@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchnorm_tool.display import percent, plural
-from batchnorm_tool.gate.findings import CHANCE, Finding, not_evaluated
+from batchnorm_tool.gate.findings import Finding, not_evaluated
 from batchnorm_tool.job.refresh_sections import InputGate
 from batchnorm_tool.norms.norm import Float64s
 
@@ -19,6 +19,8 @@ _SHARES = ("new", "changed", "vanished")
 _NEW_SPACE = "in a new space every row is recomputed"
 _FIRST = "there are no live rows to compare with"
 _NO_STATISTICS = "there are no statistics of an earlier input to compare with"
+CHANCE = 4.9
+"""So many standard deviations of a normal distribution happen by chance once in a million."""
 # So many rows, where they are expected, are missing altogether once in a million: e**-13.8.
 _ROWS_NEVER_MISSING = 13.8
 # What so many rows at one end of a component's range make of its standard deviation is a rare

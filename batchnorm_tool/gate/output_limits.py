@@ -20,6 +20,7 @@ from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, populati
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate import findings
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow, Finding, MeasuredRow, Scope
+from batchnorm_tool.gate.input_limits import CHANCE
 from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
@@ -289,7 +290,7 @@ def quantile_chance(live: Vectors, current: Vectors) -> float:
     # Wilson's interval ("Probable inference, the law of succession, and statistical inference",
     # 1927). Unlike draws, this sees a gap between the norms into which a quantile rarely falls.
     rows = 1 / (1 / len(live.norms) + 1 / len(current.norms))
-    shares, z2 = np.array(MIDDLE_QUANTILES), findings.CHANCE**2 / rows
+    shares, z2 = np.array(MIDDLE_QUANTILES), CHANCE**2 / rows
     middle = shares + z2 / 2
     half = np.sqrt(z2 * (shares * (1 - shares) + z2 / 4))
     here = np.quantile(live.norms, MIDDLE_QUANTILES)

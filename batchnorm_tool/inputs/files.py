@@ -258,7 +258,7 @@ class Table:
                 raise InputError(self.unreadable[name])
 
 
-class _Table(NamedTuple):
+class _ForeignTable(NamedTuple):
     """How a directory of one kind is known, and how its rows become a file.
 
     Attributes:
@@ -283,12 +283,12 @@ _BY_DATASETS = 'datasets.load_from_disk("{{0}}"){}.to_parquet("rows.parquet")'
 _SAVED = "that Hugging Face's `save_to_disk` wrote"
 # Their files, named one by one, may also hold rows that do not count.
 _VERSIONED_TABLES = (
-    _Table("a Delta table", ("_delta_log",), _BY_POLARS.format("delta", "{0}")),
-    _Table("an Iceberg table", _ICEBERG, _BY_POLARS.format("iceberg", "{1}")),
-    _Table("a Spark stream's output", ("_spark_metadata",), _BY_SPARK.format("parquet")),
-    _Table("a Hudi table", (".hoodie",), _BY_SPARK.format('format("hudi").load')),
-    _Table("a Lance dataset", _LANCE, _BY_LANCE),
-    _Table(
+    _ForeignTable("a Delta table", ("_delta_log",), _BY_POLARS.format("delta", "{0}")),
+    _ForeignTable("an Iceberg table", _ICEBERG, _BY_POLARS.format("iceberg", "{1}")),
+    _ForeignTable("a Spark stream's output", ("_spark_metadata",), _BY_SPARK.format("parquet")),
+    _ForeignTable("a Hudi table", (".hoodie",), _BY_SPARK.format('format("hudi").load')),
+    _ForeignTable("a Lance dataset", _LANCE, _BY_LANCE),
+    _ForeignTable(
         "a Paimon table",
         ("snapshot/snapshot-[0-9]*",),
         _BY_SPARK.format('format("paimon").load'),
@@ -296,14 +296,19 @@ _VERSIONED_TABLES = (
     ),
 )
 _SAVED_DATASETS = (
-    _Table(f"a dataset {_SAVED}", ("state.json",), _BY_DATASETS.format(""), "dataset_info.json"),
-    _Table(f"several datasets {_SAVED}", ("dataset_dict.json",), _BY_DATASETS.format('["train"]')),
+    _ForeignTable(
+        f"a dataset {_SAVED}", ("state.json",), _BY_DATASETS.format(""), "dataset_info.json"
+    ),
+    _ForeignTable(
+        f"several datasets {_SAVED}", ("dataset_dict.json",), _BY_DATASETS.format('["train"]')
+    ),
 )
 
 
 def refuse_table(directory: str, *, named: bool = True) -> None:
     """Refuse a directory that is a table of another program."""
-    for form in (*_VERSIONED_TABLES, *_SAVED_DATASETS) if named else _VERSIONED_TABLES:
+    forms = (*_VERSIONED_TABLES, *_SAVED_DATASETS) if named else _VERSIONED_TABLES
+    for form in forms:
         # Looked for before it is matched: an input may have thousands of directories.
         near = [m for m in form.marks if os.path.lexists(f"{directory}/{m.partition('/')[0]}")]
         marks = [found for mark in near for found in Path(directory).glob(mark)]

@@ -303,9 +303,11 @@ def _part_notes(steps: _PartSteps) -> Iterator[str]:
 
 def _part_table(steps: _PartSteps, norm: str) -> Html:
     headings = ("first row", "vectors", *map(quantile_label, MIDDLE_QUANTILES))
-    amounts = (map(count, map(int, column)) for column in (steps.edges[:-1], steps.vectors))
-    quantiles = (map(number, steps.quantiles[name].tolist()) for name in MIDDLE_COLUMNS)
-    rows = zip(*amounts, *quantiles, strict=True)
+    quantiles = np.column_stack([steps.quantiles[name] for name in MIDDLE_COLUMNS]).tolist()
+    rows = (
+        [count(int(first)), count(int(vectors)), *(number(value) for value in values)]
+        for first, vectors, values in zip(steps.edges[:-1], steps.vectors, quantiles, strict=True)
+    )
     return page.table(f"Quantiles of the {norm} norm", headings, rows, "")
 
 
@@ -397,8 +399,11 @@ def _dimension_notes(spread: _Spread, dimensions: int, up: Axis) -> Iterator[str
 def _dimension_table(spread: _Spread) -> Html:
     headings = ("dimension", "min", "mean \N{MINUS SIGN} std", "mean", "mean + std", "max")
     columns = (spread.low, spread.under, spread.mean, spread.over, spread.high)
-    labels = (_label(int(first), int(end) - 1) for first, end in itertools.pairwise(spread.edges))
-    rows = zip(labels, *(map(number, column.tolist()) for column in columns), strict=True)
+    groups = zip(itertools.pairwise(spread.edges), np.column_stack(columns).tolist(), strict=True)
+    rows = (
+        [_label(int(first), int(end) - 1), *(number(value) for value in values)]
+        for (first, end), values in groups
+    )
     return page.table("Spread of each dimension", headings, rows, "")
 
 

@@ -5,7 +5,6 @@ one drawing serves dark and light. Text keeps its size only where the drawing is
 chart for `WIDE` and for `NARROW` and let the page choose.
 """
 
-import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -241,8 +240,16 @@ def _x_labels(plot: Plot) -> Iterator[Html]:
 
 def rule(across: tuple[float, float], down: tuple[float, float], opacity: str = "0.5") -> Html:
     """Draw a straight line between two places on each axis, in pixels."""
-    places = dict(zip(("x1", "x2", "y1", "y2"), map(pixels, (*across, *down)), strict=True))
-    return tag("line", stroke="currentColor", stroke_opacity=opacity, **places)
+    (x1, x2), (y1, y2) = across, down
+    return tag(
+        "line",
+        stroke="currentColor",
+        stroke_opacity=opacity,
+        x1=pixels(x1),
+        x2=pixels(x2),
+        y1=pixels(y1),
+        y2=pixels(y2),
+    )
 
 
 def base_line(plot: Plot) -> Html:
@@ -334,11 +341,16 @@ class SeriesStyle:
 
 def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     """Give every label a look of its own, the first one the neutral colour."""
-    looks = zip(*map(itertools.cycle, (enumerate(_LIGHT), _DASHES, _MARKERS)), strict=False)
-    return {
-        label: SeriesStyle(f"var(--series-{n}, {plain})", dashes, marker)
-        for label, ((n, plain), dashes, marker) in zip(dict.fromkeys(labels), looks, strict=False)
-    }
+    return {label: _style(place) for place, label in enumerate(dict.fromkeys(labels))}
+
+
+def _style(place: int) -> SeriesStyle:
+    colour = place % len(_LIGHT)
+    return SeriesStyle(
+        colour=f"var(--series-{colour}, {_LIGHT[colour]})",
+        dashes=_DASHES[place % len(_DASHES)],
+        marker=_MARKERS[place % len(_MARKERS)],
+    )
 
 
 def marker(style: SeriesStyle, x: float, y: float) -> Html:

@@ -317,10 +317,12 @@ class StoreDirectory:
         """Remove what is staged, and every index but those of the live version and a candidate."""
         needed = {index_path(each) for each in (pointer.live, pointer.waiting) if each is not None}
         needed |= {replaced_path(version) for version in (*pointer.versions, pointer.waiting or 0)}
-        for directory, suffix in (("index", ""), (RECORDS, ".npy")):
-            for name in self.storage.names(directory):
-                if name.endswith(suffix) and f"{directory}/{name}" not in needed:
-                    self.storage.remove(f"{directory}/{name}")
+        for name in self.storage.names("index"):
+            if f"index/{name}" not in needed:
+                self.storage.remove(f"index/{name}")
+        for name in self.storage.names(RECORDS):
+            if name.endswith(".npy") and f"{RECORDS}/{name}" not in needed:
+                self.storage.remove(f"{RECORDS}/{name}")
         if pointer.waiting is None:
             self.storage.remove(STAGING)
 

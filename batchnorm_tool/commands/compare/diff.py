@@ -234,8 +234,9 @@ class Difference(Figures):
         """
         compared = self._compared
         frame = compared.join.a_keys.take(compared.rows).to_pandas()
-        lengths = {"norm_a": compared.a_norms, "norm_b": compared.b_norms}
-        return frame.assign(cosine=compared.cosines, **lengths)
+        return frame.assign(
+            cosine=compared.cosines, norm_a=compared.a_norms, norm_b=compared.b_norms
+        )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write ``diff.json`` and ``diff.html`` into a directory, which is made if need be.

@@ -12,9 +12,10 @@ import pyarrow as pa
 from pydantic import Field, PlainValidator
 
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
-from batchnorm_tool.commands.run.prepare import Preparation, column_names
+from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.job import Job, Store
@@ -95,7 +96,7 @@ class RefreshPlan(Record):
             reader=FeatureReader(
                 resolved.features, resolved.inputs, job.input, job.model is not None
             ),
-            feature_columns=column_names(resolved.features),
+            feature_columns=names_in(resolved.features),
             inputs=resolved.inputs,
             keys=layout.keys,
             carried=layout.carried,
@@ -244,7 +245,7 @@ def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) ->
     return checked_json.sha256(
         {
             "input": {name: job["input"][name] for name in _READING},
-            "columns": {name: _kind(schema, name) for name in column_names(resolved.features)},
+            "columns": {name: _kind(schema, name) for name in names_in(resolved.features)},
             "model": {**model, "content": resolved.model_content and preparation.content},
             "transform": preparation.transform_sha256,
             "normalize": {name: job["normalize"][name] for name in _NORMS},

@@ -76,7 +76,8 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     check_job("refresh", job)
     store = store_of(job)
     state = StoreDirectory(store.path)
-    started = progress or SilentProgress(), run_id or secrets.token_hex(8)
+    shown = progress or SilentProgress()
+    attempt = run_id or secrets.token_hex(8)
 
     def work() -> RefreshResult:
         check_installed()
@@ -84,7 +85,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
         try:
             with state.lock(wait_seconds):
                 commit.recover(state)
-                return _refresh_locked(state, job, announce, *started)
+                return _refresh_locked(state, job, announce, shown, attempt)
         finally:
             close_cached_files()
 

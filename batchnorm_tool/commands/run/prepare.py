@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchnorm_tool import features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
+from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import Table
@@ -230,13 +231,13 @@ class Preparation:
         """Return the inputs with every open size made known by the first rows."""
         if self.job.input.transform is not None:
             return inputs
-        rows = reading.head_with_lists(self.table, column_names(columns), _SAMPLE_ROWS)
+        rows = reading.head_with_lists(self.table, names_in(columns), _SAMPLE_ROWS)
         with self._naming_the_input():
             return features.infer_fields(rows, columns, inputs, self.job.input)
 
     def _head(self, columns: _Columns) -> pa.Table:
         """Return the first rows, with the feature columns."""
-        return reading.head(self.table, column_names(columns), min(self.rows, _SAMPLE_ROWS))
+        return reading.head(self.table, names_in(columns), min(self.rows, _SAMPLE_ROWS))
 
     def _sample(self, columns: _Columns, inputs: tuple[Field, ...]) -> _Sample:
         """Return the features of the first good rows; one row of filler where there is none."""
@@ -279,11 +280,6 @@ class Preparation:
         start = time.perf_counter()
         model.predict(batch)
         return model.batch_size / max(time.perf_counter() - start, 1e-9)
-
-
-def column_names(columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return the stored columns, each once."""
-    return tuple(dict.fromkeys(name for group in columns.values() for name in group))
 
 
 def _with_key(job: Job, table: Table) -> Job:

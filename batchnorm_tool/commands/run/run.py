@@ -8,10 +8,11 @@ from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
-from batchnorm_tool.commands.run.prepare import Preparation, column_names
+from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
 from batchnorm_tool.engines import RunningEngine, open_engine
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
+from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import Job, check_job, is_staged
@@ -88,7 +89,7 @@ def _refusal(what: str, rows: list[manifests.BadRow], plan: Plan, otherwise: str
 
 def _input(rows: list[manifests.BadRow], plan: Plan) -> str:
     """Say what is to fix: of rows with bad features, the columns that hold these."""
-    names = column_names(plan.resolved.features)
+    names = names_in(plan.resolved.features)
     if not names or not {row.reason for row in rows} & _OF_FEATURES:
         return "the input"
     more = f" and {len(names) - _NAMED_ROWS} more" if len(names) > _NAMED_ROWS else ""

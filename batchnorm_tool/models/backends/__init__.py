@@ -200,8 +200,11 @@ def run_errors() -> Iterator[None]:
     import tensorflow as tf
 
     lasting = (
-        *(tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.NotFoundError),
-        *(tf.errors.FailedPreconditionError, tf.errors.UnimplementedError),
+        tf.errors.FailedPreconditionError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.OutOfRangeError,
+        tf.errors.UnimplementedError,
     )
     try:
         yield

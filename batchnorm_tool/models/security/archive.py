@@ -171,8 +171,15 @@ def _errors(shown: str) -> Iterator[None]:
     except ImplausibleError as error:
         raise ModelError(f"{shown}: {error}, unlike any real model. Use another file.") from error
     except (
-        *(EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
-        *(TypeError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile),
+        EOFError,
+        LookupError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
     ) as error:
         raise ModelError(
             f"{shown}: damaged or cut short ({type(error).__name__}: {error}). Expected a whole "

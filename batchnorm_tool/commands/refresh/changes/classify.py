@@ -50,7 +50,7 @@ class ChangeType(IntEnum):
     TOUCHED = 3
     SAME = 4
     DELETED = 5
-    UNKNOWN_DELETES = 6
+    UNKNOWN_DELETE = 6
 
 
 class RowDisposition(IntEnum):
@@ -88,7 +88,7 @@ def classify_rows(
             # A quarantined row has no vector beside which other columns could be written.
             kinds[known & same & moved & ~live.quarantined[at]] = ChangeType.TOUCHED
     if hashes.deleted is not None:
-        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETES
+        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETE
         kinds[hashes.deleted & known] = ChangeType.DELETED
     return kinds, positions
 
@@ -183,7 +183,7 @@ class BucketJoin:
             callbacks.check()
             self._join(mine, known, kinds, matched)
             matched.clear_new()
-        return _found_before(kinds), matched
+        return _classifier_of(kinds), matched
 
     def _file(self, name: str, rows: int) -> np.ndarray:
         """Return ``uint8[rows]``, unclaimed, in a file."""
@@ -197,7 +197,7 @@ class BucketJoin:
             with capture_warnings(lambda _: None):
                 for chunk in self.source.chunks(part):
                     stoppable.check()
-                    buckets.add(_entries(chunk.hashes))
+                    buckets.add(_source_entries(chunk.hashes))
 
         # The second pass tells of progress and warnings.
         quiet = Callbacks(stopped=callbacks.stopped)
@@ -217,13 +217,20 @@ class BucketJoin:
         matched.add(hashes, found, rows[positions])
 
 
-def _found_before(kinds: np.ndarray) -> Classifier:
+def _classifier_of(kinds: np.ndarray) -> Classifier:
+    """Return a classifier that looks up what the input's rows are, ``uint8[rows]``."""
     return lambda hashes: np.array(kinds[hashes.first_row : hashes.first_row + len(hashes)])
 
 
-def _entries(hashes: Hashes) -> np.ndarray:
-    entries = np.zeros(len(hashes), ENTRY)
-    entries["row"] = np.arange(hashes.first_row, hashes.first_row + len(hashes))
+def _numbered_entries(first_row: int, rows: int, dtype: np.dtype) -> np.ndarray:
+    """Return entries of consecutive rows of which nothing but the number is set."""
+    entries = np.zeros(rows, dtype)
+    entries["row"] = np.arange(first_row, first_row + rows)
+    return entries
+
+
+def _source_entries(hashes: Hashes) -> np.ndarray:
+    entries = _numbered_entries(hashes.first_row, len(hashes), ENTRY)
     entries["id"], entries["features"] = hashes.ids, hashes.features
     entries["passthrough"] = hashes.passthrough
     entries["mark"] = False if hashes.deleted is None else hashes.deleted
@@ -233,9 +240,12 @@ def _entries(hashes: Hashes) -> np.ndarray:
 def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
     names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
     for row, table in numbered(read_index(storage, path, names)):
-        ids, features, passthrough = (bytes_of(table[name]) for name in names[:3])
-        marks = is_quarantined(table[STATUS])
-        buckets.add(_entries(Hashes(row, row_hash.as_ids(ids), features, passthrough, marks)))
+        entries = _numbered_entries(row, table.num_rows, ENTRY)
+        entries["id"] = row_hash.as_ids(bytes_of(table[KEY_ID]))
+        entries["features"] = bytes_of(table[FEATURE_HASH])
+        entries["passthrough"] = bytes_of(table[PASSTHROUGH_HASH])
+        entries["mark"] = is_quarantined(table[STATUS])
+        buckets.add(entries)
 
 
 def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
@@ -252,8 +262,7 @@ def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
 
 def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
     for row, table in numbered(source.tables(part, source.keys), part.first_row):
-        entries = np.zeros(table.num_rows, KEY_ENTRY)
-        entries["row"] = np.arange(row, row + table.num_rows)
+        entries = _numbered_entries(row, table.num_rows, KEY_ENTRY)
         entries["id"] = row_hash.key_ids(table, source.keys)
         buckets.add(entries)
 

@@ -222,11 +222,16 @@ class ChangeDetector:
     def _difference(
         self, total: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
-        # Each type of change is a field of the counts, by its name.
-        kinds = {kind.name.lower(): int(total.kinds[kind]) for kind in ChangeType}
+        rows: list[int] = total.kinds.tolist()
         counts = result.ChangeCounts(
-            rows_in=sum(kinds.values()),
-            **kinds,
+            rows_in=sum(rows),
+            new=rows[ChangeType.NEW],
+            changed=rows[ChangeType.CHANGED],
+            recomputed=rows[ChangeType.RECOMPUTED],
+            touched=rows[ChangeType.TOUCHED],
+            same=rows[ChangeType.SAME],
+            deleted=rows[ChangeType.DELETED],
+            unknown_deletes=rows[ChangeType.UNKNOWN_DELETE],
             bad=total.bad,
             vanished=vanished,
             forgotten=forgotten,
