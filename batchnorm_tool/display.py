@@ -34,6 +34,8 @@ _ASSIGNED = re.compile(
 )
 # There a bare name before the `@` is an account, a container or "anonymous", not a credential.
 _NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|s|min|h|[kMG]i?B)(?:\W|$))")
 
 DASH = "\N{EN DASH}"
 """What stands where there is no number."""
@@ -217,16 +219,20 @@ def table(rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:
 
 
 def wrapped(words: str, width: int, indent: str = "", left: int = 0) -> list[str]:
-    """Break words into lines with a margin, those after the first indented further."""
+    """Break words into lines with a margin, those after the first indented further.
+
+    A number and its unit stay together.
+    """
     margin = " " * left
-    return textwrap.wrap(
-        words,
+    lines = textwrap.wrap(
+        _BEFORE_UNIT.sub(_NO_BREAK, words),
         max(width, left + 24),
         initial_indent=margin,
         subsequent_indent=margin + indent,
         break_on_hyphens=False,
         break_long_words=False,  # a path in a command is there to be copied
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def entry(name: str, words: str, width: int) -> list[str]:

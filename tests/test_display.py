@@ -63,6 +63,12 @@ def test_the_nearest_name_is_asked_for() -> None:
     assert display.near_matches("zzz", ["pixels"]) == ""
 
 
+def test_a_number_stays_with_its_unit() -> None:
+    words = "the prediction took long 1.5 s"
+    assert display.wrapped(words, 28) == ["the prediction took long", "1.5 s"]
+    assert display.wrapped(words.replace(" s", " sets"), 28)[1] == "sets"
+
+
 def test_cells_stand_below_one_another() -> None:
     assert display.table([["norm", "value"], ["l2", "9"]]) == ["norm  value", "l2        9"]
     assert display.table([["a", "b"], ["cc", "dd"]], "rl") == [" a  b", "cc  dd"]

@@ -1,4 +1,4 @@
-"""Statistics of norms, vectors and dimensions that merge: of chunks into parts, of parts into runs.
+"""Statistics that merge: of norms (quantiles, moments), of vectors, and of their dimensions.
 
 Counts, extremes and histograms, and with them quantiles, come out identical however rows are
 split. Moments depend on the split in their last bits, and come out identical when the same pieces

@@ -1,4 +1,4 @@
-"""The shape of a result: which columns it has, for one output or several, of any rank."""
+"""The columns of a result and their types, vectors and norms: for any number of outputs and rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a part leaves: its files, its commit record, and the statistics of its chunks."""
+"""What a part leaves: its files, its bad rows by key and reason, its commit record, statistics."""
 
 from __future__ import annotations
 

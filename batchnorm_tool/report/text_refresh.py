@@ -49,7 +49,10 @@ def refresh_lines(
 def dry_run_lines(rows: RefreshRows, gate: GateRecord | None = None, width: int = 72) -> list[str]:
     """Say what a refresh would change."""
     model = plural(rows.new + rows.computed, "row")
-    headline = f"Dry run: nothing was written; {model} would go through the model."
+    headline = (
+        f"Dry run: nothing was written; at most {model} would go through the model. Limits on "
+        "vectors are checked after it."
+    )
     lines = [*wrapped(headline, width), *entry("rows", _input_rows(rows), width)]
     return [display.visible(line) for line in [*lines, *_gate(gate, width)]]
 

@@ -1,4 +1,4 @@
-"""An output in a local directory, which one run at a time holds."""
+"""An output in a local directory, and the lock by which one run at a time holds it."""
 
 import contextlib
 import ctypes
