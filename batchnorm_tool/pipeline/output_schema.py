@@ -1,4 +1,4 @@
-"""The columns of a result and their types, vectors and norms: for any number of outputs and rank."""
+"""The columns of a result and their types, vectors and norms among them: any outputs, any rank."""
 
 from __future__ import annotations
 

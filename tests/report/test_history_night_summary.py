@@ -149,10 +149,9 @@ def test_a_dry_run_counts_and_judges() -> None:
     rows = RefreshRows(100, 2, 41, 0, 54, 1, 3)
     findings = [histories.finding("gate.input.changed", "input", 0.41, 0.2)]
     gate = typed(GateRecord, {"action": "hold", "passed": False, "findings": findings})
-    assert dry_run_lines(rows, gate, 100) == [
-        "Dry run: nothing was written; at most 46 rows would go through the model. Limits on "
-        "vectors are",
-        "checked after it.",
+    assert dry_run_lines(rows, gate, 72) == [
+        "Dry run: nothing was written; at most 46 rows would go through the",
+        "model. Limits on vectors are checked after it.",
         "rows        100 in: 2 new, 41 changed, 3 recomputed, 54 same, 1 vanished",
         "gate        1 of 1 limit broken",
         "            - changed (input): Measured 0.41; at most 0.2 allowed.",
