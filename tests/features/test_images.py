@@ -11,7 +11,7 @@ from PIL import Image
 
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.features import FeatureReader
-from batchnorm_tool.features.values import decode_images
+from batchnorm_tool.features.values import Shape, decode_images, is_image_shape
 from batchnorm_tool.job import Input
 
 NULL, RAGGED, UNDECODABLE = (Reason.NULL_FEATURE, Reason.RAGGED_FEATURE, Reason.UNDECODABLE_IMAGE)
@@ -160,3 +160,15 @@ def test_pixels_that_an_input_cannot_hold_make_a_bad_row() -> None:
     spec = Input(path="x", decode={"png": "png"})
     _, faults = FeatureReader({"i": ("png",)}, [Field("i", (4, 6, 3), "int8")], spec).read(table)
     assert faults.tolist() == [Reason.UNFIT_FEATURE]
+
+
+@pytest.mark.parametrize(
+    "shape", [(224, 224), (224, 224, 1), (224, 224, 3), (None, None, None)], ids=str
+)
+def test_images_fill_height_width_and_one_three_or_four_channels(shape: Shape) -> None:
+    assert is_image_shape(shape)
+
+
+@pytest.mark.parametrize("shape", [(64,), (224, 224, 2), (1, 224, 224, 3)], ids=str)
+def test_images_fill_no_other_shape(shape: Shape) -> None:
+    assert not is_image_shape(shape)

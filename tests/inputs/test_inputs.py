@@ -15,7 +15,7 @@ import pytest
 from batchnorm_tool.errors import InputError, InputWarning, WorkFailed
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
-from batchnorm_tool.inputs.files import InputFile, Table
+from batchnorm_tool.inputs.files import InputFile, Table, list_files
 from batchnorm_tool.job import Input
 
 
@@ -123,8 +123,12 @@ def test_other_content_is_refused_saying_what_it_is(
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "none.parquet")
     with pytest.raises(InputError, match="file not found"):
-        opened(tmp_path / "none.parquet")
+        opened(path)
+    with pytest.raises(InputError, match="file not found") as caught:
+        list_files(path)
+    assert caught.value.message.startswith(f"{path}: ")
 
 
 def test_empty_directory_is_refused(tmp_path: Path) -> None:

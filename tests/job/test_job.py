@@ -11,6 +11,7 @@ import yaml
 
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Engine, Input, Job, Model, Output
+from batchnorm_tool.job.messages import format_value
 from tests.job.job_texts import MINIMAL, job_of, refusal_of, with_value
 
 HASH = "0123456789abcdef" * 4
@@ -276,6 +277,17 @@ def test_devices_are_of_one_kind_however_many(devices: list[int | str], kind: st
 def test_what_is_no_mapping_is_no_job(data: object) -> None:
     with pytest.raises(JobError, match="A job must be a mapping of sections"):
         Job.from_dict(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("s3://me:secret@bucket", "'s3://***@bucket' (text)"), (False, "false (a boolean)")],
+    ids=["secret", "boolean"],
+)
+def test_a_value_received_is_spelled_as_yaml_would_without_secrets(
+    value: object, words: str
+) -> None:
+    assert format_value(value) == words
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ import pytest
 
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job import Job, Model
-from batchnorm_tool.job.loader import expand_environment, read_job_file, set_values
+from batchnorm_tool.job.loader import (
+    escape_variables,
+    expand_environment,
+    read_job_file,
+    set_values,
+)
 from tests.job.job_texts import job_of, refusal_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +194,15 @@ def test_variables_are_expanded_in_texts(text: str, value: str | None) -> None:
         {"a": {"b": [value, 3]}},
         {},
     )
+
+
+def test_escaped_texts_are_expanded_to_themselves() -> None:
+    values = {"column": "a${b}", "more": ["${SET}", 3, None]}
+
+    escaped = escape_variables(values)
+
+    assert escaped == {"column": "a$${b}", "more": ["$${SET}", 3, None]}
+    assert expand_environment(escaped, {"SET": "here"}) == (values, {})
 
 
 @pytest.mark.parametrize(

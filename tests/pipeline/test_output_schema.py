@@ -12,6 +12,7 @@ from batchnorm_tool.pipeline.output_schema import (
     OutputSpec,
     carried_schema,
     fixed_size_list,
+    flat_field,
     output_schema,
     output_specs,
     output_table,
@@ -146,3 +147,12 @@ def test_vectors_are_not_copied() -> None:
     array = fixed_size_list(values)
     assert array.values.buffers()[1].address == values.ctypes.data
     assert array.null_count == 0
+
+
+def test_a_flat_column_has_its_true_shape_in_the_metadata_alone() -> None:
+    lists = pa.list_(pa.float16(), 32)
+    shape = {b"shape": b"[2, 16]"}
+    wanted = pa.field("vector", lists, metadata=shape)
+    assert flat_field("vector", "float16", (2, 16)).equals(wanted, check_metadata=True)
+    plain = flat_field("vector", "float16", (32,))
+    assert plain.equals(pa.field("vector", lists), check_metadata=True)

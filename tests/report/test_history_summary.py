@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from batchnorm_tool.report.text_refresh import finding_name, history_lines, outcome
+import pytest
+
+from batchnorm_tool.gate.record import History, Hold
+from batchnorm_tool.report.text_refresh import describe_store, finding_name, history_lines, outcome
 from tests.refresh_records import history_of
 from tests.report import history_documents as histories
 
@@ -13,6 +16,27 @@ def test_the_first_line_says_where_the_store_stands() -> None:
         "/stores/items.lance: version 29 is live, 30 is waiting, 14 kept; on hold since "
         "2026-03-20 02:00 (rollback)"
     )
+
+
+@pytest.mark.parametrize(
+    ("hold", "where", "words"),
+    [
+        (
+            Hold("2026-03-01T02:00:00+00:00", "rollback", 3),
+            (3, 4, (2, 3)),
+            "version 3 is live, 4 is waiting, 2 kept; on hold since 2026-03-01 02:00 (rollback)",
+        ),
+        (None, (3, None, (3,)), "version 3 is live, 1 kept"),
+        (None, (None, None, ()), "no version is live, 0 kept"),
+    ],
+    ids=["waiting and on hold", "live", "new"],
+)
+def test_a_store_is_described_in_one_line(
+    hold: Hold | None, where: tuple[int | None, int | None, tuple[int, ...]], words: str
+) -> None:
+    live, waiting, kept = where
+    history = History("history", "items", live, hold, waiting, kept, ())
+    assert describe_store(history) == f"items: {words}"
 
 
 def test_every_night_has_a_line_the_oldest_first() -> None:

@@ -25,8 +25,13 @@ DeviceName = int | Literal["cpu"]
 Devices = Literal["auto", "cpu", "gpu"] | Sequence[DeviceName]
 # What Keras and TensorFlow raise for models that do not run; there is no common base.
 TRACE_FAILURES = (
-    *(AssertionError, AttributeError, LookupError, NameError),
-    *(RuntimeError, TypeError, ValueError),
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 # And for those that do not load.
 LOAD_FAILURES = (*TRACE_FAILURES, ArithmeticError, EOFError, ImportError, OSError)

@@ -13,7 +13,7 @@ import pytest
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models.security import admit, directory, examine, examine_copy
-from batchnorm_tool.models.security.directory import ModelDirectory
+from batchnorm_tool.models.security.directory import ModelDirectory, foreign_file
 
 
 @pytest.fixture
@@ -169,3 +169,20 @@ def test_no_copy_is_begun_that_cannot_end(model: Path, tmp_path: Path) -> None:
         examine_copy(str(stored))
     with pytest.raises(ModelError, match=r"saved_model\.pb is larger than 2 GiB"):
         examine_copy(str(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("m", b"    TFL3", "a TFLite (LiteRT) model. Use the original Keras model."),
+        ("m.TFLITE", b"", "a TFLite (LiteRT) model. Use the original Keras model."),
+        ("m", b"TFL3    ", None),
+        ("m.keras", b"PK\x03\x04", None),
+    ],
+    ids=["by its bytes", "by its name", "bytes elsewhere", "Keras"],
+)
+def test_a_model_of_another_program_is_known_by_its_bytes_or_name(
+    name: str, head: bytes, words: str | None
+) -> None:
+    found = foreign_file(Path(name), head)
+    assert found is None if words is None else found is not None and found.startswith(words)
