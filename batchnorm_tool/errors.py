@@ -31,7 +31,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Self
 
-RECREATE = "recreate the result with `--fresh`"
+FRESH = "--fresh"
+"""The flag that replaces a result."""
+RECREATE = f"recreate the result with `{FRESH}`"
 """The next step where a result, or what a run has done of it, cannot be used."""
 
 _RESUMES = "Finished work is kept: run the same command again to resume."

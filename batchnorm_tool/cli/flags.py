@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import click
 
-from batchnorm_tool.errors import JobError
+from batchnorm_tool.errors import FRESH, JobError
 from batchnorm_tool.registry import ENGINES, FORMATS, NORMS, spellings
 
 _UNLISTED = (
@@ -141,7 +141,7 @@ running = _flags(
     WAIT,
     click.option("--mixed-bits", is_flag=True, help="Resume with other low-order bits."),
     click.option("--check-input", is_flag=True, help="Validate all of the input first."),
-    click.option("--fresh", is_flag=True, help="Replace the existing result."),
+    click.option(FRESH, "fresh", is_flag=True, help="Replace the existing result."),
     click.option("--limit", type=click.IntRange(min=1), help="Process only the first N rows."),
     click.option("--profile", is_flag=True, help="Report where the time went."),
     click.option("--dry-run", is_flag=True, help="Print the plan, and exit."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 import click
 
 from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable, table
-from batchnorm_tool.errors import Lines, WorkFailed
+from batchnorm_tool.errors import FRESH, Lines, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands import show
@@ -262,7 +262,7 @@ def _run_lines(result: RunResult, shorthand: Job | None, *, profile: bool) -> It
     path, record = _display_path(result.path), result.record
     if result.nothing_to_do:
         yield _HeadedLine("Up to date: ", f"`{path}` already holds this result")
-        yield f"{_INDENT}{plural(result.rows['out'], 'row')}; use `--fresh` to recompute"
+        yield f"{_INDENT}{plural(result.rows['out'], 'row')}; use `{FRESH}` to recompute"
         return
     from batchnorm_tool.report import text_run
 

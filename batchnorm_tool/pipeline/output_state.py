@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import RECREATE, Damaged, InputError, OutputError
+from batchnorm_tool.errors import FRESH, RECREATE, Damaged, InputError, OutputError
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, PartRecord
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions, differences
@@ -150,7 +150,7 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     found = list(differences(other, plan.identity, unasked)) or differences(other, plan.identity)
     listed = ", ".join(found)
     only_bits = other.space == plan.identity.space and other.result == plan.identity.result
-    advice = "Replace it with `--fresh`, or choose another `output.path`."
+    advice = f"Replace it with `{FRESH}`, or choose another `output.path`."
     if state.plan is not None and only_bits:
         advice += " `--mixed-bits` resumes anyway; low-order bits of its parts may then differ."
     raise OutputError(
