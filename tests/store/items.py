@@ -118,7 +118,7 @@ def publish(
     deleted: Sequence[Mapping[str, Any]] = (),
     layout: StoreSchema = ITEMS,
 ) -> int:
-    """Play a whole night: merge, records, tags, ledger, switch; returns the new version."""
+    """Play a whole night: merge, records, tags, checksums, switch; returns the new version."""
     state = StoreDirectory(str(path))
     facts = state.pointer()
     version = facts.next_version

@@ -143,7 +143,7 @@ def test_what_somebody_else_wrote_is_found(path: str) -> None:
 
 
 def rewritten(path: str, change: Callable[[list[Row]], None]) -> None:
-    """Put other rows into the dataset, which the ledger and the switch then know, but no index."""
+    """Put other rows into the dataset: the checksums and the switch know them, but no index."""
     held = stored(path)
     change(held)
     state = StoreDirectory(path)

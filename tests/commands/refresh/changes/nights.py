@@ -106,14 +106,14 @@ class Nights:
         index = INDEX if self.storage.size(INDEX) is not None else None
         return ChangeDetector(tonight, index, self.storage, **options).run()  # type: ignore[arg-type]
 
-    def spooled(self, name: str) -> pa.Table | None:
+    def staged(self, name: str) -> pa.Table | None:
         """All rows of ``night/NAME`` in order, or ``None`` where there are none."""
         files = sorted((self.root / "state/night" / name).glob("*.arrow"))
         tables = [pa.ipc.open_file(str(file)).read_all() for file in files]
         return pa.concat_tables(tables) if tables else None
 
     def keys_in(self, name: str) -> list[object]:
-        table = self.spooled(name)
+        table = self.staged(name)
         return [] if table is None else table[self.keys[0]].to_pylist()
 
     def fates(self) -> list[int]:
@@ -134,7 +134,7 @@ def some(counts: object) -> dict[str, int]:
 
 
 def read_back(nights: Nights, found: ChangeSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What a model would see of the spooled rows."""
+    """What a model would see of the staged rows."""
     directory = str(nights.root / "state/night/changed")
     table = open_table(Input(path=directory))
     columns = {name: (column,) for name, column in found.features.items()}

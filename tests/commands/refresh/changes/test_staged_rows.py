@@ -1,4 +1,4 @@
-"""What lies in the spool: what the model would have seen, the same for any threads and memory."""
+"""What is staged: what the model would have seen, the same for any threads and memory."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_several_inputs_in_the_order_of_their_names(nights: Nights) -> None:
     several = replace(nights, inputs=inputs, features={"z": ("x",), "b": ("shop",), "y": ("id",)})
     found = several.find(several.tonight(items([3, 4])))
     assert found.features == {"b": "feature_0", "y": "feature_1", "z": "feature_2"}
-    spooled = several.spooled("changed")
-    assert spooled is not None
-    assert spooled["feature_0"].to_pylist() == [b"shop 3", b"shop 4"]
-    assert spooled["feature_1"].to_pylist() == [3, 4]
+    staged = several.staged("changed")
+    assert staged is not None
+    assert staged["feature_0"].to_pylist() == [b"shop 3", b"shop 4"]
+    assert staged["feature_1"].to_pylist() == [3, 4]
     arrays, _ = read_back(several, found)
     assert arrays["z"].dtype == np.float32
 

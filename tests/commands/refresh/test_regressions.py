@@ -208,7 +208,7 @@ def test_what_a_killed_night_was_writing_is_removed(nightly: Nightly, edits: Any
     nightly.night(FIRST)
     torn = Path(nightly.state.root) / TEMPORARY / "7-torn-0"
     torn.parent.mkdir(parents=True, exist_ok=True)
-    torn.write_bytes(b"half of a spool")
+    torn.write_bytes(b"half of a file")
     nightly.night(edits)
     assert [*torn.parent.glob("*")] == []
 
@@ -283,7 +283,7 @@ def test_the_stored_record_has_the_seconds_of_every_phase(nightly: Nightly) -> N
         assert record == night.record
 
 
-def test_vectors_of_several_versions_for_rows_of_many_spool_files(
+def test_vectors_of_several_versions_for_rows_of_many_staged_files(
     nightly: Nightly, seen: set[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes_source, "_PART_BYTES", 1)

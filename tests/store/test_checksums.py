@@ -130,7 +130,7 @@ def test_a_wrong_hint_is_found(path: str, storage: Storage) -> None:
     assert list(checksums.check_files(path, storage)) == []
 
 
-def test_a_damaged_ledger_is_refused(path: str, storage: Storage) -> None:
+def test_damaged_checksums_are_refused(path: str, storage: Storage) -> None:
     content = storage.get("files.json")
     assert content is not None
     assert is_sealed(content)

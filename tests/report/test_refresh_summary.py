@@ -1,4 +1,4 @@
-"""The terminal's summary of one night."""
+"""The terminal's summary of one refresh."""
 
 from __future__ import annotations
 

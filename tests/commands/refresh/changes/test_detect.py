@@ -68,25 +68,25 @@ def test_an_empty_input_makes_all_vanish(nights: Nights) -> None:
     assert not found.counts.is_empty
 
 
-def test_what_is_spooled_for_the_model(nights: Nights) -> None:
+def test_what_is_staged_for_the_model(nights: Nights) -> None:
     table = items(["b", "a"], [[1, 2], [3, 4]])
     found = nights.find(nights.tonight(table))
-    spooled = nights.spooled("changed")
-    assert spooled is not None
-    assert spooled.schema.names == ["id", "shop", FEATURE_HASH, PASSTHROUGH_HASH, "feature_0"]
-    assert spooled.select(["id", "shop"]) == table.select(["id", "shop"])
-    assert spooled["feature_0"].to_pylist() == [[1, 2], [3, 4]]
+    staged = nights.staged("changed")
+    assert staged is not None
+    assert staged.schema.names == ["id", "shop", FEATURE_HASH, PASSTHROUGH_HASH, "feature_0"]
+    assert staged.select(["id", "shop"]) == table.select(["id", "shop"])
+    assert staged["feature_0"].to_pylist() == [[1, 2], [3, 4]]
     assert found.features == {"x": "feature_0"}
     nights.publish(table)
     index = pa.parquet.read_table(nights.storage.root / INDEX)
     for name in (FEATURE_HASH, PASSTHROUGH_HASH):
-        assert spooled[name].to_pylist() == index[name].to_pylist()
+        assert staged[name].to_pylist() == index[name].to_pylist()
 
 
-def test_what_is_spooled_of_touched_rows(nights: Nights) -> None:
+def test_what_is_staged_of_touched_rows(nights: Nights) -> None:
     nights.publish(items([1, 2]))
     nights.find(nights.tonight(changed(items([1, 2]), 0, shop="new")))
-    touched = nights.spooled("touched")
+    touched = nights.staged("touched")
     assert touched is not None
     assert touched.drop_columns([FEATURE_HASH]).to_pydict() == {
         "id": [1],
@@ -134,9 +134,9 @@ def test_a_new_passed_through_column_touches_every_row(nights: Nights) -> None:
     table = items(range(4)).append_column("price", pa.array([None, 1, 2, 3]))
     found = more.find(more.tonight(table))
     assert some(found.counts) == {"rows_in": 4, "touched": 4}
-    spooled = more.spooled("touched")
-    assert spooled is not None
-    assert spooled["price"].to_pylist() == [None, 1, 2, 3]
+    staged = more.staged("touched")
+    assert staged is not None
+    assert staged["price"].to_pylist() == [None, 1, 2, 3]
 
 
 @both
@@ -147,7 +147,7 @@ def test_recompute_sends_every_row_to_the_model(nights: Nights, memory: int | No
     found = nights.find(tonight, recompute=True, memory_bytes=memory)
     assert some(found.counts) == {"rows_in": 4, "changed": 1, "recomputed": 3}
     assert nights.keys_in("changed") == [0, 1, 2, 3]
-    assert nights.spooled("touched") is None
+    assert nights.staged("touched") is None
     assert nights.fates() == [1, 1, 1, 1]
 
 
@@ -188,16 +188,16 @@ def test_bad_rows_are_set_aside(nights: Nights, memory: int | None) -> None:
     found = nights.find(tonight, memory_bytes=memory)
     assert some(found.counts) == {"rows_in": 4, "new": 1, "changed": 3, "bad": 4}
     assert found.counts.for_the_model == 0
-    bad = nights.spooled("bad")
+    bad = nights.staged("bad")
     assert bad is not None
     assert bad["id"].to_pylist() == [1, 2, 3, 4]
     reasons = ["ragged_feature", "null_feature", "nonfinite_feature", "null_feature"]
     assert bad[found.reason].to_pylist() == reasons
-    assert nights.spooled("changed") is None
+    assert nights.staged("changed") is None
     assert nights.fates() == [1, 1, 1]
 
 
-def test_a_row_that_was_mended_goes_to_the_model(nights: Nights) -> None:
+def test_a_row_that_was_fixed_goes_to_the_model(nights: Nights) -> None:
     nights.publish(items([1], [None]), {1: "quarantined: null_feature"})
     found = nights.find(nights.tonight(items([1], [[0, 0]])))
     assert some(found.counts) == {"rows_in": 1, "changed": 1}
@@ -275,9 +275,9 @@ def test_texts_beside_rows_to_be_deleted(nights: Nights) -> None:
     assert some(texts.find(tonight).counts) == {
         "rows_in": 2, "changed": 1, "deleted": 1, "vanished": 1
     }  # fmt: skip
-    spooled = texts.spooled("changed")
-    assert spooled is not None
-    assert spooled["feature_0"].to_pylist() == [b"a long text"]
+    staged = texts.staged("changed")
+    assert staged is not None
+    assert staged["feature_0"].to_pylist() == [b"a long text"]
 
 
 def test_a_delete_column_holds_booleans(nights: Nights) -> None:
@@ -295,9 +295,9 @@ def test_a_string_key_and_a_composite_key(nights: Nights) -> None:
     assert some(found.counts) == {
         "rows_in": 3, "new": 1, "changed": 1, "same": 1, "vanished": 1
     }  # fmt: skip
-    spooled = pairs.spooled("changed")
-    assert spooled is not None
-    assert spooled.select(["shop", "id"]).to_pylist() == [
+    staged = pairs.staged("changed")
+    assert staged is not None
+    assert staged.select(["shop", "id"]).to_pylist() == [
         {"shop": "b", "id": 1},
         {"shop": "b", "id": 2},
     ]
@@ -309,11 +309,11 @@ def test_columns_with_our_names(nights: Nights) -> None:
     table = items([1, 2], [[1, 2], None])
     table = table.append_column("feature_0", table["id"]).append_column("reason", table["shop"])
     found = named.find(replace(named.tonight(table), invalid="quarantine"))
-    spooled, bad = named.spooled("changed"), named.spooled("bad")
-    assert spooled is not None
+    staged, bad = named.staged("changed"), named.staged("bad")
+    assert staged is not None
     assert bad is not None
-    assert spooled["feature_0"].to_pylist() == [1]
-    assert spooled[found.features["x"]].to_pylist() == [[1, 2]]
+    assert staged["feature_0"].to_pylist() == [1]
+    assert staged[found.features["x"]].to_pylist() == [[1, 2]]
     assert bad["reason"].to_pylist() == ["shop 2"]
     assert bad[found.reason].to_pylist() == ["null_feature"]
 
