@@ -176,7 +176,7 @@ def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
         "changed": count(rows.computed),
         "vanished": count(rows.vanished),
         "norm median [5\N{EN DASH}95 %]": _norms(record),
-        "gate": _findings(record.gate),
+        "gate": _findings(record),
     }
 
 
@@ -240,11 +240,13 @@ def finding_name(limit: str, scope: str) -> str:
     return f"{limit.rpartition('.')[2]} ({_SCOPES.get(scope, scope)})"
 
 
-def _findings(gate: GateRecord | None) -> str:
-    """Return what the gate said of a refresh."""
+def _findings(record: RefreshRecord) -> str:
+    """Return what the gate said of a refresh, and a person of that."""
+    gate = record.gate
     if gate is None:
         return DASH
     names = [finding_name(finding.limit, finding.scope) for finding in gate.broken]
     if not names:
         return "passed"
-    return f"{'warned' if gate.action == 'warn' else 'held'}: {', '.join(names)}"
+    held = "held" if record.accepted is None else "accepted"
+    return f"{'warned' if gate.action == 'warn' else held}: {', '.join(names)}"

@@ -71,6 +71,12 @@ def test_broken_limits_are_named() -> None:
     assert "superseded" in lines[11]
 
 
+def test_a_version_that_a_person_accepted_is_not_called_held() -> None:
+    document = histories.history(3)
+    document["nights"][2] = histories.broken(3, "published") | {"accepted": "2026-11-03T09:00:00Z"}
+    assert "  accepted: norm_psi (changed rows)," in history_lines(history_of(document))[-1]
+
+
 def test_a_gate_that_only_warns_says_so() -> None:
     document = histories.history(3)
     document["nights"][2] = histories.broken(3, "published")
