@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -370,7 +371,8 @@ def _y_axis(spread: _Spread) -> Axis:
     low = max(float(spread.low.min()), under - reach)
     high = min(float(spread.high.max()), over + reach)
     if not low < high:
-        low, high = low - reach, high + reach
+        most = sys.float_info.max
+        low, high = max(low - reach, -most), min(high + reach, most)
     return Axis("prediction", low, high)
 
 

@@ -175,6 +175,7 @@ EXTREME = {
     "all equal": np.ones((20, 3)),
     "one row": np.array([[3.0, 4.0]]),
     "greatest": np.full((20, 3), 1.7e308) * np.array([1, -1, 1e-300]),
+    "equal and greatest": np.full((20, 3), 1.7e308),
     "smallest": np.full((20, 3), 5e-324),
     "many magnitudes": np.logspace(-300, 300, 40)[:, None] * np.ones(3),
 }

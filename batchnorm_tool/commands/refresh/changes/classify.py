@@ -172,7 +172,7 @@ class BucketJoin:
         """Find what all rows are; ``live`` says where the index of the live version lies."""
         live_rows = 0 if live is None else index_rows(*live)
         bits = row_hash.bucket_bits(self.source.table.rows + live_rows, self.memory_bytes)
-        ours = Buckets(self.directory, "tonight", bits, ENTRY)
+        ours = Buckets(self.directory, "input", bits, ENTRY)
         theirs = Buckets(self.directory, "live", bits, ENTRY)
         if live is not None:
             _add_live(*live, theirs)
