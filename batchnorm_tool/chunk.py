@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -129,3 +129,11 @@ class Chunk:
     def rows(self) -> int:
         """Number of rows."""
         return len(self.faults)
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return values as Python has them; where one is beyond its types, such as a year, numbers."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError, pa.ArrowException):
+        return [scalar.value if scalar.is_valid else None for scalar in column]

@@ -25,7 +25,8 @@ _SECRET = re.compile(
 # A whole text, a quotation in a message, or a word.
 _URI = re.compile(
     r"(?s)(?:\A{0}.*|(?<=`){0}[^`]*|(?<='){0}[^']*|(?<=\"){0}[^\"]*|{0}[^\s`]*)".format(
-        "[A-Za-z][A-Za-z0-9+.-]*://"
+        # Bounded: the time for a long word is not the square of its length.
+        "[A-Za-z][A-Za-z0-9+.-]{0,30}://"
     )
 )
 # As in libpq's connection strings.
@@ -34,6 +35,8 @@ _ASSIGNED = re.compile(
 )
 # There a bare name before the `@` is an account, a container or "anonymous", not a credential.
 _NAMED_BEFORE_AT = ("abfs", "wasb", "gs", "gcs", "hdfs", "sftp", "ssh")
+# More nobody reads in one line, and a hostile file may name things at any length.
+_MOST_SHOWN = 10_000
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|s|min|h|[kMG]i?B)(?:\W|$))")
 
@@ -49,7 +52,12 @@ PLAIN_FROM, PLAIN_TO = 1e-3, 1e6
 
 def printable(text: str) -> str:
     """Return one line with secrets masked, and no control character of data in it."""
-    return visible(mask_secrets(text))
+    return visible(mask_secrets(bounded(text)))
+
+
+def bounded(text: str) -> str:
+    """Return a text without what follows its first 10,000 characters."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def visible(text: str) -> str:

@@ -63,6 +63,13 @@ def test_the_nearest_name_is_asked_for() -> None:
     assert display.near_matches("zzz", ["pixels"]) == ""
 
 
+def test_an_endless_line_is_cut_before_it_is_searched_for_secrets() -> None:
+    endless = display.printable("A" * 5_000_000)
+    assert len(endless) == 10_001
+    assert endless.endswith("A…")
+    assert display.printable("s3://me:secret@" + "b" * 20_000).startswith("s3://***@bbb")
+
+
 def test_a_number_stays_with_its_unit() -> None:
     words = "the prediction took long 1.5 s"
     assert display.wrapped(words, 28) == ["the prediction took long", "1.5 s"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
-from batchnorm_tool.display import INVISIBLE, mask_secrets, plural, printable, table
+from batchnorm_tool.display import INVISIBLE, bounded, mask_secrets, plural, printable, table
 from batchnorm_tool.errors import FRESH, Lines, WorkFailed
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Terminal:
         self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
     ) -> None:
         """Print the document that says what went wrong, and nothing else."""
-        status = {"status": "failed", "error": error, "message": mask_secrets(message)}
+        status = {"status": "failed", "error": error, "message": mask_secrets(bounded(message))}
         self._document({**status, "exit_code": exit_code, **(record or {})})
 
     def print_traceback(self, texts: Iterable[str]) -> None:

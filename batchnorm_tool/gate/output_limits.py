@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchnorm_tool.chunk import python_values
 from batchnorm_tool.comparison.drift import Gaussian, frechet_distance, population_stability_index
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate import findings
@@ -107,8 +108,14 @@ class Vectors:
 
 
 def _measured_rows(keys: pa.Table, values: Float64s) -> Iterator[MeasuredRow]:
-    for key, value in zip(keys.to_pylist(), values, strict=True):
+    for key, value in zip(key_rows(keys), values, strict=True):
         yield MeasuredRow(key_to_json(key), finite_or_none(float(value)))
+
+
+def key_rows(keys: pa.Table) -> Iterator[dict[str, object]]:
+    """Yield the keys of rows by the names of their columns."""
+    columns = map(python_values, keys.columns)
+    return (dict(zip(keys.column_names, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def key_to_json(key: Mapping[str, object]) -> findings.Key:

@@ -152,7 +152,13 @@ def _listed(path: str, root: str) -> Listed:
 
 
 def _partition(path: str, directory: str) -> tuple[str, str]:
-    name, _, value = (unquote(part) for part in directory.partition("="))
+    try:
+        name, _, value = (unquote(part, errors="strict") for part in directory.partition("="))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: the value of a partition is not UTF-8. Received: {directory!r}. Rename the "
+            "directory."
+        ) from error
     # A slash can only have been escaped; steps upwards stay refused, whoever makes paths of values.
     is_step = value in ("", ".") or ".." in value.split("/")
     if is_step or not name or not value.isprintable():

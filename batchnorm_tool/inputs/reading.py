@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import numbered, overlaps
+from batchnorm_tool.chunk import numbered, overlaps, python_values
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.formats.arrow_columns import fixed_bytes, is_list
@@ -71,7 +71,8 @@ def locate(files: Sequence[InputFile], row: int) -> tuple[InputFile, int]:
 
 def describe_key(keys: pa.Table, row: int) -> str:
     """Describe the key of one row as messages show it, such as "`shop` 'a', `item` 17"."""
-    return ", ".join(f"`{name}` {keys[name][row].as_py()!r}" for name in keys.column_names)
+    values = {name: python_values(keys[name].slice(row, 1)) for name in keys.column_names}
+    return ", ".join(f"`{name}` {value!r}" for name, (value,) in values.items())
 
 
 def read_slices(
@@ -88,9 +89,13 @@ def read_rows(
     """Yield rows ``start`` to ``stop`` of one input file, in order, in batches with rows."""
     check_unchanged(file)
     rows = 0
-    for batch in _joined(file, columns, (start, stop), batch_rows):
-        rows += batch.num_rows
-        yield batch
+    try:
+        for batch in _joined(file, columns, (start, stop), batch_rows):
+            rows += batch.num_rows
+            yield batch
+    except InputError:
+        check_unchanged(file)  # it may have gone, or been replaced, since it was checked
+        raise
     if rows != stop - start:
         raise Damaged(
             f"{file.path}, rows {start} to {stop}: has fewer rows than its footer says. "

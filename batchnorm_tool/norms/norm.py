@@ -81,10 +81,10 @@ class Norm:
         if not isinstance(text, str):
             raise JobError(_unknown_norm(text))
         name, colon, order = text.strip().lower().partition(":")
-        if colon:
-            p = _written_order(text, order, p)
         if name not in NORM_NAMES:
             raise JobError(_unknown_norm(text))
+        if colon:
+            p = _written_order(text, order, p)
         return cls(NORM_NAMES[name], p if p is None else _as_float(p))
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.chunk import INPUT_REASONS, Reason
+from batchnorm_tool.chunk import INPUT_REASONS, Reason, python_values
 from batchnorm_tool.errors import RECREATE, Damaged
 from batchnorm_tool.formats import Layout, Sink, format_named
 from batchnorm_tool.formats.arrow_columns import free_name
@@ -299,7 +299,7 @@ class PartSummary:
         row = scored.chunk.first_row + offset
         file, file_row = self.part.locate(row)
         columns = scored.chunk.carried.columns[: max(1, self.keys)]  # without a key, of the number
-        key = ", ".join(str(column[offset].as_py()) for column in columns)
+        key = ", ".join(str(*python_values(column.slice(offset, 1))) for column in columns)
         return BadRow(row, self.files[file].path, file_row, key, scored.reason(offset))
 
 

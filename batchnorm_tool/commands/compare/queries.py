@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import python_values
 from batchnorm_tool.commands.compare.relevance import judgements_of, read_relevance
 from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements, LabelJudgements
 from batchnorm_tool.display import plural
@@ -131,7 +132,7 @@ def _by_label(query_set: QuerySet, label: str) -> Relevance:
     base = _labels(query_set.base, label)
     source = base if query_set.is_base else _labels(query_set.source, label)
     chunks = pa.chunked_array([*base.chunks, *_as_type(source, base.type, query_set, label).chunks])
-    codes = chunks.combine_chunks().dictionary_encode()
+    codes = _stored(chunks.combine_chunks()).dictionary_encode()
     numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False), np.int64)
     of_base = numbers[: len(base)]
     found = LabelJudgements(numbers[len(base) :], of_base, query_set.own_rows)
@@ -265,13 +266,19 @@ def _ranges(edges: Sequence[float]) -> list[str]:
     return [f"[{low}, {high}{end}" for low, high, end in zip(texts, texts[1:], ends, strict=False)]
 
 
+def _stored(values: pa.Array) -> pa.Array:
+    """Return values as they are stored: of few extension types Arrow tells equal ones."""
+    return values.storage if isinstance(values.type, pa.BaseExtensionType) else values
+
+
 def _by_value(values: pa.Array) -> dict[str, Int64s]:
-    codes = values.dictionary_encode()
+    codes = _stored(values).dictionary_encode()
     numbers = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    names = [str(value) for value in codes.dictionary.to_pylist()]
+    known = python_values(codes.dictionary)
+    names = [str(value) for value in known]
     counts = np.bincount(numbers[numbers >= 0], minlength=len(names))
     most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_GROUPS])
-    by_name = sorted(most, key=lambda code: codes.dictionary[int(code)].as_py())
+    by_name = sorted(most, key=lambda code: known[int(code)])
     members = {names[code]: np.flatnonzero(numbers == code) for code in by_name}
     rest = np.flatnonzero((numbers >= 0) & ~np.isin(numbers, most))
     if len(rest):

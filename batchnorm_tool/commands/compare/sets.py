@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import python_values
 from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
 from batchnorm_tool.comparison.metrics import intervals, overlap
 from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
@@ -372,7 +373,9 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return column.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return pa.chunked_array([[str(value) for value in column.to_pylist()]], pa.large_string())
+        return pa.chunked_array(
+            [[str(value) for value in python_values(column)]], pa.large_string()
+        )
 
 
 def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
@@ -420,7 +423,9 @@ def _example(keys: pa.Table) -> str:
 def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
     """Return the keys of some rows as JSON has them, lists where a key has several parts."""
     chosen = keys.take(pa.array(rows, pa.int64()))
-    columns = [[_to_json_value(value) for value in column.to_pylist()] for column in chosen.columns]
+    columns = [
+        [_to_json_value(value) for value in python_values(column)] for column in chosen.columns
+    ]
     return columns[0] if len(columns) == 1 else [list(key) for key in zip(*columns, strict=True)]
 
 

@@ -23,7 +23,7 @@ from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
-from batchnorm_tool.gate.output_limits import key_to_json
+from batchnorm_tool.gate.output_limits import key_rows, key_to_json
 from batchnorm_tool.gate.record import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
@@ -185,7 +185,7 @@ def _beginning(statuses: Counter[str], start: str) -> int:
 
 def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
     rows = staged.bad.slice(0, SHOWN_ROWS)
-    keys = rows.select(list(staged.plan.layout.keys)).to_pylist()
+    keys = key_rows(rows.select(list(staged.plan.layout.keys)))
     reasons = rows[staged.reason].to_pylist()
     return tuple(
         FaultyRow(key_to_json(key), reason) for key, reason in zip(keys, reasons, strict=True)

@@ -31,7 +31,10 @@ from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store import checksums
 from batchnorm_tool.store.state import is_store
 
-_RESTORE = "Restore the dataset and its state together from a backup, or create a new store."
+_RESTORE = (
+    "If a refresh was interrupted, run it again: it repairs what it left. Restore the dataset and "
+    "its state together from a backup, or create a new store, where damage remains."
+)
 _OF_VECTORS = ("rows", "vectors", "zero", "nonfinite")
 _OF_NORMS = ("count", "min", "max", "mean")
 _CHUNK_COLUMNS = ["output", "norm", *_OF_VECTORS, "min", "max", "mean", "histogram"]

@@ -177,8 +177,9 @@ def _refusal(report: ModelReport, refused: list[ModelFinding], absent: list[str]
 
 def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[str]:
     custom = [item.custom for item in refused if item.custom and item.custom.kind == "class"]
-    if len(custom) == len(refused):
-        names = {f"{item.module or 'my_package.layers'}.{item.name}" for item in custom}
+    names = {f"{item.module or 'my_package.layers'}.{item.name}" for item in custom}
+    # No class that is installed has a name that messages would cut.
+    if len(custom) == len(refused) and all(keras_allowlist.short(name) == name for name in names):
         listed = ", ".join(sorted(names)[:_SHOWN_FINDINGS])
         yield (
             f"If these classes are installed, list them: `model.trust: {{classes: [{listed}]}}`."

@@ -572,3 +572,11 @@ def test_show_ends_with_2_where_a_model_does_not_load(
     quiet = invoke("show", path, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (2, "")
     assert words in quiet.stderr
+
+
+def test_a_name_without_end_is_not_advised(stored: Callable[[bytes], str]) -> None:
+    with pytest.raises(ModelError, match="refused by the safety gate") as caught:
+        admit(Model(path=stored(archive(with_layer(item("A" * 100_000, "mypk"))))))
+    assert len(caught.value.message) < 2000
+    assert "model.trust: sha256:" in caught.value.message
+    assert "classes" not in caught.value.message
