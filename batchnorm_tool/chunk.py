@@ -134,6 +134,8 @@ class Chunk:
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Return values as Python has them; where one is beyond its types, such as a year, numbers."""
     try:
+        if column.type == pa.time64("ns"):
+            column.cast(pa.time64("us"))  # fails where nanoseconds would be dropped silently
         return list(column.to_pylist())
     except (OverflowError, ValueError, pa.ArrowException):
         return [scalar.value if scalar.is_valid else None for scalar in column]

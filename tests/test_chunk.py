@@ -18,7 +18,9 @@ def test_as_many_rows_as_fit_and_at_least_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.timestamp("us"), pa.timestamp("s", "Not/AZone"), pa.duration("s")], ids=str
+    "kind",
+    [pa.timestamp("us"), pa.timestamp("s", "Not/AZone"), pa.duration("s"), pa.time64("ns")],
+    ids=str,
 )
 def test_values_that_python_has_no_type_for_are_numbers(kind: pa.DataType) -> None:
     far = 3 * 10**17

@@ -6,6 +6,7 @@ made of, vector times norm.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import python_values
 from batchnorm_tool.display import did_you_mean, near_matches, plural
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats import DATA_DIRECTORY
@@ -219,8 +221,9 @@ class StoredVectors:
         schema = self._source.schema_of(self._source.keys)
         columns = pa.Table.from_batches(batches, schema).columns
         if len(columns) == 1 and not columns[0].null_count:
-            return np.asarray(columns[0].to_numpy())
-        cells = [column.to_pylist() for column in columns]
+            with contextlib.suppress(pa.ArrowInvalid):  # a time of day with nanoseconds
+                return np.asarray(columns[0].to_numpy())
+        cells = [python_values(column) for column in columns]
         return _objects(cells[0] if len(cells) == 1 else list(zip(*cells, strict=True)))
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool import InputError, Job, JobError, compare, diff, read, run
+from batchnorm_tool import InputError, Job, JobError, compare, diff, read, run, verify
 from batchnorm_tool.display import printable
 from batchnorm_tool.pipeline.output_schema import fixed_size_list
 
@@ -53,6 +53,14 @@ def test_such_keys_are_compared(tmp_path: Path, key: pa.Array) -> None:
     assert found["rows"]["common"] == ROWS
     assert len(found["worst"]) == 10
     assert compare(one, key="k", column="emb", label="l", by="k").to_dict()["by"]
+
+
+def test_times_of_day_with_nanoseconds_are_read_and_verified(tmp_path: Path) -> None:
+    path = table(tmp_path / "in.parquet", pa.array(range(ROWS), pa.time64("ns")))
+    source = {"path": path, "key": "k", "features": "emb"}
+    result = run(Job.from_dict({"input": source, "output": {"path": "out"}}, tmp_path))
+    assert verify(result.path, keys=True).rows == ROWS
+    assert read(result.path).to_numpy()[0].tolist() == list(range(ROWS))
 
 
 def test_labels_may_be_of_an_extension_type(tmp_path: Path) -> None:

@@ -335,7 +335,9 @@ def _hash_keys(batch: pa.RecordBatch) -> np.ndarray:
 
     hashes = np.zeros(batch.num_rows, np.uint64)
     for column in batch.columns:
-        values = np.asarray(column.to_numpy(zero_copy_only=False))
+        # NumPy has no time of day, and Python's has no nanoseconds.
+        plain = column.cast(pa.int64()) if pa.types.is_time64(column.type) else column
+        values = np.asarray(plain.to_numpy(zero_copy_only=False))
         hashes = hashes * _MULTIPLIER ^ hash_array(values, categorize=False)
     return hashes
 
