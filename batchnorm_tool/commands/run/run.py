@@ -1,6 +1,5 @@
 """Run a job: plan it, let an engine work through its parts, publish the result."""
 
-import contextlib
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,10 +7,10 @@ from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
+from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
-from batchnorm_tool.engines import RunningEngine, open_engine
-from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines, WorkFailed
+from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.formats import format_named, parquet
 from batchnorm_tool.inputs.reading import check_all_rows
@@ -19,11 +18,10 @@ from batchnorm_tool.job import Job, check_job, is_staged
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state, part_output
 from batchnorm_tool.pipeline.output_schema import output_specs
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
+from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS, Policies
 from batchnorm_tool.pipeline.timing import Profile
-from batchnorm_tool.pipeline.worker import Worker, make_worker
-from batchnorm_tool.storage import TEMPORARY, Storage, open_storage
+from batchnorm_tool.storage import Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
 
 _NAMED_ROWS = 5
@@ -221,55 +219,19 @@ def _run_locked(
             output_state.discard_state(storage)  # what a kill left after the last step
         return RunResult(path, there.manifest, nothing_to_do=True)
     resumes = output_state.check_may_begin(there, plan, fresh=fresh)
-    kept = _begin(storage, plan, there.plan if resumes else None)
-    numbers = [number for number in range(plan.part_count) if number not in kept]
-    worker = make_worker(storage, plan, preparation.predictor()) if numbers else None
-    with open_engine(plan, len(numbers)) as engine:
-        started = time.perf_counter()
-        rows_done = _work(engine, worker, numbers, progress) if worker else 0
-        workers = engine.workers
-    totals = check_policies(storage, plan)
-    manifest = _publish(storage, plan, totals, there)
-    seconds = time.perf_counter() - started
+    done = execute(
+        plan, storage, preparation.predictor, progress, before=there.plan if resumes else None
+    )
+    started = time.perf_counter()
+    manifest = _publish(storage, plan, check_policies(storage, plan), there)
     return RunResult(
         path,
         manifest,
-        parts_kept=len(kept),
-        rows_done=rows_done,
-        seconds=seconds,
-        profile=Profile.of(seconds, workers, worker.timings.totals()) if worker else None,
+        parts_kept=done.parts_kept,
+        rows_done=done.rows_done,
+        seconds=done.seconds + time.perf_counter() - started,
+        profile=done.profile,
     )
-
-
-def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
-    """Make the state ready for ``plan``; returns the parts that need not be done again."""
-    kept: dict[int, frozenset[str]] = {}
-    if before is None:
-        output_state.discard_state(storage)
-    else:
-        kept = output_state.kept_parts(storage, before, plan)
-        output_state.discard_parts(storage, kept)
-        storage.remove(manifests.REFUSED)
-        storage.remove(TEMPORARY)
-    storage.put(PLAN_PATH, plan.to_json())
-    return set(kept)
-
-
-def _work(engine: RunningEngine, worker: Worker, numbers: list[int], progress: Progress) -> int:
-    """Let the engine do the parts with these ``numbers``; returns their rows."""
-    plan = worker.plan
-    rows = sum(plan.part(number).rows for number in numbers)
-    with (
-        progress.work(plan.rows, plan.rows - rows),
-        contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
-    ):
-        finished = sum(1 for _ in done)
-    if finished != len(numbers):
-        raise WorkFailed(
-            f"The engine finished {finished:,} of {plural(len(numbers), 'part')}. Run again to "
-            "resume."
-        )
-    return rows
 
 
 def _publish(

@@ -1,0 +1,119 @@
+"""Execute a plan in a storage: an engine works through its parts until each is committed there."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from batchnorm_tool.commands.progress import Progress
+from batchnorm_tool.display import plural
+from batchnorm_tool.engines import RunningEngine, open_engine
+from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.pipeline import manifest as manifests
+from batchnorm_tool.pipeline import output_state
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.timing import Profile
+from batchnorm_tool.pipeline.worker import Worker, make_worker
+from batchnorm_tool.storage import TEMPORARY, Storage
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What it took to commit all parts of a plan.
+
+    Attributes:
+        parts_kept: Parts that an earlier attempt had finished.
+        rows_done: Rows that were worked on this time.
+        seconds: Wall time of the work, without loading the model.
+        profile: Where that time went; ``None`` where there was nothing to work on.
+    """
+
+    parts_kept: int
+    rows_done: int
+    seconds: float
+    profile: Profile | None = field(repr=False)
+
+
+def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
+    plan: Plan,
+    storage: Storage,
+    open_model: Callable[[], Predictor],
+    progress: Progress,
+    *,
+    before: Plan | None = None,
+    take: Callable[[int], None] = lambda _: None,
+) -> Executed:
+    """Do all parts of a plan that are not done, so that each lies in ``_state`` with its record.
+
+    Args:
+        plan: What to do; it is written into the storage first.
+        storage: Where to; whoever calls this holds its lock.
+        open_model: Returns the model, loaded; not called where every part is done.
+        progress: Receives how far the work is.
+        before: The plan of an earlier attempt whose finished parts may stay; ``None`` starts over.
+        take: Called with the number of each finished part, in order, while others are worked on.
+    """
+    kept = _begin(storage, plan, before)
+    numbers = [number for number in range(plan.part_count) if number not in kept]
+    worker = make_worker(storage, plan, open_model()) if numbers else None
+    with open_engine(plan, len(numbers)) as engine:
+        started = time.perf_counter()
+        with contextlib.closing(_work(engine, worker, numbers, progress)) as done:
+            for number in _in_order(kept, done):
+                take(number)
+        seconds, workers = time.perf_counter() - started, engine.workers
+    return Executed(
+        parts_kept=len(kept),
+        rows_done=sum(plan.part(number).rows for number in numbers),
+        seconds=seconds,
+        profile=Profile.of(seconds, workers, worker.timings.totals()) if worker else None,
+    )
+
+
+def _begin(storage: Storage, plan: Plan, before: Plan | None) -> set[int]:
+    """Make the state ready for ``plan``; returns the parts that need not be done again."""
+    kept: dict[int, frozenset[str]] = {}
+    if before is None:
+        output_state.discard_state(storage)
+    else:
+        kept = output_state.kept_parts(storage, before, plan)
+        output_state.discard_parts(storage, kept)
+        storage.remove(manifests.REFUSED)
+        storage.remove(TEMPORARY)
+    storage.put(PLAN_PATH, plan.to_json())
+    return set(kept)
+
+
+def _work(
+    engine: RunningEngine, worker: Worker | None, numbers: list[int], progress: Progress
+) -> Generator[int, None, None]:
+    """Let the engine do the parts with these ``numbers``; yields each that is done."""
+    if worker is None:
+        return
+    plan, finished = worker.plan, 0
+    rows = sum(plan.part(number).rows for number in numbers)
+    with (
+        progress.work(plan.rows, plan.rows - rows),
+        contextlib.closing(engine.run(worker, numbers, progress.advance)) as done,
+    ):
+        for number in done:
+            finished += 1
+            yield number
+    if finished != len(numbers):
+        raise WorkFailed(
+            f"The engine finished {finished:,} of {plural(len(numbers), 'part')}. Run again to "
+            "resume."
+        )
+
+
+def _in_order(kept: Collection[int], done: Iterable[int]) -> Iterator[int]:
+    """Yield 0, 1 and so on, each as soon as it is finished; ``done`` brings more of them."""
+    finished, following = {*kept}, 0
+    for number in itertools.chain([None], done):  # first those that are finished already
+        if number is not None:
+            finished.add(number)
+        while following in finished:
+            yield following
+            following += 1
