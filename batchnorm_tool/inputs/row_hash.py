@@ -5,20 +5,16 @@ or compressed. They are stored, and compared with those of other refreshes; `HAS
 whenever the hash of any row would.
 """
 
-import contextlib
 import itertools
 import math
 import struct
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.errors import JobError, WorkFailed
+from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.arrow_columns import BINARY, LISTS, STRINGS, is_any
 
 HASH_VERSION = "xxh3-128/1"
@@ -29,94 +25,6 @@ _BLOCK_ROWS = 2048
 # Called with the bytes and the seed by position: with `seed=` by name it takes half as long
 # again.
 _Digest = Callable[[bytes, int], bytes]
-# Of an entry, its sorted copies, and what is found.
-_ENTRY_BYTES = 200
-_MOST_BITS = 10
-# Between two writes: with fewer rows, a thousand files would get a few bytes each.
-_BUFFERED_ROWS = 2**18
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
-
-
-class IdLookup:
-    """Places of ids in a list ``uint64[m, 2]``; takes at most 20 bytes for each beside the list."""
-
-    def __init__(self, ids: np.ndarray) -> None:
-        # Of integers the second words are all zero, and often the first ones ascend.
-        has_second = bool(ids[:, 1].any())
-        self._order = None if _ascends(ids[:, 0]) else np.argsort(ids[:, 0], kind="stable")
-        self._first = np.ascontiguousarray(self._ordered(ids[:, 0]))
-        # Sorting by both words takes longer, and is needed only where two ids begin alike: keys
-        # that are integers, and nearly all hashes, differ in their first word.
-        if has_second and (self._first[1:] == self._first[:-1]).any():
-            self._order = np.lexsort((ids[:, 1], ids[:, 0]))
-            self._first = ids[self._order, 0]
-        self._second = np.ascontiguousarray(self._ordered(ids[:, 1])) if has_second else None
-        if self._order is not None and len(ids) < 2**31:
-            self._order = self._order.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self._first)
-
-    def _ordered(self, words: np.ndarray) -> np.ndarray:
-        return words if self._order is None else words[self._order]
-
-    def find(self, ids: np.ndarray) -> np.ndarray:
-        """Return ``int64[n]``, the first place of each of ``uint64[n, 2]``; -1: it is not there."""
-        if not len(self) or not len(ids):
-            return np.full(len(ids), -1, np.int64)
-        if _ascends(ids[:, 0]):
-            return self._find_ascending(ids)
-        # Ascending queries find their neighbourhood in the cache: twice as fast, sorting included.
-        sorting = np.argsort(ids[:, 0])
-        found = np.empty(len(ids), np.int64)
-        found[sorting] = self._find_ascending(ids[sorting])
-        return found
-
-    def _find_ascending(self, ids: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(self._first, ids[:, 0])
-        is_here, begins = self._compare(at, ids)
-        more = np.flatnonzero(begins & ~is_here)
-        while len(more):  # ids that begin alike stand beside one another
-            at[more] += 1
-            is_here[more], begins = self._compare(at[more], ids[more])
-            more = more[begins & ~is_here[more]]
-        places = np.minimum(at, len(self) - 1)
-        places = places if self._order is None else self._order[places].astype(np.int64)
-        return np.where(is_here, places, -1)
-
-    def _compare(self, at: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tell where ids stand at places of the order, and where their first words do."""
-        inside = np.minimum(at, len(self) - 1)
-        begins = (self._first[inside] == ids[:, 0]) & (at == inside)
-        if self._second is None:
-            is_here = begins & (ids[:, 1] == 0)
-            return is_here, is_here
-        return begins & (self._second[inside] == ids[:, 1]), begins
-
-    def repeated(self) -> np.ndarray:
-        """``int64[r]``: places of ids that stand further ahead in the list too, in order."""
-        same = self._first[1:] == self._first[:-1]
-        if self._second is not None:
-            same &= self._second[1:] == self._second[:-1]
-        again = np.flatnonzero(same) + 1
-        return again if self._order is None else np.sort(self._order[again]).astype(np.int64)
-
-
-def repeated_rows(entries: np.ndarray) -> np.ndarray:
-    """Find rows with the same id in a structured array, ascending by ``row``.
-
-    Returns ``int64[m, 2]``: the first row of an id, and each further one.
-    """
-    ids = np.zeros((len(entries), 2), np.uint64)
-    ids[:, : entries["id"].shape[1]] = entries["id"]
-    lookup = IdLookup(ids)
-    again = lookup.repeated()
-    first = lookup.find(ids[again])
-    return np.column_stack((entries["row"][first], entries["row"][again]))
-
-
-def _ascends(words: np.ndarray) -> bool:
-    return bool((words[1:] >= words[:-1]).all())
 
 
 def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
@@ -394,66 +302,3 @@ def _struct_values(array: pa.Array) -> np.ndarray:
 
 def _hashed(values: Iterable[bytes]) -> np.ndarray:
     return joined(map(load_xxhash().xxh3_128_digest, values), _DIGEST_BYTES)
-
-
-def bucket_bits(rows: int, memory_bytes: int) -> int:
-    """Return the binary logarithm of how many buckets it takes for each to fit the memory."""
-    wanted = (rows * _ENTRY_BYTES // max(1, memory_bytes)).bit_length()
-    return min(max(1, wanted), _MOST_BITS)
-
-
-@contextlib.contextmanager
-def bucket_directory(retry: str) -> Iterator[Path]:
-    """Open a temporary directory, gone afterwards; ``retry`` is what to do again if that fails."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="batchnorm-tool-keys-") as directory:
-            yield Path(directory)
-    except OSError as error:
-        msg = (
-            f"Writing the keys' hashes to `{tempfile.gettempdir()}` failed: {error.strerror}. "
-            f"Free some space, or set TMPDIR to another directory, and {retry} again."
-        )
-        raise WorkFailed(msg) from error
-
-
-class Buckets:
-    """Entries in ``2 ** bits`` files, by what their ids begin with; threads may share it.
-
-    Of an entry's ``dtype``, the fields are ``row`` and ``id`` (``uint64[1]`` or ``uint64[2]``).
-    """
-
-    def __init__(self, directory: Path, name: str, bits: int, dtype: np.dtype) -> None:
-        self._paths = [directory / f"{name}-{number:04d}" for number in range(1 << bits)]
-        self._shift = np.uint64(64 - bits)
-        self._dtype = dtype
-        self._lock = threading.Lock()
-        self._waiting: list[np.ndarray] = []
-        self._rows = 0
-
-    def add(self, entries: np.ndarray) -> None:
-        """Take in entries, in any order."""
-        with self._lock:
-            self._waiting.append(entries)
-            self._rows += len(entries)
-            if self._rows >= _BUFFERED_ROWS:
-                self._write()
-
-    def _write(self) -> None:
-        entries = np.concatenate([np.zeros(0, self._dtype), *self._waiting])
-        self._waiting, self._rows = [], 0
-        mixed = (entries["id"][:, 0] * _MULTIPLIER) ^ entries["id"][:, -1]
-        numbers = mixed * _MULTIPLIER >> self._shift
-        order = np.argsort(numbers, kind="stable")
-        ends = np.searchsorted(numbers[order], np.arange(len(self._paths)), side="right")
-        for path, found in zip(self._paths, np.split(entries[order], ends[:-1]), strict=True):
-            if len(found):
-                with path.open("ab") as file:
-                    file.write(found.tobytes())
-
-    def take(self) -> Iterator[np.ndarray]:
-        """Yield the entries of one bucket after another by their rows; they are forgotten."""
-        self._write()
-        for path in self._paths:
-            entries = np.fromfile(path, self._dtype) if path.exists() else np.zeros(0, self._dtype)
-            path.unlink(missing_ok=True)
-            yield entries[np.argsort(entries["row"])]

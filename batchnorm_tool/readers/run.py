@@ -3,6 +3,7 @@
 Whatever format was written, rows come with the schema that Parquet has.
 """
 
+import bisect
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -75,9 +76,13 @@ class StoredRun(VectorSource):
 
     def locate(self, row: int) -> str:
         """Say where a row lies, for messages."""
-        part = next(one for one in reversed(self.parts) if one.first <= row)
+        part = self.part_of(row)
         file = self.file_of(part, self.output.vector_column)
         return f"{self.path}/{file}, row {row - part.first}"
+
+    def part_of(self, row: int) -> StoredPart:
+        """Return the part that holds a row."""
+        return self.parts[bisect.bisect_right(self.parts, row, key=lambda part: part.first) - 1]
 
     def file_of(self, part: StoredPart, column: str) -> str:
         """Return the path, below the output, of the file that holds ``column`` of ``part``."""

@@ -16,7 +16,8 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, bytes_of, key_ids
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, bytes_of, key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS, is_quarantined
 

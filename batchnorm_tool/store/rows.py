@@ -19,7 +19,8 @@ from batchnorm_tool.chunk import fitting_rows
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
-from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
+from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import BATCH_ROWS, GOOD, VERSION, StoreSchema
 

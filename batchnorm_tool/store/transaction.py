@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import OutputError, WorkFailed
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_ids import repeats
 from batchnorm_tool.storage.files import make_directories, sync_directory, write_errors
 from batchnorm_tool.store.checksums import tracked_files
 from batchnorm_tool.store.lance import (
@@ -105,12 +106,12 @@ def _noting_ids(
 
 
 def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
-    repeated = IdLookup(np.concatenate(ids)).repeated()
-    if len(repeated):
+    pairs = repeats(np.concatenate(ids))
+    if len(pairs):
         raise WorkFailed(
-            f"Writing the store `{path}` was stopped: row {repeated[0]:,} of the rows to be "
+            f"Writing the store `{path}` was stopped: row {pairs[0, 1]:,} of the rows to be "
             "written repeats the key of an earlier one. Expected: unique keys. "
-            f"Received: {plural(len(repeated), 'duplicate')}. Nothing was published; run the "
+            f"Received: {plural(len(pairs), 'duplicate')}. Nothing was published; run the "
             "command again."
         )
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool.errors import Damaged, OutputError
-from batchnorm_tool.inputs.row_hash import IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (

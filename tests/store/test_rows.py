@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.inputs.row_hash import IdLookup, as_ids
+from batchnorm_tool.inputs.row_hash import as_ids
 from batchnorm_tool.store import rows
 from tests.store.items import SHOPS, item, keys_of, merge, row, write
 
@@ -102,20 +102,3 @@ def test_a_missing_file_is_damage(path: str) -> None:
     file.unlink()
     with pytest.raises(Damaged, match=r"items\.lance` cannot be read: .*ot found"):
         list(rows.rows(path, None, ["id"]))
-
-
-def test_ids_that_begin_alike_are_told_apart() -> None:
-    generator = np.random.default_rng(0)
-    ids = generator.integers(0, 4, (40, 2)).astype(np.uint64)
-    asked = np.array([[a, b] for a in range(5) for b in range(5)], np.uint64)
-    listed = ids.tolist()
-    expected = [listed.index(each) if each in listed else -1 for each in asked.tolist()]
-    assert IdLookup(ids).find(asked).tolist() == expected
-    again = [place for place, each in enumerate(listed) if each in listed[:place]]
-    assert IdLookup(ids).repeated().tolist() == again
-
-
-def test_nothing_is_found_among_nothing() -> None:
-    places = IdLookup(np.empty((0, 2), np.uint64))
-    assert places.find(np.array([[1, 2]], np.uint64)).tolist() == [-1]
-    assert places.repeated().tolist() == []

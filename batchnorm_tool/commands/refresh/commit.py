@@ -22,7 +22,8 @@ from batchnorm_tool.commands.refresh.record import PUBLISHED, PhaseTimings, Refr
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
 from batchnorm_tool.gate.record import Outcome
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, IdLookup, key_ids
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Publish
 from batchnorm_tool.job.refresh_sections import Keep
 from batchnorm_tool.storage import TEMPORARY

@@ -21,7 +21,8 @@ from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.gate.findings import SHOWN_ROWS
-from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of
+from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Input, Job, Output
 from batchnorm_tool.pipeline.manifest import read_refusals
 from batchnorm_tool.storage import Storage

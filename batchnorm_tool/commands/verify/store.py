@@ -16,7 +16,8 @@ from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.commands.verify.vectors import CheckedRows, check_vectors
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
-from batchnorm_tool.inputs.row_hash import IdLookup, as_ids, bytes_of, key_ids
+from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.readers.store import Snapshot
 from batchnorm_tool.storage import STATE, TEMPORARY
 from batchnorm_tool.storage.checked_json import is_sealed

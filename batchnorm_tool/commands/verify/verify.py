@@ -1,6 +1,5 @@
 """Verify a finished run or a store: read all of it again, and compare it with what it says."""
 
-import bisect
 import math
 import os
 import time
@@ -14,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.chunk import numbered
+from batchnorm_tool.chunk import numbered, python_values
 from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.commands.verify.store import StoreCheck
 from batchnorm_tool.commands.verify.vectors import VectorCheck
 from batchnorm_tool.errors import RECREATE, Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
-from batchnorm_tool.inputs.row_hash import Buckets, bucket_bits, bucket_directory, repeated_rows
+from batchnorm_tool.inputs.row_hash import key_ids, nulls_of
+from batchnorm_tool.inputs.row_ids import find_repeated
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
 from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH
@@ -40,13 +40,10 @@ _OF_NORMS = ("count", "min", "max", "mean")
 _CHUNK_COLUMNS = ["output", "norm", *_OF_VECTORS, "min", "max", "mean", "histogram"]
 _CHUNKS_AT_ONCE = 1024
 _KEY_BATCH_ROWS = 65_536
-_KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, (1,))])
 _KEY_MEMORY_BYTES = 512 * 2**20
-# Suspects whose keys are held at a time. Two keys of the same hash are expected once in a run of
-# five billion rows: nearly every suspect is a duplicate, and one round names more than enough.
-_SUSPECTS = 100_000
+# Beyond these, repeated keys are neither named nor counted.
+_NAMED_PAIRS = 100_000
 _ROWS_OF_A_KEY = 8
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads every bit (Knuth 6.4)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
 
     Args:
         path: The run's output directory, or the ``vectors`` directory in it; or a store's dataset.
-        keys: Also find null keys of a run, and keys that several rows have. Takes 16 bytes for each
+        keys: Also find null keys of a run, and keys that several rows have. Takes 24 bytes for each
             row in the system's directory for temporary files. In a store they are always checked.
 
     Returns:
@@ -286,38 +283,28 @@ def _agree(key: str, found: float | None, expected: float | None) -> bool:
 
 
 def _check_keys(run: StoredRun, findings: Findings) -> None:
-    """Find null keys, and keys that several rows have.
-
-    Needs 16 bytes for each row in the system's directory for temporary files.
-    """
+    """Find null keys, and keys that several rows have."""
+    found, pairs = np.empty((0, 2), np.int64), _key_ids(run, findings)
     try:
-        with bucket_directory("verify") as directory:
-            bits = bucket_bits(run.rows, _KEY_MEMORY_BYTES)
-            buckets = Buckets(directory, "keys", bits, _KEY_ENTRY)
-            for entries in _hashed(run, findings):
-                buckets.add(entries)
-            for suspects in _rounds(buckets):
-                if _report_duplicates(run, suspects, findings):
-                    return
+        for more in find_repeated(pairs, run.rows, _KEY_MEMORY_BYTES, "verify"):
+            found = np.concatenate([found, more])[:_NAMED_PAIRS]
+            if len(found) == _NAMED_PAIRS:
+                break
+        _report_repeated(run, found[np.lexsort(found.T[::-1])], findings)
     except Damaged as error:
         findings.add(f"Not all keys were checked: {error.message}")
 
 
-def _hashed(run: StoredRun, findings: Findings) -> Iterator[np.ndarray]:
-    """Yield row numbers and hashes of all rows that have a key; null keys are reported."""
+def _key_ids(run: StoredRun, findings: Findings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers and ids of all rows that have a key; null keys are reported."""
     for part, first, batch in _key_batches(run, run.parts):
-        null = np.zeros(batch.num_rows, bool)
-        for column in batch.columns:
-            null |= column.is_null().to_numpy(zero_copy_only=False)
+        null = np.logical_or.reduce([nulls_of(column) for column in batch.columns])
         if null.any():
             names = ", ".join(f"`{name}`" for name in run.keys)
             place = Place(findings, run.file_of(part, run.keys[0]), first)
             place.report(np.flatnonzero(null), f"the key {names} is null.")
-            batch = batch.filter(pa.array(~null))  # noqa: PLW2901
-        entries = np.zeros(batch.num_rows, _KEY_ENTRY)
-        entries["row"] = np.flatnonzero(~null) + part.first + first
-        entries["id"][:, 0] = _hash_keys(batch)
-        yield entries
+        keys = pa.Table.from_batches([batch.filter(pa.array(~null))])
+        yield np.flatnonzero(~null) + part.first + first, key_ids(keys, run.keys)
 
 
 def _key_batches(
@@ -329,45 +316,25 @@ def _key_batches(
             yield part, first, batch
 
 
-def _hash_keys(batch: pa.RecordBatch) -> np.ndarray:
-    """Return a hash of each row over all columns, ``uint64[n]``; equal rows have equal ones."""
-    from pandas.util import hash_array
-
-    hashes = np.zeros(batch.num_rows, np.uint64)
-    for column in batch.columns:
-        # NumPy has no time of day, and Python's has no nanoseconds.
-        plain = column.cast(pa.int64()) if pa.types.is_time64(column.type) else column
-        values = np.asarray(plain.to_numpy(zero_copy_only=False))
-        hashes = hashes * _MULTIPLIER ^ hash_array(values, categorize=False)
-    return hashes
+def _report_repeated(run: StoredRun, pairs: np.ndarray, findings: Findings) -> None:
+    """Report each key that several rows have, by ``int64[n, 2]``: its first row, a further one."""
+    firsts, starts = np.unique(pairs[:, 0], return_index=True)
+    further = np.split(pairs[:, 1], starts[1:])
+    for key, first, others in zip(_keys_at(run, firsts), firsts, further, strict=False):
+        places = (_place(run, row) for row in [first, *others[: _ROWS_OF_A_KEY - 1]])
+        findings.add(f"{', '.join(places)}: have the same key, {key}.")
 
 
-def _rounds(buckets: Buckets) -> Iterator[np.ndarray]:
-    """Yield rows whose hash another row has too, as many as fit in memory, in their order."""
-    waiting: list[np.ndarray] = []
-    for entries in buckets.take():
-        waiting.append(np.unique(repeated_rows(entries)))
-        if sum(map(len, waiting)) >= _SUSPECTS:
-            yield np.sort(np.concatenate(waiting))
-            waiting = []
-    if waiting:
-        yield np.sort(np.concatenate(waiting))
-
-
-def _report_duplicates(run: StoredRun, suspects: np.ndarray, findings: Findings) -> bool:
-    """Compare the keys of ``suspects`` exactly; returns whether any occurs twice."""
-    places: dict[str, list[str]] = defaultdict(list)
-    starts = [part.first for part in run.parts]
-    wanted = {bisect.bisect_right(starts, row) - 1 for row in suspects.tolist()}
-    for part, first, batch in _key_batches(run, [run.parts[number] for number in sorted(wanted)]):
+def _keys_at(run: StoredRun, rows: np.ndarray) -> Iterator[str]:
+    """Yield the keys of some rows ``int64[n]``, ascending, in words."""
+    for part, first, batch in _key_batches(run, dict.fromkeys(map(run.part_of, rows.tolist()))):
         start = part.first + first
-        low, high = np.searchsorted(suspects, [start, start + batch.num_rows])
-        file = run.file_of(part, run.keys[0])
-        for row in (suspects[low:high] - start).tolist():
-            key = ", ".join(repr(column[row].as_py()) for column in batch.columns)
-            if len(places[key]) < _ROWS_OF_A_KEY:
-                places[key].append(f"`{file}` row {first + row:,}")
-    for key, rows in places.items():
-        if len(rows) > 1:
-            findings.add(f"{', '.join(rows)}: have the same key, {key}.")
-    return any(len(rows) > 1 for rows in places.values())
+        low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+        keys = batch.take(pa.array(rows[low:high] - start)).columns
+        for key in zip(*map(python_values, keys), strict=True):
+            yield ", ".join(map(repr, key))
+
+
+def _place(run: StoredRun, row: int) -> str:
+    part = run.part_of(row)
+    return f"`{run.file_of(part, run.keys[0])}` row {row - part.first:,}"

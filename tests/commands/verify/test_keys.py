@@ -9,7 +9,7 @@ import pytest
 from batchnorm_tool.commands.verify import verify as verify_verify
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.errors import Damaged
-from batchnorm_tool.inputs import row_hash
+from batchnorm_tool.inputs import row_ids
 from tests.commands.workshop import FORMATS, ROWS, Workshop, lists, predictions
 
 
@@ -74,11 +74,11 @@ def test_keys_of_any_type_are_compared(workshop: Workshop, keys: pa.Array) -> No
         verify(path, keys=True)
 
 
-def test_many_buckets_and_rounds_find_what_one_does(
+def test_many_buckets_find_what_one_does(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify_verify, "_KEY_MEMORY_BYTES", 800)
-    monkeypatch.setattr(row_hash, "_BUFFERED_ROWS", 50)
+    monkeypatch.setattr(row_ids, "_BUFFERED_ROWS", 50)
     names = [f"item {row}" for row in range(ROWS)]
     verify(workshop.run_keys(pa.array(names)), keys=True)
     path = workshop.run_keys(pa.array([*names[:-1], names[0]]), "arrow")
@@ -86,15 +86,11 @@ def test_many_buckets_and_rounds_find_what_one_does(
         verify(path, keys=True)
 
 
-def test_keys_that_share_a_hash_are_no_duplicates(
+def test_of_very_many_the_first_few_are_named(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    narrow = verify_verify._hash_keys
-
-    def hash_to_twelve_bits(batch: pa.RecordBatch) -> np.ndarray:
-        return narrow(batch) % np.uint64(4096)
-
-    path = workshop.run_keys(pa.array([f"item {row}" for row in range(ROWS)]))
-    monkeypatch.setattr(verify_verify, "_hash_keys", hash_to_twelve_bits)
-    monkeypatch.setattr(verify_verify, "_SUSPECTS", 2)
-    verify(path, keys=True)
+    monkeypatch.setattr(verify_verify, "_NAMED_PAIRS", 9)
+    path = workshop.run_keys(pa.array([row % 4 for row in range(ROWS)]))
+    with pytest.raises(Damaged, match="4 findings") as caught:
+        verify(path, keys=True)
+    assert "row 0, `vectors/part-000000.parquet` row 4, `vectors" in caught.value.message

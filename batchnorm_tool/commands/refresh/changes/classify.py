@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,9 +21,10 @@ from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes.source import Callbacks, Hashes, RefreshSource
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
-from batchnorm_tool.inputs import reading, row_hash
+from batchnorm_tool.inputs import reading, row_hash, row_ids
 from batchnorm_tool.inputs.reading import Part
-from batchnorm_tool.inputs.row_hash import Buckets, IdLookup, bytes_of
+from batchnorm_tool.inputs.row_hash import bytes_of
+from batchnorm_tool.inputs.row_ids import Buckets, IdLookup
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import KEY_ID, LiveIndex, index_rows, read_index
 from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS, is_quarantined
@@ -38,7 +39,6 @@ ENTRY = np.dtype(
     ]
 )
 """A row of the input (``mark``: to be deleted) or of the live version (quarantined)."""
-KEY_ENTRY = np.dtype([("row", np.int64), ("id", np.uint64, 2)])
 
 
 class ChangeType(IntEnum):
@@ -171,7 +171,7 @@ class BucketJoin:
     ) -> tuple[Classifier, MatchedRows]:
         """Find what all rows are; ``live`` says where the index of the live version lies."""
         live_rows = 0 if live is None else index_rows(*live)
-        bits = row_hash.bucket_bits(self.source.table.rows + live_rows, self.memory_bytes)
+        bits = row_ids.bucket_bits(self.source.table.rows + live_rows, self.memory_bytes)
         ours = Buckets(self.directory, "input", bits, ENTRY)
         theirs = Buckets(self.directory, "live", bits, ENTRY)
         if live is not None:
@@ -181,7 +181,7 @@ class BucketJoin:
         matched = MatchedRows(self._file("fates", live_rows))
         for mine, known in zip(ours.take(), theirs.take(), strict=True):
             callbacks.check()
-            self._join(mine, known, kinds, matched)
+            self._join(row_ids.joined(mine, ENTRY), row_ids.joined(known, ENTRY), kinds, matched)
             matched.clear_new()
         return _classifier_of(kinds), matched
 
@@ -250,25 +250,21 @@ def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
 
 def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
     """Look for keys that two rows have; reads the keys once more."""
-    with row_hash.bucket_directory("run it") as directory:
-        bits = row_hash.bucket_bits(source.table.rows, memory_bytes)
-        buckets = Buckets(directory, "keys", bits, KEY_ENTRY)
-        for part in source.parts:
-            _add_keys(source, part, buckets)
-        pairs = np.concatenate([row_hash.repeated_rows(entries) for entries in buckets.take()])
-    if len(pairs):
-        raise InputError(_refusal(source, pairs[pairs[:, 1].argmin()], len(pairs)))
+    blocks = row_ids.find_repeated(_key_blocks(source), source.table.rows, memory_bytes)
+    found = [(pairs[0].tolist(), len(pairs)) for pairs in blocks]
+    if found:
+        (first, second), _ = min(found, key=lambda each: each[0][1])
+        raise InputError(_refusal(source, first, second, sum(count for _, count in found)))
 
 
-def _add_keys(source: RefreshSource, part: Part, buckets: Buckets) -> None:
-    for row, table in numbered(source.tables(part, source.keys), part.first_row):
-        entries = _numbered_entries(row, table.num_rows, KEY_ENTRY)
-        entries["id"] = row_hash.key_ids(table, source.keys)
-        buckets.add(entries)
+def _key_blocks(source: RefreshSource) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for part in source.parts:
+        for row, table in numbered(source.tables(part, source.keys), part.first_row):
+            rows = np.arange(row, row + table.num_rows)
+            yield rows, row_hash.key_ids(table, source.keys)
 
 
-def _refusal(source: RefreshSource, pair: np.ndarray, count: int) -> str:
-    first, second = pair.tolist()
+def _refusal(source: RefreshSource, first: int, second: int, count: int) -> str:
     file, row = reading.locate(source.table.files, second)
     keys = pa.Table.from_batches(reading.read_rows(file, source.keys, row, row + 1, 1))
     names = ", ".join(f"`{name}`" for name in source.keys)

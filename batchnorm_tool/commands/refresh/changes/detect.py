@@ -22,7 +22,7 @@ from batchnorm_tool.errors import BadRows, capture_warnings
 from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.inputs.reading import Part, describe_key
-from batchnorm_tool.inputs.row_hash import IdLookup, bucket_directory
+from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import LiveIndex, index_rows, read_index
 from batchnorm_tool.store.state import STATUS, is_quarantined
