@@ -88,7 +88,7 @@ FILE_ACCESS = (
     " pyarrow.csv pyarrow.dataset pyarrow.feather pyarrow.fs pyarrow.ipc pyarrow.parquet"
 )
 # What takes seconds to import, or needs an extra: imported where it is used.
-HEAVY = "tensorflow keras h5py PIL lance xxhash psycopg pgvector faiss prometheus_client"
+HEAVY = "tensorflow keras h5py PIL lance psycopg pgvector faiss prometheus_client"
 
 # Names are those below the package, or of a library. What is left open here, the order of the
 # packages, is held by `circles`: none imports one that imports it.

@@ -9,12 +9,11 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
-from batchnorm_tool.errors import JobError
 from batchnorm_tool.formats.arrow_columns import BINARY, LISTS, STRINGS, is_any
 
 HASH_VERSION = "xxh3-128/1"
@@ -42,7 +41,7 @@ def key_ids(table: pa.Table, keys: Sequence[str]) -> np.ndarray:
     # never have the same; of other keys the xxh3-128 of their values.
     arrays = [plain_array(table.column(name)) for name in keys]
     if len(arrays) > 1 or not is_exact(arrays[0].type):
-        return as_ids(_value_hashes(arrays, load_xxhash().xxh3_128_digest, _DIGEST_BYTES, 0))
+        return as_ids(_value_hashes(arrays, xxh3_128_digest, _DIGEST_BYTES, 0))
     ids = np.zeros((table.num_rows, 2), np.uint64)
     values = bytes_of(arrays[0])
     ids.view(np.uint8)[:, : values.shape[1]] = values
@@ -68,7 +67,7 @@ def feature_hashes(arrays: Mapping[str, np.ndarray], faults: np.ndarray) -> np.n
     It is over the inputs in the order of their names, numbers by their bits (so that 0.0 and -0.0
     differ), strings as UTF-8 after their length; a reason in ``faults`` is hashed too.
     """
-    digest = load_xxhash().xxh3_128_digest
+    digest = xxh3_128_digest
     columns = [arrays[name] for name in sorted(arrays)]
     if any(column.dtype == object for column in columns):
         rows = [b"".join(pieces) for pieces in zip(*map(_pieces, columns), strict=True)]
@@ -95,7 +94,7 @@ def passthrough_hashes(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
         return np.zeros((table.num_rows, _PASSTHROUGH_BYTES), np.uint8)
     seed = _seed(table.schema, columns)
     arrays = [plain_array(table.column(name)) for name in columns]
-    digest = load_xxhash().xxh3_64_digest
+    digest = xxh3_64_digest
     hashes = _value_hashes(arrays, digest, _PASSTHROUGH_BYTES, seed)
     if _is_lone_binary(arrays) and arrays[0].null_count:
         # Under another seed than any value's: the text "null" is no null.
@@ -107,7 +106,7 @@ def _seed(schema: pa.Schema, columns: Sequence[str]) -> int:
     # Names and types are in the seed: the value 1 of a column that was int32 and is int64 now has
     # to be written again.
     described = repr([(name, type_name(schema.field(name).type)) for name in columns])
-    return int(load_xxhash().xxh3_64_intdigest(described.encode()))
+    return int(xxh3_64_intdigest(described.encode()))
 
 
 def _digests(rows: np.ndarray, digest: _Digest, size: int, seed: int = 0) -> np.ndarray:
@@ -141,18 +140,6 @@ def _prefixed(text: str | bytes) -> bytes:
     data = text if isinstance(text, bytes) else text.encode()
     # After its length: "ab", "c" and "a", "bc" are different rows.
     return struct.pack("<Q", len(data)) + data
-
-
-def load_xxhash() -> Any:
-    """Return the module; `JobError` where it is not installed."""
-    try:
-        import xxhash
-    except ImportError as error:
-        raise JobError(
-            "Hashing rows needs xxhash, which is not installed. "
-            "Run `pip install 'batchnorm-tool[refresh]'`."
-        ) from error
-    return xxhash
 
 
 def type_name(kind: pa.DataType) -> str:
@@ -301,4 +288,4 @@ def _struct_values(array: pa.Array) -> np.ndarray:
 
 
 def _hashed(values: Iterable[bytes]) -> np.ndarray:
-    return joined(map(load_xxhash().xxh3_128_digest, values), _DIGEST_BYTES)
+    return joined(map(xxh3_128_digest, values), _DIGEST_BYTES)

@@ -32,28 +32,25 @@ def lance() -> Any:
     try:
         import lance as library
     except ImportError as error:
-        raise JobError(
-            "An embedding store needs the library Lance, which is not installed. "
-            "Run: pip install 'batchnorm-tool[refresh]'"
-        ) from error
+        raise _not_installed() from error
     return library
 
 
+def _not_installed() -> JobError:
+    return JobError(
+        "An embedding store needs the library Lance, which is not installed. "
+        "Run: pip install 'batchnorm-tool[refresh]'"
+    )
+
+
 def check_installed() -> None:
-    """Find out that a library is missing before anything is written; none is imported."""
-    missing = [name for name in ("lance", "xxhash") if not _is_installed(name)]
-    if missing:
-        raise JobError(
-            f"A store needs packages that are not installed: {' and '.join(missing)}. Run: pip "
-            "install 'batchnorm-tool[refresh]'"
-        )
-
-
-def _is_installed(name: str) -> bool:
+    """Find out that the library is missing before anything is written, without importing it."""
     try:
-        return importlib.util.find_spec(name) is not None
+        is_installed = importlib.util.find_spec("lance") is not None
     except ValueError:  # what stands under its name is no module
-        return False
+        is_installed = False
+    if not is_installed:
+        raise _not_installed()
 
 
 def reading(path: str) -> contextlib.AbstractContextManager[None]:

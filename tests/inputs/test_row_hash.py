@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,6 @@ import pytest
 import xxhash
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.errors import JobError
 from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
 
 GOOD = np.zeros(3, np.uint8)
@@ -237,9 +235,3 @@ def test_extension_types_are_their_storage() -> None:
     assert type_name(pa.struct([("a", pa.large_string())])) == "struct<'a': string>"
     assert type_name(pa.dictionary(pa.int32(), pa.large_string())) == "string"
     assert type_name(pa.large_list(pa.int8())) == "list<int8>"
-
-
-def test_without_xxhash_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xxhash", None)
-    with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[refresh\]'"):
-        passthrough_hashes(pa.table({"a": [1]}), ["a"])

@@ -21,6 +21,8 @@ from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.inputs.reading import describe_key
+from batchnorm_tool.inputs.row_hash import key_ids, plain_array, type_name
+from batchnorm_tool.inputs.row_ids import IdLookup, repeats
 from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
 from batchnorm_tool.storage.files import save_report
@@ -314,12 +316,10 @@ def _joined(a: VectorSource, b: VectorSource) -> Join:
     a_keys, b_keys = _keys(a), _keys(b)
     for side, keys in ((a, a_keys), (b, b_keys)):
         _refuse_nulls(side, keys)
-    a_codes, b_codes = _codes(a_keys, b_keys)
-    for side, keys, codes in ((a, a_keys, a_codes), (b, b_keys, b_codes)):
-        _refuse_duplicates(side, keys, codes)
-    places = np.full(max(a_codes.max(initial=-1), b_codes.max(initial=-1)) + 1, -1)
-    places[b_codes] = np.arange(len(b_codes))
-    return Join(a_keys, b_keys, places[a_codes])
+    a_ids, b_ids = _ids(a_keys, b_keys)
+    for side, keys, ids in ((a, a_keys, a_ids), (b, b_keys, b_ids)):
+        _refuse_duplicates(side, keys, repeats(ids))
+    return Join(a_keys, b_keys, IdLookup(b_ids).find(a_ids))
 
 
 def _joined_by_number(a: VectorSource, b: VectorSource) -> Join:
@@ -333,49 +333,24 @@ def _keys(predictions: VectorSource) -> pa.Table:
     return predictions.read_columns(predictions.keys)
 
 
-def _codes(a: pa.Table, b: pa.Table) -> tuple[Int64s, Int64s]:
-    """Return a number for each row, ``int64[n]`` and ``int64[m]``, equal where the keys are."""
-    codes = None
-    for one, other in zip(a.columns, b.columns, strict=True):
-        found = _column_codes(_plain(one), _plain(other))
-        codes = found if codes is None else _paired(codes, found)
-    assert codes is not None  # noqa: S101  (a key has at least one column)
-    return codes[: a.num_rows], codes[a.num_rows :]
+def _ids(a: pa.Table, b: pa.Table) -> tuple[np.ndarray, ...]:
+    """Return ids ``uint64[n, 2]`` and ``uint64[m, 2]``, equal where the keys are."""
+    columns = [_comparable(*pair) for pair in zip(a.columns, b.columns, strict=True)]
+    names = a.column_names
+    return tuple(key_ids(pa.table(side, names), names) for side in zip(*columns, strict=True))
 
 
-def _column_codes(one: pa.ChunkedArray, other: pa.ChunkedArray) -> Int64s:
-    if one.type != other.type:
-        one, other = _texts(one), _texts(other)
-    both = pa.chunked_array([*one.chunks, *other.chunks], one.type)
-    try:
-        encoded = both.dictionary_encode()
-    except pa.ArrowNotImplementedError:  # such as half floats
-        encoded = _texts(both).dictionary_encode()
-    codes = [np.asarray(chunk.indices, np.int64) for chunk in encoded.chunks]
-    return np.concatenate([np.zeros(0, np.int64), *codes])
+def _comparable(one: pa.ChunkedArray, other: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    arrays = plain_array(one), plain_array(other)
+    is_same = type_name(one.type) == type_name(other.type)
+    return arrays if is_same else (_texts(arrays[0]), _texts(arrays[1]))
 
 
-def _paired(codes: Int64s, others: Int64s) -> Int64s:
-    """Return one number for each pair; renumbered, so that the next pairing cannot overflow."""
-    pairs = codes * (int(others.max(initial=0)) + 1) + others
-    return np.asarray(np.unique(pairs, return_inverse=True)[1], np.int64)
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the column without dictionaries and extension types."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return column.cast(kind.value_type)
-    return column.cast(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else column
-
-
-def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _texts(column: pa.Array) -> pa.Array:
     try:
         return column.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return pa.chunked_array(
-            [[str(value) for value in python_values(column)]], pa.large_string()
-        )
+        return pa.array(map(str, python_values(column)), pa.large_string())
 
 
 def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
@@ -389,17 +364,14 @@ def _refuse_nulls(side: VectorSource, keys: pa.Table) -> None:
             )
 
 
-def _refuse_duplicates(side: VectorSource, keys: pa.Table, codes: Int64s) -> None:
-    order = np.argsort(codes, kind="stable")
-    again = order[1:][codes[order[1:]] == codes[order[:-1]]]
-    if not len(again):
+def _refuse_duplicates(side: VectorSource, keys: pa.Table, pairs: Int64s) -> None:
+    if not len(pairs):
         return
-    row = int(again.min())
-    first = int(np.flatnonzero(codes == codes[row])[0])
+    first, row = pairs[0].tolist()
     raise InputError(
         f"{side.locate(row)}: the key {describe_key(keys, row)} is a duplicate "
         f"of {side.locate(first)}. Expected unique keys. "
-        f"Received: {plural(len(again), 'duplicate')}. Remove them, or add columns to `key`."
+        f"Received: {plural(len(pairs), 'duplicate')}. Remove them, or add columns to `key`."
     )
 
 

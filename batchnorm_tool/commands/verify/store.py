@@ -17,7 +17,7 @@ from batchnorm_tool.commands.verify.vectors import CheckedRows, check_vectors
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
-from batchnorm_tool.inputs.row_ids import IdLookup
+from batchnorm_tool.inputs.row_ids import IdLookup, repeats
 from batchnorm_tool.readers.store import Snapshot
 from batchnorm_tool.storage import STATE, TEMPORARY
 from batchnorm_tool.storage.checked_json import is_sealed
@@ -68,12 +68,13 @@ class _Index:
 
     def compare(self, table: pa.Table, place: Place) -> None:
         """Report the rows of a batch that the index does not have, or has otherwise."""
-        found = self.places.find(key_ids(table, self.keys))
+        ids = key_ids(table, self.keys)
+        found = self.places.find(ids)
         rows = np.flatnonzero(found >= 0)
         at = found[rows]
         place.report(np.flatnonzero(found < 0), f"its key is not in `{self.path}`.")
         repeated = self.seen[at]
-        repeated[np.setdiff1d(np.arange(len(at)), np.unique(at, return_index=True)[1])] = True
+        repeated[repeats(ids[rows])[:, 1]] = True
         place.report(rows[repeated], "an earlier row has the same key.")
         self.seen[at] = True
         for what, same in self._agreement(table, rows, at).items():
