@@ -27,9 +27,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 FRESH = "--fresh"
 """The flag that replaces a result."""
@@ -133,36 +133,51 @@ class WorkFailed(BatchnormToolError):
     exit_code = 1
 
 
+class _Result(Protocol):
+    """What a refresh came to, whichever type it has there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+
+
 class TargetFailed(WorkFailed):
     """The store holds the new version, and the next run brings the target up to date.
 
     Attributes:
-        night: The refresh's report, as plain data.
+        result: What the refresh came to.
         exit_code: 1; 2 where running it again will not help before a person has fixed the cause.
     """
 
-    def __init__(
-        self, message: str, night: Mapping[str, Any] | None = None, exit_code: int = 1
-    ) -> None:
+    def __init__(self, message: str, result: _Result | None = None, exit_code: int = 1) -> None:
         super().__init__(message)
-        self.args = (message, night, exit_code)
-        self.night = night
+        self.args = (message, result, exit_code)
+        self.result = result
         self.exit_code = exit_code
+
+    @property
+    def night(self) -> dict[str, Any] | None:
+        """The refresh's report, as plain data."""
+        return None if self.result is None else self.result.to_dict()
 
 
 class Held(BatchnormToolError):
     """The gate refused, the space is new, or the store is on hold: nothing was published.
 
     Attributes:
-        night: The refresh's report, as plain data.
+        result: What the refresh came to.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, night: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, result: _Result | None = None) -> None:
         super().__init__(message)
-        self.args = (message, night)
-        self.night = night
+        self.args = (message, result)
+        self.result = result
+
+    @property
+    def night(self) -> dict[str, Any] | None:
+        """The refresh's report, as plain data."""
+        return None if self.result is None else self.result.to_dict()
 
 
 class Interrupted(BatchnormToolError):

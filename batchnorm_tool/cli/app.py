@@ -88,8 +88,8 @@ class _ExitCodes:
     def _report(self, error: BatchnormToolError) -> int:
         """Say what went wrong; returns the exit code."""
         name = type(error).__name__.lstrip("_")
-        record = error.night if isinstance(error, errors.Held | errors.TargetFailed) else None
-        self._terminal.print_error(name, error.message, error.exit_code, record)
+        held: Any = error.result if isinstance(error, errors.Held | errors.TargetFailed) else None
+        self._terminal.print_error(name, error.message, error.exit_code, held)
         return error.exit_code
 
 

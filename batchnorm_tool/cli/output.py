@@ -17,12 +17,7 @@ from batchnorm_tool.errors import FRESH, Lines, WorkFailed
 if TYPE_CHECKING:
     from batchnorm_tool.commands import show
     from batchnorm_tool.commands.progress import Progress
-    from batchnorm_tool.commands.refresh.record import (
-        PlannedRefresh,
-        RefreshDocument,
-        RefreshResult,
-        Released,
-    )
+    from batchnorm_tool.commands.refresh.record import PlannedRefresh, RefreshResult, Released
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.comparison.drift import DifferenceDocument
@@ -74,16 +69,14 @@ class Terminal:
         return PlainProgress(write=lambda text: self._log("info", text))
 
     def print_error(
-        self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
+        self, error: str, message: str, exit_code: int, result: RefreshResult | None = None
     ) -> None:
         """Say what went wrong; the report of a refresh that waits, or that a target missed, too."""
         self._log("error", message, error=error, exit_code=exit_code)
         if self._as_json:
-            self.print_error_document(error, message, exit_code, record or {})
-        elif record is not None and not self._quiet:
-            from batchnorm_tool.commands.refresh.record import RefreshDocument
-
-            self._lines(_refresh_lines(RefreshDocument.from_dict(record)))
+            self.print_error_document(error, message, exit_code, result.to_dict() if result else {})
+        elif result is not None and not self._quiet:
+            self._lines(_refresh_lines(result))
 
     def print_error_document(
         self, error: str, message: str, exit_code: int, record: Mapping[str, object] | None = None
@@ -166,9 +159,8 @@ class Terminal:
 
     def print_refresh(self, result: RefreshResult) -> None:
         """Print what a refresh, an acceptance or a rollback came to."""
-        document = result.document
-        status = "done" if document.outcome == "published" else document.outcome
-        self._print({"status": status, **document.to_dict()}, lambda: _refresh_lines(document))
+        status = "done" if result.state == "published" else result.state
+        self._print({"status": status, **result.to_dict()}, lambda: _refresh_lines(result))
 
     def print_refresh_plan(self, planned: PlannedRefresh) -> None:
         """Print what a refresh would change."""
@@ -399,16 +391,17 @@ def _compared_lines(
         yield from _table([("report", f"{_display_path(directory)}/{document['kind']}.html")])
 
 
-def _refresh_lines(document: RefreshDocument) -> Iterator[str]:
+def _refresh_lines(result: RefreshResult) -> Iterator[str]:
     """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
-    store, rows = _display_path(document.store), document.rows
-    if document.outcome == "nothing to do":
-        yield f"Up to date: version {document.version} of `{store}` matches the input."
+    store, record = _display_path(result.path), result.stored
+    if result.state == "nothing to do":
+        rows = record.rows
+        yield f"Up to date: version {record.version} of `{store}` matches the input."
         yield f"{_INDENT}{plural(rows.rows_in, 'row')} in, {rows.live:,} live"
         return
-    yield from text_refresh.refresh_lines(document, _WIDTH, document.targets, store)
+    yield from text_refresh.refresh_lines(record, _WIDTH, store)
 
 
 def _released_lines(released: Released) -> Iterator[str]:

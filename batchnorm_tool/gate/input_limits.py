@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate.findings import Finding, not_evaluated
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import InputGate
 from batchnorm_tool.norms.norm import Float64s
 
@@ -80,26 +81,9 @@ class InputSummary:
     sampled_every: int
 
 
-@dataclass(frozen=True)
-class RowChanges:
-    """How many rows change, and of how many.
-
-    Attributes:
-        live_rows: Rows of the live version.
-        new: Rows whose key is not in the live version.
-        changed: Rows with other features.
-        vanished: Live rows that the input lacks, or deletes in delta mode.
-    """
-
-    live_rows: int
-    new: int = 0
-    changed: int = 0
-    vanished: int = 0
-
-
 def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
     limits: InputGate,
-    counts: RowChanges,
+    counts: RefreshRows,
     statistics: InputSummary | None,
     previous: InputSummary | None,
     *,
@@ -113,7 +97,7 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
 
     Args:
         limits: One that is ``None`` or ``"ignore"`` has no finding.
-        counts: What the difference counted.
+        counts: What the difference counted; ``live``: the rows of the live version.
         statistics: Of the input.
         previous: The same of the last published refresh.
         mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
@@ -128,13 +112,15 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
     return [*findings, *_unevaluated_features(limits, why or _NO_STATISTICS)]
 
 
-def _incomparable(counts: RowChanges, *, new_space: bool) -> str:
-    if not counts.live_rows:
+def _incomparable(counts: RefreshRows, *, new_space: bool) -> str:
+    if not counts.live:
         return _FIRST
     return _NEW_SPACE if new_space else ""
 
 
-def _share_findings(limits: InputGate, counts: RowChanges, *, new_space: bool) -> Iterator[Finding]:
+def _share_findings(
+    limits: InputGate, counts: RefreshRows, *, new_space: bool
+) -> Iterator[Finding]:
     for name in _SHARES:
         allowed = getattr(limits, name)
         if allowed is None:
@@ -144,7 +130,7 @@ def _share_findings(limits: InputGate, counts: RowChanges, *, new_space: bool) -
         if why:
             yield not_evaluated(f"gate.input.{name}", "input", allowed, why)
         else:
-            yield _share_finding(name, allowed, getattr(counts, name), counts.live_rows)
+            yield _share_finding(name, allowed, getattr(counts, name), counts.live)
 
 
 def _share_finding(name: str, allowed: float, rows: int, live_rows: int) -> Finding:

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, InstanceOf
 
 # pydantic reads these annotations at run time.
 from batchnorm_tool.gate.findings import Finding, broken
 from batchnorm_tool.gate.input_limits import InputSummary
+from batchnorm_tool.gate.rows import RefreshRows
 
-
-@dataclass(frozen=True)
-class RefreshRows:
-    """Rows by what became of them; those of ``live`` are in the dataset afterwards."""
-
-    rows_in: Annotated[int, Field(alias="in")]
-    new: int
-    changed: int
-    touched: int
-    same: int
-    vanished: int
-    recomputed: int
-    predicted: int = 0
-    reused: int = 0
-    stale: int = 0
-    quarantined: int = 0
-    live: int = 0
-
-    @property
-    def computed(self) -> int:
-        """Rows that were computed again: changed ones and all others that had to."""
-        return self.changed + self.recomputed
+PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
 
 
 @dataclass(frozen=True)
@@ -42,6 +23,12 @@ class GateRecord:
     action: str
     passed: bool
     findings: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, action: str, findings: Iterable[Finding]) -> Self:
+        """Return what some findings make of the refresh."""
+        found = tuple(findings)
+        return cls(action, not broken(found), found)
 
     @property
     def broken(self) -> list[Finding]:
@@ -90,66 +77,6 @@ class Hold:
     version: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RefreshRecord:
-    """What stays of a refresh, of a rollback or of a candidate.
-
-    Attributes:
-        format: The version of its form.
-        version: Its number.
-        base: The version that was live before.
-        kind: ``load`` (the first one), ``refresh``, ``rollback`` or ``nothing to do``.
-        new_space: Whether its vectors mean something else than those before.
-        state: ``published``, ``waiting``, ``superseded`` or ``discarded``.
-        reason: Why it waits.
-        run_id: What the attempt is known by.
-        started: When it began.
-        finished: When it was published, or began to wait.
-        lance_version: Lance's number of it.
-        restores: The version that a rollback went back to.
-        space: `Identity.space_id`.
-        bits: `Identity.bits_id`.
-        settings: What can change the low-order bits of its vectors.
-        model: What predicted; ``None`` where predictions were stored already.
-        input: What was read.
-        warnings: What a person should know.
-        rows: Rows by what became of them.
-        norms: Count, extremes, moments and quantiles of the norms; ``None`` before there are any.
-        gate: What the gate found; ``None`` before it was asked.
-        accepted: When a person accepted it.
-        seconds: What each phase took.
-    """
-
-    format: Literal[1] = 1
-    version: int
-    base: int | None
-    kind: str
-    new_space: bool
-    state: str
-    reason: str | None = None
-    run_id: str
-    started: str
-    finished: str | None = None
-    lance_version: int | None = None
-    restores: int | None = None
-    space: str
-    bits: str
-    settings: dict[str, object]
-    model: ModelRecord | None
-    input: InputRecord
-    warnings: tuple[str, ...]
-    rows: RefreshRows
-    norms: dict[str, int | float | None] | None = None
-    gate: GateRecord | None = None
-    accepted: Annotated[str | None, Field(exclude_if=lambda time: time is None)] = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """What the gate found."""
-        return self.gate.findings if self.gate else ()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of one target.
@@ -177,6 +104,118 @@ class Outcome:
         """What a person should know of the target."""
         warnings = (self.facts or {}).get("warnings")
         return list(map(str, warnings)) if isinstance(warnings, list | tuple) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshRecord:
+    """What stays of a refresh, of a rollback or of a candidate: one type, made once.
+
+    Every later step returns it completed; what a step says stands in its name.
+
+    Attributes:
+        format: The version of its form.
+        version: Its number.
+        base: The version that was live before.
+        kind: ``load`` (the first one), ``refresh``, ``rollback`` or ``nothing to do``.
+        new_space: Whether its vectors mean something else than those before.
+        state: ``published``, ``waiting``, ``superseded`` or ``discarded``.
+        reason: Why it waits.
+        run_id: What the attempt is known by.
+        started: When it began.
+        finished: When it was published, or began to wait.
+        lance_version: Lance's number of it.
+        restores: The version that a rollback went back to.
+        space: `Identity.space_id`.
+        bits: `Identity.bits_id`.
+        settings: What can change the low-order bits of its vectors.
+        model: What predicted; ``None`` where predictions were stored already.
+        input: What was read.
+        warnings: What a person should know.
+        rows: Rows by what became of them.
+        norms: Count, extremes, moments and quantiles of the norms; ``None`` before there are any.
+        gate: What the gate found; ``None`` before it was asked.
+        accepted: When a person accepted it.
+        seconds: What each phase took.
+        targets: What became of each publish target; of a candidate that waits, at the live version.
+    """
+
+    format: Literal[1] = 1
+    version: int
+    base: int | None
+    kind: str
+    new_space: bool
+    state: str
+    reason: str | None = None
+    run_id: str
+    started: str
+    finished: str | None = None
+    lance_version: int | None = None
+    restores: int | None = None
+    space: str
+    bits: str
+    settings: dict[str, object]
+    model: ModelRecord | None
+    input: InputRecord
+    warnings: tuple[str, ...]
+    rows: RefreshRows
+    norms: dict[str, int | float | None] | None = None
+    gate: GateRecord | None = None
+    accepted: Annotated[str | None, Field(exclude_if=lambda time: time is None)] = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    targets: tuple[Outcome, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the gate found."""
+        return self.gate.findings if self.gate else ()
+
+    def judged(self, action: str, findings: Iterable[Finding]) -> Self:
+        """Take in what the gate found, and what a broken limit makes of the refresh."""
+        return replace(self, gate=GateRecord.of(action, findings))
+
+    def completed(
+        self, rows: RefreshRows, norms: dict[str, int | float | None], warnings: Iterable[str]
+    ) -> Self:
+        """Take in what the candidate came to."""
+        every = tuple(dict.fromkeys([*self.warnings, *warnings]))
+        return replace(self, rows=rows, norms=norms, warnings=every)
+
+    def waiting(self, reason: str, at: str) -> Self:
+        """Wait for a person, since a time."""
+        return replace(self, state=WAITING, reason=reason, finished=at)
+
+    def never_published(self, outcome: Literal["superseded", "discarded"]) -> Self:
+        """Give way to a later refresh, or to a rollback."""
+        return replace(self, state=outcome)
+
+    def approved(self, accepted: str | None) -> Self:
+        """Wait no more; ``accepted`` where a person decided so."""
+        return replace(self, reason=None, accepted=accepted)
+
+    def published(self, lance_version: int, at: str) -> Self:
+        """Become the version that readers get."""
+        return replace(self, state=PUBLISHED, lance_version=lance_version, finished=at)
+
+    def unchanged(self, live: RefreshRecord, at: str) -> Self:
+        """Find nothing to do: what is told beside the input is the live version's."""
+        return replace(
+            self,
+            kind=NOTHING,
+            state=live.state,
+            version=live.version,
+            norms=live.norms,
+            gate=live.gate,
+            finished=at,
+            rows=self.rows.still(live.rows),
+        )
+
+    def delivered(self, targets: Iterable[Outcome]) -> Self:
+        """Take in what became of the targets."""
+        return replace(self, targets=tuple(targets))
+
+    def timed(self, seconds: Mapping[str, float]) -> Self:
+        """Take in what the phases took until now."""
+        return replace(self, seconds=dict(seconds))
 
 
 @dataclass(frozen=True)

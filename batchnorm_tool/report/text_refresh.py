@@ -10,7 +10,8 @@ from pathlib import PurePath
 from batchnorm_tool import display
 from batchnorm_tool.display import DASH, NAME_WIDTH, count, entry, number, plural, wrapped
 from batchnorm_tool.gate.findings import describe_row
-from batchnorm_tool.gate.record import GateRecord, History, Outcome, RefreshRecord, RefreshRows
+from batchnorm_tool.gate.record import GateRecord, History, Outcome, RefreshRecord
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.report.figures import real
 
 _ROWS = 5
@@ -29,20 +30,18 @@ _NOT_PUBLISHED = {"superseded", "discarded"}
 _SCOPES = {"input": "input", "changed": "changed rows", "whole": "all rows", "audit": "audit"}
 
 
-def refresh_lines(
-    record: RefreshRecord, width: int = 72, targets: Sequence[Outcome] = (), store: str = "STORE"
-) -> list[str]:
+def refresh_lines(record: RefreshRecord, width: int = 72, store: str = "STORE") -> list[str]:
     """Summarize a refresh, a rollback or a candidate; control characters are shown as U+FFFD."""
     lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
         lines += entry(name, words, width)
     lines += _gate(record.gate, width)
-    for target in targets:
+    for target in record.targets:
         lines += entry("target", _target(target), width)
-    warned = itertools.chain(*(target.warnings for target in targets))
+    warned = itertools.chain(*(target.warnings for target in record.targets))
     for warning in [*record.warnings, *warned]:
         lines += entry("warning", warning, width)
-    lines += _next(record, targets, store, width)
+    lines += _next(record, store, width)
     return [display.visible(line) for line in lines]
 
 
@@ -122,7 +121,7 @@ def _target(target: Outcome) -> str:
     return f"{target.name}{holds}, {target.seconds:,.1f} s"
 
 
-def _next(record: RefreshRecord, targets: Sequence[Outcome], store: str, width: int) -> list[str]:
+def _next(record: RefreshRecord, store: str, width: int) -> list[str]:
     version, steps = record.version, []
     if record.state == "waiting":
         steps.append(f"`batchnorm-tool accept {store} {version}` publishes it unchanged")
@@ -134,7 +133,7 @@ def _next(record: RefreshRecord, targets: Sequence[Outcome], store: str, width: 
         steps.append(
             f"nothing is published until `batchnorm-tool release {store}`, or `accept` of a version"
         )
-    if any(target.error for target in targets):
+    if any(target.error for target in record.targets):
         steps.append("fix the failed target; the next refresh updates it")
     return [line for step in steps for line in entry("next", step, width)]
 

@@ -35,10 +35,10 @@ def sha256(data: Any) -> str:
     return hashlib.sha256(canonical_json(data)).hexdigest()
 
 
-def plain(record: Any) -> dict[str, Any]:
-    """Turn a dataclass into plain data, as JSON has it."""
-    kind: Any = type(record)
-    data: dict[str, Any] = _adapter(kind).dump_python(record, mode="json", by_alias=True)
+def plain(record: Any, kind: Any = None) -> dict[str, Any]:
+    """Turn a dataclass into plain data, as JSON has it; of a ``kind``, only what that one has."""
+    chosen: Any = kind or type(record)
+    data: dict[str, Any] = _adapter(chosen).dump_python(record, mode="json", by_alias=True)
     return data
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats.arrow_columns import is_any, plain_type, with_children
 from batchnorm_tool.gate.record import Hold, RefreshRecord
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
@@ -41,6 +42,7 @@ from batchnorm_tool.storage.checked_json import (
     Positive,
     Record,
     SealedRecord,
+    plain,
     stored_as,
 )
 from batchnorm_tool.storage.files import read_errors, record_of
@@ -196,11 +198,33 @@ class StoredRecord(RefreshRecord, SealedRecord):
     keep: Keep | None
     files: tuple[FileRecord, ...] = ()
 
-    @property
-    def for_readers(self) -> RefreshRecord:
-        """What others may want to know of it."""
-        told = {each.name: getattr(self, each.name) for each in fields(RefreshRecord)}
-        return RefreshRecord(**told)
+    def told(self) -> dict[str, Any]:
+        """Return what others may want to know of it, as plain data."""
+        return plain(self, RefreshRecord)
+
+    def with_files(self, files: Iterable[FileRecord]) -> StoredRecord:
+        """Take in the checksums of what the version has in the state."""
+        return replace(self, files=tuple(files))
+
+    def restored(self, version: int, live: StoredRecord, run_id: str, at: str) -> StoredRecord:
+        """Return what a rollback to this version begins with, as version ``version``."""
+        return replace(
+            self,
+            version=version,
+            base=live.version,
+            kind="rollback",
+            restores=self.version,
+            reason=None,
+            accepted=None,
+            run_id=run_id,
+            started=at,
+            rows=RefreshRows(stale=self.rows.stale, live=self.rows.live),
+            publish=live.publish,
+            keep=None,
+            seconds={},
+            warnings=(),
+            targets=(),
+        )
 
 
 @dataclass(frozen=True)

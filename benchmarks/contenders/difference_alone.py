@@ -7,7 +7,6 @@ its own.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet
@@ -17,6 +16,7 @@ from batchnorm_tool import Job
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
 from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.store.state import StoreDirectory, index_path
 from benchmarks.contenders.stopwatch import Stopwatch, peak_rss_bytes, settings
 
@@ -37,7 +37,7 @@ def main() -> None:
         before = peak_rss_bytes()
         with Stopwatch() as watch:
             found = ChangeDetector(plan.source, index, Storage(scratch)).run()
-    watch.say(rows=asdict(found.counts), before_bytes=before)
+    watch.say(rows=plain(found.counts), before_bytes=before)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from batchnorm_tool.gate.findings import Finding
-from batchnorm_tool.gate.input_limits import InputSummary, RowChanges, evaluate_input
+from batchnorm_tool.gate.input_limits import InputSummary, evaluate_input
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import InputGate
 from tests.refresh_records import typed
 
-COUNTS = RowChanges(live_rows=1_000, new=10, changed=50, vanished=5)
+COUNTS = RefreshRows(live=1_000, new=10, changed=50, vanished=5)
 FEATURES = ("null_shift", "constant_feature", "mean_shift", "deviation_ratio")
 
 
@@ -39,7 +40,7 @@ def judged(  # noqa: PLR0913
     tonight: dict[str, Any] | None,
     last: dict[str, Any] | None,
     limits: InputGate | None = None,
-    counts: RowChanges = COUNTS,
+    counts: RefreshRows = COUNTS,
     mode: str = "full",
     *,
     new_space: bool = False,
@@ -80,12 +81,12 @@ def test_any_number_of_new_rows_is_allowed_by_default() -> None:
 
 
 def test_a_delta_is_held_to_shares_of_the_live_rows_too() -> None:
-    counts = RowChanges(live_rows=1_000, changed=300)
+    counts = RefreshRows(live=1_000, changed=300)
     assert not judged(None, None, counts=counts, mode="delta")["changed"].passed
 
 
 def test_a_first_load_has_nothing_to_be_compared_with() -> None:
-    counts = RowChanges(live_rows=0, new=1_000)
+    counts = RefreshRows(live=0, new=1_000)
     findings = judged(statistics(drawn()), statistics(drawn() + 100), counts=counts)
     assert set(findings) == {"new", "changed", "vanished", *FEATURES}
     for finding in findings.values():

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from batchnorm_tool.gate.record import GateRecord, Outcome, RefreshRows
+from batchnorm_tool.gate.record import GateRecord
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.report.text_refresh import dry_run_lines, refresh_lines
 from tests.refresh_records import record_of, typed
 from tests.report import history_documents as histories
@@ -96,11 +97,11 @@ def test_limits_that_were_not_judged_are_not_counted() -> None:
 
 def test_targets_and_warnings_are_told() -> None:
     targets = [
-        Outcome("feed", "changes", 1.25, {"version": 5}),
-        Outcome("pg", "pgvector", 0.1, error="the server is away"),
-        Outcome("snapshot", "parquet", 0.5, {}),
+        {"name": "feed", "kind": "changes", "seconds": 1.25, "facts": {"version": 5}},
+        {"name": "pg", "kind": "pgvector", "seconds": 0.1, "error": "the server is away"},
+        {"name": "snapshot", "kind": "parquet", "seconds": 0.5, "facts": {}},
     ]
-    lines = lines_of(histories.night(5, warnings=["one thread"]), targets=targets)
+    lines = lines_of(histories.night(5, warnings=["one thread"], targets=targets))
     assert lines[-5:] == [
         "target      feed holds version 5, 1.2 s",
         "target      pg: failed: the server is away",
@@ -146,7 +147,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
 
 
 def test_a_dry_run_counts_and_judges() -> None:
-    rows = RefreshRows(100, 2, 41, 0, 54, 1, 3)
+    rows = RefreshRows(rows_in=100, new=2, changed=41, same=54, vanished=1, recomputed=3)
     findings = [histories.finding("gate.input.changed", "input", 0.41, 0.2)]
     gate = typed(GateRecord, {"action": "hold", "passed": False, "findings": findings})
     assert dry_run_lines(rows, gate, 72) == [

@@ -24,7 +24,7 @@ from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
-from batchnorm_tool.gate.record import RefreshRows
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import StoredRun, open_run
@@ -99,7 +99,7 @@ class Candidate(SealedRecord):
         state.put_replaced(version, removed.hashes)
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         rows = replace(
-            difference.rows,
+            difference.counts,
             predicted=result.record.rows.rows_in if result else 0,
             reused=reused,
             stale=stale,

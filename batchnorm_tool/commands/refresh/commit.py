@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from batchnorm_tool import publish
 from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED, Candidate
-from batchnorm_tool.commands.refresh.record import PUBLISHED, PhaseTimings, RefreshResult, now
+from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
-from batchnorm_tool.gate.record import Outcome
+from batchnorm_tool.gate.record import PUBLISHED, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Publish
@@ -145,7 +145,7 @@ def switch(
 ) -> StorePointer:
     """Commit a prepared change, and make it the live version."""
     prepared.sync()
-    record = replace(record, files=state.files_of(record.version))
+    record = record.with_files(state.files_of(record.version))
     intent = Intent(uuid=prepared.uuid, record=record, after=after)
     # With all that follows the commit in it: after a kill nothing has to be worked out again, from
     # a job that may have changed.
@@ -207,9 +207,7 @@ def _finish(
     transaction.move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
     # The record before the pointer: a live version always has one.
-    state.put_record(
-        replace(record, state="published", lance_version=lance_version, finished=now())
-    )
+    state.put_record(record.published(lance_version, now()))
     state.put_pointer(pointer)
     # Last: as long as the intent is there, all of this is done again after a kill.
     state.discard_uncommitted(pointer)
@@ -267,9 +265,7 @@ def publish_candidate(
 ) -> RefreshResult:
     """Make a candidate the live version, and bring the targets to it."""
     state, plan = staging.state, staging.plan
-    if accepted:
-        record = replace(record, accepted=now())
-    record = replace(record, reason=None, seconds=staging.timings.seconds)
+    record = record.approved(now() if accepted else None).timed(staging.timings.seconds)
     with staging.timings.phase("merge"):
         after = _pointer_after(staging, candidate.version, accepted=accepted)
         pointer = merge(state, staging.pointer, after, record, whole=candidate.whole)
@@ -287,10 +283,9 @@ def deliver_published(
     with timings.phase("targets"):
         outcomes = deliver_live(state, pointer, targets)
     # What the phases after the commit took is known only now.
-    record = replace(state.existing_record(pointer.live or 0), seconds=timings.seconds)
+    record = state.existing_record(pointer.live or 0).delivered(outcomes).timed(timings.seconds)
     state.put_record(record)
-    result = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
-    return finish_refresh(state, result, keep)
+    return finish_refresh(state, RefreshResult(state.path, record), keep)
 
 
 def _pointer_after(staging: Staging, version: int, *, accepted: bool) -> StorePointer:
@@ -330,7 +325,7 @@ def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult
     publish.check_targets(targets)
     state.discard_uncommitted(pointer)
     outcomes = deliver_live(state, pointer, targets)
-    result = RefreshResult(state.path, PUBLISHED, record.version, record, outcomes)
+    result = RefreshResult(state.path, record.delivered(outcomes))
     return finish_refresh(state, result, record.keep)
 
 
@@ -348,9 +343,9 @@ def finish_refresh(
         is_over = kept_versions(state, pointer, keep) != sorted(pointer.versions)
         if result.state == PUBLISHED or is_over:
             remove_old_versions(state, pointer, keep)
-    failed = [target for target in result.outcomes if target.error]
+    failed = [target for target in result.stored.targets if target.error]
     if failed:
         # Where one may come right by itself, a scheduler may try again.
         code = 1 if any(target.passing for target in failed) else 2
-        raise TargetFailed(Lines(*(str(target.error) for target in failed)), result.to_dict(), code)
+        raise TargetFailed(Lines(*(str(target.error) for target in failed)), result, code)
     return result

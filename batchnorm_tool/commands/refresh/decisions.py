@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
 from batchnorm_tool.commands.refresh.staging import discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
-from batchnorm_tool.gate.record import History, Hold, RefreshRows
+from batchnorm_tool.gate.record import History, Hold
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
 from batchnorm_tool.readers.vectors import checked_whole
@@ -240,7 +240,8 @@ class _Rollback:
         targets = commit.published_to(self._live_record)
         check_targets(targets)
         self.pointer = discard_staged(state, self.pointer, "discarded")
-        record = self._record(restored)
+        version, run_id = self.pointer.next_version, secrets.token_hex(8)
+        record = restored.restored(version, self._live_record, run_id, now())
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)
             self._write_replaced()
@@ -251,26 +252,6 @@ class _Rollback:
     @property
     def _live_record(self) -> StoredRecord:
         return self.state.existing_record(self.pointer.live or 0)
-
-    def _record(self, restored: StoredRecord) -> StoredRecord:
-        kept = restored.rows
-        rows = RefreshRows(0, 0, 0, 0, 0, 0, 0, stale=kept.stale, live=kept.live)
-        return replace(
-            restored,
-            version=self.pointer.next_version,
-            base=self.pointer.live,
-            kind="rollback",
-            restores=self.target,
-            reason=None,
-            accepted=None,
-            run_id=secrets.token_hex(8),
-            started=now(),
-            rows=rows,
-            publish=self._live_record.publish,
-            keep=None,
-            seconds=self.timings.seconds,
-            warnings=(),
-        )
 
     def _after(self, restored: StoredRecord) -> StorePointer:
         version = self.pointer.next_version
@@ -331,7 +312,7 @@ def read_history(path: str | os.PathLike[str], html: str | None = None) -> Histo
         hold=pointer.hold,
         waiting=pointer.waiting,
         kept=tuple(sorted(pointer.versions)),
-        nights=tuple(record.for_readers for record in records if record),
+        nights=tuple(record for record in records if record),
     )
     if html is not None:
         from batchnorm_tool.report.history_page import history_page

@@ -14,7 +14,7 @@ from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.commit import deliver_live, publish_candidate
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.refresh.record import WAITING, RefreshResult, now
+from batchnorm_tool.commands.refresh.record import RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.display import plural
@@ -23,7 +23,7 @@ from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
 from batchnorm_tool.gate.output_limits import Vectors
-from batchnorm_tool.gate.record import FileOfInput, GateRecord, InputRecord, ModelRecord
+from batchnorm_tool.gate.record import WAITING, FileOfInput, InputRecord, ModelRecord
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
 from batchnorm_tool.inputs.row_ids import repeats
 from batchnorm_tool.norms.norm import Norm
@@ -50,10 +50,9 @@ def evaluate_input(
     plan: RefreshPlan, difference: ChangeSet, live: StoredRecord | None
 ) -> list[Finding]:
     """Hold the input against the limits of the job, and against that of the live version."""
-    counts = difference.counts
     return input_limits.evaluate_input(
         plan.job.gate.input,
-        input_limits.RowChanges(difference.live_rows, counts.new, counts.changed, counts.vanished),
+        difference.counts,
         difference.statistics,
         live.input.reference if live else None,
         mode=plan.store.mode,
@@ -209,7 +208,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
         publish=tuple(target.model_dump(exclude_none=True) for target in plan.job.publish),
         keep=plan.store.keep,
         warnings=(*plan.notes, *difference.warnings, *lost),
-        rows=difference.rows,
+        rows=difference.counts,
     )
 
 
@@ -226,7 +225,7 @@ def conclude(
     plan, live = staging.plan, staging.state.record(staging.pointer.live)
     with staging.timings.phase("gate"):
         findings = evaluate_input(plan, difference, live)
-    record = replace(record, gate=gate_record(plan.job.gate.action, findings))
+    record = record.judged(plan.job.gate.action, findings)
     # Before the model runs: hours of work may depend on an input that has to be fixed.
     if _stops(staging, findings) and not accepted:
         raise await_approval(staging, record, "gate", findings)
@@ -237,24 +236,14 @@ def conclude(
     with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
         found = evaluate_output(staging.rows(difference), candidate, difference)
     findings += found
-    record = replace(
-        record,
-        gate=gate_record(plan.job.gate.action, findings),
-        rows=candidate.rows,
-        norms=_norm_figures(candidate.norms),
-        warnings=tuple(dict.fromkeys([*record.warnings, *candidate.warnings])),
-    )
+    record = record.judged(plan.job.gate.action, findings)
+    record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
     # An audit is never waived: what it finds is a fault of ours or of a disk.
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
     if reason is not None:
         raise await_approval(staging, record, reason, findings)
     return publish_candidate(staging, candidate, record, accepted=accepted)
-
-
-def gate_record(action: str, findings: list[Finding]) -> GateRecord:
-    """Return the gate's findings as a record has them."""
-    return GateRecord(action, not broken(findings), tuple(findings))
 
 
 def _norm_figures(norms: NormStats) -> dict[str, float | int | None]:
@@ -292,14 +281,8 @@ def await_approval(
 ) -> Held:
     """Let a refresh wait: its record says why, and its version is given away."""
     state, pointer, version = staging.state, staging.pointer, record.version
-    record = replace(
-        record,
-        state=WAITING,
-        reason=reason,
-        finished=now(),
-        seconds=staging.timings.seconds,
-        files=state.files_of(version, staged=True),
-    )
+    record = record.waiting(reason, now()).timed(staging.timings.seconds)
+    record = record.with_files(state.files_of(version, staged=True))
     state.put_record(record)
     next_version = max(pointer.next_version, version + 1)
     pointer = pointer.with_changes(waiting=version, next_version=next_version)
@@ -307,8 +290,8 @@ def await_approval(
     # A target may be behind the live version, whatever becomes of this refresh.
     with staging.timings.phase("targets"):
         targets = deliver_live(state, pointer, staging.plan.job.publish)
-    staged = RefreshResult(state.path, WAITING, version, record, targets)
-    return Held(_why(staging, reason, version, findings), staged.to_dict())
+    record = record.delivered(targets).timed(staging.timings.seconds)
+    return Held(_why(staging, reason, version, findings), RefreshResult(state.path, record))
 
 
 def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -> str:

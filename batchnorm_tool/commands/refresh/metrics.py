@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.commands.refresh.record import RefreshDocument, RefreshResult
+from batchnorm_tool.commands.refresh.record import RefreshResult
 from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, TargetFailed
 from batchnorm_tool.norms.stats import QUANTILES, quantile_column
 from batchnorm_tool.storage.checked_json import plain
@@ -20,7 +20,7 @@ from batchnorm_tool.storage.files import OutputFile, write_errors
 from batchnorm_tool.store.state import StoreDirectory
 
 if TYPE_CHECKING:
-    from batchnorm_tool.gate.record import Outcome, RefreshRecord
+    from batchnorm_tool.gate.record import RefreshRecord
 
 _PREFIX = "batchnorm_tool_refresh_"
 _LAST_SUCCESS = "last_success_timestamp_seconds"
@@ -58,7 +58,6 @@ class CommandOutcome:
     live: int | None = None
     waiting: int | None = None
     hold: bool = False
-    targets: tuple[Outcome, ...] = ()
     last_success: float | None = None
 
 
@@ -95,6 +94,8 @@ def _record_samples(record: RefreshRecord) -> Iterator[_Sample]:
         yield "gate_limit", labels, _value(finding.allowed)
         yield "gate_passed", labels, float(finding.passed)
     yield "version", (), float(record.version)
+    for target in record.targets:
+        yield "target_up_to_date", (target.name,), float(not target.error)
 
 
 def _outcome(outcome: CommandOutcome) -> Iterator[_Sample]:
@@ -104,8 +105,6 @@ def _outcome(outcome: CommandOutcome) -> Iterator[_Sample]:
         yield "live_version", (), float(outcome.live)
     yield "waiting_version", (), float(outcome.waiting or 0)
     yield "on_hold", (), float(outcome.hold)
-    for target in outcome.targets:
-        yield "target_up_to_date", (target.name,), float(not target.error)
 
 
 def _value(value: float | None) -> float:
@@ -205,24 +204,22 @@ def measured(
     except Busy:
         raise
     except BaseException as error:
-        told = error.night if isinstance(error, Held | TargetFailed) else None
-        document = None if told is None else RefreshDocument.from_dict(told)
+        held: Any = error.result if isinstance(error, Held | TargetFailed) else None
         otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
         # What failed is said in any case; metrics that cannot be written must not hide it.
         with contextlib.suppress(BatchnormToolError):
-            _write(metrics_file, document, outcome(getattr(error, "exit_code", otherwise)))
+            _write(metrics_file, held, outcome(getattr(error, "exit_code", otherwise)))
         raise
-    _write(metrics_file, result.document, outcome(0, time.time() if is_refresh else None))
+    _write(metrics_file, result, outcome(0, time.time() if is_refresh else None))
     return result
 
 
 def _write(
-    metrics_file: str | os.PathLike[str], document: RefreshDocument | None, outcome: CommandOutcome
+    metrics_file: str | os.PathLike[str], result: RefreshResult | None, outcome: CommandOutcome
 ) -> None:
-    outcome = replace(outcome, targets=document.targets if document else ())
     with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
         pointer = StoreDirectory(outcome.store).pointer()
         outcome = replace(
             outcome, live=pointer.live, waiting=pointer.waiting, hold=pointer.hold is not None
         )
-    write_metrics(metrics_file, document, outcome)
+    write_metrics(metrics_file, result.stored if result else None, outcome)

@@ -6,28 +6,15 @@ import contextlib
 import datetime as dt
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.gate.record import GateRecord, Hold, Outcome, RefreshRecord, RefreshRows
+from batchnorm_tool.gate.record import NOTHING, GateRecord, Hold
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.storage.checked_json import Record, plain
 
 if TYPE_CHECKING:
     from batchnorm_tool.store.state import StoredRecord
-
-PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefreshDocument(RefreshRecord, Record):
-    """The report of a refresh, an acceptance or a rollback, as `RefreshResult.to_dict` gives it.
-
-    ``outcome`` is ``published``, ``waiting`` or ``nothing to do``.
-    """
-
-    store: str
-    outcome: str
-    targets: tuple[Outcome, ...]
 
 
 @dataclass(frozen=True)
@@ -59,17 +46,21 @@ class RefreshResult:
 
     Attributes:
         path: The store.
-        state: ``published``, ``waiting`` or ``nothing to do``.
-        version: The version that was published or waits; where nothing was to do, the live one.
         stored: What stays of it.
-        outcomes: What became of each publish target.
     """
 
     path: str
-    state: str
-    version: int
     stored: StoredRecord = field(repr=False)
-    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """``published``, ``waiting`` or ``nothing to do``."""
+        return NOTHING if self.stored.kind == NOTHING else self.stored.state
+
+    @property
+    def version(self) -> int:
+        """The version that was published or waits; where nothing was to do, the live one."""
+        return self.stored.version
 
     @property
     def record(self) -> dict[str, Any]:
@@ -84,17 +75,11 @@ class RefreshResult:
     @property
     def targets(self) -> tuple[dict[str, Any], ...]:
         """What became of each publish target, as plain data."""
-        return tuple(map(plain, self.outcomes))
-
-    @property
-    def document(self) -> RefreshDocument:
-        """The report, as `to_dict` gives it."""
-        told = vars(replace(self.stored.for_readers, version=self.version))
-        return RefreshDocument(**told, store=self.path, outcome=self.state, targets=self.outcomes)
+        return tuple(map(plain, self.stored.targets))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
-        return self.document.to_dict()
+        """Return all of it as plain data: the record, ``targets`` in it, ``store``, ``outcome``."""
+        return {**self.stored.told(), "store": self.path, "outcome": self.state}
 
 
 @dataclass

@@ -10,7 +10,6 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
-from batchnorm_tool.commands.refresh.record import NOTHING, PlannedRefresh, RefreshResult, now
+from batchnorm_tool.commands.refresh.record import PlannedRefresh, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats.parquet import close_cached_files
+from batchnorm_tool.gate.record import GateRecord
 from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage
@@ -128,8 +128,8 @@ def planned_refresh(job: Job) -> PlannedRefresh:
     return PlannedRefresh(
         store=state.path,
         live=pointer.live,
-        rows=found.rows,
-        gate=evaluate.gate_record(job.gate.action, findings),
+        rows=found.counts,
+        gate=GateRecord.of(job.gate.action, findings),
         new_space=plan.new_space,
         hold=pointer.hold,
         notes=plan.notes,
@@ -186,20 +186,7 @@ def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
     state = staging.state
     pointer = discard_staged(state, staging.pointer)
     live = state.existing_record(pointer.live or 0)
-    there = live.rows
-    record = replace(
-        record,
-        kind="nothing to do",
-        version=live.version,
-        norms=live.norms,
-        gate=live.gate,
-        finished=now(),
-        seconds=staging.timings.seconds,
-        rows=replace(
-            record.rows, stale=there.stale, quarantined=there.quarantined, live=there.live
-        ),
-    )
     with staging.timings.phase("targets"):
         targets = commit.deliver_live(state, pointer, staging.plan.job.publish)
-    result = RefreshResult(state.path, NOTHING, live.version, record, targets)
-    return commit.finish_refresh(state, result, staging.plan.store.keep)
+    record = record.unchanged(live, now()).delivered(targets).timed(staging.timings.seconds)
+    return commit.finish_refresh(state, RefreshResult(state.path, record), staging.plan.store.keep)

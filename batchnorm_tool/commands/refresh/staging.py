@@ -4,7 +4,7 @@ What is known of changed rows is reused, and the rest is scored: staged features
 every run to staged vectors, so that parts, commit records and resuming are those of `run`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,11 +16,12 @@ from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
-from batchnorm_tool.commands.refresh.record import WAITING, PhaseTimings, now
+from batchnorm_tool.commands.refresh.record import PhaseTimings, now
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.gate.findings import SHOWN_ROWS
+from batchnorm_tool.gate.record import WAITING
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Input, Job, Output
@@ -161,7 +162,7 @@ def discard_staged(
     for version in {pointer.waiting or 0, pointer.next_version}:
         record = state.record(version)
         if record is not None and record.state == WAITING:
-            state.put_record(replace(record, state=outcome))
+            state.put_record(record.never_published(outcome))
     # First: what is staged under a number must not be found under another one.
     state.storage.remove(STAGING)
     if pointer.waiting is not None:

@@ -20,19 +20,17 @@ from batchnorm_tool.commands.refresh.metrics import (
     write_metrics,
 )
 from batchnorm_tool.errors import JobError, WorkFailed
-from batchnorm_tool.gate.record import Outcome
 from tests.refresh_records import record_of
 from tests.report import history_documents as histories
 
 STORE = "/stores/items.lance"
 OUTCOME = CommandOutcome(
-    exit_code=0,
-    store=STORE,
-    seconds=71.5,
-    live=29,
-    targets=(Outcome("feed", "changes", 1.0), Outcome("pg", "pgvector", 1.0, error="away")),
-    last_success=1_772_330_400.25,
+    exit_code=0, store=STORE, seconds=71.5, live=29, last_success=1_772_330_400.25
 )
+TARGETS = [
+    {"name": "feed", "kind": "changes", "seconds": 1.0},
+    {"name": "pg", "kind": "pgvector", "seconds": 1.0, "error": "away"},
+]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -56,7 +54,7 @@ def written(tmp_path: Path, record: dict[str, Any] | None, **changes: Any) -> Sa
 
 
 def test_a_night_in_numbers(tmp_path: Path) -> None:
-    record = histories.night(29)
+    record = histories.night(29, targets=TARGETS)
     samples = written(tmp_path, record)
     for kind, rows in record["rows"].items():
         assert value(samples, "rows", kind=kind) == rows
@@ -91,7 +89,7 @@ def test_what_the_gate_measured(tmp_path: Path) -> None:
 
 
 def test_every_metric_is_described(tmp_path: Path) -> None:
-    written(tmp_path, histories.night(3))
+    written(tmp_path, histories.night(3, targets=TARGETS))
     text = (tmp_path / "refresh.prom").read_text()
     families = list(text_string_to_metric_families(text))
     assert all(f.documentation and f.type == "gauge" for f in families)

@@ -21,6 +21,7 @@ from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows, capture_warnings
 from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.gate.findings import SHOWN_ROWS
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
@@ -223,7 +224,7 @@ class ChangeDetector:
         self, total: PartResult, live_rows: int, vanished: int, forgotten: int
     ) -> ChangeSet:
         rows: list[int] = total.kinds.tolist()
-        counts = result.ChangeCounts(
+        counts = RefreshRows(
             rows_in=sum(rows),
             new=rows[ChangeType.NEW],
             changed=rows[ChangeType.CHANGED],
@@ -235,11 +236,11 @@ class ChangeDetector:
             bad=total.bad,
             vanished=vanished,
             forgotten=forgotten,
+            live=live_rows,
         )
         schemas = result.StagingSchemas(self.source)
         return ChangeSet(
             counts,
-            live_rows,
             schemas.features,
             schemas.reason,
             self.source.inputs,

@@ -16,7 +16,7 @@ from batchnorm_tool.formats import Layout, Sink
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, is_list, vector_field
 from batchnorm_tool.gate.input_limits import ColumnNulls, ComponentSummary, InputSummary
-from batchnorm_tool.gate.record import RefreshRows
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.storage import OutputFile, Storage
@@ -289,82 +289,23 @@ def _chosen(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ChangeCounts:
-    """Rows by what they are; ``rows_in`` is the sum of those up to ``unknown_deletes``.
-
-    Attributes:
-        new: Rows whose key the live version does not know.
-        changed: Known rows with other features.
-        recomputed: Rows with the same features that are to be predicted again.
-        touched: Rows with the same features and other passed-through values.
-        deleted: Known rows that the input says to delete.
-        unknown_deletes: Unknown rows that the input says to delete.
-        bad: Of the new, changed and recomputed rows, those that the model cannot take.
-        vanished: Rows of the dataset that are to go: not in the input, or deleted by it.
-        forgotten: Rows that are to go and were only remembered as bad, not in the dataset.
-    """
-
-    rows_in: int
-    new: int
-    changed: int
-    recomputed: int
-    touched: int
-    same: int
-    deleted: int
-    unknown_deletes: int
-    bad: int
-    vanished: int
-    forgotten: int
-
-    @property
-    def for_the_model(self) -> int:
-        """Rows that the model is to predict."""
-        return self.new + self.changed + self.recomputed - self.bad
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is to be done: the live version is what the input says."""
-        kept = self.same + self.unknown_deletes
-        return kept == self.rows_in and not self.vanished and not self.forgotten
-
-
-@dataclass(frozen=True)
 class ChangeSet(SealedRecord):
     """The input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
-        live_rows: Rows of the live version that are in the dataset.
+        counts: Rows before any vector was looked at: which of them need one is not known yet.
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
         warnings: What the features gave reason to warn of.
     """
 
-    counts: ChangeCounts
-    live_rows: int
+    counts: RefreshRows
     features: dict[str, str]
     reason: str
     inputs: tuple[Field, ...]
     statistics: InputSummary
     warnings: tuple[str, ...] = ()
     hash_version: str = HASH_VERSION
-
-    @property
-    def rows(self) -> RefreshRows:
-        """Rows as a record has them before any vector was looked at.
-
-        Which of them need one is not known yet.
-        """
-        counts = self.counts
-        return RefreshRows(
-            rows_in=counts.rows_in,
-            new=counts.new,
-            changed=counts.changed,
-            touched=counts.touched,
-            same=counts.same,
-            vanished=counts.vanished,
-            recomputed=counts.recomputed,
-            live=self.live_rows,
-        )
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""

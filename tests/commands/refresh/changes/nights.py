@@ -129,8 +129,8 @@ class Nights:
 
 
 def some(counts: object) -> dict[str, int]:
-    """The counts that are not zero."""
-    return {name: number for name, number in vars(counts).items() if number}
+    """What the input has made of its rows: the counts that are not zero."""
+    return {name: number for name, number in vars(counts).items() if number and name != "live"}
 
 
 def read_back(nights: Nights, found: ChangeSet) -> tuple[dict[str, np.ndarray], np.ndarray]:

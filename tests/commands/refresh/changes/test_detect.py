@@ -42,7 +42,7 @@ def test_every_kind(nights: Nights, memory: int | None) -> None:
     assert some(found.counts) == {
         "rows_in": 6, "new": 1, "changed": 1, "touched": 1, "same": 3, "vanished": 1
     }  # fmt: skip
-    assert found.live_rows == 5
+    assert found.counts.live == 5
     assert nights.keys_in("changed") == [10, 1]
     assert nights.keys_in("touched") == [2]
     assert nights.keys_in("bad") == []
@@ -55,7 +55,7 @@ def test_every_kind(nights: Nights, memory: int | None) -> None:
 def test_the_first_night_has_new_rows_alone(nights: Nights, memory: int | None) -> None:
     found = nights.find(nights.tonight(items(range(5))), memory_bytes=memory)
     assert some(found.counts) == {"rows_in": 5, "new": 5}
-    assert found.live_rows == 0
+    assert found.counts.live == 0
     assert nights.keys_in("changed") == [0, 1, 2, 3, 4]
     assert nights.fates() == []
 
