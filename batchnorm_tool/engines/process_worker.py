@@ -72,7 +72,7 @@ def _answer(worker: Worker, connection: Connection) -> None:
 def _process(worker: Worker, number: int, connection: Connection) -> Answer:
     try:
         # A worker for this part alone has a clock for this part alone.
-        own = Worker(worker.plan, worker.storage, worker.predictor)
+        own = Worker(worker.plan, worker.storage, worker.predictor, worker.shared)
         own.process_part(number, connection.send, connection.poll)
     except BaseException as error:  # noqa: BLE001  (it is raised where the run was started)
         return _portable(error)

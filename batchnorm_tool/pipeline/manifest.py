@@ -22,7 +22,14 @@ from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage, checked_json
-from batchnorm_tool.storage.checked_json import Count, FileName, Record, SealedRecord, stored_as
+from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
+    Count,
+    FileName,
+    Record,
+    SealedRecord,
+    stored_as,
+)
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"
@@ -48,7 +55,14 @@ class BadRow(Record):
 
 @dataclass
 class RowCounts(Record):
-    """Rows by what became of them."""
+    """Rows by what became of them.
+
+    Attributes:
+        predicted: Good rows whose features no earlier row of the input has; ``None`` where that was
+            not asked.
+        reused: Good rows whose features an earlier row has. With these two, and those that are bad
+            by their input, all rows are counted.
+    """
 
     rows_in: Annotated[Count, stored_as("in")] = 0
     rows_out: Annotated[Count, stored_as("out")] = 0
@@ -58,11 +72,17 @@ class RowCounts(Record):
     dropped: Count = 0
     quarantined: Count = 0
     failed: Count = 0
+    predicted: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
+    reused: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
 
     def __add__(self, other: RowCounts) -> RowCounts:
         # `asdict` copies deeply, which takes as long as all the rest of counting a chunk.
         mine, theirs = vars(self), vars(other)
-        return RowCounts(**{name: mine[name] + theirs[name] for name in mine})
+        return RowCounts(**{name: _sum(mine[name], theirs[name]) for name in mine})
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return other if one is None else one if other is None else one + other
 
 
 @dataclass(frozen=True)
@@ -225,7 +245,7 @@ class Manifest(Record):
     files: tuple[FileRecord, ...]
     statistics: dict[str, VectorStats]
     warnings: tuple[str, ...]
-    checksum: Annotated[str | None, checked_json.LEFT_OUT_IF_NONE] = None
+    checksum: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
     def __post_init__(self) -> None:
         """Check that the statistics are those of the outputs."""

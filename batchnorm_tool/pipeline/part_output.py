@@ -245,7 +245,7 @@ class PartSummary:
 
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
-        self.counts = self.counts + self._counts(scored.faults, actions)
+        self.counts = self.counts + self._counts(scored.faults, actions) + _reuse(scored)
         self.chunks.add(self.part, scored)
         for name, stats in scored.statistics.items():
             known = self.statistics.get(name)
@@ -301,6 +301,15 @@ class PartSummary:
         columns = scored.chunk.carried.columns[: max(1, self.keys)]  # without a key, of the number
         key = ", ".join(str(*python_values(column.slice(offset, 1))) for column in columns)
         return BadRow(row, self.files[file].path, file_row, key, scored.reason(offset))
+
+
+def _reuse(scored: Scored) -> RowCounts:
+    """Count good rows, apart those that have an earlier row's features."""
+    if scored.has_earlier is None:
+        return RowCounts()
+    good = ~np.isin(scored.faults, list(INPUT_REASONS))
+    reused = int((good & scored.has_earlier).sum())
+    return RowCounts(predicted=int(good.sum()) - reused, reused=reused)
 
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:

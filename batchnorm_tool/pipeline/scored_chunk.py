@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
+from batchnorm_tool.pipeline.repeats import SharedPredictions
 from batchnorm_tool.pipeline.timing import StageTimings
 
 ACTIONS = ("keep", "nullify", "drop", "quarantine", "fail")
@@ -30,6 +32,7 @@ class Scored:
         faults: ``uint8[n]``, a `Reason` for each row, the predictions' reasons included.
         statistics: Statistics of each output over the rows whose input was good.
         causes: What the model says of the rows on which it failed.
+        has_earlier: Where predictions are shared, which rows have an earlier row's features.
     """
 
     chunk: Chunk
@@ -38,6 +41,7 @@ class Scored:
     faults: np.ndarray
     statistics: dict[str, VectorStats]
     causes: Mapping[int, str] = field(default_factory=dict)
+    has_earlier: np.ndarray | None = None
 
     def reason(self, row: int) -> str:
         """Say why a row of the chunk is bad, with what the model says of it where it failed."""
@@ -45,17 +49,19 @@ class Scored:
         return f"{label} ({self.causes[row]})" if row in self.causes else label
 
 
-def score_chunk(
+def score_chunk(  # noqa: PLR0913  (what, with what, how, where its time goes)
     chunk: Chunk,
     predictor: Predictor,
     layouts: Sequence[OutputSpec],
     dtype: np.dtype,
     timings: StageTimings | None = None,
+    *,
+    shared: SharedPredictions | None = None,
 ) -> Scored:
-    """Predict, normalize and measure the rows of a chunk."""
+    """Predict, normalize and measure the rows of a chunk; those that ``shared`` has, it gives."""
     timings = timings or StageTimings()
     with timings.stage("predict"):
-        chunk, predictions, causes = _predict(chunk, predictor, layouts)
+        chunk, predictions, causes = _predict(chunk, predictor, layouts, shared)
     faults = chunk.faults.copy()
     good_input = chunk.faults == Reason.GOOD
     results, statistics = {}, {}
@@ -72,30 +78,48 @@ def score_chunk(
             unit.reshape(chunk.rows, output.vectors * output.width),
             lengths.reshape(chunk.rows, output.vectors),
         )
-    return Scored(chunk, predictions, results, faults, statistics, causes)
+    earlier = None if shared is None else shared.repeats.has_earlier(chunk.first_row, chunk.rows)
+    return Scored(chunk, predictions, results, faults, statistics, causes, earlier)
 
 
 def _predict(
-    chunk: Chunk, predictor: Predictor, layouts: Sequence[OutputSpec]
+    chunk: Chunk,
+    predictor: Predictor,
+    layouts: Sequence[OutputSpec],
+    shared: SharedPredictions | None,
 ) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
     """Predict; return the chunk with failing rows marked, predictions, and what the model says."""
-    try:
-        return chunk, predictor.predict(chunk.features), {}
-    except ModelFailed:
-        failing = predictor.failing_rows(chunk.features)
+    predict = partial(_predict_rows, predictor, layouts)
+    if shared is None:
+        predictions, failing = predict(chunk.features)
+    else:
+        predictions, failing = shared.predict(chunk.first_row, chunk.features, predict)
+    if not failing:
+        return chunk, predictions, {}
     failed = np.isin(np.arange(chunk.rows), list(failing))
     faults = chunk.faults.copy()
     faults[failed & (faults == Reason.GOOD)] = Reason.MODEL_FAILURE
-    marked = replace(chunk, faults=faults)
     causes = {row: said for row, said in failing.items() if faults[row] == Reason.MODEL_FAILURE}
+    return replace(chunk, faults=faults), predictions, causes
+
+
+def _predict_rows(
+    predictor: Predictor, layouts: Sequence[OutputSpec], features: Mapping[str, np.ndarray]
+) -> tuple[Mapping[str, np.ndarray], Mapping[int, str]]:
+    """Predict; return predictions, and what the model says of each row on which it fails."""
+    try:
+        return predictor.predict(features), {}
+    except ModelFailed:
+        failing = predictor.failing_rows(features)
+    rows = np.arange(len(next(iter(features.values()))))
+    failed = np.isin(rows, list(failing))
     if failed.all():
         dtypes = {output.name: output.dtype for output in predictor.outputs}
-        shapes = {output.name: (chunk.rows, *output.shape) for output in layouts}
-        return marked, {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, causes
+        shapes = {output.name: (len(rows), *output.shape) for output in layouts}
+        return {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, failing
     # A good row stands in for each of those, so that all others keep their places, and their bits.
-    places = np.where(failed, np.argmin(failed), np.arange(chunk.rows))
-    features = {name: array[places] for name, array in chunk.features.items()}
-    return marked, predictor.predict(features), causes
+    places = np.where(failed, np.argmin(failed), rows)
+    return predictor.predict({name: array[places] for name, array in features.items()}), failing
 
 
 def warn_of_negative_ids(

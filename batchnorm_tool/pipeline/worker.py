@@ -22,8 +22,10 @@ from batchnorm_tool.chunk import Chunk, numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Interrupted, ModelError, OutputError, WorkFailed
 from batchnorm_tool.features import FeatureReader
+from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
+from batchnorm_tool.inputs.row_hash import feature_hashes
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import security
 from batchnorm_tool.models.batching import Predictor
@@ -31,6 +33,7 @@ from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.repeats import REPEATS_PATH, Repeats, SharedPredictions
 from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
 from batchnorm_tool.pipeline.timing import StageTimings
 from batchnorm_tool.storage import Storage
@@ -43,12 +46,20 @@ class Worker:
     """The work that turns part numbers into committed parts; threads may share one.
 
     The batch size of its predictor is fixed to the plan's; `timings` tells what each stage took.
+    Rows that ``shared`` predictions know to have the features of others are predicted once.
     """
 
-    def __init__(self, plan: Plan, storage: Storage, predictor: Predictor) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        storage: Storage,
+        predictor: Predictor,
+        shared: SharedPredictions | None = None,
+    ) -> None:
         self.plan = plan
         self.storage = storage
         self.predictor = predictor
+        self.shared = shared
         self.timings = StageTimings()
         self.layouts = output_schema.output_specs(plan.job, plan.resolved.outputs)
         self.policies = Policies.of(plan.job)
@@ -98,7 +109,9 @@ class Worker:
         dtype = np.dtype(self.plan.job.output.dtype)
         warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
         try:
-            scored = score_chunk(chunk, self.predictor, self.layouts, dtype, self.timings)
+            scored = score_chunk(
+                chunk, self.predictor, self.layouts, dtype, self.timings, shared=self.shared
+            )
         except (ModelError, WorkFailed) as error:
             file, row = summary.part.locate(chunk.first_row)
             where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
@@ -120,22 +133,43 @@ class Worker:
                 return
             yield chunk
 
+    def feature_hashes(
+        self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
+    ) -> np.ndarray:
+        """Return the hashes of the features of a part's rows, ``uint8[n, 16]``."""
+        found = [np.empty((0, 16), np.uint8)]
+        # What is to be said of the rows is said when they are scored.
+        with errors.capture_warnings(lambda _: None):
+            for _, table in self._tables(self.plan.part(number), self._feeding):
+                if stopped():
+                    raise Interrupted("Stopped while looking for repeated rows; run again.")
+                found.append(feature_hashes(*self._reader.read(table)))
+                advance(table.num_rows)
+        return np.concatenate(found)
+
     def _chunks(self, part: Part) -> Iterator[Chunk]:
         """Yield the part's rows in chunks on a grid that starts at its first row."""
-        most = self.plan.resolved.chunk_rows
-        batches = read_slices(self.plan.files, part.slices, self._columns, most)
-        # On a grid that begins with the part, however files and row groups are cut: a row's place
-        # in its batch decides its last bits.
-        for row, table in numbered(regrouped(batches, most), part.first_row):
+        for row, table in self._tables(part, self._columns):
             arrays, faults = self._reader.read(table)
             yield Chunk(row, self._carry(table, row), arrays, faults)
+
+    def _tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, pa.Table]]:
+        most = self.plan.resolved.chunk_rows
+        batches = read_slices(self.plan.files, part.slices, columns, most)
+        # On a grid that begins with the part, however files and row groups are cut: a row's place
+        # in its batch decides its last bits.
+        yield from numbered(regrouped(batches, most), part.first_row)
+
+    @cached_property
+    def _feeding(self) -> tuple[str, ...]:
+        """The columns of the features, each once."""
+        return names_in(self.plan.resolved.features)
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:
         """What is read: carried columns and features, each once."""
-        feeding = [name for columns in self.plan.resolved.features.values() for name in columns]
         carried = [name for name in self.plan.resolved.carried.names if self._is_stored(name)]
-        return tuple(dict.fromkeys([*carried, *feeding]))
+        return tuple(dict.fromkeys([*carried, *self._feeding]))
 
     @cached_property
     def _keys(self) -> int:
@@ -171,10 +205,13 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     if plan is None:
         raise WorkFailed("The plan of this run is missing from its output. Run again to resume.")
-    return make_worker(storage, plan, _load(plan, device))
+    repeats = Repeats.from_bytes(storage.get(REPEATS_PATH))
+    return make_worker(storage, plan, _load(plan, device), repeats)
 
 
-def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
+def make_worker(
+    storage: Storage, plan: Plan, model: Predictor, repeats: Repeats | None = None
+) -> Worker:
     """Return a worker that computes with a loaded model; its batch size becomes the plan's."""
     planned = (plan.resolved.device, plan.resolved.threads)
     if (model.device, model.threads) != planned:
@@ -184,7 +221,8 @@ def make_worker(storage: Storage, plan: Plan, model: Predictor) -> Worker:
             f"the {model.device} with {model.threads}, which gives different low-order bits. "
             f"Resume on the original machine, {RECREATE}, or accept both with `--mixed-bits`."
         )
-    return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size))
+    shared = None if repeats is None else SharedPredictions(repeats, plan.resolved.outputs)
+    return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size), shared)
 
 
 def _load(plan: Plan, device: DeviceName) -> Predictor:

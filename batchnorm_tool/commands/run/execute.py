@@ -14,6 +14,7 @@ from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.repeats import REPEATS_PATH, Repeats
 from batchnorm_tool.pipeline.timing import Profile
 from batchnorm_tool.pipeline.worker import Worker, make_worker
 from batchnorm_tool.storage import TEMPORARY, Storage
@@ -43,6 +44,7 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
     progress: Progress,
     *,
     before: Plan | None = None,
+    repeats: Repeats | None = None,
     take: Callable[[int], None] = lambda _: None,
 ) -> Executed:
     """Do all parts of a plan that are not done, so that each lies in ``_state`` with its record.
@@ -53,11 +55,18 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
         open_model: Returns the model, loaded; not called where every part is done.
         progress: Receives how far the work is.
         before: The plan of an earlier attempt whose finished parts may stay; ``None`` starts over.
+        repeats: Which rows of the plan have the same features, so that these are predicted once,
+            and counted; each process predicts them for itself.
         take: Called with the number of each finished part, in order, while others are worked on.
     """
     kept = _begin(storage, plan, before)
+    # Read by workers in other processes.
+    if repeats is None:
+        storage.remove(REPEATS_PATH)
+    else:
+        storage.put(REPEATS_PATH, repeats.to_bytes())
     numbers = [number for number in range(plan.part_count) if number not in kept]
-    worker = make_worker(storage, plan, open_model()) if numbers else None
+    worker = make_worker(storage, plan, open_model(), repeats) if numbers else None
     with open_engine(plan, len(numbers)) as engine:
         started = time.perf_counter()
         with contextlib.closing(_work(engine, worker, numbers, progress)) as done:
