@@ -190,6 +190,21 @@ def _mark_faults(
         faults[free & marked.reshape(len(faults), -1).any(axis=1)] = reason
 
 
+POLICIES: dict[Reason, tuple[str, str]] = {
+    **dict.fromkeys(INPUT_REASONS, ("input", "invalid")),
+    Reason.NONFINITE_PREDICTION: ("normalize", "nonfinite"),
+    Reason.NORM_OVERFLOW: ("normalize", "nonfinite"),
+    Reason.ZERO_VECTOR: ("normalize", "zero"),
+}
+"""The key of a job that says what becomes of a row that is bad for a reason."""
+
+
+def policy_for(job: Job, reason: Reason) -> str:
+    """Return what ``job`` says becomes of a row that is bad for a reason."""
+    section, key = POLICIES[reason]
+    return str(getattr(getattr(job, section), key))
+
+
 @dataclass(frozen=True)
 class Policies:
     """What happens to a row for each `Reason`: ``uint8[len(Reason)]`` of places in `ACTIONS`."""
@@ -199,11 +214,7 @@ class Policies:
     @classmethod
     def of(cls, job: Job) -> Policies:
         """Return the policies that ``job`` declares."""
-        names: dict[Reason, str] = dict.fromkeys(INPUT_REASONS, job.input.invalid)
-        names[Reason.GOOD] = "keep"
-        names[Reason.NONFINITE_PREDICTION] = job.normalize.nonfinite
-        names[Reason.NORM_OVERFLOW] = job.normalize.nonfinite
-        names[Reason.ZERO_VECTOR] = job.normalize.zero
+        names = {Reason.GOOD: "keep"} | {reason: policy_for(job, reason) for reason in POLICIES}
         return cls(np.array([ACTIONS.index(names[reason]) for reason in Reason], np.uint8))
 
     def actions_for(self, faults: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ A refresh with nothing to do needs nothing else of the store. Readers of the sto
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +19,14 @@ from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import FileRecord, Storage
-from batchnorm_tool.store.state import FEATURE_HASH, NORM, PASSTHROUGH_HASH, STATUS, is_quarantined
+from batchnorm_tool.store.state import (
+    FEATURE_HASH,
+    NORM,
+    PASSTHROUGH_HASH,
+    STATUS,
+    by_word,
+    is_quarantined,
+)
 
 KEY_ID = ".key_id"
 INDEX_FIELDS = (
@@ -30,6 +37,8 @@ INDEX_FIELDS = (
     pa.field(NORM, pa.float64()),
 )
 """The columns of an index beside the keys."""
+IS_QUARANTINED, IS_JUDGED_AGAIN, IS_UNWANTED = 1, 2, 4
+"""The bits of a row's mark: `JudgedAgain.marks`."""
 _HASHES = (KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH)
 _VERSION_KEY = "batchnorm_tool.index"
 _GROUP_BYTES = 16 * MEBIBYTE
@@ -37,20 +46,66 @@ _BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
+class JudgedAgain:
+    """Which rows of a live version are judged again, although their features are as they were.
+
+    Attributes:
+        statuses: For the status of such rows, but for what the model said of them, why.
+        zeros: Why rows with a vector of zeros are; ``None`` where they are welcome.
+    """
+
+    statuses: Mapping[str, str] = field(default_factory=dict)
+    zeros: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of an index that tell."""
+        return (STATUS, NORM) if self.zeros else (STATUS,)
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """All there may be."""
+        return (*dict.fromkeys(self.statuses.values()), *([self.zeros] if self.zeros else []))
+
+    def marks(self, table: pa.Table) -> np.ndarray:
+        """Return the marks of rows of an index, ``uint8[n]``.
+
+        ``IS_QUARANTINED``: remembered as bad, and not in the dataset; ``IS_UNWANTED``: there with a
+        vector of zeros, which cannot be kept.
+        """
+        marks = np.where(is_quarantined(table[STATUS]), np.uint8(IS_QUARANTINED), np.uint8(0))
+        marks[self.by_cause(table) > 0] |= IS_JUDGED_AGAIN
+        marks[self._is_zero(table)] |= IS_UNWANTED
+        return marks
+
+    def by_cause(self, table: pa.Table) -> np.ndarray:
+        """Return for each row its place in `causes`, from 1 on; 0 if it is not judged again."""
+        places = {status: self.causes.index(why) + 1 for status, why in self.statuses.items()}
+        # A failure of the model has what it said behind it, in parentheses.
+        found = by_word(table[STATUS], lambda word: places.get(word.partition(" (")[0], 0))
+        found[(found == 0) & self._is_zero(table)] = len(self.causes)
+        return found
+
+    def _is_zero(self, table: pa.Table) -> np.ndarray:
+        if self.zeros is None:
+            return np.zeros(table.num_rows, bool)
+        return np.asarray(table[NORM].to_numpy() == 0)
+
+
+@dataclass(frozen=True)
 class LiveIndex:
     """The rows of a live version by the ids of their keys; at most 45 bytes a row.
 
-    By position: the hashes ``uint8[n, 16]`` and ``uint8[n, 8]``, and ``bool[n]``: remembered as
-    bad, and not in the dataset.
+    By position: the hashes ``uint8[n, 16]`` and ``uint8[n, 8]``, and `JudgedAgain.marks`.
     """
 
     feature_hash: np.ndarray
     passthrough_hash: np.ndarray
-    quarantined: np.ndarray
+    marks: np.ndarray
     places: IdLookup
 
     @classmethod
-    def load(cls, storage: Storage, path: str) -> LiveIndex:
+    def load(cls, storage: Storage, path: str, again: JudgedAgain | None = None) -> LiveIndex:
         """Read an index into memory."""
         rows = index_rows(storage, path)
         ids = np.empty((rows, 16), np.uint8)
@@ -59,10 +114,10 @@ class LiveIndex:
         # Before the hashes are read: both at once would be the peak.
         del ids
         features, passthrough = np.empty((rows, 16), np.uint8), np.empty((rows, 8), np.uint8)
-        quarantined = np.empty(rows, bool)
-        columns = {FEATURE_HASH: features, PASSTHROUGH_HASH: passthrough, STATUS: quarantined}
-        _fill(storage, path, columns)
-        return cls(features, passthrough, quarantined, places)
+        marks = np.empty(rows, np.uint8)
+        columns = {FEATURE_HASH: features, PASSTHROUGH_HASH: passthrough, STATUS: marks}
+        _fill(storage, path, columns, again)
+        return cls(features, passthrough, marks, places)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -72,15 +127,18 @@ class LiveIndex:
         return self.places.find(ids)
 
 
-def _fill(storage: Storage, path: str, columns: dict[str, np.ndarray]) -> None:
+def _fill(
+    storage: Storage, path: str, columns: dict[str, np.ndarray], again: JudgedAgain | None = None
+) -> None:
     """Read columns of an index into arrays made for as many rows as its footer claims."""
     claimed, row = len(next(iter(columns.values()))), 0
-    for table in read_index(storage, path, list(columns)):
+    again = again or JudgedAgain()
+    names = [*columns, *(name for name in again.columns if STATUS in columns and name != STATUS)]
+    for table in read_index(storage, path, names):
         stop = row + table.num_rows
         if stop <= claimed:
             for name, array in columns.items():
-                column = table.column(name)
-                array[row:stop] = is_quarantined(column) if name == STATUS else bytes_of(column)
+                array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
         row = stop
     if row != claimed:
         raise _damaged(path, f"{row:,} rows where its footer claims {claimed:,}")
@@ -204,11 +262,9 @@ def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
 
 
 def _check_types(path: str, schema: pa.Schema) -> None:
-    for field in INDEX_FIELDS:
-        if field.name != STATUS and schema.field(field.name).type != field.type:
-            raise _damaged(
-                path, f"the column `{field.name}` of type {schema.field(field.name).type}"
-            )
+    for each in INDEX_FIELDS:
+        if each.name != STATUS and schema.field(each.name).type != each.type:
+            raise _damaged(path, f"the column `{each.name}` of type {schema.field(each.name).type}")
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:

@@ -411,18 +411,19 @@ def replaced_path(version: int) -> str:
 
 def is_quarantined(status: pa.ChunkedArray) -> np.ndarray:
     """Return ``bool[n]`` of an encoded status: remembered as bad, and not in the dataset."""
-    return _where(status, lambda word: word.startswith(QUARANTINED))
+    return by_word(status, lambda word: word.startswith(QUARANTINED)).astype(bool)
 
 
 def is_good(status: pa.ChunkedArray) -> np.ndarray:
     """Return ``bool[n]`` of an encoded status: the row has the vector that its features give."""
-    return _where(status, lambda word: word == GOOD)
+    return by_word(status, lambda word: word == GOOD).astype(bool)
 
 
-def _where(status: pa.ChunkedArray, holds: Callable[[str], bool]) -> np.ndarray:
+def by_word(status: pa.ChunkedArray, value: Callable[[str], int]) -> np.ndarray:
+    """Return ``uint8[n]`` of an encoded status: what each of its few words is worth."""
     column = status.combine_chunks()
-    words = [holds(str(word)) for word in column.dictionary.to_pylist()]
-    return np.array([*words, False])[column.indices.to_numpy()]
+    words = [value(str(word)) for word in column.dictionary.to_pylist()]
+    return np.array([*words, 0], np.uint8)[column.indices.to_numpy()]
 
 
 def with_hashes(carried: pa.Schema) -> pa.Schema:

@@ -18,6 +18,7 @@ from batchnorm_tool.storage import Storage
 from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
+    IS_QUARANTINED,
     IndexWriter,
     LiveIndex,
     fixed_binary,
@@ -73,7 +74,7 @@ def test_every_key_is_found_where_it_was_written(storage: Storage, keys: pa.Arra
     assert live.lookup(ids).tolist() == [0, 1, 2]
     assert live.lookup(ids[::-1]).tolist() == [2, 1, 0]
     assert live.lookup(ids + np.uint64(3)).tolist() == [-1, -1, -1]
-    assert live.quarantined.tolist() == [False, False, True]
+    assert live.marks.tolist() == [0, 0, IS_QUARANTINED]
     assert live.feature_hash.ravel().tolist() == list(range(48))
     assert live.passthrough_hash.ravel().tolist() == list(range(24))
 

@@ -30,7 +30,15 @@ from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.readers.run import StoredRun, open_run
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
-from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, LiveIndex, read_index
+from batchnorm_tool.store.index import (
+    INDEX_FIELDS,
+    IS_QUARANTINED,
+    IS_UNWANTED,
+    KEY_ID,
+    IndexWriter,
+    LiveIndex,
+    read_index,
+)
 from batchnorm_tool.store.rows import Addresses, addresses_of_keys, at_addresses, check_found
 from batchnorm_tool.store.state import (
     BATCH_ROWS,
@@ -258,22 +266,25 @@ class StagedRows:
                 yield pa.Table.from_batches([batch]).rename_columns([*carried, self.reason])
 
     @cached_property
-    def _is_in_dataset(self) -> np.ndarray:
-        """``bool[n]``: which of the bad rows have a row in the live version."""
+    def _marks(self) -> np.ndarray:
+        """The marks of the bad rows in the live version, ``uint8[n]``; new ones count as set aside.
+
+        See `JudgedAgain.marks`.
+        """
+        marks = np.full(self.bad.num_rows, IS_QUARANTINED, np.uint8)
         # Reading the index takes long, and an ordinary refresh has no use for it.
-        if not self.bad.num_rows or self.pointer.live is None:
-            return np.zeros(self.bad.num_rows, bool)
-        live = LiveIndex.load(self.state.storage, index_path(self.pointer.live))
-        at = live.lookup(key_ids(self.bad, self.plan.layout.keys))
-        known = at >= 0
-        known[known] = ~live.quarantined[at[known]]
-        return known
+        if self.bad.num_rows and self.pointer.live is not None:
+            path = index_path(self.pointer.live)
+            live = LiveIndex.load(self.state.storage, path, self.plan.judged_again)
+            at = live.lookup(key_ids(self.bad, self.plan.layout.keys))
+            marks[at >= 0] = live.marks[at[at >= 0]]
+        return marks
 
     @cached_property
     def _stays(self) -> np.ndarray:
         """``bool[n]``: which of the bad rows keep their last good vector."""
         keeps = self.plan.store.bad_rows == "keep" and not self.plan.new_space
-        return self._is_in_dataset & keeps
+        return (self._marks & (IS_QUARANTINED | IS_UNWANTED) == 0) & keeps
 
     def kept(self) -> Iterator[pa.Table]:
         """Yield touched rows and stale ones, with the last good vectors that they have."""
@@ -294,7 +305,7 @@ class StagedRows:
 
     def unfit(self) -> pa.Table:
         """Return the keys of bad rows that leave the dataset."""
-        leaves = self._is_in_dataset & ~self._stays
+        leaves = (self._marks & IS_QUARANTINED == 0) & ~self._stays
         return self.bad.select(list(self.plan.layout.keys)).filter(pa.array(leaves))
 
     def _with_live_vectors(self, table: pa.Table, *more: str) -> pa.Table:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field, PlainValidator
 
+from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
@@ -23,10 +24,20 @@ from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
+from batchnorm_tool.pipeline.scored_chunk import POLICIES, policy_for
 from batchnorm_tool.publish import find_unfit
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
-from batchnorm_tool.store.state import BOOKKEEPING, StorePointer, StoreSchema, holds, stored_type
+from batchnorm_tool.store.index import JudgedAgain
+from batchnorm_tool.store.state import (
+    BOOKKEEPING,
+    QUARANTINED,
+    STALE,
+    StorePointer,
+    StoreSchema,
+    holds,
+    stored_type,
+)
 
 # A store holds one finite vector for each row, so that some policies for a bad row make no sense
 # there. What a store needs of these keys: no row without a vector.
@@ -41,6 +52,8 @@ _READING = ("features", "fill", "decode", "transform", "dtype")
 # A store begins small, and its batch size stays.
 _LEAST_ROWS = 4096
 _NORMS = ("norm", "p", "outputs", "axis")
+# What another library or device may not find of a row.
+_OF_PREDICTIONS = {*POLICIES} - INPUT_REASONS | {Reason.MODEL_FAILURE}
 # Names that Lance keeps for itself, and those that it can find again.
 _OF_LANCE = (
     "_rowid",
@@ -64,6 +77,7 @@ class RefreshPlan(Record):
         options_fingerprint: Hash of what the choices were made from.
         new_space: Whether the live version's vectors mean something else.
         recompute: Whether every row meets the model, changed or not.
+        new_versions: Whether another device or library predicts than in the live version.
         notes: What a person should know before it starts.
         table: The input; ``None`` where all that is needed of it is staged already.
     """
@@ -75,6 +89,7 @@ class RefreshPlan(Record):
     options_fingerprint: Annotated[str, stored_as("request")]
     new_space: bool = False
     recompute: bool = False
+    new_versions: bool = False
     notes: tuple[str, ...] = ()
     table: Annotated[Table | None, PlainValidator(lambda table: table), Field(exclude=True)] = (
         field(default=None, repr=False)
@@ -105,6 +120,28 @@ class RefreshPlan(Record):
             invalid=job.input.invalid,
             find_unfit=functools.partial(find_unfit, job.publish, layout.keys),
         )
+
+    @property
+    def judged_again(self) -> JudgedAgain:
+        """Which rows another policy, or another library, may make something else of."""
+        # By what the live version remembers, not by its policies: a delta need not have all rows,
+        # and those that it lacks are judged when they come.
+        statuses, zeros = {}, None
+        if self.store.bad_rows == "remove":
+            why = "`store.bad_rows` was keep and is remove"
+            statuses = {STALE + reason.label: why for reason in POLICIES}
+        for reason, names in POLICIES.items():
+            policy = policy_for(self.job, reason)
+            if policy != "quarantine":
+                why = f"`{'.'.join(names)}` was quarantine and is {policy}"
+            elif self.new_versions and reason in _OF_PREDICTIONS:
+                why = "the device or a library is another"
+            else:
+                continue
+            statuses |= {start + reason.label: why for start in (STALE, QUARANTINED)}
+        if self.job.normalize.zero != "keep":
+            zeros = f"`normalize.zero` was keep and is {self.job.normalize.zero}"
+        return JudgedAgain(statuses, zeros)
 
     def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash all that the staged result depends on, limits of the gate excepted."""
@@ -142,6 +179,7 @@ def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None
         options_fingerprint=request,
         new_space=new_space,
         recompute=recompute,
+        new_versions=_predicts_otherwise(identity, pointer.identity),
         notes=notes,
         table=preparation.table,
     )
@@ -275,6 +313,11 @@ def _compared(
         return False, False, ()
     recompute = store_of(job).on_new_bits == "recompute"
     return False, recompute, (_new_bits(live, identity, recompute=recompute),)
+
+
+def _predicts_otherwise(current: Identity, live: Identity | None) -> bool:
+    names = ("device", "versions")
+    return live is not None and any(live.bits[name] != current.bits[name] for name in names)
 
 
 def _needs_every_row(notes: tuple[str, ...]) -> str:

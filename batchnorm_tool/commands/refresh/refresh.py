@@ -123,7 +123,9 @@ def planned_refresh(job: Job) -> PlannedRefresh:
             (Path(scratch) / "index").mkdir()
             (Path(scratch) / "index" / index.name).symlink_to(index)
         name = None if index is None else f"index/{index.name}"
-        found = ChangeDetector(plan.source, name, place, recompute=plan.recompute).run()
+        found = ChangeDetector(
+            plan.source, name, place, recompute=plan.recompute, again=plan.judged_again
+        ).run()
     findings = evaluate.evaluate_input(plan, found, state.record(pointer.live))
     return PlannedRefresh(
         store=state.path,
@@ -132,7 +134,7 @@ def planned_refresh(job: Job) -> PlannedRefresh:
         gate=GateRecord.of(job.gate.action, findings),
         new_space=plan.new_space,
         hold=pointer.hold,
-        notes=plan.notes,
+        notes=(*plan.notes, *found.notes),
     )
 
 
@@ -155,7 +157,8 @@ def _refresh_locked(
     except Refused:
         state.discard_uncommitted(staging.pointer)
         raise
-    announce(_describe(difference))
+    for line in (*difference.notes, _describe(difference)):
+        announce(line)
     record = evaluate.staged_record(staging, difference)
     if _is_unchanged(staging, difference):
         return _finish_unchanged(staging, record)

@@ -81,6 +81,7 @@ class Staging:
                 index,
                 self.state.storage,
                 recompute=self.plan.recompute,
+                again=self.plan.judged_again,
                 callbacks=Callbacks(self.progress.advance),
             ).run()
 

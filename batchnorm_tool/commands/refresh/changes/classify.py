@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -26,8 +26,15 @@ from batchnorm_tool.inputs.reading import Part
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.inputs.row_ids import Buckets, IdLookup
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.index import KEY_ID, LiveIndex, index_rows, read_index
-from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH, STATUS, is_quarantined
+from batchnorm_tool.store.index import (
+    IS_JUDGED_AGAIN,
+    KEY_ID,
+    JudgedAgain,
+    LiveIndex,
+    index_rows,
+    read_index,
+)
+from batchnorm_tool.store.state import FEATURE_HASH, PASSTHROUGH_HASH
 
 ENTRY = np.dtype(
     [
@@ -35,10 +42,10 @@ ENTRY = np.dtype(
         ("id", np.uint64, 2),
         ("features", np.uint8, 16),
         ("passthrough", np.uint8, 8),
-        ("mark", np.bool_),
+        ("mark", np.uint8),
     ]
 )
-"""A row of the input (``mark``: to be deleted) or of the live version (quarantined)."""
+"""A row of the input (``mark``: to be deleted) or of the live version (`JudgedAgain.marks`)."""
 
 
 class ChangeType(IntEnum):
@@ -59,12 +66,14 @@ class RowDisposition(IntEnum):
     SAME = 0
     REPLACED = 1
     DELETED = 2
+    RECOMPUTED = 3
+    """Replaced, with the same features; written as ``REPLACED``."""
     UNMATCHED = 255
     """No row of the input has its key; never written."""
 
 
 FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
-_DISPOSITIONS = np.array([255, 1, 1, 1, 0, 2, 255], np.uint8)  # by kind
+_DISPOSITIONS = np.array([255, 1, 3, 1, 0, 2, 255], np.uint8)  # by kind
 # Returns the `ChangeType` of each row, ``uint8[n]``; threads share one.
 Classifier = Callable[[Hashes], np.ndarray]
 
@@ -85,8 +94,10 @@ def classify_rows(
         kinds[known & same] = ChangeType.RECOMPUTED if recompute else ChangeType.SAME
         if not recompute:
             moved = ~_rows_equal(live.passthrough_hash.take(at, axis=0), hashes.passthrough)
+            marks = live.marks.take(at)
             # A quarantined row has no vector beside which other columns could be written.
-            kinds[known & same & moved & ~live.quarantined[at]] = ChangeType.TOUCHED
+            kinds[known & same & moved & (marks == 0)] = ChangeType.TOUCHED
+            kinds[known & same & (marks & IS_JUDGED_AGAIN > 0)] = ChangeType.RECOMPUTED
     if hashes.deleted is not None:
         kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETE
         kinds[hashes.deleted & known] = ChangeType.DELETED
@@ -165,6 +176,7 @@ class BucketJoin:
     directory: Path
     memory_bytes: int
     recompute: bool
+    again: JudgedAgain = field(default_factory=JudgedAgain)
 
     def run(
         self, live: tuple[Storage, str] | None, workers: int, callbacks: Callbacks
@@ -175,7 +187,7 @@ class BucketJoin:
         ours = Buckets(self.directory, "input", bits, ENTRY)
         theirs = Buckets(self.directory, "live", bits, ENTRY)
         if live is not None:
-            _add_live(*live, theirs)
+            _add_live(*live, self.again, theirs)
         self._add_source(ours, workers, callbacks)
         kinds = self._file("kinds", self.source.table.rows)
         matched = MatchedRows(self._file("fates", live_rows))
@@ -210,7 +222,7 @@ class BucketJoin:
         live = LiveIndex(
             theirs["features"], theirs["passthrough"], theirs["mark"], IdLookup(theirs["id"])
         )
-        hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"])
+        hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"] > 0)
         found, positions = classify_rows(live, hashes, recompute=self.recompute)
         kinds[ours["row"]] = found
         rows = np.append(theirs["row"], -1)  # the last one for position -1
@@ -237,14 +249,14 @@ def _source_entries(hashes: Hashes) -> np.ndarray:
     return entries
 
 
-def _add_live(storage: Storage, path: str, buckets: Buckets) -> None:
-    names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, STATUS]
+def _add_live(storage: Storage, path: str, again: JudgedAgain, buckets: Buckets) -> None:
+    names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, *again.columns]
     for row, table in numbered(read_index(storage, path, names)):
         entries = _numbered_entries(row, table.num_rows, ENTRY)
         entries["id"] = row_hash.as_ids(bytes_of(table[KEY_ID]))
         entries["features"] = bytes_of(table[FEATURE_HASH])
         entries["passthrough"] = bytes_of(table[PASSTHROUGH_HASH])
-        entries["mark"] = is_quarantined(table[STATUS])
+        entries["mark"] = again.marks(table)
         buckets.add(entries)
 
 

@@ -25,7 +25,7 @@ from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.index import LiveIndex, index_rows, read_index
+from batchnorm_tool.store.index import JudgedAgain, LiveIndex, index_rows, read_index
 from batchnorm_tool.store.state import STATUS, is_quarantined
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
@@ -127,6 +127,7 @@ class ChangeDetector:
             the new are compared in buckets, in temporary files. Default: a quarter of what the
             machine has available.
         workers: Threads; default: one for each core.
+        again: Which rows with the same features are sent to the model without ``recompute``.
     """
 
     source: RefreshSource
@@ -136,6 +137,7 @@ class ChangeDetector:
     memory_bytes: int | None = None
     workers: int | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
+    again: JudgedAgain = field(default_factory=JudgedAgain)
 
     def run(self) -> ChangeSet:
         """Return what was found, as `ChangeSet.load` reads it back."""
@@ -155,7 +157,8 @@ class ChangeDetector:
             if matched.is_repeated():
                 classify.refuse_duplicates(self.source, self._memory)
             self._refuse_bad_rows(total)
-            difference = self._difference(total, *self._write_dispositions(matched.dispositions))
+            gone = self._write_dispositions(matched.dispositions)
+            difference = self._difference(total, *gone, self._judged_again(total, matched))
         difference.save(self.storage)
         return difference
 
@@ -172,9 +175,11 @@ class ChangeDetector:
         rows = 0 if live is None else index_rows(*live)
         if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
             directory = stack.enter_context(bucket_directory("run it"))
-            join = classify.BucketJoin(self.source, directory, self._memory, self.recompute)
+            join = classify.BucketJoin(
+                self.source, directory, self._memory, self.recompute, self.again
+            )
             return join.run(live, self._workers, self.callbacks)
-        index = _empty_index() if live is None else LiveIndex.load(*live)
+        index = _empty_index() if live is None else LiveIndex.load(*live, self.again)
         matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
         return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
@@ -207,6 +212,7 @@ class ChangeDetector:
             for row, quarantined in numbered(self._quarantined()):
                 block = np.array(dispositions[row : row + len(quarantined)])
                 block[block == RowDisposition.UNMATCHED] = absent
+                block[block == RowDisposition.RECOMPUTED] = RowDisposition.REPLACED
                 gone = block == RowDisposition.DELETED
                 live_rows += int(np.count_nonzero(~quarantined))
                 vanished += int(np.count_nonzero(gone & ~quarantined))
@@ -220,8 +226,25 @@ class ChangeDetector:
             for table in read_index(self.storage, self.index_path, [STATUS]):
                 yield is_quarantined(table.column(0))
 
+    def _judged_again(self, total: PartResult, matched: MatchedRows) -> dict[str, int]:
+        """Count rows that are judged again for each cause; nothing where all are recomputed."""
+        counts = np.zeros(len(self.again.causes) + 1, np.int64)
+        some = total.kinds[ChangeType.RECOMPUTED] and not self.recompute
+        if some and self.index_path is not None:
+            index = read_index(self.storage, self.index_path, self.again.columns)
+            for row, table in numbered(index):
+                again = matched.dispositions[row : row + len(table)] == RowDisposition.RECOMPUTED
+                counts += np.bincount(self.again.by_cause(table)[again], minlength=len(counts))
+        found = zip(self.again.causes, counts[1:].tolist(), strict=True)
+        return {cause: rows for cause, rows in found if rows}
+
     def _difference(
-        self, total: PartResult, live_rows: int, vanished: int, forgotten: int
+        self,
+        total: PartResult,
+        live_rows: int,
+        vanished: int,
+        forgotten: int,
+        judged_again: dict[str, int],
     ) -> ChangeSet:
         rows: list[int] = total.kinds.tolist()
         counts = RefreshRows(
@@ -246,6 +269,7 @@ class ChangeDetector:
             self.source.inputs,
             total.statistics.summary,
             tuple(sorted(total.warnings)),
+            judged_again,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
+from batchnorm_tool.display import plural
 from batchnorm_tool.formats import Layout, Sink
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, is_list, vector_field
@@ -297,6 +298,7 @@ class ChangeSet(SealedRecord):
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
         warnings: What the features gave reason to warn of.
+        judged_again: Recomputed rows by why, where not all rows are.
     """
 
     counts: RefreshRows
@@ -305,7 +307,17 @@ class ChangeSet(SealedRecord):
     inputs: tuple[Field, ...]
     statistics: InputSummary
     warnings: tuple[str, ...] = ()
+    judged_again: dict[str, int] = field(default_factory=dict)
     hash_version: str = HASH_VERSION
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of it before the model runs."""
+        if not self.judged_again:
+            return ()
+        rows = plural(sum(self.judged_again.values()), "row")
+        whys = ", ".join(self.judged_again)
+        return (f"{rows} with unchanged features to be judged again: {whys}.",)
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""
