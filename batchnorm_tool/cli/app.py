@@ -296,6 +296,7 @@ refresh_command.help = f"{refresh_command.help}\n    {_TARGETS}"
 @cli.command("accept", is_attempt=True)
 @click.argument("store", metavar="STORE")
 @click.argument("version", metavar="VERSION", type=int)
+@click.option("--note", metavar="TEXT", help="Why; kept in the version's record.")
 @flags.waiting
 def accept_command(terminal: Terminal, store: str, version: int, **options: Any) -> None:
     """Publish the candidate that is waiting, without recomputing it.
@@ -310,6 +311,7 @@ def accept_command(terminal: Terminal, store: str, version: int, **options: Any)
         wait_seconds=flags.seconds_of(options["wait"]),
         metrics_file=options["metrics_file"],
         progress=terminal.progress(options["progress"]),
+        note=options["note"],
     )
     terminal.print_refresh(result)
 

@@ -72,7 +72,10 @@ class Terminal:
         self, error: str, message: str, exit_code: int, result: RefreshResult | None = None
     ) -> None:
         """Say what went wrong; the report of a refresh that waits, or that a target missed, too."""
-        self._log("error", message, error=error, exit_code=exit_code)
+        # What a report on standard output says is not said here as well.
+        reported = result is not None and result.state == "waiting" and self._reports
+        said = message.partition("\n")[0] if reported else message
+        self._log("error", said, error=error, exit_code=exit_code)
         if self._as_json:
             self.print_error_document(error, message, exit_code, result.to_dict() if result else {})
         elif result is not None and not self._quiet:
@@ -183,6 +186,11 @@ class Terminal:
         page = [] if html is None else ["", *_table([("page", html)])]
         self._print(plain(history), lambda: [*history_lines(history), *page])
 
+    @property
+    def _reports(self) -> bool:
+        """Whether standard output gets a report."""
+        return self._as_json or not self._quiet
+
     def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
             self._document(document)
@@ -213,7 +221,8 @@ class Terminal:
             _echo(json.dumps(entry), err=True)
         else:
             prefix = "" if level == "info" else f"{level}: "
-            run = f"[{self.run_id}] " if self.run_id else ""
+            # A log holds many attempts; a person at a terminal sees one.
+            run = f"[{self.run_id}] " if self.run_id and not _is_terminal(sys.stderr) else ""
             lines = text.split("\n") if isinstance(text, Lines) else [text]
             _echo(run + prefix + "\n".join(map(printable, lines)), err=True)
 

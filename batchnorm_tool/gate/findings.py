@@ -24,8 +24,9 @@ _SCOPES = {
     "audit": "the staged rows",
 }
 _AUDIT = (
-    "Next: audit findings cannot be accepted; fix the cause and run the same command again. If "
-    "the input is right, this is a bug in batchnorm_tool: please report it."
+    "Next: audit findings cannot be accepted with `batchnorm-tool accept`; fix the cause and run "
+    "the same command again. If the input is right, this is a bug in batchnorm_tool: please report "
+    "it."
 )
 _WAYS_ON = (
     "Next: if these values are right, `{}` publishes this version; if not, fix the input or the "

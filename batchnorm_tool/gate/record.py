@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, InstanceOf
+from pydantic import BeforeValidator, Field, InstanceOf
 
 # pydantic reads these annotations at run time.
 from batchnorm_tool.gate.findings import Finding, broken
@@ -106,6 +106,21 @@ class Outcome:
         return list(map(str, warnings)) if isinstance(warnings, list | tuple) else []
 
 
+@dataclass(frozen=True)
+class Acceptance:
+    """A person's decision to publish what waited: when, who on which machine, and why."""
+
+    at: str
+    user: str | None = None
+    host: str | None = None
+    note: str | None = None
+
+
+def _acceptance(stored: object) -> object:
+    """Read an acceptance; in older records, its time alone stands there."""
+    return {"at": stored} if isinstance(stored, str) else stored
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefreshRecord:
     """What stays of a refresh, of a rollback or of a candidate: one type, made once.
@@ -134,7 +149,7 @@ class RefreshRecord:
         rows: Rows by what became of them.
         norms: Count, extremes, moments and quantiles of the norms; ``None`` before there are any.
         gate: What the gate found; ``None`` before it was asked.
-        accepted: When a person accepted it.
+        accepted: Who accepted it, when and why; ``None`` where nobody had to.
         seconds: What each phase took.
         targets: What became of each publish target; of a candidate that waits, at the live version.
     """
@@ -160,7 +175,11 @@ class RefreshRecord:
     rows: RefreshRows
     norms: dict[str, int | float | None] | None = None
     gate: GateRecord | None = None
-    accepted: Annotated[str | None, Field(exclude_if=lambda time: time is None)] = None
+    accepted: Annotated[
+        Acceptance | None,
+        BeforeValidator(_acceptance),
+        Field(exclude_if=lambda accepted: accepted is None),
+    ] = None
     seconds: dict[str, float] = field(default_factory=dict)
     targets: tuple[Outcome, ...] = ()
 
@@ -188,7 +207,7 @@ class RefreshRecord:
         """Give way to a later refresh, or to a rollback."""
         return replace(self, state=outcome)
 
-    def approved(self, accepted: str | None) -> Self:
+    def approved(self, accepted: Acceptance | None) -> Self:
         """Wait no more; ``accepted`` where a person decided so."""
         return replace(self, reason=None, accepted=accepted)
 

@@ -52,6 +52,7 @@ def history_page(history: History) -> str:
             _rows(records),
             page.section("Norms before normalization", _norms_chart(records)),
             *_gates(records),
+            *_acceptances(records),
             *sections,
         ]
     title = f"History of {base_name(history.path)}"
@@ -181,6 +182,26 @@ def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
         caption = "Broken limits, newest first"
         headings = ("version", "limit", "measured", "allowed", "finding", "worst rows")
         yield page.table(caption, headings, rows[::-1], "rlrrll", shown=_MOST_OUTCOMES_SHOWN)
+
+
+def _acceptances(records: Sequence[RefreshRecord]) -> Iterator[Html]:
+    rows = [
+        [
+            str(record.version),
+            text_refresh.minute(record.accepted.at),
+            record.accepted.user or DASH,
+            record.accepted.host or DASH,
+            record.accepted.note or DASH,
+        ]
+        for record in reversed(records)
+        if record.accepted is not None
+    ]
+    if rows:
+        headings = ("version", "when (UTC)", "user", "host", "note")
+        table = page.table(
+            "Decisions, newest first", headings, rows, "rllll", shown=_MOST_OUTCOMES_SHOWN
+        )
+        yield page.section("Accepted by a person", table)
 
 
 def _worst(finding: Finding) -> Html:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from batchnorm_tool import display
 from batchnorm_tool.display import DASH, NAME_WIDTH, count, entry, number, plural, wrapped
 from batchnorm_tool.gate.findings import describe_row
-from batchnorm_tool.gate.record import GateRecord, History, Outcome, RefreshRecord
+from batchnorm_tool.gate.record import Acceptance, GateRecord, History, Outcome, RefreshRecord
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.report.figures import real
 
@@ -19,6 +19,7 @@ _INPUT_KINDS = ("new", "changed", "recomputed", "touched", "same", "vanished")
 _OUTPUT_KINDS = ("predicted", "reused", "stale", "quarantined")
 _WHY = {
     "gate": "the gate rejected it",
+    "audit": "the audit found a fault in the staged rows",
     "hold": "the store is on hold",
     "new space": "its vectors are in a new space, and queries must switch to the new model",
 }
@@ -36,6 +37,8 @@ def refresh_lines(record: RefreshRecord, width: int = 72, store: str = "STORE") 
     for name, words in _facts(record):
         lines += entry(name, words, width)
     lines += _gate(record.gate, width)
+    if record.accepted is not None:
+        lines += entry("accepted", describe_acceptance(record.accepted), width)
     for target in record.targets:
         lines += entry("target", _target(target), width)
     warned = itertools.chain(*(target.warnings for target in record.targets))
@@ -123,7 +126,12 @@ def _target(target: Outcome) -> str:
 
 def _next(record: RefreshRecord, store: str, width: int) -> list[str]:
     version, steps = record.version, []
-    if record.state == "waiting":
+    if record.state == "waiting" and record.reason == "audit":
+        steps.append(
+            "`batchnorm-tool accept` cannot publish it: fix the cause and run the same command "
+            "again; if the input is right, this is a bug: please report it"
+        )
+    elif record.state == "waiting":
         steps.append(f"`batchnorm-tool accept {store} {version}` publishes it unchanged")
         if record.reason == "gate":
             steps.append("to replace it, fix the input or the model and run the same command again")
@@ -147,7 +155,20 @@ def history_lines(history: History) -> list[str]:
             "",
             *display.table([list(rows[0]), *(list(row.values()) for row in rows)], _SIDES),
         ]
+    said = [
+        f"version {record.version} accepted {describe_acceptance(record.accepted)}"
+        for record in history.nights
+        if record.accepted is not None
+    ]
+    lines += ["", *said] if said else []
     return [display.visible(line) for line in lines]
+
+
+def describe_acceptance(accepted: Acceptance) -> str:
+    """Say when a person accepted a version, who, where, and why."""
+    place = f" on {accepted.host}" if accepted.host else ""
+    who = f" by {accepted.user}{place}" if accepted.user else ""
+    return f"{minute(accepted.at)}{who}{f': {accepted.note}' if accepted.note else ''}"
 
 
 def describe_store(history: History) -> str:
@@ -157,7 +178,7 @@ def describe_store(history: History) -> str:
     if history.waiting is not None:
         said.append(f"{history.waiting} is waiting")
     said.append(f"{len(history.kept)} kept")
-    on_hold = f"; on hold since {_minute(hold.since)} ({hold.reason})" if hold else ""
+    on_hold = f"; on hold since {minute(hold.since)} ({hold.reason})" if hold else ""
     return f"{history.path}: {', '.join(said)}{on_hold}"
 
 
@@ -166,7 +187,7 @@ def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
     rows = record.rows
     return {
         "version": str(record.version),
-        "when (UTC)": _minute(record.started),
+        "when (UTC)": minute(record.started),
         "state": _state(record, history),
         "kind": _kind(record),
         "model": _model(record),
@@ -216,7 +237,7 @@ def _kind(record: RefreshRecord) -> str:
     return f"{record.kind}, new space" if record.new_space else record.kind
 
 
-def _minute(time: str) -> str:
+def minute(time: str) -> str:
     """Return a time to the minute, in UTC."""
     return time[:16].replace("T", " ")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_json_logs_are_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None
         {"level": "warning", "message": "nothing to score"},
         {"level": "error", "message": "another run", "error": "Busy", "exit_code": 5},
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_lines_on_a_terminal_bear_no_id_of_the_attempt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    Terminal(run_id="0a1b").announce("20 rows in.")
+    assert capsys.readouterr().err == ("20 rows in.\n" if terminal else "[0a1b] 20 rows in.\n")
+    Terminal(run_id="0a1b", json_logs=True).announce("20 rows in.")
+    assert json.loads(capsys.readouterr().err)["run_id"] == "0a1b"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_what_the_audit_found_cannot_be_accepted() -> None:
     text = refusal_text([PSI, AUDIT], "batchnorm-tool accept items.lance 12")
     assert text.startswith("2 limits broken; nothing was published.")
     assert "- audit.keys over the staged rows: 9 distinct keys" in text
-    assert "`batchnorm-tool accept" not in text
+    assert "accept items.lance" not in text
     assert "cannot be accepted" in text
 
 

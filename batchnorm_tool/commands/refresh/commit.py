@@ -21,7 +21,7 @@ from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED, 
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
-from batchnorm_tool.gate.record import PUBLISHED, Outcome
+from batchnorm_tool.gate.record import PUBLISHED, Acceptance, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Publish
@@ -261,13 +261,13 @@ def _age(state: StoreDirectory, version: int) -> dt.timedelta:
 
 
 def publish_candidate(
-    staging: Staging, candidate: Candidate, record: StoredRecord, *, accepted: bool
+    staging: Staging, candidate: Candidate, record: StoredRecord, accepted: Acceptance | None
 ) -> RefreshResult:
     """Make a candidate the live version, and bring the targets to it."""
     state, plan = staging.state, staging.plan
-    record = record.approved(now() if accepted else None).timed(staging.timings.seconds)
+    record = record.approved(accepted).timed(staging.timings.seconds)
     with staging.timings.phase("merge"):
-        after = _pointer_after(staging, candidate.version, accepted=accepted)
+        after = _pointer_after(staging, candidate.version, accepted=accepted is not None)
         pointer = merge(state, staging.pointer, after, record, whole=candidate.whole)
     return deliver_published(state, pointer, plan.job.publish, plan.store.keep, staging.timings)
 

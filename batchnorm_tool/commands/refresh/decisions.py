@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import secrets
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
 from batchnorm_tool.commands.refresh.staging import discard_staged, resume
 from batchnorm_tool.errors import InputError, JobError, WorkFailed
-from batchnorm_tool.gate.record import History, Hold
+from batchnorm_tool.gate.record import Acceptance, History, Hold
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
 from batchnorm_tool.readers.vectors import checked_whole
@@ -38,13 +40,14 @@ from batchnorm_tool.store.state import (
 from batchnorm_tool.store.transaction import prepare_restore
 
 
-def accept(
+def accept(  # noqa: PLR0913  (each is a flag of the command)
     path: str | os.PathLike[str],
     version: int,
     *,
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    note: str | None = None,
 ) -> RefreshResult:
     """Publish the candidate that waits, without computing it again; a hold ends with it.
 
@@ -57,6 +60,7 @@ def accept(
         wait_seconds: How long to wait while another run holds the store.
         metrics_file: Write Prometheus metrics to this file, however it ends.
         progress: Receives how far the work is; default: nothing does.
+        note: Why; it stays in the version's record, with the user, the host and the time.
 
     Returns:
         The refresh, published.
@@ -79,12 +83,14 @@ def accept(
     def work() -> RefreshResult:
         with state.lock(wait_seconds):
             commit.recover(state)
-            return _accept_locked(state, version, progress or SilentProgress())
+            return _accept_locked(state, version, note, progress or SilentProgress())
 
     return measured(state.path, metrics_file, work)
 
 
-def _accept_locked(state: StoreDirectory, version: int, progress: Progress) -> RefreshResult:
+def _accept_locked(
+    state: StoreDirectory, version: int, note: str | None, progress: Progress
+) -> RefreshResult:
     pointer = state.pointer()
     if version == pointer.live and state.existing_record(version).accepted is not None:
         return commit.deliver_again(state, pointer)
@@ -99,7 +105,18 @@ def _accept_locked(state: StoreDirectory, version: int, progress: Progress) -> R
     check_layout(staging.plan.job.publish, staging.plan.layout)
     difference = staging.difference()
     record = state.record(version) or staged_record(staging, difference)
-    return conclude(staging, difference, record, accepted=True)
+    return conclude(staging, difference, record, _acceptance(note))
+
+
+def _acceptance(note: str | None) -> Acceptance:
+    """Return what is kept of a decision that is made now, on this machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        user = str(os.getuid())
+    # What a shell gives may be no text.
+    said = None if note is None else note.encode(errors="replace").decode()
+    return Acceptance(now(), user, socket.gethostname(), said or None)
 
 
 def _check_waits(state: StoreDirectory, pointer: StorePointer, version: int) -> None:

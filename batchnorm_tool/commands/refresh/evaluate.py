@@ -23,7 +23,7 @@ from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
 from batchnorm_tool.gate.output_limits import Vectors
-from batchnorm_tool.gate.record import WAITING, FileOfInput, InputRecord, ModelRecord
+from batchnorm_tool.gate.record import WAITING, Acceptance, FileOfInput, InputRecord, ModelRecord
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
 from batchnorm_tool.inputs.row_ids import repeats
 from batchnorm_tool.norms.norm import Norm
@@ -219,7 +219,10 @@ def _reference(staging: Staging) -> input_limits.InputSummary | None:
 
 
 def conclude(
-    staging: Staging, difference: ChangeSet, record: StoredRecord, *, accepted: bool = False
+    staging: Staging,
+    difference: ChangeSet,
+    record: StoredRecord,
+    accepted: Acceptance | None = None,
 ) -> RefreshResult:
     """Judge a refresh, and publish it or let it wait."""
     plan, live = staging.plan, staging.state.record(staging.pointer.live)
@@ -227,7 +230,7 @@ def conclude(
         findings = evaluate_input(plan, difference, live)
     record = record.judged(plan.job.gate.action, findings)
     # Before the model runs: hours of work may depend on an input that has to be fixed.
-    if _stops(staging, findings) and not accepted:
+    if _stops(staging, findings) and accepted is None:
         raise await_approval(staging, record, "gate", findings)
     # A person who accepts a refresh that stopped before its vectors were made has not seen them.
     seen = record.norms is not None
@@ -240,10 +243,10 @@ def conclude(
     record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
     # An audit is never waived: what it finds is a fault of ours or of a disk.
     unseen = [finding for finding in found if finding.scope == "audit" or not seen]
-    reason = _reason(staging, unseen if accepted else findings, accepted=accepted)
+    reason = _reason(staging, unseen if accepted else findings, accepted=accepted is not None)
     if reason is not None:
         raise await_approval(staging, record, reason, findings)
-    return publish_candidate(staging, candidate, record, accepted=accepted)
+    return publish_candidate(staging, candidate, record, accepted)
 
 
 def _norm_figures(norms: NormStats) -> dict[str, float | int | None]:
@@ -295,20 +298,20 @@ def await_approval(
 
 
 def _why(staging: Staging, reason: str, version: int, findings: list[Finding]) -> str:
-    store = staging.state.path
-    accept = f"batchnorm-tool accept {store} {version}"
+    """Say on the first line that a refresh waits and why, and then how to go on."""
+    store, hold = staging.state.path, staging.pointer.hold
+    waits, accept = f"Version {version} of `{store}` is waiting:", f"accept {store} {version}"
     if reason in {"gate", "audit"}:
-        first, *more = refusal_text(findings, accept).split("\n")
-        return Lines(f"Version {version} of `{store}` is waiting: {first}", *more)
-    hold = staging.pointer.hold
+        first, *more = refusal_text(findings, f"batchnorm-tool {accept}").split("\n")
+        return Lines(f"{waits} {first}", *more)
     if reason == "hold" and hold is not None:
-        return (
-            f"Version {version} of `{store}` is ready but was not published: the store has been "
-            f"on hold since {hold.since} ({hold.reason}). Publish it with `{accept}`, or run "
-            f"`batchnorm-tool release {store}` so that the next refresh publishes."
+        return Lines(
+            f"{waits} the store has been on hold since {hold.since} ({hold.reason}).",
+            f"Next: publish it with `batchnorm-tool {accept}`, or run `batchnorm-tool release "
+            f"{store}` so that the next refresh publishes.",
         )
-    return (
-        f"Version {version} of `{store}` is ready but was not published: its vector space is new, "
-        f"and queries must switch to the new model at the same time. Publish it with `{accept}` "
-        "when they do; `store.on_new_space: publish` skips this step."
+    return Lines(
+        f"{waits} its vector space is new; nothing was published.",
+        "Next: queries must switch to the new model at the same time. Publish it with "
+        f"`batchnorm-tool {accept}` when they do; `store.on_new_space: publish` skips this step.",
     )

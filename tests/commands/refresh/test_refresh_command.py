@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import yaml
 from click.testing import Result
 from prometheus_client.parser import text_string_to_metric_families
 
+from batchnorm_tool import accept, rollback
+from batchnorm_tool.commands.refresh.record import now
+from batchnorm_tool.gate import output_limits
+from batchnorm_tool.gate.findings import Finding
 from batchnorm_tool.storage import Storage
 from tests.command_line import invoke, python
 from tests.commands.refresh.nightly import LOOSE, Nightly, firsts, items, units
 from tests.kill_points import tree
 from tests.refresh_records import stored_record
+from tests.report.page_reader import Reader
 
 FIRST = dict.fromkeys(range(20), 0)
 SECOND = {**FIRST, 3: 1, 30: 0}
@@ -102,6 +108,75 @@ def test_words_of_a_night_that_waits(nightly: Nightly, job: Path) -> None:
     quiet = invoke("refresh", job, "--set", STRICT, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (3, "")
     assert "1 limit broken" in quiet.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--quiet"]], ids=["words", "json", "quiet"])
+@pytest.mark.parametrize("reason", ["gate", "audit", "hold", "new space"])
+def test_a_night_that_waits_is_reported_once(
+    nightly: Nightly, job: Path, monkeypatch: pytest.MonkeyPatch, reason: str, flags: list[str]
+) -> None:
+    nightly.night(FIRST)
+    nightly.night({**FIRST, 4: 1})
+    nightly.put(SECOND)
+    more = {"gate": ["--set", STRICT], "new space": ["--set", "normalize.norm=l1"]}
+    if reason == "hold":
+        rollback(nightly.store)
+    if reason == "audit":
+        fault = Finding("audit.counts", "audit", 30.0, 31.0, passed=False, what="31 rows in.")
+        monkeypatch.setattr(output_limits, "audit", lambda *_: [fault])
+    result = invoke("refresh", job, *more.get(reason, []), *flags)
+    assert result.exit_code == 3
+    said = result.stdout + result.stderr
+    assert said.count("batchnorm-tool accept") == 1
+    errors = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert (
+        f"error: Version {4 if reason == 'hold' else 3} of `{nightly.store}` is waiting: "
+        in (errors[0])
+    )
+    if "--json" not in flags:  # where the record has what the message says
+        for what in ("2 changed rows, 10.00 % of", "31 rows in.", "on hold since"):
+            assert said.count(what) <= 1
+    if reason == "audit":
+        assert f"batchnorm-tool accept {nightly.store}" not in said
+
+
+def test_an_acceptance_keeps_who_when_and_why(
+    nightly: Nightly, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "mo")
+    monkeypatch.setattr("socket.gethostname", lambda: "night-1")
+    nightly.night(FIRST)
+    nightly.put(SECOND)
+    assert invoke("refresh", job, "--set", STRICT).exit_code == 3
+    result = invoke("accept", nightly.store, 2, "--note", "the spring range <b>")
+    assert result.exit_code == 0
+    by = "by mo on night-1: the spring range <b>"
+    assert by in " ".join(result.stdout.split())
+    kept = (stored_record(nightly.state, 2) or {})["accepted"]
+    assert kept.pop("at") <= now()
+    assert kept == {"user": "mo", "host": "night-1", "note": "the spring range <b>"}
+    shown = invoke("history", nightly.store, "--html", nightly.path / "h.html").stdout
+    assert f"version 2 accepted {now()[:11].replace('T', ' ')}" in shown
+    assert by in shown
+    nights = document(invoke("history", nightly.store, "--json"))["nights"]
+    assert [each.get("accepted", {}).get("user") for each in nights] == [None, "mo"]
+    tables = Reader((nightly.path / "h.html").read_text()).tables
+    (row,) = tables["Decisions, newest first"][1:]
+    assert (row[0], *row[2:]) == ("2", "mo", "night-1", "the spring range <b>")
+
+
+def test_who_has_no_name_accepts_by_number(
+    nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    nightly.night(FIRST)
+    held = nightly.held(SECOND, normalize__norm="l1")
+    found = accept(nightly.store, held["version"]).record["accepted"]
+    assert (found["user"], found["note"]) == (str(os.getuid()), None)
 
 
 def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
