@@ -79,6 +79,16 @@ class IdLookup:
             return is_here, is_here
         return begins & (self._second[inside] == ids[:, 1]), begins
 
+    def among(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
+        """Return those of many ids, ``uint64[n, 2]`` in each block, that are in the list."""
+        # A table of their lowest bits tells nearly all others apart, in a tenth of the time.
+        mask = np.uint64((1 << min(24, max(16, (64 * len(self)).bit_length()))) - 1)
+        table = np.zeros(int(mask) + 1, bool)
+        table[self._first & mask] = True
+        likely = (ids[table[ids[:, 0] & mask]] for ids in blocks)
+        found = [ids[self.find(ids) >= 0] for ids in likely]
+        return np.concatenate([np.empty((0, 2), np.uint64), *found])
+
     def repeated(self) -> np.ndarray:
         """See `repeats`."""
         same = self._first[1:] == self._first[:-1]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
-from batchnorm_tool.inputs.row_hash import HASH_VERSION, bytes_of, key_ids
+from batchnorm_tool.inputs.row_hash import HASH_VERSION, as_ids, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.store.state import (
@@ -170,15 +170,21 @@ class IndexWriter:
             write_page_checksum=True,
         )
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, table: pa.Table) -> np.ndarray:
         """Append rows: the key columns, and those of `INDEX_FIELDS` in any order.
 
-        ``key_id`` is made here, whether or not there is one. A quarantined row has no norm.
+        ``key_id`` is made where it is not there. A quarantined row has no norm. Returns the ids,
+        ``uint64[n, 2]``.
         """
-        ids = fixed_binary(key_ids(table, self._keys).view(np.uint8).reshape(-1, 16))
-        columns = [ids if name == KEY_ID else table.column(name) for name in self.schema.names]
+        if KEY_ID in table.column_names:
+            ids = as_ids(bytes_of(table[KEY_ID]))
+        else:
+            ids = key_ids(table, self._keys)
+        binary = fixed_binary(ids.view(np.uint8).reshape(-1, 16))
+        columns = [binary if name == KEY_ID else table.column(name) for name in self.schema.names]
         for group in self._groups.add(pa.table(columns, names=self.schema.names)):
             self._write(group)
+        return ids
 
     def commit(self) -> FileRecord:
         """Let the index appear under its name, whole and synced."""
@@ -192,6 +198,10 @@ class IndexWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Throw away what was not committed."""
         self._file.discard()
 
     def _write(self, group: pa.Table) -> None:

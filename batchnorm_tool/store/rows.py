@@ -105,10 +105,10 @@ def addresses_of_keys(
 
 
 def addresses_of_hashes(
-    path: str, lance_version: int | None, hashes: np.ndarray, columns: Sequence[str]
+    path: str, lance_version: int | None, ids: np.ndarray, columns: Sequence[str]
 ) -> Addresses:
     """Find a good row for each feature hash that the version has: its vector can be reused."""
-    return _addresses(as_ids(hashes), _good_hashes(path, lance_version, columns))
+    return _addresses(ids, _good_hashes(path, lance_version, columns))
 
 
 def _addresses(ids: np.ndarray, rows_by_id: Iterator[tuple[np.ndarray, np.ndarray]]) -> Addresses:

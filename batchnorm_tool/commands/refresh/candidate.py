@@ -6,11 +6,12 @@ computing anything again.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +19,23 @@ import pyarrow as pa
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
-from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.run.run import RunResult
+from batchnorm_tool.commands.refresh.survey import LiveSample, Survey
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
+from batchnorm_tool.inputs.row_ids import repeats
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.readers.run import StoredRun, open_run
-from batchnorm_tool.storage import Storage
+from batchnorm_tool.pipeline.manifest import RowCounts, Totals
+from batchnorm_tool.pipeline.output_state import RECORDS
+from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
+from batchnorm_tool.pipeline.plan import PLAN_PATH
+from batchnorm_tool.pipeline.repeats import REPEATS_PATH
+from batchnorm_tool.storage import STATE, TEMPORARY, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.store.index import (
-    INDEX_FIELDS,
     IS_QUARANTINED,
     IS_UNWANTED,
     KEY_ID,
@@ -59,12 +63,16 @@ from batchnorm_tool.store.state import (
 
 REUSED = f"{STAGING}/reused"
 SCORED = f"{STAGING}/scored"
+QUARANTINE = f"{STATE}/{QUARANTINE_DIRECTORY}"
+VECTORS = f"{SCORED}/{STATE}/vectors"
 CANDIDATE = f"{STAGING}/candidate.json"
-PREDICTED = f"{STAGING}/predicted.arrow"
 KEPT = f"{STAGING}/kept.arrow"
 REMOVED = f"{STAGING}/removed.arrow"
-# What is not needed any more once the candidate is whole.
-_SPENT = (changes.CHANGED, REUSED, changes.TOUCHED, changes.BAD, SCORED)
+# What is not needed any more once the candidate is whole: of the scored rows, all but the vectors.
+_SPENT = (
+    *(changes.CHANGED, changes.TOUCHED, changes.BAD),
+    *(f"{SCORED}/{path}" for path in (PLAN_PATH, RECORDS, REPEATS_PATH, TEMPORARY, QUARANTINE)),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Candidate(SealedRecord):
         norms: Of all rows of the version that are in the dataset.
         bad: Rows that are bad now: of those that were looked at again, and of all.
         bad_rows: The first of them.
+        keys: Different keys among all rows of the index.
         whole: Whether the dataset is rewritten, rather than merged into.
     """
 
@@ -83,6 +92,7 @@ class Candidate(SealedRecord):
     norms: NormStats
     bad: tuple[int, int]
     bad_rows: tuple[FaultyRow, ...]
+    keys: int
     whole: bool
     warnings: tuple[str, ...] = ()
 
@@ -91,43 +101,151 @@ class Candidate(SealedRecord):
         """Return the candidate that is staged whole; ``None`` where there is none."""
         return cls.from_json(storage.get(CANDIDATE))
 
-    @classmethod
-    def make(cls, staged: StagedRows, difference: ChangeSet, result: RunResult | None) -> Candidate:
-        """Put together what the refresh writes; then what is spent is removed.
 
-        ``result`` is what the model's run came to; ``None`` where it had nothing to do.
+class Assembly:
+    """A candidate that is put together while the model scores: each part once it is committed.
+
+    A thread of its own writes the next index, audits and samples what is written, and samples the
+    live version. The staged parts are the candidate: their vectors are not written again.
+    """
+
+    def __init__(self, staged: StagedRows, rows: RefreshRows) -> None:
+        self._staged = staged
+        self._rows = rows
+        self._removed = _RemovedRows(list(staged.plan.layout.keys))
+        self._survey = staged.survey(rows)
+        state, keys = staged.state, staged.plan.layout.key_schema
+        self._index = NextIndex(IndexWriter(state.storage, index_path(staged.version), keys))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assembly")
+        self._under_way = deque([self._thread.submit(self._begin)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._index.discard()
+
+    def take(self, number: int) -> None:
+        """Take in a committed part, while others are worked on."""
+        while self._under_way and self._under_way[0].done():
+            # What failed is told now, not after hours of the model's work.
+            self._under_way.popleft().result()
+        self._under_way.append(self._thread.submit(self._add_part, number))
+
+    def finish(self, totals: Totals | None) -> tuple[Candidate, Survey]:
+        """Add all other rows, and keep the candidate; then what is spent is removed.
+
+        ``totals`` is what the model's work came to; ``None`` where it had nothing to do.
         """
-        state, layout, version = staged.state, staged.plan.layout, staged.version
-        reused = state.rows_in(REUSED)
-        state.write_rows(PREDICTED, layout.schema, staged.predicted())
-        state.write_rows(KEPT, layout.schema, staged.kept())
-        removed = _RemovedRows(list(layout.keys))
-        norms, statuses = _write_index(staged, removed)
-        state.write_rows(REMOVED, layout.key_schema, [*removed.rows, staged.unfit()])
-        state.put_replaced(version, removed.hashes)
+        for each in (*self._under_way, self._thread.submit(self._add_rest)):
+            each.result()
+        counts = totals.counts if totals else RowCounts()
+        staged, state = self._staged, self._staged.state
+        statuses = self._index.commit()
+        keys = staged.plan.layout.key_schema
+        state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
+        state.put_replaced(staged.version, self._removed.hashes)
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
-        rows = replace(
-            difference.counts,
-            predicted=result.record.rows.rows_in if result else 0,
-            reused=reused,
-            stale=stale,
-            quarantined=remembered,
-            live=sum(statuses.values()) - remembered,
-        )
-        before = staged.pointer.layout
-        candidate = cls(
-            version=version,
-            rows=rows,
-            norms=norms,
+        before, layout = staged.pointer.layout, staged.plan.layout
+        candidate = Candidate(
+            version=staged.version,
+            rows=replace(
+                self._rows,
+                predicted=counts.predicted or 0,
+                reused=state.rows_in(REUSED) + (counts.reused or 0),
+                stale=stale,
+                quarantined=remembered,
+                live=sum(statuses.values()) - remembered,
+            ),
+            norms=self._index.norms,
             bad=(staged.bad.num_rows, stale + remembered),
             bad_rows=_first_bad(staged),
+            keys=self._index.distinct_keys(),
             whole=before is None or staged.plan.new_space or before.schema != layout.schema,
-            warnings=result.warnings if result else (),
+            warnings=tuple(totals.warnings) if totals else (),
         )
         state.storage.put(CANDIDATE, candidate.to_json())
-        for directory in _SPENT:
-            state.storage.remove(directory)
-        return candidate
+        for path in _SPENT:
+            state.storage.remove(path)
+        return candidate, self._survey
+
+    def _begin(self) -> None:
+        """Write what stays of the live index, and sample the live version."""
+        # With the ids that are there: those of texts would take long to be made again.
+        for table, dispositions in self._staged.indexed([*self._index.columns, KEY_ID]):
+            self._removed.add(table, dispositions)
+            stays = dispositions == RowDisposition.SAME
+            self._index.add(table if stays.all() else table.filter(pa.array(stays)))
+        self._index.settle()
+        self._survey.live = self._staged.live_sample(self._rows)
+
+    def _add_part(self, number: int) -> None:
+        self._write(self._staged.part(number), new=True)
+
+    def _add_rest(self) -> None:
+        """Add rows with known vectors, those that keep theirs, and those that are remembered."""
+        staged = self._staged
+        self._write(staged.reused(), new=True)
+        staged.state.write_rows(KEPT, staged.plan.layout.schema, staged.kept())
+        self._write(staged.state.read_rows(KEPT), new=False)
+        remembered = staged.quarantined
+        empty = pa.nulls(remembered.num_rows, pa.float64())
+        self._index.add(remembered.append_column(NORM, empty))
+
+    def _write(self, tables: Iterable[pa.Table], *, new: bool) -> None:
+        stored = self._staged.plan.layout.stored(*self._index.columns)
+        for table in tables:
+            self._survey.add(table, new=new)
+            self._index.add(table.select(stored).rename_columns(self._index.columns))
+
+
+class NextIndex:
+    """The index of the next version as it is written, with what is counted on the way."""
+
+    def __init__(self, writer: IndexWriter) -> None:
+        self.norms = NormStats()
+        self._writer = writer
+        self._statuses = Counter[str]()
+        self._ids = [np.empty((0, 2), np.uint64)]
+        self._settled = np.empty(0, np.uint64)
+        self.columns = [name for name in writer.schema.names if name != KEY_ID]
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows, with all of `columns`."""
+        if not table.num_rows:
+            return
+        self._ids.append(self._writer.add(table))
+        values = table[NORM].to_numpy()
+        self.norms += NormStats.of(values[~np.isnan(values)])
+        for each in table[STATUS].value_counts().to_pylist():
+            self._statuses[each["values"]] += each["counts"]
+
+    def settle(self) -> None:
+        """Sort what is there, so that what comes is held against it quickly."""
+        self._ids = [np.concatenate(self._ids)]
+        self._settled = np.sort(self._ids[0][:, 0])
+
+    def distinct_keys(self) -> int:
+        """Count different keys."""
+        first, rest = self._ids[0], np.concatenate([self._ids[0][:0], *self._ids[1:]])
+        words = np.sort(rest[:, 0])
+        at = np.minimum(np.searchsorted(self._settled, words), max(len(self._settled) - 1, 0))
+        known = self._settled[at] == words if len(self._settled) else np.zeros(len(words), bool)
+        # By their first words, which hardly ever agree by chance: three times as fast as both.
+        if known.any() or any((each[1:] == each[:-1]).any() for each in (words, self._settled)):
+            every = np.concatenate([first, rest])
+            return len(every) - len(repeats(every))
+        return len(first) + len(rest)
+
+    def commit(self) -> Counter[str]:
+        """Let the index appear; returns its rows by status."""
+        self._writer.commit()
+        return self._statuses
+
+    def discard(self) -> None:
+        """Throw away what was not committed."""
+        self._writer.discard()
 
 
 @dataclass
@@ -152,39 +270,6 @@ class _RemovedRows:
         leaves = (dispositions == RowDisposition.DELETED) & ~is_quarantined(table[STATUS])
         self.rows.append(table.select(self.keys).filter(pa.array(leaves)))
         self.hashes.append(bytes_of(table[FEATURE_HASH])[outdated & is_good(table[STATUS])])
-
-
-def _write_index(staged: StagedRows, removed: _RemovedRows) -> tuple[NormStats, Counter[str]]:
-    """Write the index that the version will have; returns its norms, and rows by status."""
-    norms, statuses = NormStats(), Counter[str]()
-    keys = staged.plan.layout.key_schema
-    with IndexWriter(staged.state.storage, index_path(staged.version), keys) as writer:
-        for table in _next_index(staged, removed):
-            writer.add(table)
-            values = table[NORM].to_numpy()
-            norms += NormStats.of(values[~np.isnan(values)])
-            for each in table[STATUS].value_counts().to_pylist():
-                statuses[each["values"]] += each["counts"]
-        writer.commit()
-    return norms, statuses
-
-
-def _next_index(staged: StagedRows, removed: _RemovedRows) -> Iterator[pa.Table]:
-    """Yield the rows of the next index: those that stay, those written, those remembered."""
-    columns = [*removed.keys, *(each.name for each in INDEX_FIELDS if each.name != KEY_ID)]
-    for table, dispositions in staged.indexed(columns):
-        removed.add(table, dispositions)
-        stays = dispositions == RowDisposition.SAME
-        rest = table if stays.all() else table.filter(pa.array(stays))
-        if rest.num_rows:
-            yield rest
-    stored = staged.plan.layout.stored(*columns)
-    for table in staged.state.read_rows(PREDICTED, KEPT):
-        yield table.select(stored).rename_columns(columns)
-    remembered = staged.quarantined
-    empty = pa.nulls(remembered.num_rows, pa.float64())
-    if remembered.num_rows:
-        yield remembered.append_column(NORM, empty).select(columns)
 
 
 def _beginning(statuses: Counter[str], start: str) -> int:
@@ -225,22 +310,62 @@ class StagedRows:
         path = self.state.storage.root / changes.DISPOSITIONS
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
-    def predicted(self) -> Iterator[pa.Table]:
-        """Yield rows whose vectors are new, from the model or from an older version."""
-        for table in (*self._scored(), *self.state.read_directory(REUSED)):
-            statuses = pa.array([GOOD] * table.num_rows, pa.string())
-            yield self._ordered(table.append_column(STATUS, statuses))
+    def written(self) -> Iterator[pa.Table]:
+        """Yield all rows that the refresh writes, as they are stored."""
+        yield from self._new()
+        yield from self.state.read_rows(KEPT)
 
-    def _scored(self) -> Iterator[pa.Table]:
-        run = self._run
-        for batch in run.read(run.schema.names, BATCH_ROWS) if run else ():
-            yield pa.Table.from_batches([batch])
+    def _new(self) -> Iterator[pa.Table]:
+        for number in range(self._parts):
+            yield from self.part(number)
+        yield from self.reused()
 
     @property
-    def _run(self) -> StoredRun | None:
-        """The model's run; ``None`` where it had nothing to do."""
-        is_there = self.state.storage.names(SCORED)
-        return open_run(str(self.state.storage.root / SCORED)) if is_there else None
+    def _parts(self) -> int:
+        return len(self.state.storage.names(VECTORS))
+
+    def part(self, number: int) -> Iterator[pa.Table]:
+        """Yield the rows of a committed part, whose vectors are the model's."""
+        return map(self._good, self.state.read_rows(f"{VECTORS}/part-{number:06d}.arrow"))
+
+    def reused(self) -> Iterator[pa.Table]:
+        """Yield the rows whose vectors were known."""
+        return map(self._good, self.state.read_directory(REUSED))
+
+    def _good(self, table: pa.Table) -> pa.Table:
+        statuses = pa.array([GOOD] * table.num_rows, pa.string())
+        return self._ordered(table.append_column(STATUS, statuses))
+
+    def surveyed(self, rows: RefreshRows) -> Survey:
+        """Look at all rows of a candidate that was put together earlier."""
+        survey = self.survey(rows)
+        for table in self._new():
+            survey.add(table, new=True)
+        for table in self.state.read_rows(KEPT):
+            survey.add(table, new=False)
+        survey.live = self.live_sample(rows)
+        return survey
+
+    def survey(self, rows: RefreshRows) -> Survey:
+        """Return an empty survey for what is written."""
+        changed = rows.new + rows.changed + rows.recomputed
+        return Survey.of(self.plan.layout, changed, self._whole_rows(rows))
+
+    def live_sample(self, rows: RefreshRows) -> LiveSample | None:
+        """Sample the live version; ``None`` where there is none, or vectors cannot be compared."""
+        before, version = self.pointer.layout, self.pointer.lance_version
+        if before is None or self.plan.new_space:
+            return None
+        columns = [*before.keys, STATUS, NORM]
+        indexed = (
+            (table.filter(pa.array(there)), (dispositions == RowDisposition.SAME)[there])
+            for table, dispositions in self.indexed(columns)
+            for there in [~is_quarantined(table[STATUS])]
+        )
+        return LiveSample.take(self.state.path, version, before, self._whole_rows(rows), indexed)
+
+    def _whole_rows(self, rows: RefreshRows) -> int:
+        return rows.live + rows.new - rows.vanished
 
     @cached_property
     def bad(self) -> pa.Table:
@@ -251,15 +376,13 @@ class StagedRows:
         return pa.concat_tables([schema.empty_table(), *found])
 
     def _quarantined_by_run(self) -> Iterator[pa.Table]:
-        run = self._run
-        if run is None:
-            return
-        form, carried = format_named("parquet"), self.plan.layout.staged.names
-        for part in run.parts:
-            file = run.quarantine_of(part)
-            if file is None:
-                continue
-            path = str(Path(run.path) / file.path)
+        directory, carried = (
+            f"{SCORED}/{STATE}/{QUARANTINE_DIRECTORY}",
+            self.plan.layout.staged.names,
+        )
+        form = format_named("parquet")
+        for name in self.state.storage.names(directory):
+            path = str(self.state.storage.root / directory / name)
             inspected = form.inspect(path)
             names = [*carried, inspected.schema.names[-2]]  # reason, and then the prediction
             for batch in form.read(path, names, 0, inspected.rows, BATCH_ROWS):

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool import publish
-from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, REMOVED, Candidate
+from batchnorm_tool.commands.refresh.candidate import REMOVED, Candidate, StagedRows
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
@@ -81,48 +81,41 @@ def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
 
 
 def merge(
-    state: StoreDirectory,
-    pointer: StorePointer,
-    after: StorePointer,
-    record: StoredRecord,
-    *,
-    whole: bool,
+    staged: StagedRows, after: StorePointer, record: StoredRecord, *, whole: bool
 ) -> StorePointer:
     """Publish the staged rows as one new version."""
-    check_dataset(state, pointer)
-    layout = after.layout
-    assert layout is not None  # noqa: S101  (a version has a layout)
-    if whole or pointer.live is None:
-        batches = _all_rows(state, pointer, layout, replaces=record.new_space)
+    state, layout = staged.state, staged.plan.layout
+    check_dataset(state, staged.pointer)
+    if whole:
+        batches = _batches(_all_rows(staged, replaces=record.new_space))
         prepared = transaction.prepare_whole(state.path, layout.schema, batches)
     else:
         removed = pa.concat_tables([layout.key_schema.empty_table(), *state.read_rows(REMOVED)])
+        written = _batches(staged.written())
         prepared = transaction.prepare_merge(
-            state.path, layout.schema, layout.keys, _written(state), removed
+            state.path, layout.schema, layout.keys, written, removed
         )
     return switch(state, prepared, after, record)
 
 
-def _written(state: StoreDirectory) -> Iterator[pa.RecordBatch]:
-    for table in state.read_rows(PREDICTED, KEPT):
+def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
+    for table in tables:
         yield from table.to_batches()
 
 
-def _all_rows(
-    state: StoreDirectory, pointer: StorePointer, layout: StoreSchema, *, replaces: bool
-) -> Iterator[pa.RecordBatch]:
+def _all_rows(staged: StagedRows, *, replaces: bool) -> Iterator[pa.Table]:
     """Yield every row of the version: those that stay, then those that the refresh writes."""
-    if pointer.live is not None and pointer.layout is not None and not replaces:
-        yield from _staying(state, pointer, pointer.layout, layout)
-    yield from _written(state)
+    before = staged.pointer.layout
+    if before is not None and not replaces:
+        yield from _staying(staged, before)
+    yield from staged.written()
 
 
-def _staying(
-    state: StoreDirectory, pointer: StorePointer, before: StoreSchema, layout: StoreSchema
-) -> Iterator[pa.RecordBatch]:
+def _staying(staged: StagedRows, before: StoreSchema) -> Iterator[pa.Table]:
     """Yield rows of the live version that the refresh leaves alone, in the new columns."""
+    state, layout = staged.state, staged.plan.layout
     keys = list(layout.keys)
-    tables = state.read_rows(PREDICTED, KEPT, REMOVED)
+    tables = (*staged.written(), *state.read_rows(REMOVED))
     ids = [key_ids(table.select(keys), keys) for table in tables]
     written = IdLookup(np.concatenate([np.empty((0, 2), np.uint64), *ids]))
     # A column of ours that is renamed holds what it held.
@@ -131,13 +124,13 @@ def _staying(
     stored = {name: renamed.get(name, name) for name in before.schema.names}
     gone = {*before.passthrough} - {*layout.passthrough}
     kept = [name for name in stored if name not in gone]
-    for batch in rows.rows(state.path, pointer.lance_version, kept):
+    for batch in rows.rows(state.path, staged.pointer.lance_version, kept):
         table = pa.Table.from_batches([batch]).rename_columns([stored[name] for name in kept])
         rest = table.filter(pa.array(written.find(key_ids(table, keys)) < 0))
         for field in layout.schema:
             if field.name not in rest.schema.names:
                 rest = rest.append_column(field, pa.nulls(rest.num_rows, field.type))
-        yield from rest.select(layout.schema.names).cast(layout.schema).to_batches()
+        yield rest.select(layout.schema.names).cast(layout.schema)
 
 
 def switch(
@@ -261,14 +254,18 @@ def _age(state: StoreDirectory, version: int) -> dt.timedelta:
 
 
 def publish_candidate(
-    staging: Staging, candidate: Candidate, record: StoredRecord, accepted: Acceptance | None
+    staging: Staging,
+    staged: StagedRows,
+    candidate: Candidate,
+    record: StoredRecord,
+    accepted: Acceptance | None,
 ) -> RefreshResult:
     """Make a candidate the live version, and bring the targets to it."""
     state, plan = staging.state, staging.plan
     record = record.approved(accepted).timed(staging.timings.seconds)
     with staging.timings.phase("merge"):
         after = _pointer_after(staging, candidate.version, accepted=accepted is not None)
-        pointer = merge(state, staging.pointer, after, record, whole=candidate.whole)
+        pointer = merge(staged, after, record, whole=candidate.whole)
     return deliver_published(state, pointer, plan.job.publish, plan.store.keep, staging.timings)
 
 

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from batchnorm_tool.commands.refresh.candidate import KEPT, PREDICTED, Candidate, StagedRows
+from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.commit import deliver_live, publish_candidate
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.record import RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
-from batchnorm_tool.commands.verify.vectors import length_tolerance
+from batchnorm_tool.commands.refresh.survey import Survey, joined
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines
-from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
-from batchnorm_tool.gate.output_limits import Vectors
 from batchnorm_tool.gate.record import WAITING, Acceptance, FileOfInput, InputRecord, ModelRecord
-from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
-from batchnorm_tool.inputs.row_ids import repeats
-from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
-from batchnorm_tool.store.index import KEY_ID, read_index
-from batchnorm_tool.store.rows import take_by_key
-from batchnorm_tool.store.state import (
-    NORM,
-    STATUS,
-    Basis,
-    StoredRecord,
-    StoreSchema,
-    index_path,
-    is_quarantined,
-)
-
-# Rows whose vectors are compared: a mean is then within 1 % of a standard deviation.
-_SAMPLE_ROWS = 10_000
-# Norms that are compared; beyond that, as many at equal distances: shares are then within 0.2 %.
-_NORMS = 100_000
+from batchnorm_tool.store.state import Basis, StoredRecord
 
 
 def evaluate_input(
@@ -61,56 +38,27 @@ def evaluate_input(
 
 
 def evaluate_output(
-    staged: StagedRows, candidate: Candidate, difference: ChangeSet
+    staged: StagedRows, candidate: Candidate, survey: Survey, difference: ChangeSet
 ) -> list[Finding]:
-    """Audit the staged rows, and hold them against the limits of the job."""
-    findings = output_limits.audit(_audit_facts(staged, candidate, difference), _audited(staged))
-    written = candidate.rows.predicted + candidate.rows.reused
+    """Hold what is written against what must always hold, and against the limits of the job."""
+    findings = output_limits.audit(_audit_facts(staged, candidate, difference), survey.audit)
     bad = output_limits.BadCounts(
-        changed_rows=written + difference.counts.bad,
+        changed_rows=candidate.rows.predicted + candidate.rows.reused + difference.counts.bad,
         changed_bad=candidate.bad[0],
         whole_rows=candidate.rows.live + candidate.rows.quarantined,
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
-    limits = staged.plan.job.gate.output
-    # At equal distances, not at random: the same refresh is judged alike when it is run again.
-    step = max(1, written // _SAMPLE_ROWS)
-    changed = _thinned(_staged(staged, step, PREDICTED))
-    # Vectors of two spaces have nothing to be compared by.
-    if staged.pointer.live is None or staged.plan.new_space:
+    limits, changed, live = staged.plan.job.gate.output, survey.changed.vectors, survey.live
+    if live is None:
         return findings + output_limits.evaluate_output(limits, changed, changed, None, bad)
-    step = max(1, candidate.rows.live // _SAMPLE_ROWS)
-    live, stays = _live(staged, step)
-    whole = _thinned(_joined(_kept(live, stays), _staged(staged, step, PREDICTED, KEPT)))
-    return findings + output_limits.evaluate_output(limits, changed, whole, _thinned(live), bad)
-
-
-def _audited(staged: StagedRows) -> output_limits.RowAudit:
-    layout = staged.plan.layout
-    norm = Norm.parse(layout.norm_label)
-    tolerance = 0.0
-    if norm.name != "none":
-        tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
-    found = output_limits.RowAudit(norm, tolerance)
-    for table in staged.state.read_rows(PREDICTED, KEPT):
-        found.add(*_rows(table, layout), table.select(list(layout.keys)))
-    return found
-
-
-def _rows(table: pa.Table, layout: StoreSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
-    columns = (table[name].combine_chunks() for name in (layout.vector, layout.norm))
-    vectors, norms = (rows_of(column) for column in columns)
-    return vectors, norms
+    whole = joined(live.staying, survey.whole.vectors)
+    return findings + output_limits.evaluate_output(limits, changed, whole, live.every, bad)
 
 
 def _audit_facts(
     staged: StagedRows, candidate: Candidate, difference: ChangeSet
 ) -> output_limits.AuditFacts:
-    index = read_index(staged.state.storage, index_path(staged.version), [KEY_ID])
-    ids = (as_ids(bytes_of(table[KEY_ID])) for table in index)
-    every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
     dispositions = staged.dispositions
     return output_limits.AuditFacts(
         mode=staged.plan.store.mode,
@@ -120,68 +68,8 @@ def _audit_facts(
         before=len(dispositions),
         new=difference.counts.new,
         gone=int((dispositions == RowDisposition.DELETED).sum()),
-        distinct_keys=len(every) - len(repeats(every)),
+        distinct_keys=candidate.keys,
     )
-
-
-def _thinned(sample: Vectors) -> Vectors:
-    """Return a sample with as many norms as are compared."""
-    return replace(sample, norms=sample.norms[:: max(1, len(sample.norms) // _NORMS)])
-
-
-def _kept(sample: Vectors, stays: tuple[np.ndarray, np.ndarray]) -> Vectors:
-    """Return the rows that stay: ``bool[n]`` of the sampled ones, ``bool[m]`` of all."""
-    few, every = stays
-    keys = sample.keys.filter(pa.array(few))
-    return Vectors(sample.unit[few], sample.sample_norms[few], sample.norms[every], keys)
-
-
-def _joined(one: Vectors, other: Vectors) -> Vectors:
-    return Vectors(
-        np.concatenate([one.unit, other.unit]),
-        np.concatenate([one.sample_norms, other.sample_norms]),
-        np.concatenate([one.norms, other.norms]),
-        pa.concat_tables([one.keys, other.keys]),
-    )
-
-
-def _live(staged: StagedRows, step: int) -> tuple[Vectors, tuple[np.ndarray, np.ndarray]]:
-    """Return the live version, and which of its rows stay: of the sample, and of the norms."""
-    layout = staged.pointer.layout or staged.plan.layout
-    keys = list(layout.keys)
-    every = max(1, step * _SAMPLE_ROWS // _NORMS)
-    tables, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
-    norms, norms_stay, first = [np.zeros(0)], [np.zeros(0, bool)], 0
-    for table, dispositions in staged.indexed([*keys, STATUS, NORM]):
-        rows = np.flatnonzero(~is_quarantined(table[STATUS]))
-        few, some = rows[-first % step :: step], rows[-first % every :: every]
-        tables.append(table.select(keys).take(pa.array(few)))
-        stays.append(dispositions[few] == RowDisposition.SAME)
-        norms.append(table[NORM].to_numpy()[some])
-        norms_stay.append(dispositions[some] == RowDisposition.SAME)
-        first += len(rows)
-    wanted = pa.concat_tables(tables)
-    columns = [layout.vector, layout.norm]
-    version = staged.pointer.lance_version
-    taken = list(take_by_key(staged.state.path, version, wanted, keys, columns))
-    schema = pa.schema([layout.schema.field(name) for name in columns])
-    vectors = _rows(pa.concat_tables([schema.empty_table(), *taken]), layout)
-    sample = Vectors(*vectors, np.concatenate(norms), wanted)
-    return sample, (np.concatenate(stays), np.concatenate(norms_stay))
-
-
-def _staged(staged: StagedRows, step: int, *paths: str) -> Vectors:
-    """Return every ``step``-th row of staged files."""
-    layout = staged.plan.layout
-    tables, norms, first = [layout.schema.empty_table()], [np.zeros(0)], 0
-    for table in staged.state.read_rows(*paths):
-        places = np.arange(-first % step, table.num_rows, step)
-        tables.append(table.take(pa.array(places)))
-        norms.append(table[layout.norm].to_numpy())
-        first += table.num_rows
-    sampled = pa.concat_tables(tables)
-    keys = sampled.select(list(layout.keys))
-    return Vectors(*_rows(sampled, layout), np.concatenate(norms), keys)
 
 
 def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
@@ -234,10 +122,11 @@ def conclude(
         raise await_approval(staging, record, "gate", findings)
     # A person who accepts a refresh that stopped before its vectors were made has not seen them.
     seen = record.norms is not None
-    candidate = staging.candidate(difference)
+    staged = staging.rows(difference)
+    candidate, survey = staging.candidate(staged, difference)
     # Small products on several threads wait for one another: ten times slower on busy cores.
     with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
-        found = evaluate_output(staging.rows(difference), candidate, difference)
+        found = evaluate_output(staged, candidate, survey, difference)
     findings += found
     record = record.judged(plan.job.gate.action, findings)
     record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
@@ -246,7 +135,7 @@ def conclude(
     reason = _reason(staging, unseen if accepted else findings, accepted=accepted is not None)
     if reason is not None:
         raise await_approval(staging, record, reason, findings)
-    return publish_candidate(staging, candidate, record, accepted)
+    return publish_candidate(staging, staged, candidate, record, accepted)
 
 
 def _norm_figures(norms: NormStats) -> dict[str, float | int | None]:

@@ -17,14 +17,16 @@ from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import names_in
-from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
+from batchnorm_tool.models import IdentityPredictor
+from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
 from batchnorm_tool.pipeline.scored_chunk import POLICIES, policy_for
+from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.publish import find_unfit
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
@@ -79,7 +81,7 @@ class RefreshPlan(Record):
         recompute: Whether every row meets the model, changed or not.
         new_versions: Whether another device or library predicts than in the live version.
         notes: What a person should know before it starts.
-        table: The input; ``None`` where all that is needed of it is staged already.
+        preparation: Input and model, looked at; ``None`` where what is needed is staged already.
     """
 
     job: Job
@@ -91,9 +93,9 @@ class RefreshPlan(Record):
     recompute: bool = False
     new_versions: bool = False
     notes: tuple[str, ...] = ()
-    table: Annotated[Table | None, PlainValidator(lambda table: table), Field(exclude=True)] = (
-        field(default=None, repr=False)
-    )
+    preparation: Annotated[
+        Preparation | None, PlainValidator(lambda prepared: prepared), Field(exclude=True)
+    ] = field(default=None, repr=False)
 
     @property
     def store(self) -> Store:
@@ -104,10 +106,10 @@ class RefreshPlan(Record):
     def source(self) -> RefreshSource:
         """The input as the difference takes it."""
         # A plan without input is one of a refresh that is staged.
-        assert self.table is not None  # noqa: S101
+        assert self.preparation is not None  # noqa: S101
         job, store, resolved, layout = self.job, self.store, self.resolved, self.layout
         return RefreshSource(
-            table=self.table,
+            table=self.preparation.table,
             reader=FeatureReader(
                 resolved.features, resolved.inputs, job.input, job.model is not None
             ),
@@ -142,6 +144,19 @@ class RefreshPlan(Record):
         if self.job.normalize.zero != "keep":
             zeros = f"`normalize.zero` was keep and is {self.job.normalize.zero}"
         return JudgedAgain(statuses, zeros)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of model and features, found on the first rows."""
+        return () if self.preparation is None else self.preparation.warnings(self.resolved)
+
+    def open_model(self) -> Predictor:
+        """Return the model, loaded once."""
+        if self.preparation is not None:
+            return self.preparation.predictor()
+        if self.job.model is None:
+            return IdentityPredictor(self.resolved.inputs)
+        return load_model(self.job.model, self.resolved.model_content, self.job.engine)
 
     def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash all that the staged result depends on, limits of the gate excepted."""
@@ -181,7 +196,7 @@ def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None
         recompute=recompute,
         new_versions=_predicts_otherwise(identity, pointer.identity),
         notes=notes,
-        table=preparation.table,
+        preparation=preparation,
     )
 
 

@@ -4,30 +4,47 @@ What is known of changed rows is reused, and the rest is scored: staged features
 every run to staged vectors, so that parts, commit records and resuming are those of `run`.
 """
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.progress import Progress
-from batchnorm_tool.commands.refresh.candidate import REUSED, SCORED, Candidate, StagedRows
+from batchnorm_tool.commands.refresh.candidate import (
+    REUSED,
+    SCORED,
+    Assembly,
+    Candidate,
+    StagedRows,
+)
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
 from batchnorm_tool.commands.refresh.record import PhaseTimings, now
-from batchnorm_tool.commands.run.run import RunResult, run
+from batchnorm_tool.commands.refresh.survey import Survey
+from batchnorm_tool.commands.run.execute import execute
+from batchnorm_tool.commands.run.run import result_warnings
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BadRows, Lines, WorkFailed
+from batchnorm_tool.errors import BadRows, Lines
 from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.gate.record import WAITING
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
 from batchnorm_tool.inputs.row_ids import IdLookup
-from batchnorm_tool.job import Input, Job, Output
-from batchnorm_tool.pipeline.manifest import read_refusals
+from batchnorm_tool.inputs.table import open_table
+from batchnorm_tool.job import Input, Job
+from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.pipeline.manifest import PartRecord, Totals, read_refusals, total
+from batchnorm_tool.pipeline.output_schema import carried_schema
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, choose_part_rows, written_bytes
+from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord, stored_as
+from batchnorm_tool.store.index import read_index
 from batchnorm_tool.store.rows import NOWHERE, Addresses, addresses_of_hashes, at_addresses
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -85,25 +102,26 @@ class Staging:
                 callbacks=Callbacks(self.progress.advance),
             ).run()
 
-    def candidate(self, difference: ChangeSet) -> Candidate:
+    def candidate(self, staged: StagedRows, difference: ChangeSet) -> tuple[Candidate, Survey]:
         """Return the refresh made ready to be merged: scored and put together, once."""
         found = Candidate.load(self.state.storage)
         if found is not None:
-            return found
+            with self.timings.phase("gate"):
+                return found, staged.surveyed(difference.counts)
         self._reuse()
-        with self.timings.phase("prediction"):
-            result = score(self.state, self.plan, difference, self.progress)
-        with self.timings.phase("candidate"):
-            return Candidate.make(self.rows(difference), difference, result)
+        with Assembly(staged, difference.counts) as assembly:
+            with self.timings.phase("prediction"):
+                totals = score(self.state, self.plan, difference, self.progress, assembly.take)
+            with self.timings.phase("candidate"):
+                return assembly.finish(totals)
 
     def _reuse(self) -> None:
-        """Unstage rows whose vectors an older version has, before a run reads them."""
+        """Unstage rows whose vectors the store has, before a run reads them."""
         recomputes_bits = self.plan.recompute and not self.plan.new_space
         if recomputes_bits or self.state.storage.names(SCORED):
             return
-        known = reusable_vectors(self.state, self.pointer, self.plan)
-        if known and self.state.rows_in(CHANGED):
-            with self.timings.phase("reuse"):
+        with self.timings.phase("reuse"):
+            for known in reusable_vectors(self.state, self.pointer, self.plan):
                 reuse(self.state, self.plan, known)
 
 
@@ -173,23 +191,33 @@ def discard_staged(
     return pointer
 
 
+@dataclass(frozen=True)
+class ReusableVectors:
+    """Vectors of the space that a version has.
+
+    ``lance_version`` is Lance's number of it, and ``hashes`` yields feature hashes that it has,
+    ``uint8[n, 16]`` each; some of their rows may have no good vector.
+    """
+
+    lance_version: int
+    hashes: Iterable[np.ndarray]
+
+
 def reusable_vectors(
     state: StoreDirectory, pointer: StorePointer, plan: RefreshPlan
-) -> list[tuple[int, np.ndarray]]:
-    """Return which vectors of the new space only older kept versions have, newest first.
-
-    That is, of each version, its number in Lance, and the rows' feature hashes ``uint8[n, 16]``.
-    """
+) -> Iterator[ReusableVectors]:
+    """Yield what versions of the space have: the live one, then older kept ones, newest first."""
+    if pointer.live is not None and _fits(state, pointer.live, plan):
+        index = read_index(state.storage, index_path(pointer.live), [FEATURE_HASH])
+        hashes = (bytes_of(table[FEATURE_HASH]) for table in index)
+        yield ReusableVectors(pointer.versions[pointer.live], hashes)
     # Each version notes the feature hashes of the rows that it replaced or removed; their vectors
     # lie in the version that it was built on.
-    found = []
     for version in sorted(pointer.versions, reverse=True):
         record = state.record(version)
         base = record.base if record else None
-        if base is None or base not in pointer.versions or not _fits(state, base, plan):
-            continue
-        found.append((pointer.versions[base], state.replaced(version)))
-    return [(lance_version, hashes) for lance_version, hashes in found if len(hashes)]
+        if base is not None and base in pointer.versions and _fits(state, base, plan):
+            yield ReusableVectors(pointer.versions[base], [state.replaced(version)])
 
 
 def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
@@ -206,19 +234,18 @@ def _fits(state: StoreDirectory, version: int, plan: RefreshPlan) -> bool:
     )
 
 
-def reuse(state: StoreDirectory, plan: RefreshPlan, known: list[tuple[int, np.ndarray]]) -> None:
+def reuse(state: StoreDirectory, plan: RefreshPlan, known: ReusableVectors) -> None:
     """Unstage rows whose vectors are known; they are written with these vectors."""
-    for lance_version, old in known:
-        places = IdLookup(as_ids(old))
-        found = (bytes_of(table[FEATURE_HASH]) for table in state.read_directory(CHANGED))
-        wanted = [hashes[places.find(as_ids(hashes)) >= 0] for hashes in found]
-        if not sum(map(len, wanted)):
-            continue
-        columns = plan.layout.stored(FEATURE_HASH, STATUS)
-        hashes = np.concatenate(wanted)
-        addresses = addresses_of_hashes(state.path, lance_version, hashes, columns)
-        for name in state.storage.names(CHANGED):
-            _reuse_file(state, plan, (lance_version, addresses), name)
+    staged = [as_ids(bytes_of(table[FEATURE_HASH])) for table in state.read_directory(CHANGED)]
+    if not staged:
+        return
+    wanted = IdLookup(np.concatenate(staged)).among(map(as_ids, known.hashes))
+    if not len(wanted):
+        return
+    columns = plan.layout.stored(FEATURE_HASH, STATUS)
+    addresses = addresses_of_hashes(state.path, known.lance_version, wanted, columns)
+    for name in state.storage.names(CHANGED):
+        _reuse_file(state, plan, (known.lance_version, addresses), name)
 
 
 def _reuse_file(
@@ -254,28 +281,41 @@ def _stored(path: str, lance_version: int, addresses: np.ndarray, layout: StoreS
 
 
 def score(
-    state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet, progress: Progress
-) -> RunResult | None:
-    """Predict and normalize what is staged; ``None`` where nothing is."""
+    state: StoreDirectory,
+    plan: RefreshPlan,
+    difference: ChangeSet,
+    progress: Progress,
+    take: Callable[[int], None],
+) -> Totals | None:
+    """Predict and normalize what is staged; ``None`` where nothing is.
+
+    ``take`` is called with the number of each part, in order, once it is committed.
+    """
     if not state.rows_in(CHANGED):
         return None
-    try:
-        result = run(scoring_job(state, plan, difference), progress=progress)
-    except BadRows as error:
-        raise BadRows(_broken_policy(Storage(state.storage.root / SCORED), plan.job)) from error
-    content = result.record.identity.space["model"]
-    if content != plan.resolved.model_content:
-        raise WorkFailed(
-            "The model file changed during the refresh. Expected the "
-            f"content {plan.resolved.model_content}. Received: {content}. Run the same command "
-            "again."
-        )
-    return result
+    place = Storage(state.storage.root / SCORED)
+    model = plan.open_model()
+    scoring = scoring_plan(state, plan, difference, model)
+    before = Plan.from_json(place.get(PLAN_PATH))
+    resumes = before if before is not None and before.files == scoring.files else None
+    repeats = Repeats.of(_staged_hashes(state), scoring.rows)
+    execute(scoring, place, lambda: model, progress, before=resumes, repeats=repeats, take=take)
+    refused = list(read_refusals(place))
+    if refused:
+        raise BadRows(_broken_policy(refused, plan.job))
+    totals = total(place, range(scoring.part_count))
+    totals.warnings = result_warnings(scoring, totals)
+    return totals
 
 
-def _broken_policy(scored: Storage, job: Job) -> str:
+def _staged_hashes(state: StoreDirectory) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number of a first row for the model, and feature hashes from there on."""
+    for row, table in numbered(state.read_directory(CHANGED)):
+        yield row, bytes_of(table[FEATURE_HASH])
+
+
+def _broken_policy(refused: list[PartRecord], job: Job) -> str:
     """Name the rows by their keys: where they are staged is of no use to a reader."""
-    refused = list(read_refusals(scored))
     rows = [row for record in refused for row in record.first_bad_rows][:SHOWN_ROWS]
     choices = [
         f"set `{section}.{key}` to {' or '.join(policy for policy in policies if policy != 'fail')}"
@@ -290,26 +330,45 @@ def _broken_policy(scored: Storage, job: Job) -> str:
     )
 
 
-def scoring_job(state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet) -> Job:
-    """Return the run that scores the staged rows with the job's model and norm."""
-    layout, job, root = plan.layout, plan.job, state.storage.root
+def scoring_plan(
+    state: StoreDirectory, plan: RefreshPlan, difference: ChangeSet, model: Predictor
+) -> Plan:
+    """Return the plan by which the staged rows are scored: what is staged is its input."""
+    job, layout, resolved = plan.job, plan.layout, plan.resolved
+    columns = difference.features
     source = Input(
-        path=str(root / CHANGED),
+        path=str(state.storage.root / CHANGED),
         format="arrow",
         key=list(layout.keys),
-        features={name: [column] for name, column in difference.features.items()},
+        features={name: [column] for name, column in columns.items()},
         passthrough=[name for name in layout.staged.names if name not in layout.keys],
         invalid=job.input.invalid,
     )
-    output = Output(
-        path=str(root / SCORED),
-        dtype=job.output.dtype,
-        columns=job.output.columns,
-        part_rows=job.output.part_rows,
+    output = job.output.model_copy(update={"format": "arrow"})
+    table = open_table(source)
+    part_rows = resolved.part_rows
+    if job.output.part_rows == "auto":
+        written = written_bytes(resolved.outputs, job.output.dtype)
+        part_rows = min(
+            part_rows,
+            choose_part_rows(
+                resolved.batch_size, table.rows, rows_per_second=math.inf, bytes_per_row=written
+            ),
+        )
+    return Plan(
+        job=job.model_copy(update={"input": source, "output": output}),
+        files=table.files,
+        resolved=replace(
+            resolved,
+            features={name: (column,) for name, column in columns.items()},
+            carried=carried_schema(source, table.schema, table.rows),
+            part_rows=part_rows,
+            chunk_rows=min(resolved.chunk_rows, part_rows),
+            # The choices may have been made on another machine.
+            device=model.device,
+            threads=model.threads,
+        ),
+        identity=plan.identity,
+        options_fingerprint=plan.options_fingerprint,
+        warnings=plan.warnings,
     )
-    model = job.model
-    if model is not None:
-        model = model.model_copy(update={"batch_size": plan.resolved.batch_size})
-    # Bad rows are the gate's to judge, beside all the others.
-    normalize = job.normalize.model_copy(update={"max_bad_fraction": 1.0})
-    return Job(input=source, model=model, normalize=normalize, output=output, engine=job.engine)

@@ -121,8 +121,13 @@ class Preparation:
             identity=planning.identify(self.job, resolved, self.table.files, self.limit),
             options_fingerprint=self.options_fingerprint,
             limit=self.limit,
-            warnings=tuple(dict.fromkeys(self._findings(resolved, layouts))),
+            warnings=self.warnings(resolved),
         )
+
+    def warnings(self, resolved: ResolvedOptions) -> tuple[str, ...]:
+        """Return what a person should know, whether the choices are new or were made earlier."""
+        layouts = output_schema.output_specs(self.job, resolved.outputs)
+        return tuple(dict.fromkeys(self._findings(resolved, layouts)))
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made earlier; where other bits are accepted, for the device here."""
@@ -132,7 +137,6 @@ class Preparation:
         return replace(choices, device=model.device, threads=model.threads)
 
     def _findings(self, resolved: ResolvedOptions, layouts: _Layouts) -> Iterator[str]:
-        """Yield what a person should know, whether the choices are new or from an earlier run."""
         yield from self._warnings
         found: list[str] = []
         with capture_warnings(found.append):

@@ -240,7 +240,7 @@ def _publish(
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
     totals.files.append(part_output.gather(storage, range(plan.part_count)))
-    manifest = manifests.build_manifest(plan, totals, layouts, _warnings(plan, totals))
+    manifest = manifests.build_manifest(plan, totals, layouts, result_warnings(plan, totals))
     storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
     storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())
     paths = [file.path for part in totals.parts for file in part.files]
@@ -250,7 +250,7 @@ def _publish(
     return manifest
 
 
-def _warnings(plan: Plan, totals: manifests.Totals) -> list[str]:
+def result_warnings(plan: Plan, totals: manifests.Totals) -> list[str]:
     """Return what was found while planning, and what the statistics show."""
     found = list(plan.warnings)
     for name, stats in totals.statistics.items():
