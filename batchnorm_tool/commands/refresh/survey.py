@@ -22,7 +22,7 @@ SAMPLE_NORMS = 100_000
 
 
 @dataclass
-class Sample:
+class VectorSample:
     """Rows at equal distances, of ``rows`` in all; more of their norms than of their vectors.
 
     Not at random: the same refresh is judged alike when it is run again.
@@ -85,8 +85,8 @@ class Survey:
     """
 
     audit: RowAudit
-    changed: Sample
-    whole: Sample
+    changed: VectorSample
+    whole: VectorSample
     live: LiveSample | None = None
 
     @classmethod
@@ -96,7 +96,7 @@ class Survey:
         tolerance = 0.0
         if norm.name != "none":
             tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
-        changed, whole = (Sample(layout, rows) for rows in (changed_rows, whole_rows))
+        changed, whole = (VectorSample(layout, rows) for rows in (changed_rows, whole_rows))
         return cls(RowAudit(norm, tolerance), changed, whole)
 
     def add(self, table: pa.Table, *, new: bool) -> None:
@@ -141,7 +141,7 @@ class LiveSample:
             rows: Rows of the version that is judged.
             indexed: Its rows in the dataset: keys and `NORM`, and ``bool[n]``, which of them stay.
         """
-        keys, sample = list(layout.keys), Sample(layout, rows)
+        keys, sample = list(layout.keys), VectorSample(layout, rows)
         wanted, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
         norms, norms_stay = [np.zeros(0)], [np.zeros(0, bool)]
         for table, staying in indexed:
