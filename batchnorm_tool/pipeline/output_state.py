@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import FRESH, RECREATE, Damaged, InputError, OutputError
 from batchnorm_tool.pipeline import manifest as manifests
+from batchnorm_tool.pipeline.differences import differences
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, PartRecord
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions, differences
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import Policies
 from batchnorm_tool.storage import STATE, Storage
 

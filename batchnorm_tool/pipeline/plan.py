@@ -7,7 +7,7 @@ reads it from there. Nothing here reads or writes a file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
@@ -135,39 +135,6 @@ def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, object]:
         "cpu": environment.cpu(),
         "versions": environment.versions(_VERSIONED_WITH_MODEL if with_model else _VERSIONED),
     }
-
-
-def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> Iterator[str]:
-    """Say in words what differs between two identities, most meaningful first."""
-    for group in ("space", "bits", "policies", "result"):
-        before, after = getattr(old, group), getattr(new, group)
-        for name in sorted((before.keys() | after.keys()) - set(unasked)):
-            yield from _named_differences(name, before.get(name), after.get(name))
-
-
-_LABELS = {
-    "input": "the input files",
-    "model": "the model's content",
-    "input.transform": "`input.transform` or its source",
-}
-
-
-def _named_differences(name: str, before: object, after: object) -> Iterator[str]:
-    """Yield what differs under ``name``; of two mappings, only the keys that differ."""
-    if before == after:
-        return
-    if name in _LABELS:
-        yield _LABELS[name]
-    elif isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(before.keys() | after.keys()):
-            yield from _named_differences(f"{name}.{key}", before.get(key), after.get(key))
-    else:
-        yield f"`{name}` ({_short(before)} there, {_short(after)} now)"
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = str(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import plan
-from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
+from batchnorm_tool.pipeline.differences import differences
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, identify
 from tests.pipeline.test_plan import RESOLVED
 
 FILES = (InputFile("/in/a.parquet", "parquet", 100, 7, "a" * 64),)
@@ -142,15 +143,31 @@ def test_versions_of_tensorflow_matter_only_with_a_model() -> None:
 
 
 WORDS = {
-    "`norms.score.norm` (l2 there, l1 now)": SPACE["norm"],
-    "the model's content": SPACE["model content"],
-    "`input.transform` or its source": SPACE["transform"],
-    "`features.words` (['title', 'body'] there, ['body', 'title'] now)": SPACE["order of features"],
-    "`batch_size` (32 there, 64 now)": BITS["batch size"],
-    "`normalize.zero` (keep there, drop now)": POLICIES["zero"],
+    "norm of `score` l2 → l1": SPACE["norm"],
+    "norm of `score` l2 → lp:3": SPACE["p"],
+    "norm of `score` l2 → max": SPACE["norm of one output"],
+    "axis of `score` -1 → all": SPACE["axis"],
+    "another model: aaaaaa → bbbbbb": SPACE["model content"],
+    "layer none → tower": SPACE["layer"],
+    "signature none → encode": SPACE["signature"],
+    "outputs embedding, score → embedding": SPACE["outputs"],
+    "features of `words` in another order": SPACE["order of features"],
+    "features of `words` without `title`, `body`, with `head`": resolving(
+        features={"image": ("pixels",), "words": ("head",)}
+    ),
+    "fill of `price` none → 0.5": SPACE["fill"],
+    "decode of `pixels` none → png": SPACE["decode"],
+    "input dtype none → bfloat16": changing(input={"dtype": "bfloat16"}),
+    "another transform: none → cccccc": SPACE["transform"],
+    "batch size 32 → 64": BITS["batch size"],
+    "threads 1 → 2": BITS["threads"],
+    "device cpu → gpu": BITS["device"],
+    "`normalize.zero` keep → drop": POLICIES["zero"],
     "the input files": RESULT["footer"],
-    "`output.columns.vector` (vector there, v now)": RESULT["columns"],
-    "`limit` (None there, 5 now)": RESULT["limit"],
+    "`output.columns.vector` vector → v": RESULT["columns"],
+    "`output.byte_stream_split` false → true": RESULT["encoding"],
+    "`input.passthrough` none → label": RESULT["passthrough"],
+    "limit none → 5": RESULT["limit"],
 }
 
 
@@ -159,12 +176,52 @@ def test_differences_are_said_in_words(words: str, change: Callable[[], Identity
     assert words in list(differences(identity_of(), change()))
 
 
+EVERY = {**SPACE, **BITS, **POLICIES, **RESULT}
+
+
+@pytest.mark.parametrize("change", EVERY.values(), ids=EVERY)
+def test_what_differs_is_one_line_without_brackets_or_quotes(
+    change: Callable[[], Identity],
+) -> None:
+    for old, new in ((identity_of(), change()), (change(), identity_of())):
+        said = ", ".join(differences(old, new))
+        assert said
+        assert not {*said} & {*"[](){}'\"\n"}, said
+        assert "None" not in said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (["vector"], ["embedding"], "outputs vector → embedding, norm l2 → l1"),
+        (["a", "b"], ["b", "c"], "outputs a, b → b, c, norm of `b` l2 → l1"),
+    ],
+    ids=["the only one", "one of several"],
+)
+def test_norms_of_other_outputs_are_compared_where_they_can_be(
+    before: list[str], after: list[str], words: str
+) -> None:
+    sides = (
+        {"outputs": names, "norms": {name: {"norm": norm, "axis": -1} for name in names}}
+        for names, norm in ((before, "l2"), (after, "l1"))
+    )
+    old, new = (Identity(space, {}, {}, {}) for space in sides)
+    assert ", ".join(differences(old, new)) == words
+
+
+def test_of_many_features_a_few_are_named() -> None:
+    names = [f"f{n}" for n in range(100)]
+    old, new = (Identity({"features": {"x": x}}, {}, {}, {}) for x in (["y"], names))
+    words = "features without `y`, with `f0`, `f1`, `f2`, `f3` and 96 more"
+    assert list(differences(old, new)) == [words]
+
+
 def test_only_the_version_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     old = identity_of()
     versions = {**old.bits["versions"], "numpy": "1.0"}
     new = replace(old, bits={**old.bits, "versions": versions})
     (said,) = differences(old, new)
-    assert said == f"`versions.numpy` ({old.bits['versions']['numpy']} there, 1.0 now)"
+    assert said == f"numpy {old.bits['versions']['numpy']} → 1.0"
 
 
 def test_what_is_long_is_cut() -> None:
@@ -172,8 +229,4 @@ def test_what_is_long_is_cut() -> None:
     new = replace(old, result={**old.result, "input.passthrough": ["column"] * 100})
     (said,) = differences(old, new)
     assert len(said) < 120
-    assert said.endswith("… now)")
-
-
-def test_an_identity_survives_plain_data() -> None:
-    assert Identity.from_dict(identity_of().to_dict()) == identity_of()
+    assert said.endswith("…")

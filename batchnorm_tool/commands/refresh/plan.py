@@ -23,8 +23,9 @@ from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.differences import differences
 from batchnorm_tool.pipeline.output_schema import OutputSpec
-from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, differences, identify
+from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, identify
 from batchnorm_tool.pipeline.scored_chunk import POLICIES, policy_for
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.publish import find_unfit
@@ -355,16 +356,13 @@ def _retyped(before: StoreSchema | None, rows: StoreSchema) -> tuple[str, ...]:
 
 def _new_space(live: Identity, current: Identity) -> str:
     found = ", ".join(_of_group(live, current, "space")) or "the way features are read"
-    return (
-        "A new vector space: every row is recomputed, because vectors of two spaces are never "
-        f"mixed. What differs: {found}."
-    )
+    return f"A new vector space ({found}): every row is recomputed."
 
 
 def _new_bits(live: Identity, current: Identity, *, recompute: bool) -> str:
     found = ", ".join(_of_group(live, current, "bits"))
     consequence = "every row is recomputed" if recompute else "only changed rows are recomputed"
-    return f"Low-order bits may differ from those of the live version ({found}): {consequence}."
+    return f"Low-order bits may differ from the live version's ({found}): {consequence}."
 
 
 def _of_group(live: Identity, current: Identity, group: str) -> list[str]:

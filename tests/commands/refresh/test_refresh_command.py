@@ -345,7 +345,7 @@ def test_a_dry_run_announces_a_new_space(nightly: Nightly, job: Path) -> None:
     nightly.night(FIRST)
     found = document(invoke("refresh", job, "--dry-run", "--json", "--set", "normalize.norm=none"))
     assert found["new_space"]
-    assert found["notes"][0].startswith("A new vector space: every row is recomputed")
+    assert found["notes"] == ["A new vector space (norm l2 → none): every row is recomputed."]
     assert found["rows"]["recomputed"] == 20
 
 

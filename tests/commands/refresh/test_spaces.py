@@ -15,9 +15,6 @@ from batchnorm_tool.errors import Held
 from tests.commands.refresh.nightly import Nightly, features, firsts, items, unit, units
 from tests.refresh_records import stored_record
 
-ANEW = (
-    "A new vector space: every row is recomputed, because vectors of two spaces are never mixed. "
-)
 FIRST = dict.fromkeys(range(30), 0)
 
 
@@ -58,9 +55,12 @@ def test_a_new_space_is_announced_before_it_starts(
     night = Path(encoded.state.root) / "night"
     with pytest.raises(Held):
         refresh(job, announce=lambda text: told.append((text, night.exists())))
-    assert told[0] == (f"{ANEW}What differs: the model's content.", False)
-    record = stored_record(encoded.state, 2)
+    first, record = (stored_record(encoded.state, version) for version in (1, 2))
+    assert first is not None
     assert record is not None
+    old, new = (each["model"]["content"][:6] for each in (first, record))
+    said = f"A new vector space (another model: {old} → {new}): every row is recomputed."
+    assert told[0] == (said, False)
     assert record["warnings"] == [told[0][0]]
 
 
@@ -122,7 +122,7 @@ def test_another_norm_is_a_new_space(nightly: Nightly, seen: set[float]) -> None
     seen.clear()
     held = nightly.held(FIRST, normalize={"norm": "none"})
     assert (held["reason"], held["rows"]["predicted"]) == ("new space", 30)
-    assert held["warnings"] == [f"{ANEW}What differs: `norms.x.norm` (l2 there, none now)."]
+    assert held["warnings"] == ["A new vector space (norm l2 → none): every row is recomputed."]
     accept(nightly.store, 2)
     expected = {key: (features(key).tobytes(), 1.0) for key in FIRST}
     assert nightly.vectors() == expected
@@ -134,7 +134,7 @@ def test_another_feature_list_is_a_new_space(nightly: Nightly) -> None:
     table = items(FIRST)
     held = nightly.held(table.append_column("y", table["x"]), rename)
     assert held["reason"] == "new space"
-    assert "`features.x`" in held["warnings"][0]
+    assert "(features without `x`, with `y`)" in held["warnings"][0]
 
 
 def test_a_wider_vector_is_taken_up(nightly: Nightly) -> None:
@@ -272,7 +272,7 @@ def test_other_bits_are_recorded_and_recompute_nothing(
     assert first["space"] == second["space"]
     assert first["bits"] != second["bits"]
     (note,) = second["warnings"]
-    assert note.startswith("Low-order bits may differ from those of the live version (`")
+    assert note.startswith("Low-order bits may differ from the live version's (")
     assert note.endswith("only changed rows are recomputed.")
     assert {key: bits for key, bits in encoded.vectors().items() if key != 3} == {
         key: bits for key, bits in before.items() if key != 3

@@ -163,7 +163,7 @@ def test_limit_takes_the_first_rows(
     result = encode(source, limit=300)
     assert result.rows["in"] == 300
     assert_same_bits(read(result.path).to_numpy()[1], normalized(raw[:300], "l2")[0])
-    with pytest.raises(OutputError, match=r"`limit` \(300 there, 301 now\)"):
+    with pytest.raises(OutputError, match=r"limit 300 → 301"):
         encode(source, limit=301)
     assert encode(source, limit=300).nothing_to_do
 
