@@ -6,7 +6,7 @@ import platform
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -62,7 +62,7 @@ def map_in_order(
     items: Iterable[_Item],
     threads: int | None = None,
     stop: Callable[[], None] = lambda: None,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yield what a function makes of each item, in order; several threads work meanwhile.
 
     Items are taken in the caller's thread, two for each thread ahead: memory does not depend on

@@ -82,6 +82,11 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     ("--features", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."}),
     ("--layer", "model.layer", {"help": "Use the output of this inner layer."}),
     ("--outputs", "model.outputs", {**_NAMES, "help": "Outputs to normalize, as a,b."}),
+    (
+        "--deduplicate",
+        "input.deduplicate",
+        {"flag_value": True, "default": None, "help": "Predict rows of the same features once."},
+    ),
     ("--batch-size", "model.batch_size", {"help": "Rows per model call, or auto."}),
     ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
     ("--engine", "engine.kind", {"help": f"{any_of(ENGINES)}."}),

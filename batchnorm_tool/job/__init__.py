@@ -195,6 +195,13 @@ class Job(Section):
                 raise wrong(f"is the same path as `{key}`. Choose another path.", other)
         return self
 
+    @model_validator(mode="after")
+    def _check_deduplicate(self) -> Self:
+        if self.input.deduplicate and self.model is None:
+            text = "needs a model: stored predictions are only normalized, and none is made twice."
+            raise wrong(f"{text} Remove it, or add the section `model`.", "input.deduplicate")
+        return self
+
     def _written(self) -> dict[str, list[str]]:
         """Return every place that is written to, by its key."""
         written = {} if is_staged(self) else {"output.path": [self.output.path]}

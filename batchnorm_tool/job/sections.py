@@ -147,6 +147,9 @@ class Input(Section):
     dtype: Literal["bfloat16"] | None = Field(
         default=None, description="Type of NPY arrays stored as |V2."
     )
+    deduplicate: Flag = Field(
+        default=False, description="Predict rows that have the same features once in a run."
+    )
 
     @property
     def paths(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainSerializer
 
 from batchnorm_tool._version import __version__
-from batchnorm_tool.chunk import Reason
+from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.job import Job
@@ -185,6 +185,17 @@ class Totals:
         counts = record.counts
         place = (record.part, record.first_row, counts.rows_in, counts.rows_out)
         self.parts.append(PartEntry(*place, record.bits, record.files))
+
+    def count_predicted(self, *, deduplicated: bool) -> None:
+        """Count rows predicted and reused where that is wanted, and nowhere else."""
+        # A part of an attempt that was asked otherwise may stay; in one without these counts every
+        # row was predicted.
+        predicted = reused = None
+        if deduplicated:
+            reused = self.counts.reused or 0
+            bad = sum(self.reasons[reason.label] for reason in INPUT_REASONS)
+            predicted = self.counts.rows_in - bad - reused
+        self.counts = replace(self.counts, predicted=predicted, reused=reused)
 
 
 def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:

@@ -25,6 +25,7 @@ from batchnorm_tool.errors import WorkFailed
 from batchnorm_tool.inputs.row_hash import as_ids
 from batchnorm_tool.inputs.row_ids import find_repeated
 from batchnorm_tool.models.batching import check_shape
+from batchnorm_tool.storage import Storage
 
 REPEATS_PATH = "_state/repeats"
 _FINDING_BYTES = 256 * 2**20
@@ -90,6 +91,11 @@ class Repeats:
 
     def _chosen(self, first_row: int, rows: int) -> slice:
         return slice(*np.searchsorted(self.rows, (first_row, first_row + rows)).tolist())
+
+    @classmethod
+    def stored(cls, storage: Storage) -> Self | None:
+        """Return those of the run under way in an output; ``None`` where there are none."""
+        return cls.from_bytes(storage.get(REPEATS_PATH))
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads: a checksum and the numbers."""

@@ -33,7 +33,7 @@ from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
-from batchnorm_tool.pipeline.repeats import REPEATS_PATH, Repeats, SharedPredictions
+from batchnorm_tool.pipeline.repeats import Repeats, SharedPredictions
 from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
 from batchnorm_tool.pipeline.timing import StageTimings
 from batchnorm_tool.storage import Storage
@@ -205,8 +205,7 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     if plan is None:
         raise WorkFailed("The plan of this run is missing from its output. Run again to resume.")
-    repeats = Repeats.from_bytes(storage.get(REPEATS_PATH))
-    return make_worker(storage, plan, _load(plan, device), repeats)
+    return make_worker(storage, plan, _load(plan, device), Repeats.stored(storage))
 
 
 def make_worker(

@@ -73,6 +73,9 @@ def rows_line(rows: RowCounts, seconds: float | None = None) -> str:
     pieces = [f"{display.plural(rows.rows_in, 'row')} in", f"{display.count(rows.rows_out)} out"]
     part = f" ({display.share(rows.bad, rows.rows_in)})" if rows.bad else ""
     pieces.append(f"{display.count(rows.bad)} bad{part}")
+    if rows.predicted is not None and rows.reused is not None:
+        pieces.append(f"{display.count(rows.predicted)} predicted")
+        pieces.append(f"{display.count(rows.reused)} reused")
     if seconds:
         pieces.append(f"{display.count(round(rows.rows_in / seconds))} rows/s")
     return ", ".join(pieces)

@@ -35,6 +35,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--part-rows": (["4096"], "output.part_rows", 4096),
     "--workers": (["3"], "engine.workers", 3),
     "--features": (["a", "--features", "b"], "input.features", ["a", "b"]),
+    "--deduplicate": ([], "input.deduplicate", True),
     "--layer": (["1e5"], "model.layer", "1e5"),
     "--outputs": (["one"], "model.outputs", ["one"]),
     "--batch-size": (["128"], "model.batch_size", 128),

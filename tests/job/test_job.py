@@ -30,6 +30,7 @@ FULL = {
         "decode": {"image": "jpeg"},
         "transform": "my_package.features:prepare",
         "dtype": "bfloat16",
+        "deduplicate": True,
     },
     "model": {
         "path": "/models/encoder.keras",
@@ -94,6 +95,7 @@ def test_defaults_are_those_of_the_documented_job_file() -> None:
             "decode": {},
             "transform": None,
             "dtype": None,
+            "deduplicate": False,
         },
         "model": None,
         "normalize": {

@@ -82,7 +82,8 @@ class Preparation:
         chosen = {name: job[name] for name in ("input", "model", "output")}
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
         chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
-        del chosen["input"]["invalid"]
+        for name in ("invalid", "deduplicate"):
+            del chosen["input"][name]
         # Without a model, their order is the order of the outputs, and a mapping hides it.
         chosen["order"] = list(job["input"]["features"] or ())
         chosen["content"] = self.content
@@ -156,12 +157,18 @@ class Preparation:
             self._predictor = self._open_model()
         return self._predictor
 
-    def independent_batch_size(self, resolved: ResolvedOptions) -> int | None:
-        """Return a batch size near the chosen one, at which bits do not depend on a row's place."""
+    def independent_batch_size(
+        self, resolved: ResolvedOptions, sizes: Sequence[int] | None = None
+    ) -> int | None:
+        """Return the first of several batch sizes at which bits do not depend on a row's place.
+
+        By default of the chosen one and, where it was left open, one near it.
+        """
         model, chosen = self.predictor(), resolved.batch_size
         if self.job.model is None:
             return chosen
-        sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
+        if sizes is None:
+            sizes = (chosen, chosen * 3 // 4) if self.job.model.batch_size == "auto" else (chosen,)
         return self._on_sample(
             dict(resolved.features),
             resolved.inputs,

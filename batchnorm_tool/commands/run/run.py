@@ -7,6 +7,7 @@ from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
+from batchnorm_tool.commands.run.deduplicate import deduplicate
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.display import plural
@@ -124,7 +125,10 @@ class RunResult:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows ``in``, ``out``, ``bad``, ``zero``, ``nullified``, ``dropped``, ``quarantined``."""
+        """Rows ``in``, ``out``, ``bad``, ``zero``, ``nullified``, ``dropped``, ``quarantined``.
+
+        Where ``input.deduplicate`` is true, ``predicted`` and ``reused`` too.
+        """
         return self.record.rows.to_dict()
 
     @property
@@ -219,11 +223,19 @@ def _run_locked(
             output_state.discard_state(storage)  # what a kill left after the last step
         return RunResult(path, there.manifest, nothing_to_do=True)
     resumes = output_state.check_may_begin(there, plan, fresh=fresh)
+    plan, repeats = deduplicate(preparation, plan, storage, progress, resumes=resumes)
     done = execute(
-        plan, storage, preparation.predictor, progress, before=there.plan if resumes else None
+        plan,
+        storage,
+        preparation.predictor,
+        progress,
+        before=there.plan if resumes else None,
+        repeats=repeats,
     )
     started = time.perf_counter()
-    manifest = _publish(storage, plan, check_policies(storage, plan), there)
+    totals = check_policies(storage, plan)
+    totals.count_predicted(deduplicated=plan.job.input.deduplicate)
+    manifest = _publish(storage, plan, totals, there)
     return RunResult(
         path,
         manifest,

@@ -1,0 +1,71 @@
+"""Rows of a run that have the same features, found before the work so that it does each once."""
+
+import contextlib
+import threading
+from dataclasses import replace
+
+import numpy as np
+
+from batchnorm_tool.commands.progress import Progress
+from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.environment import map_in_order
+from batchnorm_tool.pipeline.plan import Plan
+from batchnorm_tool.pipeline.repeats import Repeats
+from batchnorm_tool.pipeline.worker import Worker, make_worker
+from batchnorm_tool.storage import Storage
+
+
+def deduplicate(
+    preparation: Preparation, plan: Plan, storage: Storage, progress: Progress, *, resumes: bool
+) -> tuple[Plan, Repeats | None]:
+    """Return which rows of a plan have the same features, where the job asks for that.
+
+    The plan gets a warning where every row has to be predicted all the same.
+    """
+    if not plan.job.input.deduplicate:
+        return plan, None
+    # Found by an attempt that was stopped: the input is the same, or nothing would be resumed.
+    found = Repeats.stored(storage) if resumes else None
+    hindrance = _hindrance(preparation, plan)
+    if hindrance is not None:
+        return replace(plan, warnings=(*plan.warnings, hindrance)), Repeats.none()
+    if found is None or not len(found.rows):
+        found = _find(make_worker(storage, plan, preparation.predictor()), progress)
+    return plan, found
+
+
+def _hindrance(preparation: Preparation, plan: Plan) -> str | None:
+    """Say why the vectors would not be the same bytes if some rows were not predicted."""
+    size = plan.resolved.batch_size
+    model = plan.job.model
+    if model is not None and model.batch_dependent == "accept":
+        return (
+            "`input.deduplicate` has no effect with `model.batch_dependent: accept`: a prediction "
+            "may depend on the other rows of its batch, so every row is predicted."
+        )
+    independent = preparation.independent_batch_size(plan.resolved, (size, size * 3 // 4))
+    if independent == size:
+        return None
+    advice = (
+        "A `model.batch_size` that is a multiple of 48 usually avoids this."
+        if independent is None
+        else f"Set `model.batch_size: {independent}` to avoid this."
+    )
+    return (
+        f"`input.deduplicate` has no effect: with a batch size of {size:,} the low-order bits of "
+        "a prediction depend on the row's position in its batch, so every row is predicted. "
+        f"{advice}"
+    )
+
+
+def _find(worker: Worker, progress: Progress) -> Repeats:
+    """Hash the features of all rows, on all cores, and find those that repeat."""
+    plan, stop = worker.plan, threading.Event()
+
+    def hashes(number: int) -> np.ndarray:
+        return worker.feature_hashes(number, progress.advance, stop.is_set)
+
+    read = map_in_order(hashes, range(plan.part_count), stop=stop.set)
+    with progress.work(plan.rows, 0), contextlib.closing(read):
+        blocks = ((plan.part(number).first_row, block) for number, block in enumerate(read))
+        return Repeats.of(blocks, plan.rows)
