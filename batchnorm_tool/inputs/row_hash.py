@@ -8,11 +8,12 @@ whenever the hash of any row would.
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 
 from batchnorm_tool.formats.arrow_columns import BINARY, LISTS, STRINGS, is_any
 
@@ -140,6 +141,56 @@ def _prefixed(text: str | bytes) -> bytes:
     data = text if isinstance(text, bytes) else text.encode()
     # After its length: "ab", "c" and "a", "bc" are different rows.
     return struct.pack("<Q", len(data)) + data
+
+
+class BlockHash:
+    """The xxh3-128 of many rows: of what a model sees of them, and of columns beside it.
+
+    It takes blocks of rows, at the speed of memory, and depends on where they are cut; else, as all
+    hashes here, on the values alone.
+    """
+
+    def __init__(self) -> None:
+        self._hash = xxh3_128()
+
+    def add(self, arrays: Mapping[str, np.ndarray], faults: np.ndarray, table: pa.Table) -> None:
+        """Take in the next rows: arrays ``[n, ...]``, reasons ``uint8[n]`` and a table."""
+        self._hash.update(struct.pack("<Q", len(faults)))
+        self._hash.update(np.ascontiguousarray(faults).data)
+        for name in sorted(arrays):
+            array = arrays[name]
+            is_text = array.dtype == object
+            self._hash.update(b"".join(_pieces(array)) if is_text else _row_bytes(array).data)
+        for column in table.columns:
+            for block in _blocks(plain_array(column)):
+                self._hash.update(block)
+
+    def to_text(self) -> str:
+        """Return the hash of all rows so far, in hexadecimal digits."""
+        return str(self._hash.hexdigest())
+
+
+def _blocks(array: pa.Array) -> Iterator[Any]:
+    """Yield where nulls are, then the values in buffers; whatever lies under a null is no value."""
+    nulls = nulls_of(array) if array.null_count else None
+    yield b"\0" if nulls is None else b"\1" + nulls.tobytes()
+    if is_any(array.type, BINARY):
+        yield from _binary_blocks(array)
+    elif _width(array.type):
+        values = bytes_of(array)
+        yield values if nulls is None else np.where(nulls[:, None], np.uint8(0), values)
+    else:
+        yield records_of(array)
+
+
+def _binary_blocks(array: pa.Array) -> Iterator[Any]:
+    """Yield the lengths of strings and their bytes, a null as an empty one."""
+    array = array.cast(pa.large_binary()).fill_null(b"")
+    if len(array):
+        _, places, data = array.buffers()
+        offsets = np.frombuffer(places, np.int64, len(array) + 1, 8 * array.offset)
+        yield np.diff(offsets)
+        yield memoryview(data or b"")[offsets[0] : offsets[-1]]
 
 
 def type_name(kind: pa.DataType) -> str:

@@ -96,6 +96,7 @@ class PartRecord(SealedRecord):
         files: What was committed, by the paths that readers will see.
         warnings: What a person should know of the rows, sorted, each text once.
         chunks: The statistics of each chunk: an Arrow IPC stream in base 64.
+        hashes: Hashes of the rows in quarantine for each reason's label, and of all others.
     """
 
     part: Count
@@ -108,6 +109,7 @@ class PartRecord(SealedRecord):
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     chunks: str = ""
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 REFUSED = "_state/refused"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchnorm_tool.chunk import INPUT_REASONS, Reason, python_values
+from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason, python_values
 from batchnorm_tool.errors import RECREATE, Damaged
 from batchnorm_tool.formats import Layout, Sink, format_named
 from batchnorm_tool.formats.arrow_columns import free_name
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part
+from batchnorm_tool.inputs.row_hash import BlockHash
 from batchnorm_tool.norms.histogram import CoarseHistogram
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, VectorStats, quantile_column
 from batchnorm_tool.pipeline import manifest, output_schema
@@ -49,6 +50,8 @@ CHUNK_SCHEMA = pa.schema(
         ("histogram", pa.list_(_BUCKET)),
     ]
 )
+PARTS_PATH = "_stats/parts.parquet"
+PARTS_SCHEMA = pa.schema([("part", pa.int32()), ("record", pa.binary())])
 _HISTOGRAM_PLACE = CHUNK_SCHEMA.get_field_index("histogram")
 
 
@@ -227,6 +230,35 @@ def _histogram_lists(histograms: Sequence[CoarseHistogram]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), buckets)
 
 
+class PartHashes:
+    """Hashes of a part's rows: of those in quarantine for each reason, and of all the others.
+
+    By these, `run --retry-quarantined` knows that of a changed file only the former have changed.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[Reason, BlockHash] = {}
+
+    def add(self, chunk: Chunk, quarantined: np.ndarray) -> None:
+        """Take in the next chunk; of each row in quarantine, ``uint8[n]`` has the reason."""
+        # Only a prediction finds that the model fails, and who compares hashes makes none.
+        faults = np.where(chunk.faults == Reason.MODEL_FAILURE, Reason.GOOD, chunk.faults)
+        if not quarantined.any():  # nearly every chunk
+            self._of(Reason.GOOD).add(chunk.features, faults, chunk.carried)
+            return
+        for reason in np.unique(quarantined):
+            rows = quarantined == reason
+            features = {name: array[rows] for name, array in chunk.features.items()}
+            self._of(reason).add(features, faults[rows], chunk.carried.filter(pa.array(rows)))
+
+    def _of(self, reason: int) -> BlockHash:
+        return self._hashes.setdefault(Reason(reason), BlockHash())
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the hashes by the labels of the reasons; ``good`` are all that are not there."""
+        return {reason.label: found.to_text() for reason, found in sorted(self._hashes.items())}
+
+
 @dataclass
 class PartSummary:
     """What a part has come to so far; of the carried columns, the first ``keys`` identify a row."""
@@ -242,11 +274,13 @@ class PartSummary:
     statistics: dict[str, VectorStats] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
     chunks: ChunkStatistics = field(default_factory=ChunkStatistics)
+    hashes: PartHashes = field(default_factory=PartHashes)
 
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
         self.counts = self.counts + self._counts(scored.faults, actions) + _reuse(scored)
         self.chunks.add(self.part, scored)
+        self.hashes.add(scored.chunk, np.where(actions == QUARANTINE, scored.faults, Reason.GOOD))
         for name, stats in scored.statistics.items():
             known = self.statistics.get(name)
             self.statistics[name] = stats if known is None else known.merge(stats)
@@ -266,6 +300,7 @@ class PartSummary:
             statistics=self.statistics,
             warnings=tuple(sorted(self.warnings)),
             chunks=self.chunks.to_text(),
+            hashes=self.hashes.to_dict(),
         )
 
     def _remember(self, scored: Scored, chosen: np.ndarray, rows: list[BadRow]) -> None:
@@ -314,15 +349,49 @@ def _reuse(scored: Scored) -> RowCounts:
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:
     """Write the chunk statistics of all ``parts``, in order, into one staged Parquet file."""
-    with storage.create(storage.staged(CHUNKS_PATH)) as file:
-        with pq.ParquetWriter(file, CHUNK_SCHEMA, **_PARQUET) as writer:
+    return _gather(storage, parts, CHUNKS_PATH, CHUNK_SCHEMA, _statistics)
+
+
+def gather_records(storage: Storage, parts: Sequence[int]) -> FileRecord:
+    """Write the records of all ``parts``, in order, into one staged Parquet file."""
+    return _gather(storage, parts, PARTS_PATH, PARTS_SCHEMA, _record)
+
+
+def _gather(
+    storage: Storage,
+    parts: Sequence[int],
+    path: str,
+    schema: pa.Schema,
+    read: Callable[[Storage, int], pa.Table],
+) -> FileRecord:
+    with storage.create(storage.staged(path)) as file:
+        with pq.ParquetWriter(file, schema, **_PARQUET) as writer:
             for start in range(0, len(parts), _PARTS_AT_ONCE):
-                tables = [_read(storage, part) for part in parts[start : start + _PARTS_AT_ONCE]]
+                tables = [read(storage, part) for part in parts[start : start + _PARTS_AT_ONCE]]
                 writer.write_table(pa.concat_tables(tables).combine_chunks())
-        return replace(file.commit(), path=CHUNKS_PATH)
+        return replace(file.commit(), path=path)
 
 
-def _read(storage: Storage, part: int) -> pa.Table:
+def _record(storage: Storage, part: int) -> pa.Table:
+    record = storage.get(manifest.record_path(part))  # there, and whole: it has been added up
+    return pa.table([[part], [record]], schema=PARTS_SCHEMA)
+
+
+def read_records(storage: Storage) -> Iterator[PartRecord]:
+    """Yield the records of all parts of a finished run that has rows in quarantine."""
+    try:
+        with storage.open(PARTS_PATH) as opened:
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+            for batch in file.iter_batches(_PARTS_AT_ONCE, columns=["record"]):
+                for text in batch["record"].to_pylist():
+                    yield PartRecord.opened(text, PARTS_PATH)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(
+            f"`{PARTS_PATH}` cannot be read: {error}. {RECREATE.capitalize()}."
+        ) from error
+
+
+def _statistics(storage: Storage, part: int) -> pa.Table:
     text = manifest.existing_record(storage, part).chunks
     try:
         stream = base64.b64decode(text)

@@ -42,6 +42,66 @@ if TYPE_CHECKING:
     from batchnorm_tool.models.backends import DeviceName
 
 
+class ChunkReader:
+    """The reader of a plan's parts, chunk by chunk, as a model sees them; threads may share it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._reader = FeatureReader(
+            plan.resolved.features,
+            plan.resolved.inputs,
+            plan.job.input,
+            check_nonfinite=plan.job.model is not None,
+        )
+
+    def read(self, part: Part) -> Iterator[Chunk]:
+        """Yield the part's rows in chunks on a grid that starts at its first row."""
+        for row, table in self._tables(part, self._columns):
+            arrays, faults = self._reader.read(table)
+            yield Chunk(row, self._carry(table, row), arrays, faults)
+
+    def read_features(self, part: Part) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Yield the features and faults of the same chunks; nothing else is read."""
+        for _, table in self._tables(part, self._feeding):
+            yield self._reader.read(table)
+
+    def _tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, pa.Table]]:
+        most = self._plan.resolved.chunk_rows
+        batches = read_slices(self._plan.files, part.slices, columns, most)
+        # On a grid that begins with the part, however files and row groups are cut: a row's place
+        # in its batch decides its last bits.
+        yield from numbered(regrouped(batches, most), part.first_row)
+
+    @cached_property
+    def _feeding(self) -> tuple[str, ...]:
+        """The columns of the features, each once."""
+        return names_in(self._plan.resolved.features)
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """What is read: carried columns and features, each once."""
+        carried = [name for name in self._plan.resolved.carried.names if self._is_stored(name)]
+        return tuple(dict.fromkeys([*carried, *self._feeding]))
+
+    @cached_property
+    def keys(self) -> int:
+        """How many of the carried columns, the first ones, identify a row."""
+        return len(output_schema.key_columns(self._plan.job.input))
+
+    def _is_stored(self, column: str) -> bool:
+        return self.keys > 0 or column != output_schema.ROW_COLUMN
+
+    def _carry(self, table: pa.Table, first_row: int) -> pa.Table:
+        """Return key and passed-through columns of ``table``; the row number if there is no key."""
+        columns = [
+            table[name]
+            if self._is_stored(name)
+            else pa.array(np.arange(first_row, first_row + table.num_rows))
+            for name in self._plan.resolved.carried.names
+        ]
+        return pa.table(columns, schema=self._plan.resolved.carried)
+
+
 class Worker:
     """The work that turns part numbers into committed parts; threads may share one.
 
@@ -64,12 +124,7 @@ class Worker:
         self.layouts = output_schema.output_specs(plan.job, plan.resolved.outputs)
         self.policies = Policies.of(plan.job)
         self._bits = plan.identity.bits_id
-        self._reader = FeatureReader(
-            plan.resolved.features,
-            plan.resolved.inputs,
-            plan.job.input,
-            check_nonfinite=plan.job.model is not None,
-        )
+        self._reader = ChunkReader(plan)
 
     def process_part(
         self,
@@ -79,9 +134,9 @@ class Worker:
     ) -> PartRecord:
         """Score one part and commit it, or a record of why it cannot be."""
         part = self.plan.part(number)
-        summary = PartSummary(part, self.plan.files, self.policies, self._keys)
+        summary = PartSummary(part, self.plan.files, self.policies, self._reader.keys)
         with errors.capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
-            for chunk in self._timed(self._chunks(part)):
+            for chunk in self._timed(self._reader.read(part)):
                 if stopped():
                     raise Interrupted(
                         "Stopped between two chunks; run the same command again to resume."
@@ -140,53 +195,12 @@ class Worker:
         found = [np.empty((0, 16), np.uint8)]
         # What is to be said of the rows is said when they are scored.
         with errors.capture_warnings(lambda _: None):
-            for _, table in self._tables(self.plan.part(number), self._feeding):
+            for arrays, faults in self._reader.read_features(self.plan.part(number)):
                 if stopped():
                     raise Interrupted("Stopped while looking for repeated rows; run again.")
-                found.append(feature_hashes(*self._reader.read(table)))
-                advance(table.num_rows)
+                found.append(feature_hashes(arrays, faults))
+                advance(len(faults))
         return np.concatenate(found)
-
-    def _chunks(self, part: Part) -> Iterator[Chunk]:
-        """Yield the part's rows in chunks on a grid that starts at its first row."""
-        for row, table in self._tables(part, self._columns):
-            arrays, faults = self._reader.read(table)
-            yield Chunk(row, self._carry(table, row), arrays, faults)
-
-    def _tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, pa.Table]]:
-        most = self.plan.resolved.chunk_rows
-        batches = read_slices(self.plan.files, part.slices, columns, most)
-        # On a grid that begins with the part, however files and row groups are cut: a row's place
-        # in its batch decides its last bits.
-        yield from numbered(regrouped(batches, most), part.first_row)
-
-    @cached_property
-    def _feeding(self) -> tuple[str, ...]:
-        """The columns of the features, each once."""
-        return names_in(self.plan.resolved.features)
-
-    @cached_property
-    def _columns(self) -> tuple[str, ...]:
-        """What is read: carried columns and features, each once."""
-        carried = [name for name in self.plan.resolved.carried.names if self._is_stored(name)]
-        return tuple(dict.fromkeys([*carried, *self._feeding]))
-
-    @cached_property
-    def _keys(self) -> int:
-        return len(output_schema.key_columns(self.plan.job.input))
-
-    def _is_stored(self, column: str) -> bool:
-        return self._keys > 0 or column != output_schema.ROW_COLUMN
-
-    def _carry(self, table: pa.Table, first_row: int) -> pa.Table:
-        """Return key and passed-through columns of ``table``; the row number if there is no key."""
-        columns = [
-            table[name]
-            if self._is_stored(name)
-            else pa.array(np.arange(first_row, first_row + table.num_rows))
-            for name in self.plan.resolved.carried.names
-        ]
-        return pa.table(columns, schema=self.plan.resolved.carried)
 
 
 def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:

@@ -11,7 +11,13 @@ import pytest
 import xxhash
 
 from batchnorm_tool.chunk import Reason
-from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
+from batchnorm_tool.inputs.row_hash import (
+    BlockHash,
+    feature_hashes,
+    key_ids,
+    passthrough_hashes,
+    type_name,
+)
 
 GOOD = np.zeros(3, np.uint8)
 
@@ -48,6 +54,43 @@ COLUMNS = {
 @pytest.mark.parametrize("name", COLUMNS)
 def test_different_values_have_different_hashes(name: str) -> None:
     assert len(set(hashed(COLUMNS[name]))) == len(COLUMNS[name])
+
+
+def block_hash(column: pa.Array | pa.ChunkedArray, *features: np.ndarray) -> str:
+    found = BlockHash()
+    arrays = {f"x{place}": array for place, array in enumerate(features)}
+    found.add(arrays, np.zeros(len(column), np.uint8), pa.table({"x": column}))
+    return found.to_text()
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_blocks_of_different_values_have_different_hashes(name: str) -> None:
+    column = COLUMNS[name]
+    rows = [block_hash(column.slice(row, 1)) for row in range(len(column))]
+    assert len({*rows, block_hash(column), block_hash(column[::-1])}) == len(column) + 2
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_block_has_the_hash_of_its_values(name: str) -> None:
+    column = COLUMNS[name]
+    padded = pa.concat_arrays([column.slice(1), column, column.slice(0, 1)])
+    cut = pa.chunked_array([column.slice(0, 1), column.slice(1)])
+    same = {block_hash(x) for x in (padded.slice(len(column) - 1, len(column)), column, cut)}
+    assert len(same) == 1
+
+
+def test_what_lies_under_a_null_is_no_value() -> None:
+    valid, zeros = pa.py_buffer(b"\x02"), pa.py_buffer(bytes(16))
+    other = pa.py_buffer(np.array([5, 0]))
+    one, two = (pa.Array.from_buffers(pa.int64(), 2, [valid, data]) for data in (zeros, other))
+    assert one.to_pylist() == two.to_pylist() == [None, 0]
+    assert block_hash(one) == block_hash(two)
+
+
+def test_blocks_of_different_features_have_different_hashes() -> None:
+    texts = [np.array(rows, object) for rows in (["ab", "c"], ["a", "bc"], ["abc", ""])]
+    numbers = [np.array(rows) for rows in ([0.0, 1.0], [-0.0, 1.0], [0.0, 2.0])]
+    assert len({block_hash(pa.nulls(2), array) for array in (*texts, *numbers)}) == 6
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -70,7 +70,7 @@ def test_a_record_survives_json(tmp_path: Path) -> None:
 def test_a_record_holds_nothing_but_the_part(tmp_path: Path) -> None:
     assert set(json.loads(record_of(0).to_json())) == {
         "part", "first_row", "bits", "counts", "reasons", "first_bad_rows", "files", "statistics",
-        "warnings", "chunks", "checksum",
+        "warnings", "chunks", "hashes", "checksum",
     }  # fmt: skip
 
 

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.chunk import INPUT_REASONS, Reason
+from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline.part_output import PartSummary
@@ -84,8 +83,8 @@ def tally_of(policies: Policies) -> PartSummary:
 
 def scored_of(first_row: int, faults: list[int]) -> Any:
     carried = pa.table({"id": [f"key {first_row + row}" for row in range(len(faults))]})
-    chunk = SimpleNamespace(first_row=first_row, carried=carried, rows=len(faults))
-    return Scored(chunk, {}, {}, np.array(faults, np.uint8), {})  # type: ignore[arg-type]
+    reasons = np.array(faults, np.uint8)
+    return Scored(Chunk(first_row, carried, {}, reasons), {}, {}, reasons, {})
 
 
 def count(tally: PartSummary, first_row: int, faults: list[int]) -> None:

@@ -251,7 +251,10 @@ def _publish(
 ) -> manifests.Manifest:
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
-    totals.files.append(part_output.gather(storage, range(plan.part_count)))
+    numbers = range(plan.part_count)
+    totals.files.append(part_output.gather(storage, numbers))
+    if totals.counts.quarantined:  # so that these rows can be read again, and no others
+        totals.files.append(part_output.gather_records(storage, numbers))
     manifest = manifests.build_manifest(plan, totals, layouts, result_warnings(plan, totals))
     storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
     storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())
