@@ -6,6 +6,7 @@ A refresh with nothing to do needs nothing else of the store. Readers of the sto
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,9 +14,11 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.arrow_columns import RowGroups, plain_schema
+from batchnorm_tool.formats.parquet import group_sizes
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, as_ids, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import FileRecord, Storage
@@ -105,18 +108,25 @@ class LiveIndex:
     places: IdLookup
 
     @classmethod
-    def load(cls, storage: Storage, path: str, again: JudgedAgain | None = None) -> LiveIndex:
-        """Read an index into memory."""
+    def load(
+        cls,
+        storage: Storage,
+        path: str,
+        again: JudgedAgain | None = None,
+        threads: int | None = None,
+    ) -> LiveIndex:
+        """Read an index into memory; default for ``threads``: one for each core."""
+        again = again or JudgedAgain()
         rows = index_rows(storage, path)
         ids = np.empty((rows, 16), np.uint8)
-        _fill(storage, path, {KEY_ID: ids})
+        _fill(storage, path, {KEY_ID: ids}, again, threads)
         places = IdLookup(ids.view(np.uint64))
         # Before the hashes are read: both at once would be the peak.
         del ids
         features, passthrough = np.empty((rows, 16), np.uint8), np.empty((rows, 8), np.uint8)
         marks = np.empty(rows, np.uint8)
         columns = {FEATURE_HASH: features, PASSTHROUGH_HASH: passthrough, STATUS: marks}
-        _fill(storage, path, columns, again)
+        _fill(storage, path, columns, again, threads)
         return cls(features, passthrough, marks, places)
 
     def __len__(self) -> int:
@@ -128,20 +138,36 @@ class LiveIndex:
 
 
 def _fill(
-    storage: Storage, path: str, columns: dict[str, np.ndarray], again: JudgedAgain | None = None
+    storage: Storage,
+    path: str,
+    columns: dict[str, np.ndarray],
+    again: JudgedAgain,
+    threads: int | None,
 ) -> None:
-    """Read columns of an index into arrays made for as many rows as its footer claims."""
-    claimed, row = len(next(iter(columns.values()))), 0
-    again = again or JudgedAgain()
-    names = [*columns, *(name for name in again.columns if STATUS in columns and name != STATUS)]
-    for table in read_index(storage, path, names):
-        stop = row + table.num_rows
-        if stop <= claimed:
-            for name, array in columns.items():
+    """Read columns of an index into arrays made for as many rows as its footer claims.
+
+    In the place of the status come the marks of ``again``.
+    """
+
+    def fill(work: tuple[str, int, int]) -> None:
+        name, group, row = work
+        array, claimed = columns[name], starts[group + 1]
+        names = again.columns if name == STATUS else (name,)
+        for table in read_index(storage, path, names, groups=[group]):
+            stop = row + table.num_rows
+            if stop <= claimed:
                 array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
-        row = stop
-    if row != claimed:
-        raise _damaged(path, f"{row:,} rows where its footer claims {claimed:,}")
+            row = stop
+        if row != claimed:
+            raise _damaged(path, f"a row group that does not end at row {claimed:,}, as claimed")
+
+    with _opened(storage, path) as file:
+        starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
+    if starts[-1] != len(next(iter(columns.values()))):
+        raise _damaged(path, f"row groups of {starts[-1]:,} rows together")
+    works = ((name, *group) for group in enumerate(starts[:-1]) for name in columns)
+    for _ in map_in_order(fill, works, threads):
+        pass
 
 
 def index_schema(keys: pa.Schema) -> pa.Schema:
@@ -209,14 +235,21 @@ class IndexWriter:
 
 
 def read_index(
-    storage: Storage, path: str, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
+    storage: Storage,
+    path: str,
+    columns: Sequence[str],
+    batch_rows: int = _BATCH_ROWS,
+    groups: list[int] | None = None,
 ) -> Iterator[pa.Table]:
-    """Stream some columns of an index, in tables of at least one row; ``status`` is encoded."""
+    """Stream some columns of an index, in tables of at least one row; ``status`` is encoded.
+
+    Default for ``groups``: all row groups.
+    """
     names = list(columns)
     with _opened(storage, path) as file:
         _check_version(path, file.schema_arrow.metadata)
         _check_types(path, file.schema_arrow)
-        for batch in file.iter_batches(batch_rows, columns=names, use_threads=False):
+        for batch in file.iter_batches(batch_rows, groups, names, use_threads=False):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch]).select(names)
 

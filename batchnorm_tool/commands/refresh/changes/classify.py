@@ -49,7 +49,7 @@ ENTRY = np.dtype(
 
 
 class ChangeType(IntEnum):
-    """What a row of the input is beside the live version."""
+    """What a row of the input is beside the live version; the first three are for the model."""
 
     NEW = 0
     CHANGED = 1
@@ -72,7 +72,6 @@ class RowDisposition(IntEnum):
     """No row of the input has its key; never written."""
 
 
-FOR_THE_MODEL = (ChangeType.NEW, ChangeType.CHANGED, ChangeType.RECOMPUTED)
 _DISPOSITIONS = np.array([255, 1, 3, 1, 0, 2, 255], np.uint8)  # by kind
 # Returns the `ChangeType` of each row, ``uint8[n]``; threads share one.
 Classifier = Callable[[Hashes], np.ndarray]

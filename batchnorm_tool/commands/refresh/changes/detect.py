@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,11 +25,19 @@ from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.index import JudgedAgain, LiveIndex, index_rows, read_index
+from batchnorm_tool.store.index import (
+    IS_QUARANTINED,
+    JudgedAgain,
+    LiveIndex,
+    index_rows,
+    read_index,
+)
 from batchnorm_tool.store.state import STATUS, is_quarantined
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
+# Dispositions that are written at a time.
+_BLOCK_ROWS = 65_536
 
 
 @dataclass
@@ -81,7 +89,7 @@ class ChangeWorker:
     def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
         kinds = self.classifier(chunk.hashes)
         # A row that was bad before for the same reason is unchanged: it is not reported again.
-        wanted = np.isin(kinds, classify.FOR_THE_MODEL)
+        wanted = kinds <= ChangeType.RECOMPUTED
         faulty = chunk.faults != Reason.GOOD
         bad = wanted & faulty
         if self.source.invalid == "quarantine":
@@ -152,13 +160,13 @@ class ChangeDetector:
         self.source.check()
         with ExitStack() as stack:
             stack.callback(close_cached_files)
-            classifier, matched = self._classifier(stack)
+            classifier, matched, quarantined = self._classifier(stack)
             total = self._stage(classifier)
             if matched.is_repeated():
                 classify.refuse_duplicates(self.source, self._memory)
             self._refuse_bad_rows(total)
-            gone = self._write_dispositions(matched.dispositions)
-            difference = self._difference(total, *gone, self._judged_again(total, matched))
+            counted = self._write_dispositions(matched.dispositions, quarantined)
+            difference = self._difference(total, *counted, self._judged_again(total, matched))
         difference.save(self.storage)
         return difference
 
@@ -170,7 +178,10 @@ class ChangeDetector:
     def _workers(self) -> int:
         return self.workers or available_cores()
 
-    def _classifier(self, stack: ExitStack) -> tuple[classify.Classifier, MatchedRows]:
+    def _classifier(
+        self, stack: ExitStack
+    ) -> tuple[classify.Classifier, MatchedRows, Iterable[np.ndarray]]:
+        """Return what tells rows, and the live rows: what claims them, which are quarantined."""
         live = None if self.index_path is None else (self.storage, self.index_path)
         rows = 0 if live is None else index_rows(*live)
         if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
@@ -178,10 +189,13 @@ class ChangeDetector:
             join = classify.BucketJoin(
                 self.source, directory, self._memory, self.recompute, self.again
             )
-            return join.run(live, self._workers, self.callbacks)
-        index = _empty_index() if live is None else LiveIndex.load(*live, self.again)
+            return *join.run(live, self._workers, self.callbacks), self._quarantined()
+        index = _empty_index() if live is None else LiveIndex.load(*live, self.again, self._workers)
         matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
-        return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
+        classifier = classify.classifier_in_memory(index, matched, recompute=self.recompute)
+        blocks = range(0, rows, _BLOCK_ROWS)
+        marks = (index.marks[first : first + _BLOCK_ROWS] for first in blocks)
+        return classifier, matched, (block & IS_QUARANTINED > 0 for block in marks)
 
     def _stage(self, classifier: classify.Classifier) -> PartResult:
         schemas = result.StagingSchemas(self.source)
@@ -201,7 +215,9 @@ class ChangeDetector:
                 "set `input.invalid: quarantine` to set such rows aside."
             )
 
-    def _write_dispositions(self, dispositions: np.ndarray) -> tuple[int, int, int]:
+    def _write_dispositions(
+        self, dispositions: np.ndarray, quarantined_rows: Iterable[np.ndarray]
+    ) -> tuple[int, int, int]:
         """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
         # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
@@ -209,7 +225,7 @@ class ChangeDetector:
         with self.storage.create(result.DISPOSITIONS) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for row, quarantined in numbered(self._quarantined()):
+            for row, quarantined in numbered(quarantined_rows):
                 block = np.array(dispositions[row : row + len(quarantined)])
                 block[block == RowDisposition.UNMATCHED] = absent
                 block[block == RowDisposition.RECOMPUTED] = RowDisposition.REPLACED

@@ -118,8 +118,10 @@ def statistics_of(
     for name in sorted(arrays):
         if arrays[name].dtype != object:
             flat = _components(arrays[name])
-            sample = flat[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY][sampled]
-            inputs[name] = _measured(flat if valid.all() else flat[valid], sample)
+            sample = flat[-first_row % SAMPLED_EVERY :: SAMPLED_EVERY]
+            if not valid.all():
+                flat, sample = flat[valid], sample[sampled]
+            inputs[name] = _measured(flat, sample)
     return InputStatistics(columns, inputs)
 
 
