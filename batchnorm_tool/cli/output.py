@@ -409,6 +409,7 @@ def _refresh_lines(result: RefreshResult) -> Iterator[str]:
         rows = record.rows
         yield f"Up to date: version {record.version} of `{store}` matches the input."
         yield f"{_INDENT}{plural(rows.rows_in, 'row')} in, {rows.live:,} live"
+        yield from _indented(text_refresh.target_lines(record.targets, _WIDTH))
         return
     yield from text_refresh.refresh_lines(record, _WIDTH, store)
 

@@ -89,6 +89,8 @@ class Outcome:
         error: Why it was not, otherwise.
         passing: Whether the next run may bring it to the version without anything being mended.
         skipped: Whether it held the version already.
+        before: The version that it held before; ``None`` where it held none.
+        caught_up: Whether it was behind before, and holds the live version now.
     """
 
     name: str
@@ -98,6 +100,8 @@ class Outcome:
     error: str | None = None
     passing: bool = True
     skipped: bool = False
+    before: int | None = None
+    caught_up: bool = False
 
     @property
     def warnings(self) -> list[str]:
@@ -151,7 +155,8 @@ class RefreshRecord:
         gate: What the gate found; ``None`` before it was asked.
         accepted: Who accepted it, when and why; ``None`` where nobody had to.
         seconds: What each phase took.
-        targets: What became of each publish target; of a candidate that waits, at the live version.
+        targets: What became of each publish target now; not kept, because a target may catch up
+            later, and the state says of each what it holds.
     """
 
     format: Literal[1] = 1
@@ -181,7 +186,7 @@ class RefreshRecord:
         Field(exclude_if=lambda accepted: accepted is None),
     ] = None
     seconds: dict[str, float] = field(default_factory=dict)
-    targets: tuple[Outcome, ...] = ()
+    targets: Annotated[tuple[Outcome, ...], Field(exclude=True)] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:

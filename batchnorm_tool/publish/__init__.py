@@ -182,20 +182,31 @@ def lagging(sections: Iterable[Publish], storage: Storage, version: int) -> list
 
 
 def deliver(
-    publication: Publication, sections: Iterable[Publish], storage: Storage
+    publication: Publication,
+    sections: Iterable[Publish],
+    storage: Storage,
+    expected: int | None = None,
 ) -> list[Outcome]:
     """Bring every target to the live version; one that fails does not keep the others from it.
 
-    The store's state remembers what each target holds; whoever calls this holds its lock.
+    The store's state remembers what each target holds; whoever calls this holds its lock. One that
+    held another version than ``expected`` was behind; default: that before the live one.
     """
-    return [_deliver(publication, open_target(section), storage) for section in sections]
+    expected = publication.record.base if expected is None else expected
+    targets = map(open_target, sections)
+    return [_deliver(publication, target, storage, expected) for target in targets]
 
 
-def _deliver(publication: Publication, target: Target, storage: Storage) -> Outcome:
+def _deliver(
+    publication: Publication, target: Target, storage: Storage, expected: int | None
+) -> Outcome:
     start = time.monotonic()
     held = _held(target, storage)
     if _holds(held, publication.version):
-        return Outcome(target.name, target.kind, 0.0, held, skipped=True)
+        version = publication.version
+        return Outcome(target.name, target.kind, 0.0, held, skipped=True, before=version)
+    found = (held or {}).get("version")
+    before = found if isinstance(found, int) else None
     try:
         facts = target.publish(publication, held)
         note = TargetNote(target.kind, target.place, facts)
@@ -205,8 +216,12 @@ def _deliver(publication: Publication, target: Target, storage: Storage) -> Outc
     except BatchnormToolError as error:
         seconds = time.monotonic() - start
         passing = error.exit_code == WorkFailed.exit_code
-        return Outcome(target.name, target.kind, seconds, error=error.message, passing=passing)
-    return Outcome(target.name, target.kind, time.monotonic() - start, facts)
+        return Outcome(
+            target.name, target.kind, seconds, error=error.message, passing=passing, before=before
+        )
+    caught_up = before is not None and before != expected
+    seconds = time.monotonic() - start
+    return Outcome(target.name, target.kind, seconds, facts, before=before, caught_up=caught_up)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
 from batchnorm_tool import display
@@ -39,8 +39,7 @@ def refresh_lines(record: RefreshRecord, width: int = 72, store: str = "STORE") 
     lines += _gate(record.gate, width)
     if record.accepted is not None:
         lines += entry("accepted", describe_acceptance(record.accepted), width)
-    for target in record.targets:
-        lines += entry("target", _target(target), width)
+    lines += target_lines(record.targets, width)
     warned = itertools.chain(*(target.warnings for target in record.targets))
     for warning in [*record.warnings, *warned]:
         lines += entry("warning", warning, width)
@@ -80,7 +79,7 @@ def _facts(record: RefreshRecord) -> Iterator[tuple[str, str]]:
         yield "norms", f"median {_norms(record)}"
     if record.seconds:
         spent = (f"{phase} {value:,.1f} s" for phase, value in record.seconds.items())
-        yield "time", ", ".join(spent)
+        yield "time", f"{sum(record.seconds.values()):,.1f} s: {', '.join(spent)}"
 
 
 def _input_rows(rows: RefreshRows) -> str:
@@ -116,10 +115,20 @@ def _gate(gate: GateRecord | None, width: int) -> list[str]:
     return lines
 
 
+def target_lines(targets: Iterable[Outcome], width: int) -> list[str]:
+    """Say what became of each target."""
+    return [line for target in targets for line in entry("target", _target(target), width)]
+
+
 def _target(target: Outcome) -> str:
     if target.error:
         return f"{target.name}: failed: {target.error}"
     version = (target.facts or {}).get("version")
+    if target.caught_up:
+        return (
+            f"{target.name} was behind and has caught up: version {target.before} → {version}, "
+            f"{target.seconds:,.1f} s"
+        )
     holds = " is up to date" if version is None else f" holds version {version}"
     return f"{target.name}{holds}, {target.seconds:,.1f} s"
 

@@ -26,7 +26,7 @@ def test_a_published_night() -> None:
         f"rows        1,000,000 in: {counts}, {rows['vanished']} vanished",
         f"vectors     {rows['predicted']:,} predicted, 12 reused, 3 stale, 1 quarantined",
         f"norms       median {norms['q50']:.3f} [{norms['q05']:.4f}\N{EN DASH}{norms['q95']:.3f}]",
-        "time        difference 1.2 s, prediction 3.4 s, gate 0.5 s, merge 0.8 s",
+        "time        5.9 s: difference 1.2 s, prediction 3.4 s, gate 0.5 s, merge 0.8 s",
         "gate        passed, 9 limits checked",
     ]
 

@@ -21,7 +21,7 @@ from batchnorm_tool.commands.refresh.candidate import REMOVED, Candidate, Staged
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.errors import Damaged, Lines, OutputError, TargetFailed
-from batchnorm_tool.gate.record import PUBLISHED, Acceptance, Outcome
+from batchnorm_tool.gate.record import NOTHING, Acceptance, Outcome
 from batchnorm_tool.inputs.row_hash import HASH_VERSION, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.job import Publish
@@ -278,11 +278,11 @@ def deliver_published(
 ) -> RefreshResult:
     """Bring the targets to a version that has just been published, and remove old versions."""
     with timings.phase("targets"):
-        outcomes = deliver_live(state, pointer, targets)
+        outcomes = deliver_live(state, pointer, targets, is_new=True)
     # What the phases after the commit took is known only now.
     record = state.existing_record(pointer.live or 0).delivered(outcomes).timed(timings.seconds)
     state.put_record(record)
-    return finish_refresh(state, RefreshResult(state.path, record), keep)
+    return finish_refresh(state, record, keep, timings)
 
 
 def _pointer_after(staging: Staging, version: int, *, accepted: bool) -> StorePointer:
@@ -302,9 +302,16 @@ def _pointer_after(staging: Staging, version: int, *, accepted: bool) -> StorePo
 
 
 def deliver_live(
-    state: StoreDirectory, pointer: StorePointer, targets: Sequence[Publish]
+    state: StoreDirectory,
+    pointer: StorePointer,
+    targets: Sequence[Publish],
+    *,
+    is_new: bool = False,
 ) -> tuple[Outcome, ...]:
-    """Bring every target to the live version; one that fails does not keep others from it."""
+    """Bring every target to the live version; one that fails does not keep others from it.
+
+    ``is_new``: the version has just been published; otherwise a target that lacks it is behind.
+    """
     live = pointer.live
     if live is None or not publish.lagging(targets, state.storage, live):
         return ()
@@ -312,7 +319,8 @@ def deliver_live(
     known = ((version, state.record(version)) for version in pointer.versions)
     records = {version: record for version, record in known if record}
     publication = rows.Publication(state.path, pointer.layout, pointer.versions, live, records)
-    return tuple(publish.deliver(publication, targets, state.storage))
+    expected = None if is_new else live
+    return tuple(publish.deliver(publication, targets, state.storage, expected))
 
 
 def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult:
@@ -321,9 +329,12 @@ def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult
     targets = published_to(record)
     publish.check_targets(targets)
     state.discard_uncommitted(pointer)
-    outcomes = deliver_live(state, pointer, targets)
-    result = RefreshResult(state.path, record.delivered(outcomes))
-    return finish_refresh(state, result, record.keep)
+    outcomes = deliver_live(state, pointer, targets, is_new=True)
+    return finish_refresh(state, record.delivered(outcomes), record.keep, None)
+
+
+def _is_over(state: StoreDirectory, pointer: StorePointer, keep: Keep) -> bool:
+    return kept_versions(state, pointer, keep) != sorted(pointer.versions)
 
 
 def published_to(record: StoredRecord) -> list[Publish]:
@@ -332,15 +343,22 @@ def published_to(record: StoredRecord) -> list[Publish]:
 
 
 def finish_refresh(
-    state: StoreDirectory, result: RefreshResult, keep: Keep | None
+    state: StoreDirectory, record: StoredRecord, keep: Keep | None, timings: PhaseTimings | None
 ) -> RefreshResult:
-    """Remove old versions, and say of targets that failed."""
-    if keep is not None:
-        pointer = state.pointer()
-        is_over = kept_versions(state, pointer, keep) != sorted(pointer.versions)
-        if result.state == PUBLISHED or is_over:
+    """Remove old versions, note what all of it took, and say of targets that failed.
+
+    Without ``timings``, a call before this one did the work, and has noted what it took.
+    """
+    timings = timings or PhaseTimings(dict(record.seconds))
+    pointer = state.pointer()
+    if keep is not None and (record.kind != NOTHING or _is_over(state, pointer, keep)):
+        with timings.phase("cleanup"):
             remove_old_versions(state, pointer, keep)
-    failed = [target for target in result.stored.targets if target.error]
+    record = record.timed(timings.seconds)
+    if record.kind != NOTHING:
+        state.put_record(record)
+    result = RefreshResult(state.path, record)
+    failed = [target for target in record.targets if target.error]
     if failed:
         # Where one may come right by itself, a scheduler may try again.
         code = 1 if any(target.passing for target in failed) else 2

@@ -78,25 +78,29 @@ class RefreshResult:
         return tuple(map(plain, self.stored.targets))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain data: the record, ``targets`` in it, ``store``, ``outcome``."""
-        return {**self.stored.told(), "store": self.path, "outcome": self.state}
+        """Return all of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
+        more = {"store": self.path, "outcome": self.state, "targets": list(self.targets)}
+        return {**self.stored.told(), **more}
 
 
 @dataclass
 class PhaseTimings:
-    """What each phase of a refresh took, in seconds."""
+    """What each phase of a refresh took, in seconds; they add up to the time since the first."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _noted: float = field(default_factory=lambda: time.perf_counter(), repr=False)  # noqa: PLW0108  (a test has a clock of its own)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a phase, also where it fails."""
-        started = time.perf_counter()
+        """Add to a phase what the block takes, and what passed since the phase before it.
+
+        Also where the block fails.
+        """
         try:
             yield
         finally:
-            taken = self.seconds.get(name, 0.0) + time.perf_counter() - started
-            self.seconds[name] = round(taken, 4)
+            before, self._noted = self._noted, time.perf_counter()
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + self._noted - before, 4)
 
 
 def now() -> str:

@@ -10,6 +10,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
-from batchnorm_tool.commands.refresh.record import PlannedRefresh, RefreshResult, now
+from batchnorm_tool.commands.refresh.record import PhaseTimings, PlannedRefresh, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Refused
@@ -84,7 +85,6 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
         check_targets(job.publish)
         try:
             with state.lock(wait_seconds):
-                commit.recover(state)
                 return _refresh_locked(state, job, announce, shown, attempt)
         finally:
             close_cached_files()
@@ -145,13 +145,16 @@ def _refresh_locked(
     progress: Progress,
     run_id: str,
 ) -> RefreshResult:
-    pointer = state.pointer()
-    commit.check_dataset(state, pointer)
-    plan = make_plan(job, pointer, staged_plan(state))
-    check_layout(job.publish, plan.layout)
+    timings = PhaseTimings()
+    with timings.phase("plan"):
+        commit.recover(state)
+        pointer = state.pointer()
+        commit.check_dataset(state, pointer)
+        plan = make_plan(job, pointer, staged_plan(state))
+        check_layout(job.publish, plan.layout)
     for note in plan.notes:
         announce(note)
-    staging = begin(state, pointer, plan, progress, run_id)
+    staging = replace(begin(state, pointer, plan, progress, run_id), timings=timings)
     try:
         difference = staging.difference()
     except Refused:
@@ -191,5 +194,5 @@ def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
     live = state.existing_record(pointer.live or 0)
     with staging.timings.phase("targets"):
         targets = commit.deliver_live(state, pointer, staging.plan.job.publish)
-    record = record.unchanged(live, now()).delivered(targets).timed(staging.timings.seconds)
-    return commit.finish_refresh(state, RefreshResult(state.path, record), staging.plan.store.keep)
+    record = record.unchanged(live, now()).delivered(targets)
+    return commit.finish_refresh(state, record, staging.plan.store.keep, staging.timings)

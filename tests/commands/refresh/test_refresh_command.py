@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from click.testing import Result
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchnorm_tool import accept, rollback
+from batchnorm_tool.commands.refresh import record
 from batchnorm_tool.commands.refresh.record import now
 from batchnorm_tool.gate import output_limits
 from batchnorm_tool.gate.findings import Finding
@@ -205,6 +208,52 @@ def test_json_of_a_target_that_fails(nightly: Nightly, job: Path) -> None:
         (None, True),
     ]
     assert (nightly.path / "feed" / "1" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("night", ["nothing to do", "held", "published"])
+def test_a_target_that_caught_up_is_named(nightly: Nightly, job: Path, night: str) -> None:
+    nightly.sections = {
+        "publish": [{"to": "changes", "path": "feed"}, {"to": "parquet", "path": "snapshots"}]
+    }
+    job.write_text(nightly.job().to_yaml())
+    nightly.night(FIRST)
+    nightly.put(SECOND)
+    with Storage(nightly.path / "feed").lock():
+        assert invoke("refresh", job, "--quiet").exit_code == 1
+    behind = (1, 2)
+    if night != "nothing to do":
+        nightly.put({**SECOND, 5: 1})
+    if night == "published":
+        behind = (1, 3)
+    flags = ["--set", STRICT] if night == "held" else []
+    result = invoke("refresh", job, *flags)
+    assert result.exit_code == (3 if night == "held" else 0)
+    words = " ".join(result.stdout.split())
+    assert f"target changes was behind and has caught up: version 1 → {behind[1]}, 0." in words
+    assert "parquet was behind" not in words
+    nightly.put({**SECOND, 6: 1})
+    with Storage(nightly.path / "feed").lock():
+        assert invoke("refresh", job, "--quiet").exit_code == 1
+    live = nightly.state.pointer().live
+    found = document(invoke("refresh", job, "--json"))["targets"]
+    assert [(each["name"], each["caught_up"], each["before"]) for each in found] == [
+        ("changes", True, behind[1]),
+        ("parquet", False, live),
+    ]
+
+
+def test_phases_add_up_to_the_whole(
+    nightly: Nightly, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr(record, "time", clock)
+    nightly.put(FIRST)
+    found = document(invoke("refresh", job, "--json"))["seconds"]
+    assert ([*found][:1], [*found][-1:]) == (["plan"], ["cleanup"])
+    # The clock was read when the work began, then whenever a phase ended.
+    assert sum(found.values()) == next(ticks) - 1
+    assert (stored_record(nightly.state, 1) or {})["seconds"] == found
 
 
 @pytest.mark.parametrize(
