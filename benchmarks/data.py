@@ -46,7 +46,8 @@ class Table:
         rows: Rows with ``id`` from 0 on.
         width: Floats of a row.
         layout: ``plain`` (row groups of 50,000 rows), ``one_group``, ``wide`` (a column for each
-            float), ``dictionary`` (few distinct values, dictionary-encoded), ``npy`` (images),
+            float), ``text_keys`` (as plain, with strings for ids), ``dictionary`` (few distinct
+            values, dictionary-encoded), ``npy`` (images),
             ``uneven`` (rows of lognormal lengths, row groups of 65,536) or ``uneven_npy`` (the
             same rows as a matrix).
         files: Files of equal size, in a directory if there are several.
@@ -278,7 +279,16 @@ def _wide_batch(first: int, values: np.ndarray) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([_ids(first, values), *columns], ["id", *names])
 
 
-_BATCHES: dict[str, Callable[[int, np.ndarray], pa.RecordBatch]] = {"wide": _wide_batch}
+def _text_batch(first: int, values: np.ndarray) -> pa.RecordBatch:
+    batch = _list_batch(first, values)
+    ids = pa.array([f"item {number}" for number in batch.column(0).to_pylist()])
+    return batch.set_column(0, "id", ids)
+
+
+_BATCHES: dict[str, Callable[[int, np.ndarray], pa.RecordBatch]] = {
+    "wide": _wide_batch,
+    "text_keys": _text_batch,
+}
 
 
 def _described(text: str) -> Table | Model:

@@ -13,3 +13,4 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Ray, Spark and faiss have an environment of their own: the tool's stays free of them.
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 OURS_PYTHON = Path(sys.executable)
+PROGRAM = OURS_PYTHON.parent / "batchnorm-tool"

@@ -19,6 +19,7 @@ from benchmarks.cases.memory_and_start import flat_memory, quick_starts
 from benchmarks.cases.refreshing import (
     difference_alone,
     disk_after_nights,
+    first_load,
     heavy_model,
     memory_of_the_difference,
     night_against_its_parts,
@@ -45,6 +46,7 @@ CASES: Mapping[str, Case] = {
     "compare-neighbours": nearest_neighbours,
     "compare-memory": memory_of_neighbours,
     "compare-norms": norm_survey,
+    "refresh-load": first_load,
     "refresh-night": night_against_its_parts,
     "refresh-heavy": heavy_model,
     "refresh-nothing": nothing_changed,

@@ -13,7 +13,7 @@ from benchmarks import lineup
 from benchmarks.bench import Bench, Contender
 from benchmarks.data import DEEP, Table, made
 from benchmarks.findings import Finding, Target, megabytes, seconds
-from benchmarks.places import OURS_PYTHON, ROOT
+from benchmarks.places import OURS_PYTHON, PROGRAM, ROOT
 
 _TIMES_THE_ROWS = 4
 _STARTS = 5
@@ -59,13 +59,12 @@ def quick_starts(bench: Bench) -> list[Finding]:
     output.parent.mkdir(parents=True, exist_ok=True)
     job = output.parent / "job.yaml"
     job.write_text(yaml.safe_dump(lineup.job_over(Table(bench.size.rows), DEEP, output)))
-    program = OURS_PYTHON.parent / "batchnorm-tool"
-    bench.run(case, {"the job itself": Contender((program, "run", job))}, 1)
+    bench.run(case, {"the job itself": Contender((PROGRAM, "run", job))}, 1)
     arguments: dict[str, tuple[str | Path, ...]] = {
         "--help": ("--help",),
         "finished job again": ("run", job),
     }
-    contenders = {name: Contender((program, *words)) for name, words in arguments.items()}
+    contenders = {name: Contender((PROGRAM, *words)) for name, words in arguments.items()}
     runs = bench.run(case, contenders, _STARTS)
     findings = []
     for (name, words), limit in zip(arguments.items(), (0.3, 1.0), strict=True):
