@@ -254,6 +254,9 @@ def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
 @cli.command("refresh", is_attempt=True)
 @click.argument("job_file", metavar="JOB.yaml")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a job key.")
+@click.option(
+    "--retry-quarantined", is_flag=True, help="Predict rows again that are bad by their prediction."
+)
 @click.option("--dry-run", is_flag=True, help="Report what would change, and exit.")
 @click.option("--print-config", is_flag=True, help="Print the resolved job, and exit.")
 @flags.waiting
@@ -272,12 +275,14 @@ def refresh_command(terminal: Terminal, job_file: str, **options: Any) -> None:
     elif options["dry_run"]:
         from batchnorm_tool.commands.refresh.refresh import planned_refresh
 
-        terminal.print_refresh_plan(planned_refresh(job))
+        retry = options["retry_quarantined"]
+        terminal.print_refresh_plan(planned_refresh(job, retry_quarantined=retry))
     else:
         from batchnorm_tool.commands.refresh.refresh import refresh
 
         result = refresh(
             job,
+            retry_quarantined=options["retry_quarantined"],
             wait_seconds=flags.seconds_of(options["wait"]),
             metrics_file=options["metrics_file"],
             progress=terminal.progress(options["progress"]),

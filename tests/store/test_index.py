@@ -18,8 +18,11 @@ from batchnorm_tool.storage import Storage
 from batchnorm_tool.store import index
 from batchnorm_tool.store.index import (
     INDEX_FIELDS,
+    IS_JUDGED_AGAIN,
     IS_QUARANTINED,
+    IS_UNWANTED,
     IndexWriter,
+    JudgedAgain,
     LiveIndex,
     fixed_binary,
     index_rows,
@@ -77,6 +80,21 @@ def test_every_key_is_found_where_it_was_written(storage: Storage, keys: pa.Arra
     assert live.marks.tolist() == [0, 0, IS_QUARANTINED]
     assert live.feature_hash.ravel().tolist() == list(range(48))
     assert live.passthrough_hash.ravel().tolist() == list(range(24))
+
+
+def test_rows_that_are_judged_again_are_marked_with_their_cause(storage: Storage) -> None:
+    statuses = ["good", "good", "stale: zero_vector", "quarantined: model_failure (no (such) id)"]
+    table = rows(pa.array(range(4)), statuses)
+    norms = pa.array([0.0, 1.0, 0.0, None])
+    write(storage, table.set_column(0, ".norm", norms))
+    again = JudgedAgain({"quarantined: model_failure": "b", "stale: zero_vector": "a"}, "z")
+    zero = IS_JUDGED_AGAIN | IS_UNWANTED
+    marks = [zero, 0, zero, IS_JUDGED_AGAIN | IS_QUARANTINED]
+    assert LiveIndex.load(storage, PATH, again).marks.tolist() == marks
+    assert LiveIndex.load(storage, PATH).marks.tolist() == [0, 0, 0, IS_QUARANTINED]
+    (stored,) = read_index(storage, PATH, again.columns)
+    assert [again.causes[place - 1] for place in again.by_cause(stored)[[0, 2, 3]]] == list("zab")
+    assert again.by_cause(stored)[1] == 0
 
 
 def test_many_rows_over_several_row_groups(

@@ -80,7 +80,7 @@ class RefreshPlan(Record):
         options_fingerprint: Hash of what the choices were made from.
         new_space: Whether the live version's vectors mean something else.
         recompute: Whether every row meets the model, changed or not.
-        new_versions: Whether another device or library predicts than in the live version.
+        retried: Why rows that are bad by their prediction are predicted again; empty: they are not.
         notes: What a person should know before it starts.
         preparation: Input and model, looked at; ``None`` where what is needed is staged already.
     """
@@ -92,7 +92,7 @@ class RefreshPlan(Record):
     options_fingerprint: Annotated[str, stored_as("request")]
     new_space: bool = False
     recompute: bool = False
-    new_versions: bool = False
+    retried: str = ""
     notes: tuple[str, ...] = ()
     preparation: Annotated[
         Preparation | None, PlainValidator(lambda prepared: prepared), Field(exclude=True)
@@ -137,8 +137,8 @@ class RefreshPlan(Record):
             policy = policy_for(self.job, reason)
             if policy != "quarantine":
                 why = f"`{'.'.join(names)}` was quarantine and is {policy}"
-            elif self.new_versions and reason in _OF_PREDICTIONS:
-                why = "the device or a library is another"
+            elif self.retried and reason in _OF_PREDICTIONS:
+                why = self.retried
             else:
                 continue
             statuses |= {start + reason.label: why for start in (STALE, QUARANTINED)}
@@ -168,13 +168,16 @@ class RefreshPlan(Record):
                 "live": pointer.live,
                 "hash": HASH_VERSION,
                 "recompute": self.recompute,
+                "retried": self.retried,
                 "store": [store.mode, store.delete_column, store.bad_rows],
                 "layout": self.layout.to_dict(),
             }
         )
 
 
-def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None) -> RefreshPlan:
+def make_plan(
+    job: Job, pointer: StorePointer, staged: RefreshPlan | None = None, *, retry: bool = False
+) -> RefreshPlan:
     """Look at input and model; TensorFlow is imported only where a choice is still to be made."""
     _check_job(job)
     preparation = Preparation(job, least_rows=_LEAST_ROWS)
@@ -195,7 +198,7 @@ def make_plan(job: Job, pointer: StorePointer, staged: RefreshPlan | None = None
         options_fingerprint=request,
         new_space=new_space,
         recompute=recompute,
-        new_versions=_predicts_otherwise(identity, pointer.identity),
+        retried=_why_retried(identity, pointer.identity, asked=retry),
         notes=notes,
         preparation=preparation,
     )
@@ -331,9 +334,13 @@ def _compared(
     return False, recompute, (_new_bits(live, identity, recompute=recompute),)
 
 
-def _predicts_otherwise(current: Identity, live: Identity | None) -> bool:
+def _why_retried(current: Identity, live: Identity | None, *, asked: bool) -> str:
+    if asked:
+        return "asked for by `--retry-quarantined`"
     names = ("device", "versions")
-    return live is not None and any(live.bits[name] != current.bits[name] for name in names)
+    if live is None or all(live.bits[name] == current.bits[name] for name in names):
+        return ""
+    return "the device or a library is another"
 
 
 def _needs_every_row(notes: tuple[str, ...]) -> str:

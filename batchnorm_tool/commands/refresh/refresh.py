@@ -6,6 +6,7 @@
          -> merge -> targets -> old versions removed
 """
 
+import functools
 import os
 import secrets
 import tempfile
@@ -19,7 +20,7 @@ from batchnorm_tool.commands.refresh import commit, evaluate
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.metrics import measured
-from batchnorm_tool.commands.refresh.plan import make_plan, store_of
+from batchnorm_tool.commands.refresh.plan import RefreshPlan, make_plan, store_of
 from batchnorm_tool.commands.refresh.record import PhaseTimings, PlannedRefresh, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
@@ -30,12 +31,13 @@ from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import check_installed, newest_version
-from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
+from batchnorm_tool.store.state import StoreDirectory, StoredRecord, StorePointer, index_path
 
 
 def refresh(  # noqa: PLR0913  (each is a flag of the command)
     job: Job,
     *,
+    retry_quarantined: bool = False,
     wait_seconds: float = 0.0,
     metrics_file: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -50,6 +52,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
 
     Args:
         job: What to do, with the section ``store``.
+        retry_quarantined: Predict rows again that are bad by their prediction, whatever changed.
         wait_seconds: How long to wait while another run holds the store.
         metrics_file: Write Prometheus metrics to this file, however the refresh ends.
         progress: Receives how far the work is; default: nothing does.
@@ -79,30 +82,31 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     state = StoreDirectory(store.path)
     shown = progress or SilentProgress()
     attempt = run_id or secrets.token_hex(8)
+    planned = functools.partial(make_plan, job, retry=retry_quarantined)
 
     def work() -> RefreshResult:
         check_installed()
         check_targets(job.publish)
         try:
             with state.lock(wait_seconds):
-                return _refresh_locked(state, job, announce, shown, attempt)
+                return _refresh_locked(state, planned, announce, shown, attempt)
         finally:
             close_cached_files()
 
     return measured(state.path, metrics_file, work)
 
 
-def plan_refresh(job: Job) -> dict[str, Any]:
+def plan_refresh(job: Job, *, retry_quarantined: bool = False) -> dict[str, Any]:
     """Return what `refresh` would change, without the model and without writing to the store.
 
     Returns:
         ``rows`` by kind, ``gate`` with what the limits on the input say, ``new_space`` and
         ``notes``, as plain data.
     """
-    return planned_refresh(job).to_dict()
+    return planned_refresh(job, retry_quarantined=retry_quarantined).to_dict()
 
 
-def planned_refresh(job: Job) -> PlannedRefresh:
+def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefresh:
     """Return what `plan_refresh` tells."""
     check_job("plan_refresh", job)
     state = StoreDirectory(store_of(job).path)
@@ -110,7 +114,7 @@ def planned_refresh(job: Job) -> PlannedRefresh:
     check_targets(job.publish)
     newest_version(state.path)  # refuses a path that holds something else
     pointer = state.pointer()
-    plan = make_plan(job, pointer, staged_plan(state))
+    plan = make_plan(job, pointer, staged_plan(state), retry=retry_quarantined)
     check_layout(job.publish, plan.layout)
     index = None if pointer.live is None else state.storage.root / index_path(pointer.live)
     # Beside the store where that is possible: what differs may be as large as the input.
@@ -140,7 +144,7 @@ def planned_refresh(job: Job) -> PlannedRefresh:
 
 def _refresh_locked(
     state: StoreDirectory,
-    job: Job,
+    planned: Callable[[StorePointer, RefreshPlan | None], RefreshPlan],
     announce: Callable[[str], None],
     progress: Progress,
     run_id: str,
@@ -150,8 +154,8 @@ def _refresh_locked(
         commit.recover(state)
         pointer = state.pointer()
         commit.check_dataset(state, pointer)
-        plan = make_plan(job, pointer, staged_plan(state))
-        check_layout(job.publish, plan.layout)
+        plan = planned(pointer, staged_plan(state))
+        check_layout(plan.job.publish, plan.layout)
     for note in plan.notes:
         announce(note)
     staging = replace(begin(state, pointer, plan, progress, run_id), timings=timings)

@@ -57,10 +57,12 @@ def first_load(nightly: Nightly, table: pa.Table, values: Mapping[str, Any]) -> 
     return found(fresh)
 
 
-def announced(nightly: Nightly, values: Mapping[str, Any]) -> tuple[RefreshResult, list[str]]:
+def announced(
+    nightly: Nightly, values: Mapping[str, Any], **flags: bool
+) -> tuple[RefreshResult, list[str]]:
     """A night over the same input, and all that it says."""
     lines: list[str] = []
-    return refresh(nightly.job(**values), announce=lines.append), lines
+    return refresh(nightly.job(**values), announce=lines.append, **flags), lines
 
 
 @dataclass(frozen=True)
@@ -157,19 +159,26 @@ def test_a_delta_judges_the_rows_that_it_has(encoded: Nightly, seen: set[float])
 
 
 @pytest.mark.parametrize("last", [bad(NULL), FIRST], ids=["set aside", "stale"])
-def test_another_library_is_asked_about_rows_on_which_the_model_failed(
-    encoded: Nightly, seen: set[float], monkeypatch: pytest.MonkeyPatch, last: Any
+@pytest.mark.parametrize(
+    "why", ["the device or a library is another", "asked for by `--retry-quarantined`"]
+)
+def test_rows_on_which_the_model_failed_are_tried_again(
+    encoded: Nightly, seen: set[float], monkeypatch: pytest.MonkeyPatch, last: Any, why: str
 ) -> None:
     encoded.night(last, **QUARANTINE)
     encoded.night(bad(NULL, HUGE), **QUARANTINE)
     before = found(encoded)
-    real = environment.versions
-    monkeypatch.setattr(environment, "versions", lambda names: {**real(names), "keras": "99.0"})
+    real, asked = environment.versions, "retry" in why
+    if not asked:
+        monkeypatch.setattr(environment, "versions", lambda names: {**real(names), "keras": "9"})
+    line = f"1 row with unchanged features to be judged again: {why}."
+    job = encoded.job(**QUARANTINE)
+    assert (line in plan_refresh(job)["notes"]) is not asked
+    assert line in plan_refresh(job, retry_quarantined=asked)["notes"]
     seen.clear()
-    night, lines = announced(encoded, QUARANTINE)
+    night, lines = announced(encoded, QUARANTINE, retry_quarantined=asked)
     assert seen == {SEEN[HUGE]}
     assert (night.rows["recomputed"], night.rows["predicted"]) == (1, 1)
-    (line,) = [line for line in lines if "judged again" in line]
-    assert line.endswith("to be judged again: the device or a library is another.")
+    assert [said for said in lines if "judged again" in said] == [line]
     assert found(encoded) == before
     assert encoded.night(None, **QUARANTINE).state == "nothing to do"
