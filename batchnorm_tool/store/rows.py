@@ -1,5 +1,6 @@
 """Rows of a version of the dataset: all of them, those of some keys or hashes, those that changed.
 
+A row's address is its place among the rows of a version, in the order in which they are stored.
 Memory is bounded by batches, and 40 bytes for each row that is asked for by key or hash, or whose
 change is looked for.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnorm_tool.chunk import fitting_rows
+from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 """The address of a row that is not there."""
-_ADDRESS = "_rowaddr"
 _BATCH_BYTES = 16 * 2**20
 # What a value of open length counts.
 _OPEN_BYTES = 64
@@ -59,10 +59,9 @@ def addressed(
     path: str, lance_version: int | None, columns: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
     """Stream narrow columns with the address of each row, which `at_addresses` takes."""
-    dataset = open_dataset(path, lance_version)
-    for batch in scan(path, dataset, columns, with_row_address=True):
-        table = pa.Table.from_batches([batch])
-        yield batch[_ADDRESS].to_numpy(), table.select(list(columns))
+    for first, batch in numbered(rows(path, lance_version, columns)):
+        places = np.arange(first, first + batch.num_rows, dtype=np.uint64)
+        yield places, pa.Table.from_batches([batch])
 
 
 def at_addresses(
@@ -74,9 +73,7 @@ def at_addresses(
     for start in range(0, len(addresses), most):
         wanted = addresses[start : start + most]
         with reading(path):
-            # Private, but nothing public takes addresses.
-            table = dataset._take_rows(pa.array(wanted), columns=list(columns))  # noqa: SLF001
-        yield table.select(list(columns))
+            yield dataset.take(pa.array(wanted), columns=list(columns))
 
 
 @dataclass(frozen=True)
