@@ -80,8 +80,8 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
     held[4]["status"] = "stale: missing"
     held[6]["feature_hash"] = held[5]["feature_hash"]
     write(path, held)
-    asked = hashes_of([held[12], held[4], held[5], item(99)])
-    places = rows.addresses_of_hashes(path, None, asked, NAMES).find(as_ids(asked))
+    asked = as_ids(hashes_of([held[12], held[4], held[5], item(99)]))
+    places = rows.addresses_of_hashes(path, None, asked, NAMES).find(asked)
     known = np.unique(places[places != rows.NOWHERE])
     found = pa.concat_tables(rows.at_addresses(path, None, known, ["id", "feature_hash", "vector"]))
     assert found["id"].to_pylist() in ([5, 12], [6, 12])
@@ -90,9 +90,9 @@ def test_good_rows_are_found_by_the_hash_of_their_features(path: str) -> None:
 
 def test_no_hash_finds_no_row(path: str) -> None:
     write(path, [item(1)])
-    none = np.empty((0, 16), np.uint8)
+    none = np.empty((0, 2), np.uint64)
     found = rows.addresses_of_hashes(path, None, none, NAMES)
-    assert found.find(as_ids(none)).tolist() == []
+    assert found.find(none).tolist() == []
     assert found.find(np.ones((2, 2), np.uint64)).tolist() == [rows.NOWHERE] * 2
 
 
