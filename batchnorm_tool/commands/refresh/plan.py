@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import Field, PlainValidator
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import core_schema
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
@@ -95,7 +96,9 @@ class RefreshPlan(Record):
     retried: str = ""
     notes: tuple[str, ...] = ()
     preparation: Annotated[
-        Preparation | None, PlainValidator(lambda prepared: prepared), Field(exclude=True)
+        Preparation | None,
+        GetPydanticSchema(lambda _, __: core_schema.any_schema()),
+        Field(exclude=True),
     ] = field(default=None, repr=False)
 
     @property

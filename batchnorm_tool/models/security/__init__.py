@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -64,12 +65,17 @@ class ModelReport:
 class ModelCopy:
     """A private copy of a model, which nobody else can change, and what the gate found in it.
 
-    The suffix of ``path`` is that of the content. Use it as a context manager, or call ``close``.
+    The suffix of ``path`` is that of the content. It goes with this object, or when it is closed.
     """
 
     path: str
     report: ModelReport
-    _directory: tempfile.TemporaryDirectory[str]
+    _remove: "weakref.finalize[..., ModelCopy] | None" = None
+
+    def __post_init__(self) -> None:
+        """See to it that the copy goes."""
+        folder = Path(self.path).parent
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +95,8 @@ class ModelCopy:
 
     def close(self) -> None:
         """Remove the copy."""
-        self._directory.cleanup()
+        if self._remove is not None:
+            self._remove()
 
 
 def examine_copy(path: str) -> ModelCopy:
@@ -97,23 +104,23 @@ def examine_copy(path: str) -> ModelCopy:
 
     The copy may be dangerous to load.
     """
-    place = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
+    folder = tempfile.mkdtemp(prefix="batchnorm_tool-")
     try:
-        copied = _copy(path, Path(place.name, "model"))
+        copied = _copy(path, Path(folder, "model"))
         report = examine(str(copied), path, private=True)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
     except BaseException:
-        place.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    return ModelCopy(str(final), report, place)
+    return ModelCopy(str(final), report)
 
 
-def admit(model: Model) -> ModelCopy:
-    """Copy a model to a private place, examine the copy, and let it pass or refuse it.
+def admit(model: Model, copied: ModelCopy | None = None) -> ModelCopy:
+    """Let a model pass or refuse it, by a private copy that is examined; the copy may be loaded.
 
-    The copy may be loaded.
+    ``copied`` is one of the model that is examined already.
     """
-    copied = examine_copy(model.path)
+    copied = copied or examine_copy(model.path)
     try:
         copied.check(model)
     except BaseException:
