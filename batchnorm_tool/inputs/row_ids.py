@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ def find_repeated(
         memory_bytes: About how much memory to take.
         retry: What to do again where there is no room for the files.
     """
-    entries = (_entries(*block) for block in blocks)
+    entries = (entries_of(ENTRY, *block) for block in blocks)
     if rows * _ENTRY_BYTES <= memory_bytes:
         yield from _repeated([joined(entries, ENTRY)])
         return
@@ -148,9 +149,11 @@ def find_repeated(
             yield from _repeated(pieces)
 
 
-def _entries(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    entries = np.empty(len(rows), ENTRY)
-    entries["row"], entries["id"] = rows, ids
+def entries_of(dtype: np.dtype, rows: np.ndarray, *columns: Any) -> np.ndarray:
+    """Return entries with their fields in order: row numbers ``int64[n]``, ids, and the rest."""
+    entries = np.empty(len(rows), dtype)
+    for name, column in zip(dtype.names or (), (rows, *columns), strict=True):
+        entries[name] = column
     return entries
 
 

@@ -40,6 +40,19 @@ def test_each_repetition_is_paired_with_the_first(second: int, *, ascend: bool) 
     assert repeats(np.unique(ids, axis=0)).tolist() == []
 
 
+def test_an_id_takes_20_bytes_in_memory_and_44_while_it_is_looked_at() -> None:
+    ids = some_ids(100_000, 2**60)
+    tracemalloc.start()
+    try:
+        lookup = IdLookup(ids)
+        lasting, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(lookup) == len(ids)
+    assert lasting <= 20.1 * len(ids)
+    assert ids.nbytes + most <= 44.1 * len(ids)
+
+
 def test_nothing_is_found_among_nothing() -> None:
     places = IdLookup(np.empty((0, 2), np.uint64))
     assert places.find(np.array([[1, 2]], np.uint64)).tolist() == [-1]

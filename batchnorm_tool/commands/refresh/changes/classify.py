@@ -208,7 +208,11 @@ class BucketJoin:
             with capture_warnings(lambda _: None):
                 for chunk in self.source.chunks(part):
                     stoppable.check()
-                    buckets.add(_source_entries(chunk.hashes))
+                    found, deleted = chunk.hashes, chunk.hashes.deleted
+                    rows = np.arange(found.first_row, found.first_row + len(found))
+                    hashes = found.ids, found.features, found.passthrough
+                    mark = False if deleted is None else deleted
+                    buckets.add(row_ids.entries_of(ENTRY, rows, *hashes, mark))
 
         # The second pass tells of progress and warnings.
         quiet = Callbacks(stopped=callbacks.stopped)
@@ -233,30 +237,13 @@ def _classifier_of(kinds: np.ndarray) -> Classifier:
     return lambda hashes: np.array(kinds[hashes.first_row : hashes.first_row + len(hashes)])
 
 
-def _numbered_entries(first_row: int, rows: int, dtype: np.dtype) -> np.ndarray:
-    """Return entries of consecutive rows of which nothing but the number is set."""
-    entries = np.zeros(rows, dtype)
-    entries["row"] = np.arange(first_row, first_row + rows)
-    return entries
-
-
-def _source_entries(hashes: Hashes) -> np.ndarray:
-    entries = _numbered_entries(hashes.first_row, len(hashes), ENTRY)
-    entries["id"], entries["features"] = hashes.ids, hashes.features
-    entries["passthrough"] = hashes.passthrough
-    entries["mark"] = False if hashes.deleted is None else hashes.deleted
-    return entries
-
-
 def _add_live(storage: Storage, path: str, again: JudgedAgain, buckets: Buckets) -> None:
     names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, *again.columns]
     for row, table in numbered(read_index(storage, path, names)):
-        entries = _numbered_entries(row, table.num_rows, ENTRY)
-        entries["id"] = row_hash.as_ids(bytes_of(table[KEY_ID]))
-        entries["features"] = bytes_of(table[FEATURE_HASH])
-        entries["passthrough"] = bytes_of(table[PASSTHROUGH_HASH])
-        entries["mark"] = again.marks(table)
-        buckets.add(entries)
+        rows = np.arange(row, row + table.num_rows)
+        ids, *hashes = (bytes_of(table[name]) for name in names[:3])
+        marks = again.marks(table)
+        buckets.add(row_ids.entries_of(ENTRY, rows, row_hash.as_ids(ids), *hashes, marks))
 
 
 def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
