@@ -61,11 +61,13 @@ class InputRecord:
         files: Its files, in order.
         statistics: Of all its rows.
         reference: What a later input is held against: of a delta, that of the last full input.
+        types: Of the stored columns that feed the model.
     """
 
     files: tuple[FileOfInput, ...]
     statistics: InputSummary
     reference: InputSummary
+    types: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
     """Return the record of a refresh before anything of it is judged."""
     plan, live, statistics = staging.plan, staging.pointer.live, difference.statistics
     model, unknown = plan.job.model, difference.counts.unknown_deletes
+    cause = (difference.cause,) if difference.cause else ()
     lost = (f"Not in the store: {plural(unknown, 'row')} to be deleted.",) if unknown else ()
     files: Any = plan.identity.result["input"]
     read = tuple(FileOfInput(file["path"], file["rows"], file["bytes"]) for file in files)
@@ -91,11 +92,11 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
         bits=plan.identity.bits_id,
         settings=plan.identity.bits,
         model=ModelRecord(model.path, plan.resolved.model_content) if model else None,
-        input=InputRecord(read, statistics, _reference(staging) or statistics),
+        input=InputRecord(read, statistics, _reference(staging) or statistics, difference.types),
         basis=Basis(plan.layout, plan.identity, plan.resolved, plan.options_fingerprint),
         publish=tuple(target.model_dump(exclude_none=True) for target in plan.job.publish),
         keep=plan.store.keep,
-        warnings=(*plan.notes, *difference.warnings, *lost),
+        warnings=(*plan.notes, *cause, *difference.warnings, *lost),
         rows=difference.counts,
     )
 

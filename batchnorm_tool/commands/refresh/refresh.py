@@ -128,7 +128,12 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
             (Path(scratch) / "index" / index.name).symlink_to(index)
         name = None if index is None else f"index/{index.name}"
         found = ChangeDetector(
-            plan.source, name, place, recompute=plan.recompute, again=plan.judged_again
+            plan.source,
+            name,
+            place,
+            recompute=plan.recompute,
+            again=plan.judged_again,
+            live=None if plan.new_space else state.record(pointer.live),
         ).run()
     findings = evaluate.evaluate_input(plan, found, state.record(pointer.live))
     return PlannedRefresh(

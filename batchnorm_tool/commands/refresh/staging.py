@@ -100,6 +100,7 @@ class Staging:
                 recompute=self.plan.recompute,
                 again=self.plan.judged_again,
                 callbacks=Callbacks(self.progress.advance),
+                live=None if self.plan.new_space else self.state.record(self.pointer.live),
             ).run()
 
     def candidate(self, staged: StagedRows, difference: ChangeSet) -> tuple[Candidate, Survey]:

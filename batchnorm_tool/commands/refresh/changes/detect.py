@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import Reason, numbered
 from batchnorm_tool.commands.refresh.changes import classify, result
+from batchnorm_tool.commands.refresh.changes.causes import ChangeCause
 from batchnorm_tool.commands.refresh.changes.classify import ChangeType, MatchedRows, RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet, InputStatistics, StagingWriter
 from batchnorm_tool.commands.refresh.changes.source import Callbacks, HashedChunk, RefreshSource
@@ -32,7 +33,7 @@ from batchnorm_tool.store.index import (
     index_rows,
     read_index,
 )
-from batchnorm_tool.store.state import STATUS, is_quarantined
+from batchnorm_tool.store.state import STATUS, StoredRecord, is_quarantined
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
@@ -136,6 +137,7 @@ class ChangeDetector:
             machine has available.
         workers: Threads; default: one for each core.
         again: Which rows with the same features are sent to the model without ``recompute``.
+        live: The record of the live version, where its features may be compared.
     """
 
     source: RefreshSource
@@ -146,6 +148,7 @@ class ChangeDetector:
     workers: int | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
     again: JudgedAgain = field(default_factory=JudgedAgain)
+    live: StoredRecord | None = None
 
     def run(self) -> ChangeSet:
         """Return what was found, as `ChangeSet.load` reads it back."""
@@ -167,6 +170,9 @@ class ChangeDetector:
             self._refuse_bad_rows(total)
             counted = self._write_dispositions(matched.dispositions, quarantined)
             difference = self._difference(total, *counted, self._judged_again(total, matched))
+        if self.live is not None and self.index_path is not None:
+            cause = ChangeCause(self.storage, self.index_path, self.source.keys, self.live)
+            difference = replace(difference, cause=cause.describe(difference))
         difference.save(self.storage)
         return difference
 
@@ -286,6 +292,7 @@ class ChangeDetector:
             total.statistics.summary,
             tuple(sorted(total.warnings)),
             judged_again,
+            self.source.feature_types,
         )
 
 

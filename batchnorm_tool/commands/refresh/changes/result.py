@@ -301,6 +301,8 @@ class ChangeSet(SealedRecord):
         reason: The column of ``night/bad`` that says why.
         warnings: What the features gave reason to warn of.
         judged_again: Recomputed rows by why, where not all rows are.
+        types: Of the stored columns that feed the model.
+        cause: Why nearly all known rows changed, where that shows.
     """
 
     counts: RefreshRows
@@ -310,16 +312,19 @@ class ChangeSet(SealedRecord):
     statistics: InputSummary
     warnings: tuple[str, ...] = ()
     judged_again: dict[str, int] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+    cause: str | None = None
     hash_version: str = HASH_VERSION
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of it before the model runs."""
+        said = (self.cause,) if self.cause else ()
         if not self.judged_again:
-            return ()
+            return said
         rows = plural(sum(self.judged_again.values()), "row")
         whys = ", ".join(self.judged_again)
-        return (f"{rows} with unchanged features to be judged again: {whys}.",)
+        return (*said, f"{rows} with unchanged features to be judged again: {whys}.")
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""

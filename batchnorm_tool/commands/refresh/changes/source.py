@@ -18,7 +18,7 @@ from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
-from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes
+from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
 
 if TYPE_CHECKING:
     from batchnorm_tool.features import FeatureReader
@@ -103,6 +103,12 @@ class RefreshSource:
         """All columns that are read, each once."""
         delete = () if self.delete_column is None else (self.delete_column,)
         return tuple(dict.fromkeys([*self.keys, *self.kept, *self.feature_columns, *delete]))
+
+    @property
+    def feature_types(self) -> dict[str, str]:
+        """The types of the stored columns that feed the model, whatever their encoding."""
+        schema = self.table.schema
+        return {name: type_name(schema.field(name).type) for name in self.feature_columns}
 
     @cached_property
     def row_bytes(self) -> int:
