@@ -25,6 +25,7 @@ from batchnorm_tool.pipeline import manifest, output_schema
 from batchnorm_tool.pipeline.manifest import BadRow, PartRecord, RowCounts
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Plan
+from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.pipeline.scored_chunk import DROP, FAIL, NULLIFY, QUARANTINE, Policies, Scored
 from batchnorm_tool.storage import FileRecord, OutputFile, Storage
 from batchnorm_tool.storage.checked_json import canonical_json
@@ -261,12 +262,16 @@ class PartHashes:
 
 @dataclass
 class PartSummary:
-    """What a part has come to so far; of the carried columns, the first ``keys`` identify a row."""
+    """What a part has come to so far; of the carried columns, the first ``keys`` identify a row.
+
+    Rows predicted and reused are counted where it is known which rows repeat.
+    """
 
     part: Part
     files: Sequence[InputFile]
     policies: Policies
     keys: int
+    repeats: Repeats | None = None
     counts: RowCounts = field(default_factory=RowCounts)
     reasons: Counter[str] = field(default_factory=Counter)
     first_bad_rows: list[BadRow] = field(default_factory=list)
@@ -278,7 +283,7 @@ class PartSummary:
 
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
-        self.counts = self.counts + self._counts(scored.faults, actions) + _reuse(scored)
+        self.counts = self.counts + self._counts(scored.faults, actions) + self._reuse(scored)
         self.chunks.add(self.part, scored)
         self.hashes.add(scored.chunk, np.where(actions == QUARANTINE, scored.faults, Reason.GOOD))
         for name, stats in scored.statistics.items():
@@ -330,21 +335,21 @@ class PartSummary:
             failed=int(by_action[FAIL]),
         )
 
+    def _reuse(self, scored: Scored) -> RowCounts:
+        """Count good rows, apart those that have an earlier row's features."""
+        if self.repeats is None:
+            return RowCounts()
+        good = ~np.isin(scored.faults, list(INPUT_REASONS))
+        earlier = self.repeats.has_earlier(scored.chunk.first_row, scored.chunk.rows)
+        reused = int((good & earlier).sum())
+        return RowCounts(predicted=int(good.sum()) - reused, reused=reused)
+
     def _bad_row(self, scored: Scored, offset: int) -> BadRow:
         row = scored.chunk.first_row + offset
         file, file_row = self.part.locate(row)
         columns = scored.chunk.carried.columns[: max(1, self.keys)]  # without a key, of the number
         key = ", ".join(str(*python_values(column.slice(offset, 1))) for column in columns)
         return BadRow(row, self.files[file].path, file_row, key, scored.reason(offset))
-
-
-def _reuse(scored: Scored) -> RowCounts:
-    """Count good rows, apart those that have an earlier row's features."""
-    if scored.has_earlier is None:
-        return RowCounts()
-    good = ~np.isin(scored.faults, list(INPUT_REASONS))
-    reused = int((good & scored.has_earlier).sum())
-    return RowCounts(predicted=int(good.sum()) - reused, reused=reused)
 
 
 def gather(storage: Storage, parts: Sequence[int]) -> FileRecord:

@@ -20,7 +20,7 @@ from typing import Self
 
 import numpy as np
 
-from batchnorm_tool.chunk import Field
+from batchnorm_tool.chunk import Chunk, Field
 from batchnorm_tool.errors import WorkFailed
 from batchnorm_tool.inputs.row_hash import as_ids
 from batchnorm_tool.inputs.row_ids import find_repeated
@@ -32,6 +32,8 @@ _FINDING_BYTES = 256 * 2**20
 _IN_MEMORY_BYTES = 8 * 2**20
 _CHECKSUM_BYTES = 32  # SHA-256
 _OPEN, _CLAIMED, _KNOWN = range(3)
+# Chunks are gathered until so small a part of what the model predicts is padding, or so many wait.
+_PADDING, _MOST_TOGETHER = 0.1, 8
 
 _Arrays = Mapping[str, np.ndarray]
 # Raw predictions by output, ``[n, *shape]``, and what the model says of each row on which it fails.
@@ -125,11 +127,53 @@ class SharedPredictions:
         self._known = {each.name: _table(len(self._states), each) for each in outputs}
         self._failing: dict[int, str] = {}
 
-    def predict(self, first_row: int, features: _Arrays, predict: Predict) -> Predicted:
-        """Predict a run of rows, with ``predict`` those alone that nobody has predicted.
+    def together(self, chunks: Iterable[Chunk], batch_size: int) -> Iterator[list[Chunk]]:
+        """Yield consecutive chunks, as many together as it takes to fill the model's batches.
 
-        Where the model fails on a row, the predictions of a good one stand in for its own.
+        What is left of a chunk of one batch would take as long to predict as the whole of it.
         """
+        waiting: list[Chunk] = []
+        rows = 0
+        for chunk in chunks:
+            if waiting and _shapes(chunk) != _shapes(waiting[0]):  # a transform may vary them
+                yield waiting
+                waiting, rows = [], 0
+            waiting.append(chunk)
+            rows += self._unknown(chunk)
+            if -rows % batch_size <= _PADDING * rows or len(waiting) == _MOST_TOGETHER:
+                yield waiting
+                waiting, rows = [], 0
+        if waiting:
+            yield waiting
+
+    def _unknown(self, chunk: Chunk) -> int:
+        """Return how many rows are to be predicted, as far as that can be told now."""
+        offsets, kinds = self.repeats.within(chunk.first_row, chunk.rows)
+        here = np.unique(kinds)
+        return chunk.rows - len(offsets) + int((self._states[here] == _OPEN).sum())
+
+    def predict(self, chunks: Sequence[Chunk], predict: Predict) -> list[Predicted]:
+        """Predict consecutive chunks, with ``predict`` those rows alone that nobody has predicted.
+
+        Where the model fails on a row, the predictions of a good one in its chunk stand in.
+        """
+        features = chunks[0].features
+        if len(chunks) > 1:
+            columns = {name: [chunk.features[name] for chunk in chunks] for name in features}
+            features = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+        predictions, failing = self._predict(chunks[0].first_row, features, predict)
+        found: list[Predicted] = []
+        for chunk in chunks:
+            start = chunk.first_row - chunks[0].first_row
+            rows = range(start, start + chunk.rows)
+            own = {name: array[start : rows.stop] for name, array in predictions.items()}
+            said = {row - start: text for row, text in failing.items() if row in rows}
+            if said:
+                _stand_in(own, said, chunk.rows)
+            found.append((own, said))
+        return found
+
+    def _predict(self, first_row: int, features: _Arrays, predict: Predict) -> Predicted:
         rows = len(next(iter(features.values())))
         offsets, kinds = self.repeats.within(first_row, rows)
         if not len(offsets):
@@ -147,7 +191,7 @@ class SharedPredictions:
         if self._failing:
             pairs = zip(offsets.tolist(), kinds.tolist(), strict=True)
             failing |= {row: self._failing[kind] for row, kind in pairs if kind in self._failing}
-        return _with_stand_in(predictions, failing, rows), failing
+        return predictions, failing
 
     def _predict_unknown(
         self,
@@ -200,15 +244,15 @@ class SharedPredictions:
                 self._changed.notify_all()
 
 
-def _with_stand_in(
-    predictions: dict[str, np.ndarray], failing: Mapping[int, str], rows: int
-) -> dict[str, np.ndarray]:
+def _stand_in(predictions: _Arrays, failing: Mapping[int, str], rows: int) -> None:
     """Put the first good row's predictions in place of failing ones; zeros if there is none."""
-    bad = sorted(failing)
     good = next((row for row in range(rows) if row not in failing), None)
     for array in predictions.values():
-        array[bad] = 0 if good is None else array[good]
-    return predictions
+        array[list(failing)] = 0 if good is None else array[good]
+
+
+def _shapes(chunk: Chunk) -> list[tuple[int, ...]]:
+    return [array.shape[1:] for array in chunk.features.values()]
 
 
 def _table(rows: int, output: Field) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from batchnorm_tool.models.batching import Predictor, check_shape
 from batchnorm_tool.norms import norm as norms_norm
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
-from batchnorm_tool.pipeline.repeats import SharedPredictions
+from batchnorm_tool.pipeline.repeats import Predicted
 from batchnorm_tool.pipeline.timing import StageTimings
 
 ACTIONS = ("keep", "nullify", "drop", "quarantine", "fail")
@@ -32,7 +31,6 @@ class Scored:
         faults: ``uint8[n]``, a `Reason` for each row, the predictions' reasons included.
         statistics: Statistics of each output over the rows whose input was good.
         causes: What the model says of the rows on which it failed.
-        has_earlier: Where predictions are shared, which rows have an earlier row's features.
     """
 
     chunk: Chunk
@@ -41,7 +39,6 @@ class Scored:
     faults: np.ndarray
     statistics: dict[str, VectorStats]
     causes: Mapping[int, str] = field(default_factory=dict)
-    has_earlier: np.ndarray | None = None
 
     def reason(self, row: int) -> str:
         """Say why a row of the chunk is bad, with what the model says of it where it failed."""
@@ -49,19 +46,17 @@ class Scored:
         return f"{label} ({self.causes[row]})" if row in self.causes else label
 
 
-def score_chunk(  # noqa: PLR0913  (what, with what, how, where its time goes)
+def score_chunk(
     chunk: Chunk,
-    predictor: Predictor,
+    predicted: Predicted,
     layouts: Sequence[OutputSpec],
     dtype: np.dtype,
     timings: StageTimings | None = None,
-    *,
-    shared: SharedPredictions | None = None,
 ) -> Scored:
-    """Predict, normalize and measure the rows of a chunk; those that ``shared`` has, it gives."""
+    """Normalize and measure what was predicted for the rows of a chunk."""
     timings = timings or StageTimings()
-    with timings.stage("predict"):
-        chunk, predictions, causes = _predict(chunk, predictor, layouts, shared)
+    predictions, failing = predicted
+    chunk, causes = _with_failing(chunk, failing)
     faults = chunk.faults.copy()
     good_input = chunk.faults == Reason.GOOD
     results, statistics = {}, {}
@@ -78,35 +73,24 @@ def score_chunk(  # noqa: PLR0913  (what, with what, how, where its time goes)
             unit.reshape(chunk.rows, output.vectors * output.width),
             lengths.reshape(chunk.rows, output.vectors),
         )
-    earlier = None if shared is None else shared.repeats.has_earlier(chunk.first_row, chunk.rows)
-    return Scored(chunk, predictions, results, faults, statistics, causes, earlier)
+    return Scored(chunk, predictions, results, faults, statistics, causes)
 
 
-def _predict(
-    chunk: Chunk,
-    predictor: Predictor,
-    layouts: Sequence[OutputSpec],
-    shared: SharedPredictions | None,
-) -> tuple[Chunk, Mapping[str, np.ndarray], Mapping[int, str]]:
-    """Predict; return the chunk with failing rows marked, predictions, and what the model says."""
-    predict = partial(_predict_rows, predictor, layouts)
-    if shared is None:
-        predictions, failing = predict(chunk.features)
-    else:
-        predictions, failing = shared.predict(chunk.first_row, chunk.features, predict)
+def _with_failing(chunk: Chunk, failing: Mapping[int, str]) -> tuple[Chunk, Mapping[int, str]]:
+    """Return the chunk with failing rows marked, and what the model says of them."""
     if not failing:
-        return chunk, predictions, {}
+        return chunk, {}
     failed = np.isin(np.arange(chunk.rows), list(failing))
     faults = chunk.faults.copy()
     faults[failed & (faults == Reason.GOOD)] = Reason.MODEL_FAILURE
     causes = {row: said for row, said in failing.items() if faults[row] == Reason.MODEL_FAILURE}
-    return replace(chunk, faults=faults), predictions, causes
+    return replace(chunk, faults=faults), causes
 
 
-def _predict_rows(
+def predict_rows(
     predictor: Predictor, layouts: Sequence[OutputSpec], features: Mapping[str, np.ndarray]
-) -> tuple[Mapping[str, np.ndarray], Mapping[int, str]]:
-    """Predict; return predictions, and what the model says of each row on which it fails."""
+) -> Predicted:
+    """Predict rows; where the model fails on one, the predictions of a good one stand in."""
     try:
         return predictor.predict(features), {}
     except ModelFailed:

@@ -10,8 +10,9 @@ whoever calls it, in whatever order, leaves the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,6 @@ from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
-from batchnorm_tool.inputs.row_hash import feature_hashes
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import security
 from batchnorm_tool.models.batching import Predictor
@@ -33,8 +33,13 @@ from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
-from batchnorm_tool.pipeline.repeats import Repeats, SharedPredictions
-from batchnorm_tool.pipeline.scored_chunk import Policies, score_chunk, warn_of_negative_ids
+from batchnorm_tool.pipeline.repeats import Predicted, Repeats, SharedPredictions
+from batchnorm_tool.pipeline.scored_chunk import (
+    Policies,
+    predict_rows,
+    score_chunk,
+    warn_of_negative_ids,
+)
 from batchnorm_tool.pipeline.timing import StageTimings
 from batchnorm_tool.storage import Storage
 
@@ -134,16 +139,24 @@ class Worker:
     ) -> PartRecord:
         """Score one part and commit it, or a record of why it cannot be."""
         part = self.plan.part(number)
-        summary = PartSummary(part, self.plan.files, self.policies, self._reader.keys)
+        repeats = None if self.shared is None else self.shared.repeats
+        summary = PartSummary(part, self.plan.files, self.policies, self._reader.keys, repeats)
         with errors.capture_warnings(summary.warnings.add), self._open_writer(part) as writer:
-            for chunk in self._timed(self._reader.read(part)):
+            for chunks in self._together(self._timed(self._reader.read(part))):
                 if stopped():
                     raise Interrupted(
                         "Stopped between two chunks; run the same command again to resume."
                     )
-                self._process_chunk(chunk, summary, writer)
-                advance(chunk.rows)
+                for chunk, predicted in zip(chunks, self._predict(chunks, part), strict=True):
+                    self._process_chunk(chunk, predicted, summary, writer)
+                    advance(chunk.rows)
             return self._commit(summary, writer)
+
+    def _together(self, chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
+        """Yield the chunks, those together that are predicted together."""
+        if self.shared is None:
+            return ([chunk] for chunk in chunks)
+        return self.shared.together(chunks, self.plan.resolved.batch_size)
 
     def _open_writer(self, part: Part) -> PartWriter:
         with self.timings.stage("write"):
@@ -160,18 +173,33 @@ class Worker:
             self.storage.put(path(record.part), record.to_json())
         return record
 
-    def _process_chunk(self, chunk: Chunk, summary: PartSummary, writer: PartWriter) -> None:
-        dtype = np.dtype(self.plan.job.output.dtype)
-        warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
+    def _predict(self, chunks: Sequence[Chunk], part: Part) -> Sequence[Predicted]:
+        for chunk in chunks:
+            warn_of_negative_ids(chunk, self.predictor, self.plan.resolved.features)
+        predict = partial(predict_rows, self.predictor, self.layouts)
+        with self.timings.stage("predict"), self._saying_where(part, chunks):
+            if self.shared is None:
+                return [predict(chunk.features) for chunk in chunks]
+            return self.shared.predict(chunks, predict)
+
+    @contextlib.contextmanager
+    def _saying_where(self, part: Part, chunks: Sequence[Chunk]) -> Iterator[None]:
+        """Put the place of the rows before the words of whatever fails with them."""
         try:
-            scored = score_chunk(
-                chunk, self.predictor, self.layouts, dtype, self.timings, shared=self.shared
-            )
+            yield
         except (ModelError, WorkFailed) as error:
-            file, row = summary.part.locate(chunk.first_row)
-            where = f"{self.plan.files[file].path}, row {row} and the {chunk.rows - 1} after it"
+            file, row = part.locate(chunks[0].first_row)
+            after = sum(chunk.rows for chunk in chunks) - 1
+            where = f"{self.plan.files[file].path}, row {row} and the {after} after it"
             kind = ModelError if isinstance(error, ModelError) else WorkFailed
             raise kind(f"{where}: {error.message}") from error
+
+    def _process_chunk(
+        self, chunk: Chunk, predicted: Predicted, summary: PartSummary, writer: PartWriter
+    ) -> None:
+        dtype = np.dtype(self.plan.job.output.dtype)
+        with self._saying_where(summary.part, [chunk]):
+            scored = score_chunk(chunk, predicted, self.layouts, dtype, self.timings)
         with self.timings.stage("statistics"):
             actions = self.policies.actions_for(scored.faults)
             summary.add(scored, actions)
@@ -187,20 +215,6 @@ class Worker:
             if chunk is None:
                 return
             yield chunk
-
-    def feature_hashes(
-        self, number: int, advance: Callable[[int], None], stopped: Callable[[], bool]
-    ) -> np.ndarray:
-        """Return the hashes of the features of a part's rows, ``uint8[n, 16]``."""
-        found = [np.empty((0, 16), np.uint8)]
-        # What is to be said of the rows is said when they are scored.
-        with errors.capture_warnings(lambda _: None):
-            for arrays, faults in self._reader.read_features(self.plan.part(number)):
-                if stopped():
-                    raise Interrupted("Stopped while looking for repeated rows; run again.")
-                found.append(feature_hashes(arrays, faults))
-                advance(len(faults))
-        return np.concatenate(found)
 
 
 def load_model(

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchnorm_tool.chunk import Field
+from batchnorm_tool.chunk import Chunk, Field
 from batchnorm_tool.errors import WorkFailed
 from batchnorm_tool.inputs.row_hash import feature_hashes
 from batchnorm_tool.pipeline import repeats as module
@@ -52,6 +53,11 @@ def test_they_are_read_back_as_they_were_unless_damaged() -> None:
     assert Repeats.from_bytes(None) is None
 
 
+def chunk(values: np.ndarray, start: int, stop: int) -> Chunk:
+    rows = stop - start
+    return Chunk(start, pa.table({}), {"x": values[start:stop]}, np.zeros(rows, np.uint8))
+
+
 class Model:
     """Predicts 2x, and remembers for which x it was asked; fails on some."""
 
@@ -77,7 +83,7 @@ def test_threads_predict_each_kind_of_features_once(
     model, shared = Model(), SharedPredictions(repeats_of(values), OUTPUTS)
 
     def predict(start: int) -> Predicted:
-        return shared.predict(start, {"x": values[start : start + 50]}, model)
+        return shared.predict([chunk(values, start, start + 50)], model)[0]
 
     with ThreadPoolExecutor(8) as pool:
         found = [predictions for predictions, _ in pool.map(predict, range(0, 4000, 50))]
@@ -93,10 +99,10 @@ def test_threads_predict_each_kind_of_features_once(
 def test_a_row_on_which_the_model_fails_fails_wherever_it_repeats() -> None:
     values = np.array([5, 6, 5, 8, 5, 9])
     model, shared = Model(5), SharedPredictions(repeats_of(values), OUTPUTS)
-    first, said = shared.predict(0, {"x": values[:3]}, model)
+    first, said = shared.predict([chunk(values, 0, 3)], model)[0]
     assert said == {0: "no 5", 2: "no 5"}
     assert first["double"].tolist() == [[12.0], [12.0], [12.0]]  # a good row stands in
-    assert shared.predict(3, {"x": values[3:]}, model)[1] == {1: "no 5"}
+    assert shared.predict([chunk(values, 3, 6)], model)[0][1] == {1: "no 5"}
     assert sorted(model.asked) == [5, 6, 8, 9]
 
 
@@ -111,14 +117,27 @@ def test_what_failed_in_another_thread_is_predicted_by_who_waits_for_it() -> Non
         raise WorkFailed("out of memory")
 
     with ThreadPoolExecutor(2) as pool:
-        other = pool.submit(shared.predict, 0, {"x": values[:1]}, broken)
+        other = pool.submit(shared.predict, [chunk(values, 0, 1)], broken)
         begun.wait(10)
-        mine = pool.submit(shared.predict, 1, {"x": values[1:]}, model)
+        mine = pool.submit(shared.predict, [chunk(values, 1, 2)], model)
         fail.set()
         with pytest.raises(WorkFailed, match="out of memory"):
             other.result(10)
-        assert mine.result(10)[0]["double"].tolist() == [[10.0]]
+        assert mine.result(10)[0][0]["double"].tolist() == [[10.0]]
     assert model.asked == [5]
+
+
+def test_chunks_are_predicted_together_until_they_fill_batches() -> None:
+    values = np.array([*range(100), *range(60), *range(200, 320)])  # 100, then 60 known, 120 new
+    model, shared = Model(), SharedPredictions(repeats_of(values), OUTPUTS)
+    chunks = [chunk(values, start, start + 20) for start in range(0, 280, 20)]
+    taken = []
+    for some in shared.together(iter(chunks), 50):
+        taken.append(len(some))
+        shared.predict(some, model)
+    # 20, 40 and 60 rows would leave much of a batch to padding; nothing is to do for known ones.
+    assert taken == [5, 1, 1, 1, 5, 1]
+    assert sorted(model.asked) == sorted(set(values.tolist()))
 
 
 def test_no_room_for_predictions_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ def scored(
     carried = pa.table({"row": np.arange(rows)})
     chunk = Chunk(0, carried, arrays, np.array(faults or [0] * rows, np.uint8))
     layouts = output_specs(job, fields)
-    return score_chunk(chunk, IdentityPredictor(fields), layouts, np.dtype(dtype))
+    predictions = IdentityPredictor(fields).predict(arrays)
+    return score_chunk(chunk, (predictions, {}), layouts, np.dtype(dtype))
 
 
 @pytest.mark.parametrize(

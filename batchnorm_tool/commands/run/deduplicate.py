@@ -9,9 +9,11 @@ import numpy as np
 from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.environment import map_in_order
+from batchnorm_tool.errors import Interrupted, capture_warnings
+from batchnorm_tool.inputs.row_hash import feature_hashes
 from batchnorm_tool.pipeline.plan import Plan
 from batchnorm_tool.pipeline.repeats import Repeats
-from batchnorm_tool.pipeline.worker import Worker, make_worker
+from batchnorm_tool.pipeline.worker import ChunkReader
 from batchnorm_tool.storage import Storage
 
 
@@ -30,7 +32,7 @@ def deduplicate(
     if hindrance is not None:
         return replace(plan, warnings=(*plan.warnings, hindrance)), Repeats.none()
     if found is None or not len(found.rows):
-        found = _find(make_worker(storage, plan, preparation.predictor()), progress)
+        found = _find(plan, progress)
     return plan, found
 
 
@@ -58,12 +60,20 @@ def _hindrance(preparation: Preparation, plan: Plan) -> str | None:
     )
 
 
-def _find(worker: Worker, progress: Progress) -> Repeats:
+def _find(plan: Plan, progress: Progress) -> Repeats:
     """Hash the features of all rows, on all cores, and find those that repeat."""
-    plan, stop = worker.plan, threading.Event()
+    reader, stop = ChunkReader(plan), threading.Event()
 
     def hashes(number: int) -> np.ndarray:
-        return worker.feature_hashes(number, progress.advance, stop.is_set)
+        found = [np.empty((0, 16), np.uint8)]
+        # What is to be said of the rows is said when they are scored.
+        with capture_warnings(lambda _: None):
+            for arrays, faults in reader.read_features(plan.part(number)):
+                if stop.is_set():
+                    raise Interrupted("Stopped while looking for rows that repeat; run again.")
+                found.append(feature_hashes(arrays, faults))
+                progress.advance(len(faults))
+        return np.concatenate(found)
 
     read = map_in_order(hashes, range(plan.part_count), stop=stop.set)
     with progress.work(plan.rows, 0), contextlib.closing(read):

@@ -24,7 +24,12 @@ from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
-from batchnorm_tool.pipeline.scored_chunk import Scored, score_chunk, warn_of_negative_ids
+from batchnorm_tool.pipeline.scored_chunk import (
+    Scored,
+    predict_rows,
+    score_chunk,
+    warn_of_negative_ids,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +146,8 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     chunk = _chunk(data, loaded, spec)
     sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
     layouts = output_schema.output_specs(job, _checked_outputs(loaded, sized, chunk, bad))
-    scored = score_chunk(chunk, sized, layouts, np.dtype(dtype))
+    predicted = predict_rows(sized, layouts, chunk.features)
+    scored = score_chunk(chunk, predicted, layouts, np.dtype(dtype))
     _check_policies(scored, bad)
     return Result(
         keys=chunk.carried.column(0).to_numpy(),

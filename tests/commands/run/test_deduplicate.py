@@ -18,12 +18,15 @@ import pytest
 from keras import layers
 
 from batchnorm_tool import verify
+from batchnorm_tool.commands.run import deduplicate
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import placement
 from batchnorm_tool.models.batching import ModelPredictor
+from batchnorm_tool.pipeline.part_output import PARTS_PATH, read_records
 from batchnorm_tool.pipeline.worker import Worker
+from batchnorm_tool.storage import open_storage
 from tests.command_line import invoke
 from tests.commands.plain_script import vector_column
 from tests.kill_points import tree
@@ -109,21 +112,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @dataclass(frozen=True)
 class Left:
-    """What a run leaves: the files, and its manifest but for counts and the key of the job."""
+    """What a run leaves: files, its manifest but for counts and the key, and records of parts."""
 
     files: dict[str, bytes]
     manifest: dict[str, Any]
+    records: list[dict[str, Any]]
 
 
 def left(result: RunResult, *, remove: bool = False) -> Left:
     files, manifest = tree(Path(result.path)), dict(result.manifest)
     del files["_manifest.json"], files["_SUCCESS"], manifest["checksum"]
-    manifest["rows"] = {k: v for k, v in result.rows.items() if k not in COUNTS}
+    manifest["rows"] = uncounted(result.rows)
+    records = list[dict[str, Any]]()
+    if files.pop(PARTS_PATH, None):  # where rows are in quarantine
+        manifest["files"] = [file for file in manifest["files"] if file["path"] != PARTS_PATH]
+        kept = [record.to_dict() for record in read_records(open_storage(result.path))]
+        records = [{**record, "counts": uncounted(record["counts"])} for record in kept]
     source = manifest["job"]["input"]
     manifest["job"] = {**manifest["job"], "input": {**source, "deduplicate": None}}
     if remove:
         shutil.rmtree(result.path)
-    return Left(files, manifest)
+    return Left(files, manifest, records)
+
+
+def uncounted(rows: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in rows.items() if name not in COUNTS}
 
 
 @pytest.mark.parametrize(
@@ -162,25 +175,25 @@ def test_a_stopped_run_goes_on_and_counts_the_same(
     files, expected = tree(Path(whole.path)), left(whole, remove=True)
     hashed: list[int] = []
     with monkeypatch.context() as patched:
-        real, real_hashes = Worker.process_part, Worker.feature_hashes
+        real, real_hashes = Worker.process_part, deduplicate.feature_hashes
 
         def process_part(self: Worker, number: int, *more: Any) -> Any:
             if number == 4:
                 raise WorkFailed("stopped here")
             return real(self, number, *more)
 
-        def hashes(self: Worker, number: int, *more: Any) -> np.ndarray:
-            hashed.append(number)
-            return real_hashes(self, number, *more)
+        def hashes(features: Any, faults: np.ndarray) -> np.ndarray:
+            hashed.append(len(faults))
+            return real_hashes(features, faults)
 
-        patched.setattr(Worker, "feature_hashes", hashes)
+        patched.setattr(deduplicate, "feature_hashes", hashes)
         patched.setattr(Worker, "process_part", process_part)
         with pytest.raises(WorkFailed, match="stopped here"):
             start(deduplicate=before)
         patched.setattr(Worker, "process_part", real)
         result = start(deduplicate=True)
     assert result.parts_kept > 0
-    assert len(hashed) == len(result.manifest["parts"])  # once in the two attempts
+    assert sum(hashed) == ROWS  # once in the two attempts
     assert left(result) == expected
     if before:
         assert tree(Path(result.path)) == files
