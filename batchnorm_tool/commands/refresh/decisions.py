@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import commit
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.evaluate import conclude, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
@@ -79,6 +80,8 @@ def accept(  # noqa: PLR0913  (each is a flag of the command)
     """
     state, _ = open_store(os.fspath(path))
     version = checked_whole("version", version, 1)
+    if not isinstance(note, str | None):
+        raise JobError(f"`note` must be text or None. Received: {note!r}.")
 
     def work() -> RefreshResult:
         with state.lock(wait_seconds):
@@ -95,15 +98,14 @@ def _accept_locked(
     if version == pointer.live and state.existing_record(version).accepted is not None:
         return commit.deliver_again(state, pointer)
     _check_waits(state, pointer, version)
-    staging = resume(state, pointer, progress)
-    if staging is None:
+    staging, difference = resume(state, pointer, progress), ChangeSet.load(state.storage)
+    if staging is None or difference is None:
         raise WorkFailed(
-            f"The staged files of version {version} in `{state.root}` are damaged. Run "
-            "`batchnorm-tool refresh` again to stage them again."
+            f"The staged files of version {version} in `{state.root}` are damaged, or were written "
+            "by another version of batchnorm-tool. Run `batchnorm-tool refresh` to stage them again."
         )
     check_targets(staging.plan.job.publish)
     check_layout(staging.plan.job.publish, staging.plan.layout)
-    difference = staging.difference()
     record = state.record(version) or staged_record(staging, difference)
     return conclude(staging, difference, record, _acceptance(note))
 
@@ -274,7 +276,13 @@ class _Rollback:
         version = self.pointer.next_version
         hold = Hold(now(), f"rollback to version {self.target}", version)
         return self.pointer.with_changes(
-            next_version=version + 1, live=version, hold=hold, **vars(restored.basis)
+            next_version=version + 1,
+            live=version,
+            hold=hold,
+            layout=restored.basis.layout,
+            identity=restored.basis.identity,
+            resolved=restored.basis.resolved,
+            options_fingerprint=restored.basis.options_fingerprint,
         )
 
     def _write_index(self, layout: StoreSchema) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool import accept, history, verify
-from batchnorm_tool.errors import Held, JobError
+from batchnorm_tool.errors import Held, JobError, WorkFailed
 from batchnorm_tool.gate import findings, output_limits
 from tests.commands.refresh.nightly import (
     LOOSE,
@@ -26,6 +26,7 @@ from tests.commands.refresh.nightly import (
 )
 from tests.kill_points import tree
 from tests.refresh_records import stored_record
+from tests.test_errors import copied
 
 FIRST = dict.fromkeys(range(30), 0)
 MANY_ROWS = 1_000  # fewer say little of a deviation
@@ -291,6 +292,35 @@ def test_the_next_candidate_replaces_the_waiting_one(nightly: Nightly) -> None:
     assert nightly.rows() == before
     assert accept(nightly.store, 3).version == 3
     assert nightly.vectors() == {key: unit(4.0 * features(key)) for key in FIRST}
+
+
+@pytest.mark.parametrize("name", ["night.json", "difference.json"])
+def test_a_candidate_that_another_version_staged_has_to_be_staged_again(
+    nightly: Nightly, name: str
+) -> None:
+    nightly.night(FIRST, CHANGED)
+    held = nightly.held(MANY, CHANGED)
+    path = Path(nightly.state.root) / "night" / name
+    path.write_bytes(path.read_bytes().replace(b"{", b"{ ", 1))
+    with pytest.raises(WorkFailed, match=r"staged files of version 2 .* refresh` to stage"):
+        accept(nightly.store, held["version"])
+    assert nightly.held(None, CHANGED)["version"] > 1
+    assert accept(nightly.store, nightly.state.pointer().waiting or 0).state == "published"
+
+
+def test_a_note_is_text(nightly: Nightly) -> None:
+    nightly.night(FIRST)
+    with pytest.raises(JobError, match=r"`note` must be text or None. Received: 5"):
+        accept(nightly.store, 1, note=5)  # type: ignore[arg-type]
+
+
+def test_what_waits_survives_pickling(nightly: Nightly) -> None:
+    nightly.night(FIRST, CHANGED)
+    with pytest.raises(Held) as caught:
+        nightly.night(MANY, CHANGED)
+    copy = copied(caught.value)
+    assert (copy.message, copy.night) == (caught.value.message, caught.value.night)
+    assert copy.night["reason"] == "gate"
 
 
 @pytest.mark.parametrize("version", [1, 2, 9])
