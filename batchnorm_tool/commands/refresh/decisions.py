@@ -102,7 +102,7 @@ def _accept_locked(
     if staging is None or difference is None:
         raise WorkFailed(
             f"The staged files of version {version} in `{state.root}` are damaged, or were written "
-            "by another version of batchnorm-tool. Run `batchnorm-tool refresh` to stage them again."
+            "by another version of batchnorm-tool. Run `batchnorm-tool refresh` to stage it again."
         )
     check_targets(staging.plan.job.publish)
     check_layout(staging.plan.job.publish, staging.plan.layout)
