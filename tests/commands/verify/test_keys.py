@@ -93,4 +93,6 @@ def test_of_very_many_the_first_few_are_named(
     path = workshop.run_keys(pa.array([row % 4 for row in range(ROWS)]))
     with pytest.raises(Damaged, match="4 findings") as caught:
         verify(path, keys=True)
-    assert "row 0, `vectors/part-000000.parquet` row 4, `vectors" in caught.value.message
+    assert "row 8, `vectors/part-000000.parquet` row 12: have the same key, 0" in (
+        caught.value.message
+    )
