@@ -47,14 +47,6 @@ def rows(
     yield from scan(path, open_dataset(path, lance_version), columns, batch_rows)
 
 
-def key_batches(
-    path: str, lance_version: int | None, keys: Sequence[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Stream where rows lie and the ids of their keys: ``uint64[n]`` and ``uint64[n, 2]``."""
-    for addresses, table in addressed(path, lance_version, keys):
-        yield addresses, key_ids(table, keys)
-
-
 def addressed(
     path: str, lance_version: int | None, columns: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
@@ -98,7 +90,8 @@ def addresses_of_keys(
     path: str, lance_version: int | None, ids: np.ndarray, keys: Sequence[str]
 ) -> Addresses:
     """Find the rows that have certain keys."""
-    return _addresses(ids, key_batches(path, lance_version, keys))
+    tables = addressed(path, lance_version, keys)
+    return _addresses(ids, ((addresses, key_ids(table, keys)) for addresses, table in tables))
 
 
 def addresses_of_hashes(
