@@ -24,7 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-CHANGING = ("open", "write", "pwrite", "fsync", "mkdir", "rmdir", "unlink", "rename", "replace")
+CHANGING = (
+    *("open", "write", "pwrite", "fsync", "mkdir", "rmdir", "unlink", "rename", "replace", "link"),
+)
 
 
 @dataclass(frozen=True)

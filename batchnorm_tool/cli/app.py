@@ -417,9 +417,13 @@ def _work(terminal: Terminal, job: Job, options: dict[str, Any], *, shorthand: b
     if options["print_config"]:
         terminal.print_config(job)
     elif options["dry_run"]:
-        from batchnorm_tool.commands.run.run import plan_run
+        from batchnorm_tool.commands.run.run import plan_run, plan_run_again
 
-        terminal.print_plan(plan_run(job, limit=options["limit"]))
+        if options["retry_quarantined"]:
+            asked = {name: options[name] for name in ("reason", "fresh", "limit")}
+            terminal.print_retry(plan_run_again(job, **asked))
+        else:
+            terminal.print_plan(plan_run(job, limit=options["limit"]))
     else:
         from batchnorm_tool.commands.run.run import run
 
@@ -429,6 +433,8 @@ def _work(terminal: Terminal, job: Job, options: dict[str, Any], *, shorthand: b
             limit=options["limit"],
             wait_seconds=flags.seconds_of(options["wait"]),
             check_input=options["check_input"],
+            retry_quarantined=options["retry_quarantined"],
+            reason=options["reason"],
             progress=terminal.progress(options["progress"]),
         )
         terminal.print_run(result, job if shorthand else None, profile=options["profile"])

@@ -146,6 +146,16 @@ running = _flags(
     WAIT,
     click.option("--mixed-bits", is_flag=True, help="Resume with other low-order bits."),
     click.option("--check-input", is_flag=True, help="Validate all of the input first."),
+    click.option(
+        "--reason",
+        multiple=True,
+        callback=_parse_names_several,
+        metavar="NAME",
+        help="Only rows that are in quarantine for it.",
+    ),
+    click.option(
+        "--retry-quarantined", is_flag=True, help="Read the result's quarantined rows again."
+    ),
     click.option(FRESH, "fresh", is_flag=True, help="Replace the existing result."),
     click.option("--limit", type=click.IntRange(min=1), help="Process only the first N rows."),
     click.option("--profile", is_flag=True, help="Report where the time went."),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands import show
     from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.refresh.record import PlannedRefresh, RefreshResult, Released
+    from batchnorm_tool.commands.run.retry import Retry
     from batchnorm_tool.commands.run.run import RunResult
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.comparison.drift import DifferenceDocument
@@ -112,9 +113,19 @@ class Terminal:
         """Print a JSON Schema."""
         self._document(schema)
 
-    def print_plan(self, plan: Plan) -> None:
+    def print_retry(self, retry: Retry) -> None:
+        """Print what a dry run would read again."""
+        if retry.plan is None:
+            facts = {"output": retry.path, "quarantined": dict(retry.quarantined)}
+            document = {"status": "nothing to do", **facts}
+            self._print(document, lambda: _nothing_lines(retry.path, retry.quarantined))
+            return
+        rows = {"parts_kept": retry.plan.part_count - len(retry.again), "rows_again": retry.rows}
+        self.print_plan(retry.plan, {"quarantined": dict(retry.quarantined), **rows})
+
+    def print_plan(self, plan: Plan, more: Mapping[str, object] | None = None) -> None:
         """Print the plan of a dry run."""
-        facts = _plan_facts(plan)
+        facts = {**_plan_facts(plan), **(more or {})}
         document = {"status": "planned", **facts, "warnings": list(plan.warnings)}
         self.warn(*plan.warnings)
         self._print(document, lambda: [_HeadedLine("Plan"), *_fact_lines(facts)])
@@ -130,6 +141,8 @@ class Terminal:
             "seconds": round(result.seconds, 3),
             "manifest": result.manifest,
         }
+        if result.retried is not None:
+            document["retried"] = dict(result.retried)
         if profile:
             document["profile"] = None if result.profile is None else result.profile.to_dict()
         self._print(document, lambda: _run_lines(result, shorthand, profile=profile))
@@ -261,6 +274,9 @@ def _echo(text: str, *, err: bool = False) -> None:
 
 def _run_lines(result: RunResult, shorthand: Job | None, *, profile: bool) -> Iterator[str]:
     path, record = _display_path(result.path), result.record
+    if result.nothing_to_do and result.retried is not None:
+        yield from _nothing_lines(result.path, result.retried)
+        return
     if result.nothing_to_do:
         yield _HeadedLine("Up to date: ", f"`{path}` already holds this result")
         yield f"{_INDENT}{plural(result.rows['out'], 'row')}; use `{FRESH}` to recompute"
@@ -269,8 +285,12 @@ def _run_lines(result: RunResult, shorthand: Job | None, *, profile: bool) -> It
 
     seconds = result.seconds if result.rows_done == result.rows["in"] else None
     yield _HeadedLine("Done. ", text_run.rows_line(record.rows, seconds))
-    if result.parts_kept:
-        total = plural(len(record.parts), "part")
+    total = plural(len(record.parts), "part")
+    if result.retried is not None:
+        again = plural(sum(result.retried.values()), "quarantined row")
+        left = f"{record.rows.quarantined:,} in quarantine now"
+        yield f"{_INDENT}read again: {again}, {left}; {result.parts_kept} of {total} kept"
+    elif result.parts_kept:
         yield f"{_INDENT}resumed: {result.parts_kept} of {total} already finished"
     yield from _norm_lines(record)
     files = [file.path for part in record.parts for file in part.files]
@@ -284,6 +304,13 @@ def _run_lines(result: RunResult, shorthand: Job | None, *, profile: bool) -> It
     if shorthand is not None:
         yield from _indented(["", "Equivalent job file:"])
         yield from _indented(shorthand.to_yaml().splitlines(), 2)
+
+
+def _nothing_lines(path: str, reasons: Mapping[str, int]) -> Iterator[str]:
+    """Say that there are no quarantined rows of these reasons, or none at all."""
+    named = f" for {' or '.join(reasons)}" if reasons else ""
+    shown = _display_path(path)
+    yield _HeadedLine("Nothing to read again: ", f"no row of `{shown}` is in quarantine{named}")
 
 
 def _norm_lines(manifest: Manifest) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """What stands in an output before a run: nothing, a finished result, one under way, or neither."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
 from batchnorm_tool.errors import FRESH, RECREATE, Damaged, InputError, OutputError
+from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline.differences import differences
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, PartRecord
@@ -54,6 +55,11 @@ def inspect_output(storage: Storage, path: str, *, fresh: bool = False) -> Outpu
     # First of all: half published, neither what was there nor what is coming can be judged.
     if storage.publishing():
         finish_publishing(storage)
+    return read_output(storage, path, fresh=fresh)
+
+
+def read_output(storage: Storage, path: str, *, fresh: bool = False) -> OutputState:
+    """See what stands in ``storage``, and leave it as it is."""
     return OutputState(
         path=path,
         manifest=_manifest(storage, path, fresh=fresh),
@@ -113,23 +119,30 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
             f"The output directory `{state.path}` contains files that are not part of a run of "
             f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
         )
-    if state.plan is not None and _continues(state.plan.identity, plan):
+    if state.plan is not None and continues(state.plan.identity, plan):
         return True
     # A plan without a finished part is no work: it may be replaced without being asked.
     loses_work = state.manifest is not None or state.parts_done > 0
     if not fresh and (loses_work or state.plan is None):
-        _refuse_other(state, plan)
+        refuse_other(state, plan, keeps_parts=state.plan is not None)
     return False
 
 
-def _continues(before: Identity, plan: Plan) -> bool:
+def continues(before: Identity, plan: Plan) -> bool:
     """Tell whether parts of one can stand in the other: policies may differ, bits if allowed."""
     after = plan.identity
     same_bits = before.bits == after.bits or plan.job.engine.mixed_bits
     return before.space == after.space and before.result == after.result and same_bits
 
 
-def _refuse_other(state: OutputState, plan: Plan) -> None:
+def refuse_other(state: OutputState, plan: Plan, *, keeps_parts: bool) -> None:
+    """Raise for what is in an output, and cannot become the result of ``plan``.
+
+    Args:
+        state: What is there: an unfinished run, or else a result.
+        plan: What is asked for.
+        keeps_parts: Whether parts of it would be kept if it could.
+    """
     if state.plan is not None:
         other, what = state.plan.identity, "an unfinished run"
     elif state.manifest is not None:
@@ -152,7 +165,7 @@ def _refuse_other(state: OutputState, plan: Plan) -> None:
     listed = ", ".join(found)
     only_bits = other.space == plan.identity.space and other.result == plan.identity.result
     advice = f"Replace it with `{FRESH}`, or choose another `output.path`."
-    if state.plan is not None and only_bits:
+    if keeps_parts and only_bits:
         advice += " `--mixed-bits` resumes anyway; low-order bits of its parts may then differ."
     raise OutputError(
         f"The output directory `{state.path}` holds {what} of another job or input. "
@@ -179,8 +192,7 @@ def kept_parts(storage: Storage, before: Plan, plan: Plan) -> dict[int, frozense
 
 
 def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord]:
-    old, new = Policies.of(before.job), Policies.of(plan.job)
-    changed = {reason.label for reason in Reason if old.actions[reason] != new.actions[reason]}
+    changed = reasons_judged_otherwise(before.job, plan.job)
     for name in storage.names(RECORDS):
         number = int(name.partition(".")[0])
         record = manifests.read_record(storage, number)
@@ -189,6 +201,23 @@ def _finished(storage: Storage, before: Plan, plan: Plan) -> Iterator[PartRecord
         # A part without a row of the changed reasons would come out the same: its work is kept.
         if not changed & set(record.reasons) and _is_whole(storage, record):
             yield record
+
+
+def reasons_judged_otherwise(before: Job, job: Job) -> set[str]:
+    """Return the labels of reasons whose rows meet another policy than before."""
+    old, new = Policies.of(before), Policies.of(job)
+    return {reason.label for reason in Reason if old.actions[reason] != new.actions[reason]}
+
+
+def reopen(storage: Storage, plan: Plan, records: Iterable[PartRecord]) -> None:
+    """Make an unfinished run of ``plan`` beside a finished one, of which it takes some parts."""
+    discard_state(storage)
+    for record in records:
+        # A part whose file is gone is made again.
+        if all(storage.link(file.path, storage.staged(file.path)) for file in record.files):
+            storage.put(manifests.record_path(record.part), record.to_json())
+    # Last: without it nothing of all this counts.
+    storage.put(PLAN_PATH, plan.to_json())
 
 
 def _is_whole(storage: Storage, record: PartRecord) -> bool:

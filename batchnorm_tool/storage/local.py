@@ -27,6 +27,7 @@ _AT_FDCWD = -100  # linux/fcntl.h
 _LOCK_POLL_SECONDS = 0.05
 # `show` looks whether an output is locked by locking it for a moment.
 _LOCK_PATIENCE_SECONDS = 0.2
+_COPIED_BYTES = 2**20
 # Holders that each took the directory back between two steps of one who waits.
 _OFTEN_GONE = 100
 _Found = TypeVar("_Found")
@@ -77,6 +78,29 @@ class Storage:
                 return look(target)
             except (FileNotFoundError, NotADirectoryError):
                 return missing
+
+    def link(self, path: str, target: str) -> bool:
+        """Give a committed file a second name; false where there is no such file."""
+        second = self.root / target
+        with write_errors(second):
+            files.make_directories(second.parent)
+            try:
+                os.link(self.root / path, second)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError as error:
+                if is_transient(error):
+                    raise
+                # A file system without hard links, or that allows this file no more of them.
+                self._copy(path, target)
+            else:
+                files.sync_directory(second.parent)
+        return True
+
+    def _copy(self, path: str, target: str) -> None:
+        with self.open(path) as opened, self.create(target) as copy:
+            shutil.copyfileobj(opened, copy, _COPIED_BYTES)
+            copy.commit()
 
     def open(self, path: str) -> BinaryIO:
         """Open a committed file to read it."""

@@ -18,7 +18,7 @@ from batchnorm_tool.errors import InputError, JobError, OutputError, capture_war
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
-from batchnorm_tool.inputs.files import Table
+from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, placement, security
 from batchnorm_tool.models.batching import Predictor
@@ -84,6 +84,10 @@ class Preparation:
     @property
     def options_fingerprint(self) -> str:
         """Hash of all that the open choices are made from."""
+        return self.fingerprint_over(self.table.files)
+
+    def fingerprint_over(self, files: Sequence[InputFile]) -> str:
+        """Return what `options_fingerprint` is over another state of the input's files."""
         job = self.job.to_dict()
         chosen = {name: job[name] for name in ("input", "model", "output")}
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
@@ -94,7 +98,7 @@ class Preparation:
         chosen["order"] = list(job["input"]["features"] or ())
         chosen["content"] = self.content
         chosen["transform"] = self.transform_sha256
-        chosen["files"] = [file.to_dict() for file in self.table.files]
+        chosen["files"] = [file.to_dict() for file in files]
         return checked_json.sha256([chosen, self.rows])
 
     @property
@@ -135,6 +139,19 @@ class Preparation:
         """Return what a person should know, whether the choices are new or were made earlier."""
         layouts = output_schema.output_specs(self.job, resolved.outputs)
         return tuple(dict.fromkeys(self._findings(resolved, layouts)))
+
+    def refitted(self, choices: ResolvedOptions) -> ResolvedOptions:
+        """Return choices made for another state of the input, and what follows from this one."""
+        wanted = self.predictor().inputs if self.job.model is not None else ()
+        columns = self._match(wanted)
+        return replace(
+            choices,
+            inputs=self._fields(columns, wanted),
+            features=columns,
+            carried=self._carried,
+            model_content=self.content,
+            transform=self.transform_sha256,
+        )
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made earlier; where other bits are accepted, for the device here."""

@@ -1,6 +1,7 @@
 """Run a job: plan it, let an engine work through its parts, publish the result."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.deduplicate import deduplicate
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.prepare import Preparation
+from batchnorm_tool.commands.run.retry import Retry, begin_retry, check_reasons, plan_retry
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines
 from batchnorm_tool.features.matching import names_in
@@ -108,6 +110,8 @@ class RunResult:
         rows_done: Rows that were worked on this time.
         seconds: Wall time of the work, without imports, planning and loading the model.
         profile: Where that time went; ``None`` where there was nothing to work on.
+        retried: Quarantined rows that were read again, for each reason's label; ``None`` where that
+            was not asked.
     """
 
     path: str
@@ -117,6 +121,7 @@ class RunResult:
     rows_done: int = 0
     seconds: float = 0.0
     profile: Profile | None = field(default=None, repr=False)
+    retried: Mapping[str, int] | None = None
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -144,6 +149,8 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     limit: int | None = None,
     wait_seconds: float = 0.0,
     check_input: bool = False,
+    retry_quarantined: bool = False,
+    reason: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Score a table with a model and write unit vectors beside their norms and statistics.
@@ -159,6 +166,11 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
         wait_seconds: How long to wait while another run holds the output.
         check_input: Read all of the input first, so that a damaged file is found before anything is
             written.
+        retry_quarantined: Read the quarantined rows of the finished run in the output again, after
+            a change of policies, or of these rows in the input files; parts without them are kept.
+            The result is that of a fresh run. Nothing is done where none is in quarantine.
+        reason: Only those in quarantine for this reason, or these: names as in the manifest's
+            ``reasons``.
         progress: Receives how far the work is; default: nothing does.
 
     Returns:
@@ -180,13 +192,15 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     _check_output(job)
     if limit is not None and limit < 1:
         raise JobError(f"`limit` must be a positive number of rows, or None. Received: {limit}.")
+    reasons = check_reasons(retry_quarantined, reason, fresh=fresh, limit=limit)
     preparation = Preparation(job, limit)
     if check_input:
         check_all_rows(preparation.table)
     storage = open_storage(job.output.path)
     try:
         with storage.lock(wait_seconds):
-            return _run_locked(preparation, storage, progress or SilentProgress(), fresh=fresh)
+            seen = progress or SilentProgress()
+            return _run_locked(preparation, storage, seen, fresh=fresh, reasons=reasons)
     finally:
         # A notebook or a scheduler lives on, and deletes the files that were read
         parquet.close_cached_files()
@@ -206,6 +220,15 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
     return _planned(Preparation(job, limit))
 
 
+def plan_run_again(job: Job, **options: Any) -> Retry:
+    """Return what `run` would do with ``retry_quarantined``, without writing anything."""
+    _check_output(job)
+    reasons = check_reasons(retry_quarantined=True, **options) or ()
+    storage = open_storage(job.output.path)
+    there = output_state.read_output(storage, job.output.path)
+    return plan_retry(Preparation(job), storage, there, reasons, SilentProgress())
+
+
 def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -> Plan:
     plan = preparation.plan(choices)
     format_named(plan.job.output.format).check_storable(plan.resolved.carried)
@@ -213,25 +236,35 @@ def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -
 
 
 def _run_locked(
-    preparation: Preparation, storage: Storage, progress: Progress, *, fresh: bool
+    preparation: Preparation,
+    storage: Storage,
+    progress: Progress,
+    *,
+    fresh: bool,
+    reasons: Sequence[str] | None,
 ) -> RunResult:
     path = preparation.job.output.path
     there = output_state.inspect_output(storage, path, fresh=fresh)
-    plan = _planned(preparation, there.choices(preparation.options_fingerprint))
-    if there.manifest and output_state.is_finished(there, plan) and not fresh:
-        if there.plan is None or there.plan.identity == plan.identity:
-            output_state.discard_state(storage)  # what a kill left after the last step
-        return RunResult(path, there.manifest, nothing_to_do=True)
-    resumes = output_state.check_may_begin(there, plan, fresh=fresh)
+    retried: Mapping[str, int] | None = None
+    before: Plan | None
+    if reasons is not None:
+        retry = plan_retry(preparation, storage, there, reasons, progress)
+        again, retried = retry.plan, retry.quarantined
+        if again is None:
+            if there.plan is None:
+                output_state.discard_state(storage)  # what a kill left after the last step
+            return RunResult(path, retry.manifest, nothing_to_do=True, retried=retried)
+        plan, before = again, begin_retry(again, retry.again, storage, there)
+    else:
+        plan = _planned(preparation, there.choices(preparation.options_fingerprint))
+        if there.manifest and output_state.is_finished(there, plan) and not fresh:
+            if there.plan is None or there.plan.identity == plan.identity:
+                output_state.discard_state(storage)  # what a kill left after the last step
+            return RunResult(path, there.manifest, nothing_to_do=True)
+        before = there.plan if output_state.check_may_begin(there, plan, fresh=fresh) else None
+    resumes = before is not None
     plan, repeats = deduplicate(preparation, plan, storage, progress, resumes=resumes)
-    done = execute(
-        plan,
-        storage,
-        preparation.predictor,
-        progress,
-        before=there.plan if resumes else None,
-        repeats=repeats,
-    )
+    done = execute(plan, storage, preparation.predictor, progress, before=before, repeats=repeats)
     started = time.perf_counter()
     totals = check_policies(storage, plan)
     totals.count_predicted(deduplicated=plan.job.input.deduplicate)
@@ -243,6 +276,7 @@ def _run_locked(
         rows_done=done.rows_done,
         seconds=done.seconds + time.perf_counter() - started,
         profile=done.profile,
+        retried=retried,
     )
 
 
