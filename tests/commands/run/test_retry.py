@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from batchnorm_tool import verify
+from batchnorm_tool.cli.app import cli
 from batchnorm_tool.commands.run.run import RunResult, plan_run_again, run
 from batchnorm_tool.errors import BadRows, InputError, JobError, OutputError
 from batchnorm_tool.job import Job
@@ -356,3 +359,31 @@ def test_rows_that_repeat_are_counted_as_in_a_fresh_run(parquet: Table) -> None:
     assert (result.rows["reused"], result.parts_kept) == (1, 0)
     parquet.assert_fresh(result, **asked)
     assert parquet.retry(**asked).parts_kept == 3
+
+
+# ---- on the command line
+
+
+def test_what_the_command_line_says(parquet: Table) -> None:
+    out = parquet.folder / "out"
+    parquet.run()
+
+    def words(*more: str) -> tuple[int, str]:
+        text = json.dumps(parquet.job().to_dict(), default=str)
+        (parquet.folder / "job.yaml").write_text(text)
+        answer = CliRunner().invoke(cli, ["run", str(parquet.folder / "job.yaml"), *more])
+        return answer.exit_code, answer.output
+
+    code, said = words("--retry-quarantined", "--reason", "null_feature", "--dry-run", "--json")
+    planned = json.loads(said)
+    assert (code, planned["status"], planned["quarantined"]) == (0, "planned", {"null_feature": 1})
+    assert (planned["parts_kept"], planned["rows_again"]) == (4, 5)
+    nothing = f"Nothing to read again: no row of `{out}` is in quarantine for zero_vector\n"
+    for more in ([], ["--dry-run"]):
+        assert words("--retry-quarantined", "--reason", "zero_vector", *more) == (0, nothing)
+    code, said = words("--retry-quarantined", "--reason", "null_feature,ragged_feature", "--quiet")
+    assert (code, said) == (0, "")
+    code, said = words("--retry-quarantined", "--invalid", "drop")
+    assert code == 0
+    assert "read again: 3 quarantined rows, 0 in quarantine now; 2 of 5 parts kept" in said
+    assert words("--retry-quarantined", "--json")[0] == 0  # there is none any more
