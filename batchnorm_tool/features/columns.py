@@ -6,6 +6,7 @@ Its *shape* is what a row means: the same, unless the column is flat and its met
 or of a tensor type) tells the true shape.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -51,10 +52,7 @@ class StoredColumn:
     @classmethod
     def of(cls, field: pa.Field) -> Self:
         """Take apart the type of one column of a schema."""
-        lengths, leaf = _peel(_storage_type(field.type))
-        declared = _declared_shape(field)
-        fits = declared is not None and lengths == (math.prod(declared),)
-        shape = declared if declared is not None and fits else lengths
+        lengths, shape, leaf = _taken_apart(_storage_type(field.type), _declared_shape(field))
         return cls(field.name, str(field.type), lengths, shape, leaf)
 
     @property
@@ -71,6 +69,15 @@ class StoredColumn:
     def is_bytes(self) -> bool:
         """Whether each row is one string of bytes, such as an encoded image."""
         return not self.lengths and any(is_kind(self.leaf) for is_kind in _BYTES)
+
+
+@functools.lru_cache(maxsize=1024)  # every chunk of an input asks
+def _taken_apart(
+    kind: pa.DataType, declared: tuple[int, ...] | None
+) -> tuple[Shape, Shape, pa.DataType]:
+    lengths, leaf = _peel(kind)
+    fits = declared is not None and lengths == (math.prod(declared),)
+    return lengths, declared if declared is not None and fits else lengths, leaf
 
 
 def _storage_type(kind: pa.DataType) -> pa.DataType:

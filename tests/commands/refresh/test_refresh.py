@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool import Job, history, read, refresh, verify
+from batchnorm_tool.commands.refresh.changes import result
 from batchnorm_tool.errors import InputError, JobError, OutputError, Refused
 from tests.command_line import python
 from tests.commands.refresh.nightly import (
@@ -157,6 +158,19 @@ def test_nothing_to_do_imports_neither_tensorflow_nor_lance(encoded: Nightly) ->
     )
     found = python("-c", script, str(job))
     assert found.stdout == "nothing to do []\n", found.stderr
+
+
+def test_an_input_that_is_the_live_versions_is_not_measured_again(
+    nightly: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = nightly.night(FIRST).record["input"]
+    measure = result.statistics_of
+    monkeypatch.setattr(result, "statistics_of", lambda *_: pytest.fail("measured again"))
+    again = nightly.night(FIRST)
+    assert (again.state, again.record["input"]) == ("nothing to do", first)
+    monkeypatch.setattr(result, "statistics_of", measure)
+    other = nightly.night({**FIRST, 30: 0}).record["input"]
+    assert other["statistics"]["inputs"]["x"]["rows"] == 31
 
 
 def test_a_night_without_predictions_needs_no_tensorflow(encoded: Nightly) -> None:

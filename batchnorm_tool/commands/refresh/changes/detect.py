@@ -22,6 +22,7 @@ from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows, capture_warnings
 from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.gate.findings import SHOWN_ROWS
+from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
@@ -72,6 +73,7 @@ class ChangeWorker:
     storage: Storage
     classifier: classify.Classifier
     schemas: result.StagingSchemas
+    measures: bool = True
 
     def process(self, part: Part, callbacks: Callbacks) -> PartResult:
         """Do one part, and commit its files."""
@@ -101,16 +103,25 @@ class ChangeWorker:
             np.bincount(kinds, minlength=len(ChangeType)),
             int(np.count_nonzero(bad)),
             tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
-            self._measured(chunk, faulty),
+            self._measured(chunk) if self.measures else InputStatistics({}, {}),
         )
 
-    def _measured(self, chunk: HashedChunk, faulty: np.ndarray) -> InputStatistics:
-        deleted = chunk.hashes.deleted
-        valid = ~faulty if deleted is None else ~faulty & ~deleted
+    def _measured(self, chunk: HashedChunk) -> InputStatistics:
+        deleted, good = chunk.hashes.deleted, chunk.faults == Reason.GOOD
+        valid = good if deleted is None else good & ~deleted
         columns = chunk.table.select(list(self.source.feature_columns))
         if deleted is not None:  # their features do not matter, and may be null
             columns = columns.filter(pa.array(~deleted))
         return result.statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
+
+    def measure(self, part: Part, callbacks: Callbacks) -> InputStatistics:
+        """Return the statistics of a part, and do nothing else with it."""
+        found = InputStatistics({}, {})
+        with capture_warnings(lambda _: None):
+            for chunk in self.source.chunks(part):
+                callbacks.check()
+                found = found.merged(self._measured(chunk))
+        return found
 
     def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self.source.keys))
@@ -136,6 +147,8 @@ class ChangeDetector:
             the new are compared in buckets, in temporary files. Default: a quarter of what the
             machine has available.
         workers: Threads; default: one for each core.
+        known: Statistics of the live version's input, if its files are the very same: taken in the
+            place of new ones where they turn out to hold the same rows.
         again: Which rows with the same features are sent to the model without ``recompute``.
         live: The record of the live version, where its features may be compared.
     """
@@ -149,6 +162,7 @@ class ChangeDetector:
     callbacks: Callbacks = field(default_factory=Callbacks)
     again: JudgedAgain = field(default_factory=JudgedAgain)
     live: StoredRecord | None = None
+    known: InputSummary | None = None
 
     def run(self) -> ChangeSet:
         """Return what was found, as `ChangeSet.load` reads it back."""
@@ -164,12 +178,21 @@ class ChangeDetector:
         with ExitStack() as stack:
             stack.callback(close_cached_files)
             classifier, matched, quarantined = self._classifier(stack)
-            total = self._stage(classifier)
+            worker = ChangeWorker(
+                self.source,
+                self.storage,
+                classifier,
+                result.StagingSchemas(self.source),
+                measures=self.known is None,
+            )
+            total = self._stage(worker)
             if matched.is_repeated():
                 classify.refuse_duplicates(self.source, self._memory)
             self._refuse_bad_rows(total)
-            counted = self._write_dispositions(matched.dispositions, quarantined)
-            difference = self._difference(total, *counted, self._judged_again(total, matched))
+            live = self._write_dispositions(matched.dispositions, quarantined)
+            statistics = self._statistics(worker, total, live[1:])
+            judged_again = self._judged_again(total, matched)
+            difference = self._difference(total, live, judged_again, statistics)
         if self.live is not None and self.index_path is not None:
             cause = ChangeCause(self.storage, self.index_path, self.source.keys, self.live)
             difference = replace(difference, cause=cause.describe(difference))
@@ -203,13 +226,25 @@ class ChangeDetector:
         marks = (index.marks[first : first + _BLOCK_ROWS] for first in blocks)
         return classifier, matched, (block & IS_QUARANTINED > 0 for block in marks)
 
-    def _stage(self, classifier: classify.Classifier) -> PartResult:
-        schemas = result.StagingSchemas(self.source)
-        process = ChangeWorker(self.source, self.storage, classifier, schemas).process
+    def _stage(self, worker: ChangeWorker) -> PartResult:
         total = PartResult()
-        for found in self.source.process(process, self._workers, self.callbacks):
+        for found in self.source.process(worker.process, self._workers, self.callbacks):
             total.merge(found)
         return total
+
+    def _statistics(
+        self, worker: ChangeWorker, total: PartResult, gone: tuple[int, ...]
+    ) -> InputSummary:
+        """Return the statistics of the input, which are measured now if they had to be."""
+        others = total.kinds[[ChangeType.NEW, ChangeType.CHANGED, ChangeType.DELETED]]
+        if self.known is not None and not others.any() and not any(gone):
+            return self.known
+        found = total.statistics
+        if self.known is not None:  # files that look the same, and are not
+            quiet = Callbacks(stopped=self.callbacks.stopped)
+            for part in self.source.process(worker.measure, self._workers, quiet):
+                found = found.merged(part)
+        return found.summary
 
     def _refuse_bad_rows(self, total: PartResult) -> None:
         if total.bad and self.source.invalid == "fail":
@@ -263,11 +298,11 @@ class ChangeDetector:
     def _difference(
         self,
         total: PartResult,
-        live_rows: int,
-        vanished: int,
-        forgotten: int,
+        live: tuple[int, int, int],
         judged_again: dict[str, int],
+        statistics: InputSummary,
     ) -> ChangeSet:
+        live_rows, vanished, forgotten = live
         rows: list[int] = total.kinds.tolist()
         counts = RefreshRows(
             rows_in=sum(rows),
@@ -289,7 +324,7 @@ class ChangeDetector:
             schemas.features,
             schemas.reason,
             self.source.inputs,
-            total.statistics.summary,
+            statistics,
             tuple(sorted(total.warnings)),
             judged_again,
             self.source.feature_types,
