@@ -27,8 +27,11 @@ from batchnorm_tool.store.state import (
     NORM,
     PASSTHROUGH_HASH,
     STATUS,
+    StoreDirectory,
     by_word,
+    index_path,
     is_quarantined,
+    quarantined_path,
 )
 
 KEY_ID = ".key_id"
@@ -252,6 +255,16 @@ def read_index(
         for batch in file.iter_batches(batch_rows, groups, names, use_threads=False):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch]).select(names)
+
+
+def keep_quarantined(state: StoreDirectory, version: int) -> None:
+    """Keep the quarantined rows of a version's index for as long as the version itself."""
+    path = index_path(version)
+    with _opened(state.storage, path) as file:
+        schema = file.schema_arrow.remove_metadata()
+    tables = read_index(state.storage, path, schema.names)
+    aside = (table.filter(pa.array(is_quarantined(table[STATUS]))) for table in tables)
+    state.write_rows(quarantined_path(version), schema, aside)
 
 
 def index_rows(storage: Storage, path: str) -> int:

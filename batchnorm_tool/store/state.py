@@ -218,7 +218,9 @@ class StoredRecord(RefreshRecord, SealedRecord):
             accepted=None,
             run_id=run_id,
             started=at,
-            rows=RefreshRows(stale=self.rows.stale, live=self.rows.live),
+            rows=RefreshRows(
+                stale=self.rows.stale, quarantined=self.rows.quarantined, live=self.rows.live
+            ),
             publish=live.publish,
             keep=None,
             seconds={},
@@ -296,7 +298,8 @@ class StoreDirectory:
         root = self.storage.root
         # Not what says how it was asked for: that changes whenever it is asked for again.
         night = sorted((root / STAGING).rglob("*")) if staged else []
-        places = [root / index_path(version), root / replaced_path(version), *night]
+        own = (index_path(version), replaced_path(version), quarantined_path(version))
+        places = [*(root / path for path in own), *night]
         with read_errors(root):
             return tuple(
                 record_of(root, place.relative_to(root).as_posix())
@@ -340,12 +343,13 @@ class StoreDirectory:
     def discard_uncommitted(self, pointer: StorePointer) -> None:
         """Remove what is staged, and every index but those of the live version and a candidate."""
         needed = {index_path(each) for each in (pointer.live, pointer.waiting) if each is not None}
-        needed |= {replaced_path(version) for version in (*pointer.versions, pointer.waiting or 0)}
+        for version in (*pointer.versions, pointer.waiting or 0):
+            needed |= {replaced_path(version), quarantined_path(version)}
         for name in self.storage.names("index"):
             if f"index/{name}" not in needed:
                 self.storage.remove(f"index/{name}")
         for name in self.storage.names(RECORDS):
-            if name.endswith(".npy") and f"{RECORDS}/{name}" not in needed:
+            if not name.endswith(".json") and f"{RECORDS}/{name}" not in needed:
                 self.storage.remove(f"{RECORDS}/{name}")
         if pointer.waiting is None:
             self.storage.remove(STAGING)
@@ -407,6 +411,11 @@ def index_path(version: int) -> str:
 def replaced_path(version: int) -> str:
     """Return where the hashes lie of what a version replaced, below the state's root."""
     return f"{RECORDS}/{version:06d}.replaced.npy"
+
+
+def quarantined_path(version: int) -> str:
+    """Return where the quarantined rows of a version lie, if it has any, below the state's root."""
+    return f"{RECORDS}/{version:06d}.quarantined.arrow"
 
 
 def is_quarantined(status: pa.ChunkedArray) -> np.ndarray:

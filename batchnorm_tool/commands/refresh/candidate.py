@@ -41,6 +41,7 @@ from batchnorm_tool.store.index import (
     KEY_ID,
     IndexWriter,
     LiveIndex,
+    keep_quarantined,
     read_index,
 )
 from batchnorm_tool.store.rows import Addresses, addresses_of_keys, at_addresses, check_found
@@ -143,10 +144,12 @@ class Assembly:
         counts = totals.counts if totals else RowCounts()
         staged, state = self._staged, self._staged.state
         statuses = self._index.commit()
+        remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
         state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
         state.put_replaced(staged.version, self._removed.hashes)
-        remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
+        if remembered:
+            keep_quarantined(state, staged.version)
         before, layout = staged.pointer.layout, staged.plan.layout
         candidate = Candidate(
             version=staged.version,

@@ -304,6 +304,22 @@ def test_a_rollback_brings_stale_rows_back(nightly: Nightly, seen: set[float]) -
     assert seen == set()
 
 
+def test_a_rollback_remembers_quarantined_rows(nightly: Nightly, seen: set[float]) -> None:
+    first = night(FIRST, {3: "nan", 4: "null"})
+    nightly.night(first)
+    before = index(nightly)
+    nightly.night({**FIRST, 5: 1})
+    for target in (1, 2, 3):  # the last one is a rollback itself
+        found = rollback(nightly.store, target)
+        assert verify(nightly.store).rows == found.rows["live"]
+        assert adds_up({**found.rows, "in": 20})
+    assert index(nightly) == before
+    seen.clear()
+    again = nightly.night(first)
+    assert (again.state, again.rows["quarantined"], again.rows["live"]) == ("nothing to do", 2, 18)
+    assert seen == set()
+
+
 def test_too_many_bad_rows_wait_and_name_the_first(nightly: Nightly) -> None:
     nightly.night(FIRST)
     limits = {"gate": {**nightly.job().model_dump()["gate"], "output": {"bad": 0.1}}}
