@@ -22,7 +22,7 @@ from batchnorm_tool.gate import output_limits
 from batchnorm_tool.gate.findings import Finding
 from batchnorm_tool.storage import Storage
 from tests.command_line import invoke, python
-from tests.commands.refresh.nightly import LOOSE, Nightly, firsts, items, units
+from tests.commands.refresh.nightly import LOOSE, Nightly, features, firsts, items, units
 from tests.kill_points import tree
 from tests.refresh_records import stored_record
 from tests.report.page_reader import Reader
@@ -275,6 +275,18 @@ def test_json_of_what_fails(
     assert (found["status"], found["error"], found["exit_code"]) == ("failed", error, exit_code)
     assert found["message"]
     assert not Path(nightly.store).exists()
+
+
+def test_rows_set_aside_are_tried_again_where_it_is_asked_for(nightly: Nightly, job: Path) -> None:
+    x = pa.array([[float("nan")] * 8, features(2).tolist()], items(FIRST).schema.field("x").type)
+    nightly.put(items({1: 0, 2: 0}).set_column(1, "x", x))
+    assert invoke("refresh", job).exit_code == 0
+    flag, line = "--retry-quarantined", "1 row with unchanged features to be judged again"
+    assert line in invoke("refresh", job, flag, "--dry-run").output
+    found = invoke("refresh", job, flag)
+    assert line in found.stderr
+    assert "1 recomputed" in found.stdout
+    assert document(invoke("refresh", job, "--json"))["outcome"] == "nothing to do"
 
 
 def test_json_of_a_store_that_is_busy(nightly: Nightly, job: Path) -> None:
