@@ -22,6 +22,7 @@ from batchnorm_tool.display import percent, plural
 from batchnorm_tool.gate import findings
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow, Finding, MeasuredRow, Scope
 from batchnorm_tool.gate.input_limits import CHANCE
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
 from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
@@ -403,21 +404,15 @@ class AuditFacts:
 
     Attributes:
         mode: How the input is read.
-        rows_in: Rows of the input.
-        live: Rows of the dataset after the refresh.
-        quarantined: Rows of the index after the refresh that are not in the dataset.
+        rows: Of the refresh: ``live`` and ``quarantined`` are those of the index after it.
         before: Rows of the index before the refresh, quarantined ones included; 0 on a first load.
-        new: Rows of the input whose key the index before the refresh did not have.
         gone: Rows of the index before the refresh that are not in the one after it.
         distinct_keys: Different keys among all rows of the index after the refresh.
     """
 
     mode: Literal["full", "delta"]
-    rows_in: int
-    live: int
-    quarantined: int
+    rows: RefreshRows
     before: int
-    new: int
     gone: int
     distinct_keys: int
 
@@ -487,19 +482,20 @@ def audit(facts: AuditFacts, rows: RowAudit) -> list[Finding]:
 
 
 def _audited_counts(facts: AuditFacts) -> Finding:
-    kept = facts.live + facts.quarantined
+    rows = facts.rows
     if facts.mode == "full":
-        expected, said = facts.rows_in, f"{plural(facts.rows_in, 'row')} in"
+        expected, said = rows.rows_in, f"{plural(rows.rows_in, 'row')} in"
     else:
-        expected = facts.before + facts.new - facts.gone
-        said = f"{facts.before:,} before + {facts.new:,} new - {facts.gone:,} gone"
+        expected = facts.before + rows.new - facts.gone
+        said = f"{facts.before:,} before + {rows.new:,} new - {facts.gone:,} gone"
+    kept = rows.live + rows.quarantined
     sign = "=" if kept == expected else "is not"
-    what = f"{said} {sign} {facts.live:,} live + {facts.quarantined:,} quarantined."
+    what = f"{said} {sign} {rows.live:,} live + {rows.quarantined:,} quarantined."
     return _audited("counts", abs(kept - expected), what)
 
 
 def _audited_keys(facts: AuditFacts) -> Finding:
-    rows = facts.live + facts.quarantined
+    rows = facts.rows.live + facts.rows.quarantined
     what = f"{plural(facts.distinct_keys, 'distinct key')} in {plural(rows, 'row')}."
     return _audited("keys", abs(rows - facts.distinct_keys), what)
 

@@ -10,10 +10,12 @@ import pytest
 
 from batchnorm_tool.gate.findings import Finding
 from batchnorm_tool.gate.output_limits import AuditFacts, RowAudit, audit
+from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.norms.norm import Norm
 
-FULL = AuditFacts("full", 100, 97, 3, before=90, new=15, gone=5, distinct_keys=100)
-DELTA = replace(FULL, mode="delta", rows_in=21)
+ROWS = RefreshRows(rows_in=100, live=97, quarantined=3, new=15)
+FULL = AuditFacts("full", ROWS, before=90, gone=5, distinct_keys=100)
+DELTA = AuditFacts("delta", replace(ROWS, rows_in=21), before=90, gone=5, distinct_keys=100)
 L2 = Norm.parse("l2")
 
 
@@ -47,10 +49,10 @@ def test_rows_add_up(facts: AuditFacts) -> None:
 @pytest.mark.parametrize(
     ("facts", "wrong"),
     [
-        (replace(FULL, live=95), 2),
-        (replace(FULL, quarantined=4), 1),
-        (replace(FULL, rows_in=101), 1),
-        (replace(DELTA, new=16), 1),
+        (replace(FULL, rows=replace(ROWS, live=95)), 2),
+        (replace(FULL, rows=replace(ROWS, quarantined=4)), 1),
+        (replace(FULL, rows=replace(ROWS, rows_in=101)), 1),
+        (replace(DELTA, rows=replace(DELTA.rows, new=16)), 1),
         (replace(DELTA, gone=7), 2),
         (replace(DELTA, before=80), 10),
     ],

@@ -37,15 +37,14 @@ def evaluate_input(
     )
 
 
-def evaluate_output(
-    staged: StagedRows, candidate: Candidate, survey: Survey, difference: ChangeSet
-) -> list[Finding]:
+def evaluate_output(staged: StagedRows, candidate: Candidate, survey: Survey) -> list[Finding]:
     """Hold what is written against what must always hold, and against the limits of the job."""
-    findings = output_limits.audit(_audit_facts(staged, candidate, difference), survey.audit)
+    findings = output_limits.audit(_audit_facts(staged, candidate), survey.audit)
+    rows = candidate.rows
     bad = output_limits.BadCounts(
-        changed_rows=candidate.rows.predicted + candidate.rows.reused + difference.counts.bad,
+        changed_rows=rows.predicted + rows.reused + rows.bad,
         changed_bad=candidate.bad[0],
-        whole_rows=candidate.rows.live + candidate.rows.quarantined,
+        whole_rows=rows.live + rows.quarantined,
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
@@ -56,17 +55,12 @@ def evaluate_output(
     return findings + output_limits.evaluate_output(limits, changed, whole, live.every, bad)
 
 
-def _audit_facts(
-    staged: StagedRows, candidate: Candidate, difference: ChangeSet
-) -> output_limits.AuditFacts:
+def _audit_facts(staged: StagedRows, candidate: Candidate) -> output_limits.AuditFacts:
     dispositions = staged.dispositions
     return output_limits.AuditFacts(
         mode=staged.plan.store.mode,
-        rows_in=difference.counts.rows_in,
-        live=candidate.rows.live,
-        quarantined=candidate.rows.quarantined,
+        rows=candidate.rows,
         before=len(dispositions),
-        new=difference.counts.new,
         gone=int((dispositions == RowDisposition.DELETED).sum()),
         distinct_keys=candidate.keys,
     )
@@ -127,7 +121,7 @@ def conclude(
     candidate, survey = staging.candidate(staged, difference)
     # Small products on several threads wait for one another: ten times slower on busy cores.
     with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
-        found = evaluate_output(staged, candidate, survey, difference)
+        found = evaluate_output(staged, candidate, survey)
     findings += found
     record = record.judged(plan.job.gate.action, findings)
     record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
