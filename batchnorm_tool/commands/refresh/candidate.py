@@ -6,6 +6,7 @@ computing anything again.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,7 @@ class Assembly:
         self._survey = staged.survey(rows)
         state, keys = staged.state, staged.plan.layout.key_schema
         self._index = NextIndex(IndexWriter(state.storage, index_path(staged.version), keys))
+        self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="assembly")
         self._under_way = deque([self._thread.submit(self._begin)])
 
@@ -124,6 +126,7 @@ class Assembly:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stopped.set()
         self._thread.shutdown(cancel_futures=True)
         self._index.discard()
 
@@ -177,6 +180,8 @@ class Assembly:
         """Write what stays of the live index, and sample the live version."""
         # With the ids that are there: those of texts would take long to be made again.
         for table, dispositions in self._staged.indexed([*self._index.columns, KEY_ID]):
+            if self._stopped.is_set():
+                return
             self._removed.add(table, dispositions)
             stays = dispositions == RowDisposition.SAME
             self._index.add(table if stays.all() else table.filter(pa.array(stays)))
