@@ -107,8 +107,8 @@ class Candidate(SealedRecord):
 class Assembly:
     """A candidate that is put together while the model scores: each part once it is committed.
 
-    A thread of its own writes the next index, audits and samples what is written, and samples the
-    live version. The staged parts are the candidate: their vectors are not written again.
+    A thread of its own writes the next index, and audits and samples what is written; another one
+    samples the live version. The staged parts are the candidate: no vector is written again.
     """
 
     def __init__(self, staged: StagedRows, rows: RefreshRows) -> None:
@@ -119,15 +119,17 @@ class Assembly:
         state, keys = staged.state, staged.plan.layout.key_schema
         self._index = NextIndex(IndexWriter(state.storage, index_path(staged.version), keys))
         self._stopped = threading.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assembly")
+        self._thread, self._sampler = (ThreadPoolExecutor(1, f"assembly-{n}") for n in range(2))
         self._under_way = deque([self._thread.submit(self._begin)])
+        self._live = self._sampler.submit(staged.live_sample, rows)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.shutdown(cancel_futures=True)
+        for each in (self._thread, self._sampler):
+            each.shutdown(cancel_futures=True)
         self._index.discard()
 
     def take(self, number: int) -> None:
@@ -144,6 +146,7 @@ class Assembly:
         """
         for each in (*self._under_way, self._thread.submit(self._add_rest)):
             each.result()
+        self._survey.live = self._live.result()
         counts = totals.counts if totals else RowCounts()
         staged, state = self._staged, self._staged.state
         statuses = self._index.commit()
@@ -177,7 +180,7 @@ class Assembly:
         return candidate, self._survey
 
     def _begin(self) -> None:
-        """Write what stays of the live index, and sample the live version."""
+        """Write what stays of the live index."""
         # With the ids that are there: those of texts would take long to be made again.
         for table, dispositions in self._staged.indexed([*self._index.columns, KEY_ID]):
             if self._stopped.is_set():
@@ -186,7 +189,6 @@ class Assembly:
             stays = dispositions == RowDisposition.SAME
             self._index.add(table if stays.all() else table.filter(pa.array(stays)))
         self._index.settle()
-        self._survey.live = self._staged.live_sample(self._rows)
 
     def _add_part(self, number: int) -> None:
         self._write(self._staged.part(number), new=True)
