@@ -384,6 +384,8 @@ def _record(storage: Storage, part: int) -> pa.Table:
 
 def read_records(storage: Storage) -> Iterator[PartRecord]:
     """Yield the records of all parts of a finished run that has rows in quarantine."""
+    if storage.size(PARTS_PATH) is None:
+        raise Damaged(f"`{PARTS_PATH}` is missing. {RECREATE.capitalize()}.")
     try:
         with storage.open(PARTS_PATH) as opened:
             file = pq.ParquetFile(opened, page_checksum_verification=True)

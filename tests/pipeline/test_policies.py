@@ -10,7 +10,7 @@ import pytest
 from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
-from batchnorm_tool.pipeline.part_output import PartSummary
+from batchnorm_tool.pipeline.part_output import PartHashes, PartSummary
 from batchnorm_tool.pipeline.scored_chunk import (
     ACTIONS,
     DROP,
@@ -151,3 +151,21 @@ def test_quarantine_and_failure_take_rows_out() -> None:
     count(tally, 100, [1, 5, 7, 0])
     assert tally.counts.rows_out == 1
     assert tally.policies.actions_for(np.array([5], np.uint8)).tolist() == [QUARANTINE]
+
+
+def test_hashes_of_a_part_keep_its_quarantined_rows_apart() -> None:
+    """What only a prediction finds is no part of them: who compares hashes does not predict."""
+    features = {"x": np.arange(8.0).reshape(4, 2)}
+    table = pa.table({"id": range(4)})
+
+    def hashes(failed: Reason, *quarantined: int) -> dict[str, str]:
+        found, away = PartHashes(), np.zeros(4, np.uint8)
+        away[list(quarantined)] = Reason.MODEL_FAILURE
+        faults = np.array([0, 0, failed, 0], np.uint8)
+        found.add(Chunk(0, table, features, faults), away)
+        return found.to_dict()
+
+    assert hashes(Reason.MODEL_FAILURE) == hashes(Reason.GOOD) != hashes(Reason.NULL_FEATURE)
+    assert set(hashes(Reason.GOOD)) == {"good"}
+    assert set(hashes(Reason.MODEL_FAILURE, 2)) == {"good", "model_failure"}
+    assert hashes(Reason.GOOD, 1, 2) != hashes(Reason.GOOD, 2)

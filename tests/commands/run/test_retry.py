@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batchnorm_tool import verify
+from batchnorm_tool import environment, verify
 from batchnorm_tool.cli.app import cli
 from batchnorm_tool.commands.run.run import RunResult, plan_run_again, run
-from batchnorm_tool.errors import BadRows, InputError, JobError, OutputError
+from batchnorm_tool.errors import BadRows, Damaged, InputError, JobError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.storage import Storage
 from tests.kill_points import tree
 
-# Two files of 14 and 9 rows in parts of 5: the third part has rows of both.
-FILE_ROWS, PART_ROWS, PARTS = (14, 9), 5, 5
-NULL_ROW, NAN_ROW, RAGGED_ROW = 3, 11, 21  # in parts 0, 2 and 4
+# Two files of 14 and 9 rows, in parts of 5, in chunks of 4; part 2 has rows of both files.
+FILE_ROWS, PART_ROWS = (14, 9), 5
+NULL_ROW, NAN_ROW, RAGGED_ROW = 3, 14, 21  # in parts 0, 2 and 4
 REASONS = {"null_feature": 1, "ragged_feature": 1, "nonfinite_feature": 1}
 
 
@@ -60,7 +60,7 @@ class Table:
     def job(self, out: str = "out", **sections: Any) -> Job:
         base: dict[str, Any] = {
             "input": {"path": "in", "key": "id", "passthrough": ["file"], "invalid": "quarantine"},
-            "model": {"path": self.model, "batch_size": 5},
+            "model": {"path": self.model, "batch_size": 2},
             "normalize": {"max_bad_fraction": 1},
             "output": {"path": out, "part_rows": PART_ROWS, "format": self.format},
             "engine": {"workers": 1, "threads": 1},
@@ -174,6 +174,13 @@ def test_nothing_in_quarantine_is_nothing_to_do(parquet: Table) -> None:
     assert "_stats/parts.parquet" not in tree(parquet.folder / "out")
 
 
+def test_rows_that_meet_another_policy_are_read_again_whatever_their_reason(parquet: Table) -> None:
+    parquet.run()
+    result = parquet.retry("null_feature", input={"invalid": "drop"})
+    assert (result.retried, result.parts_kept) == ({"null_feature": 1}, 2)
+    parquet.assert_fresh(result, input={"invalid": "drop"})
+
+
 # ---- more than that changed
 
 
@@ -259,6 +266,16 @@ def test_another_job_is_refused(parquet: Table, sections: dict[str, Any], said: 
     assert "invalid" not in refused.value.message
 
 
+def test_another_machine_is_refused_unless_its_bits_are_accepted(
+    parquet: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.run()
+    monkeypatch.setattr(environment, "cpu", lambda: "another one")
+    with pytest.raises(OutputError, match=r"CPU .* `--mixed-bits` resumes anyway"):
+        parquet.retry()
+    assert parquet.retry(engine={"mixed_bits": True}).parts_kept == 2
+
+
 # ---- what is no retry
 
 
@@ -288,6 +305,20 @@ def test_a_result_without_records_is_refused(
     parquet.run()
     monkeypatch.setattr("batchnorm_tool.commands.run.retry.PARTS_PATH", "_stats/later.parquet")
     with pytest.raises(OutputError, match=r"an earlier version wrote it.* `--fresh`"):
+        parquet.retry()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damaged_records_are_found(parquet: Table, damage: str) -> None:
+    path = Path(parquet.run().path) / "_stats" / "parts.parquet"
+    verify(path.parent.parent)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes().replace(b"PAR1", b"PAR0"))
+    with pytest.raises(Damaged, match=r"`_stats/parts.parquet` is"):
+        verify(path.parent.parent)
+    with pytest.raises(Damaged, match=r"`_stats/parts.parquet` .* `--fresh`"):
         parquet.retry()
 
 
