@@ -172,7 +172,7 @@ def _refresh_locked(
     for line in (*difference.notes, _describe(difference)):
         announce(line)
     record = evaluate.staged_record(staging, difference)
-    if _is_unchanged(staging, difference):
+    if staging.is_unchanged(difference):
         return _finish_unchanged(staging, record)
     return evaluate.conclude(staging, difference, record)
 
@@ -182,17 +182,6 @@ def _describe(difference: ChangeSet) -> str:
     return (
         f"{plural(counts.rows_in, 'row')} in: {counts.new:,} new, {counts.changed:,} "
         f"changed, {counts.vanished:,} vanished; {counts.for_the_model:,} to predict."
-    )
-
-
-def _is_unchanged(staging: Staging, difference: ChangeSet) -> bool:
-    before = staging.pointer.layout
-    return (
-        staging.pointer.live is not None
-        and difference.counts.is_empty
-        and not staging.plan.recompute
-        and before is not None
-        and before.schema == staging.plan.layout.schema
     )
 
 

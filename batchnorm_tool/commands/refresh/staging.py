@@ -88,7 +88,22 @@ class Staging:
         if found is not None:
             return found
         with self.timings.phase("difference"):
-            return self._find()
+            found = self._find()
+            # Nobody reads it where nothing is to be done, and it took a fiftieth of the time.
+            if not self.is_unchanged(found):
+                found.save(self.state.storage)
+        return found
+
+    def is_unchanged(self, difference: ChangeSet) -> bool:
+        """Tell whether the live version is what this refresh would make."""
+        before = self.pointer.layout
+        return (
+            self.pointer.live is not None
+            and difference.counts.is_empty
+            and not self.plan.recompute
+            and before is not None
+            and before.schema == self.plan.layout.schema
+        )
 
     def _find(self) -> ChangeSet:
         index = None if self.pointer.live is None else index_path(self.pointer.live)

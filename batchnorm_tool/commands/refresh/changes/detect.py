@@ -136,8 +136,8 @@ class ChangeDetector:
 
     Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
     ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
-    directory where there are none), in the order of the input; ``fates.npy``, a `RowDisposition`
-    for each row of the index; and, last, ``difference.json``, without which nothing else counts.
+    directory where there are none), in the order of the input; and ``fates.npy``, a
+    `RowDisposition` for each row of the index.
 
     Attributes:
         index_path: The index of the live version in ``storage``; ``None`` before the first.
@@ -165,7 +165,7 @@ class ChangeDetector:
     known: InputSummary | None = None
 
     def run(self) -> ChangeSet:
-        """Return what was found, as `ChangeSet.load` reads it back."""
+        """Return what was found; whoever wants it to last saves it."""
         for path in (
             result.DOCUMENT,
             result.CHANGED,
@@ -196,7 +196,6 @@ class ChangeDetector:
         if self.live is not None and self.index_path is not None:
             cause = ChangeCause(self.storage, self.index_path, self.source.keys, self.live)
             difference = replace(difference, cause=cause.describe(difference))
-        difference.save(self.storage)
         return difference
 
     @cached_property

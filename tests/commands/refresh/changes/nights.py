@@ -104,7 +104,9 @@ class Nights:
     def find(self, tonight: RefreshSource, **options: object) -> ChangeSet:
         """Find the difference to the live version, if there is one."""
         index = INDEX if self.storage.size(INDEX) is not None else None
-        return ChangeDetector(tonight, index, self.storage, **options).run()  # type: ignore[arg-type]
+        found = ChangeDetector(tonight, index, self.storage, **options).run()  # type: ignore[arg-type]
+        found.save(self.storage)
+        return found
 
     def staged(self, name: str) -> pa.Table | None:
         """All rows of ``night/NAME`` in order, or ``None`` where there are none."""
