@@ -187,7 +187,7 @@ def bucket_directory(retry: str) -> Iterator[Path]:
             yield Path(directory)
     except OSError as error:
         msg = (
-            f"Writing the keys' hashes to `{tempfile.gettempdir()}` failed: {error.strerror}. "
+            f"Writing hashes of rows to `{tempfile.gettempdir()}` failed: {error.strerror}. "
             f"Free some space, or set TMPDIR to another directory, and {retry} again."
         )
         raise WorkFailed(msg) from error

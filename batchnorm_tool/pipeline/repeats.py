@@ -32,8 +32,10 @@ _FINDING_BYTES = 256 * 2**20
 _IN_MEMORY_BYTES = 8 * 2**20
 _CHECKSUM_BYTES = 32  # SHA-256
 _OPEN, _CLAIMED, _KNOWN = range(3)
-# Chunks are gathered until so small a part of what the model predicts is padding, or so many wait.
-_PADDING, _MOST_TOGETHER = 0.1, 8
+# Chunks are gathered until so small a part of what the model predicts is padding, or so many wait:
+# fewer where a batch is large, and a chunk more than the 8 MiB that it usually is.
+_PADDING, _MOST_TOGETHER, _MOST_LARGE = 0.1, 8, 3
+_TOGETHER_BYTES = 64 * 2**20
 
 _Arrays = Mapping[str, np.ndarray]
 # Raw predictions by output, ``[n, *shape]``, and what the model says of each row on which it fails.
@@ -140,7 +142,8 @@ class SharedPredictions:
                 waiting, rows = [], 0
             waiting.append(chunk)
             rows += self._unknown(chunk)
-            if -rows % batch_size <= _PADDING * rows or len(waiting) == _MOST_TOGETHER:
+            most = _MOST_LARGE if _bytes(waiting) > _TOGETHER_BYTES else _MOST_TOGETHER
+            if -rows % batch_size <= _PADDING * rows or len(waiting) >= most:
                 yield waiting
                 waiting, rows = [], 0
         if waiting:
@@ -249,6 +252,10 @@ def _stand_in(predictions: _Arrays, failing: Mapping[int, str], rows: int) -> No
     good = next((row for row in range(rows) if row not in failing), None)
     for array in predictions.values():
         array[list(failing)] = 0 if good is None else array[good]
+
+
+def _bytes(chunks: Iterable[Chunk]) -> int:
+    return sum(array.nbytes for chunk in chunks for array in chunk.features.values())
 
 
 def _shapes(chunk: Chunk) -> list[tuple[int, ...]]:

@@ -127,7 +127,13 @@ def test_what_failed_in_another_thread_is_predicted_by_who_waits_for_it() -> Non
     assert model.asked == [5]
 
 
-def test_chunks_are_predicted_together_until_they_fill_batches() -> None:
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(2**20, [5, 1, 1, 1, 5, 1]), (0, [3, 3, 1, 1, 3, 3])]
+)
+def test_chunks_are_predicted_together_until_they_fill_batches(
+    monkeypatch: pytest.MonkeyPatch, memory: int, expected: list[int]
+) -> None:
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", memory)
     values = np.array([*range(100), *range(60), *range(200, 320)])  # 100, then 60 known, 120 new
     model, shared = Model(), SharedPredictions(repeats_of(values), OUTPUTS)
     chunks = [chunk(values, start, start + 20) for start in range(0, 280, 20)]
@@ -136,7 +142,7 @@ def test_chunks_are_predicted_together_until_they_fill_batches() -> None:
         taken.append(len(some))
         shared.predict(some, model)
     # 20, 40 and 60 rows would leave much of a batch to padding; nothing is to do for known ones.
-    assert taken == [5, 1, 1, 1, 5, 1]
+    assert taken == expected
     assert sorted(model.asked) == sorted(set(values.tolist()))
 
 

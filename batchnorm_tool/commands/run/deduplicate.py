@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,21 +20,24 @@ from batchnorm_tool.storage import Storage
 
 def deduplicate(
     preparation: Preparation, plan: Plan, storage: Storage, progress: Progress, *, resumes: bool
-) -> tuple[Plan, Repeats | None]:
+) -> tuple[Plan, Repeats | None, float]:
     """Return which rows of a plan have the same features, where the job asks for that.
 
-    The plan gets a warning where every row has to be predicted all the same.
+    The plan gets a warning where every row has to be predicted all the same. The last are seconds
+    that it took, the time to load the model excepted.
     """
     if not plan.job.input.deduplicate:
-        return plan, None
+        return plan, None, 0.0
+    preparation.predictor()
+    started = time.perf_counter()
     # Found by an attempt that was stopped: the input is the same, or nothing would be resumed.
     found = Repeats.stored(storage) if resumes else None
     hindrance = _hindrance(preparation, plan)
     if hindrance is not None:
-        return replace(plan, warnings=(*plan.warnings, hindrance)), Repeats.none()
-    if found is None or not len(found.rows):
+        plan, found = replace(plan, warnings=(*plan.warnings, hindrance)), Repeats.none()
+    elif found is None or not len(found.rows):
         found = _find(plan, progress)
-    return plan, found
+    return plan, found, time.perf_counter() - started
 
 
 def _hindrance(preparation: Preparation, plan: Plan) -> str | None:

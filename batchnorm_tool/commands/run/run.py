@@ -263,9 +263,9 @@ def _run_locked(
             return RunResult(path, there.manifest, nothing_to_do=True)
         before = there.plan if output_state.check_may_begin(there, plan, fresh=fresh) else None
     resumes = before is not None
-    plan, repeats = deduplicate(preparation, plan, storage, progress, resumes=resumes)
+    plan, repeats, seconds = deduplicate(preparation, plan, storage, progress, resumes=resumes)
     done = execute(plan, storage, preparation.predictor, progress, before=before, repeats=repeats)
-    started = time.perf_counter()
+    seconds, started = seconds + done.seconds, time.perf_counter()
     totals = check_policies(storage, plan)
     totals.count_predicted(deduplicated=plan.job.input.deduplicate)
     manifest = _publish(storage, plan, totals, there)
@@ -274,7 +274,7 @@ def _run_locked(
         manifest,
         parts_kept=done.parts_kept,
         rows_done=done.rows_done,
-        seconds=done.seconds + time.perf_counter() - started,
+        seconds=seconds + time.perf_counter() - started,
         profile=done.profile,
         retried=retried,
     )
