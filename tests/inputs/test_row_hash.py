@@ -88,9 +88,9 @@ def test_what_lies_under_a_null_is_no_value() -> None:
 
 
 def test_blocks_of_different_features_have_different_hashes() -> None:
-    texts = [np.array(rows, object) for rows in (["ab", "c"], ["a", "bc"], ["abc", ""])]
+    texts = [np.array(rows, object) for rows in (["ab", "c"], ["a", "bc"], ["abc", ""], [b"a", ""])]
     numbers = [np.array(rows) for rows in ([0.0, 1.0], [-0.0, 1.0], [0.0, 2.0])]
-    assert len({block_hash(pa.nulls(2), array) for array in (*texts, *numbers)}) == 6
+    assert len({block_hash(pa.nulls(2), array) for array in (*texts, *numbers)}) == 7
 
 
 @pytest.mark.parametrize("name", COLUMNS)
