@@ -217,14 +217,9 @@ class Worker:
             yield chunk
 
 
-def load_model(
-    model: Model, content: str | None, engine: Engine, copied: security.ModelCopy | None = None
-) -> Predictor:
-    """Load a job's model as it was when it was examined for the plan.
-
-    ``copied`` is the copy that was examined, if it is still there; it is gone afterwards.
-    """
-    with security.admit(model, copied) as admitted:
+def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
+    """Load a job's model as it was when it was examined for the plan."""
+    with security.admit(model) as admitted:
         if admitted.report.content != content:
             raise ModelError(
                 f"{model.path}: the model file has changed since the run was planned. Run again "

@@ -58,7 +58,7 @@ class Preparation:
     limit: int | None = None
     least_rows: int = 0
     table: Table = field(init=False)
-    _copy: security.ModelCopy | None = field(init=False, default=None)
+    report: security.ModelReport | None = field(init=False, default=None)
     _predictor: Predictor | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
 
@@ -68,18 +68,14 @@ class Preparation:
         _check_apart(self.job, self.table)
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
-            # Of the very bytes that are loaded later, if any are.
-            self._copy = security.examine_copy(self.job.model.path)
+            # By a copy: what is loaded later is not examined again where it has the same bytes.
+            with security.examine_copy(self.job.model.path) as copied:
+                self.report = copied.report
         with self._naming_the_input():
             self._carried = output_schema.carried_schema(
                 self.job.input, self.table.schema, self.table.rows
             )
         self.table.check([*output_schema.key_columns(self.job.input), *self.job.input.passthrough])
-
-    @property
-    def report(self) -> security.ModelReport | None:
-        """What was found in the model's file; ``None`` without a model."""
-        return self._copy.report if self._copy else None
 
     @property
     def options_fingerprint(self) -> str:
@@ -201,7 +197,7 @@ class Preparation:
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
-        return load_model(self.job.model, self.content, self.job.engine, self._copy)
+        return load_model(self.job.model, self.content, self.job.engine)
 
     def _resolve(self) -> ResolvedOptions:
         model = self.predictor()

@@ -8,9 +8,8 @@ import json
 import shutil
 import sys
 import tempfile
-import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,9 @@ _MAX_FINDINGS = 10_000
 _SHOWN_FINDINGS = 8
 _SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
 _INDEX = "variables/variables.index"
+# By SHA-256 of a private copy: the same bytes are examined once, for the plan, and then loaded.
+_EXAMINED: dict[str, "ModelReport"] = {}
+_MOST_EXAMINED = 16
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,12 @@ class ModelReport:
 class ModelCopy:
     """A private copy of a model, which nobody else can change, and what the gate found in it.
 
-    The suffix of ``path`` is that of the content. It goes with this object, or when it is closed.
+    The suffix of ``path`` is that of the content. Use it as a context manager, or call ``close``.
     """
 
     path: str
     report: ModelReport
-    _remove: "weakref.finalize[..., ModelCopy] | None" = None
-
-    def __post_init__(self) -> None:
-        """See to it that the copy goes."""
-        folder = Path(self.path).parent
-        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+    _directory: tempfile.TemporaryDirectory[str]
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +92,7 @@ class ModelCopy:
 
     def close(self) -> None:
         """Remove the copy."""
-        if self._remove is not None:
-            self._remove()
+        self._directory.cleanup()
 
 
 def examine_copy(path: str) -> ModelCopy:
@@ -104,23 +100,36 @@ def examine_copy(path: str) -> ModelCopy:
 
     The copy may be dangerous to load.
     """
-    folder = tempfile.mkdtemp(prefix="batchnorm_tool-")
+    place = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
     try:
-        copied = _copy(path, Path(folder, "model"))
-        report = examine(str(copied), path, private=True)
+        copied = _copy(path, Path(place.name, "model"))
+        report = _report_of(copied, path)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        place.cleanup()
         raise
-    return ModelCopy(str(final), report)
+    return ModelCopy(str(final), report, place)
 
 
-def admit(model: Model, copied: ModelCopy | None = None) -> ModelCopy:
-    """Let a model pass or refuse it, by a private copy that is examined; the copy may be loaded.
+def _report_of(copied: Path, path: str) -> ModelReport:
+    """Examine a private copy, unless this process has examined one of the same bytes."""
+    if copied.is_dir():  # what was examined takes the graph's place in the copy
+        return examine(str(copied), path, private=True)
+    with copied.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in _EXAMINED:
+        if len(_EXAMINED) == _MOST_EXAMINED:
+            _EXAMINED.clear()
+        _EXAMINED[digest] = examine(str(copied), path, private=True)
+    return replace(_EXAMINED[digest], path=path)
 
-    ``copied`` is one of the model that is examined already.
+
+def admit(model: Model) -> ModelCopy:
+    """Copy a model to a private place, examine the copy, and let it pass or refuse it.
+
+    The copy may be loaded.
     """
-    copied = copied or examine_copy(model.path)
+    copied = examine_copy(model.path)
     try:
         copied.check(model)
     except BaseException:

@@ -103,12 +103,12 @@ def test_the_model_is_looked_at_once(
         return real(path, shown)
 
     monkeypatch.setattr(security.archive, "read_keras_archive", noted)
+    monkeypatch.setattr(security, "_EXAMINED", {})
     encoded.night(FIRST)
     assert examined == [encoders["a"]]
-    encoded.night({**FIRST, 3: 1})
-    assert examined == [encoders["a"]] * 2
-    encoded.night()
-    assert examined == [encoders["a"]] * 3
+    # Of other bytes it is looked at again.
+    encoded.night({**FIRST, 3: 1}, model__path=encoders["again"])
+    assert examined == [encoders["a"], encoders["again"]]
 
 
 def repeated(edits: dict[Any, int], of: dict[Any, Any]) -> pa.Table:
