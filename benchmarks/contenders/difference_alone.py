@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet
 import xxhash
 
@@ -20,7 +21,7 @@ from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.store.state import StoreDirectory, index_path
 from benchmarks.contenders.stopwatch import Stopwatch, peak_rss_bytes, settings
 
-AWAKE = (pyarrow.parquet, xxhash)  # imported lazily otherwise
+AWAKE = (pd, pyarrow.parquet, xxhash)  # imported lazily otherwise
 
 
 def main() -> None:
