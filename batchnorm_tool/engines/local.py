@@ -80,7 +80,7 @@ def _results(
 ) -> Iterator[int]:
     """Yield the numbers as they are done, at most ``ahead`` and one more under way or queued."""
     remaining = iter(numbers)
-    running: dict[Future[None], int] = {}
+    running: dict[Future[bool], int] = {}
     while True:
         for number in remaining:
             running[pool.submit(shared.process, number)] = number
@@ -91,10 +91,10 @@ def _results(
         if not running:
             return
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        # Before any number is yielded: its reader would go on after a failure.
+        done = [running.pop(future) for future in finished if future.result()]
+        # What is done counts, whatever has failed at the same moment.
+        yield from done
         shared.check()
-        for future in finished:
-            yield running.pop(future)
 
 
 class _SharedWork:
@@ -108,14 +108,17 @@ class _SharedWork:
         self.stop = threading.Event()
         self._failures: list[BaseException] = []
 
-    def process(self, number: int) -> None:
+    def process(self, number: int) -> bool:
+        """Do a part; tell whether it is done."""
         if self.stop.is_set():
-            return
+            return False
         try:
             self._worker.process_part(number, self._advance, self.stop.is_set)
         except BaseException as error:  # noqa: BLE001  (`check` raises it in the caller's thread)
             self._failures.append(_explained(error, number))
             self.stop.set()
+            return False
+        return True
 
     def check(self) -> None:
         """Raise the first failure, if there is one."""

@@ -267,6 +267,16 @@ def keep_quarantined(state: StoreDirectory, version: int) -> None:
     state.write_rows(quarantined_path(version), schema, aside)
 
 
+def found_in_index(
+    storage: Storage, path: str, places: IdLookup, columns: Sequence[str]
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """Stream columns of the rows whose keys are in a list, and their places there, ``int64[n]``."""
+    for table in read_index(storage, path, [*columns, KEY_ID]):
+        at = places.find(as_ids(bytes_of(table[KEY_ID])))
+        if (at >= 0).any():
+            yield at[at >= 0], table.filter(pa.array(at >= 0))
+
+
 def index_rows(storage: Storage, path: str) -> int:
     """Return the number of rows of an index."""
     with _opened(storage, path) as file:

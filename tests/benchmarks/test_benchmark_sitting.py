@@ -121,7 +121,7 @@ def test_contenders_take_turns(tmp_path: Path) -> None:
 
 def test_every_target_of_the_issue_has_a_case() -> None:
     of_compare = ["compare-neighbours", "compare-memory", "compare-norms"]
-    of_refresh = ["night", "heavy", "nothing", "difference", "memory", "disk"]
+    of_refresh = ["load", "night", "heavy", "nothing", "difference", "memory", "disk"]
     assert list(CASES) == [
         *map(str, range(1, 13)),
         "growth",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import numbered
+from batchnorm_tool.chunk import Reason, numbered
 from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
@@ -26,10 +26,10 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
 from batchnorm_tool.gate.rows import RefreshRows
-from batchnorm_tool.inputs.row_hash import bytes_of, key_ids
-from batchnorm_tool.inputs.row_ids import repeats
+from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
+from batchnorm_tool.inputs.row_ids import IdLookup, repeats
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.pipeline.manifest import RowCounts, Totals
+from batchnorm_tool.pipeline.manifest import Totals
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH
@@ -41,7 +41,7 @@ from batchnorm_tool.store.index import (
     IS_UNWANTED,
     KEY_ID,
     IndexWriter,
-    LiveIndex,
+    found_in_index,
     keep_quarantined,
     read_index,
 )
@@ -117,11 +117,11 @@ class Assembly:
         self._removed = _RemovedRows(list(staged.plan.layout.keys))
         self._survey = staged.survey(rows)
         state, keys = staged.state, staged.plan.layout.key_schema
-        self._index = NextIndex(IndexWriter(state.storage, index_path(staged.version), keys))
+        self._index = NextIndex(state.storage, index_path(staged.version), keys)
         self._stopped = threading.Event()
         self._thread, self._sampler = (ThreadPoolExecutor(1, f"assembly-{n}") for n in range(2))
         self._under_way = deque([self._thread.submit(self._begin)])
-        self._live = self._sampler.submit(staged.live_sample, rows)
+        self._live = self._sampler.submit(staged.live_sample, rows, self._stopped.is_set)
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +137,8 @@ class Assembly:
         while self._under_way and self._under_way[0].done():
             # What failed is told now, not after hours of the model's work.
             self._under_way.popleft().result()
+        if self._live.done():
+            self._live.result()
         self._under_way.append(self._thread.submit(self._add_part, number))
 
     def finish(self, totals: Totals | None) -> tuple[Candidate, Survey]:
@@ -147,9 +149,10 @@ class Assembly:
         for each in (*self._under_way, self._thread.submit(self._add_rest)):
             each.result()
         self._survey.live = self._live.result()
-        counts = totals.counts if totals else RowCounts()
+        totals = totals or Totals()
+        counts = totals.counts
         staged, state = self._staged, self._staged.state
-        statuses = self._index.commit()
+        distinct, statuses = self._index.commit(), self._index.statuses
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
         state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
@@ -161,6 +164,7 @@ class Assembly:
             version=staged.version,
             rows=replace(
                 self._rows,
+                bad=self._rows.bad + totals.reasons[Reason.MODEL_FAILURE.label],
                 predicted=counts.predicted or 0,
                 reused=state.rows_in(REUSED) + (counts.reused or 0),
                 stale=stale,
@@ -170,9 +174,9 @@ class Assembly:
             norms=self._index.norms,
             bad=(staged.bad.num_rows, stale + remembered),
             bad_rows=_first_bad(staged),
-            keys=self._index.distinct_keys(),
+            keys=distinct,
             whole=before is None or staged.plan.new_space or before.schema != layout.schema,
-            warnings=tuple(totals.warnings) if totals else (),
+            warnings=tuple(totals.warnings),
         )
         state.storage.put(CANDIDATE, candidate.to_json())
         for path in _SPENT:
@@ -188,7 +192,7 @@ class Assembly:
             self._removed.add(table, dispositions)
             stays = dispositions == RowDisposition.SAME
             self._index.add(table if stays.all() else table.filter(pa.array(stays)))
-        self._index.settle()
+        self._index.sort()
 
     def _add_part(self, number: int) -> None:
         self._write(self._staged.part(number), new=True)
@@ -206,6 +210,8 @@ class Assembly:
     def _write(self, tables: Iterable[pa.Table], *, new: bool) -> None:
         stored = self._staged.plan.layout.stored(*self._index.columns)
         for table in tables:
+            if self._stopped.is_set():
+                return
             self._survey.add(table, new=new)
             self._index.add(table.select(stored).rename_columns(self._index.columns))
 
@@ -213,45 +219,43 @@ class Assembly:
 class NextIndex:
     """The index of the next version as it is written, with what is counted on the way."""
 
-    def __init__(self, writer: IndexWriter) -> None:
+    def __init__(self, storage: Storage, path: str, keys: pa.Schema) -> None:
         self.norms = NormStats()
-        self._writer = writer
-        self._statuses = Counter[str]()
-        self._ids = [np.empty((0, 2), np.uint64)]
-        self._settled = np.empty(0, np.uint64)
-        self.columns = [name for name in writer.schema.names if name != KEY_ID]
+        self.statuses = Counter[str]()
+        self._storage, self._path = storage, path
+        self._writer = IndexWriter(storage, path, keys)
+        # First words of the keys' ids: 8 bytes a row, and two keys hardly ever agree in them.
+        self._words = [np.empty(0, np.uint64)]
+        self.columns = [name for name in self._writer.schema.names if name != KEY_ID]
 
     def add(self, table: pa.Table) -> None:
         """Append rows, with all of `columns`."""
         if not table.num_rows:
             return
-        self._ids.append(self._writer.add(table))
+        self._words.append(self._writer.add(table)[:, 0].copy())
         values = table[NORM].to_numpy()
         self.norms += NormStats.of(values[~np.isnan(values)])
         for each in table[STATUS].value_counts().to_pylist():
-            self._statuses[each["values"]] += each["counts"]
+            self.statuses[each["values"]] += each["counts"]
 
-    def settle(self) -> None:
-        """Sort what is there, so that what comes is held against it quickly."""
-        self._ids = [np.concatenate(self._ids)]
-        self._settled = np.sort(self._ids[0][:, 0])
+    def sort(self) -> None:
+        """Sort what is there, so that what comes is quickly held against it."""
+        self._words = [np.sort(np.concatenate(self._words))]
 
-    def distinct_keys(self) -> int:
-        """Count different keys."""
-        first, rest = self._ids[0], np.concatenate([self._ids[0][:0], *self._ids[1:]])
-        words = np.sort(rest[:, 0])
-        at = np.minimum(np.searchsorted(self._settled, words), max(len(self._settled) - 1, 0))
-        known = self._settled[at] == words if len(self._settled) else np.zeros(len(words), bool)
-        # By their first words, which hardly ever agree by chance: three times as fast as both.
-        if known.any() or any((each[1:] == each[:-1]).any() for each in (words, self._settled)):
-            every = np.concatenate([first, rest])
-            return len(every) - len(repeats(every))
-        return len(first) + len(rest)
-
-    def commit(self) -> Counter[str]:
-        """Let the index appear; returns its rows by status."""
+    def commit(self) -> int:
+        """Let the index appear; returns how many different keys it has."""
         self._writer.commit()
-        return self._statuses
+        first, rest = (
+            self._words[0],
+            np.sort(np.concatenate([*self._words[1:], self._words[0][:0]])),
+        )
+        at = np.searchsorted(first, rest)
+        is_known = len(first) and (first[np.minimum(at, len(first) - 1)] == rest).any()
+        if not is_known and not any((each[1:] == each[:-1]).any() for each in (first, rest)):
+            return len(first) + len(rest)
+        tables = read_index(self._storage, self._path, [KEY_ID])
+        ids = np.concatenate([as_ids(bytes_of(table[KEY_ID])) for table in tables])
+        return len(ids) - len(repeats(ids))
 
     def discard(self) -> None:
         """Throw away what was not committed."""
@@ -361,8 +365,13 @@ class StagedRows:
         changed = rows.new + rows.changed + rows.recomputed
         return Survey.of(self.plan.layout, changed, self._whole_rows(rows))
 
-    def live_sample(self, rows: RefreshRows) -> LiveSample | None:
-        """Sample the live version; ``None`` where there is none, or vectors cannot be compared."""
+    def live_sample(
+        self, rows: RefreshRows, stopped: Callable[[], bool] = lambda: False
+    ) -> LiveSample | None:
+        """Sample the live version; ``None`` where there is none, or vectors cannot be compared.
+
+        ``stopped`` is asked between tables whether to give up.
+        """
         before, version = self.pointer.layout, self.pointer.lance_version
         if before is None or self.plan.new_space:
             return None
@@ -370,6 +379,7 @@ class StagedRows:
         indexed = (
             (table.filter(pa.array(there)), (dispositions == RowDisposition.SAME)[there])
             for table, dispositions in self.indexed(columns)
+            if not stopped()
             for there in [~is_quarantined(table[STATUS])]
         )
         return LiveSample.take(self.state.path, version, before, self._whole_rows(rows), indexed)
@@ -407,10 +417,10 @@ class StagedRows:
         marks = np.full(self.bad.num_rows, IS_QUARANTINED, np.uint8)
         # Reading the index takes long, and an ordinary refresh has no use for it.
         if self.bad.num_rows and self.pointer.live is not None:
-            path = index_path(self.pointer.live)
-            live = LiveIndex.load(self.state.storage, path, self.plan.judged_again)
-            at = live.lookup(key_ids(self.bad, self.plan.layout.keys))
-            marks[at >= 0] = live.marks[at[at >= 0]]
+            path, again = index_path(self.pointer.live), self.plan.judged_again
+            places = IdLookup(key_ids(self.bad, self.plan.layout.keys))
+            for at, table in found_in_index(self.state.storage, path, places, again.columns):
+                marks[at] = again.marks(table)
         return marks
 
     @cached_property

@@ -278,7 +278,7 @@ def deliver_published(
 ) -> RefreshResult:
     """Bring the targets to a version that has just been published, and remove old versions."""
     with timings.phase("targets"):
-        outcomes = deliver_live(state, pointer, targets, is_new=True)
+        outcomes = deliver_live(state, pointer, targets)
     # What the phases after the commit took is known only now.
     record = state.existing_record(pointer.live or 0).delivered(outcomes).timed(timings.seconds)
     state.put_record(record)
@@ -306,11 +306,11 @@ def deliver_live(
     pointer: StorePointer,
     targets: Sequence[Publish],
     *,
-    is_new: bool = False,
+    was_live: bool = False,
 ) -> tuple[Outcome, ...]:
     """Bring every target to the live version; one that fails does not keep others from it.
 
-    ``is_new``: the version has just been published; otherwise a target that lacks it is behind.
+    ``was_live``: it was so before, and a target that lacks it is behind.
     """
     live = pointer.live
     if live is None or not publish.lagging(targets, state.storage, live):
@@ -319,7 +319,7 @@ def deliver_live(
     known = ((version, state.record(version)) for version in pointer.versions)
     records = {version: record for version, record in known if record}
     publication = rows.Publication(state.path, pointer.layout, pointer.versions, live, records)
-    expected = None if is_new else live
+    expected = live if was_live else None
     return tuple(publish.deliver(publication, targets, state.storage, expected))
 
 
@@ -329,7 +329,7 @@ def deliver_again(state: StoreDirectory, pointer: StorePointer) -> RefreshResult
     targets = published_to(record)
     publish.check_targets(targets)
     state.discard_uncommitted(pointer)
-    outcomes = deliver_live(state, pointer, targets, is_new=True)
+    outcomes = deliver_live(state, pointer, targets)
     return finish_refresh(state, record.delivered(outcomes), record.keep, None)
 
 

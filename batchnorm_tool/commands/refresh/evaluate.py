@@ -176,7 +176,7 @@ def await_approval(
     state.put_pointer(pointer)
     # A target may be behind the live version, whatever becomes of this refresh.
     with staging.timings.phase("targets"):
-        targets = deliver_live(state, pointer, staging.plan.job.publish)
+        targets = deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
     record = record.delivered(targets).timed(staging.timings.seconds)
     return Held(_why(staging, reason, version, findings), RefreshResult(state.path, record))
 

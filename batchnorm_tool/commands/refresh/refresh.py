@@ -191,6 +191,6 @@ def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
     pointer = discard_staged(state, staging.pointer)
     live = state.existing_record(pointer.live or 0)
     with staging.timings.phase("targets"):
-        targets = commit.deliver_live(state, pointer, staging.plan.job.publish)
+        targets = commit.deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
     record = record.unchanged(live, now()).delivered(targets)
     return commit.finish_refresh(state, record, staging.plan.store.keep, staging.timings)

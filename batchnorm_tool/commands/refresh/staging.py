@@ -370,7 +370,8 @@ def scoring_plan(
         passthrough=[name for name in layout.staged.names if name not in layout.keys],
         invalid=job.input.invalid,
     )
-    output = job.output.model_copy(update={"format": "arrow"})
+    place = str(state.storage.root / SCORED)
+    output = job.output.model_copy(update={"format": "arrow", "path": place})
     table = open_table(source)
     part_rows = resolved.part_rows
     if job.output.part_rows == "auto":
@@ -382,7 +383,10 @@ def scoring_plan(
             ),
         )
     return Plan(
-        job=job.model_copy(update={"input": source, "output": output}),
+        # Workers read the job from the plan: what is its store's would contradict such an input.
+        job=job.model_copy(
+            update={"input": source, "output": output, "store": None, "publish": []}
+        ),
         files=table.files,
         resolved=replace(
             resolved,

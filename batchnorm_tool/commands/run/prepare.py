@@ -68,9 +68,7 @@ class Preparation:
         _check_apart(self.job, self.table)
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
-            # By a copy: what is loaded later is not examined again where it has the same bytes.
-            with security.examine_copy(self.job.model.path) as copied:
-                self.report = copied.report
+            self.report = security.examined(self.job.model.path)
         with self._naming_the_input():
             self._carried = output_schema.carried_schema(
                 self.job.input, self.table.schema, self.table.rows

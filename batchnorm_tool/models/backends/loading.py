@@ -227,7 +227,7 @@ def _custom_objects(model: Model, path: str) -> dict[str, object]:
         found = _imported(name)
         objects[getattr(found, "__name__", name)] = found
         objects[keras.saving.get_registered_name(found)] = found
-    for wanted in security.examine(path, model.path).classes:
+    for wanted in security.report_of(Path(path), model.path).classes:
         if wanted not in objects:
             raise ModelError(
                 f"{model.path}: needs the class `{wanted}`, but the classes in "

@@ -103,7 +103,7 @@ def examine_copy(path: str) -> ModelCopy:
     place = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
     try:
         copied = _copy(path, Path(place.name, "model"))
-        report = _report_of(copied, path)
+        report = report_of(copied, path)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
     except BaseException:
         place.cleanup()
@@ -111,17 +111,28 @@ def examine_copy(path: str) -> ModelCopy:
     return ModelCopy(str(final), report, place)
 
 
-def _report_of(copied: Path, path: str) -> ModelReport:
-    """Examine a private copy, unless this process has examined one of the same bytes."""
+def examined(path: str) -> ModelReport:
+    """Return what a model is: of a file by a private copy, which need not be examined again.
+
+    See `examine` for the rest.
+    """
+    if Path(path).is_dir():
+        return examine(path)
+    with examine_copy(path) as copied:
+        return copied.report
+
+
+def report_of(copied: Path, path: str) -> ModelReport:
+    """Examine a private copy of ``path``, unless this process has examined the same bytes."""
     if copied.is_dir():  # what was examined takes the graph's place in the copy
         return examine(str(copied), path, private=True)
     with copied.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest not in _EXAMINED:
-        if len(_EXAMINED) == _MOST_EXAMINED:
-            _EXAMINED.clear()
-        _EXAMINED[digest] = examine(str(copied), path, private=True)
-    return replace(_EXAMINED[digest], path=path)
+    report = _EXAMINED.get(digest) or examine(str(copied), path, private=True)
+    if len(_EXAMINED) >= _MOST_EXAMINED:
+        _EXAMINED.clear()
+    _EXAMINED[digest] = report
+    return replace(report, path=path)
 
 
 def admit(model: Model) -> ModelCopy:

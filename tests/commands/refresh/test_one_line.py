@@ -11,7 +11,13 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool import accept, rollback
+from batchnorm_tool.commands.refresh import staging
+from batchnorm_tool.commands.run import execute as executing
+from batchnorm_tool.errors import ModelFailed, WorkFailed
 from batchnorm_tool.models import security
+from batchnorm_tool.models.batching import ModelPredictor
+from batchnorm_tool.pipeline.plan import Plan
+from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.files import OutputFile
 from batchnorm_tool.store import state
 from tests.commands.refresh.nightly import Nightly, features, firsts, items, lists, unit, units
@@ -165,3 +171,74 @@ def test_every_row_that_needs_a_vector_is_predicted_reused_or_bad(nightly: Night
     found = nightly.vectors()
     assert found[50] == found[1] == units({1: 0})[1]
     assert found[52] == unit(np.asarray(features(51)))
+
+
+def test_a_stopped_refresh_keeps_the_parts_that_it_scored(
+    encoded: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"output__part_rows": 4, "model__batch_size": 2}
+    put, records = Storage.put, [0]
+
+    def failing(storage: Storage, path: str, data: bytes) -> Any:
+        records[0] += "/records/" in path
+        if records[0] == 4:
+            raise WorkFailed("The disk is full.")
+        return put(storage, path, data)
+
+    encoded.put(FIRST)
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "put", failing)
+        with pytest.raises(WorkFailed, match="full"):
+            encoded.night(None, **parts)
+    scored = Storage(Path(encoded.state.root, "night", "scored"))
+    assert scored.names("_state/records") == [f"00000{part}.json" for part in range(3)]
+    assert Plan.opened(scored.get("_state/plan.json") or b"", "plan").part_count == 8
+    rows: list[int] = []
+    real = executing.execute
+
+    def noted(*arguments: Any, **values: Any) -> Any:
+        done = real(*arguments, **values)
+        rows.append(done.parts_kept)
+        return done
+
+    monkeypatch.setattr(staging, "execute", noted)
+    encoded.night(None, **parts)
+    assert rows == [3]
+    assert encoded.vectors() == encoded.from_scratch(FIRST, output__part_rows=4)
+
+
+def test_several_processes_score_a_refresh(encoded: Nightly, tmp_path: Path) -> None:
+    sections = {"engine": {"devices": ["cpu", "cpu"]}, "output": {"path": str(tmp_path / "out")}}
+    night = encoded.night(FIRST, sections, output__part_rows=4, model__batch_size=2)
+    assert night.rows["predicted"] == 30
+    assert not (tmp_path / "out").exists()
+    assert encoded.vectors() == encoded.from_scratch(FIRST, output__part_rows=4)
+
+
+def test_rows_on_which_the_model_fails_are_bad_rows(
+    encoded: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded.night(FIRST)
+    fails = {float(features(key, 1)[0]) for key in range(10)}
+
+    def failing_rows(_: Any, arrays: Any) -> dict[int, str]:
+        firsts_of = arrays["x"][:, 0].astype(float).tolist()
+        return {row: "no such id" for row, value in enumerate(firsts_of) if value in fails}
+
+    def predict(self: Any, arrays: Any) -> Any:
+        if failing_rows(self, arrays):
+            raise ModelFailed("no such id")
+        return real(self, arrays)
+
+    real = ModelPredictor.predict
+    monkeypatch.setattr(ModelPredictor, "predict", predict)
+    monkeypatch.setattr(ModelPredictor, "failing_rows", failing_rows)
+    sections = {
+        "input": {**encoded.job().model_dump()["input"], "path": "in", "invalid": "quarantine"},
+        "gate": {"input": {"changed": None}, "output": {"bad": 0.5, "min_rows": 10}},
+    }
+    # As many of the changed rows are bad as the limit forbids, though the model took none of them.
+    held = encoded.held({**FIRST, **dict.fromkeys(range(10), 1)}, sections)
+    rows = held["rows"]
+    assert (rows["changed"], rows["predicted"], rows["reused"], rows["bad"]) == (10, 0, 0, 10)
+    assert "10 bad of 10 rows" in held["message"]

@@ -13,10 +13,10 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
 from batchnorm_tool.display import plural
 from batchnorm_tool.features.values import array_dtype
-from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, feature_hashes, key_ids
+from batchnorm_tool.inputs.row_hash import bytes_of, feature_hashes, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.index import KEY_ID, read_index
+from batchnorm_tool.store.index import found_in_index
 from batchnorm_tool.store.state import FEATURE_HASH, StoredRecord
 
 _Arrays = dict[str, np.ndarray]
@@ -89,10 +89,8 @@ class ChangeCause:
         """Return the live feature hashes of keys, ``uint8[n, 16]``, and which of them are known."""
         places, is_known = IdLookup(ids), np.zeros(len(ids), bool)
         hashes = np.zeros((len(ids), 16), np.uint8)
-        for table in read_index(self.storage, self.index_path, [KEY_ID, FEATURE_HASH]):
-            at = places.find(as_ids(bytes_of(table[KEY_ID])))
-            hashes[at[at >= 0]] = bytes_of(table[FEATURE_HASH])[at >= 0]
-            is_known[at[at >= 0]] = True
+        for at, table in found_in_index(self.storage, self.index_path, places, [FEATURE_HASH]):
+            hashes[at], is_known[at] = bytes_of(table[FEATURE_HASH]), True
         return hashes, is_known
 
     def _undone(self, arrays: _Arrays, retyped: str) -> Iterator[tuple[str, _Arrays]]:
