@@ -232,7 +232,16 @@ def joined(digests: Iterable[bytes], size: int) -> np.ndarray:
 
 def plain_array(column: pa.ChunkedArray) -> pa.Array:
     """Return a column as one array without dictionaries and extension types at its top."""
-    return _decoded(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
+    if column.num_chunks < 2:
+        return _decoded(column.chunk(0) if column.num_chunks else column.combine_chunks())
+    return pa.concat_arrays([_large(_decoded(chunk)) for chunk in column.chunks])
+
+
+def _large(array: pa.Array) -> pa.Array:
+    """Return texts with offsets of 64 bits: together, chunks may hold more than 2 GiB of them."""
+    if not is_any(array.type, BINARY):
+        return array
+    return array.cast(pa.large_string() if is_any(array.type, STRINGS) else pa.large_binary())
 
 
 def _decoded(array: pa.Array) -> pa.Array:

@@ -16,6 +16,7 @@ from batchnorm_tool.inputs.row_hash import (
     feature_hashes,
     key_ids,
     passthrough_hashes,
+    plain_array,
     type_name,
 )
 
@@ -91,6 +92,14 @@ def test_blocks_of_different_features_have_different_hashes() -> None:
     texts = [np.array(rows, object) for rows in (["ab", "c"], ["a", "bc"], ["abc", ""], [b"a", ""])]
     numbers = [np.array(rows) for rows in ([0.0, 1.0], [-0.0, 1.0], [0.0, 2.0])]
     assert len({block_hash(pa.nulls(2), array) for array in (*texts, *numbers)}) == 7
+
+
+@pytest.mark.parametrize("name", ["string", "binary", "dictionary"])
+def test_texts_of_several_chunks_together_may_exceed_2_gib(name: str) -> None:
+    column = COLUMNS[name]
+    found = plain_array(pa.chunked_array([column, column]))
+    assert found.type in {pa.large_string(), pa.large_binary()}  # with offsets of 64 bits
+    assert found.to_pylist() == column.to_pylist() * 2
 
 
 @pytest.mark.parametrize("name", COLUMNS)
