@@ -208,6 +208,9 @@ class StoredRecord(RefreshRecord, SealedRecord):
 
     def restored(self, version: int, live: StoredRecord, run_id: str, at: str) -> StoredRecord:
         """Return what a rollback to this version begins with, as version ``version``."""
+        # Versions of the store from before such rows were kept remember none of them.
+        remembered = quarantined_path(self.version) in {file.path for file in self.files}
+        quarantined = self.rows.quarantined if remembered else 0
         return replace(
             self,
             version=version,
@@ -218,9 +221,7 @@ class StoredRecord(RefreshRecord, SealedRecord):
             accepted=None,
             run_id=run_id,
             started=at,
-            rows=RefreshRows(
-                stale=self.rows.stale, quarantined=self.rows.quarantined, live=self.rows.live
-            ),
+            rows=RefreshRows(stale=self.rows.stale, quarantined=quarantined, live=self.rows.live),
             publish=live.publish,
             keep=None,
             seconds={},

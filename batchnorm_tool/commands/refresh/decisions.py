@@ -25,13 +25,7 @@ from batchnorm_tool.publish import check_layout, check_targets, lagging
 from batchnorm_tool.readers.vectors import checked_whole
 from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import save_page
-from batchnorm_tool.store.index import (
-    INDEX_FIELDS,
-    KEY_ID,
-    IndexWriter,
-    keep_quarantined,
-    read_index,
-)
+from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_index
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
@@ -300,13 +294,11 @@ class _Rollback:
             lance_version = self.pointer.versions[self.target]
             for batch in stored_rows(self.state.path, lance_version, layout.stored(*columns)):
                 writer.add(pa.Table.from_batches([batch]).rename_columns(columns))
-            aside = quarantined_path(self.target)
-            has_some = self.state.storage.size(aside) is not None
-            for table in self.state.read_rows(aside) if has_some else ():
-                writer.add(table)
+            aside = quarantined_path(version)
+            if self.state.storage.link(quarantined_path(self.target), aside):
+                for table in self.state.read_rows(aside):
+                    writer.add(table)
             writer.commit()
-        if has_some:
-            keep_quarantined(self.state, version)
 
     def _write_replaced(self) -> None:
         """Write the hashes of all good rows that were live: any of them may be wanted again."""

@@ -12,7 +12,7 @@ import pytest
 from batchnorm_tool import read, rollback, verify
 from batchnorm_tool.errors import BadRows
 from batchnorm_tool.store.index import read_index
-from batchnorm_tool.store.state import STATUS, index_path
+from batchnorm_tool.store.state import STATUS, index_path, quarantined_path
 from tests.commands.refresh.nightly import Nightly, features, firsts, items, unit, units
 from tests.kill_points import tree
 
@@ -318,6 +318,18 @@ def test_a_rollback_remembers_quarantined_rows(nightly: Nightly, seen: set[float
     again = nightly.night(first)
     assert (again.state, again.rows["quarantined"], again.rows["live"]) == ("nothing to do", 2, 18)
     assert seen == set()
+
+
+def test_a_rollback_counts_no_rows_that_nobody_remembers(nightly: Nightly) -> None:
+    nightly.night(night(FIRST, {3: "nan"}))
+    nightly.night({**FIRST, 5: 1})
+    record = nightly.state.existing_record(1)  # as versions of this tool that kept none left it
+    kept = quarantined_path(1)
+    nightly.state.put_record(record.with_files(f for f in record.files if f.path != kept))
+    nightly.state.storage.remove(kept)
+    found = rollback(nightly.store, 1)
+    assert (found.rows["quarantined"], found.rows["live"]) == (0, len(index(nightly))) == (0, 19)
+    assert verify(nightly.store).rows == 19
 
 
 def test_too_many_bad_rows_wait_and_name_the_first(nightly: Nightly) -> None:
