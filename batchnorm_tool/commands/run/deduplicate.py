@@ -17,25 +17,30 @@ from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.pipeline.worker import ChunkReader
 from batchnorm_tool.storage import Storage
 
+_NO_EFFECT = "`input.deduplicate` has no effect"
+
 
 def deduplicate(
-    preparation: Preparation, plan: Plan, storage: Storage, progress: Progress, *, resumes: bool
+    preparation: Preparation, plan: Plan, before: Plan | None, storage: Storage, progress: Progress
 ) -> tuple[Plan, Repeats | None, float]:
     """Return which rows of a plan have the same features, where the job asks for that.
 
-    The plan gets a warning where every row has to be predicted all the same. The last are seconds
-    that it took, the time to load the model excepted.
+    The plan gets a warning where every row has to be predicted all the same. What the attempt
+    ``before`` found stays. The last are seconds that it took, without loading the model.
     """
     if not plan.job.input.deduplicate:
         return plan, None, 0.0
+    found = Repeats.stored(storage)
+    # The input and the model are the same, or nothing would be resumed.
+    if found and before and before.identity.bits == plan.identity.bits:
+        said = (warning for warning in before.warnings if warning.startswith(_NO_EFFECT))
+        return replace(plan, warnings=(*plan.warnings, *said)), found, 0.0
     preparation.predictor()
     started = time.perf_counter()
-    # Found by an attempt that was stopped: the input is the same, or nothing would be resumed.
-    found = Repeats.stored(storage) if resumes else None
     hindrance = _hindrance(preparation, plan)
     if hindrance is not None:
         plan, found = replace(plan, warnings=(*plan.warnings, hindrance)), Repeats.none()
-    elif found is None or not len(found.rows):
+    else:
         found = _find(plan, progress)
     return plan, found, time.perf_counter() - started
 
@@ -46,8 +51,8 @@ def _hindrance(preparation: Preparation, plan: Plan) -> str | None:
     model = plan.job.model
     if model is not None and model.batch_dependent == "accept":
         return (
-            "`input.deduplicate` has no effect with `model.batch_dependent: accept`: a prediction "
-            "may depend on the other rows of its batch, so every row is predicted."
+            f"{_NO_EFFECT} with `model.batch_dependent: accept`: a prediction may "
+            "depend on the other rows of its batch, so every row is predicted."
         )
     independent = preparation.independent_batch_size(plan.resolved, (size, size * 3 // 4))
     if independent == size:
@@ -58,8 +63,8 @@ def _hindrance(preparation: Preparation, plan: Plan) -> str | None:
         else f"Set `model.batch_size: {independent}` to avoid this."
     )
     return (
-        f"`input.deduplicate` has no effect: with a batch size of {size:,} the low-order bits of "
-        "a prediction depend on the row's position in its batch, so every row is predicted. "
+        f"{_NO_EFFECT}: with a batch size of {size:,} the low-order bits of a prediction "
+        "depend on the row's position in its batch, so every row is predicted. "
         f"{advice}"
     )
 

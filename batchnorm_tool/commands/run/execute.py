@@ -59,11 +59,9 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
             and counted; each process predicts them for itself.
         take: Called with the number of each finished part, in order, while others are worked on.
     """
+    storage.remove(REPEATS_PATH)  # first: they are found for one plan
     kept = _begin(storage, plan, before)
-    # Read by workers in other processes.
-    if repeats is None:
-        storage.remove(REPEATS_PATH)
-    else:
+    if repeats is not None:  # read by workers in other processes
         storage.put(REPEATS_PATH, repeats.to_bytes())
     numbers = [number for number in range(plan.part_count) if number not in kept]
     worker = make_worker(storage, plan, open_model(), repeats) if numbers else None

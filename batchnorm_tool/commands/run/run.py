@@ -220,10 +220,16 @@ def plan_run(job: Job, *, limit: int | None = None) -> Plan:
     return _planned(Preparation(job, limit))
 
 
-def plan_run_again(job: Job, **options: Any) -> Retry:
+def plan_run_again(
+    job: Job,
+    *,
+    reason: str | Sequence[str] | None = None,
+    fresh: bool = False,
+    limit: int | None = None,
+) -> Retry:
     """Return what `run` would do with ``retry_quarantined``, without writing anything."""
     _check_output(job)
-    reasons = check_reasons(retry_quarantined=True, **options) or ()
+    reasons = check_reasons(retry_quarantined=True, reason=reason, fresh=fresh, limit=limit) or ()
     storage = open_storage(job.output.path)
     there = output_state.read_output(storage, job.output.path)
     return plan_retry(Preparation(job), storage, there, reasons, SilentProgress())
@@ -262,8 +268,7 @@ def _run_locked(
                 output_state.discard_state(storage)  # what a kill left after the last step
             return RunResult(path, there.manifest, nothing_to_do=True)
         before = there.plan if output_state.check_may_begin(there, plan, fresh=fresh) else None
-    resumes = before is not None
-    plan, repeats, seconds = deduplicate(preparation, plan, storage, progress, resumes=resumes)
+    plan, repeats, seconds = deduplicate(preparation, plan, before, storage, progress)
     done = execute(plan, storage, preparation.predictor, progress, before=before, repeats=repeats)
     seconds, started = seconds + done.seconds, time.perf_counter()
     totals = check_policies(storage, plan)

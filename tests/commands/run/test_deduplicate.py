@@ -19,6 +19,7 @@ from keras import layers
 
 from batchnorm_tool import verify
 from batchnorm_tool.commands.run import deduplicate
+from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.job import Job
@@ -200,6 +201,26 @@ def test_a_stopped_run_goes_on_and_counts_the_same(
     else:  # in the parts that stayed, every row was predicted
         assert sum(result.rows[name] for name in COUNTS) == sum(COUNTS.values())
         assert 0 < result.rows["reused"] < COUNTS["reused"]
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_what_only_has_to_be_published_needs_no_model(
+    start: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch, *, helps: bool
+) -> None:
+    def stopped(*_: object) -> None:
+        raise WorkFailed("stopped here")
+
+    monkeypatch.setattr(placement, "is_place_independent", lambda *_: helps)
+    whole = start(deduplicate=True)
+    files = tree(Path(whole.path))
+    shutil.rmtree(whole.path)
+    with monkeypatch.context() as patched:
+        patched.setattr("batchnorm_tool.commands.run.run._publish", stopped)
+        with pytest.raises(WorkFailed):
+            start(deduplicate=True)
+    monkeypatch.setattr(Preparation, "predictor", stopped)
+    monkeypatch.setattr(deduplicate, "feature_hashes", stopped)
+    assert tree(Path(start(deduplicate=True).path)) == files
 
 
 def test_several_processes_leave_the_same(start: Callable[..., RunResult]) -> None:
