@@ -1,6 +1,7 @@
 """What stands in an output before a run: nothing, a finished result, one under way, or neither."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
@@ -12,8 +13,10 @@ from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manife
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import Policies
 from batchnorm_tool.storage import STATE, Storage
+from batchnorm_tool.storage.checked_json import canonical_json
 
 RECORDS = f"{STATE}/records"
+_REOPENED = f"{STATE}/reopened.json"
 _STATISTICS = "_stats"
 _ANY_RESULT = {"vectors", "norms", "keys", "_quarantine", _STATISTICS}
 # What lies in `_state` beside the directories that will be published.
@@ -209,15 +212,32 @@ def reasons_judged_otherwise(before: Job, job: Job) -> set[str]:
     return {reason.label for reason in Reason if old.actions[reason] != new.actions[reason]}
 
 
-def reopen(storage: Storage, plan: Plan, records: Iterable[PartRecord]) -> None:
-    """Make an unfinished run of ``plan`` beside a finished one, of which it takes some parts."""
+def reopen(
+    storage: Storage, plan: Plan, records: Iterable[PartRecord], again: Collection[int]
+) -> None:
+    """Make an unfinished run of ``plan`` beside a finished one: without the parts in ``again``."""
     discard_state(storage)
+    storage.put(_REOPENED, canonical_json(sorted(again)))
     for record in records:
         # A part whose file is gone is made again.
-        if all(storage.link(file.path, storage.staged(file.path)) for file in record.files):
+        if record.part not in again and all(
+            storage.link(file.path, storage.staged(file.path)) for file in record.files
+        ):
             storage.put(manifests.record_path(record.part), record.to_json())
     # Last: without it nothing of all this counts.
     storage.put(PLAN_PATH, plan.to_json())
+
+
+def extend_reopened(storage: Storage, again: Collection[int]) -> None:
+    """Let a run that `reopen` made do more parts again: those that it only took."""
+    text = storage.get(_REOPENED)
+    if text is None:
+        return  # a run that began with nothing
+    known = set(json.loads(text))
+    for number in {*again} - known:
+        storage.remove(manifests.record_path(number))
+    # Last: after a kill the rest is removed.
+    storage.put(_REOPENED, canonical_json(sorted(known.union(again))))
 
 
 def _is_whole(storage: Storage, record: PartRecord) -> bool:

@@ -129,12 +129,14 @@ def plan_retry(
         return Retry(there.path, manifest, quarantined)
     _check_files(manifest.inputs, preparation.table.files)
     plan = _plan(preparation, there, manifest)
-    if PARTS_PATH not in [file.path for file in manifest.files]:
+    has_records = PARTS_PATH in [file.path for file in manifest.files]
+    records = read_records(storage) if has_records else ()
+    rows = {record.part: (record.hashes, set(record.reasons)) for record in records}
+    if not rows or not all(hashes for hashes, _ in rows.values()):
         raise OutputError(
-            f"The result in `{there.path}` has no records of its parts, so that none can be kept: "
-            f"an earlier version wrote it. {RECREATE.capitalize()}."
+            f"The result in `{there.path}` lacks records of its parts, or hashes of their rows, so "
+            f"that none can be kept: an earlier version wrote it. {RECREATE.capitalize()}."
         )
-    rows = {record.part: (record.hashes, set(record.reasons)) for record in read_records(storage)}
     if plan.files != manifest.inputs:
         check = _Check(plan, manifest, storage, asked, progress)
         check.check_rows({number: hashes for number, (hashes, _) in rows.items()})
@@ -150,9 +152,10 @@ def begin_retry(plan: Plan, again: Collection[int], storage: Storage, there: Out
     """Make the state of an unfinished run; returns its plan, whose finished parts may stay."""
     before = there.plan
     if before is not None and output_state.continues(before.identity, plan):
-        return before  # a retry that was stopped, or a run of the very same
-    records = read_records(storage)
-    output_state.reopen(storage, plan, (r for r in records if r.part not in again))
+        # A retry that was stopped, maybe one for fewer reasons; or a run of the very same.
+        output_state.extend_reopened(storage, again)
+        return before
+    output_state.reopen(storage, plan, read_records(storage), again)
     return plan
 
 

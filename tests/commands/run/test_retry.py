@@ -20,6 +20,7 @@ from batchnorm_tool.cli.app import cli
 from batchnorm_tool.commands.run.run import RunResult, plan_run_again, run
 from batchnorm_tool.errors import BadRows, Damaged, InputError, JobError, OutputError
 from batchnorm_tool.job import Job
+from batchnorm_tool.pipeline.part_output import PartHashes
 from batchnorm_tool.storage import Storage
 from tests.kill_points import tree
 
@@ -308,6 +309,17 @@ def test_a_result_without_records_is_refused(
         parquet.retry()
 
 
+def test_a_result_whose_rows_were_not_hashed_is_refused(
+    parquet: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(PartHashes, "to_dict", lambda _: {})
+        parquet.run()
+    parquet.write(vectors())
+    with pytest.raises(OutputError, match=r"an earlier version wrote it.* `--fresh`"):
+        parquet.retry()
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_damaged_records_are_found(parquet: Table, damage: str) -> None:
     path = Path(parquet.run().path) / "_stats" / "parts.parquet"
@@ -325,7 +337,7 @@ def test_damaged_records_are_found(parquet: Table, damage: str) -> None:
 def test_a_dry_run_counts_the_rows(parquet: Table) -> None:
     parquet.run()
     before = tree(parquet.folder / "out")
-    retry = plan_run_again(parquet.job(), reason=("null_feature",), fresh=False, limit=None)
+    retry = plan_run_again(parquet.job(), reason="null_feature")
     assert (retry.quarantined, sorted(retry.again), retry.rows) == ({"null_feature": 1}, [0], 5)
     assert tree(parquet.folder / "out") == before
 
@@ -344,6 +356,20 @@ def test_a_policy_that_refuses_leaves_the_result(parquet: Table) -> None:
     result = parquet.retry(input={"invalid": "drop"})
     assert result.parts_kept == 2
     parquet.assert_fresh(result, input={"invalid": "drop"})
+
+
+def test_a_retry_for_more_reasons_does_more_than_the_stopped_one(
+    parquet: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.run()
+    with monkeypatch.context() as stopped:
+        stopped.setattr("batchnorm_tool.commands.run.run._publish", refuse)
+        for reasons in (("null_feature",), ("null_feature", "ragged_feature")):
+            with pytest.raises(PermissionError):
+                parquet.retry(*reasons)
+    result = parquet.retry()  # all but the part of the third reason are done
+    assert (result.parts_kept, result.rows_done) == (4, PART_ROWS)
+    parquet.assert_fresh(result)
 
 
 def test_another_run_that_is_unfinished_is_not_lost(parquet: Table) -> None:
