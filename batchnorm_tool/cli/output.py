@@ -74,7 +74,8 @@ class Terminal:
     ) -> None:
         """Say what went wrong; the report of a refresh that waits, or that a target missed, too."""
         # What a report on standard output says is not said here as well.
-        reported = result is not None and result.state == "waiting" and self._reports
+        reports = self._as_json or not self._quiet
+        reported = result is not None and result.state == "waiting" and reports
         said = message.partition("\n")[0] if reported else message
         self._log("error", said, error=error, exit_code=exit_code)
         if self._as_json:
@@ -198,11 +199,6 @@ class Terminal:
 
         page = [] if html is None else ["", *_table([("page", html)])]
         self._print(plain(history), lambda: [*history_lines(history), *page])
-
-    @property
-    def _reports(self) -> bool:
-        """Whether standard output gets a report."""
-        return self._as_json or not self._quiet
 
     def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
