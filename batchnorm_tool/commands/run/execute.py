@@ -57,7 +57,7 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
         before: The plan of an earlier attempt whose finished parts may stay; ``None`` starts over.
         repeats: Which rows of the plan have the same features, so that these are predicted once,
             and counted; each process predicts them for itself.
-        take: Called with the number of each finished part, in order, while others are worked on.
+        take: Called with the number of each committed part, in order, while others are worked on.
     """
     storage.remove(REPEATS_PATH)  # first: they are found for one plan
     kept = _begin(storage, plan, before)
@@ -69,7 +69,9 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
         started = time.perf_counter()
         with contextlib.closing(_work(engine, worker, numbers, progress)) as done:
             for number in _in_order(kept, done):
-                take(number)
+                # A part that breaks a policy is done too, and has nothing to be taken.
+                if storage.size(manifests.record_path(number)) is not None:
+                    take(number)
         seconds, workers = time.perf_counter() - started, engine.workers
     return Executed(
         parts_kept=len(kept),

@@ -13,7 +13,7 @@ import pytest
 from batchnorm_tool import accept, rollback
 from batchnorm_tool.commands.refresh import staging
 from batchnorm_tool.commands.run import execute as executing
-from batchnorm_tool.errors import ModelFailed, WorkFailed
+from batchnorm_tool.errors import BadRows, ModelFailed, WorkFailed
 from batchnorm_tool.models import security
 from batchnorm_tool.models.batching import ModelPredictor
 from batchnorm_tool.pipeline.plan import Plan
@@ -242,3 +242,15 @@ def test_rows_on_which_the_model_fails_are_bad_rows(
     rows = held["rows"]
     assert (rows["changed"], rows["predicted"], rows["reused"], rows["bad"]) == (10, 0, 0, 10)
     assert "10 bad of 10 rows" in held["message"]
+
+
+@pytest.mark.parametrize("policy", ["zero", "nonfinite"])
+def test_a_row_that_breaks_a_policy_is_named(nightly: Nightly, policy: str) -> None:
+    x = [features(key) for key in FIRST]
+    x[5] = np.full(8, 0 if policy == "zero" else np.inf, np.float32)
+    table = items(FIRST).set_column(1, "x", lists(x))
+    sections = {"normalize": {policy: "fail"}}
+    for _ in range(2):
+        with pytest.raises(BadRows, match="key 5: "):
+            nightly.night(table, sections, output__part_rows=2)
+    assert nightly.night(items(FIRST), sections, output__part_rows=2).rows["live"] == 30
