@@ -89,6 +89,10 @@ class BatchnormToolError(Exception):
         text: str = self.args[0]
         return text
 
+    def __str__(self) -> str:
+        """Return the message, whatever else the error carries."""
+        return self.message
+
 
 class Refused(BatchnormToolError):
     """Cannot be done as asked, and running it again will not help; nothing is published."""

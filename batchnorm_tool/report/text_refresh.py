@@ -10,7 +10,14 @@ from pathlib import PurePath
 from batchnorm_tool import display
 from batchnorm_tool.display import DASH, NAME_WIDTH, count, entry, number, plural, wrapped
 from batchnorm_tool.gate.findings import describe_row
-from batchnorm_tool.gate.record import Acceptance, GateRecord, History, Outcome, RefreshRecord
+from batchnorm_tool.gate.record import (
+    WAITING,
+    Acceptance,
+    GateRecord,
+    History,
+    Outcome,
+    RefreshRecord,
+)
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.report.figures import real
 
@@ -36,7 +43,7 @@ def refresh_lines(record: RefreshRecord, width: int = 72, store: str = "STORE") 
     lines = wrapped(_headline(record), width)
     for name, words in _facts(record):
         lines += entry(name, words, width)
-    lines += _gate(record.gate, width)
+    lines += _gate(record.gate, width, waits=record.state == WAITING)
     if record.accepted is not None:
         lines += entry("accepted", describe_acceptance(record.accepted), width)
     lines += target_lines(record.targets, width)
@@ -97,13 +104,15 @@ def _kinds(rows: RefreshRows, kinds: Sequence[str], *, zeros: bool) -> str:
     )
 
 
-def _gate(gate: GateRecord | None, width: int) -> list[str]:
+def _gate(gate: GateRecord | None, width: int, *, waits: bool = False) -> list[str]:
     if gate is None or not gate.findings:
         return []
     judged = sum(each.measured is not None or not each.passed for each in gate.findings)
     if not gate.broken:
         return entry("gate", f"passed, {plural(judged, 'limit')} checked", width)
-    warned = ", published anyway (`gate.action: warn`)" if gate.action == "warn" else ""
+    warned = ""
+    if gate.action == "warn":
+        warned = f"{'' if waits else ', published anyway'} (`gate.action: warn`)"
     lines = entry("gate", f"{len(gate.broken)} of {plural(judged, 'limit')} broken{warned}", width)
     for finding in gate.broken:
         name = finding_name(finding.limit, finding.scope)

@@ -143,8 +143,7 @@ class Staging:
 
     def _reuse(self) -> None:
         """Unstage rows whose vectors the store has, before a run reads them."""
-        recomputes_bits = self.plan.recompute and not self.plan.new_space
-        if recomputes_bits or self.state.storage.names(SCORED):
+        if self.state.storage.names(SCORED):
             return
         with self.timings.phase("reuse"):
             for known in reusable_vectors(self.state, self.pointer, self.plan):

@@ -181,6 +181,14 @@ def test_vectors_of_an_older_space_are_used_again(
     assert {key: encoded.vectors()[key] for key in FIRST} == first
 
 
+def test_vectors_of_an_older_type_are_used_again(nightly: Nightly) -> None:
+    nightly.night(FIRST)
+    nightly.night(FIRST, output__dtype="float16")
+    night = nightly.night({**FIRST, 40: 0})
+    assert (night.rows["recomputed"], night.rows["reused"], night.rows["predicted"]) == (30, 30, 1)
+    assert nightly.vectors() == units({**FIRST, 40: 0})
+
+
 def test_a_row_that_changes_back_is_not_predicted(nightly: Nightly, seen: set[float]) -> None:
     nightly.night(FIRST)
     nightly.night({**FIRST, 3: 1, 4: 1})
