@@ -89,10 +89,6 @@ class BatchnormToolError(Exception):
         text: str = self.args[0]
         return text
 
-    def __str__(self) -> str:
-        """Return the message, whatever else the error carries."""
-        return self.message
-
 
 class Refused(BatchnormToolError):
     """Cannot be done as asked, and running it again will not help; nothing is published."""
@@ -158,6 +154,9 @@ class TargetFailed(WorkFailed):
         self.result = result
         self.exit_code = exit_code
 
+    def __str__(self) -> str:
+        return self.message
+
     @property
     def night(self) -> dict[str, Any] | None:
         """The refresh's report, as plain data."""
@@ -177,6 +176,9 @@ class Held(BatchnormToolError):
         super().__init__(message)
         self.args = (message, result)
         self.result = result
+
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def night(self) -> dict[str, Any] | None:
