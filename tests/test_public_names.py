@@ -56,3 +56,8 @@ def test_errors_survive_pickling(cls: type[errors.BatchnormToolError]) -> None:
     assert copy.message == error.message
     assert "`norm` is wrong. Received: 7" in copy.message
     assert copy.exit_code == error.exit_code
+
+
+@pytest.mark.parametrize("cls", [errors.Held, errors.TargetFailed], ids=lambda cls: cls.__name__)
+def test_an_error_that_carries_a_result_reads_as_its_message(cls: type[errors.Held]) -> None:
+    assert str(cls("Version 2 is waiting.")) == "Version 2 is waiting."
