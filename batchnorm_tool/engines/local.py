@@ -91,7 +91,9 @@ def _results(
         if not running:
             return
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        done = [running.pop(future) for future in finished if future.result()]
+        # In the order in which they were begun: a set has none.
+        begun = [future for future in running if future in finished]
+        done = [running.pop(future) for future in begun if future.result()]
         # What is done counts, whatever has failed at the same moment.
         yield from done
         shared.check()
