@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ from batchnorm_tool.models.backends import start_tensorflow
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "data_samples"
+# Tests neither find what an earlier version kept in this user's cache, nor leave anything there.
+_CACHE = tempfile.TemporaryDirectory(prefix="batchnorm_tool-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # A shell that starts the suite in the background lets it ignore SIGINT, and all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

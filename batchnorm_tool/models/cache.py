@@ -1,0 +1,263 @@
+"""The model cache: converted models and what was found out about models, each under its key.
+
+An entry is a directory below ``$XDG_CACHE_HOME/batchnorm-tool/models``, named by the SHA-256 of its
+key, which appears whole in one rename. It is used only where this user alone may write to it, its
+record's checksum is right, and each of its files has the size and the SHA-256 that the record says;
+whatever else lies there is removed, and made anew. Who can write as this user can do so anyway: no
+signature would keep them out, so that there is none.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pydantic
+
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import warn
+from batchnorm_tool.storage import checked_json
+from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
+    Count,
+    FileName,
+    Positive,
+    Record,
+    SealedRecord,
+)
+from batchnorm_tool.storage.files import FileRecord, record_of
+
+# A plain name and value for whatever a result depends on.
+Key = dict[str, object]
+_RECORD = "entry.json"
+_DOCUMENTS = "documents"
+_TEMPORARY = "tmp-"
+# Of all entries together, and of the small documents; the least recently used go first.
+_MOST_BYTES = 4 * 2**30
+_MOST_DOCUMENTS = 1000
+# Names the directory of this process tree where the user's own cannot be written to.
+_INSTEAD = "BATCHNORM_TOOL_CACHE_INSTEAD"
+
+
+@dataclass(frozen=True)
+class ConvertedModel(Record):
+    """A model that was converted and proved, as it is loaded from its entry.
+
+    Attributes:
+        inputs: The arrays that it takes.
+        outputs: The chosen outputs, as it gives them.
+        embedding_sizes: As those of `LoadedModel`.
+        own_batch_size: The batch size that is built into it, if one is.
+        batch_size: The fastest of those that were tried; ``None`` where none was.
+        independent: Whether bits depend neither on a row's place nor on the batch size.
+        largest_difference: The largest distance of a row from the reference, in parts of its
+            length.
+        speeds: Rows per second of each back end at that batch size.
+    """
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    embedding_sizes: dict[str, int | None]
+    own_batch_size: Positive | None
+    batch_size: Positive | None
+    independent: bool
+    largest_difference: float
+    speeds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CacheEntry(SealedRecord):
+    """What lies in an entry of the model cache.
+
+    Attributes:
+        kind: An ONNX graph, a SavedModel, or that there is none, because it does not convert.
+        key: Of what it was made; its SHA-256 is the entry's name.
+        model: The path of the model when it was converted.
+        files: All of its files, by their paths below it.
+        conversion: How to load it, and its proof.
+        cause: Why there is no converted model.
+    """
+
+    kind: Literal["onnx", "saved_model", "none"]
+    key: Annotated[Key, pydantic.Field(repr=False)]
+    model: FileName
+    files: tuple[FileRecord, ...] = ()
+    conversion: Annotated[ConvertedModel | None, LEFT_OUT_IF_NONE] = None
+    cause: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """An entry that may be used, and where it lies; ``last_used`` is a time since the epoch."""
+
+    path: Path
+    entry: CacheEntry
+    size: Count
+    last_used: float
+
+    def read(self, name: str) -> bytes:
+        """Return the content of one of its files, checked again: it is what will be loaded."""
+        expected = next(file for file in self.entry.files if file.path == name)
+        content = (self.path / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected.sha256:
+            raise FileNotFoundError(f"{self.path / name} has changed")
+        return content
+
+
+class ModelCache:
+    """The entries below one directory; any number of processes may use it at once."""
+
+    def __init__(self, root: Path, most_bytes: int = _MOST_BYTES) -> None:
+        self.root, self._most_bytes = root, most_bytes
+
+    @classmethod
+    def of_user(cls) -> Self:
+        """Return this user's cache; one for this process tree where that cannot be written to."""
+        instead = os.environ.get(_INSTEAD)
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        root = Path(instead) if instead else home / "batchnorm-tool" / "models"
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            why = None if _is_ours(root) else "it is not this user's alone"
+        except OSError as error:
+            why = error.strerror or str(error)
+        if why is None and os.access(root, os.W_OK | os.X_OK):
+            return cls(root)
+        return cls(_instead(root, why or "it is read-only"))
+
+    def find(self, key: Key) -> CachedModel | None:
+        """Return the entry of a key; one that is not as it was written is removed."""
+        path = self.root / checked_json.sha256(key)
+        if not os.path.lexists(path):
+            return None
+        found = self._opened(path, whole=True)
+        if found is None or found.entry.key != key:
+            _remove(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # what was used last is kept longest
+        return found
+
+    def keep(self, entry: CacheEntry, fill: Callable[[Path], object] = lambda _: None) -> None:
+        """Make an entry, of the files that ``fill`` writes into an empty directory.
+
+        Where another process made the same one meanwhile, that one stays.
+        """
+        place = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
+        try:
+            fill(place)
+            names = sorted(path.relative_to(place).as_posix() for path in _files(place))
+            files = tuple(record_of(place, name) for name in names)
+            (place / _RECORD).write_bytes(replace(entry, files=files).to_json())
+            self._move(place, self.root / checked_json.sha256(entry.key))
+        finally:
+            _remove(place)
+        self._bound()
+
+    def entries(self) -> list[CachedModel]:
+        """Return the entries, last used first, without reading their files."""
+        paths = [path for path in self.root.iterdir() if len(path.name) == 64]
+        found = [each for path in paths if (each := self._opened(path, whole=False))]
+        return sorted(found, key=lambda each: -each.last_used)
+
+    def document(self, kind: str, key: Key) -> bytes | None:
+        """Return what was kept under a key; ``None`` where it is missing or damaged."""
+        path = self._document_path(kind, key)
+        with contextlib.suppress(OSError):
+            digest, _, content = path.read_bytes().partition(b"\n")
+            if _is_ours(path.parent) and hashlib.sha256(content).hexdigest().encode() == digest:
+                os.utime(path)
+                return content
+        return None
+
+    def keep_document(self, kind: str, key: Key, content: bytes) -> None:
+        """Keep a few bytes under a key; where it cannot be done, nothing is kept."""
+        path = self._document_path(kind, key)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            descriptor, aside = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            Path(aside).replace(path)
+            by_age = sorted(path.parent.iterdir(), key=lambda each: -each.stat().st_mtime)
+            for old in by_age[_MOST_DOCUMENTS:]:
+                old.unlink(missing_ok=True)
+
+    def _document_path(self, kind: str, key: Key) -> Path:
+        return self.root / _DOCUMENTS / f"{kind}-{checked_json.sha256(key)}"
+
+    def _opened(self, path: Path, *, whole: bool) -> CachedModel | None:
+        """Return an entry that is as it was written; not ``whole``, only by its files' sizes."""
+        try:
+            if not _is_ours(path):
+                return None
+            entry = CacheEntry.from_json((path / _RECORD).read_bytes())
+            names = {each.relative_to(path).as_posix() for each in _files(path)} - {_RECORD}
+            if entry is None or names != {file.path for file in entry.files}:
+                return None
+            if whole and any(record_of(path, file.path) != file for file in entry.files):
+                return None
+            size = sum(each.lstat().st_size for each in _files(path))
+            return CachedModel(path, entry, size, path.stat().st_mtime)
+        except OSError:
+            return None
+
+    def _move(self, place: Path, path: Path) -> None:
+        try:
+            place.rename(path)
+        except OSError:
+            # It is there already: made by another process, or damaged since it was looked for.
+            if self._opened(path, whole=True) is None:
+                _remove(path)
+                place.rename(path)
+
+    def _bound(self) -> None:
+        """Remove the entries that were not used for longest, and what a kill left half-written."""
+        kept = 0
+        for number, each in enumerate(self.entries()):
+            kept += each.size
+            if number and kept > self._most_bytes:
+                _remove(each.path)
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            # A day: no conversion takes so long.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < self.root.stat().st_mtime - 86400:
+                    _remove(path)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Yield all that a directory holds but directories, links included."""
+    return (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _is_ours(directory: Path) -> bool:
+    """Tell whether this user alone may write to a directory, and it is no link to another."""
+    status = directory.lstat()
+    mine = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return mine and stat.S_ISDIR(status.st_mode)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _instead(root: Path, why: str) -> Path:
+    """Make a directory for this process and those that it starts, and say so."""
+    place = Path(tempfile.mkdtemp(prefix="batchnorm-tool-models-"))
+    os.environ[_INSTEAD] = str(place)
+    atexit.register(_remove, place)
+    warn(
+        f"The model cache `{root}` cannot be used ({why}): models are converted again in each run. "
+        "Set XDG_CACHE_HOME to a directory that this user alone may write to."
+    )
+    return place
