@@ -423,7 +423,8 @@ def _work(terminal: Terminal, job: Job, options: dict[str, Any], *, shorthand: b
             asked = {name: options[name] for name in ("reason", "fresh", "limit")}
             terminal.print_retry(plan_run_again(job, **asked))
         else:
-            terminal.print_plan(plan_run(job, limit=options["limit"]))
+            seen = terminal.progress(options["progress"])
+            terminal.print_plan(plan_run(job, limit=options["limit"], progress=seen))
     else:
         from batchnorm_tool.commands.run.run import run
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich import progress
 
 _PLAIN_SECONDS = 5.0
+_STAGE_SECONDS = 1.0
 _MINUTE, _HOUR = 60, 3600
 
 
@@ -26,6 +27,12 @@ class Progress(Protocol):
 
     def advance(self, rows: int) -> None:
         """Count so many more rows as done."""
+
+    def stage(self, what: str, *, slow: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Say what goes on while no row is worked on, such as ``"loading TensorFlow"``.
+
+        ``slow`` is what takes seconds for certain: in plain lines it is said at once.
+        """
 
 
 class SilentProgress:
@@ -39,6 +46,11 @@ class SilentProgress:
     def advance(self, rows: int) -> None:
         """Count nothing."""
 
+    @contextlib.contextmanager
+    def stage(self, what: str, *, slow: bool = False) -> Iterator[None]:  # noqa: ARG002
+        """Begin a stage; nothing is said."""
+        yield
+
 
 class PlainProgress:
     """A plain line every few seconds, for logs.
@@ -46,13 +58,17 @@ class PlainProgress:
     Args:
         write: Takes a line; by default it goes to standard error.
         seconds: Time between two lines.
+        stage_seconds: How long a stage takes before it is worth a line.
     """
 
     def __init__(
-        self, write: Callable[[str], None] | None = None, seconds: float = _PLAIN_SECONDS
+        self,
+        write: Callable[[str], None] | None = None,
+        seconds: float = _PLAIN_SECONDS,
+        stage_seconds: float = _STAGE_SECONDS,
     ) -> None:
         self._write = write or _to_standard_error
-        self._seconds = seconds
+        self._seconds, self._stage_seconds = seconds, stage_seconds
         self._lock = threading.Lock()
         self._rows = self._done = self._begun_with = 0
         self._started = self._said = 0.0
@@ -73,6 +89,21 @@ class PlainProgress:
                 self._said = now
                 self._write(self._line(now))
 
+    @contextlib.contextmanager
+    def stage(self, what: str, *, slow: bool = False) -> Iterator[None]:
+        """Print a line about a stage if it takes longer than a second."""
+        # An import of TensorFlow holds standard error back, and a line of this timer with it.
+        timer = threading.Timer(self._stage_seconds, self._write, [f"{what} …"])
+        timer.daemon = True
+        if slow:
+            self._write(f"{what} …")
+        else:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _line(self, now: float) -> str:
         rate = _rate(self._done - self._begun_with, now - self._started)
         left = format_duration((self._rows - self._done) / rate)
@@ -82,8 +113,8 @@ class PlainProgress:
         )
 
 
-def _to_standard_error(line: str) -> None:
-    sys.stderr.write(line + "\n")
+def _to_standard_error(text: str, end: str = "\n") -> None:
+    sys.stderr.write(text + end)
     sys.stderr.flush()
 
 
@@ -94,6 +125,7 @@ class ProgressBar:
         self._lock = threading.Lock()
         self._done, self._started = 0, 0.0
         self._bar: progress.Progress | None = None
+        self._stages: list[str] = []
 
     @contextlib.contextmanager
     def work(self, rows: int, done: int) -> Iterator[None]:
@@ -123,6 +155,30 @@ class ProgressBar:
                 rate = _rate(self._done, time.monotonic() - self._started)
                 (task,) = self._bar.task_ids
                 self._bar.update(task, advance=rows, rate=f"{rate:,.0f} rows/s")
+
+    @contextlib.contextmanager
+    def stage(self, what: str, *, slow: bool = False) -> Iterator[None]:  # noqa: ARG002
+        """Show a stage in a line that goes with it."""
+        # Without rich: whatever draws beside an import of TensorFlow stands still, and comes late.
+        self._stages.append(f"{what} …")
+        _show_for_now(self._stages[-1])
+        try:
+            yield
+        finally:
+            _show_for_now(" " * len(self._stages.pop()))
+            for outer in self._stages[-1:]:
+                _show_for_now(outer)
+
+
+def loading_model(progress: Progress) -> contextlib.AbstractContextManager[None]:
+    """Begin the stage in which a model is loaded, and first of all TensorFlow."""
+    slow = "tensorflow" not in sys.modules
+    return progress.stage("loading TensorFlow" if slow else "loading the model", slow=slow)
+
+
+def _show_for_now(text: str) -> None:
+    """Write a text over which whatever comes next is written."""
+    _to_standard_error(f"\r{text}", end="\r")
 
 
 def _rate(rows: int, seconds: float) -> float:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchnorm_tool import Job, RunResult, run
+from batchnorm_tool.commands.progress import SilentProgress
 from benchmarks.contenders.stopwatch import cpu_seconds, peak_rss_bytes, settings
 
 
-class BeginningOfWork:
+class BeginningOfWork(SilentProgress):
     """A progress that only notes the CPU time that was spent before the work began."""
 
     cpu_seconds = 0.0
@@ -24,9 +25,6 @@ class BeginningOfWork:
         """The work begins."""
         self.cpu_seconds = cpu_seconds()
         yield
-
-    def advance(self, rows: int) -> None:
-        """Nobody asks how far it is."""
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def test_rows_are_counted_from_several_threads() -> None:
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with SilentProgress().work(4, 0):
+    with SilentProgress().work(4, 0), SilentProgress().stage("measuring", slow=True):
         SilentProgress().advance(4)
     assert capsys.readouterr() == ("", "")
 
@@ -75,6 +75,29 @@ def test_the_bar_counts_rows_that_were_done_before(
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "1250/2000" in shown
     assert re.search(r"[\d,]+ rows/s", shown)
+
+
+def test_a_stage_is_a_plain_line_only_if_it_takes_long() -> None:
+    lines: list[str] = []
+    with PlainProgress(lines.append, stage_seconds=3_600).stage("loading TensorFlow"):
+        pass
+    assert lines == []
+    said = threading.Event()
+    with PlainProgress(lambda _: said.set(), stage_seconds=0).stage("loading TensorFlow"):
+        assert said.wait(60)
+    with PlainProgress(lines.append, stage_seconds=3_600).stage("converting", slow=True):
+        assert lines == ["converting …"]
+
+
+def test_a_stage_on_a_terminal_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressBar()
+    with progress.stage("trying the model"), progress.stage("measuring"):
+        shown = capsys.readouterr().err
+    assert shown == "\rtrying the model …\r\rmeasuring …\r"
+    line = ""
+    for text in (shown + capsys.readouterr().err).split("\r"):
+        line = text + line[len(text) :]
+    assert not line.strip()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydantic import Field, GetPydanticSchema
 from pydantic_core import core_schema
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
+from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
@@ -179,11 +180,16 @@ class RefreshPlan(Record):
 
 
 def make_plan(
-    job: Job, pointer: StorePointer, staged: RefreshPlan | None = None, *, retry: bool = False
+    job: Job,
+    pointer: StorePointer,
+    staged: RefreshPlan | None = None,
+    *,
+    retry: bool = False,
+    progress: Progress | None = None,
 ) -> RefreshPlan:
     """Look at input and model; TensorFlow is imported only where a choice is still to be made."""
     _check_job(job)
-    preparation = Preparation(job, least_rows=_LEAST_ROWS)
+    preparation = Preparation(job, least_rows=_LEAST_ROWS, progress=progress or SilentProgress())
     resolved, request, notes = _choices(preparation, pointer, staged)
     identity = identify(preparation.job, resolved, preparation.table.files, None)
     rows = store_layout(preparation.job, resolved, pointer.layout)

@@ -82,7 +82,7 @@ def refresh(  # noqa: PLR0913  (each is a flag of the command)
     state = StoreDirectory(store.path)
     shown = progress or SilentProgress()
     attempt = run_id or secrets.token_hex(8)
-    planned = functools.partial(make_plan, job, retry=retry_quarantined)
+    planned = functools.partial(make_plan, job, retry=retry_quarantined, progress=shown)
 
     def work() -> RefreshResult:
         check_installed()

@@ -65,7 +65,9 @@ def execute(  # noqa: PLR0913  (what, where, with what, who hears of it)
         storage.put(REPEATS_PATH, repeats.to_bytes())
     numbers = [number for number in range(plan.part_count) if number not in kept]
     worker = make_worker(storage, plan, open_model(), repeats) if numbers else None
-    with open_engine(plan, len(numbers)) as engine:
+    with contextlib.ExitStack() as stack:
+        with progress.stage("starting the workers"):
+            engine = stack.enter_context(open_engine(plan, len(numbers)))
         started = time.perf_counter()
         with contextlib.closing(_work(engine, worker, numbers, progress)) as done:
             for number in _in_order(kept, done):

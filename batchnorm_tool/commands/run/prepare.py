@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchnorm_tool import features, models
 from batchnorm_tool.chunk import Field, Reason
+from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
 from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
@@ -49,6 +50,7 @@ class Preparation:
         job: What was asked for; the columns of a keys file become its key if it names none.
         limit: Only so many rows from the start; ``None`` for all.
         least_rows: Choose a batch size for so many rows at least: later refreshes may have more.
+        progress: Hears what takes time.
 
     Raises:
         Refused: Input or model cannot be read at all, or do not fit the job.
@@ -57,18 +59,20 @@ class Preparation:
     job: Job
     limit: int | None = None
     least_rows: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
     table: Table = field(init=False)
     report: security.ModelReport | None = field(init=False, default=None)
     _predictor: Predictor | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        with capture_warnings(self._warnings.append):
+        with capture_warnings(self._warnings.append), self.progress.stage("looking at the input"):
             self.table = inputs_table.open_table(self.job.input)
         _check_apart(self.job, self.table)
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
-            self.report = security.examined(self.job.model.path)
+            with self.progress.stage("examining the model"):
+                self.report = security.examined(self.job.model.path)
         with self._naming_the_input():
             self._carried = output_schema.carried_schema(
                 self.job.input, self.table.schema, self.table.rows
@@ -195,16 +199,18 @@ class Preparation:
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
-        return load_model(self.job.model, self.content, self.job.engine)
+        with loading_model(self.progress):
+            return load_model(self.job.model, self.content, self.job.engine)
 
     def _resolve(self) -> ResolvedOptions:
         model = self.predictor()
         wanted = model.inputs if self.job.model is not None else ()
         columns = self._match(wanted)
         inputs = self._fields(columns, wanted)
-        return self._on_sample(
-            columns, inputs, lambda sample: self._choose(model, columns, inputs, sample)
-        )
+        with self.progress.stage("trying the model on the first rows"):
+            return self._on_sample(
+                columns, inputs, lambda sample: self._choose(model, columns, inputs, sample)
+            )
 
     def _choose(
         self, model: Predictor, columns: _Columns, inputs: tuple[Field, ...], sample: _Sample
@@ -298,7 +304,8 @@ class Preparation:
                 "determines which rows are predicted together. Set it to the batch size that "
                 "model.predict() uses."
             )
-        return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
+        with self.progress.stage("measuring the batch size"):
+            return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """Return what one worker predicts in a second, at full batches."""

@@ -193,13 +193,13 @@ def run(  # noqa: PLR0913  (each is a flag of the command)
     if limit is not None and limit < 1:
         raise JobError(f"`limit` must be a positive number of rows, or None. Received: {limit}.")
     reasons = check_reasons(retry_quarantined, reason, fresh=fresh, limit=limit)
-    preparation = Preparation(job, limit)
+    seen = progress or SilentProgress()
+    preparation = Preparation(job, limit, progress=seen)
     if check_input:
         check_all_rows(preparation.table)
     storage = open_storage(job.output.path)
     try:
         with storage.lock(wait_seconds):
-            seen = progress or SilentProgress()
             return _run_locked(preparation, storage, seen, fresh=fresh, reasons=reasons)
     finally:
         # A notebook or a scheduler lives on, and deletes the files that were read
@@ -214,10 +214,10 @@ def _check_output(job: Job) -> None:
         )
 
 
-def plan_run(job: Job, *, limit: int | None = None) -> Plan:
+def plan_run(job: Job, *, limit: int | None = None, progress: Progress | None = None) -> Plan:
     """Return the plan that `run` would follow, without writing anything: a dry run."""
     _check_output(job)
-    return _planned(Preparation(job, limit))
+    return _planned(Preparation(job, limit, progress=progress or SilentProgress()))
 
 
 def plan_run_again(
