@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 _CPU_INFO = Path("/proc/cpuinfo")
+# malloc.h of glibc, and the largest block that its heaps of threads hold.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_BLOCK = -1, -3, 32 << 20
+_KEPT_BYTES = 1 << 30
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -82,6 +85,23 @@ def map_in_order(
     finally:
         stop()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use the memory again that it freed; nothing happens without glibc."""
+    # The system clears each page that it hands out, and arrays of megabytes come and go with every
+    # chunk. Of 1 M rows x 128, a model of one layer took 3.53 instead of 3.92 CPU seconds, one of
+    # three 7.85 instead of 8.25, and both 3 % more memory; without Arrow's pool 3.71 and 8.08.
+    if platform.libc_ver()[0] != "glibc":
+        return
+    import ctypes
+
+    import pyarrow as pa
+
+    library = ctypes.CDLL(None)
+    library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+    pa.set_memory_pool(pa.system_memory_pool())
 
 
 def quiet_libraries() -> None:

@@ -1,7 +1,10 @@
-"""Threads that keep an order."""
+"""Threads that keep an order; memory that is used again."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -77,3 +80,29 @@ def test_nothing_begins_after_a_failure() -> None:
     with pytest.raises(ValueError, match="item 0"):
         list(map_in_order(fail, range(50), 2))
     assert len(begun) < 10
+
+
+_FAULTS = """
+import resource, sys
+import pyarrow as pa
+from batchnorm_tool.environment import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [b"x" * (8 << 20) for _ in range(12)]
+    del blocks
+pool = pa.default_memory_pool().backend_name
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, pool)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the settings")
+def test_memory_that_was_freed_is_used_again_without_asking_the_system() -> None:
+    said = {
+        name: subprocess.check_output([sys.executable, "-c", _FAULTS, name], text=True).split()
+        for name in ("keep", "leave")
+    }
+    assert int(said["keep"][0]) < 100
+    assert int(said["leave"][0]) > 10_000
+    assert said["keep"][1] == "system"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -399,11 +400,11 @@ def read_records(storage: Storage) -> Iterator[PartRecord]:
 
 
 def _statistics(storage: Storage, part: int) -> pa.Table:
-    text = manifest.existing_record(storage, part).chunks
+    record = storage.get(manifest.record_path(part))  # as in `_record`
     try:
-        stream = base64.b64decode(text)
+        stream = base64.b64decode(json.loads(record or b"{}")["chunks"])
         return pa.ipc.open_stream(stream).read_all().cast(CHUNK_SCHEMA)
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise Damaged(
             f"`{manifest.record_path(part)}` is not as this version writes it: `chunks`: {error}. "
             f"{RECREATE.capitalize()}."

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import errors, models
+from batchnorm_tool import environment, errors, models
 from batchnorm_tool.chunk import Chunk, numbered
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Interrupted, ModelError, OutputError, WorkFailed
@@ -248,6 +248,7 @@ def make_worker(
             f"the {model.device} with {model.threads}, which gives different low-order bits. "
             f"Resume on the original machine, {RECREATE}, or accept both with `--mixed-bits`."
         )
+    environment.keep_freed_memory()
     shared = None if repeats is None else SharedPredictions(repeats, plan.resolved.outputs)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size), shared)
 
