@@ -62,12 +62,15 @@ class InputRecord:
         statistics: Of all its rows.
         reference: What a later input is held against: of a delta, that of the last full input.
         types: Of the stored columns that feed the model.
+        content: Hashes of how it was read, and of all that was; an input with the same changes
+            nothing. ``None`` where a row may be missing from it, or gave reason to warn.
     """
 
     files: tuple[FileOfInput, ...]
     statistics: InputSummary
     reference: InputSummary
     types: dict[str, str] = field(default_factory=dict)
+    content: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,10 @@ class BlockHash:
                 self._add_texts(array.ravel().tolist())
             else:
                 self._hash.update(_row_bytes(array).data)
+        self.add_table(table)
+
+    def add_table(self, table: pa.Table) -> None:
+        """Take in the next rows of a table alone."""
         for column in table.columns:
             for block in _blocks(plain_array(column)):
                 self._hash.update(block)
@@ -189,6 +193,9 @@ def _blocks(array: pa.Array) -> Iterator[Any]:
     elif _width(array.type):
         values = bytes_of(array)
         yield values if nulls is None else np.where(nulls[:, None], np.uint8(0), values)
+    elif is_any(array.type, (*LISTS, pa.types.is_fixed_size_list)):
+        yield array.value_lengths().fill_null(0).to_numpy()
+        yield from _blocks(_decoded(array.flatten()))  # without what lies under a null
     else:
         yield records_of(array)
 

@@ -163,6 +163,16 @@ class RefreshPlan(Record):
             return IdentityPredictor(self.resolved.inputs)
         return load_model(self.job.model, self.resolved.model_content, self.job.engine)
 
+    @property
+    def content_scope(self) -> str | None:
+        """Hash of how the input is read and kept; ``None`` where it need not have every row."""
+        store = self.store
+        if store.mode != "full" or store.delete_column is not None:
+            return None
+        plain = replace(self, recompute=False, retried="")
+        targets = [target.model_dump() for target in self.job.publish]
+        return checked_json.sha256([plain.staging_fingerprint(StorePointer()), targets])
+
     def staging_fingerprint(self, pointer: StorePointer) -> str:
         """Hash all that the staged result depends on, limits of the gate excepted."""
         store = self.store

@@ -116,25 +116,15 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
     pointer = state.pointer()
     plan = make_plan(job, pointer, staged_plan(state), retry=retry_quarantined)
     check_layout(job.publish, plan.layout)
-    index = None if pointer.live is None else state.storage.root / index_path(pointer.live)
     # Beside the store where that is possible: what differs may be as large as the input.
     beside = Path(state.path).parent
     with tempfile.TemporaryDirectory(
         prefix="batchnorm-tool-", dir=beside if os.access(beside, os.W_OK) else None
     ) as scratch:
-        place = Storage(scratch)
-        if index is not None:
-            (Path(scratch) / "index").mkdir()
-            (Path(scratch) / "index" / index.name).symlink_to(index)
-        name = None if index is None else f"index/{index.name}"
-        found = ChangeDetector(
-            plan.source,
-            name,
-            place,
-            recompute=plan.recompute,
-            again=plan.judged_again,
-            live=None if plan.new_space else state.record(pointer.live),
-        ).run()
+        # Indices lie in a directory; what is found must not lie in the store.
+        indices = Path(index_path(0)).parent
+        (Path(scratch) / indices).symlink_to((state.storage.root / indices).absolute())
+        found = ChangeDetector.of(plan, pointer.live, state, storage=Storage(scratch)).run()
     findings = evaluate.evaluate_input(plan, found, state.record(pointer.live))
     return PlannedRefresh(
         store=state.path,

@@ -32,7 +32,6 @@ from batchnorm_tool.commands.run.run import result_warnings
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, Lines
 from batchnorm_tool.gate.findings import SHOWN_ROWS
-from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.record import WAITING
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
 from batchnorm_tool.inputs.row_ids import IdLookup
@@ -106,27 +105,11 @@ class Staging:
         )
 
     def _find(self) -> ChangeSet:
-        index = None if self.pointer.live is None else index_path(self.pointer.live)
-        source = self.plan.source
-        with self.progress.work(source.table.rows, 0):
-            return ChangeDetector(
-                source,
-                index,
-                self.state.storage,
-                recompute=self.plan.recompute,
-                again=self.plan.judged_again,
-                callbacks=Callbacks(self.progress.advance),
-                live=None if self.plan.new_space else self.state.record(self.pointer.live),
-                known=self._known_statistics(),
-            ).run()
-
-    def _known_statistics(self) -> InputSummary | None:
-        """Return the statistics of the live version's input, if it is this one, read this way."""
-        live, identity = self.state.record(self.pointer.live), self.plan.identity
-        if live is None or live.basis.identity.space != identity.space:
-            return None
-        same = live.basis.identity.result["input"] == identity.result["input"]
-        return live.input.statistics if same else None
+        detector = ChangeDetector.of(
+            self.plan, self.pointer.live, self.state, callbacks=Callbacks(self.progress.advance)
+        )
+        with self.progress.work(detector.source.table.rows, 0):
+            return detector.run()
 
     def candidate(self, staged: StagedRows, difference: ChangeSet) -> tuple[Candidate, Survey]:
         """Return the refresh made ready to be merged: scored and put together, once."""

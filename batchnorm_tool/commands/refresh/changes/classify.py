@@ -57,7 +57,7 @@ class ChangeType(IntEnum):
     TOUCHED = 3
     SAME = 4
     DELETED = 5
-    UNKNOWN_DELETE = 6
+    UNKNOWN_DELETES = 6
 
 
 class RowDisposition(IntEnum):
@@ -98,7 +98,7 @@ def classify_rows(
             kinds[known & same & moved & (marks == 0)] = ChangeType.TOUCHED
             kinds[known & same & (marks & IS_JUDGED_AGAIN > 0)] = ChangeType.RECOMPUTED
     if hashes.deleted is not None:
-        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETE
+        kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETES
         kinds[hashes.deleted & known] = ChangeType.DELETED
     return kinds, positions
 

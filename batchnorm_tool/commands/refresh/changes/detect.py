@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from batchnorm_tool.commands.refresh.changes.causes import ChangeCause
 from batchnorm_tool.commands.refresh.changes.classify import ChangeType, MatchedRows, RowDisposition
 from batchnorm_tool.commands.refresh.changes.result import ChangeSet, InputStatistics, StagingWriter
 from batchnorm_tool.commands.refresh.changes.source import Callbacks, HashedChunk, RefreshSource
+from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows, capture_warnings
@@ -25,16 +27,24 @@ from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
+from batchnorm_tool.inputs.row_hash import BlockHash
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
-from batchnorm_tool.storage import Storage
+from batchnorm_tool.storage import Storage, checked_json
 from batchnorm_tool.store.index import (
+    IS_JUDGED_AGAIN,
     IS_QUARANTINED,
     JudgedAgain,
     LiveIndex,
     index_rows,
     read_index,
 )
-from batchnorm_tool.store.state import STATUS, StoredRecord, is_quarantined
+from batchnorm_tool.store.state import (
+    STATUS,
+    StoreDirectory,
+    StoredRecord,
+    index_path,
+    is_quarantined,
+)
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
@@ -47,7 +57,8 @@ class PartResult:
     """What a part came to; mergeable in the order of the input.
 
     ``kinds`` counts the rows of each `ChangeType`, ``bad`` those that need work and are bad by
-    their input; ``bad_rows`` are the first few of these, in words.
+    their input; ``bad_rows`` are the first few of these, in words. ``content`` has the hash of each
+    part's rows.
     """
 
     kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(ChangeType), np.int64))
@@ -55,6 +66,7 @@ class PartResult:
     bad_rows: tuple[str, ...] = ()
     statistics: InputStatistics = field(default_factory=lambda: InputStatistics({}, {}))
     warnings: set[str] = field(default_factory=set)
+    content: tuple[str, ...] = ()
 
     def merge(self, other: PartResult) -> None:
         """Take in what comes after this."""
@@ -63,6 +75,12 @@ class PartResult:
         self.bad_rows = (*self.bad_rows, *other.bad_rows)[:SHOWN_ROWS]
         self.statistics = self.statistics.merged(other.statistics)
         self.warnings |= other.warnings
+        self.content += other.content
+
+    def counted(self, **gone: int) -> RefreshRows:
+        """Return the counts, beside those of rows that no row of the input has."""
+        rows = {kind.name.lower(): int(self.kinds[kind]) for kind in ChangeType}
+        return RefreshRows(rows_in=sum(rows.values()), bad=self.bad, **rows, **gone)
 
 
 @dataclass(frozen=True)
@@ -72,21 +90,21 @@ class ChangeWorker:
     source: RefreshSource
     storage: Storage
     classifier: classify.Classifier
-    schemas: result.StagingSchemas
-    measures: bool = True
 
     def process(self, part: Part, callbacks: Callbacks) -> PartResult:
         """Do one part, and commit its files."""
-        total = PartResult()
+        total, content = PartResult(), BlockHash()
         with (
             capture_warnings(total.warnings.add),
-            StagingWriter(self.storage, self.schemas, part.stem) as writer,
+            StagingWriter(self.storage, result.StagingSchemas(self.source), part.stem) as writer,
         ):
             for chunk in self.source.chunks(part):
                 callbacks.check()
+                content.add_table(chunk.table)
                 total.merge(self._process(chunk, writer))
                 callbacks.advance(len(chunk.faults))
             writer.commit()
+        total.content = (content.to_text(),)
         return total
 
     def _process(self, chunk: HashedChunk, writer: StagingWriter) -> PartResult:
@@ -103,7 +121,7 @@ class ChangeWorker:
             np.bincount(kinds, minlength=len(ChangeType)),
             int(np.count_nonzero(bad)),
             tuple(self._describe_rows(chunk, np.flatnonzero(bad)[:SHOWN_ROWS])),
-            self._measured(chunk) if self.measures else InputStatistics({}, {}),
+            self._measured(chunk),
         )
 
     def _measured(self, chunk: HashedChunk) -> InputStatistics:
@@ -113,15 +131,6 @@ class ChangeWorker:
         if deleted is not None:  # their features do not matter, and may be null
             columns = columns.filter(pa.array(~deleted))
         return result.statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
-
-    def measure(self, part: Part, callbacks: Callbacks) -> InputStatistics:
-        """Return the statistics of a part, and do nothing else with it."""
-        found = InputStatistics({}, {})
-        with capture_warnings(lambda _: None):
-            for chunk in self.source.chunks(part):
-                callbacks.check()
-                found = found.merged(self._measured(chunk))
-        return found
 
     def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self.source.keys))
@@ -137,7 +146,8 @@ class ChangeDetector:
     Written under ``night/``, the same bytes whatever ``workers`` and ``memory_bytes`` are: in
     ``changed``, ``touched`` and ``bad`` an Arrow file for each part that has such rows (no
     directory where there are none), in the order of the input; and ``fates.npy``, a
-    `RowDisposition` for each row of the index.
+    `RowDisposition` for each row of the index. Where the input is the very one that the live
+    version was made of, nothing is written, and no row is hashed by itself.
 
     Attributes:
         index_path: The index of the live version in ``storage``; ``None`` before the first.
@@ -147,10 +157,9 @@ class ChangeDetector:
             the new are compared in buckets, in temporary files. Default: a quarter of what the
             machine has available.
         workers: Threads; default: one for each core.
-        known: Statistics of the live version's input, if its files are the very same: taken in the
-            place of new ones where they turn out to hold the same rows.
         again: Which rows with the same features are sent to the model without ``recompute``.
         live: The record of the live version, where its features may be compared.
+        scope: `RefreshPlan.content_scope`.
     """
 
     source: RefreshSource
@@ -162,41 +171,82 @@ class ChangeDetector:
     callbacks: Callbacks = field(default_factory=Callbacks)
     again: JudgedAgain = field(default_factory=JudgedAgain)
     live: StoredRecord | None = None
-    known: InputSummary | None = None
+    scope: str | None = None
+
+    @classmethod
+    def of(
+        cls, plan: RefreshPlan, live: int | None, state: StoreDirectory, **more: Any
+    ) -> ChangeDetector:
+        """Return the detector of a plan, beside the live version."""
+        return cls(
+            plan.source,
+            None if live is None else index_path(live),
+            recompute=plan.recompute,
+            again=plan.judged_again,
+            live=None if plan.new_space else state.record(live),
+            scope=plan.content_scope,
+            **{"storage": state.storage, **more},
+        )
 
     def run(self) -> ChangeSet:
         """Return what was found; whoever wants it to last saves it."""
-        for path in (
-            result.DOCUMENT,
-            result.CHANGED,
-            result.TOUCHED,
-            result.BAD,
-            result.DISPOSITIONS,
-        ):
+        written = (result.DOCUMENT, result.CHANGED, result.TOUCHED, result.BAD)
+        for path in (*written, result.DISPOSITIONS):
             self.storage.remove(path)
         self.source.check()
         with ExitStack() as stack:
             stack.callback(close_cached_files)
-            classifier, matched, quarantined = self._classifier(stack)
-            worker = ChangeWorker(
-                self.source,
-                self.storage,
-                classifier,
-                result.StagingSchemas(self.source),
-                measures=self.known is None,
-            )
-            total = self._stage(worker)
-            if matched.is_repeated():
-                classify.refuse_duplicates(self.source, self._memory)
-            self._refuse_bad_rows(total)
-            live = self._write_dispositions(matched.dispositions, quarantined)
-            statistics = self._statistics(worker, total, live[1:])
-            judged_again = self._judged_again(total, matched)
-            difference = self._difference(total, live, judged_again, statistics)
-        if self.live is not None and self.index_path is not None:
-            cause = ChangeCause(self.storage, self.index_path, self.source.keys, self.live)
-            difference = replace(difference, cause=cause.describe(difference))
-        return difference
+            return self._nothing() or self._found(stack)
+
+    def _nothing(self) -> ChangeSet | None:
+        """Return that nothing changed, where the input is what the live version was made of."""
+        live, index, count = self.live, self.index_path, self.source.table.rows
+        before = live.input.content if live and index and not self.recompute else None
+        if live is None or index is None or before is None or before[0] != self.scope:
+            return None
+        marks, counts = np.arange(256), np.zeros(256, np.int64)
+        for table in read_index(self.storage, index, self.again.columns):
+            counts += np.bincount(self.again.marks(table), minlength=256)
+        if counts.sum() != count or counts[marks & IS_JUDGED_AGAIN > 0].any():
+            return None
+        parts = self.source.process(self.source.content, self._workers, self.callbacks)
+        if self._content(parts) != before:
+            return None
+        kept = int(counts[marks & IS_QUARANTINED == 0].sum())
+        rows = RefreshRows(rows_in=count, same=count, live=kept)
+        return self._changes(rows, live.input.statistics, content=before)
+
+    def _found(self, stack: ExitStack) -> ChangeSet:
+        classifier, matched, quarantined = self._classifier(stack)
+        worker = ChangeWorker(self.source, self.storage, classifier)
+        total = PartResult()
+        for part in self.source.process(worker.process, self._workers, self.callbacks):
+            total.merge(part)
+        if matched.is_repeated():
+            classify.refuse_duplicates(self.source, self._memory)
+        self._refuse_bad_rows(total)
+        gone = self._write_dispositions(matched.dispositions, quarantined)
+        found = self._changes(
+            total.counted(**gone),
+            total.statistics.summary,
+            warnings=tuple(sorted(total.warnings)),
+            judged_again=self._judged_again(matched),
+            content=None if total.warnings else self._content(total.content),
+        )
+        if self.live is None or self.index_path is None:
+            return found
+        cause = ChangeCause(self.storage, self.index_path, self.source.keys, self.live)
+        return replace(found, cause=cause.describe(found))
+
+    def _content(self, parts: Iterable[str]) -> tuple[str, str] | None:
+        return None if self.scope is None else (self.scope, checked_json.sha256([*parts]))
+
+    def _changes(self, counts: RefreshRows, statistics: InputSummary, **more: Any) -> ChangeSet:
+        source, schemas = self.source, result.StagingSchemas(self.source)
+        names = schemas.features, schemas.reason
+        return ChangeSet(
+            counts, *names, source.inputs, statistics, types=source.feature_types, **more
+        )
 
     @cached_property
     def _memory(self) -> int:
@@ -225,26 +275,6 @@ class ChangeDetector:
         marks = (index.marks[first : first + _BLOCK_ROWS] for first in blocks)
         return classifier, matched, (block & IS_QUARANTINED > 0 for block in marks)
 
-    def _stage(self, worker: ChangeWorker) -> PartResult:
-        total = PartResult()
-        for found in self.source.process(worker.process, self._workers, self.callbacks):
-            total.merge(found)
-        return total
-
-    def _statistics(
-        self, worker: ChangeWorker, total: PartResult, gone: tuple[int, ...]
-    ) -> InputSummary:
-        """Return the statistics of the input, which are measured now if they had to be."""
-        others = total.kinds[[ChangeType.NEW, ChangeType.CHANGED, ChangeType.DELETED]]
-        if self.known is not None and not others.any() and not any(gone):
-            return self.known
-        found = total.statistics
-        if self.known is not None:  # files that look the same, and are not
-            quiet = Callbacks(stopped=self.callbacks.stopped)
-            for part in self.source.process(worker.measure, self._workers, quiet):
-                found = found.merged(part)
-        return found.summary
-
     def _refuse_bad_rows(self, total: PartResult) -> None:
         if total.bad and self.source.invalid == "fail":
             shown = "; ".join(total.bad_rows)
@@ -257,11 +287,11 @@ class ChangeDetector:
 
     def _write_dispositions(
         self, dispositions: np.ndarray, quarantined_rows: Iterable[np.ndarray]
-    ) -> tuple[int, int, int]:
-        """Write ``fates.npy``; returns the rows in the dataset, vanished and forgotten."""
+    ) -> dict[str, int]:
+        """Write ``fates.npy``; returns the counts of rows in the dataset, vanished, forgotten."""
         # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
-        live_rows = vanished = forgotten = 0
+        counts = dict.fromkeys(("live", "vanished", "forgotten"), 0)
         with self.storage.create(result.DISPOSITIONS) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -270,64 +300,29 @@ class ChangeDetector:
                 block[block == RowDisposition.UNMATCHED] = absent
                 block[block == RowDisposition.RECOMPUTED] = RowDisposition.REPLACED
                 gone = block == RowDisposition.DELETED
-                live_rows += int(np.count_nonzero(~quarantined))
-                vanished += int(np.count_nonzero(gone & ~quarantined))
-                forgotten += int(np.count_nonzero(gone & quarantined))
+                for name, rows in zip(
+                    counts, (~quarantined, gone & ~quarantined, gone & quarantined), strict=True
+                ):
+                    counts[name] += int(np.count_nonzero(rows))
                 file.write(block)
             file.commit()
-        return live_rows, vanished, forgotten
+        return counts
 
     def _quarantined(self) -> Iterator[np.ndarray]:
         if self.index_path is not None:
             for table in read_index(self.storage, self.index_path, [STATUS]):
                 yield is_quarantined(table.column(0))
 
-    def _judged_again(self, total: PartResult, matched: MatchedRows) -> dict[str, int]:
-        """Count rows that are judged again for each cause; nothing where all are recomputed."""
-        counts = np.zeros(len(self.again.causes) + 1, np.int64)
-        some = total.kinds[ChangeType.RECOMPUTED] and not self.recompute
-        if some and self.index_path is not None:
-            index = read_index(self.storage, self.index_path, self.again.columns)
-            for row, table in numbered(index):
-                again = matched.dispositions[row : row + len(table)] == RowDisposition.RECOMPUTED
-                counts += np.bincount(self.again.by_cause(table)[again], minlength=len(counts))
-        found = zip(self.again.causes, counts[1:].tolist(), strict=True)
-        return {cause: rows for cause, rows in found if rows}
-
-    def _difference(
-        self,
-        total: PartResult,
-        live: tuple[int, int, int],
-        judged_again: dict[str, int],
-        statistics: InputSummary,
-    ) -> ChangeSet:
-        live_rows, vanished, forgotten = live
-        rows: list[int] = total.kinds.tolist()
-        counts = RefreshRows(
-            rows_in=sum(rows),
-            new=rows[ChangeType.NEW],
-            changed=rows[ChangeType.CHANGED],
-            recomputed=rows[ChangeType.RECOMPUTED],
-            touched=rows[ChangeType.TOUCHED],
-            same=rows[ChangeType.SAME],
-            deleted=rows[ChangeType.DELETED],
-            unknown_deletes=rows[ChangeType.UNKNOWN_DELETE],
-            bad=total.bad,
-            vanished=vanished,
-            forgotten=forgotten,
-            live=live_rows,
-        )
-        schemas = result.StagingSchemas(self.source)
-        return ChangeSet(
-            counts,
-            schemas.features,
-            schemas.reason,
-            self.source.inputs,
-            statistics,
-            tuple(sorted(total.warnings)),
-            judged_again,
-            self.source.feature_types,
-        )
+    def _judged_again(self, matched: MatchedRows) -> tuple[str, ...]:
+        """Return why some rows are judged again; nothing where all are recomputed."""
+        if self.index_path is None or self.recompute or not self.again.causes:
+            return ()
+        found: set[int] = set()
+        for row, table in numbered(read_index(self.storage, self.index_path, self.again.columns)):
+            again = matched.dispositions[row : row + len(table)] == RowDisposition.RECOMPUTED
+            if again.any():
+                found.update(self.again.by_cause(table)[again].tolist())
+        return tuple(cause for n, cause in enumerate(self.again.causes, 1) if n in found)
 
 
 def _empty_index() -> LiveIndex:

@@ -300,9 +300,10 @@ class ChangeSet(SealedRecord):
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
         warnings: What the features gave reason to warn of.
-        judged_again: Recomputed rows by why, where not all rows are.
+        judged_again: Why there are recomputed rows, where not all rows are.
         types: Of the stored columns that feed the model.
         cause: Why nearly all known rows changed, where that shows.
+        content: See `InputRecord`.
     """
 
     counts: RefreshRows
@@ -311,9 +312,10 @@ class ChangeSet(SealedRecord):
     inputs: tuple[Field, ...]
     statistics: InputSummary
     warnings: tuple[str, ...] = ()
-    judged_again: dict[str, int] = field(default_factory=dict)
+    judged_again: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     cause: str | None = None
+    content: tuple[str, str] | None = None
     hash_version: str = HASH_VERSION
 
     @property
@@ -322,8 +324,7 @@ class ChangeSet(SealedRecord):
         said = (self.cause,) if self.cause else ()
         if not self.judged_again:
             return said
-        rows = plural(sum(self.judged_again.values()), "row")
-        whys = ", ".join(self.judged_again)
+        rows, whys = plural(self.counts.recomputed, "row"), ", ".join(self.judged_again)
         return (*said, f"{rows} with unchanged features to be judged again: {whys}.")
 
     def save(self, storage: Storage) -> None:

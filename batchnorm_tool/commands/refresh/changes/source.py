@@ -18,7 +18,13 @@ from batchnorm_tool.formats import MEBIBYTE
 from batchnorm_tool.formats.parquet import READ_AHEAD_BYTES, group_sizes, open_parquet
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.inputs.reading import Part, Slice, locate, read_slices
-from batchnorm_tool.inputs.row_hash import feature_hashes, key_ids, passthrough_hashes, type_name
+from batchnorm_tool.inputs.row_hash import (
+    BlockHash,
+    feature_hashes,
+    key_ids,
+    passthrough_hashes,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from batchnorm_tool.features import FeatureReader
@@ -188,6 +194,15 @@ class RefreshSource:
                 deleted,
             )
             yield HashedChunk(table, arrays, faults, hashes)
+
+    def content(self, part: Part, callbacks: Callbacks) -> str:
+        """Return the hash of all that is read of a part."""
+        content = BlockHash()
+        for table in self.tables(part, self.columns):
+            callbacks.check()
+            content.add_table(table)
+            callbacks.advance(len(table))
+        return content.to_text()
 
     def tables(self, part: Part, columns: tuple[str, ...]) -> Iterator[pa.Table]:
         """Yield columns of a part, the keys among them, in tables of about `chunk_rows` rows."""

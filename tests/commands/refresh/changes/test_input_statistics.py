@@ -45,18 +45,6 @@ def test_against_numpy_over_parts_and_chunks(
     assert found.columns == {"x": ColumnNulls(1000, 3)}
 
 
-def test_those_of_an_input_that_is_the_live_versions_are_taken(nights: Nights) -> None:
-    table = items(range(100))
-    nights.publish(table)
-    measured = nights.find(nights.tonight(table)).statistics
-    known = replace(measured, sampled_every=7)
-    assert nights.find(nights.tonight(table), known=known).statistics == known
-    # Files that looked the same, and hold other rows.
-    for other in (items(range(99)), items(range(101)), items(range(100), [[0.5, 1.5]] * 100)):
-        found = nights.find(nights.tonight(other), known=known).statistics
-        assert found == nights.find(nights.tonight(other)).statistics != known
-
-
 @pytest.mark.parametrize("first", [0, 1, 7, 8, 13])
 def test_every_eighth_row_from_the_start_of_the_input(first: int) -> None:
     values = np.arange(40.0)[:, None] + first
