@@ -21,15 +21,16 @@ from threadpoolctl import threadpool_limits
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.comparison.scores import Best, Filter, Metric, Score
 from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.norms.norm import Anything, Float64s, Norm, row_blocks, widen
+from batchnorm_tool.norms.norm import Anything, Float64s, Norm, widen
 
 Int64s = np.ndarray
-# With half as many, a bar is too high for one query in a thousand, and all rows are read again.
 _SAMPLE_ROWS = 8192
 # 25,000 queries with 100 neighbours under four norms took 1.34 GB at one go.
 _KEPT_BYTES = 128 << 20
 _KEPT_BYTES_PER_NEIGHBOUR = 120
 _FEWEST_QUERIES = 256
+# Products have 256 columns at least: 32,000 queries with one neighbour each took 222 MB, not 131.
+_MOST_QUERIES = 1 << 14
 # Pairs scored at a time: their two sides take 2 MiB in float64 at 128 dimensions.
 _PAIRS = 1024
 _BLOCK_ROWS = 8192
@@ -126,7 +127,7 @@ class _Search:
         """Do as `run`, of so many queries at a time that what is kept for them stays small."""
         each = _KEPT_BYTES_PER_NEIGHBOUR * self.k * len(scores)
         # Not fewer at a time: the base is read again for each turn.
-        size = max(_FEWEST_QUERIES, _KEPT_BYTES // each)
+        size = max(_FEWEST_QUERIES, min(_MOST_QUERIES, _KEPT_BYTES // each))
         turns = [
             self.run(queries.take(np.arange(at, min(at + size, len(queries)))), scores)
             for at in range(0, len(queries), size)
@@ -155,13 +156,7 @@ class _Search:
         filter_ = Filter(queries.vectors, queries.rows, scores, self.k)
         if sample is not None:
             filter_.expect(sample, self.base.rows)
-        most = filter_.block_rows
-        some = (
-            (first + start, block[start : start + most])
-            for first, block in numbered(self.base.blocks())
-            for start in range(0, len(block), most)
-        )
-        for _ in map_in_order(lambda each: filter_.add(*each), some):
+        for _ in map_in_order(lambda each: filter_.add(*each), numbered(self.base.blocks())):
             pass
         return filter_.best()
 
@@ -184,12 +179,12 @@ def in_order(
     pairs = [_doubtful(kept, group) for kept, group in zip(best, groups, strict=True)]
     exact = _exact_scores(base, queries, list(zip(scores, pairs, strict=True)))
     found = []
-    for kept, group, (places, _, _), values in zip(best, groups, pairs, exact, strict=True):
-        within = np.zeros(kept.rows.shape)
-        within[places] = -values
+    for kept, group, (places, owners, rows), values in zip(best, groups, pairs, exact, strict=True):
         # Groups keep the order that float32 is sure of; within one, exact scores decide, then rows.
-        order = np.lexsort((kept.rows, within, group), axis=-1)
-        found.append(np.take_along_axis(kept.rows, order, 1))
+        order = np.lexsort((rows, -values, owners * group.shape[1] + group[places]))
+        ordered = kept.rows.copy()
+        ordered[places] = rows[order]
+        found.append(ordered)
     return found
 
 
@@ -226,7 +221,8 @@ def _exact_scores(
     values = [np.empty(len(order)) for order in orders]
     if not any(len(order) for order in orders):
         return values
-    for first, block in numbered(base.blocks()):
+
+    def score_all(first: int, block: Anything) -> None:
         for (score, (_, owners, rows)), order, into in zip(wanted, orders, values, strict=True):
             start, stop = np.searchsorted(rows, [first, first + len(block)], sorter=order)
             for at in range(start, stop, _PAIRS):
@@ -234,6 +230,9 @@ def _exact_scores(
                 into[pairs] = _scored(
                     score, queries.vectors[owners[pairs]], widen(block[rows[pairs] - first])
                 )
+
+    for _ in map_in_order(lambda each: score_all(*each), numbered(base.blocks())):
+        pass
     return values
 
 
@@ -267,7 +266,10 @@ class Exact:
 
     def add(self, rows: BaseRows) -> None:
         """Look through more rows, which come in order: a later one must be nearer, not as near."""
-        scores = self._scored(rows)
+        with np.errstate(all="ignore"):  # rows that are not finite
+            products = np.einsum("ij,j->i", rows.x64, self._query.vectors[0])
+        scores = self._score.exact(products, rows.squares, self._divisor, rows.divisors)
+        scores[~np.isfinite(rows.squares)] = -np.inf
         own = int(self._query.rows[0]) - rows.first
         if 0 <= own < len(scores):
             scores[own] = -np.inf
@@ -278,18 +280,6 @@ class Exact:
             values = np.concatenate([self._scores, scores[worth]])
             order = np.lexsort((numbers, -values))[: len(self.rows)]
             self.rows, self._scores = numbers[order], values[order]
-
-    def _scored(self, rows: BaseRows) -> Float64s:
-        scores = np.empty(len(rows.x64))
-        query = self._query.vectors[0]
-        with np.errstate(all="ignore"):  # rows that are not finite
-            for block in row_blocks(*rows.x64.shape):
-                products = np.einsum("ij,j->i", rows.x64[block], query)
-                scores[block] = self._score.exact(
-                    products, rows.squares[block], self._divisor, rows.divisors[block]
-                )
-        scores[~np.isfinite(rows.squares)] = -np.inf
-        return scores
 
 
 def _squares(x64: Float64s) -> Float64s:

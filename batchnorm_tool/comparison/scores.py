@@ -15,16 +15,16 @@ stored as they are.
 cosine ``c``. With ``r = |b| / N``, the stored length of a row, a score is ``c r``, and less
 ``r^2 / (2 s)`` for Euclidean distance, ``s`` being the query's stored length; a factor that depends
 on the query alone is left out. Nearly all products are far too small for any score. So the rows of
-a block are put in order of their stored lengths, and one comparison with the least cosine that
-could do for any score sorts them out; what a score is for the few that are left is worked out one
-by one (`TopK`).
+a block are put in order of the least cosine that could do for any score of a usual query, and one
+comparison with what each query needs of rows that are alike sorts them out; what a score is for the
+few that are left is worked out one by one (`TopK`).
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,14 +42,13 @@ _PRODUCTS = 1 << 22
 # Of these, so many at most are looked at one by one at a time: 36 bytes each, and as many again for
 # each of the steps of `TopK`. Of 338,000 rows with many equal ones 4 million took 800 MB.
 _HITS = 1 << 18
-# Queries that meet a sample at a time: 4 MiB of products with 8,192 rows.
+# Queries that meet a sample at a time: 2 MiB of products with 4,096 rows.
 _EXPECTING_QUERIES = 128
-# Rows of about the same stored length that one bar serves. Fewer take longer to go through, and of
-# more too many pass: of 2,048 rows 2.2 % in slices of 256, and 9 % in one.
+# Rows that need about the same cosine, which one bar serves. Fewer take longer to go through, and
+# of more too many pass.
 _ALIKE_ROWS = 256
-# A bar that about so many times ``k`` rows of the base will pass, as a sample tells it.
-_PASSING = 3
-_LEAST_RANK = 8
+# A sample's scores of which only the best one is ranked: 14 times as fast as ranking all.
+_RANKED_OF = 8
 # Rounding of float32, see Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
 _UNIT_ROUNDOFF = 2.0**-24
 _LEAST_FLOAT32 = 2.0**-148
@@ -131,64 +130,70 @@ class Filter:
         self._units = _units(queries, lengths)
         self._query_rows, self._k = query_rows, k
         self._local = threading.local()
+        rows = _PRODUCTS // max(len(queries), 1)  # of which products are computed at a time
+        self._block_rows = max(_ALIKE_ROWS, rows // _ALIKE_ROWS * _ALIKE_ROWS)
         self._top_ks = [
             TopK(score, k + max(16, k // 4), lengths / score.divisors(queries)) for score in scores
         ]
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of which products are computed at a time."""
-        rows = _PRODUCTS // max(len(self._units), 1)
-        return max(_ALIKE_ROWS, rows // _ALIKE_ROWS * _ALIKE_ROWS)
-
     def expect(self, sample: Anything, rows: int) -> None:
         """Set the bars by a sample: what is below them is not worth a look."""
-        share = (_PASSING * self._k + 64) / max(rows, 1)
-        rank = max(_LEAST_RANK, math.ceil(share * len(sample)))
+        mean = self._k * len(sample) / max(rows, 1)  # of a query's best rows, how many are in it
+        # Of a million samples about one has so many of them (Poisson's distribution).
+        rank = math.ceil(mean + 4 * math.sqrt(mean) + 4)
         # A rank so deep in a sample would set a bar that most rows pass.
         if rank * 4 > len(sample):
             return
-        block = _Block.of(sample, [top_k.score for top_k in self._top_ks])
-        starts = range(0, len(self._units), _EXPECTING_QUERIES)
-        slices = [slice(start, start + _EXPECTING_QUERIES) for start in starts]
+        block = next(_Block.cut(sample, self._top_ks, rank * len(sample)), None)
+        if block is None:
+            return
+        step = _EXPECTING_QUERIES
+        slices = [slice(at, at + step) for at in range(0, len(self._units), step)]
         list(map_in_order(lambda queries: self._expect(queries, block, rank), slices))
 
     def _expect(self, queries: slice, block: _Block, rank: int) -> None:
         products = self._units[queries] @ block.units.T
-        products[:, ~block.usable] = -np.inf
+        products[:, block.usable :] = -np.inf
         for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
             top_k.expect(queries, products, ratios, rank)
 
     def add(self, first: int, vectors: Anything) -> None:
         """Look through more rows."""
-        block = _Block.of(vectors, [top_k.score for top_k in self._top_ks])
-        if not block.usable.any():
-            return
-        products, above = self._space(len(block.order))
-        np.matmul(self._units, block.units.T, out=products)
-        self._leave_out(products, block, first)
-        # One call: row by row of slices took 0.6 s for 200,000 rows and 2,000 queries, this 0.2 s.
-        alike = (len(products), -1, _ALIKE_ROWS)
-        needed = self._needed(block).T[:, :, np.newaxis]
-        np.greater(products.reshape(alike), needed, out=above.reshape(alike))
+        # A query that is a row would nearly always find itself first, whatever the space is worth.
+        own = self._query_rows - first
+        queries = np.flatnonzero((own >= 0) & (own < len(vectors)))
+        for block in _Block.cut(vectors, self._top_ks, self._block_rows, first):
+            products, above = self._space(len(block.rows))
+            np.matmul(self._units, block.units.T, out=products)
+            products[:, block.usable :] = np.nan  # which is above nothing
+            places = np.full(len(vectors), -1)
+            places[block.rows[: block.usable] - first] = np.arange(block.usable)
+            columns = places[own[queries]]
+            products[queries[columns >= 0], columns[columns >= 0]] = np.nan
+            # One call: row by row of slices took 0.6 s (200,000 rows, 2,000 queries), this 0.2 s.
+            alike = (len(products), -1, _ALIKE_ROWS)
+            needed = self._needed(block).T[:, :, np.newaxis]
+            np.greater(products.reshape(alike), needed, out=above.reshape(alike))
+            self._offer(block, products, above)
+
+    def _offer(self, block: _Block, products: Float32s, above: np.ndarray) -> None:
         # All at once where they are few; among equal rows nearly every product may be above.
         few = np.count_nonzero(above) <= _HITS
-        step = len(above) if few else max(1, _HITS // len(block.order))
+        step = len(above) if few else max(1, _HITS // len(block.rows))
         for start in range(0, len(above), step):
             hits = np.flatnonzero(above[start : start + step])
-            owners, columns = np.divmod(hits, len(block.order))
-            rows, cosines = block.order[columns], products[start : start + step].reshape(-1)[hits]
-            rows += first
+            owners, columns = np.divmod(hits, len(block.rows))
+            rows, cosines = block.rows[columns], products[start : start + step].reshape(-1)[hits]
             owners += start
             for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
                 top_k.offer(owners, rows, cosines, ratios[columns])
 
     def _needed(self, block: _Block) -> Float32s:
         """Return the least cosines ``float32[s, q]`` that may do for a score, by slices of rows."""
-        starts = np.arange(0, len(block.order), _ALIKE_ROWS)
+        starts = np.arange(0, block.usable, _ALIKE_ROWS)
         needed = np.full((len(starts), len(self._units)), np.inf, np.float32)
         for top_k, ratios in zip(self._top_ks, block.ratios, strict=True):
-            usable = np.where(block.usable, ratios, ratios[block.usable].min())
+            usable = ratios[: block.usable]
             low, high = np.minimum.reduceat(usable, starts), np.maximum.reduceat(usable, starts)
             np.minimum(needed, top_k.needed(low, high), out=needed)
         return needed
@@ -200,57 +205,59 @@ class Filter:
 
     def _space(self, rows: int) -> tuple[Float32s, np.ndarray]:
         """Return each thread's own arrays ``[q, rows]``: new ones would be cleared page by page."""
+        if not hasattr(self._local, "space"):
+            most = len(self._units) * self._block_rows
+            self._local.space = np.empty(most, np.float32), np.empty(most, bool)
         shape = (len(self._units), rows)
-        space = getattr(self._local, "space", None)
-        if space is None or space[0].shape != shape:
-            self._local.space = space = (np.empty(shape, np.float32), np.empty(shape, bool))
-        return space
-
-    def _leave_out(self, products: Float32s, block: _Block, first: int) -> None:
-        """Make NaN, which is above nothing, of each query's own row and of rows without a score."""
-        if not block.usable.all():
-            products[:, ~block.usable] = np.nan
-        # A query that is a row would nearly always find itself first, whatever the space is worth.
-        own = self._query_rows - first
-        queries = np.flatnonzero((own >= 0) & (own < len(block.order)))
-        places = np.empty(len(block.order), np.int64)
-        places[block.order] = np.arange(len(block.order))
-        products[queries, places[own[queries]]] = np.nan
+        products, above = (each[: math.prod(shape)].reshape(shape) for each in self._local.space)
+        return products, above
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows in order of their stored lengths, under the score where these differ most.
+    """Rows in order of the cosines that a usual query needs of them.
 
-    They are filled up to a multiple of `_ALIKE_ROWS` with rows that are not usable.
+    Those that are not finite are left out, but for some at the end that fill it up to a multiple of
+    `_ALIKE_ROWS`.
     """
 
-    order: Int64s  # which row is in which place
+    rows: Int64s  # which row is in which place
     units: Float32s  # unit vectors, [n, d]
-    usable: np.ndarray  # whether a row is finite
+    usable: int  # how many rows are finite; the others come last
     ratios: list[Float32s]  # for each score the stored lengths
 
     @classmethod
-    def of(cls, rows: Anything, scores: Sequence[Score]) -> _Block:
-        count = -(-len(rows) // _ALIKE_ROWS) * _ALIKE_ROWS
-        lengths = np.full(count, np.nan)
-        units = np.zeros((count, rows.shape[1]), np.float32)
-        ratios = [np.zeros(count) for _ in scores]
-        for part, x64 in wide_blocks(rows):
-            lengths[part] = row_norms(x64, L2)[:, 0]
-            units[part] = _units(x64, lengths[part])
-            for score, each in zip(scores, ratios, strict=True):
+    def cut(
+        cls, vectors: Anything, top_ks: Sequence[TopK], most: int, first: int = 0
+    ) -> Iterator[_Block]:
+        """Yield blocks of so many rows at most; those of no finite row are left out."""
+        lengths, units, ratios = _measured(vectors, [top_k.score for top_k in top_ks])
+        pairs = zip(top_ks, ratios, strict=True)
+        needed = np.min([top_k.usually_needed(each) for top_k, each in pairs], axis=0)
+        needed[~np.isfinite(lengths)] = np.nan  # sorted last
+        usable = int(np.count_nonzero(np.isfinite(lengths)))
+        order = np.argsort(needed)[: -(-usable // _ALIKE_ROWS) * _ALIKE_ROWS]
+        for start in range(0, len(order), most):
+            some = order[start : start + most]
+            left = min(usable - start, len(some))
+            yield cls(some + first, units.take(some, 0), left, [each[some] for each in ratios])
+
+
+def _measured(rows: Anything, scores: Sequence[Score]) -> tuple[Float64s, Float32s, list[Float32s]]:
+    """Return lengths, unit vectors and stored lengths, filled up to a multiple of `_ALIKE_ROWS`."""
+    count = -(-len(rows) // _ALIKE_ROWS) * _ALIKE_ROWS
+    lengths = np.full(count, np.nan)
+    units = np.zeros((count, rows.shape[1]), np.float32)
+    ratios = [np.empty(count, np.float32) for _ in scores]
+    for part, x64 in wide_blocks(rows):
+        lengths[part] = row_norms(x64, L2)[:, 0]
+        units[part] = _units(x64, lengths[part])
+        for score, each in zip(scores, ratios, strict=True):
+            with np.errstate(over="ignore"):
                 each[part] = _ratios(score, x64, lengths[part])
-        usable = np.isfinite(lengths)
-        for each in ratios:
-            each[~usable] = 1
-        # One order serves all scores: that of the score whose lengths differ most, which gains most
-        # by it.
-        widest = max(ratios, key=lambda each: _range(each[usable]))
-        order = np.argsort(widest, kind="stable")
-        with np.errstate(over="ignore"):
-            narrow = [each[order].astype(np.float32) for each in ratios]
-        return cls(order, units[order], usable[order], narrow)
+    for each in ratios:
+        each[~np.isfinite(lengths)] = 1
+    return lengths, units, ratios
 
 
 def _units(x64: Float64s, lengths: Float64s) -> Float32s:
@@ -271,13 +278,6 @@ def _ratios(score: Score, x64: Float64s, lengths: Float64s) -> Float64s:
         return lengths
     with np.errstate(all="ignore"):  # rows that are not finite
         return lengths / score.divisors(x64)
-
-
-def _range(ratios: Float64s) -> float:
-    """Return how often the smallest positive one goes into the largest."""
-    positive = ratios[ratios > 0]
-    with np.errstate(over="ignore"):
-        return float(positive.max() / positive.min()) if len(positive) else 1.0
 
 
 @dataclass(frozen=True)
@@ -334,28 +334,41 @@ class TopK:
     def expect(self, queries: slice, products: Float32s, ratios: Float32s, rank: int) -> None:
         """Set the bars of some queries to the score of a certain rank in a sample."""
         scores = self._scored(products, ratios, self._halves[queries, np.newaxis])
-        scores = scores.copy() if scores is products else scores
-        cut = scores.shape[1] - rank
-        scores.partition(cut, axis=1)
-        self._bars[queries] = scores[:, cut]
+        # A rank among the best of groups is no higher than the same rank among all, and hardly
+        # lower where the groups are many.
+        size = _RANKED_OF if rank * 4 * _RANKED_OF <= scores.shape[1] else 1
+        best = scores.reshape(len(scores), size, -1).max(axis=1)
+        cut = best.shape[1] - rank
+        best.partition(cut, axis=1)
+        self._bars[queries] = best[:, cut]
 
     def needed(self, low: Float32s, high: Float32s) -> Float32s:
         """Return the least cosines ``float32[s, q]`` that may do, for ``s`` ranges of ratios."""
         self._largest = max(self._largest, float(high.max()))
+        ends = low[:, np.newaxis], high[:, np.newaxis]
+        return self._least_cosines(*ends, self._bars, self._halves)
+
+    def usually_needed(self, ratios: Float32s) -> Float32s:
+        """Return the least cosines ``float32[n]`` that may do for a query of middling bar."""
+        bars, halves = (np.median(each, keepdims=True) for each in (self._bars, self._halves))
+        return self._least_cosines(ratios, ratios, bars, halves)
+
+    def _least_cosines(
+        self, low: Float32s, high: Float32s, bars: Float32s, halves: Float32s
+    ) -> Float32s:
         tiny = np.finfo(np.float32).tiny
-        low, high = (np.maximum(each, tiny)[:, np.newaxis] for each in (low, high))
-        bars = self._bars
+        low, high = np.maximum(low, tiny), np.maximum(high, tiny)
         with np.errstate(all="ignore"):
             if self.score.subtracts:
                 # The least of t / r + r / (2 s) between both ends.
                 # The sum falls up to r = sqrt(2 s t) and rises from there.
-                turn = np.sqrt(np.maximum(bars, 0)) / np.sqrt(self._halves)
+                turn = np.sqrt(np.maximum(bars, 0)) / np.sqrt(halves)
                 at = np.where(bars > 0, np.clip(turn, low, high), low)
-                cosines = bars / at + at * self._halves
+                cosines = bars / at + at * halves
             else:
                 cosines = np.where(bars > 0, bars / high, bars / low)
-        # Lower by more than rounding here makes of it, so that it excludes nothing.
-        cosines -= np.float32(16 * _UNIT_ROUNDOFF) * np.abs(cosines)
+            # Lower by more than rounding here makes of it, so that it excludes nothing.
+            cosines -= np.float32(16 * _UNIT_ROUNDOFF) * np.abs(cosines)
         cosines[np.isnan(cosines)] = -np.inf
         return cosines
 
@@ -365,27 +378,23 @@ class TopK:
         values = self._scored(cosines, ratios, halves)
         above = np.flatnonzero(values > self._bars[owners])
         owners, values, rows = owners[above], values[above], rows[above]
+        size = self._scores.shape[1]
         with self._lock:
             while len(values):
-                above = np.flatnonzero(values > self._bars[owners])
-                owners, values, rows = owners[above], values[above], rows[above]
                 counts = np.bincount(owners, minlength=len(self._bars))
-                ranks = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-                room = self._scores.shape[1] - self._filled
-                fits = ranks < room[owners]
-                self._put(owners[fits], values[fits], rows[fits], ranks[fits])
-                if fits.all():
-                    return
+                free = self._filled - np.cumsum(counts) + counts
+                places = free[owners] + np.arange(len(owners))
+                fits = places < size
+                slots = owners[fits] * size + places[fits]
+                self._scores.reshape(-1)[slots] = values[fits]
+                self._rows.reshape(-1)[slots] = rows[fits]
+                self._filled = np.minimum(self._filled + counts, size)
                 # What finds no room waits until its queries are thinned out, which raises their
                 # bars, too.
                 owners, values, rows = owners[~fits], values[~fits], rows[~fits]
-                self._thin_out(np.unique(owners))
-
-    def _put(self, owners: Int64s, values: Float32s, rows: Int64s, ranks: Int64s) -> None:
-        places = self._filled[owners] + ranks
-        self._scores[owners, places] = values
-        self._rows[owners, places] = rows
-        self._filled += np.bincount(owners, minlength=len(self._filled))
+                self._thin_out(np.flatnonzero(np.bincount(owners, minlength=len(counts))))
+                above = np.flatnonzero(values > self._bars[owners])
+                owners, values, rows = owners[above], values[above], rows[above]
 
     def _scored(self, cosines: Float32s, ratios: Float32s, halves: Float32s) -> Float32s:
         if self.score == _COSINE:
@@ -397,13 +406,13 @@ class TopK:
 
     def _thin_out(self, queries: Int64s) -> None:
         """Drop all but the best of some queries that have more."""
-        cut = self._scores.shape[1] - self._kept
-        scores = self._scores[queries]
+        if not len(queries):
+            return
+        scores, cut = self._scores[queries], self._scores.shape[1] - self._kept
         best = np.argpartition(scores, cut, axis=1)[:, cut:]
         kept = np.take_along_axis(scores, best, 1)
-        rows = np.take_along_axis(self._rows[queries], best, 1)
-        self._scores[queries], self._rows[queries] = -np.inf, -1
-        self._scores[queries, : self._kept], self._rows[queries, : self._kept] = kept, rows
+        self._rows[queries, : self._kept] = self._rows[queries[:, np.newaxis], best]
+        self._scores[queries, : self._kept], self._scores[queries, self._kept :] = kept, -np.inf
         self._filled[queries] = self._kept
         # A bar never falls: what was left out below it is not read again.
         self._bars[queries] = np.maximum(self._bars[queries], kept.min(axis=1))
@@ -411,7 +420,7 @@ class TopK:
     def best(self, width: int) -> Best:
         """Return what was kept, of vectors of that width."""
         self._thin_out(np.flatnonzero(self._filled > self._kept))
-        order = np.argsort(-self._scores[:, : self._kept], axis=1, kind="stable")
+        order = np.argsort(-self._scores[:, : self._kept], axis=1)
         # A product of d terms is off by at most d unit roundoffs (Higham, section 3.1); dividing by
         # norms, scaling and subtracting add a few.
         errors = np.full(len(self._bars), (width + 8) * _UNIT_ROUNDOFF * self._largest)
