@@ -225,7 +225,10 @@ def l2_norms(x64: Float64s) -> Float64s:
 
 def max_norms(x64: Float64s) -> Float64s:
     """Return the size of each row's largest component."""
-    return np.linalg.norm(x64, math.inf, axis=1, keepdims=True)
+    # A maximum is exact in any order, and so found in half the time that `numpy.linalg.norm` takes
+    # for short rows.
+    starts = np.arange(0, x64.size, x64.shape[1])
+    return np.maximum.reduceat(np.abs(x64).reshape(-1), starts)[:, np.newaxis]
 
 
 def lp_norms(x64: Float64s, p: float) -> Float64s:
@@ -270,15 +273,18 @@ def unit_vectors(x64: Float64s, norms: Float64s, norm: Norm, dtype: npt.DTypeLik
     with np.errstate(all="ignore"):
         if norm.name == "none":
             return _round_once(x64, np.dtype(dtype))
-        # Rows of zeros stay zeros: divided by their norm they would be NaN.
-        quotients = x64 / np.where(norms == 0, 1.0, norms)
+        # Rows of zeros stay zeros: divided by their norm they would be NaN. Rounded while they are
+        # in a register, which spares a pass; of bfloat16, `_round_once` must see the quotients.
+        own = np.dtype(np.float64 if np.dtype(dtype).name == "bfloat16" else dtype)
+        quotients = np.empty(x64.shape, own)
+        np.divide(x64, np.where(norms == 0, 1.0, norms), out=quotients, casting="same_kind")
         # A subnormal norm has lost digits, and an infinite one all of them: such rows are brought
         # near 1 first, and divided by the norm that they have there.
         coarse = ((norms > 0) & (norms < _SMALLEST_NORMAL)) | np.isinf(norms)
         if coarse.any():
             rows, scaled, _ = _scaled_rows(x64, np.flatnonzero(coarse))
             quotients[rows] = scaled / row_norms(scaled, norm)
-        return _round_once(quotients, np.dtype(dtype))
+        return quotients if own == dtype else _round_once(quotients, np.dtype(dtype))
 
 
 def _round_once(x64: Float64s, dtype: np.dtype[Any]) -> Anything:
