@@ -54,6 +54,7 @@ class Layout:
         norm_columns: Names of the norms' columns, in the same order.
         row_group_bytes: Uncompressed size of a row group or record batch.
         byte_stream_split: Parquet only: 10 % smaller vectors, which Spark before 4.3 cannot read.
+        compression: ``zstd:LEVEL``, ``lz4`` or ``none``; ``None`` for the format's own.
         metadata: Provenance for the footer.
     """
 
@@ -62,7 +63,14 @@ class Layout:
     norm_columns: tuple[str, ...] = ()
     row_group_bytes: int = 16 * MEBIBYTE
     byte_stream_split: bool = False
+    compression: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+
+
+def codec_of(compression: str) -> tuple[str, int | None]:
+    """Return the name and the level of a compression as a job has it."""
+    name, _, level = compression.partition(":")
+    return name, int(level) if level else None
 
 
 class Sink(Protocol):

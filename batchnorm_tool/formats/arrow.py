@@ -14,7 +14,16 @@ import pyarrow as pa
 
 from batchnorm_tool.chunk import overlaps
 from batchnorm_tool.errors import Damaged, InputError
-from batchnorm_tool.formats import CreateFile, Format, Inspected, Layout, Sink, arrow_columns, files
+from batchnorm_tool.formats import (
+    CreateFile,
+    Format,
+    Inspected,
+    Layout,
+    Sink,
+    arrow_columns,
+    codec_of,
+    files,
+)
 from batchnorm_tool.storage import OutputFile
 
 MAGIC = b"ARROW1"
@@ -83,11 +92,14 @@ class Arrow(Format):
 
 
 class ArrowSink(arrow_columns.GroupedSink):
-    """A writer of one uncompressed IPC file, which can be mapped into memory."""
+    """A writer of one IPC file; uncompressed, unless asked otherwise, it can be mapped."""
 
     def __init__(self, file: OutputFile, schema: pa.Schema, layout: Layout) -> None:
         super().__init__(schema, layout)
-        self._writer = pa.ipc.new_file(file, self._groups.schema)
+        name, level = codec_of(layout.compression or "none")
+        codec = None if name == "none" else pa.Codec(name, level)
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        self._writer = pa.ipc.new_file(file, self._groups.schema, options=options)
 
     def _write_group(self, group: pa.Table) -> None:
         self._writer.write_table(_without_hidden_bytes(group.combine_chunks()))

@@ -305,6 +305,10 @@ class OutputColumns(Section):
         return norm
 
 
+# Of `formats.parquet` and `formats.arrow`.
+_OWN_COMPRESSION = {"parquet": "zstd:1", "arrow": "none"}
+
+
 class Output(Section):
     """What is written: the ``output`` section."""
 
@@ -324,6 +328,22 @@ class Output(Section):
     byte_stream_split: Flag = Field(
         default=False, description="About 10 % smaller Parquet, unreadable for Spark before 4.3."
     )
+
+    # Left out where it is the format's own: a result that was made without the key stays the same.
+    compression: types.Compression = Field(
+        default=None,
+        description="zstd, zstd:LEVEL, lz4 or none; default: zstd:1 in Parquet, none in Arrow.",
+        exclude_if=lambda value: value is None,
+    )
+
+    @field_validator("compression")
+    @classmethod
+    def _check_compression(cls, wanted: str | None, info: ValidationInfo) -> str | None:
+        chosen = info.data.get("format", "parquet")
+        if wanted and chosen == "npy":
+            raise wrong("is for Parquet and Arrow, but `output.format` is `npy`. Remove it.")
+        exact = "zstd:1" if wanted == "zstd" else wanted
+        return None if exact == _OWN_COMPRESSION.get(chosen) else exact
 
     @field_validator("byte_stream_split")
     @classmethod

@@ -156,6 +156,10 @@ CountOrNone = Annotated[Count | None, Expects("a positive integer, or null")]
 GpuNumber = Annotated[int, Field(ge=0), BeforeValidator(_as_whole_number)]
 Flag = Annotated[bool, BeforeValidator(_as_flag), Expects("true or false")]
 
+Compression = Annotated[
+    Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]|2[0-2]))?|lz4|none)$")] | None,
+    Expects("`zstd`, `zstd:LEVEL` with a level from 1 to 22, `lz4` or `none`"),
+]
 NormName = Annotated[str, BeforeValidator(_known_norm)]
 Exponent = Annotated[
     float, Field(ge=1), BeforeValidator(_as_number), pydantic.PlainSerializer(_without_infinity)

@@ -122,6 +122,7 @@ class PartWriter:
         )
         shape = Layout(
             byte_stream_split=job.output.byte_stream_split,
+            compression=job.output.compression,
             vector_columns=tuple(output.vector_column for output in self._layouts),
             norm_columns=tuple(output.norm_column for output in self._layouts),
             rows=self._part.rows,

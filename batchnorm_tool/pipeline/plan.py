@@ -99,6 +99,7 @@ def identify(
             "output.dtype": job.output.dtype,
             "output.columns": job.output.columns.model_dump(),
             "output.byte_stream_split": job.output.byte_stream_split,
+            **({"output.compression": job.output.compression} if job.output.compression else {}),
             "part_rows": resolved.part_rows,
             "chunk_rows": resolved.chunk_rows,
         },

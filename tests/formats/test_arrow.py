@@ -32,7 +32,7 @@ def store(path: Path, table: pa.Table, batch: int, compression: str | None = Non
     return str(path)
 
 
-def write_sink(root: Path, tables: Sequence[pa.Table]) -> Path:
+def write_sink(root: Path, tables: Sequence[pa.Table], compression: str | None = None) -> Path:
     storage = Storage(root)
     files = []
 
@@ -40,7 +40,7 @@ def write_sink(root: Path, tables: Sequence[pa.Table]) -> Path:
         files.append(storage.create(path))
         return files[-1]
 
-    layout = Layout(100, ("vector",), row_group_bytes=2048, metadata={"who": "test"})
+    layout = Layout(100, ("vector",), (), 2048, compression=compression, metadata={"who": "test"})
     sink = ARROW.open_sink(create, "vectors/part-000000", tables[0].schema, layout)
     for table in tables:
         sink.write(table)
@@ -120,12 +120,16 @@ def test_missing_column_is_refused_with_near_matches(tmp_path: Path) -> None:
         list(ARROW.read(path, ["scores"], 0, 5, 10))
 
 
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd:9"])
 @pytest.mark.parametrize("cuts", [[], [1, 2, 3], [63, 64, 65, 400], range(0, 500, 7)])
-def test_bytes_do_not_depend_on_how_the_rows_arrive(tmp_path: Path, cuts: Sequence[int]) -> None:
+def test_bytes_do_not_depend_on_how_the_rows_arrive(
+    tmp_path: Path, cuts: Sequence[int], compression: str | None
+) -> None:
     table = table_of(500)
     edges = [0, *cuts, 500]
     pieces = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
-    whole, cut = write_sink(tmp_path / "whole", [table]), write_sink(tmp_path / "cut", pieces)
+    whole = write_sink(tmp_path / "whole", [table], compression)
+    cut = write_sink(tmp_path / "cut", pieces, compression)
     assert pa.ipc.open_file(whole).num_record_batches > 3
     assert cut.read_bytes() == whole.read_bytes()
 
@@ -149,6 +153,16 @@ def test_what_is_written_reads_back_whole(tmp_path: Path) -> None:
     assert table.equals(table_of(300))
     assert table.schema.metadata[b"who"] == b"test"
     assert pl.read_ipc(path)["id"].to_list() == list(range(300))
+
+
+@pytest.mark.parametrize("compression", ["zstd:1", "lz4"])
+def test_what_is_written_compressed_is_smaller_and_reads_back(
+    tmp_path: Path, compression: str
+) -> None:
+    path = write_sink(tmp_path / "small", [table_of(300)], compression)
+    assert path.stat().st_size < write_sink(tmp_path / "plain", [table_of(300)]).stat().st_size
+    assert pl.read_ipc(path)["id"].to_list() == list(range(300))
+    assert sum(len(batch) for batch in ARROW.read(str(path), ["vector"], 0, 300, 100)) == 300
 
 
 def test_empty_part_is_a_valid_file(tmp_path: Path) -> None:

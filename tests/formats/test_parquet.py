@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -345,6 +346,23 @@ def test_layout_is_the_plain_one(tmp_path: Path) -> None:
     assert file.schema_arrow.metadata[b"who"] == b"test"
     assert file.schema_arrow.field("vector").type == pa.list_(pa.float32(), 4)
     assert file.read().equals(table_of(500))
+
+
+@pytest.mark.parametrize(
+    ("compression", "codec"), [("zstd:9", "ZSTD"), ("lz4", "LZ4"), ("none", "UNCOMPRESSED")]
+)
+def test_other_compressions_hold_the_same_rows(
+    tmp_path: Path, compression: str, codec: str
+) -> None:
+    tables = [table_of(500)]
+    path = write_sink(tmp_path / "other", tables, replace(LAYOUT, compression=compression))
+    usual = write_sink(tmp_path / "usual", tables)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    assert {group.column(place).compression for place in range(4)} == {codec}
+    assert path.read_bytes() != usual.read_bytes()
+    assert list(PARQUET.read(str(path), ["name"], 0, 500, 500)) == list(
+        PARQUET.read(str(usual), ["name"], 0, 500, 500)
+    )
 
 
 def test_row_groups_have_about_the_bytes_asked_for(tmp_path: Path) -> None:

@@ -325,6 +325,13 @@ def test_a_wrong_value_is_named_by_its_key_alone(key: str, value: object, text: 
             "output.byte_stream_split",
             "`output.format` is `npy`",
         ),
+        (
+            "output",
+            {"path": "out", "format": "npy", "compression": "lz4"},
+            "output.compression",
+            "`output.format` is `npy`",
+        ),
+        ("output", {"path": "out", "compression": "zstd:23"}, "output.compression", "from 1 to 22"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(
@@ -435,3 +442,25 @@ def test_each_output_gets_its_own_norm_and_axis(
     norm, its_axis = Job.from_dict({**MINIMAL, "normalize": values}).normalize.for_output(name)
 
     assert (norm.label, its_axis) == (label, axis)
+
+
+@pytest.mark.parametrize(
+    ("form", "given", "kept"),
+    [
+        ("parquet", "zstd", None),
+        ("parquet", "zstd:1", None),
+        ("arrow", "none", None),
+        ("parquet", "none", "none"),
+        ("parquet", "zstd:9", "zstd:9"),
+        ("arrow", "zstd", "zstd:1"),
+        ("arrow", "lz4", "lz4"),
+    ],
+)
+def test_a_compression_is_kept_where_it_is_not_the_formats_own(
+    form: str, given: str, kept: str | None
+) -> None:
+    output = {"path": "out", "format": form}
+    job = Job.from_dict({**MINIMAL, "output": {**output, "compression": given}})
+    plain = Job.from_dict({**MINIMAL, "output": output}).to_dict()["output"]
+    assert job.to_dict()["output"] == plain | ({} if kept is None else {"compression": kept})
+    assert Job.from_dict(job.to_dict()) == job

@@ -85,6 +85,7 @@ RESULT = {
     "dtype": changing(output={"dtype": "float64"}),
     "columns": changing(output={"columns": {"vector": "v"}}),
     "encoding": changing(output={"byte_stream_split": True}),
+    "compression": changing(output={"compression": "lz4"}),
     "part rows": resolving(part_rows=256),
 }
 
