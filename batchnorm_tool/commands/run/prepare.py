@@ -305,7 +305,10 @@ class Preparation:
                 "model.predict() uses."
             )
         with self.progress.stage("measuring the batch size"):
-            return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
+            part = self.job.model.model_dump(include={"layer", "signature", "outputs"})
+            named = {"content": self.content, **part}
+            rows = max(self.rows, self.least_rows)
+            return placement.remembered_batch_size(model, sample, rows, named)
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """Return what one worker predicts in a second, at full batches."""
