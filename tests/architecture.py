@@ -88,7 +88,10 @@ FILE_ACCESS = (
     " pyarrow.csv pyarrow.dataset pyarrow.feather pyarrow.fs pyarrow.ipc pyarrow.parquet"
 )
 # What takes seconds to import, or needs an extra: imported where it is used.
-HEAVY = "tensorflow keras h5py PIL lance psycopg pgvector faiss prometheus_client"
+HEAVY = (
+    "tensorflow keras onnxruntime onnx tf2onnx"
+    " h5py PIL lance psycopg pgvector faiss prometheus_client"
+)
 
 # Names are those below the package, or of a library. What is left open here, the order of the
 # packages, is held by `circles`: none imports one that imports it.
@@ -99,7 +102,8 @@ RULES = (
     never("gate comparison norms", FILE_ACCESS),
     never("report", "storage inputs store"),
     never("*", FACE),
-    only("models.backends", "tensorflow keras"),
+    only("models.backends", "tensorflow keras onnxruntime tf2onnx"),
+    only("models.backends models.security", "onnx"),
     only("models.backends models.security", "h5py"),
     only("features.values", "PIL"),
     only("store.lance", "lance"),

@@ -87,6 +87,7 @@ MODEL_FLAGS: tuple[Flag, ...] = (
         "input.deduplicate",
         {"flag_value": True, "default": None, "help": "Predict rows of the same features once."},
     ),
+    ("--backend", "model.backend", {"help": "What computes: tensorflow, onnxruntime or auto."}),
     ("--batch-size", "model.batch_size", {"help": "Rows per model call, or auto."}),
     ("--devices", "engine.devices", {"help": "auto, cpu, gpu, or a list such as [0, 1]."}),
     ("--engine", "engine.kind", {"help": f"{any_of(ENGINES)}."}),

@@ -204,6 +204,13 @@ class Model(Section):
     outputs: Annotated[Names | None, Expects("a list of output names")] = Field(
         default=None, description="Outputs, each normalized; default: the only output."
     )
+    backend: Literal["tensorflow", "onnxruntime", "auto"] = Field(
+        default="tensorflow",
+        description=(
+            "What computes; onnxruntime starts at once, after one conversion that must prove "
+            "itself; auto: the faster one that does."
+        ),
+    )
     batch_size: CountOrAuto = Field(
         default="auto", description="Rows per model call; auto: measured once, then fixed."
     )

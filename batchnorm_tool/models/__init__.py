@@ -3,6 +3,9 @@
 TensorFlow is imported when a model is loaded, by the modules of this package alone.
 """
 
+import os
+import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,17 +14,21 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import ModelError, ModelFailed
+from batchnorm_tool.errors import BatchnormToolError, ModelError, ModelFailed, explained
 from batchnorm_tool.job import Engine, Model
+from batchnorm_tool.models import conversion, security
 from batchnorm_tool.models.batching import (
+    BackendRecord,
     Device,
     ModelPredictor,
     OutputChoice,
     Predictor,
     choose_outputs,
 )
+from batchnorm_tool.models.cache import CachedModel, CacheEntry, ModelCache
 
 T = TypeVar("T")
 
@@ -39,6 +46,11 @@ class IdentityPredictor:
     def embedding_sizes(self) -> Mapping[str, int | None]:
         """None."""
         return {}
+
+    @property
+    def backend(self) -> BackendRecord | None:
+        """None."""
+        return None
 
     @property
     def outputs(self) -> tuple[Field, ...]:
@@ -85,8 +97,21 @@ def on_good_rows(
     return use({name: array[good] for name, array in sample.items()})
 
 
-def load_predictor(model: Model, path: str, engine: Engine) -> Predictor:
-    """Load an admitted model, without a batch size unless one is built into it."""
+def load_predictor(
+    model: Model, path: str, engine: Engine, content: str | None = None
+) -> Predictor:
+    """Load an admitted model, without a batch size unless one is built into it.
+
+    Args:
+        model: Of its back ends another than TensorFlow computes where the model cache has what the
+            model was converted to.
+        path: The private copy.
+        engine: Devices and threads.
+        content: Hash of the model, by which the cache knows it.
+    """
+    found = conversion.find_converted(model, content, engine)
+    if found is not None:
+        return _with_own_batch_size(_load_converted(found, engine.threads))
     loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs))
     return _with_own_batch_size(loaded)
 
@@ -121,6 +146,53 @@ def _load(model: Model, path: str, engine: Engine, choose: OutputChoice) -> Mode
             from batchnorm_tool.models.backends.keras import load_keras_model as load
         loaded = load(model, path, choose)
     return ModelPredictor(loaded, *setup, pads=model.batch_dependent == "refuse")
+
+
+def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
+    from batchnorm_tool.models.backends import onnx_graph
+
+    name, described = onnx_graph.GRAPH, found.entry.conversion
+    assert described is not None  # noqa: S101  (an entry without a cause has one)
+    (graph,) = (file for file in found.entry.files if file.path == name)
+    model = onnx_graph.converted_model(found.read(name), described, threads, graph.sha256)
+    return onnx_graph.onnx_predictor(model, threads)
+
+
+def serve_conversion(descriptor: int) -> None:
+    """Convert a model as the request on standard input asks; the main function of a process.
+
+    Nothing is answered where the cache has an entry now, else the error.
+    """
+    environment.quiet_libraries()
+    answer: BaseException | None = None
+    try:
+        _convert(pickle.load(sys.stdin.buffer))  # noqa: S301  (our own bytes)
+    except Exception as error:  # noqa: BLE001  (it is raised where the conversion was asked for)
+        answer = error if isinstance(error, BatchnormToolError) else explained(error)
+    with os.fdopen(descriptor, "wb") as answers:
+        answers.write(pickle.dumps(answer))
+    os._exit(0)  # TensorFlow takes its time to tidy up
+
+
+def _convert(request: conversion.ConversionRequest) -> None:
+    from batchnorm_tool.models.backends import onnx_conversion, onnx_graph
+
+    model = request.model.model_copy(update={"backend": "tensorflow"})
+    entry = CacheEntry("none", request.key, model.path)
+    with security.admit(model) as admitted:
+        if admitted.report.content != request.content:
+            raise ModelError(f"{model.path}: the model file changes. Run again once it does not.")
+        loaded = _load(
+            model, admitted.path, request.engine, partial(choose_outputs, chosen=model.outputs)
+        )
+        rows = request.sample(loaded.inputs)
+        try:
+            content, described = onnx_conversion.convert(loaded, rows)
+        except ModelError as error:
+            ModelCache.of_user().keep(replace(entry, cause=error.message))
+            return
+    entry = replace(entry, kind="onnx", conversion=described)
+    ModelCache.of_user().keep(entry, lambda place: (place / onnx_graph.GRAPH).write_bytes(content))
 
 
 def _with_own_batch_size(predictor: ModelPredictor) -> Predictor:

@@ -18,6 +18,7 @@ import numpy as np
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
+from batchnorm_tool.storage.checked_json import Positive, Record
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -26,6 +27,25 @@ OutputChoice = Callable[[Sequence[str]], Sequence[int]]
 _NARROW_FLOATS = frozenset({"bfloat16", "float16"})
 # Rows of a call that looks for those on which the model fails: halving it costs six calls at most.
 _SEARCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class BackendRecord(Record):
+    """Another runtime than TensorFlow that computes a model, and how it proved itself.
+
+    Attributes:
+        graph_sha256: SHA-256 of the graph that it runs.
+        largest_difference: The largest distance of a row from what TensorFlow predicts, in parts of
+            its length; ``None`` where there is no other to compare with.
+        independent: Whether bits depend neither on a row's place nor on the batch size.
+        batch_size: The fastest that was found; ``None`` where none was tried.
+    """
+
+    name: Literal["onnxruntime"]
+    graph_sha256: str
+    largest_difference: float | None
+    independent: bool
+    batch_size: Positive | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,11 @@ class LoadedModel:
     outputs: tuple[Field, ...]
     embedding_sizes: Mapping[str, int | None]
     own_batch_size: int | None
+
+    @property
+    def backend(self) -> BackendRecord | None:
+        """What computes it; ``None`` for TensorFlow."""
+        return None
 
     def compile(self, batch_size: int) -> Step:
         """Return a function from the inputs' arrays to the chosen outputs' arrays, of so many rows.
@@ -83,6 +108,11 @@ class ModelPredictor:
         """Rows of the Embedding layer that an input goes straight into, by its name."""
         return self.model.embedding_sizes
 
+    @property
+    def backend(self) -> BackendRecord | None:
+        """What computes the model; ``None`` for TensorFlow."""
+        return self.model.backend
+
     def with_batch_size(self, batch_size: int) -> Self:
         """Return the same model, compiled for a batch size."""
         if batch_size == self.batch_size:
@@ -115,7 +145,7 @@ class ModelPredictor:
             raise ModelError("The batch size is not fixed yet. Call with_batch_size() first.")
         arrays = [_checked(features, field) for field in self.inputs]
         rows = _rows(arrays)
-        if self.device == "gpu":
+        if self.device == "gpu" or self.backend is not None:
             self._check_ids(arrays)
         results: list[np.ndarray] = []
         for start in range(0, rows, self.batch_size):
@@ -133,7 +163,7 @@ class ModelPredictor:
         }
 
     def _check_ids(self, arrays: Sequence[np.ndarray]) -> None:
-        """Fail as a CPU does, where a GPU takes zeros for an id that an Embedding does not have."""
+        """Fail as TensorFlow does on a CPU, where others take zeros for an id without a row."""
         for field, array in zip(self.inputs, arrays, strict=True):
             size = self.embedding_sizes.get(field.name)
             if size is not None and (outside := (array < -size) | (array >= size)).any():
@@ -286,6 +316,10 @@ class Predictor(Protocol):
     @property
     def embedding_sizes(self) -> Mapping[str, int | None]:
         """Rows of the Embedding layer that an input goes straight into, as far as that is known."""
+
+    @property
+    def backend(self) -> BackendRecord | None:
+        """What computes it; ``None`` for TensorFlow."""
 
     @property
     def device(self) -> Device:

@@ -56,7 +56,7 @@ def _described(name: str, before: object, after: object) -> Iterator[str]:
         yield _changed(_LABELS.get(name, f"`{name}`"), before, after)
     else:
         old, new = (side if isinstance(side, dict) else {} for side in (before, after))
-        describe = {"norms": _norms, "features": _features}.get(name)
+        describe = {"norms": _norms, "features": _features, "backend": _backends}.get(name)
         yield from describe(old, new) if describe else _by_key(name, old, new)
 
 
@@ -83,6 +83,16 @@ def _pairs(
         return
     for name in sorted(before.keys() | after.keys()):
         yield f" of `{name}`", before.get(name), after.get(name)
+
+
+def _backends(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:
+    old, new = (str(side.get("name", "tensorflow")) for side in (before, after))
+    if old != new:
+        yield _changed("back end", old, new)
+        return
+    for part in ("version", "graph_sha256"):
+        if before.get(part) != after.get(part):
+            yield _changed(f"{part} of {new}", *(side.get(part) for side in (before, after)))
 
 
 def _norms(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:

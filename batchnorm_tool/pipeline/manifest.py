@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer
 
+from batchnorm_tool import environment
 from batchnorm_tool._version import __version__
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, WorkFailed
@@ -208,6 +209,28 @@ def total(storage: Storage, numbers: Iterator[int] | Sequence[int]) -> Totals:
     return totals
 
 
+@dataclass(frozen=True)
+class UsedBackend(Record):
+    """What computed the model; the graph and its proof only where it is another than TensorFlow."""
+
+    name: str
+    version: str | None
+    graph_sha256: str | None
+    largest_difference: float | None
+
+    @classmethod
+    def of(cls, plan: Plan) -> UsedBackend | None:
+        """Return what computes a plan's model; ``None`` where there is none."""
+        chosen = plan.resolved.backend
+        if plan.job.model is None:
+            return None
+        name = "tensorflow" if chosen is None else chosen.name
+        version = environment.versions((name,))[name]
+        if chosen is None:
+            return cls(name, version, None, None)
+        return cls(name, version, chosen.graph_sha256, chosen.largest_difference)
+
+
 _OF_REFRESH = ("store", "gate", "publish")
 
 
@@ -235,6 +258,7 @@ class Manifest(Record):
         reasons: Bad rows for each reason's label.
         files: What was committed besides the parts' files.
         statistics: Statistics of each output; none without rows.
+        backend: What computed the model; ``None`` without one.
         checksum: SHA-256 over all the rest, as ``_SUCCESS`` holds it.
     """
 
@@ -258,6 +282,7 @@ class Manifest(Record):
     files: tuple[FileRecord, ...]
     statistics: dict[str, VectorStats]
     warnings: tuple[str, ...]
+    backend: Annotated[UsedBackend | None, LEFT_OUT_IF_NONE] = None
     checksum: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
     def __post_init__(self) -> None:
@@ -298,6 +323,7 @@ def build_manifest(
         files=tuple(totals.files),
         statistics=totals.statistics,
         warnings=tuple(dict.fromkeys([*warnings, *totals.warnings])),
+        backend=UsedBackend.of(plan),
     )
     # Over the document without it; `_SUCCESS` repeats it, so that one tells of the other's loss.
     return replace(manifest, checksum=checked_json.sha256(manifest.to_dict()))

@@ -16,9 +16,17 @@ from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field, overlaps
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
-from batchnorm_tool.job import Job
+from batchnorm_tool.job import Job, Model
+from batchnorm_tool.models.batching import BackendRecord
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.storage.checked_json import ArrowSchema, Count, Positive, Record, SealedRecord
+from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
+    ArrowSchema,
+    Count,
+    Positive,
+    Record,
+    SealedRecord,
+)
 
 PLAN_PATH = "_state/plan.json"
 # A kill loses at most about one part for each worker: a minute of work is what a person shrugs at.
@@ -129,13 +137,36 @@ def _space(job: Job, resolved: ResolvedOptions) -> dict[str, object]:
 
 
 def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, object]:
-    return {
+    backend = resolved.backend
+    by_tensorflow = with_model and backend is None
+    bits: dict[str, object] = {
         "batch_size": resolved.batch_size,
         "threads": resolved.threads,
         "device": resolved.device,
         "cpu": environment.cpu(),
-        "versions": environment.versions(_VERSIONED_WITH_MODEL if with_model else _VERSIONED),
+        "versions": environment.versions(_VERSIONED_WITH_MODEL if by_tensorflow else _VERSIONED),
     }
+    if backend is not None:
+        version = environment.versions((backend.name,))[backend.name]
+        graph = {"graph_sha256": backend.graph_sha256}
+        bits["backend"] = {"name": backend.name, "version": version, **graph}
+        if backend.independent:
+            del bits["batch_size"]
+    return bits
+
+
+def with_planned_backend(model: Model, resolved: ResolvedOptions) -> Model:
+    """Return a job's model for the back end that was planned, whatever ``auto`` chooses now."""
+    name = "tensorflow" if resolved.backend is None else resolved.backend.name
+    return model.model_copy(update={"backend": name})
+
+
+def chosen_model(job: Job) -> dict[str, object] | None:
+    """Return the model of a job as choices depend on it: the default back end goes unnamed."""
+    chosen: dict[str, object] | None = job.to_dict()["model"]
+    if chosen is not None and chosen["backend"] == "tensorflow":
+        del chosen["backend"]  # so that choices made before there was another one stay
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -153,6 +184,7 @@ class ResolvedOptions(Record):
         threads: Intra-op threads of one model call.
         model_content: Hash of the model's architecture and weights; ``None`` without a model.
         transform: SHA-256 of the source of ``input.transform``; ``None`` without one.
+        backend: What computes the model; ``None`` for TensorFlow, and without a model.
     """
 
     batch_size: Positive
@@ -166,6 +198,7 @@ class ResolvedOptions(Record):
     threads: Positive
     model_content: str | None
     transform: str | None
+    backend: Annotated[BackendRecord | None, LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)

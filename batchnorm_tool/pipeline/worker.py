@@ -32,7 +32,7 @@ from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
-from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, with_planned_backend
 from batchnorm_tool.pipeline.repeats import Predicted, Repeats, SharedPredictions
 from batchnorm_tool.pipeline.scored_chunk import (
     Policies,
@@ -225,7 +225,7 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
                 f"{model.path}: the model file has changed since the run was planned. Run again "
                 "once it no longer changes."
             )
-        return models.load_predictor(model, admitted.path, engine)
+        return models.load_predictor(model, admitted.path, engine, content)
 
 
 def open_worker(storage: Storage, device: DeviceName) -> Worker:
@@ -248,6 +248,13 @@ def make_worker(
             f"the {model.device} with {model.threads}, which gives different low-order bits. "
             f"Resume on the original machine, {RECREATE}, or accept both with `--mixed-bits`."
         )
+    graphs = [each and each.graph_sha256 for each in (plan.resolved.backend, model.backend)]
+    if graphs[0] != graphs[1] and not plan.job.engine.mixed_bits:
+        raise OutputError(
+            f"The run in `{plan.job.output.path}` was planned with another back end or converted "
+            f"graph (SHA-256 {graphs[0] or 'of none: TensorFlow'}, and here {graphs[1]}), which "
+            f"gives different low-order bits. {RECREATE.capitalize()}."
+        )
     environment.keep_freed_memory()
     shared = None if repeats is None else SharedPredictions(repeats, plan.resolved.outputs)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size), shared)
@@ -257,4 +264,5 @@ def _load(plan: Plan, device: DeviceName) -> Predictor:
     if plan.job.model is None:
         return models.IdentityPredictor(plan.resolved.inputs)
     engine = plan.job.engine.model_copy(update={"devices": [device]})
-    return load_model(plan.job.model, plan.resolved.model_content, engine)
+    model = with_planned_backend(plan.job.model, plan.resolved)
+    return load_model(model, plan.resolved.model_content, engine)

@@ -37,6 +37,7 @@ FULL = {
         "layer": "tower",
         "signature": "embed",
         "outputs": ["embedding", "halves"],
+        "backend": "auto",
         "batch_size": 512,
         "batch_dependent": "accept",
         "sha256": HASH,

@@ -27,7 +27,13 @@ from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.differences import differences
 from batchnorm_tool.pipeline.output_schema import OutputSpec
-from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions, identify
+from batchnorm_tool.pipeline.plan import (
+    Identity,
+    ResolvedOptions,
+    chosen_model,
+    identify,
+    with_planned_backend,
+)
 from batchnorm_tool.pipeline.scored_chunk import POLICIES, policy_for
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.publish import find_unfit
@@ -161,7 +167,8 @@ class RefreshPlan(Record):
             return self.preparation.predictor()
         if self.job.model is None:
             return IdentityPredictor(self.resolved.inputs)
-        return load_model(self.job.model, self.resolved.model_content, self.job.engine)
+        model = with_planned_backend(self.job.model, self.resolved)
+        return load_model(model, self.resolved.model_content, self.job.engine)
 
     @property
     def content_scope(self) -> str | None:
@@ -303,7 +310,7 @@ def _choices(
 def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOptions:
     """Return choices that were made earlier, with the input's passed-through columns."""
     carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
-    return replace(choices, carried=carried)
+    return replace(preparation.keep_backend(choices), carried=carried)
 
 
 def _place_matters(batch_size: int) -> str:
@@ -317,7 +324,8 @@ def _place_matters(batch_size: int) -> str:
 def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) -> str:
     """Return the hash of what the choices are made from, whichever rows there are."""
     job, schema = preparation.job.to_dict(), preparation.table.schema
-    model = {key: value for key, value in (job["model"] or {}).items() if key != "path"}
+    chosen = chosen_model(preparation.job) or {}
+    model = {key: value for key, value in chosen.items() if key != "path"}
     return checked_json.sha256(
         {
             "input": {name: job["input"][name] for name in _READING},
@@ -356,8 +364,8 @@ def _compared(
 def _why_retried(current: Identity, live: Identity | None, *, asked: bool) -> str:
     if asked:
         return "asked for by `--retry-quarantined`"
-    names = ("device", "versions")
-    if live is None or all(live.bits[name] == current.bits[name] for name in names):
+    names = ("device", "versions", "backend")
+    if live is None or all(live.bits.get(name) == current.bits.get(name) for name in names):
         return ""
     return "the device or a library is another"
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
-from batchnorm_tool.models import batching, placement, security
+from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
@@ -31,6 +32,8 @@ from batchnorm_tool.storage import checked_json
 
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256
+# And to compare what two back ends make of them.
+_PROOF_ROWS = 1024
 # Features and vectors of one chunk: small enough for the cache that cores share, large enough that
 # what Python does for each (3 ms, in which no other thread runs Python) disappears.
 _CHUNK_BYTES = 8 * 2**20
@@ -63,6 +66,7 @@ class Preparation:
     table: Table = field(init=False)
     report: security.ModelReport | None = field(init=False, default=None)
     _predictor: Predictor | None = field(init=False, default=None)
+    _planned: ResolvedOptions | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,6 +92,7 @@ class Preparation:
         """Return what `options_fingerprint` is over another state of the input's files."""
         job = self.job.to_dict()
         chosen = {name: job[name] for name in ("input", "model", "output")}
+        chosen["model"] = planning.chosen_model(self.job)
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
         chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
         for name in ("invalid", "deduplicate"):
@@ -151,12 +156,18 @@ class Preparation:
             transform=self.transform_sha256,
         )
 
+    def keep_backend(self, choices: ResolvedOptions) -> ResolvedOptions:
+        """Return choices made earlier, and load the model for the back end that is one of them."""
+        self._planned = choices
+        return choices
+
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made earlier; where other bits are accepted, for the device here."""
+        self.keep_backend(choices)
         if not self.job.engine.mixed_bits:
             return choices
         model = self.predictor()
-        return replace(choices, device=model.device, threads=model.threads)
+        return replace(choices, device=model.device, threads=model.threads, backend=model.backend)
 
     def _findings(self, resolved: ResolvedOptions, layouts: _Layouts) -> Iterator[str]:
         yield from self._warnings
@@ -169,6 +180,8 @@ class Preparation:
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
+        if self.job.model is not None and resolved.backend is None:
+            yield from conversion.fallback_warnings(self.job.model, self.content, self.job.engine)
         if not self.rows:
             yield "The input has no rows: the result is valid, but empty."
 
@@ -199,8 +212,18 @@ class Preparation:
     def _open_model(self) -> Predictor:
         if self.job.model is None:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
-        with loading_model(self.progress):
-            return load_model(self.job.model, self.content, self.job.engine)
+        model, engine = self.job.model, self.job.engine
+        if self._planned is not None:
+            model = planning.with_planned_backend(model, self._planned)
+        if model.backend == "tensorflow":
+            stage = loading_model(self.progress)
+        else:
+            rows = partial(proof_rows, self.job, self.limit)
+            with self.progress.stage("converting the model"):
+                conversion.ensure_converted(model, self.content, engine, rows)
+            stage = self.progress.stage("loading the model")
+        with stage:
+            return load_model(model, self.content, engine)
 
     def _resolve(self) -> ResolvedOptions:
         model = self.predictor()
@@ -245,7 +268,13 @@ class Preparation:
             threads=model.threads,
             model_content=self.content,
             transform=self.transform_sha256,
+            backend=model.backend,
         )
+
+    def first_rows(self, inputs: tuple[Field, ...], most: int) -> _Sample:
+        """Return the features of so many rows, of those that are good."""
+        columns = self._match(inputs)
+        return self._sample(columns, self._fields(columns, inputs), most)
 
     def _match(self, inputs: tuple[Field, ...]) -> _Columns:
         with self._naming_the_input():
@@ -269,16 +298,18 @@ class Preparation:
         with self._naming_the_input():
             return features.infer_fields(rows, columns, inputs, self.job.input)
 
-    def _head(self, columns: _Columns) -> pa.Table:
+    def _head(self, columns: _Columns, most: int = _SAMPLE_ROWS) -> pa.Table:
         """Return the first rows, with the feature columns."""
-        return reading.head(self.table, names_in(columns), min(self.rows, _SAMPLE_ROWS))
+        return reading.head(self.table, names_in(columns), min(self.rows, most))
 
-    def _sample(self, columns: _Columns, inputs: tuple[Field, ...]) -> _Sample:
+    def _sample(
+        self, columns: _Columns, inputs: tuple[Field, ...], most: int = _SAMPLE_ROWS
+    ) -> _Sample:
         """Return the features of the first good rows; one row of filler where there is none."""
         reader = features.FeatureReader(
             columns, inputs, self.job.input, check_nonfinite=self.job.model is not None
         )
-        arrays, faults = reader.read(self._head(columns))
+        arrays, faults = reader.read(self._head(columns, most))
         good = faults == Reason.GOOD
         if good.any():
             return {name: array[good] for name, array in arrays.items()}
@@ -304,11 +335,10 @@ class Preparation:
                 "determines which rows are predicted together. Set it to the batch size that "
                 "model.predict() uses."
             )
+        if model.backend is not None and model.backend.batch_size is not None:
+            return model.backend.batch_size
         with self.progress.stage("measuring the batch size"):
-            part = self.job.model.model_dump(include={"layer", "signature", "outputs"})
-            named = {"content": self.content, **part}
-            rows = max(self.rows, self.least_rows)
-            return placement.remembered_batch_size(model, sample, rows, named)
+            return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """Return what one worker predicts in a second, at full batches."""
@@ -318,6 +348,12 @@ class Preparation:
         start = time.perf_counter()
         model.predict(batch)
         return model.batch_size / max(time.perf_counter() - start, 1e-9)
+
+
+def proof_rows(job: Job, limit: int | None, inputs: tuple[Field, ...]) -> _Sample:
+    """Return the first good rows as a model takes them, to compare back ends on."""
+    with capture_warnings(lambda _: None):
+        return Preparation(job, limit).first_rows(inputs, _PROOF_ROWS)
 
 
 def _with_key(job: Job, table: Table) -> Job:

@@ -15,11 +15,11 @@ import pyarrow as pa
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, Field, Reason
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BadRows, InputError, JobError
+from batchnorm_tool.errors import BadRows, InputError, JobError, warn
 from batchnorm_tool.features import FeatureReader, infer_fields, match_features
 from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
-from batchnorm_tool.models import batching, placement, security
+from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
@@ -39,6 +39,9 @@ _NAMED_ROWS = 5
 _BATCH_SIZE = 1024
 # Of these, a few are predicted to see what the model does with rows.
 _SAMPLE_ROWS = 256
+# And so many to prove a converted model.
+_PROOF_ROWS = 1024
+BackendName = Literal["tensorflow", "onnxruntime", "auto"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     batch_size: int | None = None,
     dtype: Literal["float32", "float16", "float64"] = "float32",
     bad: Literal["raise", "nan"] = "raise",
+    backend: BackendName = "tensorflow",
 ) -> Result:
     """Score rows in memory with a model and normalize its predictions.
 
@@ -118,6 +122,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         bad: What happens to rows with a null, ragged or non-finite feature, or a prediction that is
             not finite: ``"raise"``, or ``"nan"`` (vectors and norms become NaN). A zero vector is
             no bad row: it stays zero, and its norm is 0.
+        backend: What computes the model of a path, as ``model.backend`` of a job file does.
 
     Returns:
         Vectors, norms and statistics, rows in the order of ``data``.
@@ -142,8 +147,9 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
     job = Job(input=spec, normalize=Normalize(norm=norm, p=p), output=output)
-    loaded = _loaded(model, outputs)
-    chunk = _chunk(data, loaded, spec)
+    loaded = _loaded(model, outputs, backend, partial(_proof_rows, _head(data), spec))
+    chunk, columns = _chunk(data, loaded.inputs, spec)
+    warn_of_negative_ids(chunk, loaded, columns)
     sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
     layouts = output_schema.output_specs(job, _checked_outputs(loaded, sized, chunk, bad))
     predicted = predict_rows(sized, layouts, chunk.features)
@@ -156,29 +162,59 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     )
 
 
-def _loaded(model: Any, outputs: list[str] | None) -> Predictor:
+def _loaded(
+    model: Any, outputs: list[str] | None, backend: BackendName, rows: conversion.Sample
+) -> Predictor:
     """Return the model without a batch size, unless one is built into it."""
     if isinstance(model, str | os.PathLike):
-        wanted = Model(path=os.fspath(model), outputs=outputs)
+        wanted = Model(path=os.fspath(model), outputs=outputs, backend=backend)
         with security.admit(wanted) as admitted:
-            return models.load_predictor(wanted, admitted.path, Engine())
+            content, engine = admitted.report.content, Engine()
+            conversion.ensure_converted(wanted, content, engine, rows)
+            for warning in conversion.fallback_warnings(wanted, content, engine):
+                warn(warning)
+            return models.load_predictor(wanted, admitted.path, engine, content)
+    if backend == "onnxruntime":
+        raise JobError(
+            "`backend` is onnxruntime, which computes what a model's file was converted to. "
+            f"Expected the path of a model. Received: a {type(model).__name__}. Save it, or set "
+            "`backend` to tensorflow."
+        )
     return models.wrap_model(model, outputs)
 
 
-def _chunk(data: Any, model: Predictor, spec: Input) -> Chunk:
-    """Return the rows as the model takes them, judged as those of a file are."""
-    table, named = _table(data, model.inputs)
+def _head(data: Any) -> Any:
+    """Return the first rows of whatever holds rows."""
+    if isinstance(data, Mapping):
+        return {name: np.asarray(array)[:_PROOF_ROWS] for name, array in data.items()}
+    try:
+        return data.slice(0, _PROOF_ROWS) if isinstance(data, pa.Table) else data[:_PROOF_ROWS]
+    except (TypeError, KeyError, IndexError):  # what it is, `_table` says
+        return data
+
+
+def _proof_rows(data: Any, spec: Input, inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+    """Return the features of good rows, to compare back ends on."""
+    chunk, _ = _chunk(data, inputs, spec)
+    good = np.flatnonzero(chunk.faults == Reason.GOOD)
+    features = {name: array[good] for name, array in chunk.features.items()}
+    return features if len(good) else batching.filler(inputs)
+
+
+def _chunk(
+    data: Any, wanted: Sequence[Field], spec: Input
+) -> tuple[Chunk, Mapping[str, Sequence[str]]]:
+    """Return rows as the model takes them, judged as those of a file are, and who feeds what."""
+    table, named = _table(data, wanted)
     spec = spec if named is None else spec.model_copy(update={"features": named})
     carried = output_schema.carried_schema(spec, table.schema, table.num_rows)
-    columns = match_features(table.schema, model.inputs, spec, lambda _: table)
-    inputs = infer_fields(table, columns, model.inputs, spec)
+    columns = match_features(table.schema, tuple(wanted), spec, lambda _: table)
+    inputs = infer_fields(table, columns, tuple(wanted), spec)
     reader = FeatureReader(columns, inputs, spec)
     arrays, faults = reader.read(table)
     numbers = pa.array(np.arange(table.num_rows))
     keys = [numbers if spec.key is None else table[name] for name in carried.names]
-    chunk = Chunk(0, pa.table(keys, schema=carried), arrays, faults)
-    warn_of_negative_ids(chunk, model, columns)
-    return chunk
+    return Chunk(0, pa.table(keys, schema=carried), arrays, faults), columns
 
 
 def _table(data: Any, inputs: Sequence[Field]) -> tuple[pa.Table, dict[str, str] | None]:

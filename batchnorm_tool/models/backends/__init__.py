@@ -170,6 +170,16 @@ def field_of(name: str, tensor: Any) -> Field:
     return Field(name, shape[1:], "string" if dtype in ("object", "string") else dtype)
 
 
+def place_name(side: str, place: int) -> str:
+    """Name an input or output by its place, so that names in order are places in order.
+
+    Example:
+        >>> place_name("input", 2)
+        'input_0002'
+    """
+    return f"{side}_{place:04d}"
+
+
 def check_output(name: str, shape: Any, rows: int) -> None:
     """Refuse an output of which the rows are not the input's."""
     plain = _plain_shape(shape)

@@ -73,6 +73,32 @@ class KerasModel(LoadedModel):
             backends.check_output(field.name, parts[place][1].shape, batch_size)
         return backends.graph_step(concrete, self.inputs, self.outputs)
 
+    def export(self, directory: str) -> None:
+        """Write what `compile` runs as a SavedModel, its inputs and outputs named by their places.
+
+        Raises:
+            ModelError: Its class defines ``predict`` itself, which is no graph.
+        """
+        import keras
+        import tensorflow as tf
+
+        if _overrides(self.model, "predict"):
+            raise ModelError("its class defines predict() itself, as Python code")
+        size = self.own_batch_size
+        concrete, _ = _trace(self.model, self.structure, self.inputs, size, self.chosen)
+
+        def serve(*flat: Any) -> dict[str, Any]:
+            return {backends.place_name("output", n): out for n, out in enumerate(concrete(*flat))}
+
+        archive = keras.export.ExportArchive()
+        archive.track(self.model)
+        signature = [
+            tf.TensorSpec((size, *field.shape), field.dtype, backends.place_name("input", place))
+            for place, field in enumerate(self.inputs)
+        ]
+        archive.add_endpoint("serve", serve, input_signature=signature)
+        archive.write_out(directory, verbose=False)
+
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""
         lock = threading.Lock()

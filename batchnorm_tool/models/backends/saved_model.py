@@ -7,6 +7,7 @@ neither needed nor in the copy that the gate admitted.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,10 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
     taken = {name: backends.field_of(name, spec) for name, (_, spec) in inputs.items()}
     chosen = [[*outputs][place] for place in choose([*outputs])]
     given = {name: backends.field_of(name, outputs[name][1]) for name in chosen}
-    feeds = [tensor for tensor, _ in inputs.values()]
     return SavedModel(
-        call=session.make_callable([outputs[name][0] for name in chosen], feeds),
+        session=session,
+        feeds=tuple(tensor for tensor, _ in inputs.values()),
+        fetches=tuple(outputs[name][0] for name in chosen),
         inputs=tuple(taken.values()),
         outputs=tuple(given.values()),
         embedding_sizes=dict.fromkeys(_ids(taken.values()) if _looks_up(stored) else ()),
@@ -59,24 +61,33 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
 
 @dataclass(frozen=True)
 class SavedModel(LoadedModel):
-    """A SavedModel in memory; its signature is ``call``: arrays of ``inputs`` to ``outputs``."""
+    """A SavedModel in memory: the tensors of ``inputs`` and ``outputs`` in a session's graph."""
 
-    call: Callable[..., list[np.ndarray]]
+    session: Any
+    feeds: tuple[Any, ...]
+    fetches: tuple[Any, ...]
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size; the graph is compiled already."""
         import tensorflow as tf
 
+        call = self._call
         dtypes = [tf.as_dtype(field.dtype).as_numpy_dtype for field in self.inputs]
 
         def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
             with backends.run_errors():
-                found = self.call(*map(np.asarray, arrays, dtypes))
+                found = call(*map(np.asarray, arrays, dtypes))
             for field, result in zip(self.outputs, found, strict=True):
                 backends.check_output(field.name, result.shape, batch_size)
             return found
 
         return step
+
+    @cached_property
+    def _call(self) -> Callable[..., list[np.ndarray]]:
+        call: Callable[..., list[np.ndarray]]
+        call = self.session.make_callable([*self.fetches], [*self.feeds])
+        return call
 
 
 def _ids(inputs: Iterable[Field]) -> list[str]:

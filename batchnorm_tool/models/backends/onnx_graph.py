@@ -1,0 +1,113 @@
+"""ONNX graphs as predictors, run by onnxruntime: without TensorFlow, which is not imported."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batchnorm_tool.errors import ModelError, ModelFailed
+from batchnorm_tool.models.backends import check_output, place_name
+from batchnorm_tool.models.batching import BackendRecord, LoadedModel, ModelPredictor, Step
+from batchnorm_tool.models.cache import ConvertedModel
+
+GRAPH = "model.onnx"
+# One row alone is multiplied as a vector, by other kernels, which round otherwise.
+_LEAST_ROWS = 2
+# What it says of an error, the error says.
+_FATAL_ONLY = 4
+
+
+@dataclass(frozen=True)
+class OnnxModel(LoadedModel):
+    """A graph in memory; ``feeds`` and ``fetches`` are its names of ``inputs`` and ``outputs``."""
+
+    session: Any
+    feeds: tuple[str, ...]
+    fetches: tuple[str, ...]
+    record: BackendRecord
+
+    @property
+    def backend(self) -> BackendRecord:
+        """What computes it, and how it proved itself."""
+        return self.record
+
+    def compile(self, batch_size: int) -> Step:  # noqa: ARG002
+        """Return a step over any number of rows, or as many as are built into the graph."""
+        run: Callable[[Sequence[str], Mapping[str, np.ndarray]], list[np.ndarray]]
+        run = self.session.run
+        least = 1 if self.own_batch_size else _LEAST_ROWS
+
+        def step(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+            rows = len(arrays[0])
+            if rows < least:
+                arrays = [np.repeat(array, least, axis=0) for array in arrays]
+            with run_errors():
+                found = run(self.fetches, dict(zip(self.feeds, arrays, strict=True)))
+            for field, result in zip(self.outputs, found, strict=True):
+                check_output(field.name, result.shape, len(arrays[0]))
+            return [result[:rows] for result in found]
+
+        return step
+
+
+def open_session(content: bytes, threads: int) -> Any:
+    """Load a graph on the CPU, with so many threads in one operation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _FATAL_ONLY
+    # Threads that wait without sleeping would take the cores from reading and writing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def converted_model(
+    content: bytes, converted: ConvertedModel, threads: int, sha256: str
+) -> OnnxModel:
+    """Load a graph that was converted; its inputs and outputs are named by their places."""
+    return OnnxModel(
+        inputs=converted.inputs,
+        outputs=converted.outputs,
+        embedding_sizes=converted.embedding_sizes,
+        own_batch_size=converted.own_batch_size,
+        session=open_session(content, threads),
+        feeds=tuple(place_name("input", place) for place in range(len(converted.inputs))),
+        fetches=tuple(place_name("output", place) for place in range(len(converted.outputs))),
+        record=BackendRecord(
+            name="onnxruntime",
+            graph_sha256=sha256,
+            largest_difference=converted.largest_difference,
+            independent=converted.independent,
+            batch_size=converted.batch_size,
+        ),
+    )
+
+
+def onnx_predictor(model: OnnxModel, threads: int) -> ModelPredictor:
+    """Return a graph as a predictor; where the batch size changes no bits, nothing is padded."""
+    pads = model.own_batch_size is not None or not model.record.independent
+    return ModelPredictor(model, "cpu", threads, pads=pads)
+
+
+@contextlib.contextmanager
+def run_errors() -> Iterator[None]:
+    """Map what onnxruntime raises while a graph runs to errors of ours, or to MemoryError."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as raised
+
+    try:
+        yield
+    except raised.NotImplemented as error:
+        raise ModelError(f"onnxruntime cannot run this model: {_cause(error)}") from error
+    except (raised.Fail, raised.InvalidArgument, raised.RuntimeException) as error:
+        if any(word in str(error) for word in ("bad_alloc", "allocate memory", "bad allocation")):
+            raise MemoryError(_cause(error)) from error
+        raise ModelFailed(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return what is wrong, without the code in front, and where in the graph it was."""
+    said = " ".join(str(error).split())
+    return said.rpartition("Status Message: ")[2] or said

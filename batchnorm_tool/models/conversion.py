@@ -1,0 +1,190 @@
+"""Which converted model computes, under ``model.backend: onnxruntime`` or ``auto``.
+
+A process of its own imports TensorFlow, converts the model, compares it with the original on the
+user's rows and leaves it in the model cache; this one only looks there.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from batchnorm_tool import environment
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import JobError, ModelError, WorkFailed
+from batchnorm_tool.job import Engine, Model
+from batchnorm_tool.models.cache import CachedModel, Key, ModelCache
+
+# From the model's inputs to rows of the user's input.
+Sample = Callable[[Sequence[Field]], Mapping[str, np.ndarray]]
+_CONVERTERS = ("tf2onnx", "onnx", "onnxruntime")
+_VERSIONED = (*_CONVERTERS, "tensorflow", "keras", "batchnorm-tool")
+# As in `engines.processes`: the parent's path, so that whatever it can import is found.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from batchnorm_tool.models import serve_conversion; serve_conversion(int(sys.argv[2]))"
+)
+_LAST_WORDS = 400
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """What the other process is asked for: a model, its key in the cache, and rows to prove it."""
+
+    model: Model
+    engine: Engine
+    content: str | None
+    key: Key
+    sample: Sample
+
+
+def ensure_converted(model: Model, content: str | None, engine: Engine, sample: Sample) -> None:
+    """Have a model converted, if another back end is to compute it, unless that was tried before.
+
+    Raises:
+        BatchnormToolError: The model or the rows cannot be loaded at all, by TensorFlow neither.
+    """
+    if model.backend == "tensorflow" or _unfit(model, engine):
+        return
+    key = _key(model, content, engine)
+    if ModelCache.of_user().find(key) is None:
+        _ask(ConversionRequest(model, engine, content, key, sample))
+
+
+def find_converted(model: Model, content: str | None, engine: Engine) -> CachedModel | None:
+    """Return what a model was converted to; ``None`` where TensorFlow is to compute it.
+
+    Raises:
+        JobError: An extra is missing, or the job cannot be computed by the back end that it names.
+        ModelError: The model cannot be converted, or not faithfully.
+    """
+    if model.backend == "tensorflow":
+        return None
+    unfit = _unfit(model, engine)
+    found = None if unfit else ModelCache.of_user().find(_key(model, content, engine))
+    why = unfit or _refusal(found)
+    if why is None:
+        return found if model.backend == "onnxruntime" or _is_faster(found) else None
+    if model.backend == "auto":
+        return None
+    kind = JobError if unfit else ModelError
+    raise kind(
+        f"{model.path}: `model.backend` is onnxruntime, but {why}. Fix that, or set it to "
+        "tensorflow, or to auto, which takes TensorFlow where it must."
+    )
+
+
+def fallback_warnings(model: Model, content: str | None, engine: Engine) -> Iterator[str]:
+    """Say why TensorFlow computes under ``auto``, unless it does not, or is the faster."""
+    if model.backend != "auto":
+        return
+    unfit = _unfit(model, engine)
+    found = None if unfit else ModelCache.of_user().find(_key(model, content, engine))
+    why = unfit or (_refusal(found) if found else None)
+    if why:
+        yield f"`model.backend: auto` computes with TensorFlow: {why}."
+
+
+def _unfit(model: Model, engine: Engine) -> str | None:
+    """Return what speaks against another back end, whatever the model is."""
+    missing = [name for name in _CONVERTERS if find_spec(name) is None]
+    if missing:
+        install = "`pip install 'batchnorm-tool[onnxruntime]'`"
+        return f"{missing[0]} is not installed (install it with {install})"
+    if model.batch_dependent == "accept":
+        return "`model.batch_dependent` is accept: TensorFlow alone is asked for its own batches"
+    if engine.device == "gpu":
+        return "`engine.devices` asks for a GPU, and onnxruntime computes on the CPU here"
+    return None
+
+
+def _refusal(found: CachedModel | None) -> str | None:
+    if found is None:
+        return "the converted model is no longer in the model cache (run again to convert it)"
+    return found.entry.cause
+
+
+def _is_faster(found: CachedModel | None) -> bool:
+    speeds = found.entry.conversion.speeds if found and found.entry.conversion else {}
+    return speeds.get("onnxruntime", 1.0) >= speeds.get("tensorflow", 0.0)
+
+
+def _key(model: Model, content: str | None, engine: Engine) -> Key:
+    """Return all that a converted model and its proof depend on."""
+    trust = model.trust
+    classes = [] if trust is None or isinstance(trust, str) else trust.classes
+    return {
+        "content": content,
+        "layer": model.layer,
+        "signature": model.signature,
+        "outputs": model.outputs,
+        "code": {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)},
+        "device": engine.device,
+        "threads": engine.threads,
+        "cpu": environment.cpu(),
+        "versions": environment.versions(_VERSIONED),
+    }
+
+
+def _code_sha256(package: str) -> str | None:
+    """Hash the Python files of a package, which a trusted class is in, without importing it."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    folders = spec.submodule_search_locations
+    files = [p for folder in folders for p in Path(folder).rglob("*.py")] if folders else []
+    digest = hashlib.sha256()
+    for path in sorted(files or [Path(spec.origin)]):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _ask(request: ConversionRequest) -> None:
+    """Have another process convert a model; returns when it has left an entry in the cache."""
+    with tempfile.TemporaryFile() as log:
+        answer, code = _answered(request, log)
+        if isinstance(answer, BaseException):
+            raise answer
+        if code == 0 or request.model.backend == "auto":
+            return
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()[-_LAST_WORDS:]
+    raise WorkFailed(
+        f"{request.model.path}: the process that converts the model ended with exit code {code}"
+        f"{said and f' ({said})'}. Run again, or set `model.backend` to tensorflow."
+    )
+
+
+def _answered(request: ConversionRequest, log: IO[bytes]) -> tuple[BaseException | None, int]:
+    """Start the process; returns what it could not do, and its exit code."""
+    reader, writer = os.pipe()
+    path = json.dumps([*map(str, sys.path)])
+    # The order of sets decides on names in the graph, and so on its hash.
+    ordered = {**os.environ, "PYTHONHASHSEED": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, path, str(writer)],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        pass_fds=[writer],
+        env=ordered,
+    )
+    try:
+        os.close(writer)  # or the end of the process would go unnoticed
+        with os.fdopen(reader, "rb") as answers:
+            process.communicate(pickle.dumps(request))
+            said = answers.read()
+    finally:
+        process.kill()  # harmless where it has ended
+        process.wait()
+    return pickle.loads(said) if said else None, process.returncode  # noqa: S301  (our own bytes)

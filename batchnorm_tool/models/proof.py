@@ -1,0 +1,119 @@
+"""The proof of a converted model: its predictions against those of the original."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import ModelError, ModelFailed
+from batchnorm_tool.models.batching import Predictor, Step
+
+# Of a row's length. Runtimes that sum in another order differed by 6.5e-7 at most.
+TOLERANCE = 1e-5
+_MADE_UP_ROWS = 32
+# What is left over behind the blocks of matrix products, of 4 to 24 rows, and beyond them.
+_SIZES = (*range(1, 26), 32, 33, 100, 255, 256, 1000)
+# One batch of so many times all rows.
+_TIMES = 8
+_Rows = Mapping[str, np.ndarray]
+
+
+def with_edge_rows(
+    rows: _Rows, inputs: Sequence[Field], sizes: Mapping[str, int | None]
+) -> dict[str, np.ndarray]:
+    """Return rows, and behind them rows that are made up, and such as a model may fail at.
+
+    Args:
+        rows: Good rows of the user, at least one.
+        inputs: The model's inputs.
+        sizes: Rows of the Embedding layer that an input goes into.
+    """
+    random = np.random.default_rng(0)
+    return {
+        field.name: np.concatenate(
+            [array := rows[field.name], _edges(array, sizes.get(field.name), random)]
+        )
+        for field in inputs
+    }
+
+
+def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> np.ndarray:
+    shape = (_MADE_UP_ROWS, *array.shape[1:])
+    first = array[0]
+    made_up: np.ndarray
+    edges: list[Any]
+    if array.dtype.kind in "iu":
+        made_up, edges = random.integers(0, size or 2, shape), [0, -1, np.iinfo(array.dtype).max]
+        edges = [edge % 2**63 if array.dtype.kind == "u" else edge for edge in edges]
+    elif array.dtype.kind in "OUS":
+        made_up, edges = random.choice(array.reshape(-1), shape), ["", "Ünknown", "a b  c"]
+    else:
+        made_up, edges = random.normal(size=shape), [0 * first, -first, 10 * first]
+    rows = [np.broadcast_to(np.asarray(edge, array.dtype), first.shape) for edge in edges]
+    return np.concatenate([made_up.astype(array.dtype), np.stack(rows)])
+
+
+def largest_difference(reference: Predictor, other: Predictor, rows: _Rows) -> float:
+    """Return the largest distance of a row from the reference, in parts of the row's length.
+
+    Raises:
+        ModelError: It is beyond the tolerance, or one fails on rows that the other takes.
+    """
+    failing, expected = _outcome(reference, rows)
+    otherwise, found = _outcome(other, rows)
+    if failing != otherwise:
+        row = min(failing ^ otherwise)
+        who = "TensorFlow" if row in failing else "onnxruntime"
+        values = {name: array[row].reshape(-1)[:4].tolist() for name, array in rows.items()}
+        raise ModelError(f"{who} alone fails on a row such as {values}")
+    farthest = max(_farthest(expected[name], found[name]) for name in expected)
+    if not farthest <= TOLERANCE:
+        raise ModelError(
+            f"the converted model predicts otherwise: a row differs by {farthest:.2g} of its "
+            f"length, more than {TOLERANCE:g}"
+        )
+    return farthest
+
+
+def _outcome(predictor: Predictor, rows: _Rows) -> tuple[set[int], dict[str, np.ndarray]]:
+    """Return the rows on which a model fails, and what it predicts for the others."""
+    try:
+        return set(), predictor.predict(rows)
+    except ModelFailed:
+        failing = {*predictor.failing_rows(rows)}
+    count = len(next(iter(rows.values())))
+    good = [row for row in range(count) if row not in failing]
+    return failing, predictor.predict({name: array[good] for name, array in rows.items()})
+
+
+def _farthest(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape:
+        return np.inf
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, found))
+    with np.errstate(all="ignore"):
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+        lengths = np.linalg.norm(np.nan_to_num(a, nan=0, posinf=0, neginf=0), axis=1)
+        distances = np.linalg.norm(apart, axis=1)
+        # A row of zeros must stay one: its direction would be made of rounding.
+        parts = np.where(distances == 0, 0, distances / lengths)
+    return float(np.nan_to_num(parts, nan=np.inf).max(initial=0))
+
+
+def is_independent(step: Step, arrays: Sequence[np.ndarray]) -> bool:
+    """Tell whether bits stay the same in batches of any size, and at any place in them."""
+    rows = len(arrays[0])
+    expected = step(arrays)
+    places = [(size, start) for size in _SIZES for start in (0, 5 % rows, rows // 2)]
+    return all(
+        whole[start : start + size].tobytes() == part.tobytes()
+        for size, start in places
+        for whole, part in zip(
+            expected, step([array[start : start + size] for array in arrays]), strict=True
+        )
+    ) and all(
+        (whole.tobytes() * _TIMES) == many.tobytes()
+        for whole, many in zip(
+            expected, step([np.concatenate([array] * _TIMES) for array in arrays]), strict=True
+        )
+    )
