@@ -14,7 +14,7 @@ from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.features import columns as stored
 from batchnorm_tool.features.columns import InputBinding, StoredColumn
-from batchnorm_tool.features.values import STRING
+from batchnorm_tool.features.values import STRING, import_pillow
 from batchnorm_tool.job import Input
 
 VECTOR = "vector"
@@ -78,6 +78,8 @@ def match_features(
         matched = _as_named(inputs, spec.features)
     _require_columns(schema, matched)
     _refuse_unused(matched, spec)
+    if spec.decode:
+        import_pillow()
     for binding in stored.input_bindings(schema, matched, inputs, spec):
         stored.check_fit(schema, binding)
         for name in binding.columns:

@@ -257,7 +257,7 @@ def decode_images(
         ``uint8[n, height, width(, channels)]``, 0 in bad rows, and the faults ``uint8[n]``:
         ``NULL_FEATURE``, ``UNDECODABLE_IMAGE``, or ``RAGGED_FEATURE`` where the size differs.
     """
-    pillow = _pillow()
+    pillow = import_pillow()
     decoded = [None if data is None else _decode(pillow, data, kind, shape) for data in encoded]
     size = shape if None not in shape else _common_shape(decoded, shape)
     images = np.zeros((len(encoded), *(length or 0 for length in size)), np.uint8)
@@ -279,7 +279,8 @@ def _common_shape(decoded: Iterable[np.ndarray | None], shape: Shape) -> Shape:
     return Counter(shapes).most_common(1)[0][0] if shapes else tuple(size or 1 for size in shape)
 
 
-def _pillow() -> Any:
+def import_pillow() -> Any:
+    """Import Pillow, which is an extra."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -115,13 +115,7 @@ def is_finished(state: OutputState, plan: Plan) -> bool:
 
 def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
     """Tell whether the run under way can go on as ``plan``; otherwise it starts over."""
-    foreign = [name for name in state.names if name != STATE]
-    ours = state.plan is not None or MANIFEST_PATH in foreign
-    if foreign and not ours:
-        raise OutputError(
-            f"The output directory `{state.path}` contains files that are not part of a run of "
-            f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
-        )
+    check_ours(state)
     if state.plan is not None and continues(state.plan.identity, plan):
         return True
     # A plan without a finished part is no work: it may be replaced without being asked.
@@ -129,6 +123,17 @@ def check_may_begin(state: OutputState, plan: Plan, *, fresh: bool) -> bool:
     if not fresh and (loses_work or state.plan is None):
         refuse_other(state, plan, keeps_parts=state.plan is not None)
     return False
+
+
+def check_ours(state: OutputState) -> None:
+    """Refuse a directory in which something else than a run's result lies."""
+    foreign = [name for name in state.names if name != STATE]
+    ours = state.plan is not None or MANIFEST_PATH in foreign
+    if foreign and not ours:
+        raise OutputError(
+            f"The output directory `{state.path}` contains files that are not part of a run of "
+            f"batchnorm_tool: {', '.join(foreign[:5])}. Choose an empty directory or a new one."
+        )
 
 
 def continues(before: Identity, plan: Plan) -> bool:

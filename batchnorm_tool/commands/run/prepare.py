@@ -65,6 +65,7 @@ class Preparation:
     progress: Progress = field(default_factory=SilentProgress)
     table: Table = field(init=False)
     report: security.ModelReport | None = field(init=False, default=None)
+    carried: pa.Schema = field(init=False)
     _predictor: Predictor | None = field(init=False, default=None)
     _planned: ResolvedOptions | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
@@ -78,7 +79,7 @@ class Preparation:
             with self.progress.stage("examining the model"):
                 self.report = security.examined(self.job.model.path)
         with self._naming_the_input():
-            self._carried = output_schema.carried_schema(
+            self.carried = output_schema.carried_schema(
                 self.job.input, self.table.schema, self.table.rows
             )
         self.table.check([*output_schema.key_columns(self.job.input), *self.job.input.passthrough])
@@ -125,9 +126,10 @@ class Preparation:
         # Warnings are found again below, whoever made the choices.
         with capture_warnings(lambda _: None):
             resolved = self._resolve() if choices is None else self._confirmed(choices)
-        layouts = output_schema.output_specs(self.job, resolved.outputs)
-        output_schema.output_schema(resolved.carried, layouts, self.job.output.dtype)
-        output_schema.directories((), layouts, self.job.output.format)  # refuses unfit names
+        self._check_columns(resolved.carried, resolved.outputs)
+        return self._planned(resolved, self.warnings(resolved))
+
+    def _planned(self, resolved: ResolvedOptions, warnings: tuple[str, ...] = ()) -> Plan:
         return Plan(
             job=self.job,
             files=self.table.files,
@@ -135,8 +137,63 @@ class Preparation:
             identity=planning.identify(self.job, resolved, self.table.files, self.limit),
             options_fingerprint=self.options_fingerprint,
             limit=self.limit,
-            warnings=self.warnings(resolved),
+            warnings=warnings,
         )
+
+    def _check_columns(self, carried: pa.Schema, outputs: Sequence[Field]) -> None:
+        """Refuse names of columns and files that cannot be beside one another."""
+        layouts = output_schema.output_specs(self.job, outputs)
+        output_schema.output_schema(carried, layouts, self.job.output.dtype)
+        output_schema.directories((), layouts, self.job.output.format)
+
+    def plan_like(self, before: ResolvedOptions) -> Plan:
+        """Return a plan by what is known without the model, and by an earlier run's choices.
+
+        Space and result of its identity are those of the true plan wherever they differ from the
+        earlier run's.
+
+        Raises:
+            Refused: The model's file or the input shows that the job cannot be done.
+        """
+        signature, model = self._check_before_loading(), self.job.model
+        names = (model.outputs if model else None) or [field.name for field in before.outputs]
+        part_rows = self.job.output.part_rows
+        outputs = tuple(Field(name, (1,), "float32") for name in names)
+        features = before.features
+        if signature is not None:
+            outputs, features = signature
+        resolved = replace(
+            before,
+            part_rows=before.part_rows if part_rows == "auto" else part_rows,
+            outputs=outputs,
+            features=features,
+            model_content=self.content,
+            transform=self.transform_sha256,
+        )
+        return self._planned(resolved)
+
+    def _check_before_loading(self) -> tuple[tuple[Field, ...], _Columns] | None:
+        """Refuse what the model's file shows to be wrong, as it is refused once it is loaded.
+
+        Returns:
+            The outputs, but for their shapes, and the columns; ``None`` where the file does not
+            tell.
+        """
+        model, report = self.job.model, self.report
+        if model is None or report is None:
+            return None
+        security.check(model, report)
+        # A class of the user's may do anything with what the file says.
+        interface = report.interface if model.trust is None else None
+        signature = interface.chosen(model) if interface else None
+        if signature is None:
+            return None
+        places = batching.choose_outputs(signature.outputs, model.outputs)
+        outputs = tuple(Field(signature.outputs[place], (1,), "float32") for place in places)
+        with capture_warnings(lambda _: None):
+            columns = self._match(signature.inputs)
+        self._check_columns(self.carried, outputs)
+        return outputs, columns
 
     def warnings(self, resolved: ResolvedOptions) -> tuple[str, ...]:
         """Return what a person should know, whether the choices are new or were made earlier."""
@@ -151,7 +208,7 @@ class Preparation:
             choices,
             inputs=self._fields(columns, wanted),
             features=columns,
-            carried=self._carried,
+            carried=self.carried,
             model_content=self.content,
             transform=self.transform_sha256,
         )
@@ -226,6 +283,7 @@ class Preparation:
             return load_model(model, self.content, engine)
 
     def _resolve(self) -> ResolvedOptions:
+        self._check_before_loading()
         model = self.predictor()
         wanted = model.inputs if self.job.model is not None else ()
         columns = self._match(wanted)
@@ -263,7 +321,7 @@ class Preparation:
             inputs=inputs,
             outputs=outputs,
             features=columns,
-            carried=self._carried,
+            carried=self.carried,
             device=model.device,
             threads=model.threads,
             model_content=self.content,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from batchnorm_tool.job import Job, check_job, is_staged
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state, part_output
 from batchnorm_tool.pipeline.output_schema import output_specs
+from batchnorm_tool.pipeline.output_state import OutputState
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS, Policies
 from batchnorm_tool.pipeline.timing import Profile
@@ -236,9 +237,8 @@ def plan_run_again(
 
 
 def _planned(preparation: Preparation, choices: ResolvedOptions | None = None) -> Plan:
-    plan = preparation.plan(choices)
-    format_named(plan.job.output.format).check_storable(plan.resolved.carried)
-    return plan
+    format_named(preparation.job.output.format).check_storable(preparation.carried)
+    return preparation.plan(choices)
 
 
 def _run_locked(
@@ -262,7 +262,10 @@ def _run_locked(
             return RunResult(path, retry.manifest, nothing_to_do=True, retried=retried)
         plan, before = again, begin_retry(again, retry.again, storage, there)
     else:
-        plan = _planned(preparation, there.choices(preparation.options_fingerprint))
+        choices = there.choices(preparation.options_fingerprint)
+        if choices is None and preparation.job.model is not None and not fresh:
+            _refuse_other(preparation, there)
+        plan = _planned(preparation, choices)
         if there.manifest and output_state.is_finished(there, plan) and not fresh:
             if there.plan is None or there.plan.identity == plan.identity:
                 output_state.discard_state(storage)  # what a kill left after the last step
@@ -285,8 +288,22 @@ def _run_locked(
     )
 
 
+def _refuse_other(preparation: Preparation, there: OutputState) -> None:
+    """Refuse an output that holds something else before the model is loaded, if that is certain."""
+    output_state.check_ours(there)
+    before = there.plan or there.manifest
+    if before is None or (there.plan and there.manifest):
+        return
+    plan, same = preparation.plan_like(before.resolved), before.identity
+    identity = replace(plan.identity, bits=same.bits)
+    if there.plan is not None:  # a run under way may go on with other policies
+        identity = replace(identity, policies=same.policies)
+    if identity != same:
+        output_state.check_may_begin(there, replace(plan, identity=identity), fresh=False)
+
+
 def _publish(
-    storage: Storage, plan: Plan, totals: manifests.Totals, before: output_state.OutputState
+    storage: Storage, plan: Plan, totals: manifests.Totals, before: OutputState
 ) -> manifests.Manifest:
     """Stage the manifest and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)

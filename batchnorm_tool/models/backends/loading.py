@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import BatchnormToolError, InputWarning, ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import security
+from batchnorm_tool.models.signature import check_layer
 
 _UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 _KERAS_2 = (
@@ -168,11 +168,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
     import keras
 
     names = [layer.name for layer in getattr(model, "layers", ())]
-    if name not in names:
-        raise ModelError(
-            f"The model has no layer `{name}` (`model.layer`). Expected one of: {', '.join(names)}."
-            f"{did_you_mean(name, names)}"
-        )
+    check_layer(name, names)
     if not getattr(model, "inputs", None):
         raise ModelError(
             f"The layer `{name}` cannot be extracted from a {type(model).__name__}, which is "

@@ -19,8 +19,8 @@ from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step
+from batchnorm_tool.models.signature import choose_signature
 
-_DEFAULT_SIGNATURE = "serving_default"
 _INIT_OP = "__saved_model_init_op"
 _LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
@@ -30,14 +30,10 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
-    if model.layer is not None:
-        raise ModelError(
-            f"{model.path}: `model.layer` works for .keras and .h5 files; a SavedModel has no "
-            "layers. Choose with `model.signature` and `model.outputs`."
-        )
     content = Path(path, "saved_model.pb").read_bytes()
     stored = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
-    signature = _signature(model, stored.signature_def)
+    named = {name: each for name, each in stored.signature_def.items() if name != _INIT_OP}
+    signature = choose_signature(model, named)
     try:
         session = _session(stored)
         # Both come in another order in every process.
@@ -99,17 +95,6 @@ def _looks_up(stored: Any) -> bool:
     graph = stored.graph_def
     functions = (function.node_def for function in graph.library.function)
     return any(node.op in _LOOKUPS for node in chain(graph.node, *functions))
-
-
-def _signature(model: Model, signatures: Mapping[str, object]) -> Any:
-    wanted = model.signature or _DEFAULT_SIGNATURE
-    if wanted not in signatures or wanted == _INIT_OP:
-        listed = ", ".join(sorted({*signatures} - {_INIT_OP})) or "none"
-        raise ModelError(
-            f"{model.path}: has no signature `{wanted}`. Received: {listed}. Choose one with "
-            "`model.signature`, or export the model with model.export()."
-        )
-    return signatures[wanted]
 
 
 def _session(stored: Any) -> Any:

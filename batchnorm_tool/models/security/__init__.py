@@ -20,9 +20,10 @@ from batchnorm_tool.job import Model
 from batchnorm_tool.models.security import archive, directory, keras_allowlist
 from batchnorm_tool.models.security.directory import ModelDirectory, ModelKind, is_model
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
+from batchnorm_tool.models.signature import ModelInterface, keras_interface
 from batchnorm_tool.storage import checked_json
 
-__all__ = ["ModelCopy", "ModelReport", "admit", "examine", "examine_copy", "is_model"]
+__all__ = ["ModelCopy", "ModelReport", "admit", "check", "examine", "examine_copy", "is_model"]
 
 _MAX_FINDINGS = 10_000
 _SHOWN_FINDINGS = 8
@@ -47,6 +48,7 @@ class ModelReport:
         findings: Dangers first, then warnings.
         classes: Names under which Keras looks up the custom classes and functions that it needs.
         keras_version: What wrote it, as far as it says.
+        interface: What it takes and gives, as far as its file tells.
     """
 
     path: str
@@ -56,6 +58,7 @@ class ModelReport:
     findings: tuple[ModelFinding, ...]
     classes: tuple[str, ...] = ()
     keras_version: str = "unknown"
+    interface: ModelInterface | None = None
 
     @property
     def dangers(self) -> tuple[ModelFinding, ...]:
@@ -82,17 +85,21 @@ class ModelCopy:
 
     def check(self, model: Model) -> None:
         """Let a job load it, or refuse it."""
-        report = self.report
-        if model.sha256 is not None and model.sha256 != report.sha256:
-            raise ModelError(
-                f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
-                f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
-            )
-        _check_trust(model, report)
+        check(model, self.report)
 
     def close(self) -> None:
         """Remove the copy."""
         self._directory.cleanup()
+
+
+def check(model: Model, report: ModelReport) -> None:
+    """Let a job load what was examined, or refuse it."""
+    if model.sha256 is not None and model.sha256 != report.sha256:
+        raise ModelError(
+            f"{report.path}: not the model given by `model.sha256`. Expected {model.sha256}. "
+            f"Received: {report.sha256}. Use the right file, or change `model.sha256`."
+        )
+    _check_trust(model, report)
 
 
 def examine_copy(path: str) -> ModelCopy:
@@ -245,6 +252,7 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
     if why is not None:
         raise ModelError(f"{shown}: {why}")
     findings = _keras_findings(config, stored.weights)
+    interface = keras_interface(config)  # before what Keras wrote is stripped
     architecture = json.dumps(keras_allowlist.canonical_architecture(config), sort_keys=True)
     weights = stored.weights.digest.hexdigest()
     return ModelReport(
@@ -255,6 +263,7 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
         findings=_sorted(findings),
         classes=tuple(sorted({item.custom.registered for item in findings if item.custom})),
         keras_version=stored.keras_version,
+        interface=interface,
     )
 
 
@@ -305,6 +314,7 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
             ModelFinding("refuse", what, f"{where} of {directory.GRAPH}")
             for what, where in graph.dangers
         ),
+        interface=graph.interface,
     )
 
 

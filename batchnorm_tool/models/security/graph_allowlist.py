@@ -6,6 +6,7 @@ left out of what TensorFlow sees. What is written is what was parsed, so that th
 TensorFlow cannot read two different graphs.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.models.security.saved_model_proto import message_class, parse, parse_all
+from batchnorm_tool.models.signature import DTYPES, ModelInterface, Signature
 
 _T = TypeVar("_T")
 # Inputs, attributes and the like that are looked at one by one, at about 2 microseconds each; a
@@ -292,6 +295,21 @@ class ExaminedGraph:
         """Paths, within the model, of the assets that it needs."""
         return sorted({file.path for file in self._files.values() if file.kind == "asset"})
 
+    @property
+    def interface(self) -> ModelInterface | None:
+        """What its signatures take and give, as far as they tell."""
+        with contextlib.suppress(ValueError):
+            return ModelInterface(dict(self._each_signature()))
+        return None
+
+    def _each_signature(self) -> Iterator[tuple[str, Signature | None]]:
+        for name, signature in self._signatures.items():
+            inputs = sorted(self._entries("TensorInfoEntry", signature.inputs).items())
+            outputs = sorted(self._entries("TensorInfoEntry", signature.outputs))
+            fields = [_field(name, info) for name, info in inputs]
+            known = tuple(field for field in fields if field is not None)
+            yield name, Signature(known, tuple(outputs)) if len(known) == len(fields) else None
+
     def content(self, directory: Path) -> bytes:
         """Return the bytes of a ``saved_model.pb`` that holds what was examined, and no more."""
         graph = message_class("GraphDef")()
@@ -568,6 +586,16 @@ def _ancestors(nodes: dict[str, _Node], roots: Iterable[str]) -> dict[str, _Node
 def _node_name(tensor: str) -> str:
     """Return the node that ``"^node"`` and ``"node:0"`` both mean."""
     return tensor.removeprefix("^").partition(":")[0]
+
+
+def _field(name: str, info: Any) -> Field | None:
+    """Return an input of a signature; ``None`` where it is not dense, or of unknown rank."""
+    shape = parse("TensorShapeProto", info.tensor_shape)
+    dtype = DTYPES.get(info.dtype, "-")
+    if info.WhichOneof("kind") != "name" or dtype == "-" or not shape.dim:
+        return None
+    sizes = [None if dim.size < 0 else int(dim.size) for dim in shape.dim]
+    return Field(name, tuple(sizes[1:]), dtype)
 
 
 def _leads_out(name: str) -> bool:

@@ -69,6 +69,8 @@ ListValue 2:bytes*:s 3:bytes:i 4:bytes:f 5:bytes:b 6:bytes:type 7:bytes*:shape 8
     9:NameAttrList*:func
 NameAttrList 1:string:name 2:AttrEntry*:attr
 TensorProto 1:int32:dtype 2:bytes:tensor_shape 8:bytes*:string_val
+TensorShapeProto 2:Dim*:dim 3:bool:unknown_rank
+Dim 1:int64:size 2:string:name
 """
 
 

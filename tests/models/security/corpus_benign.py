@@ -359,8 +359,12 @@ def features_of(model: Any) -> dict[str, np.ndarray]:
             given = np.array(WORDS * ROWS, dtype=object)[: given.size].reshape(given.shape)
         elif kind.startswith("int"):
             given = (np.abs(given) * 3).astype(kind).clip(0, 8)
-        rows[tensor._keras_history.operation.name] = given
+        rows[_name(tensor)] = given
     return rows
+
+
+def _name(tensor: Any) -> str:
+    return str(tensor._keras_history.operation.name)
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
@@ -370,6 +374,18 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
     return np.divide(wide, norms, out=np.zeros_like(wide), where=norms != 0)
 
 
+def told(path: Path) -> tuple[list[str], list[tuple[int | None, ...]], list[str]] | None:
+    """What the stored model says without being loaded: names and shapes in, and names out."""
+    from batchnorm_tool.models.security import examine
+
+    interface = examine(str(path)).interface
+    found = interface and interface.signatures[""]
+    if not found:
+        return None
+    names = [field.name for field in found.inputs]
+    return names, [field.shape for field in found.inputs], list(found.outputs)
+
+
 def difference(model: Any, path: Path) -> float:
     """The largest difference between what the stored model gives and ``predict`` with NumPy."""
     import keras
@@ -377,13 +393,16 @@ def difference(model: Any, path: Path) -> float:
     from batchnorm_tool import score
 
     rows = features_of(model)
-    flat = [rows[tensor._keras_history.operation.name] for tensor in model.inputs]
+    flat = [rows[_name(tensor)] for tensor in model.inputs]
     flat = [
         keras.ops.convert_to_tensor(array.tolist()) if array.dtype == object else array
         for array in flat
     ]
     wanted = model.predict(flat if len(flat) > 1 else flat[0], batch_size=ROWS, verbose=0)
     model.save(path)
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    outputs = [*wanted] if isinstance(wanted, dict) else [_name(model.outputs[0])]
+    assert told(path) == ([*rows], shapes, outputs)
     given = dict(wanted) if isinstance(wanted, dict) else {None: wanted}
     names = None if None in given else list(given)
     got = score(str(path), rows, outputs=names, batch_size=ROWS).results
