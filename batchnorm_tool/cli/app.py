@@ -379,7 +379,7 @@ def show_command(terminal: Terminal, path: str, html: str | None) -> None:
     """Describe a path: a run, a store, data, or a model."""
     from batchnorm_tool.commands.show import show
 
-    terminal.print_description(show(path, html=html), html)
+    terminal.print_description(show(path, html=html, progress=terminal.progress("auto")), html)
 
 
 @cli.command("schema")

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
 
 # pydantic reads these annotations at run time.
 from batchnorm_tool.errors import InputError, ModelError, capture_warnings
@@ -23,6 +25,7 @@ from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.job import Engine, Input, Job, Model
 from batchnorm_tool.models import describe_model, security
+from batchnorm_tool.models.cache import Key, ModelCache
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding
 from batchnorm_tool.pipeline.manifest import Manifest, read_manifest, read_record, read_refusals
 from batchnorm_tool.pipeline.output_state import RECORDS
@@ -30,7 +33,7 @@ from batchnorm_tool.pipeline.part_output import CHUNKS_PATH
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, ResolvedOptions
 from batchnorm_tool.report.run_page import run_page
 from batchnorm_tool.storage import STATE, Storage
-from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, plain
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, SealedRecord, plain
 from batchnorm_tool.storage.files import save_page
 from batchnorm_tool.store import index, state
 
@@ -67,6 +70,14 @@ class ModelDescription:
     inputs: tuple[Field, ...] | None
     outputs: tuple[Field, ...] | None
     load_error: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelEnds(SealedRecord):
+    """All inputs and outputs of a model, as they are kept in the model cache."""
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
 
 
 @dataclass(frozen=True)
@@ -160,13 +171,16 @@ class Description:
         return {"kind": self.kind, "path": self.path, **self.facts}
 
 
-def show(path: str | os.PathLike[str], *, html: str | None = None) -> Description:
+def show(
+    path: str | os.PathLike[str], *, html: str | None = None, progress: Progress | None = None
+) -> Description:
     """Say what a path is.
 
     Args:
         path: A run's output directory (finished or not), a store's dataset, a model, or
             data: a file, a directory or a glob.
         html: For a finished run: write a page about it to this file, which works offline.
+        progress: Hears that a model is loaded; default: nothing does.
 
     Returns:
         What it is, and what is known of it. Ranges and nulls of data come from its first 10,000
@@ -182,13 +196,13 @@ def show(path: str | os.PathLike[str], *, html: str | None = None) -> Descriptio
         >>> show("data_samples/digits.parquet").facts["rows"]
         1797
     """
-    shown = _show(os.fspath(path))
+    shown = _show(os.fspath(path), progress or SilentProgress())
     if html is not None:
         _write_page(shown, html)
     return shown
 
 
-def _show(path: str) -> Description:
+def _show(path: str, progress: Progress) -> Description:
     if state.is_store(path):
         return Description("store", path, _store(path))
     if Path(path).is_dir():
@@ -199,7 +213,7 @@ def _show(path: str) -> Description:
         if STATE in storage.names():
             return Description("unfinished run", path, _unfinished(storage))
     if security.is_model(path):
-        return Description("model", path, _model(path))
+        return Description("model", path, _model(path, progress))
     return Description("data", path, _data(path))
 
 
@@ -222,7 +236,7 @@ def _unfinished(storage: Storage) -> UnfinishedRun:
     )
 
 
-def _model(path: str) -> ModelDescription:
+def _model(path: str, progress: Progress) -> ModelDescription:
     with security.examine_copy(path) as copied:
         report = copied.report
         return ModelDescription(
@@ -232,21 +246,33 @@ def _model(path: str) -> ModelDescription:
             report.keras_version,
             tuple(report.classes),
             tuple(report.findings),
-            *_ends(path, copied),
+            *_ends(path, copied, progress),
         )
 
 
 def _ends(
-    path: str, copied: security.ModelCopy
+    path: str, copied: security.ModelCopy, progress: Progress
 ) -> tuple[tuple[Field, ...] | None, tuple[Field, ...] | None, str | None]:
     """Return the model's inputs and outputs where the gate lets it load, and why it does not."""
-    model = Model(path=path)
     try:
-        copied.check(model)
-        inputs, outputs = describe_model(model, copied.path, Engine())
+        copied.check(Model(path=path))
+        found = _loaded_ends(path, copied, progress)
     except ModelError as error:
         return None, None, error.message
-    return tuple(inputs), tuple(outputs), None
+    return found.inputs, found.outputs, None
+
+
+def _loaded_ends(path: str, copied: security.ModelCopy, progress: Progress) -> ModelEnds:
+    """Return what loading the model tells, or told before."""
+    versions = environment.versions(("tensorflow", "keras", "batchnorm-tool"))
+    key: Key = {"content": copied.report.content, "versions": versions}
+    cache = ModelCache.of_user()
+    known = ModelEnds.from_json(cache.document("ends", key))
+    if known is None:
+        with loading_model(progress):
+            known = ModelEnds(*describe_model(Model(path=path), copied.path, Engine()))
+        cache.keep_document("ends", key, known.to_json())
+    return known
 
 
 def _data(path: str) -> DataDescription:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool import features, models
+from batchnorm_tool import environment, features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
 from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
@@ -24,6 +24,7 @@ from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.cache import Key, ModelCache
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
@@ -199,6 +200,25 @@ class Preparation:
         """Return what a person should know, whether the choices are new or were made earlier."""
         layouts = output_schema.output_specs(self.job, resolved.outputs)
         return tuple(dict.fromkeys(self._findings(resolved, layouts)))
+
+    def kept_choices(self) -> ResolvedOptions | None:
+        """Return the choices of an earlier dry run of the same, or make and keep them.
+
+        They are for looking at; a run makes its own. ``None`` without a model: they take no time.
+        """
+        if self.job.model is None or self.report is None:
+            return None
+        security.check(self.job.model, self.report)
+        gpus = [os.environ.get("CUDA_VISIBLE_DEVICES"), len([*Path("/dev").glob("nvidia[0-9]*")])]
+        versions = environment.versions(("tensorflow", "keras", "numpy", "batchnorm-tool"))
+        machine: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions}
+        cache, key = ModelCache.of_user(), {**machine, "request": self.options_fingerprint}
+        kept = ResolvedOptions.from_document(cache.document("choices", key))
+        if kept is None:
+            with capture_warnings(lambda _: None):
+                kept = self._resolve()
+            cache.keep_document("choices", key, kept.to_document())
+        return kept
 
     def refitted(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made for another state of the input, and what follows from this one."""

@@ -218,7 +218,8 @@ def _check_output(job: Job) -> None:
 def plan_run(job: Job, *, limit: int | None = None, progress: Progress | None = None) -> Plan:
     """Return the plan that `run` would follow, without writing anything: a dry run."""
     _check_output(job)
-    return _planned(Preparation(job, limit, progress=progress or SilentProgress()))
+    preparation = Preparation(job, limit, progress=progress or SilentProgress())
+    return _planned(preparation, preparation.kept_choices())
 
 
 def plan_run_again(

@@ -122,3 +122,19 @@ def test_what_comes_to_the_same_result_is_not_refused(made: Path, tmp_path: Path
     assert invoke("run", ENCODER, rows, out, *sizes, "--fresh").exit_code == 0
     again = invoke("run", copy, rows, out, *sizes, "--part-rows", "32", "--outputs", "embedding")
     assert "already holds this result" in again.output
+
+
+def test_a_model_is_described_and_a_run_is_planned_without_tensorflow_the_second_time(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    planned = ("run", ENCODER, made / "rows.npy", "out", "--dry-run")
+    commands = [("show", made / "export"), planned]
+    first = [invoke(*command).stdout for command in commands]
+    assert "pixels: 64 float32" in first[0]
+    assert "batch size" in first[1]
+    for name in ("tensorflow", "keras"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert [invoke(*command).stdout for command in commands] == first
+    changed = invoke(*planned, "--batch-size", "32")
+    assert "import of tensorflow" in changed.stderr

@@ -244,6 +244,7 @@ def test_the_lists_name_operations_that_there_are() -> None:
 
 # Ours: TensorFlow's. Entries of maps and lists of names have no file of their own there.
 ELSEWHERE = {
+    "Dim": "TensorShapeProto.Dim",
     "AttrEntry": "NodeDef.AttrEntry",
     "Entry": "NodeDef.AttrEntry",
     "ArgDef": "OpDef.ArgDef",
