@@ -128,9 +128,9 @@ class Preparation:
         with capture_warnings(lambda _: None):
             resolved = self._resolve() if choices is None else self._confirmed(choices)
         self._check_columns(resolved.carried, resolved.outputs)
-        return self._planned(resolved, self.warnings(resolved))
+        return self._plan_of(resolved, self.warnings(resolved))
 
-    def _planned(self, resolved: ResolvedOptions, warnings: tuple[str, ...] = ()) -> Plan:
+    def _plan_of(self, resolved: ResolvedOptions, warnings: tuple[str, ...] = ()) -> Plan:
         return Plan(
             job=self.job,
             files=self.table.files,
@@ -171,7 +171,7 @@ class Preparation:
             model_content=self.content,
             transform=self.transform_sha256,
         )
-        return self._planned(resolved)
+        return self._plan_of(resolved)
 
     def _check_before_loading(self) -> tuple[tuple[Field, ...], _Columns] | None:
         """Refuse what the model's file shows to be wrong, as it is refused once it is loaded.
@@ -210,7 +210,7 @@ class Preparation:
             return None
         security.check(self.job.model, self.report)
         gpus = [os.environ.get("CUDA_VISIBLE_DEVICES"), len([*Path("/dev").glob("nvidia[0-9]*")])]
-        versions = environment.versions(("tensorflow", "keras", "numpy", "batchnorm-tool"))
+        versions = environment.versions(("tensorflow", "keras", "onnxruntime", "batchnorm-tool"))
         machine: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions}
         cache, key = ModelCache.of_user(), {**machine, "request": self.options_fingerprint}
         kept = ResolvedOptions.from_document(cache.document("choices", key))
