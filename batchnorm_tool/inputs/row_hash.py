@@ -202,7 +202,9 @@ def _blocks(array: pa.Array) -> Iterator[Any]:
 
 def _binary_blocks(array: pa.Array) -> Iterator[Any]:
     """Yield the lengths of strings and their bytes, a null as an empty one."""
-    array = array.cast(pa.large_binary()).fill_null(b"")
+    array = array.cast(pa.large_binary())
+    if array.null_count:  # otherwise it would only have Arrow import pandas
+        array = array.fill_null(b"")
     if len(array):
         _, places, data = array.buffers()
         offsets = np.frombuffer(places, np.int64, len(array) + 1, 8 * array.offset)
