@@ -8,11 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import ModelError, ModelFailed
+from batchnorm_tool.errors import ModelError, ModelFailed, capture_warnings
 from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.cache import ModelCache
 
 _Rows = Mapping[str, np.ndarray]
+_Named = Mapping[str, object]
+# What the speed of a size depends on beside model and machine, and the documents that keep it.
+_VERSIONED = ("tensorflow", "keras", "onnxruntime", "batchnorm-tool")
+_KIND = "batch-size"
 # Rows that are predicted to learn what the model does: a slow one takes seconds for each.
 _FEW_ROWS = 8
 # Parts of the largest number in a column. The same batch has the same bits again, and in a batch of
@@ -188,6 +194,34 @@ def _distances(expected: _Rows, found: _Rows) -> np.ndarray:
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b) / scale)
         farthest = np.fmax(farthest, np.nan_to_num(apart, nan=np.inf).max(1))
     return farthest
+
+
+def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model: _Named) -> int:
+    """Return what `choose_batch_size` found on this machine before, or finds now, which is kept.
+
+    ``model`` names the model's content, and what of it is computed.
+    """
+    if predictor.batch_size is not None:
+        return predictor.batch_size
+    smallest, largest = _range(sample, rows)
+    key = {
+        "model": dict(model),
+        "inputs": {name: [str(each.dtype), *each.shape[1:]] for name, each in sample.items()},
+        "range": [smallest, largest],
+        "backend": str(predictor.backend),
+        "runs on": [predictor.device, predictor.threads, environment.available_cores()],
+        "cpu": environment.cpu(),
+        "versions": environment.versions(_VERSIONED),
+    }
+    with capture_warnings(lambda _: None):  # a cache that cannot be used costs two seconds here
+        cache = ModelCache.of_user()
+    known = (cache.document(_KIND, key) or b"").decode(errors="replace")
+    if known.isdecimal() and smallest <= int(known) <= largest:
+        return int(known)
+    chosen = choose_batch_size(predictor, sample, rows)
+    if chosen <= largest:
+        cache.keep_document(_KIND, key, str(chosen).encode())
+    return chosen
 
 
 def choose_batch_size(predictor: Predictor, sample: _Rows, rows: int) -> int:

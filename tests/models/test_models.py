@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +15,17 @@ import pytest
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import InputError, JobError, ModelError, ModelFailed, WorkFailed
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models import IdentityPredictor, describe_model, load_predictor, wrap_model
+from batchnorm_tool.models import (
+    IdentityPredictor,
+    describe_model,
+    load_predictor,
+    placement,
+    wrap_model,
+)
 from batchnorm_tool.models.backends import _cause, run_errors
 from batchnorm_tool.models.backends.keras import _named_parts
 from batchnorm_tool.models.batching import ModelPredictor, Predictor
-from batchnorm_tool.models.placement import choose_batch_size
+from batchnorm_tool.models.placement import choose_batch_size, remembered_batch_size
 from batchnorm_tool.models.security import admit
 from tests.bits import same_bits
 
@@ -548,7 +554,7 @@ class Slow:
     """A predictor whose calls take a given time, whatever their size."""
 
     inputs = outputs = ()
-    device, threads, batch_size = "cpu", 1, None
+    device, threads, batch_size, backend = "cpu", 1, None, None
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.calls, self.sizes = seconds, 0, []
@@ -567,6 +573,25 @@ def test_a_slow_model_is_measured_with_three_calls() -> None:
     slow: Any = Slow(2.1)
     assert choose_batch_size(slow, {"x": np.zeros((1, 1))}, 10**6) == 128
     assert (slow.calls, slow.sizes) == (3, [32, 64, 128])
+
+
+def test_a_choice_is_made_once_for_a_model_on_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = iter([128, 512, 64, 256])
+    monkeypatch.setattr(placement, "choose_batch_size", lambda *_: next(measured))
+
+    def choose(content: str, rows: int = 10**6) -> int:
+        sample, model = {"x": np.zeros((1, 1))}, {"content": content}
+        return remembered_batch_size(cast("Any", Slow(0)), sample, rows, model)
+
+    assert [choose("a"), choose("a")] == [128, 128]
+    assert [choose("b"), choose("a")] == [512, 128]
+    assert [choose("a", 40), choose("a", 40), choose("a")] == [64, 64, 128]
+    (kept,) = (path for path in tmp_path.rglob("batch-size-*") if b"\n128" in path.read_bytes())
+    kept.write_bytes(kept.read_bytes()[:-1] + b"9")  # damaged
+    assert [choose("a"), choose("a")] == [256, 256]
 
 
 def test_without_rows_there_is_nothing_to_measure() -> None:

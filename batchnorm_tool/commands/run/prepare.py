@@ -416,7 +416,10 @@ class Preparation:
         if model.backend is not None and model.backend.batch_size is not None:
             return model.backend.batch_size
         with self.progress.stage("measuring the batch size"):
-            return placement.choose_batch_size(model, sample, max(self.rows, self.least_rows))
+            part = self.job.model.model_dump(include={"layer", "signature", "outputs"})
+            named = {"content": self.content, **part}
+            rows = max(self.rows, self.least_rows)
+            return placement.remembered_batch_size(model, sample, rows, named)
 
     def _rows_per_second(self, model: Predictor, sample: _Sample) -> float:
         """Return what one worker predicts in a second, at full batches."""
