@@ -193,11 +193,15 @@ def measured(
     check_metrics_file(metrics_file)
     started = time.time()
 
-    def outcome(exit_code: int, last_success: float | None = None) -> CommandOutcome:
-        seconds = time.time() - started
-        return CommandOutcome(
-            exit_code=exit_code, store=path, seconds=seconds, last_success=last_success
+    def write(result: RefreshResult | None, exit_code: int, success: float | None = None) -> None:
+        outcome = CommandOutcome(
+            exit_code=exit_code, store=path, seconds=time.time() - started, last_success=success
         )
+        with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
+            found = StoreDirectory(path).pointer()
+            hold = found.hold is not None
+            outcome = replace(outcome, live=found.live, waiting=found.waiting, hold=hold)
+        write_metrics(metrics_file, result.stored if result else None, outcome)
 
     try:
         result = work()
@@ -208,18 +212,7 @@ def measured(
         otherwise = 130 if isinstance(error, KeyboardInterrupt) else 1
         # What failed is said in any case; metrics that cannot be written must not hide it.
         with contextlib.suppress(BatchnormToolError):
-            _write(metrics_file, held, outcome(getattr(error, "exit_code", otherwise)))
+            write(held, getattr(error, "exit_code", otherwise))
         raise
-    _write(metrics_file, result, outcome(0, time.time() if is_refresh else None))
+    write(result, 0, time.time() if is_refresh else None)
     return result
-
-
-def _write(
-    metrics_file: str | os.PathLike[str], result: RefreshResult | None, outcome: CommandOutcome
-) -> None:
-    with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
-        pointer = StoreDirectory(outcome.store).pointer()
-        outcome = replace(
-            outcome, live=pointer.live, waiting=pointer.waiting, hold=pointer.hold is not None
-        )
-    write_metrics(metrics_file, result.stored if result else None, outcome)

@@ -210,10 +210,8 @@ def make_plan(
     resolved, request, notes = _choices(preparation, pointer, staged)
     identity = identify(preparation.job, resolved, preparation.table.files, None)
     rows = store_layout(preparation.job, resolved, pointer.layout)
-    new_space, recompute, more = _compared(job, identity, pointer)
-    retyped = _retyped(pointer.layout, rows)
-    notes = (*notes, *more, *retyped, *_other_columns(pointer.layout, rows))
-    recompute = recompute or bool(retyped)
+    new_space, recompute, more = _compared(job, identity, rows, pointer)
+    notes = (*notes, *more)
     if recompute and store_of(job).mode == "delta":
         raise InputError(_needs_every_row(notes))
     return RefreshPlan(
@@ -230,10 +228,8 @@ def make_plan(
     )
 
 
-def _other_columns(before: StoreSchema | None, rows: StoreSchema) -> Iterator[str]:
+def _other_columns(before: StoreSchema, rows: StoreSchema) -> Iterator[str]:
     """Say which passed-through columns come, go or change their type."""
-    if before is None:
-        return
     old, new = (
         {name: each.schema.field(name).type for name in each.passthrough} for each in (before, rows)
     )
@@ -288,29 +284,24 @@ def _choices(
     preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None
 ) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
     """Return the choices of the live or the staged version where they still fit; or new ones."""
+    earlier: list[tuple[ResolvedOptions, str | None, tuple[str, ...]]] = []
     if pointer.resolved is not None:
-        kept = pointer.resolved
-        # Earlier choices stay while they can: another batch size would change low-order bits.
-        if _options_fingerprint(preparation, kept) == pointer.options_fingerprint:
-            return _carrying(kept, preparation), str(pointer.options_fingerprint), ()
-    if (
-        staged is not None
-        and _options_fingerprint(preparation, staged.resolved) == staged.options_fingerprint
-    ):
-        noted = {_place_matters(staged.resolved.batch_size)} & {*staged.notes}
-        return _carrying(staged.resolved, preparation), staged.options_fingerprint, tuple(noted)
+        earlier.append((pointer.resolved, pointer.options_fingerprint, ()))
+    if staged is not None:
+        earlier.append((staged.resolved, staged.options_fingerprint, staged.notes))
+    # Earlier choices stay while they can: another batch size would change low-order bits.
+    for kept, request, notes in earlier:
+        if _options_fingerprint(preparation, kept) == request:
+            carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
+            noted = {_place_matters(kept.batch_size)} & {*notes}
+            choices = replace(preparation.keep_backend(kept), carried=carried)
+            return choices, request, tuple(noted)
     resolved = preparation.plan().resolved
     # A refresh predicts other rows than the one before: each has another place in its batch.
     batch_size = preparation.independent_batch_size(resolved)
     notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
     resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)
     return resolved, _options_fingerprint(preparation, resolved), notes
-
-
-def _carrying(choices: ResolvedOptions, preparation: Preparation) -> ResolvedOptions:
-    """Return choices that were made earlier, with the input's passed-through columns."""
-    carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
-    return replace(preparation.keep_backend(choices), carried=carried)
 
 
 def _place_matters(batch_size: int) -> str:
@@ -340,25 +331,34 @@ def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) ->
 
 
 def _kind(schema: pa.Schema, name: str) -> str | None:
-    if name not in schema.names:
-        return None
-    field = schema.field(name)
-    return f"{field.type} {sorted((field.metadata or {}).items())}"
+    field = schema.field(name) if name in schema.names else None
+    return field and f"{field.type} {sorted((field.metadata or {}).items())}"
 
 
 def _compared(
-    job: Job, identity: Identity, pointer: StorePointer
+    job: Job, identity: Identity, rows: StoreSchema, pointer: StorePointer
 ) -> tuple[bool, bool, tuple[str, ...]]:
     """Tell whether the space is new, whether all rows are recomputed, and what to say of it."""
-    if pointer.identity is None or pointer.live is None:
-        return False, False, ()
-    live = pointer.identity
-    if live.space_id != identity.space_id:
-        return True, True, (_new_space(live, identity),)
-    if live.bits == identity.bits:
-        return False, False, ()
-    recompute = store_of(job).on_new_bits == "recompute"
-    return False, recompute, (_new_bits(live, identity, recompute=recompute),)
+    live, before, notes = pointer.identity, pointer.layout, []
+    is_new = recompute = False
+    if live is not None and pointer.live is not None:
+        is_new = recompute = live.space_id != identity.space_id
+        if is_new:
+            found = ", ".join(_of_group(live, identity, "space")) or "the way features are read"
+            notes.append(f"A new vector space ({found}): every row is recomputed.")
+        elif live.bits != identity.bits:
+            recompute = store_of(job).on_new_bits == "recompute"
+            found = ", ".join(_of_group(live, identity, "bits"))
+            notes.append(
+                f"Low-order bits may differ from the live version's ({found}): "
+                f"{'every row is' if recompute else 'only changed rows are'} recomputed."
+            )
+    if before is not None and before.dtype != rows.dtype:  # rounded twice, they would not be equal
+        recompute = True
+        notes.append(
+            f"The vector type changes from {before.dtype} to {rows.dtype}: every row is recomputed."
+        )
+    return is_new, recompute, (*notes, *_other_columns(before or rows, rows))
 
 
 def _why_retried(current: Identity, live: Identity | None, *, asked: bool) -> str:
@@ -377,26 +377,6 @@ def _needs_every_row(notes: tuple[str, ...]) -> str:
         "every row. Received: an input with changes only. Provide all rows once, with `--set "
         "store.mode=full --set store.delete_column=null`."
     )
-
-
-def _retyped(before: StoreSchema | None, rows: StoreSchema) -> tuple[str, ...]:
-    """Say that the vectors get another type: rounded twice, they would not be the same."""
-    if before is None or before.dtype == rows.dtype:
-        return ()
-    return (
-        f"The vector type changes from {before.dtype} to {rows.dtype}: every row is recomputed.",
-    )
-
-
-def _new_space(live: Identity, current: Identity) -> str:
-    found = ", ".join(_of_group(live, current, "space")) or "the way features are read"
-    return f"A new vector space ({found}): every row is recomputed."
-
-
-def _new_bits(live: Identity, current: Identity, *, recompute: bool) -> str:
-    found = ", ".join(_of_group(live, current, "bits"))
-    consequence = "every row is recomputed" if recompute else "only changed rows are recomputed"
-    return f"Low-order bits may differ from the live version's ({found}): {consequence}."
 
 
 def _of_group(live: Identity, current: Identity, group: str) -> list[str]:

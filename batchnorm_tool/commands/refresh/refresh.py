@@ -18,7 +18,6 @@ from typing import Any
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import commit, evaluate
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
-from batchnorm_tool.commands.refresh.changes.result import ChangeSet
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.plan import RefreshPlan, make_plan, store_of
 from batchnorm_tool.commands.refresh.record import PhaseTimings, PlannedRefresh, RefreshResult, now
@@ -159,20 +158,17 @@ def _refresh_locked(
     except Refused:
         state.discard_uncommitted(staging.pointer)
         raise
-    for line in (*difference.notes, _describe(difference)):
+    counts = difference.counts
+    summary = (
+        f"{plural(counts.rows_in, 'row')} in: {counts.new:,} new, {counts.changed:,} "
+        f"changed, {counts.vanished:,} vanished; {counts.for_the_model:,} to predict."
+    )
+    for line in (*difference.notes, summary):
         announce(line)
     record = evaluate.staged_record(staging, difference)
     if staging.is_unchanged(difference):
         return _finish_unchanged(staging, record)
     return evaluate.conclude(staging, difference, record)
-
-
-def _describe(difference: ChangeSet) -> str:
-    counts = difference.counts
-    return (
-        f"{plural(counts.rows_in, 'row')} in: {counts.new:,} new, {counts.changed:,} "
-        f"changed, {counts.vanished:,} vanished; {counts.for_the_model:,} to predict."
-    )
 
 
 def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnorm_tool import Job, history, read, refresh, verify
-from batchnorm_tool.commands.refresh.changes import result
+from batchnorm_tool.commands.refresh.changes import detect
 from batchnorm_tool.errors import InputError, JobError, OutputError, Refused
 from tests.command_line import python
 from tests.commands.refresh.nightly import (
@@ -164,11 +164,11 @@ def test_an_input_that_is_the_live_versions_is_not_measured_again(
     nightly: Nightly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = nightly.night(FIRST).record["input"]
-    measure = result.statistics_of
-    monkeypatch.setattr(result, "statistics_of", lambda *_: pytest.fail("measured again"))
+    measure = detect.statistics_of
+    monkeypatch.setattr(detect, "statistics_of", lambda *_: pytest.fail("measured again"))
     again = nightly.night(FIRST)
     assert (again.state, again.record["input"]) == ("nothing to do", first)
-    monkeypatch.setattr(result, "statistics_of", measure)
+    monkeypatch.setattr(detect, "statistics_of", measure)
     other = nightly.night({**FIRST, 30: 0}).record["input"]
     assert other["statistics"]["inputs"]["x"]["rows"] == 31
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchnorm_tool import refresh
+from batchnorm_tool.commands.progress import SilentProgress
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.commands.refresh.refresh import plan_refresh
 from tests.commands.refresh.nightly import Nightly, features, items
@@ -50,6 +52,16 @@ def test_it_tells_what_is_found_row_by_row(
     assert told(nightly, **QUARANTINE) == (planned, night)
 
 
+class Counted(SilentProgress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def advance(self, rows: int) -> None:
+        self.rows.append(rows)
+
+
 def same_footer(nightly: Nightly) -> None:
     """Change one feature of one row in a file whose footer stays as it is."""
     path = nightly.path / "in" / "items.parquet"
@@ -75,9 +87,12 @@ def test_files_that_look_the_same_and_are_not_are_found_out(nightly: Nightly) ->
     nightly.night()
     before = nightly.state.existing_record(1).input.files
     same_footer(nightly)
-    night = nightly.night()
+    counted = Counted()
+    night = refresh(nightly.job(), progress=counted)
     assert nightly.state.existing_record(2).input.files == before
     assert (night.rows["changed"], night.rows["same"]) == (1, 19)
+    # Rows that are read twice count once; then the changed one is predicted.
+    assert sum(counted.rows) == 20 + 1
 
 
 def test_of_a_delta_the_store_may_have_more_rows(nightly: Nightly) -> None:

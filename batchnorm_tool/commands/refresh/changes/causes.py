@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
 from batchnorm_tool.display import plural
+from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.values import array_dtype
 from batchnorm_tool.inputs.row_hash import bytes_of, feature_hashes, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
+from batchnorm_tool.job import Input
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.index import found_in_index
 from batchnorm_tool.store.state import FEATURE_HASH, StoredRecord
@@ -24,7 +24,6 @@ _Arrays = dict[str, np.ndarray]
 _NEARLY_ALL = 0.9
 _COMPARED = 1000
 _NAMED = 3
-_LIST = re.compile(r"list<(.*)>(\[\d+\])?")
 # What all zeros were, where nothing but their sign differs.
 _ZEROS = {"-0.0 now, 0.0 then": 0.0, "0.0 now, -0.0 then": -0.0}
 
@@ -78,20 +77,13 @@ class ChangeCause:
         with pa.OSFile(str(self.storage.root / CHANGED / names[0])) as file:
             batch = pa.ipc.open_file(file).get_batch(0).slice(0, _COMPARED)
         table = pa.Table.from_batches([batch])
-        hashes, is_known = self._hashes_of(key_ids(table, self.keys))
-        rows = table.filter(pa.array(is_known))
-        arrays = {
-            field.name: _array(rows[found.features[field.name]], field) for field in found.inputs
-        }
-        return arrays, hashes[is_known]
-
-    def _hashes_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the live feature hashes of keys, ``uint8[n, 16]``, and which of them are known."""
-        places, is_known = IdLookup(ids), np.zeros(len(ids), bool)
-        hashes = np.zeros((len(ids), 16), np.uint8)
-        for at, table in found_in_index(self.storage, self.index_path, places, [FEATURE_HASH]):
-            hashes[at], is_known[at] = bytes_of(table[FEATURE_HASH]), True
-        return hashes, is_known
+        places, is_known = IdLookup(key_ids(table, self.keys)), np.zeros(len(table), bool)
+        hashes = np.zeros((len(table), 16), np.uint8)
+        for at, known in found_in_index(self.storage, self.index_path, places, [FEATURE_HASH]):
+            hashes[at], is_known[at] = bytes_of(known[FEATURE_HASH]), True
+        columns = {name: (column,) for name, column in found.features.items()}
+        reader = FeatureReader(columns, found.inputs, Input(path=CHANGED), check_nonfinite=False)
+        return reader.read(table.filter(pa.array(is_known)))[0], hashes[is_known]
 
     def _undone(self, arrays: _Arrays, retyped: str) -> Iterator[tuple[str, _Arrays]]:
         """Yield what may be all that differs, and the rows without it: the simplest first."""
@@ -124,23 +116,11 @@ def _others(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterat
             yield f"{what} `{name}` was {old[name]}, is {kind} now"
 
 
-def _array(column: pa.ChunkedArray, field: Field) -> np.ndarray:
-    """Return what the model sees of a staged column, ``[n, *shape]``."""
-    array, dtype = column.combine_chunks(), array_dtype(field)
-    while pa.types.is_fixed_size_list(array.type):
-        array = array.flatten()
-    values = np.empty(len(array), dtype)
-    # Of text, the bytes: it need not be UTF-8.
-    values[:] = array.to_pylist() if dtype.kind == "O" else array.to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), *(size or 0 for size in field.shape))
-
-
 def _number(kind: str) -> np.dtype | None:
     """Return the type of the numbers in a column, or in its lists; ``None`` for all else."""
-    while found := _LIST.fullmatch(kind):
-        kind = found[1]
+    inner = kind.rpartition("<")[2].partition(">")[0]
     try:
-        dtype = np.dtype(pa.type_for_alias(kind).to_pandas_dtype())
+        dtype = np.dtype(pa.type_for_alias(inner).to_pandas_dtype())
     except (ValueError, TypeError, NotImplementedError):
         return None
     return dtype if dtype.kind in "fiu" else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from batchnorm_tool.chunk import Reason, numbered
 from batchnorm_tool.commands.refresh.changes import classify, result
 from batchnorm_tool.commands.refresh.changes.causes import ChangeCause
 from batchnorm_tool.commands.refresh.changes.classify import ChangeType, MatchedRows, RowDisposition
-from batchnorm_tool.commands.refresh.changes.result import ChangeSet, InputStatistics, StagingWriter
+from batchnorm_tool.commands.refresh.changes.result import ChangeSet, StagingWriter
 from batchnorm_tool.commands.refresh.changes.source import Callbacks, HashedChunk, RefreshSource
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.display import plural
@@ -29,6 +30,7 @@ from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_hash import BlockHash
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
+from batchnorm_tool.inputs.statistics import InputStatistics, statistics_of
 from batchnorm_tool.storage import Storage, checked_json
 from batchnorm_tool.store.index import (
     IS_JUDGED_AGAIN,
@@ -48,8 +50,6 @@ from batchnorm_tool.store.state import (
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
-# Dispositions that are written at a time.
-_BLOCK_ROWS = 65_536
 
 
 @dataclass
@@ -77,7 +77,7 @@ class PartResult:
         self.warnings |= other.warnings
         self.content += other.content
 
-    def counted(self, **gone: int) -> RefreshRows:
+    def counted(self, gone: Mapping[str, int]) -> RefreshRows:
         """Return the counts, beside those of rows that no row of the input has."""
         rows = {kind.name.lower(): int(self.kinds[kind]) for kind in ChangeType}
         return RefreshRows(rows_in=sum(rows.values()), bad=self.bad, **rows, **gone)
@@ -130,7 +130,7 @@ class ChangeWorker:
         columns = chunk.table.select(list(self.source.feature_columns))
         if deleted is not None:  # their features do not matter, and may be null
             columns = columns.filter(pa.array(~deleted))
-        return result.statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
+        return statistics_of(columns, chunk.arrays, valid, chunk.hashes.first_row)
 
     def _describe_rows(self, chunk: HashedChunk, rows: np.ndarray) -> Iterator[str]:
         keys = chunk.table.select(list(self.source.keys))
@@ -200,24 +200,25 @@ class ChangeDetector:
 
     def _nothing(self) -> ChangeSet | None:
         """Return that nothing changed, where the input is what the live version was made of."""
-        live, index, count = self.live, self.index_path, self.source.table.rows
-        before = live.input.content if live and index and not self.recompute else None
-        if live is None or index is None or before is None or before[0] != self.scope:
+        live, count = self.live, self.source.table.rows
+        before = live.input.content if live and not self.recompute else None
+        if live is None or before is None or before[0] != self.scope:
             return None
         marks, counts = np.arange(256), np.zeros(256, np.int64)
-        for table in read_index(self.storage, index, self.again.columns):
+        for table in self._live_rows():
             counts += np.bincount(self.again.marks(table), minlength=256)
         if counts.sum() != count or counts[marks & IS_JUDGED_AGAIN > 0].any():
             return None
         parts = self.source.process(self.source.content, self._workers, self.callbacks)
-        if self._content(parts) != before:
+        if self._content(parts) != before:  # files that look the same, and are not
+            self.callbacks.advance(-count)
             return None
         kept = int(counts[marks & IS_QUARANTINED == 0].sum())
         rows = RefreshRows(rows_in=count, same=count, live=kept)
         return self._changes(rows, live.input.statistics, content=before)
 
     def _found(self, stack: ExitStack) -> ChangeSet:
-        classifier, matched, quarantined = self._classifier(stack)
+        classifier, matched = self._classifier(stack)
         worker = ChangeWorker(self.source, self.storage, classifier)
         total = PartResult()
         for part in self.source.process(worker.process, self._workers, self.callbacks):
@@ -225,12 +226,12 @@ class ChangeDetector:
         if matched.is_repeated():
             classify.refuse_duplicates(self.source, self._memory)
         self._refuse_bad_rows(total)
-        gone = self._write_dispositions(matched.dispositions, quarantined)
+        counts, judged_again = self._write_dispositions(matched.dispositions)
         found = self._changes(
-            total.counted(**gone),
+            total.counted(counts),
             total.statistics.summary,
             warnings=tuple(sorted(total.warnings)),
-            judged_again=self._judged_again(matched),
+            judged_again=judged_again,
             content=None if total.warnings else self._content(total.content),
         )
         if self.live is None or self.index_path is None:
@@ -256,24 +257,18 @@ class ChangeDetector:
     def _workers(self) -> int:
         return self.workers or available_cores()
 
-    def _classifier(
-        self, stack: ExitStack
-    ) -> tuple[classify.Classifier, MatchedRows, Iterable[np.ndarray]]:
-        """Return what tells rows, and the live rows: what claims them, which are quarantined."""
+    def _classifier(self, stack: ExitStack) -> tuple[classify.Classifier, MatchedRows]:
+        """Return what tells rows, and the live rows that they claim."""
         live = None if self.index_path is None else (self.storage, self.index_path)
         rows = 0 if live is None else index_rows(*live)
         if max(rows, self.source.table.rows) * _ROW_BYTES > self._memory:
             directory = stack.enter_context(bucket_directory("run it"))
-            join = classify.BucketJoin(
-                self.source, directory, self._memory, self.recompute, self.again
-            )
-            return *join.run(live, self._workers, self.callbacks), self._quarantined()
+            options = (self._memory, self.recompute, self.again)
+            join = classify.BucketJoin(self.source, directory, *options)
+            return join.run(live, self._workers, self.callbacks)
         index = _empty_index() if live is None else LiveIndex.load(*live, self.again, self._workers)
         matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
-        classifier = classify.classifier_in_memory(index, matched, recompute=self.recompute)
-        blocks = range(0, rows, _BLOCK_ROWS)
-        marks = (index.marks[first : first + _BLOCK_ROWS] for first in blocks)
-        return classifier, matched, (block & IS_QUARANTINED > 0 for block in marks)
+        return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
     def _refuse_bad_rows(self, total: PartResult) -> None:
         if total.bad and self.source.invalid == "fail":
@@ -285,44 +280,34 @@ class ChangeDetector:
                 "set `input.invalid: quarantine` to set such rows aside."
             )
 
-    def _write_dispositions(
-        self, dispositions: np.ndarray, quarantined_rows: Iterable[np.ndarray]
-    ) -> dict[str, int]:
-        """Write ``fates.npy``; returns the counts of rows in the dataset, vanished, forgotten."""
+    def _write_dispositions(self, rows: np.ndarray) -> tuple[Mapping[str, int], tuple[str, ...]]:
+        """Write ``fates.npy``; returns counts of live rows, and why some are judged again."""
         # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
-        counts = dict.fromkeys(("live", "vanished", "forgotten"), 0)
+        counts, causes = Counter(live=0, vanished=0, forgotten=0), np.zeros(256, np.int64)
         with self.storage.create(result.DISPOSITIONS) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(dispositions),)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for row, quarantined in numbered(quarantined_rows):
-                block = np.array(dispositions[row : row + len(quarantined)])
+            for row, table in numbered(self._live_rows()):
+                block = np.array(rows[row : row + len(table)])
                 block[block == RowDisposition.UNMATCHED] = absent
-                block[block == RowDisposition.RECOMPUTED] = RowDisposition.REPLACED
-                gone = block == RowDisposition.DELETED
-                for name, rows in zip(
-                    counts, (~quarantined, gone & ~quarantined, gone & quarantined), strict=True
-                ):
-                    counts[name] += int(np.count_nonzero(rows))
+                again = block == RowDisposition.RECOMPUTED
+                if again.any() and not self.recompute:
+                    causes += np.bincount(self.again.by_cause(table)[again], minlength=256)
+                block[again] = RowDisposition.REPLACED
+                gone, quarantined = block == RowDisposition.DELETED, is_quarantined(table[STATUS])
+                counts["live"] += int(np.count_nonzero(~quarantined))
+                counts["vanished"] += int(np.count_nonzero(gone & ~quarantined))
+                counts["forgotten"] += int(np.count_nonzero(gone & quarantined))
                 file.write(block)
             file.commit()
-        return counts
+        return counts, tuple(why for n, why in enumerate(self.again.causes, 1) if causes[n])
 
-    def _quarantined(self) -> Iterator[np.ndarray]:
-        if self.index_path is not None:
-            for table in read_index(self.storage, self.index_path, [STATUS]):
-                yield is_quarantined(table.column(0))
-
-    def _judged_again(self, matched: MatchedRows) -> tuple[str, ...]:
-        """Return why some rows are judged again; nothing where all are recomputed."""
-        if self.index_path is None or self.recompute or not self.again.causes:
+    def _live_rows(self) -> Iterable[pa.Table]:
+        """Stream what tells of the rows of the live version whether they are judged again."""
+        if self.index_path is None:
             return ()
-        found: set[int] = set()
-        for row, table in numbered(read_index(self.storage, self.index_path, self.again.columns)):
-            again = matched.dispositions[row : row + len(table)] == RowDisposition.RECOMPUTED
-            if again.any():
-                found.update(self.again.by_cause(table)[again].tolist())
-        return tuple(cause for n, cause in enumerate(self.again.causes, 1) if n in found)
+        return read_index(self.storage, self.index_path, self.again.columns)
 
 
 def _empty_index() -> LiveIndex:

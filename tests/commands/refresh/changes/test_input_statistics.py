@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.commands.refresh.changes import result, source
-from batchnorm_tool.commands.refresh.changes.result import InputStatistics, nulls_in, statistics_of
+from batchnorm_tool.commands.refresh.changes import source
 from batchnorm_tool.gate.input_limits import ColumnNulls
+from batchnorm_tool.inputs import statistics
+from batchnorm_tool.inputs.statistics import InputStatistics, nulls_in, statistics_of
 from batchnorm_tool.storage.checked_json import plain
 from tests.commands.refresh.changes.nights import Nights, items
 
@@ -112,7 +113,7 @@ def test_sets_without_rows_or_without_a_sample_merge() -> None:
 
 
 def test_a_wide_input_is_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "MOST_COMPONENTS", 3)
+    monkeypatch.setattr(statistics, "MOST_COMPONENTS", 3)
     found = measured(np.arange(32.0).reshape(8, 2, 2)).inputs["x"]
     assert (found.rows, found.count) == (8, 4)
     assert (found.low.tolist(), found.high.tolist()) == ([0], [31])

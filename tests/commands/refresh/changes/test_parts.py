@@ -8,6 +8,7 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
+from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.inputs.reading import Slice
 from tests.commands.refresh.changes.nights import Nights, items
 
@@ -60,3 +61,16 @@ def test_large_rows_make_small_parts_and_chunks(nights: Nights) -> None:
     assert tonight.row_bytes == 3 * 4 * 2**20 + 64
     assert tonight.chunk_rows == 1
     assert [part.slices for part in tonight.parts] == [(Slice(0, 0, 2),)]
+
+
+@pytest.mark.parametrize("group", [3, 40])
+def test_the_hash_of_all_that_is_read_depends_on_no_thread(nights: Nights, group: int) -> None:
+    tonight = nights.tonight(items(range(40)), options={"row_group_size": group})
+    hashes = {tuple(tonight.process(tonight.content, n, Callbacks())) for n in (1, 2, 7, 7)}
+    assert len(hashes) == 1
+    edited = items(range(40), shops=["another", *(f"shop {n}" for n in range(1, 40))])
+    other = nights.tonight(edited, options={"row_group_size": group})
+    (found,) = hashes
+    changed = tuple(other.process(other.content, 1, Callbacks()))
+    assert changed[0] != found[0]
+    assert changed[1:] == found[1:]
