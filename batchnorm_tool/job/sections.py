@@ -19,7 +19,12 @@ class Section(pydantic.BaseModel):
     """A section of the job file: frozen, with unknown keys refused and wrong values explained."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+        defer_build=True,  # of each on its own: most are only read as parts of a job
     )
 
     def __init__(self, /, **data: Any) -> None:
