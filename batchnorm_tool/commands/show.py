@@ -270,7 +270,8 @@ def _loaded_ends(path: str, copied: security.ModelCopy, progress: Progress) -> M
     known = ModelEnds.from_json(cache.document("ends", key))
     if known is None:
         with loading_model(progress):
-            known = ModelEnds(*describe_model(Model(path=path), copied.path, Engine()))
+            loaded = describe_model(Model(path=path), copied.path, Engine(), copied.report)
+            known = ModelEnds(*loaded)
         cache.keep_document("ends", key, known.to_json())
     return known
 

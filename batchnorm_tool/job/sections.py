@@ -199,7 +199,7 @@ class Trust(Section):
 class Model(Section):
     """What predicts: the ``model`` section."""
 
-    path: LocalOrUri = Field(description="A .keras file, an .h5 file or a SavedModel directory.")
+    path: LocalOrUri = Field(description="A .keras, .h5 or .onnx file, or a SavedModel directory.")
     layer: Annotated[Name | None, Expects("the name of a layer")] = Field(
         default=None, description="Use the output of this inner layer."
     )

@@ -5,7 +5,9 @@ TensorFlow is imported when a model is loaded, by the modules of this package al
 
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +22,7 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BatchnormToolError, ModelError, ModelFailed, explained
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import conversion, security
+from batchnorm_tool.models.backends.loading import KerasError
 from batchnorm_tool.models.batching import (
     BackendRecord,
     Device,
@@ -28,7 +31,7 @@ from batchnorm_tool.models.batching import (
     Predictor,
     choose_outputs,
 )
-from batchnorm_tool.models.cache import CachedModel, CacheEntry, ModelCache
+from batchnorm_tool.models.cache import CachedModel, CacheEntry, ConvertedModel, ModelCache
 
 T = TypeVar("T")
 
@@ -98,7 +101,7 @@ def on_good_rows(
 
 
 def load_predictor(
-    model: Model, path: str, engine: Engine, content: str | None = None
+    model: Model, path: str, engine: Engine, report: security.ModelReport | None = None
 ) -> Predictor:
     """Load an admitted model, without a batch size unless one is built into it.
 
@@ -107,21 +110,33 @@ def load_predictor(
             model was converted to.
         path: The private copy.
         engine: Devices and threads.
-        content: Hash of the model, by which the cache knows it.
+        report: What the gate said of it, by which the cache knows it.
+
+    Raises:
+        KerasError: It is of Keras 2, and must be converted first: see `load_or_convert`.
     """
-    found = conversion.find_converted(model, content, engine)
+    found = None
+    if report is not None and report.kind != "onnx":
+        found = conversion.find_converted(model, report.content, engine)
     if found is not None:
         return _with_own_batch_size(_load_converted(found, engine.threads))
-    loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs))
+    loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs), report)
     return _with_own_batch_size(loaded)
 
 
 def describe_model(
-    model: Model, path: str, engine: Engine
+    model: Model, path: str, engine: Engine, report: security.ModelReport | None = None
 ) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """Load an admitted model, and return its inputs and all outputs that it can give."""
-    loaded = _load(model, path, engine, lambda names: range(len(names)))
-    return loaded.inputs, loaded.outputs
+    content = None if report is None else report.content
+    found: ModelPredictor | ConvertedModel | None
+    try:
+        found = _load(model, path, engine, lambda names: range(len(names)), report)
+    except KerasError:
+        found = conversion.describe_legacy(model, content, engine)
+        if found is None:
+            raise
+    return found.inputs, found.outputs
 
 
 def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
@@ -134,18 +149,42 @@ def wrap_model(model: Any, outputs: Sequence[str] | None = None) -> Predictor:
     return _with_own_batch_size(ModelPredictor(wrapped, *setup))
 
 
-def _load(model: Model, path: str, engine: Engine, choose: OutputChoice) -> ModelPredictor:
+def _load(
+    model: Model,
+    path: str,
+    engine: Engine,
+    choose: OutputChoice,
+    report: security.ModelReport | None = None,
+) -> ModelPredictor:
+    if path.endswith(security.ONNX_SUFFIX):
+        return _load_onnx(model, path, engine, choose)
     from batchnorm_tool.models.backends import start_tensorflow
     from batchnorm_tool.models.backends.loading import load_errors, quiet_libraries
 
+    exported = conversion.find_exported(model, report)
     setup = start_tensorflow(engine.devices, engine.threads)
     with quiet_libraries(), load_errors(model, path):
-        if Path(path).is_dir():
-            from batchnorm_tool.models.backends.saved_model import load_saved_model as load
+        if exported is not None:
+            from batchnorm_tool.models.backends.legacy import load_exported
+
+            loaded = load_exported(exported.path, model, choose, exported.entry)
+        elif Path(path).is_dir():
+            from batchnorm_tool.models.backends.saved_model import load_saved_model
+
+            loaded = load_saved_model(model, path, choose)
         else:
-            from batchnorm_tool.models.backends.keras import load_keras_model as load
-        loaded = load(model, path, choose)
+            from batchnorm_tool.models.backends.keras import load_keras_model
+
+            loaded = load_keras_model(model, path, choose)
     return ModelPredictor(loaded, *setup, pads=model.batch_dependent == "refuse")
+
+
+def _load_onnx(model: Model, path: str, engine: Engine, choose: OutputChoice) -> ModelPredictor:
+    from batchnorm_tool.models.backends import onnx_file, onnx_graph
+
+    onnx_file.check_onnx_job(model, engine)
+    loaded = onnx_file.load_onnx_file(model, path, engine.threads, choose)
+    return onnx_graph.onnx_predictor(loaded, engine.threads)
 
 
 def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
@@ -161,12 +200,13 @@ def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
 def serve_conversion(descriptor: int) -> None:
     """Convert a model as the request on standard input asks; the main function of a process.
 
-    Nothing is answered where the cache has an entry now, else the error.
+    Nothing is answered where the cache has an entry now, else the error; or what was only to be
+    described.
     """
     environment.quiet_libraries()
-    answer: BaseException | None = None
+    answer: BaseException | ConvertedModel | None
     try:
-        _convert(pickle.load(sys.stdin.buffer))  # noqa: S301  (our own bytes)
+        answer = _convert(pickle.load(sys.stdin.buffer))  # noqa: S301  (our own bytes)
     except Exception as error:  # noqa: BLE001  (it is raised where the conversion was asked for)
         answer = error if isinstance(error, BatchnormToolError) else explained(error)
     with os.fdopen(descriptor, "wb") as answers:
@@ -174,7 +214,7 @@ def serve_conversion(descriptor: int) -> None:
     os._exit(0)  # TensorFlow takes its time to tidy up
 
 
-def _convert(request: conversion.ConversionRequest) -> None:
+def _convert(request: conversion.ConversionRequest) -> ConvertedModel | None:
     from batchnorm_tool.models.backends import onnx_conversion, onnx_graph
 
     model = request.model.model_copy(update={"backend": "tensorflow"})
@@ -182,17 +222,44 @@ def _convert(request: conversion.ConversionRequest) -> None:
     with security.admit(model) as admitted:
         if admitted.report.content != request.content:
             raise ModelError(f"{model.path}: the model file changes. Run again once it does not.")
-        loaded = _load(
-            model, admitted.path, request.engine, partial(choose_outputs, chosen=model.outputs)
+        if request.legacy:
+            return _export(request, admitted.path)
+        choose = partial(choose_outputs, chosen=model.outputs)
+        load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
+        loaded = conversion.load_or_convert(
+            load, model, request.content, request.engine, request.sample
         )
         rows = request.sample(loaded.inputs)
         try:
             content, described = onnx_conversion.convert(loaded, rows)
         except ModelError as error:
             ModelCache.of_user().keep(replace(entry, cause=error.message))
-            return
+            return None
     entry = replace(entry, kind="onnx", conversion=described)
     ModelCache.of_user().keep(entry, lambda place: (place / onnx_graph.GRAPH).write_bytes(content))
+    return None
+
+
+def _export(request: conversion.ConversionRequest, path: str) -> ConvertedModel | None:
+    """Have tf_keras load a model of Keras 2, and keep what it exports, once that proved itself."""
+    from batchnorm_tool.models.backends import legacy, start_tensorflow
+    from batchnorm_tool.models.backends.loading import quiet_libraries
+
+    model = request.model
+    setup = start_tensorflow("cpu", request.engine.threads)
+    with quiet_libraries(), tempfile.TemporaryDirectory() as place:
+        original = legacy.load_legacy_model(model, path)
+        if not request.keep:
+            return legacy.described(original)
+        original.export(place)
+        exported = legacy.load_exported(Path(place), model, lambda names: range(len(names)))
+        pair = ModelPredictor(original, *setup), ModelPredictor(exported, *setup)
+        described = legacy.prove(*pair, request.sample(original.inputs))
+        entry = CacheEntry("saved_model", request.key, model.path, conversion=described)
+        ModelCache.of_user().keep(
+            entry, lambda kept: shutil.copytree(place, kept, dirs_exist_ok=True)
+        )
+        return None
 
 
 def _with_own_batch_size(predictor: ModelPredictor) -> Predictor:

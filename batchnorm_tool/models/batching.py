@@ -31,17 +31,17 @@ _SEARCH_ROWS = 32
 
 @dataclass(frozen=True)
 class BackendRecord(Record):
-    """Another runtime than TensorFlow that computes a model, and how it proved itself.
+    """What computes a model that was converted, and how that proved itself.
 
     Attributes:
         graph_sha256: SHA-256 of the graph that it runs.
-        largest_difference: The largest distance of a row from what TensorFlow predicts, in parts of
+        largest_difference: The largest distance of a row from what the model predicts, in parts of
             its length; ``None`` where there is no other to compare with.
         independent: Whether bits depend neither on a row's place nor on the batch size.
         batch_size: The fastest that was found; ``None`` where none was tried.
     """
 
-    name: Literal["onnxruntime"]
+    name: Literal["onnxruntime", "tensorflow"]
     graph_sha256: str
     largest_difference: float | None
     independent: bool

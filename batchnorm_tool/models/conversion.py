@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 
@@ -23,11 +23,16 @@ from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError, WorkFailed
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models.cache import CachedModel, Key, ModelCache
+from batchnorm_tool.models import batching
+from batchnorm_tool.models.backends.loading import KERAS_2, KerasError
+from batchnorm_tool.models.cache import CachedModel, ConvertedModel, Key, ModelCache
+from batchnorm_tool.models.security import ModelReport
 
+T = TypeVar("T")
 # From the model's inputs to rows of the user's input.
 Sample = Callable[[Sequence[Field]], Mapping[str, np.ndarray]]
 _CONVERTERS = ("tf2onnx", "onnx", "onnxruntime")
+_LEGACY = "tf_keras"
 _VERSIONED = (*_CONVERTERS, "tensorflow", "keras", "batchnorm-tool")
 # As in `engines.processes`: the parent's path, so that whatever it can import is found.
 _PROGRAM = (
@@ -39,13 +44,81 @@ _LAST_WORDS = 400
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What the other process is asked for: a model, its key in the cache, and rows to prove it."""
+    """What the other process is asked for: a model, its key in the cache, and rows to prove it.
+
+    A ``legacy`` one is exported by tf_keras; what is not to be kept is only described.
+    """
 
     model: Model
     engine: Engine
     content: str | None
     key: Key
     sample: Sample
+    legacy: bool = False
+    keep: bool = True
+
+
+def load_or_convert(
+    load: Callable[[], T], model: Model, content: str | None, engine: Engine, sample: Sample
+) -> T:
+    """Load a model by calling ``load``; one of Keras 2 that fails is converted by tf_keras first.
+
+    Args:
+        load: Raises `KerasError` for such a one.
+        model: What the job says of it.
+        content: Hash of the model.
+        engine: Devices and threads.
+        sample: Rows to prove the converted model on.
+    """
+    try:
+        return load()
+    except KerasError:
+        if find_spec(_LEGACY) is None:
+            raise
+        _ask(_legacy_request(model, content, engine, sample))
+    return load()
+
+
+def describe_legacy(model: Model, content: str | None, engine: Engine) -> ConvertedModel | None:
+    """Have tf_keras describe a model of Keras 2; ``None`` where it is not installed."""
+    if content is None or find_spec(_LEGACY) is None:
+        return None
+    request = _legacy_request(model, content, engine, batching.filler)
+    return _ask(replace(request, keep=False))
+
+
+def _legacy_request(
+    model: Model, content: str | None, engine: Engine, sample: Sample
+) -> ConversionRequest:
+    wanted = model.model_copy(update={"backend": "tensorflow"})
+    key = _legacy_key(model, content)
+    return ConversionRequest(wanted, engine, content, key, sample, legacy=True)
+
+
+def find_exported(model: Model, report: ModelReport | None) -> CachedModel | None:
+    """Return what tf_keras exported a model of Keras 2 as, if it did.
+
+    Raises:
+        KerasError: It did not, and nothing else can load it.
+    """
+    if report is None or not report.is_of_keras_2:
+        return None
+    found = ModelCache.of_user().find(_legacy_key(model, report.content))
+    if found is None and report.needs_keras_2 is not None:
+        raise KerasError(
+            f"{model.path}: does not load. {KERAS_2} It names {report.needs_keras_2}, which Keras "
+            "3 does not have."
+        )
+    return found
+
+
+def _legacy_key(model: Model, content: str | None) -> Key:
+    return {
+        "content": content,
+        "layer": model.layer,
+        "code": _code(model),
+        "versions": environment.versions((_LEGACY, "tensorflow", "batchnorm-tool")),
+    }
 
 
 def ensure_converted(model: Model, content: str | None, engine: Engine, sample: Sample) -> None:
@@ -121,19 +194,24 @@ def _is_faster(found: CachedModel | None) -> bool:
 
 def _key(model: Model, content: str | None, engine: Engine) -> Key:
     """Return all that a converted model and its proof depend on."""
-    trust = model.trust
-    classes = [] if trust is None or isinstance(trust, str) else trust.classes
     return {
         "content": content,
         "layer": model.layer,
         "signature": model.signature,
         "outputs": model.outputs,
-        "code": {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)},
+        "code": _code(model),
         "device": engine.device,
         "threads": engine.threads,
         "cpu": environment.cpu(),
         "versions": environment.versions(_VERSIONED),
     }
+
+
+def _code(model: Model) -> dict[str, str | None]:
+    """Return hashes of the code of the classes that a job trusts."""
+    trust = model.trust
+    classes = [] if trust is None or isinstance(trust, str) else trust.classes
+    return {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)}
 
 
 def _code_sha256(package: str) -> str | None:
@@ -149,14 +227,14 @@ def _code_sha256(package: str) -> str | None:
     return digest.hexdigest()
 
 
-def _ask(request: ConversionRequest) -> None:
+def _ask(request: ConversionRequest) -> ConvertedModel | None:
     """Have another process convert a model; returns when it has left an entry in the cache."""
     with tempfile.TemporaryFile() as log:
         answer, code = _answered(request, log)
         if isinstance(answer, BaseException):
             raise answer
         if code == 0 or request.model.backend == "auto":
-            return
+            return answer
         log.seek(0)
         said = log.read().decode(errors="replace").strip()[-_LAST_WORDS:]
     raise WorkFailed(
@@ -165,12 +243,16 @@ def _ask(request: ConversionRequest) -> None:
     )
 
 
-def _answered(request: ConversionRequest, log: IO[bytes]) -> tuple[BaseException | None, int]:
-    """Start the process; returns what it could not do, and its exit code."""
+def _answered(
+    request: ConversionRequest, log: IO[bytes]
+) -> tuple[BaseException | ConvertedModel | None, int]:
+    """Start the process; returns what it could not do, or what it describes, and its exit code."""
     reader, writer = os.pipe()
     path = json.dumps([*map(str, sys.path)])
     # The order of sets decides on names in the graph, and so on its hash.
     ordered = {**os.environ, "PYTHONHASHSEED": "0"}
+    if request.legacy:
+        ordered["TF_USE_LEGACY_KERAS"] = "1"  # for classes of the user's that build on `tf.keras`
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, path, str(writer)],
         stdin=subprocess.PIPE,

@@ -225,7 +225,7 @@ def load_model(model: Model, content: str | None, engine: Engine) -> Predictor:
                 f"{model.path}: the model file has changed since the run was planned. Run again "
                 "once it no longer changes."
             )
-        return models.load_predictor(model, admitted.path, engine, content)
+        return models.load_predictor(model, admitted.path, engine, admitted.report)
 
 
 def open_worker(storage: Storage, device: DeviceName) -> Worker:

@@ -257,7 +257,8 @@ class Preparation:
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
-        if self.job.model is not None and resolved.backend is None:
+        planned = "tensorflow" if resolved.backend is None else resolved.backend.name
+        if self.job.model is not None and planned == "tensorflow":
             yield from conversion.fallback_warnings(self.job.model, self.content, self.job.engine)
         if not self.rows:
             yield "The input has no rows: the result is valid, but empty."
@@ -290,17 +291,20 @@ class Preparation:
         if self.job.model is None:
             return models.IdentityPredictor(self._fields(self._match(()), ()))
         model, engine = self.job.model, self.job.engine
+        rows = partial(proof_rows, self.job, self.limit)
         if self._planned is not None:
             model = planning.with_planned_backend(model, self._planned)
-        if model.backend == "tensorflow":
+        if self.report is not None and self.report.kind == "onnx":
+            stage = self.progress.stage("loading the model")
+        elif model.backend == "tensorflow":
             stage = loading_model(self.progress)
         else:
-            rows = partial(proof_rows, self.job, self.limit)
             with self.progress.stage("converting the model"):
                 conversion.ensure_converted(model, self.content, engine, rows)
             stage = self.progress.stage("loading the model")
+        load = partial(load_model, model, self.content, engine)
         with stage:
-            return load_model(model, self.content, engine)
+            return conversion.load_or_convert(load, model, self.content, engine, rows)
 
     def _resolve(self) -> ResolvedOptions:
         self._check_before_loading()

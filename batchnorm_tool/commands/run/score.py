@@ -169,11 +169,13 @@ def _loaded(
     if isinstance(model, str | os.PathLike):
         wanted = Model(path=os.fspath(model), outputs=outputs, backend=backend)
         with security.admit(wanted) as admitted:
-            content, engine = admitted.report.content, Engine()
-            conversion.ensure_converted(wanted, content, engine, rows)
-            for warning in conversion.fallback_warnings(wanted, content, engine):
-                warn(warning)
-            return models.load_predictor(wanted, admitted.path, engine, content)
+            report, engine = admitted.report, Engine()
+            if report.kind != "onnx":
+                conversion.ensure_converted(wanted, report.content, engine, rows)
+                for warning in conversion.fallback_warnings(wanted, report.content, engine):
+                    warn(warning)
+            load = partial(models.load_predictor, wanted, admitted.path, engine, report)
+            return conversion.load_or_convert(load, wanted, report.content, engine, rows)
     if backend == "onnxruntime":
         raise JobError(
             "`backend` is onnxruntime, which computes what a model's file was converted to. "

@@ -24,7 +24,9 @@ _CAST_TO = ({"int32"}, {"int64"}, {"string"})
 
 def load_keras_model(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
     """Load a ``.keras`` or ``.h5`` file that the gate admitted."""
-    loaded = load_stored(model, path)
+    import keras
+
+    loaded = load_stored(model, path, keras)
     if model.layer is not None:
         loaded = inner_layer_model(loaded, model.layer)
     return KerasModel.of(loaded, choose)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import logging
 import math
 import re
@@ -16,9 +17,9 @@ from batchnorm_tool.models import security
 from batchnorm_tool.models.signature import check_layer
 
 _UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
-_KERAS_2 = (
-    "It was written by Keras 2 with settings that Keras 3 does not have. Load it with the package "
-    "tf_keras, and export it as a SavedModel."
+KERAS_2 = (
+    "It was written by Keras 2, and Keras 3 does not read it. The package tf_keras does, once it "
+    "is installed: `pip install 'batchnorm-tool[legacy]'`."
 )
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 # The first pattern that is found in Keras's message explains it.
@@ -41,7 +42,7 @@ _EXPLANATIONS = {
         "the model again with this one."
     ),
     r"Keras 2\b|time_major|'groups'|batch_input_shape|keras\.src\.engine|'lr'"
-    r"|pop expected at most 1 argument": _KERAS_2,
+    r"|pop expected at most 1 argument": KERAS_2,
     r"[Uu]nrecognized keyword arguments|unexpected keyword argument": (
         "It was written by another version of Keras, with settings unknown to this one. Install "
         "that version, or save the model again with this one."
@@ -63,6 +64,10 @@ _EXPLANATIONS = {
         "The file is damaged. Copy it again from its source."
     ),
 }
+
+
+class KerasError(ModelError):
+    """Keras 3 does not load a file of Keras 2: tf_keras may."""
 
 
 @contextlib.contextmanager
@@ -91,23 +96,26 @@ def load_errors(model: Model, path: str) -> Iterator[None]:
     except (BatchnormToolError, MemoryError):
         raise
     except Exception as error:
-        version = security.examine(path, model.path).keras_version
+        report = security.examine(path, model.path)
         otherwise = (
             "Check that it loads with keras.saving.load_model(path, compile=False), and save it "
             "again."
         )
-        failure = describe_failure(error, otherwise, version)
-        raise ModelError(f"{model.path}: does not load. {failure}") from error
+        failure = describe_failure(error, otherwise, report.keras_version)
+        kind = KerasError if report.is_of_keras_2 else ModelError
+        raise kind(f"{model.path}: does not load. {failure}") from error
 
 
-def load_stored(model: Model, path: str) -> Any:
-    """Load the private copy of a ``.keras`` or ``.h5`` file, without its compile settings."""
-    import keras
+def load_stored(model: Model, path: str, keras: Any) -> Any:
+    """Load the private copy of a ``.keras`` or ``.h5`` file, without its compile settings.
 
+    ``keras`` is the package that does: Keras 3, or tf_keras.
+    """
     # With its hash in the job, the gate let exactly this file past, Python code included.
     by_hash = isinstance(model.trust, str)
-    objects = _custom_objects(model, path)
-    with _limited_weights(model.path, max(_UNCHECKED_WEIGHTS, 8 * Path(path).stat().st_size)):
+    objects = _custom_objects(model, path, keras)
+    most = max(_UNCHECKED_WEIGHTS, 8 * Path(path).stat().st_size)
+    with _limited_weights(keras.layers.Layer, model.path, most):
         return keras.saving.load_model(
             path, custom_objects=objects, compile=False, safe_mode=not by_hash
         )
@@ -135,28 +143,28 @@ def _causes(error: BaseException) -> list[str]:
 
 
 @contextlib.contextmanager
-def _limited_weights(shown: str, most: int) -> Iterator[None]:
+def _limited_weights(kind: Any, shown: str, most: int) -> Iterator[None]:
     """Let layers make so many weights: sizes that are harmless alone may multiply to any memory."""
-    import keras
-
     made = 0
-    add_weight = keras.layers.Layer.add_weight
+    add_weight = kind.add_weight
+    signature = inspect.signature(add_weight)
 
-    def counted(layer: Any, shape: Any = None, *args: Any, **options: Any) -> Any:
+    def counted(layer: Any, *args: Any, **options: Any) -> Any:
         nonlocal made
-        made += math.prod(size or 1 for size in (shape or ()) if isinstance(size, int))
+        shape = signature.bind(layer, *args, **options).arguments.get("shape") or ()
+        made += math.prod(size or 1 for size in shape if isinstance(size, int))
         if made > most:
             raise ModelError(
                 f"{shown}: the layer `{layer.name}` makes weights of the shape {tuple(shape)}, "
                 "more than the file can hold. Use another file."
             )
-        return add_weight(layer, shape, *args, **options)
+        return add_weight(layer, *args, **options)
 
-    keras.layers.Layer.add_weight = counted
+    kind.add_weight = counted
     try:
         yield
     finally:
-        keras.layers.Layer.add_weight = add_weight
+        kind.add_weight = add_weight
 
 
 def inner_layer_model(model: Any, name: str) -> Any:
@@ -212,10 +220,8 @@ def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:
     return [tensor for tensor in model.inputs if id(tensor) in seen]
 
 
-def _custom_objects(model: Model, path: str) -> dict[str, object]:
+def _custom_objects(model: Model, path: str, keras: Any) -> dict[str, object]:
     """Return the classes that the job trusts, imported, by every name under which Keras may ask."""
-    import keras
-
     if model.trust is None or isinstance(model.trust, str):
         return {}
     objects: dict[str, object] = {}

@@ -18,15 +18,17 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
-from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step
+from batchnorm_tool.models.batching import BackendRecord, LoadedModel, OutputChoice, Step
 from batchnorm_tool.models.signature import choose_signature
 
 _INIT_OP = "__saved_model_init_op"
 _LOOKUPS = frozenset({"Gather", "GatherV2", "ResourceGather"})
 
 
-def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
-    """Load a SavedModel directory that the gate admitted."""
+def load_saved_model(
+    model: Model, path: str, choose: OutputChoice, record: BackendRecord | None = None
+) -> LoadedModel:
+    """Load a SavedModel directory that the gate admitted; ``record`` tells if it was converted."""
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -52,6 +54,7 @@ def load_saved_model(model: Model, path: str, choose: OutputChoice) -> LoadedMod
         outputs=tuple(given.values()),
         embedding_sizes=dict.fromkeys(_ids(taken.values()) if _looks_up(stored) else ()),
         own_batch_size=min({spec.shape[0] for _, spec in inputs.values()} - {None}, default=None),
+        record=record,
     )
 
 
@@ -62,6 +65,12 @@ class SavedModel(LoadedModel):
     session: Any
     feeds: tuple[Any, ...]
     fetches: tuple[Any, ...]
+    record: BackendRecord | None = None
+
+    @property
+    def backend(self) -> BackendRecord | None:
+        """How it proved itself, if it was converted."""
+        return self.record
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size; the graph is compiled already."""

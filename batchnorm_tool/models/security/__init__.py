@@ -27,7 +27,8 @@ __all__ = ["ModelCopy", "ModelReport", "admit", "check", "examine", "examine_cop
 
 _MAX_FINDINGS = 10_000
 _SHOWN_FINDINGS = 8
-_SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
+ONNX_SUFFIX = ".onnx"
+_SUFFIXES = {"keras": ".keras", "h5": ".h5", "saved_model": "", "onnx": ONNX_SUFFIX}
 _INDEX = "variables/variables.index"
 # By SHA-256 of a private copy: the same bytes are examined once, for the plan, and then loaded.
 _EXAMINED: dict[str, "ModelReport"] = {}
@@ -45,10 +46,12 @@ class ModelReport:
         content: SHA-256 over architecture (without compile settings) and weights: the same model
             saved twice has the same. Of a SavedModel: over its files without the fingerprint; an
             export of the same model made again has another, because TensorFlow numbers functions.
+            Of an ONNX model: over its graph, weights and versions of operations.
         findings: Dangers first, then warnings.
         classes: Names under which Keras looks up the custom classes and functions that it needs.
         keras_version: What wrote it, as far as it says.
         interface: What it takes and gives, as far as its file tells.
+        needs_keras_2: What it names that Keras 3 does not have.
     """
 
     path: str
@@ -59,6 +62,12 @@ class ModelReport:
     classes: tuple[str, ...] = ()
     keras_version: str = "unknown"
     interface: ModelInterface | None = None
+    needs_keras_2: str | None = None
+
+    @property
+    def is_of_keras_2(self) -> bool:
+        """Whether Keras 2 wrote it, as far as it says: Keras 3 may be unable to load it."""
+        return self.needs_keras_2 is not None or self.keras_version.startswith(("1.", "2."))
 
     @property
     def dangers(self) -> tuple[ModelFinding, ...]:
@@ -226,7 +235,7 @@ def _next_steps(report: ModelReport, refused: list[ModelFinding]) -> Iterator[st
 
 
 def examine(path: str, shown: str | None = None, *, private: bool = False) -> ModelReport:
-    """Examine a ``.keras`` file, an ``.h5`` file or a SavedModel directory, running nothing in it.
+    """Examine a ``.keras``, ``.h5`` or ``.onnx`` file or a SavedModel, running nothing in it.
 
     Args:
         path: Where it is.
@@ -241,6 +250,8 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
     try:
         if kind == "saved_model":
             return _examine_saved_model(path, shown, private=private)
+        if kind == "onnx":
+            return _examine_onnx(path, shown)
         read = archive.read_keras_archive if kind == "keras" else archive.read_hdf5
         stored = read(path, shown)
         with Path(path).open("rb") as file:
@@ -264,6 +275,7 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
         classes=tuple(sorted({item.custom.registered for item in findings if item.custom})),
         keras_version=stored.keras_version,
         interface=interface,
+        needs_keras_2=keras_allowlist.name_of_keras_2(config),
     )
 
 
@@ -315,6 +327,26 @@ def _examine_saved_model(path: str, shown: str, *, private: bool) -> ModelReport
             for what, where in graph.dangers
         ),
         interface=graph.interface,
+    )
+
+
+def _examine_onnx(path: str, shown: str) -> ModelReport:
+    from batchnorm_tool.models.security.onnx_graph import ExaminedOnnx
+
+    content = Path(path).read_bytes()
+    try:
+        graph = ExaminedOnnx(content)
+    except ValueError as error:
+        raise ModelError(
+            f"{shown}: the ONNX model is damaged: {error}. Copy it again from its source, or "
+            "export it again."
+        ) from error
+    return ModelReport(
+        path=shown,
+        kind="onnx",
+        sha256=hashlib.sha256(content).hexdigest(),
+        content=graph.content,
+        findings=_sorted(graph.findings)[:_MAX_FINDINGS],
     )
 
 

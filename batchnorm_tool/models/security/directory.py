@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from batchnorm_tool.errors import ModelError
 
-ModelKind = Literal["keras", "h5", "saved_model"]
+ModelKind = Literal["keras", "h5", "saved_model", "onnx"]
 _BLOCK_BYTES = 1 << 20
 _MAX_ENTRIES = 10_000
 _MAX_BYTES = 64 << 30
@@ -25,7 +25,6 @@ _ELSEWHERE = (
     "`batchnorm-tool normalize`."
 )
 _TFLITE = f"a TFLite (LiteRT) model. Use the original Keras model. Or {_ELSEWHERE}"
-_ONNX = f"an ONNX model. Use the original Keras model, or {_ELSEWHERE}"
 _PYTORCH = f"a PyTorch model. Use a Keras model, or {_ELSEWHERE}"
 _TENSORFLOW_JS = (
     "a TensorFlow.js model. Convert it back: `tensorflowjs_converter "
@@ -52,10 +51,8 @@ _HEADS = {
     ),
     rb'^\s*\{.{0,80}"class_name"': _ARCHITECTURE,
     rb'^.{7}\x00\{"': _SAFETENSORS,
-    rb"^\x08.{1,2}\x12.{1,3}(pytorch|tf2onnx|onnx|skl2onnx)": _ONNX,
 }
 _SUFFIXES = {
-    ".onnx": _ONNX,
     ".pt": _PYTORCH,
     ".pth": _PYTORCH,
     ".tflite": _TFLITE,
@@ -65,7 +62,10 @@ _SUFFIXES = {
     ),
 }
 _HEAD_BYTES = 256
-_KERAS_SUFFIXES = (".keras", ".h5")
+# The version of its format, then one of the fields that come next: who wrote it, or the graph. A
+# SavedModel's graph, which begins alike, has version 1.
+_ONNX = re.compile(rb"\x08[\x02-\x3f][\x12\x1a\x22\x28\x32\x3a\x42]")
+_SUFFIXES_OF_OURS = (".keras", ".h5", ".onnx")
 _LOOKED_AT = 1000  # names in a folder: no model has more, and data may
 _DATA_SUFFIXES = {".arrow", ".feather", ".npy", ".parquet"}
 
@@ -85,6 +85,8 @@ def model_kind(path: str, shown: str) -> ModelKind:
         return "keras"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "h5"
+    if _ONNX.match(head):
+        return "onnx"
     raise ModelError(f"{shown}: {foreign_file(Path(shown), head) or _unknown_words(head)}")
 
 
@@ -94,13 +96,14 @@ def is_model(path: str) -> bool:
     if place.is_dir():
         return (place / GRAPH).is_file() or _foreign_folder(place) is not None
     if not place.is_file():
-        return place.suffix in _KERAS_SUFFIXES
+        return place.suffix in _SUFFIXES_OF_OURS
     head = b""
     with contextlib.suppress(OSError):  # whoever reads it says why not
         head = _head(place)
     is_archive = head.startswith((b"\x89HDF", b"PK")) and place.suffix != ".npz"
-    is_empty = not head and place.suffix in _KERAS_SUFFIXES
-    return is_archive or is_empty or foreign_file(place, head) is not None
+    is_ours = is_archive or _ONNX.match(head) or place.suffix == ".onnx"
+    is_empty = not head and place.suffix in _SUFFIXES_OF_OURS
+    return bool(is_ours) or is_empty or foreign_file(place, head) is not None
 
 
 def _directory_kind(path: str, shown: str) -> ModelKind:
@@ -124,7 +127,8 @@ def _unknown_words(head: bytes) -> str:
             "a Git LFS pointer, not the model. Fetch the model with `git lfs pull`, and try again."
         )
     return (
-        "not a Keras model. Expected a .keras archive, an .h5 file or a SavedModel directory. "
+        "not a Keras model. Expected a .keras archive, an .h5 file, a SavedModel directory or an "
+        ".onnx file. "
         f"Received: a file that begins with {head[:8]!r}. Save the model with "
         "model.save('model.keras')."
     )
@@ -167,7 +171,7 @@ def _foreign_folder(path: Path) -> str | None:
 def _held(path: Path, names: list[str]) -> str | None:
     """Return what a folder without data is, by the model file in it."""
     for name in names:
-        if name.endswith((".keras", ".h5", ".hdf5")):
+        if name.endswith((".keras", ".h5", ".hdf5", ".onnx")):
             return f"a folder with the model {name} in it. Use {path / name}."
     for name in names:
         words = _SUFFIXES.get(Path(name).suffix.lower())

@@ -37,7 +37,7 @@ _WEIGHT_PRODUCTS = (
 )
 _SHAPE_KEYS = _words("kernel_size newshape padding pool_size size strides")
 _FREE_KEYS = _words("salt seed shared_object_id value")
-_LARGEST = 10**9
+LARGEST = 10**9
 _WHERE_LENGTH = 200
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 80, 4, 2, 2
@@ -95,6 +95,25 @@ _KERAS_2_CLASSES = _words(
     ClassMethod InstanceMethod InstanceProperty SlicingOpLambda TFOpLambda TensorFlowOpLayer
     """
 )
+# Such a call names its function, and is harmless if that only computes.
+_CALLS = _words("SlicingOpLambda TFOpLambda")
+_CALLED = _words(
+    """
+    __operators__.add __operators__.getitem __operators__.mul broadcast_to cast clip_by_value
+    compat.v1.gather compat.v1.nn.softmax compat.v1.shape compat.v1.squeeze compat.v1.transpose
+    concat convert_to_tensor expand_dims fill gather identity image.resize linalg.l2_normalize
+    linalg.matmul math.abs math.add math.argmax math.cos math.divide math.equal math.exp
+    math.greater math.greater_equal math.l2_normalize math.less math.less_equal math.log
+    math.logical_and math.logical_not math.logical_or math.maximum math.minimum math.multiply
+    math.negative math.not_equal math.pow math.reduce_max math.reduce_mean math.reduce_min
+    math.reduce_prod math.reduce_std math.reduce_sum math.reduce_variance math.rsqrt math.sigmoid
+    math.sign math.sin math.softplus math.sqrt math.square math.squared_difference math.subtract
+    math.tanh math.truediv nn.bias_add nn.elu nn.gelu nn.l2_normalize nn.leaky_relu nn.log_softmax
+    nn.relu nn.relu6 nn.selu nn.sigmoid nn.softmax nn.softplus nn.tanh one_hot ones_like pad repeat
+    reshape reverse shape slice split squeeze stack tile transpose unstack where zeros_like
+    """
+)
+_CALL_MODULES = (None, "keras.layers.core.tf_op_layer", "keras.src.layers.core.tf_op_layer")
 _POLICIES = _words(
     """
     AWQDTypePolicy DTypePolicy DTypePolicyMap FloatDTypePolicy GPTQDTypePolicy Int4DTypePolicy
@@ -230,16 +249,20 @@ def _is_small_object(item: dict[str, object]) -> bool:
     return _text(item, "class_name") in _POLICIES or _text(item, "module") in _HARMLESS_MODULES
 
 
-def unloadable(config: Any) -> str | None:
-    """Return why Keras 3 cannot load an architecture whoever trusts it, and what to do."""
+def name_of_keras_2(config: Any) -> str | None:
+    """Return what an architecture names that Keras 2 has and Keras 3 has not, if anything."""
     for _, item in _dictionaries(config):
         name, module = _text(item, "class_name"), _text(item, "module")
         if module.startswith(_KERAS_2_MODULES) or name in _KERAS_2_CLASSES:
-            return (
-                f"written by Keras 2 (it names {short(module or name)}, which Keras 3 does not "
-                "have). Load it with the package tf_keras, and export it as a SavedModel."
-            )
-        if _is_bare_operation(item, name):
+            return short(module or name)
+    return None
+
+
+def unloadable(config: Any) -> str | None:
+    """Return why no Keras can load an architecture whoever trusts it, and what to do."""
+    for _, item in _dictionaries(config):
+        name = _text(item, "class_name")
+        if name not in _KERAS_2_CLASSES and _is_bare_operation(item, name):
             return (
                 f"contains a Keras operation, `{short(name)}`, which Keras cannot load from an "
                 ".h5 file. Save the model as .keras where it was created."
@@ -305,6 +328,8 @@ def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
         )
     elif name == "function":
         yield from _check_function(item, where)
+    elif name in _KERAS_2_CLASSES:
+        yield from _check_call(name, item, where)
     elif name in _UNSAFE_CLASSES:
         yield ModelFinding("refuse", _UNSAFE_CLASSES[name], where)
     # Refused unless known: a list of what is dangerous would be out of date with the next Keras.
@@ -312,8 +337,23 @@ def _check_class(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
         yield _custom("class", name, item, where)
 
 
+def _check_call(name: str, item: dict[str, object], where: str) -> Iterator[ModelFinding]:
+    """Judge a call of a TensorFlow function in a file of Keras 2."""
+    inner = item.get("config")
+    called = _text(inner, "function") if isinstance(inner, dict) else ""
+    module = _of_keras(item["module"]) if isinstance(item.get("module"), str) else None
+    known = module in _CALL_MODULES and item.get("registered_name") in (None, name)
+    if not (known and name in _CALLS and called in _CALLED):
+        yield ModelFinding("refuse", f"a call of TensorFlow's `{short(called or name)}`", where)
+
+
+def _of_keras(module: Any) -> str:
+    """Return the name in Keras of a module of tf_keras, which has the same classes in it."""
+    return str(module).removeprefix("tf_") if str(module).startswith("tf_keras.") else str(module)
+
+
 def _check_function(item: dict[str, object], where: str) -> Iterator[ModelFinding]:
-    name, module = item.get("config"), _text(item, "module")
+    name, module = item.get("config"), _of_keras(_text(item, "module"))
     if not isinstance(name, str):
         yield ModelFinding(
             "refuse", f"a function named by {short(name)}, where a string is expected", where
@@ -350,7 +390,7 @@ def _is_harmless(item: dict[str, object], name: str, module: str | None) -> bool
         return False
     if module is None:
         return "module" not in item and name in _LEGACY_NAMES
-    return _is_in_module(name, module)
+    return _is_in_module(name, _of_keras(module))
 
 
 def _is_in_module(name: str, module: str) -> bool:
@@ -358,7 +398,7 @@ def _is_in_module(name: str, module: str) -> bool:
         return True
     if module.startswith("keras.src.layers."):
         return name in _LAYERS
-    if module.startswith("keras.src.models."):
+    if module.startswith(("keras.src.models.", "keras.src.engine.", "keras.engine.")):
         return name in _MODELS
     if module in _OP_MODULES:
         return name[:1].isupper()
@@ -372,12 +412,12 @@ def _check_value(key: str, value: Any, where: str, bound: int) -> Iterator[Model
                 "refuse", f"a `{key}` that is read from the path {short([value])[1:-1]}", where
             )
     elif isinstance(value, int):
-        largest = bound if key in _WEIGHT_KEYS else _LARGEST
+        largest = bound if key in _WEIGHT_KEYS else LARGEST
         if value > largest and key not in _FREE_KEYS:
             yield ModelFinding("refuse", f"the huge size `{short(key)}` = {short(value)}", where)
     elif isinstance(value, list) and (key in _SHAPE_KEYS or key.endswith("shape")):
         shapes = [value, *(inner for inner in value if isinstance(inner, list))]
-        if any(_exceeds(_LARGEST, shape) for shape in shapes):
+        if any(exceeds(LARGEST, shape) for shape in shapes):
             yield ModelFinding("refuse", f"the huge size `{short(key)}` = {short(value)}", where)
 
 
@@ -389,12 +429,12 @@ def _check_products(item: dict[str, object], where: str, bound: int) -> Iterator
     for keys in (*_WEIGHT_PRODUCTS, *recurrent):
         sizes = [item.get(key) for key in keys]
         flat = [size for one in sizes for size in (one if isinstance(one, list) else [one])]
-        if None not in sizes and _exceeds(bound, flat):
+        if None not in sizes and exceeds(bound, flat):
             words = " and ".join(f"`{key}` = {short(item[key])}" for key in dict.fromkeys(keys))
             yield ModelFinding("refuse", f"the huge size of {words}", where)
 
 
-def _exceeds(bound: int, sizes: Iterable[object]) -> bool:
+def exceeds(bound: int, sizes: Iterable[object]) -> bool:
     """Tell whether a product is above a bound; it is multiplied no further than that."""
     product = 1
     for size in sizes:

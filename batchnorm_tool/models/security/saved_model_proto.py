@@ -1,10 +1,10 @@
-"""The protobuf messages of a SavedModel that the gate looks into, declared without TensorFlow.
+"""The protobuf messages that the gate looks into, declared without TensorFlow and ONNX.
 
 Names and numbers are those of TensorFlow's ``saved_model.proto``, ``meta_graph.proto``,
-``graph.proto``, ``function.proto``, ``op_def.proto``, ``node_def.proto`` and ``attr_value.proto``;
-they never change. What the gate does not look into (tensors, shapes) is declared as bytes. So is
-every list of messages: they are counted before they are parsed one by one, because two bytes of a
-file become a hundred in memory.
+``graph.proto``, ``function.proto``, ``op_def.proto``, ``node_def.proto`` and ``attr_value.proto``,
+and those of ``onnx-ml.proto``, with ``Onnx`` before the name; they never change. What the gate does
+not look into (tensors, shapes) is declared as bytes. So is every list of messages: they are counted
+before they are parsed one by one, because two bytes of a file become a hundred in memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +71,34 @@ NameAttrList 1:string:name 2:AttrEntry*:attr
 TensorProto 1:int32:dtype 2:bytes:tensor_shape 8:bytes*:string_val
 TensorShapeProto 2:Dim*:dim 3:bool:unknown_rank
 Dim 1:int64:size 2:string:name
+OnnxModel 1:int64:ir_version 2:bytes:producer_name 3:bytes:producer_version 4:bytes:domain
+    5:int64:model_version 6:bytes:doc_string 7:OnnxGraph:graph 8:bytes*:opset_import
+    14:bytes*:metadata_props 20:bytes*:training_info 25:bytes*:functions 26:bytes*:configuration
+OnnxOpset 1:string:domain 2:int64:version
+OnnxFunction 1:string:name 4:bytes*:input 5:bytes*:output 6:bytes*:attribute 7:bytes*:node
+    8:bytes:doc_string 9:bytes*:opset_import 10:string:domain 11:bytes*:attribute_proto
+    12:bytes*:value_info 13:string:overload 14:bytes*:metadata_props
+OnnxGraph 1:bytes*:node 2:bytes:name 5:bytes*:initializer 10:bytes:doc_string 11:bytes*:input
+    12:bytes*:output 13:bytes*:value_info 14:bytes*:quantization_annotation
+    15:bytes*:sparse_initializer 16:bytes*:metadata_props
+OnnxNode 1:string*:input 2:string*:output 3:string:name 4:string:op_type 5:bytes*:attribute
+    6:bytes:doc_string 7:string:domain 8:string:overload 9:bytes*:metadata_props
+    10:bytes*:device_configurations
+OnnxAttribute 1:string:name 2:float:f 3:int64:i 4:bytes:s 5:OnnxTensor:t 6:OnnxGraph:g
+    7:float*:floats 8:int64*:ints 9:bytes*:strings 10:bytes*:tensors 11:bytes*:graphs
+    13:bytes:doc_string 14:bytes:tp 15:bytes*:type_protos 20:int32:type 21:string:ref_attr_name
+    22:OnnxSparseTensor:sparse_tensor 23:bytes*:sparse_tensors
+OnnxSparseTensor 1:OnnxTensor:values 2:OnnxTensor:indices 3:int64*:dims
+OnnxTensor 1:int64*:dims 2:int32:data_type 3:bytes:segment 4:bytes:float_data 5:bytes:int32_data
+    6:bytes*:string_data 7:bytes:int64_data 8:string:name 9:bytes:raw_data 10:bytes:double_data
+    11:bytes:uint64_data 12:bytes:doc_string 13:bytes*:external_data 14:int32:data_location
+    16:bytes*:metadata_props
+OnnxValue 1:string:name 2:OnnxType:type 3:bytes:doc_string 4:bytes*:metadata_props
+OnnxType 1:OnnxTensorType|:tensor_type 4:bytes|:sequence_type 5:bytes|:map_type 6:bytes:denotation
+    7:bytes|:opaque_type 8:bytes|:sparse_tensor_type 9:bytes|:optional_type
+OnnxTensorType 1:int32:elem_type 2:OnnxShape:shape
+OnnxShape 1:bytes*:dim
+OnnxDim 1:int64|:dim_value 2:bytes|:dim_param 3:bytes:denotation
 """
 
 

@@ -398,10 +398,6 @@ def architecture_alone(path: Path) -> None:
     path.write_text(json.dumps({"class_name": "Sequential", "config": {}}))
 
 
-def onnx(path: Path) -> None:
-    path.write_bytes(b"\x08\x07\x12\x07pytorch\x1a\x05")
-
-
 @pytest.mark.parametrize(
     ("write", "words"),
     [
@@ -419,7 +415,6 @@ def onnx(path: Path) -> None:
         (pytorch, "a PyTorch model"),
         (safetensors, "a safetensors file: weights only"),
         (architecture_alone, "an architecture without weights"),
-        (onnx, "an ONNX model. Use the original Keras model, or predict with"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -455,12 +450,52 @@ def test_a_file_of_keras_2_is_called_one(stored: Callable[[bytes], str], config:
     assert "tf_keras" in caught.value.message
 
 
-def test_a_call_in_a_file_of_keras_2_is_no_class_to_trust(stored: Callable[[bytes], str]) -> None:
-    call = {"class_name": "TFOpLambda", "config": {"name": "add", "trainable": True}}
-    with pytest.raises(ModelError, match=r"written by Keras 2 \(it names TFOpLambda") as caught:
-        load(stored(h5_of(with_layer(call))))
-    assert "export it as a SavedModel" in caught.value.message
-    assert "model.trust" not in caught.value.message
+def named_keras_2(module: str, class_name: str = "Dense", **config: Any) -> dict[str, Any]:
+    inner = {"name": "it", "trainable": True, **config}
+    return {"module": module, "class_name": class_name, "config": inner, "registered_name": None}
+
+
+@pytest.mark.parametrize(
+    ("layer", "danger"),
+    [
+        (named_keras_2("keras.src.engine.functional", "Functional"), None),
+        (named_keras_2("tf_keras.src.engine.sequential", "Sequential"), None),
+        (named_keras_2("tf_keras.layers"), None),
+        (named_keras_2("tf_keras.layers", "Lambda"), "a Lambda layer"),
+        (named_keras_2("tf_keras.layers", "TFSMLayer"), "a TFSMLayer"),
+        (named_keras_2("tf_keras.utils", "get_file"), "the custom class `get_file`"),
+        (named_keras_2("tf_keras", "losses"), "the custom class `losses`"),
+        (named_keras_2("keras.src.engine.functional", "os"), "the custom class `os`"),
+        ({"class_name": "TFOpLambda", "config": {"function": "math.add"}}, None),
+        ({"class_name": "SlicingOpLambda", "config": {"function": "__operators__.getitem"}}, None),
+        (
+            named_keras_2("tf_keras.src.layers.core.tf_op_layer", "TFOpLambda", function="concat"),
+            None,
+        ),
+        (
+            named_keras_2("my.module", "TFOpLambda", function="concat"),
+            "a call of TensorFlow's `concat`",
+        ),
+        (
+            {"class_name": "TFOpLambda", "config": {"function": "io.write_file"}},
+            "a call of TensorFlow's `io.write_file`",
+        ),
+        ({"class_name": "ClassMethod", "config": {}}, "a call of TensorFlow's `ClassMethod`"),
+        (
+            {"class_name": "TensorFlowOpLayer", "config": {"function": "concat"}},
+            "a call of TensorFlow's `concat`",
+        ),
+    ],
+    ids=str,
+)
+def test_what_keras_2_alone_has_is_judged_like_the_rest(
+    stored: Callable[[bytes], str], layer: dict[str, Any], danger: str | None
+) -> None:
+    report = security.examine(stored(h5_of(with_layer(layer))))
+    assert report.is_of_keras_2
+    assert report.needs_keras_2 in (layer.get("module"), layer["class_name"])
+    found = [finding.what for finding in report.dangers]
+    assert [what.startswith(danger or "") for what in found] == ([True] if danger else [])
 
 
 OPERATIONS: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -268,9 +268,33 @@ def test_the_messages_are_those_of_tensorflow() -> None:
     ours = saved_model_proto._pool()
     names = re.findall(r"^(\w+) ", saved_model_proto._MESSAGES, re.MULTILINE)
     assert len(names) > 20
+    names = [name for name in names if not name.startswith("Onnx")]
     for name in set(names) - {"Any", "TensorProto"}:
         theirs = pool.FindMessageTypeByName(f"tensorflow.{ELSEWHERE.get(name, name)}")
         own = ours.FindMessageTypeByName(f"batchnorm_tool.{name}")
+        declared = {item.number: wire(item) for item in own.fields}
+        assert declared == {item.number: wire(item) for item in theirs.fields}, name
+
+
+# Ours, with ``Onnx`` before it: ONNX's.
+ONNX = {
+    "Opset": "OperatorSetIdProto",
+    "Value": "ValueInfoProto",
+    "TensorType": "TypeProto.Tensor",
+    "Shape": "TensorShapeProto",
+    "Dim": "TensorShapeProto.Dimension",
+}
+
+
+def test_the_messages_are_those_of_onnx() -> None:
+    import onnx
+
+    pool, ours = onnx.ModelProto.DESCRIPTOR.file.pool, saved_model_proto._pool()
+    names = re.findall(r"^Onnx(\w+) ", saved_model_proto._MESSAGES, re.MULTILINE)
+    assert len(names) > 10
+    for name in names:
+        theirs = pool.FindMessageTypeByName(f"onnx.{ONNX.get(name, f'{name}Proto')}")
+        own = ours.FindMessageTypeByName(f"batchnorm_tool.Onnx{name}")
         declared = {item.number: wire(item) for item in own.fields}
         assert declared == {item.number: wire(item) for item in theirs.fields}, name
 
@@ -279,6 +303,7 @@ def wire(item: Any) -> tuple[str, bool]:
     """The name of a field, and whether it is stored as a length and bytes."""
     sized = item.type in (item.TYPE_MESSAGE, item.TYPE_BYTES, item.TYPE_STRING)
     packed = item.is_repeated and item.type in (item.TYPE_INT64, item.TYPE_FLOAT, item.TYPE_BOOL)
+    packed |= item.has_options and item.GetOptions().packed
     return item.name, sized or packed or (item.is_repeated and item.type == item.TYPE_ENUM)
 
 

@@ -487,15 +487,6 @@ def deeper_than_python(stored: Path, tmp_path: Path) -> Path:
     return Path(write_archive(tmp_path / "model.keras", members))
 
 
-def keras_2(stored: Path, tmp_path: Path) -> Path:
-    with zipfile.ZipFile(stored / "model.keras") as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    config = json.loads(members["config.json"])
-    config["module"] = "keras.src.engine.functional"
-    members["config.json"] = json.dumps(config).encode()
-    return Path(write_archive(tmp_path / "model.keras", members))
-
-
 def lfs_pointer(stored: Path, tmp_path: Path) -> Path:
     path = tmp_path / "model.keras"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
@@ -523,7 +514,6 @@ UNREADABLE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "deeply nested": (deep, "nested more than 100 levels deep"),
     "nested beyond Python": (deeper_than_python, "nested more than 100 levels deep"),
     "weights only": (lambda stored, _: stored / "only.weights.h5", "contains weights only"),
-    "Keras 2": (keras_2, "written by Keras 2"),
     "LFS pointer": (lfs_pointer, "git lfs pull"),
     "named pipe": (named_pipe, "not a file or directory"),
     "another kind of file": (something_else, "not a Keras model"),

@@ -1,0 +1,156 @@
+"""An ONNX model: what identifies it, and what speaks against running it.
+
+The operations of ``ai.onnx`` and ``ai.onnx.ml`` only compute; others are on a list or refused, and
+so is whatever would be read from elsewhere. Graphs within operations (``If``, ``Loop``, ``Scan``)
+are judged like the outer one.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from batchnorm_tool.models.security.keras_allowlist import LARGEST, ModelFinding, exceeds, short
+from batchnorm_tool.models.security.saved_model_proto import parse, parse_all
+from batchnorm_tool.storage import checked_json
+
+# A node takes as long as several of its attributes; see `graph_allowlist`.
+_MAX_PIECES = 1_000_000
+_COST = {"OnnxNode": 3, "OnnxTensor": 3}
+_MAX_DEPTH = 8
+_MAX_BYTES = 2 << 30  # protobuf's own limit
+_STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+# What onnxruntime's own optimizers and quantizers write; no other reads more than its inputs.
+_FUSED = frozenset(
+    """
+    Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu ConvTransposeWithDynamicPads
+    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FastGelu
+    FusedConv FusedGemm FusedMatMul GatherND Gelu GemmFastGelu GroupNorm Inverse
+    MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MultiHeadAttention NhwcMaxPool
+    QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat
+    QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean
+    QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu RotaryEmbedding
+    SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu
+    """.split()  # noqa: SIM905  as in `graph_allowlist`
+)
+_RANDOM = frozenset(
+    f"{kind}{like}" for kind in ("RandomNormal", "RandomUniform") for like in ("", "Like")
+) | {"Bernoulli", "Multinomial"}
+_EXTERNAL = 1
+_PACKED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "raw_data")
+_NO_MEANING = ("doc_string", "metadata_props")
+
+
+class ExaminedOnnx:
+    """An ONNX model, parsed and examined.
+
+    Args:
+        content: The bytes of the file.
+
+    Attributes:
+        findings: Dangers and warnings.
+
+    Raises:
+        ValueError: It is no whole protobuf message of this kind, something in it is given twice or
+            unknown, or there is too much of it.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        if len(content) > _MAX_BYTES:
+            raise ValueError("it takes more than the 2 GiB that one such file can")
+        # A producer of this name makes the same bytes a file of onnxruntime's own format.
+        if content[4:8] == b"ORTM":
+            raise ValueError("it can be read as a model of another format, too")
+        self.findings: list[ModelFinding] = []
+        self._left = _MAX_PIECES
+        self._digest = hashlib.sha256()
+        model = parse("OnnxModel", content)
+        for function in self._parsed("OnnxFunction", model.functions):
+            self._refuse(f"the nested function {short(function.name)}", "the function library")
+        self._opsets = sorted(
+            (item.domain, item.version) for item in self._parsed("OnnxOpset", model.opset_import)
+        )
+        self._examine(model.graph)
+        for value in self._parsed("OnnxValue", model.graph.input):
+            self._examine_input(value)
+        for value in self._parsed("OnnxValue", model.graph.output):
+            self._add(value)
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over graph, weights and versions of the operations; not over who wrote it."""
+        return checked_json.sha256([self._opsets, self._digest.hexdigest()])
+
+    def _parsed(self, kind: str, pieces: Sequence[bytes]) -> Iterator[Any]:
+        self._left -= len(pieces) * _COST.get(kind, 1)
+        if self._left < 0:
+            raise ValueError("it has too many nodes, attributes and weights to examine")
+        return parse_all(kind, pieces)
+
+    def _add(self, message: Any) -> None:
+        """Add a message to the hash, with its length, so that no two lists of them collide."""
+        for name in _NO_MEANING:
+            if name in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(name)
+        content = message.SerializeToString()
+        kind = type(message).__name__.encode()
+        self._digest.update(kind + len(content).to_bytes(8, "little") + content)
+
+    def _refuse(self, what: str, where: str) -> None:
+        self.findings.append(ModelFinding("refuse", what, where))
+
+    def _examine(self, graph: Any, depth: int = 0) -> None:
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it nests graphs more than {_MAX_DEPTH} levels deep")
+        for node in self._parsed("OnnxNode", graph.node):
+            self._examine_node(node, depth)
+            self._add(node)
+        for tensor in self._parsed("OnnxTensor", graph.initializer):
+            self._examine_tensor(tensor, f"the weights {short(tensor.name)}")
+            self._add(tensor)
+        for sparse in self._parsed("OnnxSparseTensor", graph.sparse_initializer):
+            self._examine_sparse(sparse, f"the weights {short(sparse.values.name)}")
+            self._add(sparse)
+
+    def _examine_node(self, node: Any, depth: int) -> None:
+        where = f"the node {short(node.name or next(iter(node.output), node.op_type))}"
+        fused = node.domain == "com.microsoft" and node.op_type in _FUSED
+        if node.domain not in _STANDARD and not fused:
+            name = f"{node.domain}.{node.op_type}"
+            self._refuse(f"the custom operation {short(name)}", where)
+        elif node.op_type in _RANDOM:
+            what = f"the random operation {node.op_type}, which gives other numbers in every call"
+            self.findings.append(ModelFinding("warn", what, where))
+        for attribute in self._parsed("OnnxAttribute", node.attribute):
+            self._examine_attribute(attribute, where, depth)
+
+    def _examine_attribute(self, attribute: Any, where: str, depth: int) -> None:
+        for tensor in (attribute.t, *self._parsed("OnnxTensor", attribute.tensors)):
+            self._examine_tensor(tensor, where)
+        several = self._parsed("OnnxSparseTensor", attribute.sparse_tensors)
+        for sparse in (attribute.sparse_tensor, *several):
+            self._examine_sparse(sparse, where)
+        inner = [attribute.g] if attribute.HasField("g") else []
+        for graph in (*inner, *self._parsed("OnnxGraph", attribute.graphs)):
+            self._examine(graph, depth + 1)
+
+    def _examine_sparse(self, sparse: Any, where: str) -> None:
+        for tensor in (sparse.values, sparse.indices):
+            self._examine_tensor(tensor, where)
+        self._check_size(sparse.dims, LARGEST, where)
+
+    def _examine_tensor(self, tensor: Any, where: str) -> None:
+        if tensor.data_location == _EXTERNAL or tensor.external_data:
+            self._refuse("weights that are read from another file", where)
+            return
+        # No number takes less than two bits.
+        held = 4 * sum(len(getattr(tensor, name)) for name in _PACKED)
+        self._check_size(tensor.dims, max(1, held, len(tensor.string_data)), where)
+
+    def _examine_input(self, value: Any) -> None:
+        dims = self._parsed("OnnxDim", value.type.tensor_type.shape.dim)
+        self._check_size([dim.dim_value for dim in dims], LARGEST, f"the input {short(value.name)}")
+        self._add(value)
+
+    def _check_size(self, dims: Sequence[int], most: int, where: str) -> None:
+        if exceeds(most, dims):
+            self._refuse(f"the huge size {short(list(dims))}", where)
