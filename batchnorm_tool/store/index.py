@@ -1,19 +1,26 @@
-"""Keys and hashes of a store's live version, in a Parquet file and in memory.
+"""Keys and hashes of a store's live version, in Parquet files and in memory.
 
 A refresh with nothing to do needs nothing else of the store. Readers of the store need none of it.
+
+The index of a version is one file with all its rows; or one with those that are not in its *base*,
+an older index that lies beside it under a second name, and the places of the rows there that are
+out of date. So a refresh writes what changed. The rows of the base come first.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import itertools
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.chunk import numbered
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats import MEBIBYTE
@@ -28,6 +35,7 @@ from batchnorm_tool.store.state import (
     PASSTHROUGH_HASH,
     STATUS,
     StoreDirectory,
+    base_path,
     by_word,
     index_path,
     is_quarantined,
@@ -47,8 +55,15 @@ IS_QUARANTINED, IS_JUDGED_AGAIN, IS_UNWANTED = 1, 2, 4
 """The bits of a row's mark: `JudgedAgain.marks`."""
 _HASHES = (KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH)
 _VERSION_KEY = "batchnorm_tool.index"
+_STAYS_KEY = "batchnorm_tool.index.stays"
+# Whoever knows no bases takes this for another version of the hashes, and refuses the file.
+_OVER_BASE = " over a base"
 _GROUP_BYTES = 16 * MEBIBYTE
 _BATCH_ROWS = 65_536
+# A smaller index is written whole in a few milliseconds.
+_LEAST_BASE_ROWS = 65_536
+# Of the base's rows. With 1 % changed each night it is 25 nights until all is written again.
+_MOST_CHANGED = 0.25
 
 
 @dataclass(frozen=True)
@@ -119,17 +134,17 @@ class LiveIndex:
         threads: int | None = None,
     ) -> LiveIndex:
         """Read an index into memory; default for ``threads``: one for each core."""
-        again = again or JudgedAgain()
-        rows = index_rows(storage, path)
+        again, files = again or JudgedAgain(), index_files(storage, path)
+        rows = sum(map(len, files))
         ids = np.empty((rows, 16), np.uint8)
-        _fill(storage, path, {KEY_ID: ids}, again, threads)
+        _fill(storage, files, {KEY_ID: ids}, again, threads)
         places = IdLookup(ids.view(np.uint64))
         # Before the hashes are read: both at once would be the peak.
         del ids
         features, passthrough = np.empty((rows, 16), np.uint8), np.empty((rows, 8), np.uint8)
         marks = np.empty(rows, np.uint8)
         columns = {FEATURE_HASH: features, PASSTHROUGH_HASH: passthrough, STATUS: marks}
-        _fill(storage, path, columns, again, threads)
+        _fill(storage, files, columns, again, threads)
         return cls(features, passthrough, marks, places)
 
     def __len__(self) -> int:
@@ -140,36 +155,96 @@ class LiveIndex:
         return self.places.find(ids)
 
 
+@dataclass(frozen=True)
+class IndexFile:
+    """A file that rows of an index lie in.
+
+    Attributes:
+        path: Below the state's root.
+        groups: Rows of each row group.
+        stays: ``bool[n]``: which of its rows the index has; others are out of date.
+    """
+
+    path: str
+    groups: tuple[int, ...]
+    stays: np.ndarray
+
+    def __len__(self) -> int:
+        """Return how many of its rows the index has."""
+        return int(np.count_nonzero(self.stays))
+
+
+def index_files(storage: Storage, path: str) -> list[IndexFile]:
+    """Return the files of an index in the order of its rows: the base, if it has one, and its own.
+
+    Raises:
+        Damaged: One is missing, or is not as it was written.
+    """
+    own, version, text = _inspected(storage, path)
+    _check_version(path, version.removesuffix(_OVER_BASE))
+    if not version.endswith(_OVER_BASE):
+        return [own]
+    base, version, _ = _inspected(storage, _base_of(path))
+    _check_version(base.path, version)
+    try:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    except (ValueError, zlib.error) as error:
+        raise _damaged(path, f"no list of the rows of its base that stay ({error})") from error
+    rows = len(base.stays)
+    if len(bits) != (rows + 7) // 8:
+        raise _damaged(path, f"{8 * len(bits):,} bits for a base of {rows:,} rows")
+    stays = np.unpackbits(bits, count=rows).astype(bool)
+    return [IndexFile(base.path, base.groups, stays), own]
+
+
+def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, bytes]:
+    """Return what a file's footer says: its row groups, which version, what stays of a base."""
+    with _opened(storage, path) as file:
+        groups, rows = tuple(group_sizes(file.metadata)), int(file.metadata.num_rows)
+        if sum(groups) != rows or min(groups, default=0) < 0:
+            raise _damaged(path, f"{rows:,} rows, in row groups of {sum(groups):,} together")
+        metadata = file.metadata.metadata or {}
+        version = metadata.get(_VERSION_KEY.encode(), b"unknown").decode(errors="replace")
+        stays = np.ones(rows, bool)
+        return IndexFile(path, groups, stays), version, metadata.get(_STAYS_KEY.encode(), b"")
+
+
+def _base_of(path: str) -> str:
+    return base_path(int(PurePosixPath(path).stem))
+
+
 def _fill(
     storage: Storage,
-    path: str,
+    files: Sequence[IndexFile],
     columns: dict[str, np.ndarray],
     again: JudgedAgain,
     threads: int | None,
 ) -> None:
-    """Read columns of an index into arrays made for as many rows as its footer claims.
+    """Read columns of an index into arrays made for as many rows as its footers claim.
 
     In the place of the status come the marks of ``again``.
     """
 
-    def fill(work: tuple[str, int, int]) -> None:
-        name, group, row = work
-        array, claimed = columns[name], starts[group + 1]
-        names = again.columns if name == STATUS else (name,)
-        for table in read_index(storage, path, names, groups=[group]):
+    def fill(work: tuple[str, IndexFile, int, int, int]) -> None:
+        name, file, group, row, claimed = work
+        array, names = columns[name], again.columns if name == STATUS else (name,)
+        for table in _tables(storage, file, names, _BATCH_ROWS, group):
             stop = row + table.num_rows
             if stop <= claimed:
                 array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
             row = stop
         if row != claimed:
-            raise _damaged(path, f"a row group that does not end at row {claimed:,}, as claimed")
+            raise _damaged(file.path, f"a row group that does not end at row {claimed:,}")
 
-    with _opened(storage, path) as file:
-        starts = (0, *itertools.accumulate(group_sizes(file.metadata)))
-    if starts[-1] != len(next(iter(columns.values()))):
-        raise _damaged(path, f"row groups of {starts[-1]:,} rows together")
-    works = ((name, *group) for group in enumerate(starts[:-1]) for name in columns)
-    for _ in map_in_order(fill, works, threads):
+    def works() -> Iterator[tuple[str, IndexFile, int, int, int]]:
+        row = 0
+        for file in files:
+            for group in range(len(file.groups)):
+                stays = file.stays[sum(file.groups[:group]) : sum(file.groups[: group + 1])]
+                first, row = row, row + int(np.count_nonzero(stays))
+                yield from ((name, file, group, first, row) for name in columns)
+
+    for _ in map_in_order(fill, works(), threads):
         pass
 
 
@@ -179,25 +254,52 @@ def index_schema(keys: pa.Schema) -> pa.Schema:
     return pa.schema([*plain, *INDEX_FIELDS])
 
 
-class IndexWriter:
-    """A writer of an index in a stream; it appears whole when it is committed."""
+def base_to_share(storage: Storage, path: str, changes: int) -> IndexFile | None:
+    """Return the file whose rows the index after this one need not write again.
 
-    def __init__(self, storage: Storage, path: str, keys: pa.Schema) -> None:
+    ``None``: it is better written whole, with ``changes`` of its rows to be removed or added.
+    """
+    base, *more = index_files(storage, path)
+    rows = len(base.stays)
+    written = changes + rows - len(base) + sum(map(len, more))
+    return base if rows >= _LEAST_BASE_ROWS and written <= _MOST_CHANGED * rows else None
+
+
+class IndexWriter:
+    """A writer of an index in a stream; it appears whole when it is committed.
+
+    With a ``base``, `keep` is called first, with all rows of the index that the base is of.
+    """
+
+    def __init__(
+        self, storage: Storage, path: str, keys: pa.Schema, base: IndexFile | None = None
+    ) -> None:
         import pyarrow.parquet as pq
 
         self.schema = index_schema(keys)
         self._keys = keys.names
         self._groups = RowGroups(self.schema, _GROUP_BYTES)
+        self._storage, self._path, self._base = storage, path, base
+        # Of the rows that `keep` was given, those of the base: which stay, and how many are left.
+        self._kept, self._left = [np.empty(0, bool)], len(base or ())
         self._file = storage.create(path)
         self._writer = pq.ParquetWriter(
             self._file,
-            self.schema.with_metadata({_VERSION_KEY: HASH_VERSION}),
+            self.schema,
             # Hashes do not compress.
             compression={n: "none" if n in _HASHES else "zstd" for n in self.schema.names},
             use_dictionary=[STATUS],
             write_statistics=False,
             write_page_checksum=True,
         )
+
+    def keep(self, table: pa.Table, stays: np.ndarray) -> None:
+        """Take over those of the next rows of the index before, ``bool[n]``, that stay."""
+        if self._left:
+            self._kept.append(stays)
+            self._left -= len(stays)
+        elif stays.any():
+            self.add(table if stays.all() else table.filter(pa.array(stays)))
 
     def add(self, table: pa.Table) -> np.ndarray:
         """Append rows: the key columns, and those of `INDEX_FIELDS` in any order.
@@ -220,6 +322,17 @@ class IndexWriter:
         rest = self._groups.rest()
         if rest is not None:
             self._write(rest)
+        version = HASH_VERSION
+        if self._base is not None:
+            version += _OVER_BASE
+            stays, second = self._base.stays.copy(), _base_of(self._path)
+            stays[stays] = np.concatenate(self._kept)
+            # As text with a checksum, since no page of the file has it.
+            text = base64.b64encode(zlib.compress(np.packbits(stays).tobytes(), 1))
+            self._writer.add_key_value_metadata({_STAYS_KEY: text})
+            self._storage.remove(second)  # that of a refresh that was killed
+            self._storage.link(self._base.path, second)
+        self._writer.add_key_value_metadata({_VERSION_KEY: version})
         self._writer.close()
         return self._file.commit()
 
@@ -238,31 +351,37 @@ class IndexWriter:
 
 
 def read_index(
-    storage: Storage,
-    path: str,
-    columns: Sequence[str],
-    batch_rows: int = _BATCH_ROWS,
-    groups: list[int] | None = None,
+    storage: Storage, path: str, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """Stream some columns of an index, in tables of at least one row; ``status`` is encoded.
-
-    Default for ``groups``: all row groups.
-    """
-    names = list(columns)
-    with _opened(storage, path) as file:
-        _check_version(path, file.schema_arrow.metadata)
-        _check_types(path, file.schema_arrow)
-        for batch in file.iter_batches(batch_rows, groups, names, use_threads=False):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch]).select(names)
+    """Stream some columns of an index, in tables of at least one row; ``status`` is encoded."""
+    for file in index_files(storage, path):
+        yield from _tables(storage, file, columns, batch_rows)
 
 
-def keep_quarantined(state: StoreDirectory, version: int) -> None:
+def _tables(
+    storage: Storage,
+    file: IndexFile,
+    columns: Sequence[str],
+    batch_rows: int,
+    group: int | None = None,
+) -> Iterator[pa.Table]:
+    """Stream the rows of a file, or of one of its row groups, that its index has."""
+    names, groups = list(columns), None if group is None else [group]
+    with _opened(storage, file.path) as opened:
+        _check_types(file.path, opened.schema_arrow)
+        batches = opened.iter_batches(batch_rows, groups, names, use_threads=False)
+        for first, batch in numbered(batches, sum(file.groups[: group or 0])):
+            table = pa.Table.from_batches([batch]).select(names)
+            stays = file.stays[first : first + len(batch)]
+            table = table if stays.all() else table.filter(pa.array(stays))
+            if table.num_rows:
+                yield table
+
+
+def keep_quarantined(state: StoreDirectory, version: int, keys: pa.Schema) -> None:
     """Keep the quarantined rows of a version's index for as long as the version itself."""
-    path = index_path(version)
-    with _opened(state.storage, path) as file:
-        schema = file.schema_arrow.remove_metadata()
-    tables = read_index(state.storage, path, schema.names)
+    schema = index_schema(keys)
+    tables = read_index(state.storage, index_path(version), schema.names)
     aside = (table.filter(pa.array(is_quarantined(table[STATUS]))) for table in tables)
     state.write_rows(quarantined_path(version), schema, aside)
 
@@ -279,11 +398,7 @@ def found_in_index(
 
 def index_rows(storage: Storage, path: str) -> int:
     """Return the number of rows of an index."""
-    with _opened(storage, path) as file:
-        rows = int(file.metadata.num_rows)
-    if rows < 0:
-        raise _damaged(path, f"{rows:,} rows")
-    return rows
+    return sum(map(len, index_files(storage, path)))
 
 
 @contextlib.contextmanager
@@ -317,8 +432,7 @@ def _damaged(path: str, received: str) -> Damaged:
     )
 
 
-def _check_version(path: str, metadata: dict[bytes, bytes] | None) -> None:
-    found = (metadata or {}).get(_VERSION_KEY.encode(), b"unknown").decode()
+def _check_version(path: str, found: str) -> None:
     if found != HASH_VERSION:
         raise OutputError(
             f"The index `{path}` of the store was written with other hashes. "

@@ -6,7 +6,8 @@
     items.lance.state/
         store.json           the switch: live version, hold, what waits, the layout of rows
         nights/000012.json   the record of a night, of a rollback or of a candidate
-        index/000012.parquet keys and hashes of the live version
+        index/000012.parquet keys and hashes of the live version: all, or what its base lacks
+        nights/000012.base.parquet  that base: an older index, under a second name
         files.json           checksums of the dataset's files
         night/               the night under way, or the candidate that waits
         targets/NAME.json    what a publish target holds
@@ -49,6 +50,7 @@ from batchnorm_tool.storage.files import read_errors, record_of
 
 STORE_PATH = "store.json"
 RECORDS = "nights"
+INDEX = "index"
 STAGING = "night"
 STAGING_PATH = f"{STAGING}/night.json"
 TARGETS_DIRECTORY = "targets"
@@ -206,6 +208,12 @@ class StoredRecord(RefreshRecord, SealedRecord):
         """Take in the checksums of what the version has in the state."""
         return replace(self, files=tuple(files))
 
+    @property
+    def index_base(self) -> FileRecord | None:
+        """The file that is the base of the version's index, or would be that of the next one."""
+        files = {file.path: file for file in self.files}
+        return files.get(base_path(self.version)) or files.get(index_path(self.version))
+
     def restored(self, version: int, live: StoredRecord, run_id: str, at: str) -> StoredRecord:
         """Return what a rollback to this version begins with, as version ``version``."""
         # Versions of the store from before such rows were kept remember none of them.
@@ -291,19 +299,24 @@ class StoreDirectory:
         """Write the record of a refresh under its version."""
         self.storage.put(record_path(record.version), record.to_json())
 
-    def files_of(self, version: int, *, staged: bool = False) -> tuple[FileRecord, ...]:
+    def files_of(
+        self, version: int, before: StoredRecord | None = None, *, staged: bool = False
+    ) -> tuple[FileRecord, ...]:
         """Return checksums of what a version has in the state, but for its record.
 
-        That is its index, if it has one, and what it replaced; ``staged``: also what is staged.
+        The base of its index is not read again, where the record of the version ``before`` knows
+        it: whatever became of it since would count as right. ``staged``: also what is staged.
         """
         root = self.storage.root
         # Not what says how it was asked for: that changes whenever it is asked for again.
         night = sorted((root / STAGING).rglob("*")) if staged else []
-        own = (index_path(version), replaced_path(version), quarantined_path(version))
-        places = [*(root / path for path in own), *night]
+        places = [*(root / path for path in (*live_paths(version), *kept_paths(version))), *night]
+        base = before and before.index_base
         with read_errors(root):
             return tuple(
-                record_of(root, place.relative_to(root).as_posix())
+                replace(base, path=base_path(version))
+                if base and place == root / base_path(version)
+                else record_of(root, place.relative_to(root).as_posix())
                 for place in places
                 if place.is_file() and place != root / STAGING_PATH
             )
@@ -342,16 +355,15 @@ class StoreDirectory:
         return np.load(path, allow_pickle=False) if path.exists() else np.empty((0, 16), np.uint8)
 
     def discard_uncommitted(self, pointer: StorePointer) -> None:
-        """Remove what is staged, and every index but those of the live version and a candidate."""
-        needed = {index_path(each) for each in (pointer.live, pointer.waiting) if each is not None}
-        for version in (*pointer.versions, pointer.waiting or 0):
-            needed |= {replaced_path(version), quarantined_path(version)}
-        for name in self.storage.names("index"):
-            if f"index/{name}" not in needed:
-                self.storage.remove(f"index/{name}")
-        for name in self.storage.names(RECORDS):
-            if not name.endswith(".json") and f"{RECORDS}/{name}" not in needed:
-                self.storage.remove(f"{RECORDS}/{name}")
+        """Remove what is staged, and what only a live version or a candidate needs of others."""
+        kept, used = {*pointer.versions, pointer.waiting}, {pointer.live, pointer.waiting}
+        needed = {path for each in kept if each for path in kept_paths(each)}
+        needed |= {path for each in used if each for path in live_paths(each)}
+        for directory in (INDEX, RECORDS):
+            for name in self.storage.names(directory):
+                path = f"{directory}/{name}"
+                if path not in needed and not name.endswith(".json"):
+                    self.storage.remove(path)
         if pointer.waiting is None:
             self.storage.remove(STAGING)
 
@@ -406,7 +418,17 @@ def record_path(version: int) -> str:
 
 def index_path(version: int) -> str:
     """Return where the index of a live version lies, below the state's root."""
-    return f"index/{version:06d}.parquet"
+    return f"{INDEX}/{version:06d}.parquet"
+
+
+def base_path(version: int) -> str:
+    """Return where the base of an index lies, if it has one, below the state's root."""
+    return f"{RECORDS}/{version:06d}.base.parquet"
+
+
+def sample_path(version: int) -> str:
+    """Return where the sample of a version's vectors lies, below the state's root."""
+    return f"{RECORDS}/{version:06d}.sample.arrow"
 
 
 def replaced_path(version: int) -> str:
@@ -417,6 +439,16 @@ def replaced_path(version: int) -> str:
 def quarantined_path(version: int) -> str:
     """Return where the quarantined rows of a version lie, if it has any, below the state's root."""
     return f"{RECORDS}/{version:06d}.quarantined.arrow"
+
+
+def live_paths(version: int) -> tuple[str, ...]:
+    """Return the files of the state that a version may have while it is live, or waits."""
+    return index_path(version), base_path(version), sample_path(version)
+
+
+def kept_paths(version: int) -> tuple[str, ...]:
+    """Return the files of the state that a version may have for as long as it is kept."""
+    return replaced_path(version), quarantined_path(version)
 
 
 def is_quarantined(status: pa.ChunkedArray) -> np.ndarray:

@@ -61,13 +61,12 @@ def prepare_merge(
     schema: pa.Schema,
     keys: Sequence[str],
     batches: Iterable[pa.RecordBatch],
-    deleted: pa.Table | None = None,
+    replaced: np.ndarray | None = None,
 ) -> Prepared:
-    """Write the rows that a new version adds or replaces, and mark those that it removes.
+    """Write the rows that a new version adds, and mark those that it replaces or removes.
 
-    ``batches`` hold each key at most once, and are streamed; a row takes the place of the one that
-    has its key. A key of ``deleted`` that is not there does no harm, and one that is written too is
-    written.
+    ``batches`` hold each key at most once, and are streamed. ``replaced`` is what
+    `addresses_to_delete` told of; default: the rows that have the keys of ``batches``.
     """
     # Not by Lance's own merge: that deletes by an expression, which for keys of several columns, or
     # of some types, cannot be written or takes minutes. Rows are found by their keys' 128-bit ids
@@ -78,10 +77,9 @@ def prepare_merge(
     fragments = write_fragments(dataset, schema, _noting_ids(batches, keys, ids))
     # The rows are written by then, but no reader sees them; checking first would read them twice.
     _refuse_repeated(path, ids)
-    if deleted is not None:
-        ids.append(key_ids(deleted, keys))
-    gone = _rows_of(path, dataset, IdLookup(np.concatenate(ids)), keys)
-    changed, emptied = _delete(path, dataset, gone)
+    if replaced is None:
+        replaced = addresses_to_delete(path, np.concatenate(ids), keys)
+    changed, emptied = _delete(path, dataset, replaced)
     operation = lance().LanceOperation.Update(
         removed_fragment_ids=emptied,
         updated_fragments=changed,
@@ -117,11 +115,14 @@ def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
         )
 
 
-def _rows_of(path: str, dataset: Any, ids: IdLookup, keys: Sequence[str]) -> np.ndarray:
-    """Return Lance's addresses ``uint64[n]`` of the rows that have certain keys."""
-    found = [np.empty(0, np.uint64)]
-    for batch in scan(path, dataset, keys, with_row_address=True):
-        is_wanted = ids.find(key_ids(pa.Table.from_batches([batch]), keys)) >= 0
+def addresses_to_delete(path: str, ids: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """Return Lance's addresses ``uint64[n]`` of the rows of the newest version with certain keys.
+
+    A key that no row has does no harm.
+    """
+    wanted, found = IdLookup(ids), [np.empty(0, np.uint64)]
+    for batch in scan(path, open_dataset(path), keys, with_row_address=True):
+        is_wanted = wanted.find(key_ids(pa.Table.from_batches([batch]), keys)) >= 0
         found.append(batch[_ADDRESS].to_numpy()[is_wanted])
     return np.concatenate(found)
 

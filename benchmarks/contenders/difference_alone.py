@@ -18,7 +18,7 @@ from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.plan import make_plan, store_of
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import plain
-from batchnorm_tool.store.state import StoreDirectory, index_path
+from batchnorm_tool.store.state import INDEX, RECORDS, StoreDirectory, index_path
 from benchmarks.contenders.stopwatch import Stopwatch, peak_rss_bytes, settings
 
 AWAKE = (pd, pyarrow.parquet, xxhash)  # imported lazily otherwise
@@ -33,8 +33,8 @@ def main() -> None:
     assert facts.live is not None  # noqa: S101  (there is a night before)
     index = index_path(facts.live)
     with tempfile.TemporaryDirectory(prefix="difference-", dir=Path(state.root).parent) as scratch:
-        (Path(scratch) / index).parent.mkdir()
-        (Path(scratch) / index).symlink_to(state.storage.root / index)
+        for directory in (INDEX, RECORDS):  # where the index lies, and its base
+            (Path(scratch) / directory).symlink_to(state.storage.root / directory)
         before = peak_rss_bytes()
         with Stopwatch() as watch:
             found = ChangeDetector(plan.source, index, Storage(scratch)).run()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.inputs.row_hash import key_ids
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
 from batchnorm_tool.store import rows, transaction
 from batchnorm_tool.store.checksums import record_files
@@ -92,8 +93,10 @@ def merge(
     deleted: Sequence[Mapping[str, Any]] = (),
     layout: StoreSchema = ITEMS,
 ) -> int:
+    gone = pa.concat_tables([keys_of(found, layout), keys_of(deleted, layout)])
+    replaced = transaction.addresses_to_delete(str(path), key_ids(gone, layout.keys), layout.keys)
     change = transaction.prepare_merge(
-        str(path), layout.schema, layout.keys, batches(found, layout), keys_of(deleted, layout)
+        str(path), layout.schema, layout.keys, batches(found, layout), replaced
     )
     return transaction.commit(change)
 

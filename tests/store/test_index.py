@@ -1,7 +1,8 @@
-"""The index of a live version: written whole, read in a stream, looked up in memory."""
+"""The index of a live version: written whole or over a base, read in a stream, looked up."""
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ from batchnorm_tool.store.index import (
     IndexWriter,
     JudgedAgain,
     LiveIndex,
+    base_to_share,
     fixed_binary,
+    index_files,
     index_rows,
+    keep_quarantined,
     read_index,
 )
+from batchnorm_tool.store.state import StoreDirectory
 
 PATH = "index/000001.parquet"
 
@@ -226,3 +231,149 @@ def test_an_index_that_is_cut_off_is_refused(storage: Storage, use: Any) -> None
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(Damaged, match="is damaged"):
         use(storage, PATH)
+
+
+KEY_SCHEMA = pa.schema([("id", pa.int64())])
+BASE_ROWS = 40
+
+
+def path_of(version: int) -> str:
+    return f"index/{version:06d}.parquet"
+
+
+def succeed(storage: Storage, version: int, keys: list[int], edit: int, gone: set[int]) -> None:
+    """Write the index after ``version``: ``keys`` in their ``edit``, and what else stays of it."""
+    leaves = {*keys, *gone}
+    changes = len(keys) + len(leaves)
+    base = base_to_share(storage, path_of(version), changes)
+    with IndexWriter(storage, path_of(version + 1), KEY_SCHEMA, base) as writer:
+        for table in read_index(storage, path_of(version), writer.schema.names, batch_rows=7):
+            stays = [key not in leaves for key in table["id"].to_pylist()]
+            writer.keep(table, np.array(stays))
+        writer.add(edited(keys, edit))
+        writer.commit()
+
+
+def edited(keys: list[int], edit: int) -> pa.Table:
+    table = rows(pa.array(keys, pa.int64()))
+    at = table.schema.get_field_index(".norm")
+    return table.set_column(at, ".norm", pa.array([key + edit / 10 for key in keys]))
+
+
+def content(storage: Storage, version: int) -> dict[int, float]:
+    tables = read_index(storage, path_of(version), ["id", ".norm"], batch_rows=5)
+    found = [pair for table in tables for pair in zip(*table.to_pydict().values(), strict=True)]
+    assert len(found) == len(dict(found)) == index_rows(storage, path_of(version))
+    return dict(found)
+
+
+@pytest.fixture
+def shared(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An index of forty rows, in row groups of ten, on whose rows the next ones build."""
+    monkeypatch.setattr("batchnorm_tool.store.index._LEAST_BASE_ROWS", BASE_ROWS)
+    monkeypatch.setattr("batchnorm_tool.store.index._GROUP_BYTES", 800)
+    write(storage, edited([*range(BASE_ROWS)], 0))
+    assert len(index_files(storage, PATH)[0].groups) > 3
+    return storage
+
+
+def test_what_changed_is_written_beside_what_stays(shared: Storage) -> None:
+    succeed(shared, 1, [3, 50], edit=1, gone={0, 39})
+    succeed(shared, 2, [50, 4], edit=2, gone={3})
+    base, own = index_files(shared, path_of(3))
+    assert base.path == "nights/000003.base.parquet"
+    assert np.flatnonzero(~base.stays).tolist() == [0, 3, 4, 39]
+    assert (shared.root / base.path).samefile(shared.root / PATH)
+    assert len(own) == 2
+    expected = {key: float(key) for key in range(BASE_ROWS) if key not in {0, 3, 39}}
+    assert content(shared, 3) == {**expected, 50: 50.2, 4: 4.2}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_index_over_a_base_is_found_in_memory_as_one_that_is_written_whole(
+    shared: Storage, threads: int
+) -> None:
+    succeed(shared, 1, [3, 50], edit=1, gone={0, 12, 13, 39})
+    live = LiveIndex.load(shared, path_of(2), threads=threads)
+    names = ["id", ".feature_hash", ".passthrough_hash"]
+    table = pa.concat_tables(read_index(shared, path_of(2), names))
+    ids = key_ids(table.select(["id"]), ["id"])
+    assert live.lookup(ids).tolist() == [*range(37)]
+    assert live.lookup(key_ids(pa.table({"id": [0, 39]}), ["id"])).tolist() == [-1, -1]
+    assert [row.tobytes() for row in live.feature_hash] == table[".feature_hash"].to_pylist()
+    assert [row.tobytes() for row in live.passthrough_hash] == table[names[2]].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("gone", "files"), [(10, 2), (11, 1), (BASE_ROWS, 1)], ids=["quarter", "more", "all"]
+)
+def test_beyond_a_quarter_of_changes_all_is_written(shared: Storage, gone: int, files: int) -> None:
+    succeed(shared, 1, [], edit=1, gone={*range(gone)})
+    assert len(index_files(shared, path_of(2))) == files
+    assert content(shared, 2) == {key: float(key) for key in range(gone, BASE_ROWS)}
+
+
+def test_changes_of_all_versions_since_the_base_count(shared: Storage) -> None:
+    succeed(shared, 1, [1, 2], edit=1, gone=set())
+    succeed(shared, 2, [3, 4], edit=1, gone=set())
+    assert len(index_files(shared, path_of(3))) == 2
+    succeed(shared, 3, [5, 6], edit=1, gone=set())
+    assert len(index_files(shared, path_of(4))) == 1
+    assert content(shared, 4) == {key: key + (0.1 if 1 <= key < 7 else 0) for key in range(40)}
+
+
+def test_an_older_release_refuses_an_index_over_a_base(shared: Storage) -> None:
+    succeed(shared, 1, [3], edit=1, gone=set())
+    metadata = pq.read_metadata(shared.root / path_of(2)).metadata
+    assert metadata[b"batchnorm_tool.index"] == b"xxh3-128/1 over a base"
+
+
+@pytest.mark.parametrize("use", [index_rows, LiveIndex.load], ids=["rows", "index"])
+def test_a_missing_base_is_told_of(shared: Storage, use: Any) -> None:
+    succeed(shared, 1, [3], edit=1, gone=set())
+    shared.remove("nights/000002.base.parquet")
+    with pytest.raises(Damaged, match=r"The index `nights/000002\.base\.parquet` .* is missing"):
+        use(shared, path_of(2))
+
+
+def test_another_base_is_noticed(shared: Storage) -> None:
+    succeed(shared, 1, [], edit=1, gone={39})
+    write(shared, edited([*range(32)], 0))
+    shutil.copy(shared.root / PATH, shared.root / "nights/000002.base.parquet")
+    with pytest.raises(Damaged, match="40 bits for a base of 32 rows"):
+        index_rows(shared, path_of(2))
+
+
+def test_no_flipped_bit_of_the_footer_brings_an_outdated_row_back(shared: Storage) -> None:
+    succeed(shared, 1, [3], edit=1, gone={7, 20})
+    file = shared.root / path_of(2)
+    whole = file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    refused = 0
+    for place in range(len(whole) - footer, len(whole), 3):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            base, _ = index_files(shared, path_of(2))
+            assert np.flatnonzero(~base.stays).tolist() == [3, 7, 20]
+        except (Damaged, OutputError):
+            refused += 1
+    assert refused > footer / 24
+
+
+def test_rows_set_aside_for_several_reasons_are_kept(shared: Storage) -> None:
+    state = StoreDirectory(str(shared.root))
+    write(state.storage, rows(pa.array([*range(40)]), ["quarantined: null_feature"] * 40))
+    base = base_to_share(state.storage, PATH, 1)
+    with IndexWriter(state.storage, path_of(2), KEY_SCHEMA, base) as writer:
+        writer.keep(pa.concat_tables(read_index(state.storage, PATH, ["id"])), np.arange(40) < 39)
+        writer.add(rows(pa.array([40]), ["quarantined: zero_vector"]))
+        writer.commit()
+    keep_quarantined(state, 2, KEY_SCHEMA)
+    kept = pa.concat_tables(state.read_rows("nights/000002.quarantined.arrow"))
+    assert kept["id"].to_pylist() == [*range(39), 40]
+    assert set(kept[".status"].to_pylist()) == {
+        "quarantined: null_feature",
+        "quarantined: zero_vector",
+    }

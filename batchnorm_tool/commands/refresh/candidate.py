@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from batchnorm_tool.chunk import Reason, numbered
 from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
-from batchnorm_tool.commands.refresh.survey import LiveSample, Survey
+from batchnorm_tool.commands.refresh.survey import LiveRows, Sampler, Survey, blas, row_audit
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
@@ -36,11 +36,14 @@ from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.pipeline.repeats import REPEATS_PATH
 from batchnorm_tool.storage import STATE, TEMPORARY, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
+from batchnorm_tool.storage.files import fault_in
 from batchnorm_tool.store.index import (
     IS_QUARANTINED,
     IS_UNWANTED,
     KEY_ID,
+    IndexFile,
     IndexWriter,
+    base_to_share,
     found_in_index,
     keep_quarantined,
     read_index,
@@ -61,7 +64,9 @@ from batchnorm_tool.store.state import (
     index_path,
     is_good,
     is_quarantined,
+    sample_path,
 )
+from batchnorm_tool.store.transaction import addresses_to_delete
 
 REUSED = f"{STAGING}/reused"
 SCORED = f"{STAGING}/scored"
@@ -107,8 +112,8 @@ class Candidate(SealedRecord):
 class Assembly:
     """A candidate that is put together while the model scores: each part once it is committed.
 
-    A thread of its own writes the next index, and audits and samples what is written; another one
-    samples the live version. The staged parts are the candidate: no vector is written again.
+    A thread of its own writes the next index, and audits and samples what is written and what was
+    live. The staged parts are the candidate: no vector is written again.
     """
 
     def __init__(self, staged: StagedRows, rows: RefreshRows) -> None:
@@ -116,20 +121,17 @@ class Assembly:
         self._rows = rows
         self._removed = _RemovedRows(list(staged.plan.layout.keys))
         self._survey = staged.survey(rows)
-        state, keys = staged.state, staged.plan.layout.key_schema
-        self._index = NextIndex(state.storage, index_path(staged.version), keys)
+        self._index = staged.next_index(rows)
         self._stopped = threading.Event()
-        self._thread, self._sampler = (ThreadPoolExecutor(1, f"assembly-{n}") for n in range(2))
+        self._thread = ThreadPoolExecutor(1, "assembly")
         self._under_way = deque([self._thread.submit(self._begin)])
-        self._live = self._sampler.submit(staged.live_sample, rows, self._stopped.is_set)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        for each in (self._thread, self._sampler):
-            each.shutdown(cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
         self._index.discard()
 
     def take(self, number: int) -> None:
@@ -137,8 +139,6 @@ class Assembly:
         while self._under_way and self._under_way[0].done():
             # What failed is told now, not after hours of the model's work.
             self._under_way.popleft().result()
-        if self._live.done():
-            self._live.result()
         self._under_way.append(self._thread.submit(self._add_part, number))
 
     def finish(self, totals: Totals | None) -> tuple[Candidate, Survey]:
@@ -148,7 +148,6 @@ class Assembly:
         """
         for each in (*self._under_way, self._thread.submit(self._add_rest)):
             each.result()
-        self._survey.live = self._live.result()
         totals = totals or Totals()
         counts = totals.counts
         staged, state = self._staged, self._staged.state
@@ -158,7 +157,7 @@ class Assembly:
         state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
         state.put_replaced(staged.version, self._removed.hashes)
         if remembered:
-            keep_quarantined(state, staged.version)
+            keep_quarantined(state, staged.version, keys)
         before, layout = staged.pointer.layout, staged.plan.layout
         candidate = Candidate(
             version=staged.version,
@@ -190,9 +189,10 @@ class Assembly:
             if self._stopped.is_set():
                 return
             self._removed.add(table, dispositions)
-            stays = dispositions == RowDisposition.SAME
-            self._index.add(table if stays.all() else table.filter(pa.array(stays)))
-        self._index.sort()
+            self._index.keep(table, dispositions == RowDisposition.SAME)
+            if self._survey.live:
+                self._survey.live.add(table)
+        blas()  # found here, beside the model, and not while one core judges
 
     def _add_part(self, number: int) -> None:
         self._write(self._staged.part(number), new=True)
@@ -217,45 +217,45 @@ class Assembly:
 
 
 class NextIndex:
-    """The index of the next version as it is written, with what is counted on the way."""
+    """The index of the next version as it is written, with what is counted on the way.
 
-    def __init__(self, storage: Storage, path: str, keys: pa.Schema) -> None:
+    ``base`` is what it shares with the index before; see `base_to_share`.
+    """
+
+    def __init__(
+        self, storage: Storage, path: str, keys: pa.Schema, base: IndexFile | None = None
+    ) -> None:
         self.norms = NormStats()
         self.statuses = Counter[str]()
-        self._storage, self._path = storage, path
-        self._writer = IndexWriter(storage, path, keys)
-        # First words of the keys' ids: 8 bytes a row, and two keys hardly ever agree in them.
-        self._words = [np.empty(0, np.uint64)]
+        self._writer = IndexWriter(storage, path, keys, base)
+        self._staying: list[np.ndarray] = []
+        self._added = [np.empty((0, 2), np.uint64)]
         self.columns = [name for name in self._writer.schema.names if name != KEY_ID]
+
+    def keep(self, table: pa.Table, stays: np.ndarray) -> None:
+        """Take over the next rows of the index before, ``bool[n]``; those that do not stay go."""
+        self._writer.keep(table, stays)
+        self._staying.append(as_ids(bytes_of(table[KEY_ID]))[stays])
+        self._count(table[NORM].to_numpy()[stays], table[STATUS].filter(pa.array(stays)))
 
     def add(self, table: pa.Table) -> None:
         """Append rows, with all of `columns`."""
-        if not table.num_rows:
-            return
-        self._words.append(self._writer.add(table)[:, 0].copy())
-        values = table[NORM].to_numpy()
-        self.norms += NormStats.of(values[~np.isnan(values)])
-        for each in table[STATUS].value_counts().to_pylist():
-            self.statuses[each["values"]] += each["counts"]
+        if table.num_rows:
+            self._added.append(self._writer.add(table))
+            self._count(table[NORM].to_numpy(), table[STATUS])
 
-    def sort(self) -> None:
-        """Sort what is there, so that what comes is quickly held against it."""
-        self._words = [np.sort(np.concatenate(self._words))]
+    def _count(self, norms: np.ndarray, statuses: pa.ChunkedArray) -> None:
+        self.norms += NormStats.of(norms[~np.isnan(norms)])
+        for each in statuses.value_counts().to_pylist():
+            self.statuses[each["values"]] += each["counts"]
 
     def commit(self) -> int:
         """Let the index appear; returns how many different keys it has."""
         self._writer.commit()
-        first, rest = (
-            self._words[0],
-            np.sort(np.concatenate([*self._words[1:], self._words[0][:0]])),
-        )
-        at = np.searchsorted(first, rest)
-        is_known = len(first) and (first[np.minimum(at, len(first) - 1)] == rest).any()
-        if not is_known and not any((each[1:] == each[:-1]).any() for each in (first, rest)):
-            return len(first) + len(rest)
-        tables = read_index(self._storage, self._path, [KEY_ID])
-        ids = np.concatenate([as_ids(bytes_of(table[KEY_ID])) for table in tables])
-        return len(ids) - len(repeats(ids))
+        added = np.concatenate(self._added)
+        # Those that stay were audited together when they were written.
+        again = len(IdLookup(added).among(self._staying)) if self._staying else 0
+        return sum(map(len, self._staying)) + len(added) - len(repeats(added)) - again
 
     def discard(self) -> None:
         """Throw away what was not committed."""
@@ -318,11 +318,36 @@ class StagedRows:
         for first, table in numbered(read_index(self.state.storage, path, columns)):
             yield table, dispositions[first : first + table.num_rows]
 
+    def next_index(self, rows: RefreshRows) -> NextIndex:
+        """Return the index of the version that is made, without a row."""
+        storage, live = self.state.storage, self.pointer.live
+        added = rows.for_the_model + rows.touched + rows.bad
+        changes = added + int((~self.stays).sum())
+        base = None if live is None else base_to_share(storage, index_path(live), changes)
+        keys = self.plan.layout.key_schema
+        return NextIndex(storage, index_path(self.version), keys, base)
+
     @property
     def dispositions(self) -> np.ndarray:
         """The `RowDisposition` of each row of the live index, ``uint8[n]``."""
         path = self.state.storage.root / changes.DISPOSITIONS
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+    @cached_property
+    def stays(self) -> np.ndarray:
+        """``bool[n]``: which rows of the live index stay as they are."""
+        return self.dispositions == RowDisposition.SAME
+
+    @cached_property
+    def replaced(self) -> np.ndarray:
+        """Where the rows lie in the dataset that the refresh replaces or removes, ``uint64[n]``."""
+        keys = list(self.plan.layout.keys)
+        folders = ((each, self.state.storage.names(each)) for each in (VECTORS, REUSED))
+        files = (f"{folder}/{name}" for folder, names in folders for name in names)
+        tables = self.state.read_rows(*files, KEPT, REMOVED)
+        ids = (key_ids(table.select(keys), keys) for table in tables)
+        every = np.concatenate([np.empty((0, 2), np.uint64), *ids])
+        return addresses_to_delete(self.state.path, every, keys)
 
     def written(self) -> Iterator[pa.Table]:
         """Yield all rows that the refresh writes, as they are stored."""
@@ -357,32 +382,41 @@ class StagedRows:
             survey.add(table, new=True)
         for table in self.state.read_rows(KEPT):
             survey.add(table, new=False)
-        survey.live = self.live_sample(rows)
+        if survey.live:
+            for table, _ in self.indexed([*self.plan.layout.keys, STATUS, NORM]):
+                survey.live.add(table)
         return survey
 
     def survey(self, rows: RefreshRows) -> Survey:
         """Return an empty survey for what is written."""
-        changed = rows.new + rows.changed + rows.recomputed
-        return Survey.of(self.plan.layout, changed, self._whole_rows(rows))
+        layout, before, whole = self.plan.layout, self.pointer.layout, self._whole_rows(rows)
+        new = Sampler(rows.new + rows.changed + rows.recomputed)
+        written, first = Sampler(whole, self._kept_sample), int(self.stays.sum())
+        live = None
+        if before and not self.plan.new_space:
+            path, version = self.state.path, self.pointer.lance_version
+            live = LiveRows(path, version, before, Sampler(whole, self._kept_sample), self.stays)
+        return Survey(layout, row_audit(layout), first, new, written, live)
 
-    def live_sample(
-        self, rows: RefreshRows, stopped: Callable[[], bool] = lambda: False
-    ) -> LiveSample | None:
-        """Sample the live version; ``None`` where there is none, or vectors cannot be compared.
-
-        ``stopped`` is asked between tables whether to give up.
-        """
-        before, version = self.pointer.layout, self.pointer.lance_version
-        if before is None or self.plan.new_space:
+    @cached_property
+    def _kept_sample(self) -> pa.Table | None:
+        """The sample that was kept with the live version; ``None`` where that cannot be used."""
+        record = self.state.record(self.pointer.live)
+        if record is None or self.plan.new_space:
             return None
-        columns = [*before.keys, STATUS, NORM]
-        indexed = (
-            (table.filter(pa.array(there)), (dispositions == RowDisposition.SAME)[there])
-            for table, dispositions in self.indexed(columns)
-            if not stopped()
-            for there in [~is_quarantined(table[STATUS])]
-        )
-        return LiveSample.take(self.state.path, version, before, self._whole_rows(rows), indexed)
+        path = sample_path(record.version)
+        known = [file for file in record.files if file.path == path]
+        # What is kept there has no checksum of its own.
+        if not known or fault_in(self.state.storage.root, known[0], "record")[0]:
+            return None
+        tables = [*self.state.read_rows(path)]
+        return pa.concat_tables(tables) if tables else None
+
+    def prepare(self, sample: pa.Table, *, whole: bool) -> None:
+        """Keep the new version's sample for the next refresh, and look up what the merge needs."""
+        self.state.write_rows(sample_path(self.version), sample.schema, [sample])
+        if not whole:
+            self.replaced  # noqa: B018
 
     def _whole_rows(self, rows: RefreshRows) -> int:
         return rows.live + rows.new - rows.vanished

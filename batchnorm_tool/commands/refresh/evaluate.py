@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-from threadpoolctl import threadpool_limits
 
 from batchnorm_tool.commands.refresh.candidate import Candidate, StagedRows
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
@@ -13,7 +12,7 @@ from batchnorm_tool.commands.refresh.commit import deliver_live, publish_candida
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.record import RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging
-from batchnorm_tool.commands.refresh.survey import Survey, joined
+from batchnorm_tool.commands.refresh.survey import Survey, blas
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines
 from batchnorm_tool.gate import input_limits, output_limits
@@ -48,11 +47,10 @@ def evaluate_output(staged: StagedRows, candidate: Candidate, survey: Survey) ->
         whole_bad=candidate.bad[1],
         rows=candidate.bad_rows,
     )
-    limits, changed, live = staged.plan.job.gate.output, survey.changed.vectors, survey.live
-    if live is None:
-        return findings + output_limits.evaluate_output(limits, changed, changed, None, bad)
-    whole = joined(live.staying, survey.whole.vectors)
-    return findings + output_limits.evaluate_output(limits, changed, whole, live.every, bad)
+    limits, changed, live = staged.plan.job.gate.output, survey.changed, survey.live
+    # Without a live version that vectors can be compared with, nothing is said of the whole.
+    whole, before = (survey.whole, live.every) if live else (changed, None)
+    return findings + output_limits.evaluate_output(limits, changed, whole, before, bad)
 
 
 def _audit_facts(staged: StagedRows, candidate: Candidate) -> output_limits.AuditFacts:
@@ -125,9 +123,13 @@ def conclude(
     seen = record.norms is not None
     staged = staging.rows(difference)
     candidate, survey = staging.candidate(staged, difference)
-    # Small products on several threads wait for one another: ten times slower on busy cores.
-    with staging.timings.phase("gate"), threadpool_limits(1, user_api="blas"):
-        found = evaluate_output(staged, candidate, survey)
+    with staging.timings.phase("gate"), ThreadPoolExecutor(1, "beside the gate") as beside:
+        # While one core judges, another does what is needed either way, and leaves no trace.
+        prepared = beside.submit(staged.prepare, survey.sample, whole=candidate.whole)
+        # Small products on several threads wait for one another: ten times slower on busy cores.
+        with blas().limit(limits=1, user_api="blas"):
+            found = evaluate_output(staged, candidate, survey)
+        prepared.result()
     findings += found
     record = record.judged(plan.job.gate.action, findings)
     record = record.completed(candidate.rows, _norm_figures(candidate.norms), candidate.warnings)
@@ -175,7 +177,8 @@ def await_approval(
     """Let a refresh wait: its record says why, and its version is given away."""
     state, pointer, version = staging.state, staging.pointer, record.version
     record = record.waiting(reason, now()).timed(staging.timings.seconds)
-    record = record.with_files(state.files_of(version, staged=True))
+    before = state.record(record.base)
+    record = record.with_files(state.files_of(version, before, staged=True))
     state.put_record(record)
     next_version = max(pointer.next_version, version + 1)
     pointer = pointer.with_changes(waiting=version, next_version=next_version)

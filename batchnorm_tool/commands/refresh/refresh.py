@@ -30,7 +30,7 @@ from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import check_installed, newest_version
-from batchnorm_tool.store.state import StoreDirectory, StoredRecord, StorePointer, index_path
+from batchnorm_tool.store.state import INDEX, RECORDS, StoreDirectory, StoredRecord, StorePointer
 
 
 def refresh(  # noqa: PLR0913  (each is a flag of the command)
@@ -120,9 +120,9 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
     with tempfile.TemporaryDirectory(
         prefix="batchnorm-tool-", dir=beside if os.access(beside, os.W_OK) else None
     ) as scratch:
-        # Indices lie in a directory; what is found must not lie in the store.
-        indices = Path(index_path(0)).parent
-        (Path(scratch) / indices).symlink_to((state.storage.root / indices).absolute())
+        # Indices and their bases lie in directories; what is found must not lie in the store.
+        for name in (INDEX, RECORDS):
+            (Path(scratch) / name).symlink_to((state.storage.root / name).absolute())
         found = ChangeDetector.of(plan, pointer.live, state, storage=Storage(scratch)).run()
     findings = evaluate.evaluate_input(plan, found, state.record(pointer.live))
     return PlannedRefresh(

@@ -117,8 +117,8 @@ class Staging:
         if found is not None:
             with self.timings.phase("gate"):
                 return found, staged.surveyed(difference.counts)
-        self._reuse()
         with Assembly(staged, difference.counts) as assembly:
+            self._reuse()
             with self.timings.phase("prediction"):
                 totals = score(self.state, self.plan, difference, self.progress, assembly.take)
             with self.timings.phase("candidate"):

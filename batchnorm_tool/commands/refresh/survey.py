@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import ThreadpoolController
 
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate.output_limits import RowAudit, Vectors
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.store.rows import take_by_key
-from batchnorm_tool.store.state import NORM, StoreSchema
+from batchnorm_tool.store.state import NORM, STATUS, StoreSchema, is_quarantined
 
 SAMPLE_ROWS = 10_000
 """Rows whose vectors are compared: a mean is then within 1 % of a standard deviation."""
@@ -21,57 +22,117 @@ SAMPLE_NORMS = 100_000
 """Norms that are compared: shares are then within 0.2 %."""
 
 
-@dataclass
-class VectorSample:
-    """Rows at equal distances, of ``rows`` in all; more of their norms than of their vectors.
+PLACE = ".place"
+"""Where a row of a sample lies in the index of its version."""
+_STEP = b"step"
 
-    Not at random: the same refresh is judged alike when it is run again.
+
+@cache
+def blas() -> ThreadpoolController:
+    """Return what limits the threads of matrix products; to find their library takes 20 ms."""
+    return ThreadpoolController()
+
+
+def sample_schema(layout: StoreSchema, step: int) -> pa.Schema:
+    """Return the columns of a sample that is kept, in which one of ``step`` rows is."""
+    names = (*layout.keys, layout.vector, layout.norm)
+    fields = [pa.field(PLACE, pa.int64()), *map(layout.schema.field, names)]
+    return pa.schema(fields, {_STEP: str(step)})
+
+
+class Sampler:
+    """Takes rows at equal distances of those that pass; more of their norms than of themselves.
+
+    Not at random: the same refresh is judged alike when it is run again. ``rows`` is how many there
+    are about. Where a ``kept`` sample is half to twice as dense as one of them should be, rows are
+    taken like it: a store that grows by 1 % each night would be sampled anew each time otherwise.
     """
 
+    def __init__(self, rows: int, kept: pa.Table | None = None) -> None:
+        self.step, self._norm_step = (max(1, rows // most) for most in (SAMPLE_ROWS, SAMPLE_NORMS))
+        before = 0 if kept is None else int(kept.schema.metadata[_STEP])
+        self.kept = kept if self.step <= 2 * before <= 4 * self.step else None
+        self.step = self.step if self.kept is None else before
+        self.seen = 0
+        self._rows: list[pa.Table] = []
+        self._norms, self._places = [np.zeros(0)], [np.zeros(0, np.int64)]
+
+    def add(self, table: pa.Table, norms: np.ndarray, places: np.ndarray) -> None:
+        """Take of the next rows, of which these are the columns, the norms and the places."""
+        steps = (self.step, self._norm_step)
+        few, more = (np.arange(-self.seen % step, len(norms), step) for step in steps)
+        self.seen += len(norms)
+        taken = table.take(pa.array(few))
+        self._rows.append(taken.append_column(PLACE, pa.array(places[few])))
+        self._norms.append(norms[more])
+        self._places.append(places[more])
+
+    def rows(self, schema: pa.Schema) -> pa.Table:
+        """Return the rows that were taken."""
+        taken = (table.select(schema.names).cast(schema) for table in self._rows)
+        return pa.concat_tables([schema.empty_table(), *taken])
+
+    def norms(self, stays: np.ndarray | None = None) -> np.ndarray:
+        """Return the norms that were taken; only of places that stay, ``bool[n]``, if given."""
+        norms = np.concatenate(self._norms)
+        return norms if stays is None else norms[stays[np.concatenate(self._places)]]
+
+
+@dataclass
+class LiveRows:
+    """The rows of the live version as they pass in the order of its index, to be sampled.
+
+    Attributes:
+        path: Of the dataset.
+        lance_version: Lance's number of the version.
+        layout: What its rows look like.
+        sampler: Takes of them; vectors are read from the dataset, unless it has a kept sample.
+        stays: ``bool[n]``: which rows of the index stay as they are.
+    """
+
+    path: str
+    lance_version: int | None
     layout: StoreSchema
-    rows: int
-    _first: int = 0
-    _tables: list[pa.Table] = field(default_factory=list)
-    _norms: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        """The distance of two rows whose vectors are compared."""
-        return max(1, self.rows // SAMPLE_ROWS)
-
-    @property
-    def norm_step(self) -> int:
-        """The distance of two rows whose norms are compared."""
-        return max(1, self.rows // SAMPLE_NORMS)
-
-    def skip(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return which of the next ``count`` rows are taken: their vectors, their norms."""
-        places = [
-            np.arange(-self._first % step, count, step) for step in (self.step, self.norm_step)
-        ]
-        self._first += count
-        return places[0], places[1]
+    sampler: Sampler
+    stays: np.ndarray
+    _seen: int = 0
 
     def add(self, table: pa.Table) -> None:
-        """Take of the next rows, which have the columns of the store."""
-        few, more = self.skip(table.num_rows)
-        self._tables.append(table.select(self._columns).take(pa.array(few)))
-        self._norms.append(table[self.layout.norm].to_numpy()[more])
+        """Take in the next rows of the index: keys, `STATUS` and `NORM` at least."""
+        there = ~is_quarantined(table[STATUS])
+        places = self._seen + np.flatnonzero(there)
+        self._seen += len(there)
+        columns = table.select([*self.layout.keys, NORM])
+        rows = columns if there.all() else columns.filter(pa.array(there))
+        self.sampler.add(rows, table[NORM].to_numpy()[there], places)
 
     @property
-    def _columns(self) -> list[str]:
-        return [*self.layout.keys, self.layout.vector, self.layout.norm]
+    def every(self) -> Vectors:
+        """A sample of the version."""
+        return vectors_of(self._rows, self.sampler.norms(), self.layout)
 
-    @property
-    def vectors(self) -> Vectors:
-        """What was taken."""
-        schema = self.layout.schema
-        empty = pa.schema([schema.field(name) for name in self._columns]).empty_table()
-        taken = pa.concat_tables([empty, *self._tables])
-        norms = np.concatenate([np.zeros(0), *self._norms])
-        return Vectors(
-            *vectors_and_norms(taken, self.layout), norms, taken.select(list(self.layout.keys))
-        )
+    def staying(self, schema: pa.Schema) -> pa.Table:
+        """Return those rows of the sample that stay as they are, placed as in the next index."""
+        names = sample_schema(self.layout, 0).names
+        places = self._rows[PLACE].to_numpy()
+        stays = self.stays[places]
+        rows = self._rows.select(names).rename_columns(schema.names).filter(pa.array(stays))
+        # Rows move up by as many as leave before them.
+        left = np.searchsorted(np.flatnonzero(~self.stays), places[stays])
+        return rows.set_column(0, schema.field(0), pa.array(places[stays] - left)).cast(schema)
+
+    @cached_property
+    def _rows(self) -> pa.Table:
+        if self.sampler.kept is not None:
+            return self.sampler.kept
+        schema, keys = sample_schema(self.layout, self.sampler.step), list(self.layout.keys)
+        names = [self.layout.vector, self.layout.norm]
+        rows = self.sampler.rows(pa.schema([schema.field(name) for name in (PLACE, *keys)]))
+        empty = pa.schema([schema.field(name) for name in names]).empty_table()
+        taken = take_by_key(self.path, self.lance_version, rows, keys, names)
+        for field, column in zip(empty.schema, pa.concat_tables([empty, *taken]), strict=True):
+            rows = rows.append_column(field, column)
+        return rows
 
 
 @dataclass
@@ -79,34 +140,59 @@ class Survey:
     """The rows that a refresh writes, each looked at once.
 
     Attributes:
-        changed: A sample of the rows whose vectors are new.
-        whole: A sample of all that are written, as dense as that of the version's other rows.
-        live: A sample of the live version; ``None`` where vectors cannot be compared.
+        layout: What they look like.
+        audit: What must hold of each row.
+        first: The place of the first of them in the next index.
+        new: Takes of the rows whose vectors are new.
+        written: Takes of all that are written, as densely as of the version's other rows.
+        live: Takes of the live version; ``None`` where vectors cannot be compared.
     """
 
+    layout: StoreSchema
     audit: RowAudit
-    changed: VectorSample
-    whole: VectorSample
-    live: LiveSample | None = None
-
-    @classmethod
-    def of(cls, layout: StoreSchema, changed_rows: int, whole_rows: int) -> Survey:
-        """Return one of ``changed_rows`` in a version of ``whole_rows``, as far as is known."""
-        norm = Norm.parse(layout.norm_label)
-        tolerance = 0.0
-        if norm.name != "none":
-            tolerance = length_tolerance(norm, layout.width, np.dtype(layout.dtype))
-        changed, whole = (VectorSample(layout, rows) for rows in (changed_rows, whole_rows))
-        return cls(RowAudit(norm, tolerance), changed, whole)
+    first: int
+    new: Sampler
+    written: Sampler
+    live: LiveRows | None
 
     def add(self, table: pa.Table, *, new: bool) -> None:
         """Look at rows as they are stored; ``new`` tells whether their vectors are."""
-        layout = self.whole.layout
-        vectors, norms = vectors_and_norms(table, layout)
-        self.audit.add(vectors, norms, table.select(list(layout.keys)))
-        self.whole.add(table)
-        if new:
-            self.changed.add(table)
+        vectors, norms = vectors_and_norms(table, self.layout)
+        self.audit.add(vectors, norms, table.select(list(self.layout.keys)))
+        places = self.first + self.written.seen + np.arange(len(norms))
+        for sampler in (self.written, self.new) if new else (self.written,):
+            sampler.add(table, norms, places)
+
+    @cached_property
+    def sample(self) -> pa.Table:
+        """A sample of the version that is made, to be kept with it."""
+        schema = sample_schema(self.layout, self.written.step)
+        staying = [self.live.staying(schema)] if self.live else []
+        return pa.concat_tables([*staying, self.written.rows(schema)])
+
+    @property
+    def whole(self) -> Vectors:
+        """A sample of the version that is made."""
+        staying = [self.live.sampler.norms(self.live.stays)] if self.live else []
+        norms = np.concatenate([*staying, self.written.norms()])
+        return vectors_of(self.sample, norms, self.layout)
+
+    @property
+    def changed(self) -> Vectors:
+        """A sample of the rows whose vectors are new."""
+        rows = self.new.rows(sample_schema(self.layout, self.new.step))
+        return vectors_of(rows, self.new.norms(), self.layout)
+
+
+def row_audit(layout: StoreSchema) -> RowAudit:
+    """Return an audit that has seen no row."""
+    norm, dtype = Norm.parse(layout.norm_label), np.dtype(layout.dtype)
+    return RowAudit(norm, 0 if norm.name == "none" else length_tolerance(norm, layout.width, dtype))
+
+
+def vectors_of(rows: pa.Table, norms: np.ndarray, layout: StoreSchema) -> Vectors:
+    """Return sampled rows, and the norms of more, as the gate takes them."""
+    return Vectors(*vectors_and_norms(rows, layout), norms, rows.select(list(layout.keys)))
 
 
 def vectors_and_norms(table: pa.Table, layout: StoreSchema) -> tuple[np.ndarray, np.ndarray]:
@@ -114,62 +200,3 @@ def vectors_and_norms(table: pa.Table, layout: StoreSchema) -> tuple[np.ndarray,
     columns = (table[name].combine_chunks() for name in (layout.vector, layout.norm))
     vectors, norms = (rows_of(column) for column in columns)
     return vectors, norms
-
-
-@dataclass(frozen=True)
-class LiveSample:
-    """A sample of the live version, and of those of its rows that stay as they are."""
-
-    every: Vectors
-    staying: Vectors
-
-    @classmethod
-    def take(
-        cls,
-        path: str,
-        lance_version: int | None,
-        layout: StoreSchema,
-        rows: int,
-        indexed: Iterable[tuple[pa.Table, np.ndarray]],
-    ) -> LiveSample:
-        """Take one as dense as that of the whole of ``rows``.
-
-        Args:
-            path: Of the dataset.
-            lance_version: Lance's number of the live version.
-            layout: What its rows look like.
-            rows: Rows of the version that is judged.
-            indexed: Its rows in the dataset: keys and `NORM`, and ``bool[n]``, which of them stay.
-        """
-        keys, sample = list(layout.keys), VectorSample(layout, rows)
-        wanted, stays = [layout.key_schema.empty_table()], [np.zeros(0, bool)]
-        norms, norms_stay = [np.zeros(0)], [np.zeros(0, bool)]
-        for table, staying in indexed:
-            few, more = sample.skip(table.num_rows)
-            wanted.append(table.select(keys).take(pa.array(few)))
-            stays.append(staying[few])
-            norms.append(table[NORM].to_numpy()[more])
-            norms_stay.append(staying[more])
-        found = pa.concat_tables(wanted)
-        columns = [layout.vector, layout.norm]
-        schema = pa.schema([layout.schema.field(name) for name in columns])
-        taken = take_by_key(path, lance_version, found, keys, columns)
-        vectors = vectors_and_norms(pa.concat_tables([schema.empty_table(), *taken]), layout)
-        every = Vectors(*vectors, np.concatenate(norms), found)
-        return cls(every, _chosen(every, np.concatenate(stays), np.concatenate(norms_stay)))
-
-
-def _chosen(sample: Vectors, few: np.ndarray, every: np.ndarray) -> Vectors:
-    """Return some rows, ``bool[n]``, and norms, ``bool[m]``, of a sample."""
-    keys = sample.keys.filter(pa.array(few))
-    return Vectors(sample.unit[few], sample.sample_norms[few], sample.norms[every], keys)
-
-
-def joined(one: Vectors, other: Vectors) -> Vectors:
-    """Return two samples of other rows as one."""
-    return Vectors(
-        np.concatenate([one.unit, other.unit]),
-        np.concatenate([one.sample_norms, other.sample_norms]),
-        np.concatenate([one.norms, other.norms]),
-        pa.concat_tables([one.keys, other.keys]),
-    )

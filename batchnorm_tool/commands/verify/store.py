@@ -168,9 +168,9 @@ class StoreCheck:
         pointer, directory = self.store.pointer, self.store.state
         root, known = Path(directory.root), {*directory.documents()}
         for version in (*pointer.versions, *filter(None, [pointer.waiting])):
-            lasting = {state.replaced_path(version), state.quarantined_path(version)}
+            lasting = {*state.kept_paths(version)}
             if version == pointer.live:
-                lasting.add(state.index_path(version))
+                lasting |= {*state.live_paths(version)}
             record = directory.record(version)
             for file in record.files if record else ():
                 if version not in pointer.versions or file.path in lasting:
@@ -182,8 +182,7 @@ class StoreCheck:
         waits = directory.record(pointer.waiting) if pointer.waiting else None
         is_whole = waits is not None and waits.norms is not None
         if directory.storage.names(state.STAGING) and not is_whole:
-            paths = (state.index_path, state.replaced_path, state.quarantined_path)
-            after = "|".join(path(version) for path in paths)
+            after = "|".join((*state.live_paths(version), *state.kept_paths(version)))
             left = re.compile(f"{left.pattern}|{state.STAGING}(/.*)?|{after}")
         for path in unknown_files(root, known):
             if not left.fullmatch(path):

@@ -33,7 +33,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     def noted(file: OutputFile) -> Any:
         record = commit(file)
-        found.append(file._path.read_bytes())
+        # Of a version some ten thousand vectors at most are kept for the next gate.
+        if not file._path.name.endswith(".sample.arrow"):
+            found.append(file._path.read_bytes())
         return record
 
     monkeypatch.setattr(OutputFile, "commit", noted)
@@ -73,10 +75,11 @@ def test_a_changed_vector_is_written_twice_and_read_twice(
     for vector, _ in changed:
         assert sum(data.count(vector) for data in written) == 1, "staged"
         assert sum(data.count(vector) for data in dataset) == 1, "in the dataset"
-    # Once while others are predicted, for the index, the audit and the gate; once to be merged.
+    # Once while others are predicted, for the index, the audit and the gate; once to be merged; and
+    # of these files the keys alone, to look up which rows they replace.
     vectors = {name: count for name, count in reads.items() if name.startswith("scored/")}
     assert vectors == dict.fromkeys(
-        ("scored/_state/vectors/part-000000.arrow", "scored/_state/vectors/part-000001.arrow"), 2
+        ("scored/_state/vectors/part-000000.arrow", "scored/_state/vectors/part-000001.arrow"), 3
     )
 
 
@@ -94,7 +97,7 @@ def test_a_candidate_that_waits_is_what_was_staged(
     changed = [vector for vector, _ in encoded.vectors().values() if vector not in before]
     assert len(changed) == 2
     assert not any(vector in data for data in written for vector in changed)
-    assert reads["scored/_state/vectors/part-000000.arrow"] == 2
+    assert reads["scored/_state/vectors/part-000000.arrow"] == 3
     assert encoded.vectors() == encoded.from_scratch({**FIRST, 7: 1, 8: 1})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.storage import TEMPORARY, Storage
 from batchnorm_tool.store.state import StoreDirectory, StorePointer
+from tests.commands.refresh.dying import counted, dies
 from tests.commands.refresh.nightly import (
     LOOSE,
     Nightly,
@@ -309,3 +311,25 @@ def test_vectors_of_several_versions_for_rows_of_many_staged_files(
     assert nightly.vectors() == expected | {key: expected[twin] for key, twin in twins.items()}
     assert [row["label"] for _, row in sorted(nightly.rows().items())] == labels
     assert verify(nightly.store).rows == 33
+
+
+@pytest.mark.parametrize("last", ["after commit", "mkdir .*/night"])
+def test_what_a_refresh_that_was_killed_twice_leaves_is_removed(
+    nightly: Nightly, last: str
+) -> None:
+    nightly.night(FIRST)
+    nightly.put(SECOND)
+
+    def killed_at(name: str) -> None:
+        copy = nightly.path.with_name("copy")
+        shutil.copytree(nightly.path, copy)
+        names = counted(lambda: refresh(nightly.job()))
+        shutil.rmtree(nightly.path)
+        copy.rename(nightly.path)
+        at = max(number for number, each in enumerate(names, 1) if re.fullmatch(name, each))
+        assert dies(lambda: refresh(nightly.job()), at)
+
+    killed_at("after delete_rows")
+    killed_at(last)
+    assert refresh(nightly.job()).state == "nothing to do"
+    verify(nightly.store)
