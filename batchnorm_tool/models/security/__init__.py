@@ -263,7 +263,9 @@ def examine(path: str, shown: str | None = None, *, private: bool = False) -> Mo
     if why is not None:
         raise ModelError(f"{shown}: {why}")
     findings = _keras_findings(config, stored.weights)
-    interface = keras_interface(config)  # before what Keras wrote is stripped
+    # Before what Keras wrote is stripped. A file of Keras 2 may have other names once it is loaded.
+    is_told = stored.keras_version.startswith("3.")
+    interface = keras_interface(config) if is_told else None
     architecture = json.dumps(keras_allowlist.canonical_architecture(config), sort_keys=True)
     weights = stored.weights.digest.hexdigest()
     return ModelReport(
