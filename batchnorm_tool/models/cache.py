@@ -22,7 +22,6 @@ from typing import Annotated, Literal, Self
 import pydantic
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import warn
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import (
     LEFT_OUT_IF_NONE,
@@ -121,16 +120,8 @@ class ModelCache:
     def of_user(cls) -> Self:
         """Return this user's cache; one for this process tree where that cannot be written to."""
         instead = os.environ.get(_INSTEAD)
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        root = Path(instead) if instead else home / "batchnorm-tool" / "models"
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            why = None if _is_ours(root) else "it is not this user's alone"
-        except OSError as error:
-            why = error.strerror or str(error)
-        if why is None and os.access(root, os.W_OK | os.X_OK):
-            return cls(root)
-        return cls(_instead(root, why or "it is read-only"))
+        root = Path(instead) if instead else _users_root()
+        return cls(root if _unusable(root) is None else _instead())
 
     def find(self, key: Key) -> CachedModel | None:
         """Return the entry of a key; one that is not as it was written is removed."""
@@ -251,13 +242,36 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _instead(root: Path, why: str) -> Path:
-    """Make a directory for this process and those that it starts, and say so."""
+def cache_warnings() -> Iterator[str]:
+    """Say why this user's cache cannot be used, where it cannot."""
+    root = _users_root()
+    why = _unusable(root)
+    if why:
+        yield (
+            f"The model cache `{root}` cannot be used ({why}): models are converted again in each "
+            "run. Set XDG_CACHE_HOME to a directory that this user alone may write to."
+        )
+
+
+def _users_root() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "batchnorm-tool" / "models"
+
+
+def _unusable(root: Path) -> str | None:
+    """Make the directory of a cache, or say why it cannot be one."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(root):
+            return "it is not this user's alone"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if os.access(root, os.W_OK | os.X_OK) else "it is read-only"
+
+
+def _instead() -> Path:
+    """Make a directory for this process and those that it starts."""
     place = Path(tempfile.mkdtemp(prefix="batchnorm-tool-models-"))
     os.environ[_INSTEAD] = str(place)
     atexit.register(_remove, place)
-    warn(
-        f"The model cache `{root}` cannot be used ({why}): models are converted again in each run. "
-        "Set XDG_CACHE_HOME to a directory that this user alone may write to."
-    )
     return place

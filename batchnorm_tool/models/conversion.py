@@ -40,6 +40,7 @@ _PROGRAM = (
     "from batchnorm_tool.models import serve_conversion; serve_conversion(int(sys.argv[2]))"
 )
 _LAST_WORDS = 400
+_GPU = Path("/dev/nvidia0")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def _key(model: Model, content: str | None, engine: Engine) -> Key:
         "signature": model.signature,
         "outputs": model.outputs,
         "code": _code(model),
-        "device": engine.device,
+        # Whether the two were timed on different devices.
+        "gpu": engine.device == "auto" and _GPU.exists(),
         "threads": engine.threads,
         "cpu": environment.cpu(),
         "versions": environment.versions(_VERSIONED),

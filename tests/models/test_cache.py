@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm_tool.errors import capture_warnings
-from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache
+from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache, cache_warnings
 
 KEY: Key = {"content": "aa", "versions": {"onnx": "1"}}
 GRAPH = bytes(range(256)) * 40
@@ -150,13 +149,11 @@ def test_where_the_users_cache_cannot_be_used_there_is_one_for_these_processes(
     else:
         (tmp_path / "batchnorm-tool" / "models").mkdir(parents=True)
         (tmp_path / "batchnorm-tool" / "models").chmod(0o777)
-    told: list[str] = []
-    with capture_warnings(told.append):
-        cache = ModelCache.of_user()
-        keep(cache)
-        assert graph_of(ModelCache.of_user()) == GRAPH  # as another process of this tree finds it
+    cache = ModelCache.of_user()
+    keep(cache)
+    assert graph_of(ModelCache.of_user()) == GRAPH  # as another process of this tree finds it
     assert cache.root.stat().st_mode & 0o077 == 0
-    assert [why in text and "XDG_CACHE_HOME" in text for text in told] == [True]
+    assert [why in text and "XDG_CACHE_HOME" in text for text in cache_warnings()] == [True]
 
 
 def test_the_users_cache_is_for_this_user_alone(

@@ -24,7 +24,7 @@ from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
-from batchnorm_tool.models.cache import Key, ModelCache
+from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
@@ -257,6 +257,8 @@ class Preparation:
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."
+        if self.job.model is not None and self.job.model.backend != "tensorflow":
+            yield from cache_warnings()
         planned = "tensorflow" if resolved.backend is None else resolved.backend.name
         if self.job.model is not None and planned == "tensorflow":
             yield from conversion.fallback_warnings(self.job.model, self.content, self.job.engine)
