@@ -373,13 +373,15 @@ def verify_command(terminal: Terminal, path: str, *, keys: bool) -> None:
 
 
 @cli.command("show")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="[PATH]", required=False)
 @click.option("--html", metavar="FILE", help="Write an HTML report of a finished run.")
-def show_command(terminal: Terminal, path: str, html: str | None) -> None:
+@click.option("--cache", is_flag=True, help="Describe the cache of converted models instead.")
+def show_command(terminal: Terminal, path: str | None, html: str | None, *, cache: bool) -> None:
     """Describe a path: a run, a store, data, or a model."""
     from batchnorm_tool.commands.show import show
 
-    terminal.print_description(show(path, html=html, progress=terminal.progress("auto")), html)
+    shown = show(path, html=html, cache=cache, progress=terminal.progress("auto"))
+    terminal.print_description(shown, html)
 
 
 @cli.command("schema")

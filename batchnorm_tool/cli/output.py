@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import click
 
-from batchnorm_tool.display import INVISIBLE, bounded, mask_secrets, plural, printable, table
+from batchnorm_tool.display import INVISIBLE, bounded, mask_secrets, plural, printable, size, table
 from batchnorm_tool.errors import FRESH, Lines, WorkFailed
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ def _description_lines(shown: show.Description, html: str | None) -> Iterator[st
         "model": _model_lines,
         "data": _data_lines,
         "store": _store_lines,
+        "model cache": _cache_lines,
     }
     yield from lines[shown.kind](shown.details)
     if html is not None:
@@ -368,6 +369,15 @@ def _model_lines(model: show.ModelDescription) -> Iterator[str]:
             rows.append((end, f"{field.name}: {shape} {field.dtype}"))
     rows += [(found.severity, f"{found.what} ({found.where})") for found in model.findings]
     yield from _table(rows)
+
+
+def _cache_lines(cache: show.CacheDescription) -> Iterator[str]:
+    yield _HeadedLine("The model cache, ", plural(len(cache.models), "model"))
+    for each in cache.models:
+        proved = f"{each.largest_difference:.2g} of a row's length at most"
+        facts = [each.kind, size(each.bytes), f"last used {each.last_used}"]
+        told = [*facts, each.cause or f"difference {proved}"]
+        yield from _table([(each.model, ", ".join(told))])
 
 
 def _data_lines(data: show.DataDescription) -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,7 +151,33 @@ class StoreDescription:
     published: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
 
-Details = Manifest | UnfinishedRun | ModelDescription | DataDescription | StoreDescription
+@dataclass(frozen=True)
+class CachedModelDescription:
+    """An entry of the model cache; ``kind`` is none where the model could not be converted."""
+
+    model: str
+    kind: str
+    bytes: int
+    last_used: str
+    largest_difference: float | None
+    cause: Annotated[str | None, LEFT_OUT_IF_NONE]
+
+
+@dataclass(frozen=True)
+class CacheDescription:
+    """The model cache, last used first."""
+
+    models: tuple[CachedModelDescription, ...]
+
+
+Details = (
+    CacheDescription
+    | Manifest
+    | UnfinishedRun
+    | ModelDescription
+    | DataDescription
+    | StoreDescription
+)
 
 
 @dataclass(frozen=True)
@@ -172,7 +199,11 @@ class Description:
 
 
 def show(
-    path: str | os.PathLike[str], *, html: str | None = None, progress: Progress | None = None
+    path: str | os.PathLike[str] | None = None,
+    *,
+    html: str | None = None,
+    cache: bool = False,
+    progress: Progress | None = None,
 ) -> Description:
     """Say what a path is.
 
@@ -180,6 +211,7 @@ def show(
         path: A run's output directory (finished or not), a store's dataset, a model, or
             data: a file, a directory or a glob.
         html: For a finished run: write a page about it to this file, which works offline.
+        cache: Show the cache of converted models instead of a path.
         progress: Hears that a model is loaded; default: nothing does.
 
     Returns:
@@ -196,10 +228,30 @@ def show(
         >>> show("data_samples/digits.parquet").facts["rows"]
         1797
     """
-    shown = _show(os.fspath(path), progress or SilentProgress())
+    if cache is (path is not None):
+        raise InputError("`show` takes either a path or `--cache`. Give one of them.")
+    if path is None:
+        shown = _cache(ModelCache.of_user())
+    else:
+        shown = _show(os.fspath(path), progress or SilentProgress())
     if html is not None:
         _write_page(shown, html)
     return shown
+
+
+def _cache(cache: ModelCache) -> Description:
+    entries = tuple(
+        CachedModelDescription(
+            each.entry.model,
+            each.entry.kind,
+            each.size,
+            datetime.fromtimestamp(each.last_used, UTC).isoformat(timespec="seconds"),
+            each.entry.conversion.largest_difference if each.entry.conversion else None,
+            each.entry.cause,
+        )
+        for each in cache.entries()
+    )
+    return Description("model cache", str(cache.root), CacheDescription(entries))
 
 
 def _show(path: str, progress: Progress) -> Description:

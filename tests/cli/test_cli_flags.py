@@ -38,6 +38,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--deduplicate": ([], "input.deduplicate", True),
     "--layer": (["1e5"], "model.layer", "1e5"),
     "--outputs": (["one"], "model.outputs", ["one"]),
+    "--backend": (["auto"], "model.backend", "auto"),
     "--batch-size": (["128"], "model.batch_size", 128),
     "--devices": (["cpu"], "engine.devices", "cpu"),
     "--engine": (["local"], "engine.kind", "local"),

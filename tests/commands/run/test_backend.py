@@ -255,3 +255,15 @@ def test_a_cache_that_cannot_be_used_is_told_and_replaced(
     assert (
         len([text for text in result.warnings if "cannot be used (Not a directory)" in text]) == 1
     )
+
+
+def test_the_cache_is_shown(own_cache: ModelCache) -> None:
+    entry = next(each for each in own_cache.entries() if each.entry.model == ENCODER)
+    shown = json.loads(invoke("show", "--cache", "--json").stdout)
+    assert (shown["kind"], shown["path"]) == ("model cache", str(own_cache.root))
+    (model,) = (each for each in shown["models"] if each["model"] == ENCODER)
+    assert (model["kind"], model["bytes"]) == ("onnx", entry.size)
+    assert entry.entry.conversion is not None
+    assert model["largest_difference"] == entry.entry.conversion.largest_difference
+    assert "of a row's length at most" in invoke("show", "--cache").stdout
+    assert invoke("show").exit_code == invoke("show", ENCODER, "--cache").exit_code == 2
