@@ -205,7 +205,7 @@ def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, bytes]:
             raise _damaged(path, f"{rows:,} rows, in row groups of {sum(groups):,} together")
         metadata = file.metadata.metadata or {}
         version = metadata.get(_VERSION_KEY.encode(), b"unknown").decode(errors="replace")
-        stays = np.ones(rows, bool)
+        stays = np.broadcast_to(np.True_, rows)  # takes no memory
         return IndexFile(path, groups, stays), version, metadata.get(_STAYS_KEY.encode(), b"")
 
 
