@@ -226,9 +226,8 @@ def _convert(request: conversion.ConversionRequest) -> ConvertedModel | None:
             return _export(request, admitted.path)
         choose = partial(choose_outputs, chosen=model.outputs)
         load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
-        loaded = conversion.load_or_convert(
-            load, model, request.content, request.engine, request.sample
-        )
+        older = conversion.legacy_request(model, request.content, request.engine, request.sample)
+        loaded = conversion.load_or_convert(load, older)
         rows = request.sample(loaded.inputs)
         try:
             content, described = onnx_conversion.convert(loaded, rows)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,23 +61,24 @@ class ConversionRequest:
 
 
 def load_or_convert(
-    load: Callable[[], T], model: Model, content: str | None, engine: Engine, sample: Sample
+    load: Callable[[], T],
+    request: ConversionRequest,
+    stage: AbstractContextManager[None] | None = None,
 ) -> T:
     """Load a model by calling ``load``; one of Keras 2 that fails is converted by tf_keras first.
 
     Args:
         load: Raises `KerasError` for such a one.
-        model: What the job says of it.
-        content: Hash of the model.
-        engine: Devices and threads.
-        sample: Rows to prove the converted model on.
+        request: The conversion: see `legacy_request`.
+        stage: Is open while it is converted.
     """
     try:
         return load()
     except KerasError:
         if find_spec(_LEGACY) is None:
             raise
-        _ask(_legacy_request(model, content, engine, sample))
+        with stage or nullcontext():
+            _ask(request)
     return load()
 
 
@@ -84,13 +86,14 @@ def describe_legacy(model: Model, content: str | None, engine: Engine) -> Conver
     """Have tf_keras describe a model of Keras 2; ``None`` where it is not installed."""
     if content is None or find_spec(_LEGACY) is None:
         return None
-    request = _legacy_request(model, content, engine, batching.filler)
+    request = legacy_request(model, content, engine, batching.filler)
     return _ask(replace(request, keep=False))
 
 
-def _legacy_request(
+def legacy_request(
     model: Model, content: str | None, engine: Engine, sample: Sample
 ) -> ConversionRequest:
+    """Return what tf_keras is asked for: an export of a model, proved on rows."""
     wanted = model.model_copy(update={"backend": "tensorflow"})
     key = _legacy_key(model, content)
     return ConversionRequest(wanted, engine, content, key, sample, legacy=True)

@@ -43,8 +43,10 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
     first = array[0]
     made_up: np.ndarray
     edges: list[Any]
-    if array.dtype.kind in "iu":
-        made_up, edges = random.integers(0, size or 2, shape), [0, -1, np.iinfo(array.dtype).max]
+    if array.dtype.kind in "iu" or size is not None:
+        # Ids, which older models take as floats.
+        beyond = size if array.dtype.kind == "f" else np.iinfo(array.dtype).max
+        made_up, edges = random.integers(0, size or 2, shape), [0, -1, beyond]
         edges = [edge % 2**63 if array.dtype.kind == "u" else edge for edge in edges]
     elif array.dtype.kind in "OUS":
         made_up, edges = random.choice(array.reshape(-1), shape), ["", "Ünknown", "a b  c"]
@@ -64,7 +66,7 @@ def largest_difference(reference: Predictor, other: Predictor, rows: _Rows) -> f
     otherwise, found = _outcome(other, rows)
     if failing != otherwise:
         row = min(failing ^ otherwise)
-        who = "TensorFlow" if row in failing else "onnxruntime"
+        who = "the original" if row in failing else "the converted model"
         values = {name: array[row].reshape(-1)[:4].tolist() for name, array in rows.items()}
         raise ModelError(f"{who} alone fails on a row such as {values}")
     farthest = max(_farthest(expected[name], found[name]) for name in expected)

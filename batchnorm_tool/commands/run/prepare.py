@@ -305,8 +305,10 @@ class Preparation:
                 conversion.ensure_converted(model, self.content, engine, rows)
             stage = self.progress.stage("loading the model")
         load = partial(load_model, model, self.content, engine)
+        request = conversion.legacy_request(model, self.content, engine, rows)
+        converting = self.progress.stage("converting the model", slow=True)
         with stage:
-            return conversion.load_or_convert(load, model, self.content, engine, rows)
+            return conversion.load_or_convert(load, request, converting)
 
     def _resolve(self) -> ResolvedOptions:
         self._check_before_loading()

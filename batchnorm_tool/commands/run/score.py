@@ -175,7 +175,8 @@ def _loaded(
                 for warning in conversion.fallback_warnings(wanted, report.content, engine):
                     warn(warning)
             load = partial(models.load_predictor, wanted, admitted.path, engine, report)
-            return conversion.load_or_convert(load, wanted, report.content, engine, rows)
+            request = conversion.legacy_request(wanted, report.content, engine, rows)
+            return conversion.load_or_convert(load, request)
     if backend == "onnxruntime":
         raise JobError(
             "`backend` is onnxruntime, which computes what a model's file was converted to. "

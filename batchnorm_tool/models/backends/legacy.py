@@ -128,7 +128,7 @@ def prove(
     difference = proof.largest_difference(
         original.with_batch_size(size),
         exported.with_batch_size(size),
-        proof.with_edge_rows(rows, original.inputs, {}),
+        proof.with_edge_rows(rows, original.inputs, original.embedding_sizes),
     )
     return replace(described(exported.model), largest_difference=difference)
 
@@ -203,7 +203,21 @@ def _described(model: Any) -> LegacyModel:
         outputs=tuple(
             backends.field_of(*each) for each in zip(outputs, model.outputs, strict=True)
         ),
-        embedding_sizes={},
+        embedding_sizes=_embedding_sizes(model),
         own_batch_size=min(sizes, default=None),
         model=model,
     )
+
+
+def _embedding_sizes(model: Any) -> dict[str, int]:
+    """Return the rows of the Embedding layers that inputs, floats too, go straight into."""
+    import tf_keras
+
+    return {
+        name: layer.input_dim
+        for layer in model.layers
+        if isinstance(layer, tf_keras.layers.Embedding)
+        for node in layer.inbound_nodes
+        for tensor, name in zip(model.inputs, model.input_names, strict=True)
+        if tensor is node.keras_inputs[0]
+    }
