@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,8 @@ LENGTH_DEVIATION = 0.3
 # Few enough that pyarrow keeps the dictionary, as it does for quantised features.
 DISTINCT_VALUES = 1_000
 IMAGE_SHAPE = (28, 28, 1)
+# Of the recurrent models and the transformer: so many steps of the features, and so wide layers.
+_STEPS, _UNITS = 16, 64
 # Of so many rows, one is another from night to night.
 CHANGED_OF = 100
 
@@ -110,7 +113,8 @@ class Model:
     """A Keras model with random weights.
 
     Attributes:
-        kind: ``dense`` or ``convolution`` (on images).
+        kind: ``dense``, ``convolution`` (on images), ``gru``, ``lstm``, ``transformer`` (on 16
+            steps), or ``lookup`` (of a string).
         widths: Of the dense layers, relu between them; the last is the vector's.
         features: Floats that come in; images have their own shape.
     """
@@ -136,6 +140,10 @@ class Model:
 DEEP = Model("dense", (512, 256, 64))
 HEAVY = Model("dense", (2048, 2048, 256, 64))
 SINGLE = Model("dense", (64,))
+FAMILIES = {
+    **{kind: Model(kind, (64,)) for kind in ("gru", "lstm", "transformer", "lookup")},
+    "convolution": Model("convolution", (64,), math.prod(IMAGE_SHAPE)),
+}
 CONVOLUTION = Model("convolution", (64,), math.prod(IMAGE_SHAPE))
 
 
@@ -189,11 +197,39 @@ def _save_model(model: Model, path: Path) -> None:
             layers.Flatten(),
         ]
     else:
-        front = [keras.Input((model.features,))]
+        front = _front(model)
     *hidden, last = model.widths
     dense = [layers.Dense(width, activation="relu") for width in hidden]
     whole = keras.Sequential([*front, *dense, layers.Dense(last)])
     whole.save(path)
+
+
+def _front(model: Model) -> list[Any]:
+    """Return the input, and what turns it into numbers for the dense layers."""
+    import keras
+
+    layers = keras.layers
+    steps = [keras.Input((model.features,)), layers.Reshape((_STEPS, model.features // _STEPS))]
+    if model.kind in ("gru", "lstm"):
+        return [*steps, {"gru": layers.GRU, "lstm": layers.LSTM}[model.kind](_UNITS)]
+    if model.kind == "transformer":
+        return [*steps, layers.Dense(_UNITS), _attention(), layers.GlobalAveragePooling1D()]
+    if model.kind == "lookup":
+        words = [f"item {number}" for number in range(DISTINCT_VALUES)]
+        table = layers.StringLookup(vocabulary=words)
+        embedded = layers.Embedding(DISTINCT_VALUES + 1, _UNITS)
+        return [keras.Input((1,), dtype="string"), table, embedded, layers.Flatten()]
+    return steps[:1]
+
+
+def _attention() -> Any:
+    import keras
+
+    layers = keras.layers
+    x = keras.Input((_STEPS, _UNITS))
+    y = layers.LayerNormalization()(x + layers.MultiHeadAttention(4, _UNITS // 4)(x, x))
+    wide = layers.Dense(4 * _UNITS, activation="gelu")(y)
+    return keras.Model(x, layers.LayerNormalization()(y + layers.Dense(_UNITS)(wide)))
 
 
 def _link_copies(table: Table, path: Path) -> None:

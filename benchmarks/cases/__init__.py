@@ -12,6 +12,7 @@ from benchmarks.cases.against_the_limit import (
     stored_predictions,
     sum_of_stages,
 )
+from benchmarks.cases.back_ends import families, memory, quick_start
 from benchmarks.cases.choices import batch_size, layouts, two_processes
 from benchmarks.cases.comparing import memory_of_neighbours, nearest_neighbours, norm_survey
 from benchmarks.cases.growing import growth
@@ -42,6 +43,9 @@ CASES: Mapping[str, Case] = {
     "10": quick_starts,
     "11": two_processes,
     "12": layouts,
+    "start": quick_start,
+    "backend-memory": memory,
+    "families": families,
     "growth": growth,
     "compare-neighbours": nearest_neighbours,
     "compare-memory": memory_of_neighbours,

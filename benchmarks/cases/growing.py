@@ -54,7 +54,7 @@ def _with_width(bench: Bench) -> Finding:
     work = f"vectors of {widths[0]} to {widths[-1]:,} numbers, the same"
     ours = ", ".join(f"{figure(rate / 1e6)}" for rate in rates) + " million values/s"
     line = f"{figure(each_row * 1e6)} µs for a row + {figure(each_value * 1e9)} ns for a value"
-    return Finding(case, work, ours, line, 100 * worst, _LINEAR)
+    return Finding(case, work, ours, line, 100 * worst, Target("at most", 15, "%"))
 
 
 def _wide_vectors(bench: Bench, width: int, rows: int) -> Contender:

@@ -67,7 +67,7 @@ def quick_starts(bench: Bench) -> list[Finding]:
     contenders = {name: Contender((PROGRAM, *words)) for name, words in arguments.items()}
     runs = bench.run(case, contenders, _STARTS)
     findings = []
-    for (name, words), limit in zip(arguments.items(), (0.3, 1.0), strict=True):
+    for (name, words), limit in zip(arguments.items(), (0.15, 0.6), strict=True):
         took = runs[name].seconds
         light = "tensorflow" not in packages(imported_modules("batchnorm_tool", *words))
         other = "TensorFlow not imported" if light else "imports TensorFlow"

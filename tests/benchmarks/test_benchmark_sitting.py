@@ -54,12 +54,13 @@ def sitting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sitting_measures_compares_and_saves(sitting: Path) -> None:
     saved = json.loads((sitting / "results" / "tiny.json").read_text())
-    assert [one["row"] for one in saved["findings"]] == ["4", "6", "9", "9", "9", "9"]
+    assert [one["row"] for one in saved["findings"]] == ["4", "4", "6", "9", "9", "9", "9"]
     assert all(one["value"] > 0 for one in saved["findings"])
     measured = [(one["case"], one["contender"]) for one in saved["measurements"]]
     assert measured == [
         ("4", "ours"),
         ("4", "plain script, batch 32"),
+        ("4", "ours, Arrow"),
         ("6", "ours"),
         ("6", "copy loop"),
         ("9", "batch size for Dense 512-256-64"),
@@ -124,7 +125,7 @@ def test_every_target_of_the_issue_has_a_case() -> None:
     of_refresh = ["load", "night", "heavy", "nothing", "difference", "memory", "disk"]
     assert list(CASES) == [
         *map(str, range(1, 13)),
-        "growth",
+        *("start", "backend-memory", "families", "growth"),
         *of_compare,
         *(f"refresh-{name}" for name in of_refresh),
     ]
