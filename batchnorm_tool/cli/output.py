@@ -374,9 +374,10 @@ def _model_lines(model: show.ModelDescription) -> Iterator[str]:
 def _cache_lines(cache: show.CacheDescription) -> Iterator[str]:
     yield _HeadedLine("The model cache, ", plural(len(cache.models), "model"))
     for each in cache.models:
-        proved = f"{each.largest_difference:.2g} of a row's length at most"
         facts = [each.kind, size(each.bytes), f"last used {each.last_used}"]
-        told = [*facts, each.cause or f"difference {proved}"]
+        told = [*facts, each.cause or ""]
+        if each.largest_difference is not None:
+            told[-1] = f"difference {each.largest_difference:.2g} of a row's length at most"
         yield from _table([(each.model, ", ".join(told))])
 
 

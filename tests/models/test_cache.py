@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache, cache_warnings
+from tests.command_line import invoke
 
 KEY: Key = {"content": "aa", "versions": {"onnx": "1"}}
 GRAPH = bytes(range(256)) * 40
@@ -163,3 +164,15 @@ def test_the_users_cache_is_for_this_user_alone(
     cache = ModelCache.of_user()
     assert cache.root == tmp_path / "batchnorm-tool" / "models"
     assert cache.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_models_that_do_not_convert_are_listed_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    entry = CacheEntry("none", KEY, "model.keras", cause="ONNX has no operation for Odd")
+    ModelCache.of_user().keep(entry)
+    done = invoke("show", "--cache")
+    assert done.exit_code == 0, done.output
+    assert "model.keras" in done.stdout
+    assert "ONNX has no operation for Odd" in " ".join(done.stdout.split())
