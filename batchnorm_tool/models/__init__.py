@@ -226,8 +226,8 @@ def _convert(request: conversion.ConversionRequest) -> ConvertedModel | None:
             return _export(request, admitted.path)
         choose = partial(choose_outputs, chosen=model.outputs)
         load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
-        older = conversion.legacy_request(model, request.content, request.engine, request.sample)
-        loaded = conversion.load_or_convert(load, older)
+        asked = (model, request.content, request.engine, request.sample)
+        loaded = conversion.load_or_convert(load, partial(conversion.legacy_request, *asked))
         rows = request.sample(loaded.inputs)
         try:
             content, described = onnx_conversion.convert(loaded, rows)

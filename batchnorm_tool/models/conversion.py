@@ -62,14 +62,14 @@ class ConversionRequest:
 
 def load_or_convert(
     load: Callable[[], T],
-    request: ConversionRequest,
+    request: Callable[[], ConversionRequest],
     stage: AbstractContextManager[None] | None = None,
 ) -> T:
     """Load a model by calling ``load``; one of Keras 2 that fails is converted by tf_keras first.
 
     Args:
         load: Raises `KerasError` for such a one.
-        request: The conversion: see `legacy_request`.
+        request: Gives the conversion to ask for: see `legacy_request`.
         stage: Is open while it is converted.
     """
     try:
@@ -78,7 +78,7 @@ def load_or_convert(
         if find_spec(_LEGACY) is None:
             raise
         with stage or nullcontext():
-            _ask(request)
+            _ask(request())
     return load()
 
 

@@ -305,7 +305,7 @@ class Preparation:
                 conversion.ensure_converted(model, self.content, engine, rows)
             stage = self.progress.stage("loading the model")
         load = partial(load_model, model, self.content, engine)
-        request = conversion.legacy_request(model, self.content, engine, rows)
+        request = partial(conversion.legacy_request, model, self.content, engine, rows)
         converting = self.progress.stage("converting the model", slow=True)
         with stage:
             return conversion.load_or_convert(load, request, converting)

@@ -175,7 +175,7 @@ def _loaded(
                 for warning in conversion.fallback_warnings(wanted, report.content, engine):
                     warn(warning)
             load = partial(models.load_predictor, wanted, admitted.path, engine, report)
-            request = conversion.legacy_request(wanted, report.content, engine, rows)
+            request = partial(conversion.legacy_request, wanted, report.content, engine, rows)
             return conversion.load_or_convert(load, request)
     if backend == "onnxruntime":
         raise JobError(
