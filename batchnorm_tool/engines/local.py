@@ -39,12 +39,12 @@ class LocalEngine:
     @contextlib.contextmanager
     def open(cls, plan: Plan, parts: int) -> Iterator[RunningEngine]:
         """Start a process for each device but the first; see `NamedEngine.open`."""
-        from batchnorm_tool.engines.processes import open_processes
-
         engine = plan.job.engine
         workers = available_cores() if engine.workers == "auto" else engine.workers
         devices = _devices(plan)[:parts] if parts > 1 else []
         if len(devices) > 1:
+            from batchnorm_tool.engines.processes import open_processes
+
             with open_processes(devices, workers, plan.job.output.path) as processes:
                 yield processes
         else:
