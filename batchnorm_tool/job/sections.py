@@ -213,7 +213,7 @@ class Model(Section):
         default="tensorflow",
         description=(
             "What computes; onnxruntime starts at once, after one conversion that must prove "
-            "itself; auto: the faster one that does."
+            "itself; auto: the faster one."
         ),
     )
     batch_size: CountOrAuto = Field(
