@@ -255,7 +255,9 @@ def make_worker(
             f"graph (SHA-256 {graphs[0] or 'of none: TensorFlow'}, and here {graphs[1]}), which "
             f"gives different low-order bits. {RECREATE.capitalize()}."
         )
-    environment.keep_freed_memory()
+    if plan.job.model is not None and model.backend is None:
+        # TensorFlow's: onnxruntime has a store of its own, and was no faster with it.
+        environment.keep_freed_memory()
     shared = None if repeats is None else SharedPredictions(repeats, plan.resolved.outputs)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size), shared)
 
