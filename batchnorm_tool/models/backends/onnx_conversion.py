@@ -6,6 +6,7 @@ constants, and the contents of lookup tables are read from the session.
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import tempfile
 import time
@@ -168,9 +169,41 @@ def _onnx(model: SavedModel) -> bytes:
     unknown = {node.op_type for node in proto.graph.node if not defs.has(node.op_type, node.domain)}
     if unknown:
         raise ModelError(f"ONNX has no operation for {', '.join(sorted(unknown))}")
-    content: bytes = proto.SerializeToString()
+    _rename(proto.graph, {name: name for name in names.values()}, itertools.count())
+    content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content)
     return content
+
+
+def _rename(graph: Any, names: dict[str, str], numbers: Iterator[int]) -> None:
+    """Name values in their order, and sort constants by it: the same model has the same graph."""
+
+    def renamed(name: str) -> str:
+        if name and name not in names:
+            names[name] = f"v{next(numbers)}"
+        return names[name] if name else name
+
+    for value in graph.input:
+        value.name = renamed(value.name)
+    for node in graph.node:
+        node.name, node.doc_string = "", ""
+        node.input[:] = map(renamed, node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, names, numbers)
+        node.output[:] = map(renamed, node.output)
+        attributes = sorted(node.attribute, key=lambda each: each.name)
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    for value in graph.output:
+        value.name = renamed(value.name)
+    del graph.value_info[:]
+    for constant in graph.initializer:
+        constant.name = renamed(constant.name)
+    constants = sorted(graph.initializer, key=lambda each: (len(each.name), each.name))
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+    graph.name = "model"
 
 
 def _tables(session: Any) -> dict[bytes, tuple[np.ndarray, np.ndarray]]:
@@ -183,7 +216,9 @@ def _tables(session: Any) -> dict[bytes, tuple[np.ndarray, np.ndarray]]:
             if made.type in _TABLES:
                 dtypes = made.get_attr("key_dtype"), made.get_attr("value_dtype")
                 content = gen_lookup_ops.lookup_table_export_v2(made.outputs[0], *dtypes)
-                found[made.name.encode()] = tuple(session.run([*content]))
+                keys, values = session.run([*content])
+                order = np.argsort(keys, kind="stable")  # a table gives them in any
+                found[made.name.encode()] = keys[order], values[order]
     return found
 
 
