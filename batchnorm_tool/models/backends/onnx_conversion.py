@@ -197,6 +197,8 @@ def _rename(graph: Any, names: dict[str, str], numbers: Iterator[int]) -> None:
         node.attribute.extend(attributes)
     for value in graph.output:
         value.name = renamed(value.name)
+    for length in _lengths(graph):
+        length.dim_param = renamed(length.dim_param)
     del graph.value_info[:]
     for constant in graph.initializer:
         constant.name = renamed(constant.name)
@@ -204,6 +206,12 @@ def _rename(graph: Any, names: dict[str, str], numbers: Iterator[int]) -> None:
     del graph.initializer[:]
     graph.initializer.extend(constants)
     graph.name = "model"
+
+
+def _lengths(graph: Any) -> Iterator[Any]:
+    """Yield the open lengths of a graph's inputs and outputs, which have names of their own."""
+    for value in (*graph.input, *graph.output):
+        yield from (each for each in value.type.tensor_type.shape.dim if each.dim_param)
 
 
 def _tables(session: Any) -> dict[bytes, tuple[np.ndarray, np.ndarray]]:

@@ -220,5 +220,7 @@ def test_an_inner_layer_is_converted(tmp_path: Path) -> None:
     content, described = onnx_conversion.convert(reference, rows_for(reference.inputs))
     rows = rows_for(reference.inputs, 9)
     (found,) = predictor_of(content, described).with_batch_size(4).predict(rows).values()
+    again, _ = onnx_conversion.convert(reference, rows)
+    assert again == content  # its hash is part of the bits
     kernel, bias = model.get_layer("inner").get_weights()
     np.testing.assert_allclose(found, next(iter(rows.values())) @ kernel + bias, atol=1e-5)
