@@ -130,8 +130,6 @@ class OutputError(Refused):
 class WorkFailed(BatchnormToolError):
     """The work failed half way; what is finished is kept, and running it again resumes."""
 
-    exit_code = 1
-
 
 class _Result(Protocol):
     """What a refresh came to, whichever type it has there."""

@@ -30,16 +30,10 @@ _TINIEST = math.ulp(0.0)
 
 @dataclass(frozen=True)
 class NormBins:
-    """Consecutive bars over the norms.
+    """Consecutive bars over the norms: bar ``i`` holds ``edges[i] <= norm < edges[i + 1]``.
 
-    Attributes:
-        edges: ``n + 1`` ascending norms; bar ``i`` holds ``edges[i] <= norm < edges[i + 1]``.
-        counts: Norms in each of the ``n`` bars.
-        kind: Whether the bars are equally wide as they are, or (to within 0.2 %) on a logarithmic
-            axis.
-        below: Norms under the first bar, zeros not counted.
-        above: Norms over the last bar.
-        zero: Norms that are zero; no bar holds them.
+    They are equally wide, to within 0.2 % on a logarithmic axis. The norms that no bar holds are
+    counted as ``zero``, or else as ``below`` or ``above`` them all.
     """
 
     edges: tuple[float, ...]
@@ -78,23 +72,14 @@ def bin_together(
     windows = [_window(*window, kind) for window in zip(pairs.values(), inner, strict=True)]
     first, last = min(low for low, _ in windows), max(high for _, high in windows)
     edges = _log_edges(first, last, most) if kind == "log" else _linear_edges(first, last, most)
-    return {
-        label: _counted(buckets, edges, kind, several[label].zero)
-        for label, buckets in pairs.items()
-    }
-
-
-def _counted(
-    pairs: Sequence[tuple[int, int]],
-    edges: tuple[float, ...],
-    kind: Literal["linear", "log"],
-    zero: int,
-) -> NormBins:
-    counts = [0] * (len(edges) + 1)
-    for bucket, amount in pairs:
-        counts[bisect_right(edges, max(_edge(bucket), _TINIEST))] += amount
-    below, *inside, above = counts
-    return NormBins(edges, tuple(inside), kind, below, above, zero)
+    found = {}
+    for label, buckets in pairs.items():
+        counts = [0] * (len(edges) + 1)
+        for bucket, amount in buckets:
+            counts[bisect_right(edges, max(_edge(bucket), _TINIEST))] += amount
+        below, *inside, above = counts
+        found[label] = NormBins(edges, tuple(inside), kind, below, above, several[label].zero)
+    return found
 
 
 def _without_zeros(stats: NormStats) -> list[tuple[int, int]]:

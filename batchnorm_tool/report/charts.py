@@ -38,8 +38,8 @@ def framed(
     words: ChartText, plot: Plot, marks: Iterable[Html], legend: Iterable[Html] = ()
 ) -> Html:
     """Draw a chart: axes, the marks between them, and a legend above."""
-    pieces = [*svg.scaffold(plot), *marks, svg.base_line(plot), *legend]
-    return svg.drawing(words, plot.frame, pieces)
+    base = svg.rule((plot.left, plot.right), (plot.bottom, plot.bottom))
+    return svg.drawing(words, plot.frame, [*svg.scaffold(plot), *marks, base, *legend])
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ def _bar(plot: Plot, bar: Bar) -> Html:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a band chart draws; NaN where a step has no value.
+    """What a band chart draws: values of ``n`` steps between ``n + 1`` edges; NaN for none.
 
-    Attributes:
-        edges: ``n + 1`` ascending x values; step ``i`` reaches from edge ``i`` to ``i + 1``.
-        bands: By name, the ``n`` lower and upper ends of a range; the widest first, three at most.
-        lines: By name, ``n`` values, drawn over the bands.
+    The ``bands``, three at most, have lower and upper ends, the widest first; the ``lines`` are
+    drawn over them.
     """
 
     edges: Sequence[float]
@@ -271,17 +269,6 @@ def _whisker(plot: Plot, style: SeriesStyle, x: float, interval: Interval) -> Ht
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a heat map draws: a value from 0 to 1 for each pair of labels, row and column.
-
-    A pair without one stays empty.
-    """
-
-    labels: Sequence[str]
-    values: Mapping[tuple[str, str], float]
-
-
-@dataclass(frozen=True)
 class _Cells:
     """Where cells lie, in pixels."""
 
@@ -291,13 +278,18 @@ class _Cells:
     staggered: bool
 
 
-def heat_map(words: ChartText, frame: Frame, grid: Grid) -> Html:
-    """Draw a square of cells, of which the diagonal is left plain: it says nothing."""
-    cells = _cells(grid.labels, frame)
-    height = cells.top + len(grid.labels) * _CELL_HEIGHT + _CELL_GAP
-    pieces = [*_headings(cells, grid.labels)]
-    for (row, one), (column, other) in itertools.product(enumerate(grid.labels), repeat=2):
-        if (value := grid.values.get((one, other))) is not None:
+def heat_map(
+    words: ChartText, frame: Frame, labels: Sequence[str], values: Mapping[tuple[str, str], float]
+) -> Html:
+    """Draw a square of cells, a value from 0 to 1 in each, some of them empty.
+
+    The diagonal is left plain: it says nothing.
+    """
+    cells = _cells(labels, frame)
+    height = cells.top + len(labels) * _CELL_HEIGHT + _CELL_GAP
+    pieces = [*_headings(cells, labels)]
+    for (row, one), (column, other) in itertools.product(enumerate(labels), repeat=2):
+        if (value := values.get((one, other))) is not None:
             pieces.append(_cell(cells, (row, column), (one, other), value))
     return svg.drawing(words, Frame(frame.width, round(height)), pieces)
 

@@ -33,6 +33,10 @@ _MOST_ROWS = 100
 # Different norms of a row differ by a factor of up to its width: on a linear axis the smaller ones
 # would stand in one bar.
 _LOG_FROM = 2.0
+_POPULARITY = (
+    " Popularity is how often a row is relevant: where a norm correlates with it, dividing by the "
+    "norm removes popularity from the score."
+)
 _WITHOUT_RELEVANCE = (
     "There is no ground truth for neighbours. With `--label COLUMN`, or `--queries` and "
     "`--relevance FILE`, this section shows which norm finds relevant rows."
@@ -185,13 +189,9 @@ def _cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
     if not test:
         return [*cells, "", "", "", ""]
     low, high = figures.real(test["low"]), figures.real(test["high"])
-    cells += [signed(test["difference"]), _signed_span(low, high)]
-    return [*cells, *(probability(test[name]) for name in ("p", "p_holm"))]
-
-
-def _signed_span(low: float, high: float) -> str:
-    known = math.isfinite(low + high)
-    return f"{signed(low)} to {signed(high)}" if known else "\N{EN DASH}"
+    ends = f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "\N{EN DASH}"
+    tested = (probability(test[name]) for name in ("p", "p_holm"))
+    return [*cells, signed(test["difference"]), ends, *tested]
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _map(
         for one, other in itertools.combinations(norms, 2)
     )
     words = ChartText(id_, f"{name} of each pair of norms", said)
-    draw = partial(charts.heat_map, grid=charts.Grid(norms, known))
+    draw = partial(charts.heat_map, labels=norms, values=known)
     return tag("div", tag("h3", name), page.chart(words, draw))
 
 
@@ -337,7 +337,10 @@ def _norms_section(document: ComparisonDocument, styles: Mapping[str, SeriesStyl
         norm_table(norms, "Norms before normalization"),
         tag("h3", "Do norms agree about rows?"),
         _agreement(document, norms),
-        page.note(_explanation(document)),
+        page.note(
+            f"Rank correlations are Spearman's, of {plural(document['ranked_rows'], 'row')}.",
+            _POPULARITY if document["popularity"] else None,
+        ),
     )
 
 
@@ -356,16 +359,6 @@ def _agreement(document: ComparisonDocument, norms: Collection[str]) -> Html:
     ]
     caption = "Rank correlation of each norm with others"
     return page.table(caption, [*headings, "rows of unit length"], rows)
-
-
-def _explanation(document: ComparisonDocument) -> str:
-    words = f"Rank correlations are Spearman's, of {plural(document['ranked_rows'], 'row')}."
-    if document["popularity"]:
-        words += (
-            " Popularity is how often a row is relevant: where a norm correlates with it, "
-            "dividing by the norm removes popularity from the score."
-        )
-    return words
 
 
 def _groups_section(document: ComparisonDocument) -> Iterator[Html]:

@@ -92,9 +92,8 @@ def _figures(rows: Mapping[str, int]) -> Iterator[tuple[str, object, bool]]:
 
 def _examples(document: DifferenceDocument) -> Iterator[Html]:
     for name, label in (("added", "Only in B, for instance: "), ("removed", "Only in A: ")):
-        named = [page.code(describe_key(key)) for key in document["examples"][name]]
-        if named:
-            yield page.note(label, named[0], *(join(", ", key) for key in named[1:]))
+        if keys := document["examples"][name]:
+            yield page.note(label, page.codes(map(describe_key, keys)))
 
 
 def _pairs(document: DifferenceDocument) -> Html:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import DASH, count, number, plural
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
-from batchnorm_tool.report import Html, charts, join, page, svg, tag, text_refresh
+from batchnorm_tool.report import Html, charts, page, svg, tag, text_refresh
 from batchnorm_tool.report.figures import base_name, describe_key, real
 from batchnorm_tool.report.svg import NARROW, Axis, ChartText, Frame, Plot, pixels
 
 if TYPE_CHECKING:
-    from batchnorm_tool.gate.findings import Finding
     from batchnorm_tool.gate.record import History, RefreshRecord
 
 _KINDS = ("new", "changed", "vanished", "touched")
@@ -85,13 +84,10 @@ def _figures(history: History) -> Iterator[tuple[str, object, bool]]:
 def _outcomes(history: History) -> Html:
     """Show what became of every refresh: a row for each outcome, a bar for each refresh."""
     outcomes = [text_refresh.outcome(record, history) for record in history.nights]
-    said = ". ".join(
-        f"{name}: {count(outcomes.count(name))}"
-        for name in text_refresh.OUTCOMES
-        if name in outcomes
-    )
+    lanes = [name for name in text_refresh.OUTCOMES if name in outcomes]
+    said = ". ".join(f"{name}: {count(outcomes.count(name))}" for name in lanes)
     words = ChartText("outcomes", "Outcome of every refresh", f"{said}.")
-    draw = partial(_draw_outcomes, records=history.nights, outcomes=outcomes)
+    draw = partial(_draw_outcomes, records=history.nights, outcomes=outcomes, lanes=lanes)
     said_of_store = page.quiet(f"{text_refresh.describe_store(history)}.")
     return page.section(words.title, said_of_store, page.chart(words, draw))
 
@@ -144,16 +140,16 @@ def _gate_series(records: Sequence[RefreshRecord]) -> dict[tuple[str, str], _Lim
         if name[1] in _SCOPES and (finding.measured is not None or not finding.passed)
     )
     versions = [record.version for record in records]
-    return {name: _values(versions, [record.get(name) for record in found]) for name in names}
-
-
-def _values(versions: Sequence[int], findings: Sequence[Finding | None]) -> _LimitHistory:
-    return _LimitHistory(
-        versions,
-        [math.nan if f is None else real(f.measured) for f in findings],
-        [math.nan if f is None else real(f.allowed) for f in findings],
-        [f is None or f.passed for f in findings],
-    )
+    findings = {name: [record.get(name) for record in found] for name in names}
+    return {
+        name: _LimitHistory(
+            versions,
+            [math.nan if f is None else real(f.measured) for f in every],
+            [math.nan if f is None else real(f.allowed) for f in every],
+            [f is None or f.passed for f in every],
+        )
+        for name, every in findings.items()
+    }
 
 
 def _numbers(every: Mapping[tuple[str, str], _LimitHistory]) -> Html:
@@ -172,7 +168,7 @@ def _broken(records: Sequence[RefreshRecord]) -> Iterator[Html]:
             number(finding.measured),
             number(finding.allowed),
             finding.what,
-            _worst(finding),
+            page.codes(describe_key(list(row.key.values())) for row in finding.rows),
         ]
         for record in records
         for finding in record.findings
@@ -204,27 +200,18 @@ def _acceptances(records: Sequence[RefreshRecord]) -> Iterator[Html]:
         yield page.section("Accepted by a person", table)
 
 
-def _worst(finding: Finding) -> Html:
-    pieces = [
-        join(", " if place else "", page.code(describe_key(list(row.key.values()))))
-        for place, row in enumerate(finding.rows)
-    ]
-    return join(*pieces)
-
-
 def _table(history: History) -> Html:
-    rows = [_row(record, history) for record in reversed(history.nights)]
+    rows = []
+    for record in reversed(history.nights):
+        row: dict[str, object] = {**text_refresh.table_row(record, history)}
+        del row["model"]  # here without its hash, and last
+        model = page.code(base_name(record.model.path)) if record.model else DASH
+        rows.append({**row, "model": model})
     if not rows:
         return page.section("Refreshes", page.note("No refresh has reached the gate yet."))
     values = [[*row.values()] for row in rows]
     table = page.table("Every refresh, newest first", [*rows[0]], values, _SIDES)
     return page.section("Refreshes", table)
-
-
-def _row(record: RefreshRecord, history: History) -> dict[str, object]:
-    model, shown = record.model, text_refresh.table_row(record, history)
-    del shown["model"]
-    return {**shown, "model": page.code(base_name(model.path)) if model else DASH}
 
 
 def _small(id_: str, title: str, said: str, draw: Callable[[ChartText, Frame], Html]) -> Html:
@@ -239,7 +226,9 @@ def _rows_chart(
     """Draw how many rows of one kind every refresh had."""
     # A first load, and a refresh in a new space, may be cut at the top: they would press every
     # other refresh onto the axis.
-    ordinary = [n for n, record in zip(rows, records, strict=True) if n and not _is_whole(record)]
+    ordinary = [
+        n for n, r in zip(rows, records, strict=True) if n and r.kind != "load" and not r.new_space
+    ]
     most = max(ordinary or [n for n in rows if n] or [1])
     axes = _versions(records), Axis("rows", 0, most * _ROOM, "whole")
     bars = [
@@ -251,10 +240,6 @@ def _rows_chart(
         "ordinary one."
     )
     return _small(id_, title, said, partial(charts.bar_chart, axes=axes, bars=bars))
-
-
-def _is_whole(record: RefreshRecord) -> bool:
-    return record.kind == "load" or bool(record.new_space)
 
 
 def _norms_chart(records: Sequence[RefreshRecord]) -> Html:
@@ -330,9 +315,12 @@ def _beyond(plot: Plot, judged: _LimitHistory) -> Iterator[Html]:
 
 
 def _draw_outcomes(
-    words: ChartText, frame: Frame, records: Sequence[RefreshRecord], outcomes: Sequence[str]
+    words: ChartText,
+    frame: Frame,
+    records: Sequence[RefreshRecord],
+    outcomes: Sequence[str],
+    lanes: Sequence[str],
 ) -> Html:
-    lanes = [name for name in text_refresh.OUTCOMES if name in outcomes]
     axes = _versions(records), _Lanes.of("", lanes)
     # The label of the y axis, above, is empty: the frame is moved up by its height.
     plot = Plot(*axes, Frame(frame.width, len(lanes) * _LANE + 66))

@@ -165,6 +165,11 @@ def code(value: object) -> Html:
     return tag("code", name(value))
 
 
+def codes(values: Iterable[object]) -> Html:
+    """Return names with commas between them."""
+    return join(*(join(", " if place else "", code(value)) for place, value in enumerate(values)))
+
+
 def identity(value: str) -> Html:
     """Return the first twelve digits of a hash; the whole of it shows when pointed at."""
     return tag("code", value[:12], title=value)

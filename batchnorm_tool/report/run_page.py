@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from batchnorm_tool.display import count, number, plural, share, size
+from batchnorm_tool.norms.norm import Float64s
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS, MIDDLE_QUANTILES, quantile_label
 from batchnorm_tool.report import Html, charts, join, page, tag
 from batchnorm_tool.report.figures import base_name
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
     from batchnorm_tool.pipeline.output_schema import StoredOutput
 
-Values = NDArray[np.float64]
+Int64s = np.ndarray
 # More steps than this are thinner than two pixels of a wide chart.
 _MOST_PART_STEPS = 360
 # From this ratio on, the lower of two norms could not be told from zero on a linear axis.
@@ -53,10 +53,11 @@ def run_page(manifest: Manifest, chunks: pa.Table) -> str:
 
 
 def _title(manifest: Manifest) -> str:
-    source = base_name(_first_path(manifest.job.input.path))
+    first, *others = manifest.job.input.paths
+    more = f" and {len(others)} more" if others else ""
     model = manifest.job.model
     through = f" through {base_name(model.path)}" if model else ""
-    return f"{source}{through}"
+    return f"{base_name(f'{first}{more}')}{through}"
 
 
 def _header(manifest: Manifest, title: str) -> Html:
@@ -87,7 +88,9 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, object, bool]]:
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     job, resolved = manifest.job, manifest.resolved
     model = job.model
-    yield "input", page.code(_paths(job.input.path))
+    columns = job.input.path if isinstance(job.input.path, dict) else {}
+    named = [f"{name}: {file}" for name, file in columns.items()]
+    yield "input", page.code(", ".join(named or job.input.paths))
     yield "model", page.code(model.path) if model else "none: predictions were already stored"
     yield "output", page.code(job.output.path)
     for output in manifest.outputs:
@@ -168,9 +171,7 @@ def _bad_row_counts(rows: RowCounts) -> str:
 
 
 def _inputs(manifest: Manifest) -> Html:
-    rows = [
-        [page.code(entry.path), count(entry.rows), size(entry.bytes)] for entry in manifest.inputs
-    ]
+    rows = ([page.code(file.path), count(file.rows), size(file.bytes)] for file in manifest.inputs)
     table = page.table("Files in reading order", ("file", "rows", "size"), rows)
     return page.section("Input files", table)
 
@@ -193,35 +194,17 @@ def _files(part: PartEntry) -> Html:
     return join(*lines)
 
 
-def _paths(path: object) -> str:
-    if isinstance(path, Mapping):
-        return ", ".join(f"{name}: {file}" for name, file in path.items())
-    return ", ".join(path) if isinstance(path, list | tuple) else str(path)
-
-
-def _first_path(path: object) -> str:
-    several = list(path.values()) if isinstance(path, Mapping) else path
-    if not isinstance(several, list | tuple):
-        return str(several)
-    more = f" and {len(several) - 1} more" if len(several) > 1 else ""
-    return f"{several[0]}{more}" if several else "no files"
-
-
 @dataclass(frozen=True)
 class _PartSteps:
     """Norm quantiles of consecutive chunks, several of them gathered into a step where need be.
 
-    Attributes:
-        edges: First row of each step, and the end of the last.
-        vectors: Finite vectors in each step.
-        quantiles: By name, one value for each step; NaN where it has no finite vector.
-        gathered: Chunks in a step, at most.
-        chunks: Chunks in all.
+    Edges are the first row of each step, and the end of the last; ``vectors`` counts finite ones,
+    and quantiles are NaN in a step without any.
     """
 
-    edges: Values
-    vectors: NDArray[np.int64]
-    quantiles: dict[str, Values]
+    edges: Float64s
+    vectors: Int64s
+    quantiles: dict[str, Float64s]
     gathered: int
     chunks: int
 
@@ -241,7 +224,12 @@ def _part_chart(id_: str, chunks: pa.Table, output: str, norm: str) -> Html:
     by_name = {name: values.tolist() for name, values in steps.quantiles.items()}
     series = charts.Steps.of_quantiles(steps.edges.tolist(), by_name)
     draw = partial(charts.band_chart, axes=_part_axes(steps, norm), steps=series)
-    return page.chart(words, draw, _part_notes(steps), _part_table(steps, norm))
+    grouped = (
+        f"Each step groups {steps.gathered} chunks: median and middle half are their means, the "
+        "outer band spans all of their 5\N{EN DASH}95 % ranges."
+    )
+    notes = [grouped] if steps.gathered > 1 else []
+    return page.chart(words, draw, notes, _part_table(steps, norm))
 
 
 def _gather(chunks: pa.Table, output: str, norm: str) -> _PartSteps | None:
@@ -266,7 +254,7 @@ def _gather(chunks: pa.Table, output: str, norm: str) -> _PartSteps | None:
     )
 
 
-def _gathered(name: str, values: Values, weights: Values, starts: NDArray[np.int64]) -> Values:
+def _gathered(name: str, values: Float64s, weights: Float64s, starts: Int64s) -> Float64s:
     # The outer band keeps every chunk's extremes, so that one odd chunk among many is not
     # averaged away; the inner quantiles are means over the vectors.
     if name == "q05":
@@ -279,7 +267,7 @@ def _gathered(name: str, values: Values, weights: Values, starts: NDArray[np.int
     return np.where(totals > 0, means, np.nan)
 
 
-def _floats(rows: pa.Table, column: str) -> Values:
+def _floats(rows: pa.Table, column: str) -> Float64s:
     values = rows[column].combine_chunks().cast(pa.float64(), safe=False)
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64).copy()
 
@@ -292,14 +280,6 @@ def _part_axes(steps: _PartSteps, norm: str) -> tuple[Axis, Axis]:
         return across, Axis(f"{norm} norm (log scale)", low / 1.2, high, "log")
     room = (high / 2 - low / 2) / 5 or abs(high) / 20 or 1.0
     return across, Axis(f"{norm} norm", max(low - room, 0.0), high + room)
-
-
-def _part_notes(steps: _PartSteps) -> Iterator[str]:
-    if steps.gathered > 1:
-        yield (
-            f"Each step groups {steps.gathered} chunks: median and middle half are their means, "
-            "the outer band spans all of their 5\N{EN DASH}95 % ranges."
-        )
 
 
 def _part_table(steps: _PartSteps, norm: str) -> Html:
@@ -316,12 +296,12 @@ def _part_table(steps: _PartSteps, norm: str) -> Html:
 class _Spread:
     """Mean, mean ± std and extremes of consecutive groups of dimensions."""
 
-    edges: Values
-    mean: Values
-    under: Values
-    over: Values
-    low: Values
-    high: Values
+    edges: Float64s
+    mean: Float64s
+    under: Float64s
+    over: Float64s
+    low: Float64s
+    high: Float64s
     constant: int
 
 
@@ -339,7 +319,12 @@ def _dimension_chart(id_: str, statistics: DimensionStats) -> Html:
         f"to {number(float(spread.high.max()))}.",
     )
     across, up = Axis("dimension", 0, dimensions, "whole"), _y_axis(spread)
-    draw = partial(charts.band_chart, axes=(across, up), steps=_dimension_steps(spread))
+    bands = {
+        "min to max": (spread.low.tolist(), spread.high.tolist()),
+        "mean ± std": (spread.under.tolist(), spread.over.tolist()),
+    }
+    steps = charts.Steps(spread.edges.tolist(), bands, {"mean": spread.mean.tolist()})
+    draw = partial(charts.band_chart, axes=(across, up), steps=steps)
     notes = _dimension_notes(spread, dimensions, up)
     return page.chart(words, draw, notes, _dimension_table(spread))
 
@@ -374,14 +359,6 @@ def _y_axis(spread: _Spread) -> Axis:
         most = sys.float_info.max
         low, high = max(low - reach, -most), min(high + reach, most)
     return Axis("prediction", low, high)
-
-
-def _dimension_steps(spread: _Spread) -> charts.Steps:
-    bands = {
-        "min to max": (spread.low.tolist(), spread.high.tolist()),
-        "mean ± std": (spread.under.tolist(), spread.over.tolist()),
-    }
-    return charts.Steps(spread.edges.tolist(), bands, {"mean": spread.mean.tolist()})
 
 
 def _dimension_notes(spread: _Spread, dimensions: int, up: Axis) -> Iterator[str]:

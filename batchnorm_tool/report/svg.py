@@ -241,32 +241,14 @@ def _x_labels(plot: Plot) -> Iterator[Html]:
 def rule(across: tuple[float, float], down: tuple[float, float], opacity: str = "0.5") -> Html:
     """Draw a straight line between two places on each axis, in pixels."""
     (x1, x2), (y1, y2) = across, down
-    return tag(
-        "line",
-        stroke="currentColor",
-        stroke_opacity=opacity,
-        x1=pixels(x1),
-        x2=pixels(x2),
-        y1=pixels(y1),
-        y2=pixels(y2),
-    )
-
-
-def base_line(plot: Plot) -> Html:
-    """Draw the x axis."""
-    return rule((plot.left, plot.right), (plot.bottom, plot.bottom))
+    places = {"x1": pixels(x1), "x2": pixels(x2), "y1": pixels(y1), "y2": pixels(y2)}
+    return tag("line", stroke="currentColor", stroke_opacity=opacity, **places)
 
 
 def text(words: object, x: float, y: float, anchor: str, *, muted: bool = False) -> Html:
     """Write words that start, end or have their middle at a place."""
-    return tag(
-        "text",
-        words,
-        x=pixels(x),
-        y=pixels(y),
-        text_anchor=anchor,
-        fill_opacity="0.72" if muted else None,
-    )
+    depth = "0.72" if muted else None
+    return tag("text", words, x=pixels(x), y=pixels(y), text_anchor=anchor, fill_opacity=depth)
 
 
 def pixels(value: float) -> str:
@@ -276,12 +258,9 @@ def pixels(value: float) -> str:
 
 @dataclass(frozen=True)
 class ChartText:
-    """What a chart says to somebody who does not see it.
+    """What a chart says to somebody who does not see it: what it shows, what is seen in it.
 
-    Attributes:
-        id: Unique in the page; letters, digits and hyphens.
-        title: What the chart shows.
-        description: What is to be seen in it, in a sentence or two.
+    Its ``id`` is unique in the page: letters, digits and hyphens.
     """
 
     id: str

@@ -33,7 +33,7 @@ def comparison_lines(document: ComparisonDocument, width: int = 72) -> list[str]
         _groups(document, width),
         _overlap(document),
         _hubness(document),
-        _norms(document),
+        ["norms of the raw predictions", "", *quantile_table(figures.measured_norms(document))],
         _rows_and_ranks(document, width),
     ]
     return _apart(pieces)
@@ -75,11 +75,9 @@ def _quality(document: ComparisonDocument, width: int) -> list[str]:
     rows = [["norm", figures.metric_name(metric), "95 % interval", f"vs {against}", "p (Holm)"]]
     for norm in document["compared"]:
         its, test = figures.quality(document, norm, metric), figures.tested(document, norm, metric)
-        tests = (
-            [display.signed(test["difference"]), display.probability(test["p_holm"])]
-            if test
-            else ["", ""]
-        )
+        tests = ["", ""]
+        if test:
+            tests = [display.signed(test["difference"]), display.probability(test["p_holm"])]
         rows.append([norm, fixed(its.value), span(its.low, its.high), *tests])
     judged = plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
     shown = table(rows if against else [row[:3] for row in rows])
@@ -147,11 +145,6 @@ def _hubness(document: ComparisonDocument) -> list[str]:
     return table(rows)
 
 
-def _norms(document: ComparisonDocument) -> list[str]:
-    norms = quantile_table(figures.measured_norms(document))
-    return ["norms of the raw predictions", "", *norms]
-
-
 def _rows(document: DifferenceDocument, width: int) -> list[str]:
     rows = {name: count(amount) for name, amount in document["rows"].items()}
     said = (
@@ -196,10 +189,10 @@ def _shift(document: DifferenceDocument, width: int) -> list[str]:
         ("Fréchet", f"distance {number(document['frechet'])}"),
     ]
     if moved:
-        shifts = (
-            (row["dimension"], display.signed(row["shift"], 3)) for row in moved[:_DIMENSIONS]
+        named = ", ".join(
+            f"{row['dimension']} by {display.signed(row['shift'], 3)}"
+            for row in moved[:_DIMENSIONS]
         )
-        named = ", ".join(f"{at} by {shift}" for at, shift in shifts)
         rows.append(("dimension", f"{named} standard deviations"))
     return [line for name, words in rows for line in display.entry(name, words, width)]
 

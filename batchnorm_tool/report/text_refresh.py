@@ -169,10 +169,8 @@ def history_lines(history: History) -> list[str]:
     lines = [describe_store(history)]
     if history.nights:
         rows = [table_row(record, history) for record in history.nights]
-        lines += [
-            "",
-            *display.table([list(rows[0]), *(list(row.values()) for row in rows)], _SIDES),
-        ]
+        cells = [[*rows[0]], *([*row.values()] for row in rows)]
+        lines += ["", *display.table(cells, _SIDES)]
     said = [
         f"version {record.version} accepted {describe_acceptance(record.accepted)}"
         for record in history.nights
@@ -202,13 +200,13 @@ def describe_store(history: History) -> str:
 
 def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
     """Return what a table says of a refresh, by the headings of its columns."""
-    rows = record.rows
+    rows, model = record.rows, record.model
     return {
         "version": str(record.version),
         "when (UTC)": minute(record.started),
         "state": _state(record, history),
         "kind": _kind(record),
-        "model": _model(record),
+        "model": f"{PurePath(model.path).name} {str(model.content)[:6]}" if model else "none",
         "live": count(rows.live),
         "new": count(rows.new),
         "changed": count(rows.computed),
@@ -216,12 +214,6 @@ def table_row(record: RefreshRecord, history: History) -> dict[str, str]:
         "norm median [5\N{EN DASH}95 %]": _norms(record),
         "gate": _findings(record),
     }
-
-
-def _model(record: RefreshRecord) -> str:
-    """Return the file of the model, and the beginning of its content's hash."""
-    model = record.model
-    return "none" if model is None else f"{PurePath(model.path).name} {str(model.content)[:6]}"
 
 
 def outcome(record: RefreshRecord, history: History) -> str:

@@ -10,7 +10,7 @@ from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, NormStats, quantile_lab
 from batchnorm_tool.report.bins import NormBins, bin_norms
 
 if TYPE_CHECKING:
-    from batchnorm_tool.pipeline.manifest import BadRow, Manifest, RowCounts
+    from batchnorm_tool.pipeline.manifest import Manifest, RowCounts
     from batchnorm_tool.pipeline.timing import Profile
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -88,7 +88,12 @@ def bad_row_lines(manifest: Manifest) -> list[str]:
     kept_zeros = sum(reasons.values()) - manifest.rows.bad
     if kept_zeros:
         reasons.pop("zero_vector", None)
-    lines = [_bad_row(row) for row in manifest.first_bad_rows[:_FIRST_BAD_ROWS]]
+    lines = [
+        display.visible(
+            f"  row {row.row} (key {row.key}) is row {row.file_row} of {row.file}: {row.reason}"
+        )
+        for row in manifest.first_bad_rows[:_FIRST_BAD_ROWS]
+    ]
     if reasons:
         said = ", ".join(f"{reason} {display.count(amount)}" for reason, amount in reasons.items())
         lines.insert(0, f"bad rows: {said}")
@@ -155,8 +160,3 @@ def _edge_names(edges: Sequence[float]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def _bad_row(row: BadRow) -> str:
-    where = f"row {row.row} (key {row.key}) is row {row.file_row} of {row.file}: {row.reason}"
-    return display.visible(f"  {where}")

@@ -13,7 +13,6 @@ import pytest
 from batchnorm_tool.report.bins import bin_together
 from batchnorm_tool.report.charts import (
     Bar,
-    Grid,
     Interval,
     IntervalSeries,
     Outlines,
@@ -124,31 +123,30 @@ def test_the_axis_of_intervals_shows_all_and_does_not_blow_up(
     assert (axis.low, axis.high) == (pytest.approx(low), pytest.approx(high))
 
 
-def grid(labels: list[str]) -> Grid:
-    values = {
+def grid(labels: list[str]) -> dict[tuple[str, str], float]:
+    return {
         (one, other): 1.0 if one == other else (len(one) + len(other)) / 40
         for one in labels
         for other in labels
     }
-    return Grid(labels, values)
 
 
 def test_cells_are_darker_for_larger_values_and_print_them() -> None:
-    svg = drawn(heat_map(WORDS, NARROW, Grid(["a", "b"], {("a", "b"): 0.25, ("b", "a"): 0.75})))
+    svg = drawn(heat_map(WORDS, NARROW, ["a", "b"], {("a", "b"): 0.25, ("b", "a"): 0.75}))
     depths = [float(cell.get("fill-opacity", "")) for cell in classed(svg, "cell")]
     assert depths == [pytest.approx(0.1875, abs=0.001), pytest.approx(0.4625, abs=0.001)]
     assert {"0.25", "0.75"} <= {text.text for text in svg.iter(f"{SVG}text")}
 
 
 def test_a_pair_without_a_value_stays_empty() -> None:
-    svg = drawn(heat_map(WORDS, NARROW, Grid(["a", "b"], {("a", "b"): 0.25})))
+    svg = drawn(heat_map(WORDS, NARROW, ["a", "b"], {("a", "b"): 0.25}))
     assert len(classed(svg, "cell")) == 1
 
 
 @pytest.mark.parametrize("norms", [2, 4, 8, 10])
 def test_names_above_cells_do_not_touch_however_many_there_are(norms: int) -> None:
     labels = [f"lp:{n}.5" for n in range(1, norms + 1)]
-    svg = drawn(heat_map(WORDS, NARROW, grid(labels)))
+    svg = drawn(heat_map(WORDS, NARROW, labels, grid(labels)))
     heads = [
         t for t in svg.iter(f"{SVG}text") if t.text in labels and t.get("text-anchor") != "end"
     ]
