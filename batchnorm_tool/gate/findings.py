@@ -52,17 +52,11 @@ class FaultyRow:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one limit measured.
+    """What one limit measured: its key in the job file, or ``audit.…`` for what nothing turns off.
 
-    Attributes:
-        limit: The limit's key in the job file, such as ``gate.input.changed``; ``audit.…`` for
-            what no setting turns off.
-        scope: What was measured.
-        measured: The value; ``None`` where there is none to give: not judged, or beyond any number.
-        allowed: The largest value that passes.
-        passed: Whether the value is within the limit, or was not judged.
-        what: One sentence with the numbers.
-        rows: The worst rows.
+    ``measured`` is ``None`` where it was not judged, which passes, or is beyond any number;
+    ``allowed`` is the largest value that passes, ``what`` a sentence with the numbers, and ``rows``
+    are the worst.
     """
 
     limit: str

@@ -16,7 +16,6 @@ from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import InputGate
 from batchnorm_tool.norms.norm import Float64s
 
-_SHARES = ("new", "changed", "vanished")
 _NEW_SPACE = "in a new space every row is recomputed"
 _FIRST = "there are no live rows to compare with"
 _NO_STATISTICS = "there are no statistics of an earlier input to compare with"
@@ -53,9 +52,7 @@ class ColumnNulls:
 class ComponentSummary:
     """What is kept of one numeric input: a number for each component.
 
-    Attributes:
-        rows: Valid rows; ``min`` and ``max`` are over all of them.
-        count: Rows of the sample; ``mean`` and ``std`` are over it.
+    Extremes are over all valid ``rows``, moments over the ``count`` rows of a sample.
     """
 
     rows: int
@@ -68,12 +65,9 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class InputSummary:
-    """What is kept of the statistics of an input.
+    """What is kept of the statistics of an input; of ``sampled_every`` rows, one is in the sample.
 
-    Attributes:
-        columns: Nulls of each stored column that feeds the model.
-        inputs: Extremes and moments of each numeric input of the model.
-        sampled_every: Of so many rows, one is in the sample.
+    By stored column that feeds the model, and by numeric input of the model.
     """
 
     columns: dict[str, ColumnNulls]
@@ -121,7 +115,7 @@ def _incomparable(counts: RefreshRows, *, new_space: bool) -> str:
 def _share_findings(
     limits: InputGate, counts: RefreshRows, *, new_space: bool
 ) -> Iterator[Finding]:
-    for name in _SHARES:
+    for name in ("new", "changed", "vanished"):
         allowed = getattr(limits, name)
         if allowed is None:
             continue
@@ -231,12 +225,9 @@ def _chance(one: ColumnNulls, other: ColumnNulls) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of some columns or components, and how much of each is allowed.
+    """What was measured of ``n`` columns or components, and how much of each is allowed.
 
-    Attributes:
-        measured: float64[n]; NaN for what was not measured.
-        allowed: float64[n].
-        words: Names one of them, and says its numbers.
+    NaN stands for what was not measured; ``words`` names one of them, and says its numbers.
     """
 
     measured: Float64s
@@ -287,10 +278,6 @@ class Pair:
             f"Component {component} of input `{self.name}`" if several else f"Input `{self.name}`"
         )
 
-    def scores(self, measured: Float64s, allowed: float, words: Callable[[int], str]) -> Scores:
-        """Return what was measured of each component, all with the same limit."""
-        return Scores(measured, np.full(len(measured), allowed), words)
-
 
 def _pairs(statistics: InputSummary, previous: InputSummary, *, is_delta: bool) -> Iterator[Pair]:
     """Yield the statistics of every numeric input that both versions have, of one width."""
@@ -321,7 +308,7 @@ def _constants(pair: Pair, allowed: float) -> Scores:
             "of this refresh"
         )
 
-    return pair.scores(broken.astype(np.float64), allowed, words)
+    return Scores(broken.astype(np.float64), np.full(len(broken), allowed), words)
 
 
 def _varied(pair: Pair) -> npt.NDArray[np.bool_]:
@@ -379,7 +366,7 @@ def _deviation_ratios(pair: Pair, allowed: float) -> Scores:
             f"factor of {ratios[place]:.4g}; at most {allowed:g} allowed"
         )
 
-    return pair.scores(np.where(known, ratios, np.nan), allowed, words)
+    return Scores(np.where(known, ratios, np.nan), np.full(len(ratios), allowed), words)
 
 
 # Every measure of a component, by the name of its limit.

@@ -98,12 +98,7 @@ class Vectors:
         )
 
     def worst(self, badness: Float64s, values: Float64s) -> tuple[MeasuredRow, ...]:
-        """Name a few of the sample's rows: the largest by one measure, with another of them.
-
-        Args:
-            badness: float64[n], by which rows are chosen; ties stay in the sample's order.
-            values: float64[n], what is said of them.
-        """
+        """Name the sample's rows with the most ``badness``, ties in its order, and their values."""
         rows = np.argsort(-badness, kind="stable")[:SHOWN_ROWS]
         return tuple(_measured_rows(self.keys.take(pa.array(rows)), values[rows]))
 
@@ -129,12 +124,8 @@ def key_to_json(key: Mapping[str, object]) -> findings.Key:
 class BadCounts:
     """Bad rows of this refresh, by input or prediction.
 
-    Attributes:
-        changed_rows: Rows that went to the model, or would have.
-        changed_bad: The bad ones among them.
-        whole_rows: All rows of the refresh.
-        whole_bad: The bad ones among them, those remembered from earlier refreshes included.
-        rows: Some of them.
+    Of the ``changed_rows``, which went to the model or would have, and of all rows; there, those
+    remembered from earlier refreshes are included. ``rows`` are some of the bad ones.
     """
 
     changed_rows: int
@@ -238,12 +229,9 @@ def _bad(
 class Measure:
     """One way to say how far a set moved.
 
-    Attributes:
-        limit: Its name among the limits.
-        label: What it measures, as the beginning of a sentence.
-        shift: The number, of the live set and the new; inf where it is beyond any number.
-        worst: The rows of the new set that contribute most.
-        exact_chance: What chance alone makes of as many rows, where that is known without draws.
+    The ``shift`` of the new set from the live one is inf where it is beyond any number; ``worst``
+    gives the rows of the new set that contribute most, ``exact_chance`` what chance alone makes of
+    as many rows, where that is known without draws.
     """
 
     limit: str
@@ -403,7 +391,6 @@ class AuditFacts:
     """Rows of the version that would be published, counted where they are stored.
 
     Attributes:
-        mode: How the input is read.
         rows: Of the refresh: ``live`` and ``quarantined`` are those of the index after it.
         before: Rows of the index before the refresh, quarantined ones included; 0 on a first load.
         gone: Rows of the index before the refresh that are not in the one after it.
@@ -432,11 +419,9 @@ class _WrongRows:
 
 @dataclass
 class RowAudit:
-    """An audit of the staged rows, batch by batch.
+    """An audit of the staged rows, batch by batch, that were normalized by a norm.
 
-    Attributes:
-        norm: What they were normalized by.
-        tolerance: How far from 1 a length may be, see `commands.verify.vectors`.
+    Their lengths may be as far from 1 as ``tolerance``, see `commands.verify.vectors`.
     """
 
     norm: Norm

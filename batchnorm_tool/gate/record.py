@@ -55,15 +55,11 @@ class FileOfInput:
 
 @dataclass(frozen=True)
 class InputRecord:
-    """The input.
+    """The input, with the types of the stored columns that feed the model.
 
-    Attributes:
-        files: Its files, in order.
-        statistics: Of all its rows.
-        reference: What a later input is held against: of a delta, that of the last full input.
-        types: Of the stored columns that feed the model.
-        content: Hashes of how it was read, and of all that was; an input with the same changes
-            nothing. ``None`` where a row may be missing from it, or gave reason to warn.
+    A later input is held against ``reference``: of a delta, that of the last full input. The hashes
+    ``content`` are of how it was read, and of all that was; an input with the same changes nothing.
+    They are ``None`` where a row may be missing from it, or gave reason to warn.
     """
 
     files: tuple[FileOfInput, ...]
@@ -87,14 +83,10 @@ class Outcome:
     """What became of one target.
 
     Attributes:
-        name: The target's name in the job.
-        kind: Its kind, such as ``parquet``.
-        seconds: How long it took.
-        facts: What the target holds now, if it was brought to the version.
-        error: Why it was not, otherwise.
+        facts: What the target holds now, if it was brought to the version; else there is an error.
         passing: Whether the next run may bring it to the version without anything being mended.
         skipped: Whether it held the version already.
-        before: The version that it held before; ``None`` where it held none.
+        before: The version that it held before.
         caught_up: Whether it was behind before, and holds the live version now.
     """
 
@@ -137,28 +129,19 @@ class RefreshRecord:
     Every later step returns it completed; what a step says stands in its name.
 
     Attributes:
-        format: The version of its form.
-        version: Its number.
         base: The version that was live before.
         kind: ``load`` (the first one), ``refresh``, ``rollback`` or ``nothing to do``.
         new_space: Whether its vectors mean something else than those before.
         state: ``published``, ``waiting``, ``superseded`` or ``discarded``.
         reason: Why it waits.
         run_id: What the attempt is known by.
-        started: When it began.
         finished: When it was published, or began to wait.
-        lance_version: Lance's number of it.
         restores: The version that a rollback went back to.
-        space: `Identity.space_id`.
-        bits: `Identity.bits_id`.
+        space: `Identity.space_id`, as ``bits`` is `Identity.bits_id`.
         settings: What can change the low-order bits of its vectors.
         model: What predicted; ``None`` where predictions were stored already.
-        input: What was read.
-        warnings: What a person should know.
-        rows: Rows by what became of them.
         norms: Count, extremes, moments and quantiles of the norms; ``None`` before there are any.
-        gate: What the gate found; ``None`` before it was asked.
-        accepted: Who accepted it, when and why; ``None`` where nobody had to.
+        accepted: ``None`` where nobody had to accept it.
         seconds: What each phase took.
         targets: What became of each publish target now; not kept, because a target may catch up
             later, and the state says of each what it holds.
@@ -249,16 +232,7 @@ class RefreshRecord:
 
 @dataclass(frozen=True)
 class History:
-    """What happened to a store: its refreshes, oldest first, and where it stands.
-
-    Attributes:
-        path: The store.
-        live: The version that readers get.
-        hold: Why nothing is published.
-        waiting: The version that waits for a decision.
-        kept: The versions that can be read.
-        refreshes: What stays of each.
-    """
+    """What happened to a store: its refreshes, oldest first, and the versions that can be read."""
 
     kind: Literal["history"]
     path: str
