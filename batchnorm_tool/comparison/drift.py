@@ -97,10 +97,8 @@ def _check_filled(one: Float64s, other: Float64s) -> None:
 class Gaussian:
     """The normal distribution that fits a set of vectors, and merges with that of another set.
 
-    Attributes:
-        count: Number of vectors.
-        mean: float64[d], zeros where there are none.
-        scatter: float64[d, d], sum of the outer products of the deviations from the mean.
+    Its ``scatter``, float64[d, d], is the sum of the outer products of the deviations from the
+    mean, float64[d], which is zeros where there are no vectors.
     """
 
     count: int
@@ -193,10 +191,8 @@ def dimension_shift(one: Gaussian, other: Gaussian) -> Float64s:
 def centroid_shift(one: Gaussian, other: Gaussian) -> dict[str, float]:
     """Return how far the mean of ``other`` lies from that of ``one``.
 
-    Returns:
-        ``shift``, their distance; ``relative``, the distance over the root mean square distance of
-        the first set's vectors from their own mean, NaN where these are all equal and the means
-        differ; ``cosine``, that of the two means, NaN where one of them is zero.
+    ``shift`` is their distance, ``relative`` the same over the first set's spread, NaN where that
+    is 0 and the means differ; ``cosine`` is that of the two means, NaN where one of them is zero.
     """
     means = np.stack((one.mean, other.mean, other.mean - one.mean))
     *lengths, shift = row_norms(means, L2)
@@ -269,20 +265,13 @@ class DifferenceDocument(DifferenceFigures):
 def verdict_of(document: DifferenceFigures, space_words: str) -> VerdictEntry:
     """Sum up a difference, whose kind is ``"same"``, ``"moved"`` or ``"other space"``."""
     if document["same_space"] is False and not _mostly_identical(document["rows"]):
-        return {
-            "kind": "other space",
-            "words": (
-                f"The sets are in two vector spaces. {_sentence(_neighbours(document))}"
-            ).strip(),
-            "reason": space_words,
-        }
+        words = f"The sets are in two vector spaces. {_neighbours(document)}".strip()
+        return {"kind": "other space", "words": words, "reason": space_words}
     rows = document["rows"]
-    is_whole = rows["compared"] == rows["common"]
     same = _same_words(document)
-    words = same or _moved_words(document)
-    pieces = [words, _sentence(_added_and_removed(rows))]
+    pieces = [same or _moved_words(document), _sentence(_added_and_removed(rows))]
     return {
-        "kind": "same" if same and is_whole else "moved",
+        "kind": "same" if same and rows["compared"] == rows["common"] else "moved",
         "words": " ".join(piece for piece in pieces if piece),
         "reason": "" if rows["identical"] == rows["common"] else _sentence(_figures(document)),
     }
@@ -316,9 +305,9 @@ def _moved_words(document: DifferenceFigures) -> str:
         changed = rows["compared"] - rows["identical"]
         return (
             f"{changed:,} of {plural(rows['compared'], 'common row')} changed, the others are "
-            f"identical bit for bit. {_sentence(_neighbours(document))}".strip()
+            f"identical bit for bit. {_neighbours(document)}".strip()
         )
-    return f"The vectors moved. {_sentence(_neighbours(document))}".strip()
+    return f"The vectors moved. {_neighbours(document)}".strip()
 
 
 def _mostly_identical(rows: Mapping[str, int]) -> bool:
@@ -326,10 +315,8 @@ def _mostly_identical(rows: Mapping[str, int]) -> bool:
 
 
 def _within_rounding(document: DifferenceFigures) -> bool:
-    if not _is_aligned(document):
-        return False
     low, high = document["norm_ratio"]["min"], document["norm_ratio"]["max"]
-    if low is None or high is None:
+    if not _is_aligned(document) or low is None or high is None:
         return False
     return low >= 1 - _NORM_ROUNDING and high <= 1 + _NORM_ROUNDING
 
@@ -348,14 +335,15 @@ def _added_and_removed(rows: Mapping[str, int]) -> Iterator[str]:
         yield f"{plural(rows['removed'], 'row')} only in A"
 
 
-def _neighbours(document: DifferenceFigures) -> Iterator[str]:
+def _neighbours(document: DifferenceFigures) -> str:
     overlap = document["overlap"]
-    if overlap:
-        k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
-        share = overlap[k]["value"]
-        # Not all and not none are never rounded to all or none.
-        shown = percent(min(max(share, 0.001), 0.999)) if 0 < share < 1 else percent(share, 0)
-        yield f"{shown} of a row's {k} nearest neighbours stayed"
+    if not overlap:
+        return ""
+    k = max((k for k in overlap if int(k) <= 10), key=int, default=min(overlap, key=int))
+    share = overlap[k]["value"]
+    # Not all and not none are never rounded to all or none.
+    shown = percent(min(max(share, 0.001), 0.999)) if 0 < share < 1 else percent(share, 0)
+    return f"{shown} of a row's {k} nearest neighbours stayed."
 
 
 def _figures(document: DifferenceFigures) -> Iterator[str]:

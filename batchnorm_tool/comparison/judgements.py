@@ -32,13 +32,9 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 class LabelJudgements:
     """Rows of the query's class are relevant, all with grade 1; every query is judged.
 
-    Never more than a number for each query and neighbour: a class may hold millions of rows.
-
-    Args:
-        query_labels: int64[q], codes of the queries' classes; below 0 for a class that no row of
-            the base has.
-        base_labels: int64[n], codes of the base's classes, 0 or more.
-        query_rows: int64[q], the base row that is the query itself, of the same class; or -1.
+    Labels are codes of classes, below 0 for one that no row of the base has; ``query_rows`` are the
+    base rows that are the queries themselves, of the same class, or -1. Never more than a number
+    for each query and neighbour: a class may hold millions of rows.
     """
 
     query_labels: Int64s

@@ -43,15 +43,9 @@ def quality(judgements: Judgements, rows: Int64s, ks: Sequence[int]) -> dict[str
     - ``mrr@k``: one over the rank of the first relevant row, 0 where the first k have none.
     - ``map@k``: sum of the precisions at relevant ranks up to k, over the number of relevant rows.
 
-    Args:
-        judgements: Of q queries.
-        rows: int64[q, kmax], each query's neighbours, nearest first, each once; -1 where there are
-            no more.
-        ks: Depths, each from 1 to ``kmax``.
-
-    Returns:
-        float64[q] for each of ``"precision@1"`` and so on, metric by metric. NaN for a query that
-        is not judged; 0 for a judged one without relevant rows.
+    The ``rows``, int64[q, kmax], are each query's neighbours, nearest first, each once; -1 where
+    there are no more. For each of ``"precision@1"`` and so on, up to the depths ``ks``, the result
+    has float64[q]: NaN for a query that is not judged, 0 for a judged one without relevant rows.
     """
     curves = _curves(judgements, judgements.grades(rows[:, : max(ks)]))
     judged = judgements.judged
@@ -150,12 +144,8 @@ def hubness(rows: Int64s, k: int, base_rows: int) -> Numbers:
 
     A row's k-occurrence is the number of queries that have it among their ``k`` nearest. A few rows
     that are near to everything ("hubs") make it skewed: Radovanovic, Nanopoulos and Ivanovic, Hubs
-    in Space, JMLR 11, 2010.
-
-    Returns:
-        ``k``; ``skewness``, the third standardized moment of the k-occurrence over all rows, None
-        where all are equal; ``antihubs``, the share of rows that are no query's neighbour, at least
-        ``1 - q k / base_rows``; ``largest``, the largest k-occurrence.
+    in Space, JMLR 11, 2010. ``skewness`` is its third standardized moment over all rows, None where
+    all are equal; ``antihubs`` the share of rows that are no query's neighbour.
     """
     near = rows[:, :k]
     counts = np.bincount(near[near >= 0].ravel(), minlength=base_rows)
@@ -203,11 +193,6 @@ class Rankings:
     seed: int
 
     @property
-    def norms(self) -> list[str]:
-        """Labels of the norms."""
-        return list(self.rows)
-
-    @property
     def headline_k(self) -> int:
         """The depth of what is shown first: the largest up to 10, else the smallest."""
         return max((k for k in self.ks if k <= _HEADLINE_K), default=self.ks[0])
@@ -235,7 +220,7 @@ class Rankings:
 
     def figures(self, queries: Int64s | None = None) -> RankingFigures:
         """Return all figures of some queries, ``int64[m]``, at least one; default: all."""
-        everyone = np.arange(len(self.rows[self.norms[0]]))
+        everyone = np.arange(len(next(iter(self.rows.values()))))
         chosen = everyone if queries is None else queries
         quality, tests = self._quality_and_tests(chosen)
         return {
@@ -270,13 +255,13 @@ class Rankings:
         if self.quality is None or self.judgements is None:
             return None, None
         judged = queries[self.judgements.judged[queries]]
-        first, *others = self.norms
+        first, *others = self.rows
         metrics = list(self.quality[first])
         if not len(judged):
             interval = {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
             test = {metric: dict.fromkeys(_TESTED) for metric in metrics}
             untested: Tests = {"against": first, **dict.fromkeys(others, test)}
-            return dict.fromkeys(self.norms, interval), untested
+            return dict.fromkeys(self.rows, interval), untested
         values = {
             norm: np.column_stack([by_metric[metric][judged] for metric in metrics])
             for norm, by_metric in self.quality.items()

@@ -99,13 +99,11 @@ def neighbours(
 ) -> dict[str, Int64s]:
     """Find the ``k`` nearest rows of each query under each norm; of equally near ones the lower.
 
-    Returns:
-        By the label of each norm ``int64[q, k]``, rows nearest first; -1 where there are no more.
-        Memory: for each thread one block of the base and 20 MiB of products, and about 128 MiB for
-        the best rows so far; where there are more queries than fit (2,800 at ``k`` of 100 and four
-        norms), they take turns, and the base is read again for each. While it runs, BLAS has one
-        thread in the whole process. Not promised: an order among float64 rows whose products
-        overflow.
+    The result is, by the label of each norm, ``int64[q, k]``, rows nearest first; -1 where there
+    are no more. Memory: for each thread one block of the base and 20 MiB of products, and about 128
+    MiB for the best rows so far; where there are more queries than fit (2,800 at ``k`` of 100 and
+    four norms), they take turns, and the base is read again for each. While it runs, BLAS has one
+    thread in the whole process. Not promised: an order among float64 rows whose products overflow.
     """
     wanted = {norm.label: Score.of(metric, norm) for norm in norms}
     scores = list(dict.fromkeys(wanted.values()))
@@ -156,8 +154,7 @@ class _Search:
         filter_ = Filter(queries.vectors, queries.rows, scores, self.k)
         if sample is not None:
             filter_.expect(sample, self.base.rows)
-        for _ in map_in_order(lambda each: filter_.add(*each), numbered(self.base.blocks())):
-            pass
+        list(map_in_order(lambda each: filter_.add(*each), numbered(self.base.blocks())))
         return filter_.best()
 
     def _exact(self, queries: Queries, score: Score) -> Int64s:
@@ -231,8 +228,7 @@ def _exact_scores(
                     score, queries.vectors[owners[pairs]], widen(block[rows[pairs] - first])
                 )
 
-    for _ in map_in_order(lambda each: score_all(*each), numbered(base.blocks())):
-        pass
+    list(map_in_order(lambda each: score_all(*each), numbered(base.blocks())))
     return values
 
 

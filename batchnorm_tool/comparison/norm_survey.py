@@ -61,11 +61,9 @@ class SetFacts(SourceFacts):
 class NormSurvey:
     """Norms of rows, under every norm.
 
-    Attributes:
-        missing: Rows whose vector is null or ragged.
-        nonfinite: Other rows with NaN or inf in them.
-        norms: By the label of each norm; rows that are missing count as not finite, too.
-        unit: Rows of length 1, to a thousandth, by the label of each norm.
+    ``missing`` rows have a null or ragged vector, and count as not finite in ``norms``, too;
+    ``nonfinite`` are other rows with NaN or inf in them, ``unit`` those of length 1, to a
+    thousandth, by the label of each norm.
     """
 
     rows: int
@@ -86,7 +84,10 @@ class NormSurvey:
             nonfinite=lost - gone,
             zero=len(peaks) - int(np.count_nonzero(peaks)),
             norms={label: NormStats.of(values) for label, values in lengths.items()},
-            unit={label: _near_one(values) for label, values in lengths.items()},
+            unit={
+                label: int(np.count_nonzero(np.abs(values - 1) <= UNIT_TOLERANCE))
+                for label, values in lengths.items()
+            },
         )
 
     def __add__(self, other: NormSurvey) -> NormSurvey:
@@ -120,17 +121,12 @@ def measured(vectors: Anything, norms: Sequence[Norm]) -> dict[str, Float64s]:
     return {norm.label: values for norm, values in lengths.items()}
 
 
-def _near_one(lengths: Float64s) -> int:
-    return int(np.count_nonzero(np.abs(lengths - 1) <= UNIT_TOLERANCE))
-
-
 class Distribution(TypedDict):
     """Numbers that are finite: how many, and where they lie; ``None`` where there is none.
 
-    Attributes:
-        quantiles: Of `stats.QUANTILES`, each the number of rank ``ceil(q * count)``.
-        histogram: Low edge, high edge and count of each of 40 bars, all but the last without their
-            high edge; where all numbers agree to six digits, one bar around them.
+    ``quantiles`` are those of `stats.QUANTILES`, each the number of rank ``ceil(q * count)``;
+    ``histogram`` has low edge, high edge and count of each of 40 bars, all but the last without
+    their high edge; where all numbers agree to six digits, one bar around them.
     """
 
     count: int

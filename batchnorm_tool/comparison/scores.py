@@ -64,8 +64,7 @@ class Metric(StrEnum):
     @classmethod
     def parse(cls, text: str) -> Metric:
         """Return the metric of that name."""
-        names = [str(metric) for metric in cls]
-        if text in names:
+        if text in (names := list(cls)):
             return cls(text)
         hint = did_you_mean(text, names)
         raise JobError(f"`metric` must be one of {', '.join(names)}. Received: {text!r}.{hint}")
@@ -96,11 +95,7 @@ class Score:
         return norms
 
     def exact(
-        self,
-        products: Float64s,
-        squares: Float64s,
-        query_divisors: Float64s,
-        row_divisors: Float64s,
+        self, products: Float64s, squares: Float64s, query_divisors: Float64s, divisors: Float64s
     ) -> Float64s:
         """Return scores ``float64[m]`` of pairs of a query and a row, whose divisors are given.
 
@@ -108,9 +103,9 @@ class Score:
         itself: roots squared would break ties by rounding.
         """
         with np.errstate(all="ignore"):  # what float64 cannot hold has no order, see `neighbours`
-            scores = products / row_divisors
+            scores = products / divisors
             if self.subtracts:
-                scores = scores / query_divisors - squares / np.square(row_divisors) / 2
+                scores = scores / query_divisors - squares / np.square(divisors) / 2
         return np.asarray(scores)
 
 
@@ -282,20 +277,12 @@ def _ratios(score: Score, x64: Float64s, lengths: Float64s) -> Float64s:
 
 @dataclass(frozen=True)
 class Best:
-    """What the filter kept for one score.
+    """What the filter kept for one score."""
 
-    Attributes:
-        rows: ``int64[q, m]``, best first as float32 tells; -1 where there are no more.
-        scores: ``float32[q, m]``, in units of the filter's own; -inf where there are no more.
-        bars: ``float32[q]``: no row that was left out scores more, in float32.
-        errors: ``float64[q]``: how far any of these may be from the truth; inf where they tell
-            nothing.
-    """
-
-    rows: Int64s
-    scores: Float32s
-    bars: Float32s
-    errors: Float64s
+    rows: Int64s  # [q, m], best first as float32 tells; -1 where there are no more
+    scores: Float32s  # [q, m], in units of the filter's own; -inf where there are no more
+    bars: Float32s  # [q]: no row that was left out scores more, in float32
+    errors: Float64s  # [q]: how far any of these may be from the truth; inf where they tell nothing
 
     def replaced(self, queries: Int64s, other: Best) -> Best:
         """Return the same with what another filter kept for some ``queries``."""

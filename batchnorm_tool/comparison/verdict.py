@@ -19,7 +19,6 @@ Numbers = Mapping[str, float | None]
 Quality = Mapping[str, Mapping[str, Numbers]]
 Tests = Mapping[str, str | Mapping[str, Numbers]]
 VerdictKind = Literal["better", "no difference", "cannot matter", "not judged"]
-"""That one norm is to be chosen, that none is, that none can be, or that nothing tells which."""
 # Below this the first norm's lead or lag is called shown by the sample.
 _SIGNIFICANCE = 0.05
 # Neighbours that agree so far are the same for whoever reads the first screen.
@@ -36,12 +35,7 @@ _ROUNDING = 1e-12
 class VerdictEntry(TypedDict, total=False):
     """A verdict as documents have it; that of a difference has a kind, words and a reason alone.
 
-    Attributes:
-        norm: The norm to choose; ``None`` where nothing speaks for one.
-        words: The answer, in a sentence or two.
-        reason: Why.
-        cost: What choosing it costs; empty where nothing is chosen.
-        notes: What else to know when reading the figures.
+    Where nothing speaks for a norm, there is none, and no cost of choosing it.
     """
 
     norm: str | None
@@ -55,12 +49,8 @@ class VerdictEntry(TypedDict, total=False):
 class RankingFigures(TypedDict):
     """What rankings by several norms have in common, and how good they are.
 
-    Attributes:
-        overlap: By two norms and the number of neighbours.
-        rbo: By two norms.
-        hubness: By norm, see `metrics.hubness`.
-        quality: By norm and metric; ``None`` without judgements, as are the tests.
-        tests: Likewise, of all norms but the first one, which is ``against``.
+    Overlaps are by two norms, and the number of neighbours. Quality and tests are ``None`` without
+    judgements; tests are of all norms but the first one, which is ``against``.
     """
 
     overlap: dict[str, dict[str, dict[str, float]]]
@@ -250,17 +240,13 @@ def _choice(document: ComparisonFigures, best: str, first: str) -> tuple[str, st
         f"{_advice(document, best)}: {document['headline']} is {quality[best]}, against "
         f"{quality[first]} with {first}."
     )
+    p = "p below 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
     reason = (
         f"The difference of {test['difference']:+.3f} (95 % interval {test['low']:+.3f} to "
-        f"{test['high']:+.3f}) over {_queries(document)} is "
-        f"{_chance(test['p_holm'])}{_runner_up(document, best, first)}"
+        f"{test['high']:+.3f}) over {_queries(document)} is significant ({p}, corrected for the "
+        f"number of norms).{_runner_up(document, best, first)}"
     )
     return words, reason, _cost(document, best)
-
-
-def _chance(p: float) -> str:
-    shown = "p below 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"significant ({shown}, corrected for the number of norms)."
 
 
 def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
@@ -339,8 +325,7 @@ def bootstrap(values: Float64s, seed: int) -> tuple[Float64s, Float64s]:
     # The percentile bootstrap: 2.5 % and 97.5 % of the means of 2,000 samples of rows, drawn with
     # replacement (Efron, Bootstrap Methods: Another Look at the Jackknife, Annals of Statistics
     # 7(1), 1979). All columns share their samples. Memory is bounded, whatever the number of rows.
-    draws = np.random.default_rng(seed)
-    queries = len(values)
+    draws, queries = np.random.default_rng(seed), len(values)
     means = [
         _counts(draws.integers(queries, size=(size, queries))) @ values / queries
         for size in _blocks(RESAMPLES, queries)
@@ -371,8 +356,7 @@ def paired_randomization(differences: Float64s, seed: int) -> Float64s:
     # well have the other sign. The p-value is (1 + hits) / (1 + flips), which counts the signs that
     # were observed (Phipson and Smyth, Permutation P-values Should Never Be Zero, Statistical
     # Applications in Genetics and Molecular Biology 9(1), 2010).
-    draws = np.random.default_rng(seed)
-    queries = len(differences)
+    draws, queries = np.random.default_rng(seed), len(differences)
     totals = differences.sum(axis=0)
     # What equals the observed sum but for rounding is as extreme as that.
     least = np.abs(totals) - _ROUNDING * np.abs(differences).sum(axis=0)
