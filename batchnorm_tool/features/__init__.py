@@ -32,12 +32,9 @@ __all__ = ["FeatureReader", "infer_fields", "load_transform", "match_features", 
 class FeatureReader:
     """A reader of one table after another for the same model; threads may share it.
 
-    Attributes:
-        columns: Stored columns by model input, as `match_features` found them.
-        inputs: The model's inputs; empty where predictions are stored already: then the fields are
-            those of `stored_fields`, and values that are not finite are no fault of the input.
-        spec: The job's ``input`` section.
-        check_nonfinite: Whether a NaN or an infinity makes a bad row; never so without ``inputs``.
+    Its ``columns`` are those that `match_features` found. Without ``inputs``, where predictions are
+    stored already, the fields are those of `stored_fields`, and a NaN or an infinity never makes a
+    bad row.
 
     Example:
         >>> from batchnorm_tool.job import Input
@@ -56,16 +53,13 @@ class FeatureReader:
     def read(self, table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return the arrays that a model takes, and a fault for each of ``n`` rows.
 
-        What it warns of is said in words that do not depend on how rows are cut into tables.
-
-        Returns:
-            An array ``[n, *shape]`` for each input in its dtype (``object`` for strings),
-            C-ordered, possibly read-only: a view of the column where that is one chunk of lists
-            without nulls in the input's own dtype. A size that the input leaves open is the most
-            common one in the table. And ``uint8[n]``, a `Reason` for each row: for each input
-            ``RAGGED_FEATURE`` (or ``UNDECODABLE_IMAGE``), else ``NULL_FEATURE``, else
-            ``NONFINITE_FEATURE`` (judged in the input's dtype: 1e39 is infinite in float32); of
-            several bad inputs the first one's. Bad rows hold zeros, or ``""``.
+        Arrays are ``[n, *shape]`` in the input's dtype (``object`` for strings), C-ordered,
+        possibly read-only: a view of the column where that is one chunk of lists without nulls in
+        that dtype. A size that the input leaves open is the most common one in the table. Faults
+        are ``uint8[n]``, a `Reason` for each row: for each input ``RAGGED_FEATURE`` (or
+        ``UNDECODABLE_IMAGE``), else ``NULL_FEATURE``, else ``NONFINITE_FEATURE`` (judged in the
+        input's dtype: 1e39 is infinite in float32); of several bad inputs the first one's. Bad rows
+        hold zeros, or ``""``. Warnings do not depend on how rows are cut into tables.
         """
         if self._transform is not None:
             return self._transform.apply(table.select(names_in(self.columns)), self.inputs)
@@ -109,15 +103,11 @@ def infer_fields(
 
 @dataclass(frozen=True)
 class Transform:
-    """A function that makes a model's inputs from a table.
+    """A function, called ``"module:function"``, that makes a model's inputs from a table.
 
-    Attributes:
-        name: ``"module:function"``.
-        function: Called with a `pyarrow.Table` of ``n`` rows, from several threads at once; gives
-            an array ``[n, *shape]`` for each model input by name. It must treat rows one by one:
-            which rows share a table is not promised.
-        source_sha256: Hash of its module's file. Not promised: that other modules which it calls
-            are the same.
+    From several threads at once, it is called with a `pyarrow.Table` of ``n`` rows, and gives an
+    array ``[n, *shape]`` for each model input by name. It must treat rows one by one: which rows
+    share a table is not promised, nor that other modules which it calls stay the same.
     """
 
     name: str
@@ -171,18 +161,16 @@ class Transform:
             raise self._refusal(f"{what}has the wrong shape", str(expected), str(array.shape))
         dtype = array_dtype(field)
         if field.dtype == STRING:
-            return self._checked_texts(array, what)
+            texts = array.astype(dtype)
+            for text in texts.flat:
+                if not isinstance(text, str):
+                    wrong = f"{what}contains values other than strings"
+                    raise self._refusal(wrong, "str", repr(text))
+            return texts
         if not (array.dtype == dtype or _is_safe(array.dtype, dtype)):
             raise self._refusal(f"{what}has the wrong dtype", field.dtype, str(array.dtype))
         with np.errstate(over="ignore", invalid="ignore"):
             return np.ascontiguousarray(array, dtype).reshape(array.shape)
-
-    def _checked_texts(self, array: np.ndarray, what: str) -> np.ndarray:
-        texts = array.astype(object)
-        wrong = [text for text in texts.flat if not isinstance(text, str)]
-        if wrong:
-            raise self._refusal(f"{what}contains values other than strings", "str", repr(wrong[0]))
-        return texts
 
     def _refusal(self, what: str, expected: str, received: str) -> JobError:
         return JobError(

@@ -31,23 +31,15 @@ class _FlatRows:
 def read_input(
     table: pa.Table, binding: InputBinding, *, check_nonfinite: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the array for one model input.
-
-    Returns:
-        The array ``[n, *shape]``, C-ordered and possibly read-only, without a copy where Arrow has
-        it so, with zeros (``""`` for strings) in bad rows; and the faults ``uint8[n]``.
-    """
+    """Return the array for one model input, and the faults; see `FeatureReader.read`."""
     lengths = stored.check_fit(table.schema, binding)
     columns = [table.column(name) for name in binding.columns]
     if binding.image_kind is not None:
         return _read_images(columns[0], binding.image_kind, binding)
     each = () if len(columns) > 1 else lengths
-    rows = _stack(
-        [
-            _read_column(column, each, binding.conversion(name))
-            for name, column in zip(binding.columns, columns, strict=True)
-        ]
-    )
+    conversions = map(binding.conversion, binding.columns)
+    pairs = zip(columns, conversions, strict=True)
+    rows = _stack([_read_column(column, each, conversion) for column, conversion in pairs])
     if check_nonfinite and binding.field.dtype != values.STRING:
         bad = values.nonfinite_rows(rows.values)
         if bad is not None:
@@ -141,10 +133,9 @@ class _Leaves:
     A row is null if anything in it is, and ragged if a list in it has another length; what lies
     hidden under a null does not count.
 
-    Args:
-        array: As many list levels as there are ``lengths``; slices with an offset are welcome.
-        lengths: What each level's length must be; where ``None``, the most common one counts, and
-            an empty list is a ragged row.
+    The column, whose slices may have an offset, has as many list levels as there are ``lengths``:
+    what each level's length must be; where ``None``, the most common one counts, and an empty list
+    is a ragged row.
 
     Attributes:
         values: Arrow array of ``n * prod(lengths)`` values, row after row; dictionaries decoded.

@@ -35,12 +35,7 @@ _TEXTS = (*_BYTES, types.is_string, types.is_large_string, types.is_string_view,
 class StoredColumn:
     """A column of an input table, its list levels taken apart.
 
-    Attributes:
-        name: Its name.
-        kind: Its Arrow type, in words for messages.
-        lengths: Length of each list level, ``None`` where it may vary from row to row.
-        shape: Shape of one row's value; differs from ``lengths`` where metadata tells more.
-        leaf: Arrow type of the innermost values.
+    Its ``kind`` is its Arrow type, in words for messages; ``leaf`` is that of the innermost values.
     """
 
     name: str
@@ -238,11 +233,7 @@ def stored_column(schema: pa.Schema, columns: Sequence[str]) -> StoredColumn:
 
 
 def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
-    """Check that the columns hold what the input takes.
-
-    Returns:
-        The length that each list level of the stored column must have, ``None`` where rows decide.
-    """
+    """Check that the columns hold what the input takes; return `_lengths_to_fill` of them."""
     array_dtype(binding.field)
     for name in binding.columns:
         _check_kind(StoredColumn.of(schema.field(name)), binding)

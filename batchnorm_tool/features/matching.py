@@ -48,17 +48,14 @@ def match_features(
     column of fitting kind and width; otherwise, where one input is left, all scalar columns of its
     kind, if they are exactly as many as it is wide. A column that is a key, a label or an index by
     its name is no feature unless named, nor is one that is the key or passed through, unless it is
-    the only list that fits. Any doubt is an error.
+    the only list that fits. Any doubt is an error. Where predictions are stored already, there are
+    no ``inputs``: then the columns named, or the only list column of numbers, are ``"vector"``, and
+    a dict's names stay.
 
-    Args:
-        schema: All columns of the input.
-        inputs: The model's inputs; empty where predictions are stored already: then the columns
-            named, or the only list column of numbers, are ``"vector"``, and a dict's names stay.
-        spec: The job's ``input`` section. A name with ``*``, ``?`` or ``[`` among its ``features``
-            that is no column's stands for all columns that it matches (see `fnmatch`), those with
-            a number at the end in its order.
-        sample: Gives some rows of the columns found, by which scalar ones are told from keys;
-            ``None`` to go by names alone.
+    A name with ``*``, ``?`` or ``[`` among ``spec.features`` that is no column's stands for all
+    columns that it matches (see `fnmatch`), those with a number at the end in its order. The
+    ``sample`` gives some rows of the columns found, by which scalar ones are told from keys;
+    without it, names alone decide.
 
     Returns:
         For each model input its columns in order: one, or several scalar ones to stack. With
@@ -236,8 +233,8 @@ def _found(schema: pa.Schema, inputs: Sequence[Field], spec: Input) -> Columns:
     rest = [field for field in inputs if field.name not in matched]
     free, passed = ([name for name in names if name not in matched] for names in (free, passed))
     found = _matched_by_fit(schema, rest, (free, passed), spec)
-    if found is None and len(rest) == 1:
-        found = _only_candidate(schema, rest[0], free)
+    if found is None and len(rest) == len(free) == 1 and _columns(schema, free)[0].lengths:
+        found = {rest[0].name: tuple(free)}  # unfit as it is: what is wrong with it says most
     if found is None:
         raise InputError(_not_evident(schema, rest, free))
     return {field.name: (matched | found)[field.name] for field in inputs}
@@ -291,12 +288,6 @@ def _fitting_lists(
         if (column.lengths or column.name in spec.decode)
         and _fits(schema, field, (column.name,), spec.decode)
     ]
-
-
-def _only_candidate(schema: pa.Schema, field: Field, free: Sequence[str]) -> Columns | None:
-    """Return the only column if it holds lists, unfit as they are: what is wrong says most."""
-    is_only = len(free) == 1 and _columns(schema, free)[0].lengths
-    return {field.name: tuple(free)} if is_only else None
 
 
 def _scalars(schema: pa.Schema, field: Field, free: Sequence[str]) -> list[str]:

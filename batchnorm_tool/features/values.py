@@ -146,10 +146,9 @@ def texts_of(values: pa.Array) -> np.ndarray:
 def convert(numbers: np.ndarray, conversion: Conversion) -> tuple[np.ndarray, np.ndarray | None]:
     """Return numbers ``[n, width]`` in the dtype of a model input, copied only to another dtype.
 
-    Returns:
-        The numbers, and a `Reason` for each of ``n`` rows (uint8): where an integer dtype cannot
-        hold a number of the row, because it is NaN or infinite, has a fraction, or is too large. It
-        became 0. ``None`` where all are held.
+    With them a `Reason` for each of ``n`` rows (uint8): where an integer dtype cannot hold a number
+    of the row, which then became 0: NaN, infinite, with a fraction, or too large. ``None`` where
+    all are held.
     """
     dtype = array_dtype(conversion.field)
     if numbers.dtype == dtype:
@@ -247,11 +246,9 @@ def decode_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode images of one size, and mark those that are missing, damaged or of another size.
 
-    Args:
-        encoded: One file's bytes for each row, ``None`` where there is no image.
-        kind: ``"jpeg"`` or ``"png"``; bytes of any other format are not decoded.
-        shape: ``(height, width)`` for grey values or ``(height, width, channels)``; ``None`` stands
-            for the most common size of those given. Colours are converted to that many channels.
+    Bytes of another format than ``kind``, ``"jpeg"`` or ``"png"``, are not decoded. The ``shape``
+    is ``(height, width)`` for grey values or ``(height, width, channels)``, to which colours are
+    converted; ``None`` in it stands for the most common size of those given.
 
     Returns:
         ``uint8[n, height, width(, channels)]``, 0 in bad rows, and the faults ``uint8[n]``:
@@ -293,11 +290,10 @@ def import_pillow() -> Any:
 
 def _decode(pillow: Any, data: bytes, kind: str, shape: Shape) -> np.ndarray | None:
     """Return the pixels, or zeros of the image's own size where that is not the one wanted."""
-    damaged = (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning)
     try:
         with pillow.open(io.BytesIO(data), formats=[kind.upper()]) as image:
             return _pixels(image, shape)
-    except damaged:
+    except (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         return None
 
 
