@@ -24,7 +24,7 @@ from batchnorm_tool.job.sections import (
     Section,
     Trust,
 )
-from batchnorm_tool.job.types import Axis, JobSchema, is_within, wrong
+from batchnorm_tool.job.types import Axis, JobSchema, is_within, option, wrong
 
 __all__ = [
     "Axis",
@@ -74,23 +74,13 @@ class Job(Section):
     """
 
     input: Input = Field(description="What to read.")
-    model: Model | None = Field(
-        default=None, description="What predicts; omit it for stored predictions."
-    )
-    normalize: Normalize = Field(
-        default_factory=Normalize, description="How to normalize the predictions."
-    )
+    model: Model | None = option(None, "What predicts; omit it for stored predictions.")
+    normalize: Normalize = option(Normalize, "How to normalize the predictions.")
     output: Output = Field(description="What to write.")
-    engine: SerializeAsAny[Engine] = Field(
-        default_factory=Engine, description="Where and how to run."
-    )
-    store: Store | None = Field(default=None, description="For refresh: where vectors are kept.")
-    gate: Gate = Field(
-        default_factory=Gate, description="For refresh: limits for publishing a version."
-    )
-    publish: Publishes = Field(
-        default_factory=list, description="For refresh: targets of each published version."
-    )
+    engine: SerializeAsAny[Engine] = option(Engine, "Where and how to run.")
+    store: Store | None = option(None, "For refresh: where vectors are kept.")
+    gate: Gate = option(Gate, "For refresh: limits for publishing a version.")
+    publish: Publishes = option(list, "For refresh: targets of each published version.")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
@@ -169,7 +159,13 @@ class Job(Section):
         if not isinstance(data, Mapping):
             return data
         kept = {key: value for key, value in data.items() if value is not None}
-        return _with_output_of_store({"input": {}, "output": {}, **kept})
+        filled: dict[str, Any] = {"input": {}, "output": {}, **kept}
+        store, output = filled.get("store"), filled["output"]
+        path = store.get("path") if isinstance(store, Mapping) else None
+        # A job with a store stages its vectors there.
+        if isinstance(path, str) and isinstance(output, Mapping) and "path" not in output:
+            filled["output"] = {**output, "path": _staged_output(path)}
+        return filled
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
@@ -211,15 +207,6 @@ class Job(Section):
             paths = [getattr(target, "path", None) for target in self.publish]
             written |= {f"publish.{at}.path": [path] for at, path in enumerate(paths) if path}
         return written
-
-
-def _with_output_of_store(data: dict[str, object]) -> dict[str, object]:
-    """Fill in ``output.path`` where a job has a store: it stages its vectors there."""
-    store, output = data.get("store"), data["output"]
-    path = store.get("path") if isinstance(store, Mapping) else None
-    if isinstance(path, str) and isinstance(output, Mapping) and "path" not in output:
-        return {**data, "output": {**output, "path": _staged_output(path)}}
-    return data
 
 
 def check_job(function: str, given: object) -> None:

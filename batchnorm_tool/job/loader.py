@@ -67,9 +67,8 @@ def read_job_file(path: str | os.PathLike[str]) -> dict[str, object]:
     It must be a regular file of at most 1 MiB, in UTF-8. Nothing is expanded or checked.
     """
     name = os.fspath(path)
-    text = _text_of(name)
     parse = _parse_toml if name.lower().endswith(".toml") else _parse_yaml
-    data = parse(text, name)
+    data = parse(_text_of(name), name)
     if isinstance(data, dict):
         return data
     received = "nothing" if data is None else type(data).__name__
@@ -107,8 +106,7 @@ def expand_environment(
     ``${``. A text that is one variable alone, and comes out empty, is null. What a variable holds
     is not expanded again.
 
-    Returns:
-        The sections expanded, and for each dotted key that could not be, what is wrong with it.
+    What is wrong is said for each dotted key that could not be expanded.
 
     Example:
         >>> expand_environment({"path": "${ROOT:-/data}/x", "key": "${KEY}"}, {})

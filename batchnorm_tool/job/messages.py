@@ -65,9 +65,8 @@ def refusal(where: str, complaints: Mapping[str, str]) -> JobError:
 def complaints_of(error: ValidationError, model: type[BaseModel], data: object) -> dict[str, str]:
     """Return what is wrong with each key, from all errors of one validation.
 
-    Returns:
-        For each offending key, dotted, a sentence to stand behind it. A key with a choice of
-        types makes one complaint, not one for each type.
+    By dotted key a sentence to stand behind it. A key with a choice of types makes one complaint,
+    not one for each type.
     """
     complaints: dict[str, str] = {}
     for details in error.errors():
@@ -129,7 +128,9 @@ def _place(model: type[BaseModel], loc: tuple[int | str, ...], data: object) -> 
                 section = section.class_for(_value_at(data, place.keys, None))
             field = section.model_fields.get(str(step))
             annotation = field.annotation if field else None
-        elif get_origin(inner) is dict or _is_list_of_sections(inner):
+        elif get_origin(inner) is dict or (
+            get_origin(inner) is list and _section_in(get_args(inner)[0])
+        ):
             annotation = get_args(inner)[-1]
         else:
             break
@@ -150,10 +151,6 @@ def _alone(annotation: Any) -> Any:
 def _section_in(annotation: object) -> type[BaseModel] | None:
     alone = _alone(annotation)
     return alone if isinstance(alone, type) and issubclass(alone, BaseModel) else None
-
-
-def _is_list_of_sections(annotation: object) -> bool:
-    return get_origin(annotation) is list and _section_in(get_args(annotation)[0]) is not None
 
 
 def _nearest_key(place: _Place, model: type[BaseModel]) -> str:

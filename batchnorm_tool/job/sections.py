@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from batchnorm_tool.job import types
 from batchnorm_tool.job.messages import Expects, complaints_of, refusal
-from batchnorm_tool.job.types import CountOrAuto, Flag, FormatName, LocalOrUri, Name, Names, wrong
+from batchnorm_tool.job.types import CountOrAuto, FormatName, LocalOrUri, Name, Names, option, wrong
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.registry import ENGINES, NORMS, load, spellings
 
@@ -105,9 +105,8 @@ class TaggedSection(Section):
         for name in cls.registry:
             own = cls._class_of(name)
             schema = handler(core_schema if own is cls else own.__pydantic_core_schema__)
-            tag = schema["properties"][cls.tag] | types.or_variable(
-                {"const": name, "type": "string"}
-            )
+            known = types.or_variable({"const": name, "type": "string"})
+            tag = schema["properties"][cls.tag] | known
             found.append({**schema, "properties": {**schema["properties"], cls.tag: tag}})
         return {"anyOf": found} if len(found) > 1 else found[0]
 
@@ -119,40 +118,36 @@ class Input(Section):
         LocalOrUri | types.LocalOrUris | Annotated[dict[Name, LocalOrUri], Field(min_length=1)],
         Expects("a path, a list of paths, or {column: path} for several NPY files side by side"),
     ] = Field(description="File, directory, glob, list of them, or {column: path of an NPY file}.")
-    format: FormatName | None = Field(
-        default=None, description="Default: detected from the content, not the suffix."
-    )
+    format: FormatName | None = option(None, "Default: detected from the content, not the suffix.")
     key: Annotated[Name | Names | None, Expects("a column name, or a list of column names")] = (
-        Field(default=None, description="Key columns; default: the global row number.")
+        option(None, "Key columns; default: the global row number.")
     )
-    keys: Annotated[LocalOrUri | None, Expects("the path of an NPY or Parquet file")] = Field(
-        default=None, description="Key file for NPY input, in row order."
+    keys: Annotated[LocalOrUri | None, Expects("the path of an NPY or Parquet file")] = option(
+        None, "Key file for NPY input, in row order."
     )
     features: Annotated[
         Name | Names | Annotated[dict[Name, Name | Names], Field(min_length=1)] | None,
         Expects("a column name, a list of them, or {model input: column or list of columns}"),
-    ] = Field(default=None, description="Feature columns; default: matched to the model's inputs.")
-    passthrough: Annotated[list[Name], Expects("a list of column names")] = Field(
-        default_factory=list, description="Columns to copy to the output."
+    ] = option(None, "Feature columns; default: matched to the model's inputs.")
+    passthrough: Annotated[list[Name], Expects("a list of column names")] = option(
+        list, "Columns to copy to the output."
     )
-    invalid: Literal["fail", "quarantine", "nullify", "drop"] = Field(
-        default="fail", description="Policy for rows with null, ragged or non-finite features."
+    invalid: Literal["fail", "quarantine", "nullify", "drop"] = option(
+        "fail", "Policy for rows with null, ragged or non-finite features."
     )
     fill: Annotated[
         dict[Name, Annotated[int | types.Finite | str, Expects("text or a finite number")]],
         Expects("{column: text or a finite number}"),
-    ] = Field(default_factory=dict, description="Replacement for nulls, per column.")
+    ] = option(dict, "Replacement for nulls, per column.")
     decode: Annotated[dict[Name, Literal["jpeg", "png"]], Expects("{column: `jpeg` or `png`}")] = (
-        Field(default_factory=dict, description="Columns with encoded images.")
+        option(dict, "Columns with encoded images.")
     )
     transform: Annotated[
         types.FunctionName | None,
         Expects("`module:function`, such as `my_package.features:prepare`"),
-    ] = Field(default=None, description="A function from an Arrow table to named arrays.")
-    dtype: Literal["bfloat16"] | None = Field(
-        default=None, description="Type of NPY arrays stored as |V2."
-    )
-    deduplicate: Flag = Field(
+    ] = option(None, "A function from an Arrow table to named arrays.")
+    dtype: Literal["bfloat16"] | None = option(None, "Type of NPY arrays stored as |V2.")
+    deduplicate: types.Flag = Field(
         default=False, description="Predict rows that have the same features once in a run."
     )
 
@@ -200,41 +195,35 @@ class Model(Section):
     """What predicts: the ``model`` section."""
 
     path: LocalOrUri = Field(description="A .keras, .h5 or .onnx file, or a SavedModel directory.")
-    layer: Annotated[Name | None, Expects("the name of a layer")] = Field(
-        default=None, description="Use the output of this inner layer."
+    layer: Annotated[Name | None, Expects("the name of a layer")] = option(
+        None, "Use the output of this inner layer."
     )
-    signature: Annotated[Name | None, Expects("the name of a signature")] = Field(
-        default=None, description="Signature of a SavedModel; default: serving_default."
+    signature: Annotated[Name | None, Expects("the name of a signature")] = option(
+        None, "Signature of a SavedModel; default: serving_default."
     )
-    outputs: Annotated[Names | None, Expects("a list of output names")] = Field(
-        default=None, description="Outputs, each normalized; default: the only output."
+    outputs: Annotated[Names | None, Expects("a list of output names")] = option(
+        None, "Outputs, each normalized; default: the only output."
     )
-    backend: Literal["tensorflow", "onnxruntime", "auto"] = Field(
-        default="tensorflow",
-        description=(
-            "What computes; onnxruntime starts at once, after one conversion that must prove "
-            "itself; auto: the faster one."
-        ),
+    backend: Literal["tensorflow", "onnxruntime", "auto"] = option(
+        "tensorflow",
+        "What computes; onnxruntime starts at once, after one conversion that must prove "
+        "itself; auto: the faster one.",
     )
-    batch_size: CountOrAuto = Field(
-        default="auto", description="Rows per model call; auto: measured once, then fixed."
+    batch_size: CountOrAuto = option(
+        "auto", "Rows per model call; auto: measured once, then fixed."
     )
-    batch_dependent: Literal["refuse", "accept"] = Field(
-        default="refuse",
-        description=(
-            "Whether to accept a model whose predictions depend on the other rows of their batch: "
-            "batches are then of `batch_size` rows in stored order."
-        ),
+    batch_dependent: Literal["refuse", "accept"] = option(
+        "refuse",
+        "Whether to accept a model whose predictions depend on the other rows of their batch: "
+        "batches are then of `batch_size` rows in stored order.",
     )
     sha256: Annotated[types.ModelHash | None, Expects("a SHA-256 of 64 hexadecimal digits")] = (
-        Field(default=None, description="Expected SHA-256; any other model file is refused.")
+        option(None, "Expected SHA-256; any other model file is refused.")
     )
     trust: Annotated[
         types.TrustedHash | Trust | None,
         Expects("`sha256:` and 64 hexadecimal digits, or {classes: [module.Class]}"),
-    ] = Field(
-        default=None, description="One exact file, or classes, that may pass the safety gate."
-    )
+    ] = option(None, "One exact file, or classes, that may pass the safety gate.")
 
     @field_validator("outputs")
     @classmethod
@@ -255,32 +244,28 @@ def _norms_in_words() -> str:
 class OutputNorm(Section):
     """How one model output is normalized where several differ; what is left out is as common."""
 
-    norm: types.NormName | None = Field(default=None, description="Norm; default: the common norm.")
-    p: types.ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
-    axis: types.AxisValue | None = Field(
-        default=None, description="Axis; default: the common axis."
-    )
+    norm: types.NormName | None = option(None, "Norm; default: the common norm.")
+    p: types.ExponentOfNorm = option(None, "The p of `norm: lp`.")
+    axis: types.AxisValue | None = option(None, "Axis; default: the common axis.")
 
 
 class Normalize(Section):
     """What becomes of each prediction: the ``normalize`` section."""
 
-    norm: types.NormName = Field(default="l2", description=_norms_in_words())
-    p: types.ExponentOfNorm = Field(default=None, description="The p of `norm: lp`.")
+    norm: types.NormName = option("l2", _norms_in_words())
+    p: types.ExponentOfNorm = option(None, "The p of `norm: lp`.")
     outputs: Annotated[dict[Name, OutputNorm], Expects("{output: {norm: …, p: …, axis: …}}")] = (
-        Field(default_factory=dict, description="Settings per output, where they differ.")
+        option(dict, "Settings per output, where they differ.")
     )
-    axis: types.AxisValue = Field(
-        default=-1, description="-1: each vector; all: the whole output of a row."
+    axis: types.AxisValue = option(-1, "-1: each vector; all: the whole output of a row.")
+    zero: Literal["keep", "nullify", "drop", "quarantine", "fail"] = option(
+        "keep", "Policy for zero vectors; a kept one is not a bad row."
     )
-    zero: Literal["keep", "nullify", "drop", "quarantine", "fail"] = Field(
-        default="keep", description="Policy for zero vectors; a kept one is not a bad row."
+    nonfinite: Literal["quarantine", "fail", "nullify", "keep", "drop"] = option(
+        "quarantine", "Policy for rows with NaN or inf in their prediction."
     )
-    nonfinite: Literal["quarantine", "fail", "nullify", "keep", "drop"] = Field(
-        default="quarantine", description="Policy for rows with NaN or inf in their prediction."
-    )
-    max_bad_fraction: types.Fraction = Field(
-        default=0.001, description="Largest share of bad rows; above it nothing is published."
+    max_bad_fraction: types.Fraction = option(
+        0.001, "Largest share of bad rows; above it nothing is published."
     )
 
     def for_output(self, name: str) -> tuple[Norm, types.Axis]:
@@ -304,10 +289,8 @@ class Normalize(Section):
 class OutputColumns(Section):
     """The names of the two columns that every run adds."""
 
-    vector: types.ColumnName = Field(default="vector", description="Column of the vectors.")
-    norm: types.ColumnName = Field(
-        default="norm", description="Column of the norms before normalization."
-    )
+    vector: types.ColumnName = option("vector", "Column of the vectors.")
+    norm: types.ColumnName = option("norm", "Column of the norms before normalization.")
 
     @field_validator("norm")
     @classmethod
@@ -327,24 +310,22 @@ class Output(Section):
     path: LocalOrUri = Field(
         description="Directory of the result; it is created, and used by this job only."
     )
-    format: FormatName = Field(default="parquet", description="Format of vectors and norms.")
-    dtype: Literal["float32", "float16", "float64"] = Field(
-        default="float32", description="Type of the vectors; norms are always float64."
+    format: FormatName = option("parquet", "Format of vectors and norms.")
+    dtype: Literal["float32", "float16", "float64"] = option(
+        "float32", "Type of the vectors; norms are always float64."
     )
-    columns: OutputColumns = Field(
-        default_factory=OutputColumns, description="Names of the vector and the norm column."
+    columns: OutputColumns = option(OutputColumns, "Names of the vector and the norm column.")
+    part_rows: CountOrAuto = option(
+        "auto", "Rows per file, which is the unit of work, commit and retry."
     )
-    part_rows: CountOrAuto = Field(
-        default="auto", description="Rows per file, which is the unit of work, commit and retry."
-    )
-    byte_stream_split: Flag = Field(
+    byte_stream_split: types.Flag = Field(
         default=False, description="About 10 % smaller Parquet, unreadable for Spark before 4.3."
     )
 
     # Left out where it is the format's own: a result that was made without the key stays the same.
-    compression: types.Compression = Field(
-        default=None,
-        description="zstd, zstd:LEVEL, lz4 or none; default: zstd:1 in Parquet, none in Arrow.",
+    compression: types.Compression = option(
+        None,
+        "zstd, zstd:LEVEL, lz4 or none; default: zstd:1 in Parquet, none in Arrow.",
         exclude_if=lambda value: value is None,
     )
 
@@ -381,9 +362,7 @@ class Engine(TaggedSection):
     tag = "kind"
     registry = ENGINES
 
-    kind: types.EngineName = Field(
-        default="local", description="What distributes parts to workers."
-    )
+    kind: types.EngineName = option("local", "What distributes parts to workers.")
     devices: Annotated[
         Literal["auto", "cpu", "gpu"]
         | Annotated[list[types.GpuNumber | Literal["cpu"]], Field(min_length=1)],
@@ -391,17 +370,10 @@ class Engine(TaggedSection):
             "`auto`, `cpu`, `gpu`, or a list of GPU numbers, such as [0, 1], or of processes on "
             "the CPU, such as [cpu, cpu]"
         ),
-    ] = Field(
-        default="auto",
-        description="auto, cpu, gpu, or a list with a GPU number or `cpu` per process.",
-    )
-    workers: CountOrAuto = Field(
-        default="auto", description="Parts processed in parallel, over all processes."
-    )
-    threads: types.Count = Field(
-        default=1, description="Threads within one model call; they affect low-order bits."
-    )
-    mixed_bits: Flag = Field(
+    ] = option("auto", "auto, cpu, gpu, or a list with a GPU number or `cpu` per process.")
+    workers: CountOrAuto = option("auto", "Parts processed in parallel, over all processes.")
+    threads: types.Count = option(1, "Threads within one model call; they affect low-order bits.")
+    mixed_bits: types.Flag = Field(
         default=False, description="Resume even if low-order bits of new parts may differ."
     )
 

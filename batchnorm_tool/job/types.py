@@ -121,6 +121,12 @@ def _fits_norm(p: float | None, info: pydantic.ValidationInfo) -> float | None:
     return p
 
 
+def option(default: Any, description: str, **more: Any) -> Any:
+    """Return the field of a key that may be left out; a class as its default is called."""
+    kind = "default_factory" if isinstance(default, type) else "default"
+    return Field(**{kind: default}, description=description, **more)
+
+
 class JobSchema(GenerateJsonSchema):
     """JSON Schema in which any value may also be an environment variable, as in a job file."""
 

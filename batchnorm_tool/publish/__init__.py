@@ -11,7 +11,7 @@ import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,11 +37,8 @@ class Target(ABC):
     `publish` may be killed at any point and called again, with the same or a later version: it
     ends in the same state as if nothing had happened. Its readers see one version or the other.
 
-    Args:
-        section: What the job says of it.
-
     Attributes:
-        section: The class of ``section``.
+        section: The class of what the job says of it.
         name: The target's name in the job.
         kind: Its key in `batchnorm_tool.registry.TARGETS`.
         place: Where it is, without anything secret: another place holds nothing yet.
@@ -177,8 +174,9 @@ def find_unfit(sections: Iterable[Publish], keys: Sequence[str], table: pa.Table
 
 def lagging(sections: Iterable[Publish], storage: Storage, version: int) -> list[str]:
     """Return the names of the targets that are not known to hold a version."""
-    targets = [open_target(section) for section in sections]
-    return [target.name for target in targets if not _holds(_held(target, storage), version)]
+    targets = map(open_target, sections)
+    held = {target.name: _held(target, storage) or {} for target in targets}
+    return [name for name, facts in held.items() if facts.get("version") != version]
 
 
 def deliver(
@@ -202,26 +200,23 @@ def _deliver(
 ) -> Outcome:
     start = time.monotonic()
     held = _held(target, storage)
-    if _holds(held, publication.version):
-        version = publication.version
-        return Outcome(target.name, target.kind, 0.0, held, skipped=True, before=version)
     found = (held or {}).get("version")
     before = found if isinstance(found, int) else None
+    outcome = Outcome(target.name, target.kind, 0.0, held, before=before)
+    if before == publication.version:
+        return replace(outcome, skipped=True)
     try:
         facts = target.publish(publication, held)
         note = TargetNote(target.kind, target.place, facts)
         storage.put(_note_path(target), note.to_json())
+        caught_up = before is not None and before != expected
+        outcome = replace(outcome, facts=facts, caught_up=caught_up)
     except Interrupted:
         raise
     except BatchnormToolError as error:
-        seconds = time.monotonic() - start
         passing = error.exit_code == WorkFailed.exit_code
-        return Outcome(
-            target.name, target.kind, seconds, error=error.message, passing=passing, before=before
-        )
-    caught_up = before is not None and before != expected
-    seconds = time.monotonic() - start
-    return Outcome(target.name, target.kind, seconds, facts, before=before, caught_up=caught_up)
+        outcome = replace(outcome, facts=None, error=error.message, passing=passing)
+    return replace(outcome, seconds=time.monotonic() - start)
 
 
 @dataclass(frozen=True)
@@ -243,7 +238,3 @@ def _held(target: Target, storage: Storage) -> Facts | None:
     note = TargetNote.from_json(storage.get(_note_path(target)))
     is_its = note is not None and (note.kind, note.place) == (target.kind, target.place)
     return note.facts if note is not None and is_its else None
-
-
-def _holds(held: Facts | None, version: int) -> bool:
-    return held is not None and held.get("version") == version

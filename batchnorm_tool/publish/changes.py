@@ -25,13 +25,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pydantic import Field
 
-from batchnorm_tool.job.types import Count, LocalOrUri
+from batchnorm_tool.job.types import Count, LocalOrUri, option
 from batchnorm_tool.publish import Facts, directories, published_batches
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.rows import Publication
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class PublishChanges(PublishDirectory):
     """The keys of ``to: changes``."""
 
     path: LocalOrUri = Field(description="Directory of the change sets.")
-    keep: Count = Field(default=30, description="Versions that stay.")
+    keep: Count = option(30, "Versions that stay.")
 
 
 class ChangeFeed(DirectoryTarget):
@@ -58,19 +56,15 @@ class ChangeFeed(DirectoryTarget):
     def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:
         found = _manifest_at(storage, publication.version)
         if found is None or not found.holds(publication):
-            base = self._base(storage, publication, held)
-            found = _write(storage, publication, base)
-        counts: Facts = {"upserts": found.upserts, "deletes": found.deletes}
-        return {"builds_on": found.builds_on} | counts
+            found = _write(storage, publication, self._base(storage, publication, held))
+        return {name: getattr(found, name) for name in ("builds_on", "upserts", "deletes")}
 
     def _base(self, storage: Storage, publication: Publication, held: Facts | None) -> int | None:
         """Return the newest version here, if what is new since then can be told."""
         older = [each for each in self._versions(storage) if each < publication.version]
-        # Without a note of ours what is there may be another store's: then a full set.
-        if held is None or not older:
-            return None
-        # No loader could have taken a version whose manifest is not whole.
-        if _manifest_at(storage, older[-1]) is None:
+        # Without a note of ours what is there may be another store's: then a full set. And no
+        # loader could have taken a version whose manifest is not whole.
+        if held is None or not older or _manifest_at(storage, older[-1]) is None:
             return None
         # After a change of space every row is another: changes would say so row by row, and a full
         # set says it once.
@@ -78,14 +72,7 @@ class ChangeFeed(DirectoryTarget):
 
 
 def _write(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
-    """Write the directory of a version; its manifest."""
-    found = _write_files(storage, publication, base)
-    storage.put(storage.staged(_manifest_path(publication.version)), found.to_document())
-    directories.publish_directory(storage, str(publication.version))
-    return found
-
-
-def _write_files(storage: Storage, publication: Publication, base: int | None) -> ChangesManifest:
+    """Write the directory of a version, its manifest last."""
     layout, root = publication.layout, storage.staged(str(publication.version))
     rows: Iterator[pa.RecordBatch] = publication.all_batches()
     gone: Iterator[pa.RecordBatch] = iter(())
@@ -98,7 +85,10 @@ def _write_files(storage: Storage, publication: Publication, base: int | None) -
     deletes = published_batches(gone, layout.key_schema)
     path = f"{root}/deletes.parquet"
     records.append(directories.write_table(storage, path, layout.key_schema, deletes))
-    return ChangesManifest.of(publication, records, root, **counts, builds_on=base)
+    found = ChangesManifest.of(publication, records, root, **counts, builds_on=base)
+    storage.put(storage.staged(_manifest_path(publication.version)), found.to_document())
+    directories.publish_directory(storage, str(publication.version))
+    return found
 
 
 def _manifest_at(storage: Storage, version: int) -> ChangesManifest | None:
@@ -106,4 +96,4 @@ def _manifest_at(storage: Storage, version: int) -> ChangesManifest | None:
 
 
 def _manifest_path(version: int) -> str:
-    return f"{version}/{MANIFEST}"
+    return f"{version}/manifest.json"

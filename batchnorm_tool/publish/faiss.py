@@ -39,7 +39,7 @@ from batchnorm_tool.formats import Layout
 from batchnorm_tool.formats.parquet import ParquetSink
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
-from batchnorm_tool.job.types import Count, LocalOrUri, Text
+from batchnorm_tool.job.types import Count, LocalOrUri, Text, option
 from batchnorm_tool.publish import Facts, Target, faiss_build
 from batchnorm_tool.publish.faiss_build import IdScheme
 from batchnorm_tool.storage import FileRecord, OutputFile, files
@@ -56,10 +56,10 @@ class PublishFaiss(Publish):
     """The keys of ``to: faiss``."""
 
     path: LocalOrUri = Field(description="The file of the index.")
-    index: Annotated[Text, Expects("the kind of an index")] = Field(
-        default="auto", description="auto, or a text for FAISS's index factory."
+    index: Annotated[Text, Expects("the kind of an index")] = option(
+        "auto", "auto, or a text for FAISS's index factory."
     )
-    sample: Count = Field(default=1000, description="Queries with which the recall is measured.")
+    sample: Count = option(1000, "Queries with which the recall is measured.")
 
 
 class FaissIndex(Target):

@@ -79,11 +79,7 @@ def trained(publication: Publication, scheme: IdScheme, text: str) -> Any:
 
 
 def tune(index: Any, neighbours: Neighbours) -> tuple[float | None, dict[str, int]]:
-    """Search with the least effort that reaches `WANTED_RECALL`, or with the most there is.
-
-    Returns:
-        The recall, and the parameter that was set.
-    """
+    """Search with the least effort that reaches `WANTED_RECALL`, or with the most; return both."""
     import faiss
 
     recall, effort = None, dict[str, int]()

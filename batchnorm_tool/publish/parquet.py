@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from batchnorm_tool.job.types import Count, LocalOrUri
+from batchnorm_tool.job.types import Count, LocalOrUri, option
 from batchnorm_tool.publish import Facts, directories
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
 from batchnorm_tool.storage import Storage
@@ -29,7 +29,7 @@ class PublishParquet(PublishDirectory):
     """The keys of ``to: parquet``."""
 
     path: LocalOrUri = Field(description="Directory of the snapshots.")
-    keep: Count = Field(default=3, description="Versions that stay.")
+    keep: Count = option(3, "Versions that stay.")
 
 
 class ParquetSnapshot(DirectoryTarget):
@@ -40,36 +40,29 @@ class ParquetSnapshot(DirectoryTarget):
 
     def _add(self, storage: Storage, publication: Publication, held: Facts | None) -> Facts:  # noqa: ARG002  (what lies there tells)
         """Write the snapshot of a version, and point to it."""
-        if not _is_here(storage, publication):
-            _write(storage, publication)
-        _point_to(storage, publication.version)
-        return {"path": _directory(publication.version)}
+        directory = _directory(publication.version)
+        document = storage.get(_manifest_path(publication.version))
+        found = DirectoryManifest.from_document(document)
+        # Its manifest is written after its directory.
+        if found is None or not found.holds(publication):
+            _write(storage, publication, directory)
+        pointer = f"{directory}\n".encode()
+        if storage.get(POINTER) != pointer:
+            storage.put(POINTER, pointer)
+        return {"path": directory}
 
     def _remove(self, storage: Storage, version: int) -> None:
         storage.remove(_manifest_path(version))
         super()._remove(storage, version)
 
 
-def _is_here(storage: Storage, publication: Publication) -> bool:
-    """Tell whether the snapshot was finished: its manifest is written after its directory."""
-    found = DirectoryManifest.from_document(storage.get(_manifest_path(publication.version)))
-    return found is not None and found.holds(publication)
-
-
-def _write(storage: Storage, publication: Publication) -> None:
-    directory = _directory(publication.version)
+def _write(storage: Storage, publication: Publication, directory: str) -> None:
     staged, rows = storage.staged(directory), publication.all_batches()
     records = directories.write_parts(storage, staged, publication.layout, rows)
     # The manifest comes after it, and not before: it says that the directory is whole.
     directories.publish_directory(storage, directory)
     document = DirectoryManifest.of(publication, records, staged).to_document()
     storage.put(_manifest_path(publication.version), document)
-
-
-def _point_to(storage: Storage, version: int) -> None:
-    text = f"{_directory(version)}\n".encode()
-    if storage.get(POINTER) != text:
-        storage.put(POINTER, text)
 
 
 def _directory(version: int) -> str:

@@ -31,7 +31,7 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import JobError, OutputError, WorkFailed
 from batchnorm_tool.job.messages import Expects
 from batchnorm_tool.job.refresh_sections import Publish
-from batchnorm_tool.job.types import Fraction, Name, Text, wrong
+from batchnorm_tool.job.types import Fraction, Name, Text, option, wrong
 from batchnorm_tool.publish import Facts, Target, version_facts
 from batchnorm_tool.publish.pgvector_tables import Bookkeeping, Names, Tables
 from batchnorm_tool.publish.pgvector_types import RowShape, unfit_rows
@@ -60,16 +60,11 @@ class PublishPgvector(Publish):
     table: Annotated[Name, Expects("a table's name, such as items or public.items")] = Field(
         description="The view that readers use, SCHEMA.NAME or NAME."
     )
-    dsn_env: Annotated[Text, Expects("the name of an environment variable")] = Field(
-        default="BATCHNORM_TOOL_PGVECTOR_DSN",
-        description="The environment variable that holds the connection string.",
+    dsn_env: Annotated[Text, Expects("the name of an environment variable")] = option(
+        "BATCHNORM_TOOL_PGVECTOR_DSN", "The environment variable that holds the connection string."
     )
-    rebuild_above: Fraction = Field(
-        default=0.02, description="Share of changed rows that makes a new table."
-    )
-    index: Literal["hnsw", "ivfflat", "none"] = Field(
-        default="hnsw", description="Index on the vectors."
-    )
+    rebuild_above: Fraction = option(0.02, "Share of changed rows that makes a new table.")
+    index: Literal["hnsw", "ivfflat", "none"] = option("hnsw", "Index on the vectors.")
 
     @field_validator("dsn_env")
     @classmethod

@@ -102,11 +102,7 @@ class Tables:
         return Bookkeeping(*row) if row and self._exists(self._names.view) else None
 
     def merge(self, publication: Publication, before: Bookkeeping, changes: Changes) -> bool:
-        """Change the table that is there in one transaction.
-
-        Returns:
-            Whether it then has as many rows as it must; where not, nothing was changed.
-        """
+        """Change the table that is there; nothing unless it then has as many rows as it must."""
         from psycopg import Rollback
 
         table = self._statements.table(before.built)
@@ -125,11 +121,7 @@ class Tables:
     def rebuild(
         self, publication: Publication, before: Bookkeeping | None
     ) -> tuple[Bookkeeping, bool]:
-        """Make a new table with its index, then let the view read it.
-
-        Returns:
-            What holds now, and whether the view was made again for other columns.
-        """
+        """Make a new table with its index, then let the view read it; see `_switch`."""
         self._check_view(before)
         read = before.built if before else None
         name = self._names.built_in(publication.version, read)
@@ -165,8 +157,8 @@ class Tables:
         return {name for (name,) in rows if self._names.is_built(name)}
 
     def _exists(self, name: str) -> bool:
-        found = self._statements.value("SELECT {relation} IS NOT NULL", (self._names.schema, name))
-        return bool(found)
+        relation = self._names.schema, name
+        return bool(self._statements.value("SELECT {relation} IS NOT NULL", relation))
 
     def _check_view(self, before: Bookkeeping | None) -> None:
         if before is None and self._exists(self._names.view):
@@ -183,7 +175,7 @@ class Tables:
             for name, kind in self._shape.columns.items()
         ]
         with statements.connection.transaction():
-            joined = statements.join(columns)
+            joined = statements.text(", ").join(columns)
             statements.run("CREATE TABLE {table} ({columns})", table=table, columns=joined)
             statements.run(f"COMMENT ON TABLE {{table}} IS '{MARK}'", table=table)
 
@@ -260,12 +252,11 @@ class Tables:
         return remade
 
     def _columns(self, name: str) -> list[Any]:
-        rows = self._statements.run(
+        return self._statements.run(
             "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
             " WHERE attrelid = {relation} AND attnum > 0 ORDER BY attnum",
             (self._names.schema, name),
-        )
-        return list(rows)
+        ).fetchall()
 
     def _note(self, after: Bookkeeping) -> None:
         self._statements.run("DELETE FROM {book}")
@@ -307,20 +298,16 @@ class Statements:
         """Return a table of the target's schema."""
         return self._sql.Identifier(self._names.schema, name)
 
-    def columns(self, names: Iterable[str]) -> sql.Composable:
-        """Return names of columns with commas between them."""
-        return self.each("{0}", names)
-
     def each(self, pattern: str, names: Iterable[str], between: str = ", ") -> sql.Composable:
         """Return a pattern once for each name, in place of ``{0}``."""
         text, quoted = self._sql.SQL(pattern), map(self._sql.Identifier, names)
         return self._sql.SQL(between).join(text.format(name) for name in quoted)
 
-    def join(self, parts: Iterable[sql.Composable]) -> sql.Composable:
-        """Return parts with commas between them."""
-        return self._sql.SQL(", ").join(parts)
+    def columns(self, names: Iterable[str]) -> sql.Composable:
+        """Return names of columns with commas between them."""
+        return self.each("{0}", names)
 
-    def text(self, words: str) -> sql.Composable:
+    def text(self, words: str) -> sql.SQL:
         """Return SQL as it stands: never anything from outside."""
         return self._sql.SQL(words)
 

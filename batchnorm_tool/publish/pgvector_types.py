@@ -112,21 +112,15 @@ class RowShape:
             return f"({{0}}::{self.cast}) halfvec_{self.operators}_ops"
         return f"{{0}} vector_{self.operators}_ops"
 
-    def warnings(self, index: str) -> list[str]:
-        """Return what a reader should know of precision and of the index."""
-        told = []
+    def warnings(self, index: str) -> Iterator[str]:
+        """Yield what a reader should know of precision and of the index."""
         if self.layout.dtype == "float64":
-            told.append("pgvector stores float32: the float64 vectors were rounded.")
+            yield "pgvector stores float32: the float64 vectors were rounded."
         if index != "none" and self.indexed() is None:
-            told.append(
-                f"{self.layout.width} components are too many for an index; none was built."
-            )
+            yield f"{self.layout.width} components are too many for an index; none was built."
         elif index != "none" and self.cast:
             cast = f"{self.layout.vector}::{self.cast}"
-            told.append(
-                f"The index is over `{cast}`: queries must use the same cast to benefit from it."
-            )
-        return told
+            yield f"The index is over `{cast}`: queries must use the same cast to benefit from it."
 
 
 def sql_type(kind: pa.DataType) -> str:
@@ -156,8 +150,7 @@ def _of_a_family(kind: pa.DataType) -> str:
 def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, str]]:
     """Find the values of a column that PostgreSQL, or psycopg on the way there, cannot take.
 
-    Yields:
-        ``bool[n]``, and why these rows cannot be taken.
+    Yields ``bool[n]``, and why these rows cannot be taken.
     """
     kind = column.type
     if "string" in str(kind):
@@ -169,10 +162,8 @@ def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, 
         yield parts, "Expected whole microseconds in a key. Received: a fraction."
     if is_key and sql_type(kind) in {"text", "bytea"}:
         sizes = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-        yield (
-            sizes > LONGEST_KEY,
-            f"Expected keys of at most {LONGEST_KEY:,} bytes. Received: more.",
-        )
+        why = f"Expected keys of at most {LONGEST_KEY:,} bytes. Received: more."
+        yield sizes > LONGEST_KEY, why
 
 
 def _rows_with_nul(column: pa.Array) -> np.ndarray:
@@ -203,10 +194,9 @@ def _beyond(column: pa.Array) -> np.ndarray:
 
 def rows_of(table: pa.Table, vector: str) -> Iterator[tuple[Any, ...]]:
     """Return the rows of a table as psycopg takes them for a binary ``COPY``."""
-    names = table.column_names
     columns = [
         _vectors(table[name]) if name == vector else _values(table[name].combine_chunks())
-        for name in names
+        for name in table.column_names
     ]
     return zip(*columns, strict=True)
 
