@@ -70,7 +70,11 @@ class _ExitCodes:
             return
         if self._debug and error is not None:
             self._terminal.print_traceback(traceback.format_exception(error))
-        sys.exit(self._report(self._as_ours(error)))
+        ours = self._as_ours(error)
+        name = type(ours).__name__.lstrip("_")
+        held: Any = ours.result if isinstance(ours, errors.Held | errors.TargetFailed) else None
+        self._terminal.print_error(name, ours.message, ours.exit_code, held)
+        sys.exit(ours.exit_code)
 
     def _as_ours(self, error: BaseException | None) -> BatchnormToolError:
         """Say what the error means, whichever library it passed through on its way here."""
@@ -85,20 +89,11 @@ class _ExitCodes:
         outcome = _KEPT if self._keeps else "Nothing was written."
         return kind(f"{kind.__name__.lstrip('_')}. {outcome}")
 
-    def _report(self, error: BatchnormToolError) -> int:
-        """Say what went wrong; returns the exit code."""
-        name = type(error).__name__.lstrip("_")
-        held: Any = error.result if isinstance(error, errors.Held | errors.TargetFailed) else None
-        self._terminal.print_error(name, error.message, error.exit_code, held)
-        return error.exit_code
-
 
 class _Command(click.Command):
     """A command with the flags that all have; its function gets the terminal that they describe.
 
-    Args:
-        keeps: Whether finished work is kept where it is stopped.
-        is_attempt: Whether its messages bear an id of this attempt.
+    It ``keeps`` finished work where it is stopped; as an attempt, its messages bear an id.
     """
 
     def __init__(
@@ -113,9 +108,8 @@ class _Command(click.Command):
         names = ("debug", "quiet", "as_json", "log_format")
         debug, quiet, as_json, log_format = (ctx.params.pop(name) for name in names)
         run_id = secrets.token_hex(8) if self._is_attempt else None
-        terminal = Terminal(
-            as_json=as_json, quiet=quiet, json_logs=log_format == "json", run_id=run_id
-        )
+        json_logs = log_format == "json"
+        terminal = Terminal(as_json=as_json, quiet=quiet, json_logs=json_logs, run_id=run_id)
         ctx.params["terminal"] = terminal
         with _ExitCodes(terminal, keeps=self._keeps, debug=debug):
             return super().invoke(ctx)
@@ -389,7 +383,7 @@ def schema_command(terminal: Terminal) -> None:
     """Print the JSON Schema of a job file, for editors."""
     from batchnorm_tool.job import job_schema
 
-    terminal.print_schema(job_schema())
+    terminal.print_document(job_schema())
 
 
 def _job_of_run(arguments: Sequence[str], options: dict[str, Any]) -> Job:

@@ -18,9 +18,7 @@ _UNLISTED = (
 )
 
 
-def parse_names(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> list[str] | None:
+def parse_names(_: object, __: object, text: str | None) -> list[str] | None:
     """Return names separated by commas; double quotes stand around one that holds a comma."""
     if text is None:
         return None
@@ -28,16 +26,13 @@ def parse_names(
         first = next(csv.reader([text], strict=True, skipinitialspace=True))
         return [name.strip() for name in first or [""]]
     except csv.Error as error:
-        raise click.BadParameter(f"{_UNLISTED}{text!r}.", context, parameter) from error
+        raise click.BadParameter(f"{_UNLISTED}{text!r}.") from error
 
 
-def _parse_names_several(
-    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[str, ...]:
-    names = [name for text in texts for name in parse_names(context, parameter, text) or ()]
+def _parse_names_several(_: object, __: object, texts: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name for text in texts for name in parse_names(None, None, text) or ()]
     if not all(names):
-        given = ", ".join(map(repr, texts))
-        raise click.BadParameter(f"{_UNLISTED}{given}.", context, parameter)
+        raise click.BadParameter(f"{_UNLISTED}{', '.join(map(repr, texts))}.")
     return tuple(names)
 
 
@@ -50,6 +45,7 @@ def any_of(names: Iterable[str]) -> str:
 # Every norm but `lp`, which takes a number.
 NORM_LIST = ", ".join(name for name in spellings(NORMS) if name != "lp")
 
+_AXES: dict[str, Any] = {"type": click.Choice(["-1", "all"])}
 # Several names, by commas or by repetition.
 _NAMES: dict[str, Any] = {"multiple": True, "callback": _parse_names_several}
 
@@ -58,11 +54,7 @@ Flag: TypeAlias = tuple[str, str, dict[str, Any]]
 JOB_FLAGS: tuple[Flag, ...] = (
     ("--norm", "normalize.norm", {"help": f"{NORM_LIST}, or lp with --p."}),
     ("--p", "normalize.p", {"type": float, "help": "The p of --norm lp."}),
-    (
-        "--axis",
-        "normalize.axis",
-        {"type": click.Choice(["-1", "all"]), "help": "Each vector, or a row's whole output."},
-    ),
+    ("--axis", "normalize.axis", {**_AXES, "help": "Each vector, or a row's whole output."}),
     ("--key", "input.key", {**_NAMES, "help": "Key columns, as a,b."}),
     ("--passthrough", "input.passthrough", {**_NAMES, "help": "Columns to copy, as a,b."}),
     ("--invalid", "input.invalid", {"help": "fail, quarantine, nullify or drop bad input rows."}),
@@ -93,26 +85,18 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     ("--engine", "engine.kind", {"help": f"{any_of(ENGINES)}."}),
 )
 # Flags that take a number as well as a word.
-_NOT_TEXT = (
-    "normalize.axis",
-    "output.part_rows",
-    "engine.workers",
-    "engine.devices",
-    "model.batch_size",
-)
+_NOT_TEXT = {"axis", "part_rows", "workers", "devices", "batch_size"}
 COLUMN_FLAG = ("--column", "input.features", {**_NAMES, "help": "Columns, as a,b or 'emb_*'."})
 
 
 def of_job(*specs: Flag) -> Callable[[Any], Any]:
     """Add the flags to a command; each sets one key of the job."""
-
-    def add(command: Any) -> Any:
-        for name, key, settings in reversed(specs):
-            parameter = "set__" + key.replace(".", "__")
-            command = click.option(name, parameter, **settings)(command)
-        return command
-
-    return add
+    return _flags(
+        *(
+            click.option(name, f"set__{key.replace('.', '__')}", **settings)
+            for name, key, settings in reversed(specs)
+        )
+    )
 
 
 def _flags(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -188,24 +172,19 @@ def seconds_of(text: str | None) -> float:
     return seconds
 
 
-def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+def _numbers(_: object, __: object, text: str | None) -> Any:
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(
-            f"Expected integers separated by commas, such as 1,5,10. Received: {text}.",
-            context,
-            parameter,
-        ) from error
+        said = f"Expected integers separated by commas, such as 1,5,10. Received: {text}."
+        raise click.BadParameter(said) from error
 
 
-def _sample(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+def _sample(_: object, __: object, text: str | None) -> Any:
     try:
         return text if text in (None, "all") else int(text)
     except ValueError as error:
-        raise click.BadParameter(
-            f"Expected an integer, or all. Received: {text}.", context, parameter
-        ) from error
+        raise click.BadParameter(f"Expected an integer, or all. Received: {text}.") from error
 
 
 comparing = _flags(
@@ -226,10 +205,7 @@ comparing = _flags(
 
 
 def overrides(options: dict[str, Any]) -> list[str]:
-    """Return what the flags say, in the words of ``--set``.
-
-    Returns:
-        ``section.key=value`` each; those of ``--set`` itself come last, and win.
+    """Return what the flags say, in the words of ``--set``, whose own come last, and win.
 
     Example:
         >>> overrides({"set__input__key": ("id",), "mixed_bits": False, "overrides": ()})
@@ -253,6 +229,6 @@ def _as_yaml(key: str, value: Any) -> str:
         return json.dumps(value[0] if alone else value)
     if key == "engine.devices" and "," in value:
         return f"[{value.strip('[]')}]"
-    if key in _NOT_TEXT:
+    if key.partition(".")[2] in _NOT_TEXT:
         return str(value)
     return json.dumps(value)

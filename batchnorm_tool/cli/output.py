@@ -37,13 +37,10 @@ _LISTED = 4
 
 
 class Terminal:
-    """The printer of what a command came to.
+    """The printer of what a command came to: words, or one JSON document on standard output.
 
-    Args:
-        as_json: One JSON document on standard output, everything else on standard error.
-        quiet: Nothing but errors, and the document if one is asked for.
-        json_logs: Messages on standard error as JSON lines.
-        run_id: What the messages of this attempt are known by, where there are many attempts.
+    When quiet, nothing but errors, and the document if one is asked for. The messages of an attempt
+    are known by its ``run_id``, where there are many attempts.
     """
 
     def __init__(
@@ -88,17 +85,16 @@ class Terminal:
     ) -> None:
         """Print the document that says what went wrong, and nothing else."""
         status = {"status": "failed", "error": error, "message": mask_secrets(bounded(message))}
-        self._document({**status, "exit_code": exit_code, **(record or {})})
+        self.print_document({**status, "exit_code": exit_code, **(record or {})})
 
     def print_traceback(self, texts: Iterable[str]) -> None:
         """Show where an error arose, for whoever fixes it."""
-        lines = (line for text in texts for line in text.splitlines())
-        _echo("\n".join(printable(line) for line in lines), err=True)
+        _echo("\n".join(map(printable, "".join(texts).splitlines())), err=True)
 
     def print_config(self, job: Job) -> None:
         """Print a resolved job, secrets masked, in a form that runs."""
         if self._as_json:
-            self._document(job.masked())
+            self.print_document(job.masked())
             return
         import yaml
 
@@ -109,10 +105,6 @@ class Terminal:
         if any(printable(line) != line for line in text.splitlines()):
             text = yaml.safe_dump(values, sort_keys=False)
         _echo(text.rstrip("\n"))
-
-    def print_schema(self, schema: Mapping[str, object]) -> None:
-        """Print a JSON Schema."""
-        self._document(schema)
 
     def print_retry(self, retry: Retry) -> None:
         """Print what a dry run would read again."""
@@ -202,7 +194,7 @@ class Terminal:
 
     def _print(self, document: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         if self._as_json:
-            self._document(document)
+            self.print_document(document)
         elif not self._quiet:
             self._lines(lines())
 
@@ -211,7 +203,8 @@ class Terminal:
             head = line.bold if isinstance(line, _HeadedLine) and self._color else ""
             _echo(click.style(head, bold=True) * bool(head) + printable(line[len(head) :]))
 
-    def _document(self, document: Mapping[str, object]) -> None:
+    def print_document(self, document: Mapping[str, object]) -> None:
+        """Print a document as JSON."""
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         _echo(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
@@ -351,12 +344,8 @@ def _unfinished_lines(run: show.UnfinishedRun) -> Iterator[str]:
     elif run.parts_refused:
         state = "stopped by bad rows: fix the input, or choose another row policy"
     yield _HeadedLine("An unfinished run, ", state)
-    done = {
-        "parts": f"{run.parts_done:,} of {run.parts:,}",
-        "rows": f"{run.rows_done:,} of {run.rows:,}",
-        "bad rows": run.bad_rows,
-    }
-    yield from _table(done.items())
+    parts, rows = f"{run.parts_done:,} of {run.parts:,}", f"{run.rows_done:,} of {run.rows:,}"
+    yield from _table([("parts", parts), ("rows", rows), ("bad rows", run.bad_rows)])
 
 
 def _model_lines(model: show.ModelDescription) -> Iterator[str]:
@@ -374,8 +363,7 @@ def _model_lines(model: show.ModelDescription) -> Iterator[str]:
 def _cache_lines(cache: show.CacheDescription) -> Iterator[str]:
     yield _HeadedLine("The model cache, ", plural(len(cache.models), "model"))
     for each in cache.models:
-        facts = [each.kind, size(each.bytes), f"last used {each.last_used}"]
-        told = [*facts, each.cause or ""]
+        told = [each.kind, size(each.bytes), f"last used {each.last_used}", each.cause or ""]
         if each.largest_difference is not None:
             told[-1] = f"difference {each.largest_difference:.2g} of a row's length at most"
         yield from _table([(each.model, ", ".join(told))])
@@ -422,7 +410,6 @@ def _store_facts(store: show.StoreDescription) -> Iterator[tuple[str, object]]:
 def _compared_lines(
     document: ComparisonDocument | DifferenceDocument, directory: str | None
 ) -> Iterator[str]:
-    """Yield a comparison or a difference, and where its report is."""
     from batchnorm_tool.report.text_compare import comparison_lines, difference_lines
 
     if document["kind"] == "comparison":
@@ -435,7 +422,6 @@ def _compared_lines(
 
 
 def _refresh_lines(result: RefreshResult) -> Iterator[str]:
-    """Yield what a refresh, an acceptance or a rollback came to."""
     from batchnorm_tool.report import text_refresh
 
     store, record = _display_path(result.path), result.stored
@@ -449,7 +435,6 @@ def _refresh_lines(result: RefreshResult) -> Iterator[str]:
 
 
 def _released_lines(released: Released) -> Iterator[str]:
-    """Yield what became of a hold."""
     store = _display_path(released.store)
     if not released.released:
         yield f"`{store}` was not on hold: version {released.live} is live."
