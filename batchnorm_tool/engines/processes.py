@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Self
 
 from batchnorm_tool.engines.local import LocalEngine, PartWorker
 from batchnorm_tool.errors import Interrupted, WorkFailed
+from batchnorm_tool.models import cache
 
 if TYPE_CHECKING:
     from batchnorm_tool.engines.process_worker import Answer
@@ -156,6 +157,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is the command's answer, and no place for chatter
                 pass_fds=descriptors,
+                env=cache.inherited(),
                 process_group=0,  # what a terminal sends on Ctrl-C is for the parent
             )
         finally:

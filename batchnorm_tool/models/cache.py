@@ -1,10 +1,10 @@
 """The model cache: converted models and what was found out about models, each under its key.
 
 An entry is a directory below ``$XDG_CACHE_HOME/batchnorm-tool/models``, named by the SHA-256 of its
-key, which appears whole in one rename. It is used only where this user alone may write to it, its
-record's checksum is right, and each of its files has the size and the SHA-256 that the record says;
-whatever else lies there is removed, and made anew. Who can write as this user can do so anyway: no
-signature would keep them out, so that there is none.
+key, which appears whole in one rename. It is used only where this user alone may write to it, and
+not everyone to a directory above, its record's checksum is right, and each of its files has the
+size and the SHA-256 that the record says; whatever else lies there is removed, and made anew. Who
+can write as this user can do so anyway: no signature would keep them out, so that there is none.
 """
 
 import atexit
@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ _MOST_BYTES = 4 * 2**30
 _MOST_DOCUMENTS = 1000
 # Names the directory of this process tree where the user's own cannot be written to.
 _INSTEAD = "BATCHNORM_TOOL_CACHE_INSTEAD"
+_MADE: list[Path] = []  # that directory, once this process has made it
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,9 @@ class ModelCache:
         """Return what was kept under a key; ``None`` where it is missing or damaged."""
         path = self._document_path(kind, key)
         with contextlib.suppress(OSError):
+            ours = _is_ours(path.parent)
             digest, _, content = path.read_bytes().partition(b"\n")
-            if _is_ours(path.parent) and hashlib.sha256(content).hexdigest().encode() == digest:
+            if ours and hashlib.sha256(content).hexdigest().encode() == digest:
                 os.utime(path)
                 return content
         return None
@@ -200,14 +204,16 @@ class ModelCache:
         except OSError:
             return None
 
-    def _move(self, place: Path, path: Path) -> None:
+    def _move(self, place: Path, path: Path, *, again: bool = True) -> None:
         try:
             place.rename(path)
         except OSError:
             # It is there already: made by another process, or damaged since it was looked for.
             if self._opened(path, whole=True) is None:
+                if not again:
+                    raise
                 _remove(path)
-                place.rename(path)
+                self._move(place, path, again=False)
 
     def _bound(self) -> None:
         """Remove the entries that were not used for longest, and what a kill left half-written."""
@@ -254,24 +260,43 @@ def cache_warnings() -> Iterator[str]:
 
 
 def _users_root() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "batchnorm-tool" / "models"
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # XDG says to ignore it
+        home = Path(os.path.expanduser("~/.cache"))  # noqa: PTH111  (that of `Path` raises)
+    return home / "batchnorm-tool" / "models"
 
 
 def _unusable(root: Path) -> str | None:
     """Make the directory of a cache, or say why it cannot be one."""
+    if not root.is_absolute():
+        return "this user has no home directory"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(root):
             return "it is not this user's alone"
+        # Who may write above could put another directory in its place, unless a sticky bit forbids.
+        open_to_all = (each for each in root.resolve().parents if _anyone_may_rename_in(each))
+        if above := next(open_to_all, None):
+            return f"everyone may write to {above}"
     except OSError as error:
         return error.strerror or str(error)
     return None if os.access(root, os.W_OK | os.X_OK) else "it is read-only"
 
 
+def _anyone_may_rename_in(directory: Path) -> bool:
+    mode = directory.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
 def _instead() -> Path:
-    """Make a directory for this process and those that it starts."""
-    place = Path(tempfile.mkdtemp(prefix="batchnorm-tool-models-"))
-    os.environ[_INSTEAD] = str(place)
-    atexit.register(_remove, place)
-    return place
+    """Return a directory for this process and those that it starts."""
+    with _MAKING:
+        if not _MADE:
+            _MADE.append(Path(tempfile.mkdtemp(prefix="batchnorm-tool-models-")))
+            atexit.register(_remove, _MADE[0])
+        return _MADE[0]
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment of a process that this one starts: it uses the same cache."""
+    return {**os.environ, **({_INSTEAD: str(_MADE[0])} if _MADE else {})}

@@ -24,7 +24,7 @@ from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError, WorkFailed
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models import batching
+from batchnorm_tool.models import batching, cache
 from batchnorm_tool.models.backends.loading import KERAS_2, KerasError
 from batchnorm_tool.models.cache import CachedModel, ConvertedModel, Key, ModelCache
 from batchnorm_tool.models.security import ModelReport
@@ -257,7 +257,7 @@ def _answered(
     reader, writer = os.pipe()
     path = json.dumps([*map(str, sys.path)])
     # The order of sets decides on names in the graph, and so on its hash.
-    ordered = {**os.environ, "PYTHONHASHSEED": "0"}
+    ordered = {**cache.inherited(), "PYTHONHASHSEED": "0"}
     if request.legacy:
         ordered["TF_USE_LEGACY_KERAS"] = "1"  # for classes of the user's that build on `tf.keras`
     process = subprocess.Popen(

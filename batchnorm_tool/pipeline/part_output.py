@@ -405,7 +405,7 @@ def _statistics(storage: Storage, part: int) -> pa.Table:
     try:
         stream = base64.b64decode(json.loads(record or b"{}")["chunks"])
         return pa.ipc.open_stream(stream).read_all().cast(CHUNK_SCHEMA)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise Damaged(
             f"`{manifest.record_path(part)}` is not as this version writes it: `chunks`: {error}. "
             f"{RECREATE.capitalize()}."

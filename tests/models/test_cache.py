@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache, cache_warnings
+from batchnorm_tool.models import cache as cache_module
+from batchnorm_tool.models.cache import CacheEntry, Key, ModelCache, cache_warnings, inherited
 from tests.command_line import invoke
 
 KEY: Key = {"content": "aa", "versions": {"onnx": "1"}}
@@ -118,6 +120,26 @@ def test_of_those_who_race_one_wins_and_all_go_on(cache: ModelCache) -> None:
     assert len(list(cache.root.iterdir())) == 1
 
 
+def test_another_process_may_be_faster_after_a_damaged_entry_was_removed(
+    cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(cache)
+    (entry,) = cache.root.iterdir()
+    whole = entry.rename(cache.root / "made by another")
+    entry.mkdir(mode=0o700)
+    (entry / "damage").touch()
+
+    def remove(path: Path) -> None:
+        shutil.rmtree(path)
+        if path == entry:
+            whole.rename(entry)
+
+    monkeypatch.setattr(cache_module, "_remove", remove)
+    keep(cache)
+    assert graph_of(cache) == GRAPH
+    assert [*cache.root.iterdir()] == [entry]
+
+
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path, most_bytes=25_000)
     keys: list[Key] = [{"content": name} for name in "abc"]
@@ -139,19 +161,34 @@ def test_documents_are_kept_whole_or_not_at_all(cache: ModelCache) -> None:
     assert cache.document("signature", KEY) is None
 
 
-@pytest.mark.parametrize("why", ["not this user's alone", "Not a directory"])
+USELESS: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "not this user's alone": lambda home, _: (home / "batchnorm-tool" / "models").chmod(0o777),
+    "everyone may write to": lambda home, _: (home / "batchnorm-tool").chmod(0o777),
+    "Not a directory": lambda home, _: (
+        (home / "batchnorm-tool").rename(home / "elsewhere"),
+        (home / "batchnorm-tool").touch(),
+    ),
+    "no home directory": lambda _, patch: (
+        patch.setenv("XDG_CACHE_HOME", "relative"),
+        patch.delenv("HOME", raising=False),
+        patch.setattr("pwd.getpwuid", {}.__getitem__),
+    ),
+}
+
+
+@pytest.mark.parametrize("why", USELESS)
 def test_where_the_users_cache_cannot_be_used_there_is_one_for_these_processes(
     why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BATCHNORM_TOOL_CACHE_INSTEAD", "")
+    monkeypatch.delenv("BATCHNORM_TOOL_CACHE_INSTEAD", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if why == "Not a directory":
-        (tmp_path / "batchnorm-tool").touch()
-    else:
-        (tmp_path / "batchnorm-tool" / "models").mkdir(parents=True)
-        (tmp_path / "batchnorm-tool" / "models").chmod(0o777)
+    (tmp_path / "batchnorm-tool" / "models").mkdir(parents=True, mode=0o700)
+    USELESS[why](tmp_path, monkeypatch)
+    before = {**os.environ}
     cache = ModelCache.of_user()
     keep(cache)
+    assert os.environ == before  # it belongs to whoever uses the library
+    monkeypatch.setenv("BATCHNORM_TOOL_CACHE_INSTEAD", inherited()["BATCHNORM_TOOL_CACHE_INSTEAD"])
     assert graph_of(ModelCache.of_user()) == GRAPH  # as another process of this tree finds it
     assert cache.root.stat().st_mode & 0o077 == 0
     assert [why in text and "XDG_CACHE_HOME" in text for text in cache_warnings()] == [True]

@@ -14,6 +14,7 @@ from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.stats import VectorStats
+from batchnorm_tool.pipeline import part_output
 from batchnorm_tool.pipeline.manifest import (
     BadRow,
     PartRecord,
@@ -130,6 +131,14 @@ def test_a_record_that_cannot_be_read_is_made_again(tmp_path: Path, text: bytes 
         storage.put(record_path(1), text)
     with pytest.raises(WorkFailed, match=r"`_state/records/000001.json` is missing or damaged"):
         total(storage, range(2))
+
+
+@pytest.mark.parametrize("record", [b"[1]", b'{"chunks": 5}', b'{"chunks": "A"}'])
+def test_a_record_without_statistics_is_damage(tmp_path: Path, record: bytes) -> None:
+    storage = stored(tmp_path, record_of(0))
+    (tmp_path / "out" / record_path(0)).write_bytes(record)
+    with pytest.raises(Damaged, match="`chunks`"):
+        part_output.gather(storage, [0])
 
 
 def test_row_counts_go_by_in_and_out() -> None:
