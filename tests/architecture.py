@@ -100,6 +100,7 @@ RULES = (
     never("commands.run commands.compare commands.verify", "commands.refresh"),
     never("pipeline", "engines readers store"),
     never("gate comparison norms", FILE_ACCESS),
+    never("inputs features models formats", "gate"),
     never("report", "storage inputs store"),
     never("*", FACE),
     only("models.backends", "tensorflow keras onnxruntime tf2onnx"),

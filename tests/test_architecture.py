@@ -34,6 +34,7 @@ FORBIDDEN = [
     "comparison.scores imports pyarrow.dataset",
     "norms.stats imports pathlib",
     "norms.stats imports pyarrow.ipc",
+    "inputs.table imports batchnorm_tool.gate.input_limits",
     "report.page imports batchnorm_tool.storage.local",
     "report.page imports batchnorm_tool.inputs.files",
     "report.page imports batchnorm_tool.store.state",

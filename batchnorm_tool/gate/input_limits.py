@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchnorm_tool.display import percent, plural
+from batchnorm_tool.features.statistics import ColumnNulls, ComponentSummary, InputSummary
 from batchnorm_tool.gate.findings import Finding, not_evaluated
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import InputGate
@@ -34,45 +35,6 @@ _MOST_OF_RANGE = 0.03
 # of 4 rows, deviations in 7 of 600 refreshes of 63 rows.
 _FEWEST_FOR_MEANS = 20
 _FEWEST_FOR_DEVIATIONS = 100
-
-
-@dataclass(frozen=True)
-class ColumnNulls:
-    """Rows of a stored column, and the nulls in it, those inside of lists included."""
-
-    rows: int
-    nulls: int
-
-    def merged(self, other: ColumnNulls) -> ColumnNulls:
-        """Merge those of two sets of rows."""
-        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
-
-
-@dataclass(frozen=True)
-class ComponentSummary:
-    """What is kept of one numeric input: a number for each component.
-
-    Extremes are over all valid ``rows``, moments over the ``count`` rows of a sample.
-    """
-
-    rows: int
-    count: int
-    min: tuple[float | None, ...]
-    max: tuple[float | None, ...]
-    mean: tuple[float | None, ...]
-    std: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class InputSummary:
-    """What is kept of the statistics of an input; of ``sampled_every`` rows, one is in the sample.
-
-    By stored column that feeds the model, and by numeric input of the model.
-    """
-
-    columns: dict[str, ColumnNulls]
-    inputs: dict[str, ComponentSummary]
-    sampled_every: int
 
 
 def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)

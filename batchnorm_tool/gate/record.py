@@ -8,9 +8,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, InstanceOf
 
+from batchnorm_tool.features.statistics import InputSummary
+
 # pydantic reads these annotations at run time.
 from batchnorm_tool.gate.findings import Finding, broken
-from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.rows import RefreshRows
 
 PUBLISHED, WAITING, NOTHING = "published", "waiting", "nothing to do"

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchnorm_tool.features.statistics import InputSummary
 from batchnorm_tool.gate.findings import Finding
-from batchnorm_tool.gate.input_limits import InputSummary, evaluate_input
+from batchnorm_tool.gate.input_limits import evaluate_input
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import InputGate
 from tests.refresh_records import typed

@@ -15,6 +15,7 @@ from batchnorm_tool.commands.refresh.staging import Staging
 from batchnorm_tool.commands.refresh.survey import Survey, blas
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Held, Lines
+from batchnorm_tool.features.statistics import InputSummary
 from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
 from batchnorm_tool.gate.record import WAITING, Acceptance, FileOfInput, InputRecord, ModelRecord
@@ -99,7 +100,7 @@ def staged_record(staging: Staging, difference: ChangeSet) -> StoredRecord:
     )
 
 
-def _reference(staging: Staging) -> input_limits.InputSummary | None:
+def _reference(staging: Staging) -> InputSummary | None:
     """Return what a later delta is compared with: the last input that had all rows."""
     live = staging.state.record(staging.pointer.live)
     return live.input.reference if live and staging.plan.store.mode != "full" else None

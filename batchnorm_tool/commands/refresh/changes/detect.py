@@ -23,14 +23,13 @@ from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.display import plural
 from batchnorm_tool.environment import available_cores
 from batchnorm_tool.errors import BadRows, capture_warnings
+from batchnorm_tool.features.statistics import InputStatistics, InputSummary, statistics_of
 from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.gate.findings import SHOWN_ROWS
-from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.reading import Part, describe_key
 from batchnorm_tool.inputs.row_hash import BlockHash
 from batchnorm_tool.inputs.row_ids import IdLookup, bucket_directory
-from batchnorm_tool.inputs.statistics import InputStatistics, statistics_of
 from batchnorm_tool.storage import Storage, checked_json
 from batchnorm_tool.store.index import (
     IS_JUDGED_AGAIN,

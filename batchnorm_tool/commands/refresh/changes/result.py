@@ -12,10 +12,10 @@ import pyarrow as pa
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.refresh.changes.source import HashedChunk, RefreshSource
 from batchnorm_tool.display import plural
+from batchnorm_tool.features.statistics import InputSummary
 from batchnorm_tool.formats import Layout, Sink
 from batchnorm_tool.formats.arrow import Arrow
 from batchnorm_tool.formats.arrow_columns import free_name, vector_field
-from batchnorm_tool.gate.input_limits import InputSummary
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import HASH_VERSION
 from batchnorm_tool.storage import OutputFile, Storage

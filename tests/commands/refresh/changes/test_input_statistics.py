@@ -11,9 +11,8 @@ import pytest
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.commands.refresh.changes import source
-from batchnorm_tool.gate.input_limits import ColumnNulls
-from batchnorm_tool.inputs import statistics
-from batchnorm_tool.inputs.statistics import InputStatistics, nulls_in, statistics_of
+from batchnorm_tool.features import statistics
+from batchnorm_tool.features.statistics import ColumnNulls, InputStatistics, nulls_in, statistics_of
 from batchnorm_tool.storage.checked_json import plain
 from tests.commands.refresh.changes.nights import Nights, items
 

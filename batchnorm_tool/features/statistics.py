@@ -9,13 +9,51 @@ import numpy as np
 import pyarrow as pa
 
 from batchnorm_tool.formats.arrow_columns import is_list
-from batchnorm_tool.gate.input_limits import ColumnNulls, ComponentSummary, InputSummary
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 
 SAMPLED_EVERY = 8
 """Of so many rows, counted from the start of the input, one is in the sample of mean and std."""
 MOST_COMPONENTS = 4096
 """An input with more components (an image) is taken as one component with all their values."""
+
+
+@dataclass(frozen=True)
+class ColumnNulls:
+    """Rows of a stored column, and the nulls in it, those inside of lists included."""
+
+    rows: int
+    nulls: int
+
+    def merged(self, other: ColumnNulls) -> ColumnNulls:
+        """Merge those of two sets of rows."""
+        return ColumnNulls(self.rows + other.rows, self.nulls + other.nulls)
+
+
+@dataclass(frozen=True)
+class ComponentSummary:
+    """What is kept of one numeric input: a number for each component.
+
+    Extremes are over all valid ``rows``, moments over the ``count`` rows of a sample.
+    """
+
+    rows: int
+    count: int
+    min: tuple[float | None, ...]
+    max: tuple[float | None, ...]
+    mean: tuple[float | None, ...]
+    std: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """What is kept of the statistics of an input; of ``sampled_every`` rows, one is in the sample.
+
+    By stored column that feeds the model, and by numeric input of the model.
+    """
+
+    columns: dict[str, ColumnNulls]
+    inputs: dict[str, ComponentSummary]
+    sampled_every: int
 
 
 @dataclass(frozen=True)
