@@ -38,8 +38,8 @@ def framed(
     words: ChartText, plot: Plot, marks: Iterable[Html], legend: Iterable[Html] = ()
 ) -> Html:
     """Draw a chart: axes, the marks between them, and a legend above."""
-    base = svg.rule((plot.left, plot.right), (plot.bottom, plot.bottom))
-    return svg.drawing(words, plot.frame, [*svg.scaffold(plot), *marks, base, *legend])
+    pieces = [*svg.scaffold(plot), *marks, svg.base_line(plot), *legend]
+    return svg.drawing(words, plot.frame, pieces)
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,11 @@ def rule(across: tuple[float, float], down: tuple[float, float], opacity: str = 
     return tag("line", stroke="currentColor", stroke_opacity=opacity, **places)
 
 
+def base_line(plot: Plot) -> Html:
+    """Draw the x axis."""
+    return rule((plot.left, plot.right), (plot.bottom, plot.bottom))
+
+
 def text(words: object, x: float, y: float, anchor: str, *, muted: bool = False) -> Html:
     """Write words that start, end or have their middle at a place."""
     depth = "0.72" if muted else None
@@ -320,16 +325,13 @@ class SeriesStyle:
 
 def series_styles(labels: Iterable[str]) -> dict[str, SeriesStyle]:
     """Give every label a look of its own, the first one the neutral colour."""
-    return {label: _style(place) for place, label in enumerate(dict.fromkeys(labels))}
-
-
-def _style(place: int) -> SeriesStyle:
-    colour = place % len(_LIGHT)
-    return SeriesStyle(
-        colour=f"var(--series-{colour}, {_LIGHT[colour]})",
-        dashes=_DASHES[place % len(_DASHES)],
-        marker=_MARKERS[place % len(_MARKERS)],
-    )
+    found = {}
+    for place, label in enumerate(dict.fromkeys(labels)):
+        colour = place % len(_LIGHT)
+        variable = f"var(--series-{colour}, {_LIGHT[colour]})"
+        dashes, marker = _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
+        found[label] = SeriesStyle(variable, dashes, marker)
+    return found
 
 
 def marker(style: SeriesStyle, x: float, y: float) -> Html:
