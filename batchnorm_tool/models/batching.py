@@ -48,6 +48,11 @@ class BackendRecord(Record):
     batch_size: Positive | None
 
 
+def backend_name(record: BackendRecord | None) -> Literal["onnxruntime", "tensorflow"]:
+    """Return what computes a model; one that was not converted has no record."""
+    return "tensorflow" if record is None else record.name
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory that can be compiled for a batch size.

@@ -17,7 +17,7 @@ from batchnorm_tool.chunk import Field, overlaps
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job, Model
-from batchnorm_tool.models.batching import BackendRecord
+from batchnorm_tool.models.batching import BackendRecord, backend_name
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import (
     LEFT_OUT_IF_NONE,
@@ -157,8 +157,7 @@ def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, object]:
 
 def with_planned_backend(model: Model, resolved: ResolvedOptions) -> Model:
     """Return a job's model for the back end that was planned, whatever ``auto`` chooses now."""
-    name = "tensorflow" if resolved.backend is None else resolved.backend.name
-    return model.model_copy(update={"backend": name})
+    return model.model_copy(update={"backend": backend_name(resolved.backend)})
 
 
 def chosen_model(job: Job) -> dict[str, object] | None:

@@ -28,7 +28,7 @@ from batchnorm_tool.formats.arrow_columns import regrouped
 from batchnorm_tool.inputs.reading import Part, read_slices
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import security
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.batching import Predictor, backend_name
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import PartRecord, record_path, refusal_path
 from batchnorm_tool.pipeline.part_output import PartSummary, PartWriter
@@ -255,8 +255,8 @@ def make_worker(
             f"graph (SHA-256 {graphs[0] or 'of none: TensorFlow'}, and here {graphs[1]}), which "
             f"gives different low-order bits. {RECREATE.capitalize()}."
         )
-    if plan.job.model is not None and model.backend is None:
-        # TensorFlow's: onnxruntime has a store of its own, and was no faster with it.
+    if plan.job.model is not None and backend_name(model.backend) == "tensorflow":
+        # Onnxruntime has a store of its own, and was no faster with it.
         environment.keep_freed_memory()
     shared = None if repeats is None else SharedPredictions(repeats, plan.resolved.outputs)
     return Worker(plan, storage, model.with_batch_size(plan.resolved.batch_size), shared)

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from batchnorm_tool import Job, RefreshResult, refresh
+from batchnorm_tool.environment import quiet_libraries
 from batchnorm_tool.models.backends import start_tensorflow
 from benchmarks.contenders.stopwatch import Stopwatch, settings
 from benchmarks.contenders.store_copies import copy_store
@@ -34,6 +35,7 @@ _WITH_A_MODEL = (
 
 def main() -> None:
     """Do the night and say what it took."""
+    quiet_libraries()  # as the command line, whose process it may change
     wanted = settings()
     job = Job.from_dict(wanted["job"])
     assert job.store is not None  # noqa: S101  (a night has a store)

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchnorm_tool import Job, RunResult, run
 from batchnorm_tool.commands.progress import SilentProgress
+from batchnorm_tool.environment import quiet_libraries
 from benchmarks.contenders.stopwatch import cpu_seconds, peak_rss_bytes, settings
 
 
@@ -29,6 +30,7 @@ class BeginningOfWork(SilentProgress):
 
 def main() -> None:
     """Run the job and say what it took."""
+    quiet_libraries()  # as the command line, whose process it may change
     wanted = settings()
     beginning = BeginningOfWork()
     result = run(Job.from_dict(wanted["job"]), limit=wanted.get("limit"), progress=beginning)

@@ -23,7 +23,7 @@ from batchnorm_tool.inputs import table as inputs_table
 from batchnorm_tool.inputs.files import InputFile, Table
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, conversion, placement, security
-from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.models.batching import Predictor, backend_name
 from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
@@ -259,8 +259,7 @@ class Preparation:
                 yield f"The model holds {finding.what} (in {finding.where})."
         if self.job.model is not None and self.job.model.backend != "tensorflow":
             yield from cache_warnings()
-        planned = "tensorflow" if resolved.backend is None else resolved.backend.name
-        if self.job.model is not None and planned == "tensorflow":
+        if self.job.model is not None and backend_name(resolved.backend) == "tensorflow":
             yield from conversion.fallback_warnings(self.job.model, self.content, self.job.engine)
         if not self.rows:
             yield "The input has no rows: the result is valid, but empty."
