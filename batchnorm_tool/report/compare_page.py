@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TypeAlias, cast
 
+from batchnorm_tool.comparison.norm_survey import SourceFacts
+from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers
 from batchnorm_tool.display import count, fixed, number, percent, plural, probability, signed, span
 from batchnorm_tool.report import Html, charts, figures, join, page, svg, tag
 from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
 from batchnorm_tool.report.svg import ChartText, SeriesStyle
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.norm_survey import SourceFacts
-    from batchnorm_tool.comparison.verdict import ComparisonDocument, GroupFigures, Numbers
 
 _METRICS = {"dot": "the dot product", "euclidean": "Euclidean distance", "cosine": "cosine"}
 _GROUPS_STYLE = """
@@ -137,7 +134,7 @@ def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesSt
     decisive = document["headline"]
     if decisive is None:
         return page.section("Retrieval quality", page.quiet(page.prose(_WITHOUT_RELEVANCE)))
-    first, *others = (_quality_chart(document, styles, each) for each in _charts(document))
+    first, *others = _charts(document, styles)
     name = figures.metric_name(decisive)
     chosen = document["verdict"].get("norm")
     rows = [
@@ -153,17 +150,17 @@ def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesSt
     )
 
 
-def _charts(document: ComparisonDocument) -> Iterator[_QualityChart]:
-    found = figures.families(document)
+def _charts(document: ComparisonDocument, styles: Mapping[str, SeriesStyle]) -> Iterator[Html]:
+    found, draw = figures.families(document), partial(_quality_chart, document, styles)
     if max(map(len, found.values())) > 1:
         for family, metrics in found.items():
             places = charts.Places.of("k", map(figures.k_of, metrics))
-            yield _QualityChart(f"{figures.metric_name(family)}@k", places, metrics)
+            yield draw(f"{figures.metric_name(family)}@k", places, metrics)
         return
     # One k makes one point of each metric: all of them fit into one chart.
     every = list(itertools.chain(*found.values()))
     places = charts.Places.of("metric", map(figures.metric_name, found))
-    yield _QualityChart(f"Metrics at k = {figures.k_of(every[0])}", places, every)
+    yield draw(f"Metrics at k = {figures.k_of(every[0])}", places, every)
 
 
 def _queries(document: ComparisonDocument) -> str:
@@ -194,35 +191,31 @@ def _cells(document: ComparisonDocument, norm: str, metric: str) -> list[str]:
     return [*cells, signed(test["difference"]), ends, *tested]
 
 
-@dataclass(frozen=True)
-class _QualityChart:
-    """A chart to be drawn: its heading, and the metric at each of its places."""
-
-    name: str
-    places: charts.Places
-    metrics: Sequence[str]
-
-
 def _quality_chart(
-    document: ComparisonDocument, styles: Mapping[str, SeriesStyle], shown: _QualityChart
+    document: ComparisonDocument,
+    styles: Mapping[str, SeriesStyle],
+    name: str,
+    places: charts.Places,
+    metrics: Sequence[str],
 ) -> Html:
+    """Draw a chart of a metric at each of its places."""
     values = {
-        norm: [figures.quality(document, norm, metric) for metric in shown.metrics]
+        norm: [figures.quality(document, norm, metric) for metric in metrics]
         for norm in document["compared"]
     }
-    series = charts.IntervalSeries(values, styles, joined=shown.places.label == "k")
-    axes = shown.places, charts.interval_axis("mean with 95 % interval", series)
-    id_ = f"quality-{shown.metrics[0].replace('@', '-')}"
-    words = ChartText(id_, f"{shown.name} by norm", " ".join(_seen(shown.metrics, values)))
+    series = charts.IntervalSeries(values, styles, joined=places.label == "k")
+    axes = places, charts.interval_axis("mean with 95 % interval", series)
+    id_ = f"quality-{metrics[0].replace('@', '-')}"
+    words = ChartText(id_, f"{name} by norm", " ".join(_seen(metrics, values)))
     draw = partial(charts.interval_chart, axes=axes, series=series)
     rows = [
         [norm, figures.metric_name(metric), *_cells(document, norm, metric)]
         for norm in document["compared"]
-        for metric in shown.metrics
+        for metric in metrics
     ]
     headings = ["norm", "metric", *_headings(document, "mean")]
-    data = page.table(f"{shown.name} by norm", headings, rows, "ll")
-    return join(tag("h3", shown.name), page.chart(words, draw, numbers=data))
+    data = page.table(f"{name} by norm", headings, rows, "ll")
+    return join(tag("h3", name), page.chart(words, draw, numbers=data))
 
 
 def _seen(metrics: Sequence[str], values: Mapping[str, Sequence[charts.Interval]]) -> Iterator[str]:

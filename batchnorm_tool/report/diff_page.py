@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
+from batchnorm_tool.comparison.drift import DifferenceDocument
+from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 from batchnorm_tool.display import count, fixed, number, percent, plural, signed, span
 from batchnorm_tool.norms.stats import QUANTILES, NormStats, quantile_label
 from batchnorm_tool.report import Html, charts, join, page, svg, tag
 from batchnorm_tool.report.figures import base_name, describe_key, interval
 from batchnorm_tool.report.norm_charts import norm_overlay, norm_table
 from batchnorm_tool.report.svg import Axis, ChartText
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.drift import DifferenceDocument
-    from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
 
 _STYLE = svg.STYLE + page.VERDICT_STYLE
 _SPACES = {True: "the same", False: "different", None: "unknown"}

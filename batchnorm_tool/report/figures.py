@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
 
 _FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
 # The first screen of results.

@@ -6,16 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from batchnorm_tool.display import DASH, count, number, plural
+from batchnorm_tool.gate.record import History, RefreshRecord
 from batchnorm_tool.norms.stats import MIDDLE_COLUMNS
 from batchnorm_tool.report import Html, charts, page, svg, tag, text_refresh
 from batchnorm_tool.report.figures import base_name, describe_key, real
 from batchnorm_tool.report.svg import NARROW, Axis, ChartText, Frame, Plot, pixels
-
-if TYPE_CHECKING:
-    from batchnorm_tool.gate.record import History, RefreshRecord
 
 _KINDS = ("new", "changed", "vanished", "touched")
 _SCOPES = {

@@ -23,9 +23,8 @@ from batchnorm_tool.report.svg import Axis, ChartText
 from batchnorm_tool.report.text_run import norm_shown
 
 if TYPE_CHECKING:
-    from batchnorm_tool.norms.stats import DimensionStats, VectorStats
-    from batchnorm_tool.pipeline.manifest import Manifest, PartEntry, RowCounts
-    from batchnorm_tool.pipeline.output_schema import StoredOutput
+    from batchnorm_tool.norms.stats import DimensionStats
+    from batchnorm_tool.pipeline.manifest import Manifest, PartEntry
 
 Int64s = np.ndarray
 # More steps than this are thinner than two pixels of a wide chart.
@@ -94,7 +93,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "model", page.code(model.path) if model else "none: predictions were already stored"
     yield "output", page.code(job.output.path)
     for output in manifest.outputs:
-        yield "column", join(page.code(output.vector_column), f" {_kind(output)}")
+        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, output.shape)) or "1"
+        kind = f" {shape} {output.dtype}, {output.norm}"
+        yield "column", join(page.code(output.vector_column), kind)
     for name in ("space", "bits", "result"):
         yield name, page.identity(getattr(manifest, name))
     yield "batch size", str(resolved.batch_size)
@@ -103,11 +104,6 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     versions = manifest.identity.versions.items()
     said = ", ".join(f"{name} {version}" for name, version in versions)
     yield "versions", page.name(said or f"batchnorm_tool {manifest.version}")
-
-
-def _kind(output: StoredOutput) -> str:
-    shape = " \N{MULTIPLICATION SIGN} ".join(str(length) for length in output.shape) or "1"
-    return f"{shape} {output.dtype}, {output.norm}"
 
 
 def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
@@ -125,7 +121,10 @@ def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
     )
     return page.section(
         heading,
-        page.quiet(_vectors(statistics)),
+        page.quiet(
+            f"{plural(statistics.vectors, 'vector')} in {plural(statistics.rows, 'row')}, "
+            f"{count(statistics.zero)} of them zero, {count(statistics.nonfinite)} not finite"
+        ),
         tag("h3", f"{shown} norm before normalization"),
         norm_chart(f"{prefix}-norm", shown, norms[shown]),
         norm_table(norms, "Norms before normalization"),
@@ -138,18 +137,14 @@ def _output(manifest: Manifest, index: int, chunks: pa.Table) -> Html:
     )
 
 
-def _vectors(statistics: VectorStats) -> str:
-    return (
-        f"{plural(statistics.vectors, 'vector')} in {plural(statistics.rows, 'row')}, "
-        f"{count(statistics.zero)} of them zero, {count(statistics.nonfinite)} not finite"
-    )
-
-
 def _bad_rows(manifest: Manifest) -> Html:
     reasons = {reason: amount for reason, amount in manifest.reasons.items() if amount}
     if not reasons:
         return page.section("Bad rows", tag("p", "None."))
     by_reason = [[reason, count(amount)] for reason, amount in reasons.items()]
+    actions = ("quarantined", "dropped", "nullified")
+    amounts = {action: getattr(manifest.rows, action) for action in actions}
+    said = ", ".join(f"{count(amount)} {action}" for action, amount in amounts.items() if amount)
     headings = ("row", "key", "reason", "file", "row in file")
     rows = [
         [count(row.row), page.name(row.key), row.reason, page.code(row.file), count(row.file_row)]
@@ -157,17 +152,10 @@ def _bad_rows(manifest: Manifest) -> Html:
     ]
     return page.section(
         "Bad rows",
-        page.quiet(_bad_row_counts(manifest.rows)),
+        page.quiet(said or "All were kept."),
         page.table("Bad rows by reason", ("reason", "rows"), by_reason),
         page.table("The first bad rows", headings, rows, "rlllr"),
     )
-
-
-def _bad_row_counts(rows: RowCounts) -> str:
-    actions = ("quarantined", "dropped", "nullified")
-    amounts = {action: getattr(rows, action) for action in actions}
-    said = [f"{count(amount)} {action}" for action, amount in amounts.items() if amount]
-    return ", ".join(said) if said else "All were kept."
 
 
 def _inputs(manifest: Manifest) -> Html:

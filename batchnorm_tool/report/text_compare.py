@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from batchnorm_tool import display
+from batchnorm_tool.comparison.drift import DifferenceDocument
+from batchnorm_tool.comparison.verdict import ComparisonDocument, VerdictEntry
 from batchnorm_tool.display import count, cut, fixed, number, percent, plural, span, table, wrapped
 from batchnorm_tool.norms.stats import quantile_label
 from batchnorm_tool.report import figures
 from batchnorm_tool.report.text_run import quantile_table
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.drift import DifferenceDocument
-    from batchnorm_tool.comparison.verdict import ComparisonDocument, VerdictEntry
 
 # A cosine has no use for its upper quantiles: they crowd at 1.
 _SHOWN_QUANTILES = (0.01, 0.05, 0.5, 0.95)
