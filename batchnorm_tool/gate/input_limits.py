@@ -46,20 +46,13 @@ def evaluate_input(  # noqa: PLR0913  (each is a fact of the refresh)
     mode: Literal["full", "delta"] = "full",
     new_space: bool = False,
 ) -> list[Finding]:
-    """Judge the input before the model runs.
+    """Judge the input before the model runs, against that of the last published refresh.
 
     Shares are of the live rows, in delta mode too; without live rows nothing is judged, because
-    every limit on the input compares.
-
-    Args:
-        limits: One that is ``None`` or ``"ignore"`` has no finding.
-        counts: What the difference counted; ``live``: the rows of the live version.
-        statistics: Of the input.
-        previous: The same of the last published refresh.
-        mode: In a delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on,
-            and nulls only beyond what chance makes of so few rows.
-        new_space: New and changed rows and features are not judged: every row is computed again,
-            and features may be others.
+    every limit on the input compares. A limit that is ``None`` or ``"ignore"`` has no finding. In a
+    delta, nulls, constancy and moments are judged from ``limits.min_rows`` rows on, and nulls only
+    beyond what chance makes of so few rows. In a new space, new and changed rows and features are
+    not judged: every row is computed again, and features may be others.
     """
     findings = list(_share_findings(limits, counts, new_space=new_space))
     why = _incomparable(counts, new_space=new_space)

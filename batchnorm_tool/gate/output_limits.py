@@ -135,66 +135,55 @@ class BadCounts:
     rows: tuple[FaultyRow, ...] = ()
 
 
-@dataclass(frozen=True)
-class _OutputGate:
-    """One scope against the live version."""
+def _judged(limits: OutputGate, live: Vectors, scope: Scope, current: Vectors) -> Iterator[Finding]:
+    """Hold one scope against the live version."""
+    few = _too_few(limits.min_rows, live, current)
+    for measure in MEASURES:
+        allowed = getattr(limits, measure.limit)
+        if allowed is not None and few:
+            yield findings.not_evaluated(f"gate.output.{measure.limit}", scope, allowed, few)
+        elif allowed is not None:
+            yield _measured_shift(measure, allowed, scope, live, current)
 
-    limits: OutputGate
-    live: Vectors
-    scope: Scope
-    current: Vectors
 
-    def findings(self) -> Iterator[Finding]:
-        for measure in MEASURES:
-            allowed = getattr(self.limits, measure.limit)
-            if allowed is not None:
-                yield self._finding(measure, float(allowed))
+def _measured_shift(
+    measure: Measure, allowed: float, scope: Scope, live: Vectors, current: Vectors
+) -> Finding:
+    measured = measure.shift(live, current)
+    chance = 0.0 if measured <= allowed else measure.chance(live, current)
+    most = max(allowed, chance)
+    passed = measured <= most
+    rows = () if passed else measure.worst(live, current)
+    raised = ""
+    if chance == most:
+        raised = f" ({allowed:g}, raised to what chance gives for so few rows)"
+    what = f"{measure.label}: {measured:.4g}; at most {most:.4g} allowed{raised}."
+    return Finding(f"gate.output.{measure.limit}", scope, measured, most, passed, what, rows)
 
-    def _finding(self, measure: Measure, allowed: float) -> Finding:
-        name = f"gate.output.{measure.limit}"
-        few = self._too_few()
-        if few:
-            return findings.not_evaluated(name, self.scope, allowed, few)
-        measured = measure.shift(self.live, self.current)
-        chance = 0.0 if measured <= allowed else measure.chance(self.live, self.current)
-        most = max(allowed, chance)
-        passed = measured <= most
-        rows = () if passed else measure.worst(self.live, self.current)
-        raised = (
-            f" ({allowed:g}, raised to what chance gives for so few rows)" if chance == most else ""
-        )
-        what = f"{measure.label}: {measured:.4g}; at most {most:.4g} allowed{raised}."
-        return Finding(name, self.scope, measured, most, passed, what, rows)
 
-    def _too_few(self) -> str:
-        least = self.limits.min_rows
-        for vectors, of in ((self.current, ""), (self.live, " in the live version")):
-            rows = min(len(vectors.unit), len(vectors.norms))
-            if rows < max(least, 1):
-                return f"{plural(rows, 'good row')}{of}, fewer than `gate.output.min_rows: {least}`"
-        return ""
+def _too_few(least: int, live: Vectors, current: Vectors) -> str:
+    for vectors, of in ((current, ""), (live, " in the live version")):
+        rows = min(len(vectors.unit), len(vectors.norms))
+        if rows < max(least, 1):
+            return f"{plural(rows, 'good row')}{of}, fewer than `gate.output.min_rows: {least}`"
+    return ""
 
 
 def evaluate_output(
     limits: OutputGate, changed: Vectors, whole: Vectors, live: Vectors | None, bad: BadCounts
 ) -> list[Finding]:
-    """Judge the new vectors, over the changed rows alone and over all rows.
+    """Judge the new vectors, over the good rows that changed and over all that would be published.
 
-    Args:
-        limits: One that is ``None`` has no finding.
-        changed: Good rows that the model has seen in this refresh.
-        whole: Good rows of the version that would be published.
-        live: The live version; ``None`` on a first load and in a new space, where nothing can be
-            compared and only absolute limits are judged.
-        bad: Bad rows.
+    A limit that is ``None`` has no finding. There is no live version on a first load and in a new
+    space, where nothing can be compared and only absolute limits are judged.
     """
     # A distribution is judged from `limits.min_rows` rows on. Where a shift is beyond its limit, it
     # is held against what chance alone makes of as many rows of the live version, and passes where
     # that is more.
     found = list(_bad_findings(limits, bad))
     if live is not None:
-        found += _OutputGate(limits, live, "changed", changed).findings()
-        found += _OutputGate(limits, live, "whole", whole).findings()
+        found += _judged(limits, live, "changed", changed)
+        found += _judged(limits, live, "whole", whole)
     return found
 
 

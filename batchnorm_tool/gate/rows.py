@@ -13,18 +13,14 @@ class RefreshRows:
     """Rows of a refresh; ``rows_in`` is the sum of those up to ``unknown_deletes``.
 
     Attributes:
-        rows_in: Rows of the input.
         new: Rows whose key the live version does not know.
         changed: Known rows with other features.
         recomputed: Rows with the same features that are predicted again.
         touched: Rows with the same features and other passed-through values.
-        same: Rows with nothing to do.
-        deleted: Known rows that the input says to delete.
-        unknown_deletes: Unknown rows that the input says to delete.
+        deleted: Known rows that the input says to delete; others are ``unknown_deletes``.
         bad: Of the new, changed and recomputed rows, those whose features the model cannot take.
         vanished: Rows of the dataset that are to go: not in the input, or deleted by it.
         forgotten: Rows that are to go and were only remembered as bad, not in the dataset.
-        predicted: Rows that the model predicted.
         reused: New, changed and recomputed rows that got a vector that was known.
         stale: Rows of the version that keep an older vector, because they are bad now.
         quarantined: Bad rows that have no vector: remembered, and not in the dataset.
