@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
+from batchnorm_tool.comparison.verdict import VerdictEntry
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.errors import InputError
 from batchnorm_tool.norms.histogram import merged_moments, moments, reduced
 from batchnorm_tool.norms.norm import L2, Float64s, row_blocks, row_norms, unit_vectors
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.norm_survey import Distribution, SetFacts
-    from batchnorm_tool.comparison.verdict import VerdictEntry
 
 PSI_BINS = 10
 """Bins of the population stability index: the deciles of the first set."""

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from batchnorm_tool.norms.norm import Float64s
+from batchnorm_tool.norms.norm import Float64s
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -76,14 +75,9 @@ class GradedJudgements:
     """Rows are relevant as graded; a query without a single judgement is not judged.
 
     Items that the base does not hold count as relevant and belong to the ideal ranking, like
-    documents that no run retrieves.
-
-    Args:
-        offsets: int64[q + 1], ascending from 0: the judgements of query ``i`` are those from
-            ``offsets[i]`` to ``offsets[i + 1]``.
-        items: int64[m], the base row that is judged, each at most once for a query and never the
-            query itself; -1 for an item that the base does not hold.
-        item_grades: float64[m], 0 or more; 0 is judged and not relevant.
+    documents that no run retrieves. The judgements of query ``i`` are those from ``offsets[i]`` to
+    ``offsets[i + 1]``: base rows, each at most once for a query and never the query itself, -1 for
+    one that the base does not hold; and their grades, 0 for judged and not relevant.
     """
 
     offsets: Int64s

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
+from batchnorm_tool.comparison.norm_survey import SetFacts, SourceFacts
 from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.norms.norm import Float64s
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.norm_survey import SetFacts, SourceFacts
 
 Numbers = Mapping[str, float | None]
 """The ends of an interval, or the result of a test; all ``None`` where no query is judged."""
@@ -164,14 +162,15 @@ def _without_relevance(document: ComparisonFigures) -> VerdictEntry:
     first, k = document["compared"][0], _headline_k(document)
     overlaps = {norm: document["overlap"][first][norm][k] for norm in document["compared"][1:]}
     if min(overlaps.values()) >= _ALIKE:
+        share = document["unit_share"]["l2"]
+        unit = f"; {percent(share)} of the rows already have unit length" if share > 0.5 else ""
         return _entry(
             None,
             "no difference",
             f"No relevant difference: all norms find the same {k} nearest rows.",
-            f"The overlap with {first} is at least {min(overlaps.values()):.3f} at {k}"
-            f"{_unit(document)}.",
+            f"The overlap with {first} is at least {min(overlaps.values()):.3f} at {k}{unit}.",
         )
-    said = ", ".join(f"{norm} {share:.2f}" for norm, share in overlaps.items())
+    said = ", ".join(f"{norm} {overlap:.2f}" for norm, overlap in overlaps.items())
     return _entry(
         None,
         "not judged",
@@ -179,11 +178,6 @@ def _without_relevance(document: ComparisonFigures) -> VerdictEntry:
         "Add classes with `--label`, or judgements with `--relevance`.",
         f"Share of the {k} nearest rows in common with {first}: {said}.",
     )
-
-
-def _unit(document: ComparisonFigures) -> str:
-    share = document["unit_share"]["l2"]
-    return f"; {percent(share)} of the rows already have unit length" if share > 0.5 else ""
 
 
 def _with_relevance(document: ComparisonFigures) -> VerdictEntry:
