@@ -226,7 +226,11 @@ def _document(
     _check_depth(query_set, passed.survey, max(options.ks))
     usable = np.flatnonzero(np.isfinite(sampled.vectors).all(axis=1))
     if not len(usable):
-        raise InputError(_no_queries(query_set, len(rows)))
+        received = "null, NaN or infinity in every one" if len(rows) else "a source without rows"
+        raise InputError(
+            f"{query_set.source.name}: no query of {len(rows):,} can be used. Expected finite "
+            f"vectors. Received: {received}. Inspect the file with `batchnorm-tool show`."
+        )
     queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
     base = sets.StreamedBase(query_set.base, passed.probe)
     found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
@@ -264,14 +268,6 @@ def _check_depth(query_set: QuerySet, survey: NormSurvey, k: int) -> None:
         )
 
 
-def _no_queries(query_set: QuerySet, drawn: int) -> str:
-    received = "null, NaN or infinity in every one" if drawn else "a source without rows"
-    return (
-        f"{query_set.source.name}: no query of {drawn:,} can be used. Expected finite vectors. "
-        f"Received: {received}. Inspect the file with `batchnorm-tool show`."
-    )
-
-
 def _facts(
     query_set: QuerySet, relevance: Relevance | None, passed: FirstPass, options: _Options
 ) -> verdict.SurveyFigures:
@@ -287,7 +283,13 @@ def _facts(
         "seed": options.seed,
         "relevance": None if relevance is None else relevance.facts,
         "norms": {label: stats.to_dict() for label, stats in survey.norms.items()},
-        "rank_correlation": _correlations(ranked),
+        "rank_correlation": {
+            one: {
+                other: 1.0 if one == other else rank_correlation(ranked[one], ranked[other])
+                for other in ranked
+            }
+            for one in ranked
+        },
         "ranked_rows": len(ranked[MAX.label]),
         "unit_share": {norm.label: survey.unit[norm.label] / survey.rows for norm in (L1, L2, MAX)},
         "rbo_p": RBO_PERSISTENCE,
@@ -299,16 +301,6 @@ def _ranked(lengths: Mapping[str, Float64s]) -> dict[str, Float64s]:
     finite = np.flatnonzero(np.isfinite(lengths[MAX.label]))
     some = finite[:: max(1, -(-len(finite) // RANKED_ROWS))]
     return {label: values[some] for label, values in lengths.items() if label != "none"}
-
-
-def _correlations(ranked: Mapping[str, Float64s]) -> dict[str, Numbers]:
-    return {
-        one: {
-            other: 1.0 if one == other else rank_correlation(ranked[one], ranked[other])
-            for other in ranked
-        }
-        for one in ranked
-    }
 
 
 def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) -> Numbers | None:
@@ -327,11 +319,11 @@ def _popularity(relevance: Relevance | None, lengths: Mapping[str, Float64s]) ->
 
 
 def _query_facts(rows: int, usable: int, judgements: Judgements | None) -> dict[str, int | None]:
+    judged = barren = None
+    if judgements is not None:
+        judged = int(judgements.judged.sum())
+        barren = int((judgements.judged & (judgements.relevant == 0)).sum())
     counts = {"rows": rows, "used": usable, "nonfinite": rows - usable}
-    if judgements is None:
-        return {**counts, "judged": None, "without_relevant": None}
-    is_barren = judgements.judged & (judgements.relevant == 0)
-    judged, barren = int(judgements.judged.sum()), int(is_barren.sum())
     return {**counts, "judged": judged, "without_relevant": barren}
 
 
@@ -350,9 +342,7 @@ def _warnings(queries: Mapping[str, int | None], relevance: Mapping[str, Any]) -
     if barren := queries["without_relevant"]:
         yield f"Judged queries without a relevant row, counted as 0: {barren:,}."
     if unknown := relevance.get("unknown_queries"):
-        yield (
-            f"Queries of the relevance file that are not among the queries, ignored: {unknown:,}."
-        )
+        yield f"Queries of the relevance file that are not among the queries, ignored: {unknown:,}."
     if lost := queries["nonfinite"]:
         yield f"Queries with null, NaN or infinity, ignored: {lost:,} of {queries['rows']:,}."
     if unknown := relevance.get("unknown_items"):
@@ -364,11 +354,7 @@ def _warnings(queries: Mapping[str, int | None], relevance: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the first pass over the base brings.
-
-    The ``probe`` are rows spread evenly, by which the search begins. ``lengths`` are norms of
-    single rows by label: of all rows where all are wanted, else of some.
-    """
+    """What the first pass over the base brings; ``lengths`` are norms of all rows, or of some."""
 
     survey: NormSurvey
     probe: Sample

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -74,15 +73,10 @@ class Compared:
         order = np.argsort(turned, kind="stable")[:_WORST]
         chosen = order[turned[order] < 1]
         keys = sets.keys_to_json(self.join.a_keys, self.rows[chosen])
+        figures = (each[chosen].tolist() for each in (self.cosines, self.a_norms, self.b_norms))
         return [
-            {"key": key, "cosine": finite_or_none(cosine), "norm_a": float(a), "norm_b": float(b)}
-            for key, cosine, a, b in zip(
-                keys,
-                self.cosines[chosen].tolist(),
-                self.a_norms[chosen],
-                self.b_norms[chosen],
-                strict=True,
-            )
+            {"key": key, "cosine": finite_or_none(cosine), "norm_a": a, "norm_b": b}
+            for key, cosine, a, b in zip(keys, *figures, strict=True)
         ]
 
     def ratios(self) -> Float64s:
@@ -174,11 +168,8 @@ def _drift(a: MeasuredSet, b: MeasuredSet) -> drift.DriftFigures:
 
 def _dimensions(shift: Float64s) -> dict[str, list[Any]]:
     order = np.argsort(-np.abs(shift), kind="stable")[:_WORST]  # NaN last
-    largest = [
-        {"dimension": int(at), "shift": float(shift[at])}
-        for at in order
-        if math.isfinite(shift[at])
-    ]
+    finite = order[np.isfinite(shift[order])]
+    largest = [{"dimension": int(at), "shift": float(shift[at])} for at in finite]
     return {"shift": [finite_or_none(value) for value in shift.tolist()], "largest": largest}
 
 
@@ -315,9 +306,6 @@ def _search(ks: tuple[int, ...] | None, sample: int, seed: int, rows: int) -> Ne
     return NeighbourSearch(fitting or DEFAULT_K[:1], sample if fitting else 0, seed)
 
 
-# The two sets
-
-
 def _open(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
@@ -347,8 +335,8 @@ def _has(predictions: VectorSource, key: tuple[str, ...]) -> bool:
 def _check_keys(one: VectorSource, other: VectorSource) -> None:
     # A run without a key stores row numbers, which go with those of data.
     keys = [side.keys or (ROW_COLUMN,) for side in (one, other)]
-    is_number = [key == (ROW_COLUMN,) for key in keys]
-    if len(keys[0]) == len(keys[1]) and (all(is_number) or not any(is_number)):
+    is_number = {key == (ROW_COLUMN,) for key in keys}
+    if len(keys[0]) == len(keys[1]) and len(is_number) == 1:
         return
     said = " and ".join(
         f"{', '.join(f'`{name}`' for name in side.keys) or 'row numbers'} in {side.name}"
@@ -408,10 +396,7 @@ def _raw_space(provenance: Provenance) -> dict[str, object]:
 def _describe(provenance: Provenance) -> str:
     if "made_of" not in provenance:
         return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
-    model = provenance["model"]
-    named = (
-        "stored predictions"
-        if model is None
-        else f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
-    )
+    model, named = provenance["model"], "stored predictions"
+    if model is not None:
+        named = f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
     return f"{named}, output `{provenance['output']}`, norm {provenance['norm']}"

@@ -236,10 +236,10 @@ class Groups:
                 f"values. Expected numbers, strings or dates. Received: {values.type}. Choose "
                 "another column."
             )
-        is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-        if pa.types.is_floating(values.type):
-            # NaN becomes null.
+        is_float = pa.types.is_floating(values.type)
+        if is_float:  # NaN becomes null
             values = pa.array(values.to_numpy(zero_copy_only=False), from_pandas=True)
+        is_number = is_float or pa.types.is_integer(values.type)
         if is_number and len(values.unique()) > _MOST_VALUES:
             return cls(column, "deciles", _tenths(values))
         return cls(column, "values", _by_value(values))

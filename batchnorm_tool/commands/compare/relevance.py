@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,7 @@ from batchnorm_tool.display import near_matches, plural
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats import files
 from batchnorm_tool.formats.parquet import Parquet
-
-if TYPE_CHECKING:
-    from batchnorm_tool.norms.norm import Float64s
+from batchnorm_tool.norms.norm import Float64s
 
 COLUMNS = ("query", "item", "grade")
 """The columns of a Parquet or CSV file where none are named; the grade may be missing."""
@@ -76,9 +74,6 @@ def _is_judgement(line: str) -> bool:
     return len(fields) == _TREC_FIELDS and _is_numeric(pa.array(fields[-1:]))
 
 
-# TREC qrels
-
-
 def _from_trec(path: str, text: str) -> pa.Table:
     lines = pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten()
     lines = pc.ascii_trim_whitespace(lines)
@@ -102,9 +97,6 @@ def _check_fields(path: str, fields: pa.ListArray, lines: np.ndarray) -> None:
             f"Received: {lengths[row]}, {' '.join(fields[row].as_py())!r}. Correct the line; if "
             "this is a CSV file, add a header separated by commas or tabs."
         )
-
-
-# Columns with names
 
 
 def _from_csv(
@@ -158,19 +150,12 @@ def _chosen(path: str, columns: Sequence[str] | None, present: Sequence[str]) ->
 
 
 def _of_columns(path: str, table: pa.Table) -> pa.Table:
-    queries, items, *rest = (
-        (column, _places(path, name))
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    )
+    def placed(name: str) -> tuple[_Column, _Place]:
+        return table[name], lambda row: f"{path}, column `{name}`, row {row} (the first is 0)"
+
+    queries, items, *rest = map(placed, table.column_names)
     grades = _grades(*rest[0], least=0) if rest else np.ones(len(table))
     return pa.table([_ids(*queries), _ids(*items), grades], COLUMNS)
-
-
-def _places(path: str, column: str) -> _Place:
-    return lambda row: f"{path}, column `{column}`, row {row} (the first is 0)"
-
-
-# Values
 
 
 def _ids(column: _Column, place: _Place) -> _Column:
@@ -274,11 +259,8 @@ def read_relevance(path: str, columns: Sequence[str] | None = None) -> Relevance
     judged and not relevant, like 0. CSV has a header, and commas or tabs. Grades of the same query
     and item are added up, so that a log of clicks can be given as it is.
 
-    Args:
-        path: A local file; it is read as a whole.
-        columns: Names of the query, item and grade columns of a Parquet or CSV file. With two
-            names every row has grade 1. ``None`` means ``query``, ``item`` and, if it is there,
-            ``grade``.
+    The ``columns`` are those of query, item and grade in a Parquet or CSV file; with two names
+    every row has grade 1. Default: ``query``, ``item`` and, if it is there, ``grade``.
     """
     _check_names(columns)
     kind, table = _parsed(path, _content(path), columns)
@@ -302,8 +284,11 @@ def _check_names(columns: Sequence[str] | None) -> None:
 
 
 def _content(path: str) -> bytes:
+    file = Path(path)
     try:
-        content = Path(path).read_bytes() if _may_be_read(path) else b""
+        # A FIFO or a device may never end.
+        may_be_read = not file.exists() or file.is_file() or file.is_dir()
+        content = file.read_bytes() if may_be_read else b""
     except (OSError, ValueError) as error:  # a ValueError is a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(
@@ -314,11 +299,6 @@ def _content(path: str) -> bytes:
     if not content.strip():
         raise _nothing_in(path, "an empty file")
     return content
-
-
-def _may_be_read(path: str) -> bool:
-    """Tell whether it is no FIFO and no device, which may never end."""
-    return not Path(path).exists() or Path(path).is_file() or Path(path).is_dir()
 
 
 def _nothing_in(path: str, received: str) -> InputError:
@@ -336,12 +316,8 @@ def judgements_of(
     Keys are matched by their text: 17 and ``"17"`` are the same, 17 and ``"017"`` are not. Give
     those of all q queries, and `GradedJudgements.take` a sample: the others would seem to be
     unknown. A judgement of a query about its own row of the base, ``int64[q]`` or -1, is left out,
-    for no query is its own neighbour.
-
-    Returns:
-        Judgements of the q queries, and counts: ``judged_queries``, ``unknown_queries`` (ids in the
-        file that are no query's key), ``unknown_items`` (that are no base row's), and ``pairs``,
-        the judgements that are kept.
+    for no query is its own neighbour. The counts are of judged queries, of ids in the file that are
+    no query's or base row's key, and of the judgements that are kept.
     """
     queries = _rows_of_keys(table.path, ("queries", table.queries), query_keys)
     items = _rows_of_keys(table.path, ("items", table.items), base_keys)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import python_values
 from batchnorm_tool.comparison.drift import Gaussian, pair_cosines
 from batchnorm_tool.comparison.metrics import intervals, overlap
-from batchnorm_tool.comparison.neighbours import ArrayBase, Queries, neighbours
+from batchnorm_tool.comparison.neighbours import ArrayBase, Base, Queries, neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, SetFacts, measured
 from batchnorm_tool.comparison.scores import Metric
 from batchnorm_tool.display import plural
@@ -25,11 +25,8 @@ from batchnorm_tool.inputs.row_hash import key_ids, plain_array, type_name
 from batchnorm_tool.inputs.row_ids import IdLookup, repeats
 from batchnorm_tool.norms.norm import L2, MAX, Anything, Float64s, Norm, row_blocks, widen
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
+from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 from batchnorm_tool.storage.files import save_report
-
-if TYPE_CHECKING:
-    from batchnorm_tool.comparison.neighbours import Base
-    from batchnorm_tool.readers.source import PredictionBatch, VectorSource
 
 Int64s = np.ndarray
 METRIC = Metric.COSINE
@@ -134,14 +131,11 @@ class Sample:
 
 @dataclass
 class Pairs:
-    """Rows of a streamed set, each held against its partner in memory.
+    """Rows of a streamed set, each held against its partner in memory, -1 for none.
 
-    Attributes:
-        partners: ``int64[n]``, the row in ``vectors`` of each; -1 for none.
-        vectors: ``[m, d]``, the set in memory.
-        norms: ``float64[m]``, its L2 norms.
-        identical: Pairs that are equal bit for bit, once both are float64.
-        cosines: ``float64[n]``; NaN where there is no partner, or no direction on one side.
+    The set in memory is ``vectors``, ``[m, d]``, with its L2 ``norms``. Pairs are ``identical`` bit
+    for bit, once both are float64; ``cosines`` are NaN where there is no partner, or no direction
+    on one side.
     """
 
     partners: Int64s
@@ -182,11 +176,7 @@ def stream(predictions: VectorSource, pairs: Pairs, *samples: Sample) -> Measure
 
 @dataclass(frozen=True)
 class NeighbourSearch:
-    """Of which rows the nearest neighbours are looked for, and how many.
-
-    ``ks``, ascending, say how many neighbours are looked for; ``sample`` rows are drawn with
-    ``seed``.
-    """
+    """How many nearest neighbours are looked for, ascending, of a sample drawn with a seed."""
 
     ks: tuple[int, ...]
     sample: int
@@ -249,8 +239,7 @@ def measure_overlap(
 ) -> tuple[dict[str, dict[str, float]] | None, int]:
     """Measure how many nearest neighbours a row has in common within A and within B.
 
-    Returns:
-        Mean and interval by the number of neighbours, None without queries; the number of queries.
+    Mean and interval are by the number of neighbours, None without queries, which are counted.
     """
     is_finite = np.isfinite(sample.vectors).all(axis=1)
     rows, queries, most = sample.rows[is_finite], sample.vectors[is_finite], search.ks[-1]
@@ -306,7 +295,11 @@ def join_keys(a: VectorSource, b: VectorSource) -> Join:
     """Find the rows of two sets that have the same key."""
     # Where one of them has no key, its rows go by their number. Keys of different types are equal
     # if their texts are: 17 and "17".
-    join = _joined(a, b) if a.keys or b.keys else _joined_by_number(a, b)
+    if a.keys or b.keys:
+        join = _joined(a, b)
+    else:
+        rows = np.arange(a.rows)
+        join = Join(_keys(a), _keys(b), np.where(rows < b.rows, rows, -1))
     if not len(join.common):
         raise InputError(_nothing_in_common(a, b, join))
     return join
@@ -320,11 +313,6 @@ def _joined(a: VectorSource, b: VectorSource) -> Join:
     for side, keys, ids in ((a, a_keys, a_ids), (b, b_keys, b_ids)):
         _refuse_duplicates(side, keys, repeats(ids))
     return Join(a_keys, b_keys, IdLookup(b_ids).find(a_ids))
-
-
-def _joined_by_number(a: VectorSource, b: VectorSource) -> Join:
-    rows = np.arange(a.rows)
-    return Join(_keys(a), _keys(b), np.where(rows < b.rows, rows, -1))
 
 
 def _keys(predictions: VectorSource) -> pa.Table:
@@ -376,12 +364,10 @@ def _refuse_duplicates(side: VectorSource, keys: pa.Table, pairs: Int64s) -> Non
 
 
 def _nothing_in_common(a: VectorSource, b: VectorSource, join: Join) -> str:
-    examples = [
-        f"{_example(keys)} in {side.name}" for side, keys in ((a, join.a_keys), (b, join.b_keys))
-    ]
     return (
         "The two sets have no key in common. Expected rows of both with the same key. "
-        f"Received: {' and '.join(examples)}. Choose the columns that identify a row with `key`."
+        f"Received: {_example(join.a_keys)} in {a.name} and {_example(join.b_keys)} in {b.name}. "
+        "Choose the columns that identify a row with `key`."
     )
 
 
@@ -395,9 +381,7 @@ def _example(keys: pa.Table) -> str:
 def keys_to_json(keys: pa.Table, rows: Int64s | Sequence[int]) -> list[Any]:
     """Return the keys of some rows as JSON has them, lists where a key has several parts."""
     chosen = keys.take(pa.array(rows, pa.int64()))
-    columns = [
-        [_to_json_value(value) for value in python_values(column)] for column in chosen.columns
-    ]
+    columns = [[*map(_to_json_value, python_values(column))] for column in chosen.columns]
     return columns[0] if len(columns) == 1 else [list(key) for key in zip(*columns, strict=True)]
 
 
