@@ -88,14 +88,9 @@ class StoredRun(VectorSource):
         """Return the path, below the output, of the file that holds ``column`` of ``part``."""
         return next(file.path for file, columns in self._data_files(part) if column in columns)
 
-    def quarantine_of(self, part: StoredPart) -> FileRecord | None:
-        """Return the file of the rows of ``part`` that policy sent away, if there were any."""
-        return next((f for f in part.files if _directory(f) == QUARANTINE_DIRECTORY), None)
-
     def _data_files(self, part: StoredPart) -> Iterator[tuple[FileRecord, tuple[str, ...]]]:
         for file in part.files:
-            columns = self._directories.get(_directory(file))
-            if columns is not None:
+            if (columns := self._directories.get(_directory(file))) is not None:
                 yield file, columns
 
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:

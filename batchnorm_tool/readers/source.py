@@ -46,15 +46,11 @@ _NAME = "array"
 
 @dataclass(frozen=True)
 class PredictionBatch:
-    """Consecutive rows of stored predictions.
+    """Consecutive rows of stored predictions, with the further columns asked for.
 
-    Attributes:
-        first_row: The number of its first row in the source.
-        vectors: ``[n, d]`` in float16, float32 or float64, C order, possibly read-only: a view of
-            what was read where that is so stored. Missing rows are NaN.
-        missing: ``bool[n]``, where the vector, or a component of it, is null, or where it has
-            another width than the others. A NaN or an infinity in a vector makes none.
-        columns: The further columns asked for.
+    Vectors are ``[n, d]`` in float16, float32 or float64, C order, possibly read-only: a view of
+    what was read where that is so stored. Those that are ``missing``, ``bool[n]``, are NaN: a
+    component is null, or the width another one; a NaN or an infinity in a vector makes none.
     """
 
     first_row: int
@@ -398,9 +394,8 @@ class ArrayVectors(VectorSource):
         """Yield all rows, in batches of at most ``batch_rows``; there is one column."""
         for start in range(0, len(self.array), batch_rows):
             vectors = np.ascontiguousarray(self.array[start : start + batch_rows], self.dtype)
-            yield pa.RecordBatch.from_arrays(
-                [output_schema.fixed_size_list(vectors)] * len(columns), columns
-            )
+            lists = output_schema.fixed_size_list(vectors)
+            yield pa.RecordBatch.from_arrays([lists] * len(columns), columns)
 
 
 def predictions_of_array(array: Anything) -> VectorSource:

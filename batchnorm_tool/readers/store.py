@@ -48,10 +48,8 @@ class Snapshot(VectorSource):
     @cached_property
     def provenance(self) -> Provenance:
         """What made the vectors."""
-        made_by, model = self.record, self.record.model
-        return provenance_of(
-            self, self.pointer.identity, made_by.space, model.path if model else None
-        )
+        space, model = self.record.space, self.record.model
+        return provenance_of(self, self.pointer.identity, space, model.path if model else None)
 
     @cached_property
     def rows(self) -> int:
@@ -125,12 +123,10 @@ def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int
 
 
 def _nothing_live(path: str, pointer: StorePointer) -> str:
+    nothing = f"Nothing has been published in the store `{path}` yet"
     if pointer.waiting is None:
-        return (
-            f"Nothing has been published in the store `{path}` yet. Run `batchnorm-tool refresh`."
-        )
+        return f"{nothing}. Run `batchnorm-tool refresh`."
     return (
-        f"Nothing has been published in the store `{path}` yet: version {pointer.waiting} is "
-        f"waiting. See `batchnorm-tool history {path}`, then `batchnorm-tool "
-        f"accept {path} {pointer.waiting}`."
+        f"{nothing}: version {pointer.waiting} is waiting. See `batchnorm-tool history {path}`, "
+        f"then `batchnorm-tool accept {path} {pointer.waiting}`."
     )

@@ -209,7 +209,7 @@ class StoredVectors:
     def _choose(self, name: str | None) -> OutputSpec:
         outputs = {output.name: output for output in self._source.outputs}
         if name is None and len(outputs) == 1:
-            return next(iter(outputs.values()))
+            return self._source.outputs[0]
         if name is not None and name in outputs:
             return outputs[name]
         listed = ", ".join(f"`{known}`" for known in outputs)
@@ -229,8 +229,7 @@ class StoredVectors:
 
 def _cells(column: pa.ChunkedArray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a column of lists as ``object[n]`` of arrays of that shape."""
-    rows = (row for chunk in column.chunks for row in rows_of(chunk).reshape(-1, *shape))
-    return _objects(list(rows))
+    return _objects([row for chunk in column.chunks for row in rows_of(chunk).reshape(-1, *shape)])
 
 
 def _objects(cells: list[Any]) -> np.ndarray:
@@ -247,14 +246,9 @@ def open_predictions(
 ) -> VectorSource:
     """Open stored predictions; no more rows are read than it takes to tell their width.
 
-    Args:
-        path: Files, a directory or a glob of them, or a finished run or a store, whose raw
-            predictions are restored.
-        column: The column of the vectors, or several scalar columns that make one; default: the
-            only column with lists of numbers. Of a run or a store: the name of an output; default:
-            the only one.
-        key: The column, or columns, that name a row; default: the own key of a run or a store; of
-            data none, and rows go by their number.
+    Of a run or a store raw predictions are restored, ``column`` is an output, and its own key is
+    the default. Of data the default is the only column with lists of numbers, and no key: rows go
+    by their number.
     """
     name = os.fspath(path)
     columns, keys = checked_names("column", column), checked_names("key", key)

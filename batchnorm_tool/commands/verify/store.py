@@ -129,13 +129,8 @@ class StoreCheck:
 
     def check_all(self) -> None:
         """Look at records, tags, files, rows and index; what one cannot read stops no other."""
-        for check in (
-            self._check_records,
-            self._check_state,
-            self._check_tags,
-            self._check_dataset,
-            self._check_rows,
-        ):
+        checks = (self._check_records, self._check_state, self._check_tags, self._check_dataset)
+        for check in (*checks, self._check_rows):
             try:
                 check()
             except (Damaged, WorkFailed) as error:
@@ -150,8 +145,7 @@ class StoreCheck:
                 self.findings.add(f"`{place}` is not a regular file.")
             elif not is_sealed(directory.storage.get(path) or b""):
                 self.findings.add(f"`{place}` is damaged: its checksum does not match.")
-        missing = {*range(1, pointer.next_version)} - {*directory.recorded()}
-        for version in sorted(missing):
+        for version in sorted({*range(1, pointer.next_version)} - {*directory.recorded()}):
             self.findings.add(f"`{state.record_path(version)}` is missing.")
         expected = dict.fromkeys(pointer.versions, "published")
         if pointer.waiting is not None:

@@ -24,15 +24,10 @@ _BATCH_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Rows of one output that have a vector.
+    """Rows of one output that have a vector, by their numbers in the batch, ``int[m]``.
 
-    Attributes:
-        output: How they are stored.
-        dtype: The stored dtype.
-        rows: ``int[m]``, their numbers in the batch.
-        norms: ``float64[m, v]``, as stored.
-        lengths: ``float64[m, v]``, as measured.
-        finite: ``bool[m]``, whether vectors and norms are.
+    Norms are as stored, lengths as measured, both ``float64[m, v]``; ``finite`` rows, ``bool[m]``,
+    are so in vectors and norms.
     """
 
     output: OutputSpec

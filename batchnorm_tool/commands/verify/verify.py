@@ -23,7 +23,7 @@ from batchnorm_tool.inputs.row_hash import key_ids, nulls_of
 from batchnorm_tool.inputs.row_ids import find_repeated
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
-from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH
+from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH, QUARANTINE_DIRECTORY
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
 from batchnorm_tool.storage import FileRecord
@@ -203,12 +203,12 @@ def _verify_parts(run: StoredRun, findings: Findings) -> int:
 
 
 def _quarantined(run: StoredRun, part: StoredPart) -> int:
-    """Return rows of ``part`` that lie in quarantine."""
-    file = run.quarantine_of(part)
-    if file is None:
-        return 0
-    with damaged_if_unreadable(file.path):
-        return format_named("parquet").inspect(str(Path(run.path) / file.path)).rows
+    """Return rows of ``part`` that lie in quarantine, in one file or none."""
+    for path in (file.path for file in part.files):
+        if path.startswith(f"{QUARANTINE_DIRECTORY}/"):
+            with damaged_if_unreadable(path):
+                return format_named("parquet").inspect(f"{run.path}/{path}").rows
+    return 0
 
 
 def _verify_beside(run: StoredRun, findings: Findings) -> None:
@@ -234,21 +234,19 @@ def _check_statistics(run: StoredRun, findings: Findings) -> None:
     except FileNotFoundError:
         return  # the check of the files says so already
     except (OSError, pa.ArrowException, UnicodeDecodeError, TypeError) as error:
-        words = " ".join(str(error).split())
-        findings.add(f"`{CHUNKS_PATH}` cannot be read: {words}.")
+        findings.add(f"`{CHUNKS_PATH}` cannot be read: {' '.join(str(error).split())}.")
         return
     described = {
         (output, norm): _totals({key: getattr(stats, key) for key in _OF_VECTORS}, lengths)
         for output, stats in run.manifest.statistics.items()
         for norm, lengths in stats.norms.items()
     }
-    for output, norm in sorted({*described, *counts}):
-        where = f"`{CHUNKS_PATH}`, output `{output}`, norm {norm}"
-        expected = described.get((output, norm))
-        if expected is None:
+    for name in sorted({*described, *counts}):
+        where = f"`{CHUNKS_PATH}`, output `{name[0]}`, norm {name[1]}"
+        if (expected := described.get(name)) is None:
             findings.add(f"{where}: the manifest has no such statistics.")
             continue
-        for key, found in _totals(counts[output, norm], norms[output, norm]).items():
+        for key, found in _totals(counts[name], norms[name]).items():
             if not _agree(key, found, expected[key]):
                 said = f"{found}; the manifest has {expected[key]}"
                 findings.add(f"{where}: `{key}` over all chunks is {said}.")
