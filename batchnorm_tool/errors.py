@@ -83,6 +83,9 @@ class BatchnormToolError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # the only one, but for those that carry a result
+
     @property
     def message(self) -> str:
         """What happened, where, what was expected and received, and the next step."""
@@ -152,9 +155,6 @@ class TargetFailed(WorkFailed):
         self.result = result
         self.exit_code = exit_code
 
-    def __str__(self) -> str:
-        return self.message
-
     @property
     def night(self) -> dict[str, Any] | None:
         """The refresh's report, as plain data."""
@@ -174,9 +174,6 @@ class Held(BatchnormToolError):
         super().__init__(message)
         self.args = (message, result)
         self.result = result
-
-    def __str__(self) -> str:
-        return self.message
 
     @property
     def night(self) -> dict[str, Any] | None:

@@ -242,7 +242,13 @@ def check_fit(schema: pa.Schema, binding: InputBinding) -> Shape:
         return ()
     lengths = _lengths_to_fill(stored, binding.field.shape)
     if lengths is None:
-        raise InputError(_width_differs(stored, binding.field))
+        raise InputError(
+            f"The column {describe(stored)} does not fit the model "
+            f"input {describe_input(binding.field)}: its width differs from the model's input. "
+            f"Expected {_describe_count(binding.field.shape)} in each row. "
+            f"Received: {_describe_count(stored.shape)}. Choose other columns in "
+            "`input.features`, or reshape this one with `input.transform`."
+        )
     return lengths
 
 
@@ -321,15 +327,6 @@ def _next_step(stored: StoredColumn, binding: InputBinding) -> str:
     if stored.is_bytes:
         return f"If it contains images, add `decode: {{{stored.name}: jpeg}}` to `input`."
     return "Choose another column in `input.features`, or convert this one with `input.transform`."
-
-
-def _width_differs(stored: StoredColumn, field: Field) -> str:
-    return (
-        f"The column {describe(stored)} does not fit the model input {describe_input(field)}: its "
-        f"width differs from the model's input. Expected {_describe_count(field.shape)} in each "
-        f"row. Received: {_describe_count(stored.shape)}. Choose other columns in "
-        "`input.features`, or reshape this one with `input.transform`."
-    )
 
 
 def _describe_count(shape: Shape) -> str:

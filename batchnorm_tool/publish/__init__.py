@@ -68,15 +68,10 @@ class Target(ABC):
 
     @abstractmethod
     def publish(self, publication: Publication, held: Facts | None) -> Facts:
-        """Bring the target to a version.
+        """Bring the target to a version, from what the last `publish` that succeeded returned.
 
-        Args:
-            publication: The version.
-            held: What the last `publish` that succeeded returned; ``None`` where nothing is known,
-                and then all rows are written.
-
-        Returns:
-            Plain data with ``version``, ``rows`` and ``warnings`` at least.
+        Where ``held`` is ``None``, nothing is known, and all rows are written. It returns plain
+        data with ``version``, ``rows`` and ``warnings`` at least.
 
         Raises:
             WorkFailed: It did not work; the message names the target and the next step.

@@ -50,6 +50,12 @@ _SIMPLE = {
     pa.date32(): "date",
     pa.date64(): "date",
 }
+_FAMILIES = {
+    "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    "bytea": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+    "time without time zone": (pa.types.is_time,),
+    "interval": (pa.types.is_duration,),
+}
 
 
 @dataclass(frozen=True)
@@ -133,18 +139,8 @@ def sql_type(kind: pa.DataType) -> str:
         return f"numeric({kind.precision},{kind.scale})"
     if pa.types.is_timestamp(kind):
         return "timestamp with time zone" if kind.tz else "timestamp without time zone"
-    return _SIMPLE.get(kind) or _of_a_family(kind)
-
-
-def _of_a_family(kind: pa.DataType) -> str:
-    families = {
-        "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
-        "bytea": (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
-        "time without time zone": (pa.types.is_time,),
-        "interval": (pa.types.is_duration,),
-    }
-    matching = (name for name, tests in families.items() if any(test(kind) for test in tests))
-    return next(matching, JSON)
+    matching = (name for name, tests in _FAMILIES.items() if any(test(kind) for test in tests))
+    return _SIMPLE.get(kind) or next(matching, JSON)
 
 
 def unfit_rows(column: pa.Array, *, is_key: bool) -> Iterator[tuple[np.ndarray, str]]:
