@@ -60,6 +60,10 @@ class IdLookup:
         return found
 
     def _find_ascending(self, ids: np.ndarray) -> np.ndarray:
+        start = int(np.searchsorted(self._first, ids[0, 0]))
+        if self._stand_from(start, ids):
+            places = np.arange(start, start + len(ids))
+            return places if self._order is None else self._order[places].astype(np.int64)
         at = np.searchsorted(self._first, ids[:, 0])
         is_here, begins = self._compare(at, ids)
         more = np.flatnonzero(begins & ~is_here)
@@ -70,6 +74,20 @@ class IdLookup:
         places = np.minimum(at, len(self) - 1)
         places = places if self._order is None else self._order[places].astype(np.int64)
         return np.where(is_here, places, -1)
+
+    def _stand_from(self, start: int, ids: np.ndarray) -> bool:
+        """Tell whether ids, none of them repeated, stand in a row in the order."""
+        # Of integers that both sides have in order they do: told in a tenth of a search's time.
+        run = slice(start, start + len(ids))
+        first = self._first[run]
+        if len(first) < len(ids) or first[-1] != ids[-1, 0]:
+            return False
+        second = np.zeros(1, np.uint64) if self._second is None else self._second[run]
+        return bool(
+            (first == ids[:, 0]).all()
+            and (first[1:] > first[:-1]).all()
+            and (second == ids[:, 1]).all()
+        )
 
     def _compare(self, at: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tell where ids stand at places of the order, and where their first words do."""

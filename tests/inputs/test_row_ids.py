@@ -33,6 +33,19 @@ def test_ids_that_begin_alike_are_told_apart() -> None:
 
 @pytest.mark.parametrize("second", [0, 1], ids=["numbers", "hashes"])
 @pytest.mark.parametrize("ascend", [True, False], ids=["in order", "in no order"])
+def test_ids_that_stand_in_a_row_are_found_like_others(second: int, *, ascend: bool) -> None:
+    ids = np.array([[n, n * second] for n in (2, 3, 5, 5, 8, 9)], np.uint64)
+    ids[3, 1] += second
+    listed = ids if ascend else ids[::-1]
+    places, rows = listed.tolist(), IdLookup(listed)
+    for asked in ([2, 3, 5], [3, 5, 8], [3, 4, 5], [5, 5], [8, 9], [9, 10], [9, 9], [1, 2]):
+        wanted = [[n, n * second] for n in asked]
+        expected = [places.index(each) if each in places else -1 for each in wanted]
+        assert rows.find(np.array(wanted, np.uint64)).tolist() == expected
+
+
+@pytest.mark.parametrize("second", [0, 1], ids=["numbers", "hashes"])
+@pytest.mark.parametrize("ascend", [True, False], ids=["in order", "in no order"])
 def test_each_repetition_is_paired_with_the_first(second: int, *, ascend: bool) -> None:
     ids = some_ids(60, 6) * np.array([1, second], np.uint64)
     ids = ids[np.lexsort(ids.T[::-1])] if ascend else ids

@@ -235,7 +235,7 @@ class NextIndex:
     def keep(self, table: pa.Table, stays: np.ndarray) -> None:
         """Take over the next rows of the index before, ``bool[n]``; those that do not stay go."""
         self._writer.keep(table, stays)
-        self._staying.append(as_ids(bytes_of(table[KEY_ID]))[stays])
+        self._staying.append(as_ids(bytes_of(table[KEY_ID])).compress(stays, axis=0))
         self._count(table[NORM].to_numpy()[stays], table[STATUS].filter(pa.array(stays)))
 
     def add(self, table: pa.Table) -> None:

@@ -88,15 +88,15 @@ def classify_rows(
         # An unknown row looks at row 0, which has another key; `known` leaves it out below.
         at = np.maximum(positions, 0)
         # `take` copies rows as wholes: of 1 M hashes in 1 ms, where an index takes 20.
-        same = _rows_equal(live.feature_hash.take(at, axis=0), hashes.features)
+        same = known & _rows_equal(live.feature_hash.take(at, axis=0), hashes.features)
         kinds[known] = ChangeType.CHANGED
-        kinds[known & same] = ChangeType.RECOMPUTED if recompute else ChangeType.SAME
+        kinds[same] = ChangeType.RECOMPUTED if recompute else ChangeType.SAME
         if not recompute:
             moved = ~_rows_equal(live.passthrough_hash.take(at, axis=0), hashes.passthrough)
             marks = live.marks.take(at)
             # A quarantined row has no vector beside which other columns could be written.
-            kinds[known & same & moved & (marks == 0)] = ChangeType.TOUCHED
-            kinds[known & same & (marks & IS_JUDGED_AGAIN > 0)] = ChangeType.RECOMPUTED
+            kinds[same & moved & (marks == 0)] = ChangeType.TOUCHED
+            kinds[same & (marks & IS_JUDGED_AGAIN > 0)] = ChangeType.RECOMPUTED
     if hashes.deleted is not None:
         kinds[hashes.deleted] = ChangeType.UNKNOWN_DELETES
         kinds[hashes.deleted & known] = ChangeType.DELETED
@@ -115,11 +115,11 @@ class MatchedRows:
 
     Also whether any key may occur twice, without keeping the keys: known rows are counted against
     the claims, and of new rows the first words of their ids are compared. ``dispositions`` is
-    ``uint8[live rows]``, at first all `RowDisposition.UNMATCHED`.
+    ``uint8[live rows]``, at first all `RowDisposition.UNMATCHED`; ``marks`` are those of the rows.
     """
 
-    def __init__(self, dispositions: np.ndarray) -> None:
-        self.dispositions = dispositions
+    def __init__(self, dispositions: np.ndarray, marks: np.ndarray) -> None:
+        self.dispositions, self.marks = dispositions, marks
         self._known = 0
         self._new: list[np.ndarray] = []
         self._is_repeated = False
@@ -189,7 +189,7 @@ class BucketJoin:
             _add_live(*live, self.again, theirs)
         self._add_source(ours, workers, callbacks)
         kinds = self._file("kinds", self.source.table.rows)
-        matched = MatchedRows(self._file("fates", live_rows))
+        matched = MatchedRows(self._file("fates", live_rows), self._file("marks", live_rows))
         for mine, known in zip(ours.take(), theirs.take(), strict=True):
             callbacks.check()
             self._join(row_ids.joined(mine, ENTRY), row_ids.joined(known, ENTRY), kinds, matched)
@@ -228,6 +228,7 @@ class BucketJoin:
         hashes = Hashes(0, ours["id"], ours["features"], ours["passthrough"], ours["mark"] > 0)
         found, positions = classify_rows(live, hashes, recompute=self.recompute)
         kinds[ours["row"]] = found
+        matched.marks[theirs["row"]] = theirs["mark"]
         rows = np.append(theirs["row"], -1)  # the last one for position -1
         matched.add(hashes, found, rows[positions])
 

@@ -39,13 +39,7 @@ from batchnorm_tool.store.index import (
     index_rows,
     read_index,
 )
-from batchnorm_tool.store.state import (
-    STATUS,
-    StoreDirectory,
-    StoredRecord,
-    index_path,
-    is_quarantined,
-)
+from batchnorm_tool.store.state import StoreDirectory, StoredRecord, index_path
 
 # Of a live row: its hashes, its id and place, what becomes of it; 46 to 47 bytes.
 _ROW_BYTES = 64
@@ -225,12 +219,11 @@ class ChangeDetector:
         if matched.is_repeated():
             classify.refuse_duplicates(self.source, self._memory)
         self._refuse_bad_rows(total)
-        counts, judged_again = self._write_dispositions(matched.dispositions)
         found = self._changes(
-            total.counted(counts),
+            total.counted(self._write_dispositions(matched)),
             total.statistics.summary,
             warnings=tuple(sorted(total.warnings)),
-            judged_again=judged_again,
+            judged_again=self._judged_again(matched.dispositions),
             content=None if total.warnings else self._content(total.content),
         )
         if self.live is None or self.index_path is None:
@@ -266,7 +259,7 @@ class ChangeDetector:
             join = classify.BucketJoin(self.source, directory, *options)
             return join.run(live, self._workers, self.callbacks)
         index = _empty_index() if live is None else LiveIndex.load(*live, self.again, self._workers)
-        matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8))
+        matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8), index.marks)
         return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
     def _refuse_bad_rows(self, total: PartResult) -> None:
@@ -279,28 +272,36 @@ class ChangeDetector:
                 "set `input.invalid: quarantine` to set such rows aside."
             )
 
-    def _write_dispositions(self, rows: np.ndarray) -> tuple[Mapping[str, int], tuple[str, ...]]:
-        """Write ``fates.npy``; returns counts of live rows, and why some are judged again."""
+    def _judged_again(self, rows: np.ndarray) -> tuple[str, ...]:
+        """Return why rows with the features that they had are judged again, where not all are."""
+        if self.recompute or not (rows == RowDisposition.RECOMPUTED).any():
+            return ()
+        causes = np.zeros(256, np.int64)
+        for row, table in numbered(self._live_rows()):
+            again = rows[row : row + len(table)] == RowDisposition.RECOMPUTED
+            causes += np.bincount(self.again.by_cause(table)[again], minlength=256)
+        return tuple(why for n, why in enumerate(self.again.causes, 1) if causes[n])
+
+    def _write_dispositions(self, matched: MatchedRows) -> Mapping[str, int]:
+        """Write ``fates.npy``, and return counts of live rows."""
         # In a delta, a row that is not mentioned is as it was.
         absent = RowDisposition.DELETED if self.source.mode == "full" else RowDisposition.SAME
-        counts, causes = Counter(live=0, vanished=0, forgotten=0), np.zeros(256, np.int64)
+        counts, rows = Counter(live=0, vanished=0, forgotten=0), matched.dispositions
         with self.storage.create(result.DISPOSITIONS) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows),)}
             np.lib.format.write_array_header_1_0(file, header)
-            for row, table in numbered(self._live_rows()):
-                block = np.array(rows[row : row + len(table)])
+            for row in range(0, len(rows), 2**18):  # in blocks, for they may lie in a file
+                block = np.array(rows[row : row + 2**18])
                 block[block == RowDisposition.UNMATCHED] = absent
-                again = block == RowDisposition.RECOMPUTED
-                if again.any() and not self.recompute:
-                    causes += np.bincount(self.again.by_cause(table)[again], minlength=256)
-                block[again] = RowDisposition.REPLACED
-                gone, quarantined = block == RowDisposition.DELETED, is_quarantined(table[STATUS])
+                block[block == RowDisposition.RECOMPUTED] = RowDisposition.REPLACED
+                gone = block == RowDisposition.DELETED
+                quarantined = matched.marks[row : row + 2**18] & IS_QUARANTINED > 0
                 counts["live"] += int(np.count_nonzero(~quarantined))
                 counts["vanished"] += int(np.count_nonzero(gone & ~quarantined))
                 counts["forgotten"] += int(np.count_nonzero(gone & quarantined))
                 file.write(block)
             file.commit()
-        return counts, tuple(why for n, why in enumerate(self.again.causes, 1) if causes[n])
+        return counts
 
     def _live_rows(self) -> Iterable[pa.Table]:
         """Stream what tells of the rows of the live version whether they are judged again."""

@@ -123,7 +123,7 @@ def test_first_words_that_agree_are_no_repetition(
 def test_new_ids_with_the_same_first_word_raise_suspicion() -> None:
     ids = np.array([[7, 1], [5, 0], [7, 2]], np.uint64)
     hashes = Hashes(0, ids, np.zeros((3, 16), np.uint8), np.zeros((3, 8), np.uint8), None)
-    claims = MatchedRows(np.zeros(0, np.uint8))
+    claims = MatchedRows(*np.zeros((2, 0), np.uint8))
     claims.add(hashes, np.zeros(3, np.uint8), np.full(3, -1))
     claims.clear_new()
     assert claims.is_repeated()
@@ -132,6 +132,6 @@ def test_new_ids_with_the_same_first_word_raise_suspicion() -> None:
 def test_new_ids_that_begin_otherwise_raise_none() -> None:
     ids = np.array([[7, 1], [5, 0], [8, 1]], np.uint64)
     hashes = Hashes(0, ids, np.zeros((3, 16), np.uint8), np.zeros((3, 8), np.uint8), None)
-    claims = MatchedRows(np.zeros(0, np.uint8))
+    claims = MatchedRows(*np.zeros((2, 0), np.uint8))
     claims.add(hashes, np.zeros(3, np.uint8), np.full(3, -1))
     assert not claims.is_repeated()
