@@ -147,7 +147,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
     job = Job(input=spec, normalize=Normalize(norm=norm, p=p), output=output)
-    loaded = _loaded(model, outputs, backend, partial(_proof_rows, _head(data), spec))
+    loaded = _loaded(model, outputs, backend, _ProofRows(data, spec))
     chunk, columns = _chunk(data, loaded.inputs, spec)
     warn_of_negative_ids(chunk, loaded, columns)
     sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
@@ -186,22 +186,31 @@ def _loaded(
     return models.wrap_model(model, outputs)
 
 
+@dataclass(frozen=True)
+class _ProofRows:
+    """Features of the first good rows, to compare back ends on; another process gets no others."""
+
+    data: Any
+    spec: Input
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ProofRows, (_head(self.data), self.spec)
+
+    def __call__(self, inputs: Sequence[Field]) -> dict[str, np.ndarray]:
+        chunk, _ = _chunk(_head(self.data), inputs, self.spec)
+        good = np.flatnonzero(chunk.faults == Reason.GOOD)
+        features = {name: array[good] for name, array in chunk.features.items()}
+        return features if len(good) else batching.filler(inputs)
+
+
 def _head(data: Any) -> Any:
     """Return the first rows of whatever holds rows."""
-    if isinstance(data, Mapping):
-        return {name: np.asarray(array)[:_PROOF_ROWS] for name, array in data.items()}
     try:
+        if isinstance(data, Mapping):
+            return {name: np.asarray(array)[:_PROOF_ROWS] for name, array in data.items()}
         return data.slice(0, _PROOF_ROWS) if isinstance(data, pa.Table) else data[:_PROOF_ROWS]
-    except (TypeError, KeyError, IndexError):  # what it is, `_table` says
+    except (TypeError, KeyError, IndexError, ValueError):  # what it is, `_table` says
         return data
-
-
-def _proof_rows(data: Any, spec: Input, inputs: Sequence[Field]) -> dict[str, np.ndarray]:
-    """Return the features of good rows, to compare back ends on."""
-    chunk, _ = _chunk(data, inputs, spec)
-    good = np.flatnonzero(chunk.faults == Reason.GOOD)
-    features = {name: array[good] for name, array in chunk.features.items()}
-    return features if len(good) else batching.filler(inputs)
 
 
 def _chunk(

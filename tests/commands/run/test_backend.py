@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,18 @@ def test_score_takes_it_for_the_file_of_a_model(converted: Path, pixels: np.ndar
     model = keras.Sequential([keras.Input((64,)), layers.Dense(2)])
     with pytest.raises(JobError, match="Received: a Sequential"):
         score(model, pixels, backend="onnxruntime")
+
+
+def test_rows_are_converted_for_a_proof_alone_and_no_more_of_them(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: np.ndarray
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="no longer in the model cache"):
+        score(ENCODER, {"pixels": pixels}, backend="onnxruntime")
+    (request,) = asked
+    # As the other process gets it.
+    sample = pickle.loads(pickle.dumps(request.sample))  # noqa: S301
+    np.testing.assert_array_equal(sample.data["pixels"], pixels[:1024])
 
 
 def test_a_cache_that_cannot_be_used_is_told_and_replaced(

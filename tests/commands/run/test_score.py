@@ -15,6 +15,7 @@ import pytest
 from batchnorm_tool import read, score
 from batchnorm_tool.commands.run.run import RunResult
 from batchnorm_tool.errors import BadRows, InputError, JobError, ModelError
+from tests.command_line import ENCODER
 from tests.commands.plain_script import (
     BATCH,
     NORMS,
@@ -176,6 +177,8 @@ def test_a_batch_size_that_is_built_in_is_used(pixels: np.ndarray) -> None:
         (np.zeros((2, 3)), {}, InputError, "Expected 64 values"),
         ({"pixel": np.zeros((2, 64))}, {}, JobError, "Did you mean `pixels`?"),
         ({}, {}, InputError, "no array"),
+        ({"pixels": [[1.0, 2.0], [3.0]]}, {}, InputError, "Received: dict (setting an array"),
+        ({"pixels": 3.0}, {}, InputError, ""),
         (np.zeros((2, 64)).astype(str), {}, InputError, "Expected numbers"),
         (np.zeros((2, 64), np.complex64), {}, InputError, "Received: ndarray"),
         ("digits.parquet", {}, InputError, ""),
@@ -191,9 +194,10 @@ def test_a_batch_size_that_is_built_in_is_used(pixels: np.ndarray) -> None:
 def test_what_does_not_fit_is_refused(
     encoder: keras.Model, data: Any, arguments: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    with pytest.raises(error) as caught:
-        score(encoder, data, **arguments)
-    assert words in str(caught.value)
+    for model in (encoder, ENCODER):
+        with pytest.raises(error) as caught:
+            score(model, data, **arguments)
+        assert words in str(caught.value)
 
 
 def test_arrays_must_be_of_equal_length(samples: Path) -> None:
