@@ -88,7 +88,11 @@ def test_other_signals_and_several(
 
 
 @pytest.mark.parametrize("where", ["tensorflow.python", "h5py"])
-def test_an_interrupt_while_tensorflow_is_imported(hook: Path, where: str) -> None:
+def test_an_interrupt_while_tensorflow_is_imported(
+    hook: Path, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What another test kept of the model would spare the import.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     done = signalled(hook, where, "show", ENCODER)
     assert done.returncode == 130
     assert "error: Interrupted." in done.stderr
