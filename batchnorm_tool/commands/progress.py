@@ -170,9 +170,11 @@ class ProgressBar:
                 _show_for_now(outer)
 
 
-def loading_model(progress: Progress) -> contextlib.AbstractContextManager[None]:
-    """Begin the stage in which a model is loaded, and first of all TensorFlow."""
-    slow = "tensorflow" not in sys.modules
+def loading_model(
+    progress: Progress, *, tensorflow: bool = True
+) -> contextlib.AbstractContextManager[None]:
+    """Begin the stage in which a model is loaded, and first of all TensorFlow, if it needs that."""
+    slow = tensorflow and "tensorflow" not in sys.modules
     return progress.stage("loading TensorFlow" if slow else "loading the model", slow=slow)
 
 

@@ -246,7 +246,7 @@ def _cache(cache: ModelCache) -> Description:
             each.entry.kind,
             each.size,
             datetime.fromtimestamp(each.last_used, UTC).isoformat(timespec="seconds"),
-            each.entry.conversion.largest_difference if each.entry.conversion else None,
+            each.entry.proof.largest_difference if each.entry.proof else None,
             each.entry.cause,
         )
         for each in cache.entries()
@@ -321,7 +321,7 @@ def _loaded_ends(path: str, copied: security.ModelCopy, progress: Progress) -> M
     cache = ModelCache.of_user()
     known = ModelEnds.from_json(cache.document("ends", key))
     if known is None:
-        with loading_model(progress):
+        with loading_model(progress, tensorflow=copied.report.kind != "onnx"):
             loaded = describe_model(Model(path=path), copied.path, Engine(), copied.report)
             known = ModelEnds(*loaded)
         cache.keep_document("ends", key, known.to_json())

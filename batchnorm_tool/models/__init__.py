@@ -26,12 +26,14 @@ from batchnorm_tool.models.backends.loading import KerasError
 from batchnorm_tool.models.batching import (
     BackendRecord,
     Device,
+    ModelFacts,
     ModelPredictor,
     OutputChoice,
     Predictor,
     choose_outputs,
 )
-from batchnorm_tool.models.cache import CachedModel, CacheEntry, ConvertedModel, ModelCache
+from batchnorm_tool.models.cache import CachedModel, CacheEntry, ModelCache
+from batchnorm_tool.models.conversion import ConversionRequest
 
 T = TypeVar("T")
 
@@ -117,7 +119,7 @@ def load_predictor(
     """
     found = None
     if report is not None and report.kind != "onnx":
-        found = conversion.find_converted(model, report.content, engine)
+        found = conversion.find_converted(ConversionRequest(model, report.content, engine))
     if found is not None:
         return _with_own_batch_size(_load_converted(found, engine.threads))
     loaded = _load(model, path, engine, partial(choose_outputs, chosen=model.outputs), report)
@@ -128,12 +130,12 @@ def describe_model(
     model: Model, path: str, engine: Engine, report: security.ModelReport | None = None
 ) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """Load an admitted model, and return its inputs and all outputs that it can give."""
-    content = None if report is None else report.content
-    found: ModelPredictor | ConvertedModel | None
+    found: ModelPredictor | ModelFacts | None
     try:
         found = _load(model, path, engine, lambda names: range(len(names)), report)
     except KerasError:
-        found = conversion.describe_legacy(model, content, engine)
+        content = None if report is None else report.content
+        found = conversion.describe_legacy(ConversionRequest(model, content, engine))
         if found is None:
             raise
     return found.inputs, found.outputs
@@ -161,13 +163,13 @@ def _load(
     from batchnorm_tool.models.backends import start_tensorflow
     from batchnorm_tool.models.backends.loading import load_errors, quiet_libraries
 
-    exported = conversion.find_exported(model, report)
+    exported = None if report is None else conversion.find_exported(model, report)
     setup = start_tensorflow(engine.devices, engine.threads)
     with quiet_libraries(), load_errors(model, path):
         if exported is not None:
             from batchnorm_tool.models.backends.legacy import load_exported
 
-            loaded = load_exported(exported.path, model, choose, exported.entry)
+            loaded = load_exported(exported.path, model, choose, exported.entry.proof)
         elif Path(path).is_dir():
             from batchnorm_tool.models.backends.saved_model import load_saved_model
 
@@ -190,11 +192,9 @@ def _load_onnx(model: Model, path: str, engine: Engine, choose: OutputChoice) ->
 def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
     from batchnorm_tool.models.backends import onnx_graph
 
-    name, described = onnx_graph.GRAPH, found.entry.conversion
-    assert described is not None  # noqa: S101  (an entry without a cause has one)
-    (graph,) = (file for file in found.entry.files if file.path == name)
-    model = onnx_graph.converted_model(found.read(name), described, threads, graph.sha256)
-    return onnx_graph.onnx_predictor(model, threads)
+    assert found.entry.conversion is not None  # noqa: S101  (an entry without a cause has one)
+    content = found.read(onnx_graph.GRAPH)
+    return onnx_graph.converted_predictor(content, found.entry.conversion, threads)
 
 
 def serve_conversion(descriptor: int) -> None:
@@ -204,7 +204,7 @@ def serve_conversion(descriptor: int) -> None:
     described.
     """
     environment.quiet_libraries()
-    answer: BaseException | ConvertedModel | None
+    answer: BaseException | ModelFacts | None
     try:
         answer = _convert(pickle.load(sys.stdin.buffer))  # noqa: S301  (our own bytes)
     except Exception as error:  # noqa: BLE001  (it is raised where the conversion was asked for)
@@ -214,51 +214,52 @@ def serve_conversion(descriptor: int) -> None:
     os._exit(0)  # TensorFlow takes its time to tidy up
 
 
-def _convert(request: conversion.ConversionRequest) -> ConvertedModel | None:
-    from batchnorm_tool.models.backends import onnx_conversion, onnx_graph
-
+def _convert(request: ConversionRequest) -> ModelFacts | None:
+    """Convert a model and keep what it became, or why it did not; returns what is only asked."""
     model = request.model.model_copy(update={"backend": "tensorflow"})
-    entry = CacheEntry("none", request.key, model.path)
-    with security.admit(model) as admitted:
+    with security.admit(model) as admitted, tempfile.TemporaryDirectory() as place:
         if admitted.report.content != request.content:
             raise ModelError(f"{model.path}: the model file changes. Run again once it does not.")
-        if request.legacy:
-            return _export(request, admitted.path)
-        choose = partial(choose_outputs, chosen=model.outputs)
-        load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
-        asked = (model, request.content, request.engine, request.sample)
-        loaded = conversion.load_or_convert(load, partial(conversion.legacy_request, *asked))
-        rows = request.sample(loaded.inputs)
-        try:
-            content, described = onnx_conversion.convert(loaded, rows)
-        except ModelError as error:
-            ModelCache.of_user().keep(replace(entry, cause=error.message))
-            return None
-    entry = replace(entry, kind="onnx", conversion=described)
-    ModelCache.of_user().keep(entry, lambda place: (place / onnx_graph.GRAPH).write_bytes(content))
+        if request.purpose == "convert":
+            entry = _to_onnx(request, model, admitted, Path(place))
+        else:
+            found = _export(request, model, admitted.path, Path(place))
+            if request.purpose == "describe":
+                return found
+            entry = CacheEntry("saved_model", request.key, model.path, conversion=found)
+        ModelCache.of_user().keep(entry, partial(shutil.copytree, place, dirs_exist_ok=True))
     return None
 
 
-def _export(request: conversion.ConversionRequest, path: str) -> ConvertedModel | None:
-    """Have tf_keras load a model of Keras 2, and keep what it exports, once that proved itself."""
+def _to_onnx(
+    request: ConversionRequest, model: Model, admitted: security.ModelCopy, place: Path
+) -> CacheEntry:
+    from batchnorm_tool.models.backends import onnx_conversion, onnx_graph
+
+    choose = partial(choose_outputs, chosen=model.outputs)
+    load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
+    loaded = conversion.load_or_convert(load, replace(request, model=model))
+    rows = request.sample(loaded.inputs)
+    try:
+        content, facts = onnx_conversion.convert(loaded, rows)
+        facts, speeds = onnx_conversion.measure(loaded, content, facts, rows)
+    except ModelError as error:
+        return CacheEntry("none", request.key, model.path, cause=error.message)
+    (place / onnx_graph.GRAPH).write_bytes(content)
+    return CacheEntry("onnx", request.key, model.path, conversion=facts, speeds=speeds)
+
+
+def _export(request: ConversionRequest, model: Model, path: str, place: Path) -> ModelFacts:
+    """Have tf_keras load a model of Keras 2 and export it, or only describe it."""
     from batchnorm_tool.models.backends import legacy, start_tensorflow
     from batchnorm_tool.models.backends.loading import quiet_libraries
 
-    model = request.model
     setup = start_tensorflow("cpu", request.engine.threads)
-    with quiet_libraries(), tempfile.TemporaryDirectory() as place:
-        original = legacy.load_legacy_model(model, path)
-        if not request.keep:
-            return legacy.described(original)
-        original.export(place)
-        exported = legacy.load_exported(Path(place), model, lambda names: range(len(names)))
-        pair = ModelPredictor(original, *setup), ModelPredictor(exported, *setup)
-        described = legacy.prove(*pair, request.sample(original.inputs))
-        entry = CacheEntry("saved_model", request.key, model.path, conversion=described)
-        ModelCache.of_user().keep(
-            entry, lambda kept: shutil.copytree(place, kept, dirs_exist_ok=True)
-        )
-        return None
+    with quiet_libraries():
+        original = ModelPredictor(legacy.load_legacy_model(model, path), *setup)
+        if request.purpose == "describe":
+            return ModelFacts(*original.model.ends)
+        return legacy.export_proved(original, model, place, request.sample(original.inputs))
 
 
 def _with_own_batch_size(predictor: ModelPredictor) -> Predictor:

@@ -9,7 +9,7 @@ one as it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, Self
 
@@ -54,8 +54,8 @@ def backend_name(record: BackendRecord | None) -> Literal["onnxruntime", "tensor
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory that can be compiled for a batch size.
+class ModelFacts(Record):
+    """What there is to know of a model before it computes.
 
     Attributes:
         inputs: The arrays that it takes.
@@ -63,17 +63,26 @@ class LoadedModel:
         embedding_sizes: By an input's name, rows of the Embedding layer that it goes straight into;
             ``None`` where it may be an id, and how many there are is not known.
         own_batch_size: The batch size that is built into the model, if one is.
+        backend: What computes it; ``None`` for TensorFlow.
     """
 
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
-    embedding_sizes: Mapping[str, int | None]
-    own_batch_size: int | None
+    embedding_sizes: dict[str, int | None]
+    own_batch_size: Positive | None
+    _: KW_ONLY
+    backend: BackendRecord | None = None
 
     @property
-    def backend(self) -> BackendRecord | None:
-        """What computes it; ``None`` for TensorFlow."""
-        return None
+    def ends(
+        self,
+    ) -> tuple[tuple[Field, ...], tuple[Field, ...], dict[str, int | None], int | None]:
+        """All but the back end, to make another of it."""
+        return self.inputs, self.outputs, self.embedding_sizes, self.own_batch_size
+
+
+class LoadedModel(ModelFacts):
+    """A model in memory that can be compiled for a batch size."""
 
     def compile(self, batch_size: int) -> Step:
         """Return a function from the inputs' arrays to the chosen outputs' arrays, of so many rows.

@@ -22,16 +22,9 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
-from batchnorm_tool.chunk import Field
+from batchnorm_tool.models.batching import BackendRecord, ModelFacts
 from batchnorm_tool.storage import checked_json
-from batchnorm_tool.storage.checked_json import (
-    LEFT_OUT_IF_NONE,
-    Count,
-    FileName,
-    Positive,
-    Record,
-    SealedRecord,
-)
+from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, FileName, SealedRecord
 from batchnorm_tool.storage.files import FileRecord, record_of
 
 # A plain name and value for whatever a result depends on.
@@ -49,32 +42,6 @@ _MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class ConvertedModel(Record):
-    """A model that was converted and proved, as it is loaded from its entry.
-
-    Attributes:
-        inputs: The arrays that it takes.
-        outputs: The chosen outputs, as it gives them.
-        embedding_sizes: As those of `LoadedModel`.
-        own_batch_size: The batch size that is built into it, if one is.
-        batch_size: The fastest of those that were tried; ``None`` where none was.
-        independent: Whether bits depend neither on a row's place nor on the batch size.
-        largest_difference: The largest distance of a row from the reference, in parts of its
-            length.
-        speeds: Rows per second of each back end at that batch size.
-    """
-
-    inputs: tuple[Field, ...]
-    outputs: tuple[Field, ...]
-    embedding_sizes: dict[str, int | None]
-    own_batch_size: Positive | None
-    batch_size: Positive | None
-    independent: bool
-    largest_difference: float
-    speeds: dict[str, float]
-
-
-@dataclass(frozen=True)
 class CacheEntry(SealedRecord):
     """What lies in an entry of the model cache.
 
@@ -83,7 +50,8 @@ class CacheEntry(SealedRecord):
         key: Of what it was made; its SHA-256 is the entry's name.
         model: The path of the model when it was converted.
         files: All of its files, by their paths below it.
-        conversion: How to load it, and its proof.
+        conversion: The converted model, and how it proved itself.
+        speeds: Rows per second of processor time of each back end, at its fastest batch size.
         cause: Why there is no converted model.
     """
 
@@ -91,8 +59,14 @@ class CacheEntry(SealedRecord):
     key: Annotated[Key, pydantic.Field(repr=False)]
     model: FileName
     files: tuple[FileRecord, ...] = ()
-    conversion: Annotated[ConvertedModel | None, LEFT_OUT_IF_NONE] = None
+    conversion: Annotated[ModelFacts | None, LEFT_OUT_IF_NONE] = None
+    speeds: Annotated[dict[str, float] | None, LEFT_OUT_IF_NONE] = None
     cause: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+
+    @property
+    def proof(self) -> BackendRecord | None:
+        """How the converted model proved itself."""
+        return self.conversion.backend if self.conversion else None
 
 
 @dataclass(frozen=True)

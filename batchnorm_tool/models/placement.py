@@ -10,7 +10,7 @@ import numpy as np
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import ModelError, ModelFailed, capture_warnings
+from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.models.cache import ModelCache
 
@@ -213,8 +213,7 @@ def remembered_batch_size(predictor: Predictor, sample: _Rows, rows: int, model:
         "cpu": environment.cpu(),
         "versions": environment.versions(_VERSIONED),
     }
-    with capture_warnings(lambda _: None):  # a cache that cannot be used costs two seconds here
-        cache = ModelCache.of_user()
+    cache = ModelCache.of_user()
     known = (cache.document(_KIND, key) or b"").decode(errors="replace")
     if known.isdecimal() and smallest <= int(known) <= largest:
         return int(known)

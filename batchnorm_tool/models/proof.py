@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.batching import Predictor, Step
+from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Predictor, Step
 
 # Of a row's length. Runtimes that sum in another order differed by 6.5e-7 at most.
 TOLERANCE = 1e-5
 _MADE_UP_ROWS = 32
+_REFERENCE_BATCH = 32  # that of `model.predict`
 # What is left over behind the blocks of matrix products, of 4 to 24 rows, and beyond them.
 _SIZES = (*range(1, 26), 32, 33, 100, 255, 256, 1000)
 # One batch of so many times all rows.
@@ -19,22 +19,14 @@ _TIMES = 8
 _Rows = Mapping[str, np.ndarray]
 
 
-def with_edge_rows(
-    rows: _Rows, inputs: Sequence[Field], sizes: Mapping[str, int | None]
-) -> dict[str, np.ndarray]:
-    """Return rows, and behind them rows that are made up, and such as a model may fail at.
-
-    Args:
-        rows: Good rows of the user, at least one.
-        inputs: The model's inputs.
-        sizes: Rows of the Embedding layer that an input goes into.
-    """
+def _with_edge_rows(rows: _Rows, model: LoadedModel) -> dict[str, np.ndarray]:
+    """Return rows, and behind them rows that are made up, and such as a model may fail at."""
     random = np.random.default_rng(0)
+    sizes = [model.embedding_sizes.get(field.name) for field in model.inputs]
+    arrays = {field.name: rows[field.name] for field in model.inputs}
     return {
-        field.name: np.concatenate(
-            [array := rows[field.name], _edges(array, sizes.get(field.name), random)]
-        )
-        for field in inputs
+        name: np.concatenate([array, _edges(array, size, random)])
+        for (name, array), size in zip(arrays.items(), sizes, strict=True)
     }
 
 
@@ -56,14 +48,21 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
     return np.concatenate([made_up.astype(array.dtype), np.stack(rows)])
 
 
-def largest_difference(reference: Predictor, other: Predictor, rows: _Rows) -> float:
+def largest_difference(reference: ModelPredictor, other: ModelPredictor, rows: _Rows) -> float:
     """Return the largest distance of a row from the reference, in parts of the row's length.
+
+    Args:
+        reference: The original.
+        other: The converted model.
+        rows: Good rows of the user, at least one; rows that are made up come behind them.
 
     Raises:
         ModelError: It is beyond the tolerance, or one fails on rows that the other takes.
     """
-    failing, expected = _outcome(reference, rows)
-    otherwise, found = _outcome(other, rows)
+    rows = _with_edge_rows(rows, reference.model)
+    size = reference.model.own_batch_size or _REFERENCE_BATCH
+    failing, expected = _outcome(reference.with_batch_size(size), rows)
+    otherwise, found = _outcome(other.with_batch_size(size), rows)
     if failing != otherwise:
         row = min(failing ^ otherwise)
         who = "the original" if row in failing else "the converted model"

@@ -260,7 +260,8 @@ class Preparation:
         if self.job.model is not None and self.job.model.backend != "tensorflow":
             yield from cache_warnings()
         if self.job.model is not None and backend_name(resolved.backend) == "tensorflow":
-            yield from conversion.fallback_warnings(self.job.model, self.content, self.job.engine)
+            request = conversion.ConversionRequest(self.job.model, self.content, self.job.engine)
+            yield from conversion.fallback_warnings(request)
         if not self.rows:
             yield "The input has no rows: the result is valid, but empty."
 
@@ -295,18 +296,15 @@ class Preparation:
         rows = partial(proof_rows, self.job, self.limit)
         if self._planned is not None:
             model = planning.with_planned_backend(model, self._planned)
-        if self.report is not None and self.report.kind == "onnx":
-            stage = self.progress.stage("loading the model")
-        elif model.backend == "tensorflow":
-            stage = loading_model(self.progress)
-        else:
+        request = conversion.ConversionRequest(model, self.content, engine, rows)
+        is_onnx = self.report is not None and self.report.kind == "onnx"
+        by_tensorflow = model.backend == "tensorflow" and not is_onnx
+        if not (by_tensorflow or is_onnx):
             with self.progress.stage("converting the model"):
-                conversion.ensure_converted(model, self.content, engine, rows)
-            stage = self.progress.stage("loading the model")
+                conversion.ensure_converted(request)
         load = partial(load_model, model, self.content, engine)
-        request = partial(conversion.legacy_request, model, self.content, engine, rows)
         converting = self.progress.stage("converting the model", slow=True)
-        with stage:
+        with loading_model(self.progress, tensorflow=by_tensorflow):
             return conversion.load_or_convert(load, request, converting)
 
     def _resolve(self) -> ResolvedOptions:

@@ -170,12 +170,12 @@ def _loaded(
         wanted = Model(path=os.fspath(model), outputs=outputs, backend=backend)
         with security.admit(wanted) as admitted:
             report, engine = admitted.report, Engine()
+            request = conversion.ConversionRequest(wanted, report.content, engine, rows)
             if report.kind != "onnx":
-                conversion.ensure_converted(wanted, report.content, engine, rows)
-                for warning in conversion.fallback_warnings(wanted, report.content, engine):
+                conversion.ensure_converted(request)
+                for warning in conversion.fallback_warnings(request):
                     warn(warning)
             load = partial(models.load_predictor, wanted, admitted.path, engine, report)
-            request = partial(conversion.legacy_request, wanted, report.content, engine, rows)
             return conversion.load_or_convert(load, request)
     if backend == "onnxruntime":
         raise JobError(

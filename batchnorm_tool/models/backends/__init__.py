@@ -170,6 +170,11 @@ def field_of(name: str, tensor: Any) -> Field:
     return Field(name, shape[1:], "string" if dtype in ("object", "string") else dtype)
 
 
+def quoted(error: Exception, most: int = 400) -> str:
+    """Return what a library says, in one line and not too long."""
+    return " ".join(str(error).split())[:most]
+
+
 def place_name(side: str, place: int) -> str:
     """Name an input or output by its place, so that names in order are places in order.
 

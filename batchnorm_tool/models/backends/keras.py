@@ -13,7 +13,12 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
-from batchnorm_tool.models.backends.loading import describe_failure, inner_layer_model, load_stored
+from batchnorm_tool.models.backends.loading import (
+    check_stateless,
+    describe_failure,
+    inner_layer_model,
+    load_stored,
+)
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
 
@@ -47,7 +52,7 @@ class KerasModel(LoadedModel):
     @classmethod
     def of(cls, model: Any, choose: OutputChoice) -> Self:
         """Look at a model, and choose among its outputs."""
-        _check_stateless(model)
+        check_stateless(model._flatten_layers(include_self=False))  # noqa: SLF001  no public way
         structure, inputs, own_batch_size = _inputs(model)
         if not getattr(model, "inputs", None):
             inputs = _with_true_dtypes(model, structure, inputs)
@@ -114,17 +119,6 @@ class KerasModel(LoadedModel):
             return [found[place] for place in self.chosen]
 
         return step
-
-
-def _check_stateless(model: Any) -> None:
-    layers = model._flatten_layers(include_self=False)  # noqa: SLF001  no public way
-    names = [layer.name for layer in layers if getattr(layer, "stateful", False) is True]
-    if names:
-        raise ModelError(
-            f"The model keeps state from call to call: its layer `{names[0]}` has stateful=True. "
-            "Expected predictions that depend on the row alone, and not on earlier rows. Rebuild "
-            "it with stateful=False, set the same weights, and save that."
-        )
 
 
 def _inputs(model: Any) -> tuple[Any, tuple[Field, ...], int | None]:

@@ -11,26 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.errors import BatchnormToolError, ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends, proof, security
-from batchnorm_tool.models.backends.loading import load_stored
+from batchnorm_tool.models.backends.loading import check_stateless, load_stored
 from batchnorm_tool.models.backends.saved_model import load_saved_model
 from batchnorm_tool.models.batching import (
     BackendRecord,
     LoadedModel,
+    ModelFacts,
     ModelPredictor,
     OutputChoice,
     Step,
 )
-from batchnorm_tool.models.cache import CacheEntry, ConvertedModel
 from batchnorm_tool.models.security.directory import GRAPH
 from batchnorm_tool.models.security.graph_allowlist import ExaminedGraph
+from batchnorm_tool.models.signature import check_layer
 
 EXPORTED = "saved_model"
-_BATCH_SIZE = 32  # that of `model.predict`
-_MOST_SAID = 400
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class LegacyModel(LoadedModel):
 
         return step
 
-    def export(self, directory: str) -> None:
+    def export(self, directory: Path) -> None:
         """Write what ``predict`` runs as a SavedModel in a directory, all under its own name."""
         import tensorflow as tf
         import tf_keras
@@ -72,7 +70,7 @@ class LegacyModel(LoadedModel):
             for field in self.inputs
         }
         archive.add_endpoint("serving_default", serve, input_signature=[specs])
-        archive.write_out(str(Path(directory, EXPORTED)))
+        archive.write_out(str(directory / EXPORTED))
 
 
 def load_legacy_model(model: Model, path: str) -> LegacyModel:
@@ -89,16 +87,15 @@ def load_legacy_model(model: Model, path: str) -> LegacyModel:
     except BatchnormToolError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:_MOST_SAID]
         raise ModelError(
             f"{model.path}: does not load. It was written by Keras 2, and neither Keras 3 nor "
             "tf_keras reads it. Load it with the version that wrote it, and export it as a "
-            f"SavedModel. tf_keras says: {type(error).__name__}: {said}"
+            f"SavedModel. tf_keras says: {type(error).__name__}: {backends.quoted(error)}"
         ) from error
 
 
 def load_exported(
-    place: Path, model: Model, choose: OutputChoice, entry: CacheEntry | None = None
+    place: Path, model: Model, choose: OutputChoice, record: BackendRecord | None = None
 ) -> LoadedModel:
     """Load what a model was exported as; what the gate says of that graph counts as well.
 
@@ -106,71 +103,39 @@ def load_exported(
         place: Where `LegacyModel.export` wrote it.
         model: The model of Keras 2.
         choose: Of its outputs.
-        entry: Of the model cache, once it proved itself.
+        record: How it proved itself, once it did.
     """
     plain = model.model_copy(update={"layer": None, "signature": None})
-    record = None if entry is None else _record(place, entry)
     with security.examine_copy(str(place / EXPORTED)) as copied:
         if not isinstance(model.trust, str):
             copied.check(Model(path=model.path))
         return load_saved_model(plain, copied.path, choose, record)
 
 
-def prove(
-    original: ModelPredictor, exported: ModelPredictor, rows: Mapping[str, np.ndarray]
-) -> ConvertedModel:
-    """Compare the predictions of both, and describe what was exported.
+def export_proved(
+    original: ModelPredictor, model: Model, place: Path, rows: Mapping[str, np.ndarray]
+) -> ModelFacts:
+    """Export a model into a directory, and describe it once both predict the same.
 
     Raises:
-        ModelError: They differ.
+        ModelError: They do not.
     """
-    size = original.model.own_batch_size or _BATCH_SIZE
-    difference = proof.largest_difference(
-        original.with_batch_size(size),
-        exported.with_batch_size(size),
-        proof.with_edge_rows(rows, original.inputs, original.embedding_sizes),
-    )
-    return replace(described(exported.model), largest_difference=difference)
-
-
-def described(model: LoadedModel) -> ConvertedModel:
-    """Describe a model that nothing is proved of."""
-    return ConvertedModel(
-        inputs=model.inputs,
-        outputs=model.outputs,
-        embedding_sizes={},
-        own_batch_size=model.own_batch_size,
-        batch_size=None,
-        independent=False,
-        largest_difference=0.0,
-        speeds={},
-    )
-
-
-def _record(place: Path, entry: CacheEntry) -> BackendRecord:
-    """Return how an exported model proved itself."""
-    assert entry.conversion is not None  # noqa: S101  (an entry of this kind has one)
+    assert isinstance(original.model, LegacyModel)  # noqa: S101  (for the type checker)
+    original.model.export(place)
+    loaded = load_exported(place, model, lambda names: range(len(names)))
+    difference = proof.largest_difference(original, replace(original, model=loaded), rows)
     # What the gate keeps is the same in every export; the file has random numbers beside it.
     graph = ExaminedGraph((place / EXPORTED / GRAPH).read_bytes()).content(Path())
-    return BackendRecord(
-        name="tensorflow",
-        graph_sha256=hashlib.sha256(graph).hexdigest(),
-        largest_difference=entry.conversion.largest_difference,
-        independent=False,
-        batch_size=None,
-    )
+    digest = hashlib.sha256(graph).hexdigest()
+    record = BackendRecord("tensorflow", digest, difference, independent=False, batch_size=None)
+    return ModelFacts(*loaded.ends, backend=record)
 
 
 def _up_to(model: Any, name: str) -> Any:
     """Return the part of a model that leads to a layer's output, with the inputs that it needs."""
     import tf_keras
 
-    names = [layer.name for layer in model.layers]
-    if name not in names:
-        raise ModelError(
-            f"The model has no layer `{name}` (`model.layer`). Expected one of: {', '.join(names)}."
-            f"{did_you_mean(name, names)}"
-        )
+    check_layer(name, [layer.name for layer in model.layers])
     output = model.get_layer(name).output
     seen, waiting = set(), [output] if hasattr(output, "node") else list(output)
     while waiting:
@@ -188,28 +153,21 @@ def _described(model: Any) -> LegacyModel:
             f"A {type(model).__name__} of Keras 2 is defined by Python code. Export it as a "
             "SavedModel where it was created."
         )
-    for layer in model._flatten_layers(include_self=False):  # noqa: SLF001  no public way
-        if getattr(layer, "stateful", False) is True and hasattr(layer, "reset_states"):
-            raise ModelError(
-                f"The model keeps state from call to call: its layer `{layer.name}` has "
-                "stateful=True. Rebuild it with stateful=False, and save that."
-            )
+    layers = model._flatten_layers(include_self=False)  # noqa: SLF001  no public way
+    check_stateless(layer for layer in layers if hasattr(layer, "reset_states"))
     keyed = isinstance(model.output, dict)
     outputs = sorted(model.output) if keyed else model.output_names
-    inputs = zip(model.input_names, model.inputs, strict=True)
     sizes = {tensor.shape[0] for tensor in model.inputs} - {None}
     return LegacyModel(
-        inputs=tuple(backends.field_of(*each) for each in inputs),
-        outputs=tuple(
-            backends.field_of(*each) for each in zip(outputs, model.outputs, strict=True)
-        ),
+        inputs=tuple(map(backends.field_of, model.input_names, model.inputs)),
+        outputs=tuple(map(backends.field_of, outputs, model.outputs)),
         embedding_sizes=_embedding_sizes(model),
         own_batch_size=min(sizes, default=None),
         model=model,
     )
 
 
-def _embedding_sizes(model: Any) -> dict[str, int]:
+def _embedding_sizes(model: Any) -> dict[str, int | None]:
     """Return the rows of the Embedding layers that inputs, floats too, go straight into."""
     import tf_keras
 

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from batchnorm_tool.models.signature import check_layer
 
 _UNCHECKED_WEIGHTS = 2**24  # 64 MiB of float32: no harm, whatever the file holds
 KERAS_2 = (
-    "It was written by Keras 2, and Keras 3 does not read it. The package tf_keras does, once it "
-    "is installed: `pip install 'batchnorm-tool[legacy]'`."
+    "It was written by Keras 2, and Keras 3 does not read it. A run first has tf_keras convert it: "
+    "run again, once that is installed (`pip install 'batchnorm-tool[legacy]'`)."
 )
 _COLORS = re.compile(r"\x1b\[[\d;]*m")
 # The first pattern that is found in Keras's message explains it.
@@ -165,6 +165,17 @@ def _limited_weights(kind: Any, shown: str, most: int) -> Iterator[None]:
         yield
     finally:
         kind.add_weight = add_weight
+
+
+def check_stateless(layers: Iterable[Any]) -> None:
+    """Refuse a model that keeps state in one of its layers."""
+    names = [layer.name for layer in layers if getattr(layer, "stateful", False) is True]
+    if names:
+        raise ModelError(
+            f"The model keeps state from call to call: its layer `{names[0]}` has stateful=True. "
+            "Expected predictions that depend on the row alone, and not on earlier rows. Rebuild "
+            "it with stateful=False, set the same weights, and save that."
+        )
 
 
 def inner_layer_model(model: Any, name: str) -> Any:

@@ -21,19 +21,23 @@ import numpy as np
 from batchnorm_tool.errors import BatchnormToolError, ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import placement, proof, security
-from batchnorm_tool.models.backends import place_name
+from batchnorm_tool.models.backends import place_name, quoted
 from batchnorm_tool.models.backends.keras import KerasModel
-from batchnorm_tool.models.backends.onnx_graph import converted_model, onnx_predictor
+from batchnorm_tool.models.backends.onnx_graph import converted_predictor
 from batchnorm_tool.models.backends.saved_model import SavedModel, load_saved_model
-from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Predictor
-from batchnorm_tool.models.cache import ConvertedModel
+from batchnorm_tool.models.batching import (
+    BackendRecord,
+    LoadedModel,
+    ModelFacts,
+    ModelPredictor,
+    Predictor,
+)
 
 _OPSET = 18
 # Older ones know no lookup from integers to integers.
 _LOOKUP_OPSET = 2
 _TABLES = ("HashTableV2", "MutableHashTableV2")
 _BOOL = 9  # as ONNX numbers the types of tensors
-_REFERENCE_BATCH = 32  # that of `model.predict`
 _SPEED_SECONDS = 0.5
 _MOST_SAID = 300
 _Rows = Mapping[str, np.ndarray]
@@ -41,29 +45,18 @@ _Rows = Mapping[str, np.ndarray]
 _Tables = Mapping[bytes, tuple[np.ndarray, np.ndarray]]
 
 
-def convert(reference: ModelPredictor, rows: _Rows) -> tuple[bytes, ConvertedModel]:
+def convert(reference: ModelPredictor, rows: _Rows) -> tuple[bytes, ModelFacts]:
     """Convert a model that TensorFlow has loaded, and prove it on rows of the user's input.
 
     Raises:
         ModelError: It does not convert, what it was converted to does not load, or it predicts
             otherwise. The message is the cause alone, to be put into a sentence.
     """
-    model = reference.model
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     with _cause("it cannot be converted to ONNX"):
-        content = _onnx(_as_graph(model))
-    described = ConvertedModel(
-        inputs=model.inputs,
-        outputs=model.outputs,
-        embedding_sizes=dict(model.embedding_sizes),
-        own_batch_size=model.own_batch_size,
-        batch_size=None,
-        independent=False,
-        largest_difference=0.0,
-        speeds={},
-    )
+        content = _onnx(_as_graph(reference.model))
     with _cause("the converted model does not run"):
-        return content, prove(reference, content, described, rows)
+        return content, prove(reference, content, rows)
 
 
 @contextlib.contextmanager
@@ -74,38 +67,38 @@ def _cause(what: str) -> Iterator[None]:
     except (BatchnormToolError, MemoryError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:_MOST_SAID]
-        raise ModelError(f"{what} ({type(error).__name__}: {said})") from error
+        raise ModelError(f"{what} ({type(error).__name__}: {quoted(error, _MOST_SAID)})") from error
 
 
-def prove(
-    reference: ModelPredictor, content: bytes, described: ConvertedModel, rows: _Rows
-) -> ConvertedModel:
-    """Return the description of a graph, completed by what was found on rows of the user's.
+def prove(reference: ModelPredictor, content: bytes, rows: _Rows) -> ModelFacts:
+    """Return what is known of a graph: the model's own, and its proof on rows of the user's.
 
     Raises:
         ModelError: The graph predicts otherwise than the reference.
     """
-    digest = hashlib.sha256(content).hexdigest()
-    own, threads = described.own_batch_size, reference.threads
-    graph = converted_model(content, described, threads, digest)
-    tried = proof.with_edge_rows(rows, described.inputs, described.embedding_sizes)
-    first = own or _REFERENCE_BATCH
-    difference = proof.largest_difference(
-        reference.with_batch_size(first),
-        onnx_predictor(graph, threads).with_batch_size(first),
-        tried,
+    own = reference.model.own_batch_size
+    facts = ModelFacts(*reference.model.ends)
+    graph = converted_predictor(content, facts, reference.threads)
+    arrays = [rows[field.name] for field in facts.inputs]
+    record = BackendRecord(
+        name="onnxruntime",
+        graph_sha256=hashlib.sha256(content).hexdigest(),
+        largest_difference=proof.largest_difference(reference, graph, rows),
+        independent=own is None and proof.is_independent(graph.model.compile(1), arrays),
+        batch_size=None,
     )
-    arrays = [rows[field.name] for field in described.inputs]
-    described = replace(
-        described,
-        independent=own is None and proof.is_independent(graph.compile(1), arrays),
-        largest_difference=difference,
-    )
-    fastest = onnx_predictor(converted_model(content, described, threads, digest), threads)
-    size, speed = _speed(fastest, rows)
-    speeds = {"onnxruntime": speed, "tensorflow": _speed(reference, rows)[1]}
-    return replace(described, batch_size=size, speeds=speeds)
+    return replace(facts, backend=record)
+
+
+def measure(
+    reference: ModelPredictor, content: bytes, facts: ModelFacts, rows: _Rows
+) -> tuple[ModelFacts, dict[str, float]]:
+    """Add a proved graph's fastest batch size; returns how fast both back ends are, too."""
+    with _cause("the converted model does not run"):
+        size, speed = _speed(converted_predictor(content, facts, reference.threads), rows)
+        record = facts.backend and replace(facts.backend, batch_size=size)
+        speeds = {"onnxruntime": speed, "tensorflow": _speed(reference, rows)[1]}
+        return replace(facts, backend=record), speeds
 
 
 def _speed(predictor: Predictor, rows: _Rows) -> tuple[int, float]:

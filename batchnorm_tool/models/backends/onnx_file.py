@@ -14,7 +14,6 @@ from batchnorm_tool.models.batching import BackendRecord, OutputChoice
 
 # Where NumPy's name is another than ONNX's.
 _DTYPES = {"float": "float32", "double": "float64"}
-_MOST_SAID = 400
 
 
 def check_onnx_job(model: Model, engine: Engine) -> None:
@@ -43,10 +42,9 @@ def load_onnx_file(model: Model, path: str, threads: int, choose: OutputChoice) 
     try:
         session = open_session(content, threads)
     except Exception as error:  # its classes have no base of their own
-        said = " ".join(str(error).split())[:_MOST_SAID]
         raise ModelError(
             f"{model.path}: does not load. Check that this onnxruntime knows its operations, or "
-            f"export it for an older version of them. onnxruntime says: {said}"
+            f"export it for an older version of them. onnxruntime says: " + backends.quoted(error)
         ) from error
     inputs = session.get_inputs()
     outputs = [each for each in session.get_outputs() if each.type.startswith("tensor(")]
@@ -69,7 +67,7 @@ def load_onnx_file(model: Model, path: str, threads: int, choose: OutputChoice) 
         session=session,
         feeds=tuple(each.name for each in inputs),
         fetches=tuple(each.name for each in chosen),
-        record=BackendRecord(
+        backend=BackendRecord(
             name="onnxruntime",
             graph_sha256=security.report_of(Path(path), model.path).content,
             largest_difference=None,

@@ -9,8 +9,7 @@ import numpy as np
 
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.backends import check_output, place_name
-from batchnorm_tool.models.batching import BackendRecord, LoadedModel, ModelPredictor, Step
-from batchnorm_tool.models.cache import ConvertedModel
+from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
 
 GRAPH = "model.onnx"
 # One row alone is multiplied as a vector, by other kernels, which round otherwise.
@@ -26,12 +25,6 @@ class OnnxModel(LoadedModel):
     session: Any
     feeds: tuple[str, ...]
     fetches: tuple[str, ...]
-    record: BackendRecord
-
-    @property
-    def backend(self) -> BackendRecord:
-        """What computes it, and how it proved itself."""
-        return self.record
 
     def compile(self, batch_size: int) -> Step:  # noqa: ARG002
         """Return a step over any number of rows, or as many as are built into the graph."""
@@ -64,31 +57,19 @@ def open_session(content: bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def converted_model(
-    content: bytes, converted: ConvertedModel, threads: int, sha256: str
-) -> OnnxModel:
+def converted_predictor(content: bytes, facts: ModelFacts, threads: int) -> ModelPredictor:
     """Load a graph that was converted; its inputs and outputs are named by their places."""
-    return OnnxModel(
-        inputs=converted.inputs,
-        outputs=converted.outputs,
-        embedding_sizes=converted.embedding_sizes,
-        own_batch_size=converted.own_batch_size,
-        session=open_session(content, threads),
-        feeds=tuple(place_name("input", place) for place in range(len(converted.inputs))),
-        fetches=tuple(place_name("output", place) for place in range(len(converted.outputs))),
-        record=BackendRecord(
-            name="onnxruntime",
-            graph_sha256=sha256,
-            largest_difference=converted.largest_difference,
-            independent=converted.independent,
-            batch_size=converted.batch_size,
-        ),
-    )
+    feeds = tuple(place_name("input", place) for place in range(len(facts.inputs)))
+    fetches = tuple(place_name("output", place) for place in range(len(facts.outputs)))
+    session = open_session(content, threads)
+    model = OnnxModel(*facts.ends, session, feeds, fetches, backend=facts.backend)
+    return onnx_predictor(model, threads)
 
 
 def onnx_predictor(model: OnnxModel, threads: int) -> ModelPredictor:
     """Return a graph as a predictor; where the batch size changes no bits, nothing is padded."""
-    pads = model.own_batch_size is not None or not model.record.independent
+    independent = model.backend is not None and model.backend.independent
+    pads = model.own_batch_size is not None or not independent
     return ModelPredictor(model, "cpu", threads, pads=pads)
 
 

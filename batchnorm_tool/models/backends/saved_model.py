@@ -54,7 +54,7 @@ def load_saved_model(
         outputs=tuple(given.values()),
         embedding_sizes=dict.fromkeys(_ids(taken.values()) if _looks_up(stored) else ()),
         own_batch_size=min({spec.shape[0] for _, spec in inputs.values()} - {None}, default=None),
-        record=record,
+        backend=record,
     )
 
 
@@ -65,12 +65,6 @@ class SavedModel(LoadedModel):
     session: Any
     feeds: tuple[Any, ...]
     fetches: tuple[Any, ...]
-    record: BackendRecord | None = None
-
-    @property
-    def backend(self) -> BackendRecord | None:
-        """How it proved itself, if it was converted."""
-        return self.record
 
     def compile(self, batch_size: int) -> Step:
         """Return a step over batches of one size; the graph is compiled already."""
@@ -139,7 +133,7 @@ def _tensors(session: Any, infos: Mapping[str, Any]) -> dict[str, tuple[Any, Any
 
 
 def _explain(path: str, error: Exception) -> str:
-    said = " ".join(str(error).split())
+    said = backends.quoted(error)
     if "not registered" in said or "Op type" in said:
         meaning = (
             "It needs an operation that this TensorFlow does not have. Install the package that "
@@ -149,4 +143,4 @@ def _explain(path: str, error: Exception) -> str:
         meaning = "Its variables are missing or damaged. Copy the whole directory again."
     else:
         meaning = "Check that TensorFlow Serving can load it, and export the model again."
-    return f"{path}: does not load. {meaning} TensorFlow says: {type(error).__name__}: {said[:400]}"
+    return f"{path}: does not load. {meaning} TensorFlow says: {type(error).__name__}: {said}"

@@ -204,11 +204,11 @@ def test_auto_takes_the_faster_one(
 ) -> None:
     auto = {"backend": "auto"}
     entry = next(each for each in own_cache.entries() if each.entry.model == ENCODER).entry
-    assert entry.conversion is not None
+    assert entry.speeds is not None
     for slower, chosen in (("onnxruntime", "tensorflow"), ("tensorflow", "onnxruntime")):
-        monkeypatch.setitem(entry.conversion.speeds, "onnxruntime", 10.0)
-        monkeypatch.setitem(entry.conversion.speeds, "tensorflow", 10.0)
-        monkeypatch.setitem(entry.conversion.speeds, slower, 5.0)
+        monkeypatch.setitem(entry.speeds, "onnxruntime", 10.0)
+        monkeypatch.setitem(entry.speeds, "tensorflow", 10.0)
+        monkeypatch.setitem(entry.speeds, slower, 5.0)
         monkeypatch.setattr(ModelCache, "find", lambda *_, e=entry: FoundEntry(e, own_cache))
         made = run(job_of(tmp_path / slower, model=auto)).manifest
         assert made["backend"]["name"] == chosen
@@ -276,7 +276,7 @@ def test_the_cache_is_shown(own_cache: ModelCache) -> None:
     assert (shown["kind"], shown["path"]) == ("model cache", str(own_cache.root))
     (model,) = (each for each in shown["models"] if each["model"] == ENCODER)
     assert (model["kind"], model["bytes"]) == ("onnx", entry.size)
-    assert entry.entry.conversion is not None
-    assert model["largest_difference"] == entry.entry.conversion.largest_difference
+    assert entry.entry.proof is not None
+    assert model["largest_difference"] == entry.entry.proof.largest_difference
     assert "of a row's length at most" in invoke("show", "--cache").stdout
     assert invoke("show").exit_code == invoke("show", ENCODER, "--cache").exit_code == 2

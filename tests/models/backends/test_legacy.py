@@ -23,7 +23,7 @@ from batchnorm_tool.job import Job, Model
 from batchnorm_tool.models import conversion
 from batchnorm_tool.models.backends import legacy
 from batchnorm_tool.models.backends.loading import KerasError
-from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Step
+from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
 from batchnorm_tool.models.cache import ModelCache
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -139,10 +139,11 @@ def test_onnxruntime_computes_what_it_was_exported_as(stored: Stored) -> None:
     assert sorted(kinds) == ["onnx", "saved_model"]
 
 
-def exported(model: Model, folder: Path) -> tuple[LoadedModel, LoadedModel]:
-    original = legacy.load_legacy_model(model, model.path)
-    original.export(str(folder))
-    return original, legacy.load_exported(folder, model, lambda names: range(len(names)))
+def exported(model: Model, folder: Path) -> tuple[ModelFacts, LoadedModel]:
+    original = ModelPredictor(legacy.load_legacy_model(model, model.path), "cpu", 1)
+    rows = {"tokens": ROWS}
+    facts = legacy.export_proved(original, model, folder, rows)
+    return facts, legacy.load_exported(folder, model, lambda names: range(len(names)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -150,22 +151,22 @@ def exported(model: Model, folder: Path) -> tuple[LoadedModel, LoadedModel]:
 def test_what_is_exported_predicts_the_same(
     stored: Stored, tf_keras: Any, tmp_path: Path, form: str
 ) -> None:
-    models = exported(Model(path=getattr(stored, form)), tmp_path)
-    original, other = (ModelPredictor(model, "cpu", 1) for model in models)
-    described = legacy.prove(original, other, {"tokens": ROWS})
-    assert described.inputs == (Field("tokens", (6,), "int64"),)
-    assert [field.shape for field in described.outputs] == [(3,)]
-    assert described.largest_difference < 1e-5
-    found = other.with_batch_size(32).predict({"tokens": ROWS})
+    facts, model = exported(Model(path=getattr(stored, form)), tmp_path)
+    assert facts.inputs == (Field("tokens", (6,), "int64"),)
+    assert [field.shape for field in facts.outputs] == [(3,)]
+    assert facts.backend is not None
+    assert facts.backend.largest_difference is not None
+    assert facts.backend.largest_difference < 1e-5
+    found = ModelPredictor(model, "cpu", 1).with_batch_size(32).predict({"tokens": ROWS})
     np.testing.assert_allclose(*found.values(), stored.expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_output_of_a_layer_can_be_taken(stored: Stored, tf_keras: Any, tmp_path: Path) -> None:
     model = Model(path=stored.h5, layer="hidden")
-    original, other = exported(model, tmp_path)
-    assert [(field.name, field.shape) for field in original.outputs] == [("hidden", (4,))]
-    assert other.outputs == original.outputs
+    facts, other = exported(model, tmp_path)
+    assert [(field.name, field.shape) for field in facts.outputs] == [("hidden", (4,))]
+    assert other.outputs == facts.outputs
     with pytest.raises(ModelError, match=r"no layer `hiden`.*Did you mean"):
         legacy.load_legacy_model(model.model_copy(update={"layer": "hiden"}), model.path)
 
@@ -183,13 +184,17 @@ class Shifted(LoadedModel):
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_that_predicts_otherwise_is_refused(
-    stored: Stored, tf_keras: Any, tmp_path: Path
+    stored: Stored, tf_keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, other = exported(Model(path=stored.h5), tmp_path)
-    ends = (other.inputs, other.outputs, other.embedding_sizes, other.own_batch_size)
-    pair = (original, Shifted(*ends, other))
+    load = legacy.load_exported
+
+    def load_shifted(*given: Any) -> LoadedModel:
+        other = load(*given)
+        return Shifted(*other.ends, other)
+
+    monkeypatch.setattr(legacy, "load_exported", load_shifted)
     with pytest.raises(ModelError, match="predicts otherwise: a row differs by"):
-        legacy.prove(*(ModelPredictor(model, "cpu", 1) for model in pair), {"tokens": ROWS})
+        exported(Model(path=stored.h5), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
