@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.job import Model
 
 T = TypeVar("T")
@@ -61,6 +61,25 @@ class ModelInterface:
             check_layer(model.layer, self.layers)
             return None
         return self.signatures.get("")
+
+
+class OnnxInterface(ModelInterface):
+    """What an ONNX file tells, under the name ``""``: there is one way to call it."""
+
+    def chosen(self, model: Model) -> Signature | None:
+        """Return all of it."""
+        check_onnx_choice(model)
+        return self.signatures[""]
+
+
+def check_onnx_choice(model: Model) -> None:
+    """Refuse to choose what an ONNX model does not have."""
+    for name in ("layer", "signature"):
+        if getattr(model, name) is not None:
+            raise JobError(
+                f"{model.path}: `model.{name}` does not work for an ONNX model, which has none. "
+                "Choose with `model.outputs`."
+            )
 
 
 def choose_signature(model: Model, signatures: Mapping[str, T]) -> T:

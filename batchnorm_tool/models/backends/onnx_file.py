@@ -11,6 +11,7 @@ from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import backends, security
 from batchnorm_tool.models.backends.onnx_graph import OnnxModel, open_session
 from batchnorm_tool.models.batching import BackendRecord, OutputChoice
+from batchnorm_tool.models.signature import check_onnx_choice
 
 # Where NumPy's name is another than ONNX's.
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -23,12 +24,7 @@ def check_onnx_job(model: Model, engine: Engine) -> None:
             f"{model.path}: an ONNX model, which onnxruntime runs. Install it with `pip install "
             "'batchnorm-tool[onnxruntime]'`."
         )
-    for name in ("layer", "signature"):
-        if getattr(model, name) is not None:
-            raise JobError(
-                f"{model.path}: `model.{name}` does not work for an ONNX model, which has none. "
-                "Choose with `model.outputs`."
-            )
+    check_onnx_choice(model)
     if engine.device == "gpu":
         raise JobError(
             f"{model.path}: `engine.devices` asks for a GPU, and onnxruntime computes on the CPU "

@@ -349,6 +349,7 @@ def _examine_onnx(path: str, shown: str) -> ModelReport:
         sha256=hashlib.sha256(content).hexdigest(),
         content=graph.content,
         findings=_sorted(graph.findings)[:_MAX_FINDINGS],
+        interface=graph.interface,
     )
 
 

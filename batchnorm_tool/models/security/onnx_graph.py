@@ -6,11 +6,13 @@ are judged like the outer one.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.models.security.keras_allowlist import LARGEST, ModelFinding, exceeds, short
 from batchnorm_tool.models.security.saved_model_proto import parse, parse_all
+from batchnorm_tool.models.signature import OnnxInterface, Signature
 from batchnorm_tool.storage import checked_json
 
 # A node takes as long as several of its attributes; see `graph_allowlist`.
@@ -37,6 +39,15 @@ _RANDOM = frozenset(
 ) | {"Bernoulli", "Multinomial"}
 _EXTERNAL = 1
 _PACKED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "raw_data")
+# By ONNX's numbers for them.
+_DTYPES = dict(
+    enumerate(
+        """
+        float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64
+        """.split(),  # noqa: SIM905  as in `graph_allowlist`
+        start=1,
+    )
+)
 _NO_MEANING = ("doc_string", "metadata_props")
 
 
@@ -48,6 +59,7 @@ class ExaminedOnnx:
 
     Attributes:
         findings: Dangers and warnings.
+        interface: What it takes and gives, as far as it says.
 
     Raises:
         ValueError: It is no whole protobuf message of this kind, something in it is given twice or
@@ -62,6 +74,7 @@ class ExaminedOnnx:
             raise ValueError("it can be read as a model of another format, too")
         self.findings: list[ModelFinding] = []
         self._left = _MAX_PIECES
+        self._weights: set[str] = set()
         self._digest = hashlib.sha256()
         model = parse("OnnxModel", content)
         for function in self._parsed("OnnxFunction", model.functions):
@@ -70,10 +83,15 @@ class ExaminedOnnx:
             (item.domain, item.version) for item in self._parsed("OnnxOpset", model.opset_import)
         )
         self._examine(model.graph)
-        for value in self._parsed("OnnxValue", model.graph.input):
-            self._examine_input(value)
+        values = self._parsed("OnnxValue", model.graph.input)
+        inputs = {value.name: self._input(value) for value in values}
+        kinds = {}
         for value in self._parsed("OnnxValue", model.graph.output):
             self._add(value)
+            kinds[value.name] = value.type.WhichOneof("kind")
+        # Weights may stand among the inputs, too.
+        fields = [field for name, field in inputs.items() if name not in self._weights]
+        self.interface = OnnxInterface({"": _signature(fields, kinds)})
 
     @property
     def content(self) -> str:
@@ -107,9 +125,13 @@ class ExaminedOnnx:
         for tensor in self._parsed("OnnxTensor", graph.initializer):
             self._examine_tensor(tensor, f"the weights {short(tensor.name)}")
             self._add(tensor)
+            if not depth:
+                self._weights.add(tensor.name)
         for sparse in self._parsed("OnnxSparseTensor", graph.sparse_initializer):
             self._examine_sparse(sparse, f"the weights {short(sparse.values.name)}")
             self._add(sparse)
+            if not depth:
+                self._weights.add(sparse.values.name)
 
     def _examine_node(self, node: Any, depth: int) -> None:
         where = f"the node {short(node.name or next(iter(node.output), node.op_type))}"
@@ -146,11 +168,24 @@ class ExaminedOnnx:
         held = 4 * sum(len(getattr(tensor, name)) for name in _PACKED)
         self._check_size(tensor.dims, max(1, held, len(tensor.string_data)), where)
 
-    def _examine_input(self, value: Any) -> None:
-        dims = self._parsed("OnnxDim", value.type.tensor_type.shape.dim)
-        self._check_size([dim.dim_value for dim in dims], LARGEST, f"the input {short(value.name)}")
+    def _input(self, value: Any) -> Field | None:
+        """Examine an input; returns ``None`` where too little is said of it."""
+        sizes = [dim.dim_value for dim in self._parsed("OnnxDim", value.type.tensor_type.shape.dim)]
+        self._check_size(sizes, LARGEST, f"the input {short(value.name)}")
         self._add(value)
+        dtype = _DTYPES.get(value.type.tensor_type.elem_type)
+        if dtype is None or not sizes:
+            return None
+        return Field(value.name, tuple(size if size > 0 else None for size in sizes[1:]), dtype)
 
     def _check_size(self, dims: Sequence[int], most: int, where: str) -> None:
         if exceeds(most, dims):
             self._refuse(f"the huge size {short(list(dims))}", where)
+
+
+def _signature(fields: Sequence[Field | None], kinds: Mapping[str, str | None]) -> Signature | None:
+    """Return what onnxruntime tells: all inputs, and of the outputs those that are tensors."""
+    outputs = tuple(name for name, kind in kinds.items() if kind == "tensor_type")
+    inputs = tuple(field for field in fields if field is not None)
+    known = len(inputs) == len(fields) and None not in kinds.values()
+    return Signature(inputs, outputs) if known and outputs else None

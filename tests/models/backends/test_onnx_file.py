@@ -16,8 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import batchnorm_tool
+from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError
-from batchnorm_tool.job import Job
+from batchnorm_tool.job import Engine, Job, Model
+from batchnorm_tool.models import describe_model, security
 from batchnorm_tool.models.backends import onnx_file
 
 WEIGHTS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -151,6 +153,42 @@ def test_ids_and_texts_go_in_and_only_tensors_come_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.vectors, WEIGHTS[[0, 1, 3]] * [[1], [2], [9]], rtol=1e-6)
     with pytest.raises(ModelError, match=r"out of data bounds"):
         batchnorm_tool.score(model, {"token": np.array([["a"]]), "item": np.array([4])})
+
+
+def test_what_the_file_tells_is_what_onnxruntime_tells(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["w", "id"], ["row"]),
+        helper.make_node("Mul", ["row", "x"], ["y"]),
+        helper.make_node("SequenceConstruct", ["y"], ["several"]),
+    ]
+    sequence = helper.make_tensor_sequence_value_info("several", TensorProto.FLOAT, None)
+    given = [value("id", [5], TensorProto.INT64), value("w", [4, 3]), value("x", ["n", "k"])]
+    model = save(tmp_path / "m.onnx", nodes, given, [value("y", ["n", 3]), sequence])
+    interface = security.examine(model).interface
+    assert interface is not None
+    told = interface.chosen(Model(path=model))
+    assert told is not None
+    assert (told.inputs, told.outputs) == (
+        (Field("id", (), "int64"), Field("x", (None,), "float32")),
+        ("y",),
+    )
+    inputs, outputs = describe_model(Model(path=model), model, Engine())
+    assert (told.inputs, told.outputs) == (inputs, tuple(field.name for field in outputs))
+    untyped = save(tmp_path / "u.onnx", nodes, given, [helper.make_empty_tensor_value_info("y")])
+    doubtful = security.examine(untyped).interface
+    assert doubtful is not None
+    assert doubtful.chosen(Model(path=untyped)) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"layer": "dense"}, {"signature": "serve"}, {"outputs": ["nothing"]}], ids=str
+)
+def test_what_it_does_not_have_is_told_before_it_is_loaded(
+    tmp_path: Path, rows: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchnorm_tool.models._load", None)
+    with pytest.raises((JobError, ModelError), match=r"does not work for|has no output `nothing`"):
+        run(dense(tmp_path / "m.onnx"), rows, tmp_path, **options)
 
 
 @pytest.mark.parametrize(
