@@ -273,4 +273,5 @@ def _instead() -> Path:
 
 def inherited() -> dict[str, str]:
     """Return the environment of a process that this one starts: it uses the same cache."""
-    return {**os.environ, **({_INSTEAD: str(_MADE[0])} if _MADE else {})}
+    instead = _MADE[0] if _MADE and _unusable(_users_root()) else None
+    return {**os.environ, **({_INSTEAD: str(instead)} if instead else {})}
