@@ -253,7 +253,7 @@ def make_worker(
         raise OutputError(
             f"The run in `{plan.job.output.path}` was planned with another back end or converted "
             f"graph (SHA-256 {graphs[0] or 'of none: TensorFlow'}, and here {graphs[1]}), which "
-            f"gives different low-order bits. {RECREATE.capitalize()}."
+            f"gives different low-order bits. Run again, and if that does not help, {RECREATE}."
         )
     if plan.job.model is not None and backend_name(model.backend) == "tensorflow":
         # Onnxruntime has a store of its own, and was no faster with it.

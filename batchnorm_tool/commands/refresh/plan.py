@@ -291,11 +291,13 @@ def _choices(
         earlier.append((staged.resolved, staged.options_fingerprint, staged.notes))
     # Earlier choices stay while they can: another batch size would change low-order bits.
     for kept, request, notes in earlier:
-        if _options_fingerprint(preparation, kept) == request:
+        if _options_fingerprint(preparation, kept) != request:
+            continue
+        choices = preparation.keep_backend(kept)
+        if choices is not None:
             carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
             noted = {_place_matters(kept.batch_size)} & {*notes}
-            choices = replace(preparation.keep_backend(kept), carried=carried)
-            return choices, request, tuple(noted)
+            return replace(choices, carried=carried), request, tuple(noted)
     resolved = preparation.plan().resolved
     # A refresh predicts other rows than the one before: each has another place in its batch.
     batch_size = preparation.independent_batch_size(resolved)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchnorm_tool import environment, features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
-from batchnorm_tool.errors import InputError, JobError, OutputError, capture_warnings
+from batchnorm_tool.errors import InputError, JobError, OutputError, Refused, capture_warnings
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs import table as inputs_table
@@ -25,6 +25,7 @@ from batchnorm_tool.job import Job
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor, backend_name
 from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
+from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
@@ -211,7 +212,8 @@ class Preparation:
         security.check(self.job.model, self.report)
         gpus = [os.environ.get("CUDA_VISIBLE_DEVICES"), len([*Path("/dev").glob("nvidia[0-9]*")])]
         versions = environment.versions(("tensorflow", "keras", "onnxruntime", "batchnorm-tool"))
-        machine: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions}
+        size = [environment.available_cores(), os.sysconf("SC_PHYS_PAGES")]
+        machine: Key = {"cpu": environment.cpu(), "gpus": gpus, "versions": versions, "size": size}
         cache, key = ModelCache.of_user(), {**machine, "request": self.options_fingerprint}
         kept = ResolvedOptions.from_document(cache.document("choices", key))
         if kept is None:
@@ -233,14 +235,30 @@ class Preparation:
             transform=self.transform_sha256,
         )
 
-    def keep_backend(self, choices: ResolvedOptions) -> ResolvedOptions:
-        """Return choices made earlier, and load the model for the back end that is one of them."""
-        self._planned = choices
-        return choices
+    def keep_backend(self, choices: ResolvedOptions) -> ResolvedOptions | None:
+        """Return choices made earlier, with the graph that their back end runs now.
+
+        ``None`` where ``auto`` has to make them anew. Nothing is loaded that the model cache knows.
+        """
+        self._planned, model = choices, self.job.model
+        if choices.backend is None or model is None or choices.backend.largest_difference is None:
+            return choices  # TensorFlow, or an ONNX file, whose content is the graph
+        purpose: Literal["convert", "export"]
+        purpose = "convert" if choices.backend.name == "onnxruntime" else "export"
+        request = ConversionRequest(model, self.content, self.job.engine, purpose=purpose)
+        found = ModelCache.of_user().find(request.key)
+        try:
+            record = (found and found.entry.proof) or self.predictor().backend
+        except Refused:
+            if model.backend != "auto":
+                raise
+            self._planned = None
+            return None
+        return replace(choices, backend=record)
 
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made earlier; where other bits are accepted, for the device here."""
-        self.keep_backend(choices)
+        self._planned = choices
         if not self.job.engine.mixed_bits:
             return choices
         model = self.predictor()
@@ -260,7 +278,7 @@ class Preparation:
         if self.job.model is not None and self.job.model.backend != "tensorflow":
             yield from cache_warnings()
         if self.job.model is not None and backend_name(resolved.backend) == "tensorflow":
-            request = conversion.ConversionRequest(self.job.model, self.content, self.job.engine)
+            request = ConversionRequest(self.job.model, self.content, self.job.engine)
             yield from conversion.fallback_warnings(request)
         if not self.rows:
             yield "The input has no rows: the result is valid, but empty."
@@ -296,7 +314,7 @@ class Preparation:
         rows = partial(proof_rows, self.job, self.limit)
         if self._planned is not None:
             model = planning.with_planned_backend(model, self._planned)
-        request = conversion.ConversionRequest(model, self.content, engine, rows)
+        request = ConversionRequest(model, self.content, engine, rows)
         is_onnx = self.report is not None and self.report.kind == "onnx"
         by_tensorflow = model.backend == "tensorflow" and not is_onnx
         if not (by_tensorflow or is_onnx):

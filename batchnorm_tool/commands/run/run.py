@@ -216,7 +216,10 @@ def _check_output(job: Job) -> None:
 
 
 def plan_run(job: Job, *, limit: int | None = None, progress: Progress | None = None) -> Plan:
-    """Return the plan that `run` would follow, without writing anything: a dry run."""
+    """Return the plan that `run` would follow: a dry run, which leaves the output as it is.
+
+    What is found out about a model is kept in the model cache.
+    """
     _check_output(job)
     preparation = Preparation(job, limit, progress=progress or SilentProgress())
     return _planned(preparation, preparation.kept_choices())

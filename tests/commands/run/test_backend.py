@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import onnx
+import pyarrow.parquet as pq
 import pytest
 from keras import layers
 
@@ -235,6 +239,55 @@ def test_a_store_takes_another_back_end_for_other_bits(
     (note,) = (text for text in night.record["warnings"] if "Low-order bits" in text)
     assert "back end tensorflow → onnxruntime" in note
     assert (night.record["rows"]["predicted"] > 0) is (on_new_bits == "recompute")
+
+
+def convert_otherwise(cache: ModelCache, **changes: Any) -> str:
+    """Let the model be converted to other bytes, as other versions do it; returns their SHA-256."""
+    (found,) = (each for each in cache.entries() if each.entry.model == ENCODER)
+    graph = onnx.load(found.path / "model.onnx")
+    graph.doc_string = "converted by another version"
+    content = graph.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    assert found.entry.conversion is not None
+    assert found.entry.proof is not None
+    proof = replace(found.entry.proof, graph_sha256=digest)
+    entry = replace(found.entry, conversion=replace(found.entry.conversion, backend=proof))
+    shutil.rmtree(found.path)
+    cache.keep(replace(entry, **changes), lambda place: (place / "model.onnx").write_bytes(content))
+    return digest
+
+
+@pytest.mark.parametrize("on_new_bits", ["keep", "recompute"])
+def test_a_store_takes_another_graph_of_its_model_for_other_bits(
+    on_new_bits: str, own_cache: ModelCache, tmp_path: Path
+) -> None:
+    rows, sections = tmp_path / "in.parquet", store_of(tmp_path, "onnxruntime")
+    sections["input"]["path"], sections["store"]["on_new_bits"] = str(rows), on_new_bits
+    digits = pq.read_table(DIGITS)
+    pq.write_table(digits.slice(2), rows)
+    refresh(Job.from_dict(sections))
+    graph = convert_otherwise(own_cache)
+    pq.write_table(digits.slice(1), rows)
+    night = refresh(Job.from_dict(sections))
+    (note,) = (text for text in night.record["warnings"] if "Low-order bits" in text)
+    assert f"{graph[:6]}" in note
+    assert (night.rows["new"], night.rows["predicted"] > 1) == (1, on_new_bits == "recompute")
+    assert night.record["settings"]["backend"]["graph_sha256"] == graph
+    pq.write_table(digits, rows)
+    last = refresh(Job.from_dict(sections))
+    assert (last.record["warnings"], last.rows["predicted"]) == ([], 1)
+
+
+def test_a_store_under_auto_goes_on_with_tensorflow_once_its_model_does_not_convert(
+    own_cache: ModelCache, tmp_path: Path
+) -> None:
+    sections = store_of(tmp_path, "auto", on_new_bits="recompute")
+    assert "backend" in refresh(Job.from_dict(sections)).record["settings"]
+    convert_otherwise(own_cache, kind="none", conversion=None, cause="an operation is not known")
+    night = refresh(Job.from_dict(sections))
+    assert "back end onnxruntime → tensorflow" in " ".join(night.record["warnings"])
+    assert any("an operation is not known" in text for text in night.record["warnings"])
+    assert "backend" not in night.record["settings"]
 
 
 def test_score_takes_it_for_the_file_of_a_model(converted: Path, pixels: np.ndarray) -> None:

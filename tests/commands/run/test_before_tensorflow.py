@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather
 
+from batchnorm_tool import environment
 from batchnorm_tool.commands.run import run as run_module
 from batchnorm_tool.commands.run.prepare import Preparation
 from tests.command_line import DIGITS, ENCODER, PREDICTIONS, invoke
@@ -138,3 +139,5 @@ def test_a_model_is_described_and_a_run_is_planned_without_tensorflow_the_second
     assert [invoke(*command).stdout for command in commands] == first
     changed = invoke(*planned, "--batch-size", "32")
     assert "import of tensorflow" in changed.stderr
+    monkeypatch.setattr(environment, "available_cores", lambda: 99)
+    assert "import of tensorflow" in invoke(*planned).stderr
