@@ -207,7 +207,7 @@ class Model(Section):
     backend: Literal["tensorflow", "onnxruntime", "auto"] = option(
         "tensorflow",
         "What computes; onnxruntime starts at once, after one conversion that must prove "
-        "itself; auto: the faster one.",
+        "itself; auto: it, unless it fails or is slower.",
     )
     batch_size: CountOrAuto = option(
         "auto", "Rows per model call; auto: measured once, then fixed."
