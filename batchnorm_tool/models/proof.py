@@ -16,6 +16,8 @@ _REFERENCE_BATCH = 32  # that of `model.predict`
 _SIZES = (*range(1, 26), 32, 33, 100, 255, 256, 1000)
 # One batch of so many times all rows.
 _TIMES = 8
+# The first is zero to TensorFlow; next to 1.2e-38 rounding in another order decides on zeros.
+_TINY = (1e-42, 1e-30)
 _Rows = Mapping[str, np.ndarray]
 
 
@@ -43,7 +45,7 @@ def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> 
     elif array.dtype.kind in "OUS":
         made_up, edges = random.choice(array.reshape(-1), shape), ["", "Ünknown", "a b  c"]
     else:
-        made_up, edges = random.normal(size=shape), [0 * first, -first, 10 * first]
+        made_up, edges = random.normal(size=shape), [0 * first, -first, 10 * first, *_TINY]
     rows = [np.broadcast_to(np.asarray(edge, array.dtype), first.shape) for edge in edges]
     return np.concatenate([made_up.astype(array.dtype), np.stack(rows)])
 

@@ -1,8 +1,12 @@
 """ONNX graphs as predictors, run by onnxruntime: without TensorFlow, which is not imported."""
 
 import contextlib
+import ctypes
+import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,8 @@ GRAPH = "model.onnx"
 _LEAST_ROWS = 2
 # What it says of an error, the error says.
 _FATAL_ONLY = 4
+# `fenv_t` of glibc on x86-64: 32-bit words; in the last one bits take tiny numbers as zeros.
+_WORDS, _FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 8, 1 << 15, 1 << 6
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class OnnxModel(LoadedModel):
             rows = len(arrays[0])
             if rows < least:
                 arrays = [np.repeat(array, least, axis=0) for array in arrays]
-            with run_errors():
+            with run_errors(), _denormals_as_zeros():
                 found = run(self.fetches, dict(zip(self.feeds, arrays, strict=True)))
             for field, result in zip(self.outputs, found, strict=True):
                 check_output(field.name, result.shape, len(arrays[0]))
@@ -47,14 +53,46 @@ class OnnxModel(LoadedModel):
 
 def open_session(content: bytes, threads: int) -> Any:
     """Load a graph on the CPU, with so many threads in one operation."""
+    # What it tells its makers of each use; this is read at the import, where it writes files.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _FATAL_ONLY
     # Threads that wait without sleeping would take the cores from reading and writing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    if _float_environment() is not None:
+        # It holds for threads of the session, and not for the one that calls it.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    with _denormals_as_zeros():
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _float_environment() -> ctypes.CDLL | None:
+    """Return the library that sets a thread's, where it is laid out as `_WORDS` says."""
+    known = platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL("libm.so.6") if known else None
+
+
+@contextlib.contextmanager
+def _denormals_as_zeros() -> Iterator[None]:
+    """Compute in this thread as TensorFlow does, whose kernels know no numbers below 1.2e-38."""
+    library = _float_environment()
+    if library is None:
+        yield
+        return
+    before, within = ((ctypes.c_uint32 * _WORDS)() for _ in range(2))
+    library.fegetenv(before)
+    library.fegetenv(within)
+    within[-1] |= _FLUSH_TO_ZERO | _DENORMALS_ARE_ZERO
+    library.fesetenv(within)
+    try:
+        yield
+    finally:
+        library.fesetenv(before)
 
 
 def converted_predictor(content: bytes, facts: ModelFacts, threads: int) -> ModelPredictor:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +110,32 @@ def test_neither_tensorflow_nor_keras_is_imported(tmp_path: Path, rows: str) -> 
         "model={'path': sys.argv[1], 'outputs': ['linear']}); b.run(b.Job.model_validate(job)); "
         "print({'tensorflow', 'keras', 'tf2onnx', 'onnx'} & {*sys.modules})"
     )
-    command = [sys.executable, "-c", program, dense(tmp_path / "m.onnx"), rows, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        dense(tmp_path / "m.onnx"),
+        rows,
+        str(tmp_path / "out"),
+    ]
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    own.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
     assert done.stdout.splitlines()[-1] == "set()"
+    # Where onnxruntime keeps an id of the machine, and what it will tell its makers.
+    assert not (tmp_path / "cache/Microsoft").exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="as TensorFlow on these processors")
+def test_tiny_numbers_are_zeros_in_every_thread_and_nowhere_else(tmp_path: Path) -> None:
+    model = Model(path=dense(tmp_path / "m.onnx"), outputs=["linear"])
+    loaded = onnx_file.load_onnx_file(model, model.path, 2, lambda _: [0])
+    tiny = np.full((20_000, 4), 1e-42, np.float32)
+    with ThreadPoolExecutor(1) as other:
+        compute = loaded.compile(20_000)
+        assert not compute([tiny])[0].any()
+        assert not other.submit(compute, [tiny]).result()[0].any()
+    assert (tiny * np.float32(1)).all()
 
 
 def test_a_batch_size_in_the_graph_is_the_only_one(tmp_path: Path, rows: str) -> None:
