@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchnorm_tool
-from batchnorm_tool import models
+from batchnorm_tool import environment, models
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Job, Model
@@ -83,7 +83,10 @@ def test_it_is_converted_once_and_then_scored_as_it_predicts(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
+    kept: list[bool] = []
+    monkeypatch.setattr(environment, "keep_freed_memory", lambda: kept.append(True))
     manifest = run(stored.h5, first)
+    assert kept  # as for every model that TensorFlow computes
     vectors = batchnorm_tool.read(str(first / "out")).to_numpy()[1]
     np.testing.assert_allclose(vectors, stored.expected, atol=1e-5)
     backend = manifest["backend"]
