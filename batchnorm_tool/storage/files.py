@@ -158,6 +158,10 @@ class OutputFile(io.RawIOBase):
             _write_all(descriptor, memoryview(data), offset)
         self._patched = True
 
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of what was written so far."""
+        return self._hash.hexdigest()
+
     def close(self) -> None:
         """Do nothing: writers close what they get, but only `commit` makes the file count."""
 

@@ -13,14 +13,13 @@ import base64
 import contextlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from batchnorm_tool.chunk import numbered
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import Damaged, OutputError
 from batchnorm_tool.formats import MEBIBYTE
@@ -56,6 +55,8 @@ IS_QUARANTINED, IS_JUDGED_AGAIN, IS_UNWANTED = 1, 2, 4
 _HASHES = (KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH)
 _VERSION_KEY = "batchnorm_tool.index"
 _STAYS_KEY = "batchnorm_tool.index.stays"
+_CONTENT_KEY = "batchnorm_tool.index.content"
+_BASE_KEY = "batchnorm_tool.index.base"
 # Whoever knows no bases takes this for another version of the hashes, and refuses the file.
 _OVER_BASE = " over a base"
 _GROUP_BYTES = 16 * MEBIBYTE
@@ -163,11 +164,13 @@ class IndexFile:
         path: Below the state's root.
         groups: Rows of each row group.
         stays: ``bool[n]``: which of its rows the index has; others are out of date.
+        content: By which an index knows its base: size, and SHA-256 of all that its rows came to.
     """
 
     path: str
     groups: tuple[int, ...]
     stays: np.ndarray
+    content: str
 
     def __len__(self) -> int:
         """Return how many of its rows the index has."""
@@ -180,12 +183,21 @@ def index_files(storage: Storage, path: str) -> list[IndexFile]:
     Raises:
         Damaged: One is missing, or is not as it was written.
     """
-    own, version, text = _inspected(storage, path)
+    own, version, said = _inspected(storage, path)
     _check_version(path, version.removesuffix(_OVER_BASE))
     if not version.endswith(_OVER_BASE):
         return [own]
     base, version, _ = _inspected(storage, _base_of(path))
     _check_version(base.path, version)
+    # An index that an older release wrote does not say which one it is.
+    expected = said.get(_BASE_KEY.encode(), base.content.encode()).decode(errors="replace")
+    if base.content != expected:
+        raise Damaged(
+            f"`{base.path}` of the store is not the file that the index `{path}` was written over. "
+            f"Expected: {expected}. Received: {base.content}. Restore it from the same backup as "
+            "the index, or start a new store with another `store.path`."
+        )
+    text = said.get(_STAYS_KEY.encode(), b"")
     try:
         bits = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
     except (ValueError, zlib.error) as error:
@@ -194,11 +206,11 @@ def index_files(storage: Storage, path: str) -> list[IndexFile]:
     if len(bits) != (rows + 7) // 8:
         raise _damaged(path, f"{8 * len(bits):,} bits for a base of {rows:,} rows")
     stays = np.unpackbits(bits, count=rows).astype(bool)
-    return [IndexFile(base.path, base.groups, stays), own]
+    return [replace(base, stays=stays), own]
 
 
-def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, bytes]:
-    """Return what a file's footer says: its row groups, which version, what stays of a base."""
+def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, dict[bytes, bytes]]:
+    """Return what a file's footer says: its row groups, which version, what it says of a base."""
     with _opened(storage, path) as file:
         groups, rows = tuple(group_sizes(file.metadata)), int(file.metadata.num_rows)
         if sum(groups) != rows or min(groups, default=0) < 0:
@@ -206,7 +218,9 @@ def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, bytes]:
         metadata = file.metadata.metadata or {}
         version = metadata.get(_VERSION_KEY.encode(), b"unknown").decode(errors="replace")
         stays = np.broadcast_to(np.True_, rows)  # takes no memory
-        return IndexFile(path, groups, stays), version, metadata.get(_STAYS_KEY.encode(), b"")
+        content = metadata.get(_CONTENT_KEY.encode(), b"unknown").decode(errors="replace")
+        content = f"{storage.size(path):,} bytes, content {content}"
+        return IndexFile(path, groups, stays, content), version, metadata
 
 
 def _base_of(path: str) -> str:
@@ -225,24 +239,21 @@ def _fill(
     In the place of the status come the marks of ``again``.
     """
 
-    def fill(work: tuple[str, IndexFile, int, int, int]) -> None:
-        name, file, group, row, claimed = work
+    def fill(work: tuple[str, IndexFile, int, int]) -> None:
+        name, file, group, row = work
         array, names = columns[name], again.columns if name == STATUS else (name,)
         for table in _tables(storage, file, names, _BATCH_ROWS, group):
             stop = row + table.num_rows
-            if stop <= claimed:
-                array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
+            array[row:stop] = again.marks(table) if name == STATUS else bytes_of(table[name])
             row = stop
-        if row != claimed:
-            raise _damaged(file.path, f"a row group that does not end at row {claimed:,}")
 
-    def works() -> Iterator[tuple[str, IndexFile, int, int, int]]:
+    def works() -> Iterator[tuple[str, IndexFile, int, int]]:
         row = 0
         for file in files:
             for group in range(len(file.groups)):
                 stays = file.stays[sum(file.groups[:group]) : sum(file.groups[: group + 1])]
                 first, row = row, row + int(np.count_nonzero(stays))
-                yield from ((name, file, group, first, row) for name in columns)
+                yield from ((name, file, group, first) for name in columns)
 
     for _ in map_in_order(fill, works(), threads):
         pass
@@ -332,7 +343,10 @@ class IndexWriter:
             self._writer.add_key_value_metadata({_STAYS_KEY: text})
             self._storage.remove(second)  # that of a refresh that was killed
             self._storage.link(self._base.path, second)
-        self._writer.add_key_value_metadata({_VERSION_KEY: version})
+            self._writer.add_key_value_metadata({_BASE_KEY: self._base.content})
+        # Two indexes of as many rows differ in it, even where all else in their footers is equal.
+        digest = self._file.hexdigest()
+        self._writer.add_key_value_metadata({_VERSION_KEY: version, _CONTENT_KEY: digest})
         self._writer.close()
         return self._file.commit()
 
@@ -366,16 +380,21 @@ def _tables(
     group: int | None = None,
 ) -> Iterator[pa.Table]:
     """Stream the rows of a file, or of one of its row groups, that its index has."""
-    names, groups = list(columns), None if group is None else [group]
+    names, row = list(columns), sum(file.groups[: group or 0])
     with _opened(storage, file.path) as opened:
         _check_types(file.path, opened.schema_arrow)
-        batches = opened.iter_batches(batch_rows, groups, names, use_threads=False)
-        for first, batch in numbered(batches, sum(file.groups[: group or 0])):
-            table = pa.Table.from_batches([batch]).select(names)
-            stays = file.stays[first : first + len(batch)]
-            table = table if stays.all() else table.filter(pa.array(stays))
-            if table.num_rows:
-                yield table
+        for number in range(len(file.groups)) if group is None else [group]:
+            end = row + file.groups[number]
+            for batch in opened.iter_batches(batch_rows, [number], names, use_threads=False):
+                row, first = row + len(batch), row
+                _check_batch(file.path, batch, end - row)
+                table = pa.Table.from_batches([batch]).select(names)
+                stays = file.stays[first:row]
+                table = table if stays.all() else table.filter(pa.array(stays))
+                if table.num_rows:
+                    yield table
+            if row != end:
+                raise _damaged(file.path, f"a row group that lacks {end - row:,} of its rows")
 
 
 def keep_quarantined(state: StoreDirectory, version: int, keys: pa.Schema) -> None:
@@ -445,6 +464,17 @@ def _check_types(path: str, schema: pa.Schema) -> None:
     for each in INDEX_FIELDS:
         if each.name != STATUS and schema.field(each.name).type != each.type:
             raise _damaged(path, f"the column `{each.name}` of type {schema.field(each.name).type}")
+
+
+def _check_batch(path: str, batch: pa.RecordBatch, left: int) -> None:
+    """Refuse what damaged headers of pages make of rows: those have no checksum in Parquet."""
+    if left < 0:
+        raise _damaged(path, f"a row group that has {-left:,} rows more than it says")
+    if STATUS in batch.schema.names:
+        batch[STATUS].validate(full=True)  # its words, and where each row's is among them
+    for each in INDEX_FIELDS:
+        if each.name in {*batch.schema.names} - {NORM} and batch[each.name].null_count:
+            raise _damaged(path, f"the column `{each.name}` with nulls")
 
 
 def fixed_binary(rows: np.ndarray) -> pa.Array:

@@ -352,7 +352,19 @@ class StoreDirectory:
     def replaced(self, version: int) -> np.ndarray:
         """Return what `put_replaced` noted, ``uint8[n, 16]``; nothing where it noted nothing."""
         path = self.storage.root / replaced_path(version)
-        return np.load(path, allow_pickle=False) if path.exists() else np.empty((0, 16), np.uint8)
+        if not path.exists():
+            return np.empty((0, 16), np.uint8)
+        try:
+            found: np.ndarray = np.load(path, allow_pickle=False)
+            if found.dtype == np.uint8 and found.shape[1:] == (16,):
+                return found
+            said = f"{found.dtype}{[*found.shape]}"
+        except (OSError, EOFError, ValueError) as error:
+            said = str(error)
+        raise Damaged(
+            f"`{path}` is damaged. Expected: hashes, uint8[n, 16]. Received: {said}. Restore it from "
+            "a backup, or remove it: vectors that it leads to are then computed again."
+        )
 
     def discard_uncommitted(self, pointer: StorePointer) -> None:
         """Remove what is staged, and what only a live version or a candidate needs of others."""

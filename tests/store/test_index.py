@@ -336,12 +336,17 @@ def test_a_missing_base_is_told_of(shared: Storage, use: Any) -> None:
         use(shared, path_of(2))
 
 
-def test_another_base_is_noticed(shared: Storage) -> None:
-    succeed(shared, 1, [], edit=1, gone={39})
-    write(shared, edited([*range(32)], 0))
-    shutil.copy(shared.root / PATH, shared.root / "nights/000002.base.parquet")
-    with pytest.raises(Damaged, match="40 bits for a base of 32 rows"):
-        index_rows(shared, path_of(2))
+def test_a_base_of_other_rows_and_equal_size_is_noticed(shared: Storage) -> None:
+    succeed(shared, 1, [3], edit=1, gone={7})
+    base = shared.root / "nights/000002.base.parquet"
+    whole = base.read_bytes()
+    base.unlink()
+    write(shared, edited([*range(1, BASE_ROWS + 1)], 0))
+    shutil.copy(shared.root / PATH, base)
+    with pytest.raises(Damaged, match=r"base\.parquet` .* is not the file .* same backup"):
+        index_files(shared, path_of(2))
+    base.write_bytes(whole)
+    assert len(content(shared, 2)) == BASE_ROWS - 1
 
 
 def test_no_flipped_bit_of_the_footer_brings_an_outdated_row_back(shared: Storage) -> None:
@@ -377,3 +382,26 @@ def test_rows_set_aside_for_several_reasons_are_kept(shared: Storage) -> None:
         "quarantined: null_feature",
         "quarantined: zero_vector",
     }
+
+
+def test_no_flipped_bit_in_the_header_of_a_page_loses_a_row(storage: Storage) -> None:
+    statuses = ["good", "stale: zero_vector", "quarantined: null_feature"] * 4
+    write(storage, rows(pa.array(range(12)), statuses))
+    file = storage.root / PATH
+    whole, refused = file.read_bytes(), set()
+    (group,) = (pq.read_metadata(file).row_group(n) for n in range(1))
+    for column in map(group.column, range(group.num_columns)):
+        name = column.path_in_schema
+        starts = filter(None, (column.dictionary_page_offset, column.data_page_offset))
+        for bit in (bit for at in starts for bit in range(8 * at, 8 * at + 26 * 8)):
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            try:
+                tables = [*read_index(storage, PATH, [name])]
+                assert sum(map(len, tables)) == 12
+                if name == ".status":
+                    JudgedAgain().marks(pa.concat_tables(tables))
+            except Damaged:
+                refused.add(name)
+    assert refused == {"id", *(field.name for field in INDEX_FIELDS)}

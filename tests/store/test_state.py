@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchnorm_tool.errors import WorkFailed
+from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.store.state import NORM, STATUS, StoreDirectory, StorePointer, with_hashes
 from tests.store.items import ITEMS
 
@@ -53,6 +53,15 @@ def test_hashes_of_replaced_rows_are_read_back(state: StoreDirectory) -> None:
     state.put_replaced(3, [])
     assert state.replaced(2).tolist() == hashes.tolist()
     assert state.replaced(3).shape == state.replaced(4).shape == (0, 16)
+
+
+@pytest.mark.parametrize("left", [0, 60, 130], ids=["nothing", "half a header", "half the rows"])
+def test_damaged_hashes_of_replaced_rows_are_told_of(state: StoreDirectory, left: int) -> None:
+    state.put_replaced(2, [np.zeros((3, 16), np.uint8)])
+    file = state.storage.root / "nights/000002.replaced.npy"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(Damaged, match=r"000002\.replaced\.npy` is damaged.* or remove it"):
+        state.replaced(2)
 
 
 def test_what_no_version_and_no_candidate_needs_is_discarded(state: StoreDirectory) -> None:
