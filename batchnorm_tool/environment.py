@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import signal
 import sys
 import threading
 import warnings
@@ -16,6 +17,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 # malloc.h of glibc, and the largest block that its heaps of threads hold.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_BLOCK = -1, -3, 32 << 20
 _KEPT_BYTES = 1 << 30
+_SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 # Set where nothing but this tool runs: what is changed for a process is changed for all in it.
 _ours = threading.Event()
 _Item = TypeVar("_Item")
@@ -105,6 +107,14 @@ def keep_freed_memory() -> None:
     library.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
     library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
     pa.set_memory_pool(pa.system_memory_pool())
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process once the one that started it ends, whatever ended it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def quiet_libraries() -> None:

@@ -3,7 +3,8 @@
 - Before the command's work begins they end the process at once: there is nothing to tidy up.
 - During the work they raise `Stopped`, which no ``except Exception`` of a library takes; never
   within an import, which would leave half a module behind, or swallow it: there they wait until it
-  is over. A second signal ends the process at once; what is left is what SIGKILL leaves.
+  is over. A second signal ends the process at once; what is left is what SIGKILL leaves. So does a
+  first one after some seconds: Python's handlers wait while the main thread is in a library.
 - After it they are ignored: the exit code is decided.
 
 A signal that whoever began this process has told it to ignore stays ignored. This is imported
@@ -25,6 +26,8 @@ STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 # `timeout` sends its signal twice at once, and so do a terminal and a wrapper together.
 _TWICE_SECONDS = 0.5
 _RETRY_SECONDS = 0.01
+# For what is under way to end by itself: a call of a model may take hours.
+_GRACE_SECONDS = 10.0
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:  # noqa: ARG001
@@ -61,8 +64,10 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        import threading
+
         self.received: int | None = None
-        self._since, self._is_over = 0.0, False
+        self._since, self._over = 0.0, threading.Event()
         self._before = {
             number: handler
             for number in STOPS
@@ -71,20 +76,37 @@ class StopSignals:
 
     def begin(self) -> None:
         """Let signals raise `Stopped` from here on."""
+        import threading
+
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        # The system's handler writes there at once, whatever the main thread does.
+        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=[reader], daemon=True).start()
         for number in self._before:
             signal.signal(number, self._handle)
 
     def end(self) -> None:
         """Let signals do what they did before; where that was the end, nothing."""
-        self._is_over = True
+        self._over.set()
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._writer)
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if before is end_at_once else before)
         if self.received is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def _watch(self, reader: int) -> None:
+        """End the process some seconds after the first signal, unless the command is over."""
+        while (received := os.read(reader, 1)) and received[0] not in self._before:
+            pass
+        if received and not self._over.wait(_GRACE_SECONDS):
+            end_at_once(received[0])
+        os.close(reader)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._is_over:
+        if self._over.is_set():
             return
         if self.received is None:
             self.received, self._since = number, now

@@ -12,7 +12,6 @@ While a part is under way nothing comes in but the end of the connection, which 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from batchnorm_tool.environment import quiet_libraries
+from batchnorm_tool.environment import end_with_parent, quiet_libraries
 from batchnorm_tool.errors import explained
 from batchnorm_tool.pipeline.worker import Worker, open_worker
 from batchnorm_tool.storage import open_storage
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from batchnorm_tool.models.backends import DeviceName
 
 Answer = int | Mapping[str, tuple[float, float]] | BaseException
-
-_SET_PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 
 
 def serve(output: str, device: DeviceName, descriptors: Sequence[int]) -> None:
@@ -99,8 +96,7 @@ def _leave_signals_to_the_parent() -> None:
     # Should it be killed itself, this process goes with it: nothing holds the lock any more.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
 
 
 def _end() -> None:

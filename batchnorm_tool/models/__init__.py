@@ -203,6 +203,7 @@ def serve_conversion(descriptor: int) -> None:
     Nothing is answered where the cache has an entry now, else the error; or what was only to be
     described.
     """
+    environment.end_with_parent()
     environment.quiet_libraries()
     answer: BaseException | ModelFacts | None
     try:

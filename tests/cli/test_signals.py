@@ -147,6 +147,28 @@ def test_an_interrupt_waits_until_an_import_is_over(
     assert sys.modules["swallows"].done
 
 
+# A call that lets other threads run, and returns to Python after many minutes.
+IN_A_LIBRARY = """
+import hashlib, os, sys, threading
+from batchnorm_tool.cli import signals
+signals._GRACE_SECONDS = 0.3
+signals.handle_early()
+signals.StopSignals().begin()
+threading.Timer(0.5, os.kill, [os.getpid(), int(sys.argv[1])]).start()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("2", 130), ("15", 143)])
+def test_a_library_that_does_not_return_is_waited_for_some_seconds(number: str, code: int) -> None:
+    command = [sys.executable, "-c", IN_A_LIBRARY, number]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    said = f"error: {'Interrupted' if code == 130 else 'Terminated'}.\n"
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def import_and_wait(name: str) -> None:
     __import__(name)
     signal.sigtimedwait([], 30)
