@@ -3,11 +3,6 @@
 TensorFlow is imported when a model is loaded, by the modules of this package alone.
 """
 
-import os
-import pickle
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +11,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BatchnormToolError, ModelError, ModelFailed, explained
+from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import conversion, security
 from batchnorm_tool.models.backends.loading import KerasError
@@ -32,7 +26,7 @@ from batchnorm_tool.models.batching import (
     Predictor,
     choose_outputs,
 )
-from batchnorm_tool.models.cache import CachedModel, CacheEntry, ModelCache
+from batchnorm_tool.models.cache import CachedModel
 from batchnorm_tool.models.conversion import ConversionRequest
 
 T = TypeVar("T")
@@ -104,7 +98,7 @@ def on_good_rows(
 
 def load_predictor(
     model: Model, path: str, engine: Engine, report: security.ModelReport | None = None
-) -> Predictor:
+) -> ModelPredictor:
     """Load an admitted model, without a batch size unless one is built into it.
 
     Args:
@@ -197,73 +191,7 @@ def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
     return onnx_graph.converted_predictor(content, found.entry.conversion, threads)
 
 
-def serve_conversion(descriptor: int) -> None:
-    """Convert a model as the request on standard input asks; the main function of a process.
-
-    Nothing is answered where the cache has an entry now, else the error; or what was only to be
-    described.
-    """
-    environment.end_with_parent()
-    environment.quiet_libraries()
-    answer: BaseException | ModelFacts | None
-    try:
-        answer = _convert(pickle.load(sys.stdin.buffer))  # noqa: S301  (our own bytes)
-    except Exception as error:  # noqa: BLE001  (it is raised where the conversion was asked for)
-        answer = error if isinstance(error, BatchnormToolError) else explained(error)
-    with os.fdopen(descriptor, "wb") as answers:
-        answers.write(pickle.dumps(answer))
-    os._exit(0)  # TensorFlow takes its time to tidy up
-
-
-def _convert(request: ConversionRequest) -> ModelFacts | None:
-    """Convert a model and keep what it became, or why it did not; returns what is only asked."""
-    model = request.model.model_copy(update={"backend": "tensorflow"})
-    with security.admit(model) as admitted, tempfile.TemporaryDirectory() as place:
-        if admitted.report.content != request.content:
-            raise ModelError(f"{model.path}: the model file changes. Run again once it does not.")
-        if request.purpose == "convert":
-            entry = _to_onnx(request, model, admitted, Path(place))
-        else:
-            found = _export(request, model, admitted.path, Path(place))
-            if request.purpose == "describe":
-                return found
-            entry = CacheEntry("saved_model", request.key, model.path, conversion=found)
-        ModelCache.of_user().keep(entry, partial(shutil.copytree, place, dirs_exist_ok=True))
-    return None
-
-
-def _to_onnx(
-    request: ConversionRequest, model: Model, admitted: security.ModelCopy, place: Path
-) -> CacheEntry:
-    from batchnorm_tool.models.backends import onnx_conversion, onnx_graph
-
-    choose = partial(choose_outputs, chosen=model.outputs)
-    load = partial(_load, model, admitted.path, request.engine, choose, admitted.report)
-    loaded = conversion.load_or_convert(load, replace(request, model=model))
-    rows = request.sample(loaded.inputs)
-    try:
-        content, facts = onnx_conversion.convert(loaded, rows)
-        facts, speeds = onnx_conversion.measure(loaded, content, facts, rows)
-    except ModelError as error:
-        return CacheEntry("none", request.key, model.path, cause=error.message)
-    (place / onnx_graph.GRAPH).write_bytes(content)
-    return CacheEntry("onnx", request.key, model.path, conversion=facts, speeds=speeds)
-
-
-def _export(request: ConversionRequest, model: Model, path: str, place: Path) -> ModelFacts:
-    """Have tf_keras load a model of Keras 2 and export it, or only describe it."""
-    from batchnorm_tool.models.backends import legacy, start_tensorflow
-    from batchnorm_tool.models.backends.loading import quiet_libraries
-
-    setup = start_tensorflow("cpu", request.engine.threads)
-    with quiet_libraries():
-        original = ModelPredictor(legacy.load_legacy_model(model, path), *setup)
-        if request.purpose == "describe":
-            return ModelFacts(*original.model.ends)
-        return legacy.export_proved(original, model, place, request.sample(original.inputs))
-
-
-def _with_own_batch_size(predictor: ModelPredictor) -> Predictor:
+def _with_own_batch_size(predictor: ModelPredictor) -> ModelPredictor:
     """Return the model, its batch size fixed already where one is built into it."""
     own = predictor.model.own_batch_size
     return predictor if own is None else replace(predictor, pads=True).with_batch_size(own)

@@ -53,6 +53,7 @@ class CacheEntry(SealedRecord):
         conversion: The converted model, and how it proved itself.
         speeds: Rows per second of processor time of each back end, at its fastest batch size.
         cause: Why there is no converted model.
+        rows: How many rows of the user's there were to prove it on, 1,024 at most.
     """
 
     kind: Literal["onnx", "saved_model", "none"]
@@ -62,6 +63,7 @@ class CacheEntry(SealedRecord):
     conversion: Annotated[ModelFacts | None, LEFT_OUT_IF_NONE] = None
     speeds: Annotated[dict[str, float] | None, LEFT_OUT_IF_NONE] = None
     cause: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    rows: Count = 0
 
     @property
     def proof(self) -> BackendRecord | None:
@@ -83,7 +85,8 @@ class CachedModel:
         expected = next(file for file in self.entry.files if file.path == name)
         content = (self.path / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != expected.sha256:
-            raise FileNotFoundError(f"{self.path / name} has changed")
+            _remove(self.path)
+            raise FileNotFoundError(f"{self.path / name} has changed. Run again to make it anew.")
         return content
 
 
@@ -100,12 +103,15 @@ class ModelCache:
         root = Path(instead) if instead else _users_root()
         return cls(root if _unusable(root) is None else _instead())
 
-    def find(self, key: Key) -> CachedModel | None:
-        """Return the entry of a key; one that is not as it was written is removed."""
+    def find(self, key: Key, *, whole: bool = True) -> CachedModel | None:
+        """Return the entry of a key; one that is not as it was written is removed.
+
+        Not ``whole``, its files are judged by their sizes; `CachedModel.read` judges the rest.
+        """
         path = self.root / checked_json.sha256(key)
         if not os.path.lexists(path):
             return None
-        found = self._opened(path, whole=True)
+        found = self._opened(path, whole=whole)
         if found is None or found.entry.key != key:
             _remove(path)
             return None
@@ -116,7 +122,7 @@ class ModelCache:
     def keep(self, entry: CacheEntry, fill: Callable[[Path], object] = lambda _: None) -> None:
         """Make an entry, of the files that ``fill`` writes into an empty directory.
 
-        Where another process made the same one meanwhile, that one stays.
+        Where another process made one meanwhile, proved on as many rows, that one stays.
         """
         place = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root))
         try:
@@ -124,7 +130,7 @@ class ModelCache:
             names = sorted(path.relative_to(place).as_posix() for path in _files(place))
             files = tuple(record_of(place, name) for name in names)
             (place / _RECORD).write_bytes(replace(entry, files=files).to_json())
-            self._move(place, self.root / checked_json.sha256(entry.key))
+            self._move(place, self.root / checked_json.sha256(entry.key), entry.rows)
         finally:
             _remove(place)
         self._bound()
@@ -178,16 +184,17 @@ class ModelCache:
         except OSError:
             return None
 
-    def _move(self, place: Path, path: Path, *, again: bool = True) -> None:
+    def _move(self, place: Path, path: Path, rows: int, *, again: bool = True) -> None:
         try:
             place.rename(path)
         except OSError:
             # It is there already: made by another process, or damaged since it was looked for.
-            if self._opened(path, whole=True) is None:
+            there = self._opened(path, whole=True)
+            if there is None or there.entry.rows < rows:
                 if not again:
                     raise
                 _remove(path)
-                self._move(place, path, again=False)
+                self._move(place, path, rows, again=False)
 
     def _bound(self) -> None:
         """Remove the entries that were not used for longest, and what a kill left half-written."""

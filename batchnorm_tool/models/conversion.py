@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache as cache_results
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -21,7 +22,15 @@ import numpy as np
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import JobError, ModelError, WorkFailed
+from batchnorm_tool.errors import (
+    InputError,
+    JobError,
+    ModelError,
+    ModelFailed,
+    Refused,
+    WorkFailed,
+    warn,
+)
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import batching, cache
 from batchnorm_tool.models.backends.loading import KERAS_2, KerasError
@@ -31,16 +40,22 @@ from batchnorm_tool.models.security import ModelReport
 
 T = TypeVar("T")
 # From the model's inputs to rows of the user's input.
-Sample = Callable[[Sequence[Field]], Mapping[str, np.ndarray]]
+Rows = Mapping[str, np.ndarray]
+Sample = Callable[[Sequence[Field]], Rows]
+PROOF_ROWS = 1024
 _CONVERTERS = ("tf2onnx", "onnx", "onnxruntime")
 _LEGACY = "tf_keras"
 _VERSIONED = (*_CONVERTERS, "tensorflow", "keras", "batchnorm-tool")
 # As in `engines.processes`: the parent's path, so that whatever it can import is found.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from batchnorm_tool.models import serve_conversion; serve_conversion(int(sys.argv[2]))"
+    "from batchnorm_tool.models.backends.conversion_process import serve_conversion; "
+    "serve_conversion(int(sys.argv[2]))"
 )
 _LAST_WORDS = 400
+_GONE = "the converted model is no longer in the model cache (run again to convert it)"
+# What TensorFlow would refuse, too.
+_LASTING = (JobError, InputError, ModelError)
 # Of TensorFlow's speed: what timing varies by, and the seconds that its import takes.
 _ENOUGH = 0.95
 _GPU = Path("/dev/nvidia0")
@@ -50,7 +65,7 @@ _GPU = Path("/dev/nvidia0")
 class ConversionRequest:
     """What the other process is asked for: to convert a model, and to prove it on rows.
 
-    A model of Keras 2 is exported by tf_keras, or only described.
+    A model of Keras 2 is exported by tf_keras, or only described. ``rows``: how many there are.
     """
 
     model: Model
@@ -58,6 +73,12 @@ class ConversionRequest:
     engine: Engine
     sample: Sample = batching.filler
     purpose: Literal["convert", "export", "describe"] = "convert"
+    rows: int = 0
+
+    @property
+    def proof_rows(self) -> int:
+        """How many rows prove it."""
+        return min(self.rows, PROOF_ROWS)
 
     @property
     def key(self) -> Key:
@@ -84,15 +105,17 @@ def load_or_convert(
     request: ConversionRequest,
     stage: AbstractContextManager[None] | None = None,
 ) -> T:
-    """Load a model by calling ``load``; one of Keras 2 that fails is converted by tf_keras first.
+    """Load a model by calling ``load``; what it finds missing or damaged is converted first.
 
     Args:
-        load: Raises `KerasError` for such a one.
+        load: Raises `KerasError` for a model of Keras 2, which tf_keras converts.
         request: The model, and the rows to prove it on.
         stage: Is open while it is converted.
     """
     try:
         return load()
+    except FileNotFoundError:
+        ensure_converted(request)  # what was converted is damaged, and removed
     except KerasError:
         if find_spec(_LEGACY) is None:
             raise
@@ -129,13 +152,24 @@ def find_exported(model: Model, report: ModelReport) -> CachedModel | None:
 def ensure_converted(request: ConversionRequest) -> None:
     """Have a model converted, if another back end is to compute it, unless that was tried before.
 
+    Under ``auto``, what may not happen again is only warned of: TensorFlow computes then.
+
     Raises:
         BatchnormToolError: The model or the rows cannot be loaded at all, by TensorFlow neither.
     """
-    if request.model.backend == "tensorflow" or _unfit(request):
+    if request.model.backend == "tensorflow" or _unfit(request) or _missing(_CONVERTERS):
         return
-    if ModelCache.of_user().find(request.key) is None:
+    found = ModelCache.of_user().find(request.key, whole=False)
+    # A proof on few rows, as with `--limit`, is good for as many.
+    if found and (found.entry.cause or found.entry.rows >= request.proof_rows):
+        return
+    try:
         _ask(request)
+    except (OSError, Refused, WorkFailed) as error:
+        lasting = isinstance(error, _LASTING) and not isinstance(error, ModelFailed)
+        if request.model.backend != "auto" or lasting:
+            raise
+        warn(f"`model.backend: auto` computes with TensorFlow: {error}")
 
 
 def find_converted(request: ConversionRequest) -> CachedModel | None:
@@ -150,15 +184,15 @@ def find_converted(request: ConversionRequest) -> CachedModel | None:
         return found
     kind = JobError if _unfit(request) else ModelError
     raise kind(
-        f"{request.model.path}: `model.backend` is onnxruntime, but {why}. Fix that, or set it to "
-        "tensorflow, or to auto, which takes TensorFlow where it must."
+        f"{request.model.path}: onnxruntime is to compute it (`model.backend`, or the choice of "
+        f"`auto` when the result was begun), but {why}. Fix that, or set it to tensorflow."
     )
 
 
 def fallback_warnings(request: ConversionRequest) -> Iterator[str]:
     """Say why TensorFlow computes under ``auto``, unless it does not, or is faster."""
     why = _found(request)[1] if request.model.backend == "auto" else None
-    if why:
+    if why and why != _GONE:  # which was warned of
         yield f"`model.backend: auto` computes with TensorFlow: {why}."
 
 
@@ -167,10 +201,9 @@ def _found(request: ConversionRequest) -> tuple[CachedModel | None, str | None]:
     if request.model.backend == "tensorflow":
         return None, None
     why = _unfit(request)
-    found = None if why else ModelCache.of_user().find(request.key)
+    found = None if why else ModelCache.of_user().find(request.key, whole=False)
     if found is None:
-        gone = "the converted model is no longer in the model cache (run again to convert it)"
-        return None, why or gone
+        return None, why or _missing(_CONVERTERS) or _GONE
     if found.entry.cause is not None:
         return None, found.entry.cause
     speeds = found.entry.speeds or {}
@@ -180,15 +213,19 @@ def _found(request: ConversionRequest) -> tuple[CachedModel | None, str | None]:
 
 def _unfit(request: ConversionRequest) -> str | None:
     """Return what speaks against another back end, whatever the model is."""
-    missing = [name for name in _CONVERTERS if find_spec(name) is None]
-    if missing:
-        install = "`pip install 'batchnorm-tool[onnxruntime]'`"
-        return f"{missing[0]} is not installed (install it with {install})"
+    if missing := _missing(("onnxruntime",)):
+        return missing
     if request.model.batch_dependent == "accept":
         return "`model.batch_dependent` is accept: TensorFlow alone is asked for its own batches"
     if request.engine.device == "gpu":
         return "`engine.devices` asks for a GPU, and onnxruntime computes on the CPU here"
     return None
+
+
+def _missing(names: Sequence[str]) -> str | None:
+    install = "`pip install 'batchnorm-tool[onnxruntime]'`"
+    missing = (name for name in names if find_spec(name) is None)
+    return next((f"{name} is not installed (install it with {install})" for name in missing), None)
 
 
 def _code(model: Model) -> dict[str, str | None]:
@@ -198,6 +235,7 @@ def _code(model: Model) -> dict[str, str | None]:
     return {name: _code_sha256(name.partition(".")[0]) for name in sorted(classes)}
 
 
+@cache_results
 def _code_sha256(package: str) -> str | None:
     """Hash the Python files of a package, which a trusted class is in, without importing it."""
     spec = find_spec(package)
@@ -234,7 +272,7 @@ def _ask(request: ConversionRequest) -> ModelFacts | None:
         said = log.read().decode(errors="replace").strip()[-_LAST_WORDS:]
     if isinstance(answer, BaseException):
         raise answer
-    if done.returncode == 0 or (request.purpose, request.model.backend) == ("convert", "auto"):
+    if done.returncode == 0:
         found: ModelFacts | None = answer
         return found
     raise WorkFailed(

@@ -35,7 +35,6 @@ from batchnorm_tool.storage import checked_json
 # Rows that are read to see what the model makes of them, and to time it.
 _SAMPLE_ROWS = 256
 # And to compare what two back ends make of them.
-_PROOF_ROWS = 1024
 # Features and vectors of one chunk: small enough for the cache that cores share, large enough that
 # what Python does for each (3 ms, in which no other thread runs Python) disappears.
 _CHUNK_BYTES = 8 * 2**20
@@ -314,11 +313,12 @@ class Preparation:
         rows = partial(proof_rows, self.job, self.limit)
         if self._planned is not None:
             model = planning.with_planned_backend(model, self._planned)
-        request = ConversionRequest(model, self.content, engine, rows)
+        request = ConversionRequest(model, self.content, engine, rows, rows=self.rows)
         is_onnx = self.report is not None and self.report.kind == "onnx"
         by_tensorflow = model.backend == "tensorflow" and not is_onnx
         if not (by_tensorflow or is_onnx):
-            with self.progress.stage("converting the model"):
+            converting = self.progress.stage("converting the model")
+            with converting, capture_warnings(self._warnings.append):
                 conversion.ensure_converted(request)
         load = partial(load_model, model, self.content, engine)
         converting = self.progress.stage("converting the model", slow=True)
@@ -457,7 +457,7 @@ class Preparation:
 def proof_rows(job: Job, limit: int | None, inputs: tuple[Field, ...]) -> _Sample:
     """Return the first good rows as a model takes them, to compare back ends on."""
     with capture_warnings(lambda _: None):
-        return Preparation(job, limit).first_rows(inputs, _PROOF_ROWS)
+        return Preparation(job, limit).first_rows(inputs, conversion.PROOF_ROWS)
 
 
 def _with_key(job: Job, table: Table) -> Job:

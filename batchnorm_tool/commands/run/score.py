@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ _NAMED_ROWS = 5
 _BATCH_SIZE = 1024
 # Of these, a few are predicted to see what the model does with rows.
 _SAMPLE_ROWS = 256
-# And so many to prove a converted model.
-_PROOF_ROWS = 1024
 BackendName = Literal["tensorflow", "onnxruntime", "auto"]
 
 
@@ -163,14 +162,16 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
 
 
 def _loaded(
-    model: Any, outputs: list[str] | None, backend: BackendName, rows: conversion.Sample
+    model: Any, outputs: list[str] | None, backend: BackendName, rows: _ProofRows
 ) -> Predictor:
     """Return the model without a batch size, unless one is built into it."""
     if isinstance(model, str | os.PathLike):
         wanted = Model(path=os.fspath(model), outputs=outputs, backend=backend)
         with security.admit(wanted) as admitted:
             report, engine = admitted.report, Engine()
-            request = conversion.ConversionRequest(wanted, report.content, engine, rows)
+            request = conversion.ConversionRequest(
+                wanted, report.content, engine, rows, rows=rows.count
+            )
             if report.kind != "onnx":
                 conversion.ensure_converted(request)
                 for warning in conversion.fallback_warnings(request):
@@ -193,6 +194,14 @@ class _ProofRows:
     data: Any
     spec: Input
 
+    @property
+    def count(self) -> int:
+        """How many rows there are; 0 where that is not known yet."""
+        data = next(iter(self.data.values()), ()) if isinstance(self.data, Mapping) else self.data
+        with contextlib.suppress(TypeError):
+            return len(data)
+        return 0
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _ProofRows, (_head(self.data), self.spec)
 
@@ -205,10 +214,11 @@ class _ProofRows:
 
 def _head(data: Any) -> Any:
     """Return the first rows of whatever holds rows."""
+    most = conversion.PROOF_ROWS
     try:
         if isinstance(data, Mapping):
-            return {name: np.asarray(array)[:_PROOF_ROWS] for name, array in data.items()}
-        return data.slice(0, _PROOF_ROWS) if isinstance(data, pa.Table) else data[:_PROOF_ROWS]
+            return {name: np.asarray(array)[:most] for name, array in data.items()}
+        return data.slice(0, most) if isinstance(data, pa.Table) else data[:most]
     except (TypeError, KeyError, IndexError, ValueError):  # what it is, `_table` says
         return data
 

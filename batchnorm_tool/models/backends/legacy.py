@@ -14,7 +14,7 @@ import numpy as np
 from batchnorm_tool.errors import BatchnormToolError, ModelError
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends, proof, security
-from batchnorm_tool.models.backends.loading import check_stateless, load_stored
+from batchnorm_tool.models.backends.loading import check_stateless, first_call, load_stored
 from batchnorm_tool.models.backends.saved_model import load_saved_model
 from batchnorm_tool.models.batching import (
     BackendRecord,
@@ -136,7 +136,7 @@ def _up_to(model: Any, name: str) -> Any:
     import tf_keras
 
     check_layer(name, [layer.name for layer in model.layers])
-    output = model.get_layer(name).output
+    output = first_call(model, model.get_layer(name))
     seen, waiting = set(), [output] if hasattr(output, "node") else list(output)
     while waiting:
         tensor = waiting.pop()

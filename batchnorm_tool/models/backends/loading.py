@@ -193,7 +193,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
             f"The layer `{name}` cannot be extracted from a {type(model).__name__}, which is "
             "defined by Python code. Save that layer as a model of its own."
         )
-    outputs = _first_call(model, model.get_layer(name))
+    outputs = first_call(model, model.get_layer(name))
     needed = _needed_inputs(model, keras.tree.flatten(outputs))
     try:
         return keras.Model(needed[0] if len(needed) == 1 else needed, outputs)
@@ -204,16 +204,20 @@ def inner_layer_model(model: Any, name: str) -> Any:
         ) from error
 
 
-def _first_call(model: Any, layer: Any) -> Any:
-    """Return what a layer returned at its first call; ``layer.output`` of a model is another."""
+def first_call(model: Any, layer: Any) -> Any:
+    """Return what a layer returned at its first call; ``layer.output`` of a model is another.
+
+    So in Keras 2, where that of a layer that is called several times is none at all.
+    """
     # A nested model has an `output` inside of itself, which the outer inputs do not lead to.
     graph = getattr(model, "_functional", None) or model
-    own = {id(node) for node in graph._nodes}  # noqa: SLF001  no public way
+    depths = graph._nodes_by_depth.values()  # noqa: SLF001  no public way
+    own = {id(node) for nodes in depths for node in nodes}
     calls = [node for node in layer._inbound_nodes if id(node) in own]  # noqa: SLF001  no public way
     if not calls:
         return layer.output
     outputs = calls[0].output_tensors
-    return outputs[0] if len(outputs) == 1 else list(outputs)
+    return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
 
 def _needed_inputs(model: Any, outputs: list[Any]) -> list[Any]:

@@ -23,7 +23,7 @@ from batchnorm_tool.job import Model
 from batchnorm_tool.models import placement, proof, security
 from batchnorm_tool.models.backends import place_name, quoted
 from batchnorm_tool.models.backends.keras import KerasModel
-from batchnorm_tool.models.backends.onnx_graph import converted_predictor
+from batchnorm_tool.models.backends.onnx_graph import converted_predictor, is_out_of_memory
 from batchnorm_tool.models.backends.saved_model import SavedModel, load_saved_model
 from batchnorm_tool.models.batching import (
     BackendRecord,
@@ -39,6 +39,7 @@ _LOOKUP_OPSET = 2
 _TABLES = ("HashTableV2", "MutableHashTableV2")
 _BOOL = 9  # as ONNX numbers the types of tensors
 _SPEED_SECONDS = 0.5
+_LEAST_ROWS = 1024
 _MOST_SAID = 300
 _Rows = Mapping[str, np.ndarray]
 # By the name of the operation that makes a table: its keys and values.
@@ -64,9 +65,11 @@ def _cause(what: str) -> Iterator[None]:
     """Turn whatever tf2onnx, TensorFlow or onnxruntime raise into what is wrong with the model."""
     try:
         yield
-    except (BatchnormToolError, MemoryError):
+    except (BatchnormToolError, MemoryError, OSError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # or of disk space, as TensorFlow says it
+            raise MemoryError(quoted(error, _MOST_SAID)) from error
         raise ModelError(f"{what} ({type(error).__name__}: {quoted(error, _MOST_SAID)})") from error
 
 
@@ -79,7 +82,9 @@ def prove(reference: ModelPredictor, content: bytes, rows: _Rows) -> ModelFacts:
     own = reference.model.own_batch_size
     facts = ModelFacts(*reference.model.ends)
     graph = converted_predictor(content, facts, reference.threads)
-    arrays = [rows[field.name] for field in facts.inputs]
+    # Few rows, too, stand at many places in batches of many sizes.
+    many = placement.repeated(rows, max(_LEAST_ROWS, len(rows[facts.inputs[0].name])))
+    arrays = [many[field.name] for field in facts.inputs]
     record = BackendRecord(
         name="onnxruntime",
         graph_sha256=hashlib.sha256(content).hexdigest(),

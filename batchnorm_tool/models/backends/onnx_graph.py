@@ -121,7 +121,7 @@ def run_errors() -> Iterator[None]:
     except raised.NotImplemented as error:
         raise ModelError(f"onnxruntime cannot run this model: {_cause(error)}") from error
     except (raised.Fail, raised.InvalidArgument, raised.RuntimeException) as error:
-        if any(word in str(error) for word in ("bad_alloc", "allocate memory", "bad allocation")):
+        if is_out_of_memory(error):
             raise MemoryError(_cause(error)) from error
         raise ModelFailed(_cause(error)) from error
 
@@ -130,3 +130,10 @@ def _cause(error: Exception) -> str:
     """Return what is wrong, without the code in front, and where in the graph it was."""
     said = " ".join(str(error).split())
     return said.rpartition("Status Message: ")[2] or said
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether onnxruntime or TensorFlow ran out of memory; another time they may not."""
+    words = ("bad_alloc", "allocate memory", "bad allocation")
+    lacking = type(error).__name__ == "ResourceExhaustedError"
+    return lacking or any(word in str(error) for word in words)

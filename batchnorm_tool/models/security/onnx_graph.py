@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.models.security.keras_allowlist import LARGEST, ModelFinding, exceeds, short
-from batchnorm_tool.models.security.saved_model_proto import parse, parse_all
+from batchnorm_tool.models.security.saved_model_proto import message_class, parse, parse_all
 from batchnorm_tool.models.signature import OnnxInterface, Signature
 from batchnorm_tool.storage import checked_json
 
@@ -48,6 +50,11 @@ _DTYPES = dict(
         start=1,
     )
 )
+# The input that says how much they return, which onnxruntime computes already at loading.
+_SIZED = {"ConstantOfShape": 0, "Expand": 1, "OneHot": 1, "Range": 1, "Tile": 1}
+_INT32, _INT64 = 6, 7  # as ONNX numbers the types of tensors
+_INTS = 0x42  # what stands before the `ints` of an attribute, and their length, in one byte
+_MOST_BYTES_OF_SIZE = 127
 _NO_MEANING = ("doc_string", "metadata_props")
 
 
@@ -75,6 +82,9 @@ class ExaminedOnnx:
         self.findings: list[ModelFinding] = []
         self._left = _MAX_PIECES
         self._weights: set[str] = set()
+        # Constants by their names that are too large for a size, and where constants may be one.
+        self._huge: dict[str, Sequence[int]] = {}
+        self._sized: list[tuple[str, str]] = []
         self._digest = hashlib.sha256()
         model = parse("OnnxModel", content)
         for function in self._parsed("OnnxFunction", model.functions):
@@ -83,6 +93,8 @@ class ExaminedOnnx:
             (item.domain, item.version) for item in self._parsed("OnnxOpset", model.opset_import)
         )
         self._examine(model.graph)
+        for name, where in self._sized:
+            self._check_size(self._huge.get(name, ()), LARGEST, where)
         values = self._parsed("OnnxValue", model.graph.input)
         inputs = {value.name: self._input(value) for value in values}
         kinds = {}
@@ -124,6 +136,7 @@ class ExaminedOnnx:
             self._add(node)
         for tensor in self._parsed("OnnxTensor", graph.initializer):
             self._examine_tensor(tensor, f"the weights {short(tensor.name)}")
+            self._note(tensor.name, _integers(tensor))
             self._add(tensor)
             if not depth:
                 self._weights.add(tensor.name)
@@ -142,8 +155,18 @@ class ExaminedOnnx:
         elif node.op_type in _RANDOM:
             what = f"the random operation {node.op_type}, which gives other numbers in every call"
             self.findings.append(ModelFinding("warn", what, where))
+        place = _SIZED.get(node.op_type)
+        if place is not None:
+            self._sized += [(name, where) for name in node.input[place : place + 1]]
         for attribute in self._parsed("OnnxAttribute", node.attribute):
             self._examine_attribute(attribute, where, depth)
+            if node.op_type == "Constant" and node.output:
+                values = [attribute.i, *attribute.ints, *_integers(attribute.t)]
+                self._note(node.output[0], values)
+
+    def _note(self, name: str, constant: Sequence[int]) -> None:
+        if exceeds(LARGEST, constant):
+            self._huge[name] = constant
 
     def _examine_attribute(self, attribute: Any, where: str, depth: int) -> None:
         for tensor in (attribute.t, *self._parsed("OnnxTensor", attribute.tensors)):
@@ -181,6 +204,18 @@ class ExaminedOnnx:
     def _check_size(self, dims: Sequence[int], most: int, where: str) -> None:
         if exceeds(most, dims):
             self._refuse(f"the huge size {short(list(dims))}", where)
+
+
+def _integers(tensor: Any) -> list[int]:
+    """Return the numbers of a tensor of few integers, as which a size is held."""
+    held = len(tensor.int64_data) + len(tensor.int32_data) + len(tensor.raw_data)
+    if held > _MOST_BYTES_OF_SIZE or tensor.data_type not in (_INT32, _INT64):
+        return []
+    packed = tensor.int64_data or tensor.int32_data
+    numbers = message_class("OnnxAttribute").FromString(bytes([_INTS, len(packed)]) + packed)
+    width = 8 if tensor.data_type == _INT64 else 4
+    raw = tensor.raw_data[: len(tensor.raw_data) // width * width]
+    return [*numbers.ints, *np.frombuffer(raw, f"<i{width}").tolist()]
 
 
 def _signature(fields: Sequence[Field | None], kinds: Mapping[str, str | None]) -> Signature | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import pickle
@@ -18,7 +19,9 @@ import pytest
 from keras import layers
 
 from batchnorm_tool import Job, read, refresh, run, score
-from batchnorm_tool.errors import JobError, ModelError
+from batchnorm_tool.errors import BatchnormToolError, JobError, ModelError, WorkFailed, explained
+from batchnorm_tool.job import Engine, Model
+from batchnorm_tool.models import cache as cache_module
 from batchnorm_tool.models import conversion
 from batchnorm_tool.models.cache import ModelCache
 from tests.command_line import DIGITS, ENCODER, invoke, python
@@ -204,6 +207,80 @@ def test_what_another_back_end_cannot_do_is_told_before_tensorflow_is_imported(
         assert "is not installed" in result.warnings[0]
 
 
+DIES = """
+import os, sys
+sys.stdin.buffer.read()
+print("last words", file=sys.stderr, flush=True)
+os.kill(os.getpid(), 9)
+"""
+ANSWERS = """
+import os, pickle, sys
+sys.stdin.buffer.read()
+with os.fdopen(int(sys.argv[2]), "wb") as answers:
+    pickle.dump("long" * 100_000, answers)
+"""
+
+
+def test_auto_says_what_ended_the_conversion_and_goes_on(
+    own_cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(own_cache.root)
+    monkeypatch.setattr(conversion, "_PROGRAM", DIES)
+    result = run(job_of(tmp_path / "auto", model={"backend": "auto"}))
+    (warning,) = (text for text in result.warnings if "computes with TensorFlow" in text)
+    assert "exit code -9 (last words)" in warning
+    assert result.manifest["backend"]["name"] == "tensorflow"
+    with pytest.raises(WorkFailed, match=r"exit code -9 \(last words\)"):
+        run(job_of(tmp_path / "out"))
+    for number in (errno.ENOSPC, errno.EROFS):
+
+        def fail(_: object, number: int = number) -> None:
+            raise explained(OSError(number, "no place to write"))
+
+        monkeypatch.setattr(conversion, "_ask", fail)
+        again = run(job_of(tmp_path / str(number), model={"backend": "auto"}))
+        assert "no place to write" in " ".join(again.warnings)
+        with pytest.raises(BatchnormToolError, match="no place to write"):
+            run(job_of(tmp_path / "out"))
+
+
+def test_an_answer_may_be_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "_PROGRAM", ANSWERS)
+    request = conversion.ConversionRequest(Model(path="x"), "", Engine())
+    assert len(str(conversion._ask(request))) == 400_000
+
+
+def test_what_is_converted_needs_no_converters_and_is_hashed_once(
+    converted: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = {"tf2onnx": None, "onnx": None}
+    monkeypatch.setattr(conversion, "find_spec", lambda name: without.get(name, name))
+    monkeypatch.setattr(cache_module, "record_of", None)
+    result = run(job_of(tmp_path / "out"))
+    assert stored_bytes(result.path) == stored_bytes(str(converted))
+    assert asked == []
+
+
+def test_a_proof_on_few_rows_is_good_for_as_many(
+    own_cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = (each for each in own_cache.entries() if each.entry.model == ENCODER)
+    assert entry.entry.rows == 1024
+    graph = entry.read("model.onnx")
+    shutil.rmtree(entry.path)
+    few = replace(entry.entry, rows=9)
+    own_cache.keep(few, lambda place: (place / "model.onnx").write_bytes(graph))
+    requests: list[conversion.ConversionRequest] = []
+    monkeypatch.setattr(conversion, "_ask", requests.append)
+    run(job_of(tmp_path / "few"), limit=9)
+    assert requests == []
+    run(job_of(tmp_path / "many"))
+    assert [request.proof_rows for request in requests] == [1024]
+    own_cache.keep(entry.entry, lambda place: (place / "model.onnx").write_bytes(graph))
+    run(job_of(tmp_path / "more"))
+    assert len(requests) == 1
+
+
 def test_auto_takes_the_faster_one(
     own_cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +291,7 @@ def test_auto_takes_the_faster_one(
         monkeypatch.setitem(entry.speeds, "onnxruntime", 10.0)
         monkeypatch.setitem(entry.speeds, "tensorflow", 10.0)
         monkeypatch.setitem(entry.speeds, slower, 5.0)
-        monkeypatch.setattr(ModelCache, "find", lambda *_, e=entry: FoundEntry(e, own_cache))
+        monkeypatch.setattr(ModelCache, "find", lambda *_, e=entry, **__: FoundEntry(e, own_cache))
         made = run(job_of(tmp_path / slower, model=auto)).manifest
         assert made["backend"]["name"] == chosen
         assert made["warnings"] == []

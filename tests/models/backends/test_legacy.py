@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchnorm_tool
-from batchnorm_tool import environment, models
+from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Job, Model
 from batchnorm_tool.models import conversion
-from batchnorm_tool.models.backends import legacy
+from batchnorm_tool.models.backends import conversion_process, legacy
 from batchnorm_tool.models.backends.loading import KerasError
 from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
 from batchnorm_tool.models.cache import ModelCache
@@ -121,7 +121,7 @@ def test_without_the_extra_the_command_that_installs_it_is_told(
 def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Convert without another process, which would import TensorFlow again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(conversion, "_ask", models._convert)
+    monkeypatch.setattr(conversion, "_ask", conversion_process._convert)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -172,6 +172,14 @@ def test_the_output_of_a_layer_can_be_taken(stored: Stored, tf_keras: Any, tmp_p
     assert other.outputs == facts.outputs
     with pytest.raises(ModelError, match=r"no layer `hiden`.*Did you mean"):
         legacy.load_legacy_model(model.model_copy(update={"layer": "hiden"}), model.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_a_layer_that_is_called_twice_the_first_call_counts(tf_keras: Any) -> None:
+    shared = tf_keras.layers.Dense(3, name="shared")
+    left, right = tf_keras.Input((4,), name="left"), tf_keras.Input((4,), name="right")
+    model = tf_keras.Model([left, right], shared(left) - 2 * shared(right))
+    assert [each.name for each in legacy._up_to(model, "shared").inputs] == ["left"]
 
 
 @dataclass(frozen=True)

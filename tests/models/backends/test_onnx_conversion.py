@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -17,8 +18,8 @@ from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.job import Engine, Model
-from batchnorm_tool.models import security
-from batchnorm_tool.models.backends import onnx_conversion
+from batchnorm_tool.models import proof, security
+from batchnorm_tool.models.backends import conversion_process, onnx_conversion
 from batchnorm_tool.models.backends.onnx_graph import converted_predictor
 from batchnorm_tool.models.batching import ModelPredictor
 
@@ -216,3 +217,38 @@ def test_an_inner_layer_is_converted(tmp_path: Path) -> None:
     assert again == content  # its hash is part of the bits
     kernel, bias = model.get_layer("inner").get_weights()
     np.testing.assert_allclose(found, next(iter(rows.values())) @ kernel + bias, atol=1e-5)
+
+
+def test_lacking_memory_or_disk_is_no_fault_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = loaded(FAMILIES["dense"](), tmp_path)
+    full = tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+    for raised, seen in (
+        (OSError(28, "full"), OSError),
+        (full, MemoryError),
+        (RuntimeError("std::bad_alloc"), MemoryError),
+    ):
+        monkeypatch.setattr(onnx_conversion, "_onnx", mock.Mock(side_effect=raised))
+        with pytest.raises(seen):
+            onnx_conversion.convert(reference, rows_for(reference.inputs))
+
+
+def test_rows_that_the_model_fails_on_prove_nothing(tmp_path: Path) -> None:
+    reference = loaded(transformer(), tmp_path)
+    (name,) = (field.name for field in reference.inputs)
+    rows = {name: np.array([[3] * 12, [50] * 12, [7] * 12], np.int32)}
+    good = conversion_process._good_rows(reference, rows)
+    assert good[name][:, 0].tolist() == [3, 7]
+    none = conversion_process._good_rows(reference, {name: rows[name][1:2]})
+    assert none[name].tolist() == [[0] * 12]
+
+
+def test_independence_is_tried_on_many_rows_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = loaded(FAMILIES["dense"](), tmp_path)
+    tried = mock.Mock(return_value=True)
+    monkeypatch.setattr(proof, "is_independent", tried)
+    onnx_conversion.convert(reference, rows_for(reference.inputs, 1))
+    assert [len(array) for array in tried.call_args.args[1]] == [1024]

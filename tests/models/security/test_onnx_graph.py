@@ -53,6 +53,15 @@ def found(tmp_path: Path, model: onnx.ModelProto) -> list[tuple[str, str, str]]:
     return [(finding.severity, finding.what, finding.where) for finding in report.findings]
 
 
+def sized(operation: str, size: TensorProto | None, **attributes: Any) -> onnx.ModelProto:
+    """A model with an array that is as large as a constant says."""
+    given = ["x"] * (operation != "ConstantOfShape") + ["size"]
+    nodes = [helper.make_node(operation, given, ["y"], name="made")]
+    if size is None:
+        nodes.insert(0, helper.make_node("Constant", [], ["size"], **attributes))
+    return model_of(nodes, [] if size is None else [size])
+
+
 def inside_if(node: Any) -> onnx.ModelProto:
     """A model whose node stands in a graph of an ``If``, and that ``If`` in another one."""
     outputs = [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
@@ -157,6 +166,26 @@ DANGERS: dict[str, tuple[Build, str, str]] = {
         lambda: model_of([], [claiming(2**40, 2**40)]),
         "the huge size [1099511627776, 1099511627776]",
         "the weights w",
+    ),
+    "huge array": (
+        lambda: sized("ConstantOfShape", numpy_helper.from_array(np.array([10**12]), "size")),
+        "the huge size [1000000000000]",
+        "the node made",
+    ),
+    "huge range": (
+        lambda: sized("Range", helper.make_tensor("size", TensorProto.INT64, [], [10**10])),
+        "the huge size [10000000000]",
+        "the node made",
+    ),
+    "huge repetition": (
+        lambda: sized("Tile", numpy_helper.from_array(np.array([10**5] * 2, np.int32), "size")),
+        "the huge size [100000, 100000]",
+        "the node made",
+    ),
+    "huge expansion": (
+        lambda: sized("Expand", None, value_ints=[10**5, 10**5]),
+        "the huge size [0, 100000, 100000]",
+        "the node made",
     ),
     "huge constant": (
         lambda: inside_if(constant(claiming(10**6, 10**6))),
