@@ -86,7 +86,9 @@ class CachedModel:
         content = (self.path / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != expected.sha256:
             _remove(self.path)
-            raise FileNotFoundError(f"{self.path / name} has changed. Run again to make it anew.")
+            raise FileNotFoundError(
+                f"{self.path / name} has changed. Run again to convert it again."
+            )
         return content
 
 
