@@ -16,7 +16,7 @@ from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import conversion, security
-from batchnorm_tool.models.backends.loading import KerasError
+from batchnorm_tool.models.backends.loading import NeedsKeras2Error
 from batchnorm_tool.models.batching import (
     BackendRecord,
     Device,
@@ -109,7 +109,7 @@ def load_predictor(
         report: What the gate said of it, by which the cache knows it.
 
     Raises:
-        KerasError: It is of Keras 2, and must be converted first: see `load_or_convert`.
+        NeedsKeras2Error: It is of Keras 2, and must be converted first: see `load_or_convert`.
     """
     found = None
     if report is not None and report.kind != "onnx":
@@ -127,7 +127,7 @@ def describe_model(
     found: ModelPredictor | ModelFacts | None
     try:
         found = _load(model, path, engine, lambda names: range(len(names)), report)
-    except KerasError:
+    except NeedsKeras2Error:
         content = None if report is None else report.content
         found = conversion.describe_legacy(ConversionRequest(model, content, engine))
         if found is None:
@@ -186,9 +186,9 @@ def _load_onnx(model: Model, path: str, engine: Engine, choose: OutputChoice) ->
 def _load_converted(found: CachedModel, threads: int) -> ModelPredictor:
     from batchnorm_tool.models.backends import onnx_graph
 
-    assert found.entry.conversion is not None  # noqa: S101  (an entry without a cause has one)
+    assert found.entry.facts is not None  # noqa: S101  (an entry without a cause has one)
     content = found.read(onnx_graph.GRAPH)
-    return onnx_graph.converted_predictor(content, found.entry.conversion, threads)
+    return onnx_graph.converted_predictor(content, found.entry.facts, threads)
 
 
 def _with_own_batch_size(predictor: ModelPredictor) -> ModelPredictor:

@@ -50,7 +50,7 @@ class CacheEntry(SealedRecord):
         key: Of what it was made; its SHA-256 is the entry's name.
         model: The path of the model when it was converted.
         files: All of its files, by their paths below it.
-        conversion: The converted model, and how it proved itself.
+        facts: The converted model, and how it proved itself.
         speeds: Rows per second of processor time of each back end, at its fastest batch size.
         cause: Why there is no converted model.
         rows: How many rows of the user's there were to prove it on, 1,024 at most.
@@ -60,7 +60,7 @@ class CacheEntry(SealedRecord):
     key: Annotated[Key, pydantic.Field(repr=False)]
     model: FileName
     files: tuple[FileRecord, ...] = ()
-    conversion: Annotated[ModelFacts | None, LEFT_OUT_IF_NONE] = None
+    facts: Annotated[ModelFacts | None, LEFT_OUT_IF_NONE] = None
     speeds: Annotated[dict[str, float] | None, LEFT_OUT_IF_NONE] = None
     cause: Annotated[str | None, LEFT_OUT_IF_NONE] = None
     rows: Count = 0
@@ -68,7 +68,7 @@ class CacheEntry(SealedRecord):
     @property
     def proof(self) -> BackendRecord | None:
         """How the converted model proved itself."""
-        return self.conversion.backend if self.conversion else None
+        return self.facts.backend if self.facts else None
 
 
 @dataclass(frozen=True)

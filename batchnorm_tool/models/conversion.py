@@ -33,7 +33,7 @@ from batchnorm_tool.errors import (
 )
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import batching, cache
-from batchnorm_tool.models.backends.loading import KERAS_2, KerasError
+from batchnorm_tool.models.backends.loading import KERAS_2, NeedsKeras2Error
 from batchnorm_tool.models.batching import ModelFacts
 from batchnorm_tool.models.cache import CachedModel, Key, ModelCache
 from batchnorm_tool.models.security import ModelReport
@@ -108,7 +108,7 @@ def load_or_convert(
     """Load a model by calling ``load``; what it finds missing or damaged is converted first.
 
     Args:
-        load: Raises `KerasError` for a model of Keras 2, which tf_keras converts.
+        load: Raises `NeedsKeras2Error` for a model of Keras 2, which tf_keras converts.
         request: The model, and the rows to prove it on.
         stage: Is open while it is converted.
     """
@@ -116,7 +116,7 @@ def load_or_convert(
         return load()
     except FileNotFoundError:
         ensure_converted(request)  # what was converted is damaged, and removed
-    except KerasError:
+    except NeedsKeras2Error:
         if find_spec(_LEGACY) is None:
             raise
         with stage or nullcontext():
@@ -135,14 +135,14 @@ def find_exported(model: Model, report: ModelReport) -> CachedModel | None:
     """Return what tf_keras exported a model of Keras 2 as, if it did.
 
     Raises:
-        KerasError: It did not, and nothing else can load it.
+        NeedsKeras2Error: It did not, and nothing else can load it.
     """
     if not report.is_of_keras_2:
         return None
     request = ConversionRequest(model, report.content, Engine(), purpose="export")
     found = ModelCache.of_user().find(request.key)
     if found is None and report.needs_keras_2 is not None:
-        raise KerasError(
+        raise NeedsKeras2Error(
             f"{model.path}: does not load. {KERAS_2} It names {report.needs_keras_2}, which Keras "
             "3 does not have."
         )

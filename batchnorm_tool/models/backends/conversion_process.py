@@ -52,7 +52,7 @@ def _convert(request: ConversionRequest) -> ModelFacts | None:
             found = _export(request, model, admitted.path, Path(place))
             if request.purpose == "describe":
                 return found
-            entry = CacheEntry("saved_model", request.key, model.path, conversion=found)
+            entry = CacheEntry("saved_model", request.key, model.path, facts=found)
         ModelCache.of_user().keep(entry, partial(shutil.copytree, place, dirs_exist_ok=True))
     return None
 
@@ -72,7 +72,7 @@ def _to_onnx(
     except ModelError as error:
         return replace(entry, kind="none", cause=error.message)
     (place / onnx_graph.GRAPH).write_bytes(content)
-    return replace(entry, conversion=facts, speeds=speeds)
+    return replace(entry, facts=facts, speeds=speeds)
 
 
 def _good_rows(model: ModelPredictor, rows: conversion.Rows) -> conversion.Rows:

@@ -66,8 +66,8 @@ _EXPLANATIONS = {
 }
 
 
-class KerasError(ModelError):
-    """Keras 3 does not load a file of Keras 2: tf_keras may."""
+class NeedsKeras2Error(ModelError):
+    """Keras 3 does not load a file of Keras 2, tf_keras may; to whoever calls, a `ModelError`."""
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def load_errors(model: Model, path: str) -> Iterator[None]:
             "again."
         )
         failure = describe_failure(error, otherwise, report.keras_version)
-        kind = KerasError if report.is_of_keras_2 else ModelError
+        kind = NeedsKeras2Error if report.is_of_keras_2 else ModelError
         raise kind(f"{model.path}: does not load. {failure}") from error
 
 

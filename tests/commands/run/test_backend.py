@@ -325,10 +325,10 @@ def convert_otherwise(cache: ModelCache, **changes: Any) -> str:
     graph.doc_string = "converted by another version"
     content = graph.SerializeToString()
     digest = hashlib.sha256(content).hexdigest()
-    assert found.entry.conversion is not None
+    assert found.entry.facts is not None
     assert found.entry.proof is not None
     proof = replace(found.entry.proof, graph_sha256=digest)
-    entry = replace(found.entry, conversion=replace(found.entry.conversion, backend=proof))
+    entry = replace(found.entry, facts=replace(found.entry.facts, backend=proof))
     shutil.rmtree(found.path)
     cache.keep(replace(entry, **changes), lambda place: (place / "model.onnx").write_bytes(content))
     return digest
@@ -360,7 +360,7 @@ def test_a_store_under_auto_goes_on_with_tensorflow_once_its_model_does_not_conv
 ) -> None:
     sections = store_of(tmp_path, "auto", on_new_bits="recompute")
     assert "backend" in refresh(Job.from_dict(sections)).record["settings"]
-    convert_otherwise(own_cache, kind="none", conversion=None, cause="an operation is not known")
+    convert_otherwise(own_cache, kind="none", facts=None, cause="an operation is not known")
     night = refresh(Job.from_dict(sections))
     assert "back end onnxruntime → tensorflow" in " ".join(night.record["warnings"])
     assert any("an operation is not known" in text for text in night.record["warnings"])

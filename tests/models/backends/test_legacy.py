@@ -22,7 +22,7 @@ from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Job, Model
 from batchnorm_tool.models import conversion
 from batchnorm_tool.models.backends import conversion_process, legacy
-from batchnorm_tool.models.backends.loading import KerasError
+from batchnorm_tool.models.backends.loading import NeedsKeras2Error
 from batchnorm_tool.models.batching import LoadedModel, ModelFacts, ModelPredictor, Step
 from batchnorm_tool.models.cache import ModelCache
 
@@ -113,7 +113,9 @@ def test_without_the_extra_the_command_that_installs_it_is_told(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(conversion, "find_spec", lambda name: None)
     for path in (stored.keras, stored.h5):
-        with pytest.raises(KerasError, match=r"Keras 2.*pip install 'batchnorm-tool\[legacy\]'"):
+        with pytest.raises(
+            NeedsKeras2Error, match=r"Keras 2.*pip install 'batchnorm-tool\[legacy\]'"
+        ):
             run(path, tmp_path)
 
 
