@@ -190,7 +190,7 @@ def find_converted(request: ConversionRequest) -> CachedModel | None:
 
 
 def fallback_warnings(request: ConversionRequest) -> Iterator[str]:
-    """Say why TensorFlow computes under ``auto``, unless it does not, or is faster."""
+    """Say why TensorFlow computes under ``auto``, unless it does not."""
     why = _found(request)[1] if request.model.backend == "auto" else None
     if why and why != _GONE:  # which was warned of
         yield f"`model.backend: auto` computes with TensorFlow: {why}."
@@ -208,7 +208,9 @@ def _found(request: ConversionRequest) -> tuple[CachedModel | None, str | None]:
         return None, found.entry.cause
     speeds = found.entry.speeds or {}
     is_slow = speeds.get("onnxruntime", 1.0) < _ENOUGH * speeds.get("tensorflow", 0.0)
-    return (None if is_slow and request.model.backend == "auto" else found), None
+    if is_slow and request.model.backend == "auto":
+        return None, "it was the faster one when the model was converted"
+    return found, None
 
 
 def _unfit(request: ConversionRequest) -> str | None:

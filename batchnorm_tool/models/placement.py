@@ -10,6 +10,7 @@ import numpy as np
 
 from batchnorm_tool import environment
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError, ModelFailed
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.models.cache import ModelCache
@@ -80,7 +81,11 @@ def examine(
     """Return a model's outputs with true shapes and dtypes, if each row's depend on it alone."""
     # Few rows first: on a slow model, or one that fails, a whole batch would take minutes.
     few = model if model.batch_size else model.with_batch_size(_FEW_ROWS)
-    batch, expected = _distinct(few, repeated(sample, few.batch_size or 1))
+    rows = few.batch_size or 1
+    try:
+        batch, expected = _distinct(few, repeated(sample, rows))
+    except MemoryError as error:
+        raise _too_large(rows, error) from error
     outputs = tuple(_true_field(output.name, expected[output.name]) for output in few.outputs)
     elsewhere = sized.predict(repeated(batch, sized.batch_size or 1))
     mixed = not batch_dependent and (
@@ -103,6 +108,13 @@ def examine(
             "predicted in the same batches as by model.predict with this batch size."
         )
     return outputs
+
+
+def _too_large(rows: int, error: MemoryError) -> ModelError:
+    return ModelError(
+        f"The model needs more memory than this machine has for {plural(rows, 'row')} ({error}). "
+        "Use a smaller model, a `model.batch_size` below that, or a machine with more memory."
+    )
 
 
 def _true_field(name: str, predictions: np.ndarray) -> Field:
@@ -237,10 +249,10 @@ def choose_batch_size(predictor: Predictor, sample: _Rows, rows: int) -> int:
     while size <= largest and (calls < _CALLS or spent < _SECONDS):
         try:
             seconds = _seconds(predictor.with_batch_size(size), sample, size, _SECONDS - spent)
-        except MemoryError:
+        except MemoryError as error:
             # Beyond the smallest size, running out of memory only ends the search.
             if not speeds:
-                raise
+                raise _too_large(size, error) from error
             break
         calls, spent = calls + len(seconds), spent + sum(seconds)
         # The shortest call: what else the machine does only ever adds time.

@@ -174,7 +174,7 @@ class ResolvedOptions(Record):
 
     Attributes:
         batch_size: Rows in one call of the model.
-        chunk_rows: Rows in memory at a time; a multiple of ``batch_size``.
+        chunk_rows: Rows in memory at a time; a multiple of ``batch_size`` where bits depend on it.
         inputs: The model's inputs; empty where predictions are stored already.
         outputs: What is normalized, with true shapes.
         features: For each model input, the stored columns that feed it, in order.

@@ -39,6 +39,8 @@ _SAMPLE_ROWS = 256
 # what Python does for each (3 ms, in which no other thread runs Python) disappears.
 _CHUNK_BYTES = 8 * 2**20
 _STORED_BATCH = 4096
+# Parts are multiples of it where batches may be of any size.
+_GRID_ROWS = 1024
 
 T = TypeVar("T")
 _Sample = dict[str, np.ndarray]
@@ -352,14 +354,22 @@ class Preparation:
             )
         row_bytes = planning.written_bytes(outputs, self.job.output.dtype)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
+        # Where the batch size changes no bits, it changes the files neither.
+        free = model.backend is not None and model.backend.independent
         if part_rows == "auto":
-            rate = self._rows_per_second(sized, sample)
+            timed = model.with_batch_size(_GRID_ROWS) if free and not model.batch_size else sized
+            rate = self._rows_per_second(timed, sample)
             part_rows = planning.choose_part_rows(
-                batch_size, self.rows, rows_per_second=rate, bytes_per_row=row_bytes
+                _GRID_ROWS if free else batch_size,
+                self.rows,
+                rows_per_second=rate,
+                bytes_per_row=row_bytes,
             )
         return ResolvedOptions(
             batch_size=batch_size,
-            chunk_rows=_chunk_rows(batch_size, part_rows, row_bytes + sample_bytes),
+            chunk_rows=_chunk_rows(
+                placement.SMALLEST if free else batch_size, part_rows, row_bytes + sample_bytes
+            ),
             part_rows=part_rows,
             inputs=inputs,
             outputs=outputs,
@@ -468,9 +478,8 @@ def _with_key(job: Job, table: Table) -> Job:
     return job.model_copy(update={"input": job.input.model_copy(update={"key": key})})
 
 
-def _chunk_rows(batch_size: int, part_rows: int, row_bytes: int) -> int:
-    """Return the largest power-of-two multiple of the batch size that fits a chunk and a part."""
-    rows = batch_size
+def _chunk_rows(rows: int, part_rows: int, row_bytes: int) -> int:
+    """Return the largest power-of-two multiple of the rows given that fits a chunk and a part."""
     while 2 * rows * row_bytes <= _CHUNK_BYTES and 2 * rows <= part_rows:
         rows *= 2
     return rows

@@ -20,6 +20,7 @@ GRAPH = "model.onnx"
 _LEAST_ROWS = 2
 # What it says of an error, the error says.
 _FATAL_ONLY = 4
+_ALLOCATION = "Failed to allocate memory"
 # `fenv_t` of glibc on x86-64: 32-bit words; in the last one bits take tiny numbers as zeros.
 _WORDS, _FLUSH_TO_ZERO, _DENORMALS_ARE_ZERO = 8, 1 << 15, 1 << 6
 
@@ -129,7 +130,8 @@ def run_errors() -> Iterator[None]:
 def _cause(error: Exception) -> str:
     """Return what is wrong, without the code in front, and where in the graph it was."""
     said = " ".join(str(error).split())
-    return said.rpartition("Status Message: ")[2] or said
+    said = said.rpartition("Status Message: ")[2] or said
+    return said[max(0, said.find(_ALLOCATION)) :]  # without the place in its source before that
 
 
 def is_out_of_memory(error: Exception) -> bool:

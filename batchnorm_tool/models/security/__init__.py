@@ -175,6 +175,7 @@ def _copy(path: str, target: Path) -> Path:
             directory.check_room(path, Path(path).stat().st_size, target)
             shutil.copyfile(path, target)
     except (OSError, shutil.Error) as error:
+        directory.check_space_left(path, error)
         raise ModelError(
             f"{path}: the model cannot be copied to {target.parent} ({error}). Check its "
             "permissions and the space in the temporary directory (TMPDIR)."

@@ -24,7 +24,7 @@ import numpy as np
 
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import ModelError
-from batchnorm_tool.models.security.directory import foreign_file
+from batchnorm_tool.models.security.directory import check_space_left, foreign_file
 from batchnorm_tool.models.security.keras_allowlist import ModelFinding, short
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def _errors(shown: str) -> Iterator[None]:
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
     ) as error:
+        check_space_left(shown, error)
         raise ModelError(
             f"{shown}: damaged or cut short ({type(error).__name__}: {error}). Expected a whole "
             "Keras model. Copy it again from its source, or save it again with model.save()."

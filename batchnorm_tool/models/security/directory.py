@@ -1,18 +1,20 @@
 """Which kind of model a path is, or of which other program; and a private copy of a directory."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal, Self
 
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import ModelError, WorkFailed
 
 ModelKind = Literal["keras", "h5", "saved_model", "onnx"]
 _BLOCK_BYTES = 1 << 20
@@ -260,12 +262,22 @@ def check_room(shown: str, size: int, target: Path) -> None:
     """Refuse a copy for which there is no room."""
     free = shutil.disk_usage(target.parent).free
     if size > min(free, _MAX_BYTES):
-        raise ModelError(
+        kind = ModelError if size > _MAX_BYTES else WorkFailed
+        raise kind(
             f"{shown}: holds {size:,} bytes, of which a private copy is made in {target.parent}. "
             f"Expected at most {min(free, _MAX_BYTES):,} bytes "
             f"({'the free space there' if free < _MAX_BYTES else 'the limit for a model'}). "
             "Remove files that do not belong to the model, or set TMPDIR to a larger disk."
         )
+
+
+def check_space_left(shown: str, error: Exception) -> None:
+    """Raise where temporary files of ours found no room, which is no fault of the model."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise WorkFailed(
+            f"{shown}: no space is left in {tempfile.gettempdir()} for a private copy of the model "
+            f"({error.strerror}). Free some there, or set TMPDIR to a larger disk, and run again."
+        ) from error
 
 
 def _entries(root: str, shown: str) -> Iterator[tuple[str, _Entry]]:

@@ -129,6 +129,9 @@ def test_bits_depend_neither_on_the_batch_size_nor_on_parts(
         again = run(job_of(tmp_path / "out", **sizes), fresh=True)
         assert stored_bytes(again.path) == stored_bytes(str(converted))
     assert asked == []
+    for batch_size in (7, 500):
+        sizes = {"model": {"batch_size": batch_size}}
+        assert run(job_of(tmp_path / "again", **sizes)).nothing_to_do is (batch_size != 7)
 
 
 def test_nothing_imports_tensorflow_once_a_model_is_converted(
@@ -294,7 +297,9 @@ def test_auto_takes_the_faster_one(
         monkeypatch.setattr(ModelCache, "find", lambda *_, e=entry, **__: FoundEntry(e, own_cache))
         made = run(job_of(tmp_path / slower, model=auto)).manifest
         assert made["backend"]["name"] == chosen
-        assert made["warnings"] == []
+        faster = "`model.backend: auto` computes with TensorFlow: it was the faster one"
+        found = [warning.startswith(faster) for warning in made["warnings"]]
+        assert found == [True] * (chosen == "tensorflow")
 
 
 class FoundEntry:

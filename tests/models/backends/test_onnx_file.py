@@ -23,7 +23,7 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.job import Engine, Job, Model
 from batchnorm_tool.models import describe_model, security
-from batchnorm_tool.models.backends import onnx_file
+from batchnorm_tool.models.backends import onnx_file, onnx_graph
 
 WEIGHTS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(300, 4)).astype(np.float32)
@@ -252,3 +252,20 @@ def test_without_the_extra_the_command_that_installs_it_is_told(
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     with pytest.raises(JobError, match=r"pip install 'batchnorm-tool\[onnxruntime\]'"):
         run(dense(tmp_path / "m.onnx"), rows, tmp_path)
+
+
+def test_a_model_too_large_for_few_rows_is_refused_without_a_place_in_the_library(
+    tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "[ONNXRuntimeError] : 6 : /src/bfc_arena.cc:360 void* Failed to allocate memory for"
+    raised = MemoryError(onnx_graph._cause(RuntimeError(f"{said} requested buffer of size 9")))
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(onnx_graph.OnnxModel, "compile", lambda *_: fail)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no batch size is kept
+    for options, count in (({"batch_size": 100}, 8), ({}, 32)):
+        expected = rf"for {count} rows \(Failed to allocate memory for requested buffer of size 9\)"
+        with pytest.raises(ModelError, match=expected):
+            run(dense(tmp_path / "m.onnx"), rows, tmp_path, **options)

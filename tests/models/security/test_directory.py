@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import ModelError, WorkFailed
 from batchnorm_tool.job import Model
+from batchnorm_tool.models import security
 from batchnorm_tool.models.security import admit, directory, examine, examine_copy
 from batchnorm_tool.models.security.directory import ModelDirectory, foreign_file
+from tests.command_line import ENCODER
 
 
 @pytest.fixture
@@ -156,8 +160,22 @@ def test_a_copy_without_room_names_the_numbers(
     with (model / "sparse").open("wb") as file:
         file.truncate(1 << 43)
     monkeypatch.setattr(directory, "_MAX_BYTES", 1 << 50)
-    with pytest.raises(ModelError, match=r"holds 8,796,093,022,218 bytes.*the free space there"):
+    with pytest.raises(WorkFailed, match=r"holds 8,796,093,022,218 bytes.*the free space there"):
         ModelDirectory.of(str(model), "model").copy(tmp_path / "other")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("place", ["shutil.copyfile", "tempfile.TemporaryFile"])
+def test_a_full_temporary_directory_is_no_fault_of_the_model(
+    place: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(place, fill)
+    monkeypatch.setattr(security, "_EXAMINED", {})
+    with pytest.raises(WorkFailed, match=f"no space is left in {tempfile.gettempdir()}.*TMPDIR"):
+        examine_copy(ENCODER)
 
 
 def test_no_copy_is_begun_that_cannot_end(model: Path, tmp_path: Path) -> None:
