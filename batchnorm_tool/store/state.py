@@ -300,34 +300,40 @@ class StoreDirectory:
         self.storage.put(record_path(record.version), record.to_json())
 
     def files_of(
-        self, version: int, before: StoredRecord | None = None, *, staged: bool = False
+        self,
+        version: int,
+        before: StoredRecord | None = None,
+        staged: Iterable[str] = (),
+        known: Iterable[FileRecord] = (),
     ) -> tuple[FileRecord, ...]:
         """Return checksums of what a version has in the state, but for its record.
 
-        The base of its index is not read again, where the record of the version ``before`` knows
-        it: whatever became of it since would count as right. ``staged``: also what is staged.
+        Files that are ``known`` are not read again, nor is the base of its index, where the record
+        of the version ``before`` knows it: whatever became of it since would count as right.
+        ``staged`` are files and directories that count as well.
         """
-        root = self.storage.root
-        # Not what says how it was asked for: that changes whenever it is asked for again.
-        night = sorted((root / STAGING).rglob("*")) if staged else []
+        root, base = self.storage.root, before and before.index_base
+        written = {file.path: file for file in known}
+        if base:
+            written[base_path(version)] = replace(base, path=base_path(version))
+        roots = [root / path for path in staged]
+        night = sorted(place for each in roots for place in (each, *each.rglob("*")))
         places = [*(root / path for path in (*live_paths(version), *kept_paths(version))), *night]
-        base = before and before.index_base
         with read_errors(root):
             return tuple(
-                replace(base, path=base_path(version))
-                if base and place == root / base_path(version)
-                else record_of(root, place.relative_to(root).as_posix())
+                written.get(path := place.relative_to(root).as_posix()) or record_of(root, path)
                 for place in places
+                # Not what says how it was asked for: that changes whenever it is asked for again.
                 if place.is_file() and place != root / STAGING_PATH
             )
 
-    def write_rows(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    def write_rows(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> FileRecord:
         """Write tables into one Arrow file of the state, which appears whole and synced."""
         with self.storage.create(path) as file:
             with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
                 for table in tables:
                     writer.write_table(table.select(schema.names).cast(schema))
-            file.commit()
+            return file.commit()
 
     def read_rows(self, *paths: str) -> Iterator[pa.Table]:
         """Yield the rows of Arrow files of the state, batch by batch."""
@@ -362,8 +368,8 @@ class StoreDirectory:
         except (OSError, EOFError, ValueError) as error:
             said = str(error)
         raise Damaged(
-            f"`{path}` is damaged. Expected: hashes, uint8[n, 16]. Received: {said}. Restore it from "
-            "a backup, or remove it: vectors that it leads to are then computed again."
+            f"`{path}` is damaged. Expected: hashes, uint8[n, 16]. Received: {said}. Restore it "
+            "from a backup, or remove it: vectors that it leads to are then computed again."
         )
 
     def discard_uncommitted(self, pointer: StorePointer) -> None:

@@ -22,6 +22,7 @@ from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.survey import LiveRows, Sampler, Survey, blas, row_audit
+from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
@@ -29,12 +30,12 @@ from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup, repeats
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.pipeline.manifest import Totals
+from batchnorm_tool.pipeline.manifest import Totals, existing_record
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH
 from batchnorm_tool.pipeline.repeats import REPEATS_PATH
-from batchnorm_tool.storage import STATE, TEMPORARY, Storage
+from batchnorm_tool.storage import STATE, TEMPORARY, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
 from batchnorm_tool.storage.files import fault_in
 from batchnorm_tool.store.index import (
@@ -80,6 +81,7 @@ _SPENT = (
     *(changes.CHANGED, changes.TOUCHED, changes.BAD),
     *(f"{SCORED}/{path}" for path in (PLAN_PATH, RECORDS, REPEATS_PATH, TEMPORARY, QUARANTINE)),
 )
+_STAGED = (changes.DOCUMENT, changes.DISPOSITIONS, VECTORS, REUSED, KEPT, REMOVED)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Candidate(SealedRecord):
         bad_rows: The first of them.
         keys: Different keys among all rows of the index.
         whole: Whether the dataset is rewritten, rather than merged into.
+        files: What it is made of, but for the sample, which is made again.
     """
 
     version: int
@@ -102,6 +105,7 @@ class Candidate(SealedRecord):
     keys: int
     whole: bool
     warnings: tuple[str, ...] = ()
+    files: tuple[FileRecord, ...] = ()
 
     @classmethod
     def load(cls, storage: Storage) -> Candidate | None:
@@ -122,6 +126,7 @@ class Assembly:
         self._removed = _RemovedRows(list(staged.plan.layout.keys))
         self._survey = staged.survey(rows)
         self._index = staged.next_index(rows)
+        self._written: list[FileRecord] = []
         self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, "assembly")
         self._under_way = deque([self._thread.submit(self._begin)])
@@ -151,13 +156,14 @@ class Assembly:
         totals = totals or Totals()
         counts = totals.counts
         staged, state = self._staged, self._staged.state
-        distinct, statuses = self._index.commit(), self._index.statuses
+        (index, distinct), statuses = self._index.commit(), self._index.statuses
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
         state.write_rows(REMOVED, keys, [*self._removed.rows, staged.unfit()])
         state.put_replaced(staged.version, self._removed.hashes)
         if remembered:
             keep_quarantined(state, staged.version, keys)
+        self._written += [index, *staged.part_files()]
         before, layout = staged.pointer.layout, staged.plan.layout
         candidate = Candidate(
             version=staged.version,
@@ -176,6 +182,7 @@ class Assembly:
             keys=distinct,
             whole=before is None or staged.plan.new_space or before.schema != layout.schema,
             warnings=tuple(totals.warnings),
+            files=staged.files(self._written),
         )
         state.storage.put(CANDIDATE, candidate.to_json())
         for path in _SPENT:
@@ -201,7 +208,8 @@ class Assembly:
         """Add rows with known vectors, those that keep theirs, and those that are remembered."""
         staged = self._staged
         self._write(staged.reused(), new=True)
-        staged.state.write_rows(KEPT, staged.plan.layout.schema, staged.kept())
+        kept = staged.state.write_rows(KEPT, staged.plan.layout.schema, staged.kept())
+        self._written.append(kept)
         self._write(staged.state.read_rows(KEPT), new=False)
         remembered = staged.quarantined
         empty = pa.nulls(remembered.num_rows, pa.float64())
@@ -249,13 +257,13 @@ class NextIndex:
         for each in statuses.value_counts().to_pylist():
             self.statuses[each["values"]] += each["counts"]
 
-    def commit(self) -> int:
-        """Let the index appear; returns how many different keys it has."""
-        self._writer.commit()
+    def commit(self) -> tuple[FileRecord, int]:
+        """Let the index appear; also returns how many different keys it has."""
+        record = self._writer.commit()
         added = np.concatenate(self._added)
         # Those that stay were audited together when they were written.
         again = len(IdLookup(added).among(self._staying)) if self._staying else 0
-        return sum(map(len, self._staying)) + len(added) - len(repeats(added)) - again
+        return record, sum(map(len, self._staying)) + len(added) - len(repeats(added)) - again
 
     def discard(self) -> None:
         """Throw away what was not committed."""
@@ -331,7 +339,13 @@ class StagedRows:
     def dispositions(self) -> np.ndarray:
         """The `RowDisposition` of each row of the live index, ``uint8[n]``."""
         path = self.state.storage.root / changes.DISPOSITIONS
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        try:
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, EOFError, ValueError) as error:
+            raise Damaged(
+                f"`{path}` cannot be read: {error}. Remove its directory: the next "
+                "`batchnorm-tool refresh` stages all of it again."
+            ) from error
 
     @cached_property
     def stays(self) -> np.ndarray:
@@ -358,6 +372,19 @@ class StagedRows:
         for number in range(self._parts):
             yield from self.part(number)
         yield from self.reused()
+
+    def part_files(self) -> Iterator[FileRecord]:
+        """Yield the checksums of the parts' vectors, which were taken when they were written."""
+        place = Storage(self.state.storage.root / SCORED)
+        for number in range(self._parts):
+            for file in existing_record(place, number).files:
+                yield replace(file, path=f"{SCORED}/{STATE}/{file.path}")
+
+    def files(self, known: Iterable[FileRecord]) -> tuple[FileRecord, ...]:
+        """Return checksums of all that the candidate is made of; see `StoreDirectory.files_of`."""
+        before = self.state.record(self.pointer.live)
+        files = self.state.files_of(self.version, before, _STAGED, known)
+        return tuple(file for file in files if file.path != sample_path(self.version))
 
     @property
     def _parts(self) -> int:

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import commit
-from batchnorm_tool.commands.refresh.changes.result import ChangeSet
+from batchnorm_tool.commands.refresh.changes.result import DOCUMENT, ChangeSet
 from batchnorm_tool.commands.refresh.evaluate import conclude, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
-from batchnorm_tool.commands.refresh.staging import discard_staged, resume
-from batchnorm_tool.errors import InputError, JobError, WorkFailed
+from batchnorm_tool.commands.refresh.staging import discard_staged, resume, staged_fault
+from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.gate.record import Acceptance, History, Hold
 from batchnorm_tool.inputs.row_hash import bytes_of
 from batchnorm_tool.publish import check_layout, check_targets, lagging
@@ -29,6 +29,7 @@ from batchnorm_tool.store.index import INDEX_FIELDS, KEY_ID, IndexWriter, read_i
 from batchnorm_tool.store.rows import rows as stored_rows
 from batchnorm_tool.store.state import (
     FEATURE_HASH,
+    STAGING_PATH,
     STATUS,
     StoreDirectory,
     StoredRecord,
@@ -69,6 +70,7 @@ def accept(  # noqa: PLR0913  (each is a flag of the command)
 
     Raises:
         JobError: No such candidate waits.
+        Damaged: A file that is staged is not as it was written; `refresh` stages it again.
         InputError: There is no store at ``path``.
         Held: Its vectors break a limit that was not reported before.
         TargetFailed: It is published, and a target is behind.
@@ -100,10 +102,13 @@ def _accept_locked(
         return commit.deliver_again(state, pointer)
     _check_waits(state, pointer, version)
     staging, difference = resume(state, pointer, progress), ChangeSet.load(state.storage)
-    if staging is None or difference is None:
-        raise WorkFailed(
+    fault = staged_fault(state, pointer)
+    if staging is None or difference is None or fault:
+        said = fault or f"No readable `{STAGING_PATH}` and `{DOCUMENT}`."
+        raise Damaged(
             f"The staged files of version {version} in `{state.root}` are damaged, or were written "
-            "by another version of batchnorm-tool. Run `batchnorm-tool refresh` to stage it again."
+            f"by another version of batchnorm-tool. {said} Run `batchnorm-tool refresh` to stage "
+            "it again."
         )
     check_targets(staging.plan.job.publish)
     check_layout(staging.plan.job.publish, staging.plan.layout)

@@ -20,7 +20,7 @@ from batchnorm_tool.gate import input_limits, output_limits
 from batchnorm_tool.gate.findings import Finding, broken, refusal_text
 from batchnorm_tool.gate.record import WAITING, Acceptance, FileOfInput, InputRecord, ModelRecord
 from batchnorm_tool.norms.stats import NormStats, finite_or_none, quantile_column
-from batchnorm_tool.store.state import Basis, StoredRecord
+from batchnorm_tool.store.state import STAGING, Basis, StoredRecord
 
 
 def evaluate_input(
@@ -179,7 +179,7 @@ def await_approval(
     state, pointer, version = staging.state, staging.pointer, record.version
     record = record.waiting(reason, now()).timed(staging.timings.seconds)
     before = state.record(record.base)
-    record = record.with_files(state.files_of(version, before, staged=True))
+    record = record.with_files(state.files_of(version, before, [STAGING]))
     state.put_record(record)
     next_version = max(pointer.next_version, version + 1)
     pointer = pointer.with_changes(waiting=version, next_version=next_version)

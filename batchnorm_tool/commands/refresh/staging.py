@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import numbered
 from batchnorm_tool.commands.progress import Progress
 from batchnorm_tool.commands.refresh.candidate import (
+    CANDIDATE,
     REUSED,
     SCORED,
     Assembly,
@@ -22,7 +23,7 @@ from batchnorm_tool.commands.refresh.candidate import (
     StagedRows,
 )
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
-from batchnorm_tool.commands.refresh.changes.result import CHANGED, ChangeSet
+from batchnorm_tool.commands.refresh.changes.result import BAD, CHANGED, TOUCHED, ChangeSet
 from batchnorm_tool.commands.refresh.changes.source import Callbacks
 from batchnorm_tool.commands.refresh.plan import ALLOWED, RefreshPlan
 from batchnorm_tool.commands.refresh.record import PhaseTimings, now
@@ -30,7 +31,7 @@ from batchnorm_tool.commands.refresh.survey import Survey
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.run import result_warnings
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BadRows, Lines
+from batchnorm_tool.errors import BadRows, Lines, WorkFailed
 from batchnorm_tool.gate.findings import SHOWN_ROWS
 from batchnorm_tool.gate.record import WAITING
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of
@@ -44,6 +45,7 @@ from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, choose_part_rows, writ
 from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.storage.checked_json import SealedRecord, stored_as
+from batchnorm_tool.storage.files import fault_in
 from batchnorm_tool.store.index import read_index
 from batchnorm_tool.store.rows import NOWHERE, Addresses, addresses_of_hashes, at_addresses
 from batchnorm_tool.store.state import (
@@ -55,6 +57,7 @@ from batchnorm_tool.store.state import (
     StorePointer,
     StoreSchema,
     index_path,
+    sample_path,
 )
 
 
@@ -117,6 +120,9 @@ class Staging:
         if found is not None:
             with self.timings.phase("gate"):
                 return found, staged.surveyed(difference.counts)
+        waits = self.state.record(self.pointer.waiting)
+        if waits is not None:  # what is staged changes from here on
+            self.state.put_record(waits.with_files(()))
         with Assembly(staged, difference.counts) as assembly:
             self._reuse()
             with self.timings.phase("prediction"):
@@ -151,7 +157,7 @@ def begin(
     """
     fingerprint = plan.staging_fingerprint(pointer)
     noted = read_staged(state)
-    if noted is None or noted.fingerprint != fingerprint:
+    if noted is None or noted.fingerprint != fingerprint or staged_fault(state, pointer):
         pointer = discard_staged(state, pointer)
         noted = None
     started = {"started": noted.started["started"] if noted else now(), "run_id": run_id}
@@ -166,6 +172,32 @@ def resume(state: StoreDirectory, pointer: StorePointer, progress: Progress) -> 
     if noted is None or pointer.waiting is None:
         return None
     return Staging(state, pointer, noted.plan, noted.started, progress)
+
+
+def staged_fault(state: StoreDirectory, pointer: StorePointer) -> str | None:
+    """Say what is wrong with what another call has staged; ``None`` where nothing is."""
+    storage, record = state.storage, state.record(pointer.waiting)
+    candidate, found = Candidate.load(storage), ChangeSet.load(storage)
+    files = (candidate.files if candidate else ()) or (record.files if record else ())
+    # The sample is made again before it is used.
+    faults = (
+        fault_in(storage.root, file, "record of it")[0]
+        for file in files
+        if file.path != sample_path(pointer.waiting or 0)
+    )
+    fault = next(filter(None, faults), None)
+    if fault or candidate or not found:
+        return fault
+    if (record and record.norms) or storage.size(CANDIDATE) is not None:
+        return f"`{CANDIDATE}` is missing or damaged."
+    rows = found.counts
+    expected = rows.for_the_model + rows.touched + rows.bad
+    try:
+        staged = sum(map(state.rows_in, (CHANGED, REUSED, TOUCHED, BAD)))
+    except WorkFailed as error:
+        return error.message
+    missing = f"{expected - staged:,} of {expected:,} rows are missing."
+    return missing if staged < expected else None
 
 
 def read_staged(state: StoreDirectory) -> StagedRefresh | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from batchnorm_tool import accept, history, verify
-from batchnorm_tool.errors import Held, JobError, WorkFailed
+from batchnorm_tool.errors import Damaged, Held, JobError
 from batchnorm_tool.gate import findings, output_limits
 from tests.commands.refresh.nightly import (
     LOOSE,
@@ -302,7 +302,7 @@ def test_a_candidate_that_another_version_staged_has_to_be_staged_again(
     held = nightly.held(MANY, CHANGED)
     path = Path(nightly.state.root) / "night" / name
     path.write_bytes(path.read_bytes().replace(b"{", b"{ ", 1))
-    with pytest.raises(WorkFailed, match=r"staged files of version 2 .* refresh` to stage"):
+    with pytest.raises(Damaged, match=r"staged files of version 2 .* refresh` to stage"):
         accept(nightly.store, held["version"])
     assert nightly.held(None, CHANGED)["version"] > 1
     assert accept(nightly.store, nightly.state.pointer().waiting or 0).state == "published"
