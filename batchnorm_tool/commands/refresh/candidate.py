@@ -418,7 +418,7 @@ class StagedRows:
         """Return an empty survey for what is written."""
         layout, before, whole = self.plan.layout, self.pointer.layout, self._whole_rows(rows)
         new = Sampler(rows.new + rows.changed + rows.recomputed)
-        written, first = Sampler(whole, self._kept_sample), int(self.stays.sum())
+        written, first = Sampler(whole, self._kept_sample).goes_on(), int(self.stays.sum())
         live = None
         if before and not self.plan.new_space:
             path, version = self.state.path, self.pointer.lance_version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ SAMPLE_NORMS = 100_000
 
 PLACE = ".place"
 """Where a row of a sample lies in the index of its version."""
-_STEP = b"step"
+_STEP, _PASSED = b"step", b"passed"
 
 
 @cache
@@ -33,11 +34,14 @@ def blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def sample_schema(layout: StoreSchema, step: int) -> pa.Schema:
-    """Return the columns of a sample that is kept, in which one of ``step`` rows is."""
+def sample_schema(layout: StoreSchema, step: int, passed: int = 0) -> pa.Schema:
+    """Return the columns of a sample that is kept, in which one of ``step`` rows is.
+
+    ``passed`` is how many rows were written since one was due.
+    """
     names = (*layout.keys, layout.vector, layout.norm)
     fields = [pa.field(PLACE, pa.int64()), *map(layout.schema.field, names)]
-    return pa.schema(fields, {_STEP: str(step)})
+    return pa.schema(fields, {_STEP: str(step), _PASSED: str(passed)})
 
 
 class Sampler:
@@ -46,26 +50,39 @@ class Sampler:
     Not at random: the same refresh is judged alike when it is run again. ``rows`` is how many there
     are about. Where a ``kept`` sample is half to twice as dense as one of them should be, rows are
     taken like it: a store that grows by 1 % each night would be sampled anew each time otherwise.
+    One with twice its rows is not used: each night once added the first row that it wrote.
     """
 
     def __init__(self, rows: int, kept: pa.Table | None = None) -> None:
         self.step, self._norm_step = (max(1, rows // most) for most in (SAMPLE_ROWS, SAMPLE_NORMS))
         before = 0 if kept is None else int(kept.schema.metadata[_STEP])
-        self.kept = kept if self.step <= 2 * before <= 4 * self.step else None
+        is_like = self.step <= 2 * before <= 4 * self.step
+        is_like = is_like and kept is not None and len(kept) * before <= 2 * (rows + before)
+        self.kept = kept if is_like else None
         self.step = self.step if self.kept is None else before
-        self.seen = 0
+        self.seen, self._passed = 0, 0
         self._rows: list[pa.Table] = []
         self._norms, self._places = [np.zeros(0)], [np.zeros(0, np.int64)]
 
     def add(self, table: pa.Table, norms: np.ndarray, places: np.ndarray) -> None:
         """Take of the next rows, of which these are the columns, the norms and the places."""
-        steps = (self.step, self._norm_step)
-        few, more = (np.arange(-self.seen % step, len(norms), step) for step in steps)
+        steps = ((self.step, self.passed), (self._norm_step, self.seen))
+        few, more = (np.arange(-passed % step, len(norms), step) for step, passed in steps)
         self.seen += len(norms)
         taken = table.take(pa.array(few))
         self._rows.append(taken.append_column(PLACE, pa.array(places[few])))
         self._norms.append(norms[more])
         self._places.append(places[more])
+
+    def goes_on(self) -> Self:
+        """Begin where those that the kept sample took of have ended: of the rows beside it."""
+        self._passed = int(self.kept.schema.metadata.get(_PASSED, 0)) if self.kept else 0
+        return self
+
+    @property
+    def passed(self) -> int:
+        """Rows since one was due."""
+        return (self._passed + self.seen) % self.step
 
     def rows(self, schema: pa.Schema) -> pa.Table:
         """Return the rows that were taken."""
@@ -166,7 +183,7 @@ class Survey:
     @cached_property
     def sample(self) -> pa.Table:
         """A sample of the version that is made, to be kept with it."""
-        schema = sample_schema(self.layout, self.written.step)
+        schema = sample_schema(self.layout, self.written.step, self.written.passed)
         staying = [self.live.staying(schema)] if self.live else []
         return pa.concat_tables([*staying, self.written.rows(schema)])
 

@@ -125,3 +125,17 @@ def test_after_a_rollback_the_sample_is_taken_of_the_dataset(
     accept(nightly.store, 4)
     assert taken == [40, 40]
     assert check(nightly, NIGHTS[2]) == len(NIGHTS[2])
+
+
+def test_a_sample_keeps_its_size_while_fewer_rows_change_than_it_steps_over(
+    nightly: Nightly, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "SAMPLE_ROWS", 10)
+    edits = dict.fromkeys(range(60), 0)
+    nightly.night(edits)
+    for key in range(12):
+        edits[key] = 1
+        nightly.night(edits, store__keep__count=1)
+    assert taken == []
+    assert check(nightly, edits) == 10
+    assert sum(edits[key] for key in kept(nightly)["id"].to_pylist()) == 2
