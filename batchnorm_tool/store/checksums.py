@@ -12,7 +12,7 @@ from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.checked_json import Count, SealedRecord
 from batchnorm_tool.storage.files import fault_in, read_errors, record_of, unknown_files
-from batchnorm_tool.store.lance import newest_version, open_dataset, reading
+from batchnorm_tool.store.lance import latest_version, open_dataset, reading
 from batchnorm_tool.store.state import CHECKSUMS_PATH
 
 _TAGS = "_refs/tags"
@@ -85,7 +85,7 @@ def _check_hint(path: str) -> Iterator[str]:
         return
     except (OSError, ValueError, TypeError, KeyError):
         hint = None
-    newest = newest_version(path)
+    newest = latest_version(path)
     if hint != newest:
         yield f"`{_HINT}` names version {hint}, but the newest is {newest}."
 

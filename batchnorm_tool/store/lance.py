@@ -70,15 +70,11 @@ def _mapped(path: str, doing: str, otherwise: type[BatchnormToolError]) -> Itera
     except BatchnormToolError:
         raise
     except BaseException as error:
-        if not isinstance(error, _RAISED) and not _is_panic(error):
+        # Rust gives up so on something impossible, such as a file of other bytes.
+        if not isinstance(error, _RAISED) and type(error).__name__ != "PanicException":
             raise
         cause = _SOURCE.sub("", str(error)).strip() or type(error).__name__
         raise _error(path, doing, cause, otherwise) from error
-
-
-def _is_panic(error: BaseException) -> bool:
-    """Tell whether Rust gave up on something impossible, such as a file of other bytes."""
-    return type(error).__name__ == "PanicException"
 
 
 def _error(
@@ -100,26 +96,16 @@ def _error(
     )
 
 
-def newest_version(path: str) -> int | None:
-    """Return `latest_version` from the names of the files alone, without importing Lance."""
+def latest_version(path: str) -> int | None:
+    """Return Lance's number of the version that readers get; ``None`` where no dataset is."""
+    # From the names of the files alone: a night with nothing to do does not import Lance.
     manifests = list((Path(path) / "_versions").glob("*.manifest"))
     if not manifests:
         _refuse_foreign(path)
-    return max(map(_version_of, manifests), default=None)
-
-
-def _version_of(manifest: Path) -> int:
-    """Read a version from a manifest's name, which counts down from 2**64 - 1."""
-    number = int(manifest.stem)
-    return (1 << 64) - 1 - number if number >> 63 else number
-
-
-def latest_version(path: str) -> int | None:
-    """Return Lance's number of the version that readers get, or ``None`` where no dataset is."""
-    if not any((Path(path) / "_versions").glob("*.manifest")):
-        _refuse_foreign(path)
-        return None
-    return int(open_dataset(path).version)
+    numbers = (int(manifest.stem) for manifest in manifests)
+    # The names count down from 2**64 - 1; those of older releases count up.
+    versions = ((1 << 64) - 1 - number if number >> 63 else number for number in numbers)
+    return max(versions, default=None)
 
 
 def _refuse_foreign(path: str) -> None:

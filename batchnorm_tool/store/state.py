@@ -69,22 +69,24 @@ BOOKKEEPING = (*HASHES, pa.field(STATUS, pa.string()), pa.field(VERSION, pa.int6
 GOOD = "good"
 STALE = "stale: "
 QUARANTINED = "quarantined: "
+# Where the files of a version lie, below the state's root: its record, its index and that one's
+# base, a sample of its vectors, the hashes of what it replaced, its quarantined rows.
+record_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.json".format
+index_path: Callable[[int], str] = f"{INDEX}/{{:06d}}.parquet".format
+base_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.base.parquet".format
+sample_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.sample.arrow".format
+replaced_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.replaced.npy".format
+quarantined_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.quarantined.arrow".format
 # Parquet, through which rows pass, gives these back as others: the values fit exactly.
 _THROUGH_PARQUET = {pa.date64(): pa.date32(), pa.time32("s"): pa.time32("ms")}
 
 
 @dataclass(frozen=True)
 class StoreSchema(Record):
-    """What the rows of a store look like.
+    """What the rows of a store look like: names of columns, and the schema of the whole dataset.
 
-    Attributes:
-        keys: Names of the key columns.
-        passthrough: Names of the passed-through columns.
-        vector: Name of the column of vectors.
-        norm: Name of the column of their lengths before normalization.
-        norm_label: The norm that they were divided by, such as ``l2``.
-        schema: Of the whole dataset: keys, vector, norm, `BOOKKEEPING`, passed-through columns.
-        bookkeeping: What the columns of `BOOKKEEPING` are called in the dataset.
+    The vectors were divided by ``norm_label``, such as ``l2``; ``norm`` holds their lengths before,
+    ``bookkeeping`` says what the columns of `BOOKKEEPING` are called in the dataset.
     """
 
     keys: tuple[str, ...]
@@ -104,8 +106,7 @@ class StoreSchema(Record):
     @property
     def width(self) -> int:
         """Components of a vector."""
-        size: int = self.schema.field(self.vector).type.list_size
-        return size
+        return int(self.schema.field(self.vector).type.list_size)
 
     @property
     def dtype(self) -> str:
@@ -143,16 +144,9 @@ class StoreSchema(Record):
 class StorePointer(SealedRecord):
     """What ``store.json`` says: replacing that file is what switches a store.
 
-    Attributes:
-        next_version: The number of the next refresh.
-        live: The version that readers get; ``None`` before the first.
-        waiting: The candidate that waits for a decision.
-        hold: Since when and why nothing is published, after a rollback.
-        versions: Lance's number of each kept version.
-        layout: What the rows of the live version look like.
-        identity: What the live version is made of.
-        resolved: Every open choice of its job, made.
-        options_fingerprint: Hash of what these choices were made from.
+    ``live`` is the version that readers get, ``None`` before the first, ``waiting`` the candidate
+    that waits for a decision; ``versions`` has Lance's number of each kept version. What comes
+    after it tells of the live version what `Basis` does.
     """
 
     next_version: Positive = 1
@@ -429,36 +423,6 @@ def open_store(path: str) -> tuple[StoreDirectory, StorePointer]:
     return state, state.pointer()
 
 
-def record_path(version: int) -> str:
-    """Return where the record of a refresh lies, below the state's root."""
-    return f"{RECORDS}/{version:06d}.json"
-
-
-def index_path(version: int) -> str:
-    """Return where the index of a live version lies, below the state's root."""
-    return f"{INDEX}/{version:06d}.parquet"
-
-
-def base_path(version: int) -> str:
-    """Return where the base of an index lies, if it has one, below the state's root."""
-    return f"{RECORDS}/{version:06d}.base.parquet"
-
-
-def sample_path(version: int) -> str:
-    """Return where the sample of a version's vectors lies, below the state's root."""
-    return f"{RECORDS}/{version:06d}.sample.arrow"
-
-
-def replaced_path(version: int) -> str:
-    """Return where the hashes lie of what a version replaced, below the state's root."""
-    return f"{RECORDS}/{version:06d}.replaced.npy"
-
-
-def quarantined_path(version: int) -> str:
-    """Return where the quarantined rows of a version lie, if it has any, below the state's root."""
-    return f"{RECORDS}/{version:06d}.quarantined.arrow"
-
-
 def live_paths(version: int) -> tuple[str, ...]:
     """Return the files of the state that a version may have while it is live, or waits."""
     return index_path(version), base_path(version), sample_path(version)
@@ -504,10 +468,7 @@ class Unfit:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the type in which a store keeps the values of a column.
-
-    Returns:
-        A type that holds the same values; ``None`` where neither Lance nor Parquet has one.
+    """Return the type in which a store keeps a column: ``None`` where Lance or Parquet has none.
 
     Example:
         >>> stored_type(pa.list_(pa.date64())), stored_type(pa.month_day_nano_interval())
@@ -540,13 +501,9 @@ def _nested_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _has_width(kind: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_primitive,
-        pa.types.is_decimal,
-        pa.types.is_fixed_size_binary,
-        pa.types.is_fixed_size_list,
-    )
-    return is_any(kind, tests)
+    types = pa.types
+    tests = types.is_primitive, types.is_decimal, types.is_fixed_size_binary
+    return is_any(kind, (*tests, types.is_fixed_size_list))
 
 
 def holds(stored: pa.DataType, kind: pa.DataType) -> bool:

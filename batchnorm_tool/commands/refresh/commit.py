@@ -30,7 +30,7 @@ from batchnorm_tool.storage import TEMPORARY
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, SealedRecord
 from batchnorm_tool.store import rows, transaction
 from batchnorm_tool.store.checksums import record_files, recorded_files
-from batchnorm_tool.store.lance import newest_version
+from batchnorm_tool.store.lance import latest_version
 from batchnorm_tool.store.state import (
     STAGING,
     StoreDirectory,
@@ -65,7 +65,7 @@ class Intent(SealedRecord):
 
 def check_dataset(state: StoreDirectory, pointer: StorePointer) -> None:
     """Check that the dataset is the one that the state describes."""
-    newest = newest_version(state.path)
+    newest = latest_version(state.path)
     if newest == pointer.lance_version:
         return
     if newest is None:
@@ -175,7 +175,7 @@ def recover(state: StoreDirectory) -> int | None:
 
 def _finish_compaction(state: StoreDirectory, base: int) -> None:
     """Take in that the newest version's rows were rewritten, if they were; then clean up."""
-    pointer, newest = state.pointer(), newest_version(state.path)
+    pointer, newest = state.pointer(), latest_version(state.path)
     if pointer.lance_version == base and newest == base + 1:
         pointer = _renumber(state, pointer, {**pointer.versions, pointer.live or 0: newest})
     _remove_files(state, pointer)

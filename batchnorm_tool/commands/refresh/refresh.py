@@ -29,7 +29,7 @@ from batchnorm_tool.gate.record import GateRecord
 from batchnorm_tool.job import Job, check_job
 from batchnorm_tool.publish import check_layout, check_targets
 from batchnorm_tool.storage import Storage
-from batchnorm_tool.store.lance import check_installed, newest_version
+from batchnorm_tool.store.lance import check_installed, latest_version
 from batchnorm_tool.store.state import INDEX, RECORDS, StoreDirectory, StoredRecord, StorePointer
 
 
@@ -111,7 +111,7 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
     state = StoreDirectory(store_of(job).path)
     check_installed()
     check_targets(job.publish)
-    newest_version(state.path)  # refuses a path that holds something else
+    latest_version(state.path)  # refuses a path that holds something else
     pointer = state.pointer()
     plan = make_plan(job, pointer, staged_plan(state), retry=retry_quarantined)
     check_layout(job.publish, plan.layout)
