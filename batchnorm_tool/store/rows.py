@@ -136,8 +136,15 @@ def take_by_key(
 def check_found(path: str, wanted: pa.Table, addresses: np.ndarray) -> None:
     """Check that every row that the index knows is in the dataset."""
     missing = np.flatnonzero(addresses == NOWHERE)
-    if len(missing):
-        raise Damaged(_missing_key(path, wanted, missing))
+    if not len(missing):
+        return
+    first = wanted.slice(int(missing[0]), 1).to_pylist()[0]
+    key = ", ".join(f"`{name}` = {value!r}" for name, value in first.items())
+    raise Damaged(
+        f"The store `{path}` has no row with the key {key}, which is in its index. "
+        f"Expected: {plural(len(wanted), 'row')}. Received: {len(wanted) - len(missing):,}. Run "
+        "`batchnorm-tool verify` on the store."
+    )
 
 
 def scan(
@@ -160,16 +167,6 @@ def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
     """How many rows of these columns a batch may have; see `fixed_bytes`."""
     sizes = [fixed_bytes(schema.field(name).type, _OPEN_BYTES) or 1 for name in columns]
     return fitting_rows(sum(sizes), _BATCH_BYTES, BATCH_ROWS)
-
-
-def _missing_key(path: str, wanted: pa.Table, missing: np.ndarray) -> str:
-    first = wanted.slice(int(missing[0]), 1).to_pylist()[0]
-    key = ", ".join(f"`{name}` = {value!r}" for name, value in first.items())
-    return (
-        f"The store `{path}` has no row with the key {key}, which is in its index. "
-        f"Expected: {plural(len(wanted), 'row')}. Received: {len(wanted) - len(missing):,}. Run "
-        "`batchnorm-tool verify` on the store."
-    )
 
 
 @dataclass(frozen=True)
@@ -198,12 +195,7 @@ class Changes:
 class Publication:
     """A version of the store, as targets get it; it can be read any number of times.
 
-    Attributes:
-        path: Of the dataset.
-        layout: What its rows look like.
-        versions: Lance's number of each kept version.
-        version: The number of this version.
-        records: The refresh's record of each kept version, this one included.
+    ``versions`` has Lance's number of each kept version, ``records`` the refresh's record of each.
     """
 
     path: str
@@ -238,26 +230,22 @@ class Publication:
         A row is the same in both if it has the same key and was last written in the same version.
         """
         before, after = self.versions[base], self.versions[self.version]
-        old = _Versioned.load(self._keyed(before), self.layout.keys)
-        stays = np.zeros(len(old.addresses), bool)
-        new = [np.empty(0, np.uint64)]
-        for addresses, table in self._keyed(after):
-            place = old.places.find(key_ids(table, self.layout.keys))
+        nothing = np.empty(0, np.uint64), np.empty((0, 2), np.uint64), np.empty(0, np.int64)
+        pieces = zip(nothing, *self._written(before), strict=True)
+        old_addresses, ids, written = (np.concatenate(piece) for piece in pieces)
+        places, stays, new = IdLookup(ids), np.zeros(len(ids), bool), [nothing[0]]
+        for addresses, found, versions in self._written(after):
+            place = places.find(found)
             known = place >= 0
             stays[place[known]] = True
             is_same = known.copy()
             # Not by comparing vectors: a row that was written again with equal values may have
             # another status.
-            is_same[known] = old.versions[place[known]] == _versions(table)[known]
+            is_same[known] = written[place[known]] == versions[known]
             new.append(addresses[~is_same])
-        upserts, gone = np.concatenate(new), old.addresses[~stays]
-        return Changes(
-            len(upserts),
-            len(gone),
-            self.layout,
-            _Rows(self.path, after, upserts),
-            _Rows(self.path, before, gone),
-        )
+        upserts, gone = np.concatenate(new), old_addresses[~stays]
+        read = _Rows(self.path, after, upserts), _Rows(self.path, before, gone)
+        return Changes(len(upserts), len(gone), self.layout, *read)
 
     def all_batches(self) -> Iterator[pa.RecordBatch]:
         """Stream all rows, with all columns; every call starts over."""
@@ -265,9 +253,13 @@ class Publication:
         for batch in rows(self.path, self.versions[self.version], schema.names):
             yield batch.cast(schema)
 
-    def _keyed(self, lance_version: int) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        """Return keys and, last, the version in which each row was written."""
-        return addressed(self.path, lance_version, self.layout.stored(*self.layout.keys, VERSION))
+    def _written(self, lance_version: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield addresses and ids of rows, and the version in which each was last written."""
+        keys = self.layout.keys
+        for places, table in addressed(
+            self.path, lance_version, self.layout.stored(*keys, VERSION)
+        ):
+            yield places, key_ids(table, keys), table.columns[-1].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -281,29 +273,3 @@ class _Rows:
     def read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for table in at_addresses(self.path, self.lance_version, self.addresses, schema.names):
             yield from table.cast(schema).combine_chunks().to_batches()
-
-
-@dataclass(frozen=True)
-class _Versioned:
-    """The rows of a version: where they lie, and in which version each was last written."""
-
-    addresses: np.ndarray
-    versions: np.ndarray
-    places: IdLookup
-
-    @classmethod
-    def load(
-        cls, keyed: Iterator[tuple[np.ndarray, pa.Table]], keys: tuple[str, ...]
-    ) -> _Versioned:
-        addresses, versions = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-        ids = [np.empty((0, 2), np.uint64)]
-        for found, table in keyed:
-            addresses.append(found)
-            versions.append(_versions(table))
-            ids.append(key_ids(table, keys))
-        every = np.concatenate(addresses), np.concatenate(versions)
-        return cls(*every, IdLookup(np.concatenate(ids)))
-
-
-def _versions(table: pa.Table) -> np.ndarray:
-    return np.asarray(table.columns[-1].to_numpy())

@@ -100,7 +100,7 @@ def _noting_ids(
     batches: Iterable[pa.RecordBatch], keys: Sequence[str], ids: list[np.ndarray]
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        ids.append(key_ids(pa.Table.from_batches([batch]).select(list(keys)), keys))
+        ids.append(key_ids(pa.Table.from_batches([batch]), keys))
         yield batch
 
 
@@ -183,10 +183,9 @@ class TransactionBuilder:
 
 
 def commit(prepared: Prepared) -> int:
-    """Let readers see a prepared change, as a new version.
+    """Let readers see a prepared change as a new version, and return Lance's number of it.
 
-    Returns Lance's number of the new version, which is synced. Not promised: that a power cut
-    between the commit and the sync leaves either version whole.
+    It is synced. Not promised: that a power cut before that leaves either version whole.
     """
     path = prepared.path
     prepared.sync()
@@ -213,10 +212,7 @@ def _refuse_unless_newest(path: str, base: int, newest: int) -> None:
 
 
 def committed_version(path: str, uuid: str) -> int | None:
-    """Return Lance's number of the version that a transaction made: what to ask after a crash.
-
-    The version is synced. ``None``: it was not committed, and may be prepared again.
-    """
+    """Return Lance's number of the version that a transaction made, synced; ``None`` for none."""
     if latest_version(path) is None:
         return None
     with reading(path):
@@ -364,9 +360,7 @@ def _scattered(dataset: Any) -> list[Any]:
     dead = sum(fragment.num_deletions for fragment in fragments)
     if dead <= _MOST_DEAD * physical and len(fragments) <= _MOST_FRAGMENTS:
         return []
-    return [fragment for fragment in fragments if _is_worth_it(fragment)]
-
-
-def _is_worth_it(fragment: Any) -> bool:
-    rows = fragment.physical_rows
-    return bool(rows < _SMALL_ROWS or fragment.num_deletions > _DEAD_IN_FRAGMENT * rows)
+    sizes = ((each, each.physical_rows, each.num_deletions) for each in fragments)
+    return [
+        each for each, rows, dead in sizes if rows < _SMALL_ROWS or dead > _DEAD_IN_FRAGMENT * rows
+    ]

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from batchnorm_tool.errors import BatchnormToolError, Busy, Held, JobError, Targ
 from batchnorm_tool.norms.stats import QUANTILES, quantile_column
 from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import OutputFile, write_errors
-from batchnorm_tool.store.state import StoreDirectory
+from batchnorm_tool.store.state import StoreDirectory, StorePointer
 
 if TYPE_CHECKING:
     from batchnorm_tool.gate.record import RefreshRecord
@@ -45,7 +45,7 @@ _METRICS = {
 _Sample = tuple[str, tuple[str, ...], float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CommandOutcome:
     """How a command ended, and where the store stands.
 
@@ -71,10 +71,9 @@ def write_metrics(
     _check_installed()
     store, success = outcome.store, outcome.last_success
     samples = [*(_record_samples(record) if record else ()), *_outcome(outcome)]
-    if success is None:
-        success = last_success(path, store)
+    success = last_success(path, store) if success is None else success
     if success is not None:
-        samples.append((_LAST_SUCCESS, (), float(success)))
+        samples.append((_LAST_SUCCESS, (), success))
     _replace(Path(path), _text(samples, store))
 
 
@@ -84,10 +83,8 @@ def _record_samples(record: RefreshRecord) -> Iterator[_Sample]:
     for phase, seconds in record.seconds.items():
         yield "phase_seconds", (phase,), _value(seconds)
     norms = record.norms or {}
-    for q in QUANTILES:
-        value = norms.get(quantile_column(q))
-        if value is not None:
-            yield "norm", (str(q),), float(value)
+    quantiles = ((str(q), norms.get(quantile_column(q))) for q in QUANTILES)
+    yield from (("norm", (q,), float(value)) for q, value in quantiles if value is not None)
     for finding in record.findings:
         labels = (finding.limit, finding.scope)
         yield "gate_value", labels, _value(finding.measured)
@@ -194,13 +191,11 @@ def measured(
     started = time.time()
 
     def write(result: RefreshResult | None, exit_code: int, success: float | None = None) -> None:
-        outcome = CommandOutcome(
-            exit_code=exit_code, store=path, seconds=time.time() - started, last_success=success
-        )
+        found, seconds = StorePointer(), time.time() - started
         with contextlib.suppress(BatchnormToolError):  # a store that is damaged has no facts
             found = StoreDirectory(path).pointer()
-            hold = found.hold is not None
-            outcome = replace(outcome, live=found.live, waiting=found.waiting, hold=hold)
+        facts = found.live, found.waiting, found.hold is not None, success
+        outcome = CommandOutcome(exit_code, path, seconds, *facts)
         write_metrics(metrics_file, result.stored if result else None, outcome)
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -81,15 +81,11 @@ class RefreshPlan(Record):
     """What a refresh is asked to do, and with what.
 
     Attributes:
-        job: What was asked for.
         resolved: Every open choice, made; kept from one refresh to the next.
-        identity: What the refresh's vectors are made of.
-        layout: What the rows of the store will look like.
         options_fingerprint: Hash of what the choices were made from.
         new_space: Whether the live version's vectors mean something else.
         recompute: Whether every row meets the model, changed or not.
         retried: Why rows that are bad by their prediction are predicted again; empty: they are not.
-        notes: What a person should know before it starts.
         preparation: Input and model, looked at; ``None`` where what is needed is staged already.
     """
 
@@ -213,7 +209,12 @@ def make_plan(
     new_space, recompute, more = _compared(job, identity, rows, pointer)
     notes = (*notes, *more)
     if recompute and store_of(job).mode == "delta":
-        raise InputError(_needs_every_row(notes))
+        raise InputError(
+            "`store.mode: delta` cannot be used for this "
+            f"refresh: {' '.join(notes) or 'all rows must be hashed again.'} Expected an input "
+            "with every row. Received: an input with changes only. Provide all rows once, with "
+            "`--set store.mode=full --set store.delete_column=null`."
+        )
     return RefreshPlan(
         job=preparation.job,
         resolved=resolved,
@@ -346,14 +347,14 @@ def _compared(
     if live is not None and pointer.live is not None:
         is_new = recompute = live.space_id != identity.space_id
         if is_new:
-            found = ", ".join(_of_group(live, identity, "space")) or "the way features are read"
+            found = _of_group(live, identity, "space") or "the way features are read"
             notes.append(f"A new vector space ({found}): every row is recomputed.")
         elif live.bits != identity.bits:
             recompute = store_of(job).on_new_bits == "recompute"
-            found = ", ".join(_of_group(live, identity, "bits"))
+            rows_are = "every row is" if recompute else "only changed rows are"
             notes.append(
-                f"Low-order bits may differ from the live version's ({found}): "
-                f"{'every row is' if recompute else 'only changed rows are'} recomputed."
+                "Low-order bits may differ from the live version's "
+                f"({_of_group(live, identity, 'bits')}): {rows_are} recomputed."
             )
     if before is not None and before.dtype != rows.dtype:  # rounded twice, they would not be equal
         recompute = True
@@ -372,29 +373,16 @@ def _why_retried(current: Identity, live: Identity | None, *, asked: bool) -> st
     return "the device or a library is another"
 
 
-def _needs_every_row(notes: tuple[str, ...]) -> str:
-    return (
-        "`store.mode: delta` cannot be used for this "
-        f"refresh: {' '.join(notes) or 'all rows must be hashed again.'} Expected an input with "
-        "every row. Received: an input with changes only. Provide all rows once, with `--set "
-        "store.mode=full --set store.delete_column=null`."
-    )
-
-
-def _of_group(live: Identity, current: Identity, group: str) -> list[str]:
+def _of_group(live: Identity, current: Identity, group: str) -> str:
     """Return what differs in one group of two identities, in words."""
-    others: Mapping[str, Any] = {group: getattr(current, group)}
-    return list(differences(live, replace(live, **others)))
+    others: dict[str, Any] = {group: getattr(current, group)}
+    return ", ".join(differences(live, replace(live, **others)))
 
 
 def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None) -> StoreSchema:
-    """Return the columns of the store that a refresh leaves behind.
+    """Return the columns of the store that a refresh leaves behind, after those of ``before``.
 
-    Args:
-        job: What was asked for.
-        resolved: Every open choice, made.
-        before: The columns of the live version. A column that holds the same values in another
-            encoding, as another program writes it, keeps its type.
+    A column with the same values in another encoding, as another program writes it, keeps its type.
     """
     output = _only_output(output_schema.output_specs(job, resolved.outputs))
     carried = [_as_before(_kept(field), before) for field in resolved.carried]
@@ -403,13 +391,13 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
     rest = [field for field in carried if field.name not in keys]
     vector = output_schema.flat_field(output.vector_column, job.output.dtype, (output.width,))
     norm = pa.field(output.norm_column, pa.float64())
-    assert job.store is not None  # noqa: S101  (a refresh has one)
-    names = tuple(name for _, name in job.store.columns)
+    store = store_of(job)
+    names = tuple(name for _, name in store.columns)
     ours = [field.with_name(name) for field, name in zip(BOOKKEEPING, names, strict=True)]
     fields = [*(by_name[name] for name in keys), vector, norm, *ours, *rest]
-    by_key = {"output.columns.vector": vector.name, "output.columns.norm": norm.name}
-    by_key |= {f"store.columns.{key}": name for key, name in job.store.columns}
-    _check_names([field.name for field in fields], {name: key for key, name in by_key.items()})
+    keys_of = {vector.name: "output.columns.vector", norm.name: "output.columns.norm"}
+    keys_of |= {name: f"store.columns.{key}" for key, name in store.columns}
+    _check_names([field.name for field in fields], keys_of)
     rows = StoreSchema(
         keys=keys,
         passthrough=tuple(field.name for field in rest),
@@ -421,7 +409,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
     )
     if before is not None:
         _check_keys(rows, before)
-        if job.store.mode == "delta":
+        if store.mode == "delta":
             _check_types(rows, before)
     return rows
 

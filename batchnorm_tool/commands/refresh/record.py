@@ -42,12 +42,7 @@ class Released(Record):
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a refresh, an acceptance or a rollback came to.
-
-    Attributes:
-        path: The store.
-        stored: What stays of it.
-    """
+    """What a refresh, an acceptance or a rollback came to in the store at ``path``."""
 
     path: str
     stored: StoredRecord = field(repr=False)
@@ -88,18 +83,11 @@ class PhaseTimings:
     """What each phase of a refresh took, in seconds; they add up to the time since the first."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    _noted: float = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Begin the first phase."""
-        self._noted = time.perf_counter()
+    _noted: float = field(init=False, repr=False, default_factory=time.perf_counter)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add to a phase what the block takes, and what passed since the phase before it.
-
-        Also where the block fails.
-        """
+        """Add to a phase what the block takes, if it fails too, and what passed since the last."""
         try:
             yield
         finally:

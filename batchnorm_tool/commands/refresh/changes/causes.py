@@ -128,9 +128,6 @@ def _number(kind: str) -> np.dtype | None:
 
 def _with_zeros(arrays: _Arrays, zero: float) -> _Arrays:
     """Return the same numbers, every zero of them with the sign of ``zero``."""
-    return {
-        name: np.where(array == 0, array.dtype.type(zero), array)
-        if array.dtype.kind == "f"
-        else array
-        for name, array in arrays.items()
-    }
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    signed = {name: np.where(a == 0, a.dtype.type(zero), a) for name, a in floats.items()}
+    return {**arrays, **signed}

@@ -166,10 +166,7 @@ def classifier_in_memory(live: LiveIndex, matched: MatchedRows, *, recompute: bo
 
 @dataclass(frozen=True)
 class BucketJoin:
-    """A join in files below ``directory``, which take 50 bytes for each row of both sides.
-
-    A bucket takes about ``memory_bytes`` of memory.
-    """
+    """A join in files, 50 bytes for each row of both sides; ``memory_bytes`` are for a bucket."""
 
     source: RefreshSource
     directory: Path
@@ -194,7 +191,8 @@ class BucketJoin:
             callbacks.check()
             self._join(row_ids.joined(mine, ENTRY), row_ids.joined(known, ENTRY), kinds, matched)
             matched.clear_new()
-        return _classifier_of(kinds), matched
+        # It looks up what the input's rows are, by their place.
+        return lambda some: np.array(kinds[some.first_row : some.first_row + len(some)]), matched
 
     def _file(self, name: str, rows: int) -> np.ndarray:
         """Return ``uint8[rows]``, unclaimed, in a file."""
@@ -233,11 +231,6 @@ class BucketJoin:
         matched.add(hashes, found, rows[positions])
 
 
-def _classifier_of(kinds: np.ndarray) -> Classifier:
-    """Return a classifier that looks up what the input's rows are, ``uint8[rows]``."""
-    return lambda hashes: np.array(kinds[hashes.first_row : hashes.first_row + len(hashes)])
-
-
 def _add_live(storage: Storage, path: str, again: JudgedAgain, buckets: Buckets) -> None:
     names = [KEY_ID, FEATURE_HASH, PASSTHROUGH_HASH, *again.columns]
     for row, table in numbered(read_index(storage, path, names)):
@@ -251,9 +244,18 @@ def refuse_duplicates(source: RefreshSource, memory_bytes: int) -> None:
     """Look for keys that two rows have; reads the keys once more."""
     blocks = row_ids.find_repeated(_key_blocks(source), source.table.rows, memory_bytes)
     found = [(pairs[0].tolist(), len(pairs)) for pairs in blocks]
-    if found:
-        (first, second), _ = min(found, key=lambda each: each[0][1])
-        raise InputError(_refusal(source, first, second, sum(count for _, count in found)))
+    if not found:
+        return
+    (first, second), _ = min(found, key=lambda each: each[0][1])
+    file, row = reading.locate(source.table.files, second)
+    keys = pa.Table.from_batches(reading.read_rows(file, source.keys, row, row + 1, 1))
+    names = ", ".join(f"`{name}`" for name in source.keys)
+    raise InputError(
+        f"{source.place(second)}, column {names}: the key {reading.describe_key(keys, 0)} is a "
+        f"duplicate of {source.place(first)}. Expected unique keys. "
+        f"Received: {plural(sum(count for _, count in found), 'duplicate')}. Remove them, or add "
+        "columns to `input.key`."
+    )
 
 
 def _key_blocks(source: RefreshSource) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -261,14 +263,3 @@ def _key_blocks(source: RefreshSource) -> Iterator[tuple[np.ndarray, np.ndarray]
         for row, table in numbered(source.tables(part, source.keys), part.first_row):
             rows = np.arange(row, row + table.num_rows)
             yield rows, row_hash.key_ids(table, source.keys)
-
-
-def _refusal(source: RefreshSource, first: int, second: int, count: int) -> str:
-    file, row = reading.locate(source.table.files, second)
-    keys = pa.Table.from_batches(reading.read_rows(file, source.keys, row, row + 1, 1))
-    names = ", ".join(f"`{name}`" for name in source.keys)
-    return (
-        f"{source.place(second)}, column {names}: the key {reading.describe_key(keys, 0)} is a "
-        f"duplicate of {source.place(first)}. Expected unique keys. "
-        f"Received: {plural(count, 'duplicate')}. Remove them, or add columns to `input.key`."
-    )

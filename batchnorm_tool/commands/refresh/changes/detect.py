@@ -50,8 +50,7 @@ class PartResult:
     """What a part came to; mergeable in the order of the input.
 
     ``kinds`` counts the rows of each `ChangeType`, ``bad`` those that need work and are bad by
-    their input; ``bad_rows`` are the first few of these, in words. ``content`` has the hash of each
-    part's rows.
+    their input; ``bad_rows`` tells the first few. ``content`` has the hash of each part's rows.
     """
 
     kinds: np.ndarray = field(default_factory=lambda: np.zeros(len(ChangeType), np.int64))
@@ -144,11 +143,9 @@ class ChangeDetector:
 
     Attributes:
         index_path: The index of the live version in ``storage``; ``None`` before the first.
-        storage: The state of the store.
         recompute: Send rows with the same features to the model too, as in a new space.
-        memory_bytes: About how much memory the live version may take; beyond it, its rows and
-            the new are compared in buckets, in temporary files. Default: a quarter of what the
-            machine has available.
+        memory_bytes: About how much memory the live version may take; beyond it, rows are compared
+            in buckets, in temporary files. Default: a quarter of what the machine has available.
         workers: Threads; default: one for each core.
         again: Which rows with the same features are sent to the model without ``recompute``.
         live: The record of the live version, where its features may be compared.
@@ -183,8 +180,8 @@ class ChangeDetector:
 
     def run(self) -> ChangeSet:
         """Return what was found; whoever wants it to last saves it."""
-        written = (result.DOCUMENT, result.CHANGED, result.TOUCHED, result.BAD)
-        for path in (*written, result.DISPOSITIONS):
+        sets = result.CHANGED, result.TOUCHED, result.BAD
+        for path in (result.DOCUMENT, *sets, result.DISPOSITIONS):
             self.storage.remove(path)
         self.source.check()
         with ExitStack() as stack:
@@ -258,7 +255,9 @@ class ChangeDetector:
             options = (self._memory, self.recompute, self.again)
             join = classify.BucketJoin(self.source, directory, *options)
             return join.run(live, self._workers, self.callbacks)
-        index = _empty_index() if live is None else LiveIndex.load(*live, self.again, self._workers)
+        hashes = np.zeros((0, 16), np.uint8), np.zeros((0, 8), np.uint8), np.zeros(0, bool)
+        index = LiveIndex(*hashes, IdLookup(np.zeros((0, 2), np.uint64)))
+        index = index if live is None else LiveIndex.load(*live, self.again, self._workers)
         matched = MatchedRows(np.full(rows, RowDisposition.UNMATCHED, np.uint8), index.marks)
         return classify.classifier_in_memory(index, matched, recompute=self.recompute), matched
 
@@ -308,11 +307,6 @@ class ChangeDetector:
         if self.index_path is None:
             return ()
         return read_index(self.storage, self.index_path, self.again.columns)
-
-
-def _empty_index() -> LiveIndex:
-    hashes = np.zeros((0, 16), np.uint8), np.zeros((0, 8), np.uint8)
-    return LiveIndex(*hashes, np.zeros(0, bool), IdLookup(np.zeros((0, 2), np.uint64)))
 
 
 def available_memory() -> int:

@@ -53,8 +53,8 @@ class StagingSchemas:
         if directory == BAD:
             fields.append(pa.field(self.reason, pa.string()))
         if directory == CHANGED:
-            by_name = {field.name: field for field in self.source.inputs}
-            fields += (_feature_field(column, by_name[n]) for n, column in self.features.items())
+            inputs = sorted(self.source.inputs, key=lambda field: field.name)
+            fields += (_feature_field(self.features[each.name], each) for each in inputs)
         return pa.schema(fields)
 
 
@@ -137,14 +137,12 @@ class ChangeSet(SealedRecord):
     """The input against the live version; the rows themselves lie in ``night/``.
 
     Attributes:
-        counts: Rows before any vector was looked at: which of them need one is not known yet.
+        counts: Rows before any vector was looked at.
         features: For each input of the model, the column of ``night/changed`` that holds it.
         reason: The column of ``night/bad`` that says why.
-        warnings: What the features gave reason to warn of.
         judged_again: Why there are recomputed rows, where not all rows are.
-        types: Of the stored columns that feed the model.
         cause: Why nearly all known rows changed, where that shows.
-        content: See `InputRecord`.
+        content: See `InputRecord`, as ``types``.
     """
 
     counts: RefreshRows
@@ -162,11 +160,9 @@ class ChangeSet(SealedRecord):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of it before the model runs."""
-        said = (self.cause,) if self.cause else ()
-        if not self.judged_again:
-            return said
         rows, whys = plural(self.counts.recomputed, "row"), ", ".join(self.judged_again)
-        return (*said, f"{rows} with unchanged features to be judged again: {whys}.")
+        again = f"{rows} with unchanged features to be judged again: {whys}." if whys else None
+        return tuple(note for note in (self.cause, again) if note)
 
     def save(self, storage: Storage) -> None:
         """Write the document: from here on the difference is found."""

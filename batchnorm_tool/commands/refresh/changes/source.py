@@ -39,14 +39,10 @@ _MOST_CHUNK_ROWS = 2**15
 
 @dataclass(frozen=True)
 class Hashes:
-    """What tells a run of the input's rows from the live version's.
+    """What tells a run of the input's rows, from ``first_row`` on, from the live version's.
 
-    Attributes:
-        first_row: Global number of the first row.
-        ids: ``uint64[n, 2]``, of `key_ids`.
-        features: ``uint8[n, 16]``, of `feature_hashes`.
-        passthrough: ``uint8[n, 8]``, of `passthrough_hashes`.
-        deleted: ``bool[n]``: the row is to be deleted; ``None`` for nowhere.
+    Of `key_ids` ``uint64[n, 2]``, of `feature_hashes` ``uint8[n, 16]``, of `passthrough_hashes`
+    ``uint8[n, 8]``; ``deleted``, ``bool[n]``, tells which to delete, ``None`` for nowhere.
     """
 
     first_row: int
@@ -78,7 +74,6 @@ class RefreshSource:
     """The input: its table, and what the columns are for.
 
     Attributes:
-        reader: How the model's inputs are read; every size in ``reader.inputs`` is known.
         feature_columns: The stored columns that feed the model.
         inputs: The model's inputs, every size known.
         carried: Key and passed-through columns as the store keeps them.
@@ -131,17 +126,12 @@ class RefreshSource:
                     f"{self.table.files[0].path}: has no column `{name}`. Received: "
                     f"{', '.join(self.table.schema.names)}. Correct the name in the job."
                 )
-        self._check_delete_column()
-
-    def _check_delete_column(self) -> None:
-        if self.delete_column is None:
-            return
-        kind = self.table.schema.field(self.delete_column).type
+        delete = self.delete_column
+        kind = pa.bool_() if delete is None else self.table.schema.field(delete).type
         if not pa.types.is_boolean(kind):
             raise InputError(
-                f"{self.table.files[0].path}, column `{self.delete_column}`: "
-                f"`store.delete_column` names it. Expected booleans. Received: {kind}. Write true "
-                "for rows to be deleted."
+                f"{self.table.files[0].path}, column `{delete}`: `store.delete_column` names it. "
+                f"Expected booleans. Received: {kind}. Write true for rows to be deleted."
             )
 
     def place(self, row: int) -> str:
@@ -321,10 +311,8 @@ def _slices(table: Table, most: int, shared: int) -> Iterator[Slice]:
                 first = row
             row += rows
             if rows > most:
-                yield from (
-                    Slice(number, start, min(start + shared, row))
-                    for start in range(first, row, shared)
-                )
+                for start in range(first, row, shared):
+                    yield Slice(number, start, min(start + shared, row))
                 first = row
         if row > first:
             yield Slice(number, first, row)
@@ -339,11 +327,7 @@ def _blocks(file: InputFile) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks of the work on parts, called from several threads.
-
-    ``advance`` is called with the number of rows of each finished chunk; ``stopped`` is asked
-    between chunks whether to give up.
-    """
+    """What threads call after each chunk: ``advance`` with its rows, ``stopped`` to give up."""
 
     advance: Callable[[int], None] = lambda _: None
     stopped: Callable[[], bool] = lambda: False
