@@ -34,8 +34,9 @@ class Checksums(SealedRecord):
 
 def record_files(path: str, storage: Storage, lance_versions: Iterable[int]) -> None:
     """Take the checksums of all files of these versions that have none yet; forget other files."""
-    known = _records(path, storage)
-    files = [*_files_of(path, set(lance_versions)), *_tags(path)]
+    known, tracked, wanted = _records(path, storage), tracked_files(path), set(lance_versions)
+    names = zip(tracked["version"].to_pylist(), tracked["path"].to_pylist(), strict=True)
+    files = [*sorted({name for version, name in names if version in wanted}), *_tags(path)]
     known_still = {name: each for name, each in known.items() if not name.startswith(_TAGS)}
     records = [known_still.get(file) or _record(path, file) for file in files]
     entries = {record.path: (record.bytes, record.sha256) for record in records}
@@ -49,11 +50,9 @@ def recorded_files(path: str, storage: Storage) -> list[FileRecord]:
 
 
 def check_files(path: str, storage: Storage) -> Iterator[str]:
-    """Say what is wrong with the files of the dataset; nothing, where they are as written.
+    """Say, a sentence each, which files of the dataset are missing, have other bytes, or are extra.
 
-    Returns:
-        One sentence for each file that is missing, has other bytes, or is none of the store's; a
-        tag that somebody else has made is none of them.
+    A tag that somebody else has made is none of them.
     """
     records = recorded_files(path, storage)
     for record in records:
@@ -102,12 +101,6 @@ def tracked_files(path: str) -> pa.Table:
     """Return the files of all versions: columns ``version`` (in Lance) and ``path``."""
     with reading(path):
         return open_dataset(path).tracked_files().read_all()
-
-
-def _files_of(path: str, lance_versions: set[int]) -> list[str]:
-    tracked = tracked_files(path)
-    names = zip(tracked["version"].to_pylist(), tracked["path"].to_pylist(), strict=True)
-    return sorted({name for version, name in names if version in lance_versions})
 
 
 def _record(path: str, file: str) -> FileRecord:

@@ -43,7 +43,6 @@ from batchnorm_tool.storage.checked_json import (
     Positive,
     Record,
     SealedRecord,
-    plain,
     stored_as,
 )
 from batchnorm_tool.storage.files import read_errors, record_of
@@ -194,10 +193,6 @@ class StoredRecord(RefreshRecord, SealedRecord):
     keep: Keep | None
     files: tuple[FileRecord, ...] = ()
 
-    def told(self) -> dict[str, Any]:
-        """Return what others may want to know of it, as plain data."""
-        return plain(self, RefreshRecord)
-
     def with_files(self, files: Iterable[FileRecord]) -> StoredRecord:
         """Take in the checksums of what the version has in the state."""
         return replace(self, files=tuple(files))
@@ -273,9 +268,7 @@ class StoreDirectory:
 
     def record(self, version: int | None) -> StoredRecord | None:
         """Return the record of a refresh, or ``None`` where there is none, or no such version."""
-        if version is None:
-            return None
-        path = record_path(version)
+        path = record_path(version or 0)  # there is no version 0
         text = self.storage.get(path)
         return None if text is None else StoredRecord.opened(text, f"{self.root}/{path}")
 

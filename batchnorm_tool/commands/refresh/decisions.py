@@ -261,12 +261,12 @@ class _Rollback:
 
     def run(self) -> RefreshResult:
         state = self.state
-        restored = state.existing_record(self.target)
-        targets = commit.published_to(self._live_record)
+        restored, live = map(state.existing_record, (self.target, self.pointer.live or 0))
+        targets = commit.published_to(live)
         check_targets(targets)
         self.pointer = discard_staged(state, self.pointer, "discarded")
         version, run_id = self.pointer.next_version, secrets.token_hex(8)
-        record = restored.restored(version, self._live_record, run_id, now())
+        record = restored.restored(version, live, run_id, now())
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)
             self._write_replaced()
@@ -274,21 +274,11 @@ class _Rollback:
             pointer = commit.switch(state, prepared, self._after(restored), record)
         return commit.deliver_published(state, pointer, targets, None, self.timings)
 
-    @property
-    def _live_record(self) -> StoredRecord:
-        return self.state.existing_record(self.pointer.live or 0)
-
     def _after(self, restored: StoredRecord) -> StorePointer:
         version = self.pointer.next_version
         hold = Hold(now(), f"rollback to version {self.target}", version)
         return self.pointer.with_changes(
-            next_version=version + 1,
-            live=version,
-            hold=hold,
-            layout=restored.basis.layout,
-            identity=restored.basis.identity,
-            resolved=restored.basis.resolved,
-            options_fingerprint=restored.basis.options_fingerprint,
+            next_version=version + 1, live=version, hold=hold, **vars(restored.basis)
         )
 
     def _write_index(self, layout: StoreSchema) -> None:
@@ -340,15 +330,9 @@ def read_history(path: str | os.PathLike[str], html: str | None = None) -> Histo
     """Return what `history` tells, and write its page."""
     state, pointer = open_store(os.fspath(path))
     records = (state.record(version) for version in state.recorded())
-    found = History(
-        kind="history",
-        path=state.path,
-        live=pointer.live,
-        hold=pointer.hold,
-        waiting=pointer.waiting,
-        kept=tuple(sorted(pointer.versions)),
-        nights=tuple(record for record in records if record),
-    )
+    facts = state.path, pointer.live, pointer.hold, pointer.waiting
+    kept, nights = tuple(sorted(pointer.versions)), tuple(record for record in records if record)
+    found = History("history", *facts, kept, nights)
     if html is not None:
         from batchnorm_tool.report.history_page import history_page
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchnorm_tool.gate.record import NOTHING, GateRecord, Hold
+from batchnorm_tool.gate.record import NOTHING, GateRecord, Hold, RefreshRecord
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.storage.checked_json import Record, plain
 
@@ -75,7 +75,7 @@ class RefreshResult:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data: the record, ``store``, ``outcome`` and ``targets``."""
         more = {"store": self.path, "outcome": self.state, "targets": list(self.targets)}
-        return {**self.stored.told(), **more}
+        return {**plain(self.stored, RefreshRecord), **more}
 
 
 @dataclass
