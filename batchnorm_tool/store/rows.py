@@ -40,10 +40,7 @@ _READ_AHEAD = 2
 def rows(
     path: str, lance_version: int | None, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Stream rows in the order in which they are stored; ``None`` is the newest version.
-
-    A batch has at most ``batch_rows`` rows, fewer where they are wide.
-    """
+    """Stream rows as stored, ``batch_rows`` at a time or fewer; ``None`` is the newest version."""
     yield from scan(path, open_dataset(path, lance_version), columns, batch_rows)
 
 
@@ -70,10 +67,7 @@ def at_addresses(
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the rows lie that have certain ids: found in one scan, asked for many times.
-
-    ``addresses`` is ``uint64[m]``, in the order of the ids; `NOWHERE` where there is no such row.
-    """
+    """Where rows of certain ids lie: ``uint64[m]`` in the ids' order, `NOWHERE` for no row."""
 
     places: IdLookup
     addresses: np.ndarray
@@ -171,10 +165,7 @@ def _fitting_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Changes:
-    """What turns one version into another: how many rows to add or replace, and to remove.
-
-    Every call of what streams them starts over.
-    """
+    """What turns one version into another: rows to add or replace, and to remove."""
 
     upserts: int
     deletes: int
@@ -183,7 +174,7 @@ class Changes:
     _gone: _Rows = field(repr=False)
 
     def upsert_batches(self) -> Iterator[pa.RecordBatch]:
-        """Stream the rows to add or replace, with all columns."""
+        """Stream the rows to add or replace, with all columns; every call starts over."""
         return self._new.read(self._layout.schema)
 
     def delete_batches(self) -> Iterator[pa.RecordBatch]:

@@ -450,10 +450,7 @@ def with_hashes(carried: pa.Schema) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Unfit:
-    """A value that a target cannot take: its row in the table that was looked at, its column.
-
-    ``reason`` says which target, why, and what to do.
-    """
+    """A value that a target cannot take; ``reason`` says which target, why, and what to do."""
 
     row: int
     column: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,8 @@ LIVE = "live"
 # What a compaction replaced: readers that opened it before are not at their end yet.
 _COMPACTED = "compacted"
 _VERSION = "night-"
+# The tag that protects a version, by its number in the store.
+version_tag: Callable[[int], str] = f"{_VERSION}{{}}".format
 _TAGS = "_refs/tags"
 # Beyond these a scan reads much that is dead, or opens many files.
 _MOST_DEAD = 0.3
@@ -116,10 +118,7 @@ def _refuse_repeated(path: str, ids: list[np.ndarray]) -> None:
 
 
 def addresses_to_delete(path: str, ids: np.ndarray, keys: Sequence[str]) -> np.ndarray:
-    """Return Lance's addresses ``uint64[n]`` of the rows of the newest version with certain keys.
-
-    A key that no row has does no harm.
-    """
+    """Return Lance's addresses ``uint64[n]`` of rows of the newest version that have these keys."""
     wanted, found = IdLookup(ids), [np.empty(0, np.uint64)]
     for batch in scan(path, open_dataset(path), keys, with_row_address=True):
         is_wanted = wanted.find(key_ids(pa.Table.from_batches([batch]), keys)) >= 0
@@ -256,11 +255,6 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def version_tag(version: int) -> str:
-    """Return the tag that protects a version, whose number in the store this is."""
-    return f"{_VERSION}{version}"
 
 
 def tag(path: str, version: int, lance_version: int) -> None:

@@ -47,10 +47,7 @@ _Sample = tuple[str, tuple[str, ...], float]
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """How a command ended, and where the store stands.
-
-    ``last_success`` is when a refresh succeeded, as Unix time; ``None`` keeps what the file has.
-    """
+    """How a command ended; ``last_success`` is a Unix time, ``None`` keeps what the file has."""
 
     exit_code: int
     store: str
@@ -64,16 +61,19 @@ class CommandOutcome:
 def write_metrics(
     path: str | os.PathLike[str], record: RefreshRecord | None, outcome: CommandOutcome
 ) -> None:
-    """Write the metrics of a refresh; the file is replaced in one step, whole and synced.
-
-    A refresh has no record where nothing changed, or it failed before the gate.
-    """
+    """Write the metrics of a refresh in one step; it has no record if it failed before the gate."""
     _check_installed()
     store, success = outcome.store, outcome.last_success
-    samples = [*(_record_samples(record) if record else ()), *_outcome(outcome)]
-    success = last_success(path, store) if success is None else success
-    if success is not None:
-        samples.append((_LAST_SUCCESS, (), success))
+    facts = {
+        "exit_code": outcome.exit_code,
+        "duration_seconds": outcome.seconds,
+        "live_version": outcome.live,
+        "waiting_version": outcome.waiting or 0,
+        "on_hold": outcome.hold,
+        _LAST_SUCCESS: last_success(path, store) if success is None else success,
+    }
+    samples = list(_record_samples(record) if record else ())
+    samples += ((name, (), float(value)) for name, value in facts.items() if value is not None)
     _replace(Path(path), _text(samples, store))
 
 
@@ -93,15 +93,6 @@ def _record_samples(record: RefreshRecord) -> Iterator[_Sample]:
     yield "version", (), float(record.version)
     for target in record.targets:
         yield "target_up_to_date", (target.name,), float(not target.error)
-
-
-def _outcome(outcome: CommandOutcome) -> Iterator[_Sample]:
-    yield "exit_code", (), float(outcome.exit_code)
-    yield "duration_seconds", (), outcome.seconds
-    if outcome.live is not None:
-        yield "live_version", (), float(outcome.live)
-    yield "waiting_version", (), float(outcome.waiting or 0)
-    yield "on_hold", (), float(outcome.hold)
 
 
 def _value(value: float | None) -> float:
@@ -130,10 +121,10 @@ def last_success(path: str | os.PathLike[str], store: str = "") -> float | None:
         families = list(text_string_to_metric_families(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, IndexError):
         return None
-    samples = [sample for family in families for sample in family.samples]
+    samples = (sample for family in families for sample in family.samples)
     wanted = (_PREFIX + _LAST_SUCCESS, store)
-    found = [each.value for each in samples if (each.name, each.labels.get("store")) == wanted]
-    return float(found[0]) if found else None
+    found = (each.value for each in samples if (each.name, each.labels.get("store")) == wanted)
+    return next(map(float, found), None)
 
 
 def _check_installed() -> None:
