@@ -45,12 +45,10 @@ def _not_installed() -> JobError:
 
 def check_installed() -> None:
     """Find out that the library is missing before anything is written, without importing it."""
-    try:
-        is_installed = importlib.util.find_spec("lance") is not None
-    except ValueError:  # what stands under its name is no module
-        is_installed = False
-    if not is_installed:
-        raise _not_installed()
+    with contextlib.suppress(ValueError):  # what stands under its name is no module
+        if importlib.util.find_spec("lance") is not None:
+            return
+    raise _not_installed()
 
 
 def reading(path: str) -> contextlib.AbstractContextManager[None]:

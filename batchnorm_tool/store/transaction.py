@@ -242,19 +242,12 @@ def _sync(path: str, files: tuple[str, ...] | list[str]) -> None:
     root = Path(path)
     with write_errors(path):
         for file in files:
-            sync_file(root / file)
+            with (root / file).open("rb") as opened:
+                os.fsync(opened.fileno())
         # A file whose directory is not synced may have its content after a power cut, and no name.
-        for directory in sorted({(root / file).parent for file in files} | {root}):
+        above = {root / folder for file in files for folder in Path(file).parents}
+        for directory in sorted({root} | above):
             sync_directory(directory)
-
-
-def sync_file(path: Path) -> None:
-    """Make sure that the content of a file outlives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def tag(path: str, version: int, lance_version: int) -> None:
@@ -280,11 +273,7 @@ def _put_tag(path: str, name: str, lance_version: int) -> None:
     with writing(path):
         put = open_dataset(path).tags
         (put.update if name in present else put.create)(name, lance_version)
-    directory = Path(path) / _TAGS
-    with write_errors(path):
-        sync_file(directory / f"{name}.json")
-        for each in (directory, directory.parent, directory.parent.parent):
-            sync_directory(each)
+    _sync(path, [f"{_TAGS}/{name}.json"])
 
 
 def clean_up(path: str, keep: Collection[int]) -> int:
