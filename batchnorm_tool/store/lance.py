@@ -95,29 +95,24 @@ def _error(
 
 
 def latest_version(path: str) -> int | None:
-    """Return Lance's number of the version that readers get; ``None`` where no dataset is."""
+    """Return Lance's number of the version that readers get; ``None`` where no dataset is.
+
+    A path that holds something else is refused; what a first, killed refresh left is nothing.
+    """
     # From the names of the files alone: a night with nothing to do does not import Lance.
-    manifests = list((Path(path) / "_versions").glob("*.manifest"))
-    if not manifests:
-        _refuse_foreign(path)
-    numbers = (int(manifest.stem) for manifest in manifests)
-    # The names count down from 2**64 - 1; those of older releases count up.
-    versions = ((1 << 64) - 1 - number if number >> 63 else number for number in numbers)
-    return max(versions, default=None)
-
-
-def _refuse_foreign(path: str) -> None:
-    """Refuse a path that holds no dataset, nor the beginnings of one that was never committed."""
     place = Path(path)
-    if not place.exists():
-        return
+    numbers = [int(manifest.stem) for manifest in (place / "_versions").glob("*.manifest")]
+    if numbers:
+        # The names count down from 2**64 - 1; those of older releases count up.
+        return max((1 << 64) - 1 - number if number >> 63 else number for number in numbers)
     names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
     strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
-    if strangers:
+    if place.exists() and strangers:
         raise OutputError(
             f"`{path}` is not a Lance dataset. Expected: a Lance dataset, or nothing. "
             f"Received: {', '.join(strangers[:5])}. Choose another `store.path`."
         )
+    return None
 
 
 def open_dataset(path: str, lance_version: int | None = None) -> Any:

@@ -141,13 +141,11 @@ class RefreshPlan(Record):
             statuses = {STALE + reason.label: why for reason in POLICIES}
         for reason, names in POLICIES.items():
             policy = policy_for(self.job, reason)
+            why = self.retried if reason in _OF_PREDICTIONS else ""
             if policy != "quarantine":
                 why = f"`{'.'.join(names)}` was quarantine and is {policy}"
-            elif self.retried and reason in _OF_PREDICTIONS:
-                why = self.retried
-            else:
-                continue
-            statuses |= {start + reason.label: why for start in (STALE, QUARANTINED)}
+            if why:
+                statuses |= {start + reason.label: why for start in (STALE, QUARANTINED)}
         if self.job.normalize.zero != "keep":
             zeros = f"`normalize.zero` was keep and is {self.job.normalize.zero}"
         return JudgedAgain(statuses, zeros)
