@@ -95,16 +95,14 @@ def _error(
 
 
 def latest_version(path: str) -> int | None:
-    """Return Lance's number of the version that readers get; ``None`` where no dataset is.
-
-    A path that holds something else is refused; what a first, killed refresh left is nothing.
-    """
+    """Return Lance's number of the version that readers get; ``None`` where no dataset is."""
     # From the names of the files alone: a night with nothing to do does not import Lance.
     place = Path(path)
     numbers = [int(manifest.stem) for manifest in (place / "_versions").glob("*.manifest")]
     if numbers:
         # The names count down from 2**64 - 1; those of older releases count up.
         return max((1 << 64) - 1 - number if number >> 63 else number for number in numbers)
+    # What a first refresh left that was killed is no dataset; anything else is another's.
     names = {each.name for each in place.iterdir()} if place.is_dir() else {"a file"}
     strangers = sorted(names - {"data", "_deletions", "_transactions", "_versions", "_refs"})
     if place.exists() and strangers:

@@ -216,10 +216,7 @@ class Publication:
         return bool(schema.equals(open_dataset(self.path, self.versions[self.version]).schema))
 
     def changes(self, base: int) -> Changes:
-        """Return what turns the version ``base`` into this one.
-
-        A row is the same in both if it has the same key and was last written in the same version.
-        """
+        """Return what turns version ``base`` into this one, by key and by what last wrote a row."""
         before, after = self.versions[base], self.versions[self.version]
         nothing = np.empty(0, np.uint64), np.empty((0, 2), np.uint64), np.empty(0, np.int64)
         old_addresses, ids, written = (

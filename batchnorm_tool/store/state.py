@@ -182,11 +182,7 @@ class Basis(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRecord(RefreshRecord, SealedRecord):
-    """The record of a refresh as it is kept, with what only a later one needs of it.
-
-    ``publish`` and ``keep`` are the job's; ``files`` are checksums of what the version has in the
-    state, but for its record.
-    """
+    """The record of a refresh as it is kept; ``files`` are those of the version in the state."""
 
     basis: Basis
     publish: tuple[dict[str, object], ...]
@@ -253,9 +249,8 @@ class StoreDirectory:
         if text is None:
             return StorePointer()
         pointer = StorePointer.opened(text, f"{self.root}/{STORE_PATH}")
-        if pointer.live is not None and (
-            pointer.live not in pointer.versions or pointer.layout is None
-        ):
+        is_kept = pointer.live in pointer.versions and pointer.layout is not None
+        if pointer.live is not None and not is_kept:
             raise Damaged(
                 f"`{self.root}/{STORE_PATH}`: version {pointer.live} is live, and is not kept."
             )

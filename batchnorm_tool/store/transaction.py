@@ -146,11 +146,7 @@ def _delete(path: str, dataset: Any, addresses: np.ndarray) -> tuple[list[Any], 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A change that is written, and that nobody sees before `commit`.
-
-    `committed_version` tells by its ``uuid`` whether a commit came about; ``base`` is Lance's
-    number of the version that it changes, 0 where there was none.
-    """
+    """A change that nobody sees before `commit`; ``base`` is the version that it changes, or 0."""
 
     path: str
     uuid: str
@@ -312,8 +308,7 @@ def _remove_leftovers(path: str) -> int:
 def compact(path: str, versions: Mapping[int, int]) -> dict[int, int]:
     """Write the newest version's rows again where much of them is dead, or they lie in many files.
 
-    Returns ``versions``, where those that were the newest in Lance have the number of the compacted
-    one, which holds the same rows, though maybe in another order.
+    Returns ``versions``, the newest with its new number: the same rows, maybe in another order.
     """
     # That is where more than 30 % of the stored rows are deleted ones, or there are more than 64
     # fragments. Older versions go on needing their own files until they are cleaned up, and so does
