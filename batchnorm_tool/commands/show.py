@@ -1,5 +1,6 @@
 """What a path is: a run, one under way, a store, a data file, or a model."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -422,7 +423,13 @@ def _write_page(shown: Description, html: str) -> None:
 
 
 def _store(path: str) -> StoreDescription:
-    directory, pointer = state.open_store(path)
+    directory, _ = state.open_store(path)
+    return directory.look(functools.partial(_described_store, directory))
+
+
+def _described_store(
+    directory: state.StoreDirectory, pointer: state.StorePointer
+) -> StoreDescription:
     waiting = None if pointer.waiting is None else directory.record(pointer.waiting)
     store = StoreDescription(
         version=pointer.live,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,7 @@ from batchnorm_tool.storage.checked_json import (
 )
 from batchnorm_tool.storage.files import read_errors, record_of
 
+_Seen = TypeVar("_Seen")
 STORE_PATH = "store.json"
 RECORDS = "nights"
 INDEX = "index"
@@ -255,6 +256,20 @@ class StoreDirectory:
                 f"`{self.root}/{STORE_PATH}`: version {pointer.live} is live, and is not kept."
             )
         return pointer
+
+    def look(self, work: Callable[[StorePointer], _Seen]) -> _Seen:
+        """Read the store without holding it; again where a refresh switched it meanwhile.
+
+        What that refresh removed would be told as damage otherwise.
+        """
+        for _ in range(3):
+            pointer = self.pointer()
+            try:
+                return work(pointer)
+            except Damaged:
+                if self.pointer() == pointer:
+                    raise
+        raise WorkFailed(f"`{self.path}` was changed by a refresh meanwhile. Run it again.")
 
     def put_pointer(self, pointer: StorePointer) -> None:
         """Replace ``store.json``: from here on, the store is what ``pointer`` say."""

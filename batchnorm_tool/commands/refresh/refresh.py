@@ -112,8 +112,11 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
     check_installed()
     check_targets(job.publish)
     latest_version(state.path)  # refuses a path that holds something else
-    pointer = state.pointer()
-    plan = make_plan(job, pointer, staged_plan(state), retry=retry_quarantined)
+    return state.look(functools.partial(_planned, job, state, retry_quarantined))
+
+
+def _planned(job: Job, state: StoreDirectory, retry: bool, pointer: StorePointer) -> PlannedRefresh:  # noqa: FBT001
+    plan = make_plan(job, pointer, staged_plan(state), retry=retry)
     check_layout(job.publish, plan.layout)
     # Beside the store where that is possible: what differs may be as large as the input.
     beside = Path(state.path).parent

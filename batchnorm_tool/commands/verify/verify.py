@@ -29,7 +29,7 @@ from batchnorm_tool.readers.store import Snapshot, open_snapshot
 from batchnorm_tool.storage import FileRecord
 from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store import checksums
-from batchnorm_tool.store.state import is_store
+from batchnorm_tool.store.state import StoreDirectory, is_store
 
 _RESTORE = (
     "If a refresh was interrupted, run it again: it repairs what it left. Restore the dataset and "
@@ -109,7 +109,8 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
         1797
     """
     if is_store(os.fspath(path)):
-        return _verify_store(os.fspath(path))
+        place = os.fspath(path)
+        return StoreDirectory(place).look(lambda _: _verify_store(place))
     started = time.perf_counter()
     run = open_run(os.fspath(path))
     findings = Findings()

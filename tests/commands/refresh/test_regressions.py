@@ -18,7 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batchnorm_tool import accept, refresh, rollback, verify
 from batchnorm_tool.commands.refresh.changes import source as changes_source
-from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed
+from batchnorm_tool.commands.refresh.refresh import plan_refresh
+from batchnorm_tool.commands.show import show
+from batchnorm_tool.errors import Damaged, JobError, OutputError, TargetFailed, WorkFailed
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.storage import TEMPORARY, Storage
 from batchnorm_tool.store.state import StoreDirectory, StorePointer
@@ -333,3 +335,36 @@ def test_what_a_refresh_that_was_killed_twice_leaves_is_removed(
     killed_at(last)
     assert refresh(nightly.job()).state == "nothing to do"
     verify(nightly.store)
+
+
+@pytest.mark.parametrize("switches", [1, 9], ids=["once", "always"])
+@pytest.mark.parametrize("command", ["--dry-run", "show"])
+def test_what_a_refresh_removed_meanwhile_is_no_damage(
+    nightly: Nightly, monkeypatch: pytest.MonkeyPatch, command: str, switches: int
+) -> None:
+    nightly.night(FIRST, store__keep__count=1)
+    before = nightly.state.pointer()
+    nightly.night(SECOND, store__keep__count=1)
+    real, old = StoreDirectory.pointer, [before] * switches
+
+    def pointer(state: StoreDirectory) -> StorePointer:
+        # As `look` asks, and not as it compares: what it had is out of date by then.
+        asks = len(seen) % 2 == 0
+        seen.append(asks)
+        return old.pop() if asks and old else real(state)
+
+    seen: list[bool] = []
+    if command == "show":  # asks for the pointer when it opens the store
+        seen.append(True)
+    monkeypatch.setattr(StoreDirectory, "pointer", pointer)
+
+    def look() -> Any:
+        if command == "show":
+            return show(nightly.store).to_dict()["version"]
+        return plan_refresh(nightly.job())["live"]
+
+    if switches == 1:
+        assert look() == 2
+    else:
+        with pytest.raises(WorkFailed, match="was changed by a refresh meanwhile"):
+            look()
