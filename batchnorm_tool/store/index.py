@@ -219,7 +219,7 @@ def _inspected(storage: Storage, path: str) -> tuple[IndexFile, str, dict[bytes,
         version = metadata.get(_VERSION_KEY.encode(), b"unknown").decode(errors="replace")
         stays = np.broadcast_to(np.True_, rows)  # takes no memory
         content = metadata.get(_CONTENT_KEY.encode(), b"unknown").decode(errors="replace")
-        content = f"{storage.size(path):,} bytes, content {content}"
+        content = f"{storage.size(path) or 0:,} bytes, content {content}"
         return IndexFile(path, groups, stays, content), version, metadata
 
 
