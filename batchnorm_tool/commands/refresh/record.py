@@ -83,7 +83,11 @@ class PhaseTimings:
     """What each phase of a refresh took, in seconds; they add up to the time since the first."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    _noted: float = field(init=False, repr=False, default_factory=time.perf_counter)
+    _noted: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Begin the first phase."""
+        self._noted = time.perf_counter()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
