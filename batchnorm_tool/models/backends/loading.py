@@ -205,10 +205,7 @@ def inner_layer_model(model: Any, name: str) -> Any:
 
 
 def first_call(model: Any, layer: Any) -> Any:
-    """Return what a layer returned at its first call; ``layer.output`` of a model is another.
-
-    So in Keras 2, where that of a layer that is called several times is none at all.
-    """
+    """Return what a layer returned at its first call; ``layer.output`` of a model is another."""
     # A nested model has an `output` inside of itself, which the outer inputs do not lead to.
     graph = getattr(model, "_functional", None) or model
     depths = graph._nodes_by_depth.values()  # noqa: SLF001  no public way

@@ -177,11 +177,13 @@ def test_the_output_of_a_layer_can_be_taken(stored: Stored, tf_keras: Any, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_of_a_layer_that_is_called_twice_the_first_call_counts(tf_keras: Any) -> None:
-    shared = tf_keras.layers.Dense(3, name="shared")
-    left, right = tf_keras.Input((4,), name="left"), tf_keras.Input((4,), name="right")
-    model = tf_keras.Model([left, right], shared(left) - 2 * shared(right))
-    assert [each.name for each in legacy._up_to(model, "shared").inputs] == ["left"]
+def test_a_model_within_a_model_can_be_taken(tf_keras: Any) -> None:
+    inner = tf_keras.Sequential([tf_keras.layers.Dense(3)], name="inner")
+    inner.build((None, 4))
+    x, other = tf_keras.Input((4,), name="x"), tf_keras.Input((3,), name="other")
+    part = legacy._up_to(tf_keras.Model([x, other], inner(x) + other), "inner")
+    assert [each.name for each in part.inputs] == ["x"]
+    np.testing.assert_array_equal(part(np.ones((2, 4))), inner(np.ones((2, 4))))
 
 
 @dataclass(frozen=True)
