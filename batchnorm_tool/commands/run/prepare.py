@@ -257,6 +257,11 @@ class Preparation:
             return None
         return replace(choices, backend=record)
 
+    def is_fallback(self, choices: ResolvedOptions | None) -> bool:
+        """Tell whether ``auto`` took TensorFlow earlier for want of what may be there now."""
+        model = self.job.model
+        return bool(choices and model and model.backend == "auto" and choices.backend is None)
+
     def _confirmed(self, choices: ResolvedOptions) -> ResolvedOptions:
         """Return choices made earlier; where other bits are accepted, for the device here."""
         self._planned = choices

@@ -267,6 +267,8 @@ def _run_locked(
         plan, before = again, begin_retry(again, retry.again, storage, there)
     else:
         choices = there.choices(preparation.options_fingerprint)
+        if fresh and preparation.is_fallback(choices):
+            choices = None
         if choices is None and preparation.job.model is not None and not fresh:
             _refuse_other(preparation, there)
         plan = _planned(preparation, choices)

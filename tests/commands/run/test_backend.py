@@ -233,6 +233,7 @@ def test_auto_says_what_ended_the_conversion_and_goes_on(
     (warning,) = (text for text in result.warnings if "computes with TensorFlow" in text)
     assert "exit code -9 (last words)" in warning
     assert result.manifest["backend"]["name"] == "tensorflow"
+    assert warning in run(job_of(tmp_path / "auto", model={"backend": "auto"}), fresh=True).warnings
     with pytest.raises(WorkFailed, match=r"exit code -9 \(last words\)"):
         run(job_of(tmp_path / "out"))
     for number in (errno.ENOSPC, errno.EROFS):
