@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.run.score import Result, score
     from batchnorm_tool.commands.show import show
     from batchnorm_tool.commands.verify.verify import verify
+    from batchnorm_tool.contract import Contract
     from batchnorm_tool.errors import (
         BadRows,
         BatchnormToolError,
@@ -58,6 +59,7 @@ _NAMES = {
     "commands.run.score": ("Result", "score"),
     "commands.show": ("show",),
     "commands.verify.verify": ("verify",),
+    "contract": ("Contract",),
     "job": ("Job",),
     "norms.array": ("normalize",),
     "norms.stats": ("NormStats",),
@@ -73,6 +75,7 @@ __all__ = [
     "BatchnormToolError",
     "Busy",
     "Comparison",
+    "Contract",
     "Damaged",
     "Difference",
     "Held",

@@ -102,6 +102,7 @@ RULES = (
     never("gate comparison norms", FILE_ACCESS),
     never("inputs features models formats", "gate"),
     never("report", "storage inputs store"),
+    never("contract", "storage job pyarrow pydantic"),
     never("*", FACE),
     only("models.backends", "tensorflow keras onnxruntime tf2onnx"),
     only("models.backends models.security", "onnx"),

@@ -1,0 +1,254 @@
+"""What a contract says of the model, its features and outputs, and the canary rows, as JSON."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from batchnorm_tool.errors import InputError
+from batchnorm_tool.norms.norm import Anything, Norm
+from batchnorm_tool.norms.normalization import Normalization
+
+Json: TypeAlias = Any
+"""What `json.loads` returns."""
+
+STRING = "string"
+
+
+@dataclass(frozen=True)
+class ContractModel:
+    """The model that made the vectors: its file's name, and the hash of its content."""
+
+    path: str
+    content: str
+    layer: str | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True)
+class ContractFeature:
+    """One input of the model.
+
+    Attributes:
+        input: Its name.
+        columns: The stored columns that fed it, in order.
+        dtype: A NumPy dtype name, ``"bfloat16"`` or ``"string"``.
+        shape: Of one row.
+    """
+
+    input: str
+    columns: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def array_dtype(self) -> np.dtype:
+        """The dtype of its arrays; ``object`` for strings."""
+        return numpy_dtype(self.dtype)
+
+    def to_json(self) -> Json:
+        """Return it as the file has it."""
+        return {**vars(self), "columns": list(self.columns), "shape": list(self.shape)}
+
+    @classmethod
+    def of_json(cls, data: Json) -> ContractFeature:
+        """Read what `to_json` gave."""
+        lists = {"columns": tuple(map(str, data["columns"])), "shape": _shape(data["shape"])}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True)
+class ContractOutput:
+    """One output: the shape of its raw predictions, and what became of them.
+
+    Attributes:
+        shape: Of one row's prediction.
+        axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
+        float_dtype: The dtype of stored vectors that are not quantized.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int | str
+    normalization: Normalization
+    float_dtype: str = "float32"
+    vector_column: str = "vector"
+    norm_column: str = "norm"
+
+    @property
+    def dtype(self) -> str:
+        """How components are stored: ``int8``, ``binary`` or a float dtype."""
+        return self.normalization.dtype or self.float_dtype
+
+    @property
+    def metric(self) -> str:
+        """The metric that the vectors are made for: ``cosine``, ``dot`` or ``hamming``."""
+        if self.dtype == "binary":
+            return "hamming"
+        return "cosine" if self.normalization.norm.name == "l2" else "dot"
+
+    @property
+    def width(self) -> int:
+        """Components of one raw vector."""
+        return self.shape[-1] if self.axis == -1 else int(np.prod(self.shape))
+
+    @property
+    def stored_width(self) -> int:
+        """Numbers of one stored vector: eight components in each byte of ``binary``."""
+        return self.normalization.stored_width(self.width)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors in one row."""
+        return int(np.prod(self.shape[:-1])) if self.axis == -1 else 1
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The dtype of stored vectors: uint8 of packed bits for ``binary``."""
+        return self.normalization.stored_dtype(self.float_dtype)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of one row's stored vectors: flat where ``axis`` is ``all`` and not all is kept."""
+        if self.stored_width == self.width:
+            return self.shape
+        return (*(self.shape[:-1] if self.axis == -1 else ()), self.stored_width)
+
+    def apply(self, raw: Any) -> Anything:
+        """Return raw predictions ``[n, *shape]`` as they are stored."""
+        array = np.asarray(raw)
+        if array.shape[1:] != self.shape or not array.ndim:
+            raise InputError(
+                f"Raw predictions of the output `{self.name}` have the shape "
+                f"{('rows', *self.shape)}. Received: {array.shape}. Give the model's output "
+                "before any normalization."
+            )
+        flat = array.reshape(-1, self.width)
+        stored, _ = self.normalization.apply(flat, self.float_dtype)
+        return stored.reshape(len(array), *self.stored_shape)
+
+    def to_json(self) -> Json:
+        """Return it as the file has it."""
+        done = self.normalization
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "axis": self.axis,
+            "norm": done.norm.name,
+            "p": done.norm.p,
+            "truncate": done.truncate,
+            "mean": done.mean and list(done.mean),
+            "dtype": self.dtype,
+            "scale": done.scale,
+            "metric": self.metric,
+            "vector_column": self.vector_column,
+            "norm_column": self.norm_column,
+        }
+
+    @classmethod
+    def of_json(cls, data: Json) -> ContractOutput:
+        """Read what `to_json` gave."""
+        dtype, mean = data["dtype"], data["mean"]
+        quantized = dtype if dtype in ("int8", "binary") else None
+        normalization = Normalization(
+            Norm(data["norm"], data["p"]),
+            data["truncate"],
+            None if mean is None else tuple(map(float, mean)),
+            quantized,
+            data["scale"],
+        )
+        output = cls(
+            str(data["name"]),
+            _shape(data["shape"]),
+            data["axis"],
+            normalization,
+            "float32" if quantized else np.dtype(dtype).name,
+            str(data["vector_column"]),
+            str(data["norm_column"]),
+        )
+        if output.axis not in (-1, "all") or data["metric"] != output.metric:
+            raise ValueError(f"axis {output.axis!r} or metric {data['metric']!r}")
+        return output
+
+
+@dataclass(frozen=True, eq=False)
+class Canary:
+    """A row with the vectors that it got.
+
+    Attributes:
+        features: By input, an array of its shape and dtype.
+        vectors: By output, what is stored: an array of its `ContractOutput.stored_shape`.
+        norms: By output, float64: a number, or one for each vector of the row.
+        key: The row's key, where it was asked for.
+    """
+
+    features: Mapping[str, Anything]
+    vectors: Mapping[str, Anything]
+    norms: Mapping[str, Anything]
+    key: Mapping[str, Json] | None = None
+
+    def to_json(self) -> Json:
+        """Return it as the file has it."""
+        parts = {"features": self.features, "vectors": self.vectors, "norms": self.norms}
+        data: Json = {
+            part: {name: _values(np.asarray(array)) for name, array in arrays.items()}
+            for part, arrays in parts.items()
+        }
+        return data if self.key is None else {**data, "key": dict(self.key)}
+
+    @classmethod
+    def of_json(
+        cls, data: Json, features: tuple[ContractFeature, ...], outputs: tuple[ContractOutput, ...]
+    ) -> Canary:
+        """Read what `to_json` gave."""
+        given, vectors, norms = data["features"], data["vectors"], data["norms"]
+        return cls(
+            {f.input: _array(given[f.input], f.array_dtype, f.shape) for f in features},
+            {o.name: _array(vectors[o.name], o.stored_dtype, o.stored_shape) for o in outputs},
+            {o.name: np.asarray(norms[o.name], np.float64) for o in outputs},
+            data.get("key"),
+        )
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """Return the dtype of arrays of what is called so."""
+    if name == "bfloat16":
+        import ml_dtypes  # only here: a contract needs NumPy alone
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(object if name == STRING else name)
+
+
+def _shape(data: Json) -> tuple[int, ...]:
+    return tuple(int(size) for size in data)
+
+
+def _values(array: Anything) -> Json:
+    """Return nested lists of numbers that read back, as short as they can be, and of texts."""
+    if array.dtype.kind in "OSU":
+        return np.frompyfunc(_text, 1, 1)(array.astype(object)).tolist()
+    if array.dtype.name in ("float16", "float32"):
+        return array.astype(str).astype(np.float64).tolist()
+    return array.astype(np.float64).tolist() if array.dtype.name == "bfloat16" else array.tolist()
+
+
+def _text(value: str | bytes) -> Json:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def _array(values: Json, dtype: np.dtype, shape: tuple[int, ...]) -> Anything:
+    array = np.asarray(values, object if dtype.hasobject else None)
+    if array.shape != shape:
+        raise ValueError(f"an array of {array.shape} in place of {shape}")
+    return _texts(array) if dtype.hasobject else array.astype(dtype)
+
+
+def _texts(array: Anything) -> Anything:
+    texts = np.empty(array.shape, object)
+    for place, value in np.ndenumerate(array):
+        texts[place] = base64.b64decode(value["base64"]) if isinstance(value, dict) else value
+    return texts
