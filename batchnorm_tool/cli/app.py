@@ -233,7 +233,8 @@ def _report(
     if directory is not None:
         check_directory(directory)
     named = {name: options[name] or None for name in ("column", "key")}
-    report = make(**named, **_given(options, "k", "sample"), seed=options["seed"])
+    named |= {name: options[name] for name in ("seed", "mixed_spaces")}
+    report = make(**named, **_given(options, "k", "sample"))
     if directory is not None:
         report.save(directory)
     terminal.print_comparison(report.to_dict(), directory)

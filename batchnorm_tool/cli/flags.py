@@ -189,6 +189,7 @@ def _sample(_: object, __: object, text: str | None) -> Any:
 
 comparing = _flags(
     click.option("-o", "--output", metavar="DIR", help="Write the report, as HTML and JSON."),
+    click.option("--mixed-spaces", is_flag=True, help="Compare sets of different vector spaces."),
     click.option(
         "--seed", type=int, default=0, show_default=True, help="Seed of every random draw."
     ),

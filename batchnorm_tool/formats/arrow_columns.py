@@ -19,6 +19,8 @@ BINARY = (*STRINGS, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_bi
 VIEWS = (pa.types.is_string_view, pa.types.is_binary_view)
 # What a value of unknown or nested variable length is taken for; only the group sizes depend on it.
 ASSUMED_BYTES = 16
+# The key under which the footer of a run's part tells where it came from.
+_PROVENANCE = b"batchnorm_tool"
 
 
 def shape_of(field: pa.Field) -> tuple[int, ...]:
@@ -135,6 +137,15 @@ def plain_field(field: pa.Field) -> pa.Field:
         return field if kind == field.type else field.with_type(kind)
     metadata = {**(field.metadata or {}), SHAPE: json.dumps(list(field.type.shape)).encode()}
     return pa.field(field.name, kind, field.nullable, metadata)
+
+
+def provenance_in(schema: pa.Schema) -> dict[str, object]:
+    """Return what the footer of a run's part tells of where it came from; nothing of others."""
+    try:
+        found = json.loads((schema.metadata or {}).get(_PROVENANCE, b"null"))
+    except ValueError:  # another program's
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:

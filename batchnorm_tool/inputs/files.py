@@ -240,12 +240,14 @@ class Table:
         schema: Of the rows that `read_rows` yields, partition columns included.
         keys: Names of the columns that came from a keys file.
         unreadable: Why a column cannot be read, such as one in which the files differ too much.
+        spaces: The vector spaces that the footers name, each with the first file that does so.
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
     keys: tuple[str, ...] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    spaces: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

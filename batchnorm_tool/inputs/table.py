@@ -57,7 +57,11 @@ def open_table(spec: Input) -> Table:
     read = [_read_as(one, schema, unreadable) for one in opened]
     typed, schema = _typed_partitions(read, schema)
     _warn_of_extensions(schema)
-    return Table(typed, schema, keys, unreadable)
+    spaces: dict[str, str] = {}
+    for one in opened:
+        if space := arrow_columns.provenance_in(one.schema).get("space"):
+            spaces.setdefault(str(space), one.file.path)
+    return Table(typed, schema, keys, unreadable, spaces)
 
 
 def _without_width(first: InputFile, schema: pa.Schema) -> dict[str, str]:

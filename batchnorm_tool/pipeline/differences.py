@@ -17,6 +17,7 @@ _LABELS = {
     "model.signature": "signature",
     "model.batch_dependent": "batch size of dependent predictions",
     "outputs": "outputs",
+    "output": "output",
     "norms": "",
     "features": "features",
     "input.fill": "fill",
@@ -37,10 +38,16 @@ _ROOM = 48
 def differences(old: Identity, new: Identity, unasked: Collection[str] = ()) -> Iterator[str]:
     """Say what differs between two identities, most meaningful first, but for ``unasked``."""
     for group in ("space", "bits", "policies", "result"):
-        before, after = getattr(old, group), getattr(new, group)
-        for name in sorted((before.keys() | after.keys()) - set(unasked), key=_rank):
-            if before.get(name) != after.get(name):
-                yield from _described(name, before.get(name), after.get(name))
+        yield from changes(getattr(old, group), getattr(new, group), unasked)
+
+
+def changes(
+    before: Mapping[str, object], after: Mapping[str, object], unasked: Collection[str] = ()
+) -> Iterator[str]:
+    """Say what differs between two parts of identities, such as two spaces."""
+    for name in sorted((before.keys() | after.keys()) - set(unasked), key=_rank):
+        if before.get(name) != after.get(name):
+            yield from _described(name, before.get(name), after.get(name))
 
 
 def _rank(name: str) -> tuple[int, str]:

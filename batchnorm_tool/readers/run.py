@@ -18,13 +18,13 @@ from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, Damaged, InputError, Refused, WorkFailed
 from batchnorm_tool.formats import DATA_DIRECTORY, format_named
-from batchnorm_tool.formats.arrow_columns import plain_schema, regrouped
+from batchnorm_tool.formats.arrow_columns import plain_schema, provenance_in, regrouped
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, read_manifest
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
-from batchnorm_tool.readers.source import VectorSource, provenance_of
+from batchnorm_tool.readers.source import MIX, VectorSource, provenance_of
 from batchnorm_tool.storage import STATE, FileRecord, Storage
 
 
@@ -42,10 +42,11 @@ class StoredPart:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun(VectorSource):
-    """A finished run, its parts in plan order."""
+    """A finished run, its parts in plan order; only of ``one_space``, or whatever lies there."""
 
     manifest: Manifest
     parts: tuple[StoredPart, ...]
+    one_space: bool = False
 
     @property
     def rows(self) -> int:
@@ -122,6 +123,8 @@ class StoredRun(VectorSource):
             # Beside arrays in NPY, the other columns lie in Parquet.
             form = format_named(path.rpartition(".")[2])
             inspected = form.inspect(path)
+        self._check_space(file.path, inspected.schema)
+        with damaged_if_unreadable(file.path):
             stored = wanted if form.is_table else inspected.schema.names
             if rows != inspected.rows:
                 stored_rows = plural(inspected.rows, "row")
@@ -130,9 +133,18 @@ class StoredRun(VectorSource):
             for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
                 yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
 
+    def _check_space(self, file: str, schema: pa.Schema) -> None:
+        space = str(provenance_in(schema).get("space", self.manifest.space))
+        if self.one_space and space != self.manifest.space:
+            raise InputError(
+                f"`{file}` of `{self.path}` is of another run. Expected: "
+                f"space {self.manifest.space}, as in `{MANIFEST_PATH}`. Received: space {space}. "
+                f"Restore the file, or {RECREATE}. {MIX}"
+            )
 
-def open_run(path: str) -> StoredRun:
-    """Open a finished run."""
+
+def open_run(path: str, *, one_space: bool = False) -> StoredRun:
+    """Open a finished run, which refuses to read parts of another space if it is ``one_space``."""
     root = _root(path)
     storage = Storage(root)
     try:
@@ -159,6 +171,7 @@ def open_run(path: str) -> StoredRun:
         keys=tuple(name for name in resolved.carried.names if name not in job.input.passthrough),
         outputs=outputs,
         manifest=manifest,
+        one_space=one_space,
         parts=tuple(
             StoredPart(end - part.rows_out, part.rows_out, part.files)
             for end, part in zip(ends, manifest.parts, strict=True)

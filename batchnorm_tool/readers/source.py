@@ -4,7 +4,6 @@ Files are read as a run without a model reads them.
 """
 
 import contextlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,14 @@ from batchnorm_tool.display import near_matches
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed, warn
 from batchnorm_tool.features import FeatureReader
 from batchnorm_tool.features.matching import VECTOR, names_of
-from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.formats.arrow_columns import provenance_in, rows_of
 from batchnorm_tool.inputs import reading
 from batchnorm_tool.inputs.files import Table
 from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Anything, Norm
-from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline import differences, output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity
 
@@ -39,9 +38,10 @@ _BATCH_BYTES = 8 * 2**20
 _COLUMN_ROWS = 65_536
 # Rows by which the width of lists of open length is told, as a run does.
 _SAMPLE_ROWS = 256
-# The key under which the footer of a run's part tells where it came from.
-_PROVENANCE = b"batchnorm_tool"
 _NAME = "array"
+# Digits of a hash that messages show.
+_DIGITS = 12
+MIX = "To mix them all the same, set `mixed_spaces` (`--mixed-spaces`)."
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,63 @@ def provenance_of(
     }
 
 
+@dataclass(frozen=True)
+class SpaceComparison:
+    """Whether two vector spaces are the same (None: not known), and if not, how they differ."""
+
+    same: bool | None
+    words: str = ""
+
+
+def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceComparison:
+    """Tell whether two sets lie in one space."""
+    # Of runs, the raw predictions are compared, so that their norms make no difference. Of runs
+    # over stored predictions the model is not known.
+    one, other = a or {}, b or {}
+    if not (one.get("space") and other.get("space")):
+        return SpaceComparison(None)
+    if not ("made_of" in one and "made_of" in other):  # lone parts tell no more than the space's id
+        same = None if one["space"] == other["space"] else False
+        parts = ["the vector space recorded in their files"]
+    else:
+        before, after = ({**side["made_of"], "output": side["output"]} for side in (one, other))
+        parts = [*differences.changes(before, after, _unasked(before, after))]
+        is_known = before["model"] is not None and after["model"] is not None
+        same = False if before["model"] != after["model"] else (not parts if is_known else None)
+    if same is not False:
+        return SpaceComparison(same)
+    return SpaceComparison(
+        same,
+        f"The two sets are in different vector spaces: {', '.join(parts)}. "
+        f"A: {_describe(one)}. B: {_describe(other)}.",
+    )
+
+
+def _unasked(*spaces: Mapping[str, Any]) -> set[str]:
+    """Return what makes no difference to raw predictions of one output."""
+    # Columns may be called otherwise, and the model be fed the same; not so in another order.
+    names = [{name: sorted(c) for name, c in s.get("features", {}).items()} for s in spaces]
+    return {"norms", "outputs"} | ({"features"} if names[0] != names[1] else set())
+
+
+def _describe(provenance: Provenance) -> str:
+    if "made_of" not in provenance:
+        return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
+    model, named = provenance["model"], "stored predictions"
+    if model is not None:
+        named = f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
+    return f"{named}, output `{provenance['output']}`, norm {provenance['norm']}"
+
+
+def check_spaces(a: VectorSource, b: VectorSource, *, mixed: bool) -> None:
+    """Refuse two sets that are known to lie in different spaces, unless they may be ``mixed``."""
+    found = compare_spaces(a.provenance, b.provenance)
+    if found.same is False and not mixed:
+        raise InputError(
+            f"{found.words} Expected: one space. Received: {a.name} (A) and {b.name} (B). {MIX}"
+        )
+
+
 def check_columns(
     path: str, names: Sequence[str], stored: Sequence[str], argument: str = ""
 ) -> None:
@@ -273,20 +330,19 @@ class FileVectors(VectorSource):
     @cached_property
     def provenance(self) -> Provenance | None:
         """What the footer of a lone part of a run tells of these vectors."""
-        text = (self.table.schema.metadata or {}).get(_PROVENANCE)
+        written: Mapping[str, Any] = provenance_in(self.table.schema)
         try:
-            written = json.loads(text or b"null")
             outputs = {one["vector_column"]: one for one in written["outputs"]}
             made = outputs[self.column[0]]
             found = Provenance(space=written["space"], output=made["name"], norm=made["norm"])
-        except (ValueError, TypeError, KeyError):  # another program's metadata, or another column
+        except (TypeError, KeyError):  # another program's metadata, or another column
             return None
         if found["norm"] != "none":
             warn(
                 f"{self.name}: is a part of a finished run, and contains unit vectors "
                 f"(norm {found['norm']}). Use the directory of the run to get its raw predictions."
             )
-        return found
+        return found if len(self.table.spaces) == 1 else None
 
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of all rows, in batches of at most ``batch_rows``."""
@@ -314,9 +370,17 @@ class FileVectors(VectorSource):
         return f"{file.path}, row {place}"
 
 
-def open_files(path: str, column: tuple[str, ...], key: tuple[str, ...]) -> FileVectors:
+def open_files(
+    path: str, column: tuple[str, ...], key: tuple[str, ...], *, mixed_spaces: bool = False
+) -> FileVectors:
     """Open data files; see `batchnorm_tool.readers.vectors.open_predictions`."""
     table = open_table(Input(path=path, key=list(key) or None))
+    if len(table.spaces) > 1 and not mixed_spaces:
+        named = [f"space {space[:_DIGITS]} in {file}" for space, file in table.spaces.items()]
+        raise InputError(
+            f"{path}: its files are of {len(named)} vector spaces. Expected: one. "
+            f"Received: {', '.join(named[:2])}. Select one with a glob. {MIX}"
+        )
     with _naming(path):
         column = names_of(table.schema, column, key)
     spec = Input(path=path, key=list(key) or None, features=list(column) or None)

@@ -42,6 +42,8 @@ def read(
     path: str | os.PathLike[str],
     raw: bool = False,  # noqa: FBT001, FBT002
     version: int | None = None,
+    *,
+    mixed_spaces: bool = False,
 ) -> StoredVectors:
     """Open the vectors of a finished run or of a store; rows are read when they are asked for.
 
@@ -52,6 +54,8 @@ def read(
             in float64 and rounded once to the stored dtype. Not promised: what a kept prediction
             with NaN or infinity held, or one that the stored dtype cannot hold.
         version: Of a store: read this kept version instead of the live one.
+        mixed_spaces: Also read files of a run that are of another vector space than it: parts of
+            another run that were copied into it. Without it, reading them is refused.
 
     Returns:
         The vectors, with their keys and norms. Not promised: that a bit that flipped on the disk is
@@ -71,7 +75,7 @@ def read(
     name = os.fspath(path)
     if is_store(name):
         return StoredVectors(open_snapshot(name, version), raw)
-    run = open_run(name)
+    run = open_run(name, one_space=not mixed_spaces)
     if version is not None:
         raise JobError(
             f"`version` names a version of a store, and `{name}` is a run, which has no versions. "
@@ -243,8 +247,12 @@ def open_predictions(
     path: str | os.PathLike[str],
     column: str | Sequence[str] | None = None,
     key: str | Sequence[str] | None = None,
+    *,
+    mixed_spaces: bool = False,
 ) -> VectorSource:
     """Open stored predictions; no more rows are read than it takes to tell their width.
+
+    Files of several vector spaces are refused, unless they may be ``mixed_spaces``.
 
     Of a run or a store raw predictions are restored, ``column`` is an output, and its own key is
     the default. Of data the default is the only column with lists of numbers, and no key: rows go
@@ -252,10 +260,12 @@ def open_predictions(
     """
     name = os.fspath(path)
     columns, keys = checked_names("column", column), checked_names("key", key)
-    if is_store(name) or _is_run(name):
-        found = _chosen(open_snapshot(name) if is_store(name) else open_run(name), columns, keys)
+    if is_store(name):
+        found = _chosen(open_snapshot(name), columns, keys)
+    elif _is_run(name):
+        found = _chosen(open_run(name, one_space=not mixed_spaces), columns, keys)
     else:
-        found = open_files(name, columns, keys)
+        found = open_files(name, columns, keys, mixed_spaces=mixed_spaces)
     found.provenance  # noqa: B018  (here is where it warns)
     return found
 

@@ -33,8 +33,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "by": None,
         "metric": "dot",
         "seed": 0,
+        "mixed_spaces": False,
     },
-    "diff": {"column": None, "key": None, "seed": 0},
+    "diff": {"column": None, "key": None, "seed": 0, "mixed_spaces": False},
 }
 OF_BOTH: dict[str, tuple[list[str], dict[str, Any]]] = {
     "--column": (["--column", "a", "--column", "b"], {"column": ("a", "b")}),
@@ -43,6 +44,7 @@ OF_BOTH: dict[str, tuple[list[str], dict[str, Any]]] = {
     "--sample": (["--sample", "7"], {"sample": 7}),
     "--sample all": (["--sample", "all"], {"sample": None}),
     "--seed": (["--seed", "3"], {"seed": 3}),
+    "--mixed-spaces": (["--mixed-spaces"], {"mixed_spaces": True}),
 }
 FLAGS: dict[str, dict[str, tuple[list[str], dict[str, Any]]]] = {
     "diff": OF_BOTH,

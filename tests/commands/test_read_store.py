@@ -183,7 +183,9 @@ def test_a_store_and_a_run_are_compared_by_key(path: Path, workshop: Workshop) -
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
     columns = {"id": pa.array([each["id"] for each in held]), "raw": lists}
     run = workshop.run(columns, input={"key": "id", "features": "raw"})
-    found = diff(path, run, sample=0).to_dict()
+    with pytest.raises(InputError, match="another model: c0ffee → none"):
+        diff(path, run)
+    found = diff(path, run, sample=0, mixed_spaces=True).to_dict()
     assert found["a"]["kind"] == "store"
     assert found["rows"]["common"] == found["rows"]["compared"] == 20
     assert found["worst"][0]["key"] == held[5]["id"]

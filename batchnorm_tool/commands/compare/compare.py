@@ -90,6 +90,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     k: Sequence[int] | None = None,
     sample: int | None = DEFAULT_SAMPLE,
     seed: int = 0,
+    mixed_spaces: bool = False,
 ) -> Comparison:
     """Find the best normalization for stored predictions, and how sure that is.
 
@@ -117,13 +118,14 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
         k: Numbers of neighbours; default: those of 1, 5, 10 and 100 that the base has.
         sample: Queries at most, drawn at random; ``None`` for all rows.
         seed: Of the draw, the intervals and the tests.
+        mixed_spaces: Compare vectors of two spaces, such as those of two models, all the same.
 
     Returns:
         The comparison: a verdict, and the figures behind it.
 
     Raises:
-        InputError: An input cannot be read, widths differ, labels hold nulls, keys do not match, or
-            the base has fewer rows than ``k`` asks for.
+        InputError: An input cannot be read, spaces or widths differ, labels hold nulls, keys do not
+            match, or the base has fewer rows than ``k`` asks for.
         JobError: There is no such norm or metric, or arguments contradict one another.
         Damaged: The manifest or a file of a run is damaged.
 
@@ -135,7 +137,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     started = time.perf_counter()
     warnings: list[str] = []
     with capture_warnings(warnings.append):
-        query_set = QuerySet.open(source, queries, column, key)
+        query_set = QuerySet.open(source, queries, column, key, mixed_spaces=mixed_spaces)
         options = _Options(
             tuple(_norms(norms)),
             Metric.parse(metric),

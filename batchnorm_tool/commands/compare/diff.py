@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from batchnorm_tool._version import __version__
 from batchnorm_tool.commands.compare import sets
 from batchnorm_tool.commands.compare.sets import Figures, Join, MeasuredSet, NeighbourSearch, Pairs
 from batchnorm_tool.comparison import drift
-from batchnorm_tool.comparison.norm_survey import Provenance, describe
+from batchnorm_tool.comparison.norm_survey import describe
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, capture_warnings
 from batchnorm_tool.norms.norm import L2, Float64s
 from batchnorm_tool.norms.stats import finite_or_none
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-from batchnorm_tool.readers.source import VectorSource
+from batchnorm_tool.readers.source import VectorSource, check_spaces, compare_spaces
 from batchnorm_tool.readers.vectors import checked_ks, checked_path, checked_whole, open_predictions
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ DEFAULT_K = (1, 5, 10)
 _EXAMPLES = 5
 # Rows, and dimensions, that changed most.
 _WORST = 10
-# Digits of a hash that messages show.
-_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -249,6 +248,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     k: Sequence[int] | None = None,
     sample: int | None = 1000,
     seed: int = 0,
+    mixed_spaces: bool = False,
 ) -> Difference:
     """Tell what changed between two sets of predictions, their rows joined by key.
 
@@ -269,13 +269,14 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
         sample: Rows whose neighbours are looked for, within each set; 0 for none, ``None`` for
             all.
         seed: Of the sample, and of the intervals.
+        mixed_spaces: Compare vectors of two spaces, such as those of two models, all the same.
 
     Returns:
         The difference: a verdict, and the figures behind it.
 
     Raises:
-        InputError: An input cannot be read, vectors differ in width, a key is null or occurs twice,
-            or no row is in both.
+        InputError: An input cannot be read, vectors differ in space or width, a key is null or
+            occurs twice, or no row is in both.
         JobError: ``k``, ``sample`` or ``seed`` is no such number.
         Damaged: The manifest or a file of a run is damaged.
 
@@ -289,7 +290,7 @@ def diff(  # noqa: PLR0913  (each is a flag of the command)
     depths, seed = None if k is None else checked_ks(k), checked_whole("seed", seed)
     warnings: list[str] = []
     with capture_warnings(warnings.append):
-        one, other = _open(a, b, column, key)
+        one, other = _open(a, b, column, key, mixed_spaces=mixed_spaces)
         search = _search(depths, size, seed, min(one.rows, other.rows))
         sets.check_depth(search, one, other)
         document, compared = compare_sets(one, other, search)
@@ -311,9 +312,13 @@ def _open(
     b: str | os.PathLike[str],
     column: str | Sequence[str] | None,
     key: str | Sequence[str] | None,
+    *,
+    mixed_spaces: bool,
 ) -> tuple[VectorSource, VectorSource]:
     a, b = checked_path("a", a), checked_path("b", b)
-    one, other = open_predictions(a, column, key), open_predictions(b, column, key)
+    opened = partial(open_predictions, column=column, mixed_spaces=mixed_spaces)
+    one, other = opened(a, key=key), opened(b, key=key)
+    check_spaces(one, other, mixed=mixed_spaces)
     if one.width != other.width:
         raise InputError(
             "The vectors of the two sets differ in width. Expected: equal widths. "
@@ -321,9 +326,9 @@ def _open(
             "columns with `column`."
         )
     if not one.keys and _has(one, other.keys):
-        one = open_predictions(a, column, other.keys)
+        one = opened(a, key=other.keys)
     elif not other.keys and _has(other, one.keys):
-        other = open_predictions(b, column, one.keys)
+        other = opened(b, key=one.keys)
     _check_keys(one, other)
     return one, other
 
@@ -346,57 +351,3 @@ def _check_keys(one: VectorSource, other: VectorSource) -> None:
         f"The two sets have different keys. Expected: the same key in both. Received: {said}. Set "
         "it with `key`."
     )
-
-
-@dataclass(frozen=True)
-class SpaceComparison:
-    """Whether two vector spaces are the same (None: not known), and if not, how they differ."""
-
-    same: bool | None
-    words: str = ""
-
-
-def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceComparison:
-    """Tell whether two sets lie in one space."""
-    # Of runs, the raw predictions are compared, so that their norms make no difference. Of runs
-    # over stored predictions the model is not known.
-    one, other = a or {}, b or {}
-    if not (one.get("space") and other.get("space")):
-        return SpaceComparison(None)
-    if not ("made_of" in one and "made_of" in other):  # lone parts tell no more than the space's id
-        same = None if one["space"] == other["space"] else False
-        parts = ["the vector space recorded in their files"]
-    else:
-        before, after = _raw_space(one), _raw_space(other)
-        parts = [name for name in before | after if before.get(name) != after.get(name)]
-        is_known = before["model"] is not None and after["model"] is not None
-        same = False if before["model"] != after["model"] else (not parts if is_known else None)
-    if same is not False:
-        return SpaceComparison(same)
-    listed = ", ".join(_PARTS.get(name, f"`{name}`") for name in parts)
-    return SpaceComparison(
-        same,
-        f"The two sets are in different vector spaces, which differ in {listed}. "
-        f"A: {_describe(one)}. B: {_describe(other)}.",
-    )
-
-
-_PARTS = {"model": "the model's content", "output": "the output"}
-
-
-def _raw_space(provenance: Provenance) -> dict[str, object]:
-    """Return what the raw predictions of one output are made of."""
-    made_of = dict(provenance["made_of"])
-    # Columns may be called otherwise, and the model be fed the same.
-    for name in ("norms", "outputs", "features"):
-        made_of.pop(name, None)
-    return {**made_of, "output": provenance["output"]}
-
-
-def _describe(provenance: Provenance) -> str:
-    if "made_of" not in provenance:
-        return f"space {provenance['space'][:_DIGITS]}, norm {provenance['norm']}"
-    model, named = provenance["model"], "stored predictions"
-    if model is not None:
-        named = f"model `{model}` ({(provenance['model_sha256'] or '')[:_DIGITS]})"
-    return f"{named}, output `{provenance['output']}`, norm {provenance['norm']}"

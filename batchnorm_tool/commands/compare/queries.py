@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements, L
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import InputError, JobError, warn
 from batchnorm_tool.pipeline.output_schema import ROW_COLUMN
-from batchnorm_tool.readers.source import VectorSource, predictions_of_array
+from batchnorm_tool.readers.source import VectorSource, check_spaces, predictions_of_array
 from batchnorm_tool.readers.vectors import checked_names, checked_path, open_predictions, several
 
 Int64s = np.ndarray
@@ -45,7 +46,15 @@ class QuerySet:
     source: VectorSource
 
     @classmethod
-    def open(cls, base: Any, queries: Any, column: Names | None, key: Names | None) -> QuerySet:
+    def open(
+        cls,
+        base: Any,
+        queries: Any,
+        column: Names | None,
+        key: Names | None,
+        *,
+        mixed_spaces: bool = False,
+    ) -> QuerySet:
         """Open files or arrays; without ``queries`` the rows of the base are asked."""
         given = [base] if queries is None else [base, queries]
         files = [isinstance(each, (str, os.PathLike)) for each in given]
@@ -53,10 +62,14 @@ class QuerySet:
             raise JobError(
                 "`column` and `key` name columns of a file. Received: an array. Omit them."
             )
-        opened = open_predictions(base, column, key) if files[0] else predictions_of_array(base)
+        read = partial(open_predictions, mixed_spaces=mixed_spaces)
+        opened = read(base, column, key) if files[0] else predictions_of_array(base)
         if queries is None:
             return cls(opened, opened)
-        asked = _open_queries(queries, column, key) if files[1] else predictions_of_array(queries)
+        asked = (
+            _open_queries(read, queries, column, key) if files[1] else predictions_of_array(queries)
+        )
+        check_spaces(opened, asked, mixed=mixed_spaces)
         if asked.width != opened.width:
             raise InputError(
                 f"{asked.path}: its vectors differ in width from those of {opened.path}. "
@@ -86,12 +99,14 @@ class QuerySet:
         return np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
 
 
-def _open_queries(path: Any, column: Names | None, key: Names | None) -> VectorSource:
+def _open_queries(
+    read: Callable[..., VectorSource], path: Any, column: Names | None, key: Names | None
+) -> VectorSource:
     """Open queries by the names that the base has; a file of nothing but vectors has no names."""
     try:
-        return open_predictions(path, column, key)
+        return read(path, column, key)
     except InputError:
-        if not (column or key) or (alone := open_predictions(path)).columns:
+        if not (column or key) or (alone := read(path)).columns:
             raise
         return alone
 

@@ -288,7 +288,9 @@ def test_two_models_of_equal_width_are_named(
     encode(source, input=key, output={"path": "l1"}, normalize={"norm": "l1"})
     encode(source, input=key, output={"path": "b"}, model={"path": str(other_model)})
     a, norm_alone, b = (other_model.parent / name for name in ("a", "l1", "b"))
-    found = figures(diff(a, b))
+    with pytest.raises(InputError, match=r"another model: \w{6} → \w{6}\. A: .*--mixed-spaces"):
+        diff(a, b)
+    found = figures(diff(a, b, mixed_spaces=True))
     assert found["same_space"] is False
     assert found["verdict"]["kind"] == "other space"
     assert "digits_encoder.keras" in found["verdict"]["reason"]
