@@ -89,7 +89,7 @@ FILE_ACCESS = (
 )
 # What takes seconds to import, or needs an extra: imported where it is used.
 HEAVY = (
-    "tensorflow keras onnxruntime onnx tf2onnx"
+    "tensorflow keras onnxruntime onnx tf2onnx openvino ai_edge_litert"
     " h5py PIL lance psycopg pgvector faiss prometheus_client"
 )
 
@@ -104,7 +104,7 @@ RULES = (
     never("report", "storage inputs store"),
     never("contract", "storage job pyarrow pydantic"),
     never("*", FACE),
-    only("models.backends", "tensorflow keras onnxruntime tf2onnx"),
+    only("models.backends", "tensorflow keras onnxruntime tf2onnx openvino ai_edge_litert"),
     only("models.backends models.security", "onnx"),
     only("models.backends models.security", "h5py"),
     only("features.values", "PIL"),
