@@ -89,7 +89,7 @@ FILE_ACCESS = (
 )
 # What takes seconds to import, or needs an extra: imported where it is used.
 HEAVY = (
-    "tensorflow keras onnxruntime onnx tf2onnx"
+    "tensorflow keras onnxruntime onnx tf2onnx openvino ai_edge_litert"
     " h5py PIL lance psycopg pgvector faiss prometheus_client"
 )
 
