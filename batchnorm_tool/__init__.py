@@ -15,6 +15,7 @@ from batchnorm_tool._version import __version__
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from batchnorm_tool.commands.bake.bake import Baked, bake
     from batchnorm_tool.commands.compare.compare import Comparison, compare
     from batchnorm_tool.commands.compare.diff import Difference, diff
     from batchnorm_tool.commands.refresh.decisions import accept, history, release, rollback
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         WorkFailed,
     )
     from batchnorm_tool.job import Job
+    from batchnorm_tool.layers import normalized
     from batchnorm_tool.norms.array import normalize
     from batchnorm_tool.norms.stats import NormStats
     from batchnorm_tool.readers.vectors import read
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 # Which module defines each public name; a name that is not here is a class of `errors`.
 _NAMES = {
+    "commands.bake.bake": ("Baked", "bake"),
     "commands.compare.compare": ("Comparison", "compare"),
     "commands.compare.diff": ("Difference", "diff"),
     "commands.refresh.decisions": ("accept", "history", "release", "rollback"),
@@ -61,6 +64,7 @@ _NAMES = {
     "commands.verify.verify": ("verify",),
     "contract": ("Contract",),
     "job": ("Job",),
+    "layers": ("normalized",),
     "norms.array": ("normalize",),
     "norms.stats": ("NormStats",),
     "readers.vectors": ("read",),
@@ -72,6 +76,7 @@ _ALIASES = {"Night": "RefreshResult"}
 
 __all__ = [
     "BadRows",
+    "Baked",
     "BatchnormToolError",
     "Busy",
     "Comparison",
@@ -96,10 +101,12 @@ __all__ = [
     "WorkFailed",
     "__version__",
     "accept",
+    "bake",
     "compare",
     "diff",
     "history",
     "normalize",
+    "normalized",
     "read",
     "refresh",
     "release",

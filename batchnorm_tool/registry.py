@@ -41,6 +41,12 @@ TARGETS = {
     "faiss": "batchnorm_tool.publish.faiss:FaissIndex",
 }
 
+# A `batchnorm_tool.models.export.BakeFormat`.
+BAKE_FORMATS = {
+    "keras": "batchnorm_tool.models.backends.export_keras:KERAS",
+    "savedmodel": "batchnorm_tool.models.backends.export_saved_model:SAVED_MODEL",
+}
+
 
 def spellings(choices: Mapping[str, str]) -> dict[str, list[str]]:
     """Return each name with its other spellings.

@@ -89,9 +89,11 @@ FILE_ACCESS = (
 )
 # What takes seconds to import, or needs an extra: imported where it is used.
 HEAVY = (
-    "tensorflow keras onnxruntime onnx tf2onnx openvino ai_edge_litert"
+    "tensorflow onnxruntime onnx tf2onnx openvino ai_edge_litert"
     " h5py PIL lance psycopg pgvector faiss prometheus_client"
 )
+# A layer is a class of Keras; what needs one imports this file where it does.
+LAYER = "models.backends.vector_normalization"
 
 # Names are those below the package, or of a library. What is left open here, the order of the
 # packages, is held by `circles`: none imports one that imports it.
@@ -104,7 +106,7 @@ RULES = (
     never("report", "storage inputs store"),
     never("contract", "storage job pyarrow pydantic"),
     never("*", FACE),
-    only("models.backends", "tensorflow keras onnxruntime tf2onnx"),
+    only("models.backends layers", "tensorflow keras onnxruntime tf2onnx"),
     only("models.backends models.security", "onnx"),
     only("models.backends models.security", "h5py"),
     only("features.values", "PIL"),
@@ -113,6 +115,7 @@ RULES = (
     only("publish", "psycopg pgvector faiss"),
     only("commands.refresh.metrics", "prometheus_client"),
     Rule(("*",), tuple(HEAVY.split()), when=("start",)),
+    Rule(("*",), ("keras",), but=(LAYER,), when=("start",)),
 )
 
 

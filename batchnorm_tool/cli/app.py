@@ -27,7 +27,7 @@ from batchnorm_tool.cli.signals import StopSignals
 from batchnorm_tool.display import printable
 from batchnorm_tool.environment import quiet_libraries
 from batchnorm_tool.errors import BatchnormToolError, Interrupted
-from batchnorm_tool.registry import TARGETS
+from batchnorm_tool.registry import BAKE_FORMATS, TARGETS
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.compare.compare import Comparison
@@ -181,10 +181,7 @@ def normalize_command(terminal: Terminal, source: str, output: str, **options: A
 @cli.command("compare", keeps=False)
 @click.argument("source", metavar="IN")
 @click.option(
-    "--norms",
-    callback=flags.parse_names,
-    metavar="NORM,...",
-    help=f"Of {flags.NORM_LIST}, lp:3, power:0.5; with options l2:256, l2+mean, l2+int8.",
+    "--norms", callback=flags.parse_names, metavar="NORM,...", help=f"Of {flags.NORM_LIST}, lp:3."
 )
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")
@@ -224,6 +221,30 @@ def diff_command(terminal: Terminal, a: str, b: str, **options: Any) -> None:
     from batchnorm_tool.commands.compare.diff import diff
 
     _report(terminal, options, partial(diff, a, b))
+
+
+@cli.command("bake", keeps=False)
+@click.argument("model", metavar="MODEL")
+@click.argument("out", metavar="OUT")
+@click.option("--fresh", is_flag=True, help="Replace what is at OUT.")
+@click.option("--like", metavar="RUN|STORE", help="Normalize as its vectors are.")
+@click.option("--to", callback=flags.parse_names, help=f"Formats: {', '.join(BAKE_FORMATS)}.")
+@click.option("--keep-norm", is_flag=True, help="Also give the norms, as <output>_norm.")
+@click.option("--outputs", callback=flags.parse_names, help="Outputs to normalize, as a,b.")
+@click.option("--layer", help="Use the output of this inner layer.")
+@click.option("--axis", type=click.Choice(["-1", "all"]), help="Each vector, or a row's output.")
+@click.option("--p", type=float, help="The p of --norm lp.")
+@click.option("--norm", help=f"{flags.NORM_LIST}, or lp with --p.  [default: l2]")
+def bake_command(terminal: Terminal, model: str, out: str, **options: Any) -> None:
+    """Write a copy of a model that normalizes its outputs itself.
+
+    The copy is of plain operations: it loads where this package is not installed. OUT is a file,
+    or a directory for a SavedModel and for several formats.
+    """
+    from batchnorm_tool.commands.bake.bake import bake
+
+    given = {name: value for name, value in options.items() if value is not None}
+    terminal.print_baked(bake(model, out, **given))
 
 
 def _report(

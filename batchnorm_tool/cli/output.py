@@ -16,6 +16,7 @@ from batchnorm_tool.errors import FRESH, Lines, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands import show
+    from batchnorm_tool.commands.bake.bake import Baked
     from batchnorm_tool.commands.progress import Progress
     from batchnorm_tool.commands.refresh.record import PlannedRefresh, RefreshResult, Released
     from batchnorm_tool.commands.run.retry import Retry
@@ -180,6 +181,10 @@ class Terminal:
         lines = dry_run_lines(planned.rows, planned.gate, _WIDTH)
         self._print({"status": "planned", **planned.to_dict()}, lambda: lines)
 
+    def print_baked(self, baked: Baked) -> None:
+        """Print which files a model was written to."""
+        self._print({"status": "done", **baked.to_dict()}, lambda: _table([*baked.files.items()]))
+
     def print_release(self, released: Released) -> None:
         """Print that a hold is over."""
         self._print({"status": "done", **released.to_dict()}, lambda: _released_lines(released))
@@ -334,8 +339,7 @@ def _finished_lines(manifest: Manifest) -> Iterator[str]:
 
     yield _HeadedLine("A finished run. ", text_run.rows_line(manifest.rows))
     yield from _norm_lines(manifest)
-    names = ("space", "bits", "result", *(["contract"] if manifest.contract else []))
-    yield from _table((name, getattr(manifest, name)) for name in names)
+    yield from _table((name, getattr(manifest, name)) for name in ("space", "bits", "result"))
 
 
 def _unfinished_lines(run: show.UnfinishedRun) -> Iterator[str]:

@@ -11,7 +11,7 @@ one as it is.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from batchnorm_tool.chunk import Field
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
 from batchnorm_tool.storage.checked_json import Positive, Record
+
+if TYPE_CHECKING:
+    from batchnorm_tool.models.backends.normalized_model import GraphOutput, NormalizedModel
 
 Device = Literal["cpu", "gpu"]
 Step = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -90,6 +93,23 @@ class LoadedModel(ModelFacts):
         It is called from several threads at once.
         """
         raise NotImplementedError
+
+    def normalized(
+        self,
+        outputs: "Sequence[GraphOutput]",  # noqa: ARG002
+        *,
+        keep_norm: bool,  # noqa: ARG002
+    ) -> "NormalizedModel":
+        """Return the model with its chosen outputs normalized in the graph.
+
+        Raises:
+            JobError: An output has the name that norms would get, or is to be quantized.
+            ModelError: It has no graph that can be continued.
+        """
+        raise ModelError(
+            "A graph for another runtime cannot be continued. Bake the Keras model or SavedModel "
+            "that it was converted from."
+        )
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,11 @@ from batchnorm_tool.commands.compare.sets import Figures, Sample
 from batchnorm_tool.comparison import verdict
 from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements
 from batchnorm_tool.comparison.metrics import RBO_PERSISTENCE, Rankings, rank_correlation
-from batchnorm_tool.comparison.neighbours import Queries
+from batchnorm_tool.comparison.neighbours import Queries, neighbours
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Metric
-from batchnorm_tool.comparison.variants import (
-    Variant,
-    by_plain_norm,
-    fit,
-    variant_neighbours,
-    variants_of,
-)
 from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.errors import InputError, capture_warnings, warn
+from batchnorm_tool.errors import InputError, JobError, capture_warnings, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm
 from batchnorm_tool.readers.vectors import checked_ks, checked_whole, several
 
@@ -120,11 +113,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
             rows.
         relevance_columns: Names of its columns for query, item and, if there is one, grade.
         by: A column of the queries: every figure also for each of its values, or tenths.
-        norms: Names of norms, which may have options: ``"l2:256"`` keeps 256 components,
-            ``"l2+mean"`` projects the rows' mean direction off, ``"l2+int8"`` and ``"l2+binary"``
-            quantize, and ``"l2:256+mean+int8"`` does all; ``"power:0.5"`` divides by that power of
-            the L2 norm. The others are tested against the first one, and those with options
-            against their own norm without, where it is compared.
+        norms: Names of norms; the others are tested against the first one.
         metric: What the serving system ranks by: ``"dot"``, ``"euclidean"`` or ``"cosine"``.
         k: Numbers of neighbours; default: those of 1, 5, 10 and 100 that the base has.
         sample: Queries at most, drawn at random; ``None`` for all rows.
@@ -150,7 +139,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     with capture_warnings(warnings.append):
         query_set = QuerySet.open(source, queries, column, key, mixed_spaces=mixed_spaces)
         options = _Options(
-            variants_of(several(norms), query_set.base.width, query_set.base.name),
+            tuple(_norms(norms)),
             Metric.parse(metric),
             _depths(k, query_set),
             checked_whole("seed", seed),
@@ -163,6 +152,16 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Comparison(document)
+
+
+def _norms(names: Sequence[str]) -> list[Norm]:
+    given = several(names)
+    found = [Norm.parse(name) for name in given]
+    if not found or len(set(found)) != len(found):
+        raise JobError(
+            f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
+        )
+    return found
 
 
 def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
@@ -204,7 +203,7 @@ def _rows(group: str, figures: verdict.RankingFigures, first: str) -> list[tuple
 class _Options:
     """What is asked of a comparison; the other norms are tested against the first one."""
 
-    variants: tuple[Variant, ...]
+    norms: tuple[Norm, ...]
     metric: Metric
     ks: tuple[int, ...]
     seed: int
@@ -222,8 +221,7 @@ def _document(
         warn("The vectors have a single component: every norm except none makes them 1 or -1.")
     sampled = Sample.of(query_set.source, rows)
     is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
-    norms = [each.norm for each in options.variants]
-    passed = first_pass(query_set, sampled, norms, all_lengths=is_graded)
+    passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
     if not query_set.is_base:
         for batch in query_set.source.batches():
             sampled.add(batch)
@@ -237,8 +235,7 @@ def _document(
         )
     queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
     base = sets.StreamedBase(query_set.base, passed.probe)
-    fitted = fit(base, options.variants, query_set.base.width)
-    found = variant_neighbours(queries, base, fitted, options.metric, max(options.ks))
+    found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
     judgements = None if relevance is None else relevance.judgements.take(rows[usable])
     if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
         raise InputError(
@@ -246,10 +243,7 @@ def _document(
             "Expected classes with several rows, or judgements above 0. Received: none. Choose "
             "another `label` or `relevance`."
         )
-    with_options = by_plain_norm(options.variants)
-    rankings = Rankings(
-        found, options.ks, query_set.base.rows, judgements, options.seed, with_options
-    )
+    rankings = Rankings(found, options.ks, query_set.base.rows, judgements, options.seed)
     query_facts = _query_facts(len(rows), len(usable), judgements)
     document: ComparisonFigures = {
         **_facts(query_set, relevance, passed, options),
@@ -286,7 +280,7 @@ def _facts(
         "source": sets.set_facts(query_set.base, survey),
         "queries_from": None if query_set.is_base else query_set.source.facts(),
         "metric": str(options.metric),
-        "compared": [each.label for each in options.variants],
+        "compared": [norm.label for norm in options.norms],
         "k": list(options.ks),
         "seed": options.seed,
         "relevance": None if relevance is None else relevance.facts,

@@ -19,6 +19,11 @@ from batchnorm_tool.models.backends.loading import (
     inner_layer_model,
     load_stored,
 )
+from batchnorm_tool.models.backends.normalized_model import (
+    GraphOutput,
+    NormalizedModel,
+    normalized_tensors,
+)
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
 
@@ -30,6 +35,9 @@ _CAST_TO = ({"int32"}, {"int64"}, {"string"})
 def load_keras_model(model: Model, path: str, choose: OutputChoice) -> LoadedModel:
     """Load a ``.keras`` or ``.h5`` file that the gate admitted."""
     import keras
+
+    # Registers our layer: Keras does not import the module that a file names.
+    from batchnorm_tool.models.backends import vector_normalization  # noqa: F401
 
     loaded = load_stored(model, path, keras)
     if model.layer is not None:
@@ -105,6 +113,36 @@ class KerasModel(LoadedModel):
         ]
         archive.add_endpoint("serve", serve, input_signature=signature)
         archive.write_out(directory, verbose=False)
+
+    def normalized(self, outputs: Sequence[GraphOutput], *, keep_norm: bool) -> NormalizedModel:
+        """Return a model around this one, which keeps its weights, inputs and names.
+
+        It gives a dictionary where this one does, and where there is more than one output.
+        """
+        import keras
+
+        if _overrides(self.model, "predict") or _overrides(self.model, "predict_step"):
+            raise ModelError(
+                "The model's class defines predict() or predict_step() itself, as Python code, "
+                "which is no part of a graph. Save the model that it calls."
+            )
+        size = self.own_batch_size
+        flat = [keras.Input(each.shape, size, each.dtype, name=each.name) for each in self.inputs]
+        taken = _packed(self.structure, flat, self.inputs)
+        result = self.model(taken)
+        parts = [part for _, part in _named_parts(result)]
+        tensors = {
+            field.name: parts[place] for field, place in zip(self.outputs, self.chosen, strict=True)
+        }
+        found = normalized_tensors(tensors, outputs, keep_norm=keep_norm)
+        is_alone = len(found) == 1 and not isinstance(result, Mapping)
+        made = keras.Model(taken, _renamed(taken, *found.items()) if is_alone else found)
+
+        def call(*given: Any) -> dict[str, Any]:
+            results = made(_packed(self.structure, given, self.inputs), training=False)
+            return dict(zip(found, [results], strict=True)) if is_alone else results
+
+        return NormalizedModel(self.inputs, tuple(found), call, made, size, made)
 
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""
@@ -280,6 +318,16 @@ def _distinct(names: Sequence[str]) -> list[str]:
         number = sum(name == other for other in names[: len(distinct)])
         distinct.append(f"{name}_{number}" if number else name)
     return distinct
+
+
+def _renamed(inputs: Any, named: tuple[str, Any]) -> Any:
+    """Name a model's only output: as its operation is called, unless another one is."""
+    import keras
+
+    name, tensor = named
+    used = {operation.name for operation in keras.Model(inputs, tensor).operations}
+    free = f"{name}_normalized" if name in used else name
+    return keras.layers.Identity(name=free, dtype=tensor.dtype)(tensor)
 
 
 def _overrides(model: Any, method: str) -> bool:

@@ -129,6 +129,7 @@ _SMALL_OBJECTS = _words(
     VarianceScaling Zeros
     """
 )
+_OURS = _words("VectorNormalization")
 _LEGACY_NAMES = _LAYERS | _MODELS | _POLICIES | _SMALL_OBJECTS
 _MODULE_CLASSES = {
     "keras": _MODELS | _POLICIES | {"KerasTensor"},
@@ -139,6 +140,7 @@ _MODULE_CLASSES = {
     "keras.src.applications.convnext": _words("LayerScale StochasticDepth"),
     "keras.src.layers.preprocessing.feature_space": _words("TFDConcat TFDIdentity"),
     "keras.src.applications.inception_resnet_v2": _words("CustomScaleLayer"),
+    "batchnorm_tool.layers": _OURS,
     "keras.random": _words("SeedGenerator"),
     "keras.src.random.seed_generator": _words("SeedGenerator"),
 }
@@ -386,7 +388,9 @@ def _custom(
 
 def _is_harmless(item: dict[str, object], name: str, module: str | None) -> bool:
     """Tell whether Keras would look this class up among its own, and it only computes."""
-    if item.get("registered_name") not in (None, name) or name in _LOOKUPS:
+    is_ours = module == "batchnorm_tool.layers"
+    registered = (f"batchnorm_tool>{name}",) if is_ours else (None, name)
+    if item.get("registered_name") not in registered or name in _LOOKUPS:
         return False
     if module is None:
         return "module" not in item and name in _LEGACY_NAMES

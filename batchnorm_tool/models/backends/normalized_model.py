@@ -1,0 +1,107 @@
+"""A model with the normalization at the end of its graph, as every format is written from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchnorm_tool.chunk import Field
+from batchnorm_tool.errors import JobError
+from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
+from batchnorm_tool.norms.normalization import Normalization
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """How one output is normalized in the graph.
+
+    Attributes:
+        name: The output's; "" where it stands for every output.
+        axis: ``-1``, or ``"all"``: the whole output of a row is one vector.
+        dtype: Of the vectors; default: float32, or float64 where the model computes in it.
+        shape: Of one row of the raw output, where that has to be so.
+    """
+
+    name: str
+    normalization: Normalization
+    axis: int | str = -1
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class NormalizedModel:
+    """A model whose outputs are normalized.
+
+    Attributes:
+        inputs: What it takes, by the original's names.
+        outputs: Names of what it gives: each output, followed by its norms where they are kept.
+        call: From tensors, in the order of ``inputs``, to tensors by the names of ``outputs``.
+        tracked: What holds its variables.
+        batch_size: The batch size that is built into it, if one is.
+        keras: It as a ``keras.Model``; ``None`` where the original is none.
+        metadata: What is to be known of it in its file.
+    """
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[str, ...]
+    call: Callable[..., dict[str, Any]]
+    tracked: Any
+    batch_size: int | None = None
+    keras: Any | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def export(self, directory: str) -> None:
+        """Write a SavedModel whose signature has these names."""
+        import keras
+        import tensorflow as tf
+
+        archive = keras.export.ExportArchive()
+        archive.track(self.tracked)
+        signature = [
+            tf.TensorSpec((self.batch_size, *each.shape), each.dtype, each.name)
+            for each in self.inputs
+        ]
+        archive.add_endpoint("serve", self.call, input_signature=signature)
+        archive.write_out(directory, verbose=False)
+
+
+def normalized_tensors(
+    tensors: Mapping[str, Any], outputs: Sequence[GraphOutput], *, keep_norm: bool
+) -> dict[str, Any]:
+    """Normalize the outputs of a model, one number for a row being a vector of one.
+
+    Args:
+        tensors: The raw outputs ``[n, ...]``, by name.
+        outputs: Those to normalize.
+        keep_norm: Also return the norms of each, as ``<output>_norm``.
+
+    Raises:
+        JobError: An output has the name that norms would get, or is to be quantized.
+    """
+    from keras import ops
+
+    found: dict[str, Any] = {}
+    for output in outputs:
+        x, plan = tensors[output.name], output.normalization
+        if plan.dtype is not None:
+            raise JobError(
+                f"`normalize.dtype` is {plan.dtype}, which a graph does not compute. Leave it out, "
+                "and quantize the vectors that the model gives."
+            )
+        if len(x.shape) == 1:
+            x = ops.expand_dims(x, -1)
+        if output.dtype == "float64":
+            x = ops.cast(x, output.dtype)
+        vectors, norms = normalize_tensor(x, plan, output.axis)
+        found[output.name] = ops.cast(vectors, output.dtype) if output.dtype else vectors
+        if keep_norm:
+            found[f"{output.name}_norm"] = norms
+    if len(found) < len(outputs) * (1 + keep_norm):
+        names = ", ".join(output.name for output in outputs)
+        raise JobError(
+            "`keep_norm` gives each output's norms the name <output>_norm, which is another "
+            f"output's. Received: {names}. Choose fewer outputs, or leave the norms out."
+        )
+    return found
