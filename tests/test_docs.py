@@ -49,7 +49,17 @@ DOCS = ROOT / "docs"
 OTHERS = [ROOT / name for name in ("SECURITY.md", "CHANGELOG.md", "examples/README.md")]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [command for block in BLOCKS for command in commands(block) if is_ours(command)]
-SECTIONS = ("input", "model", "normalize", "output", "engine", "store", "gate", "publish")
+SECTIONS = (
+    "input",
+    "model",
+    "normalize",
+    "output",
+    "contract",
+    "engine",
+    "store",
+    "gate",
+    "publish",
+)
 
 
 def of(*languages: str) -> list[Any]:
@@ -169,7 +179,7 @@ def test_every_key_is_explained() -> None:
 
 
 def test_every_key_that_is_named_exists() -> None:
-    ours = TEXT.replace("`model.predict`", "")
+    ours = TEXT.replace("`model.predict`", "").replace("`contract.json`", "")
     named = re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)", ours)
     assert len(named) > 15
     known = set(re.findall(r"^\| `(\w+\.\w+)", keys_page(), re.MULTILINE))

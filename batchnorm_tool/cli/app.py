@@ -181,7 +181,10 @@ def normalize_command(terminal: Terminal, source: str, output: str, **options: A
 @cli.command("compare", keeps=False)
 @click.argument("source", metavar="IN")
 @click.option(
-    "--norms", callback=flags.parse_names, metavar="NORM,...", help=f"Of {flags.NORM_LIST}, lp:3."
+    "--norms",
+    callback=flags.parse_names,
+    metavar="NORM,...",
+    help=f"Of {flags.NORM_LIST}, lp:3, power:0.5; with options l2:256, l2+mean, l2+int8.",
 )
 @click.option("--metric", default="dot", show_default=True, help="dot, euclidean or cosine.")
 @click.option("--label", help="Column of classes: rows of the same class are relevant.")

@@ -339,7 +339,8 @@ def _finished_lines(manifest: Manifest) -> Iterator[str]:
 
     yield _HeadedLine("A finished run. ", text_run.rows_line(manifest.rows))
     yield from _norm_lines(manifest)
-    yield from _table((name, getattr(manifest, name)) for name in ("space", "bits", "result"))
+    names = ("space", "bits", "result", *(["contract"] if manifest.contract else []))
+    yield from _table((name, getattr(manifest, name)) for name in names)
 
 
 def _unfinished_lines(run: show.UnfinishedRun) -> Iterator[str]:

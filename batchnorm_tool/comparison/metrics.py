@@ -7,7 +7,7 @@ and ``AP@k``. A row is relevant where its grade is above 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 
@@ -183,7 +183,8 @@ class Rankings:
     """What each norm ranks first for every query.
 
     ``rows`` are, by the label of each norm, ``int64[q, max(ks)]``, nearest first; -1 where there
-    are no more. The first norm is the one that the others are held against.
+    are no more. The first norm is the one that the others are held against. Those ``with_options``,
+    such as truncation, are by their plain norm, which they are held against, too.
     """
 
     rows: Mapping[str, Int64s]
@@ -191,6 +192,7 @@ class Rankings:
     base_rows: int
     judgements: Judgements | None
     seed: int
+    with_options: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def headline_k(self) -> int:
@@ -222,8 +224,8 @@ class Rankings:
         """Return all figures of some queries, ``int64[m]``, at least one; default: all."""
         everyone = np.arange(len(next(iter(self.rows.values()))))
         chosen = everyone if queries is None else queries
-        quality, tests = self._quality_and_tests(chosen)
-        return {
+        quality, tests, of_options = self._quality_and_tests(chosen)
+        figures: RankingFigures = {
             "overlap": {
                 one: {other: self._overlap(one, other, chosen) for other in self.rows}
                 for one in self.rows
@@ -239,6 +241,7 @@ class Rankings:
             "quality": quality,
             "tests": tests,
         }
+        return {**figures, "option_tests": of_options} if of_options else figures
 
     def _overlap(self, one: str, other: str, queries: Int64s) -> dict[str, float]:
         if one == other:
@@ -251,9 +254,11 @@ class Rankings:
             return 1.0
         return float(self._rank_biased_overlaps[frozenset({one, other})][queries].mean())
 
-    def _quality_and_tests(self, queries: Int64s) -> tuple[Quality | None, Tests | None]:
+    def _quality_and_tests(
+        self, queries: Int64s
+    ) -> tuple[Quality | None, Tests | None, list[Tests]]:
         if self.quality is None or self.judgements is None:
-            return None, None
+            return None, None, []
         judged = queries[self.judgements.judged[queries]]
         first, *others = self.rows
         metrics = list(self.quality[first])
@@ -261,14 +266,19 @@ class Rankings:
             interval = {metric: dict.fromkeys(_INTERVAL) for metric in metrics}
             test = {metric: dict.fromkeys(_TESTED) for metric in metrics}
             untested: Tests = {"against": first, **dict.fromkeys(others, test)}
-            return dict.fromkeys(self.rows, interval), untested
+            return dict.fromkeys(self.rows, interval), untested, []
         values = {
             norm: np.column_stack([by_metric[metric][judged] for metric in metrics])
             for norm, by_metric in self.quality.items()
         }
-        differences = {norm: values[norm] - values[first] for norm in others}
+
+        def tests(against: str, norms: Sequence[str]) -> Tests:
+            differences = {norm: values[norm] - values[against] for norm in norms}
+            return {"against": against, **_tests(metrics, differences, self.seed)}
+
         found = {norm: intervals(metrics, each, self.seed) for norm, each in values.items()}
-        return found, {"against": first, **_tests(metrics, differences, self.seed)}
+        of_options = [tests(plain, norms) for plain, norms in self.with_options.items()]
+        return found, tests(first, others), of_options
 
 
 def intervals(names: Sequence[str], values: Float64s, seed: int) -> dict[str, dict[str, float]]:
@@ -279,7 +289,7 @@ def intervals(names: Sequence[str], values: Float64s, seed: int) -> dict[str, di
 def _tests(
     metrics: Sequence[str], differences: Mapping[str, Float64s], seed: int
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return differences from the first norm, p-values corrected for the number of norms."""
+    """Return differences from another norm, p-values corrected for the number of norms."""
     p = {norm: verdict.paired_randomization(each, seed) for norm, each in differences.items()}
     corrected = [verdict.holm(of_metric) for of_metric in zip(*p.values(), strict=True)]
     p_holm = dict(zip(p, zip(*corrected, strict=True), strict=True))

@@ -10,7 +10,7 @@ in float64 alone (`Exact`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Protocol
@@ -97,15 +97,19 @@ class Queries:
 def neighbours(
     queries: Queries, base: Base, norms: Sequence[Norm], metric: Metric, k: int
 ) -> dict[str, Int64s]:
-    """Find the ``k`` nearest rows of each query under each norm; of equally near ones the lower.
+    """Find the ``k`` nearest rows of each query under each norm: `nearest`, by label."""
+    return nearest(queries, base, {norm.label: Score.of(metric, norm) for norm in norms}, k)
 
-    The result is, by the label of each norm, ``int64[q, k]``, rows nearest first; -1 where there
+
+def nearest(queries: Queries, base: Base, wanted: Mapping[str, Score], k: int) -> dict[str, Int64s]:
+    """Find the ``k`` nearest rows of each query for each score; of equally near ones the lower.
+
+    The result is, by the name of each score, ``int64[q, k]``, rows nearest first; -1 where there
     are no more. Memory: for each thread one block of the base and 20 MiB of products, and about 128
     MiB for the best rows so far; where there are more queries than fit (2,800 at ``k`` of 100 and
     four norms), they take turns, and the base is read again for each. While it runs, BLAS has one
     thread in the whole process. Not promised: an order among float64 rows whose products overflow.
     """
-    wanted = {norm.label: Score.of(metric, norm) for norm in norms}
     scores = list(dict.fromkeys(wanted.values()))
     # Each thread multiplies on its own core: with two threads each, 5.0 CPU seconds became 3.5.
     with threadpool_limits(1, user_api="blas"):

@@ -75,22 +75,25 @@ class Score:
     """A way to score rows divided by a norm, higher for nearer ones; equal ways are equal objects.
 
     With ``subtracts``, half the square of the stored length is subtracted, as Euclidean distance
-    asks for.
+    asks for. What divides is the norm to the power of ``exponent``.
     """
 
     norm: Norm
     subtracts: bool
+    exponent: float = 1
 
     @classmethod
-    def of(cls, metric: Metric, norm: Norm) -> Score:
-        """Return what ranks rows that are divided by ``norm`` under ``metric``."""
+    def of(cls, metric: Metric, norm: Norm, exponent: float = 1) -> Score:
+        """Return what ranks rows that are divided by ``norm``, or a power, under ``metric``."""
         if metric is Metric.COSINE:
             return _COSINE
-        return cls(norm, subtracts=metric is Metric.EUCLIDEAN)
+        return cls(norm, metric is Metric.EUCLIDEAN, exponent)
 
     def divisors(self, x64: Float64s) -> Float64s:
         """Return what rows ``float64[n, d]`` are divided by: their norms, and 1 for zeros alone."""
         norms = row_norms(x64, self.norm)[:, 0]
+        if self.exponent != 1:
+            norms **= self.exponent
         norms[norms == 0] = 1
         return norms
 
@@ -267,7 +270,7 @@ def _units(x64: Float64s, lengths: Float64s) -> Float32s:
 
 
 def _ratios(score: Score, x64: Float64s, lengths: Float64s) -> Float64s:
-    if score.norm == L2:
+    if score.norm == L2 and score.exponent == 1:
         return (lengths > 0).astype(np.float64)
     if score.norm.name == "none":
         return lengths

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
 from batchnorm_tool.comparison.norm_survey import SetFacts, SourceFacts
 from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.comparison.variants import Variant
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.norms.norm import Float64s
 
@@ -48,7 +49,8 @@ class RankingFigures(TypedDict):
     """What rankings by several norms have in common, and how good they are.
 
     Overlaps are by two norms, and the number of neighbours. Quality and tests are ``None`` without
-    judgements; tests are of all norms but the first one, which is ``against``.
+    judgements; tests are of all norms but the first one, which is ``against``; those of norms with
+    options are against the same norm without, where both are compared and queries are judged.
     """
 
     overlap: dict[str, dict[str, dict[str, float]]]
@@ -56,6 +58,7 @@ class RankingFigures(TypedDict):
     hubness: dict[str, Numbers]
     quality: Quality | None
     tests: Tests | None
+    option_tests: NotRequired[list[Tests]]
 
 
 class GroupFigures(RankingFigures):
@@ -125,7 +128,7 @@ def _entry(
 
 
 def _judged(document: ComparisonFigures) -> VerdictEntry:
-    if document["metric"] == Metric.COSINE:
+    if document["metric"] == Metric.COSINE and not _with_options(document):
         return _entry(
             None,
             "cannot matter",
@@ -139,7 +142,17 @@ def _judged(document: ComparisonFigures) -> VerdictEntry:
     return (_without_relevance if document["quality"] is None else _with_relevance)(document)
 
 
+def _with_options(document: ComparisonFigures) -> bool:
+    variants = map(Variant.parse, document["compared"])
+    return any(each != each.plain for each in variants)
+
+
 def _notes(document: ComparisonFigures) -> Iterator[str]:
+    if document["metric"] == Metric.COSINE and _with_options(document):
+        yield (
+            "Under cosine the norm itself cannot change a ranking. Truncation, projection and "
+            "quantization change directions, and can."
+        )
     if document["metric"] == Metric.DOT:
         yield (
             "Under dot product the query's own norm cannot change a ranking: it scales all scores "
@@ -187,7 +200,7 @@ def _with_relevance(document: ComparisonFigures) -> VerdictEntry:
         words = "No query is judged, so that no norm can be shown to be right."
         return _entry(None, "not judged", words, "No judgement matches a query.")
     first, tests = norms[0], {norm: _test(document, norm) for norm in norms[1:]}
-    better = [norm for norm, test in tests.items() if _shown(test, 1)]
+    better = _helped(document, [norm for norm, test in tests.items() if _shown(test, 1)])
     worse = [norm for norm, test in tests.items() if _shown(test, -1)]
     if better:
         best = max(better, key=lambda norm: values[norm])
@@ -219,12 +232,30 @@ def _test(document: ComparisonFigures, norm: str) -> dict[str, float]:
     return _known(of_norm[headline]) if isinstance(of_norm, Mapping) and headline else {}
 
 
+def option_tests(document: ComparisonFigures, metric: str) -> list[tuple[str, str, Numbers]]:
+    """Return each norm with options, the norm without, and the test of the difference."""
+    return [
+        (norm, str(tests["against"]), of_norm[metric])
+        for tests in document.get("option_tests", [])
+        for norm, of_norm in tests.items()
+        if isinstance(of_norm, Mapping)
+    ]
+
+
+def _helped(document: ComparisonFigures, better: Sequence[str]) -> list[str]:
+    """Leave out norms whose options are not shown to help, where the norm without is better."""
+    tests = option_tests(document, str(document["headline"]))
+    useless = [norm for norm, plain, test in tests if plain in better and not _shown(test, 1)]
+    return [norm for norm in better if norm not in useless]
+
+
 def _known(numbers: Numbers) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value is not None}
 
 
-def _shown(test: Mapping[str, float], sign: int) -> bool:
-    return test["p_holm"] < _SIGNIFICANCE and sign * test["difference"] > 0
+def _shown(test: Numbers, sign: int) -> bool:
+    known = _known(test)
+    return known["p_holm"] < _SIGNIFICANCE and sign * known["difference"] > 0
 
 
 def _choice(document: ComparisonFigures, best: str, first: str) -> tuple[str, str, str]:
@@ -251,6 +282,8 @@ def _runner_up(document: ComparisonFigures, best: str, first: str) -> str:
     values = {norm: _quality(document, norm) for norm in [best, *others]}
     second = max(others, key=lambda norm: values[norm]["value"])
     behind = values[best]["value"] - values[second]["value"]
+    if behind < 0:
+        return f" {second} is {-behind:.4f} higher, which is not shown to be more than chance."
     apart = values[second]["high"] < values[best]["low"]
     hint = "" if apart else "; their intervals overlap, so that either may be used"
     return f" Next best is {second}, {behind:.3f} lower{hint}."
@@ -264,8 +297,14 @@ def _cost(document: ComparisonFigures, best: str) -> str:
     anew = "Stored vectors and the index must be rebuilt"
     if share is not None:
         anew += f"; {percent(share)} of the {k} nearest rows stay the same"
-    if best == "none":
+    chosen = Variant.parse(best)
+    if chosen.norm.name == "none":
         return f"{anew}. Long rows then rank higher than short ones."
+    if chosen.power is not None:
+        return (
+            f"{anew}. A row's length then affects its rank less. No command stores powers: "
+            f"multiply unit vectors of l2 by their norms to the power of {1 - chosen.power:g}."
+        )
     return (
         f"{anew}. A row's length then no longer affects its rank; it is kept only in the norm "
         "column."
@@ -294,7 +333,9 @@ def _stored(document: ComparisonFigures) -> str:
 def _advice(document: ComparisonFigures, norm: str) -> str:
     if norm == _stored(document):
         return f"Keep {norm}, as stored"
-    return f"Normalize by {norm}" if norm != "none" else "Store the vectors unnormalized (none)"
+    if Variant.parse(norm).norm.name == "none":
+        return f"Store the vectors unnormalized ({norm})"
+    return f"Normalize by {norm}"
 
 
 def _interval(figure: Mapping[str, float]) -> str:

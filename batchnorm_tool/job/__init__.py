@@ -14,6 +14,7 @@ from batchnorm_tool.job import loader
 from batchnorm_tool.job.messages import complaints_of, format_value, mask_values, refusal
 from batchnorm_tool.job.refresh_sections import Gate, Keep, Publish, Publishes, Store
 from batchnorm_tool.job.sections import (
+    ContractOptions,
     Engine,
     Input,
     Model,
@@ -28,6 +29,7 @@ from batchnorm_tool.job.types import Axis, JobSchema, is_within, option, wrong
 
 __all__ = [
     "Axis",
+    "ContractOptions",
     "Engine",
     "Gate",
     "Input",
@@ -62,6 +64,7 @@ class Job(Section):
         model: What predicts; ``None`` where the predictions are stored already.
         normalize: How to normalize the predictions.
         output: What to write.
+        contract: What goes with the result to those who query it.
         engine: Where and how to run.
         store: Where a refresh keeps its embeddings; ``None`` in a job that is only run.
         gate: What a refresh may not publish without a person.
@@ -77,6 +80,12 @@ class Job(Section):
     model: Model | None = option(None, "What predicts; omit it for stored predictions.")
     normalize: Normalize = option(Normalize, "How to normalize the predictions.")
     output: Output = Field(description="What to write.")
+    # Left out where nothing is said of it: a result that was made without the section stays.
+    contract: ContractOptions = option(
+        ContractOptions,
+        "What goes with the result to those who query it.",
+        exclude_if=lambda value: value == ContractOptions(),
+    )
     engine: SerializeAsAny[Engine] = option(Engine, "Where and how to run.")
     store: Store | None = option(None, "For refresh: where vectors are kept.")
     gate: Gate = option(Gate, "For refresh: limits for publishing a version.")

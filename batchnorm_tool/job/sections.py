@@ -353,6 +353,15 @@ def _as_list(names: str | Sequence[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+class ContractOptions(Section):
+    """What goes with a result to those who query it: the ``contract`` section."""
+
+    canaries: Annotated[Literal[16, 0], Expects("16, or 0 for none")] = option(
+        16, "Rows of the input that the contract has with their vectors; 0: none."
+    )
+    keys: types.Flag = Field(default=False, description="Whether these rows keep their keys.")
+
+
 class Engine(TaggedSection):
     """Where the work is done: the ``engine`` section.
 

@@ -34,6 +34,7 @@ from batchnorm_tool.storage.checked_json import (
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"
+CONTRACT_PATH = "contract.json"
 FORMAT: Literal[1] = 1
 # Enough to see a pattern; the rest is counted, and lies in `_quarantine` where policy says so.
 FIRST_BAD_ROWS = 10
@@ -259,6 +260,7 @@ class Manifest(Record):
         files: What was committed besides the parts' files.
         statistics: Statistics of each output; none without rows.
         backend: What computed the model; ``None`` without one.
+        contract: SHA-256 of ``contract.json``; ``None`` where an earlier version wrote the result.
         checksum: SHA-256 over all the rest, as ``_SUCCESS`` holds it.
     """
 
@@ -283,6 +285,7 @@ class Manifest(Record):
     statistics: dict[str, VectorStats]
     warnings: tuple[str, ...]
     backend: Annotated[UsedBackend | None, LEFT_OUT_IF_NONE] = None
+    contract: Annotated[str | None, LEFT_OUT_IF_NONE] = None
     checksum: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
     def __post_init__(self) -> None:
@@ -299,7 +302,11 @@ class Manifest(Record):
 
 
 def build_manifest(
-    plan: Plan, totals: Totals, layouts: Sequence[OutputSpec], warnings: Sequence[str]
+    plan: Plan,
+    totals: Totals,
+    layouts: Sequence[OutputSpec],
+    warnings: Sequence[str],
+    contract: str,
 ) -> Manifest:
     """Return the manifest of a finished run, sealed with a checksum of its own."""
     manifest = Manifest(
@@ -324,6 +331,7 @@ def build_manifest(
         statistics=totals.statistics,
         warnings=tuple(dict.fromkeys([*warnings, *totals.warnings])),
         backend=UsedBackend.of(plan),
+        contract=contract,
     )
     # Over the document without it; `_SUCCESS` repeats it, so that one tells of the other's loss.
     return replace(manifest, checksum=checked_json.sha256(manifest.to_dict()))

@@ -27,6 +27,7 @@ _Cell: TypeAlias = Callable[["GroupFigures", str], object]
 # A column of thousands of values makes thousands of groups, in dozens of tables; the document of
 # the comparison has them all.
 _MOST_ROWS = 100
+_OPTION_HEADINGS = ("with options", "without", "difference", "95 % interval", "p (Holm)")
 # Different norms of a row differ by a factor of up to its width: on a linear axis the smaller ones
 # would stand in one bar.
 _LOG_FROM = 2.0
@@ -141,10 +142,12 @@ def _quality_section(document: ComparisonDocument, styles: Mapping[str, SeriesSt
         [tag("strong", norm) if norm == chosen else norm, *_cells(document, norm, decisive)]
         for norm in document["compared"]
     ]
+    costs = figures.option_cells(document)
     return page.section(
         "Retrieval quality",
         page.quiet(_queries(document)),
         page.table(f"{name} of each norm", ["norm", *_headings(document, name)], rows),
+        page.table(f"Cost of options, {name}", _OPTION_HEADINGS, costs, "ll") if costs else None,
         first,
         tag("div", *(tag("div", other) for other in others), class_="trio") if others else None,
     )

@@ -6,7 +6,13 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from batchnorm_tool.comparison.verdict import ComparisonDocument, Numbers, RankingFigures
+from batchnorm_tool.comparison.verdict import (
+    ComparisonDocument,
+    Numbers,
+    RankingFigures,
+    option_tests,
+)
+from batchnorm_tool.display import probability, signed
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.report.charts import Interval
 
@@ -82,3 +88,17 @@ def tested(document: ComparisonDocument, norm: str, metric: str) -> Numbers:
     """Return a norm's difference to the first norm at a metric, with interval and p values."""
     entry = (document["tests"] or {}).get(norm)
     return entry[metric] if isinstance(entry, Mapping) else {}
+
+
+def option_cells(document: ComparisonDocument) -> list[list[str]]:
+    """Return norms with options, those without, and the tests of the headline's difference."""
+    return [
+        [
+            norm,
+            plain,
+            signed(test["difference"]),
+            f"{signed(test['low'])} to {signed(test['high'])}",
+            probability(test["p_holm"]),
+        ]
+        for norm, plain, test in option_tests(document, str(document["headline"]))
+    ]

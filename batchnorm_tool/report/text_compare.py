@@ -27,6 +27,7 @@ def comparison_lines(document: ComparisonDocument, width: int = 72) -> list[str]
     pieces = [
         _verdict(document["verdict"], width),
         _quality(document, width),
+        _options(document),
         _groups(document, width),
         _overlap(document),
         _hubness(document),
@@ -79,6 +80,14 @@ def _quality(document: ComparisonDocument, width: int) -> list[str]:
     judged = plural(document["queries"]["judged"] or 0, "judged query", "judged queries")
     shown = table(rows if against else [row[:3] for row in rows])
     return [*wrapped(f"retrieval quality, {judged}", width), "", *shown]
+
+
+def _options(document: ComparisonDocument) -> list[str]:
+    """Return what options of a norm change in quality."""
+    if not (rows := figures.option_cells(document)):
+        return []
+    metric = figures.metric_name(str(document["headline"]))
+    return table([["with options", "without", metric, "95 % interval", "p (Holm)"], *rows])
 
 
 def _rows_and_ranks(document: ComparisonDocument, width: int) -> list[str]:

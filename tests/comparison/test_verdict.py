@@ -213,3 +213,60 @@ def test_a_verdict_is_plain_data() -> None:
     found = verdict(document({"none": 0.7, "l2": 0.9}, {"l2": 0.001}, metric="dot"))
     assert list(found) == ["norm", "kind", "words", "reason", "cost", "notes"]
     assert isinstance(found["notes"], list)
+
+
+def with_options(difference: float, p: float) -> dict[str, Any]:
+    """None, l2, and l2 in int8, which differs so far from l2."""
+    values = {"none": 0.7, "l2": 0.9, "l2+int8": 0.9 + difference}
+    test = {HEADLINE: significance(0.9, 0.9 + difference, p)}
+    return document(
+        values, {"l2": 0.001, "l2+int8": 0.001}, option_tests=[{"against": "l2", "l2+int8": test}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "norm", "words"),
+    [
+        (
+            0.0004,
+            0.2,
+            "l2",
+            " l2+int8 is 0.0004 higher, which is not shown to be more than chance.",
+        ),
+        (-0.0004, 0.2, "l2", " Next best is l2+int8, 0.000 lower; their intervals overlap"),
+        (0.05, 0.01, "l2+int8", " Next best is l2, 0.050 lower."),
+    ],
+    ids=["chance", "lower", "shown"],
+)
+def test_options_are_chosen_only_if_they_are_shown_to_help(
+    difference: float, p: float, norm: str, words: str
+) -> None:
+    found = verdict(with_options(difference, p))
+    assert (found["norm"], found["kind"]) == (norm, "better")
+    assert words in found["reason"]
+
+
+def test_under_cosine_options_can_matter() -> None:
+    found = verdict(with_options(0.05, 0.01) | {"metric": "cosine"})
+    assert (found["norm"], found["kind"]) == ("l2+int8", "better")
+    (note,) = found["notes"]
+    assert note.startswith("Under cosine the norm itself cannot change a ranking.")
+
+
+def test_under_cosine_a_power_of_a_norm_cannot_matter() -> None:
+    figures = document({"none": 0.7, "power:0.5": 0.9}, {"power:0.5": 0.001}, metric="cosine")
+    assert verdict(figures)["kind"] == "cannot matter"
+
+
+@pytest.mark.parametrize(
+    ("best", "words", "cost"),
+    [
+        ("none:16", "Store the vectors unnormalized (none:16): ", "Long rows then rank higher"),
+        ("power:0.25", "Normalize by power:0.25: ", "by their norms to the power of 0.75."),
+        ("l2+int8", "Normalize by l2+int8: ", "no longer affects its rank"),
+    ],
+)
+def test_what_the_best_one_costs_is_said_in_its_words(best: str, words: str, cost: str) -> None:
+    found = verdict(document({"l1": 0.7, best: 0.8}, {best: 0.001}))
+    assert found["words"].startswith(words)
+    assert cost in found["cost"]

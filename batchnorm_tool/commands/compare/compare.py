@@ -17,11 +17,18 @@ from batchnorm_tool.commands.compare.sets import Figures, Sample
 from batchnorm_tool.comparison import verdict
 from batchnorm_tool.comparison.judgements import GradedJudgements, Judgements
 from batchnorm_tool.comparison.metrics import RBO_PERSISTENCE, Rankings, rank_correlation
-from batchnorm_tool.comparison.neighbours import Queries, neighbours
+from batchnorm_tool.comparison.neighbours import Queries
 from batchnorm_tool.comparison.norm_survey import NormSurvey, measured, norms_to_measure
 from batchnorm_tool.comparison.scores import Metric
+from batchnorm_tool.comparison.variants import (
+    Variant,
+    by_plain_norm,
+    fit,
+    variant_neighbours,
+    variants_of,
+)
 from batchnorm_tool.environment import map_in_order
-from batchnorm_tool.errors import InputError, JobError, capture_warnings, warn
+from batchnorm_tool.errors import InputError, capture_warnings, warn
 from batchnorm_tool.norms.norm import L1, L2, MAX, Anything, Float64s, Norm
 from batchnorm_tool.readers.vectors import checked_ks, checked_whole, several
 
@@ -113,7 +120,11 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
             rows.
         relevance_columns: Names of its columns for query, item and, if there is one, grade.
         by: A column of the queries: every figure also for each of its values, or tenths.
-        norms: Names of norms; the others are tested against the first one.
+        norms: Names of norms, which may have options: ``"l2:256"`` keeps 256 components,
+            ``"l2+mean"`` projects the rows' mean direction off, ``"l2+int8"`` and ``"l2+binary"``
+            quantize, and ``"l2:256+mean+int8"`` does all; ``"power:0.5"`` divides by that power of
+            the L2 norm. The others are tested against the first one, and those with options
+            against their own norm without, where it is compared.
         metric: What the serving system ranks by: ``"dot"``, ``"euclidean"`` or ``"cosine"``.
         k: Numbers of neighbours; default: those of 1, 5, 10 and 100 that the base has.
         sample: Queries at most, drawn at random; ``None`` for all rows.
@@ -139,7 +150,7 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     with capture_warnings(warnings.append):
         query_set = QuerySet.open(source, queries, column, key, mixed_spaces=mixed_spaces)
         options = _Options(
-            tuple(_norms(norms)),
+            variants_of(several(norms), query_set.base.width, query_set.base.name),
             Metric.parse(metric),
             _depths(k, query_set),
             checked_whole("seed", seed),
@@ -152,16 +163,6 @@ def compare(  # noqa: PLR0913  (each is a flag of the command)
     document["warnings"] = [*dict.fromkeys(warnings), *document["warnings"]]
     document["seconds"] = time.perf_counter() - started
     return Comparison(document)
-
-
-def _norms(names: Sequence[str]) -> list[Norm]:
-    given = several(names)
-    found = [Norm.parse(name) for name in given]
-    if not found or len(set(found)) != len(found):
-        raise JobError(
-            f"`norms` must name different norms. Received: {', '.join(given) or 'no names'}."
-        )
-    return found
 
 
 def _depths(ks: Any, query_set: QuerySet) -> tuple[int, ...]:
@@ -203,7 +204,7 @@ def _rows(group: str, figures: verdict.RankingFigures, first: str) -> list[tuple
 class _Options:
     """What is asked of a comparison; the other norms are tested against the first one."""
 
-    norms: tuple[Norm, ...]
+    variants: tuple[Variant, ...]
     metric: Metric
     ks: tuple[int, ...]
     seed: int
@@ -221,7 +222,8 @@ def _document(
         warn("The vectors have a single component: every norm except none makes them 1 or -1.")
     sampled = Sample.of(query_set.source, rows)
     is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
-    passed = first_pass(query_set, sampled, options.norms, all_lengths=is_graded)
+    norms = [each.norm for each in options.variants]
+    passed = first_pass(query_set, sampled, norms, all_lengths=is_graded)
     if not query_set.is_base:
         for batch in query_set.source.batches():
             sampled.add(batch)
@@ -235,7 +237,8 @@ def _document(
         )
     queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
     base = sets.StreamedBase(query_set.base, passed.probe)
-    found = neighbours(queries, base, options.norms, options.metric, max(options.ks))
+    fitted = fit(base, options.variants, query_set.base.width)
+    found = variant_neighbours(queries, base, fitted, options.metric, max(options.ks))
     judgements = None if relevance is None else relevance.judgements.take(rows[usable])
     if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
         raise InputError(
@@ -243,7 +246,10 @@ def _document(
             "Expected classes with several rows, or judgements above 0. Received: none. Choose "
             "another `label` or `relevance`."
         )
-    rankings = Rankings(found, options.ks, query_set.base.rows, judgements, options.seed)
+    with_options = by_plain_norm(options.variants)
+    rankings = Rankings(
+        found, options.ks, query_set.base.rows, judgements, options.seed, with_options
+    )
     query_facts = _query_facts(len(rows), len(usable), judgements)
     document: ComparisonFigures = {
         **_facts(query_set, relevance, passed, options),
@@ -280,7 +286,7 @@ def _facts(
         "source": sets.set_facts(query_set.base, survey),
         "queries_from": None if query_set.is_base else query_set.source.facts(),
         "metric": str(options.metric),
-        "compared": [norm.label for norm in options.norms],
+        "compared": [each.label for each in options.variants],
         "k": list(options.ks),
         "seed": options.seed,
         "relevance": None if relevance is None else relevance.facts,

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
+from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
 from batchnorm_tool.commands.run.deduplicate import deduplicate
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.prepare import Preparation
@@ -311,13 +312,17 @@ def _refuse_other(preparation: Preparation, there: OutputState) -> None:
 def _publish(
     storage: Storage, plan: Plan, totals: manifests.Totals, before: OutputState
 ) -> manifests.Manifest:
-    """Stage the manifest and the chunk statistics, then make everything visible."""
+    """Stage the manifest, the contract and the chunk statistics, then make everything visible."""
     layouts = output_specs(plan.job, plan.resolved.outputs)
     numbers = range(plan.part_count)
     totals.files.append(part_output.gather(storage, numbers))
     if totals.counts.quarantined:  # so that these rows can be read again, and no others
         totals.files.append(part_output.gather_records(storage, numbers))
-    manifest = manifests.build_manifest(plan, totals, layouts, result_warnings(plan, totals))
+    warnings = result_warnings(plan, totals)
+    canaries = find_canaries(plan, storage, totals.statistics, warnings.append)
+    contract = contract_of(plan.job, plan.resolved, plan.identity, canaries)
+    file = storage.put(storage.staged(manifests.CONTRACT_PATH), contract.to_bytes())
+    manifest = manifests.build_manifest(plan, totals, layouts, warnings, file.sha256)
     storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
     storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())
     paths = [file.path for part in totals.parts for file in part.files]

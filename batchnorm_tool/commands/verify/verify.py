@@ -22,11 +22,11 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import key_ids, nulls_of
 from batchnorm_tool.inputs.row_ids import find_repeated
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
+from batchnorm_tool.pipeline.manifest import CONTRACT_PATH, SUCCESS_PATH
 from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH, QUARANTINE_DIRECTORY
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
-from batchnorm_tool.storage import FileRecord
+from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.files import unknown_files
 from batchnorm_tool.store import checksums
 from batchnorm_tool.store.state import StoreDirectory, is_store
@@ -177,7 +177,14 @@ def _refuse_if_replaced(run: StoredRun) -> None:
 
 def _recorded_files(run: StoredRun) -> list[FileRecord]:
     """Return every file whose checksum the manifest holds."""
-    return [*(file for part in run.parts for file in part.files), *run.manifest.files]
+    return [*(file for part in run.parts for file in part.files), *_files_beside(run)]
+
+
+def _files_beside(run: StoredRun) -> list[FileRecord]:
+    """Return those of them that are no part's."""
+    contract, size = run.manifest.contract, Storage(run.path).size(CONTRACT_PATH) or 0
+    more = [] if contract is None else [FileRecord(CONTRACT_PATH, size, contract)]
+    return [*run.manifest.files, *more]
 
 
 def _verify_parts(run: StoredRun, findings: Findings) -> int:
@@ -214,7 +221,7 @@ def _quarantined(run: StoredRun, part: StoredPart) -> int:
 
 def _verify_beside(run: StoredRun, findings: Findings) -> None:
     """Look at all that is no part: statistics, and files that readers would take for the run's."""
-    for file in run.manifest.files:
+    for file in _files_beside(run):
         findings.add_file(run.path, file, "manifest")
     _check_statistics(run, findings)
     known = {file.path for file in _recorded_files(run)}
