@@ -57,17 +57,20 @@ def free_name(wanted: str, taken: Collection[str]) -> str:
 
 
 def rows_of(array: pa.Array) -> np.ndarray:
-    """Return a column of floats as ``float[n, size]`` (or ``float[n]``), nulls as NaN."""
+    """Return a column of numbers as ``[n, size]`` (or ``[n]``), nulls as NaN; of integers as 0."""
     # `.values` of a list of fixed size ignores the slice, and `.flatten()` drops null rows, so that
     # neither is used on its own. No copy is made where there are no nulls.
     if not pa.types.is_fixed_size_list(array.type):
         return np.asarray(array.to_numpy(zero_copy_only=False))
     size = array.type.list_size
     values = array.values.slice(array.offset * size, len(array) * size)
+    if pa.types.is_integer(values.type) and values.null_count:  # NumPy would make them floats
+        values = values.fill_null(0)
     rows = values.to_numpy(zero_copy_only=False).reshape(len(array), size)
     if array.null_count:
         rows = rows.copy()
-        rows[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+        null = array.is_null().to_numpy(zero_copy_only=False)
+        rows[null] = np.nan if rows.dtype.kind == "f" else 0
     return rows
 
 

@@ -180,6 +180,7 @@ class Job(Section):
     def _check_places(self) -> Self:
         """Refuse places that would be read as input, that replace what is read, or that overlap."""
         given = (*self.input.paths, self.input.keys, self.model.path if self.model else None)
+        given += tuple(self.normalize.mean_paths)
         read = [path for path in given if path is not None]
         written = self._written()
         for (key, places), path in itertools.product(written.items(), self.input.paths):
@@ -198,6 +199,22 @@ class Job(Section):
             pairs = itertools.product(ones, twos)
             if any(is_within(one, two) or is_within(two, one) for one, two in pairs):
                 raise wrong(f"is the same path as `{key}`. Choose another path.", other)
+        return self
+
+    @model_validator(mode="after")
+    def _check_quantized(self) -> Self:
+        """Refuse what a result without floats cannot hold."""
+        dtype, output = self.normalize.quantized, self.output
+        if dtype and output.dtype != "float32":
+            text = f"is for floats, and `normalize.dtype` is `{dtype}`. Received: {output.dtype}."
+            raise wrong(f"{text} Remove one of them.", "output.dtype")
+        policies = (self.input.invalid, self.normalize.zero, self.normalize.nonfinite)
+        if dtype and output.format == "npy" and "nullify" in policies:
+            text = f"cannot be `npy` with the policy `nullify` and `normalize.dtype: {dtype}`: an "
+            raise wrong(f"{text}array of integers has no nulls. Choose parquet.", "output.format")
+        if dtype and output.byte_stream_split:
+            text = f"is for floats, and `normalize.dtype` is `{dtype}`. Remove one of them."
+            raise wrong(text, "output.byte_stream_split")
         return self
 
     @model_validator(mode="after")

@@ -232,6 +232,10 @@ class Model(Section):
         return outputs
 
 
+def _unused(description: str) -> Any:
+    return option(None, description, exclude_if=lambda value: value is None)
+
+
 def _norms_in_words() -> str:
     words = [
         f"{name} ({', '.join(others)})" if others else name
@@ -241,7 +245,22 @@ def _norms_in_words() -> str:
     return f"{', '.join(words)}, or lp with p."
 
 
-class OutputNorm(Section):
+class VectorOptions(Section):
+    """What can become of a vector besides its norm; left out of a job's values where unused.
+
+    A result that was made before there were these keys stays the same.
+    """
+
+    truncate: types.Truncation = _unused("Keep only so many of the first components.")
+    project_mean: types.MeanSource = _unused(
+        "Project off the mean direction: fit (of all rows), or an .npy file with one."
+    )
+    dtype: Literal["int8", "binary"] | None = _unused(
+        "Store components as int8, with one scale for all, or as single bits."
+    )
+
+
+class OutputNorm(VectorOptions):
     """How one model output is normalized where several differ; what is left out is as common."""
 
     norm: types.NormName | None = option(None, "Norm; default: the common norm.")
@@ -249,7 +268,7 @@ class OutputNorm(Section):
     axis: types.AxisValue | None = option(None, "Axis; default: the common axis.")
 
 
-class Normalize(Section):
+class Normalize(VectorOptions):
     """What becomes of each prediction: the ``normalize`` section."""
 
     norm: types.NormName = option("l2", _norms_in_words())
@@ -278,11 +297,41 @@ class Normalize(Section):
         axis = self.axis if own.axis is None else own.axis
         return Norm.parse(own.norm or self.norm, p), axis
 
+    def options_for(self, name: str) -> VectorOptions:
+        """Return the further options of one output."""
+        own = self.outputs.get(name, OutputNorm())
+        names = VectorOptions.model_fields
+        given = {key: getattr(own, key) or getattr(self, key) for key in names}
+        return VectorOptions.model_construct(**given)
+
+    @property
+    def all_options(self) -> list[VectorOptions]:
+        """The further options, common ones and those of any output."""
+        return [self, *self.outputs.values()]
+
+    def further_options(self) -> list[dict[str, object]]:
+        """Return what is asked for besides norms; nothing but empty ones where nothing is."""
+        return [each.model_dump(include={*VectorOptions.model_fields}) for each in self.all_options]
+
+    @property
+    def mean_paths(self) -> list[str]:
+        """The files with a direction to project off."""
+        found = [each.project_mean for each in self.all_options]
+        return [path for path in dict.fromkeys(found) if path not in (None, "fit")]
+
+    @property
+    def quantized(self) -> str | None:
+        """The dtype of stored components that are no floats, of any output."""
+        return next((each.dtype for each in self.all_options if each.dtype), None)
+
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         for name in self.outputs:
             with types.norm_errors(f"outputs.{name}.p"):
                 self.for_output(name)
+        if self.quantized and self.nonfinite == "keep":
+            text = f"cannot be `keep` with `dtype: {self.quantized}`, which has no NaN or infinity."
+            raise wrong(f"{text} Choose quarantine, fail, nullify or drop.", "nonfinite")
         return self
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError
 
-from batchnorm_tool.display import mask_secrets
+from batchnorm_tool.display import did_you_mean, mask_secrets
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.job.messages import CUSTOM, Expects
 from batchnorm_tool.norms.norm import NORM_NAMES, Norm
@@ -81,6 +81,14 @@ def _located(path: str, info: pydantic.ValidationInfo) -> str:
             f"Received: {mask_secrets(path)!r}. Put them in the environment or a profile of the "
             "cloud client, and remove them from the URI."
         )
+    return path
+
+
+def _array_file(path: str) -> str:
+    name = os.path.basename(path)  # noqa: PTH119
+    if not name.endswith(".npy"):
+        hint = did_you_mean(name, ["fit"])
+        raise wrong(f"must be `fit`, or the path of an .npy file. Received: {name!r}.{hint}")
     return path
 
 
@@ -172,6 +180,11 @@ Exponent = Annotated[
 ]
 ExponentOfNorm = Annotated[
     Exponent | None, AfterValidator(_fits_norm), Expects("a number of at least 1")
+]
+Truncation = Annotated[Count | None, Expects("a positive number of components")]
+MeanSource = Annotated[
+    Literal["fit"] | Annotated[LocalOrUri, AfterValidator(_array_file)] | None,
+    Expects("`fit`, or the path of an .npy file"),
 ]
 Axis = Literal[-1, "all"]
 AxisValue = Annotated[Axis, BeforeValidator(_as_whole_number)]

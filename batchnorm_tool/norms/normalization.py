@@ -99,21 +99,29 @@ class Normalization:
             ``dtype[n, k]``, int8[n, k], or uint8[n, ceil(k / 8)] of packed bits, the first
             component the highest; and norms float64[n, 1].
         """
-        return self.divide(vectors if self.keeps_all else self.kept(vectors), dtype)
+        stored, norms, _ = self.divide(vectors if self.keeps_all else self.kept(vectors), dtype)
+        return stored, norms
 
     def divide(
         self, kept: Anything, dtype: npt.DTypeLike = np.float32
-    ) -> tuple[Anything, Float64s]:
-        """Return what `apply` does; of what is kept already."""
+    ) -> tuple[Anything, Float64s, npt.NDArray[np.bool_]]:
+        """Return what `apply` does of what is kept already, and whose components were clipped."""
         floats = np.dtype(np.float64 if self.dtype else dtype)
         width = -(-kept.shape[1] // 8) if self.dtype == "binary" else kept.shape[1]
         stored = np.empty((len(kept), width), self.stored_dtype(dtype))
-        norms = np.empty((len(kept), 1))
+        norms, clipped = np.empty((len(kept), 1)), np.zeros(len(kept), bool)
         for block, x64 in wide_blocks(kept):
             norms[block] = row_norms(x64, self.norm)
             units = unit_vectors(x64, norms[block], self.norm, floats)
-            stored[block] = self._quantized(units) if self.dtype else units
-        return stored, norms
+            if self.dtype == "int8":
+                with np.errstate(over="ignore"):
+                    units /= self._step
+                # Half a step more is what rounding takes off.
+                clipped[block] = (np.abs(units) > _STEPS + 0.5).any(axis=1)
+                # NaN has no int8; the norm of such a row tells.
+                units = np.rint(np.clip(np.nan_to_num(units, copy=False), -_STEPS, _STEPS))
+            stored[block] = np.packbits(units > 0, axis=1) if self.dtype == "binary" else units
+        return stored, norms, clipped
 
     def decode(self, stored: Anything, width: int | None = None) -> Anything:
         """Return float32[n, k] of int8 or binary vectors; others as they are.
@@ -148,13 +156,6 @@ class Normalization:
     def _step(self) -> float:
         # Where there were only zeros, or nothing, any step will do but 0.
         return self.scale or int8_scale(0.0)
-
-    def _quantized(self, units: Float64s) -> Anything:
-        if self.dtype == "binary":
-            return np.packbits(units > 0, axis=1)
-        steps = np.clip(units / self._step, -_STEPS, _STEPS)
-        # NaN has no int8; the norm of such a row tells.
-        return np.rint(np.nan_to_num(steps, copy=False)).astype(np.int8)
 
 
 def int8_scale(largest: float) -> float:

@@ -30,6 +30,15 @@ _LABELS = {
     "versions": "",
     "limit": "limit",
 }
+# What is said of an output's norm and its further options, by their keys in a space.
+_NORM_PARTS = {
+    "norm": "norm",
+    "axis": "axis",
+    "truncate": "truncation",
+    "mean": "projected mean",
+    "dtype": "vector dtype",
+    "scale": "scale",
+}
 _ORDER = [*_HASHED, *_LABELS]
 _MOST_NAMES = 4
 _ROOM = 48
@@ -105,9 +114,11 @@ def _backends(before: Mapping[str, object], after: Mapping[str, object]) -> Iter
 def _norms(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:
     for of, old, new in _pairs(before, after):
         if isinstance(old, dict) and isinstance(new, dict):  # the names of outputs say the rest
-            for part in ("norm", "axis"):
-                if old.get(part) != new.get(part):
-                    yield _changed(f"{part}{of}", old.get(part), new.get(part))
+            for part, words in _NORM_PARTS.items():
+                was, now = old.get(part), new.get(part)
+                if was != now:
+                    digits = _DIGITS if part == "mean" else None
+                    yield f"{words}{of} {_value(was)[:digits]} → {_value(now)[:digits]}"
 
 
 def _features(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:

@@ -64,6 +64,8 @@ class RowCounts(Record):
             not asked.
         reused: Good rows whose features an earlier row has. With these two, and those that are bad
             by their input, all rows are counted.
+        clipped: Good rows with a component beyond the scale that was fitted for int8; ``None`` for
+            none.
     """
 
     rows_in: Annotated[Count, stored_as("in")] = 0
@@ -76,6 +78,7 @@ class RowCounts(Record):
     failed: Count = 0
     predicted: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
     reused: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
+    clipped: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
 
     def __add__(self, other: RowCounts) -> RowCounts:
         # `asdict` copies deeply, which takes as long as all the rest of counting a chunk.

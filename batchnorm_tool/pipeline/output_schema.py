@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -17,6 +17,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of, vector_field
 from batchnorm_tool.job import Input, Job
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
 
 ROW_COLUMN = "row"
@@ -24,8 +25,19 @@ ROW_FIELD = pa.field(ROW_COLUMN, pa.int64(), nullable=False)
 
 
 @dataclass(frozen=True)
+class Fitted(Record):
+    """What an output's normalization takes from all rows, or from a file; see `Normalization`."""
+
+    mean: Annotated[tuple[float, ...] | None, LEFT_OUT_IF_NONE] = None
+    scale: Annotated[float | None, LEFT_OUT_IF_NONE] = None
+
+
+@dataclass(frozen=True)
 class StoredOutput(Record):
-    """How one output is stored, as manifests and footers have it; the latter without a dtype."""
+    """How one output is stored, as manifests and footers have it; see `Normalization`.
+
+    Its shape is that of what is kept of a prediction. Footers tell no dtype of floats.
+    """
 
     name: str
     shape: tuple[Count, ...]
@@ -34,6 +46,9 @@ class StoredOutput(Record):
     vector_column: str
     norm_column: str
     dtype: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    truncate: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
+    mean: Annotated[tuple[float, ...] | None, LEFT_OUT_IF_NONE] = None
+    scale: Annotated[float | None, LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)
@@ -41,21 +56,50 @@ class OutputSpec:
     """How one output of the model is normalized and stored.
 
     Attributes:
-        shape: Shape of one row's prediction.
+        shape: Shape of what is kept of one row's prediction.
         vectors: Vectors in one row: 1, unless the rank is above 2 and ``axis`` is -1.
-        width: Components of one vector.
+        width: Components of one vector that are kept.
         axis: ``-1`` (each vector along the last axis) or ``"all"`` (the whole row).
         vector_column: Name of the column of unit vectors, flat.
+        predicted: Shape of one row's prediction, where that is another than ``shape``.
     """
 
     name: str
     shape: tuple[int, ...]
     vectors: int
     width: int
-    norm: Norm
+    normalization: Normalization
     axis: int | str
     vector_column: str
     norm_column: str
+    predicted: tuple[int, ...] | None = None
+
+    @property
+    def norm(self) -> Norm:
+        """What vectors are divided by."""
+        return self.normalization.norm
+
+    @property
+    def predicted_shape(self) -> tuple[int, ...]:
+        """Shape of one row's prediction."""
+        return self.shape if self.predicted is None else self.predicted
+
+    @property
+    def predicted_width(self) -> int:
+        """Components of one vector of a prediction."""
+        return math.prod(self.predicted_shape) // self.vectors
+
+    @property
+    def stored_width(self) -> int:
+        """Numbers that are stored of one vector."""
+        return self.normalization.stored_width(self.width)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of what is stored of one row: of binary vectors, the last axis is in bytes."""
+        if self.normalization.dtype != "binary":
+            return self.shape
+        return (*self.shape[:-1], self.stored_width) if self.axis == -1 else (self.stored_width,)
 
     @property
     def norm_per_vector(self) -> bool:
@@ -64,12 +108,20 @@ class OutputSpec:
 
     def stored(self, dtype: str | None = None) -> StoredOutput:
         """Return what is told of it where it is stored."""
-        columns = (self.vector_column, self.norm_column)
-        return StoredOutput(self.name, self.shape, self.norm.label, self.axis, *columns, dtype)
+        way, columns = self.normalization, (self.vector_column, self.norm_column)
+        found = StoredOutput(self.name, self.shape, self.norm.label, self.axis, *columns)
+        return replace(
+            found, dtype=way.dtype or dtype, truncate=way.truncate, mean=way.mean, scale=way.scale
+        )
 
 
-def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
-    """Return the layout of each of the model's outputs, as the job asks for it."""
+def output_specs(
+    job: Job, outputs: Sequence[Field], fitted: Mapping[str, Fitted] | None = None
+) -> tuple[OutputSpec, ...]:
+    """Return the layout of each of the model's outputs, as the job asks for it.
+
+    What is ``fitted`` may be missing where only the columns matter.
+    """
     names = [output.name for output in outputs]
     for name in job.normalize.outputs:
         if name not in names:
@@ -77,11 +129,17 @@ def output_specs(job: Job, outputs: Sequence[Field]) -> tuple[OutputSpec, ...]:
                 f"`normalize.outputs.{name}` is not an output of this run. Expected one "
                 f"of: {', '.join(names)}. Received: {name}."
             )
-    return tuple(_output_spec(job, output, alone=len(outputs) == 1) for output in outputs)
+    found = fitted or {}
+    return tuple(
+        _output_spec(job, output, found.get(output.name, Fitted()), alone=len(outputs) == 1)
+        for output in outputs
+    )
 
 
-def _output_spec(job: Job, output: Field, *, alone: bool) -> OutputSpec:
+def _output_spec(job: Job, output: Field, fitted: Fitted, *, alone: bool) -> OutputSpec:
     norm, axis = job.normalize.for_output(output.name)
+    options = job.normalize.options_for(output.name)
+    way = Normalization(norm, options.truncate, fitted.mean, options.dtype, fitted.scale)
     shape = tuple(size or 0 for size in output.shape)
     if 0 in shape:  # and Arrow would divide by it
         raise ModelError(
@@ -90,17 +148,38 @@ def _output_spec(job: Job, output: Field, *, alone: bool) -> OutputSpec:
         )
     vectors = math.prod(shape[:-1]) if axis == -1 else 1
     width = shape[-1] if axis == -1 else math.prod(shape)
+    _check_width(output.name, way, width)
     columns = job.output.columns
-    return OutputSpec(
+    whole = OutputSpec(
         name=output.name,
         shape=shape,
         vectors=vectors,
         width=width,
-        norm=norm,
+        normalization=way,
         axis=axis,
         vector_column=columns.vector if alone else output.name,
         norm_column=columns.norm if alone else f"{output.name}_norm",
     )
+    kept = way.kept_width(width)
+    if kept == width:
+        return whole
+    kept_shape = (*shape[:-1], kept) if axis == -1 else (kept,)
+    return replace(whole, shape=kept_shape, width=kept, predicted=shape)
+
+
+def _check_width(name: str, way: Normalization, width: int) -> None:
+    """Refuse to keep more components than there are, and a mean of another width."""
+    if way.truncate is not None and way.truncate > width:
+        raise JobError(
+            f"`normalize.truncate` is {way.truncate}, and a vector of the output `{name}` has "
+            f"{width} components. Expected at most so many. Received: {way.truncate}."
+        )
+    kept = way.kept_width(width)
+    if way.mean is not None and len(way.mean) != kept:
+        raise JobError(
+            f"`normalize.project_mean` names a file with {len(way.mean)} numbers. Expected as many "
+            f"as are kept of a vector of the output `{name}`: {kept}. Received: {len(way.mean)}."
+        )
 
 
 def single_number_warnings(layouts: Sequence[OutputSpec]) -> Iterator[str]:
@@ -156,7 +235,7 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
     """Return the schema of written rows: carried columns, a vector and a norm for each output."""
     fields = list(carried)
     for layout in layouts:
-        fields += [flat_field(layout.vector_column, dtype, layout.shape), _norm_field(layout)]
+        fields += [_vector_field(layout, dtype), _norm_field(layout)]
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
@@ -183,6 +262,42 @@ def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
     return field if len(shape) > 1 else field.remove_metadata()
 
 
+def _vector_field(layout: OutputSpec, dtype: str) -> pa.Field:
+    stored = layout.normalization.stored_dtype(dtype)
+    return flat_field(layout.vector_column, str(stored), layout.stored_shape)
+
+
+def decoded_schema(schema: pa.Schema, layouts: Sequence[OutputSpec]) -> pa.Schema:
+    """Return a schema with floats in the place of what was stored in fewer bits."""
+    for layout in layouts:
+        at = schema.get_field_index(layout.vector_column)
+        if at >= 0 and layout.normalization.dtype:
+            schema = schema.set(at, flat_field(layout.vector_column, "float32", layout.shape))
+    return schema
+
+
+def decoded(batch: pa.RecordBatch, layouts: Sequence[OutputSpec]) -> pa.RecordBatch:
+    """Return rows with floats in the place of what was stored in fewer bits."""
+    for layout in layouts:
+        at = batch.schema.get_field_index(layout.vector_column)
+        if at >= 0 and layout.normalization.dtype:
+            floats = decoded_rows(batch.column(at), layout)
+            nulls = batch.column(at).is_null().to_numpy(zero_copy_only=False)
+            field = decoded_schema(batch.schema, [layout]).field(at)
+            batch = batch.set_column(at, field, fixed_size_list(floats, nulls))
+    return batch
+
+
+def decoded_rows(stored: pa.Array, layout: OutputSpec) -> np.ndarray:
+    """Return the vectors of a column as floats ``[n, vectors * width]``."""
+    rows = rows_of(stored)
+    if not layout.normalization.dtype:
+        return rows
+    vectors = rows.reshape(len(rows) * layout.vectors, layout.stored_width)
+    decoded = layout.normalization.decode(vectors, layout.width)
+    return np.asarray(decoded.reshape(len(rows), layout.vectors * layout.width))
+
+
 def _norm_field(layout: OutputSpec) -> pa.Field:
     kind = pa.list_(pa.float64(), layout.vectors) if layout.norm_per_vector else pa.float64()
     return pa.field(layout.norm_column, kind)
@@ -204,11 +319,14 @@ def fixed_size_list(values: np.ndarray, nulls: np.ndarray | None = None) -> pa.A
 class Normalized:
     """One output of a chunk after normalization.
 
-    Vectors are ``[n, vectors * width]``, the norms before it ``float64[n, vectors]``.
+    Vectors are as stored, those of a row side by side; the norms before it ``float64[n, vectors]``.
+    Rows that are ``clipped``, ``bool[n]``, have a component beyond the scale that was fitted;
+    ``None`` where none has.
     """
 
     unit: np.ndarray
     norms: np.ndarray
+    clipped: np.ndarray | None = None
 
 
 def output_table(

@@ -180,7 +180,7 @@ def _quarantine_schema(plan: Plan, layouts: Sequence[OutputSpec]) -> pa.Schema:
     for output, stored in zip(layouts, plan.resolved.outputs, strict=True):
         name = "prediction" if len(layouts) == 1 else f"{output.name}_prediction"
         free = free_name(name, schema.names)
-        schema = schema.append(output_schema.flat_field(free, stored.dtype, output.shape))
+        schema = schema.append(output_schema.flat_field(free, stored.dtype, output.predicted_shape))
     return schema.remove_metadata()
 
 
@@ -286,6 +286,7 @@ class PartSummary:
     def add(self, scored: Scored, actions: np.ndarray) -> None:
         """Count the rows of a chunk, of which each meets one of ``actions`` (``uint8[n]``)."""
         self.counts = self.counts + self._counts(scored.faults, actions) + self._reuse(scored)
+        self.counts += RowCounts(clipped=scored.clipped or None)
         self.chunks.add(self.part, scored)
         self.hashes.add(scored.chunk, np.where(actions == QUARANTINE, scored.faults, Reason.GOOD))
         for name, stats in scored.statistics.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
@@ -17,7 +17,9 @@ from batchnorm_tool.chunk import Field, overlaps
 from batchnorm_tool.inputs.files import InputFile
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job, Model
+from batchnorm_tool.job.sections import VectorOptions
 from batchnorm_tool.models.batching import BackendRecord, backend_name
+from batchnorm_tool.pipeline.output_schema import Fitted, OutputSpec, output_specs
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import (
     LEFT_OUT_IF_NONE,
@@ -118,7 +120,8 @@ def _space(job: Job, resolved: ResolvedOptions) -> dict[str, object]:
     norms = {}
     for output in resolved.outputs:
         norm, axis = job.normalize.for_output(output.name)
-        norms[output.name] = {"norm": norm.label, "axis": axis}
+        options = _options(job.normalize.options_for(output.name), resolved.fitted_for(output.name))
+        norms[output.name] = {"norm": norm.label, "axis": axis, **options}
     accepted = job.model is not None and job.model.batch_dependent == "accept"
     return {
         # Named only where it matters, so that it makes no new space of those that there are.
@@ -134,6 +137,18 @@ def _space(job: Job, resolved: ResolvedOptions) -> dict[str, object]:
         "input.dtype": job.input.dtype,
         "input.transform": resolved.transform,
     }
+
+
+def _options(options: VectorOptions, fitted: Fitted) -> dict[str, object]:
+    """Return the further options of an output that are used, with what was fitted for them."""
+    mean = fitted.mean and checked_json.sha256(fitted.mean)
+    found: dict[str, object] = {
+        "truncate": options.truncate,
+        "mean": options.project_mean and (mean or options.project_mean),
+        "dtype": options.dtype,
+        "scale": fitted.scale if options.dtype == "int8" else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _bits(resolved: ResolvedOptions, *, with_model: bool) -> dict[str, object]:
@@ -184,6 +199,7 @@ class ResolvedOptions(Record):
         model_content: Hash of the model's architecture and weights; ``None`` without a model.
         transform: SHA-256 of the source of ``input.transform``; ``None`` without one.
         backend: What computes the model; ``None`` for TensorFlow, and without a model.
+        fitted: By output, what its normalization takes from all rows or from a file.
     """
 
     batch_size: Positive
@@ -198,6 +214,15 @@ class ResolvedOptions(Record):
     model_content: str | None
     transform: str | None
     backend: Annotated[BackendRecord | None, LEFT_OUT_IF_NONE] = None
+    fitted: Annotated[dict[str, Fitted] | None, LEFT_OUT_IF_NONE] = None
+
+    def fitted_for(self, output: str) -> Fitted:
+        """Return what was fitted for an output."""
+        return (self.fitted or {}).get(output, Fitted())
+
+    def layouts(self, job: Job) -> tuple[OutputSpec, ...]:
+        """Return how each output is normalized and stored."""
+        return output_specs(job, self.outputs, self.fitted)
 
 
 @dataclass(frozen=True)
@@ -230,7 +255,7 @@ class Plan(SealedRecord):
     @property
     def bytes_expected(self) -> int:
         """Bytes of vectors and norms before compression; what is carried along comes on top."""
-        return self.rows * written_bytes(self.resolved.outputs, self.job.output.dtype)
+        return self.rows * written_bytes(self.resolved.layouts(self.job), self.job.output.dtype)
 
     @property
     def part_count(self) -> int:
@@ -250,9 +275,11 @@ class Plan(SealedRecord):
         return Part(number, first_row, tuple(Slice(*rows_of_file) for rows_of_file in found))
 
 
-def written_bytes(outputs: Sequence[Field], dtype: str) -> int:
+def written_bytes(layouts: Sequence[OutputSpec], dtype: str) -> int:
     """Return the bytes of one row's vectors, in their stored dtype, and norms."""
-    return sum(replace(output, dtype=dtype).row_bytes + 8 for output in outputs)
+    kinds = [str(layout.normalization.stored_dtype(dtype)) for layout in layouts]
+    fields = [Field("", one.stored_shape, kind) for one, kind in zip(layouts, kinds, strict=True)]
+    return sum(field.row_bytes + 8 for field in fields)
 
 
 def choose_part_rows(

@@ -11,7 +11,7 @@ from batchnorm_tool.chunk import INPUT_REASONS, Chunk, Reason
 from batchnorm_tool.errors import ModelFailed, warn
 from batchnorm_tool.job import Job
 from batchnorm_tool.models.batching import Predictor, check_shape
-from batchnorm_tool.norms import norm as norms_norm
+from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.output_schema import Normalized, OutputSpec
 from batchnorm_tool.pipeline.repeats import Predicted
@@ -40,6 +40,13 @@ class Scored:
     statistics: dict[str, VectorStats]
     causes: Mapping[int, str] = field(default_factory=dict)
 
+    @property
+    def clipped(self) -> int:
+        """Good rows with a component beyond the scale that was fitted."""
+        found = (result.clipped for result in self.results.values())
+        clipped = [rows for rows in found if rows is not None]
+        return int(np.count_nonzero(np.any(clipped, axis=0) & (self.faults == Reason.GOOD)))
+
     def reason(self, row: int) -> str:
         """Say why a row of the chunk is bad, with what the model says of it where it failed."""
         label = Reason(self.faults[row]).label
@@ -62,18 +69,26 @@ def score_chunk(
     results, statistics = {}, {}
     for output in layouts:
         with timings.stage("normalize"):
-            check_shape(output.name, predictions[output.name], output.shape)
-            vectors = predictions[output.name].reshape(chunk.rows * output.vectors, output.width)
-            unit, lengths = _normalized(vectors, output.norm, dtype)
+            vectors = kept_vectors(predictions[output.name], output)
+            unit, lengths, clipped = output.normalization.divide(vectors, dtype)
             if not _surely_good(lengths, output.norm):
-                _mark_faults(faults, vectors, lengths, unit)
+                # Integers do not tell what was not finite.
+                _mark_faults(faults, vectors, lengths, unit if unit.dtype.kind == "f" else vectors)
         with timings.stage("statistics"):
             statistics[output.name] = _measure(vectors, lengths, output, good_input)
         results[output.name] = Normalized(
-            unit.reshape(chunk.rows, output.vectors * output.width),
+            unit.reshape(chunk.rows, output.vectors * unit.shape[1]),
             lengths.reshape(chunk.rows, output.vectors),
+            np.array(clipped.reshape(-1, output.vectors).any(axis=1)) if clipped.any() else None,
         )
     return Scored(chunk, predictions, results, faults, statistics, causes)
+
+
+def kept_vectors(predicted: np.ndarray, output: OutputSpec) -> np.ndarray:
+    """Return what is kept of predictions ``[n, ...]`` before they are divided: ``[n * v, k]``."""
+    check_shape(output.name, predicted, output.predicted_shape)
+    vectors = predicted.reshape(len(predicted) * output.vectors, output.predicted_width)
+    return vectors if output.normalization.keeps_all else output.normalization.kept(vectors)
 
 
 def _with_failing(chunk: Chunk, failing: Mapping[int, str]) -> tuple[Chunk, Mapping[int, str]]:
@@ -99,7 +114,7 @@ def predict_rows(
     failed = np.isin(rows, list(failing))
     if failed.all():
         dtypes = {output.name: output.dtype for output in predictor.outputs}
-        shapes = {output.name: (len(rows), *output.shape) for output in layouts}
+        shapes = {output.name: (len(rows), *output.predicted_shape) for output in layouts}
         return {name: np.zeros(shapes[name], dtypes[name]) for name in shapes}, failing
     # A good row stands in for each of those, so that all others keep their places, and their bits.
     places = np.where(failed, np.argmin(failed), rows)
@@ -122,17 +137,6 @@ def warn_of_negative_ids(
             warn(f"The column `{listed}` holds negative numbers, {meaning}")
 
 
-def _normalized(
-    vectors: np.ndarray, norm: norms_norm.Norm, dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unit vectors ``dtype[n, d]`` and the lengths float64[n, 1]."""
-    unit, lengths = np.empty(vectors.shape, dtype), np.empty((len(vectors), 1))
-    for block, x64 in norms_norm.wide_blocks(vectors):
-        lengths[block] = norms_norm.row_norms(x64, norm)
-        unit[block] = norms_norm.unit_vectors(x64, lengths[block], norm, dtype)
-    return unit, lengths
-
-
 def _measure(
     vectors: np.ndarray, lengths: np.ndarray, output: OutputSpec, good_rows: np.ndarray
 ) -> VectorStats:
@@ -146,7 +150,7 @@ def _measure(
     )
 
 
-def _surely_good(lengths: np.ndarray, norm: norms_norm.Norm) -> bool:
+def _surely_good(lengths: np.ndarray, norm: Norm) -> bool:
     """Tell whether the lengths alone tell that every row is finite and not zero."""
     # A row that was divided by such a length has components of at most 1, and not all of them 0.
     return norm.name != "none" and bool(np.isfinite(lengths).all() and lengths.all())

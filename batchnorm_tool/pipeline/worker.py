@@ -126,7 +126,7 @@ class Worker:
         self.predictor = predictor
         self.shared = shared
         self.timings = StageTimings()
-        self.layouts = output_schema.output_specs(plan.job, plan.resolved.outputs)
+        self.layouts = plan.resolved.layouts(plan.job)
         self.policies = Policies.of(plan.job)
         self._bits = plan.identity.bits_id
         self._reader = ChunkReader(plan)

@@ -46,7 +46,9 @@ class StoredRun(VectorSource):
 
     manifest: Manifest
     parts: tuple[StoredPart, ...]
+    stored: pa.Schema
     one_space: bool = False
+    decodes: bool = True
 
     @property
     def rows(self) -> int:
@@ -97,18 +99,19 @@ class StoredRun(VectorSource):
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield all rows, part by part; see `read_part`."""
         for part in self.parts:
-            yield from self.read_part(part, columns, batch_rows)
+            for batch in self.read_part(part, columns, batch_rows):
+                yield output_schema.decoded(batch, self.outputs) if self.decodes else batch
 
     def read_part(
         self, part: StoredPart, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a part in batches of ``batch_rows``, the last one shorter."""
+        """Yield the rows of a part, as they are stored, in batches of ``batch_rows`` at most."""
         sides = []
         for file, stored in self._data_files(part):
             wanted = [name for name in columns if name in stored]
             if wanted:
                 sides.append(self._read_file(file, wanted, part.rows, batch_rows))
-        schema = self.schema_of(columns)
+        schema = self._stored_schema(columns)
         for batches in zip(*sides, strict=True):
             found = {name: batch[name] for batch in batches for name in batch.schema.names}
             yield pa.RecordBatch.from_arrays([found[name] for name in columns], schema=schema)
@@ -129,7 +132,7 @@ class StoredRun(VectorSource):
             if rows != inspected.rows:
                 stored_rows = plural(inspected.rows, "row")
                 raise Damaged(f"`{file.path}` has {stored_rows}; the manifest has {rows:,}.")
-            schema = self.schema_of(wanted)
+            schema = self._stored_schema(wanted)
             for table in regrouped(form.read(path, stored, 0, rows, batch_rows), batch_rows):
                 yield table.rename_columns(wanted).cast(schema).combine_chunks().to_batches()[0]
 
@@ -142,9 +145,15 @@ class StoredRun(VectorSource):
                 f"Restore the file, or {RECREATE}. {MIX}"
             )
 
+    def _stored_schema(self, columns: Sequence[str]) -> pa.Schema:
+        return pa.schema([self.stored.field(name) for name in columns])
 
-def open_run(path: str, *, one_space: bool = False) -> StoredRun:
-    """Open a finished run, which refuses to read parts of another space if it is ``one_space``."""
+
+def open_run(path: str, *, one_space: bool = False, decode: bool = True) -> StoredRun:
+    """Open a finished run, to be read as floats or, unless ``decode``, as it is stored.
+
+    It refuses to read parts of another space if it is ``one_space``.
+    """
     root = _root(path)
     storage = Storage(root)
     try:
@@ -157,8 +166,9 @@ def open_run(path: str, *, one_space: bool = False) -> StoredRun:
         raise InputError(_why_no_run(storage, str(root)))
     job, resolved = manifest.job, manifest.resolved
     try:
-        outputs = output_schema.output_specs(job, resolved.outputs)
+        outputs = resolved.layouts(job)
         schema = output_schema.output_schema(resolved.carried, outputs, job.output.dtype)
+        stored = plain_schema(schema)
     except Refused as error:
         raise Damaged(f"`{root}/{MANIFEST_PATH}` contradicts itself: {error.message}") from error
     ends = itertools.accumulate(part.rows_out for part in manifest.parts)
@@ -167,7 +177,9 @@ def open_run(path: str, *, one_space: bool = False) -> StoredRun:
         name=path,
         kind="run",
         dtype=job.output.dtype,
-        schema=plain_schema(schema),
+        schema=output_schema.decoded_schema(stored, outputs) if decode else stored,
+        stored=stored,
+        decodes=decode,
         keys=tuple(name for name in resolved.carried.names if name not in job.input.passthrough),
         outputs=outputs,
         manifest=manifest,

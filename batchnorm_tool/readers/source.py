@@ -27,6 +27,7 @@ from batchnorm_tool.inputs.table import open_table
 from batchnorm_tool.job import Input
 from batchnorm_tool.norms.array import array_of
 from batchnorm_tool.norms.norm import Anything, Norm
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.pipeline import differences, output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import Identity
@@ -406,7 +407,8 @@ def open_files(
 
 def _raw(field: pa.Field) -> OutputSpec:
     width = field.type.list_size
-    return OutputSpec(field.name, (width,), 1, width, Norm("none"), -1, field.name, "")
+    way = Normalization(Norm("none"))
+    return OutputSpec(field.name, (width,), 1, width, way, -1, field.name, "")
 
 
 def _vectors(table: Table, spec: Input, path: str) -> tuple[tuple[str, ...], Field]:

@@ -13,6 +13,7 @@ from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats.arrow_columns import shape_of
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.store import state as states
@@ -99,7 +100,7 @@ def _output(layout: StoreSchema, pointer: StorePointer) -> OutputSpec:
         shape=shape,
         vectors=1,
         width=layout.width,
-        norm=Norm.parse(layout.norm_label),
+        normalization=Normalization(Norm.parse(layout.norm_label)),
         axis=-1 if len(shape) == 1 else "all",
         vector_column=layout.vector,
         norm_column=layout.norm,

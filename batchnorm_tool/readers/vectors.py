@@ -20,7 +20,7 @@ from batchnorm_tool.chunk import python_values
 from batchnorm_tool.display import did_you_mean, near_matches, plural
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.formats import DATA_DIRECTORY
-from batchnorm_tool.formats.arrow_columns import rows_of
+from batchnorm_tool.formats.arrow_columns import rows_of, shape_of
 from batchnorm_tool.pipeline.manifest import MANIFEST_PATH
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.pipeline.plan import PLAN_PATH
@@ -44,6 +44,7 @@ def read(
     version: int | None = None,
     *,
     mixed_spaces: bool = False,
+    decode: bool = True,
 ) -> StoredVectors:
     """Open the vectors of a finished run or of a store; rows are read when they are asked for.
 
@@ -56,13 +57,16 @@ def read(
         version: Of a store: read this kept version instead of the live one.
         mixed_spaces: Also read files of a run that are of another vector space than it: parts of
             another run that were copied into it. Without it, reading them is refused.
+        decode: Undo ``normalize.dtype``, int8 or binary: vectors are float32 then. If false, those
+            of a run come as they are stored, int8[k] or uint8[ceil(k / 8)].
 
     Returns:
         The vectors, with their keys and norms. Not promised: that a bit that flipped on the disk is
         noticed; `batchnorm_tool.verify` reads every checksum.
 
     Raises:
-        JobError: A run has no versions, or the store does not keep that one.
+        JobError: A run has no versions, or the store does not keep that one; or what is stored is
+            asked for as predictions.
         InputError: ``path`` is neither a finished run nor a store; the message says what it is.
         Damaged: Its manifest, or the store's state, is not what its checksum says.
 
@@ -73,9 +77,14 @@ def read(
         ((1797, 32), (1797,))
     """
     name = os.fspath(path)
+    if raw and not decode:
+        raise JobError(
+            "`raw=True` gives predictions, which are made of decoded vectors, and `decode=False` "
+            "gives vectors as they are stored. Remove one of them."
+        )
     if is_store(name):
         return StoredVectors(open_snapshot(name, version), raw)
-    run = open_run(name, one_space=not mixed_spaces)
+    run = open_run(name, one_space=not mixed_spaces, decode=decode)
     if version is not None:
         raise JobError(
             f"`version` names a version of a store, and `{name}` is a run, which has no versions. "
@@ -162,7 +171,8 @@ class StoredVectors:
 
         Returns:
             Keys, vectors and norms. Keys: ``[n]``, or tuples in ``object[n]`` where several columns
-            make the key. Vectors: ``[n, *shape]`` in the stored dtype. Norms: ``float64[n]``, or
+            make the key. Vectors: ``[n, *shape]`` in the stored dtype, decoded ones in float32;
+            nulls of integers are 0. Norms: ``float64[n]``, or
             ``float64[n, v]`` where a row has ``v`` vectors.
 
         Raises:
@@ -170,7 +180,9 @@ class StoredVectors:
             Damaged: A file is missing, or cannot be read.
         """
         chosen = self._choose(output)
-        vectors = np.empty((self.rows, *chosen.shape), self._source.dtype)
+        field = self.schema.field(chosen.vector_column)
+        shape = shape_of(field) if chosen.shape else ()
+        vectors = np.empty((self.rows, *shape), field.type.value_type.to_pandas_dtype())
         sizes = (chosen.vectors,) if chosen.norm_per_vector else ()
         norms = np.empty((self.rows, *sizes), np.float64)
         keys: list[pa.RecordBatch] = []
@@ -179,7 +191,7 @@ class StoredVectors:
         for batch in self._batches(names, _BATCH_ROWS):
             place = slice(row, row + batch.num_rows)
             flat = rows_of(batch[chosen.vector_column])
-            vectors[place] = flat.reshape(batch.num_rows, *chosen.shape)
+            vectors[place] = flat.reshape(batch.num_rows, *shape)
             norms[place] = rows_of(batch[chosen.norm_column])
             keys.append(batch.select(list(self._source.keys)))
             row = place.stop
@@ -200,7 +212,8 @@ class StoredVectors:
         table = pa.Table.from_batches(self.batches(), self.schema)
         cells = {}
         for output in self._source.outputs:
-            cells[output.vector_column] = _cells(table[output.vector_column], output.shape)
+            shape = shape_of(self.schema.field(output.vector_column)) if output.shape else ()
+            cells[output.vector_column] = _cells(table[output.vector_column], shape)
             if output.norm_per_vector:
                 cells[output.norm_column] = _cells(table[output.norm_column], (output.vectors,))
         rest = table.drop_columns(list(cells)).to_pandas()

@@ -191,7 +191,7 @@ def test_the_manifest_does_not_say_who_did_it(tmp_path: Path) -> None:
     one = finished(tmp_path, workers=1)
     first = (one / "_manifest.json").read_bytes()
     (one / "_SUCCESS").unlink()
-    for name in ("_manifest.json", "_stats/chunks.parquet"):
+    for name in ("_manifest.json", "contract.json", "_stats/chunks.parquet"):
         (one / name).unlink()
     for path in (one / "vectors").iterdir():
         path.unlink()

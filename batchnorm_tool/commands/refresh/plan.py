@@ -382,7 +382,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
 
     A column with the same values in another encoding, as another program writes it, keeps its type.
     """
-    output = _only_output(output_schema.output_specs(job, resolved.outputs))
+    output = _only_output(resolved.layouts(job))
     carried = [_as_before(_kept(field), before) for field in resolved.carried]
     keys = output_schema.key_columns(job.input)
     by_name = {field.name: field for field in carried}

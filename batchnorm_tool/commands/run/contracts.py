@@ -18,15 +18,9 @@ from batchnorm_tool.formats.arrow_columns import regrouped, rows_of
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
 from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
-from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.manifest import PartRecord, existing_record
-from batchnorm_tool.pipeline.output_schema import (
-    OutputSpec,
-    directories,
-    output_schema,
-    output_specs,
-)
+from batchnorm_tool.pipeline.output_schema import OutputSpec, directories, output_schema
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import DROP, QUARANTINE, Policies
 from batchnorm_tool.pipeline.worker import ChunkReader
@@ -116,7 +110,7 @@ class CanarySearch:
 
     @cached_property
     def _outputs(self) -> tuple[OutputSpec, ...]:
-        return output_specs(self.plan.job, self.plan.resolved.outputs)
+        return self.plan.resolved.layouts(self.plan.job)
 
     @cached_property
     def _reader(self) -> ChunkReader:
@@ -222,7 +216,7 @@ def contract_of(
             )
             for each in resolved.inputs
         ),
-        outputs=tuple(_described(job, one) for one in output_specs(job, resolved.outputs)),
+        outputs=tuple(_described(job, one) for one in resolved.layouts(job)),
         canaries=tuple(canaries),
         model=made_by,
         transform=resolved.transform,
@@ -250,9 +244,9 @@ def find_canaries(
 def _described(job: Job, output: OutputSpec) -> ContractOutput:
     return ContractOutput(
         output.name,
-        output.shape,
+        output.predicted_shape,
         output.axis,
-        Normalization(output.norm),
+        output.normalization,
         job.output.dtype,
         output.vector_column,
         output.norm_column,

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +16,7 @@ import pyarrow as pa
 from batchnorm_tool import environment, features, models
 from batchnorm_tool.chunk import Field, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress, loading_model
+from batchnorm_tool.commands.run import fit as fitting
 from batchnorm_tool.errors import InputError, JobError, OutputError, Refused, capture_warnings
 from batchnorm_tool.features.matching import names_in
 from batchnorm_tool.inputs import reading
@@ -28,6 +29,7 @@ from batchnorm_tool.models.cache import Key, ModelCache, cache_warnings
 from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline import plan as planning
+from batchnorm_tool.pipeline.output_schema import Fitted
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.worker import load_model
 from batchnorm_tool.storage import checked_json
@@ -72,11 +74,13 @@ class Preparation:
     _predictor: Predictor | None = field(init=False, default=None)
     _planned: ResolvedOptions | None = field(init=False, default=None)
     _warnings: list[str] = field(init=False, default_factory=list)
+    _means: Mapping[str, tuple[float, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         with capture_warnings(self._warnings.append), self.progress.stage("looking at the input"):
             self.table = inputs_table.open_table(self.job.input)
         _check_apart(self.job, self.table)
+        self._means = fitting.read_means(self.job.normalize)
         self.job = _with_key(self.job, self.table)
         if self.job.model is not None:
             with self.progress.stage("examining the model"):
@@ -98,6 +102,9 @@ class Preparation:
         chosen = {name: job[name] for name in ("input", "model", "output")}
         chosen["model"] = planning.chosen_model(self.job)
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
+        options = self.job.normalize.further_options()
+        if any(options):  # choices that were made before there were any stay
+            chosen["options"] = [options, dict(self._means)]
         chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
         for name in ("invalid", "deduplicate"):
             del chosen["input"][name]
@@ -128,9 +135,22 @@ class Preparation:
         """Return the plan of the run."""
         # Warnings are found again below, whoever made the choices.
         with capture_warnings(lambda _: None):
-            resolved = self._resolve() if choices is None else self._confirmed(choices)
+            resolved = self._fitted() if choices is None else self._confirmed(choices)
         self._check_columns(resolved.carried, resolved.outputs)
         return self._plan_of(resolved, self.warnings(resolved))
+
+    def _fitted(self) -> ResolvedOptions:
+        """Make every choice, those included for which all rows are read."""
+        resolved = self._resolve()
+        if not fitting.is_fitted(self.job.normalize):
+            return resolved
+        self._check_columns(resolved.carried, resolved.outputs)
+        fitted = fitting.fit(self._plan_of(resolved), self.predictor(), self.progress)
+        return replace(resolved, fitted=fitted)
+
+    def _given(self, outputs: Sequence[Field]) -> dict[str, Fitted] | None:
+        """Return the directions that the job names files of."""
+        return fitting.given(self.job.normalize, [each.name for each in outputs], self._means)
 
     def _plan_of(self, resolved: ResolvedOptions, warnings: tuple[str, ...] = ()) -> Plan:
         return Plan(
@@ -145,7 +165,7 @@ class Preparation:
 
     def _check_columns(self, carried: pa.Schema, outputs: Sequence[Field]) -> None:
         """Refuse names of columns and files that cannot be beside one another."""
-        layouts = output_schema.output_specs(self.job, outputs)
+        layouts = output_schema.output_specs(self.job, outputs, self._given(outputs))
         output_schema.output_schema(carried, layouts, self.job.output.dtype)
         output_schema.directories((), layouts, self.job.output.format)
 
@@ -172,6 +192,7 @@ class Preparation:
             features=features,
             model_content=self.content,
             transform=self.transform_sha256,
+            fitted={**(before.fitted or {}), **(self._given(outputs) or {})} or None,
         )
         return self._plan_of(resolved)
 
@@ -192,7 +213,9 @@ class Preparation:
         if signature is None:
             return None
         places = batching.choose_outputs(signature.outputs, model.outputs)
-        outputs = tuple(Field(signature.outputs[place], (1,), "float32") for place in places)
+        names = [signature.outputs[place] for place in places]
+        widths = fitting.assumed_widths(self.job.normalize, names, self._means)
+        outputs = tuple(Field(name, (widths[name],), "float32") for name in names)
         with capture_warnings(lambda _: None):
             columns = self._match(signature.inputs)
         self._check_columns(self.carried, outputs)
@@ -200,16 +223,17 @@ class Preparation:
 
     def warnings(self, resolved: ResolvedOptions) -> tuple[str, ...]:
         """Return what a person should know, whether the choices are new or were made earlier."""
-        layouts = output_schema.output_specs(self.job, resolved.outputs)
+        layouts = resolved.layouts(self.job)
         return tuple(dict.fromkeys(self._findings(resolved, layouts)))
 
-    def kept_choices(self) -> ResolvedOptions | None:
+    def kept_choices(self) -> ResolvedOptions:
         """Return the choices of an earlier dry run of the same, or make and keep them.
 
-        They are for looking at; a run makes its own. ``None`` without a model: they take no time.
+        They are for looking at; a run makes its own. Without a model they take no time, and are not
+        kept. Nothing is fitted.
         """
         if self.job.model is None or self.report is None:
-            return None
+            return self._resolve()
         security.check(self.job.model, self.report)
         gpus = [os.environ.get("CUDA_VISIBLE_DEVICES"), len([*Path("/dev").glob("nvidia[0-9]*")])]
         versions = environment.versions(("tensorflow", "keras", "onnxruntime", "batchnorm-tool"))
@@ -357,7 +381,9 @@ class Preparation:
                 f"`output.part_rows` is {part_rows}, and `model.batch_dependent: accept` needs "
                 f"whole batches in every part. Set it to a multiple of {batch_size}, or to auto."
             )
-        row_bytes = planning.written_bytes(outputs, self.job.output.dtype)
+        fitted = self._given(outputs)
+        layouts = output_schema.output_specs(self.job, outputs, fitted)
+        row_bytes = planning.written_bytes(layouts, self.job.output.dtype)
         sample_bytes = sum(array[:1].nbytes for array in sample.values())
         # Where the batch size changes no bits, it changes the files neither.
         free = model.backend is not None and model.backend.independent
@@ -385,6 +411,7 @@ class Preparation:
             model_content=self.content,
             transform=self.transform_sha256,
             backend=model.backend,
+            fitted=fitted,
         )
 
     def first_rows(self, inputs: tuple[Field, ...], most: int) -> _Sample:

@@ -21,7 +21,6 @@ from batchnorm_tool.inputs.reading import check_all_rows
 from batchnorm_tool.job import Job, check_job, is_staged
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline import output_state, part_output
-from batchnorm_tool.pipeline.output_schema import output_specs
 from batchnorm_tool.pipeline.output_state import OutputState
 from batchnorm_tool.pipeline.plan import Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import ACTIONS, Policies
@@ -313,7 +312,7 @@ def _publish(
     storage: Storage, plan: Plan, totals: manifests.Totals, before: OutputState
 ) -> manifests.Manifest:
     """Stage the manifest, the contract and the chunk statistics, then make everything visible."""
-    layouts = output_specs(plan.job, plan.resolved.outputs)
+    layouts = plan.resolved.layouts(plan.job)
     numbers = range(plan.part_count)
     totals.files.append(part_output.gather(storage, numbers))
     if totals.counts.quarantined:  # so that these rows can be read again, and no others
@@ -335,6 +334,11 @@ def _publish(
 def result_warnings(plan: Plan, totals: manifests.Totals) -> list[str]:
     """Return what was found while planning, and what the statistics show."""
     found = list(plan.warnings)
+    if totals.counts.clipped:
+        found.append(
+            f"{plural(totals.counts.clipped, 'row')} had components beyond the scale that was "
+            "fitted for `normalize.dtype: int8`, which were clipped."
+        )
     for name, stats in totals.statistics.items():
         lengths = stats.norms["l2"]
         if lengths.count and lengths.max is not None and _is_unit(lengths.min, lengths.max):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Chunk, Field, Reason
+from batchnorm_tool.commands.run.fit import given, read_means
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BadRows, InputError, JobError, warn
 from batchnorm_tool.features import FeatureReader, infer_fields, match_features
@@ -22,6 +23,7 @@ from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.norms.normalization import Quantized
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -102,6 +104,8 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     outputs: list[str] | None = None,
     batch_size: int | None = None,
     dtype: Literal["float32", "float16", "float64"] = "float32",
+    truncate: int | None = None,
+    project_mean: str | None = None,
     bad: Literal["raise", "nan"] = "raise",
     backend: BackendName = "tensorflow",
 ) -> Result:
@@ -118,6 +122,9 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         outputs: Names of the model's outputs to take; default: the only one.
         batch_size: Rows in one call of the model; default: 1024, or what is built into the model.
         dtype: Dtype of the unit vectors: float16, float32 or float64.
+        truncate: Keep only so many of the first components.
+        project_mean: Path of an .npy file with a direction that is projected off. (What is fitted
+            over all rows, as `run` can, needs more than those in memory.)
         bad: What happens to rows with a null, ragged or non-finite feature, or a prediction that is
             not finite: ``"raise"``, or ``"nan"`` (vectors and norms become NaN). A zero vector is
             no bad row: it stays zero, and its norm is 0.
@@ -145,12 +152,16 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
     spec = Input(path="unread", features=features, key=key)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
-    job = Job(input=spec, normalize=Normalize(norm=norm, p=p), output=output)
+    _check_floats(dtype, project_mean)
+    normalize = Normalize(norm=norm, p=p, truncate=truncate, project_mean=project_mean)
+    job, means = Job(input=spec, normalize=normalize, output=output), read_means(normalize)
     loaded = _loaded(model, outputs, backend, _ProofRows(data, spec))
     chunk, columns = _chunk(data, loaded.inputs, spec)
     warn_of_negative_ids(chunk, loaded, columns)
     sized = loaded.with_batch_size(batch_size or loaded.batch_size or _BATCH_SIZE)
-    layouts = output_schema.output_specs(job, _checked_outputs(loaded, sized, chunk, bad))
+    fields = _checked_outputs(loaded, sized, chunk, bad)
+    fitted = given(normalize, [field.name for field in fields], means)
+    layouts = output_schema.output_specs(job, fields, fitted)
     predicted = predict_rows(sized, layouts, chunk.features)
     scored = score_chunk(chunk, predicted, layouts, np.dtype(dtype))
     _check_policies(scored, bad)
@@ -159,6 +170,17 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         results={shape.name: _shaped(scored, shape) for shape in layouts},
         statistics=scored.statistics,
     )
+
+
+def _check_floats(dtype: str, project_mean: str | None) -> None:
+    """Refuse what needs all rows of a result: they are not in memory."""
+    asked = {"project_mean": project_mean == "fit", "dtype": dtype in get_args(Quantized)}
+    for name in (name for name, is_asked in asked.items() if is_asked):
+        value = dtype if name == "dtype" else project_mean
+        raise JobError(
+            f"`{name}` cannot be {value!r} in `score`, which would take it from these rows alone. "
+            f"Use `run` with `normalize.{name}: {value}`, or pass floats and a file."
+        )
 
 
 def _loaded(

@@ -15,6 +15,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.norms.norm import Norm, row_norms, widen
 from batchnorm_tool.norms.stats import NormStats
+from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.run import StoredPart, StoredRun
 
@@ -41,7 +42,7 @@ class CheckedRows:
     def of(cls, batch: pa.RecordBatch, output: OutputSpec, null: np.ndarray) -> Self:
         """Measure the rows of a batch, but for those of ``null``, ``bool[n]``."""
         rows = np.flatnonzero(~null)
-        stored = rows_of(batch[output.vector_column])[rows]
+        stored = output_schema.decoded_rows(batch[output.vector_column], output)[rows]
         norms = rows_of(batch[output.norm_column]).reshape(len(null), -1)[rows]
         finite = np.isfinite(stored).all(axis=1) & np.isfinite(norms).all(axis=1)
         count = len(rows) * output.vectors
@@ -63,8 +64,8 @@ class CheckedRows:
         return self.rows[vectors.any(axis=1)]
 
 
-def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
-    """Return how far from 1 the measured length of a stored unit vector may be."""
+def length_tolerance(norm: Norm, width: int, dtype: np.dtype, step: float = 0.0) -> float:
+    """Return how far from 1 the length of a unit vector may be that was stored in steps."""
     # A component is rounded once to the stored dtype. That changes it by at most its own size times
     # the unit roundoff `u`, so that the whole vector, in any norm, changes by at most `u`, however
     # wide it is. Below the smallest normal number it is by at most half the smallest subnormal `s`
@@ -75,7 +76,7 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype) -> float:
     stored = np.finfo(dtype)
     roundoff = float(stored.eps) / 2
     ones = float(row_norms(np.ones((1, width)), norm)[0, 0])
-    floor = ones * float(stored.smallest_subnormal) / 2
+    floor = ones * (float(stored.smallest_subnormal) + step) / 2
     return roundoff + floor + (2 * width + 1024) * float(np.finfo(np.float64).eps) / 2
 
 
@@ -90,9 +91,13 @@ def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool =
         wrong = checked.rows_with(checked.norms != 1)
         place.report(wrong, "a norm is not 1, although the job's norm is `none`.")
         return
-    tolerance = length_tolerance(output.norm, output.width, checked.dtype)
+    way = output.normalization
+    step = way.scale if way.dtype == "int8" else None
+    tolerance = length_tolerance(output.norm, output.width, checked.dtype, step or 0.0)
     with np.errstate(invalid="ignore"):
-        off = np.abs(checked.lengths - np.where(checked.norms == 0, 0, 1)) > tolerance
+        # Bits have no zero.
+        zero = (checked.norms == 0) & (way.dtype != "binary")
+        off = np.abs(checked.lengths - np.where(zero, 0, 1)) > tolerance
     place.report(
         checked.rows_with(off & np.isfinite(checked.lengths)),
         f"a vector does not have length 1 under {output.norm.label} (within {tolerance:.2g}), or "
@@ -166,9 +171,11 @@ class VectorCheck:
             self.findings.add_count("without a vector stored", self._null, null)
             if nonfinite:
                 self.findings.add_count("that are not finite stored", self._nonfinite, nonfinite)
-        # Under `none` a zero cannot be told from what a narrower stored dtype rounded to zero.
-        is_none = any(output.norm.name == "none" for output in self.run.outputs)
-        if not is_none or self._zero < self._expected_zero:
+        # Under `none` a zero cannot be told from what a narrower stored dtype rounded to zero, and
+        # bits have none.
+        unnormed = [output for output in self.run.outputs if output.norm.name == "none"]
+        has_bits = any(output.normalization.dtype == "binary" for output in unnormed)
+        if not unnormed or (self._zero < self._expected_zero and not has_bits):
             self.findings.add_count("with a zero vector stored", self._zero, self._expected_zero)
         for output in self.run.outputs:
             self._compare_norms(output)

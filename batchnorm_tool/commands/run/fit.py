@@ -1,0 +1,165 @@
+"""What an output's normalization takes from all rows: a mean direction, and the scale of int8.
+
+Both come out the same however the rows are split, and so do not depend on parts or threads.
+"""
+
+import contextlib
+import functools
+import operator
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from batchnorm_tool.chunk import Reason
+from batchnorm_tool.commands.progress import Progress
+from batchnorm_tool.environment import map_in_order
+from batchnorm_tool.errors import InputError, Interrupted, capture_warnings
+from batchnorm_tool.formats import npy
+from batchnorm_tool.job import Normalize
+from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.norms.normalization import DirectionSum, int8_scale, unit_direction
+from batchnorm_tool.pipeline.output_schema import Fitted, OutputSpec
+from batchnorm_tool.pipeline.plan import Plan
+from batchnorm_tool.pipeline.scored_chunk import kept_vectors, predict_rows
+from batchnorm_tool.pipeline.worker import ChunkReader
+
+_Measured = TypeVar("_Measured")
+_Means = Mapping[str, tuple[float, ...]]
+
+
+def read_means(normalize: Normalize) -> _Means:
+    """Return the directions that files hold, by path, each of length 1."""
+    return {path: _read_mean(path) for path in normalize.mean_paths}
+
+
+def _read_mean(path: str) -> tuple[float, ...]:
+    form, expected = npy.Npy(), "an array of one axis of finite floats that are not all 0"
+    found = form.inspect(path)
+    kind = found.schema.field(0).type
+    if not pa.types.is_floating(kind) or not found.rows:
+        received = f"shape {found.details['shape']} of {found.details['dtype']}"
+        raise _not_a_mean(path, expected, received)
+    batches = form.read(path, (npy.COLUMN,), 0, found.rows, found.rows)
+    vector = next(batches).column(0).to_numpy(zero_copy_only=False)
+    if not np.isfinite(vector).all() or not vector.any():
+        raise _not_a_mean(path, expected, "zeros" if not vector.any() else "NaN or infinity")
+    return unit_direction(vector)
+
+
+def _not_a_mean(path: str, expected: str, received: str) -> InputError:
+    return InputError(
+        f"`normalize.project_mean`: {path} is no direction. Expected: {expected}. "
+        f"Received: {received}. Save one with `numpy.save`, or set it to `fit`."
+    )
+
+
+def given(normalize: Normalize, outputs: Sequence[str], means: _Means) -> dict[str, Fitted] | None:
+    """Return what is known of outputs before a row is read: the directions of files, if any."""
+    asked = {name: normalize.options_for(name).project_mean or "" for name in outputs}
+    return {name: Fitted(means[path]) for name, path in asked.items() if path in means} or None
+
+
+def assumed_widths(normalize: Normalize, outputs: Sequence[str], means: _Means) -> dict[str, int]:
+    """Return widths that fit what is kept of outputs whose own are not known yet."""
+    options = {name: normalize.options_for(name) for name in outputs}
+    return {
+        name: each.truncate or len(means.get(each.project_mean or "", (0.0,)))
+        for name, each in options.items()
+    }
+
+
+def fit(plan: Plan, predictor: Predictor, progress: Progress) -> dict[str, Fitted]:
+    """Return what the outputs of a plan take from all rows, in one pass for each kind.
+
+    Rows that are bad, and vectors that are zero or not finite, have no part in it.
+    """
+    names = [output.name for output in plan.resolved.outputs]
+    options = {name: plan.job.normalize.options_for(name) for name in names}
+    fitted = dict(plan.resolved.fitted or {})
+    centered = [name for name in names if options[name].project_mean == "fit"]
+    scaled = [name for name in names if options[name].dtype == "int8"]
+    if centered:
+        with progress.stage("fitting the mean direction"):
+            sums = _Pass(plan, predictor, progress).over(centered, _direction_sum, operator.add)
+        fitted |= {name: Fitted(total.mean()) for name, total in sums.items()}
+    if scaled:
+        plan = replace(plan, resolved=replace(plan.resolved, fitted=fitted))
+        with progress.stage("fitting the scale of int8"):
+            found = _Pass(plan, predictor, progress).over(scaled, _largest, max)
+        for name in scaled:
+            scale = int8_scale(found.get(name, 0.0))
+            fitted[name] = replace(fitted.get(name, Fitted()), scale=scale)
+    return fitted
+
+
+def is_fitted(normalize: Normalize) -> bool:
+    """Tell whether anything is fitted over all rows."""
+    return any(each.project_mean == "fit" or each.dtype == "int8" for each in normalize.all_options)
+
+
+def _direction_sum(layout: OutputSpec, kept: np.ndarray) -> DirectionSum:
+    del layout
+    return DirectionSum.of(kept)
+
+
+def _largest(layout: OutputSpec, kept: np.ndarray) -> float:
+    return layout.normalization.largest(kept)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over all rows of a plan, by threads that share the loaded model."""
+
+    plan: Plan
+    predictor: Predictor
+    progress: Progress
+
+    def over(
+        self,
+        names: Collection[str],
+        measure: Callable[[OutputSpec, np.ndarray], _Measured],
+        merge: Callable[[_Measured, _Measured], _Measured],
+    ) -> dict[str, _Measured]:
+        """Return what is measured of the vectors of some outputs, merged over all rows."""
+        stop, workers = threading.Event(), self.plan.job.engine.workers
+        model = self.predictor.with_batch_size(self.plan.resolved.batch_size)
+        layouts, reader = self.plan.resolved.layouts(self.plan.job), ChunkReader(self.plan)
+
+        def measured(number: int) -> dict[str, _Measured]:
+            found: dict[str, _Measured] = {}
+            # What is to be said of the rows is said when they are scored.
+            with capture_warnings(lambda _: None):
+                for features, faults in reader.read_features(self.plan.part(number)):
+                    if stop.is_set():
+                        raise Interrupted("Stopped while fitting to the rows; run again.")
+                    predictions, failing = predict_rows(model, layouts, features)
+                    good = (faults == Reason.GOOD) & ~np.isin(np.arange(len(faults)), [*failing])
+                    for layout in layouts:
+                        if layout.name in names:
+                            kept = _kept(predictions[layout.name], layout, good)
+                            found = _merged(found, {layout.name: measure(layout, kept)}, merge)
+                    self.progress.advance(len(faults))
+            return found
+
+        threads = None if workers == "auto" else workers
+        parts = map_in_order(measured, range(self.plan.part_count), threads, stop.set)
+        with self.progress.work(self.plan.rows, 0), contextlib.closing(parts):
+            return functools.reduce(lambda one, other: _merged(one, other, merge), parts, {})
+
+
+def _kept(predicted: np.ndarray, layout: OutputSpec, good: np.ndarray) -> np.ndarray:
+    kept = kept_vectors(predicted, layout)
+    return kept if good.all() else kept[np.repeat(good, layout.vectors)]
+
+
+def _merged(
+    one: Mapping[str, _Measured],
+    other: Mapping[str, _Measured],
+    merge: Callable[[_Measured, _Measured], _Measured],
+) -> dict[str, _Measured]:
+    both = {name: merge(one[name], other[name]) for name in one.keys() & other.keys()}
+    return {**one, **other, **both}
