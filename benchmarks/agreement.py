@@ -17,13 +17,14 @@ class Disagreement(Exception):  # noqa: N818  (it is a finding)
     """Two results differ; the message says where and by how much."""
 
 
-def check_agreement(ours: Path, other: Path, rows: int) -> None:
+def check_agreement(ours: Path, other: Path, rows: int, *, norms_too: bool = True) -> None:
     """Compare two results by id, whatever the order of their rows.
 
     Args:
         ours: A directory of Parquet files with ``id`` (0 to ``rows - 1``), ``vector``, ``norm``.
         other: Another one.
         rows: How many rows each must have.
+        norms_too: Whether norms must agree, and not vectors alone.
 
     Raises:
         Disagreement: A row is missing, there twice or unknown, or a component or a norm differs by
@@ -35,7 +36,7 @@ def check_agreement(ours: Path, other: Path, rows: int) -> None:
         _mark(seen, ids, other)
         off = np.abs(others - vectors[ids]).max(axis=1)
         off_norm = np.abs(lengths - norms[ids]) / np.maximum(np.abs(norms[ids]), 1.0)
-        worst = np.maximum(off, off_norm)
+        worst = np.maximum(off, off_norm) if norms_too else off
         if not (worst <= TOLERANCE).all():  # NaN is no agreement
             at = int(np.argmax(~(worst <= TOLERANCE)))
             msg = f"{other}: id {ids[at]} differs from {ours} by {worst[at]:.3g}."

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +117,20 @@ class Model:
             steps), or ``lookup`` (of a string).
         widths: Of the dense layers, relu between them; the last is the vector's.
         features: Floats that come in; images have their own shape.
+        baked: Whether it is the copy with the L2 norm in its graph.
     """
 
     kind: str
     widths: tuple[int, ...]
     features: int = 128
+    baked: bool = False
 
     @property
     def path(self) -> Path:
         """Where it lies."""
         layers = "-".join(map(str, self.widths))
-        return WORK / "data" / f"{self.kind}-{self.features}-{layers}.keras"
+        end = "-baked" if self.baked else ""
+        return WORK / "data" / f"{self.kind}-{self.features}-{layers}{end}.keras"
 
     @property
     def row_operations(self) -> int:
@@ -171,7 +174,9 @@ def make(thing: Table | Model) -> None:
     unfinished = thing.path.with_name("unfinished-" + thing.path.name)
     if unfinished.is_dir():
         shutil.rmtree(unfinished)
-    if isinstance(thing, Model):
+    if isinstance(thing, Model) and thing.baked:
+        _bake(made(replace(thing, baked=False)), unfinished)
+    elif isinstance(thing, Model):
         _save_model(thing, unfinished)
     elif thing.copies > 1:
         _link_copies(thing, unfinished)
@@ -180,6 +185,12 @@ def make(thing: Table | Model) -> None:
     else:
         _write_parquet(thing, unfinished)
     unfinished.rename(thing.path)
+
+
+def _bake(raw: Path, path: Path) -> None:
+    from batchnorm_tool import bake
+
+    bake(raw, path, "l2", fresh=True)
 
 
 def _save_model(model: Model, path: Path) -> None:
@@ -331,7 +342,7 @@ def _described(text: str) -> Table | Model:
     fields = json.loads(text)
     if fields.pop("is") == "Table":
         return Table(**fields)
-    return Model(fields["kind"], tuple(fields["widths"]), fields["features"])
+    return Model(**{**fields, "widths": tuple(fields["widths"])})
 
 
 if __name__ == "__main__":

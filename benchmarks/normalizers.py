@@ -7,8 +7,10 @@ be measured by that environment's Python.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +105,31 @@ def _ours(x: np.ndarray) -> Any:
     return normalize(x)
 
 
+def _layer(x: np.ndarray) -> Any:
+    from batchnorm_tool.layers import VectorNormalization
+
+    return VectorNormalization(dtype=_policy(x))(x)
+
+
+def _baked(x: np.ndarray) -> Any:
+    return _baked_model(x.dtype.name, _policy(x))(x)
+
+
+@functools.cache
+def _baked_model(dtype: str, policy: str) -> Any:
+    """Bake a model that gives what it gets."""
+    import keras
+
+    from batchnorm_tool import bake
+
+    same = keras.layers.Identity(dtype=policy)
+    with tempfile.TemporaryDirectory() as directory:
+        raw, copy = f"{directory}/raw.keras", f"{directory}/baked.keras"
+        keras.Sequential([keras.Input((4,), dtype=dtype), same]).save(raw)
+        bake(raw, copy, "l2")
+        return keras.saving.load_model(copy)
+
+
 NORMALIZERS = (
     Normalizer("x / np.linalg.norm(x, axis=-1, keepdims=True)", "numpy", _numpy),
     Normalizer("keras.layers.UnitNormalization()(x)", "keras", _unit_normalization),
@@ -113,6 +140,8 @@ NORMALIZERS = (
     Normalizer("sklearn.preprocessing.normalize(x)", "scikit-learn", _sklearn),
     Normalizer("faiss.normalize_L2(x)", "faiss-cpu", _faiss),
     Normalizer("batchnorm_tool.normalize(x)", "batchnorm-tool", _ours),
+    Normalizer("batchnorm_tool.layers.VectorNormalization()(x)", "batchnorm-tool", _layer),
+    Normalizer("batchnorm_tool.bake(model, out)", "batchnorm-tool", _baked),
 )
 
 

@@ -13,6 +13,7 @@ from benchmarks.cases.against_the_limit import (
     sum_of_stages,
 )
 from benchmarks.cases.back_ends import families, memory, quick_start
+from benchmarks.cases.baking import baked_model
 from benchmarks.cases.choices import batch_size, layouts, two_processes
 from benchmarks.cases.comparing import memory_of_neighbours, nearest_neighbours, norm_survey
 from benchmarks.cases.growing import growth
@@ -46,6 +47,7 @@ CASES: Mapping[str, Case] = {
     "start": quick_start,
     "backend-memory": memory,
     "families": families,
+    "baked": baked_model,
     "growth": growth,
     "compare-neighbours": nearest_neighbours,
     "compare-memory": memory_of_neighbours,

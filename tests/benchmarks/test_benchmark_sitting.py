@@ -125,7 +125,7 @@ def test_every_target_of_the_issue_has_a_case() -> None:
     of_refresh = ["load", "night", "heavy", "nothing", "difference", "memory", "disk"]
     assert list(CASES) == [
         *map(str, range(1, 13)),
-        *("start", "backend-memory", "families", "growth"),
+        *("start", "backend-memory", "families", "baked", "growth"),
         *of_compare,
         *(f"refresh-{name}" for name in of_refresh),
     ]

@@ -11,6 +11,8 @@ import pytest
 from benchmarks import normalizers
 from benchmarks.normalizers import NORMALIZERS, Normalizer, on_the_page, table, words
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 
 def is_installed(normalizer: Normalizer) -> bool:
     try:
