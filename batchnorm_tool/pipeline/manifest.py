@@ -34,7 +34,7 @@ from batchnorm_tool.storage.checked_json import (
 
 MANIFEST_PATH = "_manifest.json"
 SUCCESS_PATH = "_SUCCESS"
-CONTRACT_PATH = "contract.json"
+
 FORMAT: Literal[1] = 1
 # Enough to see a pattern; the rest is counted, and lies in `_quarantine` where policy says so.
 FIRST_BAD_ROWS = 10

@@ -5,17 +5,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from batchnorm_tool.chunk import Reason
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.errors import FRESH, RECREATE, Damaged, InputError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.pipeline import manifest as manifests
 from batchnorm_tool.pipeline.differences import differences
-from batchnorm_tool.pipeline.manifest import (
-    CONTRACT_PATH,
-    MANIFEST_PATH,
-    SUCCESS_PATH,
-    Manifest,
-    PartRecord,
-)
+from batchnorm_tool.pipeline.manifest import MANIFEST_PATH, SUCCESS_PATH, Manifest, PartRecord
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import Policies
 from batchnorm_tool.storage import STATE, Storage
@@ -91,7 +86,7 @@ def finish_publishing(storage: Storage) -> None:
     """Make a staged result the visible one; may be repeated after a kill at any point of it."""
     text = storage.get(storage.staged(MANIFEST_PATH))
     success = storage.get(storage.staged(SUCCESS_PATH))
-    contract = storage.get(storage.staged(CONTRACT_PATH))
+    contract = storage.get(storage.staged(CONTRACT))
     if text is None or success is None:
         raise OutputError("Nothing is staged for publication.")
     # Readers trust the mark: it goes before anything moves, and comes back after everything is
@@ -99,9 +94,9 @@ def finish_publishing(storage: Storage) -> None:
     storage.remove(SUCCESS_PATH)
     storage.finish_publish()
     if contract is None:  # staged by an earlier version
-        storage.remove(CONTRACT_PATH)
+        storage.remove(CONTRACT)
     else:
-        storage.put(CONTRACT_PATH, contract)
+        storage.put(CONTRACT, contract)
     storage.put(MANIFEST_PATH, text)
     storage.put(SUCCESS_PATH, success)
     discard_state(storage)

@@ -4,6 +4,7 @@
 
     PATH/12/upserts/part-000000.parquet …   rows to write, whole
     PATH/12/deletes.parquet                 keys of the rows to remove
+    PATH/12/contract.json                   what a query must do alike
     PATH/12/manifest.json                   what it builds on, counts, checksums
 
 A directory appears in one rename, when everything in it is synced. A loader that holds version
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pydantic import Field
 
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.job.types import Count, LocalOrUri, option
 from batchnorm_tool.publish import Facts, directories, published_batches
 from batchnorm_tool.publish.directories import DirectoryManifest, DirectoryTarget, PublishDirectory
@@ -85,6 +87,7 @@ def _write(storage: Storage, publication: Publication, base: int | None) -> Chan
     deletes = published_batches(gone, layout.key_schema)
     path = f"{root}/deletes.parquet"
     records.append(directories.write_table(storage, path, layout.key_schema, deletes))
+    records += directories.put_contract(storage, f"{root}/{CONTRACT}", publication)
     found = ChangesManifest.of(publication, records, root, **counts, builds_on=base)
     storage.put(storage.staged(_manifest_path(publication.version)), found.to_document())
     directories.publish_directory(storage, str(publication.version))

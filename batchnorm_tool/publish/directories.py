@@ -172,6 +172,11 @@ def _fill_part(first: pa.Table, waiting: Iterator[pa.Table]) -> Iterator[pa.Tabl
             return
 
 
+def put_contract(storage: Storage, path: str, publication: Publication) -> list[FileRecord]:
+    """Write the contract of a version, if it has one."""
+    return [] if publication.contract is None else [storage.put(path, publication.contract)]
+
+
 def write_table(
     storage: Storage,
     path: str,

@@ -5,7 +5,8 @@
     PATH                     the index: inner product on unit vectors, replaced in one rename
     PATH.12.keys.parquet     ``faiss_id`` (``faiss_id_`` if a key has that name) and the keys,
                              where these are no integers
-    PATH.json                version, rows, recall, SHA-256 of the index; written after it
+    PATH.contract.json       what a query must do alike; written after the index
+    PATH.json                version, rows, recall, SHA-256 of the index; written last
 
 A single integer key is the id itself. Every other key (text, several columns, uint64) has the id
 ``version * 2**40 + row``, and ``PATH.<version>.keys.parquet`` says which key that is. So every id
@@ -33,6 +34,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.display import percent, plural
 from batchnorm_tool.errors import JobError, WorkFailed
 from batchnorm_tool.formats import Layout
@@ -119,6 +121,7 @@ class FaissIndex(Target):
             neighbours.add(rows.vectors, rows.ids)
         recall, effort = faiss_build.tune(index, neighbours)
         written = self._files.put_index(index)
+        self._files.put_contract(publication.contract)
         document = IndexDocument(
             index=text,
             version=publication.version,
@@ -213,6 +216,16 @@ class IndexFiles:
         """Tell what the index is."""
         with _created(self.document_path) as file:
             file.write(document.to_document())
+            file.commit()
+
+    def put_contract(self, contract: bytes | None) -> None:
+        """Replace what a query must do alike."""
+        path = self.path.with_name(f"{self.path.name}.{CONTRACT}")
+        if contract is None:
+            path.unlink(missing_ok=True)
+            return
+        with _created(path) as file:
+            file.write(contract)
             file.commit()
 
     def put_index(self, index: Any) -> FileRecord:

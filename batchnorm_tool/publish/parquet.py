@@ -5,6 +5,7 @@
     PATH/current                        text, such as ``versions/12``; replaced last, in one rename
     PATH/versions/12/part-000000.parquet …   data alone, so that any reader takes the directory
     PATH/versions/12.json               counts, space and checksums
+    PATH/versions/12.contract.json      what a query must do alike
 
 A reader reads ``current`` once and then opens that directory, which stays until ``keep`` later
 versions are there. Every version is rewritten, also one to which a rollback returned: it has a
@@ -53,6 +54,7 @@ class ParquetSnapshot(DirectoryTarget):
 
     def _remove(self, storage: Storage, version: int) -> None:
         storage.remove(_manifest_path(version))
+        storage.remove(_contract_path(version))
         super()._remove(storage, version)
 
 
@@ -61,6 +63,7 @@ def _write(storage: Storage, publication: Publication, directory: str) -> None:
     records = directories.write_parts(storage, staged, publication.layout, rows)
     # The manifest comes after it, and not before: it says that the directory is whole.
     directories.publish_directory(storage, directory)
+    directories.put_contract(storage, _contract_path(publication.version), publication)
     document = DirectoryManifest.of(publication, records, staged).to_document()
     storage.put(_manifest_path(publication.version), document)
 
@@ -71,3 +74,7 @@ def _directory(version: int) -> str:
 
 def _manifest_path(version: int) -> str:
     return f"{VERSIONS}/{version}.json"
+
+
+def _contract_path(version: int) -> str:
+    return f"{VERSIONS}/{version}.contract.json"

@@ -6,7 +6,8 @@ rows of another kind, make a new table with its index, to which the view then mo
 transaction; the table before it stays, older ones are dropped. So a reader's statement sees one
 version or the other, whole.
 
-``TABLE_batchnorm_tool`` says which version the view shows. It changes in the same transactions, so
+``TABLE_contract`` holds, as JSON, what a query of that version must do alike, and
+``TABLE_batchnorm_tool`` says which version the view shows. They change in the same transactions, so
 that it is right after a kill at any point. An advisory lock of the session keeps two publishers
 apart (a pooler must not change the session in between: connect to the server itself).
 

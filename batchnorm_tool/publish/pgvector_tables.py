@@ -26,7 +26,7 @@ SWITCH_SECONDS = 2
 SWITCH_TRIES = 30
 # In the comment of a table: by it we know which ones are ours to drop.
 MARK = "built by batchnorm-tool"
-BOOKKEEPING = "_batchnorm_tool"
+BOOKKEEPING, CONTRACT = "_batchnorm_tool", "_contract"
 
 
 class Tables:
@@ -93,6 +93,22 @@ class Tables:
             " version bigint NOT NULL, run_id text, built text NOT NULL, previous text,"
             " shape text NOT NULL, updated_at timestamptz NOT NULL)"
         )
+        self._prepare_contract()
+
+    def _prepare_contract(self) -> None:
+        """Make the table of the contract; one of that name that is not ours is refused."""
+        name, run = self._names.contract, self._statements.run
+        if self._exists(name):
+            self._expect(
+                f"no table `{name}` of somebody else: rename it, or choose another `table`",
+                "SELECT obj_description({relation}, 'pg_class') IS NOT DISTINCT FROM %s",
+                *(self._names.schema, name, MARK),
+            )
+            return
+        with self._statements.connection.transaction():
+            # Of type json, which keeps a text as it is: a checksum is over it.
+            run("CREATE TABLE {contract} (version bigint NOT NULL, contract json NOT NULL)")
+            run(f"COMMENT ON TABLE {{contract}} IS '{MARK}'")
 
     def bookkeeping(self) -> Bookkeeping | None:
         """Return what the view shows, or ``None`` where there is no view."""
@@ -115,7 +131,8 @@ class Tables:
             rows = self._statements.value("SELECT count(*) FROM {table}", table=table)
             if rows != publication.rows:
                 raise Rollback(transaction)
-            self._note(replace(before, version=publication.version, run_id=run_id))
+            after = replace(before, version=publication.version, run_id=run_id)
+            self._note(after, publication.contract)
         return bool(rows == publication.rows)
 
     def rebuild(
@@ -134,7 +151,7 @@ class Tables:
         self._add_indexes(table, publication.rows)
         run_id = publication.record.run_id
         after = Bookkeeping(publication.version, run_id, name, read, shape.signature)
-        return after, self._switch(after)
+        return after, self._switch(after, publication.contract)
 
     def drop_all_but(self, kept: set[str]) -> list[str]:
         """Drop the tables of older versions and of broken off ones."""
@@ -224,7 +241,7 @@ class Tables:
             same=statements.each("live.{0} = gone.{0}", keys, " AND "),
         )
 
-    def _switch(self, after: Bookkeeping) -> bool:
+    def _switch(self, after: Bookkeeping, contract: bytes | None) -> bool:
         """Let the view read what was built; whether the view had to be made again."""
         # New readers queue up behind the switch while it waits for running ones: hence several
         # short waits.
@@ -232,14 +249,14 @@ class Tables:
 
         for _ in range(SWITCH_TRIES):
             with contextlib.suppress(LockNotAvailable):
-                return self._try_to_switch(after)
+                return self._try_to_switch(after, contract)
         raise WorkFailed(
             f"`{self._names.schema}.{self._names.view}` is in constant use: the view could not be "
             f"switched in {SWITCH_TRIES} tries of {SWITCH_SECONDS} s. Look for an open "
             "transaction in `pg_stat_activity`."
         )
 
-    def _try_to_switch(self, after: Bookkeeping) -> bool:
+    def _try_to_switch(self, after: Bookkeeping, contract: bytes | None) -> bool:
         statements, view = self._statements, self._names.view
         with statements.connection.transaction():
             statements.run(f"SET LOCAL lock_timeout = '{SWITCH_SECONDS}s'")
@@ -248,7 +265,7 @@ class Tables:
                 statements.run("DROP VIEW {view}")
             table = statements.table(after.built)
             statements.run("CREATE OR REPLACE VIEW {view} AS SELECT * FROM {table}", table=table)
-            self._note(after)
+            self._note(after, contract)
         return remade
 
     def _columns(self, name: str) -> list[Any]:
@@ -258,13 +275,17 @@ class Tables:
             (self._names.schema, name),
         ).fetchall()
 
-    def _note(self, after: Bookkeeping) -> None:
+    def _note(self, after: Bookkeeping, contract: bytes | None) -> None:
         self._statements.run("DELETE FROM {book}")
         self._statements.run(
             "INSERT INTO {book} (version, run_id, built, previous, shape, updated_at)"
             " VALUES (%s, %s, %s, %s, %s, now())",
             astuple(after),
         )
+        self._statements.run("DELETE FROM {contract}")
+        if contract is not None:
+            values = after.version, contract.decode(errors="replace")
+            self._statements.run("INSERT INTO {contract} VALUES (%s, %s)", values)
 
 
 def _options(index: str, rows: int) -> str:
@@ -278,10 +299,10 @@ def _options(index: str, rows: int) -> str:
 class Statements:
     """Statements about the tables of one target.
 
-    In a statement, ``{view}`` and ``{book}`` are the target's view and bookkeeping table, and
-    ``{relation}`` is what two values name, a schema and a table or view in it; what else is in
-    braces is given by name. The connection is in autocommit mode: transactions are begun where they
-    are needed.
+    In a statement, ``{view}``, ``{book}`` and ``{contract}`` are the target's view, bookkeeping
+    table and contract, and ``{relation}`` is what two values name, a schema and a table or view in
+    it; what else is in braces is given by name. The connection is in autocommit mode: transactions
+    are begun where they are needed.
     """
 
     def __init__(self, connection: psycopg.Connection, names: Names) -> None:
@@ -291,6 +312,7 @@ class Statements:
         self._known = {
             "view": self.table(names.view),
             "book": self.table(names.bookkeeping),
+            "contract": self.table(names.contract),
             "relation": self.text("to_regclass(quote_ident(%s) || '.' || quote_ident(%s))"),
         }
 
@@ -359,6 +381,11 @@ class Names:
     def bookkeeping(self) -> str:
         """The table that says which version the view shows."""
         return f"{self.view}{BOOKKEEPING}"
+
+    @property
+    def contract(self) -> str:
+        """The table that holds the contract of that version."""
+        return f"{self.view}{CONTRACT}"
 
     def built_in(self, version: int, read: str | None) -> str:
         """Name the table that a version builds, beside the one that is ``read`` now."""

@@ -186,7 +186,8 @@ class Changes:
 class Publication:
     """A version of the store, as targets get it; it can be read any number of times.
 
-    ``versions`` has Lance's number of each kept version, ``records`` the refresh's record of each.
+    ``versions`` has Lance's number of each kept version, ``records`` the refresh's record of each;
+    ``contract`` is the content of the version's contract, if it has one.
     """
 
     path: str
@@ -194,6 +195,7 @@ class Publication:
     versions: Mapping[int, int]
     version: int
     records: Mapping[int, RefreshRecord] = field(repr=False)
+    contract: bytes | None = field(default=None, repr=False)
 
     @cached_property
     def rows(self) -> int:

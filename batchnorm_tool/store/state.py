@@ -9,6 +9,8 @@
         index/000012.parquet keys and hashes of the live version: all, or what its base lacks
         nights/000012.base.parquet  that base: an older index, under a second name
         files.json           checksums of the dataset's files
+        contract.json        what a query of the live version must do alike
+        contracts/000012.json  that of a version
         night/               the night under way, or the candidate that waits
         targets/NAME.json    what a publish target holds
 
@@ -29,6 +31,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.formats.arrow_columns import is_any, plain_type, with_children
 from batchnorm_tool.gate.record import Hold, RefreshRecord
@@ -54,6 +57,7 @@ INDEX = "index"
 STAGING = "night"
 STAGING_PATH = f"{STAGING}/night.json"
 TARGETS_DIRECTORY = "targets"
+CONTRACTS = "contracts"
 CHECKSUMS_PATH = "files.json"
 BATCH_ROWS = 65_536
 """Rows of a store that are in memory at a time."""
@@ -70,13 +74,14 @@ GOOD = "good"
 STALE = "stale: "
 QUARANTINED = "quarantined: "
 # Where the files of a version lie, below the state's root: its record, its index and that one's
-# base, a sample of its vectors, the hashes of what it replaced, its quarantined rows.
+# base, a sample of its vectors, the hashes of what it replaced, its quarantined rows, its contract.
 record_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.json".format
 index_path: Callable[[int], str] = f"{INDEX}/{{:06d}}.parquet".format
 base_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.base.parquet".format
 sample_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.sample.arrow".format
 replaced_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.replaced.npy".format
 quarantined_path: Callable[[int], str] = f"{RECORDS}/{{:06d}}.quarantined.arrow".format
+contract_path: Callable[[int], str] = f"{CONTRACTS}/{{:06d}}.json".format
 # Parquet, through which rows pass, gives these back as others: the values fit exactly.
 _THROUGH_PARQUET = {pa.date64(): pa.date32(), pa.time32("s"): pa.time32("ms")}
 
@@ -199,6 +204,12 @@ class StoredRecord(RefreshRecord, SealedRecord):
         """The file that is the base of the version's index, or would be that of the next one."""
         files = {file.path: file for file in self.files}
         return files.get(base_path(self.version)) or files.get(index_path(self.version))
+
+    @property
+    def contract(self) -> str | None:
+        """SHA-256 of the version's contract; ``None`` where it has none."""
+        path = contract_path(self.version)
+        return next((file.sha256 for file in self.files if file.path == path), None)
 
     def restored(self, version: int, live: StoredRecord, run_id: str, at: str) -> StoredRecord:
         """Return what a rollback to this version begins with, as version ``version``."""
@@ -369,15 +380,27 @@ class StoreDirectory:
             "from a backup, or remove it: vectors that it leads to are then computed again."
         )
 
+    def contract(self, version: int | None) -> bytes | None:
+        """Return the contract of a version, as its file has it; ``None`` where there is none."""
+        return self.storage.get(contract_path(version or 0))
+
+    def switch_contract(self, version: int) -> None:
+        """Let ``contract.json`` be that of a version."""
+        contract = self.contract(version)
+        if contract is None:  # a version from before there were any
+            self.storage.remove(CONTRACT)
+        elif contract != self.storage.get(CONTRACT):
+            self.storage.put(CONTRACT, contract)
+
     def discard_uncommitted(self, pointer: StorePointer) -> None:
         """Remove what is staged, and what only a live version or a candidate needs of others."""
         kept, used = {*pointer.versions, pointer.waiting}, {pointer.live, pointer.waiting}
         needed = {path for each in kept if each for path in kept_paths(each)}
         needed |= {path for each in used if each for path in live_paths(each)}
-        for directory in (INDEX, RECORDS):
+        for directory in (INDEX, RECORDS, CONTRACTS):
             for name in self.storage.names(directory):
                 path = f"{directory}/{name}"
-                if path not in needed and not name.endswith(".json"):
+                if path not in needed and (directory, path[-5:]) != (RECORDS, ".json"):
                     self.storage.remove(path)
         if pointer.waiting is None:
             self.storage.remove(STAGING)
@@ -433,7 +456,7 @@ def live_paths(version: int) -> tuple[str, ...]:
 
 def kept_paths(version: int) -> tuple[str, ...]:
     """Return the files of the state that a version may have for as long as it is kept."""
-    return replaced_path(version), quarantined_path(version)
+    return replaced_path(version), quarantined_path(version), contract_path(version)
 
 
 def is_quarantined(status: pa.ChunkedArray) -> np.ndarray:

@@ -84,6 +84,10 @@ class Publication:
         run_id = f"{self.store.name}-{self.version}"
         return record_of(version=self.version, run_id=run_id, space="abc", finished="now")
 
+    @property
+    def contract(self) -> bytes:
+        return f'{{"contract of":"{self.store.name} {self.version}"}}'.encode()
+
     def can_start_from(self, base: int | None) -> bool:
         return base in self.store.versions and self.store.versions[base].schema == self.table.schema
 

@@ -111,7 +111,7 @@ def test_integer_keys_are_the_ids(kind: pa.DataType, tmp_path: Path) -> None:
     facts = target(tmp_path / "x").publish(publication, None)
     assert sorted(read(tmp_path / "x", store)) == [0, 5, 127]
     assert facts["keys"] is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.contract.json", "x.json"]
 
 
 def test_a_key_that_faiss_has_another_use_for_is_refused(tmp_path: Path) -> None:
@@ -139,6 +139,7 @@ def test_the_document_tells_of_the_index(tmp_path: Path) -> None:
     facts = target(tmp_path / "x").publish(nights[0], None)
     document = verified_json((tmp_path / "x.json").read_bytes())
     assert document == facts
+    assert (tmp_path / "x.contract.json").read_bytes() == nights[0].contract
     size = (tmp_path / "x").stat().st_size
     assert facts.pop("sha256") == IndexFiles(tmp_path / "x").document().sha256  # type: ignore[union-attr]
     assert facts == {
@@ -319,7 +320,7 @@ def test_killed_at_any_step_index_and_keys_agree(
         document = IndexFiles(path).document()
         assert document is not None
         assert document.version == 3
-    assert kills == 3
+    assert kills == (4 if name == "commit" else 3)
 
 
 def test_an_index_that_is_there_already_is_not_built_again(

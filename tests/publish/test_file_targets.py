@@ -128,7 +128,9 @@ def test_the_manifest_of_a_change_set_says_what_a_loader_needs(tmp_path: Path) -
         "width": 4,
         "dtype": "float32",
     }
-    assert [file["path"] for file in files] == ["upserts/part-000000.parquet", "deletes.parquet"]
+    names = ["upserts/part-000000.parquet", "deletes.parquet", "contract.json"]
+    assert [file["path"] for file in files] == names
+    assert (tmp_path / "3/contract.json").read_bytes() == nights[2].contract
     for file in files:
         assert (tmp_path / "3" / file["path"]).stat().st_size == file["bytes"]
     assert pq.read_table(tmp_path / "3/deletes.parquet").to_pydict() == {"id": [0, 1]}
@@ -181,12 +183,15 @@ def test_snapshots_keep_the_newest_versions_and_hold_data_alone(tmp_path: Path) 
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert files == [
         "current",
+        "versions/6.contract.json",
         "versions/6.json",
         "versions/6/part-000000.parquet",
+        "versions/7.contract.json",
         "versions/7.json",
         "versions/7/part-000000.parquet",
     ]
     assert (tmp_path / "current").read_text() == "versions/7\n"
+    assert (tmp_path / "versions/7.contract.json").read_bytes() == nights[-1].contract
     document = json.loads((tmp_path / "versions/7.json").read_text())
     assert document["files"][0]["path"] == "part-000000.parquet"
     assert document["files"][0]["bytes"] == (tmp_path / files[-1]).stat().st_size

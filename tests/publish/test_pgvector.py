@@ -61,7 +61,7 @@ def check(database: psycopg.Connection, publication: Publication) -> None:
 
 def tables(database: psycopg.Connection) -> set[str]:
     rows_of = database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    return {name for (name,) in rows_of} - {"items_batchnorm_tool"}
+    return {name for (name,) in rows_of} - {"items_batchnorm_tool", "items_contract"}
 
 
 @pytest.mark.parametrize("rebuild_above", [0.0, 0.5], ids=["anew", "merged"])
@@ -138,6 +138,24 @@ def test_the_database_knows_what_it_holds(database: psycopg.Connection) -> None:
     assert database.execute("SELECT updated_at FROM items_batchnorm_tool").fetchone() == before
     place.publish(nights[2], first)
     check(database, nights[2])
+
+
+def test_the_contract_is_that_of_the_version_that_is_read(database: psycopg.Connection) -> None:
+    _, nights = a_month()
+    place, held = target(), None
+    for publication in nights[:4]:  # new tables, merges, a rollback
+        held = place.publish(publication, held)
+        found = database.execute("SELECT version, contract::text FROM items_contract").fetchall()
+        assert found == [(publication.version, publication.contract.decode())]
+
+
+def test_a_table_of_somebody_else_is_not_taken_for_the_contract(
+    database: psycopg.Connection,
+) -> None:
+    database.execute("CREATE TABLE items_contract AS SELECT 1 AS version")
+    with pytest.raises(OutputError, match="no table `items_contract` of somebody else"):
+        target().publish(a_month()[1][0], None)
+    assert database.execute("SELECT version FROM items_contract").fetchall() == [(1,)]
 
 
 def test_rows_that_somebody_else_removed_come_back(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +22,9 @@ from batchnorm_tool.commands.refresh.changes import result as changes
 from batchnorm_tool.commands.refresh.changes.classify import RowDisposition
 from batchnorm_tool.commands.refresh.plan import RefreshPlan
 from batchnorm_tool.commands.refresh.survey import LiveRows, Sampler, Survey, blas, row_audit
-from batchnorm_tool.errors import Damaged
+from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
+from batchnorm_tool.contract import Canary, Contract
+from batchnorm_tool.errors import BatchnormToolError, Damaged
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.gate.findings import SHOWN_ROWS, FaultyRow
 from batchnorm_tool.gate.output_limits import key_rows, key_to_json
@@ -33,7 +35,7 @@ from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline.manifest import Totals, existing_record
 from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.part_output import QUARANTINE_DIRECTORY
-from batchnorm_tool.pipeline.plan import PLAN_PATH
+from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan
 from batchnorm_tool.pipeline.repeats import REPEATS_PATH
 from batchnorm_tool.storage import STATE, TEMPORARY, FileRecord, Storage
 from batchnorm_tool.storage.checked_json import SealedRecord
@@ -62,6 +64,7 @@ from batchnorm_tool.store.state import (
     VERSION,
     StoreDirectory,
     StorePointer,
+    contract_path,
     index_path,
     is_good,
     is_quarantined,
@@ -156,6 +159,8 @@ class Assembly:
         totals = totals or Totals()
         counts = totals.counts
         staged, state = self._staged, self._staged.state
+        warnings = [*totals.warnings]
+        put_contract(staged, totals, warnings.append)
         (index, distinct), statuses = self._index.commit(), self._index.statuses
         remembered, stale = _beginning(statuses, QUARANTINED), _beginning(statuses, STALE)
         keys = staged.plan.layout.key_schema
@@ -181,7 +186,7 @@ class Assembly:
             bad_rows=_first_bad(staged),
             keys=distinct,
             whole=before is None or staged.plan.new_space or before.schema != layout.schema,
-            warnings=tuple(totals.warnings),
+            warnings=tuple(warnings),
             files=staged.files(self._written),
         )
         state.storage.put(CANDIDATE, candidate.to_json())
@@ -305,6 +310,34 @@ def _first_bad(staged: StagedRows) -> tuple[FaultyRow, ...]:
     return tuple(
         FaultyRow(key_to_json(key), reason) for key, reason in zip(keys, reasons, strict=True)
     )
+
+
+def put_contract(staged: StagedRows, totals: Totals, tell: Callable[[str], None]) -> None:
+    """Write the contract of the version; canary rows stay while their vectors do."""
+    state, plan, options = staged.state, staged.plan, staged.plan.job.contract
+    contract = contract_of(plan.job, plan.resolved, plan.identity)
+    known = map(state.contract, sorted(staged.pointer.versions, reverse=True))
+    canaries = next(filter(None, (_canaries_of(text, contract) for text in known)), ())
+    place = Storage(state.storage.root / SCORED)
+    scoring = Plan.from_json(place.get(PLAN_PATH))
+    if not canaries and scoring is not None:
+        canaries = find_canaries(scoring, place, totals.statistics, tell)
+    kept = [each if options.keys else replace(each, key=None) for each in canaries]
+    kept = kept[: options.canaries]
+    content = replace(contract, canaries=tuple(kept)).to_bytes()
+    state.storage.put(contract_path(staged.version), content)
+
+
+def _canaries_of(text: bytes | None, contract: Contract) -> tuple[Canary, ...]:
+    """Return the canary rows of another version, if they can stand in a contract."""
+    if text is None:
+        return ()
+    try:
+        other = Contract.from_bytes(text)
+    except BatchnormToolError:  # `verify` tells; new ones are made
+        return ()
+    facts = ((one.space, one.features, one.outputs) for one in (other, contract))
+    return other.canaries if next(facts) == next(facts) else ()
 
 
 @dataclass(frozen=True)

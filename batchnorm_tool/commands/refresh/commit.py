@@ -204,6 +204,7 @@ def _finish(
     transaction.tag(state.path, version, lance_version)
     transaction.move_live_tag(state.path, lance_version)
     _note_files(state, pointer)
+    state.switch_contract(version)
     # The record before the pointer: a live version always has one.
     state.put_record(record.published(lance_version, now()))
     state.put_pointer(pointer)
@@ -323,7 +324,8 @@ def deliver_live(
     assert pointer.layout is not None  # noqa: S101  (there is a live version)
     known = ((version, state.record(version)) for version in pointer.versions)
     records = {version: record for version, record in known if record}
-    publication = rows.Publication(state.path, pointer.layout, pointer.versions, live, records)
+    versions, contract = pointer.versions, state.contract(live)
+    publication = rows.Publication(state.path, pointer.layout, versions, live, records, contract)
     expected = live if was_live else None
     return tuple(publish.deliver(publication, targets, state.storage, expected))
 

@@ -35,6 +35,7 @@ from batchnorm_tool.store.state import (
     StoredRecord,
     StorePointer,
     StoreSchema,
+    contract_path,
     index_path,
     is_good,
     open_store,
@@ -270,6 +271,7 @@ class _Rollback:
         with self.timings.phase("merge"):
             self._write_index(restored.basis.layout)
             self._write_replaced()
+            state.storage.link(contract_path(self.target), contract_path(version))
             prepared = prepare_restore(state.path, self.pointer.versions[self.target])
             pointer = commit.switch(state, prepared, self._after(restored), record)
         return commit.deliver_published(state, pointer, targets, None, self.timings)

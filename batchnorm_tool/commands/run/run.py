@@ -13,6 +13,7 @@ from batchnorm_tool.commands.run.deduplicate import deduplicate
 from batchnorm_tool.commands.run.execute import execute
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.commands.run.retry import Retry, begin_retry, check_reasons, plan_retry
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import RECREATE, BadRows, Damaged, JobError, Lines
 from batchnorm_tool.features.matching import names_in
@@ -320,7 +321,7 @@ def _publish(
     warnings = result_warnings(plan, totals)
     canaries = find_canaries(plan, storage, totals.statistics, warnings.append)
     contract = contract_of(plan.job, plan.resolved, plan.identity, canaries)
-    file = storage.put(storage.staged(manifests.CONTRACT_PATH), contract.to_bytes())
+    file = storage.put(storage.staged(CONTRACT), contract.to_bytes())
     manifest = manifests.build_manifest(plan, totals, layouts, warnings, file.sha256)
     storage.put(storage.staged(manifests.MANIFEST_PATH), canonical_json(manifest.to_dict()))
     storage.put(storage.staged(manifests.SUCCESS_PATH), f"{manifest.checksum}\n".encode())

@@ -4,7 +4,7 @@ Takes 72 bytes for each row of the live version.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchnorm_tool.chunk import fitting_rows, numbered
 from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.commands.verify.vectors import CheckedRows, check_vectors
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import Damaged, WorkFailed
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
@@ -160,7 +161,7 @@ class StoreCheck:
     def _check_state(self) -> None:
         """Check that every other file of the state is as its record says, and there are no more."""
         pointer, directory = self.store.pointer, self.store.state
-        root, known = Path(directory.root), {*directory.documents()}
+        root, known = Path(directory.root), {*directory.documents(), CONTRACT}
         for version in (*pointer.versions, *filter(None, [pointer.waiting])):
             lasting = {*state.kept_paths(version)}
             if version == pointer.live:
@@ -170,6 +171,9 @@ class StoreCheck:
                 if version not in pointer.versions or file.path in lasting:
                     known.add(file.path)
                     self.findings.add_file(directory.root, file, "record of its version")
+                if file.path == state.contract_path(pointer.live or 0):
+                    live = replace(file, path=CONTRACT)
+                    self.findings.add_file(directory.root, live, "record of the live version")
         # A refresh that was killed leaves these; the next one goes on with them, or removes them.
         version = pointer.waiting or pointer.next_version
         left = re.compile(f"{STATE}|{TEMPORARY}(/.*)?")

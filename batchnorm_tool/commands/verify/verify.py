@@ -17,12 +17,13 @@ from batchnorm_tool.chunk import numbered, python_values
 from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.commands.verify.store import StoreCheck
 from batchnorm_tool.commands.verify.vectors import VectorCheck
+from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.errors import RECREATE, Damaged, WorkFailed
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.inputs.row_hash import key_ids, nulls_of
 from batchnorm_tool.inputs.row_ids import find_repeated
 from batchnorm_tool.norms.stats import NormStats
-from batchnorm_tool.pipeline.manifest import CONTRACT_PATH, SUCCESS_PATH
+from batchnorm_tool.pipeline.manifest import SUCCESS_PATH
 from batchnorm_tool.pipeline.part_output import CHUNK_SCHEMA, CHUNKS_PATH, QUARANTINE_DIRECTORY
 from batchnorm_tool.readers.run import StoredPart, StoredRun, damaged_if_unreadable, open_run
 from batchnorm_tool.readers.store import Snapshot, open_snapshot
@@ -182,8 +183,8 @@ def _recorded_files(run: StoredRun) -> list[FileRecord]:
 
 def _files_beside(run: StoredRun) -> list[FileRecord]:
     """Return those of them that are no part's."""
-    contract, size = run.manifest.contract, Storage(run.path).size(CONTRACT_PATH) or 0
-    more = [] if contract is None else [FileRecord(CONTRACT_PATH, size, contract)]
+    contract, size = run.manifest.contract, Storage(run.path).size(CONTRACT) or 0
+    more = [] if contract is None else [FileRecord(CONTRACT, size, contract)]
     return [*run.manifest.files, *more]
 
 
