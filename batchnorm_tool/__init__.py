@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands.bake.bake import Baked, bake
+    from batchnorm_tool.commands.check import check
     from batchnorm_tool.commands.compare.compare import Comparison, compare
     from batchnorm_tool.commands.compare.diff import Difference, diff
     from batchnorm_tool.commands.refresh.decisions import accept, history, release, rollback
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         BadRows,
         BatchnormToolError,
         Busy,
+        ContractBroken,
         Damaged,
         Held,
         InputError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 # Which module defines each public name; a name that is not here is a class of `errors`.
 _NAMES = {
     "commands.bake.bake": ("Baked", "bake"),
+    "commands.check": ("check",),
     "commands.compare.compare": ("Comparison", "compare"),
     "commands.compare.diff": ("Difference", "diff"),
     "commands.refresh.decisions": ("accept", "history", "release", "rollback"),
@@ -81,6 +84,7 @@ __all__ = [
     "Busy",
     "Comparison",
     "Contract",
+    "ContractBroken",
     "Damaged",
     "Difference",
     "Held",
@@ -102,6 +106,7 @@ __all__ = [
     "__version__",
     "accept",
     "bake",
+    "check",
     "compare",
     "diff",
     "history",

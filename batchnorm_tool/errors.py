@@ -15,6 +15,7 @@
     ├── Interrupted               a signal stopped the work; running it again resumes (130 or 143)
     ├── BadRows                   the data broke a row policy; running it again will not help (4)
     ├── Damaged                   a file is damaged, input or result (exit code 4)
+    ├── ContractBroken            an encoder does not do what a result's contract says (exit code 4)
     └── Busy                      another run holds the output (exit code 5)
 
 Each carries one message that says what happened, where (file, column, row), what was expected,
@@ -195,6 +196,12 @@ class BadRows(BatchnormToolError):
 
 class Damaged(BatchnormToolError):
     """A finished result is not what its manifest says, or an input is damaged deep inside."""
+
+    exit_code = 4
+
+
+class ContractBroken(BatchnormToolError):
+    """An encoder does not do what the contract of a result says; the message says what it does."""
 
     exit_code = 4
 

@@ -79,6 +79,7 @@ READ: dict[str, tuple[str, ...]] = {
     "release": ("release", "{}"),
     "history": ("history", "{}"),
     "verify": ("verify", "{}"),
+    "check": ("check", ENCODER, "--against", "{}"),
     "show": ("show", "{}"),
 }
 # Where something is written, by a command that is right otherwise.

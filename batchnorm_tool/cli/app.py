@@ -394,6 +394,25 @@ def verify_command(terminal: Terminal, path: str, *, keys: bool) -> None:
     terminal.print_verification(verify(path, keys=keys))
 
 
+@cli.command("check", keeps=False)
+@click.argument("model", metavar="MODEL")
+@click.option("--against", required=True, metavar="PATH", help="A run, a store or a contract.json.")
+@click.option("--layer", help="Use the output of this inner layer.")
+@click.option("--outputs", callback=flags.parse_names, metavar="A,B", help="Outputs to check.")
+@click.option("--backend", default="tensorflow", help="tensorflow, onnxruntime or auto.")
+def check_command(terminal: Terminal, model: str, against: str, **options: Any) -> None:
+    """Check that a model makes the vectors of a run or a store, on the rows of its contract.
+
+    The model's output is taken as it is: where the stored vectors are normalized, a model without
+    the norm in it is "not normalized". Exit code 4 where it makes other vectors; what is wrong is
+    named.
+    """
+    from batchnorm_tool.commands.check import check
+
+    report = check(model, against, **options, progress=terminal.progress("auto"))
+    terminal.print_check(report)
+
+
 @cli.command("show")
 @click.argument("path", metavar="[PATH]", required=False)
 @click.option("--html", metavar="FILE", help="Write an HTML report of a finished run.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 import click
 
 from batchnorm_tool.display import INVISIBLE, bounded, mask_secrets, plural, printable, size, table
-from batchnorm_tool.errors import FRESH, Lines, WorkFailed
+from batchnorm_tool.errors import FRESH, ContractBroken, Lines, WorkFailed
 
 if TYPE_CHECKING:
     from batchnorm_tool.commands import show
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from batchnorm_tool.commands.verify.verify import Verification
     from batchnorm_tool.comparison.drift import DifferenceDocument
     from batchnorm_tool.comparison.verdict import ComparisonDocument
+    from batchnorm_tool.contract import ContractReport
     from batchnorm_tool.gate.record import History
     from batchnorm_tool.job import Job
     from batchnorm_tool.pipeline.manifest import Manifest
@@ -145,6 +146,18 @@ class Terminal:
         """Print what `verify` read."""
         facts = verification.to_dict()
         self._print({"status": "sound", **facts}, lambda: _verified_lines(facts))
+
+    def print_check(self, report: ContractReport) -> None:
+        """Print whether an encoder keeps a contract, and leave with the exit code of that."""
+        if report.agrees:
+            document = {"status": "done", **report.to_dict()}
+            self._print(document, lambda: [_HeadedLine("OK. ", report.message)])
+            return
+        broken, code = ContractBroken.__name__, ContractBroken.exit_code
+        self._log("error", report.message, error=broken, exit_code=code)
+        if self._as_json:
+            self.print_error_document(broken, report.message, code, report.to_dict())
+        sys.exit(code)
 
     def print_description(self, shown: show.Description, html: str | None) -> None:
         """Print what a path is."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,18 +22,30 @@ from batchnorm_tool.contract.records import (
     ContractFeature,
     ContractModel,
     ContractOutput,
+    ContractReport,
     Json,
 )
-from batchnorm_tool.errors import Damaged, InputError, JobError
+from batchnorm_tool.errors import ContractBroken, Damaged, InputError, JobError
 from batchnorm_tool.norms.norm import Anything
 
-__all__ = ["CONTRACT", "Canary", "Contract", "ContractFeature", "ContractModel", "ContractOutput"]
+__all__ = [
+    "CONTRACT",
+    "Canary",
+    "Contract",
+    "ContractFeature",
+    "ContractModel",
+    "ContractOutput",
+    "ContractReport",
+]
 
 CONTRACT = "contract.json"
 """The file's name, in a run's directory and in that of a store's state."""
 TOLERANCE = 1e-5
 """Of a row's length. Measured: 1e-6 between machines and versions, 6.5e-7 between back ends, with
 room for deeper models."""
+
+Encode: TypeAlias = Callable[[Any], Any]
+"""From features to vectors; see `Contract.check`."""
 
 _FORMAT = 1
 _TOOL = "batchnorm_tool"
@@ -85,14 +97,16 @@ class Contract:
             InputError: There is no contract, or a newer version of this package wrote it.
             Damaged: The file is not what was written.
         """
-        place = _place(Path(path))
         try:
-            return cls.from_bytes(place.read_bytes(), str(place))
-        except OSError as error:
+            place = _place(Path(path))
+            content = place.read_bytes()
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
             raise InputError(
-                f"`{place}` cannot be read: {error.strerror}. Expected the contract of a run or a "
-                "store. Use another path."
+                f"`{path}` cannot be read: {said}. Expected a run, a store or a `{CONTRACT}`. Use "
+                "another path."
             ) from error
+        return cls.from_bytes(content, str(place))
 
     @classmethod
     def from_bytes(cls, content: bytes, path: str = CONTRACT) -> Contract:
@@ -139,11 +153,20 @@ class Contract:
         """
         if not isinstance(raw, Mapping) and len(self.outputs) == 1:
             return self.outputs[0].apply(raw)
-        given = self._by_output(raw)
+        given = self.by_output(raw)
         return {output.name: output.apply(given[output.name]) for output in self.outputs}
 
-    def _by_output(self, given: Any) -> dict[str, Anything]:
-        """Return an array for each output; a lone one may come alone, or under another name."""
+    def canary_features(self) -> dict[str, Anything]:
+        """Return what the canary rows feed each input: an array ``[rows, *shape]`` by its name."""
+        return {
+            feature.input: np.array(
+                [row.features[feature.input] for row in self.canaries], feature.array_dtype
+            )
+            for feature in self.features
+        }
+
+    def by_output(self, given: Any) -> dict[str, Anything]:
+        """Return an array of each output by name; a lone one may have any, or none."""
         if len(self.outputs) == 1 and (not isinstance(given, Mapping) or len(given) == 1):
             lone = next(iter(given.values())) if isinstance(given, Mapping) else given
             return {self.outputs[0].name: np.asarray(lone)}
@@ -152,6 +175,37 @@ class Contract:
         if not isinstance(given, Mapping) or not set(names) <= set(given):
             raise InputError(f"Expected a mapping with the outputs {names}. Received: {have}.")
         return {name: np.asarray(given[name]) for name in names}
+
+    def check(self, encode: Encode) -> ContractReport:
+        """Compare what an encoder makes of the canary rows with the vectors that they got.
+
+        Args:
+            encode: Takes the model's inputs, an array ``[rows, *shape]`` in the contract's dtype or
+                a dictionary of several by name, and returns vectors as they are stored: an array,
+                or a mapping for several outputs. To name swapped features, it is called again.
+
+        Returns:
+            Whether all agree; if not, what is wrong, in words too. Vectors of a wider float dtype
+            agree where their values do.
+
+        Raises:
+            InputError: There are no canary rows, or the encoder fails on them, or returns another
+                number of rows.
+        """
+        from batchnorm_tool.contract.checking import check_contract
+
+        return check_contract(self, encode)
+
+    def require(self, encode: Encode) -> ContractReport:
+        """Do what `check` does, and raise unless all agree.
+
+        Raises:
+            ContractBroken: The encoder does something else, as the message says.
+        """
+        report = self.check(encode)
+        if not report.agrees:
+            raise ContractBroken(report.message)
+        return report
 
     @classmethod
     def _of_json(cls, data: Json) -> Contract:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,16 @@ from batchnorm_tool.norms.normalization import Normalization
 
 Json: TypeAlias = Any
 """What `json.loads` returns."""
+
+Cause: TypeAlias = Literal[
+    "not_normalized",
+    "other_norm",
+    "other_dtype",
+    "truncated",
+    "other_model",
+    "other_preprocessing",
+    "row_order",
+]
 
 STRING = "string"
 
@@ -195,7 +205,7 @@ class Canary:
         """Return it as the file has it."""
         parts = {"features": self.features, "vectors": self.vectors, "norms": self.norms}
         data: Json = {
-            part: {name: _values(np.asarray(array)) for name, array in arrays.items()}
+            part: {name: _values(array) for name, array in arrays.items()}
             for part, arrays in parts.items()
         }
         return data if self.key is None else {**data, "key": dict(self.key)}
@@ -214,6 +224,39 @@ class Canary:
         )
 
 
+@dataclass(frozen=True)
+class ContractReport:
+    """What a check came to.
+
+    Attributes:
+        cause: What is wrong; None where nothing is.
+        rows: Number of canary rows.
+        agreeing: Those whose vectors are right as they are.
+        largest_difference: The largest distance from a stored vector, in parts of its length; None
+            where they cannot be compared.
+        message: The same in words, with what to do.
+        output: The output that is wrong, the first of several.
+        swapped: Two features that are in each other's place.
+    """
+
+    cause: Cause | None
+    rows: int
+    agreeing: int
+    largest_difference: float | None
+    message: str
+    output: str | None = None
+    swapped: tuple[str, str] | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every canary row got its vector, within the contract's tolerance."""
+        return self.cause is None
+
+    def to_dict(self) -> Json:
+        """Return it as plain data."""
+        return {"agrees": self.agrees, **asdict(self)}
+
+
 def numpy_dtype(name: str) -> np.dtype:
     """Return the dtype of arrays of what is called so."""
     if name == "bfloat16":
@@ -227,10 +270,12 @@ def _shape(data: Json) -> tuple[int, ...]:
     return tuple(int(size) for size in data)
 
 
-def _values(array: Anything) -> Json:
+def _values(values: Any) -> Json:
     """Return nested lists of numbers that read back, as short as they can be, and of texts."""
-    if array.dtype.kind in "OSU":
-        return np.frompyfunc(_text, 1, 1)(array.astype(object)).tolist()
+    # Not as an array of bytes, which would drop zeros at their end.
+    array = np.asarray(values, object if isinstance(values, str | bytes) else None)
+    if array.dtype == object:
+        return np.asarray(np.frompyfunc(_text, 1, 1)(array), object).tolist()
     if array.dtype.name in ("float16", "float32"):
         return array.astype(str).astype(np.float64).tolist()
     return array.astype(np.float64).tolist() if array.dtype.name == "bfloat16" else array.tolist()
@@ -251,4 +296,4 @@ def _texts(array: Anything) -> Anything:
     texts = np.empty(array.shape, object)
     for place, value in np.ndenumerate(array):
         texts[place] = base64.b64decode(value["base64"]) if isinstance(value, dict) else value
-    return texts
+    return texts[()]  # a lone text as such

@@ -32,6 +32,7 @@ DOCUMENTS: dict[str, tuple[list[str], int, dict[str, object]]] = {
     "no input": (["normalize", "nothing", "out"], 2, {"status": "failed", "error": "InputError"}),
     "no model": (["run", "no.keras", DIGITS, "out"], 2, {"error": "ModelError", "exit_code": 2}),
     "no run": (["verify", DIGITS], 2, {"status": "failed", "error": "InputError"}),
+    "no contract": (["check", ENCODER, "--against", DIGITS], 2, {"error": "InputError"}),
     "bad rows": (["run", ENCODER, BAD_ROWS, "out"], 4, {"error": "BadRows", "exit_code": 4}),
     "unknown flag": (["run", "a.yaml", "--nrom", "l1"], 2, {"error": "UsageError"}),
     "wrong value": (["run", "a.yaml", "--limit", "0"], 2, {"error": "UsageError"}),

@@ -190,16 +190,7 @@ def _loaded(
     if isinstance(model, str | os.PathLike):
         wanted = Model(path=os.fspath(model), outputs=outputs, backend=backend)
         with security.admit(wanted) as admitted:
-            report, engine = admitted.report, Engine()
-            request = conversion.ConversionRequest(
-                wanted, report.content, engine, rows, rows=rows.count
-            )
-            if report.kind != "onnx":
-                conversion.ensure_converted(request)
-                for warning in conversion.fallback_warnings(request):
-                    warn(warning)
-            load = partial(models.load_predictor, wanted, admitted.path, engine, report)
-            return conversion.load_or_convert(load, request)
+            return load_admitted(wanted, admitted, rows, rows.count)
     if backend == "onnxruntime":
         raise JobError(
             "`backend` is onnxruntime, which computes what a model's file was converted to. "
@@ -207,6 +198,27 @@ def _loaded(
             "`backend` to tensorflow."
         )
     return models.wrap_model(model, outputs)
+
+
+def load_admitted(
+    wanted: Model, admitted: security.ModelCopy, sample: conversion.Sample, rows: int
+) -> Predictor:
+    """Load a model that the gate let pass, converted first where that is asked for.
+
+    Args:
+        wanted: What of it is wanted, and the back end.
+        admitted: Its private copy.
+        sample: Rows to compare back ends on; picklable.
+        rows: How many there are; 0 where that is not known.
+    """
+    report, engine = admitted.report, Engine()
+    request = conversion.ConversionRequest(wanted, report.content, engine, sample, rows=rows)
+    if report.kind != "onnx":
+        conversion.ensure_converted(request)
+        for warning in conversion.fallback_warnings(request):
+            warn(warning)
+    load = partial(models.load_predictor, wanted, admitted.path, engine, report)
+    return conversion.load_or_convert(load, request)
 
 
 @dataclass(frozen=True)
