@@ -456,7 +456,7 @@ def _described_store(
         key=layout.keys,
         passthrough=layout.passthrough,
         width=layout.width,
-        dtype=layout.dtype,
+        dtype=layout.normalization.dtype or layout.dtype,
         norm=layout.norm_label,
         space=record.space,
         norms=record.norms,

@@ -25,7 +25,8 @@ from batchnorm_tool.gate.input_limits import CHANCE
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.job.refresh_sections import OutputGate
 from batchnorm_tool.norms.histogram import moments, reduced
-from batchnorm_tool.norms.norm import Float64s, Norm, row_norms, widen
+from batchnorm_tool.norms.norm import Float64s, row_norms, widen
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.norms.stats import MIDDLE_QUANTILES, finite_or_none
 
 FRECHET_WIDTH = 256
@@ -407,43 +408,46 @@ class _WrongRows:
 
 @dataclass
 class RowAudit:
-    """An audit of the staged rows, batch by batch, that were normalized by a norm.
+    """An audit of the staged rows, batch by batch, that were normalized in one way.
 
     Their lengths may be as far from 1 as ``tolerance``, see `commands.verify.vectors`.
     """
 
-    norm: Norm
+    way: Normalization
     tolerance: float
     _rows: int = 0
     _nonfinite: _WrongRows = field(default_factory=_WrongRows)
     _lengths: _WrongRows = field(default_factory=_WrongRows)
 
     def add(self, vectors: npt.NDArray[Any], norms: Float64s, keys: pa.Table) -> None:
-        """Look at some rows as they are stored: float[n, d], float64[n], the key columns."""
+        """Look at some rows: decoded vectors float[n, d], norms float64[n], the key columns."""
         wide = widen(vectors)
         finite = np.isfinite(wide).all(axis=1) & np.isfinite(norms)
-        lengths, expected = self._measured(wide, norms)
         with np.errstate(invalid="ignore"):
+            lengths, errors = self._measured(vectors, wide, norms)
             # NaN is not within any tolerance, so that it is wrong without being asked for.
-            right = (np.abs(lengths - expected) <= self.tolerance) & (norms >= 0)
+            right = (errors <= self.tolerance) & (norms >= 0)
         self._rows += len(norms)
         self._nonfinite.add(~finite, keys, norms)
         self._lengths.add(finite & ~right, keys, lengths)
 
-    def _measured(self, wide: Float64s, norms: Float64s) -> tuple[Float64s, Float64s]:
-        """Return lengths as measured and as they should be."""
-        ones = np.ones(len(norms))
-        if self.norm.name == "none":  # vectors are predictions, and the norm beside them is 1
-            return norms, ones
-        return row_norms(wide, self.norm)[:, 0], np.where(norms == 0, 0.0, ones)
+    def _measured(
+        self, vectors: npt.NDArray[Any], wide: Float64s, norms: Float64s
+    ) -> tuple[Float64s, Float64s]:
+        """Return lengths as measured, and how far they are from what they should be."""
+        if self.way.norm.name == "none":  # vectors are predictions, and the norm beside them is 1
+            return norms, np.abs(norms - 1)
+        lengths = row_norms(wide, self.way.norm)[:, 0]
+        return lengths, self.way.length_errors(vectors, lengths, norms)
 
     def findings(self) -> Iterator[Finding]:
         """Say what was found of all rows so far."""
         of = f"of {self._rows:,} staged"
         what = f"{self._nonfinite.count:,} {of} rows contain NaN or inf."
         yield _audited("finite", self._nonfinite.count, what, self._nonfinite.first)
+        norm = self.way.norm.label
         what = (
-            f"{self._lengths.count:,} {of} vectors do not have length 1 under {self.norm.label} "
+            f"{self._lengths.count:,} {of} vectors do not have length 1 under {norm} "
             f"(within {self.tolerance:.2g}), and are not zero with a norm of 0."
         )
         yield _audited("lengths", self._lengths.count, what, self._lengths.first)

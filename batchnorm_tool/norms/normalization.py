@@ -153,6 +153,27 @@ class Normalization:
         return found
 
     @property
+    def rounding_step(self) -> float:
+        """The distance of two values of a stored component; 0.0 of floats and bits."""
+        return self._step if self.dtype == "int8" else 0.0
+
+    def length_errors(self, decoded: Anything, lengths: Float64s, norms: Float64s) -> Float64s:
+        """Return how far lengths are from what they must be: 1, and 0 where there was no vector.
+
+        Args:
+            decoded: The vectors, ``[n, k]``; those of int8 may be too short where one was clipped.
+            lengths: Their lengths under the norm, float64[n].
+            norms: What was divided by, float64[n].
+        """
+        zero = (norms == 0) & (self.dtype != "binary")  # bits have no zero
+        errors = lengths - np.where(zero, 0.0, 1.0)
+        if self.dtype == "int8":
+            largest = np.abs(decoded).max(axis=1, initial=0.0)
+            short = (errors < 0) & (largest >= np.float32(_STEPS * self._step))
+            errors = np.where(short, 0.0, errors)
+        return np.abs(errors)
+
+    @property
     def _step(self) -> float:
         # Where there were only zeros, or nothing, any step will do but 0.
         return self.scale or int8_scale(0.0)

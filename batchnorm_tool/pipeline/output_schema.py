@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of, vector_field
 from batchnorm_tool.job import Input, Job
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.normalization import Normalization, Quantized
 from batchnorm_tool.storage.checked_json import LEFT_OUT_IF_NONE, Count, Record
 
 ROW_COLUMN = "row"
@@ -49,6 +49,12 @@ class StoredOutput(Record):
     truncate: Annotated[Count | None, LEFT_OUT_IF_NONE] = None
     mean: Annotated[tuple[float, ...] | None, LEFT_OUT_IF_NONE] = None
     scale: Annotated[float | None, LEFT_OUT_IF_NONE] = None
+
+    @property
+    def normalization(self) -> Normalization:
+        """What was done to each vector."""
+        dtype = cast("Quantized", self.dtype) if self.dtype in get_args(Quantized) else None
+        return Normalization(Norm.parse(self.norm), self.truncate, self.mean, dtype, self.scale)
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ def output_schema(carried: pa.Schema, layouts: Sequence[OutputSpec], dtype: str)
     """Return the schema of written rows: carried columns, a vector and a norm for each output."""
     fields = list(carried)
     for layout in layouts:
-        fields += [_vector_field(layout, dtype), _norm_field(layout)]
+        fields += [stored_field(layout, dtype, layout.stored_shape), _norm_field(layout)]
     names = [field.name for field in fields]
     for name in names:
         if names.count(name) > 1:
@@ -262,9 +268,9 @@ def flat_field(name: str, dtype: str, shape: tuple[int, ...]) -> pa.Field:
     return field if len(shape) > 1 else field.remove_metadata()
 
 
-def _vector_field(layout: OutputSpec, dtype: str) -> pa.Field:
-    stored = layout.normalization.stored_dtype(dtype)
-    return flat_field(layout.vector_column, str(stored), layout.stored_shape)
+def stored_field(layout: OutputSpec, dtype: str, shape: tuple[int, ...]) -> pa.Field:
+    """Return a column of vectors as they are stored, where ``dtype`` is that of floats."""
+    return flat_field(layout.vector_column, str(layout.normalization.stored_dtype(dtype)), shape)
 
 
 def decoded_schema(schema: pa.Schema, layouts: Sequence[OutputSpec]) -> pa.Schema:

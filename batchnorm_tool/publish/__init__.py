@@ -158,7 +158,7 @@ def check_targets(sections: Iterable[Publish]) -> None:
 def check_layout(sections: Iterable[Publish], layout: StoreSchema) -> None:
     """Find columns that a target cannot take, before anything is published."""
     for section in sections:
-        open_target(section).check_layout(layout)
+        open_target(section).check_layout(layout.as_floats)
 
 
 def find_unfit(sections: Iterable[Publish], keys: Sequence[str], table: pa.Table) -> Unfit | None:

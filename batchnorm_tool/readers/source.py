@@ -232,7 +232,7 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
         same = None if one["space"] == other["space"] else False
         parts = ["the vector space recorded in their files"]
     else:
-        before, after = ({**side["made_of"], "output": side["output"]} for side in (one, other))
+        before, after = _raw_space(one), _raw_space(other)
         parts = [*differences.changes(before, after, _unasked(before, after))]
         is_known = before["model"] is not None and after["model"] is not None
         same = False if before["model"] != after["model"] else (not parts if is_known else None)
@@ -245,11 +245,20 @@ def compare_spaces(a: Provenance | None, b: Provenance | None) -> SpaceCompariso
     )
 
 
+def _raw_space(provenance: Provenance) -> dict[str, Any]:
+    """Return what the raw predictions of one output are made of."""
+    made_of, output = dict[str, Any](provenance["made_of"]), provenance["output"]
+    # A norm is undone; what was left out, or projected off, is not there any more.
+    norm = made_of.get("norms", {}).get(output, {})
+    lost = {name: norm[name] for name in ("truncate", "mean") if name in norm}
+    return {**made_of, "output": output, "norms": {output: lost}}
+
+
 def _unasked(*spaces: Mapping[str, Any]) -> set[str]:
     """Return what makes no difference to raw predictions of one output."""
     # Columns may be called otherwise, and the model be fed the same; not so in another order.
     names = [{name: sorted(c) for name, c in s.get("features", {}).items()} for s in spaces]
-    return {"norms", "outputs"} | ({"features"} if names[0] != names[1] else set())
+    return {"outputs"} | ({"features"} if names[0] != names[1] else set())
 
 
 def _describe(provenance: Provenance) -> str:

@@ -11,14 +11,10 @@ import pyarrow as pa
 
 from batchnorm_tool.comparison.norm_survey import Provenance
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.formats.arrow_columns import shape_of
-from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.normalization import Normalization
-from batchnorm_tool.pipeline.output_schema import OutputSpec
 from batchnorm_tool.readers.source import VectorSource, provenance_of
 from batchnorm_tool.store import state as states
 from batchnorm_tool.store.lance import open_dataset
-from batchnorm_tool.store.rows import rows
+from batchnorm_tool.store.rows import decoded, rows
 from batchnorm_tool.store.state import StoreDirectory, StoredRecord, StorePointer, StoreSchema
 
 
@@ -30,6 +26,7 @@ class Snapshot(VectorSource):
     pointer: StorePointer
     version: int
     layout: StoreSchema
+    decodes: bool = True
 
     @property
     def lance_version(self) -> int:
@@ -60,12 +57,16 @@ class Snapshot(VectorSource):
     def read(self, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield columns of all rows, in batches of at most ``batch_rows``."""
         schema = self.schema_of(columns)
-        for batch in rows(self.path, self.lance_version, columns, batch_rows):
+        stored = rows(self.path, self.lance_version, columns, batch_rows)
+        for batch in decoded(stored, self.layout) if self.decodes else stored:
             yield batch.cast(schema)
 
 
-def open_snapshot(path: str, version: int | None = None) -> Snapshot:
-    """Open a kept version of the store whose dataset is at ``path``; default: the live one."""
+def open_snapshot(path: str, version: int | None = None, *, decode: bool = True) -> Snapshot:
+    """Open a kept version of the store whose dataset is at ``path``; default: the live one.
+
+    It is read as floats or, unless it ``decode``s, as it is stored.
+    """
     state, pointer = states.open_store(path)
     if pointer.live is None or pointer.layout is None:
         raise InputError(_nothing_live(path, pointer))
@@ -76,39 +77,30 @@ def open_snapshot(path: str, version: int | None = None) -> Snapshot:
             f"live). Received: {version}."
         )
     chosen = pointer.live if version is None else version
-    layout = _layout_of(path, pointer.layout, pointer, chosen)
+    layout = _layout_of(state, pointer.layout, pointer, chosen)
+    names = pointer.identity.outputs if pointer.identity else ()
+    output = replace(layout.spec, name=str(names[0])) if len(names) == 1 else layout.spec
     return Snapshot(
         path=state.path,
         name=path,
         kind="store",
         dtype=layout.dtype,
-        schema=layout.schema,
+        schema=layout.as_floats.schema if decode else layout.schema,
         keys=layout.keys,
-        outputs=(_output(layout, pointer),),
+        outputs=(output,),
         state=state,
         pointer=pointer,
         version=chosen,
         layout=layout,
+        decodes=decode,
     )
 
 
-def _output(layout: StoreSchema, pointer: StorePointer) -> OutputSpec:
-    names = pointer.identity.outputs if pointer.identity else ()
-    shape = shape_of(layout.schema.field(layout.vector))
-    return OutputSpec(
-        name=str(names[0]) if len(names) == 1 else layout.vector,
-        shape=shape,
-        vectors=1,
-        width=layout.width,
-        normalization=Normalization(Norm.parse(layout.norm_label)),
-        axis=-1 if len(shape) == 1 else "all",
-        vector_column=layout.vector,
-        norm_column=layout.norm,
-    )
-
-
-def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int) -> StoreSchema:
+def _layout_of(
+    state: StoreDirectory, live: StoreSchema, pointer: StorePointer, version: int
+) -> StoreSchema:
     """Return the layout of a version's rows: before a change of space it may be another width."""
+    path = state.path
     if version == pointer.live:
         return live
     schema = open_dataset(path, pointer.versions[version]).schema
@@ -120,7 +112,10 @@ def _layout_of(path: str, live: StoreSchema, pointer: StorePointer, version: int
             f"with Lance (`lance.dataset(..., version={pointer.versions[version]})`)."
         )
     passthrough = tuple(name for name in live.passthrough if name in schema.names)
-    return replace(live, schema=schema, passthrough=passthrough)
+    record = state.record(version)
+    made = record.basis.layout if record else live
+    found = replace(live, schema=schema, passthrough=passthrough)
+    return replace(found, norm_label=made.norm_label, output=made.output)
 
 
 def _nothing_live(path: str, pointer: StorePointer) -> str:

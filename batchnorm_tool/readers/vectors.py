@@ -57,8 +57,8 @@ def read(
         version: Of a store: read this kept version instead of the live one.
         mixed_spaces: Also read files of a run that are of another vector space than it: parts of
             another run that were copied into it. Without it, reading them is refused.
-        decode: Undo ``normalize.dtype``, int8 or binary: vectors are float32 then. If false, those
-            of a run come as they are stored, int8[k] or uint8[ceil(k / 8)].
+        decode: Undo ``normalize.dtype``, int8 or binary: vectors are float32 then. If false, they
+            come as they are stored, int8[k] or uint8[ceil(k / 8)].
 
     Returns:
         The vectors, with their keys and norms. Not promised: that a bit that flipped on the disk is
@@ -83,8 +83,8 @@ def read(
             "gives vectors as they are stored. Remove one of them."
         )
     if is_store(name):
-        return StoredVectors(open_snapshot(name, version), raw)
-    run = open_run(name, one_space=not mixed_spaces, decode=decode)
+        return StoredVectors(open_snapshot(name, version, decode=decode), raw)
+    run = open_run(name, decode=decode, one_space=not mixed_spaces)
     if version is not None:
         raise JobError(
             f"`version` names a version of a store, and `{name}` is a run, which has no versions. "

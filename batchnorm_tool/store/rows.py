@@ -7,7 +7,7 @@ change is looked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from batchnorm_tool.errors import Damaged
 from batchnorm_tool.formats.arrow_columns import fixed_bytes
 from batchnorm_tool.inputs.row_hash import as_ids, bytes_of, key_ids
 from batchnorm_tool.inputs.row_ids import IdLookup
+from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.store.lance import open_dataset, reading
 from batchnorm_tool.store.state import BATCH_ROWS, GOOD, VERSION, StoreSchema
 
@@ -42,6 +43,17 @@ def rows(
 ) -> Iterator[pa.RecordBatch]:
     """Stream rows as stored, ``batch_rows`` at a time or fewer; ``None`` is the newest version."""
     yield from scan(path, open_dataset(path, lance_version), columns, batch_rows)
+
+
+def decoded(batches: Iterable[pa.RecordBatch], layout: StoreSchema) -> Iterator[pa.RecordBatch]:
+    """Yield stored rows with vectors of floats; a batch is no larger for it."""
+    if not layout.normalization.dtype:
+        yield from batches
+        return
+    most, outputs = fitting_rows(4 * layout.width, _BATCH_BYTES, BATCH_ROWS), [layout.spec]
+    for batch in batches:
+        for start in range(0, batch.num_rows, most):
+            yield output_schema.decoded(batch.slice(start, most), outputs)
 
 
 def addressed(
@@ -175,19 +187,23 @@ class Changes:
 
     def upsert_batches(self) -> Iterator[pa.RecordBatch]:
         """Stream the rows to add or replace, with all columns; every call starts over."""
-        return self._new.read(self._layout.schema)
+        schema = self._layout.schema
+        for batch in decoded(self._new.read(schema.names), self._layout):
+            yield batch.cast(schema)
 
     def delete_batches(self) -> Iterator[pa.RecordBatch]:
         """Stream the key columns of the rows to remove."""
-        return self._gone.read(self._layout.key_schema)
+        schema = self._layout.key_schema
+        return (batch.cast(schema) for batch in self._gone.read(schema.names))
 
 
 @dataclass(frozen=True)
 class Publication:
     """A version of the store, as targets get it; it can be read any number of times.
 
-    ``versions`` has Lance's number of each kept version, ``records`` the refresh's record of each;
-    ``contract`` is the content of the version's contract, if it has one.
+    ``layout`` has vectors of floats, however they are stored; ``versions`` has Lance's number of
+    each kept version, ``records`` the refresh's record of each; ``contract`` is the content of the
+    version's contract, if it has one.
     """
 
     path: str
@@ -242,7 +258,8 @@ class Publication:
     def all_batches(self) -> Iterator[pa.RecordBatch]:
         """Stream all rows, with all columns; every call starts over."""
         schema = self.layout.schema
-        for batch in rows(self.path, self.versions[self.version], schema.names):
+        stored = rows(self.path, self.versions[self.version], schema.names)
+        for batch in decoded(stored, self.layout):
             yield batch.cast(schema)
 
     def _written(self, lance_version: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -262,6 +279,6 @@ class _Rows:
     lance_version: int
     addresses: np.ndarray
 
-    def read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for table in at_addresses(self.path, self.lance_version, self.addresses, schema.names):
-            yield from table.cast(schema).combine_chunks().to_batches()
+    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for table in at_addresses(self.path, self.lance_version, self.addresses, columns):
+            yield from table.combine_chunks().to_batches()

@@ -21,6 +21,7 @@ rollback. Lance counts otherwise: `StorePointer.versions` tells which of its ver
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,15 +34,20 @@ import pyarrow as pa
 
 from batchnorm_tool.contract import CONTRACT
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
-from batchnorm_tool.formats.arrow_columns import is_any, plain_type, with_children
+from batchnorm_tool.formats.arrow_columns import is_any, plain_type, shape_of, with_children
 from batchnorm_tool.gate.record import Hold, RefreshRecord
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.inputs.row_hash import type_name
 from batchnorm_tool.job import STATE_SUFFIX
 from batchnorm_tool.job.refresh_sections import Keep
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.pipeline import output_schema
+from batchnorm_tool.pipeline.output_schema import OutputSpec, StoredOutput
 from batchnorm_tool.pipeline.plan import Identity, ResolvedOptions
 from batchnorm_tool.storage import FileRecord, Storage
 from batchnorm_tool.storage.checked_json import (
+    LEFT_OUT_IF_NONE,
     ArrowSchema,
     Positive,
     Record,
@@ -91,7 +97,8 @@ class StoreSchema(Record):
     """What the rows of a store look like: names of columns, and the schema of the whole dataset.
 
     The vectors were divided by ``norm_label``, such as ``l2``; ``norm`` holds their lengths before,
-    ``bookkeeping`` says what the columns of `BOOKKEEPING` are called in the dataset.
+    ``bookkeeping`` says what the columns of `BOOKKEEPING` are called in the dataset, ``output``
+    what else was done to the vectors, ``None`` for nothing.
     """
 
     keys: tuple[str, ...]
@@ -101,6 +108,7 @@ class StoreSchema(Record):
     norm_label: str
     schema: ArrowSchema
     bookkeeping: tuple[str, ...] = tuple(field.name[1:] for field in BOOKKEEPING)
+    output: Annotated[StoredOutput | None, LEFT_OUT_IF_NONE] = None
 
     def stored(self, *names: str) -> list[str]:
         """Say what columns are called in the dataset that the state calls so; keys as they are."""
@@ -109,13 +117,37 @@ class StoreSchema(Record):
         return [known.get(name, name) for name in names]
 
     @property
+    def normalization(self) -> Normalization:
+        """What was done to the vectors."""
+        only_norm = Normalization(Norm.parse(self.norm_label))
+        return self.output.normalization if self.output else only_norm
+
+    @property
+    def spec(self) -> OutputSpec:
+        """How the vectors are stored, as the only output of a model, named after their column."""
+        field = self.schema.field(self.vector)
+        shape = self.output.shape if self.output else shape_of(field)
+        axis: int | str = -1 if len(shape) == 1 else "all"
+        way, columns = self.normalization, (self.vector, self.norm)
+        return OutputSpec(self.vector, shape, 1, self.width, way, axis, *columns)
+
+    @property
+    def as_floats(self) -> StoreSchema:
+        """The same with vectors of floats, as readers and targets get them."""
+        return replace(self, schema=output_schema.decoded_schema(self.schema, [self.spec]))
+
+    @property
     def width(self) -> int:
         """Components of a vector."""
+        if self.output:
+            return math.prod(self.output.shape)
         return int(self.schema.field(self.vector).type.list_size)
 
     @property
     def dtype(self) -> str:
-        """NumPy's name of the components' type."""
+        """NumPy's name of the type of a vector's components, once it is decoded."""
+        if self.normalization.dtype:
+            return "float32"
         return str(self.schema.field(self.vector).type.value_type.to_pandas_dtype().__name__)
 
     @property

@@ -12,6 +12,7 @@ from batchnorm_tool.gate.findings import Finding
 from batchnorm_tool.gate.output_limits import AuditFacts, RowAudit, audit
 from batchnorm_tool.gate.rows import RefreshRows
 from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.normalization import Normalization
 
 ROWS = RefreshRows(rows_in=100, live=97, quarantined=3, new=15)
 FULL = AuditFacts("full", ROWS, before=90, gone=5, distinct_keys=100)
@@ -22,7 +23,7 @@ L2 = Norm.parse("l2")
 def looked_at(
     vectors: np.ndarray, norms: np.ndarray, norm: Norm = L2, batch: int = 4
 ) -> dict[str, Finding]:
-    rows = RowAudit(norm, 1e-6)
+    rows = RowAudit(Normalization(norm), 1e-6)
     keys = pa.table({"id": np.arange(len(norms))})
     for first in range(0, len(norms), batch):
         here = slice(first, first + batch)
@@ -31,7 +32,7 @@ def looked_at(
 
 
 def counts(facts: AuditFacts) -> Finding:
-    return audit(facts, RowAudit(L2, 1e-6))[0]
+    return audit(facts, RowAudit(Normalization(L2), 1e-6))[0]
 
 
 def test_a_sound_night_passes() -> None:
@@ -72,7 +73,7 @@ def test_the_sum_is_said_in_words() -> None:
 
 
 def test_a_key_that_two_rows_have_is_found() -> None:
-    finding = audit(replace(FULL, distinct_keys=99), RowAudit(L2, 1e-6))[1]
+    finding = audit(replace(FULL, distinct_keys=99), RowAudit(Normalization(L2), 1e-6))[1]
     assert not finding.passed
     assert finding.what == "99 distinct keys in 100 rows."
 

@@ -324,8 +324,8 @@ def deliver_live(
     assert pointer.layout is not None  # noqa: S101  (there is a live version)
     known = ((version, state.record(version)) for version in pointer.versions)
     records = {version: record for version, record in known if record}
-    versions, contract = pointer.versions, state.contract(live)
-    publication = rows.Publication(state.path, pointer.layout, versions, live, records, contract)
+    layout, versions, contract = pointer.layout.as_floats, pointer.versions, state.contract(live)
+    publication = rows.Publication(state.path, layout, versions, live, records, contract)
     expected = live if was_live else None
     return tuple(publish.deliver(publication, targets, state.storage, expected))
 

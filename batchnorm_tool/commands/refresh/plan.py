@@ -24,6 +24,7 @@ from batchnorm_tool.job import Job, Store
 from batchnorm_tool.job.types import is_uri
 from batchnorm_tool.models import IdentityPredictor
 from batchnorm_tool.models.batching import Predictor
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.differences import differences
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -190,18 +191,22 @@ class RefreshPlan(Record):
         )
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913  (two of them are flags of the command)
     job: Job,
     pointer: StorePointer,
     staged: RefreshPlan | None = None,
     *,
     retry: bool = False,
+    fits: bool = True,
     progress: Progress | None = None,
 ) -> RefreshPlan:
-    """Look at input and model; TensorFlow is imported only where a choice is still to be made."""
+    """Look at input and model; TensorFlow is imported only where a choice is still to be made.
+
+    Unless it ``fits``, what would be fitted over all rows is left open.
+    """
     _check_job(job)
     preparation = Preparation(job, least_rows=_LEAST_ROWS, progress=progress or SilentProgress())
-    resolved, request, notes = _choices(preparation, pointer, staged)
+    resolved, request, notes = _choices(preparation, pointer, staged, fits=fits)
     identity = identify(preparation.job, resolved, preparation.table.files, None)
     rows = store_layout(preparation.job, resolved, pointer.layout)
     new_space, recompute, more = _compared(job, identity, rows, pointer)
@@ -280,7 +285,7 @@ def _check_job(job: Job) -> None:
 
 
 def _choices(
-    preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None
+    preparation: Preparation, pointer: StorePointer, staged: RefreshPlan | None, *, fits: bool
 ) -> tuple[ResolvedOptions, str, tuple[str, ...]]:
     """Return the choices of the live or the staged version where they still fit; or new ones."""
     earlier: list[tuple[ResolvedOptions, str | None, tuple[str, ...]]] = []
@@ -297,12 +302,32 @@ def _choices(
             carried = output_schema.carried_schema(preparation.job.input, preparation.table.schema)
             noted = {_place_matters(kept.batch_size)} & {*notes}
             return replace(choices, carried=carried), request, tuple(noted)
-    resolved = preparation.plan().resolved
+    resolved = preparation.plan(fits=False).resolved
     # A refresh predicts other rows than the one before: each has another place in its batch.
     batch_size = preparation.independent_batch_size(resolved)
     notes = () if batch_size is not None else (_place_matters(resolved.batch_size),)
     resolved = replace(resolved, batch_size=batch_size or resolved.batch_size)
-    return resolved, _options_fingerprint(preparation, resolved), notes
+    known = _with_fitted_values(preparation, resolved, pointer)
+    if known is None and fits:
+        known = preparation.fitted(resolved)
+    return known or resolved, _options_fingerprint(preparation, resolved), notes
+
+
+def _with_fitted_values(
+    preparation: Preparation, resolved: ResolvedOptions, pointer: StorePointer
+) -> ResolvedOptions | None:
+    """Return choices with what was fitted for the live version; ``None`` in another space."""
+    live, before = pointer.identity, pointer.resolved and pointer.resolved.fitted
+    if live is None or not before:
+        return None
+    # A direction that the job names a file of is that of the file, as it is now.
+    fitted = {
+        name: replace(each, mean=resolved.fitted_for(name).mean or each.mean)
+        for name, each in before.items()
+    }
+    kept = replace(resolved, fitted=fitted)
+    files = preparation.table.files
+    return kept if identify(preparation.job, kept, files, None).space == live.space else None
 
 
 def _place_matters(batch_size: int) -> str:
@@ -325,6 +350,7 @@ def _options_fingerprint(preparation: Preparation, resolved: ResolvedOptions) ->
             "model": {**model, "content": resolved.model_content and preparation.content},
             "transform": preparation.transform_sha256,
             "normalize": {name: job["normalize"][name] for name in _NORMS},
+            **preparation.further_options,
             "output": [job["output"]["dtype"], job["output"]["columns"]],
             "engine": [preparation.job.engine.device, preparation.job.engine.threads],
         }
@@ -387,7 +413,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
     keys = output_schema.key_columns(job.input)
     by_name = {field.name: field for field in carried}
     rest = [field for field in carried if field.name not in keys]
-    vector = output_schema.flat_field(output.vector_column, job.output.dtype, (output.width,))
+    vector = output_schema.stored_field(output, job.output.dtype, (output.stored_width,))
     norm = pa.field(output.norm_column, pa.float64())
     store = store_of(job)
     names = tuple(name for _, name in store.columns)
@@ -404,6 +430,7 @@ def store_layout(job: Job, resolved: ResolvedOptions, before: StoreSchema | None
         norm_label=output.norm.label,
         schema=pa.schema(fields),
         bookkeeping=names,
+        output=None if output.normalization == Normalization(output.norm) else output.stored(),
     )
     if before is not None:
         _check_keys(rows, before)

@@ -116,7 +116,7 @@ def planned_refresh(job: Job, *, retry_quarantined: bool = False) -> PlannedRefr
 
 
 def _planned(job: Job, state: StoreDirectory, retry: bool, pointer: StorePointer) -> PlannedRefresh:  # noqa: FBT001
-    plan = make_plan(job, pointer, staged_plan(state), retry=retry)
+    plan = make_plan(job, pointer, staged_plan(state), retry=retry, fits=False)
     check_layout(job.publish, plan.layout)
     # Beside the store where that is possible: what differs may be as large as the input.
     beside = Path(state.path).parent

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.formats.arrow_columns import rows_of
 from batchnorm_tool.gate.output_limits import RowAudit, Vectors
-from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.pipeline.output_schema import decoded_rows
 from batchnorm_tool.store.rows import take_by_key
 from batchnorm_tool.store.state import NORM, STATUS, StoreSchema, is_quarantined
 
@@ -203,8 +203,9 @@ class Survey:
 
 def row_audit(layout: StoreSchema) -> RowAudit:
     """Return an audit that has seen no row."""
-    norm, dtype = Norm.parse(layout.norm_label), np.dtype(layout.dtype)
-    return RowAudit(norm, 0 if norm.name == "none" else length_tolerance(norm, layout.width, dtype))
+    way, dtype = layout.normalization, np.dtype(layout.dtype)
+    is_none = way.norm.name == "none"
+    return RowAudit(way, 0 if is_none else length_tolerance(way, layout.width, dtype))
 
 
 def vectors_of(rows: pa.Table, norms: np.ndarray, layout: StoreSchema) -> Vectors:
@@ -213,7 +214,6 @@ def vectors_of(rows: pa.Table, norms: np.ndarray, layout: StoreSchema) -> Vector
 
 
 def vectors_and_norms(table: pa.Table, layout: StoreSchema) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
-    columns = (table[name].combine_chunks() for name in (layout.vector, layout.norm))
-    vectors, norms = (rows_of(column) for column in columns)
-    return vectors, norms
+    """Return decoded vectors ``[n, d]`` and norms ``float64[n]`` of a table."""
+    stored, norms = (table[name].combine_chunks() for name in (layout.vector, layout.norm))
+    return decoded_rows(stored, layout.spec), rows_of(norms)

@@ -102,9 +102,7 @@ class Preparation:
         chosen = {name: job[name] for name in ("input", "model", "output")}
         chosen["model"] = planning.chosen_model(self.job)
         chosen["norms"] = [job["normalize"][name] for name in ("norm", "p", "outputs", "axis")]
-        options = self.job.normalize.further_options()
-        if any(options):  # choices that were made before there were any stay
-            chosen["options"] = [options, dict(self._means)]
+        chosen |= self.further_options
         chosen["engine"] = [self.job.engine.device, self.job.engine.threads]
         for name in ("invalid", "deduplicate"):
             del chosen["input"][name]
@@ -131,21 +129,29 @@ class Preparation:
         name = self.job.input.transform
         return None if name is None else features.load_transform(name).source_sha256
 
-    def plan(self, choices: ResolvedOptions | None = None) -> Plan:
-        """Return the plan of the run."""
+    @property
+    def further_options(self) -> dict[str, object]:
+        """What else than a norm is asked for, as a part of what choices are made from."""
+        options = self.job.normalize.further_options()
+        # Choices that were made before there were any stay.
+        return {"options": [options, dict(self._means)]} if any(options) else {}
+
+    def plan(self, choices: ResolvedOptions | None = None, *, fits: bool = True) -> Plan:
+        """Return the plan of the run; unless it ``fits``, without what is fitted over all rows."""
         # Warnings are found again below, whoever made the choices.
         with capture_warnings(lambda _: None):
-            resolved = self._fitted() if choices is None else self._confirmed(choices)
+            resolved = self._resolve() if choices is None else self._confirmed(choices)
         self._check_columns(resolved.carried, resolved.outputs)
+        if choices is None and fits:
+            resolved = self.fitted(resolved)
         return self._plan_of(resolved, self.warnings(resolved))
 
-    def _fitted(self) -> ResolvedOptions:
-        """Make every choice, those included for which all rows are read."""
-        resolved = self._resolve()
+    def fitted(self, resolved: ResolvedOptions) -> ResolvedOptions:
+        """Return choices with those for which all rows are read, where there are any."""
         if not fitting.is_fitted(self.job.normalize):
             return resolved
-        self._check_columns(resolved.carried, resolved.outputs)
-        fitted = fitting.fit(self._plan_of(resolved), self.predictor(), self.progress)
+        with capture_warnings(lambda _: None):
+            fitted = fitting.fit(self._plan_of(resolved), self.predictor(), self.progress)
         return replace(resolved, fitted=fitted)
 
     def _given(self, outputs: Sequence[Field]) -> dict[str, Fitted] | None:

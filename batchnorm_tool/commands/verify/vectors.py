@@ -13,7 +13,8 @@ from batchnorm_tool.commands.verify.findings import Findings, Place
 from batchnorm_tool.display import plural
 from batchnorm_tool.formats import format_named
 from batchnorm_tool.formats.arrow_columns import rows_of
-from batchnorm_tool.norms.norm import Norm, row_norms, widen
+from batchnorm_tool.norms.norm import row_norms, widen
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.norms.stats import NormStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -27,8 +28,8 @@ _BATCH_BYTES = 16 * 2**20
 class CheckedRows:
     """Rows of one output that have a vector, by their numbers in the batch, ``int[m]``.
 
-    Norms are as stored, lengths as measured, both ``float64[m, v]``; ``finite`` rows, ``bool[m]``,
-    are so in vectors and norms.
+    Norms are as stored, lengths as measured, with their errors, ``float64[m, v]`` each; ``finite``
+    rows, ``bool[m]``, are so in vectors and norms.
     """
 
     output: OutputSpec
@@ -36,6 +37,7 @@ class CheckedRows:
     rows: np.ndarray
     norms: np.ndarray
     lengths: np.ndarray
+    errors: np.ndarray
     finite: np.ndarray
 
     @classmethod
@@ -52,7 +54,11 @@ class CheckedRows:
         else:
             lengths = row_norms(vectors, output.norm)
         shape = (len(rows), output.vectors)
-        return cls(output, stored.dtype, rows, norms, lengths.reshape(shape), finite)
+        lengths = lengths.reshape(count)
+        with np.errstate(invalid="ignore"):
+            errors = output.normalization.length_errors(vectors, lengths, norms.reshape(count))
+        measured = lengths.reshape(shape), errors.reshape(shape)
+        return cls(output, stored.dtype, rows, norms, *measured, finite)
 
     @property
     def zero(self) -> np.ndarray:
@@ -64,8 +70,8 @@ class CheckedRows:
         return self.rows[vectors.any(axis=1)]
 
 
-def length_tolerance(norm: Norm, width: int, dtype: np.dtype, step: float = 0.0) -> float:
-    """Return how far from 1 the length of a unit vector may be that was stored in steps."""
+def length_tolerance(way: Normalization, width: int, dtype: np.dtype) -> float:
+    """Return how far from 1 the measured length of a stored unit vector may be."""
     # A component is rounded once to the stored dtype. That changes it by at most its own size times
     # the unit roundoff `u`, so that the whole vector, in any norm, changes by at most `u`, however
     # wide it is. Below the smallest normal number it is by at most half the smallest subnormal `s`
@@ -75,8 +81,8 @@ def length_tolerance(norm: Norm, width: int, dtype: np.dtype, step: float = 0.0)
     # 3.1); powers and roots add a few hundred more for `lp`.
     stored = np.finfo(dtype)
     roundoff = float(stored.eps) / 2
-    ones = float(row_norms(np.ones((1, width)), norm)[0, 0])
-    floor = ones * (float(stored.smallest_subnormal) + step) / 2
+    ones = float(row_norms(np.ones((1, width)), way.norm)[0, 0])
+    floor = ones * (float(stored.smallest_subnormal) + way.rounding_step) / 2
     return roundoff + floor + (2 * width + 1024) * float(np.finfo(np.float64).eps) / 2
 
 
@@ -91,13 +97,9 @@ def check_vectors(checked: CheckedRows, place: Place, *, keeps_nonfinite: bool =
         wrong = checked.rows_with(checked.norms != 1)
         place.report(wrong, "a norm is not 1, although the job's norm is `none`.")
         return
-    way = output.normalization
-    step = way.scale if way.dtype == "int8" else None
-    tolerance = length_tolerance(output.norm, output.width, checked.dtype, step or 0.0)
+    tolerance = length_tolerance(output.normalization, output.width, checked.dtype)
     with np.errstate(invalid="ignore"):
-        # Bits have no zero.
-        zero = (checked.norms == 0) & (way.dtype != "binary")
-        off = np.abs(checked.lengths - np.where(zero, 0, 1)) > tolerance
+        off = checked.errors > tolerance
     place.report(
         checked.rows_with(off & np.isfinite(checked.lengths)),
         f"a vector does not have length 1 under {output.norm.label} (within {tolerance:.2g}), or "

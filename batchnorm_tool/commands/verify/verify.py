@@ -137,7 +137,7 @@ def verify(path: str | os.PathLike[str], *, keys: bool = False) -> Verification:
 
 def _verify_store(path: str) -> Verification:
     started = time.perf_counter()
-    store = open_snapshot(path)
+    store = open_snapshot(path, decode=False)
     check = StoreCheck(store, Findings())
     check.check_all()
     if check.findings.count:

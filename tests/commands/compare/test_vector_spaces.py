@@ -62,12 +62,23 @@ def test_columns_in_another_order_are_another_space_and_so_is_another_layer() ->
 
 @pytest.mark.parametrize(
     "other",
-    [{}, {"norms": {"out": {"norm": "l1"}}}, {"outputs": ["out", "more"]}],
-    ids=["all equal", "another norm", "further outputs"],
+    [
+        {},
+        {"norms": {"out": {"norm": "l1"}}},
+        {"norms": {"out": {"norm": "l2", "dtype": "int8", "scale": 0.1}}},
+        {"outputs": ["out", "more"]},
+    ],
+    ids=["all equal", "another norm", "int8", "further outputs"],
 )
 def test_raw_predictions_of_one_model_are_one_space(other: dict[str, Any]) -> None:
     found = compare_spaces(run(), run(**other))
     assert (found.same, found.words) == (True, "")
+
+
+def test_what_is_lost_of_raw_predictions_makes_another_space() -> None:
+    found = compare_spaces(run(), run(norms={"out": {"truncate": 4, "mean": "abcdef0123"}}))
+    assert found.same is False
+    assert "spaces: truncation none → 4, projected mean none → abcdef. A: " in found.words
 
 
 def test_nobody_knows_the_space_of_plain_files() -> None:

@@ -224,8 +224,8 @@ def test_a_store_that_is_refreshed_meanwhile_is_not_called_damaged(
 ) -> None:
     really = verify_verify.open_snapshot
 
-    def opening(where: str) -> Any:
-        opened = really(where)
+    def opening(where: str, **given: bool) -> Any:
+        opened = really(where, **given)
         publish(where, [item(8, 3)])
         transaction.clean_up(where, {3})
         return opened
