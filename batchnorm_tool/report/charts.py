@@ -275,7 +275,7 @@ class _Cells:
     left: float
     top: float
     width: float
-    staggered: bool
+    lines: int
 
 
 def heat_map(
@@ -298,14 +298,14 @@ def _cells(labels: Sequence[str], frame: Frame) -> _Cells:
     longest = max(map(len, labels)) * svg.LETTER
     left = longest + _LEFT_GAP
     width = min((frame.width - left) / len(labels), _WIDEST)
-    # Names that are wider than their columns take turns on two lines.
-    staggered = longest + _CELL_GAP > width
-    return _Cells(left, svg.ROW * (2 if staggered else 1) + 4, width, staggered)
+    # Names that are wider than their columns take turns on lines; the last one is moved left.
+    lines = max(1, math.ceil((1.5 * longest + _CELL_GAP) / width - 0.5))
+    return _Cells(left, svg.ROW * lines + 4, width, lines)
 
 
 def _headings(cells: _Cells, labels: Sequence[str]) -> Iterator[Html]:
     for index, label in enumerate(labels):
-        lift = svg.ROW if cells.staggered and index % 2 else 0
+        lift = svg.ROW * (index % cells.lines)
         middle = cells.left + (index + 0.5) * cells.width
         last = cells.left + len(labels) * cells.width - len(label) * svg.LETTER / 2
         yield text(label, min(middle, max(last, cells.left)), cells.top - 7 - lift, "middle")
