@@ -8,10 +8,11 @@ and the base is read again for each kind of them. Queries become what rows becom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+import operator
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 
@@ -20,11 +21,13 @@ from batchnorm_tool.comparison.scores import Metric, Score
 from batchnorm_tool.display import did_you_mean
 from batchnorm_tool.environment import map_in_order
 from batchnorm_tool.errors import InputError, JobError
-from batchnorm_tool.norms.norm import L2, Anything, Norm
+from batchnorm_tool.norms.norm import L2, Anything, Float64s, Norm
 from batchnorm_tool.norms.normalization import DirectionSum, Normalization, Quantized, int8_scale
 
 _NONE = Norm("none")
-_OPTIONS = ("mean", *get_args(Quantized))
+_DTYPES: tuple[Quantized, ...] = get_args(Quantized)
+_OPTIONS = ("mean", *_DTYPES)
+_NAME = re.compile(r"((?:lp|power):[^:+]*|[^:+]*)(?::([^:+]*))?((?:\+[^+]*)*)")
 _Found = TypeVar("_Found")
 
 
@@ -32,58 +35,45 @@ _Found = TypeVar("_Found")
 class Variant:
     """A way to normalize that is compared: ``l2``, ``l2:256+mean+int8``, ``power:0.5``.
 
-    ``power`` is the exponent of the L2 norm that rows are divided by, None for a norm itself; the
-    other fields are those of `Normalization`, whose mean and scale are still to be fitted.
+    It is called ``label``, and ``plain`` without options. The norm is taken to the ``power``. Until
+    `fit`, ``how`` lacks its mean, if it ``projects``, and its scale.
     """
 
-    norm: Norm
-    power: float | None = None
-    truncate: int | None = None
-    project_mean: bool = False
-    dtype: Quantized | None = None
+    label: str
+    plain: str
+    how: Normalization
+    projects: bool
+    power: float
 
     @classmethod
     def parse(cls, text: str) -> Variant:
         """Make one of ``NORM[:D][+mean][+int8|+binary]``, with ``power:A`` as a norm, too."""
-        text = str(text)
-        head, *options = (piece.strip() for piece in text.lower().split("+"))
-        name, *numbers = (piece.strip() for piece in head.split(":"))
-        own = 1 if name in ("lp", "power") else 0  # numbers that belong to the norm itself
-        found = _norm(text, name, numbers[:own])
-        if len(numbers) > own + 1:
-            raise _refused(text, "one number of components to keep", ":".join(numbers[own:]))
-        if numbers[own:]:
-            found = replace(found, truncate=_components(text, numbers[own]))
-        for option in options:
-            found = _with_option(found, text, option)
-        return found
-
-    @property
-    def plain(self) -> Variant:
-        """The same without options."""
-        return Variant(self.norm, self.power)
-
-    @property
-    def label(self) -> str:
-        """The name in figures; `parse` reads it back."""
-        norm = self.norm.label if self.power is None else f"power:{_text(self.power)}"
-        kept = "" if self.truncate is None else f":{self.truncate}"
-        options = [*(["mean"] if self.project_mean else []), *([self.dtype] if self.dtype else [])]
-        return "+".join([f"{norm}{kept}", *options])
-
-    def score(self, metric: Metric) -> Score:
-        """Return what ranks the vectors that `fit` makes of rows."""
-        return Score.of(metric, _NONE if self.dtype else self.norm, self.power or 1)
+        if not (found := _NAME.fullmatch(str(text).lower().replace(" ", ""))):
+            raise _refused(text, "`NORM:D`, with one number D of components to keep", text)
+        name, kept, options = found[1], found[2], sorted(found[3].split("+")[1:])
+        is_power = name.startswith("power")
+        _check_options(text, options, is_power)
+        power = _power(text, name) if is_power else 1.0
+        how = Normalization(
+            L2 if is_power else Norm.parse(name),
+            None if kept is None else _components(text, kept),
+            dtype=next((each for each in _DTYPES if each in options), None),
+        )
+        plain = f"power:{repr(power).removesuffix('.0')}" if is_power else how.norm.label
+        ordered = [option for option in _OPTIONS if option in options]
+        label = "+".join([plain if kept is None else f"{plain}:{how.truncate}", *ordered])
+        return cls(label, plain, how, "mean" in options, power)
 
 
-def _norm(text: str, name: str, numbers: Sequence[str]) -> Variant:
-    if name != "power":
-        return Variant(Norm.parse(":".join([name, *numbers])))
-    power = _number(numbers[0]) if numbers else math.nan
+def _power(text: str, name: str) -> float:
+    number = name.removeprefix("power").removeprefix(":")
+    try:
+        power = float(number)
+    except ValueError:
+        power = math.nan
     if not 0 < power <= 1:
-        expected = "`power:A`, with an exponent A of the L2 norm above 0 and at most 1"
-        raise _refused(text, expected, *numbers)
-    return Variant(L2, power)
+        raise _refused(text, "`power:A`, an exponent A above 0 and at most 1", number)
+    return power
 
 
 def _components(text: str, number: str) -> int:
@@ -92,91 +82,51 @@ def _components(text: str, number: str) -> int:
     return int(number)
 
 
-def _with_option(variant: Variant, text: str, option: str) -> Variant:
-    if option not in _OPTIONS:
-        hint = did_you_mean(option, _OPTIONS)
-        raise _refused(text, f"one of {', '.join(_OPTIONS)} after `+`", option, hint=hint)
-    if variant.project_mean if option == "mean" else variant.dtype:
-        raise _refused(text, "`mean` once, and int8 or binary", text)
-    if option == "mean":
-        return replace(variant, project_mean=True)
-    if variant.power:
-        raise _refused(text, "int8 or binary with a norm", text)
-    return replace(variant, dtype=cast("Quantized", option))
+def _check_options(text: str, options: Sequence[str], is_power: bool) -> None:  # noqa: FBT001
+    for option in options:
+        if option not in _OPTIONS:
+            hint = did_you_mean(option, _OPTIONS)
+            raise _refused(text, f"one of {', '.join(_OPTIONS)} after `+`", option, hint)
+    dtypes = len(options) - options.count("mean")
+    if options.count("mean") > 1 or dtypes + is_power > 1:
+        raise _refused(text, "`mean` once, and int8 or binary with a norm, not a power", text)
 
 
-def _text(number: float) -> str:
-    return repr(number).removesuffix(".0")
+def _refused(text: str, expected: str, received: str, hint: str = "") -> JobError:
+    words = f"Expected: {expected}. Received: '{received}'.{hint}"
+    return JobError(f"`norms` cannot be compared by '{text}'. {words}")
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def variants_of(names: Sequence[str], width: int, source: str) -> tuple[Variant, ...]:
+    """Make different variants of what a person wrote, for vectors of that width in a source."""
+    found = {Variant.parse(name): name for name in names}
+    if not found or len(found) != len(names):
+        received = ", ".join(map(str, names)) or "no names"
+        raise JobError(f"`norms` must name different norms. Received: {received}.")
+    for variant, name in found.items():
+        if (kept := variant.how.truncate or 0) > width:
+            raise _refused(name, f"at most {width} components, as {source} has", str(kept))
+    return tuple(found)
 
 
-def _refused(text: str, expected: str, *received: str, hint: str = "") -> JobError:
-    said = f"'{received[0]}'" if received else "no number"
-    return JobError(
-        f"`norms` cannot be compared by '{text}'. Expected: {expected}. Received: {said}.{hint}"
-    )
-
-
-def variants_of(names: Sequence[str], width: int, name: str) -> tuple[Variant, ...]:
-    """Make variants of what a person wrote, for vectors of that width in a file called ``name``."""
-    found = tuple(map(Variant.parse, names))
-    if not found or len(set(found)) != len(found):
-        raise JobError(
-            "`norms` must name different norms. "
-            f"Received: {', '.join(map(str, names)) or 'no names'}."
-        )
-    for variant, text in zip(found, names, strict=True):
-        if (variant.truncate or 0) > width:
-            raise _refused(
-                text, f"at most {width} components, as {name} has", str(variant.truncate)
-            )
-    return found
-
-
-def fit(base: Base, variants: Sequence[Variant], width: int) -> dict[Variant, Normalization]:
-    """Fit means and steps of int8 over the finite rows of a base, which is read for each of both.
+def fit(base: Base, variants: Sequence[Variant]) -> list[Variant]:
+    """Fit means, and then steps of int8, over the finite rows of a base: a pass for each of both.
 
     Raises:
         InputError: The directions of all rows cancel out, so that there is no mean.
     """
-    means = _means(base, {each.truncate for each in variants if each.project_mean}, width)
-    found = {
-        each: Normalization(
-            each.norm,
-            each.truncate,
-            means[each.truncate] if each.project_mean else None,
-            each.dtype,
-        )
+    kept = {Normalization(_NONE, each.how.truncate) for each in variants if each.projects}
+    sums = _over_rows(base, kept, lambda _, rows: DirectionSum.of(rows), operator.add)
+    means = {how.truncate: _mean(total) for how, total in sums.items()}
+    hows = [
+        replace(each.how, mean=means[each.how.truncate]) if each.projects else each.how
         for each in variants
-    }
-    stepped = [each for each in found.values() if each.dtype == "int8"]
-    largest = np.zeros(len(stepped))
-    blocks = base.blocks() if stepped else ()
-    for sizes in _over_finite_rows(
-        blocks, lambda rows: [each.largest(each.kept(rows)) for each in stepped]
-    ):
-        largest = np.maximum(largest, sizes)
-    scales = dict(zip(stepped, map(int8_scale, largest.tolist()), strict=True))
-    return {each: replace(how, scale=scales.get(how)) for each, how in found.items()}
-
-
-def _means(
-    base: Base, truncations: AbstractSet[int | None], width: int
-) -> dict[int | None, tuple[float, ...]]:
-    kept = {at: Normalization(_NONE, at).kept for at in truncations}
-    sums = {at: DirectionSum.of(np.empty((0, at or width))) for at in truncations}
-    blocks = base.blocks() if kept else ()
-    for found in _over_finite_rows(
-        blocks, lambda rows: {at: DirectionSum.of(of(rows)) for at, of in kept.items()}
-    ):
-        sums = {at: total + found[at] for at, total in sums.items()}
-    return {at: _mean(total) for at, total in sums.items()}
+    ]
+    in_steps = {how for how in hows if how.dtype == "int8"}
+    largest = _over_rows(base, in_steps, Normalization.largest, max)
+    scales = {how: int8_scale(size) for how, size in largest.items()}
+    fitted = [replace(how, scale=scales.get(how)) for how in hows]
+    return [replace(each, how=how) for each, how in zip(variants, fitted, strict=True)]
 
 
 def _mean(total: DirectionSum) -> tuple[float, ...]:
@@ -188,11 +138,23 @@ def _mean(total: DirectionSum) -> tuple[float, ...]:
     return mean
 
 
-def _over_finite_rows(
-    blocks: Iterable[Anything], function: Callable[[Anything], _Found]
-) -> Iterator[_Found]:
-    """Yield what a function makes of the finite rows of each block, in order."""
-    return map_in_order(lambda rows: function(rows[np.isfinite(rows).all(axis=1)]), blocks)
+def _over_rows(
+    base: Base,
+    hows: Collection[Normalization],
+    measure: Callable[[Normalization, Float64s], _Found],
+    merge: Callable[[_Found, _Found], _Found],
+) -> dict[Normalization, _Found]:
+    """Measure what is kept of all finite rows; where nothing is asked, the base is not read."""
+
+    def measured(rows: Anything) -> dict[Normalization, _Found]:
+        finite = rows[np.isfinite(rows).all(axis=1)]
+        return {how: measure(how, how.kept(finite)) for how in hows}
+
+    found = map_in_order(measured, base.blocks() if hows else ())
+    total = next(found, {})
+    for more in found:
+        total = {how: merge(total[how], more[how]) for how in hows}
+    return total
 
 
 @dataclass(frozen=True)
@@ -207,24 +169,20 @@ class _Stored:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
         return self.base.rows
 
     def blocks(self) -> Iterator[Anything]:
-        """Yield the rows in order."""
         return map(self.of, self.base.blocks())
 
     def sample(self, rows: int) -> Anything:
-        """Return some rows, spread evenly."""
         return self.of(self.base.sample(rows))
 
     def of(self, vectors: Anything) -> Anything:
         """Return what is stored of vectors ``[n, d]``: int8 and bits as -127 to 127, and as ±1."""
         if self.how.dtype:
-            codes, _ = self.how.apply(vectors)
             # In steps: integers have exact products, so that equally near rows are known as such.
-            steps = replace(self.how, scale=1.0)
-            found = steps.decode(codes, self.how.kept_width(vectors.shape[1]))
+            steps, width = replace(self.how, scale=1.0), self.how.kept_width(vectors.shape[1])
+            found = steps.decode(self.how.apply(vectors)[0], width)
         else:
             found = self.how.kept(vectors)
         found[~np.isfinite(vectors).all(axis=1)] = np.nan
@@ -232,22 +190,24 @@ class _Stored:
 
 
 def by_plain_norm(variants: Sequence[Variant]) -> dict[str, list[str]]:
-    """Return the labels of variants with options by that of the same norm without, if compared."""
+    """Return labels of variants with options by that of the norm without, where it is compared."""
+    labels = {each.label for each in variants}
     found: dict[str, list[str]] = {}
     for each in variants:
-        if each.plain != each and each.plain in variants:
-            found.setdefault(each.plain.label, []).append(each.label)
+        if each.plain != each.label and each.plain in labels:
+            found.setdefault(each.plain, []).append(each.label)
     return found
 
 
 def variant_neighbours(
-    queries: Queries, base: Base, fitted: Mapping[Variant, Normalization], metric: Metric, k: int
+    queries: Queries, base: Base, fitted: Sequence[Variant], metric: Metric, k: int
 ) -> dict[str, Int64s]:
-    """Find what `neighbours` does, by the label of each variant, as `fit` found them."""
+    """Find what `neighbours` does, by the label of each variant, which `fit` returned."""
     kinds: dict[Normalization, dict[str, Score]] = {}
-    for variant, how in fitted.items():
-        kind = how if variant.dtype else replace(how, norm=_NONE)
-        kinds.setdefault(kind, {})[variant.label] = variant.score(metric)
+    for each in fitted:
+        kind = each.how if each.how.dtype else replace(each.how, norm=_NONE)
+        norm = _NONE if each.how.dtype else each.how.norm
+        kinds.setdefault(kind, {})[each.label] = Score.of(metric, norm, each.power)
     found: dict[str, Int64s] = {}
     for kind, scores in kinds.items():
         if kind == Normalization(_NONE):
@@ -256,4 +216,4 @@ def variant_neighbours(
             stored = _Stored(base, kind)
             asked = Queries.of(stored.of(queries.vectors), queries.rows)
             found |= nearest(asked, stored, scores, k)
-    return {variant.label: found[variant.label] for variant in fitted}
+    return {each.label: found[each.label] for each in fitted}

@@ -143,8 +143,7 @@ def _judged(document: ComparisonFigures) -> VerdictEntry:
 
 
 def _with_options(document: ComparisonFigures) -> bool:
-    variants = map(Variant.parse, document["compared"])
-    return any(each != each.plain for each in variants)
+    return any(Variant.parse(label).plain != label for label in document["compared"])
 
 
 def _notes(document: ComparisonFigures) -> Iterator[str]:
@@ -298,9 +297,9 @@ def _cost(document: ComparisonFigures, best: str) -> str:
     if share is not None:
         anew += f"; {percent(share)} of the {k} nearest rows stay the same"
     chosen = Variant.parse(best)
-    if chosen.norm.name == "none":
+    if chosen.how.norm.name == "none":
         return f"{anew}. Long rows then rank higher than short ones."
-    if chosen.power is not None:
+    if chosen.power < 1:
         return (
             f"{anew}. A row's length then affects its rank less. No command stores powers: "
             f"multiply unit vectors of l2 by their norms to the power of {1 - chosen.power:g}."
@@ -333,7 +332,7 @@ def _stored(document: ComparisonFigures) -> str:
 def _advice(document: ComparisonFigures, norm: str) -> str:
     if norm == _stored(document):
         return f"Keep {norm}, as stored"
-    if Variant.parse(norm).norm.name == "none":
+    if Variant.parse(norm).how.norm.name == "none":
         return f"Store the vectors unnormalized ({norm})"
     return f"Normalize by {norm}"
 

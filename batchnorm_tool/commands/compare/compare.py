@@ -222,7 +222,7 @@ def _document(
         warn("The vectors have a single component: every norm except none makes them 1 or -1.")
     sampled = Sample.of(query_set.source, rows)
     is_graded = relevance is not None and isinstance(relevance.judgements, GradedJudgements)
-    norms = [each.norm for each in options.variants]
+    norms = [each.how.norm for each in options.variants]
     passed = first_pass(query_set, sampled, norms, all_lengths=is_graded)
     if not query_set.is_base:
         for batch in query_set.source.batches():
@@ -237,7 +237,7 @@ def _document(
         )
     queries = Queries.of(sampled.vectors[usable], query_set.own_rows[rows[usable]])
     base = sets.StreamedBase(query_set.base, passed.probe)
-    fitted = fit(base, options.variants, query_set.base.width)
+    fitted = fit(base, options.variants)
     found = variant_neighbours(queries, base, fitted, options.metric, max(options.ks))
     judgements = None if relevance is None else relevance.judgements.take(rows[usable])
     if judgements is not None and not (judgements.judged & (judgements.relevant > 0)).any():
