@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import lineup
 from benchmarks.bench import Bench
 from benchmarks.cases.against_others import CONVERTED
+from benchmarks.cases.memory_and_start import SAME_PARTS
 from benchmarks.data import CONVOLUTION, DEEP, FAMILIES, Table
 from benchmarks.findings import Finding, Target, figure, megabytes, seconds
 
@@ -37,7 +38,7 @@ def memory(bench: Bench) -> list[Finding]:
     case, rows = "backend-memory", bench.size.rows
     few, many = Table(rows), Table(rows, copies=_TIMES_THE_ROWS)
     contenders = {
-        name: lineup.ours(table, DEEP, bench.output(case, name), sections=CONVERTED)
+        name: lineup.ours(table, DEEP, bench.output(case, name), sections=CONVERTED | SAME_PARTS)
         for name, table in (("few", few), ("many", many))
     }
     bench.run(case, {"the conversion": contenders["few"]}, 1)
