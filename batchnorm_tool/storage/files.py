@@ -165,11 +165,15 @@ class OutputFile(io.RawIOBase):
     def close(self) -> None:
         """Do nothing: writers close what they get, but only `commit` makes the file count."""
 
-    def commit(self) -> FileRecord:
-        """Sync the content, let the file appear under its name, sync the directory."""
+    def commit(self, *, durable: bool = True) -> FileRecord:
+        """Sync the content, let the file appear under its name, sync the directory.
+
+        One that is not ``durable`` may be lost, or be empty, after a power cut.
+        """
         with self._whole_or_failed() as descriptor:
             digest = self._digest(descriptor)
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
             self._close()
             is_new = not self._path.exists()
             self._temporary.replace(self._path)
@@ -178,7 +182,8 @@ class OutputFile(io.RawIOBase):
                 # it. One that was there before stays: after a cut it has the one content or the
                 # other, and readers count on it.
                 self._temporary = self._path
-            sync_directory(self._path.parent)
+            if durable:
+                sync_directory(self._path.parent)
         self._committed = True
         return FileRecord(self._name, self._size, digest)
 
@@ -240,7 +245,12 @@ def _write_all(descriptor: int, view: memoryview, offset: int | None = None) -> 
 
 def sync_directory(directory: Path) -> None:
     """Make sure that the names in ``directory`` outlive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    sync_path(directory, os.O_DIRECTORY)
+
+
+def sync_path(path: Path, flags: int = 0) -> None:
+    """Make sure that a file's content, or a directory's names, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(descriptor)
     finally:

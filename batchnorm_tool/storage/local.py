@@ -53,11 +53,18 @@ class Storage:
             files.make_directories(temporary.parent)
         return OutputFile(target, temporary, path)
 
-    def put(self, path: str, data: bytes) -> FileRecord:
-        """Write a small file whole."""
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> FileRecord:
+        """Write a small file whole; see `OutputFile.commit`."""
         with self.create(path) as file:
             file.write(data)
-            return file.commit()
+            return file.commit(durable=durable)
+
+    def sync(self, directory: str) -> None:
+        """Make durable what lies in a directory; harmless where there is none."""
+        names = self.names(directory)
+        for path in [f"{directory}/{name}" for name in names] + [directory] * bool(names):
+            with write_errors(self.root / path):
+                files.sync_path(self.root / path)
 
     def get(self, path: str) -> bytes | None:
         """Return the content of a small file, or ``None`` where there is none."""

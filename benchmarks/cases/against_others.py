@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import lineup
 from benchmarks.agreement import check_agreement
@@ -13,7 +14,7 @@ from benchmarks.findings import NOTHING, Finding, Target, seconds
 from benchmarks.places import PEERS_PYTHON
 
 _DEFAULT_BATCH = 32
-CONVERTED = {"model": {"backend": "onnxruntime"}}
+CONVERTED: dict[str, dict[str, Any]] = {"model": {"backend": "onnxruntime"}}
 
 
 def deep_model(bench: Bench) -> list[Finding]:

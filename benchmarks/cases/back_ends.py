@@ -37,8 +37,9 @@ def memory(bench: Bench) -> list[Finding]:
     """Row 1's rows and four times as many with a cached conversion."""
     case, rows = "backend-memory", bench.size.rows
     few, many = Table(rows), Table(rows, copies=_TIMES_THE_ROWS)
+    sections = CONVERTED | SAME_PARTS
     contenders = {
-        name: lineup.ours(table, DEEP, bench.output(case, name), sections=CONVERTED | SAME_PARTS)
+        name: lineup.ours(table, DEEP, bench.output(case, name), sections=sections)
         for name, table in (("few", few), ("many", many))
     }
     bench.run(case, {"the conversion": contenders["few"]}, 1)

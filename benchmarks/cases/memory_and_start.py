@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,7 @@ _TIMES_THE_ROWS = 4
 _STARTS = 5
 # Left open, parts grow with the rows until a row group is full: 32,768 rows for a million, and four
 # times as many, which 56 MB more hold, for four million.
-SAME_PARTS = {"output": {"part_rows": 32_768}}
+SAME_PARTS: dict[str, dict[str, Any]] = {"output": {"part_rows": 32_768}}
 
 
 def flat_memory(bench: Bench) -> list[Finding]:

@@ -242,7 +242,7 @@ def test_each_publishing_rename_is_synced_before_and_after(tmp_path: Path) -> No
     flags = ["--column", "v", "--part-rows", "4", "--workers", "1", "--quiet"]
     trace = "trace=/^(rename|renameat|renameat2|fsync|mkdir|mkdirat)$"
     strace = ["strace", "-f", "-y", "-qq", "-o", "log", "-e", trace]
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parent.parent.parent)
     subprocess.run(
         [*strace, *run, *flags], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root}
     )
@@ -251,8 +251,11 @@ def test_each_publishing_rename_is_synced_before_and_after(tmp_path: Path) -> No
     targets = [events[number].target for number in renames]
     assert targets[-1] == "new/out/_SUCCESS"
     assert {"new/out/vectors", "new/out/_stats", "new/out/_manifest.json"} <= set(targets)
+    records = [number for number in renames if "/records/" in events[number].target]
+    assert len(records) == 3
     for number in renames:
-        assert_synced(events, number)
+        if number not in records:  # which a power cut may take: their parts are then made again
+            assert_synced(events, number)
     for number, event in enumerate(events):
         if event.call == "mkdir":
             assert events[number + 1] == Event("fsync", folder_of(event.path))

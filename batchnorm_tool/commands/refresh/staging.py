@@ -41,6 +41,7 @@ from batchnorm_tool.job import Input, Job
 from batchnorm_tool.models.batching import Predictor
 from batchnorm_tool.pipeline.manifest import PartRecord, Totals, read_refusals, total
 from batchnorm_tool.pipeline.output_schema import carried_schema
+from batchnorm_tool.pipeline.output_state import RECORDS
 from batchnorm_tool.pipeline.plan import PLAN_PATH, Plan, choose_part_rows, written_bytes
 from batchnorm_tool.pipeline.repeats import Repeats
 from batchnorm_tool.storage import Storage
@@ -340,6 +341,7 @@ def score(
     resumes = before if before is not None and before.files == scoring.files else None
     repeats = Repeats.of(_staged_hashes(state), scoring.rows)
     execute(scoring, place, lambda: model, progress, before=resumes, repeats=repeats, take=take)
+    place.sync(RECORDS)  # a candidate may wait for days
     refused = list(read_refusals(place))
     if refused:
         raise BadRows(_broken_policy(refused, plan.job))
