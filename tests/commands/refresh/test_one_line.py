@@ -31,8 +31,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     found: list[bytes] = []
     commit = OutputFile.commit
 
-    def noted(file: OutputFile) -> Any:
-        record = commit(file)
+    def noted(file: OutputFile, **how: bool) -> Any:
+        record = commit(file, **how)
         # Of a version some ten thousand vectors at most are kept for the next gate.
         if not file._path.name.endswith(".sample.arrow"):
             found.append(file._path.read_bytes())
@@ -182,11 +182,11 @@ def test_a_stopped_refresh_keeps_the_parts_that_it_scored(
     parts = {"output__part_rows": 4, "model__batch_size": 2}
     put, records = Storage.put, [0]
 
-    def failing(storage: Storage, path: str, data: bytes) -> Any:
+    def failing(storage: Storage, path: str, data: bytes, **how: bool) -> Any:
         records[0] += "/records/" in path
         if records[0] == 4:
             raise WorkFailed("The disk is full.")
-        return put(storage, path, data)
+        return put(storage, path, data, **how)
 
     encoded.put(FIRST)
     with monkeypatch.context() as patched:
