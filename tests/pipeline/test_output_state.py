@@ -441,7 +441,7 @@ def test_fresh_clears_away_a_result_that_is_damaged(bench: Bench, damage: str) -
     name = {"success": "_SUCCESS", "manifest": "_manifest.json"}[damage]
     (bench.out / name).write_text("damaged")
     bench.run(fresh=True)
-    names = {"_SUCCESS", "_manifest.json", "_quarantine", "_stats", "vectors"}
+    names = {"_SUCCESS", "_manifest.json", "_quarantine", "_stats", "contract.json", "vectors"}
     assert set(os.listdir(bench.out)) == names
 
 
@@ -449,7 +449,7 @@ def test_another_format_replaces_the_directories_of_the_former(bench: Bench) -> 
     bench.run(output={"format": "npy"}, normalize={"nonfinite": "drop"})
     (bench.out / "notes.txt").write_text("a person's")
     bench.run(normalize={"nonfinite": "drop"}, fresh=True)
-    names = {"_SUCCESS", "_manifest.json", "_stats", "notes.txt", "vectors"}
+    names = {"_SUCCESS", "_manifest.json", "_stats", "contract.json", "notes.txt", "vectors"}
     assert set(os.listdir(bench.out)) == names
 
 
