@@ -143,7 +143,7 @@ def test_several_outputs_and_norms_come_by_name() -> None:
 def test_norms_take_no_name_of_an_output() -> None:
     inputs = keras.Input((2,))
     model = keras.Model(inputs, {"a": inputs * 2.0, "a_norm": inputs * 3.0})
-    with pytest.raises(JobError, match="a, a_norm"):
+    with pytest.raises(JobError, match="Received: a, a_norm"):
         normalized(model, keep_norm=True)
 
 

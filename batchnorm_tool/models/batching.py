@@ -107,8 +107,8 @@ class LoadedModel(ModelFacts):
             ModelError: It has no graph that can be continued.
         """
         raise ModelError(
-            "A graph for another runtime cannot be continued. Bake the Keras model or SavedModel "
-            "that it was converted from."
+            "A SavedModel, a model of Keras 2 and a graph of another runtime cannot be continued. "
+            "Bake the model as Keras 3 saves it, with model.save('model.keras')."
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import FRESH, JobError, ModelError, OutputError
 from batchnorm_tool.job import Engine, Model
 from batchnorm_tool.models import conversion, security
@@ -22,10 +23,7 @@ from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.models.export import BakeFormat, bake_format
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
-from batchnorm_tool.readers.run import open_run
-from batchnorm_tool.readers.store import open_snapshot
 from batchnorm_tool.storage.files import check_directory, sync_directory, write_errors
-from batchnorm_tool.store.state import is_store
 
 SPACE = "batchnorm_tool.space"
 """The key of the space's id in a file's metadata."""
@@ -89,8 +87,7 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
     floats computes in; a row of zeros stays zeros.
 
     Args:
-        model: A ``.keras`` or ``.h5`` file, or a SavedModel directory; it is examined before it is
-            loaded, as in `run`.
+        model: A ``.keras`` or ``.h5`` file that Keras 3 loads; it is examined before, as in `run`.
         out: The file to write, or the SavedModel directory; of several formats, a new directory.
         norm: As `normalize` takes it; default: ``"l2"``.
         axis: ``-1`` (each vector along the last axis, the default) or ``"all"`` (a row's whole
@@ -100,9 +97,9 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
         outputs: Names of the outputs that the copy gives, normalized; default: the only one.
         keep_norm: Also give the norms, ``[n, 1]`` for vectors ``[n, d]``, as ``<output>_norm``.
         to: Names of formats: of ``"keras"`` and ``"savedmodel"``.
-        like: A finished run or a store: norm, axis, layer, outputs, what is kept of a vector, and
-            dtype are those that made its vectors, and its space id is written into the file.
-            ``layer`` and ``outputs`` may still say what this model calls them.
+        like: A finished run, a store, or its contract: norm, axis, layer, outputs, what is kept of
+            a vector, and dtype are those that made its vectors, and its space id is written into
+            the file. ``layer`` and ``outputs`` may still say what this model calls them.
         fresh: Replace what is at ``out``.
 
     Returns:
@@ -162,17 +159,16 @@ def _checked_axis(axis: int | str | None) -> int | str:
 
 def _request_like(path: str, model: Model, out: Path) -> BakeRequest:
     """Return a request for what made the vectors of a run or a store."""
-    source = open_snapshot(path) if is_store(path) else open_run(path)
-    made_of = source.provenance["made_of"]
-    same: dict[str, object] = {}
-    if model.layer is None:
-        same = {"layer": made_of["model.layer"], "outputs": model.outputs or made_of["outputs"]}
+    contract = Contract.load(path)
+    made_by, same = contract.model, dict[str, object]()
+    if made_by is not None and model.layer is None:
+        names = [output.name for output in contract.outputs]
+        same = {"layer": made_by.layer, "outputs": model.outputs or names}
     asked = tuple(
-        GraphOutput(each.name, Normalization(each.norm), each.axis, source.dtype, each.shape)
-        for each in source.outputs
+        GraphOutput(each.name, each.normalization, each.axis, each.float_dtype, each.shape)
+        for each in contract.outputs
     )
-    space = source.provenance["space"]
-    return BakeRequest(model.model_copy(update=same), out, asked, space=space)
+    return BakeRequest(model.model_copy(update=same), out, asked, space=contract.space)
 
 
 def _check_out(request: BakeRequest, formats: Sequence[BakeFormat]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
-from batchnorm_tool.errors import ModelError
 from batchnorm_tool.models.backends.normalized_model import NormalizedModel
 from batchnorm_tool.models.export import BakeFormat
 
@@ -15,13 +15,9 @@ _METADATA = "metadata.json"
 
 def write_keras(model: NormalizedModel, path: Path) -> None:
     """Save a model; what is to be known of it goes into the archive's metadata."""
-    if model.keras is None:
-        raise ModelError(
-            "Only a model that Keras 3 loads can be written as a .keras file. Received: a "
-            "SavedModel, or a file of Keras 2. Choose `to: savedmodel`, or bake the original model."
-        )
     plain = path.with_name("plain.keras")
-    model.keras.save(plain)
+    keras_model: Any = model.keras
+    keras_model.save(plain)
     with zipfile.ZipFile(plain) as saved, zipfile.ZipFile(path, "w") as written:
         for member in saved.infolist():
             content = saved.read(member)

@@ -130,11 +130,16 @@ class KerasModel(LoadedModel):
         flat = [keras.Input(each.shape, size, each.dtype, name=each.name) for each in self.inputs]
         taken = _packed(self.structure, flat, self.inputs)
         result = self.model(taken)
-        parts = [part for _, part in _named_parts(result)]
-        tensors = {
-            field.name: parts[place] for field, place in zip(self.outputs, self.chosen, strict=True)
-        }
-        found = normalized_tensors(tensors, outputs, keep_norm=keep_norm)
+
+        def chosen(result: Any) -> dict[str, Any]:
+            parts = [part for _, part in _named_parts(result)]
+            places = zip(self.outputs, self.chosen, strict=True)
+            return {field.name: parts[place] for field, place in places}
+
+        def raw(*given: Any) -> dict[str, Any]:
+            return chosen(self.model(_packed(self.structure, given, self.inputs), training=False))
+
+        found = normalized_tensors(chosen(result), outputs, keep_norm=keep_norm)
         is_alone = len(found) == 1 and not isinstance(result, Mapping)
         made = keras.Model(taken, _renamed(taken, *found.items()) if is_alone else found)
 
@@ -142,7 +147,7 @@ class KerasModel(LoadedModel):
             results = made(_packed(self.structure, given, self.inputs), training=False)
             return dict(zip(found, [results], strict=True)) if is_alone else results
 
-        return NormalizedModel(self.inputs, tuple(found), call, made, size, made)
+        return NormalizedModel(self.inputs, tuple(found), call, raw, made, size, made)
 
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""

@@ -38,6 +38,7 @@ class NormalizedModel:
         inputs: What it takes, by the original's names.
         outputs: Names of what it gives: each output, followed by its norms where they are kept.
         call: From tensors, in the order of ``inputs``, to tensors by the names of ``outputs``.
+        raw: Likewise, to what it normalizes.
         tracked: What holds its variables.
         batch_size: The batch size that is built into it, if one is.
         keras: It as a ``keras.Model``; ``None`` where the original is none.
@@ -47,6 +48,7 @@ class NormalizedModel:
     inputs: tuple[Field, ...]
     outputs: tuple[str, ...]
     call: Callable[..., dict[str, Any]]
+    raw: Callable[..., dict[str, Any]]
     tracked: Any
     batch_size: int | None = None
     keras: Any | None = None
@@ -67,6 +69,28 @@ class NormalizedModel:
         archive.write_out(directory, verbose=False)
 
 
+def output_names(outputs: Sequence[GraphOutput], *, keep_norm: bool) -> tuple[str, ...]:
+    """Return the names of outputs, each followed by that of its norms, where these are kept.
+
+    Raises:
+        JobError: An output has the name that norms would get, or is to be quantized.
+    """
+    for output in outputs:
+        if (quantized := output.normalization.dtype) is not None:
+            raise JobError(
+                f"`{output.name}` is stored as {quantized}, which no graph computes. Bake the norm "
+                "without `normalize.dtype`, and quantize the vectors that the copy gives."
+            )
+    suffixes = ("", "_norm") if keep_norm else ("",)
+    names = [f"{output.name}{suffix}" for output in outputs for suffix in suffixes]
+    if len({*names}) < len(names):
+        raise JobError(
+            "Norms get the name <output>_norm, which another output has. Received: "
+            f"{', '.join(output.name for output in outputs)}. Choose fewer, or leave out the norms."
+        )
+    return tuple(names)
+
+
 def normalized_tensors(
     tensors: Mapping[str, Any], outputs: Sequence[GraphOutput], *, keep_norm: bool
 ) -> dict[str, Any]:
@@ -75,33 +99,18 @@ def normalized_tensors(
     Args:
         tensors: The raw outputs ``[n, ...]``, by name.
         outputs: Those to normalize.
-        keep_norm: Also return the norms of each, as ``<output>_norm``.
-
-    Raises:
-        JobError: An output has the name that norms would get, or is to be quantized.
+        keep_norm: Also return the norms of each; see `output_names`.
     """
     from keras import ops
 
-    found: dict[str, Any] = {}
+    found: list[Any] = []
     for output in outputs:
-        x, plan = tensors[output.name], output.normalization
-        if plan.dtype is not None:
-            raise JobError(
-                f"`normalize.dtype` is {plan.dtype}, which a graph does not compute. Leave it out, "
-                "and quantize the vectors that the model gives."
-            )
+        x = tensors[output.name]
         if len(x.shape) == 1:
             x = ops.expand_dims(x, -1)
         if output.dtype == "float64":
             x = ops.cast(x, output.dtype)
-        vectors, norms = normalize_tensor(x, plan, output.axis)
-        found[output.name] = ops.cast(vectors, output.dtype) if output.dtype else vectors
-        if keep_norm:
-            found[f"{output.name}_norm"] = norms
-    if len(found) < len(outputs) * (1 + keep_norm):
-        names = ", ".join(output.name for output in outputs)
-        raise JobError(
-            "`keep_norm` gives each output's norms the name <output>_norm, which is another "
-            f"output's. Received: {names}. Choose fewer outputs, or leave the norms out."
-        )
-    return found
+        vectors, norms = normalize_tensor(x, output.normalization, output.axis)
+        found.append(ops.cast(vectors, output.dtype) if output.dtype else vectors)
+        found += [norms] if keep_norm else []
+    return dict(zip(output_names(outputs, keep_norm=keep_norm), found, strict=True))

@@ -16,9 +16,12 @@ from click.testing import CliRunner
 
 from batchnorm_tool import bake, normalize, read, run
 from batchnorm_tool.cli.app import cli
+from batchnorm_tool.contract import Contract, ContractOutput
 from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import security
+from batchnorm_tool.norms.norm import Norm
+from batchnorm_tool.norms.normalization import Normalization
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -52,7 +55,7 @@ def finished(model: Path, samples: Path, tmp_path_factory: pytest.TempPathFactor
     job = {
         "input": {"path": str(samples / "digits.parquet"), "key": "id"},
         "model": {"path": str(model), "layer": "hidden"},
-        "normalize": {"norm": "l1"},
+        "normalize": {"norm": "l1", "truncate": 16, "project_mean": "fit"},
         "output": {"path": str(place), "dtype": "float16"},
     }
     run(Job.from_dict(job))
@@ -124,7 +127,7 @@ def test_like_a_run_gives_its_vectors(written: Written, finished: Path, form: st
     _, vectors, _ = read(finished).to_numpy()
     (found,) = written.given[f"like {form}"].values()
     assert found.dtype == vectors.dtype == np.float16
-    np.testing.assert_allclose(found, vectors[:ROWS], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(found, vectors[:ROWS], rtol=1e-3, atol=1e-6)
 
 
 def test_like_a_run_names_its_space(written: Written, finished: Path) -> None:
@@ -185,6 +188,20 @@ def test_another_width_than_that_of_the_result_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"Expected the shape \(\d+,\).*Received: \(32,\)"):
         bake(model, tmp_path / "unit.keras", like=finished, layer="embedding")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_a_graph_does_not_quantize(dtype: Any, model: Path, tmp_path: Path) -> None:
+    output = ContractOutput("embedding", (32,), -1, Normalization(Norm("l2"), dtype=dtype))
+    like = tmp_path / "contract.json"
+    like.write_bytes(Contract("space", (), (output,)).to_bytes())
+    with pytest.raises(JobError, match=f"`embedding` is stored as {dtype}"):
+        bake(model, tmp_path / "unit.keras", like=like)
+
+
+def test_a_saved_model_is_refused(written: Written, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Bake the model as Keras 3 saves it"):
+        bake(written.files["like savedmodel"], tmp_path / "unit.keras")
 
 
 def test_a_failure_leaves_nothing(
