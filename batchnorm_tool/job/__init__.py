@@ -143,6 +143,11 @@ class Job(Section):
         values = self.model_dump(exclude_defaults=not defaults)
         return yaml.safe_dump(loader.escape_variables(values), sort_keys=False, allow_unicode=True)
 
+    @property
+    def runs_code_of_user(self) -> bool:
+        """Whether a function or a class of the user's takes part."""
+        return self.input.transform is not None or bool(self.model and self.model.trust)
+
     def masked(self) -> dict[str, object]:
         """Return `to_dict` with whatever looks like a secret in a URI replaced by ``***``."""
         return mask_values(self.to_dict())

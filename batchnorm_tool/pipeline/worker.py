@@ -235,6 +235,8 @@ def open_worker(storage: Storage, device: DeviceName) -> Worker:
     plan = Plan.from_json(storage.get(PLAN_PATH))
     if plan is None:
         raise WorkFailed("The plan of this run is missing from its output. Run again to resume.")
+    if not plan.job.runs_code_of_user:
+        environment.leave_out_pandas()
     return make_worker(storage, plan, _load(plan, device), Repeats.stored(storage))
 
 

@@ -180,9 +180,14 @@ def test_a_finished_job_needs_no_tensorflow(out: Path) -> None:
     assert invoke(*arguments).exit_code == 0
     program = f"""
 import sys
-from batchnorm_tool.cli.app import cli
-cli.main({arguments!r}, standalone_mode=False)
-print("LOADED", *{{name.partition(".")[0] for name in sys.modules}})
+from batchnorm_tool.cli.app import main
+sys.argv[1:] = {arguments!r}
+try:
+    main()
+except SystemExit:
+    print("LOADED", *{{name.partition(".")[0] for name in sys.modules}})
+import pyarrow
+print(type(pyarrow.table({{"x": [1]}}).to_pandas()).__name__)
 """
     done = python("-c", program)
     assert done.returncode == 0, done.stderr
@@ -192,7 +197,8 @@ print("LOADED", *{{name.partition(".")[0] for name in sys.modules}})
         "  1,797 rows; use `--fresh` to recompute",
     ]
     assert "pyarrow" in loaded.split()
-    assert {"tensorflow", "keras"}.isdisjoint(loaded.split())
+    assert {"tensorflow", "keras", "pandas"}.isdisjoint(loaded.split())
+    assert loaded.endswith("\nDataFrame\n")
 
 
 def test_a_terminal_has_bold_words_unless_told_otherwise() -> None:

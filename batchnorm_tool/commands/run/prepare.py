@@ -77,6 +77,8 @@ class Preparation:
     _means: Mapping[str, tuple[float, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.job.runs_code_of_user:
+            environment.leave_out_pandas()
         with capture_warnings(self._warnings.append), self.progress.stage("looking at the input"):
             self.table = inputs_table.open_table(self.job.input)
         _check_apart(self.job, self.table)
