@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from batchnorm_tool.contract import Contract, Encode
-from batchnorm_tool.contract.diagnosis import Expected, by_row, order_of
+from batchnorm_tool.contract.diagnosis import Expected, by_row, likeness
 from batchnorm_tool.contract.records import Cause, ContractReport
 from batchnorm_tool.display import plural
 from batchnorm_tool.errors import BatchnormToolError, InputError
@@ -99,19 +99,22 @@ class _EncoderCheck:
         explained = expected.explain(vectors)
         if explained is not None:
             return explained[0], f"`{name}` {explained[1]}", None
-        order = order_of(expected, vectors)
-        if order is not None:
-            row = next(row for row, canary in enumerate(order) if row != canary)
-            return "row_order", f"row {row} of `{name}` is the vector of row {order[row]}", None
+        alike = likeness(expected, vectors)
+        # Of few components, or few bits, rows are alike by chance: they show no order, and no part.
+        rows, distinct = len(alike), len(np.unique(likeness(expected, expected.stored), axis=0))
+        tells = 2 * distinct > rows
+        if tells and alike.any(axis=0).all() and alike.any(axis=1).all():
+            row = next(row for row in range(rows) if not alike[row, row])
+            words = f"row {row} of `{name}` is the vector of row {alike[:, row].argmax()}"
+            return "row_order", words, None
         swapped = self._swapped(given)
         if swapped is not None:
             words = f"all agree once the features `{swapped[0]}` and `{swapped[1]}` are swapped"
             return "other_preprocessing", words, swapped
-        alike = int(by_row(expected, vectors, Expected.alike).sum())
         finite = "" if np.isfinite(vectors).all() else ", and some are NaN or infinite"
-        if alike:
-            words = f"{alike} of `{name}` come from the same model{finite}, the others do not"
-            return "other_preprocessing", words, None
+        if tells and alike.diagonal().any():
+            same = f"{alike.diagonal().sum()} of `{name}` come from the same model"
+            return "other_preprocessing", f"{same}{finite}, the others do not", None
         return "other_model", f"no vector of `{name}` is that of its row{finite}", None
 
     def _swapped(self, given: Arrays) -> tuple[str, str] | None:

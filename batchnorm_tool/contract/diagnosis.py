@@ -24,8 +24,9 @@ _NORMS = (L1, L2, MAX, *(Norm("lp", p) for p in (1.5, 3.0, 4.0, 5.0, 6.0, 8.0, 1
 # Significant bits of float16 and bfloat16, and how far from a row a model may be that computes in
 # it throughout, in parts of its length: eight units in the last place.
 _NARROW = {11: 2.0**-8, 8: 2.0**-5}
-# Codes with fewer steps have no direction to speak of.
-_STEPS_AT_LEAST = 16
+# The cosine of a vector and its codes: 127 steps for the largest component leave 0.999 and more,
+# components that are rounded to -1, 0 and 1 about 0.9.
+_STEPS_COSINE = 0.99
 # A component near the middle of two steps may be rounded to either: one in fifty, and one.
 _FLIPPED = 50
 
@@ -57,8 +58,9 @@ class Expected:
 
     def alike(self, got: Anything) -> Bools:
         """Tell which vectors are right but for their length, dtype or number of components."""
-        if self.output.dtype == "binary" and got.shape == self.stored.shape and _is_whole(got):
-            return self.agree(got)
+        if self._is_packed(got):
+            bits = 8 * got.shape[1]
+            return (self._numbers(got) == self._numbers(self.stored))[:, :bits].all(axis=1)
         return self.agree(got) | (self._excess(*self._scaled(got)) <= self._room(got))
 
     def largest_difference(self, got: Anything) -> float | None:
@@ -83,26 +85,30 @@ class Expected:
         return self._explain_alike(got, kept, room) if alike else None
 
     def _explain_alike(self, got: Anything, kept: Float64s, room: float) -> tuple[Cause, str]:
-        width, wanted = got.shape[1], self._vectors.shape[1]
-        norm, mean = self.output.normalization.norm, self.output.normalization.mean
+        wanted = (self.stored if self._is_packed(got) else self._vectors).shape[1]
+        width, done = got.shape[1], self.output.normalization
         if width != wanted:
             has = "has all" if width > wanted else "has only the first"
-            return "truncated", f"{has} {width} components, where {wanted} are kept"
+            return "truncated", f"{has} {width} components, where {wanted} are stored"
         if (self._excess(kept) <= room).all():
             half = "half precision" if self._room(got) > self.tolerance else None
             return "other_dtype", f"has {half or f'{got.dtype}, not quantized'}"
         for other in _NORMS:
-            if other != norm and _close(row_norms(kept, other), 1.0, room):
+            if other != done.norm and _close(row_norms(kept, other), 1.0, room):
                 return "other_norm", f"is divided by the norm `{other.label}`"
-        if norm.name == "none":
+        if done.norm.name == "none":
             return "other_norm", "has other lengths than the predictions"
-        what = "still has the mean direction in it" if mean else "is not normalized"
+        what = "still has the mean direction in it" if done.mean else "is not normalized"
         return "not_normalized", f"{what}: its vectors have other lengths"
 
     def take(self, rows: Anything) -> Expected:
         """Return these rows, of which each has one vector or several."""
         places = np.arange(len(self.stored)).reshape(-1, self.output.vectors)[rows].reshape(-1)
         return replace(self, stored=self.stored[places], norms=self.norms[places])
+
+    def _is_packed(self, got: Anything) -> bool:
+        few = got.shape[1] <= self.stored.shape[1]
+        return self.output.dtype == "binary" and few and _is_whole(got)
 
     @cached_property
     def _vectors(self) -> Float64s:
@@ -147,7 +153,7 @@ class Expected:
 
     def _room(self, got: Anything) -> float:
         """Return how far a vector may be; further for all that fit a half's few bits."""
-        if _is_whole(got):
+        if _is_whole(got) or self.output.float_dtype == "float16":
             return self.tolerance
         parts = np.frexp(widen(got))[0]
         rooms = [room for bits, room in _NARROW.items() if _is_whole(np.ldexp(parts, bits))]
@@ -161,19 +167,17 @@ class Expected:
         with np.errstate(all="ignore"):
             steps = (codes * wanted).sum(axis=1) / np.square(codes).sum(axis=1)
             errors = np.abs(codes * steps[:, None] - wanted).max(axis=1)
-            alike = (errors <= steps) & (np.abs(codes).max(axis=1) >= _STEPS_AT_LEAST)
+            cosines = (codes * wanted).sum(axis=1) / _lengths(codes) / _lengths(wanted)
+            alike = (errors <= steps) & (cosines >= _STEPS_COSINE)
         cut = np.all(codes == np.trunc(wanted), axis=1)
         return alike | cut if got.dtype.kind in "iu" else alike
 
 
-def order_of(expected: Expected, got: Anything) -> list[int] | None:
-    """Return which canary each row is, where they are all there in another order."""
+def likeness(expected: Expected, got: Anything) -> Bools:
+    """Tell which canary is like which row of an encoder: ``[canaries, rows]``."""
     rows = len(expected.stored) // expected.output.vectors
-    same = [by_row(expected.take(np.full(rows, row)), got, Expected.alike) for row in range(rows)]
-    found = np.array(same)
-    if not (found.any(axis=0).all() and found.any(axis=1).all()):
-        return None
-    return [int(row) for row in found.argmax(axis=0)]
+    places = [np.full(rows, row) for row in range(rows)]
+    return np.array([by_row(expected.take(place), got, Expected.alike) for place in places])
 
 
 def by_row(expected: Expected, got: Anything, test: Callable[[Expected, Anything], Bools]) -> Bools:

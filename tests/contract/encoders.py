@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from batchnorm_tool import Job, run
 from batchnorm_tool.contract import Contract
 
 ROWS = 16
@@ -45,6 +49,24 @@ class Encoder:
         """Raw predictions of its rows."""
         return self.predict(self.features)
 
+    def run(self, folder: Path) -> Path:
+        """A finished run of the model over its rows, many times, each with noise."""
+        columns = {
+            column: _many(array[:, at])
+            for name, array in self.features.items()
+            for at, column in enumerate(self.columns[name])
+        }
+        pq.write_table(pa.table(columns), folder / "rows.parquet")
+        self.model.save(folder / "model.keras")
+        features = {name: [*columns] for name, columns in self.columns.items()}
+        job = {
+            "input": {"path": "rows.parquet", "features": features},
+            "model": {"path": "model.keras", "batch_size": 64},
+            "output": {"path": "out"},
+        }
+        run(Job.from_dict(job, folder))
+        return folder / "out"
+
     def swapped(self, features: Arrays) -> Arrays:
         """The rows with two features in each other's place."""
         (one, i), (other, j) = (self._place(name) for name in self.swap)
@@ -59,13 +81,20 @@ class Encoder:
         raise KeyError(column)
 
 
+def _many(values: np.ndarray) -> np.ndarray:
+    rows = np.resize(values, 12 * len(values))
+    if rows.dtype == object:
+        return rows
+    return rows + np.random.default_rng(len(rows)).normal(size=len(rows)).astype(rows.dtype)
+
+
 def dense() -> Encoder:
     """Four columns through two Dense layers."""
     import keras
 
     keras.utils.set_random_seed(1)
     x = keras.Input((4,), name="x")
-    y = keras.layers.Dense(12, name="last")(keras.layers.Dense(16, activation="tanh")(x))
+    y = keras.layers.Dense(12, name="y")(keras.layers.Dense(16, activation="tanh")(x))
     rows = {"x": np.random.default_rng(1).normal(size=(ROWS, 4)).astype(np.float32)}
     return Encoder(
         keras.Model(x, y), rows, {"x": ("age", "price", "size", "stock")}, ("price", "stock")
@@ -85,7 +114,7 @@ def two_inputs() -> Encoder:
         "item": rng.normal(size=(ROWS, 3)).astype(np.float32),
     }
     columns = {"user": ("age", "visits"), "item": ("price", "size", "weight")}
-    model = keras.Model([user, item], keras.layers.Dense(10, name="last")(both))
+    model = keras.Model([user, item], keras.layers.Dense(10, name="y")(both))
     return Encoder(model, rows, columns, ("visits", "weight"))
 
 
@@ -100,7 +129,7 @@ def lookups() -> Encoder:
     embedded = keras.layers.Flatten()(keras.layers.Embedding(7, 5)(ids))
     rng = np.random.default_rng(3)
     rows = {"words": rng.permutation([[a, b] for a in words[:4] for b in words[2:]]).astype(object)}
-    model = keras.Model(x, keras.layers.Dense(9, name="last")(embedded))
+    model = keras.Model(x, keras.layers.Dense(9, name="y")(embedded))
     return Encoder(model, rows, {"words": ("color", "kind")}, ("color", "kind"))
 
 

@@ -24,8 +24,12 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def contract(encoder: Encoder) -> Contract:
-    return made(encoder, UNIT)
+def contract(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Contract:
+    """That of a finished run, whose output is called as the last layer."""
+    contract = Contract.load(encoder.run(tmp_path_factory.mktemp("run")))
+    assert [(f.input, f.columns) for f in contract.features] == [*encoder.columns.items()]
+    assert len(contract.canaries) == ROWS
+    return contract
 
 
 def made(encoder: Encoder, done: Normalization) -> Contract:
@@ -120,7 +124,11 @@ AFTER: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
     "all NaN": ("other_model", lambda x: x * np.nan, "some are NaN or infinite"),
     "zeros": ("other_model", lambda x: x * 0, "Use the model that made the vectors"),
     "another width": ("other_model", lambda x: x[:, ::-1][:, :5], "no vector of `y`"),
-    "bias": ("other_model", lambda x: normalize(x + 0.01), "`encoder.keras` with the content aaaa"),
+    "bias": (
+        "other_model",
+        lambda x: normalize(x + 0.01),
+        "Expected: `model.keras` with the content ",
+    ),
     "negated": ("other_model", lambda x: -normalize(x), "other_model"),
 }
 

@@ -115,6 +115,25 @@ def test_another_machine_agrees_and_another_model_does_not(kind: str) -> None:
     assert other.largest_difference > 0.5
 
 
+def test_what_half_a_row_and_few_bits_show_names_no_cause() -> None:
+    raw = RANDOM.normal(size=(16, 64)).astype(np.float32)
+    contract = contract_of({"x": X}, {"y": raw}, dtype="float16")
+    other = raw + np.eye(1, 64, dtype=np.float32) / 50
+    assert contract.check(lambda _: contract.apply(other)).cause == "other_model"
+    signs = contract_of({"x": X}, {"y": raw[:, :1]})
+    for wrong in (raw[::-1, :1], raw[:, 1:2]):
+        report = signs.check(lambda _, wrong=wrong: signs.apply(wrong))
+        assert report.cause == "other_model"
+
+
+def test_of_packed_bits_a_beginning_is_truncated() -> None:
+    raw = RANDOM.normal(size=(16, 64)).astype(np.float32)
+    contract = contract_of({"x": X}, {"y": raw}, DONE["binary"][0])
+    report = contract.check(lambda _: contract.apply(raw)[:, :5])
+    assert report.cause == "truncated"
+    assert "only the first 5 components, where 8 are stored" in report.message
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30], ids=["small", "large"])
 def test_rows_near_the_ends_of_a_dtype(scale: float) -> None:
     raw = (X * scale).astype(np.float32)
