@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -157,6 +157,11 @@ def _notes(document: ComparisonFigures) -> Iterator[str]:
             "Under dot product the query's own norm cannot change a ranking: it scales all scores "
             "of that query equally. Only the norms of the stored rows matter."
         )
+    if dtype := _quantized(document):
+        yield (
+            f"The vectors are stored as {dtype}: norms are compared over what these tell of the "
+            "predictions."
+        )
     if document["unit_share"]["l2"] > _ALIKE:
         yield (
             "The rows already have unit L2 length, so that none and l2 give the same ranking, and "
@@ -245,7 +250,7 @@ def _helped(document: ComparisonFigures, better: Sequence[str]) -> list[str]:
     """Leave out norms whose options are not shown to help, where the norm without is better."""
     tests = option_tests(document, str(document["headline"]))
     useless = [norm for norm, plain, test in tests if plain in better and not _shown(test, 1)]
-    return [norm for norm in better if norm not in useless]
+    return [norm for norm in better if norm not in useless or norm == _stored(document)]
 
 
 def _known(numbers: Numbers) -> dict[str, float]:
@@ -324,9 +329,19 @@ def _keep(document: ComparisonFigures, worse: Sequence[str]) -> VerdictEntry:
 
 
 def _stored(document: ComparisonFigures) -> str:
-    """Return the norm that stored vectors are divided by: a run's own, and none in other files."""
+    """Return how stored vectors are normalized: by a run's own norm, and by none in other files."""
     provenance = document.get("source", {}).get("provenance") or {}
-    return str(provenance.get("norm", "none"))
+    norm, dtype = provenance.get("norm", "none"), _quantized(document)
+    return f"{norm}+{dtype}" if dtype else norm
+
+
+def _quantized(document: ComparisonFigures) -> str | None:
+    """Return ``int8`` or ``binary`` where a run or a store holds such vectors."""
+    provenance = document.get("source", {}).get("provenance") or {}
+    of_outputs = cast(
+        "Mapping[str, Mapping[str, str]]", provenance.get("made_of", {}).get("norms", {})
+    )
+    return of_outputs.get(provenance.get("output", ""), {}).get("dtype")
 
 
 def _advice(document: ComparisonFigures, norm: str) -> str:

@@ -270,3 +270,15 @@ def test_what_the_best_one_costs_is_said_in_its_words(best: str, words: str, cos
     found = verdict(document({"l1": 0.7, best: 0.8}, {best: 0.001}))
     assert found["words"].startswith(words)
     assert cost in found["cost"]
+
+
+def test_quantized_vectors_are_stored_as_such() -> None:
+    made_of = {"norms": {"vector": {"norm": "l2", "dtype": "int8"}}}
+    source = {"provenance": {"norm": "l2", "output": "vector", "made_of": made_of}}
+    found = verdict(with_options(0.0004, 0.2) | {"source": source})
+    assert found["words"].startswith("Keep l2+int8, as stored: ")
+    assert found["cost"].startswith("Nothing")
+    assert found["notes"][0].startswith("The vectors are stored as int8: ")
+    found = verdict(document({"none": 0.7, "l2": 0.8}, {"l2": 0.001}, source=source))
+    assert found["words"].startswith("Normalize by l2: ")
+    assert found["cost"].startswith("Stored vectors and the index must be rebuilt")
