@@ -7,7 +7,7 @@ import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ def fit(plan: Plan, predictor: Predictor, progress: Progress) -> dict[str, Fitte
     if centered:
         with progress.stage("fitting the mean direction"):
             sums = _Pass(plan, predictor, progress).over(centered, _direction_sum, operator.add)
-        fitted |= {name: Fitted(total.mean()) for name, total in sums.items()}
+        fitted |= {name: Fitted(sums[name].mean() if name in sums else None) for name in centered}
     if scaled:
         plan = replace(plan, resolved=replace(plan.resolved, fitted=fitted))
         with progress.stage("fitting the scale of int8"):
@@ -93,12 +93,19 @@ def fit(plan: Plan, predictor: Predictor, progress: Progress) -> dict[str, Fitte
         for name in scaled:
             scale = int8_scale(found.get(name, 0.0))
             fitted[name] = replace(fitted.get(name, Fitted()), scale=scale)
-    return fitted
+    return dict(sorted(fitted.items()))
 
 
 def is_fitted(normalize: Normalize) -> bool:
     """Tell whether anything is fitted over all rows."""
     return any(each.project_mean == "fit" or each.dtype == "int8" for each in normalize.all_options)
+
+
+def missing_means(normalize: Normalize, fitted: Mapping[str, Fitted]) -> Iterator[str]:
+    """Say of which outputs a mean direction was asked for, and there is none."""
+    for name, found in fitted.items():
+        if normalize.options_for(name).project_mean and found.mean is None:
+            yield f"The vectors of `{name}` have no mean direction, so that none is projected off."
 
 
 def _direction_sum(layout: OutputSpec, kept: np.ndarray) -> DirectionSum:

@@ -310,6 +310,7 @@ class Preparation:
             self._sample(columns, resolved.inputs)
         yield from found
         yield from output_schema.single_number_warnings(layouts)
+        yield from fitting.missing_means(self.job.normalize, resolved.fitted or {})
         for finding in self.report.findings if self.report else ():
             if finding.severity == "warn":
                 yield f"The model holds {finding.what} (in {finding.where})."

@@ -11,6 +11,7 @@ from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.run.contracts import contract_of, find_canaries
 from batchnorm_tool.commands.run.deduplicate import deduplicate
 from batchnorm_tool.commands.run.execute import execute
+from batchnorm_tool.commands.run.fit import is_fitted
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.commands.run.retry import Retry, begin_retry, check_reasons, plan_retry
 from batchnorm_tool.contract import CONTRACT
@@ -30,6 +31,9 @@ from batchnorm_tool.storage import Storage, open_storage
 from batchnorm_tool.storage.checked_json import canonical_json
 
 _NAMED_ROWS = 5
+_FITTED_LATER = (
+    "What `normalize` fits over all rows is fitted when the run begins: a dry run reads only a few."
+)
 _OF_FEATURES = {reason.label for reason in INPUT_REASONS}
 _OTHER_ACTIONS = [action for action in ACTIONS if action != "fail"]
 
@@ -223,7 +227,9 @@ def plan_run(job: Job, *, limit: int | None = None, progress: Progress | None = 
     """
     _check_output(job)
     preparation = Preparation(job, limit, progress=progress or SilentProgress())
-    return _planned(preparation, preparation.kept_choices())
+    plan = _planned(preparation, preparation.kept_choices())
+    told = (_FITTED_LATER,) if is_fitted(job.normalize) else ()
+    return replace(plan, warnings=(*plan.warnings, *told))
 
 
 def plan_run_again(

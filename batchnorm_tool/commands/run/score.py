@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,6 @@ from batchnorm_tool.formats.arrow_columns import vector_field
 from batchnorm_tool.job import Engine, Input, Job, Model, Normalize, Output
 from batchnorm_tool.models import batching, conversion, placement, security
 from batchnorm_tool.models.batching import Predictor
-from batchnorm_tool.norms.normalization import Quantized
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline import output_schema
 from batchnorm_tool.pipeline.output_schema import OutputSpec
@@ -123,8 +122,7 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         batch_size: Rows in one call of the model; default: 1024, or what is built into the model.
         dtype: Dtype of the unit vectors: float16, float32 or float64.
         truncate: Keep only so many of the first components.
-        project_mean: Path of an .npy file with a direction that is projected off. (What is fitted
-            over all rows, as `run` can, needs more than those in memory.)
+        project_mean: Path of an .npy file with a direction that is projected off.
         bad: What happens to rows with a null, ragged or non-finite feature, or a prediction that is
             not finite: ``"raise"``, or ``"nan"`` (vectors and norms become NaN). A zero vector is
             no bad row: it stays zero, and its norm is 0.
@@ -149,10 +147,14 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         raise InputError(f"`score` takes rows in memory. Received: {data!r}. Use `run` for files.")
     if bad not in ("raise", "nan"):
         raise JobError(f"`bad` must be `raise` or `nan`. Received: {bad!r}.")
+    if project_mean == "fit":
+        raise JobError(
+            "`project_mean` cannot be `fit` in `score`, which has only some of all rows. Pass the "
+            "path of an .npy file, or use `run` with `normalize.project_mean: fit`."
+        )
     spec = Input(path="unread", features=features, key=key)
     # A job names an output, and nothing is written to this one.
     output = Output(path="unwritten", dtype=dtype)
-    _check_floats(dtype, project_mean)
     normalize = Normalize(norm=norm, p=p, truncate=truncate, project_mean=project_mean)
     job, means = Job(input=spec, normalize=normalize, output=output), read_means(normalize)
     loaded = _loaded(model, outputs, backend, _ProofRows(data, spec))
@@ -170,17 +172,6 @@ def score(  # noqa: PLR0913  (each is a key of the job file)
         results={shape.name: _shaped(scored, shape) for shape in layouts},
         statistics=scored.statistics,
     )
-
-
-def _check_floats(dtype: str, project_mean: str | None) -> None:
-    """Refuse what needs all rows of a result: they are not in memory."""
-    asked = {"project_mean": project_mean == "fit", "dtype": dtype in get_args(Quantized)}
-    for name in (name for name, is_asked in asked.items() if is_asked):
-        value = dtype if name == "dtype" else project_mean
-        raise JobError(
-            f"`{name}` cannot be {value!r} in `score`, which would take it from these rows alone. "
-            f"Use `run` with `normalize.{name}: {value}`, or pass floats and a file."
-        )
 
 
 def _loaded(

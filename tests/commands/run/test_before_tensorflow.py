@@ -42,6 +42,18 @@ MISTAKES = {
         [ENCODER, DIGITS, "--set", "normalize.outputs={dense: {norm: l1}}"],
         "not an output of this run",
     ),
+    "mean": (
+        [ENCODER, DIGITS, "--set", f"normalize.project_mean={SAMPLES}/digits.npy"],
+        "is no direction. Expected: an array of one axis",
+    ),
+    "no mean": (
+        [ENCODER, DIGITS, "--set", "normalize.project_mean=/nowhere/mean.npy"],
+        "/nowhere/mean.npy",
+    ),
+    "quantized twice": (
+        [ENCODER, DIGITS, "--set", "normalize.dtype=int8", "--set", "output.dtype=float16"],
+        "`output.dtype` is for floats",
+    ),
     "clash": (
         [ENCODER, DIGITS, "--passthrough", "label", "--set", "output.columns.vector=label"],
         "Two columns of the output would be named `label`",

@@ -14,12 +14,13 @@ import pytest
 
 from batchnorm_tool.commands.run import prepare
 from batchnorm_tool.commands.run.run import RunResult, plan_run, run
+from batchnorm_tool.commands.run.score import score
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import BadRows, InputError, JobError, OutputError
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.norm import Norm
-from batchnorm_tool.norms.normalization import Normalization
+from batchnorm_tool.norms.normalization import Normalization, unit_direction
 from batchnorm_tool.readers.vectors import read
 from tests.bits import same_bits
 
@@ -218,7 +219,7 @@ def test_each_output_has_options_of_its_own(job: Callable[..., Job]) -> None:
     outputs = {"a": {"dtype": "int8"}, "b": {"truncate": 5, "project_mean": "fit"}}
     columns = {"features": {"a": "a", "b": "b"}}
     done = run(job({"a": a, "b": b}, normalize={"outputs": outputs}, input=columns))
-    assert [*done.manifest["resolved"]["fitted"]] == ["b", "a"]
+    assert [*done.manifest["resolved"]["fitted"]] == ["a", "b"]
     stored = read(done.path, decode=False)
     assert stored.schema.field("a").type == pa.list_(pa.int8(), WIDTH)
     assert stored.schema.field("b").type == pa.list_(pa.float32(), 5)
@@ -282,6 +283,7 @@ def test_a_dry_run_fits_nothing(job: Callable[..., Job], monkeypatch: pytest.Mon
     monkeypatch.setattr(prepare.fitting, "fit", None)
     plan = plan_run(job(raw_rows(), normalize={"dtype": "int8", "project_mean": "fit"}))
     assert plan.resolved.fitted is None
+    assert "fitted when the run begins" in plan.warnings[-1]
     assert plan.bytes_expected == ROWS * (WIDTH + 8)
 
 
@@ -298,6 +300,13 @@ def test_rows_beyond_the_scale_are_clipped_counted_and_told(job: Callable[..., J
     assert done.rows["clipped"] == 1
     assert "1 row had components beyond the scale" in " ".join(done.warnings)
     assert read(done.path, decode=False).to_numpy()[1][200].tolist() == [127] + [0] * (WIDTH - 1)
+
+
+def test_vectors_that_cancel_out_are_left_as_they_are(job: Callable[..., Job]) -> None:
+    raw = np.vstack([raw_rows(), -raw_rows()])
+    done = run(job(raw, normalize={"project_mean": "fit"}))
+    assert "`vector` have no mean direction" in " ".join(done.warnings)
+    assert same_bits(read(done.path).to_numpy()[1], Normalization(L2).apply(raw)[0])
 
 
 def test_without_rows_a_result_is_valid_and_empty(job: Callable[..., Job]) -> None:
@@ -353,6 +362,35 @@ def test_other_widths_are_refused(
         options["project_mean"] = str(tmp_path / "mean.npy")
     with pytest.raises(JobError, match=words):
         run(job(raw_rows(), normalize=options))
+
+
+def test_rows_in_memory_are_truncated_and_projected(tmp_path: Path, samples: Path) -> None:
+    pixels = np.load(samples / "digits.npy").reshape(-1, 64)
+    np.save(mean := tmp_path / "mean.npy", np.arange(16.0) - 5)
+    model = str(samples / "digits_encoder.keras")
+    raw = score(model, pixels, "none").vectors
+    found = score(model, pixels, truncate=16, project_mean=str(mean))
+    expected = Normalization(L2, 16, unit_direction(np.arange(16.0) - 5)).apply(raw)
+    assert same_bits(found.vectors, expected[0])
+    assert same_bits(found.norms, expected[1][:, 0])
+    with pytest.raises(JobError, match=r"use `run` with `normalize.project_mean: fit`"):
+        score(model, pixels, project_mean="fit")
+
+
+def test_a_run_with_a_model_fits_what_it_predicts(tmp_path: Path, samples: Path) -> None:
+    sections = {
+        "input": {"path": str(samples / "digits.parquet"), "key": "id", "features": "pixels"},
+        "model": {"path": str(samples / "digits_encoder.keras"), "batch_size": 64},
+        "normalize": {"project_mean": "fit", "dtype": "int8"},
+        "output": {"path": str(tmp_path / "out"), "part_rows": 512},
+    }
+    done = run(Job.from_dict(sections))
+    raw = {**sections, "normalize": {"norm": "none"}, "output": {"path": str(tmp_path / "raw")}}
+    predictions = read(run(Job.from_dict(raw)).path).to_numpy()[1]
+    np.testing.assert_allclose(fitted(done, "embedding")["mean"], mean_of(predictions), atol=1e-7)
+    way = Normalization(L2, mean=tuple(fitted(done, "embedding")["mean"]))
+    largest = np.abs(way.apply(predictions, np.float64)[0]).max()
+    assert fitted(done, "embedding")["scale"] == pytest.approx(largest / 127, rel=1e-6)
 
 
 def test_predictions_and_stored_bits_are_not_asked_for_at_once(job: Callable[..., Job]) -> None:
