@@ -163,7 +163,7 @@ class CanarySearch:
         }
         keys = chunk.carried.select(range(max(1, self._reader.keys))).slice(origin, 1)
         return Canary(
-            {name: array[origin] for name, array in chunk.features.items()},
+            {name: array[origin, ...] for name, array in chunk.features.items()},
             {one.name: stored[one.vector_column].reshape(one.stored_shape) for one in outputs},
             {one.name: stored[one.norm_column] for one in self._outputs},
             key_to_json(next(key_rows(keys))) if job.contract.keys else None,
