@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool import Job, run
-from batchnorm_tool.errors import JobError, ModelError
+from batchnorm_tool.errors import JobError, ModelError, capture_warnings
 from batchnorm_tool.layers import VectorNormalization, normalized
 from batchnorm_tool.models import security
 
@@ -60,7 +60,8 @@ def test_a_layer_refuses_what_is_no_norm(arguments: dict[str, Any], words: str) 
 def test_a_model_with_the_layer_passes_the_gate_and_runs(tmp_path: Path) -> None:
     path = tmp_path / "unit.keras"
     tower(VectorNormalization()).save(path)
-    assert security.examine(str(path)).dangers == ()
+    findings = security.examine(str(path)).findings
+    assert [found.what for found in findings] == ["an output that is already normalized"]
     x = np.random.default_rng(0).standard_normal((50, 4), np.float32)
     np.save(tmp_path / "x.npy", x)
     places = {"input": {"path": "x.npy"}, "output": {"path": "out"}}
@@ -69,16 +70,14 @@ def test_a_model_with_the_layer_passes_the_gate_and_runs(tmp_path: Path) -> None
     assert statistics[next(iter(statistics))]["norms"]["l2"]["mean"] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_class_that_takes_the_layers_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["VectorNormalization", "OtherLayer"])
+def test_another_class_that_says_it_is_ours_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "other.keras"
-
-    @keras.saving.register_keras_serializable(package="other")
-    class VectorNormalizatio(keras.layers.Layer):
-        __module__ = "batchnorm_tool.layers"
-
-    tower(VectorNormalizatio()).save(path)
+    kind = type(name, (keras.layers.Layer,), {"__module__": "batchnorm_tool.layers"})
+    keras.saving.register_keras_serializable(package="other")(kind)
+    tower(kind()).save(path)
     assert [found.what for found in security.examine(str(path)).dangers] == [
-        "the custom class `other>VectorNormalizatio` of batchnorm_tool.layers"
+        f"the custom class `other>{name}` of batchnorm_tool.layers"
     ]
 
 
@@ -119,6 +118,32 @@ def test_a_normalized_model_shares_weights_and_trains_them() -> None:
     expected = raw / np.abs(raw).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(unit.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-7)
     assert unit.output_names == ["embedding"]
+
+
+ENDS: dict[str, tuple[list[Any], str | None]] = {
+    "UnitNormalization": ([keras.layers.UnitNormalization()], "UnitNormalization"),
+    "ours": ([VectorNormalization("l1")], "VectorNormalization"),
+    "softmax": ([keras.layers.Dense(3, "softmax")], "softmax"),
+    "Softmax": ([keras.layers.Softmax(), keras.layers.Reshape((2, 4))], "Softmax"),
+    "within": ([keras.Sequential([keras.layers.UnitNormalization()])], "UnitNormalization"),
+    "behind": ([keras.layers.UnitNormalization(), keras.layers.Dense(3)], None),
+    "nothing": ([], None),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_normalizes_already_is_named(end: str) -> None:
+    last, word = ENDS[end]
+    warned: list[str] = []
+    with capture_warnings(warned.append):
+        normalized(tower(*last))
+    assert [text.partition("by ")[2].partition(",")[0] for text in warned] == [word] * bool(word)
+
+
+def test_an_operation_that_normalizes_is_named() -> None:
+    inputs = keras.Input((2,))
+    with pytest.warns(UserWarning, match="`normalize` is normalized already, by Normalize,"):
+        normalized(keras.Model(inputs, keras.ops.normalize(inputs)))
 
 
 def test_an_output_that_an_operation_is_called_as_gets_another_name() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import ModelError
+from batchnorm_tool.errors import ModelError, warn
 from batchnorm_tool.job import Model
 from batchnorm_tool.models import backends
 from batchnorm_tool.models.backends.loading import (
@@ -23,6 +23,7 @@ from batchnorm_tool.models.backends.normalized_model import (
     GraphOutput,
     NormalizedModel,
     normalized_tensors,
+    normalizing_layer,
 )
 from batchnorm_tool.models.batching import LoadedModel, OutputChoice, Step, filler
 from batchnorm_tool.models.placement import repeated
@@ -139,7 +140,11 @@ class KerasModel(LoadedModel):
         def raw(*given: Any) -> dict[str, Any]:
             return chosen(self.model(_packed(self.structure, given, self.inputs), training=False))
 
-        found = normalized_tensors(chosen(result), outputs, keep_norm=keep_norm)
+        tensors = chosen(result)
+        for name, tensor in tensors.items():
+            if (layer := normalizing_layer(tensor)) is not None:
+                warn(f"`{name}` is normalized already, by {layer}, at the end of the model.")
+        found = normalized_tensors(tensors, outputs, keep_norm=keep_norm)
         is_alone = len(found) == 1 and not isinstance(result, Mapping)
         made = keras.Model(taken, _renamed(taken, *found.items()) if is_alone else found)
 

@@ -11,6 +11,10 @@ from batchnorm_tool.errors import JobError
 from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
 from batchnorm_tool.norms.normalization import Normalization
 
+# Layers and operations of Keras, and our layer; `Normalize` is `keras.ops.normalize`.
+_NORMALIZING = ("UnitNormalization", "VectorNormalization", "Normalize", "Softmax")
+_PASSING = ("Cast", "Dropout", "Flatten", "Identity", "Reshape")
+
 
 @dataclass(frozen=True)
 class GraphOutput:
@@ -67,6 +71,23 @@ class NormalizedModel:
         ]
         archive.add_endpoint("serve", self.call, input_signature=signature)
         archive.write_out(directory, verbose=False)
+
+
+def normalizing_layer(tensor: Any) -> str | None:
+    """Return what a Keras graph ends in, if that normalizes, such as ``UnitNormalization``."""
+    while (history := getattr(tensor, "_keras_history", None)) is not None:
+        operation = history.operation
+        kind = type(operation).__name__
+        activation = getattr(operation, "activation", None)
+        if kind in _NORMALIZING or getattr(activation, "__name__", "") == "softmax":
+            return kind if kind in _NORMALIZING else "softmax"
+        if hasattr(operation, "layers"):  # a model within the model
+            tensor = operation.outputs[history.tensor_index]
+        elif kind in _PASSING:
+            (tensor,) = operation._inbound_nodes[history.node_index].input_tensors  # noqa: SLF001
+        else:
+            break
+    return None
 
 
 def output_names(outputs: Sequence[GraphOutput], *, keep_norm: bool) -> tuple[str, ...]:

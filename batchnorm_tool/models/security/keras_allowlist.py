@@ -481,7 +481,7 @@ def _normalizing_outputs(config: Any) -> Iterator[str]:
     names = set(_names(outputs)) if outputs else {_layer_name(layers[-1])}
     for layer in layers:
         if isinstance(layer, dict) and _layer_name(layer) in names:
-            if layer.get("class_name") in ("UnitNormalization", "Normalize"):
+            if layer.get("class_name") in ("UnitNormalization", "Normalize", *_OURS):
                 yield short(_layer_name(layer))
             yield from _normalizing_outputs(layer)
 
