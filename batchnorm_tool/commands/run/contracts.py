@@ -20,7 +20,12 @@ from batchnorm_tool.inputs.reading import Part, Slice
 from batchnorm_tool.job import Job
 from batchnorm_tool.norms.stats import VectorStats
 from batchnorm_tool.pipeline.manifest import PartRecord, existing_record
-from batchnorm_tool.pipeline.output_schema import OutputSpec, directories, output_schema
+from batchnorm_tool.pipeline.output_schema import (
+    OutputSpec,
+    decoded_rows,
+    directories,
+    output_schema,
+)
 from batchnorm_tool.pipeline.plan import Identity, Plan, ResolvedOptions
 from batchnorm_tool.pipeline.scored_chunk import DROP, QUARANTINE, Policies
 from batchnorm_tool.pipeline.worker import ChunkReader
@@ -185,9 +190,11 @@ def _is_plain(output: OutputSpec) -> bool:
 
 def _lengths(stored: pa.Table, output: OutputSpec) -> np.ndarray:
     """Return a length for each stored row, ``float64[n]``: its largest; NaN where it has none."""
-    column = stored[output.vector_column if _is_plain(output) else output.norm_column]
-    values = rows_of(column.combine_chunks()).astype(np.float64).reshape(stored.num_rows, -1)
-    return np.linalg.norm(values, axis=1) if _is_plain(output) else values.max(axis=1)
+    if _is_plain(output):
+        vectors = decoded_rows(stored[output.vector_column].combine_chunks(), output)
+        return np.linalg.norm(vectors.astype(np.float64), axis=1)
+    norms = rows_of(stored[output.norm_column].combine_chunks())
+    return np.asarray(norms.reshape(stored.num_rows, -1).max(axis=1))
 
 
 def _size(features: np.ndarray) -> int:

@@ -149,6 +149,31 @@ def test_several_outputs_and_axes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"truncate": 4},
+        {"project_mean": "fit", "norm": "l1"},
+        {"dtype": "int8"},
+        {"dtype": "binary", "truncate": 3},
+        {"norm": "none", "dtype": "int8", "nonfinite": "nullify"},
+    ],
+    ids="-".join,
+)
+def test_what_else_became_of_vectors(tmp_path: Path, options: dict[str, Any]) -> None:
+    x = vectors()
+    x[5] = np.nan
+    bad = {"nonfinite": "quarantine", "max_bad_fraction": 1}
+    finished(tmp_path, {"id": range(ROWS), "x": x}, normalize={**bad, **options})
+    contract = Contract.load(tmp_path / "out")
+    assert len(contract.canaries) == 16
+    for canary in contract.canaries:
+        row = (canary.key or {})["id"]
+        stored = contract.apply(x[row : row + 1])[0]
+        assert stored.dtype == canary.vectors["vector"].dtype
+        assert stored.tolist() == canary.vectors["vector"].tolist()
+
+
+@pytest.mark.parametrize(
     ("sections", "rows"),
     [({"contract": {"canaries": 0}}, ROWS), ({}, 0), ({"normalize": {"zero": "keep"}}, 8)],
     ids=["not asked for", "no rows", "zeros alone"],
