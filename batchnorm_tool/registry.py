@@ -39,6 +39,7 @@ TARGETS = {
     "parquet": "batchnorm_tool.publish.parquet:ParquetSnapshot",
     "pgvector": "batchnorm_tool.publish.pgvector:PgvectorTable",
     "faiss": "batchnorm_tool.publish.faiss:FaissIndex",
+    "query_model": "batchnorm_tool.commands.refresh.query_model:QueryModel",
 }
 
 # A `batchnorm_tool.models.export.BakeFormat`.

@@ -171,7 +171,8 @@ class Extended:
         copy = shutil.copytree(PACKAGE, self.folder / "batchnorm_tool")
         (copy / path).write_text(text)
         before = (copy / "registry.py").read_text()
-        after = before.replace(f"{registry} = {{\n", f"{registry} = {{\n    {line},\n")
+        begin = f"\n{registry} = {{\n"
+        after = before.replace(begin, f"{begin}    {line},\n")
         assert after.count("\n") == before.count("\n") + 1
         (copy / "registry.py").write_text(after)
 
@@ -310,7 +311,7 @@ def test_a_publish_target_with_keys_of_its_own(extended: Extended) -> None:
     assert refreshed[0] == 0, refreshed
     assert (extended.folder / "letter.txt").read_text() == "Dear all: version 1, 3 rows"
     assert "letter" in choices(schema[1], "Publish", "to")
-    assert "letter, changes, parquet, pgvector or faiss" in " ".join(help_[1].split())
+    assert "letter, changes, parquet, pgvector, faiss or query_model" in " ".join(help_[1].split())
     assert [wrong[0], foreign[0]] == [2, 2]
     assert "Did you mean `letter`?" in wrong[1]
     expected = "`publish.0.keep` is not for `to: letter`, which takes `path`, `greeting`."

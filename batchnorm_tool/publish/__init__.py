@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,8 +18,10 @@ from typing import ClassVar
 import pyarrow as pa
 
 from batchnorm_tool import errors
+from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import BatchnormToolError, Interrupted, JobError, WorkFailed
 from batchnorm_tool.gate.record import Outcome
+from batchnorm_tool.job import Engine
 from batchnorm_tool.job.refresh_sections import Publish
 from batchnorm_tool.registry import TARGETS, load
 from batchnorm_tool.storage import Storage
@@ -61,6 +63,14 @@ class Target(ABC):
 
     def check_layout(self, layout: StoreSchema) -> None:  # noqa: B027
         """Refuse columns that the target cannot have."""
+
+    def prepare(self, contract: Contract, engine: Engine) -> bool:  # noqa: ARG002
+        """Do what may be refused before a version with a contract is published.
+
+        Returns:
+            Whether the newest version of the same space that it holds has to be written again.
+        """
+        return False
 
     def find_unfit(self, table: pa.Table, keys: Sequence[str]) -> Unfit | None:  # noqa: ARG002
         """Return the first value of keys and passed-through columns that the target cannot take."""
@@ -159,6 +169,19 @@ def check_layout(sections: Iterable[Publish], layout: StoreSchema) -> None:
     """Find columns that a target cannot take, before anything is published."""
     for section in sections:
         open_target(section).check_layout(layout.as_floats)
+
+
+def prepare(sections: Iterable[Publish], contract: Contract, engine: Engine) -> list[str]:
+    """Let targets make ready for a version; returns the names of those that are outdated."""
+    targets = map(open_target, sections)
+    return [target.name for target in targets if target.prepare(contract, engine)]
+
+
+def forget(sections: Iterable[Publish], names: Collection[str], storage: Storage) -> None:
+    """Forget what targets hold, so that the next delivery writes the live version there again."""
+    for target in map(open_target, sections):
+        if target.name in names:
+            storage.remove(_note_path(target))
 
 
 def find_unfit(sections: Iterable[Publish], keys: Sequence[str], table: pa.Table) -> Unfit | None:

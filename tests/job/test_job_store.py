@@ -18,6 +18,7 @@ from tests.job.job_texts import job_of, refusal_of
 
 BASE = {"input": {"path": "/data/in"}, "store": {"path": "/stores/items.lance"}}
 
+TARGETS = "`changes`, `parquet`, `pgvector`, `faiss` or `query_model`"
 # Every key, with a value that is not its default.
 FULL = {
     "store": {
@@ -68,6 +69,15 @@ FULL = {
             "index": "none",
         },
         {"to": "faiss", "path": "/items.faiss", "index": "Flat", "sample": 50},
+        {
+            "to": "query_model",
+            "path": "/queries",
+            "keep": 2,
+            "model": "/query.keras",
+            "layer": "tower",
+            "outputs": ["query"],
+            "formats": ["keras", "savedmodel"],
+        },
     ],
 }
 
@@ -162,8 +172,12 @@ def test_a_job_without_a_store_has_none() -> None:
             {"dsn_env": "BATCHNORM_TOOL_PGVECTOR_DSN", "rebuild_above": 0.02, "index": "hnsw"},
         ),
         ({"to": "faiss", "path": "/x"}, {"index": "auto", "sample": 1000}),
+        (
+            {"to": "query_model", "path": "/q", "model": "/m.keras"},
+            {"keep": 3, "formats": ["keras"]},
+        ),
     ],
-    ids=["changes", "parquet", "pgvector", "faiss"],
+    ids=["changes", "parquet", "pgvector", "faiss", "query_model"],
 )
 def test_defaults_of_targets(target: dict[str, str], defaults: dict[str, Any]) -> None:
     (found,) = job(publish=[target]).publish
@@ -286,16 +300,10 @@ KEPT = f"{COUNT}, or null"
             {"publish": {"to": "changes"}},
             "`publish` must be a list of targets, each with `to`. Received: {'to': 'changes'}",
         ),
-        (
-            {"publish": [{"path": "/f"}]},
-            "`publish.0.to` is missing. Expected: `changes`, `parquet`, `pgvector` or `faiss`.",
-        ),
+        ({"publish": [{"path": "/f"}]}, f"`publish.0.to` is missing. Expected: {TARGETS}."),
         (
             {"publish": [{"to": "pinecone"}]},
-            (
-                "`publish.0.to` must be `changes`, `parquet`, `pgvector` or `faiss`. Received: "
-                "'pinecone' (text)."
-            ),
+            (f"`publish.0.to` must be {TARGETS}. Received: 'pinecone' (text)."),
         ),
         ({"publish": [{"to": "changes"}]}, "`publish.0.path` is missing: `to: changes` needs it."),
         (

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class BakeRequest:
         keep_norm: Also give the norms, as ``<output>_norm``.
         space: Id of the vector space that the outputs belong to, for the files' metadata.
         fresh: Replace what is at ``out``.
+        engine: Where the model is loaded.
     """
 
     model: Model
@@ -64,6 +65,7 @@ class BakeRequest:
     keep_norm: bool = False
     space: str | None = None
     fresh: bool = False
+    engine: Engine = field(default_factory=Engine)
 
 
 def bake(  # noqa: PLR0913  (each is a flag of the command)
@@ -143,7 +145,7 @@ def bake_model(request: BakeRequest) -> Baked:
     if not formats:
         raise JobError("`to` names no format. Expected one or more, such as keras.")
     _check_out(request, [*formats.values()])
-    with _loaded(request.model) as loaded:
+    with _loaded(request.model, request.engine) as loaded:
         asked = _asked(request, loaded.outputs)
         made = loaded.normalized(asked, keep_norm=request.keep_norm)
         if request.space is not None:
@@ -190,9 +192,8 @@ def _check_out(request: BakeRequest, formats: Sequence[BakeFormat]) -> None:
 
 
 @contextmanager
-def _loaded(model: Model) -> Iterator[LoadedModel]:
+def _loaded(model: Model, engine: Engine) -> Iterator[LoadedModel]:
     """Load a model that the gate admits; of its outputs, those that were chosen."""
-    engine = Engine()
     with security.admit(model) as admitted:
         request = ConversionRequest(model, admitted.report.content, engine)
         load = partial(models.load_predictor, model, admitted.path, engine, admitted.report)

@@ -16,12 +16,13 @@ from batchnorm_tool.commands.refresh import commit
 from batchnorm_tool.commands.refresh.changes.result import DOCUMENT, ChangeSet
 from batchnorm_tool.commands.refresh.evaluate import conclude, staged_record
 from batchnorm_tool.commands.refresh.metrics import measured
+from batchnorm_tool.commands.refresh.plan import prepare_targets
 from batchnorm_tool.commands.refresh.record import PhaseTimings, RefreshResult, Released, now
 from batchnorm_tool.commands.refresh.staging import discard_staged, resume, staged_fault
 from batchnorm_tool.errors import Damaged, InputError, JobError
 from batchnorm_tool.gate.record import Acceptance, History, Hold
 from batchnorm_tool.inputs.row_hash import bytes_of
-from batchnorm_tool.publish import check_layout, check_targets, lagging
+from batchnorm_tool.publish import check_targets, lagging
 from batchnorm_tool.readers.vectors import checked_whole
 from batchnorm_tool.storage.checked_json import plain
 from batchnorm_tool.storage.files import save_page
@@ -112,7 +113,7 @@ def _accept_locked(
             "it again."
         )
     check_targets(staging.plan.job.publish)
-    check_layout(staging.plan.job.publish, staging.plan.layout)
+    prepare_targets(staging.plan)
     record = state.record(version) or staged_record(staging, difference)
     return conclude(staging, difference, record, _acceptance(note))
 

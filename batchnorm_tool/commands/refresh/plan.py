@@ -15,6 +15,7 @@ from pydantic_core import core_schema
 from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
+from batchnorm_tool.commands.run.contracts import contract_of
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
@@ -37,7 +38,7 @@ from batchnorm_tool.pipeline.plan import (
 )
 from batchnorm_tool.pipeline.scored_chunk import POLICIES, policy_for
 from batchnorm_tool.pipeline.worker import load_model
-from batchnorm_tool.publish import find_unfit
+from batchnorm_tool.publish import check_layout, find_unfit, prepare
 from batchnorm_tool.storage import checked_json
 from batchnorm_tool.storage.checked_json import Record, stored_as
 from batchnorm_tool.store.index import JudgedAgain
@@ -230,6 +231,13 @@ def make_plan(  # noqa: PLR0913  (two of them are flags of the command)
         notes=notes,
         preparation=preparation,
     )
+
+
+def prepare_targets(plan: RefreshPlan) -> list[str]:
+    """Let targets refuse what they cannot take; see `publish.prepare`."""
+    job = plan.job
+    check_layout(job.publish, plan.layout)
+    return prepare(job.publish, contract_of(job, plan.resolved, plan.identity), job.engine)
 
 
 def _other_columns(before: StoreSchema, rows: StoreSchema) -> Iterator[str]:

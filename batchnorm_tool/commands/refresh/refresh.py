@@ -10,7 +10,7 @@ import functools
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh import commit, evaluate
 from batchnorm_tool.commands.refresh.changes.detect import ChangeDetector
 from batchnorm_tool.commands.refresh.metrics import measured
-from batchnorm_tool.commands.refresh.plan import RefreshPlan, make_plan, store_of
+from batchnorm_tool.commands.refresh.plan import RefreshPlan, make_plan, prepare_targets, store_of
 from batchnorm_tool.commands.refresh.record import PhaseTimings, PlannedRefresh, RefreshResult, now
 from batchnorm_tool.commands.refresh.staging import Staging, begin, discard_staged, staged_plan
 from batchnorm_tool.display import plural
@@ -27,7 +27,7 @@ from batchnorm_tool.errors import Refused
 from batchnorm_tool.formats.parquet import close_cached_files
 from batchnorm_tool.gate.record import GateRecord
 from batchnorm_tool.job import Job, check_job
-from batchnorm_tool.publish import check_layout, check_targets
+from batchnorm_tool.publish import check_layout, check_targets, forget
 from batchnorm_tool.storage import Storage
 from batchnorm_tool.store.lance import check_installed, latest_version
 from batchnorm_tool.store.state import INDEX, RECORDS, StoreDirectory, StoredRecord, StorePointer
@@ -152,7 +152,7 @@ def _refresh_locked(
         pointer = state.pointer()
         commit.check_dataset(state, pointer)
         plan = planned(pointer, staged_plan(state))
-        check_layout(plan.job.publish, plan.layout)
+        outdated = prepare_targets(plan)
     for note in plan.notes:
         announce(note)
     staging = replace(begin(state, pointer, plan, progress, run_id), timings=timings)
@@ -170,14 +170,18 @@ def _refresh_locked(
         announce(line)
     record = evaluate.staged_record(staging, difference)
     if staging.is_unchanged(difference):
-        return _finish_unchanged(staging, record)
+        return _finish_unchanged(staging, record, outdated)
     return evaluate.conclude(staging, difference, record)
 
 
-def _finish_unchanged(staging: Staging, record: StoredRecord) -> RefreshResult:
+def _finish_unchanged(
+    staging: Staging, record: StoredRecord, outdated: Collection[str]
+) -> RefreshResult:
     """Leave the store as it is; a target that is behind is brought up to date all the same."""
     state = staging.state
     pointer = discard_staged(state, staging.pointer)
+    if pointer.hold is None:  # after a rollback, a target stays at what it went back to
+        forget(staging.plan.job.publish, outdated, state.storage)
     live = state.existing_record(pointer.live or 0)
     with staging.timings.phase("targets"):
         targets = commit.deliver_live(state, pointer, staging.plan.job.publish, was_live=True)
