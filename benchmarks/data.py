@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -190,7 +191,8 @@ def make(thing: Table | Model) -> None:
 def _bake(raw: Path, path: Path) -> None:
     from batchnorm_tool import bake
 
-    bake(raw, path, "l2", fresh=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        bake(raw, f"{directory}/{raw.name}", "l2").files["keras"].rename(path)
 
 
 def _save_model(model: Model, path: Path) -> None:
