@@ -128,7 +128,9 @@ class KerasModel(LoadedModel):
                 "which is no part of a graph. Save the model that it calls."
             )
         size = self.own_batch_size
-        flat = [keras.Input(each.shape, size, each.dtype, name=each.name) for each in self.inputs]
+        names = [each.name.replace("/", "_") for each in self.inputs]  # Keras takes no slash
+        ends = zip(self.inputs, names, strict=True)
+        flat = [keras.Input(each.shape, size, each.dtype, name=name) for each, name in ends]
         taken = _packed(self.structure, flat, self.inputs)
         result = self.model(taken)
 

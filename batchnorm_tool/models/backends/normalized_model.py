@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.errors import JobError
+from batchnorm_tool.errors import JobError, ModelError
 from batchnorm_tool.models.backends.normalization_graph import normalize_tensor
 from batchnorm_tool.norms.normalization import Normalization
 
 # Layers and operations of Keras, and our layer; `Normalize` is `keras.ops.normalize`.
 _NORMALIZING = ("UnitNormalization", "VectorNormalization", "Normalize", "Softmax")
+_NO_IDENTIFIER = re.compile(r"[^A-Za-z0-9_]")
 _PASSING = ("Cast", "Dropout", "Flatten", "Identity", "Reshape")
 
 
@@ -59,15 +61,25 @@ class NormalizedModel:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def export(self, directory: str) -> None:
-        """Write a SavedModel whose signature has these names."""
+        """Write a SavedModel whose signature has these names, ``_`` for what it cannot have.
+
+        Raises:
+            ModelError: Names of inputs differ in nothing else.
+        """
         import keras
         import tensorflow as tf
 
+        names = [_NO_IDENTIFIER.sub("_", each.name) for each in self.inputs]
+        if len({*names}) < len(names) or any(name.startswith("_") for name in names):
+            raise ModelError(
+                "A SavedModel has inputs of distinct names that begin with a letter or a digit. "
+                f"Received: {', '.join(each.name for each in self.inputs)}. Rename them."
+            )
         archive = keras.export.ExportArchive()
         archive.track(self.tracked)
         signature = [
-            tf.TensorSpec((self.batch_size, *each.shape), each.dtype, each.name)
-            for each in self.inputs
+            tf.TensorSpec((self.batch_size, *each.shape), each.dtype, name)
+            for each, name in zip(self.inputs, names, strict=True)
         ]
         archive.add_endpoint("serve", self.call, input_signature=signature)
         archive.write_out(directory, verbose=False)

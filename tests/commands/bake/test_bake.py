@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from click.testing import CliRunner
 
 from batchnorm_tool import bake, normalize, read, run
@@ -197,6 +199,31 @@ def test_a_graph_does_not_quantize(dtype: Any, model: Path, tmp_path: Path) -> N
     like.write_bytes(Contract("space", (), (output,)).to_bytes())
     with pytest.raises(JobError, match=f"`embedding` is stored as {dtype}"):
         bake(model, tmp_path / "unit.keras", like=like)
+
+
+def odd(*names: str) -> keras.Model:
+    """A model that takes a dictionary with these keys, and gives one with ``end``."""
+    inputs = {name: keras.Input((2,), name=name) for name in names}
+    return keras.Model(inputs, {"end": keras.ops.concatenate([*inputs.values()], axis=-1)})
+
+
+def test_inputs_of_any_name_are_taken(tmp_path: Path) -> None:
+    odd("user id", "a-b").save(tmp_path / "odd.keras")
+    baked = bake(tmp_path / "odd.keras", tmp_path / "out", to=["keras", "savedmodel"])
+    loaded = keras.saving.load_model(baked.files["keras"])
+    x = np.float32([[1, 2]])
+    found = loaded.predict({"user id": x, "a-b": 2 * x}, verbose=0)["end"]
+    np.testing.assert_allclose(found, [np.array([1, 2, 2, 4]) / 5], rtol=1e-6)
+    graph = tf.saved_model.load(baked.files["savedmodel"])
+    again = graph.signatures["serving_default"](user_id=tf.constant(x), a_b=tf.constant(2 * x))
+    np.testing.assert_allclose(again["end"], found, rtol=1e-6)
+
+
+def test_inputs_that_a_signature_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    odd("a b", "a-b").save(tmp_path / "odd.keras")
+    with pytest.raises(ModelError, match="Received: a b, a-b"):
+        bake(tmp_path / "odd.keras", tmp_path / "out", to=["savedmodel"])
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.keras"]
 
 
 def test_a_saved_model_is_refused(written: Written, tmp_path: Path) -> None:
