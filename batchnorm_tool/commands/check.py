@@ -101,7 +101,8 @@ def _loaded(wanted: Model, contract: Contract, progress: Progress) -> Predictor:
             given = {"layer": wanted.layer, "outputs": wanted.outputs}
             chosen = {name: value for name, value in given.items() if value is not None}
             wanted = wanted.model_copy(update=chosen or own)
-        with loading_model(progress, tensorflow=admitted.report.kind != "onnx"):
+        by_tensorflow = admitted.report.kind != "onnx" and wanted.backend == "tensorflow"
+        with loading_model(progress, tensorflow=by_tensorflow):
             rows = _CanaryRows(contract)
             return load_admitted(wanted, admitted, rows, len(contract.canaries))
 
@@ -118,9 +119,9 @@ def _check_inputs(inputs: Sequence[Field], features: Sequence[ContractFeature]) 
         wanted = ", ".join(f"`{f.input}` {f.dtype}{f.shape}" for f in features)
         takes = ", ".join(f"`{f.name}` {f.dtype}{f.shape}" for f in inputs)
         raise ModelError(
-            f"The model takes other inputs than the one that made the vectors. Expected: {wanted}. "
-            f"Received: {takes}. Give the model with the contract's inputs, or hold your own "
-            "encoder to it with `Contract.check`."
+            f"The model takes other inputs than the contract's features. Expected: {wanted}. "
+            f"Received: {takes}. Give a model of these inputs (where predictions were stored "
+            "already, they are the features), or hold your own encoder to it: `Contract.check`."
         )
 
 

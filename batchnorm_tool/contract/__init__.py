@@ -159,10 +159,10 @@ class Contract:
     def canary_features(self) -> dict[str, Anything]:
         """Return what the canary rows feed each input: an array ``[rows, *shape]`` by its name."""
         return {
-            feature.input: np.array(
-                [row.features[feature.input] for row in self.canaries], feature.array_dtype
+            one.input: np.stack(
+                [np.asarray(row.features[one.input], one.array_dtype) for row in self.canaries]
             )
-            for feature in self.features
+            for one in self.features
         }
 
     def by_output(self, given: Any) -> dict[str, Anything]:

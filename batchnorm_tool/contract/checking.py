@@ -13,15 +13,17 @@ from batchnorm_tool.contract import Contract, Encode
 from batchnorm_tool.contract.diagnosis import Expected, by_row, likeness
 from batchnorm_tool.contract.records import Cause, ContractReport
 from batchnorm_tool.display import plural
-from batchnorm_tool.errors import BatchnormToolError, InputError
+from batchnorm_tool.errors import BatchnormToolError, InputError, Refused
 from batchnorm_tool.norms.norm import Anything, numeric_array
 
 Arrays: TypeAlias = dict[str, Anything]
 # An input, and the place of one of its values; None for all of them.
 Place: TypeAlias = tuple[str, int | None]
 
-# Calls of the encoder in search of features that are swapped: all pairs of 64.
-_MOST_SWAPS = 2016
+# Pairs that are tried in search of features that are swapped: all of 64. What has more values in a
+# column, such as an image, holds no features to swap.
+_MOST_VALUES = 64
+_MOST_SWAPS = _MOST_VALUES * (_MOST_VALUES - 1) // 2
 _ADVICE: Mapping[Cause, str] = {
     "not_normalized": "Normalize it as the contract says ({rule}), or with `Contract.apply`.",
     "other_norm": "Normalize it as the contract says ({rule}), or with `Contract.apply`.",
@@ -120,28 +122,27 @@ class _EncoderCheck:
     def _swapped(self, given: Arrays) -> tuple[str, str] | None:
         """Return the names of two features with whose values swapped all rows agree."""
         for one, other in itertools.islice(self._pairs(given), _MOST_SWAPS):
+            first, second = _values(given, one), _values(given, other)
+            if first.shape != second.shape or first.dtype != second.dtype:
+                continue
             try:
                 got = self.encoded(_with_swap(given, one, other))
-            except BatchnormToolError:  # a value of one that the other cannot have
+            except Refused:  # a value of one that the other cannot have
                 continue
             if all(by_row(e, got[name], Expected.alike).all() for name, e in self.expected.items()):
                 return self._name(one), self._name(other)
         return None
 
     def _pairs(self, given: Arrays) -> Iterator[tuple[Place, Place]]:
-        """Yield whole inputs that may be swapped, and single values."""
-        whole: list[Place] = [(name, None) for name in given]
-        parts: list[Place] = [
-            (name, place)
-            for name, array in given.items()
-            for place in range(array[0].size)
-            if array[0].size > 1
+        """Yield whole inputs, and then single values, that may be in each other's place."""
+        sizes = {name: array[0].size for name, array in given.items() if array.ndim > 1}
+        listed = {f.input for f in self.contract.features if len(f.columns) == sizes.get(f.input)}
+        few = {name for name, size in sizes.items() if size <= _MOST_VALUES}
+        parts = [
+            (name, place) for name in given if name in listed | few for place in range(sizes[name])
         ]
-        for one, other in (*itertools.combinations(whole, 2), *itertools.combinations(parts, 2)):
-            first, second = (_values(given, place) for place in (one, other))
-            same = first.shape == second.shape and first.dtype == second.dtype
-            if same and not np.array_equal(first, second):
-                yield one, other
+        yield from itertools.combinations([(name, None) for name in given], 2)
+        yield from itertools.combinations(parts, 2)
 
     def _name(self, place: Place) -> str:
         name, value = place

@@ -47,10 +47,9 @@ class Expected:
 
     def agree(self, got: Anything) -> Bools:
         """Tell which vectors are those that are stored, as they are."""
-        quantized = self.output.normalization.dtype is not None
-        if got.shape != self.stored.shape or (quantized and not _is_whole(got)):
+        if not self._may_be_stored(got):
             return np.zeros(len(self.stored), bool)
-        if not quantized:
+        if self.output.normalization.dtype is None:
             return self._excess(widen(got)) <= self.tolerance
         steps = np.abs(self._numbers(got) - self._numbers(self.stored))
         few = np.count_nonzero(steps, axis=1) <= 1 + self._vectors.shape[1] // _FLIPPED
@@ -65,7 +64,7 @@ class Expected:
 
     def largest_difference(self, got: Anything) -> float | None:
         """Return the largest distance of a stored vector, in parts of its length."""
-        if got.shape != self.stored.shape:
+        if not self._may_be_stored(got):
             return None
         stored = self._numbers(self.stored)
         distances = np.linalg.norm(self._numbers(got) - stored, axis=1)
@@ -105,6 +104,10 @@ class Expected:
         """Return these rows, of which each has one vector or several."""
         places = np.arange(len(self.stored)).reshape(-1, self.output.vectors)[rows].reshape(-1)
         return replace(self, stored=self.stored[places], norms=self.norms[places])
+
+    def _may_be_stored(self, got: Anything) -> bool:
+        floats = self.output.normalization.dtype is None
+        return got.shape == self.stored.shape and (floats or _is_whole(got))
 
     def _is_packed(self, got: Anything) -> bool:
         few = got.shape[1] <= self.stored.shape[1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 import numpy as np
 
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.contract.records import numpy_dtype
 from batchnorm_tool.display import did_you_mean, plural
 from batchnorm_tool.errors import InputError, ModelError, ModelFailed
 from batchnorm_tool.storage.checked_json import Positive, Record
@@ -278,7 +279,7 @@ def _checked(features: Mapping[str, np.ndarray], field: Field) -> np.ndarray:
         )
     if field.dtype == "string":
         return array
-    return np.ascontiguousarray(array, dtype=_numpy_dtype(field.dtype))
+    return np.ascontiguousarray(array, dtype=numpy_dtype(field.dtype))
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -287,22 +288,13 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     )
 
 
-def _numpy_dtype(name: str) -> np.dtype:
-    """Return the NumPy dtype of a name, ``"bfloat16"`` included."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(object if name == "string" else name)
-
-
 def filler(inputs: Sequence[Field]) -> dict[str, np.ndarray]:
     """Return one row of zeros, or of empty strings."""
     return {
         field.name: np.full(
             (1, *(size or 1 for size in field.shape)),
             "" if field.dtype == "string" else 0,
-            _numpy_dtype(field.dtype),
+            numpy_dtype(field.dtype),
         )
         for field in inputs
     }
@@ -322,7 +314,7 @@ def _padded(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _no_rows(field: Field) -> np.ndarray:
-    return np.empty((0, *(length or 0 for length in field.shape)), _numpy_dtype(field.dtype))
+    return np.empty((0, *(length or 0 for length in field.shape)), numpy_dtype(field.dtype))
 
 
 def _widened(result: np.ndarray) -> np.ndarray:

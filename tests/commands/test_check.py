@@ -138,7 +138,7 @@ def test_a_model_of_other_inputs_is_refused(contract: Contract, inputs: str) -> 
     summed = keras.ops.sum(keras.ops.cast(layers[0], "float32"), axis=-1, keepdims=True)
     with pytest.raises(ModelError) as raised:
         check(keras.Model(layers, summed), contract)
-    assert "Expected: `pixels` float32(64,). Received: " + words in str(raised.value)
+    assert f"Expected: `pixels` float32(64,). Received: {words}" in str(raised.value)
 
 
 def test_a_lone_input_may_have_another_name(contract: Contract, baked: keras.Model) -> None:

@@ -39,7 +39,7 @@ def contract_of(
     stored = {output.name: output.apply(raw[output.name]) for output in outputs}
     norms = {output.name: norms_of(raw[output.name], output) for output in outputs}
     canaries = tuple(
-        Canary(*({name: a[row] for name, a in part.items()} for part in (features, stored, norms)))
+        Canary(*({n: a[row, ...] for n, a in part.items()} for part in (features, stored, norms)))
         for row in range(len(next(iter(raw.values()))))
     )
     return Contract(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchnorm_tool import InputError, normalize
+from batchnorm_tool import InputError, Interrupted, normalize
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
 from tests.contract.building import UNIT, contract_of
@@ -164,6 +164,26 @@ def test_columns_of_one_list_are_swapped_by_place() -> None:
     contract = replace(ONE, features=(replace(ONE.features[0], columns=("list",)),))
     report = contract.check(lambda x: normalize(x[:, [0, 3, 2, 1, 4]] @ WEIGHTS))
     assert report.swapped == ("x[1]", "x[3]")
+
+
+def test_the_search_for_swapped_features_ends() -> None:
+    calls: list[int] = []
+    for columns, most in ((("image",), 1), (tuple(f"c{i}" for i in range(100)), 2017)):
+        x = RANDOM.normal(size=(16, 100)).astype(np.float32)
+        contract = contract_of({"x": x}, {"y": X}, columns={"x": columns})
+        calls.clear()
+        report = contract.check(lambda x: calls.append(len(x)) or x[:, :5])
+        assert (report.cause, len(calls)) == ("other_model", most)
+
+
+def test_an_interruption_ends_the_search() -> None:
+    def encode(x: np.ndarray) -> np.ndarray:
+        if not np.array_equal(x, X):
+            raise Interrupted("stopped")
+        return x[:, ::-1]
+
+    with pytest.raises(Interrupted):
+        ONE.check(lambda x: encode(x) @ WEIGHTS)
 
 
 def test_whole_inputs_that_are_swapped_are_named() -> None:
