@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import shutil
 import subprocess
@@ -197,6 +198,7 @@ def test_what_the_last_result_had_and_this_one_has_not_vanishes(case: Case, tmp_
         "_SUCCESS",
         "_manifest.json",
         "_stats",
+        "contract.json",
         "vectors",
     }
     case.reset(kept)
@@ -340,5 +342,7 @@ def test_a_manifest_says_what_lies_there(case: Case) -> None:
     assert manifest is not None
     listed = {file["path"]: file["bytes"] for part in manifest["parts"] for file in part["files"]}
     data = {name: len(content) for name, content in files.items() if name[0] != "_"}
+    assert manifest["contract"] == hashlib.sha256(files["contract.json"]).hexdigest()
+    del data["contract.json"]
     assert data.items() <= listed.items()
     assert sorted(set(listed) - set(data)) == ["_quarantine/part-000000.parquet"]
