@@ -16,6 +16,7 @@ from batchnorm_tool.chunk import INPUT_REASONS, Reason
 from batchnorm_tool.commands.progress import Progress, SilentProgress
 from batchnorm_tool.commands.refresh.changes.source import RefreshSource
 from batchnorm_tool.commands.run.contracts import contract_of
+from batchnorm_tool.commands.run.fit import is_fitted
 from batchnorm_tool.commands.run.prepare import Preparation
 from batchnorm_tool.errors import InputError, JobError
 from batchnorm_tool.features import FeatureReader
@@ -318,6 +319,8 @@ def _choices(
     known = _with_fitted_values(preparation, resolved, pointer)
     if known is None and fits:
         known = preparation.fitted(resolved)
+    elif known is None and is_fitted(preparation.job.normalize):
+        notes = (*notes, "The refresh first reads all rows, to fit what `normalize` asks for.")
     return known or resolved, _options_fingerprint(preparation, resolved), notes
 
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import faiss
 import lance
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchnorm_tool import accept, history, read, rollback, verify
+from batchnorm_tool import Contract, accept, history, read, rollback, verify
 from batchnorm_tool.commands.refresh.refresh import plan_refresh
 from batchnorm_tool.commands.run import fit
+from batchnorm_tool.errors import Held
 from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.store.state import StoreSchema
-from tests.commands.refresh.nightly import WIDTH, Edits, Nightly, features, items
+from tests.commands.refresh.nightly import LOOSE, WIDTH, Edits, Nightly, features, items
+from tests.postgres import database, server
+
+__all__ = ["database", "server"]  # fixtures
 
 FIRST = dict.fromkeys(range(40), 0)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -128,11 +134,13 @@ def test_zeros_have_no_bits_of_their_own_and_are_no_fault(nightly: Nightly) -> N
 
 
 def test_another_option_is_another_space_and_the_version_before_stays_readable(
-    nightly: Nightly,
+    nightly: Nightly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nightly.night(FIRST)
     whole = found(nightly)
     waits = nightly.held({**FIRST, 1: 1}, **asked("all"))
+    monkeypatch.setattr(fit, "fit", None)  # what is staged is fitted already
+    assert nightly.held(None, **asked("all"))["version"] == waits["version"]
     assert "vector space is new" in waits["message"]
     (note,) = [text for text in waits["warnings"] if "A new vector space" in text]
     assert "truncation none → 6" in note
@@ -166,7 +174,27 @@ def test_choices_that_are_made_anew_keep_what_was_fitted(
 def test_a_dry_run_fits_nothing(nightly: Nightly, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "fit", None)
     nightly.put(FIRST)
-    assert plan_refresh(nightly.job(**asked("all")))["rows"]["new"] == 40
+    found = plan_refresh(nightly.job(**asked("all")))
+    assert (found["rows"]["new"], len(found["notes"])) == (40, 1)
+    assert "reads all rows, to fit" in found["notes"][0]
+    assert plan_refresh(nightly.job(**asked("truncate")))["notes"] == []
+
+
+def test_the_gate_sees_the_same_shift_of_what_is_decoded(nightly: Nightly) -> None:
+    keys = dict.fromkeys(range(400), 0)
+    same_signs = np.abs(np.array(items(keys)["x"].to_pylist(), np.float32))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(same_signs.ravel()), WIDTH)
+    moved = items(keys).set_column(1, "x", lists)
+    limit, shifts = {"gate": {**LOOSE, "output": {"centroid_shift": 0.2}}}, {}
+    for dtype in (None, "int8"):
+        values = {"store__path": f"{dtype}.lance", "normalize__dtype": dtype}
+        nightly.night(keys, limit, **values)
+        with pytest.raises(Held) as caught:
+            nightly.night(moved, limit, **values)
+        findings = (caught.value.night or {})["gate"]["findings"]
+        shifts[dtype] = [f["measured"] for f in findings if f["limit"].endswith("centroid_shift")]
+    assert shifts["int8"] == pytest.approx(shifts[None], rel=0.01)
+    assert min(shifts["int8"]) > 0.2
 
 
 def test_a_mean_that_a_file_gives_is_that_of_the_file(nightly: Nightly) -> None:
@@ -183,13 +211,30 @@ def test_a_mean_that_a_file_gives_is_that_of_the_file(nightly: Nightly) -> None:
     assert found(nightly) == expected(way, {**FIRST, 1: 1})
 
 
+@every_option
+def test_the_contract_of_a_version_says_what_was_done(nightly: Nightly, name: str) -> None:
+    nightly.night(FIRST, **asked(name))
+    nightly.night({**FIRST, 3: 1}, **asked(name))
+    contract, way = Contract.load(nightly.store), layout(nightly).normalization
+    assert [each.normalization for each in contract.outputs] == [way]
+    assert len(contract.canaries) == 16
+    for canary in contract.canaries:
+        stored, norms = way.apply(canary.features["x"][np.newaxis])
+        assert canary.vectors["x"].dtype == stored.dtype
+        assert (canary.vectors["x"].tolist(), float(canary.norms["x"])) == (
+            stored[0].tolist(),
+            norms[0, 0],
+        )
+
+
 @pytest.mark.parametrize("name", TYPES)
-def test_targets_get_floats(nightly: Nightly, name: str) -> None:
+def test_targets_get_floats(nightly: Nightly, database: psycopg.Connection, name: str) -> None:
     nightly.sections = {
         "publish": [
             {"to": "parquet", "path": "snapshot"},
             {"to": "changes", "path": "feed"},
             {"to": "faiss", "path": "items.index"},
+            {"to": "pgvector", "table": "items", "index": "none", "rebuild_above": 0.5},
         ]
     }
     nightly.night(FIRST, **asked(name))
@@ -198,10 +243,11 @@ def test_targets_get_floats(nightly: Nightly, name: str) -> None:
     snapshot = pq.read_table(nightly.path / "snapshot" / "versions" / "2")
     assert by_key(snapshot) == {key: vector for key, (vector, _) in held.items()}
     assert by_key(pq.read_table(nightly.path / "feed" / "2" / "upserts")) == {3: held[3][0]}
-    faiss = pytest.importorskip("faiss")
     index = faiss.read_index(str(nightly.path / "items.index"))
     assert index.ntotal == 40
     assert index.reconstruct(3).tolist() == held[3][0]
+    (text,) = database.execute("SELECT vector FROM items WHERE id = 3").fetchone() or ("",)
+    assert [float(np.float32(number)) for number in text.strip("[]").split(",")] == held[3][0]
 
 
 def by_key(table: pa.Table) -> Mapping[Any, list[float]]:
