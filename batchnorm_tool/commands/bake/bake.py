@@ -28,6 +28,13 @@ from batchnorm_tool.storage.files import check_directory, sync_directory, write_
 SPACE = "batchnorm_tool.space"
 """The key of the space's id in a file's metadata."""
 
+# All that a directory may hold that is replaced.
+_WRITTEN = {
+    *("model.keras", "saved_model", "model.onnx", "openvino", "model.tflite"),
+    *("assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"),
+    *("model.bin", "model.xml"),
+}
+
 
 @dataclass(frozen=True)
 class Baked:
@@ -188,6 +195,12 @@ def _check_out(request: BakeRequest, formats: Sequence[BakeFormat]) -> None:
     if os.path.lexists(out) and not request.fresh:
         raise OutputError(
             f"`{out}` exists already. Choose another place, or replace it: `{FRESH}`."
+        )
+    others = sorted({path.name for path in out.iterdir()} - _WRITTEN) if out.is_dir() else []
+    if others:
+        raise OutputError(
+            f"`{out}` holds what `bake` does not write, such as `{others[0]}`: it stays. "
+            "Choose another place."
         )
 
 

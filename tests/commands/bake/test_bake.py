@@ -154,6 +154,14 @@ def test_what_is_there_is_replaced_only_if_told(model: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["unit"]
 
 
+def test_a_directory_of_other_files_is_never_replaced(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match=r"such as `letter\.txt`"):
+        bake(model, tmp_path / "home", to=["savedmodel"], fresh=True)
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "format": ({"to": ["kera"]}, JobError, "Did you mean `keras`"),
     "no format": ({"to": []}, JobError, "no format"),
