@@ -30,6 +30,7 @@ Quantized: TypeAlias = Literal["int8", "binary"]
 _STEPS = 127  # on each side of 0: int8 without -128, so that the negative of a vector is one, too
 _ULP = np.finfo(np.float64).eps
 _FRACTION_BITS = 40
+_MOST_SUMMED = 2 ** (62 - _FRACTION_BITS)  # components of at most 1, in an int64
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,15 @@ class DirectionSum:
     @classmethod
     def of(cls, kept: Anything) -> DirectionSum:
         """Add up the directions of vectors ``[n, d]``; zeros and NaN or inf are left out."""
-        total = cls((0,) * kept.shape[1])
+        if len(kept) > _MOST_SUMMED:
+            return cls.of(kept[:_MOST_SUMMED]) + cls.of(kept[_MOST_SUMMED:])
+        total = np.zeros(kept.shape[1], np.int64)
         for _, x64 in wide_blocks(kept):
             lengths = row_norms(x64, L2)
             good = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
             units = unit_vectors(x64[good], lengths[good], L2, np.float64)
-            # A block has too few rows for an overflow of int64.
-            whole = np.rint(np.ldexp(units, _FRACTION_BITS)).astype(np.int64)
-            total += cls(tuple(whole.sum(axis=0).tolist()))
-        return total
+            total += np.rint(np.ldexp(units, _FRACTION_BITS)).astype(np.int64).sum(axis=0)
+        return cls(tuple(total.tolist()))
 
     def __add__(self, other: DirectionSum) -> DirectionSum:
         return DirectionSum(tuple(a + b for a, b in zip(self.steps, other.steps, strict=True)))

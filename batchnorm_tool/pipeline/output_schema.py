@@ -56,6 +56,13 @@ class StoredOutput(Record):
         dtype = cast("Quantized", self.dtype) if self.dtype in get_args(Quantized) else None
         return Normalization(Norm.parse(self.norm), self.truncate, self.mean, dtype, self.scale)
 
+    @property
+    def options(self) -> list[str]:
+        """What became of a vector besides its norm, in words."""
+        found = [f"the first {self.truncate} components"] if self.truncate else []
+        found += ["mean direction projected off"] if self.mean else []
+        return found + ([f"stored as {self.dtype}"] if self.dtype in get_args(Quantized) else [])
+
 
 @dataclass(frozen=True)
 class OutputSpec:

@@ -48,7 +48,6 @@ class StoredRun(VectorSource):
     parts: tuple[StoredPart, ...]
     stored: pa.Schema
     one_space: bool = False
-    decodes: bool = True
 
     @property
     def rows(self) -> int:
@@ -100,7 +99,8 @@ class StoredRun(VectorSource):
         """Yield all rows, part by part; see `read_part`."""
         for part in self.parts:
             for batch in self.read_part(part, columns, batch_rows):
-                yield output_schema.decoded(batch, self.outputs) if self.decodes else batch
+                is_read = self.schema == self.stored
+                yield batch if is_read else output_schema.decoded(batch, self.outputs)
 
     def read_part(
         self, part: StoredPart, columns: Sequence[str], batch_rows: int
@@ -179,7 +179,6 @@ def open_run(path: str, *, one_space: bool = False, decode: bool = True) -> Stor
         dtype=job.output.dtype,
         schema=output_schema.decoded_schema(stored, outputs) if decode else stored,
         stored=stored,
-        decodes=decode,
         keys=tuple(name for name in resolved.carried.names if name not in job.input.passthrough),
         outputs=outputs,
         manifest=manifest,

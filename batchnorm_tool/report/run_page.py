@@ -94,7 +94,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "output", page.code(job.output.path)
     for output in manifest.outputs:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, output.shape)) or "1"
-        kind = f" {shape} {output.dtype}, {output.norm}"
+        kind = ", ".join([f" {shape} {output.dtype}", output.norm, *output.options])
         yield "column", join(page.code(output.vector_column), kind)
     for name in ("space", "bits", "result"):
         yield name, page.identity(getattr(manifest, name))

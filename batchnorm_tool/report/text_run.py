@@ -108,7 +108,9 @@ def norm_lines(manifest: Manifest, width: int = 72) -> list[str]:
         if statistics is None:  # no rows
             continue
         label = norm_shown(output.norm)
-        lines += ["", f"norms of {display.visible(output.name)} before normalization", ""]
+        options = "".join(f"; {words}" for words in output.options)
+        name = display.visible(output.name)
+        lines += ["", f"norms of {name} before normalization{options}", ""]
         lines += [*quantile_table(statistics.norms), "", f"{label} norm", ""]
         lines += norm_histogram(statistics.norms[label], width)
     return lines[1:]

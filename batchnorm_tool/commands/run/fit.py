@@ -37,23 +37,19 @@ def read_means(normalize: Normalize) -> _Means:
 
 
 def _read_mean(path: str) -> tuple[float, ...]:
-    form, expected = npy.Npy(), "an array of one axis of finite floats that are not all 0"
+    form = npy.Npy()
     found = form.inspect(path)
-    kind = found.schema.field(0).type
-    if not pa.types.is_floating(kind) or not found.rows:
-        received = f"shape {found.details['shape']} of {found.details['dtype']}"
-        raise _not_a_mean(path, expected, received)
-    batches = form.read(path, (npy.COLUMN,), 0, found.rows, found.rows)
-    vector = next(batches).column(0).to_numpy(zero_copy_only=False)
-    if not np.isfinite(vector).all() or not vector.any():
-        raise _not_a_mean(path, expected, "zeros" if not vector.any() else "NaN or infinity")
-    return unit_direction(vector)
-
-
-def _not_a_mean(path: str, expected: str, received: str) -> InputError:
-    return InputError(
-        f"`normalize.project_mean`: {path} is no direction. Expected: {expected}. "
-        f"Received: {received}. Save one with `numpy.save`, or set it to `fit`."
+    received = f"shape {found.details['shape']} of {found.details['dtype']}"
+    if pa.types.is_floating(found.schema.field(0).type) and found.rows:
+        batches = form.read(path, (npy.COLUMN,), 0, found.rows, found.rows)
+        vector = next(batches).column(0).to_numpy(zero_copy_only=False)
+        if np.isfinite(vector).all() and vector.any():
+            return unit_direction(vector)
+        received = "NaN or infinity" if vector.any() else "zeros"
+    raise InputError(
+        f"`normalize.project_mean`: {path} is no direction. Expected: an array of one axis of "
+        f"finite floats that are not all 0. Received: {received}. Save one with `numpy.save`, or "
+        "set it to `fit`."
     )
 
 
@@ -84,12 +80,16 @@ def fit(plan: Plan, predictor: Predictor, progress: Progress) -> dict[str, Fitte
     scaled = [name for name in names if options[name].dtype == "int8"]
     if centered:
         with progress.stage("fitting the mean direction"):
-            sums = _Pass(plan, predictor, progress).over(centered, _direction_sum, operator.add)
-        fitted |= {name: Fitted(sums[name].mean() if name in sums else None) for name in centered}
+            sums = _Pass(plan, predictor, progress).over(
+                centered, lambda _, kept: DirectionSum.of(kept), operator.add
+            )
+        fitted |= {name: Fitted(sums[name].mean() if sums else None) for name in centered}
     if scaled:
         plan = replace(plan, resolved=replace(plan.resolved, fitted=fitted))
         with progress.stage("fitting the scale of int8"):
-            found = _Pass(plan, predictor, progress).over(scaled, _largest, max)
+            found = _Pass(plan, predictor, progress).over(
+                scaled, lambda layout, kept: layout.normalization.largest(kept), max
+            )
         for name in scaled:
             scale = int8_scale(found.get(name, 0.0))
             fitted[name] = replace(fitted.get(name, Fitted()), scale=scale)
@@ -108,15 +108,6 @@ def missing_means(normalize: Normalize, fitted: Mapping[str, Fitted]) -> Iterato
             yield f"The vectors of `{name}` have no mean direction, so that none is projected off."
 
 
-def _direction_sum(layout: OutputSpec, kept: np.ndarray) -> DirectionSum:
-    del layout
-    return DirectionSum.of(kept)
-
-
-def _largest(layout: OutputSpec, kept: np.ndarray) -> float:
-    return layout.normalization.largest(kept)
-
-
 @dataclass(frozen=True)
 class _Pass:
     """One pass over all rows of a plan, by threads that share the loaded model."""
@@ -131,42 +122,35 @@ class _Pass:
         measure: Callable[[OutputSpec, np.ndarray], _Measured],
         merge: Callable[[_Measured, _Measured], _Measured],
     ) -> dict[str, _Measured]:
-        """Return what is measured of the vectors of some outputs, merged over all rows."""
+        """Return what is measured of the vectors of some outputs; of no rows, nothing."""
         stop, workers = threading.Event(), self.plan.job.engine.workers
         model = self.predictor.with_batch_size(self.plan.resolved.batch_size)
         layouts, reader = self.plan.resolved.layouts(self.plan.job), ChunkReader(self.plan)
+        chosen = [layout for layout in layouts if layout.name in names]
 
-        def measured(number: int) -> dict[str, _Measured]:
-            found: dict[str, _Measured] = {}
+        def both(one: list[_Measured], other: list[_Measured]) -> list[_Measured]:
+            return [*map(merge, one, other)] if one and other else one or other
+
+        def measured(number: int) -> list[_Measured]:
+            found: list[_Measured] = []
             # What is to be said of the rows is said when they are scored.
             with capture_warnings(lambda _: None):
                 for features, faults in reader.read_features(self.plan.part(number)):
                     if stop.is_set():
                         raise Interrupted("Stopped while fitting to the rows; run again.")
-                    predictions, failing = predict_rows(model, layouts, features)
+                    raw, failing = predict_rows(model, layouts, features)
                     good = (faults == Reason.GOOD) & ~np.isin(np.arange(len(faults)), [*failing])
-                    for layout in layouts:
-                        if layout.name in names:
-                            kept = _kept(predictions[layout.name], layout, good)
-                            found = _merged(found, {layout.name: measure(layout, kept)}, merge)
+                    found = both(found, [measure(one, _kept(raw, one, good)) for one in chosen])
                     self.progress.advance(len(faults))
             return found
 
         threads = None if workers == "auto" else workers
         parts = map_in_order(measured, range(self.plan.part_count), threads, stop.set)
         with self.progress.work(self.plan.rows, 0), contextlib.closing(parts):
-            return functools.reduce(lambda one, other: _merged(one, other, merge), parts, {})
+            total = functools.reduce(both, parts)
+        return dict(zip([layout.name for layout in chosen], total, strict=bool(total)))
 
 
-def _kept(predicted: np.ndarray, layout: OutputSpec, good: np.ndarray) -> np.ndarray:
-    kept = kept_vectors(predicted, layout)
+def _kept(raw: Mapping[str, np.ndarray], layout: OutputSpec, good: np.ndarray) -> np.ndarray:
+    kept = kept_vectors(raw[layout.name], layout)
     return kept if good.all() else kept[np.repeat(good, layout.vectors)]
-
-
-def _merged(
-    one: Mapping[str, _Measured],
-    other: Mapping[str, _Measured],
-    merge: Callable[[_Measured, _Measured], _Measured],
-) -> dict[str, _Measured]:
-    both = {name: merge(one[name], other[name]) for name in one.keys() & other.keys()}
-    return {**one, **other, **both}

@@ -15,6 +15,7 @@ import pytest
 from batchnorm_tool.commands.run import prepare
 from batchnorm_tool.commands.run.run import RunResult, plan_run, run
 from batchnorm_tool.commands.run.score import score
+from batchnorm_tool.commands.show import show
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import BadRows, InputError, JobError, OutputError
@@ -22,6 +23,7 @@ from batchnorm_tool.job import Job
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization, unit_direction
 from batchnorm_tool.readers.vectors import read
+from batchnorm_tool.report.text_run import norm_lines
 from tests.bits import same_bits
 
 FORMATS = ["parquet", "arrow", "npy"]
@@ -414,3 +416,13 @@ def test_int8_finds_the_neighbours_that_float32_finds(tmp_path: Path, samples: P
         found[name] = float((labels[near] == labels[:, np.newaxis]).mean())
     assert found["float32"] > 0.9
     assert abs(found["int8"] - found["float32"]) <= 0.005
+
+
+def test_show_tells_the_options(job: Callable[..., Job], tmp_path: Path) -> None:
+    normalize = {"truncate": 9, "project_mean": "fit", "dtype": "int8"}
+    done = run(job(raw_rows(), normalize=normalize))
+    words = "the first 9 components; mean direction projected off; stored as int8"
+    assert any(words in line for line in norm_lines(done.record))
+    page = show(done.path, html=str(tmp_path / "page.html"))
+    assert page.kind == "run"
+    assert words.replace(";", ",") in (tmp_path / "page.html").read_text()
