@@ -302,13 +302,15 @@ def decoded(batch: pa.RecordBatch, layouts: Sequence[OutputSpec]) -> pa.RecordBa
 
 
 def decoded_rows(stored: pa.Array, layout: OutputSpec) -> np.ndarray:
-    """Return the vectors of a column as floats ``[n, vectors * width]``."""
+    """Return the vectors of a column as floats ``[n, vectors * width]``, nulls as NaN."""
     rows = rows_of(stored)
     if not layout.normalization.dtype:
         return rows
     vectors = rows.reshape(len(rows) * layout.vectors, layout.stored_width)
     decoded = layout.normalization.decode(vectors, layout.width)
-    return np.asarray(decoded.reshape(len(rows), layout.vectors * layout.width))
+    floats = np.asarray(decoded.reshape(len(rows), layout.vectors * layout.width))
+    floats[stored.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return floats
 
 
 def _norm_field(layout: OutputSpec) -> pa.Field:

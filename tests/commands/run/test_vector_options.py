@@ -301,6 +301,7 @@ def test_rows_beyond_the_scale_are_clipped_counted_and_told(job: Callable[..., J
     assert fitted(done)["scale"] == scale < 1 / 127
     assert done.rows["clipped"] == 1
     assert "1 row had components beyond the scale" in " ".join(done.warnings)
+    assert verify(done.path).rows == ROWS
     assert read(done.path, decode=False).to_numpy()[1][200].tolist() == [127] + [0] * (WIDTH - 1)
 
 
