@@ -46,6 +46,9 @@ TARGETS = {
 BAKE_FORMATS = {
     "keras": "batchnorm_tool.models.backends.export_keras:KERAS",
     "savedmodel": "batchnorm_tool.models.backends.export_saved_model:SAVED_MODEL",
+    "onnx": "batchnorm_tool.models.backends.export_converted:ONNX",
+    "openvino": "batchnorm_tool.models.backends.export_converted:OPENVINO",
+    "litert": "batchnorm_tool.models.backends.export_converted:LITERT",
 }
 
 

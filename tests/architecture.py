@@ -106,7 +106,7 @@ RULES = (
     never("report", "storage inputs store"),
     never("contract", "storage job pyarrow pydantic"),
     never("*", FACE),
-    only("models.backends layers", "tensorflow keras onnxruntime tf2onnx"),
+    only("models.backends layers", "tensorflow keras onnxruntime tf2onnx openvino ai_edge_litert"),
     only("models.backends models.security", "onnx"),
     only("models.backends models.security", "h5py"),
     only("features.values", "PIL"),

@@ -230,6 +230,8 @@ def diff_command(terminal: Terminal, a: str, b: str, **options: Any) -> None:
 @click.argument("model", metavar="MODEL")
 @click.argument("out", metavar="OUT")
 @click.option("--fresh", is_flag=True, help="Replace what is at OUT.")
+@click.option("--check", is_flag=True, help="Only compare MODEL with its copy at OUT.")
+@click.option("--rows", metavar="IN", help="Compare on rows of this input; default: made up.")
 @click.option("--like", metavar="RUN|STORE", help="Normalize as its vectors are.")
 @click.option("--to", callback=flags.parse_names, help=f"Formats: {', '.join(BAKE_FORMATS)}.")
 @click.option("--keep-norm", is_flag=True, help="Also give the norms, as <output>_norm.")
@@ -241,8 +243,9 @@ def diff_command(terminal: Terminal, a: str, b: str, **options: Any) -> None:
 def bake_command(terminal: Terminal, model: str, out: str, **options: Any) -> None:
     """Write a copy of a model that normalizes its outputs itself.
 
-    The copy is of plain operations: it loads where this package is not installed. OUT is a file,
-    or a directory for a SavedModel and for several formats.
+    The copy is of plain operations: it loads where this package is not installed, which is tried,
+    and compared with the norm after prediction. OUT is a file, or a directory for a SavedModel,
+    for OpenVINO and for several formats; OUT.parity.json holds the comparison.
     """
     from batchnorm_tool.commands.bake.bake import bake
 

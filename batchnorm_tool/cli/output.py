@@ -195,8 +195,11 @@ class Terminal:
         self._print({"status": "planned", **planned.to_dict()}, lambda: lines)
 
     def print_baked(self, baked: Baked) -> None:
-        """Print which files a model was written to."""
-        self._print({"status": "done", **baked.to_dict()}, lambda: _table([*baked.files.items()]))
+        """Print which files a model was written to, and how far they are from the norm after it."""
+        from batchnorm_tool.commands.bake.parity import parity_table
+
+        files, parity = _table([*baked.files.items()]), _indented(table(parity_table(baked.parity)))
+        self._print({"status": "done", **baked.to_dict()}, lambda: (*files, "", *parity))
 
     def print_release(self, released: Released) -> None:
         """Print that a hold is over."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from batchnorm_tool.errors import ModelError, ModelFailed
-from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Predictor, Step
+from batchnorm_tool.models.batching import LoadedModel, ModelPredictor, Predictor, Step, filler
 
 # Of a row's length. Runtimes that sum in another order differed by 6.5e-7 at most.
 TOLERANCE = 1e-5
@@ -30,6 +30,12 @@ def _with_edge_rows(rows: _Rows, model: LoadedModel) -> dict[str, np.ndarray]:
         name: np.concatenate([array, _edges(array, size, random)])
         for (name, array), size in zip(arrays.items(), sizes, strict=True)
     }
+
+
+def made_up_rows(model: LoadedModel) -> dict[str, np.ndarray]:
+    """Return rows for a model whose user has given none, the same each time."""
+    rows = _with_edge_rows(filler(model.inputs), model)
+    return {name: array[1 : 1 + _MADE_UP_ROWS] for name, array in rows.items()}
 
 
 def _edges(array: np.ndarray, size: int | None, random: np.random.Generator) -> np.ndarray:
@@ -70,13 +76,13 @@ def largest_difference(reference: ModelPredictor, other: ModelPredictor, rows: _
         who = "the original" if row in failing else "the converted model"
         values = {name: array[row].reshape(-1)[:4].tolist() for name, array in rows.items()}
         raise ModelError(f"{who} alone fails on a row such as {values}")
-    farthest = max(_farthest(expected[name], found[name]) for name in expected)
-    if not farthest <= TOLERANCE:
+    largest = max(farthest(expected[name], found[name]) for name in expected)
+    if not largest <= TOLERANCE:
         raise ModelError(
-            f"the converted model predicts otherwise: a row differs by {farthest:.2g} of its "
+            f"the converted model predicts otherwise: a row differs by {largest:.2g} of its "
             f"length, more than {TOLERANCE:g}"
         )
-    return farthest
+    return largest
 
 
 def _outcome(predictor: Predictor, rows: _Rows) -> tuple[set[int], dict[str, np.ndarray]]:
@@ -90,7 +96,8 @@ def _outcome(predictor: Predictor, rows: _Rows) -> tuple[set[int], dict[str, np.
     return failing, predictor.predict({name: array[good] for name, array in rows.items()})
 
 
-def _farthest(expected: np.ndarray, found: np.ndarray) -> float:
+def farthest(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest distance of a row from another, in parts of the latter's length."""
     if expected.shape != found.shape:
         return np.inf
     a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (expected, found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 
 from batchnorm_tool.commands.run.run import RunResult, run
 from batchnorm_tool.job import Job
+from batchnorm_tool.models.backends import bare_runner
+from batchnorm_tool.models.backends.loading import quiet_libraries
 from tests.commands.plain_script import BATCH, predict
 from tests.commands.workshop import Workshop
 
@@ -51,3 +53,16 @@ def encode(samples: Path, tmp_path: Path) -> Callable[..., RunResult]:
 def workshop(tmp_path: Path) -> Workshop:
     """Makes finished runs over stored predictions."""
     return Workshop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Baked files run in this process, which has imported TensorFlow, not in bare ones."""
+
+    def run_here(*calls: Any) -> list[dict[str, Any]]:
+        with quiet_libraries():
+            return bare_runner.run(calls)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batchnorm_tool.commands.bake.parity.run_bare", run_here)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,14 +12,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.commands.bake.parity import Parity, Subject
+from batchnorm_tool.commands.run.prepare import proof_rows
 from batchnorm_tool.contract import Contract
 from batchnorm_tool.errors import FRESH, JobError, ModelError, OutputError
-from batchnorm_tool.job import Engine, Model
+from batchnorm_tool.job import Engine, Input, Job, Model, Output
 from batchnorm_tool.models import conversion, security
 from batchnorm_tool.models.backends.normalized_model import GraphOutput, NormalizedModel
-from batchnorm_tool.models.batching import LoadedModel
+from batchnorm_tool.models.backends.probe import probe
+from batchnorm_tool.models.batching import ModelPredictor
 from batchnorm_tool.models.conversion import ConversionRequest
 from batchnorm_tool.models.export import BakeFormat, bake_format
 from batchnorm_tool.norms.norm import Norm
@@ -27,6 +33,8 @@ from batchnorm_tool.storage.files import check_directory, sync_directory, write_
 
 SPACE = "batchnorm_tool.space"
 """The key of the space's id in a file's metadata."""
+REPORT = ".parity.json"
+"""The file that tells how far files are from the norm after prediction has their name and this."""
 
 # All that a directory may hold that is replaced.
 _WRITTEN = {
@@ -42,13 +50,16 @@ class Baked:
 
     Attributes:
         files: The path of each format's file or directory.
+        parity: How far each is from the norm after prediction; also in ``OUT.parity.json``.
     """
 
     files: dict[str, Path]
+    parity: tuple[Parity, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain data."""
-        return {"files": {name: str(path) for name, path in self.files.items()}}
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"files": files, "parity": [each.to_dict() for each in self.parity]}
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class BakeRequest:
         space: Id of the vector space that the outputs belong to, for the files' metadata.
         fresh: Replace what is at ``out``.
         engine: Where the model is loaded.
+        rows: Input whose rows parity is measured on; default: rows made up.
     """
 
     model: Model
@@ -73,6 +85,7 @@ class BakeRequest:
     space: str | None = None
     fresh: bool = False
     engine: Engine = field(default_factory=Engine)
+    rows: str | None = None
 
 
 def bake(  # noqa: PLR0913  (each is a flag of the command)
@@ -87,6 +100,8 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
     keep_norm: bool = False,
     to: Sequence[str] = ("keras",),
     like: str | os.PathLike[str] | None = None,
+    rows: str | os.PathLike[str] | None = None,
+    check: bool = False,
     fresh: bool = False,
 ) -> Baked:
     """Write a copy of a model whose outputs are normalized in its graph.
@@ -95,9 +110,13 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
     it is not installed, in Keras's safe mode. Vectors are float32, whatever a model of narrower
     floats computes in; a row of zeros stays zeros.
 
+    Each file is run in a process without this package, and compared with the norm after prediction
+    (`Parity`). What is beyond the bound is not written.
+
     Args:
         model: A ``.keras`` or ``.h5`` file that Keras 3 loads; it is examined before, as in `run`.
-        out: The file to write, or the SavedModel directory; of several formats, a new directory.
+        out: The file to write, or the directory of a SavedModel or of OpenVINO; of several formats,
+            a new directory.
         norm: As `normalize` takes it; default: ``"l2"``.
         axis: ``-1`` (each vector along the last axis, the default) or ``"all"`` (a row's whole
             output).
@@ -105,27 +124,33 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
         layer: Use the output of this inner layer.
         outputs: Names of the outputs that the copy gives, normalized; default: the only one.
         keep_norm: Also give the norms, ``[n, 1]`` for vectors ``[n, d]``, as ``<output>_norm``.
-        to: Names of formats: of ``"keras"`` and ``"savedmodel"``.
+        to: Names of formats: of ``"keras"``, ``"savedmodel"``, ``"onnx"``, ``"openvino"`` and
+            ``"litert"``.
         like: A finished run, a store, or its contract: norm, axis, layer, outputs, what is kept of
             a vector, and dtype are those that made its vectors, and its space id is written into
             the file. ``layer`` and ``outputs`` may still say what this model calls them.
+        rows: Input of the model, as `run` reads it: parity is measured on its first rows. Default:
+            rows that are made up.
+        check: Write nothing, and compare what is at ``out``, of any of these formats, with the
+            model.
         fresh: Replace what is at ``out``.
 
     Returns:
-        The files.
+        The files, and how far they are from the norm after prediction.
 
     Raises:
         JobError: There is no such norm, axis or format, a format's packages are missing, or
             arguments contradict one another.
-        ModelError: The model is refused, does not load, or cannot be continued.
+        ModelError: The model is refused, does not load, cannot be continued or converted, or a file
+            is beyond its bound.
         OutputError: ``out`` exists, or cannot be written to.
 
     Example:
         >>> import tempfile
         >>> place = tempfile.mkdtemp()
         >>> baked = bake("data_samples/digits_encoder.keras", f"{place}/unit.keras")
-        >>> baked.files["keras"].name
-        'unit.keras'
+        >>> baked.files["keras"].name, baked.parity[0].ulp < 3
+        ('unit.keras', True)
     """
     chosen = None if outputs is None else [*outputs]
     wanted = Model(path=os.fspath(model), layer=layer, outputs=chosen)
@@ -137,7 +162,9 @@ def bake(  # noqa: PLR0913  (each is a flag of the command)
         if (norm, axis, p) != (None, None, None):
             raise JobError("`like` says norm, axis and p. Leave these out, or leave `like` out.")
         request = _request_like(os.fspath(like), wanted, Path(out))
-    return bake_model(replace(request, formats=tuple(to), keep_norm=keep_norm, fresh=fresh))
+    given = None if rows is None else os.fspath(rows)
+    request = replace(request, formats=tuple(to), keep_norm=keep_norm, fresh=fresh, rows=given)
+    return check_model(request) if check else bake_model(request)
 
 
 def bake_model(request: BakeRequest) -> Baked:
@@ -152,12 +179,72 @@ def bake_model(request: BakeRequest) -> Baked:
     if not formats:
         raise JobError("`to` names no format. Expected one or more, such as keras.")
     _check_out(request, [*formats.values()])
-    with _loaded(request.model, request.engine) as loaded:
-        asked = _asked(request, loaded.outputs)
-        made = loaded.normalized(asked, keep_norm=request.keep_norm)
+    with _loaded(request.model, request.engine) as original:
+        fields, subject = original.model.outputs, _subject(request, original)
+        made = original.model.normalized(subject.outputs, keep_norm=request.keep_norm)
         if request.space is not None:
             made = replace(made, metadata={SPACE: request.space})
-        return Baked(_written(request, formats, made))
+        beside = probe(made, subject.outputs, fields, keep_norm=request.keep_norm)
+        with _staged(request.out) as aside:
+            files = _written(formats, made, aside / "staged")
+            _check_written(formats, files)
+            probes = _written(formats, beside, aside / "probes")
+            parity = subject.prove(files, probes, beside.inputs[len(made.inputs) :])
+            _check_parity(request, parity)
+            staged = aside / "staged" if len(files) > 1 else files[request.formats[0]]
+            report = aside / "parity.json"
+            report.write_text(json.dumps([each.to_dict() for each in parity], indent=2) + "\n")
+            _publish(staged, request.out, aside)
+            _publish(report, request.out.with_name(f"{request.out.name}{REPORT}"), aside)
+    places = {name: request.out / form.file for name, form in formats.items()}
+    return Baked(places if len(places) > 1 else {request.formats[0]: request.out}, tuple(parity))
+
+
+def check_model(request: BakeRequest) -> Baked:
+    """Compare a file that is there already with the original; see `bake`.
+
+    Raises:
+        ModelError: One is refused or does not load, or the file is beyond its bound.
+    """
+    with _loaded(request.model, request.engine) as original, _runnable(request.out) as (kind, path):
+        runtime = "onnx" if original.backend else "keras"
+        parity = _subject(request, original).compare(kind, path, runtime)
+    if parity.fault is not None:
+        raise ModelError(
+            f"{request.out}: {parity.fault}. It is no copy of {request.model.path} with this norm. "
+            "Compare it with the model that it was made of, or bake that again."
+        )
+    return Baked({kind: request.out}, (parity,))
+
+
+@contextmanager
+def _runnable(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the format of a file, and where it may be run from: a copy, if the gate knows it."""
+    if path.suffix == ".tflite" or (path / "model.xml").is_file():
+        yield "litert" if path.suffix == ".tflite" else "openvino", path
+        return
+    with security.admit(Model(path=str(path))) as admitted:
+        kinds = {"saved_model": "savedmodel", "onnx": "onnx"}
+        yield kinds.get(admitted.report.kind, "keras"), Path(admitted.path)
+
+
+def _check_parity(request: BakeRequest, parity: Sequence[Parity]) -> None:
+    for each in parity:
+        if each.fault is not None:
+            raise ModelError(
+                f"{request.model.path}: as {each.format}, {each.fault}. Nothing is written. Leave "
+                f"{each.format} out of `to`, or normalize after prediction, as `run` does."
+            )
+
+
+def _subject(request: BakeRequest, original: ModelPredictor) -> Subject:
+    """Return what is compared: the original's raw predictions for the user's rows, or others."""
+    rows: dict[str, np.ndarray] = {}
+    if request.rows is not None:
+        read = Input(path=request.rows)
+        job = Job(input=read, model=request.model, output=Output(path=os.fspath(request.out)))
+        rows = proof_rows(job, None, original.inputs)
+    return Subject.of(original, _asked(request, original.model.outputs), rows)
 
 
 def _checked_axis(axis: int | str | None) -> int | str:
@@ -205,12 +292,12 @@ def _check_out(request: BakeRequest, formats: Sequence[BakeFormat]) -> None:
 
 
 @contextmanager
-def _loaded(model: Model, engine: Engine) -> Iterator[LoadedModel]:
+def _loaded(model: Model, engine: Engine) -> Iterator[ModelPredictor]:
     """Load a model that the gate admits; of its outputs, those that were chosen."""
     with security.admit(model) as admitted:
         request = ConversionRequest(model, admitted.report.content, engine)
         load = partial(models.load_predictor, model, admitted.path, engine, admitted.report)
-        yield conversion.load_or_convert(load, request).model
+        yield conversion.load_or_convert(load, request)
 
 
 def _asked(request: BakeRequest, fields: Sequence[Field]) -> list[GraphOutput]:
@@ -235,29 +322,34 @@ def _checked(field: Field, output: GraphOutput | None, names: Sequence[str]) -> 
     return replace(output, name=field.name)
 
 
-def _written(
-    request: BakeRequest, formats: Mapping[str, BakeFormat], model: NormalizedModel
-) -> dict[str, Path]:
-    """Write every format aside, examine it, and let all of them appear at once."""
-    out = request.out
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Yield a directory beside ``out``, which is removed again."""
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
-            staged = aside / "staged"
-            staged.mkdir()
-            for form in formats.values():
-                form.write(model, staged / form.file)
-                if form.is_admitted:
-                    path = str(staged / form.file)
-                    security.check(Model(path=path), security.examine(path))
-            if len(formats) == 1:
-                (form,) = formats.values()
-                staged = staged / form.file
-            _publish(staged, out, aside)
+            yield aside
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return {name: out / form.file if len(formats) > 1 else out for name, form in formats.items()}
+
+
+def _written(
+    formats: Mapping[str, BakeFormat], model: NormalizedModel, directory: Path
+) -> dict[str, Path]:
+    """Write every format into a directory."""
+    directory.mkdir()
+    files = {name: directory / form.file for name, form in formats.items()}
+    for name, form in formats.items():
+        form.write(model, files[name])
+    return files
+
+
+def _check_written(formats: Mapping[str, BakeFormat], files: Mapping[str, Path]) -> None:
+    """Let the gate examine what was written, where it knows the format."""
+    for name, path in files.items():
+        if formats[name].is_admitted:
+            security.check(Model(path=str(path)), security.examine(str(path)))
 
 
 def _publish(staged: Path, out: Path, aside: Path) -> None:

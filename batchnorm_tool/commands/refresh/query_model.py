@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from batchnorm_tool import environment
-from batchnorm_tool.commands.bake.bake import BakeRequest, bake_model
+from batchnorm_tool.commands.bake.bake import REPORT, BakeRequest, bake_model
 from batchnorm_tool.contract import CONTRACT, Contract
 from batchnorm_tool.errors import BatchnormToolError, JobError, OutputError, Refused
 from batchnorm_tool.job import Engine, Model
@@ -150,7 +150,7 @@ class QueryModel(DirectoryTarget):
                 return f"{VERSIONS}/{version}"
         place = f"{_BAKED}/{made_of}"
         whole = {bake_format(name).file for name in self._formats}
-        return place if whole == {*storage.names(place)} else None
+        return place if whole <= {*storage.names(place)} else None
 
     def _bake(self, storage: Storage, contract: Contract, made_of: str) -> str:
         (output,) = contract.outputs
@@ -178,7 +178,7 @@ def _linked(storage: Storage, source: str, target: str) -> Iterator[FileRecord]:
     root = storage.root / source
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and name != CONTRACT:
+        if path.is_file() and name != CONTRACT and not name.endswith(REPORT):
             storage.link(f"{source}/{name}", f"{target}/{name}")
             yield replace(record_of(storage.root, f"{target}/{name}"), path=name)
 

@@ -69,7 +69,7 @@ class NormalizedModel:
         import keras
         import tensorflow as tf
 
-        names = [_NO_IDENTIFIER.sub("_", each.name) for each in self.inputs]
+        names = [identifier(each.name) for each in self.inputs]
         if len({*names}) < len(names) or any(name.startswith("_") for name in names):
             raise ModelError(
                 "A SavedModel has inputs of distinct names that begin with a letter or a digit. "
@@ -83,6 +83,11 @@ class NormalizedModel:
         ]
         archive.add_endpoint("serve", self.call, input_signature=signature)
         archive.write_out(directory, verbose=False)
+
+
+def identifier(name: str) -> str:
+    """Return an input's name as a SavedModel's signature has it."""
+    return _NO_IDENTIFIER.sub("_", name)
 
 
 def normalizing_layer(tensor: Any) -> str | None:

@@ -23,6 +23,7 @@ from batchnorm_tool.job import Model
 from batchnorm_tool.models import placement, proof, security
 from batchnorm_tool.models.backends import place_name, quoted
 from batchnorm_tool.models.backends.keras import KerasModel
+from batchnorm_tool.models.backends.normalized_model import NormalizedModel
 from batchnorm_tool.models.backends.onnx_graph import converted_predictor, is_out_of_memory
 from batchnorm_tool.models.backends.saved_model import SavedModel, load_saved_model
 from batchnorm_tool.models.batching import (
@@ -53,15 +54,14 @@ def convert(reference: ModelPredictor, rows: _Rows) -> tuple[bytes, ModelFacts]:
         ModelError: It does not convert, what it was converted to does not load, or it predicts
             otherwise. The message is the cause alone, to be put into a sentence.
     """
-    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    with _cause("it cannot be converted to ONNX"):
-        content = _onnx(_as_graph(reference.model))
-    with _cause("the converted model does not run"):
+    with conversion_errors("it cannot be converted to ONNX"):
+        content = to_onnx(_as_graph(reference.model))
+    with conversion_errors("the converted model does not run"):
         return content, prove(reference, content, rows)
 
 
 @contextlib.contextmanager
-def _cause(what: str) -> Iterator[None]:
+def conversion_errors(what: str) -> Iterator[None]:
     """Turn whatever tf2onnx, TensorFlow or onnxruntime raise into what is wrong with the model."""
     try:
         yield
@@ -99,7 +99,7 @@ def measure(
     reference: ModelPredictor, content: bytes, facts: ModelFacts, rows: _Rows
 ) -> tuple[ModelFacts, dict[str, float]]:
     """Add a proved graph's fastest batch size; returns how fast both back ends are, too."""
-    with _cause("the converted model does not run"):
+    with conversion_errors("the converted model does not run"):
         size, speed = _speed(converted_predictor(content, facts, reference.threads), rows)
         record = facts.backend and replace(facts.backend, batch_size=size)
         speeds = {"onnxruntime": speed, "tensorflow": _speed(reference, rows)[1]}
@@ -123,6 +123,11 @@ def _as_graph(model: LoadedModel) -> SavedModel:
         return model
     if not isinstance(model, KerasModel):
         raise ModelError(f"a {type(model).__name__} has no graph")
+    return exported_graph(model)
+
+
+def exported_graph(model: KerasModel | NormalizedModel) -> SavedModel:
+    """Return what a model exports as a session's graph."""
     with tempfile.TemporaryDirectory() as place:
         model.export(place)
         # What is examined privately finds its variables and assets where it lies.
@@ -132,8 +137,14 @@ def _as_graph(model: LoadedModel) -> SavedModel:
     return loaded
 
 
-def _onnx(model: SavedModel) -> bytes:
-    """Return a session's graph in ONNX, inputs and outputs named by their places."""
+def to_onnx(model: SavedModel, ends: Mapping[str, str] | None = None) -> bytes:
+    """Return a session's graph in ONNX.
+
+    Args:
+        model: The graph.
+        ends: Names of inputs and outputs, by their places; default: as `place_name` has those.
+    """
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     import onnx
     import tensorflow as tf
     from onnx import defs, helper
@@ -167,7 +178,8 @@ def _onnx(model: SavedModel) -> bytes:
     unknown = {node.op_type for node in proto.graph.node if not defs.has(node.op_type, node.domain)}
     if unknown:
         raise ModelError(f"ONNX has no operation for {', '.join(sorted(unknown))}")
-    _rename(proto.graph, {name: name for name in names.values()}, itertools.count())
+    named = {name: name for name in names.values()} | dict(ends or {})
+    _rename(proto.graph, named, itertools.count())
     content: bytes = proto.SerializeToString(deterministic=True)
     onnx.checker.check_model(content)
     return content

@@ -25,7 +25,7 @@ from batchnorm_tool.models import security
 from batchnorm_tool.norms.norm import Norm
 from batchnorm_tool.norms.normalization import Normalization
 
-pytestmark = pytest.mark.usefixtures("tensorflow")
+pytestmark = pytest.mark.usefixtures("tensorflow", "in_this_process")
 
 # In a process that knows nothing of this package: what models give, as one array for each name.
 BARE = """
@@ -84,8 +84,8 @@ def written(
         "one": bake(model, place / "one.keras"),
         "like": bake(model, place / "like", like=finished, to=both),
     }
-    names = sorted(path.name for path in place.iterdir())
-    assert names == ["like", "lp", "one.keras"], "something was left aside"
+    names = {path.name.removesuffix(".parity.json") for path in place.iterdir()}
+    assert names == {"like", "lp", "one.keras"}, "something was left aside"
     files = {f"{key} {form}": path for key, one in made.items() for form, path in one.files.items()}
     np.save(place / "x.npy", pixels[:ROWS])
     command = [sys.executable, "-I", "-c", BARE, *map(str, files.values())]
@@ -151,7 +151,7 @@ def test_what_is_there_is_replaced_only_if_told(model: Path, tmp_path: Path) -> 
     assert (out / "saved_model.pb").read_bytes() == before
     bake(model, out, "l1", to=["savedmodel"], fresh=True)
     assert (out / "saved_model.pb").read_bytes() != before
-    assert [path.name for path in tmp_path.iterdir()] == ["unit"]
+    assert {path.name for path in tmp_path.iterdir()} == {"unit", "unit.parity.json"}
 
 
 def test_a_directory_of_other_files_is_never_replaced(model: Path, tmp_path: Path) -> None:
@@ -256,7 +256,9 @@ def test_the_command_prints_a_document(model: Path, tmp_path: Path) -> None:
     words = ["bake", str(model), str(out), "--norm", "lp", "--p", "3", "--axis", "all"]
     done = CliRunner().invoke(cli, [*words, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"status": "done", "files": {"keras": str(out)}}
+    parity = json.loads(Path(f"{out}.parity.json").read_text())
+    document = {"status": "done", "files": {"keras": str(out)}, "parity": parity}
+    assert json.loads(done.stdout) == document
     again = CliRunner().invoke(cli, words)
     assert again.exit_code == 2
     assert "--fresh" in again.stderr

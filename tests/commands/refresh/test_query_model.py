@@ -17,6 +17,7 @@ from batchnorm_tool.errors import JobError
 from batchnorm_tool.storage.checked_json import verified_json
 from tests.commands.refresh.nightly import Nightly
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
 FIRST = dict.fromkeys(range(20), 0)
 SECOND = {**FIRST, 3: 1}
 QUERIES = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
