@@ -422,6 +422,8 @@ def _store_facts(store: show.StoreDescription) -> Iterator[tuple[str, object]]:
         yield "vectors", f"{store.width} x {store.dtype}, {store.norm}"
         yield "published", store.published
         yield "space", store.space
+        if store.contract is not None:
+            yield "contract", store.contract
     if store.gate is not None:
         yield "gate", "passed" if store.gate.passed else "broken"
     yield "waiting", f"version {waiting.version} ({waiting.reason})" if waiting else "none"

@@ -130,6 +130,7 @@ class StoreDescription:
         running: Whether a refresh holds the store.
         rows: Rows of the live version; ``stale`` ones are among them, ``quarantined`` ones not.
         norms: Quantiles of the live version's norms.
+        contract: SHA-256 of its contract.
     """
 
     version: int | None
@@ -150,6 +151,7 @@ class StoreDescription:
     norms: Annotated[dict[str, int | float | None] | None, LEFT_OUT_IF_NONE] = None
     gate: Annotated[GateRecord | None, LEFT_OUT_IF_NONE] = None
     published: Annotated[str | None, LEFT_OUT_IF_NONE] = None
+    contract: Annotated[str | None, LEFT_OUT_IF_NONE] = None
 
 
 @dataclass(frozen=True)
@@ -462,6 +464,7 @@ def _described_store(
         norms=record.norms,
         gate=record.gate,
         published=record.finished,
+        contract=record.contract,
     )
 
 

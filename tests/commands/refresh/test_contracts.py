@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from batchnorm_tool import Contract, accept, normalize, rollback, verify
+from batchnorm_tool.cli.app import cli
 from batchnorm_tool.commands.refresh import commit
 from batchnorm_tool.errors import Damaged
 from batchnorm_tool.store.state import StoreDirectory, contract_path
@@ -26,7 +28,9 @@ def live(nightly: Nightly) -> bytes:
     content = state.contract(version)
     assert content is not None
     assert (Path(state.root) / "contract.json").read_bytes() == content
-    assert state.existing_record(version).contract == hashlib.sha256(content).hexdigest()
+    named = hashlib.sha256(content).hexdigest()
+    assert state.existing_record(version).contract == named
+    assert f"contract       {named}" in CliRunner().invoke(cli, ["show", nightly.store]).output
     return content
 
 
