@@ -229,7 +229,7 @@ def test_lacking_memory_or_disk_is_no_fault_of_the_model(
         (full, MemoryError),
         (RuntimeError("std::bad_alloc"), MemoryError),
     ):
-        monkeypatch.setattr(onnx_conversion, "_onnx", mock.Mock(side_effect=raised))
+        monkeypatch.setattr(onnx_conversion, "to_onnx", mock.Mock(side_effect=raised))
         with pytest.raises(seen):
             onnx_conversion.convert(reference, rows_for(reference.inputs))
 
