@@ -24,9 +24,6 @@ _NORMS = (L1, L2, MAX, *(Norm("lp", p) for p in (1.5, 3.0, 4.0, 5.0, 6.0, 8.0, 1
 # Significant bits of float16 and bfloat16, and how far from a row a model may be that computes in
 # it throughout, in parts of its length: eight units in the last place.
 _NARROW = {11: 2.0**-8, 8: 2.0**-5}
-# The cosine of a vector and its codes: 127 steps for the largest component leave 0.999 and more,
-# components that are rounded to -1, 0 and 1 about 0.9.
-_STEPS_COSINE = 0.99
 # A component near the middle of two steps may be rounded to either: one in fifty, and one.
 _FLIPPED = 50
 
@@ -170,8 +167,7 @@ class Expected:
         with np.errstate(all="ignore"):
             steps = (codes * wanted).sum(axis=1) / np.square(codes).sum(axis=1)
             errors = np.abs(codes * steps[:, None] - wanted).max(axis=1)
-            cosines = (codes * wanted).sum(axis=1) / _lengths(codes) / _lengths(wanted)
-            alike = (errors <= steps) & (cosines >= _STEPS_COSINE)
+            alike = errors <= steps
         cut = np.all(codes == np.trunc(wanted), axis=1)
         return alike | cut if got.dtype.kind in "iu" else alike
 

@@ -126,6 +126,34 @@ def test_what_half_a_row_and_few_bits_show_names_no_cause() -> None:
         assert report.cause == "other_model"
 
 
+@pytest.mark.parametrize(
+    ("components", "steps", "agreeing"),
+    [(1, 1, 16), (2, -1, 16), (3, 1, 0), (1, 2, 0)],
+    ids=["one", "two", "three", "two steps"],
+)
+def test_few_components_of_int8_may_be_off_by_a_step(
+    components: int, steps: int, agreeing: int
+) -> None:
+    raw = RANDOM.normal(size=(16, 64)).astype(np.float32)
+    contract = contract_of({"x": X}, {"y": raw}, DONE["int8"][0])
+    codes = contract.apply(raw).astype(np.int64)
+    codes[:, :components] += steps
+    assert contract.check(lambda _: codes).agreeing == agreeing
+
+
+def test_integers_are_codes_where_their_vectors_are_right() -> None:
+    for order, cause in ((1, "other_dtype"), (-1, "other_model")):
+        weights = WEIGHTS[:, ::order]
+        report = ONE.check(lambda x, w=weights: np.rint(5 * normalize(x @ w)).astype(np.int8))
+        assert report.cause == cause
+
+
+def test_a_model_that_normalizes_already_is_not_said_not_to() -> None:
+    contract = contract_of({"x": X}, {"y": normalize(X)})
+    report = contract.check(lambda x: normalize(x).astype(np.float16))
+    assert report.cause == "other_dtype"
+
+
 def test_of_packed_bits_a_beginning_is_truncated() -> None:
     raw = RANDOM.normal(size=(16, 64)).astype(np.float32)
     contract = contract_of({"x": X}, {"y": raw}, DONE["binary"][0])
