@@ -4,6 +4,7 @@
 
     PATH/current                  text, such as ``versions/12``; replaced last, in one rename
     PATH/versions/12/model.keras  the baked model, and what other formats are called
+    PATH/versions/12/model.keras.parity.json  how far it is from the norm after prediction
     PATH/versions/12/contract.json  what a query must do alike
     PATH/versions/12.json         what was baked, for which space, and checksums
 
@@ -149,24 +150,25 @@ class QueryModel(DirectoryTarget):
             if manifest is not None and manifest.made_of == made_of:
                 return f"{VERSIONS}/{version}"
         place = f"{_BAKED}/{made_of}"
-        whole = {bake_format(name).file for name in self._formats}
-        return place if whole <= {*storage.names(place)} else None
+        files = [bake_format(name).file for name in self._formats]
+        whole = {*files, *(f"{file}{REPORT}" for file in files)}
+        return place if whole == {*storage.names(place)} else None
 
     def _bake(self, storage: Storage, contract: Contract, made_of: str) -> str:
         (output,) = contract.outputs
-        place, forms = f"{_BAKED}/{made_of}", [bake_format(name) for name in self._formats]
-        out = storage.root / place
+        place = f"{_BAKED}/{made_of}"
         storage.remove(place)  # what a killed one left
         asked = GraphOutput("", output.normalization, output.axis, output.float_dtype, output.shape)
         request = BakeRequest(
             model=self._model,
-            out=out if len(forms) > 1 else out / forms[0].file,
+            out=storage.root / place,
             outputs=(asked,),
-            formats=tuple(self._formats),
             space=contract.space,
             engine=self._engine,
         )
-        bake_model(request)
+        for name in self._formats:  # each on its own, so that its proof lies beside it
+            out = request.out / bake_format(name).file
+            bake_model(replace(request, out=out, formats=(name,)))
         return place
 
     def _refusal(self, error: BatchnormToolError) -> JobError:
@@ -178,7 +180,7 @@ def _linked(storage: Storage, source: str, target: str) -> Iterator[FileRecord]:
     root = storage.root / source
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and name != CONTRACT and not name.endswith(REPORT):
+        if path.is_file() and name != CONTRACT:
             storage.link(f"{source}/{name}", f"{target}/{name}")
             yield replace(record_of(storage.root, f"{target}/{name}"), path=name)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from batchnorm_tool import accept, normalize, rollback
+from batchnorm_tool.commands.bake.parity import Subject
 from batchnorm_tool.commands.refresh import query_model
 from batchnorm_tool.errors import JobError
 from batchnorm_tool.storage.checked_json import verified_json
@@ -38,6 +39,12 @@ def towers(encoded: Nightly) -> Nightly:
     target = {"to": "query_model", "path": "queries", "model": "query.keras"}
     encoded.sections |= {"publish": [target]}
     return encoded
+
+
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is proved: for tests of what becomes of a model that is baked."""
+    monkeypatch.setattr(Subject, "prove", lambda *_: [])
 
 
 @pytest.fixture
@@ -87,7 +94,10 @@ def test_queries_get_the_norm_of_the_items_in_one_version(
     document = verified_json((towers.path / "queries/versions/1.json").read_bytes())
     assert document is not None
     assert (document["version"], document["space"]) == (1, space)
-    assert [file["path"] for file in document["files"]] == ["model.keras", "contract.json"]
+    names = ["model.keras", "model.keras.parity.json", "contract.json"]
+    assert [file["path"] for file in document["files"]] == names
+    (parity,) = json.loads((place / names[1]).read_text())
+    assert (parity["format"], parity["ulp"] <= 4) == ("keras", True)
     # Rows change, the model stays: it is the same file.
     assert towers.night(SECOND).targets[0]["facts"]["path"] == "versions/2"
     assert (current(towers) / "model.keras").samefile(place / "model.keras")
@@ -95,6 +105,7 @@ def test_queries_get_the_norm_of_the_items_in_one_version(
     assert len(baked) == 1
 
 
+@pytest.mark.usefixtures("unproved")
 def test_a_new_norm_waits_and_a_rollback_brings_the_model_back(
     towers: Nightly, baked: list[str]
 ) -> None:
@@ -116,6 +127,7 @@ def test_a_new_norm_waits_and_a_rollback_brings_the_model_back(
     assert (towers.path / "queries/current").read_text() == "versions/3\n"
 
 
+@pytest.mark.usefixtures("unproved")
 def test_another_query_model_is_published_although_no_row_changed(
     towers: Nightly, baked: list[str]
 ) -> None:
@@ -158,6 +170,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.usefixtures("unproved")
 @pytest.mark.parametrize("step", ["bake_model", "publish_directory", "_linked"])
 def test_killed_anywhere_the_next_call_finishes(
     towers: Nightly, monkeypatch: pytest.MonkeyPatch, step: str
@@ -167,7 +180,7 @@ def test_killed_anywhere_the_next_call_finishes(
     def killed(*given: Any) -> Any:
         if step == "bake_model":  # half of it is written
             given[0].out.parent.mkdir(parents=True)
-            (given[0].out.parent / ".model.keras.x").mkdir()
+            given[0].out.write_bytes(b"not the whole model")
         raise KilledError
 
     changes: dict[str, Any] = {"normalize__norm": "max", "store__on_new_space": "publish"}
@@ -180,4 +193,30 @@ def test_killed_anywhere_the_next_call_finishes(
     assert place.name == "2"
     assert np.abs(vectors(place)).max(axis=1) == pytest.approx(np.ones(5))
     assert (place / "contract.json").read_bytes() == towers.state.contract(2)
-    assert {path.name for path in place.iterdir()} == {"model.keras", "contract.json"}
+    names = {"model.keras", "model.keras.parity.json", "contract.json"}
+    assert {path.name for path in place.iterdir()} == names
+
+
+def test_several_formats_lie_side_by_side(towers: Nightly, baked: list[str]) -> None:
+    import onnxruntime
+
+    towers.sections["publish"][0] |= {"formats": ["onnx", "savedmodel"]}
+    towers.night(FIRST)
+    place = current(towers)
+    session = onnxruntime.InferenceSession(place / "model.onnx")
+    (found,) = session.run(None, {"words": QUERIES})
+    np.testing.assert_allclose(found, normalize(raw(towers)), rtol=0, atol=3e-6)
+    assert (place / "saved_model/saved_model.pb").is_file()
+    towers.night(SECOND)
+    assert (current(towers) / "model.onnx").samefile(place / "model.onnx")
+    assert len(baked) == 2  # once for each format
+
+
+def test_a_missing_package_is_named_before_anything_is_published(
+    towers: Nightly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchnorm_tool.models.export.find_spec", lambda _: None)
+    towers.sections["publish"][0] |= {"formats": ["onnx"]}
+    with pytest.raises(JobError, match=r"needs onnx.* `pip install 'batchnorm-tool\[onnx"):
+        towers.night(FIRST)
+    assert not Path(towers.store).exists()
