@@ -16,6 +16,7 @@ from batchnorm_tool.commands.verify.vectors import length_tolerance
 from batchnorm_tool.commands.verify.verify import verify
 from batchnorm_tool.errors import Damaged, InputError, WorkFailed
 from batchnorm_tool.norms.norm import Norm, row_norms, unit_vectors, widen
+from batchnorm_tool.norms.normalization import Normalization
 from batchnorm_tool.readers.run import open_run
 from batchnorm_tool.storage import checked_json
 from tests.commands.workshop import FORMATS, ROWS, Workshop, lists, plain, predictions
@@ -363,8 +364,10 @@ def test_a_result_that_was_replaced_meanwhile_is_not_called_damaged(workshop: Wo
 
 
 def test_the_tolerance_is_what_rounding_may_come_to() -> None:
-    assert length_tolerance(Norm("l2"), 32, np.dtype("float32")) == pytest.approx(2**-24, rel=1e-3)
-    assert length_tolerance(Norm("l1"), 65536, np.dtype("float16")) == pytest.approx(
+    assert length_tolerance(Normalization(Norm("l2")), 32, np.dtype("float32")) == pytest.approx(
+        2**-24, rel=1e-3
+    )
+    assert length_tolerance(Normalization(Norm("l1")), 65536, np.dtype("float16")) == pytest.approx(
         0.0024, abs=5e-5
     )
 
@@ -375,11 +378,11 @@ def test_the_tolerance_is_what_rounding_may_come_to() -> None:
 def test_rounding_stays_within_the_tolerance(norm: Norm, dtype: str, width: int) -> None:
     raw = widen(np.random.default_rng(width).normal(size=(20, width)))
     unit = unit_vectors(raw, row_norms(raw, norm), norm, dtype)
-    tolerance = length_tolerance(norm, width, np.dtype(dtype))
+    tolerance = length_tolerance(Normalization(norm), width, np.dtype(dtype))
     errors = np.abs(row_norms(widen(unit), norm) - 1)
     assert errors.max() <= tolerance
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 2**-10), ("float32", 2**-23)])
 def test_the_tolerance_is_no_wider_than_needed(dtype: str, most: float) -> None:
-    assert length_tolerance(Norm("l2"), 1024, np.dtype(dtype)) < most
+    assert length_tolerance(Normalization(Norm("l2")), 1024, np.dtype(dtype)) < most
