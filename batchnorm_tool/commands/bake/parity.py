@@ -44,6 +44,7 @@ TENSORFLOW = ("keras", "savedmodel")
 _Arrays = Mapping[str, np.ndarray]
 _Call = tuple[str, str, _Arrays, int]
 _FLOAT32 = np.finfo(np.float32)
+_NARROW = {"float16": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
 _LAST_WORDS = 400
 _LEAST, _MOST = 32, 256  # rows in one call
 # Beside what a program of the user's would have: nothing is told to makers, and no GPU is taken
@@ -88,6 +89,7 @@ class Parity(Record):
         norm_difference: The largest difference of a norm, in parts of it; 0.0 where none is kept.
         model_difference: The largest distance of a raw prediction from TensorFlow's, in parts of
             its length: what the runtime does with the model. None where that is part of ``ulp``.
+        model_bound: The most that it may be: 1e-5, or four steps of narrower floats.
         edges: Rows at the edge of what numbers can hold.
     """
 
@@ -98,6 +100,7 @@ class Parity(Record):
     worst_row: int
     norm_difference: float
     model_difference: float | None = None
+    model_bound: float = proof.TOLERANCE
     edges: tuple[EdgeRow, ...] = ()
 
     @property
@@ -108,10 +111,12 @@ class Parity(Record):
                 f"row {self.worst_row} differs from the norm after prediction by {self.ulp:.3g} "
                 f"ulp, more than {self.bound:.3g}"
             )
-        shares = {"norm": self.norm_difference, "raw prediction": self.model_difference or 0.0}
-        for what, share in shares.items():
-            if not share <= proof.TOLERANCE:
-                return f"a {what} differs by {share:.2g} of its length, more than 1e-05"
+        for what, share, bound in (
+            ("norm", self.norm_difference, proof.TOLERANCE),
+            ("raw prediction", self.model_difference or 0.0, self.model_bound),
+        ):
+            if not share <= bound:
+                return f"a {what} differs by {share:.2g} of its length, more than {bound:.2g}"
         bad = next((edge for edge in self.edges if not edge.agrees), None)
         return f"the row `{bad.row}` gives {bad.word} in `{bad.output}`" if bad else None
 
@@ -189,11 +194,14 @@ class Subject:
             calls += [(kind, str(probes[kind]), rows, self.batch_size) for kind in kinds]
             answers = run_bare(*calls)
             for kind, file, shown in zip(kinds, answers, answers[len(kinds) :], strict=False):
-                raw = {each.name: shown[place_name(RAW, n)] for n, each in enumerate(self.outputs)}
+                names = {each.name: place_name(RAW, n) for n, each in enumerate(self.outputs)}
+                raw = {name: _rows_of_vectors(shown[place]) for name, place in names.items()}
                 apart = max(proof.farthest(self.reference[name], raw[name]) for name in raw)
                 words = tuple(self._words(shown, made, fed))
+                bound = max(_NARROW.get(each.dtype, proof.TOLERANCE) for each in edges)
                 measured = self._parity(kind, raw, file, BOUND)
-                found.append(replace(measured, model_difference=apart, edges=words))
+                measured = replace(measured, model_difference=apart, model_bound=bound)
+                found.append(replace(measured, edges=words))
         return found
 
     def _words(
@@ -289,6 +297,11 @@ class RowDifferences:
         return f"{ulp:.2f} ulp", bool(ulp <= BOUND)
 
 
+def _rows_of_vectors(array: Anything) -> Anything:
+    """Return predictions with one number for a row being a vector of one."""
+    return array[:, np.newaxis] if array.ndim == 1 else array
+
+
 def _ulps(given: Anything, expected: Float64s) -> Float64s:
     """Return the largest difference of each vector in float32's ulp at its expected length."""
     lengths = np.linalg.norm(expected, axis=1).clip(_FLOAT32.tiny, _FLOAT32.max)
@@ -334,7 +347,8 @@ def edge_rows(field: Field) -> dict[str, Anything]:
     }
     most = 65504.0 if field.dtype == "float16" else 3.3e38  # what the dtype can hold
     dtype = numpy_dtype(field.dtype)
-    return {name: row.clip(-most, most).astype(dtype) for name, row in rows.items()}
+    final = shape if field.shape else ()  # one number for a row
+    return {n: row.clip(-most, most).astype(dtype).reshape(final) for n, row in rows.items()}
 
 
 def run_bare(*calls: _Call) -> list[dict[str, Anything]]:

@@ -237,6 +237,33 @@ def test_rows_of_an_input_are_compared(
     assert found.ulp < 3
 
 
+def scalar() -> keras.Model:
+    given = keras.Input((4,), name="given")
+    return keras.Model(given, layers.Dense(1, name="score")(given)[:, 0])
+
+
+def narrow() -> keras.Model:
+    given = keras.Input((4,), name="given")
+    return keras.Model(given, layers.Dense(5, dtype="mixed_float16", name="half")(given))
+
+
+def sized() -> keras.Model:
+    given = keras.Input((4,), batch_size=5, name="given")
+    return keras.Model(given, layers.Dense(5, name="five")(given))
+
+
+@pytest.mark.parametrize("make", [scalar, narrow, sized])
+@pytest.mark.parametrize("form", ["keras", "onnx"])
+def test_awkward_outputs_are_compared(
+    make: Callable[[], keras.Model], form: str, tmp_path: Path, in_this_process: None
+) -> None:
+    make().save(tmp_path / "raw.keras")
+    out = tmp_path / export.bake_format(form).file
+    (found,) = bake(tmp_path / "raw.keras", out, keep_norm=True, to=[form]).parity
+    assert found.ulp < 3
+    assert [edge.word for edge in found.edges][::7] == ["zeros", "NaN"]
+
+
 def difference(raw: np.ndarray, vectors: np.ndarray) -> RowDifferences:
     output = GraphOutput("x", Normalization(L2))
     return RowDifferences.of(output, raw, {"x": vectors})
