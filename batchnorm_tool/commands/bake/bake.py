@@ -16,10 +16,11 @@ import numpy as np
 
 from batchnorm_tool import models
 from batchnorm_tool.chunk import Field
+from batchnorm_tool.commands.bake.already import unit_length_warnings
 from batchnorm_tool.commands.bake.parity import Parity, Subject
 from batchnorm_tool.commands.run.prepare import proof_rows
 from batchnorm_tool.contract import Contract
-from batchnorm_tool.errors import FRESH, JobError, ModelError, OutputError
+from batchnorm_tool.errors import FRESH, JobError, ModelError, OutputError, warn
 from batchnorm_tool.job import Engine, Input, Job, Model, Output
 from batchnorm_tool.models import conversion, security
 from batchnorm_tool.models.backends.normalized_model import GraphOutput, NormalizedModel
@@ -182,6 +183,8 @@ def bake_model(request: BakeRequest) -> Baked:
     with _loaded(request.model, request.engine) as original:
         fields, subject = original.model.outputs, _subject(request, original)
         made = original.model.normalized(subject.outputs, keep_norm=request.keep_norm)
+        for text in unit_length_warnings(subject.outputs, subject.reference):
+            warn(text)
         if request.space is not None:
             made = replace(made, metadata={SPACE: request.space})
         beside = probe(made, subject.outputs, fields, keep_norm=request.keep_norm)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from batchnorm_tool.models.backends.normalized_model import NormalizedModel
 from batchnorm_tool.models.export import BakeFormat
@@ -16,8 +15,7 @@ _METADATA = "metadata.json"
 def write_keras(model: NormalizedModel, path: Path) -> None:
     """Save a model; what is to be known of it goes into the archive's metadata."""
     plain = path.with_name("plain.keras")
-    keras_model: Any = model.keras
-    keras_model.save(plain)
+    model.keras.save(plain)
     with zipfile.ZipFile(plain) as saved, zipfile.ZipFile(path, "w") as written:
         for member in saved.infolist():
             content = saved.read(member)

@@ -154,7 +154,7 @@ class KerasModel(LoadedModel):
             results = made(_packed(self.structure, given, self.inputs), training=False)
             return dict(zip(found, [results], strict=True)) if is_alone else results
 
-        return NormalizedModel(self.inputs, tuple(found), call, raw, made, size, made)
+        return NormalizedModel(self.inputs, tuple(found), call, raw, made, size)
 
     def _step_through_predict(self, batch_size: int) -> Step:
         """Return a step by way of a ``predict`` that the model's class defines itself."""

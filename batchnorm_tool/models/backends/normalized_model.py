@@ -45,9 +45,8 @@ class NormalizedModel:
         outputs: Names of what it gives: each output, followed by its norms where they are kept.
         call: From tensors, in the order of ``inputs``, to tensors by the names of ``outputs``.
         raw: Likewise, to what it normalizes.
-        tracked: What holds its variables.
+        keras: It as a ``keras.Model``.
         batch_size: The batch size that is built into it, if one is.
-        keras: It as a ``keras.Model``; ``None`` where the original is none.
         metadata: What is to be known of it in its file.
     """
 
@@ -55,9 +54,8 @@ class NormalizedModel:
     outputs: tuple[str, ...]
     call: Callable[..., dict[str, Any]]
     raw: Callable[..., dict[str, Any]]
-    tracked: Any
+    keras: Any
     batch_size: int | None = None
-    keras: Any | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def export(self, directory: str) -> None:
@@ -76,7 +74,7 @@ class NormalizedModel:
                 f"Received: {', '.join(each.name for each in self.inputs)}. Rename them."
             )
         archive = keras.export.ExportArchive()
-        archive.track(self.tracked)
+        archive.track(self.keras)
         signature = [
             tf.TensorSpec((self.batch_size, *each.shape), each.dtype, name)
             for each, name in zip(self.inputs, names, strict=True)

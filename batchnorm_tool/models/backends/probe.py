@@ -59,8 +59,8 @@ def probe(
     ends = zip(inputs, names, strict=True)
     flat = [keras.Input(each.shape, size, each.dtype, name=name) for each, name in ends]
     found = call(*flat)
-    made = keras.Model(flat, found) if model.keras is not None else None
-    return NormalizedModel(inputs, tuple(found), call, model.raw, model.tracked, size, made)
+    made = keras.Model(flat, found)
+    return NormalizedModel(inputs, tuple(found), call, model.raw, made, size)
 
 
 def _edge_field(place: int, field: Field) -> Field:

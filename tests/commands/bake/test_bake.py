@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from batchnorm_tool import bake, normalize, read, run
 from batchnorm_tool.cli.app import cli
 from batchnorm_tool.contract import Contract, ContractOutput
-from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError
+from batchnorm_tool.errors import InputError, JobError, ModelError, OutputError, capture_warnings
 from batchnorm_tool.job import Job
 from batchnorm_tool.models import security
 from batchnorm_tool.norms.norm import Norm
@@ -249,6 +249,16 @@ def test_a_failure_leaves_nothing(
     with pytest.raises(Exception, match="No space left"):
         bake(model, tmp_path / "unit", to=["savedmodel"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_graph_does_already_is_said_by_layer_and_by_sample(tmp_path: Path) -> None:
+    layers = [keras.layers.Dense(3), keras.layers.UnitNormalization(name="y")]
+    keras.Sequential([keras.Input((2,)), *layers]).save(tmp_path / "unit.keras")
+    warned: list[str] = []
+    with capture_warnings(warned.append):
+        bake(tmp_path / "unit.keras", tmp_path / "again.keras")
+    assert "`y` is normalized already, by UnitNormalization, at the end of the model." in warned
+    assert any("Baking l2 changes nothing." in text for text in warned)
 
 
 def test_the_command_prints_a_document(model: Path, tmp_path: Path) -> None:
