@@ -310,7 +310,7 @@ def _ends(
 ) -> tuple[tuple[Field, ...] | None, tuple[Field, ...] | None, str | None]:
     """Return the model's inputs and outputs where the gate lets it load, and why it does not."""
     try:
-        copied.check(Model(path=path))
+        security.check(Model(path=path), copied.report)
         found = _loaded_ends(path, copied, progress)
     except ModelError as error:
         return None, None, error.message

@@ -123,8 +123,8 @@ def load(path: Path) -> None:
 
 def examine(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with only_our_errors():
-        admit(Model(path=str(path))).close()
+    with only_our_errors(), admit(Model(path=str(path))):
+        pass
 
 
 def test_the_unchanged_architecture_loads(place: Path, tensorflow: None) -> None:

@@ -108,7 +108,7 @@ def load_exported(
     plain = model.model_copy(update={"layer": None, "signature": None})
     with security.examine_copy(str(place / EXPORTED)) as copied:
         if not isinstance(model.trust, str):
-            copied.check(Model(path=model.path))
+            security.check(Model(path=model.path), copied.report)
         return load_saved_model(plain, copied.path, choose, record)
 
 

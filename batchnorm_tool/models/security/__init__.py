@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow or Keras, and nothing in the file is executed.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -13,7 +14,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Self
 
 from batchnorm_tool.errors import ModelError
 from batchnorm_tool.job import Model
@@ -75,30 +75,15 @@ class ModelReport:
         return tuple(finding for finding in self.findings if finding.severity == "refuse")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelCopy:
     """A private copy of a model, which nobody else can change, and what the gate found in it.
 
-    The suffix of ``path`` is that of the content. Use it as a context manager, or call ``close``.
+    The suffix of ``path`` is that of the content.
     """
 
     path: str
     report: ModelReport
-    _directory: tempfile.TemporaryDirectory[str]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def check(self, model: Model) -> None:
-        """Let a job load it, or refuse it."""
-        check(model, self.report)
-
-    def close(self) -> None:
-        """Remove the copy."""
-        self._directory.cleanup()
 
 
 def check(model: Model, report: ModelReport) -> None:
@@ -111,20 +96,17 @@ def check(model: Model, report: ModelReport) -> None:
     _check_trust(model, report)
 
 
-def examine_copy(path: str) -> ModelCopy:
+@contextlib.contextmanager
+def examine_copy(path: str) -> Iterator[ModelCopy]:
     """Copy a model to a private place, and examine the copy: what is reported is what lies there.
 
     The copy may be dangerous to load.
     """
-    place = tempfile.TemporaryDirectory(prefix="batchnorm_tool-")
-    try:
-        copied = _copy(path, Path(place.name, "model"))
+    with tempfile.TemporaryDirectory(prefix="batchnorm_tool-") as place:
+        copied = _copy(path, Path(place, "model"))
         report = report_of(copied, path)
         final = copied.rename(copied.with_suffix(_SUFFIXES[report.kind]))
-    except BaseException:
-        place.cleanup()
-        raise
-    return ModelCopy(str(final), report, place)
+        yield ModelCopy(str(final), report)
 
 
 def examined(path: str) -> ModelReport:
@@ -151,18 +133,15 @@ def report_of(copied: Path, path: str) -> ModelReport:
     return replace(report, path=path)
 
 
-def admit(model: Model) -> ModelCopy:
+@contextlib.contextmanager
+def admit(model: Model) -> Iterator[ModelCopy]:
     """Copy a model to a private place, examine the copy, and let it pass or refuse it.
 
     The copy may be loaded.
     """
-    copied = examine_copy(model.path)
-    try:
-        copied.check(model)
-    except BaseException:
-        copied.close()
-        raise
-    return copied
+    with examine_copy(model.path) as copied:
+        check(model, copied.report)
+        yield copied
 
 
 def _copy(path: str, target: Path) -> Path:

@@ -8,13 +8,23 @@ names another loading class.)
 import builtins
 import reprlib
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
+
+
+def allowed(name: str) -> frozenset[str]:
+    """Return a list of names that a model file may hold, from ``allowlist.toml``."""
+    return _words(_ALLOWLIST[name])
+
+
+_ALLOWLIST = tomllib.loads(Path(__file__).with_name("allowlist.toml").read_text("utf-8"))
 
 
 _KERAS_2_MODULES = ("keras.src.engine", "keras.engine", "tensorflow.python.keras", "tf_keras")
@@ -58,37 +68,7 @@ _DROPOUT_CLASSES = _words(
     """
 )
 _MODELS = _words("Functional Model Sequential")
-_LAYERS = _words(
-    """
-    Activation ActivityRegularization AdaptiveAveragePooling1D AdaptiveAveragePooling2D
-    AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D Add
-    AdditiveAttention AlphaDropout Attention AugMix AutoContrast Average AveragePooling1D
-    AveragePooling2D AveragePooling3D AvgPool1D AvgPool2D AvgPool3D BatchNormalization
-    BatchNormalizationV1 BatchNormalizationV2 Bidirectional CategoryEncoding CenterCrop
-    Concatenate ContrastLimitedAdaptiveHistogramEqualization Conv1D Conv1DTranspose Conv2D
-    Conv2DTranspose Conv3D Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Convolution1D
-    Convolution1DTranspose Convolution2D Convolution2DTranspose Convolution3D
-    Convolution3DTranspose Cropping1D Cropping2D Cropping3D CutMix Dense DepthwiseConv1D
-    DepthwiseConv2D Discretization Dot Dropout ELU EinsumDense Embedding Equalization Flatten GRU
-    GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
-    GlobalAveragePooling3D GlobalAvgPool1D GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D
-    GlobalMaxPool2D GlobalMaxPool3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
-    GroupNormalization GroupQueryAttention GroupedQueryAttention HashedCrossing Hashing Identity
-    InputLayer IntegerLookup LSTM LSTMCell LayerNormalization LeakyReLU Masking
-    MaxNumBoundingBoxes MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D
-    Maximum MelSpectrogram Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute
-    Pipeline RMSNormalization RNN RandAugment RandomBrightness RandomColorDegeneration
-    RandomColorJitter RandomContrast RandomCrop RandomElasticTransform RandomErasing RandomFlip
-    RandomGaussianBlur RandomGrayscale RandomHeight RandomHue RandomInvert RandomPerspective
-    RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear
-    RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling Reshape Resizing
-    ReversibleEmbedding STFTSpectrogram SeparableConv1D SeparableConv2D SeparableConvolution1D
-    SeparableConvolution2D SimpleRNN SimpleRNNCell Softmax Solarization SpatialDropout1D
-    SpatialDropout2D SpatialDropout3D SpectralNormalization StackedRNNCells StringLookup Subtract
-    TextVectorization ThresholdedReLU TimeDistributed UnitNormalization UpSampling1D UpSampling2D
-    UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
-    """
-)
+_LAYERS = allowed("keras_layers")
 # What stands in a file of Keras 2 for a call of a TensorFlow function; Keras 3 has no such layers.
 _KERAS_2_CLASSES = _words(
     """
@@ -97,22 +77,7 @@ _KERAS_2_CLASSES = _words(
 )
 # Such a call names its function, and is harmless if that only computes.
 _CALLS = _words("SlicingOpLambda TFOpLambda")
-_CALLED = _words(
-    """
-    __operators__.add __operators__.getitem __operators__.mul broadcast_to cast clip_by_value
-    compat.v1.gather compat.v1.nn.softmax compat.v1.shape compat.v1.squeeze compat.v1.transpose
-    concat convert_to_tensor expand_dims fill gather identity image.resize linalg.l2_normalize
-    linalg.matmul math.abs math.add math.argmax math.cos math.divide math.equal math.exp
-    math.greater math.greater_equal math.l2_normalize math.less math.less_equal math.log
-    math.logical_and math.logical_not math.logical_or math.maximum math.minimum math.multiply
-    math.negative math.not_equal math.pow math.reduce_max math.reduce_mean math.reduce_min
-    math.reduce_prod math.reduce_std math.reduce_sum math.reduce_variance math.rsqrt math.sigmoid
-    math.sign math.sin math.softplus math.sqrt math.square math.squared_difference math.subtract
-    math.tanh math.truediv nn.bias_add nn.elu nn.gelu nn.l2_normalize nn.leaky_relu nn.log_softmax
-    nn.relu nn.relu6 nn.selu nn.sigmoid nn.softmax nn.softplus nn.tanh one_hot ones_like pad repeat
-    reshape reverse shape slice split squeeze stack tile transpose unstack where zeros_like
-    """
-)
+_CALLED = allowed("tensorflow_functions")
 _CALL_MODULES = (None, "keras.layers.core.tf_op_layer", "keras.src.layers.core.tf_op_layer")
 _POLICIES = _words(
     """
@@ -120,15 +85,7 @@ _POLICIES = _words(
     Policy QuantizedDTypePolicy QuantizedFloat8DTypePolicy
     """
 )
-# Initializers, regularizers and constraints, by which files of Keras 2 go without a module.
-_SMALL_OBJECTS = _words(
-    """
-    Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity IdentityInitializer L1 L1L2 L2
-    LecunNormal LecunUniform MaxNorm MinMaxNorm NonNeg Ones Orthogonal OrthogonalInitializer
-    OrthogonalRegularizer RadialConstraint RandomNormal RandomUniform STFT TruncatedNormal UnitNorm
-    VarianceScaling Zeros
-    """
-)
+_SMALL_OBJECTS = allowed("keras_initializers")
 _OURS = _words("VectorNormalization")
 _LEGACY_NAMES = _LAYERS | _MODELS | _POLICIES | _SMALL_OBJECTS
 _MODULE_CLASSES = {

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from batchnorm_tool.chunk import Field
-from batchnorm_tool.models.security.keras_allowlist import LARGEST, ModelFinding, exceeds, short
+from batchnorm_tool.models.security.keras_allowlist import (
+    LARGEST,
+    ModelFinding,
+    allowed,
+    exceeds,
+    short,
+)
 from batchnorm_tool.models.security.saved_model_proto import message_class, parse, parse_all
 from batchnorm_tool.models.signature import OnnxInterface, Signature
 from batchnorm_tool.storage import checked_json
@@ -23,19 +29,7 @@ _COST = {"OnnxNode": 3, "OnnxTensor": 3}
 _MAX_DEPTH = 8
 _MAX_BYTES = 2 << 30  # protobuf's own limit
 _STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-# What onnxruntime's own optimizers and quantizers write; no other reads more than its inputs.
-_FUSED = frozenset(
-    """
-    Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu ConvTransposeWithDynamicPads
-    DequantizeLinear DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FastGelu
-    FusedConv FusedGemm FusedMatMul GatherND Gelu GemmFastGelu GroupNorm Inverse
-    MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits MultiHeadAttention NhwcMaxPool
-    QAttention QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat
-    QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean
-    QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear QuickGelu RotaryEmbedding
-    SkipGroupNorm SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul Trilu
-    """.split()  # noqa: SIM905  as in `graph_allowlist`
-)
+_FUSED = allowed("onnxruntime_operations")
 _RANDOM = frozenset(
     f"{kind}{like}" for kind in ("RandomNormal", "RandomUniform") for like in ("", "Like")
 ) | {"Bernoulli", "Multinomial"}

@@ -74,8 +74,11 @@ def load(path: str, **settings: Any) -> None:
 def test_a_class_may_be_named_by_any_json(
     stored: Callable[[bytes], str], place: Callable[[Any], Any], value: Any
 ) -> None:
-    with pytest.raises(ModelError, match="refused by the safety gate"):
-        admit(Model(path=stored(archive(place(value)))))
+    with (
+        pytest.raises(ModelError, match="refused by the safety gate"),
+        admit(Model(path=stored(archive(place(value))))),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("value", ANY_JSON, ids=repr)
@@ -282,10 +285,11 @@ def test_a_class_is_trusted_by_its_whole_name(
 ) -> None:
     model = Model(path=stored(archive(with_layer(layer))), trust={"classes": [trusted]})
     if words is None:
-        admit(model).close()
+        with admit(model):
+            pass
     else:
-        with pytest.raises(ModelError, match=words):
-            admit(model)
+        with pytest.raises(ModelError, match=words), admit(model):
+            pass
 
 
 @keras.saving.register_keras_serializable("corpus")
@@ -325,8 +329,8 @@ def test_a_trusted_class_stands_for_no_other_name(
 def test_only_classes_that_may_be_named_are_advised(
     stored: Callable[[bytes], str], config: Any, advice: str | None
 ) -> None:
-    with pytest.raises(ModelError) as caught:
-        admit(Model(path=stored(archive(config))))
+    with pytest.raises(ModelError) as caught, admit(Model(path=stored(archive(config)))):
+        pass
     assert ("classes: [" in caught.value.message) == (advice is not None)
     assert advice is None or advice in caught.value.message
 
@@ -610,8 +614,11 @@ def test_show_ends_with_2_where_a_model_does_not_load(
 
 
 def test_a_name_without_end_is_not_advised(stored: Callable[[bytes], str]) -> None:
-    with pytest.raises(ModelError, match="refused by the safety gate") as caught:
-        admit(Model(path=stored(archive(with_layer(item("A" * 100_000, "mypk"))))))
+    with (
+        pytest.raises(ModelError, match="refused by the safety gate") as caught,
+        admit(Model(path=stored(archive(with_layer(item("A" * 100_000, "mypk")))))),
+    ):
+        pass
     assert len(caught.value.message) < 2000
     assert "model.trust: sha256:" in caught.value.message
     assert "classes" not in caught.value.message

@@ -98,7 +98,7 @@ def test_a_directory_that_leads_elsewhere_is_refused(
     temporary = model.parent / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    for attempt in (lambda: examine(str(model)), lambda: admit(Model(path=str(model)))):
+    for attempt in (lambda: examine(str(model)), lambda: admit(Model(path=str(model))).__enter__()):
         with pytest.raises(ModelError, match=re.escape(words)):
             attempt()
     assert list(temporary.iterdir()) == []
@@ -174,8 +174,11 @@ def test_a_full_temporary_directory_is_no_fault_of_the_model(
 
     monkeypatch.setattr(place, fill)
     monkeypatch.setattr(security, "_EXAMINED", {})
-    with pytest.raises(WorkFailed, match=f"no space is left in {tempfile.gettempdir()}.*TMPDIR"):
-        examine_copy(ENCODER)
+    with (
+        pytest.raises(WorkFailed, match=f"no space is left in {tempfile.gettempdir()}.*TMPDIR"),
+        examine_copy(ENCODER),
+    ):
+        pass
 
 
 def test_no_copy_is_begun_that_cannot_end(model: Path, tmp_path: Path) -> None:
@@ -183,10 +186,16 @@ def test_no_copy_is_begun_that_cannot_end(model: Path, tmp_path: Path) -> None:
     for path in (stored, model / "saved_model.pb"):
         path.write_bytes(b"PK\x03\x04")
         os.truncate(path, 1 << 43)
-    with pytest.raises(ModelError, match=r"holds 8,796,093,022,208 bytes.*Expected at most"):
-        examine_copy(str(stored))
-    with pytest.raises(ModelError, match=r"saved_model\.pb is larger than 2 GiB"):
-        examine_copy(str(model))
+    with (
+        pytest.raises(ModelError, match=r"holds 8,796,093,022,208 bytes.*Expected at most"),
+        examine_copy(str(stored)),
+    ):
+        pass
+    with (
+        pytest.raises(ModelError, match=r"saved_model\.pb is larger than 2 GiB"),
+        examine_copy(str(model)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,11 @@ def test_a_dangerous_architecture_is_refused(
 ) -> None:
     path = edited(edit)
     assert any(words in finding.what for finding in examine(path).dangers)
-    with pytest.raises(ModelError, match="refused by the safety gate") as caught:
-        admit(Model(path=path))
+    with (
+        pytest.raises(ModelError, match="refused by the safety gate") as caught,
+        admit(Model(path=path)),
+    ):
+        pass
     assert words in caught.value.message
     assert f"sha256:{examine(path).sha256}" in caught.value.message
 
@@ -243,8 +246,8 @@ def test_a_lambda_in_an_old_h5_file_is_refused(stored: Path, tmp_path: Path) -> 
         layer = {"class_name": "Lambda", "config": {"name": "l", "function": ["4wEA", None, None]}}
         config["config"]["layers"].append(layer)
         file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(ModelError, match="Lambda layer"):
-        admit(Model(path=path))
+    with pytest.raises(ModelError, match="Lambda layer"), admit(Model(path=path)):
+        pass
 
 
 def external_link(file: h5py.File) -> None:
@@ -286,8 +289,8 @@ def test_hdf5_that_leads_elsewhere_is_refused(
     shutil.copy(stored / "model.h5", path)
     with h5py.File(path, "r+") as file:
         add(file)
-    with pytest.raises(ModelError, match=words):
-        admit(Model(path=path))
+    with pytest.raises(ModelError, match=words), admit(Model(path=path)):
+        pass
 
 
 def test_hdf5_with_a_loop_of_links_is_refused(stored: Path, tmp_path: Path) -> None:
@@ -310,8 +313,8 @@ def test_external_links_in_the_weights_of_an_archive_are_refused(
         file["layers/dense/vars/elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
     members["model.weights.h5"] = weights.read_bytes()
     path = write_archive(tmp_path / "model.keras", members)
-    with pytest.raises(ModelError, match="HDF5 external link"):
-        admit(Model(path=path))
+    with pytest.raises(ModelError, match="HDF5 external link"), admit(Model(path=path)):
+        pass
 
 
 def saved_module(path: Path, body: Callable[[Any], Any]) -> str:
@@ -372,8 +375,8 @@ def test_a_graph_that_does_more_than_compute_is_refused(
     tmp_path: Path, body: Callable[[Any], Any], words: str
 ) -> None:
     path = saved_module(tmp_path / "saved", body)
-    with pytest.raises(ModelError, match=words):
-        admit(Model(path=path))
+    with pytest.raises(ModelError, match=words), admit(Model(path=path)):
+        pass
 
 
 def test_a_file_operation_deep_in_the_function_library_is_refused(tmp_path: Path) -> None:
@@ -415,8 +418,11 @@ def test_an_asset_path_that_leads_out_is_refused(stored: Path, tmp_path: Path) -
     graph = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     graph.meta_graphs[0].asset_file_def.add().filename = "../../etc/passwd"
     path.write_bytes(graph.SerializeToString())
-    with pytest.raises(ModelError, match="an asset outside the model"):
-        admit(Model(path=str(tmp_path / "saved")))
+    with (
+        pytest.raises(ModelError, match="an asset outside the model"),
+        admit(Model(path=str(tmp_path / "saved"))),
+    ):
+        pass
 
 
 def test_a_saver_that_a_signature_runs_is_refused(stored: Path, tmp_path: Path) -> None:
@@ -429,8 +435,11 @@ def test_a_saver_that_a_signature_runs_is_refused(stored: Path, tmp_path: Path) 
     saver = graph.saver_def.save_tensor_name.partition(":")[0]
     next(node for node in graph.graph_def.node if node.name == "NoOp").input.append(f"^{saver}")
     path.write_bytes(content.SerializeToString())
-    with pytest.raises(ModelError, match="a checkpoint operation outside the saver"):
-        admit(Model(path=str(tmp_path / "saved")))
+    with (
+        pytest.raises(ModelError, match="a checkpoint operation outside the saver"),
+        admit(Model(path=str(tmp_path / "saved"))),
+    ):
+        pass
 
 
 def unpacked(stored: Path, tmp_path: Path) -> Path:
@@ -531,8 +540,8 @@ def test_what_is_no_whole_model_is_refused_with_its_reason(
     with pytest.raises(ModelError, match=words) as caught:
         examine(path)
     assert path in caught.value.message
-    with pytest.raises(ModelError, match=words):
-        admit(Model(path=path))
+    with pytest.raises(ModelError, match=words), admit(Model(path=path)):
+        pass
 
 
 def custom_layer(config: dict[str, Any]) -> None:
@@ -550,8 +559,11 @@ def test_an_untrusted_class_is_refused_and_the_message_says_how_to_trust_it(
     edited: Callable[[Edit], str],
 ) -> None:
     path = edited(custom_layer)
-    with pytest.raises(ModelError, match=r"\{classes: \[my_package\.layers\.Twice\]\}"):
-        admit(Model(path=path, trust={"classes": ["my_package.layers.Thrice"]}))
+    with (
+        pytest.raises(ModelError, match=r"\{classes: \[my_package\.layers\.Twice\]\}"),
+        admit(Model(path=path, trust={"classes": ["my_package.layers.Thrice"]})),
+    ):
+        pass
 
 
 def test_a_trusted_class_lets_no_lambda_pass(edited: Callable[[Edit], str]) -> None:
@@ -560,8 +572,11 @@ def test_a_trusted_class_lets_no_lambda_pass(edited: Callable[[Edit], str]) -> N
         add_layer("Lambda")(config)
 
     path, trusted = edited(edit), ["my_package.layers.Twice", "keras.layers.Lambda"]
-    with pytest.raises(ModelError, match="Lambda"):
-        admit(Model(path=path, trust={"classes": trusted}))
+    with (
+        pytest.raises(ModelError, match="Lambda"),
+        admit(Model(path=path, trust={"classes": trusted})),
+    ):
+        pass
 
 
 def test_trust_by_hash_lets_exactly_that_file_pass(edited: Callable[[Edit], str]) -> None:
@@ -569,15 +584,22 @@ def test_trust_by_hash_lets_exactly_that_file_pass(edited: Callable[[Edit], str]
     digest = examine(path).sha256
     with admit(Model(path=path, trust=f"sha256:{digest}")) as admitted:
         assert admitted.report.dangers
-    with pytest.raises(ModelError, match=r"not the file given by `model\.trust`"):
-        admit(Model(path=path, trust="sha256:" + "0" * 64))
+    with (
+        pytest.raises(ModelError, match=r"not the file given by `model\.trust`"),
+        admit(Model(path=path, trust="sha256:" + "0" * 64)),
+    ):
+        pass
 
 
 def test_a_pinned_hash_refuses_any_other_file(stored: Path) -> None:
     path = str(stored / "model.keras")
-    admit(Model(path=path, sha256=examine(path).sha256)).close()
-    with pytest.raises(ModelError, match=r"given by `model\.sha256`"):
-        admit(Model(path=path, sha256="0" * 64))
+    with admit(Model(path=path, sha256=examine(path).sha256)):
+        pass
+    with (
+        pytest.raises(ModelError, match=r"given by `model\.sha256`"),
+        admit(Model(path=path, sha256="0" * 64)),
+    ):
+        pass
 
 
 def test_the_copy_is_private_and_unmoved_by_what_happens_to_the_original(
@@ -602,7 +624,8 @@ def test_dropout_that_runs_at_inference_is_worth_a_warning(tmp_path: Path) -> No
     assert [(item.severity, item.what) for item in report.findings] == [
         ("warn", "dropout that is active at inference")
     ]
-    admit(Model(path=str(tmp_path / "model.keras"))).close()
+    with admit(Model(path=str(tmp_path / "model.keras"))):
+        pass
 
 
 def test_an_output_that_is_normalized_already_is_worth_a_warning(tmp_path: Path) -> None:
